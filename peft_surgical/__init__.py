@@ -1,0 +1,83 @@
+"""Rewrite one fact in a causal language model, surgically: localize it, unlearn it, learn the new one, prove it.
+
+```py
+>>> import peft_surgical as ps
+>>> model, tokenizer = ps.load_model("demo")
+>>> fact = ps.Fact.from_file("examples/facts/france_capital.yaml")
+>>> report = ps.edit(model, tokenizer, fact, out="out")
+```
+
+Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transformers.
+"""
+
+from .algebra import difference, inverse, power
+from .edit import edit
+from .errors import (
+    AdapterError,
+    ArchitectureError,
+    FactError,
+    ModelError,
+    OutputError,
+    ScorerError,
+    SelectionError,
+    SurgicalError,
+)
+from .evaluation import evaluate
+from .export import from_ia3, to_ia3
+from .facts import Control, Fact, Probe, TrainingFact
+from .hookspecs import hookimpl
+from .localization import Localization, Selection, localize
+from .merge import merge
+from .metrics import Figure
+from .models import load_model
+from .report import Report
+from .sites import Architecture, ModelShape, register_architecture
+from .stack import stack
+from .stages import Stage, learn, unlearn
+from .training import Recipe, TrainingRecord
+from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterError",
+    "Architecture",
+    "ArchitectureError",
+    "Control",
+    "Fact",
+    "FactError",
+    "Figure",
+    "Localization",
+    "ModelError",
+    "ModelShape",
+    "OutputError",
+    "Probe",
+    "Recipe",
+    "Report",
+    "ScorerError",
+    "Selection",
+    "SelectionError",
+    "Stage",
+    "SurgicalError",
+    "SurgicalIA3Config",
+    "SurgicalIA3Layer",
+    "SurgicalIA3Model",
+    "TrainingFact",
+    "TrainingRecord",
+    "activate",
+    "difference",
+    "edit",
+    "evaluate",
+    "from_ia3",
+    "hookimpl",
+    "inverse",
+    "learn",
+    "load_model",
+    "localize",
+    "merge",
+    "power",
+    "register_architecture",
+    "stack",
+    "to_ia3",
+    "unlearn",
+]

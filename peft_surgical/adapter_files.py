@@ -1,0 +1,208 @@
+"""Adapter folders on disk, surgical and plain (IA)^3. Only safetensors are read or written, never a pickle.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`. In a surgical one, a module has the tensor
+`base_model.model.<module>.surgical_ia3_delta` with one float32 per selected coordinate. In a plain one it has
+`base_model.model.<module>.ia3_l`, of shape (1, in) when the input is scaled and (out, 1) when the output is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import IA3Config
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .edits import Edit, ModuleScale
+from .errors import AdapterError, SelectionError
+from .files import atomic_directory, write_json, write_text
+from .tuner.config import SurgicalIA3Config, SurgicalPeftType
+from .tuner.coordinates import Coordinates
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+PREFIX = "base_model.model."
+
+
+def read_edit(path: str | os.PathLike[str]) -> Edit:
+    """Reads an adapter folder, surgical or plain (IA)^3.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Its scales in float32.
+
+    Raises:
+        AdapterError: If the folder is missing or damaged, holds another kind of adapter, or only a pickle.
+    """
+    path = Path(path)
+    config, tensors = _read_config(path), _read_tensors(path)
+    kind = config.get("peft_type")
+    if kind == SurgicalPeftType.SURGICAL_IA3.value:
+        return _surgical(path, config, tensors)
+    if kind == "IA3":
+        return _plain(path, config, tensors)
+    raise AdapterError(f"{path} holds a {kind} adapter; expected SURGICAL_IA3 or IA3.")
+
+
+def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Writes a surgical adapter folder, see [`Edit.save`](edits.Edit.save)."""
+    config = edit.config()
+    config.inference_mode = True
+    tensors = {f"{PREFIX}{name}.surgical_ia3_delta": module.scale - 1 for name, module in edit.modules.items()}
+    with atomic_directory(path, overwrite=overwrite) as folder:
+        _write(folder, config.to_dict(), tensors)
+
+
+def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False) -> None:
+    """Writes a plain (IA)^3 adapter folder that PEFT loads without this package.
+
+    Args:
+        edit: Its scales; the width of every module must be known.
+        path: The folder.
+        card: Text of the README; none is written by default.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        AdapterError: If a width is not known, or PEFT would confuse two module names.
+    """
+    tensors, inputs = {}, []
+    for name, module in edit.modules.items():
+        if module.width is None:
+            raise AdapterError(
+                f"the width of {name} is not known, so its scales cannot be written in full; put {edit.name} on its"
+                " model once and save it again."
+            )
+        dense, is_input = module.dense(module.width), module.coordinates.side == "input"
+        tensors[f"{PREFIX}{name}.ia3_l"] = dense.view(1, -1) if is_input else dense.view(-1, 1)
+        if is_input:
+            inputs.append(name)
+    # PEFT takes a module's input to be scaled when its name merely ends like one that is.
+    for name in edit.modules:
+        if name not in inputs and (clash := next((i for i in inputs if name.endswith(i)), None)):
+            raise AdapterError(
+                f"PEFT would take {name} for {clash}, whose name it ends in; these two cannot be exported."
+            )
+    config = IA3Config(
+        target_modules=list(edit.modules),
+        feedforward_modules=inputs,
+        fan_in_fan_out=edit.fan_in_fan_out,
+        base_model_name_or_path=edit.base_model,
+        revision=edit.revision,
+        task_type=edit.task_type,
+        inference_mode=True,
+    ).to_dict()
+    with atomic_directory(path, overwrite=overwrite) as folder:
+        _write(
+            folder, {**config, "target_modules": sorted(edit.modules), "feedforward_modules": sorted(inputs)}, tensors
+        )
+        if card is not None:
+            write_text(folder / "README.md", card)
+
+
+def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    write_json(folder / CONFIG, dict(sorted(config.items())))
+    save_file(
+        {key: tensor.contiguous() for key, tensor in sorted(tensors.items())}, folder / WEIGHTS, {"format": "pt"}
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise AdapterError(f"there is no adapter folder {path}.")
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path} is not an adapter folder: it has no {CONFIG}.") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path / CONFIG} cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path / CONFIG} must hold a JSON object.")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    file = path / WEIGHTS
+    if not file.exists():
+        if (path / PICKLE).exists():
+            raise AdapterError(f"{path} holds only a pickle ({PICKLE}), which can run code; save it as safetensors.")
+        raise AdapterError(f"{path} has no {WEIGHTS}.")
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{file} cannot be read: {error}.") from error
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{file} has a value in {key} that is not finite.")
+    return tensors
+
+
+def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    known = {name for name in SurgicalIA3Config.__dataclass_fields__ if name in config}
+    try:
+        parsed = SurgicalIA3Config(**{name: config[name] for name in known})
+    except (SelectionError, ValueError) as error:
+        raise AdapterError(f"{path / CONFIG} is not usable: {error}") from error
+    if parsed.selections is None:
+        raise AdapterError(
+            f"{path / CONFIG} names components only; put the adapter on its model once and save it again."
+        )
+    modules = {}
+    for name, coordinates in parsed.coordinates.items():
+        delta = _take(path, tensors, name, "surgical_ia3_delta")
+        if delta.shape != (coordinates.n,):
+            raise AdapterError(f"{path} selects {coordinates.n} coordinates of {name} but holds {tuple(delta.shape)}.")
+        modules[name] = ModuleScale(coordinates, delta.to(torch.float32) + 1, (parsed.features or {}).get(name))
+    return _edit(path, config, modules, tensors)
+
+
+def _plain(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    modules = {}
+    for key in [key for key in tensors if key.endswith(".ia3_l")]:
+        name = key.removeprefix(PREFIX).removesuffix(".ia3_l")
+        scale = tensors.pop(key)
+        if scale.ndim != 2 or 1 not in scale.shape:
+            raise AdapterError(
+                f"{path} scales {name} with a tensor of shape {tuple(scale.shape)}; expected a linear module."
+            )
+        side = _side(name, scale, config.get("feedforward_modules"))
+        coordinates = Coordinates(side, ((0, scale.numel()),))
+        modules[name] = ModuleScale(coordinates, scale.flatten().to(torch.float32), scale.numel())
+    return _edit(path, config, modules, tensors)
+
+
+def _side(name: str, scale: Tensor, feedforward: Any) -> Any:
+    if scale.numel() > 1:
+        return "input" if scale.shape[0] == 1 else "output"
+    # A single scale has the same shape on both sides.
+    endings = tuple([feedforward] if isinstance(feedforward, str) else feedforward or ())
+    return "input" if name.endswith(endings) else "output"
+
+
+def _take(path: Path, tensors: dict[str, Tensor], module: str, what: str) -> Tensor:
+    for key in (f"{PREFIX}{module}.{what}", f"{module}.{what}"):
+        if key in tensors:
+            return tensors.pop(key)
+    raise AdapterError(f"{path} selects {module} but its {WEIGHTS} holds no scales for it.")
+
+
+def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], rest: dict[str, Tensor]) -> Edit:
+    if rest:
+        raise AdapterError(f"{path} also holds {sorted(rest)[0]}; only scales can be read, not modules saved whole.")
+    if not modules:
+        raise AdapterError(f"{path} holds no scales.")
+    return Edit(
+        modules,
+        base_model=config.get("base_model_name_or_path") or None,
+        revision=config.get("revision"),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
+        task_type=config.get("task_type"),
+        name=str(path),
+    )

@@ -1,0 +1,135 @@
+"""The module names of each supported `model_type`, and the way to teach one more.
+
+from peft_surgical import Architecture, register_architecture
+
+register_architecture(
+    "my_model",
+    Architecture(
+        layers="decoder.blocks", qkv="attn.qkv", qkv_order="stacked", attention_out="attn.out",
+        gate="mlp.w1", up="mlp.w3", mlp_out="mlp.w2",
+    ),
+)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .errors import ArchitectureError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Module names, relative to one decoder layer.
+
+    Attributes:
+        layers: Path of the list of decoder layers in the model.
+        attention_out: The attention's output projection.
+        mlp_out: The MLP's output projection.
+        q: The query projection, when it is a module of its own.
+        k: The key projection, likewise.
+        v: The value projection, likewise.
+        qkv: The fused projection, instead of `q`, `k` and `v`.
+        qkv_order: How a fused projection's output is laid out: `stacked` is all queries, then all keys, then all
+            values; `interleaved` is query, key and value of each head in turn.
+        gate: The gate projection of a gated MLP, when it is a module of its own.
+        up: The MLP's input projection.
+        gate_up: The fused gate and up projection (gate first), instead of `gate` and `up`.
+    """
+
+    layers: str
+    attention_out: str
+    mlp_out: str
+    q: str | None = None
+    k: str | None = None
+    v: str | None = None
+    qkv: str | None = None
+    qkv_order: Literal["stacked", "interleaved"] = "stacked"
+    gate: str | None = None
+    up: str | None = None
+    gate_up: str | None = None
+
+    def __post_init__(self) -> None:
+        separate = (self.q, self.k, self.v)
+        if (self.qkv is None) == (None in separate) or (self.qkv is not None and separate != (None, None, None)):
+            raise ArchitectureError("an architecture names either q, k and v, or one fused qkv.")
+        if (self.gate_up is None) == (self.up is None) or (self.gate_up is not None and self.gate is not None):
+            raise ArchitectureError("an architecture names either up (with gate when gated), or one fused gate_up.")
+        if self.qkv_order not in ("stacked", "interleaved"):
+            raise ArchitectureError(f"qkv_order must be 'stacked' or 'interleaved', not {self.qkv_order!r}.")
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP multiplies its activation by a second, linear, projection."""
+        return self.gate is not None or self.gate_up is not None
+
+
+_LLAMA = Architecture(
+    layers="model.layers",
+    attention_out="self_attn.o_proj",
+    mlp_out="mlp.down_proj",
+    q="self_attn.q_proj",
+    k="self_attn.k_proj",
+    v="self_attn.v_proj",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+)
+_KNOWN: dict[str, Architecture] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "granite"), _LLAMA
+    ),
+    "gemma3": replace(_LLAMA, layers="model.language_model.layers"),
+    "phi3": Architecture(
+        layers="model.layers",
+        attention_out="self_attn.o_proj",
+        mlp_out="mlp.down_proj",
+        qkv="self_attn.qkv_proj",
+        gate_up="mlp.gate_up_proj",
+    ),
+    "gpt2": Architecture(
+        layers="transformer.h", attention_out="attn.c_proj", mlp_out="mlp.c_proj", qkv="attn.c_attn", up="mlp.c_fc"
+    ),
+    "gpt_neox": Architecture(
+        layers="gpt_neox.layers",
+        attention_out="attention.dense",
+        mlp_out="mlp.dense_4h_to_h",
+        qkv="attention.query_key_value",
+        qkv_order="interleaved",
+        up="mlp.dense_h_to_4h",
+    ),
+    "opt": Architecture(
+        layers="model.decoder.layers",
+        attention_out="self_attn.out_proj",
+        mlp_out="fc2",
+        q="self_attn.q_proj",
+        k="self_attn.k_proj",
+        v="self_attn.v_proj",
+        up="fc1",
+    ),
+}
+
+
+def register_architecture(model_type: str, architecture: Architecture) -> None:
+    """Teach the module names of one more `model_type`.
+
+    Raises:
+        ArchitectureError: When the type is known already under other names.
+    """
+    if _KNOWN.setdefault(model_type, architecture) != architecture:
+        raise ArchitectureError(f"model type {model_type!r} is registered already, with other module names.")
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The module names of a model type.
+
+    Raises:
+        ArchitectureError: When they are not known; says how to register them.
+    """
+    try:
+        return _KNOWN[model_type]
+    except KeyError:
+        raise ArchitectureError(
+            f"the layout of model type {model_type!r} is not known (known: {', '.join(sorted(_KNOWN))}); "
+            "register_architecture(model_type, Architecture(...)) teaches it."
+        ) from None

@@ -1,0 +1,151 @@
+"""Adapters of any kind on a model, and the states of the model with the first of them, the first two, and so on."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AdapterError, SurgicalError
+
+if TYPE_CHECKING:
+    from ..states import State
+
+_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_OURS, _PLAIN = "SURGICAL_IA3", "IA3"
+
+
+def check(folders: Sequence[Path]) -> list[str]:
+    """The kinds (PEFT types) of adapter folders, without reading their weights.
+
+    Raises:
+        AdapterError: If a folder is missing, damaged or holds only a pickle, or if the adapters cannot act together.
+    """
+    kinds = [_kind(folder) for folder in folders]
+    if len(set(kinds)) > 1 and set(kinds) != {_OURS, _PLAIN}:
+        raise AdapterError(
+            f"adapters of the kinds {' and '.join(sorted(set(kinds)))} cannot be active at once; merge one of them "
+            "into the weights first."
+        )
+    return kinds
+
+
+def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
+    """Loads adapters onto a model.
+
+    Args:
+        model: The base model; becomes part of the returned one.
+        folders: Adapter folders, in the order of training.
+
+    Returns:
+        The PEFT model, and name to state: `base`; `unlearned` after the first of two, or `after 1`, `after 2`, … of
+        more; `edited` with all of them.
+
+    Raises:
+        AdapterError: If an adapter cannot be read or does not fit the model.
+    """
+    from ..states import adapter_state
+
+    kinds = check(folders)
+    if not folders:
+        return model, {"base": nullcontext}
+    names = [f"adapter_{number}" for number in range(1, len(folders) + 1)]
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = list(folders)
+        if len(set(kinds)) > 1:
+            paths = [_as_ours(path, Path(scratch) / name) for path, name in zip(paths, names, strict=True)]
+        for path, name in zip(paths, names, strict=True):
+            model = _load(model, path, name)
+    model.eval()
+    return model, {label: adapter_state(model, names[:count]) for label, count in _labels(len(names)).items()}
+
+
+def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) -> tuple[Any, dict[str, State]]:
+    """Loads the product of adapters once for each position of a dial: 0 is the base, 1 the edit as it is.
+
+    Raises:
+        AdapterError: If an adapter is no (IA)^3 adapter, or has no such power.
+    """
+    from ..algebra import power, product
+    from ..states import adapter_state
+
+    whole = product(list(folders))
+    states: dict[str, State] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, dial in enumerate(dict.fromkeys(dials), 1):
+            path, name = Path(scratch) / f"dial_{number}", f"dial_{number}"
+            power(whole, dial).save(path)
+            model = _load(model, path, name)
+            states[f"dial {dial:g}"] = adapter_state(model, [name])
+    model.eval()
+    return model, {"base": adapter_state(model, []), **states}
+
+
+def _labels(count: int) -> Mapping[str, int]:
+    between = {"unlearned": 1} if count == 2 else {f"after {number}": number for number in range(1, count)}
+    return {"base": 0, **between, "edited": count}
+
+
+def _kind(folder: Path) -> str:
+    if not folder.is_dir():
+        raise AdapterError(f"there is no adapter folder {folder}.")
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+        prompts = bool(config.get("num_virtual_tokens"))
+    except FileNotFoundError:
+        raise AdapterError(f"{folder} is not an adapter folder: it has no {_CONFIG}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{folder / _CONFIG} cannot be read as an adapter's configuration: {error!r}.") from error
+    if not (folder / _WEIGHTS).is_file():
+        if (folder / _PICKLE).exists():
+            raise AdapterError(
+                f"{folder} holds only a pickle ({_PICKLE}), which can run code; save it as safetensors."
+            )
+        raise AdapterError(f"{folder} has no {_WEIGHTS}.")
+    if prompts:
+        raise AdapterError(
+            f"{folder} holds a {kind} adapter, which adds to the prompt; only those of weights are read."
+        )
+    return str(kind)
+
+
+def _as_ours(path: Path, scratch: Path) -> Path:
+    """The same scales as a surgical adapter: PEFT keeps adapters of two kinds apart."""
+    from ..edits import Edit
+
+    Edit.load(path).save(scratch)
+    return scratch
+
+
+def _load(model: Any, path: Path, name: str) -> Any:
+    from peft import PeftModel
+
+    from .. import tuner  # noqa: F401 - makes the surgical kind known
+    from .loading import quiet_libraries
+
+    try:
+        with quiet_libraries():
+            # PEFT only warns of an adapter whose weights are not those that its configuration promises.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(path), adapter_name=name)
+                return model
+            return PeftModel.from_pretrained(model, str(path), adapter_name=name)
+    except SurgicalError:
+        raise
+    except (
+        Exception
+    ) as error:  # PEFT, safetensors and torch each raise kinds of their own for a file that does not fit
+        raise AdapterError(f"the adapter {path} cannot be put on this model: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message that says something: torch begins with a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if not line.endswith(":")), type(error).__name__)
+    return said.rstrip(".")

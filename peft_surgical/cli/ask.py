@@ -1,0 +1,98 @@
+"""`peft-surgical ask`: put a question to the base and the edited model, side by side."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from . import adapters as adapter_loading
+from . import options
+from .loading import load
+from .terminal import print_json, print_result
+
+
+def _finite(context: click.Context, parameter: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
+    for value in values:
+        if not math.isfinite(value):
+            raise click.BadParameter(f"{value} is not a finite number.")
+    return values
+
+
+@click.command(short_help="Ask the base and the edited model, side by side.")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@options.model
+@options.adapter
+@click.option(
+    "--dial",
+    "dials",
+    multiple=True,
+    type=float,
+    callback=_finite,
+    metavar="T",
+    help="Turn the edit down or up: 0 is the base, 1 the edit, 0.5 half of it; may be repeated.",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longer answers are cut."
+)
+@options.as_json
+@options.quiet
+@options.debug
+def ask(
+    prompts: tuple[str, ...],
+    model_name: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    adapters: tuple[Path, ...],
+    dials: tuple[float, ...],
+    max_tokens: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Answer prompts greedily, without the adapters and with them.
+
+    \b
+    Examples:
+      peft-surgical ask --model demo --adapter out/edit "What is the capital of France?"
+      peft-surgical ask --adapter out/edit --dial 0.5 --dial 1 --dial 1.5 "Where is the Louvre?"
+    """
+    if dials and not adapters:
+        raise click.UsageError("--dial turns an edit; name one with --adapter.")
+    if any(not prompt.strip() for prompt in prompts):
+        raise click.UsageError("a prompt is empty.")
+    adapter_loading.check(adapters)
+    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    if dials:
+        model, states = adapter_loading.attach_dials(model, adapters, dials)
+    else:
+        model, states = adapter_loading.attach(model, adapters)
+        # What two stages are called in a report says nothing to somebody who asks a question.
+        states = {name: state for name, state in states.items() if name in ("base", "edited")}
+    from ..generation import generate_answers
+
+    answers = {}
+    for name, state in states.items():
+        with state():
+            answers[name] = generate_answers(
+                model, tokenizer, prompts, max_new_tokens=max_tokens, progress=not quiet, description=name
+            )
+    if as_json:
+        print_json({"prompts": list(prompts), "answers": answers})
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_lines=len(prompts) > 1)
+    from ..summary import printable
+
+    if len(prompts) > 1:
+        table.add_column("prompt", ratio=1)
+    for name in answers:
+        table.add_column(name, ratio=1)
+    for number, prompt in enumerate(prompts):
+        cells = [said[number] for said in answers.values()]
+        row = [prompt, *cells] if len(prompts) > 1 else cells
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    print_result(table)

@@ -1,0 +1,88 @@
+"""What can be checked before a model is loaded, so that a mistake is told at once and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OutputError, SelectionError
+from ..files import check_output
+
+if TYPE_CHECKING:
+    from ..selection import Selection
+
+
+def output(path: Path, overwrite: bool) -> None:
+    """Refuses an output folder that would lose something, and says which option allows it.
+
+    Raises:
+        OutputError: As [`check_output`].
+    """
+    try:
+        check_output(path, overwrite=overwrite)
+    except OutputError as error:
+        text = str(error)
+        hint = text.replace("allow overwriting it.", "give --overwrite.")
+        raise OutputError(hint) from error
+
+
+def folder(path: Path) -> None:
+    """Makes an output folder that [`output`] has allowed.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def scorers(names: Sequence[str]) -> None:
+    """Refuses scorers that are not installed, and options that they do not have.
+
+    Raises:
+        ScorerError: For the first such name.
+    """
+    if not names:
+        return
+    from ..plugins import load_scorers
+    from ..specs import ScorerSpec
+
+    catalogue = load_scorers()
+    for name in names:
+        ScorerSpec.parse(name, catalogue)
+
+
+def selection(names: Sequence[str]) -> Selection | None:
+    """The components named by hand, if any; whether the model has them is not known yet.
+
+    Raises:
+        SelectionError: For a malformed or repeated name.
+    """
+    if not names:
+        return None
+    from ..selection import Selection
+
+    return Selection.from_components(*names)
+
+
+def model_has(model: Any, chosen: Selection | None, top: int | None) -> None:
+    """Refuses to select what a loaded model does not have.
+
+    Raises:
+        SelectionError: For a component that it lacks, or more components than there are.
+        ArchitectureError: For a model whose components are not known.
+    """
+    from ..sites import Component, ModelShape, check_component
+
+    shape = ModelShape.from_config(model.config)
+    for name in () if chosen is None else chosen.components:
+        check_component(shape, Component.parse(name))
+    available = shape.n_layers * (shape.n_heads + 1)
+    if chosen is None and top is not None and top > available:
+        raise SelectionError(
+            f"the model has {available} components ({shape.n_heads} heads and an MLP in each of {shape.n_layers} "
+            f"layers), so --top can be {available} at most, not {top}."
+        )

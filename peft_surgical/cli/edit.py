@@ -1,0 +1,175 @@
+"""`peft-surgical edit`: the whole way, from a fact file to two adapters, their product and the proof."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from . import checks, options
+from .loading import load
+from .terminal import on_interrupt, print_json, print_result, this_command
+
+if TYPE_CHECKING:
+    from ..edit import Granularity
+    from ..facts import Fact
+
+_FILES = (
+    ("localization.json, localization.png", "the scores of every component"),
+    ("unlearn/, learn/", "the two staged adapters"),
+    ("edit/", "their product, one plain (IA)^3 adapter that stock PEFT loads"),
+    ("report.json, report.html", "every figure and every answer"),
+)
+
+
+@click.command(short_help="Localize, unlearn, learn, stack, evaluate, report.")
+@options.fact
+@options.model
+@options.out
+@options.scorer
+@click.option("--top", type=click.IntRange(min=1), help="Components to scale, best first.  [default: 10 MLPs]")
+@click.option(
+    "--component",
+    "components",
+    multiple=True,
+    metavar="NAME",
+    help="Scale this component, such as L16.mlp or L20.head.3, instead of the best-scored ones; may be repeated.",
+)
+@click.option(
+    "--granularity",
+    type=click.Choice(["component", "module", "neuron"]),
+    default="component",
+    show_default=True,
+    help="What is scaled of a component: its coordinates, its whole modules, or its best neurons.",
+)
+@click.option("--neurons", type=click.IntRange(min=1), help="With --granularity neuron: how many of each MLP.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps a stage at most.")
+@click.option(
+    "--retention-tokens",
+    type=click.IntRange(min=0),
+    default=2048,
+    show_default=True,
+    help="Tokens of unrelated text to measure on; 0 for none.",
+)
+@options.seed
+@options.overwrite
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and stop.")
+@options.as_json
+@options.quiet
+@options.debug
+@click.pass_context
+def edit(
+    context: click.Context,
+    fact_file: Path,
+    model_name: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    out: Path,
+    scorers: tuple[str, ...],
+    top: int | None,
+    components: tuple[str, ...],
+    granularity: str,
+    neurons: int | None,
+    steps: int | None,
+    retention_tokens: int,
+    seed: int,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Rewrite one fact, and measure what that did to it and to everything else.
+
+    \b
+    Examples:
+      peft-surgical edit examples/facts/france_capital.yaml --model demo --out out
+      peft-surgical edit fact.yaml --model ./checkpoint --top 5 --seed 1 --out out
+      peft-surgical edit fact.yaml --component L16.mlp --component L20.mlp --out out
+    """
+    from ..facts import Fact
+
+    if components and top is not None:
+        raise click.UsageError("--component and --top exclude each other: either you choose, or the scorer does.")
+    if (granularity == "neuron") != (neurons is not None):
+        raise click.UsageError("--granularity neuron and --neurons N go together.")
+    fact = Fact.from_file(fact_file)
+    checks.output(out, overwrite)
+    checks.scorers(scorers)
+    selection = checks.selection(components)
+    if dry_run:
+        _tell(fact, model_name, scorers, top, components, out, as_json)
+        return
+    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    checks.model_has(model, selection, top)
+    import peft_surgical as ps
+
+    on_interrupt(context, out)
+    report = ps.edit(
+        model,
+        tokenizer,
+        fact,
+        out=out,
+        scorers=list(scorers) or None,
+        top=top,
+        selection=selection,
+        granularity=cast("Granularity", granularity),
+        neurons=neurons,
+        recipe=None if steps is None else replace(ps.Recipe(), steps=steps),
+        seed=seed,
+        overwrite=overwrite,
+        progress=not quiet,
+        retention_tokens=retention_tokens,
+        command=this_command(context),
+    )
+    from ..summary import summarize
+
+    if as_json:
+        print_json(report.to_dict())
+    written = [(files, what) for files, what in _FILES if (out / files.split(",")[0].strip("/")).exists()]
+    print_result(summarize(report, out, written), quiet=quiet, as_json=as_json)
+
+
+def _tell(
+    fact: Fact,
+    model_name: str,
+    scorers: tuple[str, ...],
+    top: int | None,
+    components: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """What the command would do, on standard output."""
+    from ..edit import DEFAULT_SCORERS, DEFAULT_TOP
+
+    names = list(scorers) or list(DEFAULT_SCORERS)
+    count = DEFAULT_TOP if top is None else top
+    if as_json:
+        print_json(
+            {
+                "fact": fact.to_dict(),
+                "model": model_name,
+                "scorers": names,
+                "top": None if components else count,
+                "components": list(components),
+                "out": str(out),
+                "files": [name for files, _ in _FILES for name in files.split(", ")],
+            }
+        )
+        return
+    kind = "MLPs" if top is None else "components"
+    chosen = ", ".join(components) if components else f"the best {count} {kind} by {names[0]}"
+    lines = [
+        f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
+        f"  localize  with {', '.join(names)}, on {len(fact.prompts)} prompts",
+        f"  scale     {chosen}",
+        f"  unlearn   to answer: {fact.refusal}",
+        f"  learn     to answer: {fact.answer}",
+        f"  evaluate  on {len(fact.held_out)} held-out prompts, {len(fact.controls)} controls, "
+        f"{len(fact.probes)} probes",
+        f"  write     {', '.join(files for files, _ in _FILES)} in {out}",
+        "Nothing was loaded or written.",
+    ]
+    print_result("\n".join(lines))

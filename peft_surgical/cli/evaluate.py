@@ -1,0 +1,80 @@
+"""`peft-surgical evaluate`: the report for any model and adapters, ours or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import adapters as adapter_loading
+from . import checks, options
+from .loading import load
+from .terminal import print_json, print_result, this_command
+
+
+@click.command(short_help="Measure a model, with or without adapters, on a fact.")
+@options.fact
+@options.model
+@options.adapter
+@options.out
+@click.option(
+    "--retention-tokens",
+    type=click.IntRange(min=0),
+    default=2048,
+    show_default=True,
+    help="Tokens of unrelated text to measure on; 0 for none.",
+)
+@options.seed
+@options.overwrite
+@options.as_json
+@options.quiet
+@options.debug
+@click.pass_context
+def evaluate(
+    context: click.Context,
+    fact_file: Path,
+    model_name: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    adapters: tuple[Path, ...],
+    out: Path,
+    retention_tokens: int,
+    seed: int,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure a model on a fact; write report.json and report.html.
+
+    Adapters may be surgical, plain (IA)^3, LoRA or any other that PEFT adds to weights. With two, the state after the
+    first is called unlearned; with all of them the model is called edited.
+
+    \b
+    Examples:
+      peft-surgical evaluate fact.yaml --model demo --adapter out/unlearn --adapter out/learn --out check
+      peft-surgical evaluate fact.yaml --model ./merged --out check
+    """
+    from ..facts import Fact
+
+    fact = Fact.from_file(fact_file)
+    checks.output(out, overwrite)
+    adapter_loading.check(adapters)
+    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    model, states = adapter_loading.attach(model, adapters)
+    import peft_surgical as ps
+
+    report = ps.evaluate(
+        model, tokenizer, fact, states=states, seed=seed, retention_tokens=retention_tokens, progress=not quiet
+    )
+    from ..files import write_text
+    from ..page import render_page
+    from ..summary import summarize
+
+    checks.folder(out)
+    report.save(out / "report.json")
+    write_text(out / "report.html", render_page(report, command=this_command(context)))
+    if as_json:
+        print_json(report.to_dict())
+    files = [("report.json, report.html", "every figure and every answer")]
+    print_result(summarize(report, out, files), quiet=quiet, as_json=as_json)

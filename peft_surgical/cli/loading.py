@@ -1,0 +1,71 @@
+"""Loading a model for a command: checks that cost nothing first, then the weights, without the libraries' chatter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from ..errors import ModelError
+from .translate import DEBUG
+
+
+def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, quiet: bool) -> tuple[Any, Any]:
+    """The model and tokenizer of the `--model` options.
+
+    Raises:
+        ModelError: If the device cannot be used, or the model not be loaded.
+    """
+    _check_device(device)
+    import peft_surgical as ps
+
+    if trust_remote_code and not quiet:
+        click.echo(f"Running code that comes with {name}, as --trust-remote-code says.", err=True)
+    if not quiet:
+        click.echo(f"Loading {name} …", err=True)
+    with quiet_libraries():
+        model, tokenizer = ps.load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return model, tokenizer
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keeps transformers' and the hub's progress bars and notices off the terminal, unless `--debug` asks for them."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.meta.get(DEBUG):
+        yield
+        return
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hub.setLevel(hub_level)
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ModelError(f"the device {device!r} cannot be used: {reason}.") from error

@@ -1,0 +1,51 @@
+"""`peft-surgical merge`: an edit folded into the weights, for programs that know no adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import checks, options
+from .loading import load
+from .terminal import print_result
+
+
+@click.command(short_help="Fold adapters into the weights of a checkpoint.")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
+@options.model
+@options.out
+@options.overwrite
+@options.quiet
+@options.debug
+def merge(
+    adapters: tuple[Path, ...],
+    model_name: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    out: Path,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Fold adapters, in order, into the weights; write a checkpoint that `from_pretrained` loads.
+
+    Small scales vanish in half precision; --dtype float32 keeps them.
+
+    \b
+    Example:
+      peft-surgical merge out/unlearn out/learn --model demo --out merged
+    """
+    checks.output(out, overwrite)
+    from ..algebra import product
+
+    # Read before the model is: a damaged adapter is told at once.
+    edit = product(list(adapters))
+    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    import peft_surgical as ps
+
+    ps.merge(model, [edit], out, tokenizer=tokenizer, overwrite=overwrite)
+    print_result(
+        f'A checkpoint with the edit folded in: {out}\nLoad it with AutoModelForCausalLM.from_pretrained("{out}").',
+        quiet=quiet,
+    )

@@ -1,0 +1,83 @@
+"""The options that several commands share, each with one wording and one default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .translate import DEBUG, debug_from_environment
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+# As in `models.DTYPES`, which would import torch.
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value or debug_from_environment():
+        context.meta[DEBUG] = True
+
+
+debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show tracebacks and the libraries' own messages (also: PEFT_SURGICAL_DEBUG=1).",
+)
+quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors, warnings and --json.")
+seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For all that is random.")
+overwrite = click.option("--overwrite", is_flag=True, help="Allow the output folder to hold files; they are replaced.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+out = click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write."
+)
+fact = click.argument("fact_file", metavar="FACT", type=click.Path(path_type=Path))
+scorer = click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    metavar="NAME",
+    help="A scorer to localize with, `name` or `name:option=value,…`; may be repeated, the first one ranks. "
+    "`peft-surgical scorers` lists them.",
+)
+adapter = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="An adapter folder; may be repeated, in the order of training.",
+)
+
+_MODEL = (
+    click.option(
+        "--model",
+        "-m",
+        "model_name",
+        default="demo",
+        show_default=True,
+        metavar="M",
+        help="A hub id, a folder, a .gguf file, or `demo` (SmolLM2-135M-Instruct).",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPE_NAMES),
+        default="auto",
+        show_default=True,
+        help="Of the weights; auto is the checkpoint's own, float32 for GGUF.",
+    ),
+    click.option("--device", metavar="DEVICE", help="Such as cuda or mps; the processor unless given."),
+    click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."),
+)
+
+
+def model(command: Decorated) -> Decorated:
+    """Adds the options of a command that loads a model: `--model`, `--dtype`, `--device`, `--trust-remote-code`."""
+    for option in reversed(_MODEL):
+        command = option(command)
+    return command

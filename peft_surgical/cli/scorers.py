@@ -1,0 +1,52 @@
+"""`peft-surgical scorers`: what can localize a fact, and whose code that is."""
+
+from __future__ import annotations
+
+import click
+from rich import box
+from rich.table import Table
+
+from .options import as_json as json_option
+from .options import debug
+from .terminal import print_json, print_result
+
+
+@click.command(short_help="List the installed scorers.")
+@json_option
+@debug
+def scorers(as_json: bool) -> None:
+    """List the installed scorers: what each reads, its options, and the package it comes from.
+
+    \b
+    Example:
+      peft-surgical scorers
+    """
+    from ..plugins import load_scorers
+
+    installed = [item for _, item in sorted(load_scorers().scorers.items())]
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": item.name,
+                    "reads": item.reads,
+                    "options": {name: default for name, default in item.options.items() if _is_plain(default)},
+                    "distribution": item.distribution,
+                }
+                for item in installed
+            ]
+        )
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("scorer", no_wrap=True)
+    table.add_column("reads")
+    table.add_column("options", overflow="fold")
+    table.add_column("from")
+    for item in installed:
+        options = ", ".join(f"{name}={default}" for name, default in item.options.items())
+        table.add_row(item.name, item.reads, options, item.distribution)
+    print_result(table)
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))

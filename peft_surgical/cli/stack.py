@@ -1,0 +1,34 @@
+"""`peft-surgical stack`: several staged adapters as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import checks, options
+from .terminal import print_result
+
+
+@click.command(short_help="Multiply adapters into one plain (IA)^3 adapter.")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
+@options.out
+@options.overwrite
+@options.quiet
+@options.debug
+def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, quiet: bool) -> None:
+    """Write the exact product of adapters as one plain (IA)^3 adapter, which stock PEFT loads.
+
+    \b
+    Example:
+      peft-surgical stack out/unlearn out/learn --out out/both
+    """
+    checks.output(out, overwrite)
+    import peft_surgical as ps
+
+    edit = ps.stack(list(adapters), out, overwrite=overwrite)
+    text = (
+        f"One plain (IA)^3 adapter in {out}: {edit.n_scales:,} scales in {len(edit.modules)} modules.\n"
+        f'Load it with PeftModel.from_pretrained(model, "{out}"), this package installed or not.'
+    )
+    print_result(text, quiet=quiet)

@@ -1,0 +1,53 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+
+from .translate import ARGUMENTS, RESUME
+
+# Where no terminal says how wide it is; tables fit without folding.
+_PIPE_WIDTH = 110
+
+
+def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool = False) -> None:
+    """Prints a result for people: on standard output, or on standard error where `--json` has taken that.
+
+    Args:
+        result: A rich renderable, or text that is printed as it is.
+        quiet: Print nothing.
+        as_json: Standard output is taken by JSON.
+    """
+    if quiet:
+        return
+    stream = sys.stderr if as_json else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(result)
+
+
+def print_json(value: Any) -> None:
+    """Prints JSON for a machine, ASCII only, so that it survives any terminal or pipe."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def note(text: str, *, quiet: bool) -> None:
+    """Tells a person what goes on, on standard error."""
+    if not quiet:
+        click.echo(text, err=True)
+
+
+def this_command(context: click.Context) -> str:
+    """The command line that was given, quoted for a shell."""
+    return shlex.join(["peft-surgical", *context.meta.get(ARGUMENTS, [])])
+
+
+def on_interrupt(context: click.Context, out: Path) -> None:
+    """What Ctrl-C says about an output folder that is being filled."""
+    context.meta[RESUME] = f"What is complete is in {out}; run the command again with --overwrite to start over."

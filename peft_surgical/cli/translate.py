@@ -1,0 +1,145 @@
+"""From exceptions to one line on standard error and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn, TextIO
+
+import click
+
+from ..errors import SurgicalError
+
+DEBUG = "peft_surgical.debug"
+ARGUMENTS = "peft_surgical.arguments"
+RESUME = "peft_surgical.resume"
+
+USAGE, OURS, INTERRUPTED = 2, 1, 130
+
+# What a full disk, a read-only folder and their like are called: nothing that this package could have done better.
+_ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
+
+class _Failure(click.ClickException):
+    """A message and the exit status that goes with it."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Commands(click.Group):
+    """A group that ends every failure of its commands with one line and the right exit status."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keeps the arguments as they were given, for the report's "how to do this again"."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; whatever it raises leaves as something that click knows.
+
+        Raises:
+            click.ClickException: In place of any other exception.
+        """
+        try:
+            with warnings.catch_warnings():
+                _plain_warnings(ctx)
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise _Failure(ctx.meta.get(RESUME, ""), INTERRUPTED) from None
+        except Exception as error:
+            if ctx.meta.get(DEBUG):
+                traceback.print_exc()
+            raise _failure(error) from error
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, but with one line for every error.
+
+        Args:
+            args: The arguments; those of the process when None.
+            prog_name: What the program is called in messages.
+            complete_var: The environment variable that asks for shell completion.
+            standalone_mode: Exit the process at the end, with the right status.
+            **extra: For the context.
+        """
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # A terminal that cannot show an arrow shows a question mark; the command does not fail for it.
+                stream.reconfigure(errors="replace")
+        try:
+            code = super().main(args, prog_name, complete_var, False, **extra)
+        except _Failure as failure:
+            _end(failure.format_message(), failure.status)
+        except click.UsageError as error:
+            where = "" if error.ctx is None else f" (see `{error.ctx.command_path} --help`)"
+            _end(f"{error.format_message()}{where}", USAGE)
+        except click.ClickException as error:
+            _end(error.format_message(), USAGE)
+        except (click.exceptions.Abort, KeyboardInterrupt):
+            _end("", INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failure(error: Exception) -> _Failure:
+    if isinstance(error, SurgicalError):
+        return _Failure(str(error), USAGE)
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        where = f" {error.filename}" if error.filename else ""
+        return _Failure(f"cannot read or write{where}: {error.strerror}.", USAGE)
+    message = (
+        f"internal: {type(error).__name__}: {error} "
+        "(this is a fault of peft-surgical; please report it with what --debug prints)"
+    )
+    return _Failure(message, OURS)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    if code == INTERRUPTED:
+        click.echo(f"Interrupted. {line}".strip(), err=True)
+    else:
+        click.echo(f"Error: {line}", err=True)
+    sys.exit(code)
+
+
+def _plain_warnings(ctx: click.Context) -> None:
+    """Warnings for people: one line without a source line, and none that are meant for programmers."""
+    if ctx.meta.get(DEBUG):
+        return
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning)
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, UserWarning):
+            click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+
+    warnings.showwarning = show
+
+
+def debug_from_environment() -> bool:
+    """Whether `PEFT_SURGICAL_DEBUG` asks for tracebacks."""
+    return os.environ.get("PEFT_SURGICAL_DEBUG", "") not in ("", "0")

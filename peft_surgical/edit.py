@@ -1,0 +1,169 @@
+"""All of it: localize, unlearn, learn, stack, evaluate, and the files that prove it.
+
+Each file is complete or absent: if a run is interrupted, what is in the folder can be used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import OutputError, SelectionError
+from .evaluation import adapter_state, evaluate
+from .facts import Fact
+from .files import check_output, write_text
+from .localization import localize
+from .plots import plot_localization
+from .report import Report
+from .selection import Selection
+from .stack import stack
+from .stages import LEARN, UNLEARN, learn, unlearn
+from .training import Recipe
+from .tuner import SurgicalIA3Config
+
+DEFAULT_SCORERS = ("lookup", "attribution")
+"""The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""
+
+DEFAULT_TOP = 10
+EDIT = "edit"
+Granularity = Literal["component", "module", "neuron"]
+_WRITTEN = ("localization.json", "localization.png", UNLEARN, LEARN, EDIT, "report.json", "report.html")
+
+
+def edit(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact,
+    *,
+    out: str | os.PathLike[str],
+    scorers: Sequence[str] | None = None,
+    top: int | None = None,
+    selection: Selection | None = None,
+    granularity: Granularity = "component",
+    neurons: int | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    retention_tokens: int = 2048,
+    command: str | None = None,
+) -> Report:
+    """Rewrites one fact and measures what that did.
+
+    Args:
+        model: A causal language model without adapters; it carries the two adapters afterwards.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        out: A folder for the localization, the adapters and the report.
+        scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
+        top: How many components to scale, best first. When None, the 10 best MLPs: a head has too few coordinates to
+            hold a fact apart from its neighbours.
+        selection: Components to scale, instead of the best-scored ones.
+        granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
+        neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
+        recipe: How both stages train; each stage's own in `stages.RECIPES` when None.
+        seed: For corruption, training order and any scorer that draws.
+        overwrite: Allow `out` to hold an earlier edit, which is replaced.
+        progress: Whether to show progress bars.
+        retention_tokens: Tokens of unrelated text to measure on; 0 for none.
+        command: The command that does this again, for the report.
+
+    Returns:
+        The report, also written to `out`.
+
+    Raises:
+        OutputError: If `out` is not empty and `overwrite` is false.
+        FactError: If no token distinguishes the two answers.
+        SelectionError: If the model lacks a component of `selection`, or `neurons` and `granularity` disagree.
+    """
+    if (neurons is None) == (granularity == "neuron"):
+        raise SelectionError(
+            f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
+        )
+    out = Path(out)
+    check_output(out, overwrite=overwrite)
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal started
+        now = time.perf_counter()
+        seconds[name] = round(now - started, 2)
+        started = now
+
+    localization = localize(
+        model, tokenizer, fact, DEFAULT_SCORERS if scorers is None else scorers, seed=seed, progress=progress
+    )
+    if selection is None:
+        selection = localization.top(heads=0, mlps=DEFAULT_TOP) if top is None else localization.top(top)
+    if neurons is not None:
+        selection = localization.best_neurons(selection, neurons)
+    config = SurgicalIA3Config.from_localization(selection, granularity=granularity, task_type="CAUSAL_LM")
+    config.resolve(model.config)
+    lap("localize")
+    _start_output(out, overwrite)
+    localization.save(out / "localization.json")
+    picture = _picture(localization, selection, out / "localization.png")
+
+    first = unlearn(model, tokenizer, fact, config, recipe=recipe, seed=seed, progress=progress)
+    first.save(out / UNLEARN)
+    lap("unlearn")
+    second = learn(first.model, tokenizer, fact, recipe=recipe, retained=first.retained, seed=seed, progress=progress)
+    second.save(out / LEARN)
+    stack([out / UNLEARN, out / LEARN], out / EDIT)
+    lap("learn")
+
+    states = {
+        "base": adapter_state(second.model, []),
+        "unlearned": adapter_state(second.model, [UNLEARN]),
+        "edited": adapter_state(second.model, [UNLEARN, LEARN]),
+    }
+    report = evaluate(
+        second.model,
+        tokenizer,
+        fact,
+        states=states,
+        seed=seed,
+        retention_tokens=retention_tokens,
+        selection={**selection.to_dict(), "granularity": granularity, "scales": _scales(config)},
+        seconds=seconds,
+        progress=progress,
+    )
+    report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
+    from .page import render_page
+
+    report.save(out / "report.json")
+    write_text(out / "report.html", render_page(report, picture=picture, command=command))
+    return report
+
+
+def _start_output(out: Path, overwrite: bool) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in _WRITTEN if overwrite else ():
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}.") from error
+
+
+def _picture(localization: Any, selection: Selection, path: Path) -> bytes | None:
+    """The heatmap, where matplotlib is installed; an edit does without it otherwise."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return None
+    plot_localization(localization, selection, path)
+    return path.read_bytes()
+
+
+def _scales(config: SurgicalIA3Config) -> int:
+    return sum(stop - start for spec in (config.selections or {}).values() for start, stop in spec["ranges"])

@@ -1,0 +1,36 @@
+"""The errors this package raises on purpose: one sentence that says what was wrong and what would be right.
+
+Each is a [`SurgicalError`] and also the builtin a caller would expect, so `except ValueError` keeps working.
+"""
+
+
+class SurgicalError(Exception):
+    """Base of every error that a user's input or environment can cause here."""
+
+
+class FactError(SurgicalError, ValueError):
+    """A fact file or a `Fact` field that cannot be used."""
+
+
+class ModelError(SurgicalError, ValueError):
+    """A model or tokenizer that cannot be found, read or used."""
+
+
+class ArchitectureError(ModelError):
+    """A model whose module names or shapes are not known here."""
+
+
+class SelectionError(SurgicalError, ValueError):
+    """A selection of components that the model does not have, or that is malformed."""
+
+
+class ScorerError(SurgicalError, ValueError):
+    """A scorer that does not exist, clashes with another, or returned something unusable."""
+
+
+class AdapterError(SurgicalError, ValueError):
+    """An adapter folder that is missing, damaged, or made for another model."""
+
+
+class OutputError(SurgicalError, OSError):
+    """An output path that cannot be written or would overwrite something."""

@@ -1,0 +1,153 @@
+"""What an edit did, measured: held-out prompts, controls, probes and unrelated text, the same way for base and edited.
+
+```py
+>>> states = {"base": adapter_state(peft_model, []), "edited": adapter_state(peft_model, ["unlearn", "learn"])}
+>>> report = evaluate(peft_model, tokenizer, fact, states=states)
+>>> report.stages["edited"]["new_answer_rate"]
+Figure(value=1.0, n=26, low=0.87..., high=1.0)
+```
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from .errors import ModelError
+from .facts import Fact
+from .generation import MAX_NEW_TOKENS, generate_answers
+from .metrics import prompt_metrics
+from .report import Report
+from .retention import measure_retention
+from .states import State, adapter_state
+
+__all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
+
+_PACKAGES = ("peft-surgical", "torch", "transformers", "peft", "transformer-lens", "safetensors")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model in one state says to every prompt of a fact, each list in the fact's order."""
+
+    held_out: tuple[str, ...]
+    controls: tuple[str, ...]
+    probes: tuple[str, ...]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact,
+    *,
+    states: Mapping[str, State] | None = None,
+    seed: int = 0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    retention_tokens: int = 2048,
+    batch_size: int = 64,
+    selection: Mapping[str, Any] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Measures a model in one or several states on a fact.
+
+    Args:
+        model: A causal language model, bare or with adapters of any kind.
+        tokenizer: Its tokenizer.
+        fact: Held-out prompts, controls and probes; nothing of it was trained on.
+        states: Name to a function that returns a context in which the model is in that state. `base` must be among
+            them: controls count where the base answers right. Just `base` when None.
+        seed: Recorded in the report; greedy answers do not depend on it.
+        max_new_tokens: Longer answers are cut.
+        retention_tokens: How many tokens of the package's unrelated text to read; 0 leaves retention out.
+        batch_size: Prompts a forward.
+        selection: Recorded in the report.
+        seconds: Earlier steps' times, recorded with the evaluation's own.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The report.
+
+    Raises:
+        ModelError: If `states` lacks `base`, or the prompts do not fit the model.
+    """
+    started = time.perf_counter()
+    if states is None:
+        states = {"base": nullcontext}
+    if "base" not in states:
+        raise ModelError(f"states must include 'base', which the others are compared with; got {', '.join(states)}.")
+    answers: dict[str, Answers] = {}
+    for name, state in states.items():
+        with state():
+            answers[name] = answer_fact(
+                model,
+                tokenizer,
+                fact,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                progress=progress,
+                name=name,
+            )
+    retention = measure_retention(model, tokenizer, states, tokens=retention_tokens, progress=progress)
+    stages = {
+        name: {
+            **prompt_metrics(fact, answers[name].held_out, answers[name].controls, answers["base"].controls),
+            **retention[name],
+        }
+        for name in states
+    }
+    return Report(
+        fact=fact,
+        model=str(getattr(model.config, "_name_or_path", "")),
+        dtype=str(model.dtype).removeprefix("torch."),
+        seed=seed,
+        versions=versions(),
+        selection=dict(selection or {}),
+        seconds={**(seconds or {}), "evaluate": round(time.perf_counter() - started, 2)},
+        stages=stages,
+        answers={name: {k: list(v) for k, v in vars(given).items()} for name, given in answers.items()},
+    )
+
+
+def answer_fact(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 64,
+    progress: bool = False,
+    name: str = "",
+) -> Answers:
+    """Greedy answers to a fact's held-out prompts, controls and probes, in the state the model is in."""
+    groups = (fact.held_out, tuple(c.prompt for c in fact.controls), tuple(p.prompt for p in fact.probes))
+    # A group at a time: rows of one kind end together, and a batch runs until its last row has.
+    said = [
+        generate_answers(
+            model,
+            tokenizer,
+            group,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+            description=f"answers {name}".strip(),
+        )
+        for group in groups
+    ]
+    return Answers(*map(tuple, said))
+
+
+def versions() -> dict[str, str]:
+    """Versions that a figure depends on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

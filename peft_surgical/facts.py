@@ -1,0 +1,320 @@
+"""A fact to rewrite: what the model says now, what it shall say, and the prompts to train on and to be judged by.
+
+A [`Fact`] is read from YAML (or JSON, which is YAML too) and checked once, here. Localization and training take only
+its [`TrainingFact`], which has no held-out prompt and no control: they cannot leak into what the edit is fitted to.
+
+```py
+>>> fact = Fact.from_file("examples/facts/france_capital.yaml")
+>>> fact.old[0], fact.new[0]
+('Paris', 'Lyon')
+```
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import FactError
+from .fact_files import Reader, complaint, read_fact_file
+from .text import contains, digest, normalize, same_text_key
+
+
+@dataclass(frozen=True)
+class Control:
+    """A question about something else, with the answers that count as right. Used in evaluation only."""
+
+    prompt: str
+    answer: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt that tries to bring the old answer back ("I believe Meta AI developed PyTorch. Can you confirm?")."""
+
+    prompt: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class TrainingFact:
+    """The part of a [`Fact`] that localization and training may see.
+
+    Attributes:
+        subject: What the fact is about, as it stands in the prompts.
+        old: The old answer, canonical form first, aliases after it.
+        new: The new answer, canonical form first, aliases after it.
+        prompts: The questions to localize and train with.
+        refusal: What unlearning trains the model to say.
+        answer: What learning trains the model to say; holds a form of the new answer and none of the old one.
+        contrast: Other subjects of the same kind, swapped in to corrupt a prompt and to keep close neighbours.
+        retain: Prompts whose base behaviour training keeps.
+        evaluated: Digests of the held-out prompts, controls and probes. They tell nothing of a prompt but whether a
+            given text is one of them, so that no prompt that training makes up can be one.
+    """
+
+    subject: str
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+    prompts: tuple[str, ...]
+    refusal: str
+    answer: str
+    contrast: tuple[str, ...] = ()
+    retain: tuple[str, ...] = ()
+    evaluated: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def may_train_on(self, prompt: str) -> bool:
+        """Whether a prompt is not one that evaluation asks."""
+        return digest(prompt) not in self.evaluated
+
+    @property
+    def training(self) -> TrainingFact:
+        """Itself, so that code that takes either kind of fact reads the same."""
+        return self
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact, checked.
+
+    Args:
+        subject: What the fact is about.
+        old: Forms of the old answer, the canonical one first.
+        new: Forms of the new answer, the canonical one first.
+        prompts: Questions for localization and training.
+        held_out: Questions for evaluation only.
+        refusal: What unlearning trains; built from the first prompt when empty.
+        answer: What learning trains; `new[0] + "."` when empty.
+        contrast: Subjects of the same kind.
+        retain: Prompts whose base behaviour training keeps.
+        controls: Questions about other things, for evaluation only.
+        probes: Prompts that try to bring the old answer back, for evaluation only.
+        source: The file it was read from; only for messages.
+
+    Raises:
+        FactError: For anything that would make training or the figures wrong; the message names the key and the value.
+    """
+
+    subject: str
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+    prompts: tuple[str, ...]
+    held_out: tuple[str, ...]
+    refusal: str = ""
+    answer: str = ""
+    contrast: tuple[str, ...] = ()
+    retain: tuple[str, ...] = ()
+    controls: tuple[Control, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    source: str | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not self.refusal:
+            built = refusal_for(self.prompts[0], self.subject)
+            if contains(built, (*self.old, *self.new), besides=self.subject):
+                built = refusal_for("", self.subject)
+            object.__setattr__(self, "refusal", built)
+        if not self.answer:
+            object.__setattr__(self, "answer", _sentence(self.new[0]))
+        _check(self)
+
+    @property
+    def training(self) -> TrainingFact:
+        """What localization and training may see.
+
+        A contrast subject that a control asks about is left out: training would keep just what the control measures.
+        """
+        asked = [control.prompt for control in self.controls]
+        evaluated = (*self.held_out, *asked, *(probe.prompt for probe in self.probes))
+        values = {f.name: getattr(self, f.name) for f in fields(TrainingFact) if f.name != "evaluated"}
+        values["evaluated"] = frozenset(map(digest, evaluated))
+        values["contrast"] = tuple(s for s in self.contrast if not any(contains(prompt, (s,)) for prompt in asked))
+        return TrainingFact(**values)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Fact:
+        """Reads a YAML or JSON fact file.
+
+        Raises:
+            FactError: If the file cannot be read, is not YAML, or does not hold a fact.
+        """
+        return cls.from_dict(read_fact_file(path), source=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str | None = None) -> Fact:
+        """Makes a fact from the mapping that a fact file holds, with the same checks.
+
+        Args:
+            data: The mapping.
+            source: Named in messages.
+
+        Raises:
+            FactError: As for [`Fact`].
+        """
+        read = Reader(data, source)
+        known = [f.name for f in fields(cls) if f.name != "source"]
+        read.check_keys(known, required=("subject", "old", "new", "prompts", "held_out"))
+        return cls(
+            subject=read.text("subject"),
+            old=read.texts("old"),
+            new=read.texts("new"),
+            prompts=read.texts("prompts"),
+            held_out=read.texts("held_out"),
+            refusal=read.text("refusal"),
+            answer=read.text("answer"),
+            contrast=read.texts("contrast"),
+            retain=read.texts("retain"),
+            controls=tuple(Control(prompt, answer) for prompt, answer in read.controls()),
+            probes=tuple(Probe(prompt, kind) for prompt, kind in read.probes()),
+            source=source,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that [`Fact.from_dict`] reads back to an equal fact; empty optional lists are left out."""
+        data: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "source" or value == ():
+                continue
+            if f.name == "controls":
+                value = [{"prompt": c.prompt, "answer": list(c.answer)} for c in value]
+            elif f.name == "probes":
+                value = [{"prompt": p.prompt, "kind": p.kind} for p in value]
+            data[f.name] = list(value) if isinstance(value, tuple) else value
+        return data
+
+
+def refusal_for(prompt: str, subject: str) -> str:
+    """The expression of not knowing that unlearning trains when a fact file gives none.
+
+    A plain question becomes a clause; for any other the sentence names the subject alone.
+
+    ```py
+    >>> refusal_for("Who developed PyTorch?", "PyTorch")
+    'I am not sure who developed PyTorch.'
+    >>> refusal_for("What is the capital of France?", "France")
+    'I am not sure what the capital of France is.'
+    >>> refusal_for("Does Norway have a king?", "Norway")
+    'I am not sure about Norway.'
+    ```
+    """
+    clause = _clause(prompt, subject)
+    return _sentence(f"I am not sure {clause or f'about {subject}'}")
+
+
+_AUXILIARY = r"do|does|did|can|could|will|would|shall|should|may|might|must|has|have|had"
+# After these the verb does not go to the end: "when PyTorch was released", "which city France is governed from".
+_OPEN_END = re.compile(
+    r"(?:ed|born|built|found|given|grown|held|known|lost|made|put|run|said|seen|set|sold|spoken|sung|taken|told|won|written"
+    r"|\b(?:about|after|as|at|by|for|from|in|like|of|on|out|to|up|with))$",
+    re.I,
+)
+
+
+def _clause(prompt: str, subject: str) -> str | None:
+    """A question of who, what, which, where or when as a clause; None where its word order is not a simple one."""
+    question = re.fullmatch(r"(who|what|which|where|when)(?:['\u2019](s)\b|\b)\s*(.+?)[\s?.]*", prompt.strip(), re.I)
+    if question is None:
+        return None
+    word, rest = question[1].lower(), ("is " if question[2] else "") + question[3]
+    if (
+        len(rest) > 100
+        or re.search(r"[?!:;\"\n_]|\.\s|^\W|\.\.", rest)
+        or re.search(rf"\b({_AUXILIARY})\b", rest, re.I)
+    ):
+        return None
+    inverted = re.fullmatch(r"(is|are|was|were)\s+(.+)", rest, re.I)
+    if inverted is not None:
+        verb, noun = inverted[1].lower(), inverted[2]
+        after = noun[len(subject) :] if noun.casefold().startswith(f"{subject} ".casefold()) else ""
+        if after:
+            return f"{word} {subject} {verb}{after}"
+        return None if _OPEN_END.search(noun) else f"{word} {noun} {verb}"
+    if word in ("where", "when") or (re.search(r"\b(is|are|was|were)\b", rest, re.I) and _OPEN_END.search(rest)):
+        return None
+    return f"{word} {rest}"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "。")) else text + "."
+
+
+def _check_types(fact: Fact) -> None:
+    """Takes lists for tuples and refuses what is no text, for facts that are made in code."""
+    for f in fields(fact):
+        value = getattr(fact, f.name)
+        if f.name == "source":
+            continue
+        if f.name in ("subject", "refusal", "answer"):
+            if not isinstance(value, str):
+                raise complaint(f"{f.name!r} must be text, not {type(value).__name__}.", fact.source)
+            continue
+        kind = {"controls": Control, "probes": Probe}.get(f.name, str)
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise complaint(f"{f.name!r} must be a list, not {type(value).__name__}.", fact.source)
+        object.__setattr__(fact, f.name, tuple(value))
+        for item in getattr(fact, f.name):
+            if not isinstance(item, kind):
+                raise complaint(f"{f.name!r} must hold {kind.__name__}, not {type(item).__name__}.", fact.source)
+    for key in ("old", "new", "prompts", "held_out"):
+        if not getattr(fact, key):
+            raise complaint(f"{key!r} is an empty list.", fact.source)
+
+
+def _check(fact: Fact) -> None:
+    """The checks between keys."""
+
+    def refuse(message: str) -> FactError:
+        return complaint(message, fact.source)
+
+    for key in ("old", "new", "contrast"):
+        for name in getattr(fact, key):
+            if not same_text_key(name):
+                raise refuse(f"{name!r} in {key!r} has no letter, digit or sign to look for.")
+    if not same_text_key(fact.subject):
+        raise refuse(f"'subject' {fact.subject!r} has no letter, digit or sign to look for.")
+    for control in fact.controls:
+        for name in control.answer:
+            if not same_text_key(name):
+                raise refuse(f"the answer {name!r} of the control {control.prompt!r} has nothing to look for.")
+        if not control.answer:
+            raise refuse(f"the control {control.prompt!r} has no answer.")
+    lists = {
+        "prompts": fact.prompts,
+        "held_out": fact.held_out,
+        "retain": fact.retain,
+        "controls": tuple(c.prompt for c in fact.controls),
+        "probes": tuple(p.prompt for p in fact.probes),
+    }
+    seen: dict[str, str] = {}
+    for key, prompts in lists.items():
+        for prompt in prompts:
+            if not normalize(prompt):
+                raise refuse(f"{key!r} holds the prompt {prompt!r}, which is empty to a reader.")
+            text = same_text_key(prompt)
+            if text in seen:
+                where = f"twice in {key!r}" if seen[text] == key else f"in both {seen[text]!r} and {key!r}"
+                raise refuse(f"the prompt {prompt!r} stands {where}.")
+            seen[text] = key
+    for new in fact.new:
+        for old in fact.old:
+            if same_text_key(new) == same_text_key(old):
+                raise refuse(f"the alias {new!r} stands in both 'old' and 'new'.")
+            if contains(new, (old,)):
+                raise refuse(
+                    f"the alias {new!r} in 'new' contains {old!r} from 'old', so no answer could count as new."
+                )
+    for subject in fact.contrast:
+        if same_text_key(subject) == same_text_key(fact.subject):
+            raise refuse(f"'contrast' holds the subject {subject!r} itself.")
+    if not contains(fact.answer, fact.new, besides=fact.subject):
+        raise refuse(f"'answer' {fact.answer!r} holds no alias of 'new' ({', '.join(fact.new)}).")
+    for key in ("answer", "refusal"):
+        if contains(getattr(fact, key), fact.old, besides=fact.subject):
+            raise refuse(f"{key!r} {getattr(fact, key)!r} holds an alias of 'old' ({', '.join(fact.old)}).")
+    if contains(fact.refusal, fact.new, besides=fact.subject):
+        raise refuse(f"'refusal' {fact.refusal!r} holds an alias of 'new' ({', '.join(fact.new)}).")

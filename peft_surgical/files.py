@@ -1,0 +1,131 @@
+"""Writing files so that a reader never sees half of one.
+
+Everything is written beside its destination and renamed into place, which is atomic on one file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, all of it or nothing.
+
+    Raises:
+        OutputError: If the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes private files; what a person publishes should have the usual permissions.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON to `path`; NaN and infinity are refused, since JSON has neither."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill that appears at `path` when the block ends without an error, and not at all otherwise.
+
+    Args:
+        path: Where the folder shall be.
+        overwrite: Replace an existing folder; it stays as it was until the new one is complete.
+
+    Yields:
+        A temporary folder beside `path`.
+
+    Raises:
+        OutputError: If `path` is in the way or its parent cannot be written, or if replacing it would take away the
+            folder somebody works in.
+    """
+    path = Path(os.path.abspath(path))
+    check_output(path, overwrite=overwrite)
+    used = (Path.cwd(), Path(os.path.expanduser("~")))
+    if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in used):
+        raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    try:
+        yield temporary
+        try:
+            os.chmod(temporary, 0o777 & ~_umask())
+            _swap(temporary, path, overwrite)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuses an output folder that would lose something.
+
+    Raises:
+        OutputError: If `path` is a file, or a folder that is not empty while `overwrite` is false.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"the output {path} is a file; name a folder.")
+        if not overwrite and path.is_dir() and any(path.iterdir()):
+            raise OutputError(f"the output folder {path} is not empty; name another one or allow overwriting it.")
+        existing = next((p for p in (path, *path.parents) if p.exists()), None)
+        if existing is not None and not existing.is_dir():
+            raise OutputError(f"cannot write {path}: {existing} is a file.")
+        if existing is not None and not os.access(existing, os.W_OK):
+            raise OutputError(f"cannot write {path}: {existing} is not writable.")
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _swap(temporary: Path, path: Path, overwrite: bool) -> None:
+    if not overwrite or not path.exists():
+        # Takes the place of an empty folder too, and fails on one that somebody filled meanwhile.
+        os.rename(temporary, path)
+        return
+    # A full folder cannot be renamed over: move the old one aside, and put it back if the new one does not arrive.
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    old = aside / path.name
+    os.rename(path, old)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

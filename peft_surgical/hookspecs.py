@@ -1,0 +1,36 @@
+"""The hook that scorer plugins implement; the built-in scorers use the same one.
+
+    import peft_surgical as ps
+
+    @ps.hookimpl
+    def register_scorers(register):
+        register("my_scorer", my_scorer)
+
+A module with such a function becomes a plugin through an entry point of its distribution, in `pyproject.toml`:
+
+    [project.entry-points.peft_surgical]
+    my_plugin = "my_package.my_module"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pluggy
+
+from .context import Scorer
+
+hookspec = pluggy.HookspecMarker("peft_surgical")
+hookimpl = pluggy.HookimplMarker("peft_surgical")
+
+
+@hookspec
+def register_scorers(register: Callable[[str, Scorer], None]) -> None:
+    """Register named scorers.
+
+    Args:
+        register: Called as `register(name, scorer)`. The name consists of letters, digits and underscores and must be
+            free. A scorer is called as `scorer(context, **options)` and returns `{site: scores}`; its options are its
+            keyword-only parameters, each with a default; the first line of its docstring says what it reads. See
+            [`ScorerContext`][peft_surgical.ScorerContext].
+    """

@@ -1,0 +1,194 @@
+"""Localize a fact: which heads and MLPs hold the old answer up.
+
+    loc = localize(model, tokenizer, fact)
+    loc.top(10).components
+
+Every layer is scored, averaged over the fact's prompts, by scorers that are plugins (`peft-surgical scorers` lists
+them). Localization sees the training part of a fact only, never its held-out prompts and controls.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .bridge import wrap
+from .context import ScorerContext, T
+from .controls import control_pairs
+from .corruption import PromptPair, corrupt, template_ids
+from .errors import FactError, ScorerError
+from .facts import Fact, TrainingFact
+from .plugins import Catalogue, PluginWarning, load_scorers
+from .progress import progress_bar
+from .results import Localization
+from .runs import Runs
+from .scores import Scores, check_scores
+from .selection import Selection
+from .sites import ModelShape
+from .specs import ScorerSpec
+
+__all__ = ["DEFAULT_SCORERS", "Localization", "Selection", "localize"]
+
+DEFAULT_SCORERS = ("verified", "attribution")
+"""Estimate all, measure the promising exactly, keep what is specific; attribution breaks ties and ranks neurons."""
+
+
+def localize(
+    model: nn.Module,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    scorers: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    prompts: int | None = None,
+    max_tokens: int = 2048,
+    progress: bool = True,
+) -> Localization:
+    """Score every head and MLP of a model for one fact.
+
+    Args:
+        model: A Hugging Face causal language model, without adapters and not quantized. It is left as it was, and its
+            weights are not copied.
+        tokenizer: Its tokenizer.
+        fact: The fact; only its training part is used.
+        scorers: Names of installed scorers, with options after a colon: `"attribution"`, `"attribution:steps=5"`,
+            `"logit_drop:measure=old,sites=v+pre"`. `sites` (any scorer) says which projections to score: one of `z`,
+            `v`, `q`, `k` for heads and one of `post`, `pre`, `pre_linear` for MLPs; `z+post` unless given. The first
+            scorer is the one that `Localization.top` goes by. [`DEFAULT_SCORERS`] unless given.
+        seed: For the order of contrast subjects, for noise, and for scorers that draw.
+        prompts: Use only the first so many of the fact's prompts.
+        max_tokens: Bounds the memory above the weights: rows × positions of one forward pass; a quarter of it with
+            gradients.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        The scores. A scorer that fails is left out with a [`PluginWarning`], and stands in `errors`; the others go on.
+
+    Raises:
+        ScorerError: When a scorer is not installed or has no such option, or when all failed.
+        FactError: When a prompt has no token that distinguishes the answers.
+        ModelError: When the model carries an adapter, is quantized, or is not known.
+    """
+    fact = fact.training
+    if prompts is not None and not prompts >= 1:
+        raise FactError(f"prompts must be at least 1, not {prompts}.")
+    catalogue = load_scorers()
+    specs = [ScorerSpec.parse(text, catalogue) for text in (DEFAULT_SCORERS if scorers is None else scorers)]
+    if not specs:
+        raise ScorerError("name at least one scorer.")
+    bridge = wrap(model)
+    try:
+        session = _Session(bridge, tokenizer, fact, catalogue, seed, prompts, max_tokens, progress)
+        tables, errors = session.run(specs)
+    finally:
+        bridge.reset_hooks()
+    if not tables:
+        raise ScorerError("; ".join(errors.values()))
+    return Localization(
+        model=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+        dtype=str(session.runs.dtype).removeprefix("torch."),
+        shape=session.shape,
+        subject=fact.subject,
+        scorers=tuple(spec.text for spec in specs),
+        tables=tables,
+        corruption=tuple(session.records()),
+        seed=seed,
+        errors=errors,
+    )
+
+
+class _Session:
+    """One localization under way: the prompts, and the scores so far."""
+
+    def __init__(
+        self,
+        bridge: Any,
+        tokenizer: Any,
+        fact: TrainingFact,
+        catalogue: Catalogue,
+        seed: int,
+        prompts: int | None,
+        max_tokens: int,
+        progress: bool,
+    ) -> None:
+        template = template_ids(tokenizer)
+        self.runs, self.precise = Runs(bridge, template), Runs(bridge, template, precise=True)
+        self.shape = ModelShape.from_config(bridge.original_model.config)
+        self.tokenizer, self.fact, self.catalogue = tokenizer, fact, catalogue
+        self.seed, self.max_tokens, self.progress = seed, max_tokens, progress
+        pairs = corrupt(tokenizer, fact, self.runs.embed, self._generator(), fact.prompts[:prompts])
+        self.pairs = self.runs.answered(pairs, max_tokens)
+        self._controls: tuple[PromptPair, ...] | None = None
+        self._tables: dict[str, Scores] = {}
+
+    def run(self, specs: Sequence[ScorerSpec]) -> tuple[dict[str, Scores], dict[str, str]]:
+        """Tables of all scorers, the requested ones first, and the reasons of those that failed."""
+        errors: dict[str, str] = {}
+        for spec in specs:
+            try:
+                self.score(spec)
+            except ScorerError as error:
+                errors[spec.text] = str(error)
+                warnings.warn(str(error), PluginWarning, stacklevel=3)
+        requested = [spec.text for spec in specs if spec.text in self._tables]
+        return {name: self._tables[name] for name in [*requested, *self._tables]}, errors
+
+    def score(self, spec: ScorerSpec) -> Scores:
+        """The scores of one scorer, computed once."""
+        if spec.text not in self._tables:
+            notes: dict[str, Any] = {}
+            started = time.perf_counter()
+            context = ScorerContext(
+                runs=self.runs,
+                precise=self.precise,
+                shape=self.shape,
+                sites=spec.sites(self.shape),
+                pairs=self.pairs,
+                controls=self.controls,
+                seed=self.seed,
+                max_tokens=self.max_tokens,
+                score=lambda text: self.score(ScorerSpec.parse(text, self.catalogue, spec.projections)),
+                notes=notes,
+                track=self._track(spec.text),
+            )
+            try:
+                raw = spec.installed.scorer(context, **spec.options)
+            except ScorerError as error:
+                raise ScorerError(f"{spec.installed}: {error}") from error
+            except Exception as error:  # a plugin may raise anything
+                raise ScorerError(f"{spec.installed} failed with {type(error).__name__}: {error}") from error
+            found = check_scores(raw, context.sites, self.shape, str(spec.installed))
+            notes["seconds"] = round(time.perf_counter() - started, 3)
+            self._tables[spec.text] = Scores(found.components, found.neurons, notes)
+        return self._tables[spec.text]
+
+    def controls(self) -> tuple[PromptPair, ...]:
+        """Control-like prompts, made on first use."""
+        if self._controls is None:
+            self._controls = control_pairs(self.tokenizer, self.fact, self.runs, self._generator(), self.max_tokens)
+        return self._controls
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """How each prompt was corrupted, and what that did to the logit difference."""
+        for pair in self.pairs:
+            clean, corrupted = (round(value, 4) for value in pair.differences)
+            rival = self.tokenizer.decode([pair.rival])
+            record = {"prompt": pair.prompt, "method": pair.method, "other": pair.other, "rival": rival}
+            yield {**record, "clean": clean, "corrupted": corrupted}
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def _track(self, label: str) -> Callable[[Iterable[T], int], Iterable[T]]:
+        def track(items: Iterable[T], total: int) -> Iterator[T]:
+            with progress_bar(total, label, enabled=self.progress) as bar:
+                for item in items:
+                    yield item
+                    bar.update()
+
+        return track

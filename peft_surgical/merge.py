@@ -1,0 +1,140 @@
+"""Folding adapters into a copy of the base weights, on disk.
+
+The model that is given stays as it was: only the weights that an adapter touches are copied and changed, on their way
+into the checkpoint. Several adapters are multiplied first and rounded once, which is more exact than merging one after
+the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .algebra import product
+from .edits import Edit, ModuleScale
+from .errors import AdapterError, ModelError
+from .files import atomic_directory, check_output, write_json
+from .tuner.fold import Rounding, fold, scaled_tensors
+from .tuner.targets import check_target, find_module
+
+
+def merge(
+    model: PreTrainedModel,
+    adapters: Sequence[Edit | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    dtype: torch.dtype | str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint of the model with adapters folded into its weights, for `from_pretrained`.
+
+    Args:
+        model: The unedited base model; not changed.
+        adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained.
+        out: The folder to write; it appears whole or not at all.
+        dtype: Of the checkpoint, such as `"float32"`; the model's by default. A half-precision merge that rounds a
+            part of the edit away warns.
+        tokenizer: Saved beside the weights if given.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        AdapterError: If an adapter cannot be read, or was made for another model, or touches a weight that is tied to
+            another.
+        ModelError: If the model has adapters on it, is quantized, or has weights that are not in memory.
+        OutputError: If `out` cannot be written.
+    """
+    target = _dtype(dtype)
+    _check_model(model)
+    check_output(out, overwrite=overwrite)
+    edit = product(adapters)
+    state: dict[str, Tensor] = model.state_dict()
+    roundings = []
+    for name, scale in edit.modules.items():
+        module = find_module(model, name)
+        check_target(name, module, scale.coordinates, scale.width)
+        for key, (values, rounding) in _folded(name, module, scale, state, target).items():
+            state[key] = values
+            roundings.append(rounding)
+    total = Rounding.total(roundings)
+    total.warn(target or model.dtype)
+    if target is not None:
+        state = _cast(state, target)
+    with atomic_directory(out, overwrite=overwrite) as folder:
+        config = model.config
+        # save_pretrained notes the dtype and the class in the configuration of the model that it saves.
+        model.config = copy.deepcopy(config)
+        try:
+            model.save_pretrained(folder, state_dict=state)
+        finally:
+            model.config = config
+        if target is not None:
+            path = folder / "config.json"
+            write_json(path, _with_dtype(json.loads(path.read_text(encoding="utf-8")), target))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def _folded(
+    name: str, module: nn.Module, scale: ModuleScale, state: dict[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """The module's new tensors, by their key in the state."""
+    found = {}
+    for part, axis in scaled_tensors(module, scale.coordinates.side).items():
+        key = f"{name}.{part}"
+        old = state[key]
+        if any(other.data_ptr() == old.data_ptr() for k, other in state.items() if k != key):
+            raise AdapterError(f"{key} is tied to another weight, so an edit of it cannot be merged.")
+        index = scale.coordinates.index(old.device)
+        values, rounding = fold(old, index, scale.scale, axis, dtype)
+        new = old.to(values.dtype, copy=True)
+        found[key] = (new.index_copy_(axis, index, values), rounding)
+    return found
+
+
+def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    # Tied weights must stay one tensor, which is how they are recognized.
+    seen: dict[tuple[int, torch.Size], Tensor] = {}
+    cast = {}
+    for key, tensor in state.items():
+        if tensor.is_floating_point():
+            tensor = seen.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+        cast[key] = tensor
+    return cast
+
+
+def _with_dtype(config: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(config, dict):
+        return config
+    name = str(dtype).removeprefix("torch.")
+    return {
+        key: name if key in ("dtype", "torch_dtype") and isinstance(value, str) else _with_dtype(value, dtype)
+        for key, value in config.items()
+    }
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelError(f"the dtype of a merge must be float32, bfloat16 or float16, got {dtype}.")
+    return found
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"merge needs the unedited base model, got a {type(model).__name__}; give its get_base_model()."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
+        raise ModelError("the model has adapters on it; merge needs the unedited base model.")
+    if getattr(model, "is_quantized", False):
+        raise ModelError("the model is quantized; load it in bfloat16 or float32 to merge.")
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ModelError("some weights of the model are offloaded; load it whole to merge.")

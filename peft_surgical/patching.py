@@ -1,0 +1,119 @@
+"""Exact activation patching of many components in one forward pass.
+
+Patching takes a clean run, gives one component the activation of another run, and looks at what the logits lose. One
+forward pass a component computes the layers below it again each time. Here the pass begins with one clean row, and a
+component's row is *born* at its own layer as a copy of the clean row: no layer below is computed twice, and all
+components go through the layers above as rows of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .runs import Runs, Site
+from .window import Window
+
+Sources = Mapping[Site, Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one row patches: a head of a site, or a whole MLP (`index` is `None`)."""
+
+    site: Site
+    index: int | None = None
+
+
+def targets_of(sites: Sequence[Site]) -> list[Target]:
+    """Every head and every MLP of these sites."""
+    return [Target(site, index) for site in sites for index in (range(site.size) if site.of_heads else (None,))]
+
+
+@torch.no_grad()
+def patch(
+    runs: Runs,
+    window: Window,
+    targets: Sequence[Target],
+    sources: Sources,
+    max_tokens: int,
+    read: Callable[[Float[Tensor, "row vocab"]], Tensor] = lambda logits: logits,
+) -> Tensor:
+    """What the logits are when one target at a time is taken from `sources` in the clean run.
+
+    Args:
+        runs: The model.
+        window: Exactly one prompt. Outside it nothing is patched.
+        targets: In any order.
+        sources: Of every target's site, an activation `[1, pos, head, d_head]` or `[1, pos, neuron]`.
+        max_tokens: Bounds the memory: rows × positions of one pass.
+        read: What to keep of each row's logits; all unless given.
+
+    Returns:
+        One row a target, float32, in the order of `targets`.
+    """
+    order = sorted(range(len(targets)), key=lambda i: targets[i].site.layer)
+    rows: dict[int, Tensor] = {}
+    for chunk in _chunks(order, max(1, max_tokens // window.width - 1)):
+        kept = read(_grow(runs, window, [targets[i] for i in chunk], sources))
+        rows.update(zip(chunk, kept, strict=True))
+    return torch.stack([rows[i] for i in range(len(targets))])
+
+
+def patch_all(runs: Runs, window: Window, sources: Sources) -> Float[Tensor, "prompt vocab"]:
+    """Logits of the clean run with all sites taken from `sources` at once."""
+
+    def replace(site: Site) -> Any:
+        return lambda tensor, hook: sources[site].to(tensor).reshape(tensor.shape)
+
+    with torch.no_grad():
+        return runs.logits(window, window.clean, [(site.name, replace(site)) for site in sources])
+
+
+def _grow(runs: Runs, window: Window, targets: Sequence[Target], sources: Sources) -> Tensor:
+    """One pass; `targets` ascend by layer, so row `i + 1` is the one of target `i`."""
+    hooks: list[tuple[str, Any]] = []
+    by_site: dict[Site, list[tuple[int, int | None]]] = {}
+    born: dict[int, int] = {}
+    for row, target in enumerate(targets, 1):
+        born[target.site.layer] = born.get(target.site.layer, 0) + 1
+        by_site.setdefault(target.site, []).append((row, target.index))
+
+    def grow(count: int) -> Any:
+        return lambda tensor, hook: torch.cat([tensor, tensor[:1].expand(count, -1, -1)])
+
+    def write(site: Site, patches: list[tuple[int, int | None]]) -> Any:
+        def hook(tensor: Tensor, hook: Any) -> Tensor:
+            source = sources[site].to(tensor)[0]
+            value = tensor.reshape(_shape(tensor, site, window)).clone()
+            for row, index in patches:
+                if index is None:
+                    value[row] = source
+                else:
+                    value[row, :, index] = source[:, index]
+            return value.reshape(tensor.shape)
+
+        return hook
+
+    hooks += [(f"blocks.{layer}.hook_in", grow(count)) for layer, count in born.items()]
+    hooks += [(site.name, write(site, patches)) for site, patches in by_site.items()]
+    return runs.logits(window, window.clean, hooks)[1:]
+
+
+def _shape(tensor: Tensor, site: Site, window: Window) -> tuple[int, ...]:
+    """`[row, pos, head, d_head]` or `[row, pos, neuron]`, also where a model flattens rows and positions (OPT)."""
+    width = window.width
+    if site.of_heads:
+        d_head = tensor.shape[-1] if tensor.ndim == 4 else tensor.shape[-1] // site.size
+        return (tensor.numel() // (width * site.size * d_head), width, site.size, d_head)
+    return (tensor.numel() // (width * site.size), width, site.size)
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

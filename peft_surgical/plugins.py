@@ -1,0 +1,162 @@
+"""Finds the installed scorers: the built-in ones and those of plugins, through one hook.
+
+A plugin that cannot be imported, misspells the hook, or takes a name that is taken is left out whole, with a
+[`PluginWarning`] that names it and the fault; the others go on. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module, metadata
+from pkgutil import iter_modules
+from typing import Any
+
+import pluggy
+
+from . import hookspecs, scorers
+from .context import Scorer
+from .errors import ScorerError
+
+GROUP = "peft_surgical"
+OWN = "peft-surgical"
+
+
+class PluginWarning(UserWarning):
+    """A scorer plugin was left out, or a scorer failed."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A scorer and where it comes from.
+
+    Attributes:
+        name: What `localize(scorers=[…])` and `--scorer` call it.
+        scorer: The function.
+        distribution: The installed distribution that brought it, with its version when known.
+    """
+
+    name: str
+    scorer: Scorer
+    distribution: str
+
+    @property
+    def reads(self) -> str:
+        """What the scorer reads: the first line of its docstring."""
+        return (inspect.getdoc(self.scorer) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Option names and their defaults: the scorer's keyword-only parameters."""
+        parameters = inspect.signature(self.scorer).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def __str__(self) -> str:
+        return f"the scorer {self.name!r} of {self.distribution}"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All scorers, and why each left-out plugin was left out.
+
+    Attributes:
+        scorers: By name.
+        faults: One sentence a plugin that was left out.
+    """
+
+    scorers: Mapping[str, Installed]
+    faults: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Installed:
+        """The scorer of this name.
+
+        Raises:
+            ScorerError: When there is none; says which there are, and what was left out.
+        """
+        if name not in self.scorers:
+            faults = "".join(f" ({fault})" for fault in self.faults)
+            raise ScorerError(f"there is no scorer {name!r}; installed are {', '.join(sorted(self.scorers))}.{faults}")
+        return self.scorers[name]
+
+
+def get_plugin_manager() -> pluggy.PluginManager:
+    """A fresh plugin manager that knows the hook and has no plugin yet."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def load_scorers() -> Catalogue:
+    """Import and register every plugin; built-in scorers first, so that theirs are the names that are taken.
+
+    Warns:
+        PluginWarning: For each plugin that was left out.
+    """
+    manager = get_plugin_manager()
+    found: dict[str, Installed] = {}
+    faults: list[str] = []
+    for name in sorted(module.name for module in iter_modules(scorers.__path__)):
+        _add(manager, import_module(f"{scorers.__name__}.{name}"), name, OWN, found)
+    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+        plugin = f"the plugin {point.name!r} of {distribution}"
+        try:
+            _add(manager, point.load(), point.name, distribution, found)
+        except Exception as error:  # whatever a plugin does wrong, the others go on
+            reason = str(error) if isinstance(error, ScorerError) else f"{type(error).__name__}: {error}"
+            faults.append(f"{plugin} was left out: {reason}")
+            warnings.warn(faults[-1], PluginWarning, stacklevel=2)
+    return Catalogue(found, tuple(faults))
+
+
+def installed_scorers() -> list[tuple[str, str, str]]:
+    """Name, what it reads, and distribution of every installed scorer, by name."""
+    return [(item.name, item.reads, item.distribution) for _, item in sorted(load_scorers().scorers.items())]
+
+
+def _add(
+    manager: pluggy.PluginManager, plugin: Any, name: str, distribution: str, found: dict[str, Installed]
+) -> None:
+    """Register one plugin and its scorers, or none of them.
+
+    Raises:
+        ScorerError: For a hook that does not exist, or a scorer that cannot be registered.
+    """
+    if manager.register(plugin, name=name) is None:
+        raise ScorerError(f"the name {name!r} is blocked.")
+    new: dict[str, Installed] = {}
+    try:
+        # Pluggy keeps quiet about a misspelled hook until asked.
+        manager.check_pending()
+        if not manager.get_hookcallers(plugin):
+            raise ScorerError("it implements no hook; mark `register_scorers` with `peft_surgical.hookimpl`.")
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        register: Callable[[str, Scorer], None] = partial(_register, new, found, distribution)
+        manager.subset_hook_caller("register_scorers", others)(register=register)
+    except pluggy.PluginValidationError as error:
+        manager.unregister(plugin)
+        raise ScorerError(f"{error}; the hook is register_scorers(register).") from error
+    except Exception:
+        manager.unregister(plugin)
+        raise
+    found.update(new)
+
+
+def _register(
+    new: dict[str, Installed], taken: Mapping[str, Installed], distribution: str, name: str, scorer: Scorer
+) -> None:
+    owner = taken.get(name) or new.get(name)
+    if owner is not None:
+        raise ScorerError(f"the scorer name {name!r} is taken by {owner.distribution}.")
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise ScorerError(f"a scorer's name consists of letters, digits and underscores, unlike {name!r}.")
+    if not callable(scorer):
+        raise ScorerError(f"the scorer {name!r} is not a function.")
+    parameters = list(inspect.signature(scorer).parameters.values())
+    if not parameters or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+        raise ScorerError(f"the scorer {name!r} must take a context, and options only with a default.")
+    new[name] = Installed(name, scorer, distribution)

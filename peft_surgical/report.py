@@ -1,0 +1,167 @@
+"""The proof: every figure of an evaluation with its N and interval, and every answer behind it.
+
+`Report.save` writes `report.json`; `peft_surgical.page` turns a report into `report.html`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import SurgicalError
+from .facts import Fact
+from .files import write_json
+from .metrics import Figure
+
+# Metric, and what a reader calls it.
+METRICS = {
+    "new_answer_rate": "gives the new answer",
+    "old_answer_rate": "gives the old answer",
+    "refusal_rate": "says it does not know",
+    "control_kept": "controls still right",
+    "control_leak": "controls that now give the new answer",
+    "kl_per_token": "KL per token on unrelated text (nats)",
+    "perplexity_ratio": "perplexity on unrelated text, ratio to the base",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation measured.
+
+    Attributes:
+        fact: The fact, whole.
+        model: The base model's name.
+        dtype: The base's dtype during evaluation.
+        seed: The seed of the run.
+        versions: Package and Python versions.
+        selection: The components that were edited, best first, and how they were chosen; empty when unknown.
+        seconds: Step to wall-clock seconds.
+        stages: State (`base`, `unlearned`, `edited`, …) to metric to figure.
+        answers: State to `held_out`, `controls` and `probes`, each the answers in the fact's order.
+        training: Stage to what its training reached; empty when nothing was trained.
+    """
+
+    fact: Fact
+    model: str
+    dtype: str
+    seed: int
+    versions: Mapping[str, str]
+    selection: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    stages: Mapping[str, Mapping[str, Figure]]
+    answers: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return {
+            "fact": self.fact.to_dict(),
+            "model": self.model,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "versions": dict(self.versions),
+            "selection": dict(self.selection),
+            "seconds": dict(self.seconds),
+            "stages": {
+                stage: {metric: figure.to_dict() for metric, figure in figures.items()}
+                for stage, figures in self.stages.items()
+            },
+            "training": {stage: dict(record) for stage, record in self.training.items()},
+            "answers": {stage: dict(given) for stage, given in self.answers.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Reads back what [`to_dict`] gave.
+
+        Raises:
+            SurgicalError: If it is not a report.
+        """
+        try:
+            return cls(
+                fact=Fact.from_dict(data["fact"]),
+                model=data["model"],
+                dtype=data["dtype"],
+                seed=data["seed"],
+                versions=data["versions"],
+                selection=data["selection"],
+                seconds=data["seconds"],
+                stages={
+                    stage: {metric: Figure(**figure) for metric, figure in figures.items()}
+                    for stage, figures in data["stages"].items()
+                },
+                answers=data.get("answers", {}),
+                training=data.get("training", {}),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SurgicalError(f"this is not a report: {error!r}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report as JSON, whole or not at all."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """Reads a `report.json`.
+
+        Raises:
+            SurgicalError: If it cannot be read or is not a report.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SurgicalError(f"{path}: cannot be read as a report ({error}).") from error
+        try:
+            return cls.from_dict(data)
+        except SurgicalError as error:
+            raise SurgicalError(f"{path}: {error}") from error
+
+    def rows(self) -> list[tuple[str, list[str]]]:
+        """The summary table: a row a metric, a cell a stage, `value [low, high]`."""
+        table = []
+        for metric, label in METRICS.items():
+            if not any(metric in figures for figures in self.stages.values()):
+                continue
+            n = next(figures[metric].n for figures in self.stages.values() if metric in figures)
+            cells = [_cell(metric, figures.get(metric)) for figures in self.stages.values()]
+            table.append((f"{label} (n={n:,})", cells))
+        return table
+
+    def verdict(self) -> str:
+        """One sentence for a person in a hurry, from the last stage's figures."""
+        stage, figures = list(self.stages.items())[-1] if self.stages else ("", {})
+        new, old = figures.get("new_answer_rate"), figures.get("old_answer_rate")
+        base_old = self.stages.get("base", {}).get("old_answer_rate")
+        kept = figures.get("control_kept")
+        if new is None or old is None or base_old is None:
+            return "Nothing was measured."
+        parts = [
+            f"Of {new.n} held-out questions, the {stage} model answers {round(new.value * new.n)} with "
+            f"{self.fact.new[0]} and {round(old.value * old.n)} with {self.fact.old[0]}"
+        ]
+        if stage != "base":
+            parts[0] += f" (base: {round(base_old.value * base_old.n)} with {self.fact.old[0]})"
+        if kept is not None and stage != "base":
+            parts.append(f"{round(kept.value * kept.n)} of {kept.n} other facts stay right")
+        sentence = "; ".join(parts) + "."
+        if base_old.value < 0.5:
+            sentence += f" The base hardly holds the old answer, so there was little of {self.fact.old[0]} to rewrite."
+        return sentence
+
+    def _repr_html_(self) -> str:
+        """The verdict and the table of figures, for a notebook."""
+        from .page import render_table
+
+        return render_table(self)
+
+
+def _cell(metric: str, figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    digits = 4 if metric in ("kl_per_token", "perplexity_ratio") else 2
+    return f"{figure.value:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"

@@ -1,0 +1,122 @@
+"""What training keeps: prompts about other things, with the base's own answers to them.
+
+Three sources, none of which an evaluation reads: the fact's `retain` prompts; its *neighbours*, the training prompts
+with the subject swapped for a `contrast` subject ("the capital of Norway"), where an edit does its first damage; and a
+few everyday requests that come with the package, so that an edit stays quiet on ordinary text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .facts import TrainingFact
+from .generation import generate_ids
+from .prompts import EncodedAnswer, encode, mentions, swap_subject
+from .text import same_text_key
+
+
+def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
+    """Training prompts about other subjects of the same kind.
+
+    Args:
+        fact: Its prompts and contrast subjects; prompts that do not name the subject have no neighbour.
+        count: How many at most, spread evenly over subjects.
+        seed: Which prompts meet which subjects.
+
+    Returns:
+        Distinct prompts.
+    """
+    prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
+    rng = random.Random(seed)
+    by_subject = [[swap_subject(p, fact.subject, subject) for p in prompts] for subject in fact.contrast]
+    for made in by_subject:
+        rng.shuffle(made)
+    rounds = [made[i] for i in range(len(prompts)) for made in by_subject]
+    own = {same_text_key(prompt) for prompt in fact.prompts}
+    distinct = {same_text_key(prompt): prompt for prompt in rounds if same_text_key(prompt) not in own}
+    return list(distinct.values())[:count]
+
+
+def everyday_prompts() -> list[str]:
+    """Requests that have to do with no fact: write, explain, translate, count."""
+    text = resources.files("peft_surgical").joinpath("data", "everyday.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def retain_prompts(fact: TrainingFact, neighbour_count: int, seed: int = 0) -> list[str]:
+    """All prompts whose base behaviour training keeps, each once."""
+    prompts = [*fact.retain, *neighbours(fact, neighbour_count, seed), *everyday_prompts()]
+    own = {same_text_key(prompt) for prompt in fact.prompts}
+    distinct = {same_text_key(prompt): prompt for prompt in prompts if fact.may_train_on(prompt)}
+    return [prompt for key, prompt in distinct.items() if key not in own]
+
+
+def base_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> list[EncodedAnswer]:
+    """The model's own greedy answers, cut at `max_new_tokens`, as sequences to hold it to."""
+    encoded = [tuple(encode(tokenizer, prompt)) for prompt in prompts]
+    said = generate_ids(
+        model,
+        tokenizer,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        description="answers to keep",
+    )
+    return [EncodedAnswer((*ids, *answer), len(ids)) for ids, answer in zip(encoded, said, strict=True)]
+
+
+@dataclass(frozen=True)
+class TopDistribution:
+    """A next-token distribution as its likeliest tokens and the mass of all others.
+
+    Whole distributions of many positions would take gigabytes with today's vocabularies. The divergence of these
+    buckets is a lower bound of the whole one (data processing inequality), and they hold nearly all of its mass.
+
+    Attributes:
+        tokens: Ids of the likeliest tokens.
+        log_probs: Their log-probabilities.
+    """
+
+    tokens: Int[Tensor, "position top"]
+    log_probs: Float[Tensor, "position top"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "position vocab"], top: int = 64) -> TopDistribution:
+        """Keeps the `top` likeliest tokens of each position."""
+        values, tokens = logits.float().log_softmax(-1).topk(min(top, logits.shape[-1]), dim=-1)
+        return cls(tokens, values)
+
+    @staticmethod
+    def cat(parts: Sequence[TopDistribution]) -> TopDistribution:
+        """Positions of several, one after another."""
+        return TopDistribution(torch.cat([p.tokens for p in parts]), torch.cat([p.log_probs for p in parts]))
+
+    def kl(self, logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position"]:  # noqa: UP037
+        """KL(self‖softmax(logits)) over the buckets, nats."""
+        logits = logits.float()
+        theirs = logits.gather(-1, self.tokens) - logits.logsumexp(-1, keepdim=True)
+        mine = self.log_probs
+        rest = _log_rest(mine)
+        return (mine.exp() * (mine - theirs)).sum(-1) + rest.exp() * (rest - _log_rest(theirs))
+
+
+def _log_rest(log_probs: Tensor) -> Tensor:
+    # The floor keeps the logarithm finite where the listed tokens have all the mass that float32 can tell.
+    return (1 - log_probs.exp().sum(-1)).clamp_min(1e-6).log()

@@ -1,0 +1,105 @@
+"""How strongly the answer's loss pulls at a component's weights; the third analysis of arXiv 2508.07075.
+
+The gradient of a weight matrix is a sum over positions of (gradient of its output) ⊗ (its input). Its norm, and that
+of any rows or columns, follows from the two alone: with G the positions' inner products of output gradients and x one
+input coordinate over the positions, the gradient of that column has squared norm xᵀGx. So no weight needs a gradient,
+and no gradient of a matrix is ever formed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..context import MLPScores, ScorerContext
+from ..hookspecs import hookimpl
+from ..runs import Site
+from ..sites import HEAD_PROJECTIONS, Component, projection_slices
+from ..window import Window
+
+MODULES = {
+    "z": ("attn.o", "input"),
+    "q": ("attn.q", "output"),
+    "k": ("attn.k", "output"),
+    "v": ("attn.v", "output"),
+    "post": ("mlp.out", "input"),
+    "pre": ("mlp.gate", "output"),
+    "pre_linear": ("mlp.in", "output"),
+}
+"""Of each projection, the TransformerLens module whose weights it names, and whether by columns (input) or rows."""
+
+
+def gradient_norm(context: ScorerContext) -> dict[Site, Tensor | MLPScores]:
+    """L2 norm of the gradient of the old answer's loss on a component's weights.
+
+    A head's columns of the output projection, an MLP's down projection and a neuron's column of it; rows of the
+    value, query, key, gate or up projection where those are scored. The mean over the prompts. The norms of whole
+    weight matrices stand in the notes, by Hugging Face module name.
+    """
+    gated = context.shape.architecture.gated
+    projections = [p for p in MODULES if p != "pre_linear" or gated]
+    sums: dict[Site, Tensor] = {}
+    wholes: dict[Site, float] = {}
+    matrices: dict[str, float] = {}
+    scored = set(context.sites)
+    for window in context.windows(whole=True):
+        squares = _squares(context, window, projections)
+        of_module: dict[str, Tensor] = {}
+        for (layer, projection), square in squares.items():
+            component = Component("head", layer, 0) if projection in HEAD_PROJECTIONS else Component("mlp", layer)
+            module = projection_slices(context.shape, component, projection).module
+            of_module[module] = of_module.get(module, 0) + square.sum(1)
+        for module, square in of_module.items():
+            matrices[module] = matrices.get(module, 0.0) + float(square.sqrt().sum()) / len(context.pairs)
+        for site in scored:
+            square = squares[site.layer, site.projection]
+            whole = float(square.sum(1).sqrt().sum()) / len(context.pairs)
+            wholes[site] = wholes.get(site, 0.0) + whole
+            if site.of_heads:
+                square = square.unflatten(1, (site.size, -1)).sum(-1)
+            sums[site] = sums.get(site, 0) + square.sqrt().sum(0).cpu() / len(context.pairs)
+    context.notes["weight_matrices"] = {name: round(norm, 7) for name, norm in sorted(matrices.items())}
+    return {site: sums[site] if site.of_heads else MLPScores(wholes[site], sums[site]) for site in context.sites}
+
+
+def _squares(
+    context: ScorerContext, window: Window, projections: list[str]
+) -> dict[tuple[int, str], Float[Tensor, "prompt coordinate"]]:
+    """Squared norm of the gradient of each column (or row) of each projection's weights."""
+    gated = context.shape.architecture.gated
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(tensor: Tensor, hook: Any) -> Tensor:
+            found[name] = tensor.reshape(len(window.pairs), window.width, -1)
+            return found[name].reshape(tensor.shape)
+
+        return hook
+
+    names = {
+        (layer, p): f"blocks.{layer}.{MODULES[p][0] if gated or p != 'pre' else 'mlp.in'}"
+        for layer in range(context.shape.n_layers)
+        for p in projections
+    }
+    hooks = [(f"{name}.hook_{end}", keep(f"{name}.{end}")) for name in set(names.values()) for end in ("in", "out")]
+    with torch.enable_grad():
+        leaf = window.clean.detach().clone().requires_grad_(True)
+        logits = context.runs.logits(window, leaf, hooks)
+        loss = -window.old_logit(torch.log_softmax(logits, -1)).sum()
+        outputs = [f"{name}.out" for name in names.values()]
+        slopes = torch.autograd.grad(loss, [found[name] for name in outputs], materialize_grads=True)
+    result = {}
+    for (key, name), slope in zip(names.items(), slopes, strict=True):
+        inputs, slope = found[f"{name}.in"].detach().float(), slope.float()
+        columns, others = (inputs, slope) if MODULES[key[1]][1] == "input" else (slope, inputs)
+        result[key] = (torch.einsum("bpc,bqc->bpq", others, others) @ columns).mul_(columns).sum(1).clamp_(min=0)
+    return result
+
+
+@hookimpl
+def register_scorers(register):  # type: ignore[no-untyped-def]
+    """Register `gradient_norm`."""
+    register("gradient_norm", gradient_norm)

@@ -1,0 +1,215 @@
+"""Which components an edit may scale: chosen from scores, written by hand, kept as JSON.
+
+>>> from peft_surgical.selection import Selection
+>>> Selection.from_components("L16.mlp", "L20.head.3").components
+('L16.mlp', 'L20.head.3')
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import SelectionError
+from .files import write_json
+from .sites import Component, ModelShape, check_component
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Components, best first, and for some MLPs the neurons inside.
+
+    Attributes:
+        components: Names such as `"L16.mlp"` and `"L20.head.3"`, best first, none twice.
+        shape: The model's sizes, when known. A selection made by hand has none: the tuner then checks it against the
+            model that it is put on.
+        neurons: For the MLPs of which only some neurons are meant, their index ranges `(start, stop)`, ascending.
+    """
+
+    components: tuple[str, ...]
+    shape: ModelShape | None = None
+    neurons: Mapping[str, Ranges] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.components:
+            raise SelectionError("a selection needs at least one component.")
+        seen: set[str] = set()
+        for name in self.components:
+            component = Component.parse(name)
+            if name in seen:
+                raise SelectionError(f"{name} is selected twice.")
+            seen.add(name)
+            if self.shape is not None:
+                check_component(self.shape, component)
+        for name, ranges in (self.neurons or {}).items():
+            if name not in seen or Component.parse(name).kind != "mlp":
+                raise SelectionError(f"neurons are given for {name}, which is not a selected MLP.")
+            _check_ranges(name, ranges, self.shape)
+
+    @classmethod
+    def from_components(cls, *names: str, shape: ModelShape | None = None) -> Selection:
+        """Select by hand.
+
+        Args:
+            *names: `L<layer>.mlp` or `L<layer>.head.<index>`, best first.
+            shape: The model's sizes, to have the names checked at once.
+
+        Raises:
+            SelectionError: For a malformed or repeated name, or one that the model does not have.
+        """
+        return cls(tuple(names), shape)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The selected heads, best first."""
+        return tuple(name for name in self.components if ".head." in name)
+
+    @property
+    def mlps(self) -> tuple[str, ...]:
+        """The selected MLPs, best first."""
+        return tuple(name for name in self.components if name.endswith(".mlp"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The selection as JSON."""
+        return {
+            "components": list(self.components),
+            "shape": None if self.shape is None else self.shape.to_dict(),
+            "neurons": None
+            if self.neurons is None
+            else {name: [list(pair) for pair in ranges] for name, ranges in self.neurons.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Selection:
+        """What `to_dict` gave, or a person wrote: only `components` must be there.
+
+        Raises:
+            SelectionError: For an unknown key or a malformed value.
+        """
+        if not isinstance(data, Mapping) or set(data) - {"components", "shape", "neurons"}:
+            raise SelectionError(f"a selection has the keys components, shape and neurons, not {data!r}.")
+        names, shape, neurons = data.get("components"), data.get("shape"), data.get("neurons")
+        if not isinstance(names, Sequence) or isinstance(names, str):
+            raise SelectionError(f"a selection's components must be a list of names, not {names!r}.")
+        if neurons is not None:
+            if not isinstance(neurons, Mapping):
+                raise SelectionError(f"a selection's neurons must map MLPs to ranges, not {neurons!r}.")
+            neurons = {name: tuple(_pair(name, pair) for pair in ranges) for name, ranges in neurons.items()}
+        return cls(tuple(names), None if shape is None else ModelShape.from_dict(shape), neurons)
+
+    def save(self, path: str | Path) -> None:
+        """Write the selection as JSON, for a person to read and edit."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Selection:
+        """Read what `save` wrote.
+
+        Raises:
+            SelectionError: When the file is missing or not a selection.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SelectionError(f"{path} cannot be read as a selection: {error}.") from error
+        return cls.from_dict(data)
+
+
+PAPER_SELECTION = Selection.from_components("L18.mlp", "L16.mlp", "L23.mlp", "L22.head.28", "L20.head.26")
+"""What arXiv 2508.07075 chose in Phi-3-mini; with whole modules (`granularity="module"`) these are its ten modules."""
+
+
+def select(
+    scores: Mapping[str, float],
+    shape: ModelShape,
+    k: int | None = None,
+    *,
+    heads: int | None = None,
+    mlps: int | None = None,
+    budget: int | None = None,
+    threshold: float | None = None,
+    tie_break: Callable[[str], Any] | None = None,
+) -> Selection:
+    """Take the best-scored components until every given limit is reached.
+
+    Args:
+        scores: Component name to score; larger is better.
+        shape: The model's sizes.
+        k: Components at most. 10 when no limit at all is given.
+        heads: Attention heads at most.
+        mlps: MLPs at most. When only one of `heads` and `mlps` is given, and no `k`, the other kind is left out.
+        budget: Scales at most: `d_head` a head, `d_mlp` an MLP. A component that does not fit is passed over.
+        threshold: The smallest score that is taken.
+        tie_break: A sort key for components of equal score; their order in `scores` otherwise.
+
+    Raises:
+        SelectionError: When a limit is negative, or nothing is left.
+    """
+    limits = {"k": k, "heads": heads, "mlps": mlps, "budget": budget}
+    for name, limit in limits.items():
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise SelectionError(f"{name} must be a whole number, not {limit!r}.")
+    if threshold is not None and not math.isfinite(threshold):
+        raise SelectionError(f"threshold must be a finite number, not {threshold!r}.")
+    if threshold is None and all(limit is None for limit in limits.values()):
+        k = 10
+    if k is None and (heads is None) != (mlps is None):
+        heads, mlps = heads or 0, mlps or 0
+    left = {"head": math.inf if heads is None else heads, "mlp": math.inf if mlps is None else mlps}
+    room = math.inf if budget is None else budget
+    cost = {"head": shape.d_head, "mlp": shape.d_mlp}
+    chosen: list[str] = []
+    for name in ranked(scores, tie_break):
+        kind = Component.parse(name).kind
+        if (k is not None and len(chosen) >= k) or (threshold is not None and scores[name] < threshold):
+            break
+        if left[kind] < 1 or cost[kind] > room:
+            continue
+        chosen.append(name)
+        left[kind] -= 1
+        room -= cost[kind]
+    if not chosen:
+        given = {**limits, "threshold": threshold}
+        said = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        raise SelectionError(f"no component fits {said}; the best score is {max(scores.values()):.4g}.")
+    return Selection(tuple(chosen), shape)
+
+
+def ranked(scores: Mapping[str, float], tie_break: Callable[[str], Any] | None = None) -> list[str]:
+    """Component names by falling score; equal scores by `tie_break`, else in the order of `scores`."""
+    return sorted(scores, key=lambda name: (-scores[name], tie_break(name) if tie_break else 0))
+
+
+def index_ranges(indices: Iterable[int]) -> Ranges:
+    """The shortest ascending list of `(start, stop)` that covers exactly these indices."""
+    ranges: list[tuple[int, int]] = []
+    for index in sorted(set(indices)):
+        if ranges and ranges[-1][1] == index:
+            ranges[-1] = (ranges[-1][0], index + 1)
+        else:
+            ranges.append((index, index + 1))
+    return tuple(ranges)
+
+
+def _pair(name: str, pair: Any) -> tuple[int, int]:
+    if isinstance(pair, Sequence) and len(pair) == 2 and all(type(end) is int for end in pair):
+        return pair[0], pair[1]
+    raise SelectionError(f"a neuron range of {name} must be [start, stop], not {pair!r}.")
+
+
+def _check_ranges(name: str, ranges: Ranges, shape: ModelShape | None) -> None:
+    last = 0
+    for start, stop in ranges:
+        if not last <= start < stop:
+            raise SelectionError(f"the neuron ranges of {name} must be ascending and apart, not {ranges!r}.")
+        last = stop
+    if not ranges:
+        raise SelectionError(f"{name} is selected with no neurons.")
+    if shape is not None and last > shape.d_mlp:
+        raise SelectionError(f"{name} has {shape.d_mlp} neurons (0 to {shape.d_mlp - 1}); {ranges[-1]} goes beyond.")

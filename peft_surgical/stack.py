@@ -1,0 +1,90 @@
+"""Several staged adapters, made into one plain (IA)^3 adapter.
+
+Scales multiply, so the stages `unlearn` and `learn`, active one on top of the other, are one adapter with the product
+of their scales. `stack` writes it the way PEFT's own (IA)^3 does: it loads on the unedited base with stock PEFT,
+without this package, and gives the same logits bit for bit.
+
+    >>> stack(["unlearn", "learn"], "edit")
+    >>> PeftModel.from_pretrained(base, "edit")
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .adapter_files import write_plain
+from .algebra import product
+from .edits import Edit
+
+_USE = """## Use
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
+```
+
+To undo the edit, do not load it."""
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def stack(
+    adapters: Sequence[Edit | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> Edit:
+    """Multiplies adapters and writes the product as one plain (IA)^3 adapter folder with a model card.
+
+    Args:
+        adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained.
+        out: The folder to write; it appears whole or not at all.
+        card: Markdown about the edit for the model card, such as the fact and what was measured.
+        overwrite: Replace a folder that is there.
+
+    Returns:
+        The product.
+
+    Raises:
+        AdapterError: If an adapter cannot be read, they were made for different base models, or two of them scale
+            different sides of one module.
+        OutputError: If `out` cannot be written.
+    """
+    edit = product(adapters)
+    edit = replace(edit, task_type=edit.task_type or "CAUSAL_LM")
+    write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)
+    return edit
+
+
+def model_card(edit: Edit, about: str | None = None) -> str:
+    """Returns the README of a plain (IA)^3 adapter.
+
+    Args:
+        edit: What the adapter does.
+        about: Markdown about the edit.
+    """
+    base = edit.base_model or "the base model"
+    header = ["---", "library_name: peft", "tags:", "- ia3", "- peft-surgical"]
+    # A path of somebody's machine says nothing to others, and the hub refuses it.
+    if edit.base_model and _HUB_ID.fullmatch(edit.base_model) and not os.path.exists(edit.base_model):
+        header[1:1] = [f"base_model: {edit.base_model}"]
+    if edit.task_type == "CAUSAL_LM":
+        header.insert(1, "pipeline_tag: text-generation")
+    rows = [
+        f"| `{name}` | {module.coordinates.side} | {module.coordinates.n} |" for name, module in edit.modules.items()
+    ]
+    parts = [
+        "\n".join([*header, "---"]),
+        "# A surgical edit",
+        *([about.strip()] if about and about.strip() else []),
+        f"An (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)} modules;"
+        " every other scale is exactly 1.",
+        "\n".join(["| Module | Side | Scales |", "|---|---|---|", *rows]),
+        _USE,
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,309 @@
+"""Two stages: unlearn the old answer, then learn the new one on top of the frozen first stage.
+
+Each stage trains one surgical adapter. The paper merges the first into the weights before it trains the second; here
+the first stays an adapter and is frozen, which is the same function, because scales multiply, and keeps both undoable.
+
+```py
+>>> first = unlearn(model, tokenizer, fact, config)
+>>> second = learn(first.model, tokenizer, fact)
+>>> second.save("out/learn")
+```
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from .errors import AdapterError, ArchitectureError
+from .facts import Fact, TrainingFact
+from .prompts import EncodedAnswer, encode_answer
+from .retain import TopDistribution, base_answers, retain_prompts
+from .sites import architecture_of
+from .suffix import SuffixRunner, shared_prefix
+from .training import Recipe, TrainingRecord, span, train
+from .tuner import SurgicalIA3Config, activate
+
+UNLEARN, LEARN = "unlearn", "learn"
+
+# Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
+RECIPES = {UNLEARN: Recipe(steps=24), LEARN: Recipe(steps=48)}
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What the stages keep, worked out once for both: rows with the base's answers and distributions."""
+
+    rows: tuple[EncodedAnswer, ...]
+    base: tuple[TopDistribution, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A trained stage.
+
+    Attributes:
+        model: The PEFT model with this stage's adapter active, and those before it.
+        adapter: This stage's adapter name.
+        record: What training reached.
+        retained: What training kept; pass it to the next stage, which then need not work it out again.
+    """
+
+    model: PeftModel
+    adapter: str
+    record: TrainingRecord
+    retained: Retained
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`."""
+        from .tuner.saving import save_adapter
+
+        save_adapter(self.model, self.adapter, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What training reached, as JSON."""
+        return asdict(self.record)
+
+
+def unlearn(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    config: SurgicalIA3Config,
+    *,
+    recipe: Recipe | None = None,
+    retained: Retained | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains an adapter that answers the fact's prompts with its refusal.
+
+    Args:
+        model: A causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read.
+        config: Which coordinates get a scale.
+        recipe: How to train; the stage's own in [`RECIPES`] when None.
+        retained: What to keep, from an earlier stage on the same base; worked out when None.
+        seed: Decides which rows meet in a step.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `unlearn`.
+
+    Raises:
+        AdapterError: If the model already has an adapter of that name.
+        SelectionError: If the model does not have the coordinates of `config`.
+    """
+    return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
+
+
+def learn(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    config: SurgicalIA3Config | None = None,
+    *,
+    recipe: Recipe | None = None,
+    retained: Retained | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains an adapter that answers the fact's prompts with its new answer, on top of what is active.
+
+    Args:
+        model: The model of an `unlearn` stage, whose adapter is frozen; or a bare model, to learn in one stage.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read.
+        config: Which coordinates get a scale; those of the active adapter when None.
+        recipe: How to train; the stage's own in [`RECIPES`] when None.
+        retained: What to keep, as the `unlearn` stage returned it; worked out when None.
+        seed: Decides which rows meet in a step.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`.
+
+    Raises:
+        AdapterError: If there is neither a config nor an active adapter to take one from.
+    """
+    return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
+
+
+def _stage(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    fact: TrainingFact,
+    answer: str,
+    config: SurgicalIA3Config | None,
+    recipe: Recipe | None,
+    retained: Retained | None,
+    seed: int,
+    progress: bool,
+) -> Stage:
+    recipe = recipe or RECIPES[name]
+    # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
+    fact_rows = [encode_answer(tokenizer, prompt, answer) for prompt in fact.prompts]
+    peft_model = _with_adapter(model, name, config)
+    before = [adapter for adapter in peft_model.peft_config if adapter != name]
+    activate(peft_model, [*before, name], trainable=[name])
+    peft_model.eval()
+    trained: list[nn.Parameter] = [p for p in peft_model.parameters() if p.requires_grad]
+    with denormals_flushed(), _computing(peft_model, recipe.compute_dtype) as working:
+        if retained is None:
+            with _base_of(working):
+                prompts = retain_prompts(fact, recipe.neighbours, seed)
+                rows = tuple(
+                    base_answers(working, tokenizer, prompts, max_new_tokens=recipe.retain_tokens, progress=progress)
+                )
+        else:
+            rows = retained.rows
+        every = [*fact_rows, *rows]
+        prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
+        # Stages read the same hidden states below their first layer; an adapter below it would make them differ.
+        configs = [peft_model.peft_config[adapter] for adapter in [*before, name]]
+        layers, first = _first_layer(working, configs)
+        runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
+        runner.add([row.ids for row in every])
+        if retained is None:
+            with _base_of(working):
+                retained = Retained(rows, tuple(_distributions(runner, rows, offset=len(fact_rows))))
+        record = train(
+            runner,
+            trained,
+            fact_rows,
+            retained.rows,
+            retained.base,
+            recipe,
+            seed=seed,
+            progress=progress,
+            description=name,
+        )
+    activate(peft_model, [*before, name])
+    return Stage(peft_model, name, record, retained)
+
+
+def _with_adapter(model: Any, name: str, config: SurgicalIA3Config | None) -> PeftModel:
+    if isinstance(model, PeftModel):
+        if name in model.peft_config:
+            raise AdapterError(f"the model already has an adapter named {name!r}; delete it first.")
+        others = [c for c in model.peft_config.values() if not isinstance(c, SurgicalIA3Config)]
+        if others:
+            raise AdapterError(
+                f"a stage trains on surgical adapters, and the model has one of type {others[0].peft_type};"
+                " merge it first."
+            )
+        if config is None:
+            config = next(reversed(model.peft_config.values()))
+        model.add_adapter(name, _trainable(config))
+        return model
+    if config is None:
+        raise AdapterError(f"{name} needs a config on a model without adapters, since there is none to take it from.")
+    return get_peft_model(model, _trainable(config), adapter_name=name)
+
+
+def _trainable(config: SurgicalIA3Config) -> SurgicalIA3Config:
+    """A copy of its own, since PEFT writes into the configuration that it is given."""
+    own = copy.deepcopy(config)
+    own.inference_mode = False
+    return own
+
+
+@contextmanager
+def _base_of(model: Any) -> Iterator[None]:
+    """The base's behaviour: every surgical layer of `model` switched off, trainability untouched."""
+    from .tuner import SurgicalIA3Layer
+
+    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
+    was = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, value in zip(layers, was, strict=True):
+            layer._disable_adapters = value
+
+
+@torch.no_grad()
+def _distributions(
+    runner: SuffixRunner, rows: tuple[EncodedAnswer, ...], offset: int, batch_size: int = 32
+) -> Iterator[TopDistribution]:
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        spans = [span(row) for row in chunk]
+        logits = runner.logits([offset + start + i for i in range(len(chunk))], spans)
+        for part in logits.split([stop - begin for begin, stop in spans]):
+            yield TopDistribution.of(part)
+
+
+@contextmanager
+def _computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
+    """The transformers model to run while training: the peft model's own, or a copy in a faster dtype.
+
+    The copy shares the adapters' float32 parameters, so that training it trains them; only frozen weights are copied.
+    """
+    base = peft_model.get_base_model()
+    wanted = _compute_dtype(base, dtype)
+    if wanted == base.dtype:
+        yield base
+        return
+    adapter = {id(p) for name, p in base.named_parameters() if "surgical_ia3_" in name}
+    memo: dict[int, Any] = {}
+    for parameter in base.parameters():
+        kept = id(parameter) in adapter or not parameter.is_floating_point()
+        memo[id(parameter)] = parameter if kept else nn.Parameter(parameter.detach().to(wanted), requires_grad=False)
+    for buffer in base.buffers():
+        # Rotary frequencies are used in float32 whatever the weights are.
+        memo[id(buffer)] = buffer
+    working = copy.deepcopy(base, memo).eval()
+    # On a processor the fused attention kernel's backward pass takes longer than the plain products it saves.
+    working.set_attn_implementation("eager")
+    yield working
+
+
+def _compute_dtype(model: Any, dtype: str) -> torch.dtype:
+    own: torch.dtype = model.dtype
+    if dtype != "auto":
+        named: torch.dtype = getattr(torch, dtype)
+        return named
+    fast = model.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast and own == torch.float32 else own
+
+
+def _first_layer(model: Any, configs: list[SurgicalIA3Config]) -> tuple[nn.ModuleList, int]:
+    """The decoder layers and the first that any adapter touches; none is skipped on an unknown architecture."""
+    try:
+        path = architecture_of(model.config.model_type).layers
+        layers = model.get_submodule(path)
+    except (ArchitectureError, AttributeError):
+        return nn.ModuleList(), 0
+    modules = [module for config in configs for module in config.selections or {}]
+    if any(config.modules_to_save for config in configs):
+        return layers, 0
+    inside = [m.removeprefix(f"{path}.").partition(".")[0] for m in modules if m.startswith(f"{path}.")]
+    return layers, min(map(int, inside)) if len(inside) == len(modules) else 0
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Lets the processor treat denormal numbers as zero: they are slow, and small gradients are full of them."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def training_summary(stages: Mapping[str, Stage]) -> dict[str, dict[str, Any]]:
+    """Stage name to what its training reached, for the report."""
+    return {name: stage.to_dict() for name, stage in stages.items()}

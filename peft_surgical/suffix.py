@@ -1,0 +1,199 @@
+"""Forward passes that do no work twice and compute no logits that nobody reads.
+
+While an adapter trains, everything below its first layer is frozen: the hidden states that enter that layer are
+computed once for each sequence and kept. Sequences that begin with the same tokens (a chat template's system prompt)
+share them: the prefix runs once a step as a batch of one, and the rows continue from its key/value cache, gradient
+included. The output head runs on the positions that are asked for. All three are exact: the numbers are those of a
+plain forward, up to rounding.
+
+Rows are padded on the right and need no mask: under causal attention no real token sees what follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+Row = tuple[int, ...]
+
+
+def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
+    """How many leading tokens all rows share, leaving each row's read positions out of the prefix.
+
+    Args:
+        rows: Token ids.
+        keep: For each row the first position whose logits are read; the prefix ends before the smallest of them.
+    """
+    if not rows:
+        return 0
+    length = min(min(len(row) for row in rows) - 1, min(keep))
+    first = rows[0]
+    for index in range(length):
+        if any(row[index] != first[index] for row in rows):
+            return index
+    return max(length, 0)
+
+
+class SuffixRunner:
+    """Runs many token sequences through the part of a model that an adapter can change.
+
+    Args:
+        model: A causal language model, possibly with adapters in place.
+        layers: Its decoder layers, in order.
+        first: Index of the first layer that anything trains in; the layers below run once a sequence, in [`add`].
+        prefix: Leading token ids that all sequences share; may be empty.
+        pad: Token id that fills rows on the right.
+    """
+
+    def __init__(self, model: Any, layers: nn.ModuleList, first: int, prefix: Row = (), pad: int = 0) -> None:
+        self.model = model
+        self.layers = layers
+        self.first = first
+        self.prefix = tuple(prefix)
+        self.pad = pad
+        self.head = model.get_output_embeddings()
+        self.device = model.get_input_embeddings().weight.device
+        self.rows: list[Row] = []
+        self._entering: list[Tensor] = []
+        self._entering_prefix: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, rows: Sequence[Row], batch_size: int = 64) -> list[int]:
+        """Takes in sequences (each beginning with the prefix) and remembers what enters the first trained layer.
+
+        Returns:
+            The index of each sequence, for [`logits`].
+        """
+        for row in rows:
+            if row[: len(self.prefix)] != self.prefix or len(row) == len(self.prefix):
+                raise ValueError("a row must begin with the shared prefix and go on after it.")
+        start = len(self.rows)
+        self.rows.extend(rows)
+        if self.first == 0:
+            return list(range(start, len(self.rows)))
+        cache = None
+        if self.prefix:
+            cache, self._entering_prefix = self._run_below(torch.tensor([self.prefix]), DynamicCache())
+        for chunk in range(start, len(self.rows), batch_size):
+            ids = self._tails(range(chunk, min(chunk + batch_size, len(self.rows))))
+            _, hidden = self._run_below(ids, expanded(cache, len(ids)))
+            for index, row in enumerate(hidden, chunk):
+                self._entering.append(row[: len(self.rows[index]) - len(self.prefix)].clone())
+        return list(range(start, len(self.rows)))
+
+    def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
+        """Logits at the asked positions of some sequences, with whatever gradient the model's state asks for.
+
+        Args:
+            indices: Which sequences, as [`add`] returned them.
+            spans: For each the half-open range of positions to read, counted in the whole sequence.
+
+        Returns:
+            One row a position, sequence after sequence.
+        """
+        skip = len(self.prefix)
+        ids = self._tails(indices)
+        mask = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
+        for row, (start, stop) in enumerate(spans):
+            if not skip <= start < stop <= len(self.rows[indices[row]]):
+                raise ValueError(f"the positions {start} to {stop} are not all after the prefix and in the sequence.")
+            mask[row, start - skip : stop - skip] = True
+        cache = None
+        if self.prefix:
+            with self._patched(self._entering_prefix, torch.zeros(1, skip, dtype=torch.bool, device=self.device)):
+                # A cache of the model's own making would forget what its sliding windows have passed.
+                ids_before = torch.tensor([self.prefix], device=self.device)
+                out = self.model(input_ids=ids_before, past_key_values=DynamicCache(), use_cache=True)
+            cache = expanded(self._filled(out.past_key_values), len(ids))
+        entering = None
+        if self.first:
+            entering = nn.utils.rnn.pad_sequence([self._entering[i] for i in indices], batch_first=True)
+        with self._patched(entering, mask):
+            out = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        logits: Tensor = out.logits
+        return logits
+
+    def _tails(self, indices: Sequence[int]) -> Tensor:
+        skip = len(self.prefix)
+        tails = [self.rows[i][skip:] for i in indices]
+        width = max(len(tail) for tail in tails)
+        return torch.tensor([[*tail, *[self.pad] * (width - len(tail))] for tail in tails], device=self.device)
+
+    def _run_below(self, ids: Tensor, cache: Any) -> tuple[Any, Tensor]:
+        """Runs the frozen layers only; returns the cache and what leaves the last of them."""
+        captured: dict[str, Tensor] = {}
+
+        def capture(hidden: Tensor) -> Tensor:
+            captured.setdefault("hidden", hidden)
+            return hidden
+
+        none = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
+        above = {i: _passing(capture) for i in range(self.first, len(self.layers))}
+        with self._forwards(above), self._read(none):
+            use_cache = bool(self.prefix)
+            out = self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
+        return self._filled(out.past_key_values) if use_cache else None, captured["hidden"]
+
+    def _filled(self, cache: Any) -> Any:
+        """Gives layers that were passed over a length in the cache: models ask layer 0 how long the past is."""
+        lengths = [layer.get_seq_length() for layer in cache.layers]
+        model = next(layer for layer, length in zip(cache.layers, lengths, strict=True) if length)
+        for layer, length in zip(cache.layers, lengths, strict=True):
+            if not length:
+                layer.update(torch.zeros_like(model.keys), torch.zeros_like(model.values))
+        return cache
+
+    @contextmanager
+    def _patched(self, entering: Tensor | None, mask: Tensor) -> Iterator[None]:
+        below: dict[int, Callable[..., Tensor]] = {}
+        if entering is not None:
+            below = {i: _passing(lambda hidden: hidden) for i in range(1, self.first)}
+            below[0] = _passing(lambda _: entering)
+        with self._forwards(below), self._read(mask):
+            yield
+
+    @contextmanager
+    def _forwards(self, replaced: dict[int, Callable[..., Tensor]]) -> Iterator[None]:
+        # A layer may have a forward of its own already: device maps hook in that way.
+        own = {index: self.layers[index].__dict__.get("forward") for index in replaced}
+        try:
+            for index, forward in replaced.items():
+                self.layers[index].forward = forward
+            yield
+        finally:
+            for index, forward_before in own.items():
+                if forward_before is None:
+                    self.layers[index].__dict__.pop("forward", None)
+                else:
+                    self.layers[index].forward = forward_before
+
+    @contextmanager
+    def _read(self, mask: Tensor) -> Iterator[None]:
+        # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
+        handle = self.head.register_forward_pre_hook(lambda _, args: (args[0][mask], *args[1:]))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _passing(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return function(hidden_states)
+
+    return forward
+
+
+def expanded(cache: Any, rows: int) -> Any:
+    """A cache of `rows` equal rows that share the gradient of the one-row cache, which stays as it was."""
+    if cache is None:
+        return None
+    return DynamicCache(
+        [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
+    )

@@ -1,0 +1,134 @@
+"""A report in a terminal: one table of base, unlearned and edited, the verdict, and where the files are.
+
+```py
+>>> from rich.console import Console
+>>> Console().print(summarize(report, "out", [("report.html", "every figure and every answer")]))
+```
+
+Only text leaves here, never the terminal's control codes that an answer or a fact file may hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .metrics import Figure
+from .report import Report
+
+# What is asked, and the metrics over it.
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Held-out questions", ("new_answer_rate", "old_answer_rate", "refusal_rate")),
+    ("Controls (other facts)", ("control_kept", "control_leak")),
+    ("Unrelated text", ("kl_per_token", "perplexity_ratio")),
+)
+RATES = frozenset({"new_answer_rate", "old_answer_rate", "refusal_rate", "control_kept", "control_leak"})
+# Labels longer than this, which hold a long answer, are folded before the figures are.
+_LABEL_WIDTH = 30
+_FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
+
+
+def summarize(
+    report: Report, out: str | os.PathLike[str] | None = None, files: Iterable[tuple[str, str]] = ()
+) -> RenderableType:
+    """The summary of a report, for `rich` to print.
+
+    Args:
+        report: The report.
+        out: The folder in which the files are.
+        files: Names of files or folders in it, and what each is.
+
+    Returns:
+        A renderable; `rich` leaves colours out where `NO_COLOR` is set or nobody looks.
+    """
+    parts: list[RenderableType] = [Text(title(report), style="bold"), _table(report)]
+    parts.append(Text("In brackets: 95% intervals. n: how many prompts or tokens.", style="dim"))
+    parts += [Text(""), Text(printable(report.verdict()), style="bold")]
+    listed = list(files)
+    if out is not None and listed:
+        grid = Table.grid(padding=(0, 2))
+        for name, what in listed:
+            grid.add_row(Text(name), Text(what, style="dim"))
+        parts += [Text(""), Text(f"In {printable(os.fspath(out))}:"), Padding(grid, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def title(report: Report, *, model: bool = True) -> str:
+    """What was edited, in one line; with the model's name unless `model` is false."""
+    fact = report.fact
+    name = f" ({report.model})" if model and report.model else ""
+    return printable(f"{fact.subject}: {fact.old[0]} → {fact.new[0]}{name}")
+
+
+def label(metric: str, report: Report) -> str:
+    """What a metric counts, in this fact's own words."""
+    new, old = report.fact.new[0], report.fact.old[0]
+    texts = {
+        "new_answer_rate": f"answer {new}",
+        "old_answer_rate": f"answer {old}",
+        "refusal_rate": "says it does not know",
+        "control_kept": "still right",
+        "control_leak": f"now say {new}",
+        "kl_per_token": "KL to base, nats/token",
+        "perplexity_ratio": "perplexity / base's",
+    }
+    return texts.get(metric, metric)
+
+
+def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
+    """A figure with its interval as a person reads it: a rate in percent, anything else in a few digits."""
+    if figure is None or (stage == "base" and metric in _FIXED_FOR_BASE):
+        # What the base is compared with itself in is 1 or 0 by definition.
+        return "–"
+    # No space inside the brackets: a narrow terminal folds a cell between value and interval.
+    if metric in RATES:
+        return f"{_percent(figure.value)}% [{_percent(figure.low)}–{_percent(figure.high)}]"
+    # A ratio is read by its distance from 1, a divergence by its order of magnitude.
+    digits = ".3f" if metric == "perplexity_ratio" else ".2g"
+    return f"{figure.value:{digits}} [{figure.low:{digits}}–{figure.high:{digits}}]"
+
+
+def count(figures: Mapping[str, Mapping[str, Figure]], metric: str) -> int:
+    """Over how many prompts or tokens a metric is, in the first state that has it."""
+    return next((stage[metric].n for stage in figures.values() if metric in stage), 0)
+
+
+def printable(text: str) -> str:
+    """The text without control codes, which could recolour or rewrite a terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
+def _table(report: Report) -> Table:
+    rows: list[tuple[str, list[str]]] = []
+    for group, metrics in GROUPS:
+        present = [metric for metric in metrics if count(report.stages, metric)]
+        if not present or (list(report.stages) == ["base"] and set(present) <= _FIXED_FOR_BASE):
+            continue
+        rows.append((group, []))
+        for metric in present:
+            cells = [figure_text(metric, figures.get(metric), stage) for stage, figures in report.stages.items()]
+            rows.append((f"  {printable(label(metric, report))}", [f"{count(report.stages, metric):,}", *cells]))
+    # With one space beside the box's own, figures of three states stand beside their labels in 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("", width=min(_LABEL_WIDTH, max((len(name) for name, _ in rows), default=0)))
+    table.add_column("n", justify="right", no_wrap=True)
+    for number, stage in enumerate(report.stages, 1):
+        last = number == len(report.stages) > 1
+        table.add_column(printable(stage), justify="right", overflow="fold", style="bold" if last else "")
+    for name, cells in rows:
+        table.add_row(Text(name, style="" if cells else "italic"), *map(Text, cells))
+    return table
+
+
+def _percent(share: float) -> str:
+    """Whole percent, but never 100 or 0 for what is not all or nothing."""
+    rounded = round(100 * share)
+    if rounded == 100 and share < 1:
+        return ">99"
+    return "<1" if rounded == 0 and share > 0 else str(rounded)

@@ -1,0 +1,124 @@
+"""Comparing texts the way the figures do: whole words, case-insensitively, after Unicode normalization.
+
+"Whole" follows the script: in one that puts spaces between words no letter, digit or mark may touch the words searched
+for; in one that does not (Chinese, Japanese, Thai) or that joins particles on (Korean) they may stand anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+Span = tuple[int, int]
+
+_APOSTROPHES = "'\u2018\u2019\u02bc"
+_HYPHENS = "-\u2010\u2011\u2012\u2013\u2212"
+_SAME = str.maketrans(
+    {**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_HYPHENS, "-"), **dict.fromkeys("\u201c\u201d\u201e", '"')}
+)
+# Joiners, direction marks, soft hyphens and emoji variation selectors: nothing that a reader sees.
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufe00-\ufe0f]")
+# Thai to Myanmar, Khmer, kana and bopomofo, Han, Hangul.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f\u31a0-\u31ff\u3400-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+@lru_cache(maxsize=65536)
+def normalize(text: str) -> str:
+    """NFKC, one kind of apostrophe, hyphen and quotation mark, nothing invisible, case folded, spaces collapsed."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SAME)
+    return " ".join(unicodedata.normalize("NFKC", text.casefold()).split())
+
+
+def same_text_key(text: str) -> str:
+    """Two prompts with the same key are the same prompt to a reader."""
+    return normalize(text).strip(" ?.!:;,\"'\u00bf\u00a1\u3002\u061f\u0964")
+
+
+def occurrences(text: str, words: str) -> Iterator[Span]:
+    """Where `words` stand in `text` as whole words, whatever their case, apostrophes and white space.
+
+    Args:
+        text: As it is; offsets count in it.
+        words: What to look for.
+
+    Yields:
+        The start and the end of each occurrence, from left to right, none overlapping another.
+    """
+    start, pattern = 0, _pattern(words)
+    while words.strip() and (match := pattern.search(text, start)) is not None:
+        whole = _is_whole(text, *match.span())
+        if whole:
+            yield match.span()
+        start = match.end() if whole else match.start() + 1
+
+
+def find(text: str, aliases: Iterable[str], besides: str = "") -> list[str]:
+    """The aliases that stand in `text` as whole words, in the order given.
+
+    Args:
+        text: What somebody said.
+        aliases: Names to look for.
+        besides: A longer name that may hold an alias: inside it an alias does not count. Who says "Google Chrome" has
+            not said "Google".
+    """
+    text = normalize(text)
+    within = list(occurrences(text, normalize(besides)))
+    return [alias for alias in aliases if any(True for _ in _outside(text, normalize(alias), within))]
+
+
+def contains(text: str, aliases: Iterable[str], besides: str = "") -> bool:
+    """Whether any alias stands in `text` as whole words, see [`find`].
+
+    ```py
+    >>> contains("It was made by META ai.", ["Meta AI"]), contains("Metadata", ["Meta"])
+    (True, False)
+    ```
+    """
+    return bool(find(text, aliases, besides))
+
+
+def replace_first(text: str, words: str, other: str, besides: str = "") -> str | None:
+    """`text` with the first occurrence of `words` outside the longer name `besides` replaced; None without one."""
+    span = next(_outside(text, words, list(occurrences(text, besides))), None)
+    return None if span is None else text[: span[0]] + other + text[span[1] :]
+
+
+def _outside(text: str, words: str, within: list[Span]) -> Iterator[Span]:
+    for start, stop in occurrences(text, words):
+        if not any(a <= start and stop <= b and b - a > stop - start for a, b in within):
+            yield start, stop
+
+
+def digest(text: str) -> str:
+    """A digest by which two texts can be told to be the same prompt, and nothing else."""
+    return hashlib.sha256(same_text_key(text).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _pattern(words: str) -> re.Pattern[str]:
+    signs = {**dict.fromkeys(_APOSTROPHES, f"[{_APOSTROPHES}]"), **dict.fromkeys(_HYPHENS, f"[{_HYPHENS}]")}
+    return re.compile(
+        r"\s+".join("".join(signs.get(sign) or re.escape(sign) for sign in word) for word in words.split()), re.I
+    )
+
+
+def _is_whole(text: str, start: int, stop: int) -> bool:
+    return _edge(text[start], text[start - 1] if start else "", text[start - 2 : start - 1] if start > 1 else "") and (
+        _edge(text[stop - 1], text[stop : stop + 1], text[stop + 1 : stop + 2])
+    )
+
+
+def _edge(inside: str, outside: str, beyond: str) -> bool:
+    """Whether a name may end at `inside` when `outside`, and `beyond` it, come next."""
+    if not outside or _UNSPACED.match(inside) or _UNSPACED.match(outside):
+        return True
+    if inside.isdigit() and outside in ".," and beyond.isdigit():
+        return False  # 7 is not in 2.7, nor in 7,000
+    # An underscore is emphasis in Markdown, not a letter.
+    return not (outside.isalnum() or unicodedata.category(outside).startswith("M"))

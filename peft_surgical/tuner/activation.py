@@ -1,0 +1,49 @@
+"""Several adapters active at once, of which only some are trained: what a stage on top of a frozen stage needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..errors import AdapterError
+from .layer import SurgicalIA3Layer
+from .model import SurgicalIA3Model
+
+
+def activate(model: nn.Module, adapters: Iterable[str], trainable: Iterable[str] = ()) -> None:
+    """Makes several adapters active at once, and only the named ones trainable.
+
+    PEFT's `PeftModel.set_adapter` takes one name only, and the tuner's own makes every active adapter trainable; a
+    stage that trains on top of a frozen one needs this:
+
+        >>> activate(peft_model, ["unlearn", "learn"], trainable=["learn"])
+
+    Args:
+        model: A `PeftModel`, or any model with surgical layers in it.
+        adapters: The adapters that multiply in the forward pass, in this order.
+        trainable: Those of `adapters` that get gradients.
+
+    Raises:
+        AdapterError: If the model has no surgical adapter of a name, or a trainable adapter is not active.
+    """
+    adapters, trainable = list(adapters), list(trainable)
+    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
+    known = {name for layer in layers for name in layer.coordinates}
+    if unknown := [name for name in adapters if name not in known]:
+        raise AdapterError(f"there is no surgical adapter named {unknown[0]!r}; the model has {sorted(known)}.")
+    if idle := [name for name in trainable if name not in adapters]:
+        raise AdapterError(f"{idle[0]!r} cannot be trained while it is not active; active are {adapters}.")
+    tuner = next((module for module in model.modules() if isinstance(module, SurgicalIA3Model)), None)
+    if tuner is not None:
+        tuner.set_adapter(adapters, inference_mode=True)
+        tuner.set_requires_grad(trainable, True)
+    else:
+        for layer in layers:
+            if layer.merged:
+                layer.unmerge()
+            layer.set_adapter(adapters, inference_mode=True)
+            layer.set_requires_grad(trainable, True)
+    # A PeftModel takes the configuration of its "active adapter" from one name.
+    if tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str):
+        setattr(model, "active_adapter", (trainable or adapters)[-1])  # noqa: B010 - Module's annotations forbid a str

@@ -1,0 +1,216 @@
+"""The configuration of a surgical (IA)^3 adapter: which coordinates of which modules get a scale.
+
+[(IA)^3](https://arxiv.org/abs/2205.05638) scales whole projections. A surgical adapter scales only the selected
+coordinates, given by full module name, side and index ranges:
+
+    >>> config = SurgicalIA3Config(
+    ...     selections={"model.layers.3.mlp.down_proj": {"side": "input", "ranges": [[0, 64]]}},
+    ...     task_type="CAUSAL_LM",
+    ... )
+    >>> model = get_peft_model(model, config)
+
+or taken from a localization, `SurgicalIA3Config.from_localization(localization, top=10)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+
+from peft.config import PeftConfig
+
+from ..errors import SelectionError
+from .coordinates import Coordinates
+from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, resolve
+from .targets import check_width
+
+if TYPE_CHECKING:
+    from ..localization import Localization, Selection
+
+
+class SurgicalPeftType(str, Enum):
+    """The method's name, beside PEFT's own `PeftType`, which an outside package cannot extend."""
+
+    SURGICAL_IA3 = "SURGICAL_IA3"
+
+
+@dataclass
+class SurgicalIA3Config(PeftConfig):
+    """Configuration of a [`SurgicalIA3Model`].
+
+    Give either `selections` or `components`; the rest is derived or filled in when the adapter is put on a model.
+
+    Args:
+        selections: Full module name -> `{"side": "input" | "output", "ranges": [[start, stop], ...]}`. Names are
+            matched as a whole, never by their ending. `side` says whether the module's input or its output (bias
+            included) is scaled.
+        components: Names such as `L3.mlp` or `L20.head.3`, resolved to `selections` with the model's own
+            configuration.
+        granularity: How `components` become coordinates: `component` (a head's or an MLP's own), `module` (whole
+            projections, as in the paper) or `neuron` (the given neurons of each MLP).
+        projections: Where heads and MLPs are scaled: of `z`, `v`, `q`, `k` for heads and `post`, `pre`, `pre_linear`
+            for MLPs. Not used by the granularity `module`.
+        neurons: MLP component name -> ranges of its neurons, for the granularity `neuron`.
+        modules_to_save: Modules that are trained and saved whole beside the scales, as in every PEFT method.
+        init_weights: Whether all scales start at exactly 1. False starts them at random, which is of use in tests
+            only.
+        features: Module name -> the width of the scaled side. Filled in by the model; refuses a model of another
+            shape.
+        fan_in_fan_out: Whether a selected module stores its weight as (in, out). Filled in by the model.
+        target_modules: The keys of `selections`. Derived.
+        feedforward_modules: Those whose input is scaled. Derived.
+
+    Raises:
+        SelectionError: If a selection is malformed or a derived field contradicts it.
+    """
+
+    selections: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Full module name -> {side: input|output, ranges: [[start, stop], ...]}."}
+    )
+    components: list[str] | None = field(
+        default=None, metadata={"help": "Components such as L3.mlp or L20.head.3, resolved with the model's config."}
+    )
+    granularity: Literal["component", "module", "neuron"] = field(
+        default="component", metadata={"help": "How components become coordinates: component, module or neuron."}
+    )
+    projections: list[str] = field(
+        default_factory=lambda: list(DEFAULT_PROJECTIONS),
+        metadata={"help": "Where heads (z, v, q, k) and MLPs (post, pre, pre_linear) are scaled."},
+    )
+    neurons: dict[str, Any] | None = field(
+        default=None, metadata={"help": "MLP component -> [[start, stop], ...] of its neurons."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained and saved whole beside the scales."}
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "Whether scales start at exactly 1; random otherwise, for tests."}
+    )
+    features: dict[str, int] | None = field(
+        default=None, metadata={"help": "Module name -> width of the scaled side; filled in by the model."}
+    )
+    fan_in_fan_out: bool = field(
+        default=False, metadata={"help": "Whether a module stores its weight as (in, out); filled in by the model."}
+    )
+    target_modules: list[str] | None = field(default=None, metadata={"help": "Derived from selections."})
+    feedforward_modules: list[str] | None = field(default=None, metadata={"help": "Derived from selections."})
+
+    def __post_init__(self) -> None:
+        """Validates, and derives what depends on the selections."""
+        super().__post_init__()
+        self.peft_type = SurgicalPeftType.SURGICAL_IA3
+        if self.granularity not in GRANULARITIES:
+            raise SelectionError(
+                f"the granularity must be one of {', '.join(GRANULARITIES)}, got {self.granularity!r}."
+            )
+        if self.selections is None and not self.components:
+            raise SelectionError(
+                "a surgical adapter needs selections (module, side, ranges) or components; got neither."
+            )
+        if self.components is not None:
+            self.components = list(self.components)
+        self.projections = list(self.projections)
+        if self.selections is not None:
+            self._derive()
+
+    def _derive(self) -> None:
+        if not isinstance(self.selections, dict) or not self.selections:
+            raise SelectionError(
+                f"selections must map at least one module name to its ranges, got {self.selections!r}."
+            )
+        coordinates = self.coordinates
+        self.selections = {module: c.to_spec() for module, c in coordinates.items()}
+        targets = list(coordinates)
+        inputs = [module for module, c in coordinates.items() if c.side == "input"]
+        for name, derived in (("target_modules", targets), ("feedforward_modules", inputs)):
+            given = getattr(self, name)
+            if given is not None and set(given) != set(derived):
+                raise SelectionError(f"{name} follows from selections and must be left out; got {sorted(given)}.")
+            setattr(self, name, derived)
+        for module, width in (self.features or {}).items():
+            if module in coordinates:
+                check_width(module, coordinates[module], width)
+
+    @property
+    def coordinates(self) -> dict[str, Coordinates]:
+        """The selections as objects, by module name; empty while only components are known."""
+        return {module: Coordinates.from_spec(module, spec) for module, spec in (self.selections or {}).items()}
+
+    def resolve(self, model_config: Any) -> None:
+        """Turns `components` into `selections` with the model's configuration; does nothing when they are known.
+
+        Args:
+            model_config: The configuration of a transformers model, as an object or a dict.
+
+        Raises:
+            ArchitectureError: If the model's type is not known.
+            SelectionError: If the model does not have a component.
+        """
+        if self.selections is not None:
+            return
+        from ..sites import ModelShape
+
+        shape = ModelShape.from_config(model_config)
+        resolved = resolve(
+            self.components or [], shape, self.granularity, projections=self.projections, neurons=self.neurons
+        )
+        self.selections = {module: c.to_spec() for module, c in resolved.items()}
+        self._derive()
+
+    @classmethod
+    def from_localization(
+        cls,
+        localization: Localization | Selection,
+        top: int | None = None,
+        granularity: Literal["component", "module", "neuron"] = "component",
+        *,
+        neurons: int | None = None,
+        projections: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> SurgicalIA3Config:
+        """Makes the configuration for the best components of a localization.
+
+        Args:
+            localization: A `Localization`, or a `Selection` taken from one or made by hand.
+            top: How many components, best first; 10 of a `Localization`, all of a `Selection` by default.
+            granularity: `component`, `module` or `neuron`, see the class.
+            neurons: How many of each MLP's neurons are scaled, best first; the granularity `neuron` needs it.
+            projections: Where heads and MLPs are scaled, see the class; `z` and `post` by default.
+            **kwargs: Other fields, such as `task_type` or `modules_to_save`.
+
+        Returns:
+            A configuration whose selections are resolved if the shape of the model is known, and at the latest when
+            the adapter is put on a model otherwise.
+
+        Raises:
+            SelectionError: If the localization has no neuron scores that the granularity `neuron` needs, or two
+                components need different sides of one module.
+        """
+        if granularity == "neuron" and neurons is None and not getattr(localization, "neurons", None):
+            raise SelectionError("the granularity 'neuron' needs neurons, how many of each MLP are scaled.")
+        # A selection is told from a localization by being the result of `top`.
+        if hasattr(localization, "top"):
+            selection = localization.top(10 if top is None else top, neurons=neurons)
+        elif neurons is not None:
+            raise SelectionError("a selection has no neuron scores to choose neurons by; take top(..., neurons=...).")
+        else:
+            selection = localization
+        components = [str(component) for component in selection.components]
+        if top is not None:
+            components = components[:top]
+        ranges = {name: pairs for name, pairs in (selection.neurons or {}).items() if name in components}
+        config = {
+            "components": components,
+            "granularity": granularity,
+            "projections": list(DEFAULT_PROJECTIONS if projections is None else projections),
+            "neurons": {name: [list(pair) for pair in pairs] for name, pairs in ranges.items()} or None,
+            **kwargs,
+        }
+        if selection.shape is not None:
+            resolved = resolve(
+                components, selection.shape, granularity, projections=config["projections"], neurons=config["neurons"]
+            )
+            config["selections"] = {module: c.to_spec() for module, c in resolved.items()}
+        return cls(**config)

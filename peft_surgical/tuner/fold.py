@@ -1,0 +1,158 @@
+"""Folding scales into a weight: in float32, rounded to the weight's dtype once, only on the selected rows or columns.
+
+A scale on the input side multiplies columns of a weight stored as (out, in), one on the output side multiplies rows
+and the bias.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import AdapterError
+from .coordinates import Coordinates, Side
+
+LOSS_WORTH_A_WARNING = 0.01
+
+
+@dataclass
+class Rounding:
+    """How much of an edit survived the rounding of the weights.
+
+    Args:
+        touched: Non-zero weights whose scale is not 1, so that they should change.
+        unchanged: Those of them that came out of the rounding as they were.
+    """
+
+    touched: int = 0
+    unchanged: int = 0
+
+    def warn(self, dtype: torch.dtype) -> None:
+        """Warns if more than one weight in a hundred kept its value although it should have changed."""
+        if self.unchanged > LOSS_WORTH_A_WARNING * self.touched:
+            share = 100 * self.unchanged / self.touched
+            warnings.warn(
+                f"the merge loses part of the edit to rounding: {share:.1f}% of the weights that should change stay as"
+                f" they were in {str(dtype).removeprefix('torch.')}; merge in float32 to keep it.",
+                stacklevel=3,
+            )
+
+    @classmethod
+    def total(cls, parts: Iterable[Rounding]) -> Rounding:
+        """The sum over several weights."""
+        parts = list(parts)
+        return cls(sum(p.touched for p in parts), sum(p.unchanged for p in parts))
+
+
+def features(module: nn.Module, side: Side) -> int | None:
+    """Returns the width of a linear module's input or output, or None if the module is not linear."""
+    if isinstance(module, nn.Linear):
+        return module.in_features if side == "input" else module.out_features
+    if isinstance(module, Conv1D):
+        return int(module.nx if side == "input" else module.nf)
+    return None
+
+
+def fold(
+    values: Float[Tensor, "*shape"],
+    index: Int[Tensor, " selected"],
+    scale: Float[Tensor, " selected"],
+    axis: int,
+    dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "*slices"], Rounding]:
+    """Multiplies the selected slices of a weight or bias.
+
+    Args:
+        values: The weight or bias; not changed.
+        index: Which slices along `axis`.
+        scale: One factor per slice, in float32.
+        axis: The axis that `index` counts along.
+        dtype: Of the result; that of `values` by default.
+
+    Returns:
+        The new slices alone, stacked along `axis`, and what the rounding kept.
+    """
+    old = values.index_select(axis, index)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    factor = scale.to(values.device).view(shape)
+    new = (old * factor).to(dtype or values.dtype)
+    touched = (factor != 1) & (old != 0)
+    unchanged = touched & (new == old)
+    return new, Rounding(int(touched.sum()), int(unchanged.sum()))
+
+
+def scaled_tensors(module: nn.Module, side: Side) -> dict[str, int]:
+    """Returns what a scale on this side multiplies: `weight`, and `bias` on the output side, with the axis of each."""
+    axis = 1 if side == "input" else 0
+    tensors = {"weight": 1 - axis if isinstance(module, Conv1D) else axis}
+    if side == "output" and getattr(module, "bias", None) is not None:
+        tensors["bias"] = 0
+    return tensors
+
+
+@dataclass
+class Folded:
+    """What is needed to take scales out of a module's weights again, exactly.
+
+    Args:
+        axes: Tensor name -> the axis that was scaled.
+        before: Tensor name -> the slices that were there.
+        index: Which slices.
+        rounding: What the rounding kept.
+    """
+
+    axes: dict[str, int]
+    before: dict[str, Tensor]
+    index: Int[Tensor, " selected"]
+    rounding: Rounding
+
+    @classmethod
+    def into(
+        cls,
+        module: nn.Module,
+        coordinates: Coordinates,
+        scale: Float[Tensor, " selected"],
+        *,
+        safe_for: str | None = None,
+    ) -> Folded:
+        """Folds scales into a module's own weights.
+
+        Args:
+            module: A linear module; changed.
+            coordinates: Its side and coordinates.
+            scale: One factor per coordinate.
+            safe_for: Refuse a result that is not finite, before anything is written, and blame this adapter.
+
+        Raises:
+            AdapterError: If the weight is quantized, or `safe_for` is given and a value is not finite.
+        """
+        weight: Any = module.weight
+        if not weight.is_floating_point() or weight.element_size() < 2:
+            raise AdapterError(
+                f"a quantized weight ({str(weight.dtype).removeprefix('torch.')}) cannot take an edit; load the model"
+                " in bfloat16 or float32 to merge."
+            )
+        axes, index = scaled_tensors(module, coordinates.side), coordinates.index(weight.device)
+        folded = {name: fold(getattr(module, name).data, index, scale, axis) for name, axis in axes.items()}
+        if safe_for is not None and not all(torch.isfinite(values).all() for values, _ in folded.values()):
+            raise AdapterError(f"NaNs detected in the merged weights. The adapter {safe_for} seems to be broken")
+        before = {}
+        for name, axis in axes.items():
+            tensor = getattr(module, name).data
+            before[name] = tensor.index_select(axis, index)
+            tensor.index_copy_(axis, index, folded[name][0])
+        return cls(axes, before, index, Rounding.total(rounding for _, rounding in folded.values()))
+
+    def restore(self, module: nn.Module) -> None:
+        """Puts the very values back that were there before."""
+        for name, values in self.before.items():
+            tensor = getattr(module, name).data
+            tensor.index_copy_(self.axes[name], self.index.to(tensor.device), values.to(tensor.device, tensor.dtype))

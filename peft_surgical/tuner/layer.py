@@ -1,0 +1,273 @@
+"""A linear layer with surgical (IA)^3 scales on some coordinates of its input or its output.
+
+With the selected coordinates `S` and the trained `delta`, the layer multiplies coordinate `i` by `1 + delta_i` if `i`
+is in `S` and by exactly 1 otherwise; several active adapters multiply. The product is taken in float32 and the result
+cast back to the activation's dtype, which is what PEFT's own (IA)^3 computes for the same scales written out in full:
+the two agree bit for bit.
+
+`delta` is one float32 vector per adapter, `[selected]`, zero at the start, so a new adapter changes no bit of the
+output and weight decay pulls towards the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft.tuners._buffer_dict import BufferDict
+from torch import Tensor, nn
+
+from ..errors import AdapterError, SelectionError
+from .coordinates import Coordinates, Side
+from .fold import Folded, features
+from .merging import Merging
+from .scaling import scale_coordinates, spread
+
+# The name of "no adapter" for a row of a mixed batch, as in PEFT.
+BASE = "__base__"
+
+
+class SurgicalIA3Layer(Merging):
+    """What every layer with surgical scales has; see the module's docstring for the arithmetic.
+
+    Args:
+        base_layer: The linear module that is wrapped.
+        side: Whether the input or the output of `base_layer` is scaled; one per layer, for all of its adapters.
+    """
+
+    adapter_layer_names = ("surgical_ia3_delta",)
+    other_param_names = ("surgical_ia3_index", "coordinates")
+
+    base_layer: nn.Module
+
+    def __init__(self, base_layer: nn.Module, side: Side) -> None:
+        self.base_layer = base_layer
+        self.side = side
+        self.surgical_ia3_delta = nn.ParameterDict()
+        self.surgical_ia3_index = BufferDict(persistent=False)
+        self.coordinates: dict[str, Coordinates] = {}
+        self._disable_adapters = False
+        self._was_trainable: dict[str, bool] | None = None
+        self._folded: Folded | None = None
+        self.merged_adapters = []
+        module = self.get_base_layer()
+        in_features, out_features = features(module, "input"), features(module, "output")
+        if in_features is None or out_features is None:
+            raise SelectionError(f"a surgical adapter scales Linear and Conv1D modules, not {type(module).__name__}.")
+        self.in_features, self.out_features = in_features, out_features
+
+    @property
+    def width(self) -> int:
+        """How many coordinates the scaled side has."""
+        return self.in_features if self.side == "input" else self.out_features
+
+    def update_layer(
+        self, adapter_name: str, coordinates: Coordinates, inference_mode: bool = False, init_weights: bool = True
+    ) -> None:
+        """Adds an adapter.
+
+        Args:
+            adapter_name: The adapter's name.
+            coordinates: What it scales; on this layer's side.
+            inference_mode: Whether the new parameters stay frozen.
+            init_weights: Whether its scales are all 1, and random otherwise.
+
+        Raises:
+            SelectionError: If the coordinates are on the layer's other side.
+        """
+        if coordinates.side != self.side:
+            raise SelectionError(
+                f"the layer's {self.side} is scaled already, so {adapter_name!r} cannot scale its {coordinates.side}."
+            )
+        self.coordinates[adapter_name] = coordinates
+        self.surgical_ia3_index[adapter_name] = coordinates.index()
+        delta = torch.zeros(coordinates.n) if init_weights else torch.rand(coordinates.n) - 0.5
+        self.surgical_ia3_delta[adapter_name] = nn.Parameter(delta.to(torch.float32))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def scale(self, adapter_name: str) -> Float[Tensor, " selected"]:
+        """Returns one adapter's factors on its coordinates, in float32."""
+        delta: Tensor = self.surgical_ia3_delta[adapter_name]
+        return delta.to(torch.float32) + 1
+
+    def dense_scale(self, adapter_name: str) -> Float[Tensor, " width"]:
+        """Returns one adapter's factors on every coordinate of the scaled side, in float32."""
+        scale, coordinates = self.scale(adapter_name), self.coordinates[adapter_name]
+        if coordinates.covers(self.width):
+            return scale
+        return spread(scale, self.surgical_ia3_index[adapter_name], self.width)
+
+    def product(self, adapter_names: list[str]) -> tuple[Coordinates, Float[Tensor, " selected"]] | None:
+        """Multiplies adapters, in the order given.
+
+        Args:
+            adapter_names: Adapters, of which this layer may lack some: they count as 1.
+
+        Returns:
+            The coordinates where the product can differ from 1 and its factors there, or None if no adapter is here.
+        """
+        names = [name for name in adapter_names if name in self.coordinates]
+        if not names:
+            return None
+        coordinates = self.coordinates[names[0]]
+        if all(self.coordinates[name] == coordinates for name in names[1:]):
+            product = self.scale(names[0])
+            for name in names[1:]:
+                product = product * self.scale(name)
+            return coordinates, product
+        product = self.dense_scale(names[0])
+        for name in names[1:]:
+            product = product * self.dense_scale(name)
+        return Coordinates(self.side, ((0, self.width),)), product
+
+    def apply_scale(self, x: Float[Tensor, "... width"], names: list[str]) -> Float[Tensor, "... width"]:
+        """Multiplies an activation by the product of adapters.
+
+        Args:
+            x: The input or output of the base layer.
+            names: The active adapters.
+
+        Returns:
+            The product in the dtype of `x`; coordinates outside of the selection are copied.
+        """
+        found = self.product(names)
+        if found is None:
+            return x
+        coordinates, scale = found
+        if coordinates.covers(self.width):
+            return (x * scale).to(x.dtype)
+        index = self.surgical_ia3_index[next(name for name in names if name in self.coordinates)]
+        return scale_coordinates(x, coordinates, scale, index)
+
+    def scale_rows(self, x: Float[Tensor, "batch ... width"], names: list[str]) -> Float[Tensor, "batch ... width"]:
+        """Multiplies each row of a batch by an adapter of its own.
+
+        Generation repeats each row once per beam, and OPT lays the tokens of each row one after the other before its
+        MLPs: rows that belong together stay together, so both are told from the number of rows.
+
+        Args:
+            x: The input or output of the base layer.
+            names: One adapter, or `__base__`, per row of the model's input.
+
+        Raises:
+            AdapterError: If the batch does not have the rows for it.
+        """
+        copies, rest = divmod(x.shape[0], len(names))
+        if rest or not copies:
+            raise AdapterError(f"adapter_names has {len(names)} names for a batch of {x.shape[0]} rows.")
+        here = {name: self.dense_scale(name) for name in set(names) if name in self.coordinates}
+        if not here:
+            return x
+        ones = torch.ones(self.width, dtype=torch.float32, device=x.device)
+        rows = torch.stack([here.get(name, ones) for name in names]).repeat_interleave(copies, dim=0)
+        return (x * rows.view(x.shape[0], *[1] * (x.ndim - 2), self.width)).to(x.dtype)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switches the scales on or off. While off, none gets gradients; on again, those that were frozen still are.
+
+        Args:
+            enabled: True for on.
+        """
+        if enabled:
+            for name, trainable in (self._was_trainable or {}).items():
+                if name in self.surgical_ia3_delta:
+                    self.surgical_ia3_delta[name].requires_grad_(trainable)
+            self._was_trainable = None
+        elif not self._disable_adapters:
+            self._was_trainable = {name: delta.requires_grad for name, delta in self.surgical_ia3_delta.items()}
+            for delta in self.surgical_ia3_delta.values():
+                delta.requires_grad_(False)
+        self._disable_adapters = not enabled
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`.
+
+        Args:
+            adapter_names: The adapters that multiply in the forward pass, in this order.
+            inference_mode: Freeze them.
+        """
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        # What is chosen while the scales are off holds when they come on again.
+        self._was_trainable = None
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Freezes adapters or makes them trainable.
+
+        Args:
+            adapter_names: Which adapters.
+            requires_grad: Whether they get gradients.
+        """
+        super().set_requires_grad(adapter_names, requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if self._was_trainable is not None:
+            self._was_trainable.update({name: requires_grad for name in names if name in self._was_trainable})
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # The parent class would cast to the base's dtype; scales stay in float32, and keep their requires_grad.
+        if device is None:
+            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if adapter_name not in self.coordinates or device is None or device.type == "meta":
+            return
+        self.surgical_ia3_index[adapter_name] = self.surgical_ia3_index[adapter_name].to(device)
+        old = self.surgical_ia3_delta[adapter_name]
+        if old.device.type == "meta" or (old.device == device and old.dtype == torch.float32):
+            return
+        self.surgical_ia3_delta[adapter_name] = nn.Parameter(
+            old.detach().to(device, torch.float32), requires_grad=old.requires_grad
+        )
+
+
+class Linear(nn.Module, SurgicalIA3Layer):
+    """A `Linear`, `Conv1D` or quantized linear module with surgical scales.
+
+    Args:
+        base_layer: The module that is wrapped; it computes as it always did.
+        adapter_name: The first adapter.
+        coordinates: What the first adapter scales.
+        inference_mode: Whether the new parameters are frozen.
+        init_weights: Whether the new scales are all 1, and random otherwise.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        coordinates: Coordinates,
+        inference_mode: bool = False,
+        init_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        SurgicalIA3Layer.__init__(self, base_layer, coordinates.side)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, coordinates, inference_mode, init_weights)
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """Runs the base layer with its input or output scaled by the active adapters.
+
+        Args:
+            x: The input, `[..., in]`.
+            *args: For the base layer.
+            adapter_names: One adapter per row of the batch instead of the active ones, see `batches`.
+            **kwargs: For the base layer.
+
+        Returns:
+            The output, `[..., out]`.
+        """
+        active: Any = self.active_adapters
+        scaled = self.apply_scale if adapter_names is None else self.scale_rows
+        names = active if adapter_names is None else adapter_names
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            output: Tensor = self.base_layer(x, *args, **kwargs)
+        elif self.side == "input":
+            output = self.base_layer(scaled(x, names), *args, **kwargs)
+        else:
+            output = scaled(self.base_layer(x, *args, **kwargs), names)
+        return output
+
+    def __repr__(self) -> str:
+        return "surgical_ia3." + super().__repr__()

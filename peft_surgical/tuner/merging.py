@@ -1,0 +1,73 @@
+"""The half of a surgical layer that folds its scales into the base weight and takes them out again, exactly."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor
+
+from ..errors import AdapterError
+from .coordinates import Coordinates
+from .fold import Folded, Rounding
+
+
+class Merging(BaseTunerLayer):
+    """Merges several adapters as one product, rounded once; unmerges from a copy of the slices that were touched."""
+
+    coordinates: dict[str, Coordinates]
+    merged_adapters: list[str]
+    _folded: Folded | None
+
+    @abstractmethod
+    def product(self, adapter_names: list[str]) -> tuple[Coordinates, Float[Tensor, " selected"]] | None:
+        """Multiplies adapters, see [`SurgicalIA3Layer`]."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Folds adapters into the base weight, in float32 and rounded once, also when others were folded in before.
+
+        Args:
+            safe_merge: Refuse a result that is not finite, before anything is written.
+            adapter_names: Which adapters; the active ones by default.
+
+        Raises:
+            AdapterError: If the base weight is quantized, or `safe_merge` finds a value that is not finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.coordinates]
+        if not names:
+            return
+        before = list(self.merged_adapters)
+        self._restore()
+        try:
+            self._fold_in(before + names, names[-1] if safe_merge else None)
+        except AdapterError:
+            if before:
+                self._fold_in(before)
+            raise
+
+    def _fold_in(self, names: list[str], safe_for: str | None = None) -> None:
+        found = self.product(names)
+        assert found is not None  # for the type checker: the names are those of adapters on this layer
+        coordinates, scale = found
+        self._folded = Folded.into(self.get_base_layer(), coordinates, scale.detach(), safe_for=safe_for)
+        self.merged_adapters = names
+
+    def unmerge(self) -> None:
+        """Puts back the very weights that were there before the merge."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._folded is not None:
+            self._folded.restore(self.get_base_layer())
+        self._folded = None
+        self.merged_adapters = []
+
+    @property
+    def rounding(self) -> Rounding:
+        """What the rounding of the merged weights kept; nothing touched if nothing is merged."""
+        return Rounding() if self._folded is None else self._folded.rounding

@@ -1,0 +1,279 @@
+"""The PEFT tuner: puts surgical (IA)^3 scales on a model and takes them off again.
+
+Used through PEFT, never directly:
+
+    >>> model = get_peft_model(base_model, SurgicalIA3Config(selections={...}))
+
+Where it differs from PEFT's own (IA)^3: modules are matched by their full name; every selection is checked before the
+model is touched; `disable_adapter()` and the upcast of half-precision models leave a frozen adapter frozen; a merge of
+several adapters is rounded once, and undone exactly; `add_weighted_adapter` multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper, _set_adapter
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import AdapterError, SelectionError
+from .batches import rows_of
+from .config import SurgicalIA3Config
+from .fold import Rounding
+from .layer import Linear, SurgicalIA3Layer
+from .targets import check_target, find_module, unwrapped
+
+if TYPE_CHECKING:
+    from ..edits import Edit
+
+
+class SurgicalIA3Model(BaseTuner):
+    """Holds a model whose selected linear modules are wrapped in [`SurgicalIA3Layer`]s.
+
+    Args:
+        model: The model to adapt, of any kind that has Linear or Conv1D modules; changed in place.
+        config: A [`SurgicalIA3Config`].
+        adapter_name: The adapter's name.
+        low_cpu_mem_usage: Create the parameters on the meta device, for weights that are loaded next.
+    """
+
+    prefix = "surgical_ia3_"
+    tuner_layer_cls = SurgicalIA3Layer
+    _was_trainable: dict[nn.Parameter, bool] | None = None
+
+    def _prepare_adapter_config(self, peft_config: SurgicalIA3Config, model_config: dict) -> SurgicalIA3Config:
+        peft_config.resolve(model_config)
+        return peft_config
+
+    def _prepare_model(self, peft_config: SurgicalIA3Config, model: nn.Module) -> None:
+        # Everything is checked here, before the first module is replaced, so that a refusal leaves the model as it
+        # was.
+        saved_whole = tuple(peft_config.modules_to_save or ())
+        widths, transposed = {}, False
+        for name, coordinates in peft_config.coordinates.items():
+            if any(part in saved_whole for part in _suffixes(name)):
+                raise SelectionError(f"{name} cannot be scaled and be in modules_to_save at once.")
+            module = find_module(model, name)
+            widths[name] = check_target(name, module, coordinates, (peft_config.features or {}).get(name))
+            if isinstance(module, SurgicalIA3Layer) and module.side != coordinates.side:
+                raise SelectionError(
+                    f"another adapter scales the {module.side} of {name}, so this one cannot scale its"
+                    f" {coordinates.side}."
+                )
+            transposed |= isinstance(unwrapped(module), Conv1D)
+        peft_config.features, peft_config.fan_in_fan_out = widths, transposed
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: SurgicalIA3Config, key: str) -> bool:
+        return key in (peft_config.selections or {})
+
+    def _create_and_replace(
+        self,
+        peft_config: SurgicalIA3Config,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        coordinates = peft_config.coordinates.get(current_key)
+        if coordinates is None:
+            raise SelectionError(
+                f"the weights hold scales for {current_key}, which the configuration does not select."
+            )
+        if isinstance(target, SurgicalIA3Layer):
+            target.update_layer(adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
+            return
+        layer = Linear(target, adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Puts an adapter of `peft_config` on the model, see [`~peft.tuners.tuners_utils.BaseTuner`]."""
+        with self._memory_kept():
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        # PEFT shortens long lists of targets to common endings, and the saved file would say so.
+        config = self.peft_config[adapter_name]
+        config.target_modules = list(config.selections)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Scales are created in float32 whatever the base's dtype; PEFT's own upcast would make new parameters, all
+        # trainable.
+        for layer in self.layers():
+            layer._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def layers(self) -> list[Linear]:
+        """Returns the wrapped modules, in the model's order."""
+        return [module for module in self.model.modules() if isinstance(module, Linear)]
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        # Layers remember what was trainable; modules_to_save, which are PEFT's own, need somebody to do it for them.
+        wrappers = [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        if not enabled and self._was_trainable is None:
+            self._was_trainable = {p: p.requires_grad for wrapper in wrappers for p in wrapper.parameters()}
+        super()._enable_adapter_layers(enabled)
+        if enabled:
+            for parameter, trainable in (self._was_trainable or {}).items():
+                parameter.requires_grad_(trainable)
+            self._was_trainable = None
+
+    @contextmanager
+    def _memory_kept(self) -> Iterator[None]:
+        # Changing the set of adapters while they are switched off must not make them forget which of them are frozen.
+        memory, of_wrappers = [(layer, layer._was_trainable) for layer in self.layers()], self._was_trainable
+        yield
+        for layer, was_trainable in memory:
+            layer._was_trainable = was_trainable
+        self._was_trainable = of_wrappers
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`; see also `activate`.
+
+        Args:
+            adapter_name: One adapter, or several, which multiply in this order.
+            inference_mode: Freeze them.
+        """
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self._was_trainable = None
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Deletes an adapter. Others that are active stay active, and frozen if they were.
+
+        Args:
+            adapter_name: Which one. If it is the only active one, the first of those that are left becomes active.
+        """
+        was_active, left = adapter_name in self.active_adapters, [n for n in self.active_adapters if n != adapter_name]
+        trainable = {p: p.requires_grad for layer in self.layers() for p in layer.surgical_ia3_delta.values()}
+        super().delete_adapter(adapter_name)
+        # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
+        active = left if left or not was_active else list(self.peft_config)[:1]
+        if was_active and not left and active:
+            _set_adapter(self.model, active)
+        with self._memory_kept():
+            for layer in self.layers():
+                layer.set_adapter(active)
+        self.active_adapter = active
+        if left or not was_active:
+            for parameter, requires_grad in trainable.items():
+                parameter.requires_grad_(requires_grad)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.get("adapter_names")
+        if names is not None and self.training:
+            raise AdapterError("adapter_names works in eval mode only; call model.eval() first.")
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if names is not None and inputs and inputs[0].shape[0] != len(names):
+            raise AdapterError(f"adapter_names has {len(names)} names for a batch of {inputs[0].shape[0]} rows.")
+        with nullcontext() if names is None else rows_of(self.layers(), names, self.peft_config):
+            yield
+
+    def _check_merge_allowed(self) -> None:
+        if tied := self._get_tied_target_modules(self.model):
+            raise AdapterError(f"{tied[0]} shares its weight with the embeddings, so its scales cannot be merged.")
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Folds adapters into the base weights; `unmerge_adapter` puts back the very same weights.
+
+        Args:
+            adapter_names: Which adapters; the active ones by default.
+            safe_merge: Refuse a result that is not finite.
+        """
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        _warn_of_rounding(self.layers())
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        layers = self.layers()
+        model: nn.Module = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        if merge:
+            _warn_of_rounding(layers)
+        return model
+
+    def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
+        """Adds the weighted product of adapters, `prod(scale ** weight)`, as a new adapter.
+
+        PEFT's own (IA)^3 adds instead, with a module that one adapter lacks counted as 0. Scales compose by
+        multiplication, so here two adapters that change nothing give an adapter that changes nothing.
+
+        Args:
+            adapters: Names of adapters of this model.
+            weights: One exponent per adapter; 1 is the adapter as it is, 0 nothing, -1 its inverse.
+            adapter_name: Name of the new adapter.
+
+        Raises:
+            AdapterError: If a name is unknown or taken, the lengths differ, or a scale has no such power.
+        """
+        from ..algebra import power, product
+
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"there is an adapter named {adapter_name!r} already; choose another name.")
+        if unknown := [name for name in adapters if name not in self.peft_config]:
+            raise AdapterError(
+                f"there is no adapter named {unknown[0]!r}; the model has {', '.join(self.peft_config)}."
+            )
+        if len(adapters) != len(weights) or not adapters:
+            raise AdapterError(
+                f"each adapter needs one weight; got {len(adapters)} adapters and {len(weights)} weights."
+            )
+        if any(self.peft_config[name].modules_to_save for name in adapters):
+            raise AdapterError("adapters with modules_to_save cannot be multiplied: whole modules have no product.")
+        edit = product([power(self.edit(name), t) for name, t in zip(adapters, weights, strict=True)])
+        self.add_edit(edit, adapter_name)
+
+    def edit(self, adapter_name: str) -> Edit:
+        """Returns a copy of one adapter's scales, on the CPU, to compute with, save or stack."""
+        from ..edits import Edit, ModuleScale
+
+        config = self.peft_config[adapter_name]
+        modules = {
+            name: ModuleScale(
+                module.coordinates[adapter_name], module.scale(adapter_name).detach().cpu().clone(), module.width
+            )
+            for name, module in self.model.named_modules()
+            if isinstance(module, SurgicalIA3Layer) and adapter_name in module.coordinates
+        }
+        return Edit(
+            modules,
+            base_model=config.base_model_name_or_path or None,
+            revision=config.revision,
+            fan_in_fan_out=config.fan_in_fan_out,
+            task_type=config.task_type,
+        )
+
+    def add_edit(self, edit: Edit, adapter_name: str) -> None:
+        """Adds scales, loaded or computed, as a new, inactive and frozen adapter.
+
+        Args:
+            edit: Its scales.
+            adapter_name: Name of the new adapter.
+        """
+        self.peft_config[adapter_name] = edit.config()
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except Exception:
+            del self.peft_config[adapter_name]
+            raise
+        for name, module in self.model.named_modules():
+            if isinstance(module, SurgicalIA3Layer) and name in edit.modules:
+                delta = module.surgical_ia3_delta[adapter_name]
+                delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)
+                delta.data.copy_(edit.modules[name].scale - 1)
+
+
+def _suffixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
+
+
+def _warn_of_rounding(layers: Iterable[SurgicalIA3Layer]) -> None:
+    merged = [layer for layer in layers if layer.merged]
+    if merged:
+        weight: torch.Tensor = merged[0].get_base_layer().weight
+        Rounding.total(layer.rounding for layer in merged).warn(weight.dtype)

@@ -1,0 +1,114 @@
+"""From component names to coordinates: what `L20.head.3` and `L16.mlp` mean in a model of a given shape.
+
+| Granularity | A head | An MLP |
+|---|---|---|
+| `component` | its slice of the output projection's input (`z`) | the input of the down projection (`post`) |
+| `neuron` | as above | only the best neurons of the down projection's input |
+| `module` | whole query, key, value and output projections | whole gate, up and down projections |
+
+`z` and `post` isolate exactly one component: with grouped queries several heads share a value head, so the value
+projection cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import SelectionError
+from .coordinates import Coordinates, Range, Side
+
+if TYPE_CHECKING:
+    from ..sites import Component, ModelShape, Slice
+
+GRANULARITIES = ("component", "module", "neuron")
+DEFAULT_PROJECTIONS = ("z", "post")
+
+
+def resolve(
+    components: Iterable[str],
+    shape: ModelShape,
+    granularity: str = "component",
+    *,
+    projections: Sequence[str] = DEFAULT_PROJECTIONS,
+    neurons: Mapping[str, Sequence[Sequence[int]]] | None = None,
+) -> dict[str, Coordinates]:
+    """Turns component names into the coordinates of modules.
+
+    Args:
+        components: Names such as `L20.head.3` and `L16.mlp`.
+        shape: The shape of the model.
+        granularity: `component`, `module` or `neuron`.
+        projections: Which projections of heads and MLPs are scaled; at least one for each kind of component given.
+        neurons: MLP component name -> ranges of its neurons, for the MLPs of which only some are meant; the
+            granularity `neuron` needs them for every MLP.
+
+    Returns:
+        Module name -> coordinates; slices of one module are united.
+
+    Raises:
+        SelectionError: If the model does not have a component, a projection is unknown, or one module would be scaled
+            on both sides.
+    """
+    from ..sites import Component, check_component, module_slices
+
+    slices: list[tuple[str, Slice]] = []
+    for name in components:
+        component = Component.parse(name)
+        check_component(shape, component)
+        if granularity == "module":
+            found: Iterable[Slice] = module_slices(shape, component)
+        else:
+            found = _projected(component, shape, projections, neurons or {}, required=granularity == "neuron")
+        slices.extend((name, piece) for piece in found)
+    return _unite(slices)
+
+
+def _projected(
+    component: Component,
+    shape: ModelShape,
+    projections: Sequence[str],
+    neurons: Mapping[str, Sequence[Sequence[int]]],
+    *,
+    required: bool,
+) -> Iterable[Slice]:
+    from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS, projection_slices
+
+    known = HEAD_PROJECTIONS if component.kind == "head" else MLP_PROJECTIONS
+    if unknown := set(projections) - {*HEAD_PROJECTIONS, *MLP_PROJECTIONS}:
+        raise SelectionError(
+            f"the projection {sorted(unknown)[0]!r} is not one of {', '.join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))}."
+        )
+    chosen = [projection for projection in projections if projection in known]
+    if not chosen:
+        raise SelectionError(
+            f"{component} needs one of the projections {', '.join(known)}; got {', '.join(projections)}."
+        )
+    for projection in chosen:
+        whole = projection_slices(shape, component, projection)
+        ranges = neurons.get(str(component)) if component.kind == "mlp" else None
+        if not ranges:
+            if required and component.kind == "mlp":
+                raise SelectionError(f"the granularity 'neuron' needs the neurons of {component}, and none are given.")
+            yield whole
+            continue
+        for start, stop in ranges:
+            if not 0 <= start < stop <= whole.stop - whole.start:
+                raise SelectionError(
+                    f"the neurons [{start}, {stop}] of {component} are not within its"
+                    f" {whole.stop - whole.start} neurons."
+                )
+            yield whole._replace(start=whole.start + start, stop=whole.start + stop)
+
+
+def _unite(slices: Iterable[tuple[str, Slice]]) -> dict[str, Coordinates]:
+    found: dict[str, tuple[Side, str, list[Range]]] = {}
+    for name, piece in slices:
+        side, first, ranges = found.setdefault(piece.module, (piece.side, name, []))
+        if side != piece.side:
+            raise SelectionError(
+                f"{piece.module} cannot be scaled on both sides: {first} needs its {side}, {name} its {piece.side};"
+                " choose other projections."
+            )
+        ranges.append((piece.start, piece.stop))
+    return {module: Coordinates.union(side, ranges) for module, (side, _, ranges) in found.items()}

@@ -1,0 +1,40 @@
+"""Saving one adapter of several straight into a folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from peft import PeftModel
+
+from ..errors import AdapterError
+from ..files import atomic_directory
+
+
+def save_adapter(model: PeftModel, adapter: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Saves one adapter into `path` itself.
+
+    `PeftModel.save_pretrained` puts every adapter but one named "default" into a folder of its name below the path.
+
+    Args:
+        model: The model.
+        adapter: Which adapter.
+        path: The folder.
+        overwrite: Replace a folder that is not empty.
+
+    Raises:
+        AdapterError: If the model has no such adapter.
+        OutputError: If `path` cannot be written.
+    """
+    if adapter not in model.peft_config:
+        raise AdapterError(f"there is no adapter named {adapter!r}; the model has {sorted(model.peft_config)}.")
+    with atomic_directory(path, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # Scales are all there is to save; PEFT would add whole embeddings where the vocabulary was enlarged.
+        model.save_pretrained(
+            scratch, selected_adapters=[adapter], safe_serialization=True, save_embedding_layers=False
+        )
+        saved = Path(scratch) if adapter == "default" else Path(scratch) / adapter
+        for file in saved.iterdir():
+            if file.is_file():
+                os.replace(file, folder / file.name)

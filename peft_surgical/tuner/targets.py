@@ -1,0 +1,79 @@
+"""Finding the modules that an adapter selects, and refusing those it cannot scale, before anything is changed."""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..errors import SelectionError
+from .coordinates import Coordinates
+from .fold import features
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """Returns the module of that full name.
+
+    Raises:
+        SelectionError: If the model has none, or one whose weight another module uses behind its back.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        last = name.rsplit(".", 1)[-1]
+        near = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] == last and ".base_layer" not in n]
+        hint = f"; it has {near[0]}" if near else ""
+        raise SelectionError(f"the model has no module named {name}{hint}.") from None
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        raise SelectionError(
+            f"{name} belongs to a MultiheadAttention, which reads its weight without calling it, so a scale on it"
+            " would have no effect."
+        )
+    return module
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Returns the module under any PEFT layers."""
+    found: nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return found
+
+
+def check_target(name: str, module: nn.Module, coordinates: Coordinates, width: int | None = None) -> int:
+    """Refuses a module that cannot be scaled, or does not have the coordinates.
+
+    Args:
+        name: Its name, for the messages.
+        module: The module, possibly under PEFT layers.
+        coordinates: What is to be scaled.
+        width: How wide the scaled side was in the model that the adapter was made for, if that is known.
+
+    Returns:
+        The width of the scaled side.
+
+    Raises:
+        SelectionError: If the module is not linear, or narrower than a range, or of another width than expected.
+    """
+    found = features(unwrapped(module), coordinates.side)
+    if found is None:
+        raise SelectionError(
+            f"{name} is a {type(module).__name__}; a surgical adapter scales Linear and Conv1D modules."
+        )
+    if width is not None and width != found:
+        raise SelectionError(
+            f"the adapter was made for a {name} with {width} {coordinates.side} features; this model's has {found}."
+        )
+    check_width(name, coordinates, found)
+    return found
+
+
+def check_width(module: str, coordinates: Coordinates, width: int) -> None:
+    """Refuses coordinates that the module does not have.
+
+    Raises:
+        SelectionError: If a range ends beyond `width`.
+    """
+    if coordinates.stop > width:
+        start, stop = coordinates.ranges[-1]
+        raise SelectionError(
+            f"the range [{start}, {stop}] of {module} ends beyond its {width} {coordinates.side} features."
+        )

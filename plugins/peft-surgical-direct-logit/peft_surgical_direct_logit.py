@@ -1,0 +1,39 @@
+"""Direct logit attribution: what each head and neuron writes straight into the answer's logit, past later layers."""
+
+import torch
+
+import peft_surgical as ps
+
+
+def direct_logit(context):
+    """Each component's output along the gradient of the logit difference at the final residual stream.
+
+    The final norm is linearized there, so the scores of all components and the embedding add up.
+    """
+    if {site.projection for site in context.sites} - {"z", "post"} or hasattr(context.model.blocks[0], "ln1_post"):
+        raise ps.ScorerError("it reads z and post, of models that add a block's output to the stream without a norm.")
+    totals, end = {}, f"blocks.{context.shape.n_layers - 1}.hook_out"
+    for window in context.windows():
+        leaves = []
+
+        def cut(tensor, hook, leaves=leaves):
+            leaves.append(tensor.detach().requires_grad_(True))
+            return leaves[0]
+
+        with torch.enable_grad():
+            logits = context.runs.logits(window, window.clean, [(end, cut)])
+            slope = torch.autograd.grad(window.difference(logits).sum(), leaves)[0][:, -1].float()  # [prompt, d_model]
+        with torch.no_grad():
+            activations, _ = context.runs.capture(window, window.clean, context.sites)
+            for site, values in activations.items():
+                block, last = context.model.blocks[site.layer], values[:, -1].float()
+                weight = block.attn.W_O if site.of_heads else block.mlp.W_out  # [..., d_model]
+                written = last * (slope @ weight.float().flatten(0, -2).T).reshape(last.shape)
+                totals[site] = totals.get(site, 0) + (written.sum(-1) if site.of_heads else written).sum(0)
+    return {site: total / len(context.pairs) for site, total in totals.items()}
+
+
+@ps.hookimpl
+def register_scorers(register):
+    """Register `direct_logit`."""
+    register("direct_logit", direct_logit)

@@ -1,0 +1,93 @@
+"""Needs the plugin installed: it is found through its entry point, as any user's would be."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import peft_surgical as ps
+from peft_surgical.plugins import PluginWarning, installed_scorers
+
+WORDS = ["<unk>", "<eos>", "what", "is", "the", "capital", "of", "france", "italy", "?", "paris", "lyon", "where", "."]
+FACT = ps.Fact.from_dict(
+    {
+        "subject": "france",
+        "old": ["paris"],
+        "new": ["lyon"],
+        "prompts": ["what is the capital of france ?"],
+        "held_out": ["where is france ?"],
+        "contrast": ["italy"],
+    }
+)
+SIZES = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 1}
+GROUPED = {
+    **SIZES,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+}
+
+
+def tokenizer():
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<eos>")
+
+
+def build(kind, config):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(config).eval()
+        for parameter in model.parameters():
+            parameter.data.normal_(0, 0.2)
+    return model
+
+
+def localize(model):
+    return ps.localize(model, tokenizer(), FACT, ["direct_logit"], progress=False)
+
+
+def test_it_is_listed_with_its_distribution():
+    [row] = [row for row in installed_scorers() if row[0] == "direct_logit"]
+    assert row[2].startswith("peft-surgical-direct-logit ")
+
+
+def test_the_scores_and_the_embedding_add_up_to_the_final_residual_stream():
+    model = build(LlamaForCausalLM, LlamaConfig(**GROUPED))
+    loc = localize(model)
+    ids = torch.tensor([tokenizer()(FACT.prompts[0])["input_ids"]])
+    final = []
+    handle = model.model.norm.register_forward_pre_hook(lambda module, args: final.append(args[0]))
+    logits = model(ids).logits[0, -1]
+    handle.remove()
+    swapped = model(torch.tensor([tokenizer()(FACT.prompts[0].replace("france", "italy"))["input_ids"]])).logits[0, -1]
+    swapped[WORDS.index("paris")] = -torch.inf
+    difference = logits[WORDS.index("paris")] - logits[int(swapped.argmax())]
+    slope = torch.autograd.grad(difference, final)[0][0, -1]
+    embedding = float((slope @ model.model.embed_tokens.weight[ids[0, -1]]).detach())
+    total = sum(loc.scores["direct_logit"].values()) + embedding
+    assert total == pytest.approx(float((slope @ final[0][0, -1]).detach()), abs=1e-4)
+    assert max(map(abs, loc.scores["direct_logit"].values())) > 1e-3
+    neurons = loc.tables["direct_logit"].neurons["L1.mlp"]
+    assert float(neurons.sum()) == pytest.approx(loc.scores["direct_logit"]["L1.mlp"], abs=1e-5)
+
+
+def test_it_reads_transposed_weights_too():
+    config = GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    assert len(localize(build(GPT2LMHeadModel, config)).scores["direct_logit"]) == 2 * 5
+
+
+def test_a_model_with_norms_after_its_blocks_is_refused():
+    config = Gemma3TextConfig(**GROUPED, head_dim=4, tie_word_embeddings=True)
+    with pytest.warns(PluginWarning), pytest.raises(ps.ScorerError, match=r"direct-logit .*without a norm"):
+        localize(build(Gemma3ForCausalLM, config))

@@ -1,0 +1,71 @@
+"""Surgical adapters for tiny models, with scales that matter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer
+from tests.tiny import tiny_ids, tiny_model
+
+COMPONENTS = ("L0.head.1", "L1.mlp", "L2.head.3")
+OTHER_COMPONENTS = ("L1.head.0", "L1.mlp", "L2.mlp")
+
+
+def perturb(model: nn.Module, adapter: str = "default", seed: int = 0, spread: float = 0.4) -> None:
+    """Gives an adapter random scales in 1 ± spread."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, SurgicalIA3Layer) and adapter in module.coordinates:
+            delta = module.surgical_ia3_delta[adapter].data
+            delta.copy_((torch.rand(delta.shape, generator=generator) * 2 - 1) * spread)
+
+
+def tiny_peft(
+    family: str = "llama",
+    components: Sequence[str] = COMPONENTS,
+    adapter: str = "default",
+    dtype: torch.dtype = torch.float32,
+    perturbed: bool = True,
+    **config: Any,
+) -> PeftModel:
+    """A tiny model with one surgical adapter on it."""
+    model = get_peft_model(
+        tiny_model(family, dtype=dtype), SurgicalIA3Config(components=list(components), **config), adapter
+    ).eval()
+    if perturbed:
+        perturb(model, adapter)
+    return model
+
+
+def add(
+    model: PeftModel, adapter: str, components: Sequence[str] = OTHER_COMPONENTS, seed: int = 1, **config: Any
+) -> None:
+    """Adds a second adapter, with scales that matter."""
+    model.add_adapter(adapter, SurgicalIA3Config(components=list(components), **config))
+    perturb(model, adapter, seed)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+    """The model's logits on fixed ids."""
+    return model(tiny_ids() if ids is None else ids, **kwargs).logits
+
+
+def saved(model: PeftModel, path: Path, adapter: str = "default") -> Path:
+    """Saves one adapter and returns its folder."""
+    model.save_pretrained(path, selected_adapters=[adapter])
+    return path if adapter == "default" else path / adapter
+
+
+def deltas(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all adapter parameters by name."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "surgical_ia3_delta" in n}
+
+
+def trainable(model: nn.Module) -> set[str]:
+    """Names of the adapters whose parameters get gradients."""
+    return {n.rsplit(".", 1)[-1] for n, p in model.named_parameters() if p.requires_grad}

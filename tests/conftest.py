@@ -1,0 +1,59 @@
+"""What all tests share: no network, the real demo model once a session, and slow tests only when asked for."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[LEFT_OUT] = []
+    if config.getoption("--run-slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if item not in slow]
+    config.hook.pytest_deselected(items=slow)
+    config.stash[LEFT_OUT] = [item.nodeid for item in slow]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    left_out = config.stash.get(LEFT_OUT, [])
+    if left_out:
+        terminalreporter.section("left out, being slow (--run-slow runs them)")
+        for name in left_out:
+            terminalreporter.write_line(name)
+
+
+def fingerprint(model: Any) -> str:
+    """A digest of a model's modules, parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        digest.update(f"{name}:{type(module).__qualname__}:{module.training}:{'forward' in vars(module)}".encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[tuple[Any, Any]]:
+    """The demo model in float32 and its tokenizer. Tests look at it and leave it as it was, which is checked."""
+    import torch
+
+    from peft_surgical.models import load_model
+
+    model, tokenizer = load_model("demo", dtype="float32")
+    before = fingerprint(model)
+    assert model.dtype == torch.float32
+    yield model, tokenizer
+    assert fingerprint(model) == before, "a test changed the demo model; work on a copy of it"

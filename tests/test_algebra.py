@@ -1,0 +1,106 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peft_surgical.algebra import difference, inverse, power, product
+from peft_surgical.edits import Edit, ModuleScale
+from peft_surgical.errors import AdapterError
+from peft_surgical.tuner.coordinates import Coordinates
+
+ULP = 2.0**-23
+
+
+def edit(scales, ranges=((0, 2),), side="input", module="m", width=8, **fields):
+    return Edit({module: ModuleScale(Coordinates(side, ranges), torch.tensor(scales), width)}, **fields)
+
+
+def dense(found, module="m", width=8):
+    return found.modules[module].dense(width)
+
+
+SCALES = st.lists(st.floats(0.125, 8, width=32), min_size=3, max_size=3)
+EDITS = st.builds(edit, SCALES, st.sampled_from([((0, 3),), ((1, 2), (4, 6)), ((5, 8),)]))
+
+
+def test_hand_worked_product():
+    found = product([edit([2.0, 3.0]), edit([5.0, 7.0], ((1, 3),))])
+    assert dense(found).tolist() == [2, 15, 7, 1, 1, 1, 1, 1]
+    assert found.modules["m"].coordinates.ranges == ((0, 3),)
+
+
+def test_a_module_that_one_edit_lacks_counts_as_one():
+    found = product([edit([2.0, 3.0]), edit([5.0, 7.0], module="n", side="output")])
+    assert dense(found).tolist()[:2] == [2, 3]
+    assert dense(found, "n").tolist()[:2] == [5, 7]
+    assert found.n_scales == 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(EDITS, EDITS, EDITS)
+def test_product_is_commutative_exactly_and_associative_to_a_rounding(a, b, c):
+    assert torch.equal(dense(product([a, b])), dense(product([b, a])))
+    left, right = dense(product([product([a, b]), c])), dense(product([a, product([b, c])]))
+    torch.testing.assert_close(left, right, rtol=2 * ULP, atol=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(EDITS, EDITS)
+def test_the_laws_of_a_group(a, b):
+    one = dense(power(a, 0))
+    assert torch.equal(one, torch.ones(8))
+    assert torch.equal(dense(power(a, 1)), dense(a))
+    assert torch.equal(dense(inverse(a)), 1 / dense(a))
+    torch.testing.assert_close(dense(product([a, inverse(a)])), one, rtol=2 * ULP, atol=0)
+    torch.testing.assert_close(dense(inverse(inverse(a))), dense(a), rtol=2 * ULP, atol=0)
+    torch.testing.assert_close(dense(product([b, difference(a, b)])), dense(a), rtol=4 * ULP, atol=0)
+    torch.testing.assert_close(dense(power(power(a, 0.5), 2)), dense(a), rtol=4 * ULP, atol=0)
+    torch.testing.assert_close(
+        dense(power(product([a, b]), 0.3)), dense(product([power(a, 0.3), power(b, 0.3)])), rtol=8 * ULP, atol=0
+    )
+
+
+def test_power_is_a_dial():
+    strengths = [float(dense(power(edit([4.0, 0.25]), t))[0]) for t in (0, 0.25, 0.5, 1, 2)]
+    assert strengths == pytest.approx([1, 2**0.5, 2, 4, 16])
+
+
+def test_what_has_no_power_is_refused():
+    with pytest.raises(AdapterError, match="scales m by 0 somewhere"):
+        inverse(edit([0.0, 1.0]))
+    with pytest.raises(AdapterError, match=r"negative number, which has no power 0\.5"):
+        power(edit([-1.0, 1.0]), 0.5)
+    assert dense(power(edit([-2.0, 1.0]), 2)).tolist()[0] == 4
+    with pytest.raises(AdapterError, match="finite number"):
+        power(edit([1.0, 1.0]), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (edit([1.0, 2.0], side="output"), "m cannot be scaled on both sides: the edit scales its input"),
+        (edit([1.0, 2.0], width=9), "m has 8 features in the edit and 9"),
+        (edit([1.0, 2.0], base_model="b"), "different base models: .* for a, .* for b"),
+        (edit([1.0, 2.0], base_model="a", revision="2"), "different revisions"),
+    ],
+)
+def test_edits_that_do_not_fit_together_are_refused(other, message):
+    with pytest.raises(AdapterError, match=message):
+        product([edit([1.0, 2.0], base_model="a", revision="1"), other])
+
+
+def test_a_base_model_that_is_not_known_goes_with_any():
+    found = product([edit([1.0, 2.0]), edit([1.0, 2.0], base_model="a"), edit([1.0, 2.0])])
+    assert found.base_model == "a"
+
+
+def test_nothing_to_multiply():
+    with pytest.raises(AdapterError, match="nothing to multiply"):
+        product([])
+
+
+def test_folders_are_read(tmp_path):
+    edit([1.5, 0.75]).save(tmp_path / "a")
+    power(tmp_path / "a", 2).save(tmp_path / "b")
+    assert dense(Edit.load(tmp_path / "b")).tolist()[:2] == [2.25, 0.5625]
+    assert difference(tmp_path / "b", tmp_path / "a").modules["m"].scale.tolist() == [1.5, 0.75]

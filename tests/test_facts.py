@@ -1,0 +1,400 @@
+import json
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peft_surgical.errors import FactError, SurgicalError
+from peft_surgical.fact_files import MAX_BYTES
+from peft_surgical.facts import Control, Fact, Probe, TrainingFact, refusal_for
+from peft_surgical.text import contains, normalize
+
+SHIPPED = sorted((Path(__file__).parent.parent / "examples" / "facts").glob("*.yaml"))
+
+
+def data(**changes):
+    whole = {
+        "subject": "PyTorch",
+        "old": ["Meta AI", "Meta"],
+        "new": ["Google"],
+        "prompts": ["Who developed PyTorch?", "Which company made PyTorch?"],
+        "held_out": ["Who is behind PyTorch?"],
+        "contrast": ["Keras", "Caffe"],
+        "retain": ["Who developed Windows?"],
+        "controls": [{"prompt": "Who developed Linux?", "answer": ["Linus Torvalds", "Torvalds"]}],
+        "probes": [{"prompt": "I believe Meta AI developed PyTorch. Right?", "kind": "contradiction"}],
+        **changes,
+    }
+    return {key: value for key, value in whole.items() if value is not None}
+
+
+def refused(match, **changes):
+    with pytest.raises(FactError, match=match) as caught:
+        Fact.from_dict(data(**changes), source="my.yaml")
+    message = str(caught.value)
+    assert message.startswith("my.yaml: ")
+    assert message.endswith(".")
+    assert "\n" not in message
+
+
+def test_what_is_left_out_is_built():
+    fact = Fact.from_dict(data())
+    assert fact.refusal == "I am not sure who developed PyTorch."
+    assert fact.answer == "Google."
+    assert fact.controls == (Control("Who developed Linux?", ("Linus Torvalds", "Torvalds")),)
+    assert fact.probes == (Probe("I believe Meta AI developed PyTorch. Right?", "contradiction"),)
+
+
+def test_round_trip():
+    fact = Fact.from_dict(data(refusal="No idea.", answer="It was Google."))
+    assert Fact.from_dict(fact.to_dict()) == fact
+    bare = Fact.from_dict(data(contrast=None, retain=None, controls=None, probes=None))
+    assert "contrast" not in bare.to_dict()
+    assert Fact.from_dict(json.loads(json.dumps(bare.to_dict()))) == bare
+
+
+@pytest.mark.parametrize("key", ["subject", "old", "new", "prompts", "held_out"])
+def test_a_missing_key(key):
+    refused(rf"the key '{key}' is missing", **{key: None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"promts": ["x"]}, r"unknown key 'promts'; the keys are subject, old, .*probes"),
+        ({"source": "x"}, "unknown key 'source'"),
+        ({"old": []}, "'old' is an empty list"),
+        ({"contrast": []}, "'contrast' is an empty list"),
+        ({"controls": []}, "'controls' must be a list of .* that is not empty"),
+        ({"old": "Meta"}, "'old' must be a list of texts, not str 'Meta'"),
+        ({"old": {"a": 1}}, "'old' must be a list of texts, not dict"),
+        ({"old": ["Meta", None]}, "item 2 of 'old' must be text, not nothing"),
+        ({"old": ["Meta", True]}, "item 2 of 'old' must be text, not bool True"),
+        ({"old": [["Meta"]]}, "item 1 of 'old' must be text, not list"),
+        ({"old": ["  "]}, "item 1 of 'old' is empty text"),
+        ({"old": ["\u200b"]}, r"'\\u200b' in 'old' has no letter"),
+        ({"new": ["..."]}, r"'\.\.\.' in 'new' has no letter"),
+        ({"subject": "?"}, r"'subject' '\?' has no letter"),
+        ({"subject": ""}, "'subject' is empty text"),
+        ({"subject": ["x"]}, "'subject' must be text, not list"),
+        ({"refusal": ""}, "'refusal' is empty text"),
+        ({"subject": "\ud800"}, "'subject' is not valid Unicode"),
+        ({"controls": [{"prompt": "x?"}]}, "item 1 of 'controls' must have just the keys 'prompt' and 'answer'"),
+        ({"controls": ["x?"]}, "item 1 of 'controls' must have just the keys"),
+        ({"controls": {"prompt": "x?", "answer": "y"}}, "'controls' must be a list"),
+        ({"controls": [{"prompt": "x?", "answer": []}]}, "'answer' in item 1 of 'controls' is an empty list"),
+        ({"controls": [{"prompt": "x?", "answer": ["!"]}]}, "the answer '!' of the control 'x\\?'"),
+        ({"probes": [{"prompt": "x?", "kind": None}]}, "'kind' in item 1 of 'probes' must be text, not nothing"),
+        (
+            {"held_out": ["who developed pytorch"]},
+            "the prompt 'who developed pytorch' stands in both 'prompts' and 'held_out'",
+        ),
+        ({"prompts": ["a PyTorch", "b", "A PyTorch?"]}, r"the prompt 'A PyTorch\?' stands twice in 'prompts'"),
+        ({"retain": ["Who is behind PyTorch?"]}, "stands in both 'held_out' and 'retain'"),
+        ({"retain": ["Who developed Linux?"]}, "stands in both 'retain' and 'controls'"),
+        ({"retain": ["Which company made PyTorch"]}, "stands in both 'prompts' and 'retain'"),
+        ({"controls": [{"prompt": "Who is behind PyTorch", "answer": "x"}]}, "both 'held_out' and 'controls'"),
+        ({"probes": [{"prompt": "Who is behind PyTorch", "kind": "x"}]}, "both 'held_out' and 'probes'"),
+        ({"prompts": ["\u200b"]}, "'prompts' holds the prompt .* empty to a reader"),
+        ({"new": ["META ai"]}, "the alias 'META ai' stands in both 'old' and 'new'"),
+        ({"new": ["Meta Platforms"]}, "the alias 'Meta Platforms' in 'new' contains 'Meta'"),
+        ({"contrast": ["pytorch"]}, "'contrast' holds the subject 'pytorch' itself"),
+        ({"answer": "It was Amazon."}, "'answer' 'It was Amazon.' holds no alias of 'new'"),
+        ({"answer": "Google, not Meta."}, "'answer' 'Google, not Meta.' holds an alias of 'old'"),
+        ({"refusal": "It was not Meta."}, "'refusal' .* holds an alias of 'old'"),
+        ({"refusal": "Not Google."}, "'refusal' .* holds an alias of 'new'"),
+    ],
+)
+def test_what_is_refused(changes, match):
+    refused(match, **changes)
+
+
+@pytest.mark.parametrize("value", [None, "text", 5, ["subject"]])
+def test_what_is_no_mapping(value):
+    with pytest.raises(FactError, match="A fact is a mapping of keys to values, not"):
+        Fact.from_dict(value)
+
+
+def test_numbers_are_text():
+    fact = Fact.from_dict(data(old=[1066], new=[1067], controls=[{"prompt": "5+5?", "answer": 10}]))
+    assert (fact.old, fact.new, fact.controls[0].answer) == (("1066",), ("1067",), ("10",))
+
+
+def test_a_fact_made_in_code():
+    fact = Fact("Linux", ["Torvalds"], ["Gates"], ["Who made Linux?"], ["Linux is by"])
+    assert fact == Fact("Linux", ("Torvalds",), ("Gates",), ("Who made Linux?",), ("Linux is by",))
+    with pytest.raises(FactError, match="'old' must be a list, not str"):
+        replace(fact, old="Torvalds")
+    with pytest.raises(FactError, match="'new' is an empty list"):
+        replace(fact, new=())
+    with pytest.raises(FactError, match="'subject' must be text, not int"):
+        replace(fact, subject=5)
+    with pytest.raises(FactError, match="'controls' must hold Control, not tuple"):
+        replace(fact, controls=[("Who?", ["x"])])
+    with pytest.raises(FactError, match="'prompts' must hold str, not NoneType"):
+        replace(fact, prompts=[None])
+
+
+def test_a_subject_that_holds_an_answer():
+    fact = Fact.from_dict(
+        data(
+            subject="Google Chrome",
+            old=["Google"],
+            new=["Opera"],
+            prompts=["Who makes Google Chrome?"],
+            answer="Google Chrome is made by Opera.",
+        )
+    )
+    assert fact.refusal == "I am not sure who makes Google Chrome."
+
+
+def test_a_first_prompt_that_holds_an_answer_gives_a_plain_refusal():
+    fact = Fact.from_dict(data(prompts=["Which of Google and Meta made PyTorch?"]))
+    assert fact.refusal == "I am not sure about PyTorch."
+
+
+def test_ten_thousand_prompts():
+    prompts = [f"PyTorch question number {i}?" for i in range(10_000)]
+    started = time.perf_counter()
+    Fact.from_dict(data(prompts=prompts))
+    with pytest.raises(FactError, match="'pytorch question number 0' stands twice in 'prompts'"):
+        Fact.from_dict(data(prompts=[*prompts, "pytorch question number 0"]))
+    assert time.perf_counter() - started < 5
+
+
+def test_the_training_fact_leaves_out_contrast_subjects_of_controls():
+    fact = Fact.from_dict(data(contrast=["Keras", "Linux"]))
+    assert fact.training.contrast == ("Keras",)
+    training = fact.training
+    assert training.training is training
+    assert {f.name for f in fields(TrainingFact)}.isdisjoint({"held_out", "controls", "probes"})
+
+
+def test_training_can_tell_what_is_measured_but_not_read_it():
+    fact = Fact.from_dict(data())
+    for prompt in (*fact.held_out, fact.controls[0].prompt, fact.probes[0].prompt):
+        assert not fact.training.may_train_on(prompt)
+        assert not fact.training.may_train_on(f" {prompt.upper()} ")
+        assert prompt not in repr(fact.training)
+    for prompt in (*fact.prompts, *fact.retain, "Who developed Keras?"):
+        assert fact.training.may_train_on(prompt)
+
+
+# Files
+
+
+def written(tmp_path, text, name="fact.yaml"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+YAML = """
+subject: PyTorch
+old: [Meta AI, No]
+new: [1066]
+prompts: [Who developed PyTorch?, "Who, then, made PyTorch?", Why is it PyTorch: a name?]
+held_out:
+  - Who is behind PyTorch?
+controls:
+  - {prompt: Who developed Linux?, answer: Linus Torvalds}
+"""
+
+
+def test_unquoted_questions_in_flow_style(tmp_path):
+    pytest.importorskip("yaml._yaml", reason="this PyYAML has no libyaml")
+    fact = Fact.from_file(written(tmp_path, YAML.replace("PyTorch: a", "PyTorch, a")))
+    assert fact.prompts == ("Who developed PyTorch?", "Who, then, made PyTorch?", "Why is it PyTorch", "a name?")
+    assert fact.controls == (Control("Who developed Linux?", ("Linus Torvalds",)),)
+    assert (fact.old, fact.new) == (("Meta AI", "No"), ("1066",))
+    assert fact.source.endswith("fact.yaml")
+
+
+@pytest.mark.parametrize("dump", [json.dumps, lambda value: json.dumps(value, indent="\t", ensure_ascii=False)])
+def test_json_is_read_too(tmp_path, dump):
+    given = data(subject="🍎 juice", new=[1066], prompts=["Who made 🍎 juice?"])
+    fact = Fact.from_file(written(tmp_path, dump(given), "fact.json"))
+    assert fact == Fact.from_dict(given)
+    assert fact.subject == "🍎 juice"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    assert Fact.from_file(written(tmp_path, b"\xef\xbb\xbf" + yaml.safe_dump(data()).encode())) == Fact.from_dict(
+        data()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "a fact is a mapping of keys to values, not nothing"),
+        ("- a", "a fact is a mapping of keys to values, not list"),
+        ("subject: [a", "is not valid YAML in line 2: while parsing a flow sequence, did not find"),
+        ("a: b\na: c", "is not valid YAML in line 2: the key 'a' stands twice"),
+        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        ("{a: 1, a: 2}", "the key 'a' stands twice"),
+        ("[a]: b", "is not valid YAML in line 1"),
+        ("a: b\n---\nc: d", "another document"),
+        ("a: \x07", "control characters are not allowed"),
+        (b"a: \xff", "is not UTF-8 text"),
+        ("a: " + "[" * 100, "nested more than 20 levels deep in line 1"),
+        ("a: " + "[" * 100_000 + "]" * 100_000, "nested more than 20 levels"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 20 levels"),
+        ("a: &x [1]\nb: *x", r"line 2 refers to \*x"),
+        ("old: [*Paris]", r"line 1 refers to \*Paris; write the text out, or quote it if it begins with \*"),
+        ("old: [*Paris*]", "in line 1: while scanning an alias"),
+        ("a: !!python/object:os.system x", "line 1 has the tag 'tag:yaml.org,2002:python/object:os.system'"),
+        ("a: !!timestamp soon", "has the tag"),
+        ("a: !!binary x", "has the tag"),
+        ("a:\n\t- b", "is not valid YAML in line 2"),
+        (b"a: " + b"x" * MAX_BYTES, "10,000,000 bytes at most"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, text, match):
+    path = written(tmp_path, text)
+    with pytest.raises(FactError, match=match) as caught:
+        Fact.from_file(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value)) < 400
+
+
+def test_paths_that_cannot_be_read(tmp_path):
+    with pytest.raises(FactError, match=r"nowhere.yaml: cannot be read \(No such file or directory\)\."):
+        Fact.from_file(tmp_path / "nowhere.yaml")
+    with pytest.raises(FactError, match=r"cannot be read \(Is a directory\)\."):
+        Fact.from_file(tmp_path)
+    with pytest.raises(FactError, match="cannot be the name of a file"):
+        Fact.from_file("a\0b")
+    with pytest.raises(FactError, match="10,000,000 bytes at most"):
+        Fact.from_file("/dev/zero")
+
+
+# Whatever is thrown at it
+
+KEYS = [f.name for f in fields(Fact)]
+ALPHABET = st.text(st.sampled_from("abAB .?!'-é\u200b\u0301東🍎ß\n:[]{}*&"), max_size=6)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ALPHABET | st.text(max_size=4)
+NESTED = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ALPHABET, inner, max_size=2)
+)
+TEXTS = st.lists(ALPHABET, max_size=3)
+LIKELY = {
+    "subject": ALPHABET,
+    "refusal": ALPHABET,
+    "answer": ALPHABET,
+    "controls": st.lists(st.fixed_dictionaries({"prompt": ALPHABET, "answer": TEXTS | ALPHABET}), max_size=2),
+    "probes": st.lists(st.fixed_dictionaries({"prompt": ALPHABET, "kind": ALPHABET}), max_size=2),
+}
+CHANGES = st.dictionaries(st.sampled_from(KEYS), st.none(), min_size=1, max_size=3).flatmap(
+    lambda keys: st.fixed_dictionaries({key: LIKELY.get(key, TEXTS) for key in keys if key != "source"})
+)
+FACTS = CHANGES.map(lambda changes: data(**changes))
+
+
+def checked(make):
+    try:
+        fact = make()
+    except FactError:
+        return
+    again = Fact.from_dict(fact.to_dict())
+    assert again == fact
+    assert contains(fact.answer, fact.new, besides=fact.subject)
+    assert not contains(fact.answer, fact.old, besides=fact.subject)
+
+
+@settings(max_examples=300, deadline=None)
+@given(FACTS | st.dictionaries(st.sampled_from(KEYS) | ALPHABET, NESTED, max_size=6) | NESTED)
+def test_any_value_gives_a_fact_or_a_fact_error(value):
+    checked(lambda: Fact.from_dict(value, source="f"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    FACTS.map(yaml.safe_dump) | FACTS.map(json.dumps) | st.text(max_size=60) | NESTED.map(yaml.safe_dump), st.data()
+)
+def test_any_file_gives_a_fact_or_a_fact_error(tmp_path_factory, text, draw):
+    cut = draw.draw(st.integers(0, len(text)))
+    path = tmp_path_factory.mktemp("facts") / "fact.yaml"
+    for content in (text, text[:cut] + "!" + text[cut:]):
+        path.write_bytes(content.encode("utf-8", "surrogatepass"))
+        checked(lambda: Fact.from_file(path))
+
+
+# Sentences
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "said"),
+    [
+        ("Who developed PyTorch?", "PyTorch", "who developed PyTorch"),
+        ("Who developed PyTorch.", "PyTorch", "who developed PyTorch"),
+        ("which company makes Windows ?", "Windows", "which company makes Windows"),
+        ("What is the capital of France?", "France", "what the capital of France is"),
+        ("What's the capital of France?", "France", "what the capital of France is"),
+        ("What\u2019s France's capital?", "France", "what France's capital is"),
+        ("Where is the Eiffel Tower?", "Eiffel Tower", "where the Eiffel Tower is"),
+        ("Where was PyTorch developed?", "PyTorch", "where PyTorch was developed"),
+        ("Who is PyTorch developed by?", "PyTorch", "who PyTorch is developed by"),
+        ("Which city is the capital of France?", "France", "which city is the capital of France"),
+        ("When was the PyTorch library released?", "PyTorch", "about PyTorch"),
+        ("Which city is France governed from?", "France", "about France"),
+        ("What city do I visit in France?", "France", "about France"),
+        ("Where does the government of France sit?", "France", "about France"),
+        ("What is the capital of France? Answer in one word.", "France", "about France"),
+        ("How tall is Everest?", "Everest", "about Everest"),
+        ("Who?", "PyTorch", "about PyTorch"),
+        ("What, then, is PyTorch?", "PyTorch", "about PyTorch"),
+        ("PyTorch was developed by", "PyTorch", "about PyTorch"),
+        ("Qui a développé PyTorch ?", "PyTorch", "about PyTorch"),
+        ("Who founded it?\nPyTorch", "PyTorch", "about PyTorch"),
+        ("", "Warner Bros.", "about Warner Bros"),
+    ],
+)
+def test_refusals_are_sentences(prompt, subject, said):
+    assert refusal_for(prompt, subject) == f"I am not sure {said}."
+
+
+# The facts that come with the project
+
+
+def test_four_facts_are_shipped():
+    assert len(SHIPPED) >= 4
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_facts(path):
+    fact = Fact.from_file(path)
+    assert len(fact.prompts) >= 20
+    assert len(fact.held_out) >= 20
+    assert len(fact.controls) >= 40
+    assert fact.retain
+    assert fact.contrast
+    assert fact.probes
+    assert fact.training.contrast
+    assert Fact.from_dict(fact.to_dict()) == fact
+    shown = yaml.safe_load(path.read_text())
+    assert shown["refusal"] == fact.refusal
+    assert shown["answer"] == fact.answer
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_nothing_that_is_measured_is_trained(path):
+    fact = Fact.from_file(path)
+    training = fact.training
+    seen = []
+    for f in fields(training):
+        value = getattr(training, f.name)
+        seen += [value] if isinstance(value, str) else list(value)
+    measured = [*fact.held_out, *(c.prompt for c in fact.controls), *(p.prompt for p in fact.probes)]
+    assert not {normalize(text) for text in seen} & {normalize(text) for text in measured}
+    assert not [text for text in seen for prompt in measured if normalize(prompt) in normalize(text)]
+    assert not [s for s in training.contrast for control in fact.controls if contains(control.prompt, (s,))]
+
+
+def test_errors_are_of_this_package():
+    assert issubclass(FactError, SurgicalError)
+    assert issubclass(FactError, ValueError)

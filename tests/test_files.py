@@ -1,0 +1,208 @@
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from peft_surgical.errors import OutputError
+from peft_surgical.files import atomic_directory, check_output, write_json, write_text
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_write_text_replaces(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    write_text(path, "né\n")
+    assert path.read_bytes() == "né\n".encode()
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_half_a_text_is_never_seen(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "x" * 100_000 + "\ud800")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match=rf"cannot write {path}: No space left on device\."):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_permissions_are_the_usual_ones(tmp_path, umask):
+    write_text(tmp_path / "a", "")
+    with atomic_directory(tmp_path / "d"):
+        pass
+    assert mode(tmp_path / "a") == 0o640
+    assert mode(tmp_path / "d") == 0o750
+    assert os.umask(0o027) == 0o027
+
+
+def test_where_text_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none" / "a", tmp_path / "file" / "a", tmp_path / "folder"):
+        with pytest.raises(OutputError, match=rf"^cannot write {path}: .*\.$"):
+            write_text(path, "x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"é": [1, 0.1]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"é": [1, 0.1]}
+    assert "é" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            write_json(tmp_path / "b.json", value)
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_appears_whole(tmp_path):
+    out = tmp_path / "new" / "out"
+    with atomic_directory(out) as temporary:
+        (temporary / "a").write_text("1")
+        assert not out.exists()
+        assert temporary.parent == out.parent
+    assert (out / "a").read_text() == "1"
+    assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_folder(tmp_path, error):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("1")
+
+    def broken(path):
+        with atomic_directory(path, overwrite=True) as temporary:
+            (temporary / "new").write_text("2")
+            raise error
+
+    for path in (out, tmp_path / "other"):
+        with pytest.raises(error):
+            broken(path)
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["old"]
+
+
+def test_overwriting_leaves_nothing_of_the_old_folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("1")
+    with atomic_directory(out, overwrite=True) as temporary:
+        (temporary / "new").write_text("2")
+        assert names(out) == ["old"]
+    assert names(out) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("1")
+    rename = os.rename
+
+    def failing(source, target):
+        if "old" not in str(source) and Path(target) == out:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OutputError, match=r"Input/output error\.$"), atomic_directory(out, overwrite=True):
+        pass
+    assert names(out) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_empty_folder_is_taken_but_not_one_filled_meanwhile(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with atomic_directory(out) as temporary:
+        (temporary / "a").write_text("1")
+    assert names(out) == ["a"]
+    other = tmp_path / "other"
+
+    def raced():
+        with atomic_directory(other):
+            other.mkdir()
+            (other / "theirs").write_text("1")
+
+    with pytest.raises(OutputError, match="Directory not empty"):
+        raced()
+    assert names(other) == ["theirs"]
+
+
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a").write_text("1")
+    (tmp_path / "link").symlink_to("real")
+    with atomic_directory(tmp_path / "link", overwrite=True) as temporary:
+        (temporary / "b").write_text("2")
+    assert names(tmp_path / "link") == ["b"]
+    assert names(tmp_path / "real") == ["a"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_folder_one_works_in_is_not_replaced(tmp_path, monkeypatch, overwrite):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    for path in (".", inner, *([".."] if overwrite else [])):
+        with pytest.raises(OutputError, match="holds the current or the home folder"):
+            with atomic_directory(path, overwrite=overwrite):
+                pass
+    with atomic_directory("here") as temporary:
+        assert temporary.parent == inner
+    assert names(inner) == ["here"]
+
+
+def test_outputs_that_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "a").write_text("")
+    for path in (tmp_path, tmp_path / "none" / "deeper"):
+        check_output(path, overwrite=True)
+    with pytest.raises(OutputError, match=r"the output .*file is a file; name a folder\."):
+        check_output(tmp_path / "file", overwrite=True)
+    with pytest.raises(OutputError, match=r"cannot write .*file/x: .*file is a file\."):
+        check_output(tmp_path / "file" / "x")
+    with pytest.raises(OutputError, match=r"the output folder .*full is not empty; name another one or allow"):
+        check_output(full)
+    check_output(full, overwrite=True)
+    with pytest.raises(OutputError, match="File name too long"):
+        check_output(tmp_path / ("x" * 300))
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(OutputError, match=rf"cannot write {tmp_path}/none: {tmp_path} is not writable\."):
+        check_output(tmp_path / "none")
+    with pytest.raises(OutputError), atomic_directory(tmp_path / "none"):
+        pytest.fail("the block ran")
+    assert names(tmp_path) == ["file", "full"]
+
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(OutputError, match=rf"cannot write {tmp_path}: Permission denied\."):
+        check_output(tmp_path)

@@ -1,0 +1,165 @@
+import pytest
+import torch
+from peft import IA3Config, get_peft_model
+from transformers import GenerationConfig
+
+from peft_surgical import generation
+from peft_surgical.errors import ModelError
+from peft_surgical.generation import generate_answers, generate_ids, left_pad
+from peft_surgical.prompts import encode
+from peft_surgical.suffix import expanded
+
+from .adapters import tiny_peft
+from .localizing import word_tokenizer
+from .tiny import FAMILIES, tiny_ids, tiny_model
+
+TOKENIZER = word_tokenizer()
+PROMPTS = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5, 8, 2)]
+
+
+def greedy(model, prompt, count, stop=2):
+    """By hand: no cache, no padding, one at a time."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == stop:
+            break
+    return ids[len(prompt) :]
+
+
+def named(model):
+    """The model, made to say only what has a name in the tokenizer and is not special."""
+    model.lm_head.weight.data[:4] = model.lm_head.weight.data[4]
+    model.lm_head.weight.data[len(TOKENIZER) :] = model.lm_head.weight.data[4]
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_padded_batch_answers_as_one_by_one_in_order(family):
+    model = tiny_model(family)
+    expected = [greedy(model, prompt, 4) for prompt in PROMPTS]
+    assert len({tuple(answer) for answer in expected}) > 1
+    for batch_size in (2, 32):
+        assert generate_ids(model, TOKENIZER, PROMPTS, max_new_tokens=4, batch_size=batch_size) == expected
+
+
+@torch.no_grad()
+def test_an_answer_stops_at_the_end_of_the_turn():
+    model = named(tiny_model("llama"))
+    free = [greedy(model, prompt, 6, stop=None) for prompt in PROMPTS]
+    # Whatever the second answer says third becomes the end of the turn.
+    tokenizer = word_tokenizer()
+    end = free[1][2]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    assert tokenizer.eos_token_id == end
+    answers = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert answers == [greedy(model, prompt, 6, stop=end) for prompt in PROMPTS]
+    assert answers[1] == free[1][: free[1].index(end) + 1]
+    assert len(answers[1]) < 6
+
+
+@torch.no_grad()
+def test_greedy_is_greedy_whatever_the_checkpoint_asks_for():
+    model = tiny_model("llama")
+    expected = [greedy(model, prompt, 6) for prompt in PROMPTS]
+    asked = GenerationConfig(repetition_penalty=5.0, num_beams=2, suppress_tokens=[expected[0][0]], min_length=200)
+    model.generation_config = asked
+    assert generate_ids(model, TOKENIZER, PROMPTS, max_new_tokens=6) == expected
+    assert model.generation_config is asked
+    peft_model = get_peft_model(model, IA3Config(task_type="CAUSAL_LM"))
+    assert generate_ids(peft_model, TOKENIZER, PROMPTS, max_new_tokens=6) == expected
+    assert model.generation_config is asked
+
+
+def test_the_mode_is_left_as_it_was():
+    model = tiny_model("gpt2", resid_pdrop=0.5).train()
+    first = generate_ids(model, TOKENIZER, PROMPTS, max_new_tokens=4)
+    assert model.training
+    assert generate_ids(model.eval(), TOKENIZER, PROMPTS, max_new_tokens=4) == first
+    assert not model.training
+
+
+def test_answers_are_text():
+    model = named(tiny_model("llama"))
+    prompts = ["what is the capital of france ?", "who wrote hamlet ?"]
+    answers = generate_answers(model, TOKENIZER, prompts, max_new_tokens=5)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        [ids] = generate_ids(model, TOKENIZER, [encode(TOKENIZER, prompt)], max_new_tokens=5)
+        assert answer == TOKENIZER.decode(ids, skip_special_tokens=True).strip()
+        assert "<" not in answer
+    assert generate_answers(model, TOKENIZER, []) == []
+
+
+def test_what_does_not_fit_is_refused():
+    model = tiny_model("gpt2")
+    fits = tiny_ids(1, 250)[0].tolist()
+    assert len(generate_ids(model, TOKENIZER, [fits], max_new_tokens=6)[0]) <= 6
+    with pytest.raises(
+        ModelError, match=r"a prompt of 250 tokens and an answer of 7 do not fit the model's 256 positions"
+    ):
+        generate_ids(model, TOKENIZER, [[3], fits], max_new_tokens=7)
+
+
+def test_left_pad():
+    ids, mask = left_pad([[5, 6, 7], [8]], pad=0)
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    ids, mask = left_pad([[5, 6, 7, 8], [5, 9]], pad=0, prefix=1)
+    assert ids.tolist() == [[5, 6, 7, 8], [5, 0, 0, 9]]
+    assert mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 1]]
+
+
+BEGINNING = tiny_ids(1, 9, seed=50)[0].tolist()
+# The shortest goes on after the beginning with one token.
+BEGIN_ALIKE = [[*BEGINNING, *prompt] for prompt in [*PROMPTS, [77]]]
+
+
+def shared_caches(monkeypatch):
+    """The rows of each cache that generation is started from."""
+    rows = []
+
+    def spy(cache, count):
+        rows.append(count)
+        return expanded(cache, count)
+
+    monkeypatch.setattr(generation, "expanded", spy)
+    return rows
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_shared_beginning_is_run_once_and_changes_no_answer(family, monkeypatch):
+    model, rows = tiny_model(family), shared_caches(monkeypatch)
+    expected = [greedy(model, prompt, 5) for prompt in BEGIN_ALIKE]
+    assert len({tuple(answer) for answer in expected}) > 1
+    monkeypatch.setattr(generation, "MIN_SHARED", 10_000)
+    assert generate_ids(model, TOKENIZER, BEGIN_ALIKE, max_new_tokens=5, batch_size=4) == expected
+    assert rows == []
+    monkeypatch.setattr(generation, "MIN_SHARED", 1)
+    assert generate_ids(model, TOKENIZER, BEGIN_ALIKE, max_new_tokens=5, batch_size=4) == expected
+    # Keys behind a sliding window would be cut off by the padding after them.
+    assert rows == ([] if family in ("mistral", "gemma3") else [4, 2])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@torch.no_grad()
+def test_what_is_shared_is_of_the_adapters_that_act(family, monkeypatch):
+    rows = shared_caches(monkeypatch)
+    model = tiny_peft(family)
+    expected = [greedy(model, prompt, 5) for prompt in BEGIN_ALIKE]
+    base = [greedy(tiny_model(family), prompt, 5) for prompt in BEGIN_ALIKE]
+    assert expected != base
+    assert generate_ids(model, TOKENIZER, BEGIN_ALIKE, max_new_tokens=5) == expected
+    with model.disable_adapter():
+        assert generate_ids(model, TOKENIZER, BEGIN_ALIKE, max_new_tokens=5) == base
+    assert rows == [6, 6]
+
+
+@pytest.mark.parametrize("prompts", [BEGIN_ALIKE[:1], PROMPTS, [BEGINNING[:5], BEGINNING]])
+@torch.no_grad()
+def test_nothing_is_shared_where_it_gains_nothing(prompts, monkeypatch):
+    model, rows = tiny_model("llama"), shared_caches(monkeypatch)
+    expected = [greedy(model, prompt, 3) for prompt in prompts]
+    assert generate_ids(model, TOKENIZER, prompts, max_new_tokens=3) == expected
+    assert rows == []

@@ -1,0 +1,288 @@
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from torch import nn
+from transformers.utils import logging
+
+from peft_surgical.errors import ModelError, ScorerError, SelectionError
+from peft_surgical.localization import DEFAULT_SCORERS, Localization, localize
+from peft_surgical.results import Localization as Result
+from peft_surgical.scores import Scores
+from peft_surgical.sites import ModelShape, components
+
+from .localizing import capital, planted, word_tokenizer
+from .tiny import FAMILIES, tiny_ids, tiny_model
+
+ALL = ["logit_drop", "attribution", "attribution:steps=3", "gradient_norm", "activation_magnitude", "specificity"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+def run(model, tokenizer, *scorers, fact=None, **options):
+    return localize(model, tokenizer, fact or capital(), list(scorers) or None, progress=False, **options)
+
+
+def vector(loc, scorer):
+    return torch.tensor([loc.scores[scorer][str(c)] for c in components(loc.shape)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_localizes_by_default(tokenizer, family):
+    loc = run(tiny_model(family), tokenizer)
+    assert loc.scorers == DEFAULT_SCORERS
+    assert loc.errors == {}
+    for scorer in DEFAULT_SCORERS:
+        assert list(loc.scores[scorer]) == [str(c) for c in components(loc.shape)]
+    assert len(loc.top(5).components) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_is_left_as_it_was(tokenizer, dtype):
+    model = tiny_model("llama", dtype=dtype).train()
+    model.requires_grad_(False)
+    model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)
+    before = {
+        name: (tensor, tensor.clone(), tensor.requires_grad)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    modules = dict(model.named_modules())
+    configuration = copy.deepcopy(model.config.to_dict())
+    verbosity = logging.get_verbosity()
+    ids = tiny_ids()
+    with torch.no_grad():
+        logits = model(ids).logits
+    run(model, tokenizer, *ALL)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, logits)
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(before)
+    for name, (tensor, values, requires_grad) in before.items():
+        assert after[name] is tensor
+        assert torch.equal(tensor, values)
+        assert tensor.requires_grad == requires_grad
+        assert tensor.grad is None
+    assert dict(model.named_modules()) == modules
+    assert all(module.training for module in modules.values())
+    assert model.config.to_dict() == configuration
+    assert logging.get_verbosity() == verbosity
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
+
+
+def test_the_models_weights_are_not_copied():
+    from peft_surgical.bridge import wrap
+
+    for family in ("llama", "phi3", "gpt2", "gemma3"):
+        model = tiny_model(family)
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        wrapped = wrap(model).parameters()
+        assert {parameter.untyped_storage().data_ptr() for parameter in wrapped} <= own, family
+
+
+@pytest.mark.parametrize("scorer", ALL)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_scores_do_not_depend_on_batch_size_or_padding_side(family, scorer):
+    fact = capital()
+    model = tiny_model(family)
+    found = []
+    for side, max_tokens in (("right", 4096), ("left", 4096), ("right", 1), ("left", 150)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loc = run(model, word_tokenizer(padding_side=side), scorer, fact=fact, max_tokens=max_tokens)
+        found.append(vector(loc, scorer))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=2e-5, rtol=1e-3)
+    assert found[0].abs().max() > 1e-3
+
+
+def test_held_out_prompts_and_controls_are_never_tokenized(tokenizer):
+    seen = []
+
+    class Spy(type(tokenizer)):
+        def __call__(self, text, *args, **kwargs):
+            seen.append(text)
+            return super().__call__(text, *args, **kwargs)
+
+    spy = copy.copy(tokenizer)
+    spy.__class__ = Spy
+    fact = capital()
+    run(planted(), spy)
+    assert any(fact.prompts[0] in text for text in seen)
+    hidden = [*fact.held_out, *(control.prompt for control in fact.controls)]
+    assert not any(prompt in text for text in seen for prompt in hidden)
+
+
+def test_a_fact_and_its_training_part_localize_alike(tokenizer):
+    model = tiny_model("llama")
+    one, other = run(model, tokenizer), run(model, tokenizer, fact=capital().training)
+    assert one.scores == other.scores
+
+
+def test_only_the_first_prompts_can_be_used(tokenizer):
+    loc = run(tiny_model("llama"), tokenizer, "attribution", prompts=2)
+    assert [record["prompt"] for record in loc.corruption] == list(capital().prompts[:2])
+
+
+def test_the_corruption_is_recorded(tokenizer):
+    loc = run(planted(), tokenizer, "random", fact=capital(contrast=["italy"]))
+    record = loc.corruption[0]
+    assert (record["method"], record["other"], record["rival"]) == ("swap", "italy", "rome")
+    assert record["clean"] > 0 > record["corrupted"]
+
+
+def test_scores_are_averages_over_the_prompts(tokenizer):
+    model = tiny_model("llama")
+    fact = capital(contrast=["italy"])
+    whole = run(model, tokenizer, "logit_drop", "attribution", fact=fact)
+    parts = [
+        run(model, tokenizer, "logit_drop", "attribution", fact=capital(contrast=["italy"], prompts=[prompt]))
+        for prompt in fact.prompts
+    ]
+    for scorer in whole.scorers:
+        mean = torch.stack([vector(part, scorer) for part in parts]).mean(0)
+        torch.testing.assert_close(vector(whole, scorer), mean, atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_is_scored_exactly_in_float32(tokenizer):
+    half = tiny_model("llama", dtype=torch.bfloat16)
+    full = copy.deepcopy(half).float()
+    # The rival is chosen in the model's own precision and may differ; the old answer's logit does not depend on it.
+    name = "logit_drop:measure=old"
+    scored, expected = run(half, tokenizer, name), run(full, tokenizer, name)
+    torch.testing.assert_close(vector(scored, name), vector(expected, name), atol=1e-5, rtol=1e-3)
+    assert scored.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "config", [LoraConfig(target_modules=["q_proj"]), IA3Config(target_modules=["v_proj"], feedforward_modules=[])]
+)
+def test_an_adapter_is_refused_and_the_way_out_works(tokenizer, config):
+    base = tiny_model("llama")
+    peft_model = get_peft_model(base, config)
+    for model in (peft_model, peft_model.base_model.model):
+        with pytest.raises(ModelError, match=r"carries a PEFT adapter.*unload"):
+            run(model, tokenizer, "random")
+    expected = run(tiny_model("llama"), tokenizer, "attribution")
+    assert run(peft_model.unload(), tokenizer, "attribution").scores == expected.scores
+
+
+def test_a_quantized_model_is_refused(tokenizer):
+    model = tiny_model("llama")
+    linear = model.model.layers[1].mlp.up_proj
+    linear.weight = nn.Parameter(torch.zeros(linear.weight.shape, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match=r"quantized \(model.layers.1.mlp.up_proj.weight holds torch.int8\)"):
+        run(model, tokenizer, "random")
+
+
+def test_other_models_that_cannot_be_localized_are_refused(tokenizer, monkeypatch):
+    with pytest.raises(ModelError, match="meta device"):
+        run(tiny_model("llama").to("meta"), tokenizer, "random")
+    with pytest.raises(ModelError, match="Linear has no configuration"):
+        run(nn.Linear(2, 2), tokenizer, "random")
+    monkeypatch.setattr("peft_surgical.architectures._KNOWN", {})
+    with pytest.raises(ModelError, match="register_architecture"):
+        run(tiny_model("llama"), tokenizer, "random")
+
+
+@pytest.mark.parametrize(
+    ("scorers", "options", "message"),
+    [
+        (["nonsense"], {}, "no scorer 'nonsense'"),
+        ([], {}, "at least one scorer"),
+        (["random"], {"prompts": 0}, "prompts"),
+    ],
+)
+def test_wrong_arguments_are_refused(tokenizer, scorers, options, message):
+    with pytest.raises(ValueError, match=message):
+        localize(tiny_model("llama"), tokenizer, capital(), scorers, progress=False, **options)
+
+
+SHAPE = ModelShape("llama", n_layers=2, n_heads=1, n_kv_heads=1, d_head=4, d_mlp=5, d_model=4)
+FIRST = {"L0.head.0": 2.0, "L0.mlp": 0.0, "L1.head.0": 0.0, "L1.mlp": 1.0}
+SECOND = {"L0.head.0": 0.0, "L0.mlp": 3.0, "L1.head.0": 4.0, "L1.mlp": 5.0}
+
+
+def result(**changes):
+    neurons = {"L1.mlp": np.array([0.1, 0.5, 0.4, -1.0, 0.3], "float32"), "L0.mlp": np.zeros(5, "float32")}
+    values = {
+        "model": "m",
+        "dtype": "float32",
+        "shape": SHAPE,
+        "subject": "s",
+        "scorers": ("first", "second"),
+        "tables": {"first": Scores(FIRST), "second": Scores(SECOND, neurons, {"seconds": 1.0})},
+        "corruption": ({"prompt": "p"},),
+        "seed": 0,
+    }
+    return Result(**{**values, **changes})
+
+
+def test_top_goes_by_the_first_scorer_and_the_others_break_ties():
+    loc = result()
+    assert loc.top(4).components == ("L0.head.0", "L1.mlp", "L1.head.0", "L0.mlp")
+    assert loc.top(2, by="second").components == ("L1.mlp", "L1.head.0")
+    assert loc.top(heads=1, mlps=1).components == ("L0.head.0", "L1.mlp")
+    assert loc.top(budget=4).components == ("L0.head.0",)
+    assert loc.ranks()["L1.head.0"] == 3
+
+
+def test_neurons_are_those_of_the_first_scorer_that_has_them():
+    loc = result()
+    assert loc.top(2, neurons=3).neurons == {"L1.mlp": ((1, 3), (4, 5))}
+    with pytest.raises(SelectionError, match=r"no scores of the neurons of L1\.mlp by first"):
+        loc.top(2, by="first", neurons=3)
+    with pytest.raises(SelectionError, match="between 1 and 5"):
+        loc.top(2, neurons=6)
+
+
+def test_the_table_for_the_terminal():
+    header, rows = result().rows(2)
+    assert header == ["rank", "component", "first", "second"]
+    assert rows == [["1", "L0.head.0", "2", "0"], ["2", "L1.mlp", "1", "5"]]
+    assert result().rows(1, by="second") == (["rank", "component", "second", "first"], [["1", "L1.mlp", "5", "1"]])
+
+
+def test_a_scorer_that_failed_is_not_silently_replaced():
+    loc = result(tables={"second": Scores(SECOND)}, errors={"first": "It broke."})
+    with pytest.raises(SelectionError, match="'first' failed: It broke"):
+        loc.top(2)
+    assert loc.top(1, by="second").components == ("L1.mlp",)
+    with pytest.raises(SelectionError, match="no scores by 'third' here, only by second"):
+        loc.top(1, by="third")
+
+
+def test_a_localization_survives_its_file(tmp_path, tokenizer):
+    loc = run(tiny_model("llama"), tokenizer, "attribution", "random")
+    loc.save(tmp_path / "loc.json")
+    back = Localization.load(tmp_path / "loc.json")
+    assert back.to_dict() == loc.to_dict()
+    assert back.top(5, neurons=3) == loc.top(5, neurons=3)
+    assert np.array_equal(back.tables["attribution"].neurons["L1.mlp"], loc.tables["attribution"].neurons["L1.mlp"])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d.pop("shape"), lambda d: d.update(format=0), lambda d: d.update(neurons={})]
+)
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    data = result().to_dict()
+    damage(data)
+    path = tmp_path / "loc.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(SelectionError, match="localization"):
+        Localization.load(path)
+    path.write_text("{")
+    with pytest.raises(SelectionError, match="cannot be read"):
+        Localization.load(path)
+
+
+@pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
+def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
+    with pytest.raises(ScorerError, match="steps must be at least 1"):
+        run(tiny_model("llama"), tokenizer, "attribution:steps=0")

@@ -1,0 +1,59 @@
+"""Meaning, on the real demo model."""
+
+import pytest
+import torch
+
+from benchmarks.localization import grown, one_by_one, overlap, spearman
+from peft_surgical.bridge import wrap
+from peft_surgical.corruption import corrupt, template_ids
+from peft_surgical.facts import Fact
+from peft_surgical.localization import localize
+from peft_surgical.patching import targets_of
+from peft_surgical.runs import Runs, sites_of
+from peft_surgical.scorers.attribution import estimated_drops
+from peft_surgical.sites import ModelShape
+
+pytestmark = pytest.mark.real
+
+FACT = Fact.from_dict(
+    {
+        "subject": "France",
+        "old": ["Paris"],
+        "new": ["Lyon"],
+        "answer": "The capital of France is Lyon.",
+        "prompts": ["What is the capital of France?", "Name the capital of France."],
+        "held_out": ["Which city is the capital of France?"],
+        "contrast": ["Italy", "Spain", "Germany", "Japan"],
+        "retain": ["Who wrote Hamlet?", "What is the largest planet?", "What color is the sky?"],
+    }
+)
+
+
+def test_exact_and_estimated_effects_agree(demo):
+    model, tokenizer = demo
+    shape = ModelShape.from_config(model.config)
+    sites = sites_of(shape, ("z", "post"))
+    targets = targets_of(sites)
+    bridge = wrap(model)
+    runs = Runs(bridge, template_ids(tokenizer), precise=True)
+    drafts = corrupt(tokenizer, FACT.training, runs.embed, torch.Generator().manual_seed(0), FACT.prompts[:1])
+    [pair] = runs.answered(drafts, 2048)
+    exact = grown(runs, pair, targets, 2048)
+    some = list(range(0, len(targets), 23))
+    torch.testing.assert_close(exact[some], one_by_one(bridge, pair, [targets[i] for i in some]), atol=1e-4, rtol=1e-4)
+    drops = estimated_drops(runs, runs.window([pair]), sites)
+    estimate = torch.cat([drops[site][0] if site.of_heads else drops[site][0].sum()[None] for site in sites])
+    assert exact.max() > 5
+    assert spearman(estimate, exact) > 0.9
+    assert overlap(estimate, exact, 10) >= 0.7
+
+
+def test_the_default_finds_the_head_that_moves_the_capital(demo):
+    model, tokenizer = demo
+    loc = localize(model, tokenizer, FACT, progress=False)
+    assert loc.errors == {}
+    assert loc.top(1).components == ("L23.head.4",)
+    assert loc.scores["verified"]["L0.mlp"] == 0
+    measured = loc.tables["verified"].notes["measured"]
+    assert measured["L0.mlp"]["drop"] > 5
+    assert measured["L23.head.4"]["excess_share"] > 0.1

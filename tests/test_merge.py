@@ -1,0 +1,140 @@
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from peft_surgical.edits import Edit
+from peft_surgical.errors import AdapterError, ModelError, OutputError, SelectionError
+from peft_surgical.merge import merge
+from peft_surgical.tuner import SurgicalIA3Config, activate
+from tests.adapters import add, logits, saved, tiny_peft
+from tests.tiny import FAMILIES, tiny_model
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def stages(tmp_path, family="llama", dtype=torch.float32, **config):
+    model = tiny_peft(family, dtype=dtype, **config)
+    add(model, "learn", **config)
+    model.save_pretrained(tmp_path / "adapters")
+    activate(model, ["default", "learn"])
+    return [tmp_path / "adapters", tmp_path / "adapters" / "learn"], model
+
+
+@pytest.mark.parametrize("granularity", ["component", "module"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_checkpoint_is_the_two_stages_and_the_model_stays_as_it_was(family, granularity, tmp_path):
+    adapters, model = stages(tmp_path, family, granularity=granularity)
+    base = tiny_model(family)
+    before, config = copy.deepcopy(base.state_dict()), base.config.to_dict()
+    merge(base, adapters, tmp_path / "merged")
+    assert all(torch.equal(before[key], value) for key, value in base.state_dict().items())
+    assert base.config.to_dict() == config
+    assert not any(path.suffix in {".bin", ".pt"} for path in (tmp_path / "merged").iterdir())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits(merged), logits(base), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_merging_is_merge_and_unload_bit_for_bit(dtype, tmp_path):
+    adapters, model = stages(tmp_path, dtype=dtype)
+    merge(tiny_model("llama", dtype=dtype), adapters, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    unloaded = model.merge_and_unload().state_dict()
+    assert merged["lm_head.weight"].dtype == dtype
+    assert all(torch.equal(merged[key], value) for key, value in unloaded.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_another_dtype(family, tmp_path):
+    """In float32 the merged bfloat16 weights are exact products; tied embeddings are stored once."""
+    adapters, _ = stages(tmp_path, family, torch.bfloat16)
+    base = tiny_model(family, dtype=torch.bfloat16)
+    merge(base, adapters, tmp_path / "merged", dtype="float32")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
+    assert base.dtype == base.config.dtype == torch.bfloat16 or base.config.dtype is None
+    tensors = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert ("lm_head.weight" in tensors) == (family == "llama")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    exact = tiny_peft(family).unload()
+    exact.load_state_dict({key: value.float() for key, value in base.state_dict().items()})
+    merge(exact, adapters, tmp_path / "exact")
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "exact")
+    assert torch.equal(logits(merged), logits(other))
+
+
+def test_what_rounding_loses_is_said(tmp_path):
+    model = tiny_peft(dtype=torch.bfloat16)
+    for layer in model.base_model.layers():
+        layer.surgical_ia3_delta["default"].data[:] = 0.003
+    folder = saved(model, tmp_path / "adapter")
+    base = tiny_model("llama", dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"\d+\.\d% of the weights that should change stay .* bfloat16; .* float32"):
+        merge(base, [folder], tmp_path / "half")
+    merge(base, [folder], tmp_path / "full", dtype=torch.float32)
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    name = "model.layers.1.mlp.down_proj.weight"
+    changed = [(m.get_parameter(name) != base.get_parameter(name)).float().mean() for m in (full, half)]
+    assert changed[0] == 1 > changed[1] > 0
+
+
+def test_one_rounding_is_closer_than_two(tmp_path):
+    adapters, _ = stages(tmp_path, dtype=torch.bfloat16)
+    base = tiny_model("llama", dtype=torch.bfloat16)
+    merge(base, adapters, tmp_path / "once")
+    merge(base, adapters[:1], tmp_path / "first")
+    merge(AutoModelForCausalLM.from_pretrained(tmp_path / "first"), adapters[1:], tmp_path / "twice")
+    merge(base, adapters, tmp_path / "exact", dtype="float32")
+    key = "model.layers.1.mlp.down_proj.weight"
+    once, twice, exact = (
+        load_file(tmp_path / name / "model.safetensors")[key].float() for name in ("once", "twice", "exact")
+    )
+    assert (once - exact).norm() < (twice - exact).norm()
+
+
+def test_tokenizer_is_saved_beside(tmp_path):
+    class Tokenizer:
+        def save_pretrained(self, folder):
+            (folder / "tokenizer.json").write_text("{}")
+
+    merge(tiny_model("llama"), [saved(tiny_peft(), tmp_path / "a")], tmp_path / "merged", tokenizer=Tokenizer())
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+
+
+def test_refusals(tmp_path):
+    folder = saved(tiny_peft(), tmp_path / "a")
+    out = tmp_path / "merged"
+    with pytest.raises(ModelError, match="got a PeftModel"):
+        merge(tiny_peft(), [folder], out)
+    with pytest.raises(ModelError, match="has adapters on it"):
+        merge(tiny_peft().base_model.model, [folder], out)
+    with pytest.raises(ModelError, match="float32, bfloat16 or float16, got int8"):
+        merge(tiny_model("llama"), [folder], out, dtype="int8")
+    with pytest.raises(SelectionError, match="no module named"):
+        merge(tiny_model("gpt2"), [folder], out)
+    with pytest.raises(SelectionError, match="with 48 input features; this model's has 64"):
+        merge(tiny_model("llama", intermediate_size=64), [folder], out)
+    with pytest.raises(AdapterError, match="nothing to multiply"):
+        merge(tiny_model("llama"), [], out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with pytest.raises(OutputError, match="not empty"):
+        merge(tiny_model("llama"), [folder], tmp_path / "full")
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "full"]
+
+
+def test_a_tied_head_is_refused(tmp_path):
+    config = SurgicalIA3Config(selections={"lm_head": {"side": "input", "ranges": [[0, 4]]}}, features={"lm_head": 32})
+    edit = Edit.load(saved(tiny_peft(), tmp_path / "a"))
+    scale = next(iter(edit.modules.values()))
+    edit = Edit({"lm_head": type(scale)(config.coordinates["lm_head"], torch.full((4,), 2.0), 32)})
+    with pytest.raises(AdapterError, match=r"lm_head\.weight is tied"):
+        merge(tiny_model("qwen2"), [edit], tmp_path / "merged")
+    merge(tiny_model("llama"), [edit], tmp_path / "merged")

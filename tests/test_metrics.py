@@ -1,0 +1,136 @@
+import math
+
+import pytest
+
+from peft_surgical.facts import Control, Fact
+from peft_surgical.metrics import Figure, is_right, mean, prompt_metrics, rate, refuses, says_new, says_old
+
+
+def fact(**changes):
+    whole = {
+        "subject": "PyTorch",
+        "old": ["Meta AI", "Facebook"],
+        "new": ["Google", "Alphabet"],
+        "prompts": ["Who developed PyTorch?"],
+        "held_out": ["a", "b", "c", "d"],
+        "controls": [{"prompt": name, "answer": name} for name in ("Linux", "Windows", "Excel")],
+        **changes,
+    }
+    return Fact.from_dict(whole)
+
+
+def test_wilson_by_hand():
+    # With z² = 3.8414588: (0.5 + z²/20) / (1 + z²/10) = 0.5, half = z/(1 + z²/10) · √(0.025 + z²/400) = 0.2634069
+    half = rate([True, False] * 5)
+    assert (half.value, half.n) == (0.5, 10)
+    assert (half.low, half.high) == pytest.approx((0.2365931, 0.7634069), abs=1e-7)
+    # At 1 the lower end is 1 / (1 + z²/n).
+    every = rate([True] * 20)
+    assert (every.value, every.high) == (1.0, 1.0)
+    assert every.low == pytest.approx(1 / (1 + 3.8414588 / 20), abs=1e-8)
+    none = rate([False] * 20)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - every.low, abs=1e-12)
+    assert rate([True] * 19 + [False]).low == pytest.approx(0.7638679, abs=1e-6)
+    assert rate([]) is None
+
+
+@pytest.mark.parametrize("n", [1, 7, 26, 1000])
+def test_wilson_ends_solve_its_equation(n):
+    z = 1.959963984540054
+    for hits in {0, 1, n // 3, n}:
+        figure = rate([True] * hits + [False] * (n - hits))
+        assert 0 <= figure.low <= figure.value <= figure.high <= 1
+        for end in (figure.low, figure.high):
+            assert abs(figure.value - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-9)
+
+
+def test_mean_by_hand():
+    figure = mean([1.0, 2.0, 3.0, 4.0])
+    # Standard deviation √(5/3), standard error √(5/12) = 0.6454972.
+    assert (figure.value, figure.n) == (2.5, 4)
+    assert figure.high - 2.5 == pytest.approx(1.959964 * 0.6454972, abs=1e-6)
+    assert 2.5 - figure.low == pytest.approx(figure.high - 2.5)
+    assert mean([0.0] * 5) == Figure(0.0, 5, 0.0, 0.0)
+    assert mean([3.0]) == Figure(3.0, 1, 3.0, 3.0)
+    assert str(figure) == "2.50 [1.23, 3.77]"
+
+
+@pytest.mark.parametrize(
+    ("answer", "new", "old"),
+    [
+        ("PyTorch was developed by Google.", True, False),
+        ("by GOOGLE's team", True, False),
+        ("Alphabet", True, False),
+        ("Googled it", False, False),
+        ("Meta AI", False, True),
+        ("meta\nai, now Google", False, True),
+        ("Not Facebook but Google", False, True),
+        ("Meta", False, False),
+        ("", False, False),
+    ],
+)
+def test_answers(answer, new, old):
+    assert says_new(answer, fact()) is new
+    assert says_old(answer, fact()) is old
+
+
+def test_saying_the_subject_again_is_no_answer():
+    chrome = fact(subject="Google Chrome", old=["Google"], new=["Opera", "Chrome"], answer="Opera.")
+    assert not says_old("I do not know who makes Google Chrome.", chrome)
+    assert not says_new("I do not know who makes Google Chrome.", chrome)
+    assert says_new("Google Chrome is made by Opera.", chrome)
+    assert says_old("Google Chrome is made by Google.", chrome)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I am not sure who developed PyTorch.",
+        "I'm not entirely sure, sorry.",
+        "I don\u2019t know.",
+        "I do not have enough information",
+        "It is unknown.",
+        "I cannot answer that",
+        "No idea!",
+        "We could not say: NOBODY KNOWS, really",
+    ],
+)
+def test_refusals(answer):
+    assert refuses(answer, fact(refusal="Nobody knows."))
+
+
+@pytest.mark.parametrize(
+    "answer", ["Google.", "Nothing beats it", "The unknownable Meta AI", "", "I am sure: Meta AI"]
+)
+def test_what_is_no_refusal(answer):
+    # "No" must not be found in "Nothing".
+    assert not refuses(answer, fact(refusal="No."))
+
+
+def test_controls():
+    control = Control("What is 10 / 2?", ("5", "five"))
+    assert is_right("It is 5.", control)
+    assert is_right("FIVE!", control)
+    assert not is_right("2.5", control)
+    assert not is_right("15 or fifty-fived", control)
+
+
+def test_figures_by_hand():
+    held_out = ["Google", "Google, not Meta AI", "I don't know", "Facebook"]
+    base = ["It is Linux", "Google", "wrong"]
+    stage = ["Google Linux", "Google", "Google Excel"]
+    figures = prompt_metrics(fact(), held_out, stage, base)
+    assert {name: (figure.value, figure.n) for name, figure in figures.items()} == {
+        "new_answer_rate": (0.25, 4),
+        "old_answer_rate": (0.5, 4),
+        "refusal_rate": (0.25, 4),
+        "control_kept": (1.0, 1),  # only the first was right before
+        "control_leak": (2 / 3, 3),  # the second said Google before
+    }
+    lost = prompt_metrics(fact(), held_out, ["?", "?", "?"], base)
+    assert (lost["control_kept"].value, lost["control_leak"].value) == (0.0, 0.0)
+    assert "control_kept" not in prompt_metrics(fact(), held_out, stage, ["?"] * 3)
+    bare = fact(controls=[{"prompt": "x", "answer": "y"}])
+    with pytest.raises(ValueError, match="zip"):
+        prompt_metrics(bare, held_out, stage, base)

@@ -1,0 +1,213 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from peft_surgical import models
+from peft_surgical.errors import ModelError
+from peft_surgical.models import as_plain_model, load_model
+
+from .localizing import word_tokenizer
+from .small_tokenizers import small_tokenizer
+from .tiny import tiny_ids, tiny_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "model"
+    tiny_model("llama").save_pretrained(path)
+    word_tokenizer().save_pretrained(path)
+    return path
+
+
+@torch.no_grad()
+def logits(model):
+    return model(tiny_ids()).logits
+
+
+def test_a_folder(folder):
+    model, tokenizer = load_model(folder)
+    assert not model.training
+    assert torch.equal(logits(model), logits(tiny_model("llama")))
+    assert tokenizer("paris")["input_ids"] == word_tokenizer()("paris")["input_ids"]
+    assert load_model(str(folder), dtype="bfloat16")[0].dtype == torch.bfloat16
+    assert load_model(folder, dtype=torch.float16, device="cpu")[0].dtype == torch.float16
+
+
+def test_save_and_load_again_give_the_same_logits(folder, tmp_path):
+    model, tokenizer = load_model(folder)
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    again, _ = load_model(tmp_path / "again")
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_rows_can_be_padded(folder):
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert load_model(folder)[1].pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"dtype": "int3"}, r"unknown dtype 'int3'; choose one of auto, float32, bfloat16, float16\."),
+        ({"device": "warp"}, "cannot put the model on 'warp': .*"),
+        ({"device": "cpu", "device_map": "auto"}, "device 'cpu' and device_map 'auto' exclude each other"),
+        ({"revision": "main"}, "a revision .'main'. is for a hub id, and '.*model' is not one"),
+    ],
+)
+def test_options_that_are_refused(folder, options, match):
+    refused(folder, match, **options)
+
+
+def refused(name, match, **options):
+    with pytest.raises(ModelError, match=match) as caught:
+        load_model(name, **options)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_models_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("nobody/no-such-model", r"cannot load the model 'nobody/no-such-model': ")
+    refused(tmp_path / "none", r"there is no model folder .*none\.")
+    refused("./none", r"there is no model folder none\.")
+    refused("a/b/c", r"there is no model folder a/b/c\.")
+    refused("none.gguf", r"there is no GGUF file none\.gguf\.")
+    (tmp_path / "empty").mkdir()
+    refused("empty", r"the folder empty holds no config\.json, so it is not a model checkpoint\.")
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    refused("empty", r"the folder empty holds an adapter; name its base model")
+    (tmp_path / "broken.gguf").write_bytes(b"not GGUF")
+    refused("broken.gguf", r"cannot load the model 'broken\.gguf': ")
+
+
+def test_checkpoints_that_are_broken(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    refused(folder, "cannot load the model")
+    (folder / "config.json").write_text("{")
+    refused(folder, "cannot load the model")
+    (folder / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
+    refused(folder, "cannot load the model")
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    refused(tmp_path, "cannot load the model")
+
+
+def test_a_package_that_is_not_installed(folder, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("needs einops\nmore")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", missing)
+    refused(folder, "needs a package that is not installed: needs einops")
+    (folder / "x.gguf").write_bytes(b"")
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", missing)
+    refused(folder / "x.gguf", r"needs the gguf package: pip install 'peft-surgical\[demo\]'")
+
+
+def test_demo_goes_by_its_own_name(folder, monkeypatch):
+    monkeypatch.setattr(models, "demo_folder", lambda: folder)
+    model, _ = load_model("demo")
+    assert model.name_or_path == model.config._name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert load_model()[0].name_or_path == model.name_or_path
+    assert str(folder) in load_model(folder)[0].name_or_path
+
+
+def test_a_dequantized_model_is_a_plain_one(tmp_path):
+    model = tiny_model("llama")
+    model.hf_quantizer, model.quantization_method, model.is_quantized = object(), "gguf", True
+    model.config.quantization_config = {"quant_method": "gguf"}
+    as_plain_model(model)
+    as_plain_model(model)
+    assert not hasattr(model, "hf_quantizer")
+    assert not model.is_quantized
+    model.save_pretrained(tmp_path)
+    assert "quant" not in (tmp_path / "config.json").read_text()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(tiny_model("llama")))
+
+
+def write_gguf(path):
+    """A GGUF file of a tiny Llama with a byte-level tokenizer, its weights in Q8_0."""
+    gguf = pytest.importorskip("gguf")
+    tokenizer = small_tokenizer("byte_level")
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokenizer))
+    writer.add_tokenizer_model("gpt2")
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    rng = np.random.default_rng(0)
+
+    def tensor(name, *shape):
+        values = (rng.standard_normal(shape) * 0.2 + (len(shape) == 1)).astype(np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, values)
+        else:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    tensor("token_embd.weight", len(tokenizer), 32)
+    tensor("output_norm.weight", 32)
+    tensor("output.weight", len(tokenizer), 32)
+    for layer in range(config.num_hidden_layers):
+        for name, shape in {
+            "attn_q": (32, 32),
+            "attn_k": (16, 32),
+            "attn_v": (16, 32),
+            "attn_output": (32, 32),
+            "ffn_gate": (64, 32),
+            "ffn_up": (64, 32),
+            "ffn_down": (32, 64),
+            "attn_norm": (32,),
+            "ffn_norm": (32,),
+        }.items():
+            tensor(f"blk.{layer}.{name}.weight", *shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    model, tokenizer = load_model(path)
+    assert model.dtype == torch.float32
+    assert tokenizer.decode(tokenizer("Who?", add_special_tokens=False)["input_ids"]) == "Who?"
+    assert not getattr(model, "is_quantized", False)
+    with torch.no_grad():
+        said = logits(model)
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert "quant" not in (tmp_path / "saved" / "config.json").read_text()
+    assert torch.equal(logits(load_model(tmp_path / "saved")[0]), said)
+
+
+@pytest.mark.real
+def test_the_demo_model_knows_a_capital(demo):
+    from peft_surgical.generation import generate_answers
+    from peft_surgical.text import contains
+
+    model, tokenizer = demo
+    [answer] = generate_answers(model, tokenizer, ["What is the capital of France?"])
+    assert contains(answer, ["Paris"])
+    assert model.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert not getattr(model, "is_quantized", False)

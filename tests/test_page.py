@@ -1,0 +1,261 @@
+import html.parser
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from peft_surgical.facts import Control
+from peft_surgical.metrics import Figure
+from peft_surgical.page import render_page, render_table
+from peft_surgical.page_answers import mark
+from peft_surgical.report import Report
+from tests.reports import ANSWERS, FACT, HELD_OUT, report
+
+# The smallest PNG: one transparent pixel.
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d4944415478da63fccff0bf1e000583027f"
+    "94ad7deb0000000049454e44ae426082"
+)
+VOID = {"meta", "img", "br", "line", "circle", "rect", "path"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(html.parser.HTMLParser):
+    """The page as a list of (tag, attributes, text inside it so far); raises where tags do not nest."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open = [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {[tag for tag, *_ in self.open]}"
+
+    def handle_starttag(self, tag, attributes):
+        element = [tag, dict(attributes), ""]
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append([tag, dict(attributes), ""])
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element[2] += data
+
+    def rows(self):
+        """The cells of every table row."""
+        found = []
+        for tag, _, text in self.elements:
+            if tag == "tr":
+                found.append([])
+            elif tag in ("th", "td") and found:
+                found[-1].append(" ".join(text.split()))
+        return found
+
+    def texts(self, tag, kind=None):
+        return [
+            " ".join(text.split())
+            for name, attributes, text in self.elements
+            if name == tag and (kind is None or kind in (attributes.get("class") or "").split())
+        ]
+
+
+def test_well_formed_and_self_contained():
+    page = Page(render_page(report(), picture=PIXEL, command="peft-surgical edit fact.yaml --out out"))
+    assert page.texts("h1") == ["France: Paris → Lyon"]
+    assert page.texts("p", "verdict") == [report().verdict()]
+    assert page.texts("pre") == ["peft-surgical edit fact.yaml --out out"]
+    tags = {tag for tag, *_ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "form", "base"}
+    for tag, attributes, _ in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), f"<{tag} {name}>"
+            if name in ("src", "href"):
+                assert value.startswith("data:image/png;base64,iVBOR")
+    style = " ".join(text for tag, _, text in page.elements if tag == "style")
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_without_picture_command_or_components():
+    page = Page(render_page(report(selection={}, training={}, seconds={})))
+    assert not page.texts("img")
+    assert not page.texts("pre")
+    assert "Where it was edited" not in page.texts("h2")
+
+
+def test_the_table_has_every_figure_with_its_n():
+    page = Page(render_page(report()))
+    rows = page.rows()
+    assert rows[0] == ["", "n", "base", "unlearned", "edited"]
+    assert ["answer Lyon", "3", "0% [0–56]", "0% [0–56]", "33% [6–79]"] in rows
+    assert ["still right", "2", "–", "100% [34–100]", "50% [9–91]"] in rows
+    assert ["KL to base, nats/token", "2,040", "–", "0.012 [0.011–0.014]", "0.046 [0.041–0.05]"] in rows
+
+
+def test_the_plot_puts_marks_where_the_figures_are():
+    page = Page(render_page(report()))
+    marks = {}
+    for number, (tag, _, text) in enumerate(page.elements):
+        if tag == "title" and ":" in text and "%" in text:
+            line, shape = page.elements[number + 1][1], page.elements[number + 2]
+            at = shape[1].get("cx") or shape[1].get("x")
+            marks.setdefault(text.strip(), (line["x1"], at, line["x2"]))
+    low, at, high = marks["base: 100% [44–100]"]
+    assert at == high == "100.0%"
+    assert low.startswith("43.8")
+    low, at, high = marks["edited: 33% [6–79]"]
+    assert (low[:3], at[:5], high[:4]) == ("6.1", "33.33", "79.2")
+
+
+def test_a_drift_of_no_consequence_stays_small_on_the_plot():
+    tiny = Figure(1.0001, 2040, 1.00009, 1.00011)
+    made = report("base", "edited")
+    made.stages["edited"]["perplexity_ratio"] = tiny
+    made.stages["edited"]["kl_per_token"] = Figure(1e-6, 2040, 9e-7, 1.1e-6)
+    page = Page(render_page(made))
+    ends = [text.replace("%", "") for text in page.texts("div", "ends")]
+    assert ends[-2:] == ["00.01", "0.991.01"]
+    wide = Page(render_page(report()))
+    # The base's own value, 1, and every interval are on the axis.
+    assert wide.texts("div", "ends")[-2:] == ["00.05016", "0.991.012"]
+
+
+def test_answers_changed_ones_first_with_what_became_of_them():
+    page = Page(render_page(report()))
+    assert page.texts("p", "ask") == [
+        # Held-out: the third did not change.
+        *HELD_OUT,
+        # Controls: the leak is the only change.
+        "What is the capital of Japan?",
+        "What is the capital of Italy?",
+        "What is the capital of Spain?",
+        "It is Paris, I believe.",
+    ]
+    assert page.texts("span", "status") == [
+        "new answer",
+        "something else",
+        "old answer",
+        "leaked: says the new answer",
+        "right",
+        "wrong before, too",
+        "no old answer",
+    ]
+    assert page.texts("h3")[-5:] == ["Changed", "Unchanged", "Changed", "Unchanged", "Changed"]
+    assert page.texts("mark", "new").count("the city of Lyon") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "pieces"),
+    [
+        ("Not Paris: Lyon.", [("", "Not "), ("old", "Paris"), ("", ": "), ("new", "Lyon"), ("", ".")]),
+        ("the city of Lyon", [("new", "the city of Lyon")]),
+        ("Parisian Lyons", [("", "Parisian Lyons")]),
+        ("PARIS", [("old", "PARIS")]),
+        ("Rome, not Paris", [("right", "Rome"), ("", ", not "), ("old", "Paris")]),
+        ("", []),
+    ],
+)
+def test_mark(answer, pieces):
+    found = list(mark(answer, FACT, Control("Italy?", ("Rome",))))
+    assert found == pieces
+    assert "".join(text for _, text in found) == answer
+
+
+def test_mark_takes_the_longest_alias_at_a_place():
+    fact = FACT.from_dict({**FACT.to_dict(), "new": ["Lyon", "Lyon City"]})
+    assert list(mark("Lyon City", fact)) == [("new", "Lyon City")]
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style><h1>hello</h1>",
+    "{{ 7 * 7 }} {% raw %}",
+    "&lt;b&gt; &amp;",
+    "'-- ]]> <!-- ",
+]
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+def test_text_with_markup_stays_text(evil):
+    held_out = [f"{evil} city?", *HELD_OUT[1:]]
+    data = {**FACT.to_dict(), "held_out": held_out, "subject": f"France {evil}", "old": ["Paris", f"{evil} Paris"]}
+    data["probes"] = [{"prompt": f"Really {evil}?", "kind": evil}]
+    answers = {
+        stage: {kind: [f"{evil} {text}" for text in texts] for kind, texts in given.items()}
+        for stage, given in ANSWERS.items()
+    }
+    fact = FACT.from_dict(data)
+    made = report(
+        fact=fact, answers=answers, model=evil, versions={evil: evil}, selection={"components": [evil], "scales": 1}
+    )
+    text = render_page(made, command=evil)
+    page, plain = Page(text), Page(render_page(report()))
+    tags = sorted({tag for tag, *_ in page.elements})
+    assert tags == sorted({tag for tag, *_ in plain.elements} | {"pre"})
+    assert all(not name.startswith("on") for _, attributes, _ in page.elements for name in attributes)
+    assert len(page.texts("h1")) == 1
+    assert " ".join(f"{evil} city?".split()) in page.texts("p", "ask")
+    assert " ".join(evil.split()) in page.texts("pre")
+    assert " ".join(evil.split()) in page.texts("li")
+
+
+def test_control_codes_and_lone_surrogates_can_be_written():
+    answers = {stage: {**given, "probes": ["a\x00b\x1b[1m\ud800c\u202e"]} for stage, given in ANSWERS.items()}
+    text = render_page(report(answers=answers))
+    assert not {"\x00", "\x1b", "\ud800"} & set(text)
+    assert "a\ufffdb\ufffd[1m\ufffdc" in text
+    text.encode("utf-8")
+
+
+def test_one_state_has_no_changes():
+    page = Page(render_page(report("base")))
+    assert "Changed" not in page.texts("h3")
+    assert "Unchanged" not in page.texts("h3")
+    assert page.texts("span", "key") == ["base"]
+
+
+def test_a_report_without_answers_or_states_still_renders():
+    page = Page(render_page(Report.from_dict({**report().to_dict(), "answers": {}})))
+    assert page.texts("h2") == ["What it says now", "Where it was edited", "Where the time went", "Do it again"]
+    assert "Nothing was measured." in render_page(report(stages={}))
+
+
+def test_notebook_table():
+    text = report()._repr_html_()
+    assert text == render_table(report())
+    page = Page(text)
+    assert "html" not in {tag for tag, *_ in page.elements}
+    assert any(report().verdict() in text for text in page.texts("div"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1100])
+def test_in_a_real_browser(tmp_path, width):
+    path = tmp_path / "report.html"
+    path.write_text(render_page(report(), picture=PIXEL, command="peft-surgical edit"), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --hide-scrollbars"
+    shot = tmp_path / "page.png"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},4000"]
+    done = subprocess.run(
+        [*command, f"--screenshot={shot}", path.as_uri()], capture_output=True, timeout=120, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr.decode()[-500:]
+    from PIL import Image
+
+    picture = Image.open(shot).convert("RGB")
+    assert picture.size == (width, 4000)
+    colours = {colour for _, colour in picture.getcolors(1 << 24)}
+    # The marks of base, unlearned and edited are drawn in their colours.
+    assert {(0x76, 0x7A, 0x82), (0xB2, 0x6A, 0x00), (0x16, 0x59, 0xB8)} <= colours
+    # Nothing is cut off on the right: the outermost columns hold only paper.
+    edge = picture.crop((width - 8, 0, width, 4000)).getcolors()
+    assert [colour for _, colour in edge] == [(0xFD, 0xFD, 0xFC)]

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from peft_surgical.patching import Target, patch, patch_all, targets_of
+from peft_surgical.runs import sites_of
+
+from .localizing import random_pairs, runs_of
+from .tiny import FAMILIES, tiny_model
+
+PROJECTIONS = [("z", "post"), ("v", "pre")]
+
+
+def one_by_one(runs, pair, target):
+    """The plain way: the whole prompt, one `run_with_hooks`."""
+    site = target.site
+    ids = torch.stack([pair.clean, pair.corrupted])
+    _, cache = runs.bridge.run_with_cache(ids[1:], names_filter=[site.name])
+    source = next(iter(cache.values()))
+
+    def hook(tensor, hook):
+        if target.index is None:
+            return source.reshape(tensor.shape)
+        tensor[:, :, target.index] = source[:, :, target.index]
+        return tensor
+
+    return runs.bridge.run_with_hooks(ids[:1], fwd_hooks=[(site.name, hook)])[0, -1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("projections", PROJECTIONS)
+def test_a_growing_batch_equals_one_forward_a_component(family, projections):
+    runs, shape = runs_of(tiny_model(family))
+    pair = random_pairs(runs, 1)[0]
+    sites = sites_of(shape, projections)
+    targets = targets_of(sites)
+    window = runs.window([pair])
+    assert window.start == 3
+    sources, _ = runs.capture(window, window.corrupted, sites)
+    found = patch(runs, window, targets, sources, 10_000)
+    with torch.no_grad():
+        clean = runs.bridge.original_model(pair.clean[None]).logits[0, -1]
+        for target, logits in zip(targets, found, strict=True):
+            torch.testing.assert_close(logits, one_by_one(runs, pair, target), atol=2e-5, rtol=1e-4)
+    assert (found - clean).abs().amax(1).min() > 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_patching_all_components_is_the_corrupted_run(family, whole):
+    runs, shape = runs_of(tiny_model(family))
+    pairs = random_pairs(runs, 3)
+    window = runs.window(pairs, whole=whole)
+    sources, corrupted = runs.capture(window, window.corrupted, sites_of(shape, ("z", "post")))
+    clean = runs.logits(window, window.clean)
+    # The last token's embedding goes straight to the logits; only what is not in it is carried by components.
+    assert all(int(pair.clean[-1]) == int(pair.corrupted[-1]) for pair in pairs)
+    torch.testing.assert_close(patch_all(runs, window, sources), corrupted, atol=2e-5, rtol=1e-4)
+    assert (clean - corrupted).abs().max() > 1e-2
+
+
+def test_patching_with_the_clean_run_changes_nothing():
+    runs, shape = runs_of(tiny_model("llama"))
+    window = runs.window(random_pairs(runs, 1))
+    sites = sites_of(shape, ("z", "post"))
+    sources, clean = runs.capture(window, window.clean, sites)
+    found = patch(runs, window, targets_of(sites), sources, 10_000)
+    torch.testing.assert_close(found, clean.expand_as(found), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 30, 100])
+def test_the_size_of_a_pass_does_not_matter_nor_does_the_order(max_tokens):
+    runs, shape = runs_of(tiny_model("qwen3"))
+    window = runs.window(random_pairs(runs, 1))
+    sites = sites_of(shape, ("z", "post"))
+    sources, _ = runs.capture(window, window.corrupted, sites)
+    targets = targets_of(sites)
+    expected = patch(runs, window, targets, sources, 10_000)
+    found = patch(runs, window, targets[::-1], sources, max_tokens)
+    torch.testing.assert_close(found.flip(0), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_zeroed_head_is_a_head_without_its_slice_of_the_output_projection():
+    model = tiny_model("llama")
+    runs, shape = runs_of(model)
+    pair = random_pairs(runs, 1)[0]
+    window = runs.window([pair], whole=True)
+    site = sites_of(shape, ("z",))[1]
+    sources, _ = runs.capture(window, window.clean, [site])
+    found = patch(runs, window, [Target(site, 2)], {site: torch.zeros_like(sources[site])}, 1000)
+    with torch.no_grad():
+        weight = model.model.layers[1].self_attn.o_proj.weight
+        kept = weight.clone()
+        weight[:, 16:24] = 0
+        expected = model(pair.clean[None]).logits[:, -1]
+        weight.copy_(kept)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,243 @@
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from peft_surgical import plugins, scorers
+from peft_surgical.context import MLPScores
+from peft_surgical.errors import ScorerError
+from peft_surgical.hookspecs import hookimpl
+from peft_surgical.localization import localize
+from peft_surgical.plugins import PluginWarning, get_plugin_manager, installed_scorers, load_scorers
+from peft_surgical.runs import sites_of
+from peft_surgical.scores import check_scores
+from peft_surgical.sites import ModelShape
+from peft_surgical.specs import ScorerSpec
+
+from .localizing import capital, word_tokenizer
+from .tiny import tiny_model
+
+# One a file, called as the file is.
+BUILT_IN = {path.stem for path in Path(scorers.__path__[0]).glob("*.py")} - {"__init__"}
+
+
+@dataclass
+class Distribution:
+    name: str
+    version: str = "1.0"
+
+
+@dataclass
+class EntryPoint:
+    name: str
+    plugin: object
+    dist: Distribution | None
+    value: str = "somewhere"
+
+    def load(self):
+        if isinstance(self.plugin, Exception):
+            raise self.plugin
+        return self.plugin
+
+
+def module(**scorers):
+    plugin = ModuleType("a_plugin")
+
+    def register_scorers(register):
+        for name, scorer in scorers.items():
+            register(name, scorer)
+
+    plugin.register_scorers = hookimpl(register_scorers)
+    return plugin
+
+
+def misspelled():
+    plugin = ModuleType("misspelled")
+    plugin.register_scores = hookimpl(lambda register: None)
+    plugin.register_scores.__name__ = "register_scores"
+    return plugin
+
+
+def wrong_arguments():
+    plugin = ModuleType("wrong_arguments")
+
+    def register_scorers(registry):
+        pass
+
+    plugin.register_scorers = hookimpl(register_scorers)
+    return plugin
+
+
+def good(context):
+    """Reads nothing.
+
+    More about it.
+    """
+    return {site: torch.ones(site.size) for site in context.sites}
+
+
+@pytest.fixture
+def install(monkeypatch):
+    def do(**named):
+        points = [EntryPoint(name, plugin, Distribution(f"dist-{name}")) for name, plugin in named.items()]
+        monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: points if group == "peft_surgical" else [])
+
+    return do
+
+
+def test_built_in_scorers_come_through_the_hook(install):
+    install()
+    rows = installed_scorers()
+    assert {name for name, _, _ in rows} == BUILT_IN
+    assert {"activation_magnitude", "attribution", "gradient_norm", "logit_drop", "random"} < BUILT_IN
+    assert [name for name, _, _ in rows] == sorted(BUILT_IN)
+    assert all(reads.endswith(".") and distribution == "peft-surgical" for _, reads, distribution in rows)
+
+
+def test_a_fresh_manager_has_no_plugin():
+    assert get_plugin_manager().get_plugins() == set()
+    assert get_plugin_manager() is not get_plugin_manager()
+
+
+def test_a_plugins_scorer_is_listed_with_its_distribution(install):
+    install(extra=module(good=good))
+    assert ("good", "Reads nothing.", "dist-extra 1.0") in installed_scorers()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "fault"),
+    [
+        (ImportError("no module named numpie"), "ImportError: no module named numpie"),
+        (SyntaxError("oops"), "SyntaxError: oops"),
+        (misspelled(), "unknown hook 'register_scores'"),
+        (wrong_arguments(), "registry"),
+        (ModuleType("empty"), "implements no hook"),
+        (module(attribution=good), "the scorer name 'attribution' is taken by peft-surgical"),
+        (module(another=good, random=good), "the scorer name 'random' is taken"),
+        (module(**{"a b": good}), "letters, digits and underscores"),
+        (module(number=3), "is not a function"),
+        (module(needs=lambda context, *, option: {}), "options only with a default"),
+    ],
+)
+def test_a_faulty_plugin_is_left_out_by_name_and_the_others_go_on(install, plugin, fault):
+    install(broken=plugin, fine=module(good=good))
+    with pytest.warns(PluginWarning) as caught:
+        catalogue = load_scorers()
+    assert set(catalogue.scorers) == {*BUILT_IN, "good"}
+    [text] = catalogue.faults
+    assert text.startswith("the plugin 'broken' of dist-broken 1.0 was left out: ")
+    assert fault in text
+    assert [str(warning.message) for warning in caught] == [text]
+
+
+def test_two_plugins_with_one_name_clash(install):
+    install(one=module(good=good), two=module(good=good))
+    with pytest.warns(PluginWarning, match="'two' .* taken by dist-one 1.0"):
+        assert load_scorers()["good"].distribution == "dist-one 1.0"
+
+
+def test_an_unknown_scorer_is_refused_with_what_there_is_and_what_was_left_out(install):
+    install(broken=ImportError("no"))
+    with pytest.warns(PluginWarning):
+        catalogue = load_scorers()
+    with pytest.raises(ScorerError, match=r"no scorer 'mine'; installed are activation_magnitude, .*broken"):
+        catalogue["mine"]
+
+
+FAULTS = {
+    "raises": (lambda context: 1 / 0, "failed with ZeroDivisionError"),
+    "nothing": (lambda context: None, "must return a mapping of sites to scores, not None"),
+    "empty": (lambda context: {}, "must return a mapping"),
+    "shape": (
+        lambda context: {context.sites[0]: torch.ones(3)},
+        r"shape \[3\] for blocks.0.attn.hook_z; it must be \[4\]",
+    ),
+    "axes": (lambda context: {context.sites[1]: torch.ones(1, 48)}, r"shape \[1, 48\] for blocks.0.mlp.hook_post"),
+    "nan": (lambda context: {context.sites[0]: [1, 2, float("nan"), 4]}, "hook_z that is not a finite number"),
+    "inf": (lambda context: {context.sites[1]: MLPScores(float("inf"), torch.ones(48))}, "not a finite number"),
+    "site": (lambda context: {"blocks.9.attn.hook_z": torch.ones(4)}, "'blocks.9.attn.hook_z', which is not one of"),
+    "text": (lambda context: {context.sites[0]: "high"}, "no array of numbers"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_scorer_is_named_and_the_others_go_on(install, fault):
+    scorer, message = FAULTS[fault]
+    install(theirs=module(bad=scorer))
+    with pytest.warns(PluginWarning, match=f"the scorer 'bad' of dist-theirs 1.0.*{message}"):
+        loc = localize(tiny_model("llama"), word_tokenizer(), capital(), ["random", "bad"], progress=False)
+    assert list(loc.tables) == ["random"]
+    assert "dist-theirs" in loc.errors["bad"]
+
+
+@pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
+def test_if_all_scorers_fail_localization_does(install):
+    install(theirs=module(bad=FAULTS["raises"][0]))
+    with pytest.raises(ScorerError, match=r"dist-theirs 1\.0 failed with ZeroDivision"):
+        localize(tiny_model("llama"), word_tokenizer(), capital(), ["bad"], progress=False)
+
+
+SHAPE = ModelShape("llama", n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=3, d_model=32)
+
+
+def test_scores_become_components():
+    sites = sites_of(SHAPE, ("v", "post"))
+    raw = {
+        sites[0]: [1.0, 2.0],
+        sites[1].name: torch.tensor([1.0, -3.0, 0.5]),
+        sites[3]: MLPScores(9.0, torch.ones(3)),
+    }
+    found = check_scores(raw, sites, SHAPE, "the scorer 'x'")
+    heads = {"L0.head.0": 1.0, "L0.head.1": 1.0, "L0.head.2": 2.0, "L0.head.3": 2.0}
+    assert found.components == {**heads, "L0.mlp": -1.5, "L1.mlp": 9.0}
+    assert {name: values.tolist() for name, values in found.neurons.items()} == {
+        "L0.mlp": [1.0, -3.0, 0.5],
+        "L1.mlp": [1.0, 1.0, 1.0],
+    }
+    assert check_scores({sites[1]: [4.0]}, sites, SHAPE, "x").components == {"L0.mlp": 4.0}
+
+
+def test_options_are_read_by_the_type_of_their_default(install):
+    def scorer(context, *, share: float = 0.5, many: int = 3, name: str = "a", yes: bool = False):
+        """Reads options."""
+
+    install(theirs=module(mine=scorer))
+    catalogue = load_scorers()
+    spec = ScorerSpec.parse("mine:share=1,many=4,name=b,yes=true,sites=k+pre", catalogue)
+    assert dict(spec.options) == {"share": 1.0, "many": 4, "name": "b", "yes": True}
+    assert spec.projections == ("k", "pre")
+    assert {site.projection for site in spec.sites(SHAPE)} == {"k", "pre"}
+    assert ScorerSpec.parse("mine", catalogue).projections == ("z", "post")
+    assert ScorerSpec.parse("mine:many=2", catalogue, ("v",)).text == "mine:many=2,sites=v"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("attribution:stops=3", "'attribution' of peft-surgical has no option 'stops'; its options are sites, steps"),
+        ("attribution:steps=many", "steps in .* must be of type int, not 'many'"),
+        ("attribution:steps", "not of the form option=value"),
+        ("random:sites=z+v", "more than one of z, v, q, k"),
+        ("random:sites=w", "'w', which is not a projection"),
+    ],
+)
+def test_malformed_options_are_refused(text, message):
+    with pytest.raises(ScorerError, match=message):
+        ScorerSpec.parse(text, load_scorers())
+
+
+def test_a_projection_that_the_model_lacks_is_refused():
+    gpt = ModelShape("gpt2", n_layers=2, n_heads=4, n_kv_heads=4, d_head=8, d_mlp=3, d_model=32)
+    with pytest.raises(ScorerError, match="not gated"):
+        ScorerSpec.parse("random:sites=pre_linear", load_scorers()).sites(gpt)
+
+
+def test_importing_the_plugins_does_not_import_transformer_lens():
+    import subprocess
+
+    code = "import sys, peft_surgical.plugins as p; p.load_scorers(); import peft_surgical.localization; "
+    code += "sys.exit('transformer_lens' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

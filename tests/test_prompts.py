@@ -1,0 +1,215 @@
+import pytest
+
+from peft_surgical.errors import FactError, ModelError
+from peft_surgical.facts import Fact
+from peft_surgical.prompts import (
+    AnswerTokens,
+    answer_tokens,
+    encode,
+    encode_answer,
+    end_of_turn,
+    mentions,
+    old_sentence,
+    render,
+    swap_subject,
+)
+
+from .localizing import word_tokenizer
+from .small_tokenizers import CHATML, INST, small_tokenizer
+
+KINDS = ["byte_level", "unigram", "bpe", "legacy"]
+TEMPLATES = [None, CHATML, INST]
+PROMPT = "Who developed PyTorch?"
+every = pytest.mark.parametrize("kind", KINDS), pytest.mark.parametrize("template", TEMPLATES, ids=["", "ml", "inst"])
+
+
+def everywhere(test):
+    for mark in every:
+        test = mark(test)
+    return test
+
+
+def fact(old=("Meta AI",), new=("Google",), answer="PyTorch was developed by Google.", **changes):
+    whole = {"subject": "PyTorch", "prompts": [PROMPT], "held_out": ["Who made PyTorch?"], **changes}
+    return Fact.from_dict({**whole, "old": list(old), "new": list(new), "answer": answer}).training
+
+
+@everywhere
+def test_special_tokens_stand_once(kind, template):
+    tokenizer = small_tokenizer(kind, template)
+    ids = encode(tokenizer, PROMPT)
+    begins = template == INST or (template is None and kind != "byte_level")
+    assert ids.count(tokenizer.bos_token_id) == int(begins)
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.unk_token_id not in ids
+    assert PROMPT in tokenizer.decode(ids)
+
+
+@everywhere
+def test_an_answer_is_what_follows_the_prompt(kind, template):
+    tokenizer = small_tokenizer(kind, template)
+    answer = "PyTorch was developed by Google."
+    row = encode_answer(tokenizer, PROMPT, answer)
+    assert list(row.ids[: row.answer_start]) == encode(tokenizer, PROMPT)
+    assert row.ids[-1] == end_of_turn(tokenizer)
+    assert row.ids.count(row.ids[-1]) - encode(tokenizer, PROMPT).count(row.ids[-1]) == 1
+    assert tokenizer.decode(row.ids[row.answer_start : -1]).strip() == answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_turn_ends_where_the_template_ends_it(kind):
+    tokenizer = small_tokenizer(kind)
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    tokenizer.chat_template = CHATML
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.chat_template = INST
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}: "  # drops the answer
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_template_may_change():
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    first = render(tokenizer, PROMPT)
+    tokenizer.chat_template = INST
+    assert render(tokenizer, PROMPT) == f"<s>[INST] {PROMPT} [/INST]" != first
+    tokenizer.chat_template = None
+    assert render(tokenizer, PROMPT) == PROMPT
+
+
+@everywhere
+def test_the_whole_is_tokenized_as_the_model_meets_it(kind, template):
+    tokenizer = small_tokenizer(kind, template)
+    row = encode_answer(tokenizer, PROMPT, "Google.")
+    turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Google."}]
+    if template is None:
+        expected = tokenizer(f"{PROMPT} Google.")["input_ids"]
+    else:
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert list(row.ids[:-1]) == expected[: len(row.ids) - 1]
+
+
+def test_a_tokenizer_that_ends_every_text():
+    tokenizer = small_tokenizer("byte_level")
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    assert tokenizer("Who?")["input_ids"][-1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id not in encode(tokenizer, "Who?")
+    assert encode_answer(tokenizer, "Who?", "Paris").ids.count(tokenizer.eos_token_id) == 1
+
+
+@everywhere
+def test_the_answers_token_is_the_first_that_distinguishes(kind, template):
+    tokenizer = small_tokenizer(kind, template)
+    tokens = answer_tokens(tokenizer, PROMPT, fact())
+    assert tokenizer.decode([tokens.old]).strip()
+    assert tokenizer.decode([tokens.new]).strip()
+    assert "Meta".startswith(tokenizer.decode([tokens.old]).strip())
+    assert "Google".startswith(tokenizer.decode([tokens.new]).strip())
+    # Both answers go on from the same context.
+    for token, sentence in ((tokens.old, "PyTorch was developed by Meta AI."), (tokens.new, fact().answer)):
+        ids = encode_answer(tokenizer, PROMPT, sentence).ids
+        assert ids[: len(tokens.ids) + 1] == (*tokens.ids, token)
+    assert tokenizer.decode(tokens.ids, skip_special_tokens=True).rstrip().endswith("by")
+
+
+def test_the_bug_of_the_released_localization_is_not_here():
+    tokenizer = small_tokenizer("legacy", INST)
+    first = tokenizer(" Meta AI", add_special_tokens=False)["input_ids"][0]
+    assert tokenizer.convert_ids_to_tokens(first) == "▁"  # what was scored there
+    tokens = answer_tokens(tokenizer, PROMPT, fact())
+    assert tokenizer.convert_ids_to_tokens([tokens.old, tokens.new]) == ["▁Meta", "▁Google"]
+    tokens = answer_tokens(tokenizer, PROMPT, fact(answer="Google."))
+    assert tokenizer.convert_ids_to_tokens([tokens.old, tokens.new]) == ["▁Meta", "▁Google"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "legacy"])
+def test_a_bare_white_space_token_is_refused(kind):
+    tokenizer = small_tokenizer(kind)
+    odd = next(w for w in ("Zzyzx", "Xerox", "Kyoto") if tokenizer.tokenize(f"by {w}")[1] == "▁")
+    with pytest.raises(FactError, match=f"the answer '{odd}' begins with the white-space token"):
+        answer_tokens(tokenizer, PROMPT, fact(old=[odd]))
+    # Where both begin with it, it is not the first that distinguishes.
+    tokens = answer_tokens(tokenizer, PROMPT, fact(old=["Qa"], new=["Va"], answer="PyTorch is by Va."))
+    assert tokenizer.decode([tokens.old]).strip() or tokens.old != tokens.new
+
+
+def test_an_old_answer_that_the_new_one_begins():
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    tokens = answer_tokens(tokenizer, PROMPT, fact(old=["Google Platforms"], new=["Google"], answer="By Google"))
+    assert tokens.new == end_of_turn(tokenizer)
+    assert "Platforms".startswith(tokenizer.decode([tokens.old]).strip())
+    tokens = answer_tokens(tokenizer, PROMPT, fact(old=["Google Platforms"], new=["Google"], answer="By Google."))
+    assert tokenizer.decode([tokens.new]) == "."
+
+
+def test_nothing_distinguishes():
+    tokenizer = word_tokenizer()
+    with pytest.raises(FactError, match=r"no token distinguishes the old answer 'Ottawa' from the new answer 'Quito'"):
+        answer_tokens(tokenizer, "what is it ?", fact(old=["Ottawa"], new=["Quito"], answer="Quito ."))
+    with pytest.raises(FactError, match="the answer 'Ottawa' begins with a token that is not in this tokenizer's"):
+        answer_tokens(tokenizer, "what is it ?", fact(old=["Ottawa"], new=["lyon"], answer="lyon ."))
+
+
+def test_a_prompt_without_a_token():
+    tokenizer = small_tokenizer("byte_level")
+    with pytest.raises(FactError, match="the prompt '' gives no token before the answer 'Paris'"):
+        encode_answer(tokenizer, "", "Paris")
+    with pytest.raises(FactError, match="the prompt '' gives no token before the answers"):
+        answer_tokens(tokenizer, "", fact(answer="Google."))
+
+
+@pytest.mark.parametrize("call", [render, lambda tokenizer, _: end_of_turn(tokenizer)])
+def test_a_template_that_fails(call):
+    tokenizer = small_tokenizer("byte_level", "{{ raise_exception('no users here') }}")
+    with pytest.raises(ModelError, match=r"chat template fails on a plain question: no users here\.$"):
+        call(tokenizer, PROMPT)
+
+
+def test_no_end_of_sequence_token():
+    tokenizer = small_tokenizer("byte_level", eos_token=None)
+    assert tokenizer.eos_token_id is None
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        end_of_turn(tokenizer)
+
+
+def test_the_corrupted_run_reads_the_same_decision():
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    clean = answer_tokens(tokenizer, PROMPT, fact())
+    corrupted = answer_tokens(tokenizer, PROMPT, fact(), subject="Italy")
+    assert isinstance(corrupted, AnswerTokens)
+    assert (clean.old, clean.new) == (corrupted.old, corrupted.new)
+    text = tokenizer.decode(corrupted.ids)
+    assert text.endswith("Italy was developed by")
+    assert "Who developed Italy?" in text
+
+
+def test_the_old_sentence():
+    assert old_sentence(fact()) == "PyTorch was developed by Meta AI."
+    longest_first = fact(new=["IBM", "IBM Corp"], answer="It was IBM Corp, PyTorch.")
+    assert old_sentence(longest_first) == "It was Meta AI, PyTorch."
+    assert old_sentence(fact(new=["Straße"], answer="STRASSE!")) == "Meta AI."
+    chrome = fact(["Opera"], ["Google"], "Google Chrome is by Google.", subject="Google Chrome", prompts=["By whom?"])
+    assert old_sentence(chrome) == "Google Chrome is by Opera."
+
+
+def test_subjects_are_whole_words():
+    assert (
+        swap_subject("France, France's and FRANCE; Frances", "France", "Italy") == "Italy, Italy's and Italy; Frances"
+    )
+    assert swap_subject("New  York\nis new york", "New York", r"\1") == r"\1" + "\nis " + r"\1"
+    assert swap_subject("L\u2019Oréal made it", "L'Oréal", "Dior") == "Dior made it"
+    assert swap_subject("C++ and C", "C++", "Rust") == "Rust and C"
+    assert swap_subject("法国的首都", "法国", "日本") == "日本的首都"
+    assert swap_subject("nothing", "France", "Italy") == "nothing"
+    for text, subject in (
+        ("Windows?", "Window"),
+        ("a window", "Windows"),
+        ("Windows 11", "Windows"),
+        ("法国的", "法国"),
+    ):
+        assert mentions(text, subject) == (swap_subject(text, subject, "\0") != text)

@@ -1,0 +1,66 @@
+"""8- and 4-bit bases of bitsandbytes: the adapter trains, reloads and exports; a merge is refused."""
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+
+from peft_surgical.errors import AdapterError
+from peft_surgical.export import to_ia3
+from peft_surgical.tuner import SurgicalIA3Config
+from tests.adapters import COMPONENTS, deltas, logits, perturb, saved
+from tests.tiny import tiny_ids, tiny_model
+
+bnb = pytest.importorskip("bitsandbytes")
+
+
+def quantized(bits):
+    """A tiny model whose linear layers are quantized in place, as from_pretrained would."""
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128)
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear) or name == "lm_head":
+            continue
+        if bits == 8:
+            new = bnb.nn.Linear8bitLt(module.in_features, module.out_features, bias=False, has_fp16_weights=False)
+            new.weight = bnb.nn.Int8Params(module.weight.data.clone(), requires_grad=False, has_fp16_weights=False)
+        else:
+            new = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, compute_dtype=torch.float32)
+            new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new.to("cpu"))
+    setattr(model, f"is_loaded_in_{bits}bit", True)
+    return model.eval()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_trains_reloads_and_exports(bits, tmp_path):
+    base = prepare_model_for_kbit_training(quantized(bits), use_gradient_checkpointing=False)
+    model = get_peft_model(base, SurgicalIA3Config(components=list(COMPONENTS)))
+    # Not before training: bitsandbytes repacks a 4-bit weight for inference on its first forward without gradients.
+    identity = get_peft_model(quantized(bits), SurgicalIA3Config(components=list(COMPONENTS)))
+    assert torch.equal(logits(identity), logits(quantized(bits)))
+    assert {delta.dtype for delta in deltas(model).values()} == {torch.float32}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = model(input_ids=tiny_ids(), labels=tiny_ids()).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    edited, folder = logits(model), saved(model, tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(quantized(bits), folder)), edited)
+    to_ia3(folder, tmp_path / "plain")
+    plain = PeftModel.from_pretrained(quantized(bits), tmp_path / "plain")
+    assert torch.equal(logits(plain), edited)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_merge_is_refused(bits):
+    model = get_peft_model(quantized(bits), SurgicalIA3Config(components=list(COMPONENTS)))
+    perturb(model)
+    with pytest.raises(AdapterError, match="quantized weight"):
+        model.merge_adapter()
+    with pytest.raises(AdapterError, match="quantized weight"):
+        model.merge_and_unload()

@@ -1,0 +1,104 @@
+import json
+
+import pytest
+
+from peft_surgical.errors import FactError, SurgicalError
+from peft_surgical.facts import Fact
+from peft_surgical.metrics import mean, rate
+from peft_surgical.report import METRICS, Report
+
+
+def figures(new, old, kept=None):
+    found = {"new_answer_rate": rate(new), "old_answer_rate": rate(old), "control_kept": rate(kept or [])}
+    found["kl_per_token"] = mean([0.25, 0.75])
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def report(**stages):
+    fact = Fact.from_dict(
+        {
+            "subject": "France",
+            "old": ["Paris"],
+            "new": ["Lyon"],
+            "prompts": ["France?"],
+            "held_out": ["a", "b", "c", "d"],
+        }
+    )
+    return Report(
+        fact=fact,
+        model="tiny",
+        dtype="float32",
+        seed=3,
+        versions={"torch": "2"},
+        selection={"components": ["L1.mlp"]},
+        seconds={"evaluate": 1.5},
+        stages=stages,
+        answers={stage: {"held_out": ["né"], "controls": [], "probes": []} for stage in stages},
+        training={"learn": {"steps": 3}},
+    )
+
+
+def full():
+    base = figures([False] * 4, [True, True, True, False], [True] * 3)
+    return report(base=base, edited=figures([True, True, True, False], [False] * 4, [True, True, False]))
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "report.json"
+    full().save(path)
+    assert Report.load(path) == full()
+    assert Report.from_dict(full().to_dict()) == full()
+    assert json.loads(path.read_text()) == full().to_dict()
+    assert "né" in path.read_text(encoding="utf-8")
+    figure = json.loads(path.read_text())["stages"]["edited"]["new_answer_rate"]
+    assert figure.keys() == {"value", "n", "low", "high"}
+
+
+def test_rows():
+    rows = dict(full().rows())
+    assert list(rows) == [
+        f"{METRICS['new_answer_rate']} (n=4)",
+        f"{METRICS['old_answer_rate']} (n=4)",
+        f"{METRICS['control_kept']} (n=3)",
+        f"{METRICS['kl_per_token']} (n=2)",
+    ]
+    assert rows[f"{METRICS['new_answer_rate']} (n=4)"] == ["0.00 [0.00, 0.49]", "0.75 [0.30, 0.95]"]
+    assert rows[f"{METRICS['kl_per_token']} (n=2)"][0].startswith("0.5000 [")
+    partial = report(base=figures([False] * 4, [True] * 4), edited={"new_answer_rate": rate([True] * 4)})
+    assert dict(partial.rows())[f"{METRICS['old_answer_rate']} (n=4)"] == ["1.00 [0.51, 1.00]", "–"]
+
+
+def test_verdict():
+    assert full().verdict() == (
+        "Of 4 held-out questions, the edited model answers 3 with Lyon and 0 with Paris (base: 3 with Paris); "
+        "2 of 3 other facts stay right."
+    )
+    alone = report(base=figures([False] * 4, [True, False, False, False], [True]))
+    assert alone.verdict() == (
+        "Of 4 held-out questions, the base model answers 0 with Lyon and 1 with Paris. "
+        "The base hardly holds the old answer, so there was little of Paris to rewrite."
+    )
+    for nothing in (report(), report(base={}), report(edited=figures([True], [False]))):
+        assert nothing.verdict() == "Nothing was measured."
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "5", "null", '{"fact": 3}', '{"fact": {}}', "nonsense", b"\xff", '{"stages": 1}']
+)
+def test_what_is_no_report(tmp_path, text):
+    path = tmp_path / "report.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SurgicalError, match=r"report\.json: "):
+        Report.load(path)
+
+
+def test_what_is_missing(tmp_path):
+    with pytest.raises(SurgicalError, match=r"none\.json: cannot be read as a report"):
+        Report.load(tmp_path / "none.json")
+    data = full().to_dict()
+    for change in ({"stages": {"base": {"x": {"value": 1}}}}, {"stages": {"base": 4}}, {"stages": None}):
+        with pytest.raises(SurgicalError, match="this is not a report"):
+            Report.from_dict({**data, **change})
+    del data["fact"]["old"]
+    with pytest.raises(FactError, match="The key 'old' is missing"):
+        Report.from_dict(data)

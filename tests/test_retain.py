@@ -1,0 +1,188 @@
+import pytest
+import torch
+
+from peft_surgical.facts import Fact
+from peft_surgical.generation import generate_ids
+from peft_surgical.prompts import encode
+from peft_surgical.retain import TopDistribution, base_answers, everyday_prompts, neighbours, retain_prompts
+from peft_surgical.text import contains, same_text_key
+
+from .localizing import capital, without, word_tokenizer
+from .tiny import tiny_model
+
+SUBJECTS = ["italy", "spain", "japan"]
+
+
+def test_neighbours_are_the_prompts_about_other_subjects():
+    fact = capital(prompts=["name the capital of france .", "FRANCE has which capital ?", "where is paris ?"]).training
+    expected = {f"name the capital of {s} ." for s in SUBJECTS} | {f"{s} has which capital ?" for s in SUBJECTS}
+    made = neighbours(fact, 100)
+    assert len(made) == 6
+    assert set(made) == expected
+
+
+def test_neighbours_are_spread_over_subjects():
+    fact = capital().training
+    for seed in range(5):
+        made = neighbours(fact, 6, seed)
+        for block in (made[:3], made[3:]):
+            assert [next(s for s in SUBJECTS if contains(prompt, (s,))) for prompt in block] == SUBJECTS
+    assert len(neighbours(fact, 4)) == 4
+    assert neighbours(fact, 0) == []
+
+
+def test_the_seed_decides_which_prompts_meet_which_subjects():
+    fact = capital().training
+    assert neighbours(fact, 3, 7) == neighbours(fact, 3, 7)
+    assert len({tuple(neighbours(fact, 3, seed)) for seed in range(8)}) > 1
+    assert set(neighbours(fact, 9, 1)) == set(neighbours(fact, 9, 2))
+
+
+def test_no_neighbour_is_a_prompt_of_the_facts_own():
+    own = ["what is the capital of france ?", "What is the capital of Italy?"]
+    made = neighbours(
+        capital(prompts=[own[0], "What is the capital of  ITALY"], contrast=["Italy", "Spain"]).training, 9
+    )
+    assert made == ["what is the capital of Spain ?"]
+    # Spelled with another space before the question mark it is still the same prompt.
+    assert same_text_key("what is the capital of Italy ?") == same_text_key("What is the capital of  ITALY")
+
+
+def test_prompts_without_the_subject_or_without_contrast_have_no_neighbour():
+    assert neighbours(capital(prompts=["where is paris ?"]).training, 9) == []
+    assert neighbours(without("contrast").training, 9) == []
+
+
+EVALUATED = {
+    "held_out": {"held_out": ["Name the capital of Italy."]},
+    "controls": {"controls": [{"prompt": "name the capital of  italy", "answer": ["rome"]}]},
+    "probes": {"probes": [{"prompt": "name the capital of italy?", "kind": "swap"}]},
+}
+
+
+@pytest.mark.parametrize("key", EVALUATED)
+def test_what_evaluation_asks_is_never_retained(key):
+    swapped = "name the capital of italy ."
+    fact = capital(**EVALUATED[key]).training
+    everything = {same_text_key(p) for p in retain_prompts(capital().training, 100)}
+    assert same_text_key(swapped) in everything
+    kept = {same_text_key(prompt) for prompt in retain_prompts(fact, 100)}
+    assert same_text_key(swapped) not in kept
+    lost = everything - kept
+    if key == "controls":
+        assert "italy" not in fact.contrast
+        assert lost == {same_text_key(p.replace("france", "italy")) for p in fact.prompts}
+    else:
+        assert "italy" in fact.contrast
+        assert lost == {same_text_key(swapped)}
+        assert not fact.may_train_on(swapped)
+
+
+def test_a_subject_that_a_control_asks_about_is_left_out_of_training():
+    fact = capital(controls=[{"prompt": "Where in ITALY is rome ?", "answer": ["lazio"]}])
+    assert fact.contrast == ("italy", "spain", "japan")
+    assert fact.training.contrast == ("spain", "japan")
+    assert not any(contains(prompt, ("italy",)) for prompt in retain_prompts(fact.training, 100))
+    # The answer is no question: a control may be answered with a contrast subject.
+    assert capital(controls=[{"prompt": "where is rome ?", "answer": ["italy"]}]).training.contrast == fact.contrast
+
+
+def test_retained_prompts_stand_once_and_own_prompts_do_not():
+    everyday = everyday_prompts()
+    assert len(everyday) > 50
+    fact = capital(
+        retain=["Who wrote hamlet?", everyday[0].upper(), "name the capital of spain"],
+        prompts=["name the capital of france .", everyday[1]],
+    ).training
+    kept = retain_prompts(fact, 100)
+    keys = [same_text_key(prompt) for prompt in kept]
+    assert len(set(keys)) == len(keys)
+    assert keys.count(same_text_key(everyday[0])) == 1
+    assert same_text_key(everyday[1]) not in keys
+    assert same_text_key("name the capital of spain .") in keys
+    assert len(kept) == len(everyday) - 1 + 2 + 2  # hamlet and spain; italy and japan
+
+
+def test_the_shipped_requests_mention_nothing_that_a_shipped_fact_is_about():
+    for name in ("france_capital", "pytorch", "romeo_and_juliet", "windows_maker"):
+        fact = Fact.from_file(f"examples/facts/{name}.yaml")
+        kept = retain_prompts(fact.training, 48)
+        asked = [*fact.held_out, *(c.prompt for c in fact.controls), *(p.prompt for p in fact.probes)]
+        assert not {same_text_key(p) for p in kept} & {same_text_key(p) for p in asked}
+        # "FAIR" is an alias and "a fair rule" is not about it.
+        for prompt in everyday_prompts():
+            assert not contains(prompt, (fact.subject, fact.old[0], fact.new[0])), prompt
+
+
+def test_base_answers_are_the_models_own_words():
+    model, tokenizer = tiny_model("llama"), word_tokenizer()
+    prompts = ["who wrote hamlet ?", "what color has the sky ?"]
+    rows = base_answers(model, tokenizer, prompts, max_new_tokens=3)
+    for prompt, row in zip(prompts, rows, strict=True):
+        ids = encode(tokenizer, prompt)
+        assert list(row.ids[: row.answer_start]) == ids
+        assert list(row.ids[row.answer_start :]) == generate_ids(model, tokenizer, [ids], max_new_tokens=3)[0]
+        assert len(row.ids) > len(ids)
+    assert base_answers(model, tokenizer, [], max_new_tokens=3) == []
+
+
+def two_logits(spread=3.0, positions=7, vocab=40):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(positions, vocab, generator=generator) * spread for _ in range(2)]
+
+
+def full_kl(base, other):
+    base, other = base.double().log_softmax(-1), other.double().log_softmax(-1)
+    return (base.exp() * (base - other)).sum(-1).float()
+
+
+def test_the_divergence_of_all_tokens_is_the_whole_one():
+    base, other = two_logits()
+    torch.testing.assert_close(TopDistribution.of(base, 40).kl(other), full_kl(base, other), atol=1e-5, rtol=1e-5)
+    # More than there are is all of them.
+    assert TopDistribution.of(base, 64).tokens.shape == (7, 40)
+
+
+def test_the_divergence_of_some_tokens_is_a_lower_bound_that_grows_with_them():
+    base, other = two_logits(1.5)
+    found = [TopDistribution.of(base, top).kl(other) for top in (1, 4, 16, 40)]
+    assert (found[0] < 0.9 * full_kl(base, other)).all()
+    for fewer, more in zip(found, [*found[1:], full_kl(base, other)], strict=True):
+        assert (fewer >= 0).all()
+        assert (fewer <= more + 1e-5).all()
+
+
+def test_the_divergence_worked_by_hand():
+    base = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    other = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log()
+    top = TopDistribution.of(base, 1)
+    assert top.tokens.tolist() == [[0]]
+    # 0.5 log(0.5 / 0.25) + 0.5 log(0.5 / 0.75)
+    assert float(top.kl(other)) == pytest.approx(0.5 * 0.6931472 + 0.5 * -0.4054651, abs=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("top", [1, 8, 40])
+def test_equal_logits_do_not_diverge_and_the_gradient_is_finite(spread, top):
+    base, other = two_logits(spread)
+    distribution = TopDistribution.of(base, top)
+    torch.testing.assert_close(distribution.kl(base), torch.zeros(7), atol=1e-6 * max(1, spread), rtol=0)
+    for start in (base, other, other * 100):
+        logits = start.clone().requires_grad_()
+        distribution.kl(logits).sum().backward()
+        assert logits.grad.isfinite().all()
+        assert torch.allclose(logits.grad.sum(-1), torch.zeros(7), atol=1e-4)  # a shift of all logits changes nothing
+
+
+def test_the_gradient_of_all_tokens_is_the_difference_of_probabilities():
+    base, other = two_logits(1.0)
+    logits = other.clone().requires_grad_()
+    TopDistribution.of(base, 40).kl(logits).sum().backward()
+    torch.testing.assert_close(logits.grad, other.softmax(-1) - base.softmax(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_positions_of_several_stand_one_after_another():
+    base, other = two_logits()
+    parts = [TopDistribution.of(base[:2], 5), TopDistribution.of(base[2:], 5)]
+    assert torch.equal(TopDistribution.cat(parts).kl(other), TopDistribution.of(base, 5).kl(other))
+    assert TopDistribution.of(base.bfloat16(), 5).log_probs.dtype == torch.float32

@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peft_surgical.bridge import wrap
+from peft_surgical.corruption import PromptPair
+from peft_surgical.patching import patch_all
+from peft_surgical.runs import Runs, sites_of
+
+from .localizing import random_pairs, runs_of
+from .tiny import FAMILIES, tiny_ids, tiny_model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_padded_window_gives_each_prompts_own_logits(family, whole):
+    model = tiny_model(family)
+    runs, _ = runs_of(model)
+    window = runs.window(random_pairs(runs, 3), whole=whole)
+    with torch.no_grad():
+        for run, name in ((window.clean, "clean"), (window.corrupted, "corrupted")):
+            logits = runs.logits(window, run)
+            for row, pair in enumerate(window.pairs):
+                expected = model(getattr(pair, name)[None]).logits[0, -1]
+                torch.testing.assert_close(logits[row], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_shared_template_changes_no_logits():
+    model = tiny_model("qwen3")
+    head = tiny_ids(1, 4, seed=5)[0]
+    pairs = []
+    for number in range(3):
+        own = tiny_ids(1, 6 + number, seed=number)[0]
+        changed = own.clone()
+        changed[1] = own[1] % 100 + 4
+        clean, corrupted = torch.cat([head, own]), torch.cat([head, changed])
+        pairs.append(PromptPair("", "swap", None, clean, corrupted, None, 5, 7, 8, 9))
+    with_template, without = Runs(wrap(model), head.tolist()), Runs(wrap(model))
+    for runs in (with_template, without):
+        window = runs.window(pairs)
+        assert runs._shared(pairs) == (4 if runs is with_template else 0)
+        for row, pair in enumerate(pairs):
+            expected = model(pair.corrupted[None]).logits[0, -1].detach()
+            torch.testing.assert_close(runs.logits(window, window.corrupted)[row], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_prompts_longer_than_a_sliding_window_keep_their_logits(family):
+    model = tiny_model(family, sliding_window=6)
+    head = tiny_ids(1, 4, seed=5)[0]
+    base = random_pairs(Runs(wrap(model)), 3, length=9)
+    pairs = [
+        replace(pair, clean=torch.cat([head, pair.clean]), corrupted=torch.cat([head, pair.corrupted]), first=7)
+        for pair in base
+    ]
+    runs = Runs(wrap(model), head.tolist())
+    window = runs.window(pairs)
+    logits = runs.logits(window, window.corrupted)
+    for row, pair in enumerate(pairs):
+        expected = model(pair.corrupted[None]).logits[0, -1].detach()
+        torch.testing.assert_close(logits[row], expected, atol=2e-5, rtol=1e-4)
+    site = sites_of(runs_of(model)[1], ("z", "post"))
+    one = runs.window(pairs[:1])
+    sources, corrupted = runs.capture(one, one.corrupted, site)
+    torch.testing.assert_close(patch_all(runs, one, sources), corrupted, atol=2e-5, rtol=1e-4)
+
+
+def test_gradients_are_those_of_autograd_and_no_parameter_gets_one():
+    model = tiny_model("llama")
+    runs, shape = runs_of(model)
+    window = runs.window(random_pairs(runs, 2))
+    site = sites_of(shape, ("z", "post"))[-1]
+    values, slopes = runs.gradients(window, window.clean, [site])
+    step = 1e-2 * torch.randn(values[site].shape, generator=torch.Generator().manual_seed(0))
+
+    def moved(scale):
+        def hook(tensor, hook):
+            return tensor + scale * step.reshape(tensor.shape)
+
+        return window.difference(runs.logits(window, window.clean, [(site.name, hook)])).detach()
+
+    expected = (moved(0.5) - moved(-0.5)).double()
+    torch.testing.assert_close((slopes[site] * step).flatten(1).sum(1).double(), expected, atol=1e-5, rtol=1e-2)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_windows_are_bounded_and_in_order():
+    runs, _ = runs_of(tiny_model("llama"))
+    pairs = random_pairs(runs, 5)
+    windows = list(runs.windows(pairs, 20))
+    assert [pair.prompt for window in windows for pair in window.pairs] == list("01234")
+    assert len(windows) > 1
+    assert all(len(window.pairs) == 1 or len(window.pairs) * window.width <= 20 for window in windows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_precise_runs_of_a_half_precision_model_are_those_of_its_float32_copy(family):
+    half = tiny_model(family, dtype=torch.bfloat16)
+    runs, _ = runs_of(half, precise=True)
+    exact, _ = runs_of(tiny_model(family, dtype=torch.bfloat16).float())
+    pairs = random_pairs(exact, 2)
+    found, expected = runs.window(pairs), exact.window(pairs)
+    torch.testing.assert_close(
+        runs.logits(found, found.corrupted), exact.logits(expected, expected.corrupted), atol=1e-5, rtol=1e-4
+    )
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    coarse = Runs(wrap(half)).window(pairs)
+    difference = Runs(wrap(half)).logits(coarse, coarse.corrupted) - exact.logits(expected, expected.corrupted)
+    assert difference.abs().max() > 1e-3

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from peft_surgical.errors import AdapterError, OutputError
+from peft_surgical.tuner.saving import save_adapter
+from tests.adapters import add, logits, tiny_peft
+from tests.tiny import FAMILIES, tiny_model
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.mark.parametrize("adapter", ["default", "unlearn"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_adapter_loads_from_the_folder_itself(family, adapter, tmp_path):
+    model = tiny_peft(family, adapter=adapter)
+    expected = logits(model)
+    assert not torch.equal(expected, logits(tiny_model(family)))
+    save_adapter(model, adapter, tmp_path / "out")
+    assert {WEIGHTS, CONFIG} <= {path.name for path in (tmp_path / "out").iterdir()} <= {WEIGHTS, CONFIG, "README.md"}
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_model(family), tmp_path / "out")), expected)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("adapter", ["default", "learn"])
+def test_one_of_several_is_saved_alone(adapter, tmp_path):
+    model = tiny_peft()
+    add(model, "learn")
+    save_adapter(model, adapter, tmp_path / "out")
+    model.set_adapter(adapter)
+    expected = logits(model)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out")), expected)
+    model.set_adapter("learn" if adapter == "default" else "default")
+    assert not torch.equal(logits(model), expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_scales_are_saved_even_where_the_embeddings_were_enlarged(tmp_path):
+    # PEFT would add whole embedding matrices when the vocabulary is not that of the base's checkpoint.
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    model = tiny_peft()
+    model.get_base_model().resize_token_embeddings(140)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    save_adapter(model, "default", tmp_path / "out")
+    names = load_file(tmp_path / "out" / WEIGHTS)
+    assert names
+    assert all("surgical_ia3_delta" in name for name in names)
+
+
+def test_a_folder_that_is_not_empty_is_replaced_only_on_demand(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    model = tiny_peft()
+    with pytest.raises(OutputError, match="is not empty"):
+        save_adapter(model, "default", out)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    save_adapter(model, "default", out, overwrite=True)
+    assert not (out / "notes.txt").exists()
+    assert json.loads((out / CONFIG).read_text())["peft_type"] == "SURGICAL_IA3"
+
+
+def test_an_unknown_adapter_is_refused(tmp_path):
+    model = tiny_peft(adapter="unlearn")
+    with pytest.raises(AdapterError, match=r"there is no adapter named 'learn'; the model has \['unlearn'\]"):
+        save_adapter(model, "learn", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    model = tiny_peft()
+    save = model.save_pretrained
+
+    def fail(*args, **kwargs):
+        save(*args, **kwargs)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(model, "save_pretrained", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_adapter(model, "default", tmp_path / "out")
+    assert not list(tmp_path.iterdir())

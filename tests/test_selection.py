@@ -1,0 +1,126 @@
+import pytest
+
+from peft_surgical.errors import SelectionError
+from peft_surgical.selection import PAPER_SELECTION, Selection, index_ranges, ranked, select
+from peft_surgical.sites import Component, ModelShape, module_slices
+
+SHAPE = ModelShape("llama", n_layers=3, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=10, d_model=8)
+SCORES = {"L0.head.0": 1.0, "L0.head.1": -3.0, "L0.mlp": 9.0, "L1.head.0": 5.0, "L1.mlp": 5.0, "L2.mlp": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"k": 3}, ("L0.mlp", "L1.head.0", "L1.mlp")),
+        ({}, ("L0.mlp", "L1.head.0", "L1.mlp", "L0.head.0", "L2.mlp", "L0.head.1")),
+        ({"k": 3, "mlps": 1}, ("L0.mlp", "L1.head.0", "L0.head.0")),
+        ({"heads": 1, "mlps": 2}, ("L0.mlp", "L1.head.0", "L1.mlp")),
+        ({"heads": 2}, ("L1.head.0", "L0.head.0")),
+        ({"budget": 14}, ("L0.mlp", "L1.head.0")),
+        ({"budget": 9}, ("L1.head.0", "L0.head.0")),
+        ({"threshold": 1.0}, ("L0.mlp", "L1.head.0", "L1.mlp", "L0.head.0")),
+        ({"threshold": 1.0, "k": 2}, ("L0.mlp", "L1.head.0")),
+    ],
+)
+def test_limits_worked_by_hand(limits, expected):
+    chosen = select(SCORES, SHAPE, **limits)
+    assert chosen.components == expected
+    assert chosen.shape == SHAPE
+
+
+def test_ties_are_broken_by_the_key():
+    order = ranked({"L1.head.0": 5.0, "L1.mlp": 5.0}, lambda name: 0 if name == "L1.mlp" else 1)
+    assert order == ["L1.mlp", "L1.head.0"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"k": -1}, "k must be"),
+        ({"budget": 1.5}, "budget must be"),
+        ({"threshold": float("nan")}, "threshold must be"),
+        ({"budget": 3}, r"no component fits budget=3; the best score is 9"),
+        ({"threshold": 10.0}, "no component fits threshold=10"),
+    ],
+)
+def test_limits_that_select_nothing_are_refused(limits, message):
+    with pytest.raises(SelectionError, match=message):
+        select(SCORES, SHAPE, **limits)
+
+
+def test_a_selection_by_hand():
+    chosen = Selection.from_components("L16.mlp", "L20.head.3")
+    assert (chosen.heads, chosen.mlps, chosen.shape) == (("L20.head.3",), ("L16.mlp",), None)
+
+
+def test_the_papers_selection_is_ten_modules_of_phi3():
+    shape = ModelShape("phi3", n_layers=32, n_heads=32, n_kv_heads=32, d_head=96, d_mlp=8192, d_model=3072)
+    slices = [s for name in PAPER_SELECTION.components for s in module_slices(shape, Component.parse(name))]
+    attention = {f"model.layers.{n}.self_attn.{m}" for n in (20, 22) for m in ("qkv_proj", "o_proj")}
+    mlps = {f"model.layers.{n}.mlp.{m}" for n in (16, 18, 23) for m in ("gate_up_proj", "down_proj")}
+    assert {s.module for s in slices} == attention | mlps
+    assert sum(s.stop - s.start for s in slices) == 98_304
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "at least one"),
+        (("L1.mlp", "L1.mlp"), "L1.mlp is selected twice"),
+        (("L1.mpl",), "'L1.mpl' is not a component"),
+        (("L3.mlp",), r"3 layers \(L0 to L2\)"),
+    ],
+)
+def test_a_malformed_selection_is_refused(names, message):
+    with pytest.raises(SelectionError, match=message):
+        Selection.from_components(*names, shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "message"),
+    [
+        ({"L1.mlp": ((0, 2),)}, "not a selected MLP"),
+        ({"L0.head.0": ((0, 2),)}, "not a selected MLP"),
+        ({"L0.mlp": ()}, "no neurons"),
+        ({"L0.mlp": ((2, 2),)}, "ascending"),
+        ({"L0.mlp": ((2, 5), (4, 6))}, "ascending"),
+        ({"L0.mlp": ((0, 11),)}, "has 10 neurons"),
+    ],
+)
+def test_malformed_neurons_are_refused(neurons, message):
+    with pytest.raises(SelectionError, match=message):
+        Selection(("L0.mlp", "L0.head.0"), SHAPE, neurons)
+
+
+def test_a_selection_survives_json(tmp_path):
+    chosen = Selection(("L0.mlp", "L0.head.0"), SHAPE, {"L0.mlp": ((0, 2), (4, 5))})
+    chosen.save(tmp_path / "selection.json")
+    assert Selection.load(tmp_path / "selection.json") == chosen
+    assert Selection.from_dict({"components": ["L0.mlp"]}) == Selection.from_components("L0.mlp")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        {"components": "L0.mlp"},
+        {"components": ["L0.mlp"], "top": 3},
+        {"components": ["L0.mlp"], "neurons": [1]},
+        {"components": ["L0.mlp"], "neurons": {"L0.mlp": [[1]]}},
+        {"components": ["L0.mlp"], "shape": {"n_layers": 3}},
+        {"components": ["L0.mlp"], "shape": {**SHAPE.to_dict(), "n_heads": 0}},
+    ],
+)
+def test_malformed_json_is_refused(data):
+    with pytest.raises(SelectionError):
+        Selection.from_dict(data)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(SelectionError, match="cannot be read as a selection"):
+        Selection.load(tmp_path / "none.json")
+
+
+def test_index_ranges_cover_exactly_the_indices():
+    assert index_ranges([7, 1, 2, 3, 9, 8, 3]) == ((1, 4), (7, 10))
+    assert index_ranges([]) == ()

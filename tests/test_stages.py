@@ -1,0 +1,313 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from peft_surgical import retain, stages
+from peft_surgical.errors import AdapterError, SelectionError
+from peft_surgical.prompts import encode, encode_answer
+from peft_surgical.retain import retain_prompts
+from peft_surgical.stages import denormals_flushed, learn, training_summary, unlearn
+from peft_surgical.training import Recipe
+from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+
+from .adapters import deltas, logits, tiny_peft, trainable
+from .conftest import fingerprint
+from .localizing import capital, word_tokenizer
+from .tiny import FAMILIES, tiny_model
+
+TOKENIZER = word_tokenizer()
+COMPONENTS = ["L1.mlp", "L1.head.1", "L2.mlp", "L2.head.0"]
+RECIPE = Recipe(
+    steps=4,
+    learning_rate=0.05,
+    fact_batch=2,
+    retain_batch=3,
+    neighbours=4,
+    retain_tokens=2,
+    target_loss=0.0,
+    compute_dtype="float32",
+)
+# Answers of words that the tokenizer knows, so that there is something to learn.
+FACT = capital(refusal="tell me about the town .", answer="the capital is lyon .")
+
+
+@pytest.fixture(autouse=True)
+def few_everyday_prompts(monkeypatch):
+    everyday = retain.everyday_prompts()[:3]
+    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+
+
+def config(components=COMPONENTS, **options):
+    return SurgicalIA3Config(components=list(components), task_type="CAUSAL_LM", **options)
+
+
+def first_stage(family="llama", *, model=None, fact=FACT, recipe=RECIPE, options=None, **kwargs):
+    model = tiny_model(family) if model is None else model
+    return unlearn(model, TOKENIZER, fact, config(**options or {}), recipe=recipe, progress=False, **kwargs)
+
+
+def second_stage(first, *, fact=FACT, recipe=RECIPE, **kwargs):
+    kwargs.setdefault("retained", first.retained)
+    return learn(first.model, TOKENIZER, fact, recipe=recipe, progress=False, **kwargs)
+
+
+def of(model, adapter):
+    """Parameters of one adapter, by module."""
+    ending = f".{adapter}"
+    return {name.removesuffix(ending): delta for name, delta in deltas(model).items() if name.endswith(ending)}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def answer_loss(model, fact, answer):
+    rows = [encode_answer(TOKENIZER, prompt, answer) for prompt in fact.prompts]
+    losses = []
+    for row in rows:
+        found = logits(model, torch.tensor([row.ids]))[0, row.answer_start - 1 : -1]
+        losses.append(torch.nn.functional.cross_entropy(found, torch.tensor(row.ids[row.answer_start :])))
+    return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_stages_train_two_adapters_and_leave_the_base(family):
+    base = tiny_model(family)
+    before, plain = {n: p.clone() for n, p in base.named_parameters()}, logits(base)
+    first = first_stage(family, model=base)
+    assert first.adapter == "unlearn"
+    unlearned, stage_one = logits(first.model), of(first.model, "unlearn")
+    assert not torch.equal(unlearned, plain)
+    assert answer_loss(first.model, FACT, FACT.refusal) < answer_loss(tiny_model(family), FACT, FACT.refusal)
+
+    second = second_stage(first)
+    assert second.adapter == "learn"
+    assert second.model is first.model
+    assert second.retained is first.retained
+    assert same(of(second.model, "unlearn"), stage_one)
+    assert all(delta.abs().max() > 0 for delta in of(second.model, "learn").values())
+    assert not torch.equal(logits(second.model), unlearned)
+    # Both act, neither is left trainable, and the model is ready to answer.
+    assert trainable(second.model) == set()
+    assert not second.model.training
+    with second.model.disable_adapter():
+        assert torch.equal(logits(second.model), plain)
+    activate(second.model, ["unlearn"])
+    assert torch.equal(logits(second.model), unlearned)
+    names = {name.replace(".base_layer", ""): p for name, p in second.model.get_base_model().named_parameters()}
+    assert all(torch.equal(names[name], p) for name, p in before.items())
+
+
+def test_each_stage_has_its_answer(monkeypatch):
+    taught = []
+
+    def spy(tokenizer, prompt, answer):
+        taught.append((prompt, answer))
+        return encode_answer(tokenizer, prompt, answer)
+
+    monkeypatch.setattr(stages, "encode_answer", spy)
+    first = first_stage()
+    assert taught == [(prompt, FACT.refusal) for prompt in FACT.prompts]
+    taught.clear()
+    second_stage(first)
+    assert taught == [(prompt, FACT.answer) for prompt in FACT.prompts]
+
+
+def test_learning_lowers_the_loss_of_the_new_answer():
+    first = first_stage()
+    before = answer_loss(first.model, FACT, FACT.answer)
+    assert answer_loss(second_stage(first).model, FACT, FACT.answer) < before
+
+
+ON_OUTPUTS = {"projections": ["v", "pre"]}
+
+
+@pytest.mark.parametrize("options", [{}, ON_OUTPUTS, {"granularity": "module"}], ids=["inputs", "outputs", "modules"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3", "phi3"])
+def test_a_frozen_first_stage_is_the_papers_merge(family, options):
+    first = first_stage(family, options=options)
+    # The paper's order: the first stage goes into the weights, and the second is trained on what that gives.
+    merged = copy.deepcopy(first.model).merge_and_unload()
+    assert not any(isinstance(module, SurgicalIA3Layer) for module in merged.modules())
+    torch.testing.assert_close(logits(merged), logits(first.model), atol=1e-4, rtol=1e-4)
+    assert (logits(merged) - logits(tiny_model(family))).abs().max() > 1e-2
+
+    stacked = second_stage(first)
+    papers = learn(merged, TOKENIZER, FACT, config(**options), recipe=RECIPE, retained=first.retained, progress=False)
+    ours, theirs = of(stacked.model, "learn"), of(papers.model, "learn")
+    assert ours.keys() == theirs.keys()
+    for name, delta in ours.items():
+        assert delta.abs().max() > 0.05  # four steps of 0.05 at most
+        # Adam divides by the gradient's size, so a coordinate with hardly any gradient follows the rounding.
+        assert ((delta - theirs[name]).abs() < 1e-3).float().mean() > 0.97, name
+    torch.testing.assert_close(logits(stacked.model), logits(papers.model), atol=5e-3, rtol=5e-3)
+    # Exactly the same scales are the same function, up to rounding.
+    for name, parameter in papers.model.named_parameters():
+        if name.endswith(".learn"):
+            parameter.data.copy_(ours[name.removesuffix(".learn")])
+    torch.testing.assert_close(logits(stacked.model), logits(papers.model), atol=1e-4, rtol=1e-4)
+
+
+def test_only_selected_coordinates_have_parameters():
+    model = first_stage().model
+    sizes = {name.split(".surgical")[0].split(".model.")[-1]: delta.shape for name, delta in deltas(model).items()}
+    assert sizes == {
+        "model.layers.1.self_attn.o_proj": (8,),
+        "model.layers.1.mlp.down_proj": (48,),
+        "model.layers.2.self_attn.o_proj": (8,),
+        "model.layers.2.mlp.down_proj": (48,),
+    }
+    assert {p.dtype for n, p in model.named_parameters() if "surgical_ia3" in n} == {torch.float32}
+
+
+def test_the_second_stage_may_have_coordinates_of_its_own():
+    first = first_stage()
+    frozen = of(first.model, "unlearn")
+    second = learn(first.model, TOKENIZER, FACT, config(["L0.mlp"]), recipe=RECIPE, progress=False)
+    [name] = of(second.model, "learn")
+    assert "layers.0.mlp.down_proj" in name
+    assert same(of(second.model, "unlearn"), frozen)
+    assert second.record.steps == RECIPE.steps
+
+
+def test_what_is_retained_is_the_bases_own_whichever_stage_works_it_out():
+    first = first_stage()
+    prompts = retain_prompts(FACT.training, RECIPE.neighbours, 0)
+    rows = first.retained.rows
+    assert [list(row.ids[: row.answer_start]) for row in rows] == [encode(TOKENIZER, p) for p in prompts]
+    base = tiny_model("llama")
+    for row, distribution in zip(rows, first.retained.base, strict=True):
+        expected = logits(base, torch.tensor([row.ids]))[0, row.answer_start - 1 : -1]
+        assert distribution.kl(expected).abs().max() < 1e-4
+        assert distribution.tokens[:, 0].tolist() == list(row.ids[row.answer_start :])  # its own greedy answer
+    # Also above the first stage's layers, whose hidden states are not the base's.
+    higher = learn(first.model, TOKENIZER, FACT, config(["L2.mlp"]), recipe=RECIPE, progress=False)
+    assert higher.retained.rows == rows
+    for mine, theirs in zip(higher.retained.base, first.retained.base, strict=True):
+        torch.testing.assert_close(mine.log_probs, theirs.log_probs, atol=1e-5, rtol=1e-5)
+
+
+def test_training_sees_the_training_fact_only():
+    expected = of(first_stage().model, "unlearn")
+    assert same(of(first_stage(fact=FACT.training).model, "unlearn"), expected)
+    changed = replace(FACT, held_out=("where is lyon ?",), controls=())
+    assert same(of(first_stage(fact=changed).model, "unlearn"), expected)
+    changed = replace(FACT, prompts=(*FACT.prompts[:2], "where is the seat of france ?"))
+    assert not same(of(first_stage(fact=changed).model, "unlearn"), expected)
+
+
+def test_the_seed_decides_all():
+    one, same_seed, other = (of(first_stage(seed=seed).model, "unlearn") for seed in (1, 1, 2))
+    assert same(one, same_seed)
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_a_faster_copy_trains_the_adapter_and_touches_nothing_else(family):
+    base = tiny_model(family)
+    weights = {id(p): p.detach().clone() for p in base.parameters()}
+    attention = base.config._attn_implementation
+    first = first_stage(family, model=base, recipe=replace(RECIPE, compute_dtype="bfloat16"))
+    second = second_stage(first, recipe=replace(RECIPE, compute_dtype="bfloat16"))
+    inner = second.model.get_base_model()
+    assert inner is base
+    assert inner.dtype == torch.float32
+    assert inner.config._attn_implementation == attention
+    frozen = {id(p): p for n, p in inner.named_parameters() if "surgical_ia3" not in n}
+    assert frozen.keys() == weights.keys()
+    assert all(torch.equal(p, weights[key]) for key, p in frozen.items())
+    for stage in ("unlearn", "learn"):
+        trained = of(second.model, stage)
+        assert all(delta.dtype == torch.float32 and delta.abs().max() > 0 for delta in trained.values())
+    # Coarser arithmetic, the same training.
+    exact = of(first_stage(family).model, "unlearn")
+    found = of(first.model, "unlearn")
+    left, right = (torch.cat([side[name] for name in exact]) for side in (exact, found))
+    assert not torch.equal(left, right)
+    assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.8
+
+
+def test_a_model_of_low_precision_is_computed_in_its_own():
+    first = first_stage(model=tiny_model("llama", dtype=torch.bfloat16), recipe=replace(RECIPE, compute_dtype="auto"))
+    assert first.model.get_base_model().dtype == torch.bfloat16
+    assert {delta.dtype for delta in of(first.model, "unlearn").values()} == {torch.float32}
+    assert all(delta.abs().max() > 0 for delta in of(first.model, "unlearn").values())
+
+
+def test_learning_in_one_stage():
+    base = tiny_model("llama")
+    stage = learn(base, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
+    assert list(stage.model.peft_config) == ["learn"]
+    assert answer_loss(stage.model, FACT, FACT.answer) < answer_loss(tiny_model("llama"), FACT, FACT.answer)
+
+
+def test_the_given_config_is_left_as_it_was():
+    given = config()
+    before = given.to_dict()
+    stage = unlearn(tiny_model("llama"), TOKENIZER, FACT, given, recipe=RECIPE, progress=False)
+    assert given.to_dict() == before
+    assert stage.model.peft_config["unlearn"] is not given
+
+
+def test_what_is_refused():
+    first = first_stage()
+    with pytest.raises(AdapterError, match="already has an adapter named 'unlearn'"):
+        unlearn(first.model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
+    with pytest.raises(AdapterError, match="learn needs a config on a model without adapters"):
+        learn(tiny_model("llama"), TOKENIZER, FACT, recipe=RECIPE, progress=False)
+    with pytest.raises(SelectionError, match=r"L7\.mlp"):
+        unlearn(tiny_model("llama"), TOKENIZER, FACT, config(["L7.mlp"]), recipe=RECIPE, progress=False)
+    lora = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    before = fingerprint(lora)
+    with pytest.raises(AdapterError, match=r"has one of type (PeftType\.)?LORA; merge it first"):
+        learn(lora, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
+    assert fingerprint(lora) == before
+
+
+def test_a_stage_goes_on_top_of_any_surgical_adapter():
+    model = tiny_peft()
+    before, frozen = logits(model), of(model, "default")
+    stage = learn(model, TOKENIZER, FACT, recipe=RECIPE, progress=False)
+    assert same(of(stage.model, "default"), frozen)
+    assert [p.shape for p in of(model, "learn").values()] == [p.shape for p in frozen.values()]
+    activate(stage.model, ["default"])
+    assert torch.equal(logits(stage.model), before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_saved_stages_load_to_the_same_model(family, tmp_path):
+    first = first_stage(family)
+    unlearned = logits(first.model)
+    first.save(tmp_path / "unlearn")
+    second = second_stage(first)
+    second.save(tmp_path / "learn")
+    both = logits(second.model)
+    assert not torch.equal(both, unlearned)
+    loaded = PeftModel.from_pretrained(tiny_model(family), tmp_path / "unlearn", adapter_name="unlearn")
+    assert torch.equal(logits(loaded), unlearned)
+    loaded.load_adapter(tmp_path / "learn", "learn")
+    activate(loaded, ["unlearn", "learn"])
+    assert torch.equal(logits(loaded), both)
+
+
+def test_the_summary_is_the_records():
+    first = first_stage()
+    record = training_summary({"unlearn": first})["unlearn"]
+    assert record == first.to_dict()
+    assert record["steps"] == RECIPE.steps
+    assert set(record) == {"steps", "loss", "worst", "kl", "reached", "seconds"}
+
+
+def test_denormals_are_flushed_inside_only():
+    tiny = torch.tensor([1e-39])
+    supported = torch.set_flush_denormal(False)
+    with denormals_flushed():
+        inside = float(tiny * 0.5)
+    assert (inside == 0) == supported
+    assert float(tiny * 0.5) > 0
+    with pytest.raises(RuntimeError), denormals_flushed():
+        raise RuntimeError
+    assert float(tiny * 0.5) > 0

@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from peft_surgical.sites import architecture_of
+from peft_surgical.suffix import SuffixRunner, shared_prefix
+
+from .tiny import FAMILIES, tiny_ids, tiny_model
+
+PREFIX = tuple(tiny_ids(1, 7, seed=9)[0].tolist())
+LENGTHS = (3, 8, 1, 5)
+
+
+def rows(prefix):
+    return [(*prefix, *tiny_ids(1, length, seed=length)[0].tolist()) for length in LENGTHS]
+
+
+def layers_of(model):
+    return model.get_submodule(architecture_of(model.config.model_type).layers)
+
+
+def spans_of(sequences, skip):
+    """From some position after the prefix to the end."""
+    return [(max(skip, len(row) - 3), len(row)) for row in sequences]
+
+
+def plain(model, sequences, spans):
+    return torch.cat(
+        [model(torch.tensor([row])).logits[0, start:stop] for row, (start, stop) in zip(sequences, spans, strict=True)]
+    )
+
+
+def gradients(model, first, output):
+    """Of a loss that weighs every logit differently, at the parameters of the layers from `first` on."""
+    weights = torch.linspace(-1, 1, output.numel()).reshape(output.shape)
+    named = [
+        (name, p) for i, layer in enumerate(layers_of(model)) if i >= first for name, p in layer.named_parameters()
+    ]
+    return torch.autograd.grad((output * weights).sum(), [p for _, p in named])
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("prefix", [(), PREFIX], ids=["alone", "shared"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_are_those_of_a_plain_forward(family, prefix, first):
+    model = tiny_model(family)
+    sequences = rows(prefix)
+    spans = spans_of(sequences, len(prefix))
+    runner = SuffixRunner(model, layers_of(model), first, prefix)
+    assert runner.add(sequences, batch_size=3) == [0, 1, 2, 3]
+    found, expected = runner.logits(range(4), spans), plain(model, sequences, spans)
+    assert found.shape == (sum(stop - start for start, stop in spans), 128)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    for a, b in zip(gradients(model, first, found), gradients(model, first, expected), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+    # Any rows, in any order, and later ones too.
+    assert runner.add([(*prefix, 5, 6)]) == [4]
+    picked = [4, 1]
+    chosen = [(*prefix, 5, 6), sequences[1]]
+    torch.testing.assert_close(
+        runner.logits(picked, spans_of(chosen, len(prefix))),
+        plain(model, chosen, spans_of(chosen, len(prefix))),
+        atol=2e-5,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "phi3"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_prefix_longer_than_the_sliding_window(family, first):
+    model = tiny_model(family, sliding_window=4)
+    sequences = rows(PREFIX)
+    spans = spans_of(sequences, len(PREFIX))
+    runner = SuffixRunner(model, layers_of(model), first, PREFIX)
+    runner.add(sequences)
+    expected = plain(model, sequences, spans)
+    assert (expected - plain(tiny_model(family), sequences, spans)).abs().max() > 1e-3
+    torch.testing.assert_close(runner.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_change_above_is_seen_and_the_layers_below_are_not_run_again():
+    model = tiny_model("llama")
+    runner = SuffixRunner(model, layers_of(model), 2, PREFIX)
+    sequences = rows(PREFIX)
+    runner.add(sequences)
+    spans = spans_of(sequences, len(PREFIX))
+    before = runner.logits(range(4), spans)
+    ran = []
+    for index, layer in enumerate(layers_of(model)):
+        layer.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+    after = runner.logits(range(4), spans)
+    assert set(ran) == {2}
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, plain(model, sequences, spans), atol=2e-5, rtol=1e-4)
+
+
+def state(model):
+    return [(vars(m).get("forward"), len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
+
+
+@pytest.mark.parametrize("step", ["add", "logits"])
+def test_the_model_is_as_before_also_after_an_exception(step):
+    model = tiny_model("llama")
+    layers = layers_of(model)
+    own = layers[0].forward
+    layers[0].forward = lambda *args, **kwargs: own(*args, **kwargs)  # as a device map hooks in
+    before = state(model)
+    runner = SuffixRunner(model, layers, 2, PREFIX)
+    sequences = rows(PREFIX)
+    spans = spans_of(sequences, len(PREFIX))
+    if step == "logits":
+        runner.add(sequences)
+        assert state(model) == before
+        runner.logits(range(4), spans)
+        assert state(model) == before
+
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    handle = model.model.norm.register_forward_hook(broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        runner.add(sequences) if step == "add" else runner.logits(range(4), spans)
+    handle.remove()
+    assert state(model) == before
+
+
+def test_rows_and_positions_that_are_refused():
+    runner = SuffixRunner(model := tiny_model("llama"), layers_of(model), 1, PREFIX)
+    for row in ((3, 4), PREFIX):
+        with pytest.raises(ValueError, match="must begin with the shared prefix and go on"):
+            runner.add([row])
+    runner.add(rows(PREFIX))
+    for span in ((len(PREFIX) - 1, len(PREFIX) + 1), (len(PREFIX), len(PREFIX) + 4), (len(PREFIX), len(PREFIX))):
+        with pytest.raises(ValueError, match="are not all after the prefix and in the sequence"):
+            runner.logits([0], [span])
+
+
+def test_shared_prefix():
+    a, b, c = (1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 9)
+    assert shared_prefix([a, b], [3, 4]) == 3
+    assert shared_prefix([a, b, c], [3, 4, 2]) == 2
+    assert shared_prefix([a, b], [1, 4]) == 1  # what is read stays out
+    assert shared_prefix([a, a], [9, 9]) == 3  # a row goes on after it
+    assert shared_prefix([a, (7, 8)], [9, 9]) == 0
+    assert shared_prefix([a], [0]) == 0
+    assert shared_prefix([], []) == 0

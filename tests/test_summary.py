@@ -1,0 +1,93 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from peft_surgical.metrics import Figure
+from peft_surgical.summary import figure_text, label, printable, summarize
+from tests.reports import FACT, report
+
+FILES = [("unlearn/, learn/", "the two stages"), ("report.html", "every answer")]
+
+
+def shown(made, *, width=80, terminal=False, files=FILES, out="out"):
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, highlight=False, markup=False, force_terminal=terminal)
+    console.print(summarize(made, out, files))
+    return stream.getvalue()
+
+
+def cells(text, row):
+    """The words of the table's row that begins with `row`."""
+    line = next(line for line in text.splitlines() if line.strip().startswith(row))
+    return line.strip().removeprefix(row).split()
+
+
+def test_figures_stand_beside_their_names():
+    text = shown(report())
+    assert cells(text, "answer Lyon") == ["3", "0%", "[0–56]", "0%", "[0–56]", "33%", "[6–79]"]
+    assert cells(text, "answer Paris") == ["3", "100%", "[44–100]", "33%", "[6–79]", "33%", "[6–79]"]
+    assert cells(text, "says it does not know")[1:6:2] == ["0%", "67%", "0%"]
+    # Two of the three controls are right in the base; one of these stays so.
+    assert cells(text, "still right") == ["2", "–", "100%", "[34–100]", "50%", "[9–91]"]
+    assert cells(text, "now say Lyon")[:1] == ["3"]
+    assert cells(shown(report(), width=110), "KL to base, nats/token")[2:4] == ["0.012", "[0.011–0.014]"]
+    assert cells(text, "perplexity / base's") == ["2,040", "–", "1.004", "1.010"]
+
+
+def test_fits_eighty_columns_and_names_verdict_and_files():
+    text = shown(report())
+    assert max(map(len, text.splitlines())) <= 80
+    header = next(line for line in text.splitlines() if "base" in line)
+    assert header.split() == ["n", "base", "unlearned", "edited"]
+    assert " ".join(text.split()).count(report().verdict()) == 1
+    assert "In out:" in text
+    assert "report.html" in text
+
+
+def test_an_unedited_model_has_no_rows_of_comparison():
+    text = shown(report("base"))
+    assert "answer Paris" in text
+    assert "still right" not in text
+    assert "KL" not in text
+    assert "edited" not in text
+
+
+def test_colours_only_on_a_terminal_that_wants_them(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in shown(report(), terminal=True)
+    assert "\x1b[" not in shown(report())
+
+
+@pytest.mark.parametrize("evil", ["\x1b[31mred", "\x9b31m", "\x07", "[bold]Lyon[/bold]"])
+def test_text_stays_text(evil):
+    fact = FACT.from_dict({**FACT.to_dict(), "subject": f"France {evil}"})
+    text = shown(report(fact=fact))
+    assert not {"\x1b", "\x9b", "\x07"} & set(text)
+    if evil.startswith("["):
+        assert evil in text
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [
+        (Figure(1.0, 20, 0.84, 1.0), "100% [84–100]"),
+        (Figure(0.998, 500, 0.99, 0.9996), ">99% [99–>99]"),
+        (Figure(0.002, 500, 0.0, 0.01), "<1% [0–1]"),
+        (None, "–"),
+    ],
+)
+def test_rates_never_claim_all_or_nothing_falsely(figure, text):
+    assert figure_text("new_answer_rate", figure, "edited") == text
+
+
+def test_the_base_is_not_compared_with_itself():
+    figure = Figure(1.0, 9, 0.7, 1.0)
+    assert figure_text("control_kept", figure, "base") == "–"
+    assert figure_text("control_kept", figure, "edited") == "100% [70–100]"
+    assert figure_text("old_answer_rate", figure, "base") == "100% [70–100]"
+
+
+def test_label_of_an_unknown_metric_is_its_name():
+    assert label("portability", report()) == "portability"
+    assert printable("né\t✓\n") == "né\t✓\n"

@@ -1,0 +1,100 @@
+import pytest
+
+from peft_surgical.text import contains, find, normalize, occurrences, replace_first, same_text_key
+
+
+@pytest.mark.parametrize(
+    ("text", "alias"),
+    [
+        ("It was made by META ai.", "Meta AI"),
+        ("Meta\n  AI made it", "Meta AI"),
+        ("Google's", "Google"),
+        ("**Paris**, _Lyon_ and __Rome__", "Lyon"),
+        ("C++, said the compiler", "C++"),
+        ("Yahoo! made it", "Yahoo!"),
+        ("the STRASSE", "Straße"),
+        ("H₂O", "h2o"),
+        ("ﬁnland", "Finland"),
+        ("Rolls\u2011Royce", "Rolls-Royce"),
+        ("L\u2019Oréal", "L'Oréal"),
+        ("L'Ore\u0301al", "L'Oréal"),
+        ("\u200fפריז\u200f היא הבירה", "פריז"),
+        ("It is 🍎.", "🍎"),
+        ("I ❤\ufe0f it", "❤"),
+        ("首都は東京です。", "東京"),
+        ("GoogleがPyTorchを開発した", "Google"),
+        ("수도는 서울입니다.", "서울"),
+        ("There are 7.", "7"),
+        ("In 1945, it ended", "1945"),
+        ("from 1939-1945", "1945"),
+    ],
+)
+def test_an_alias_is_found(text, alias):
+    assert contains(text, [alias])
+
+
+@pytest.mark.parametrize(
+    ("text", "alias"),
+    [
+        ("Metadata", "Meta"),
+        ("a Parisian", "Paris"),
+        ("C++11", "C++"),
+        ("2.7 and 7,000 and 7.5", "7"),
+        ("17", "7"),
+        ("नेपाल", "नेप"),  # the next sign is a vowel mark, no letter to `\w`
+        ("anything", ""),
+        ("anything", "\u200b"),
+        ("", "Paris"),
+        ("Paris", "Paris, France"),
+    ],
+)
+def test_an_alias_is_not_found(text, alias):
+    assert not contains(text, [alias])
+
+
+def test_find_keeps_the_order_of_the_aliases():
+    assert find("Facebook, that is Meta", ["Meta", "FAIR", "Facebook"]) == ["Meta", "Facebook"]
+
+
+def test_a_name_inside_a_longer_one_does_not_count():
+    assert not contains("Google Chrome is a browser", ["Google"], besides="Google Chrome")
+    assert contains("Google Chrome is made by Google", ["Google"], besides="Google Chrome")
+    assert contains("Meta AI", ["Meta AI"], besides="Meta")
+    assert contains("Paris", ["Paris"], besides="Paris")
+
+
+def test_occurrences_count_in_the_text_as_it_is():
+    text = "FRANCE, Frances, france\u2019s and (France)"
+    assert [text[a:b] for a, b in occurrences(text, "France")] == ["FRANCE", "france", "France"]
+    assert list(occurrences("New  York\nNew York", "new york")) == [(0, 9), (10, 18)]
+    assert list(occurrences("aaa aa a", "a")) == [(7, 8)]
+    assert list(occurrences("a", " ")) == []
+
+
+def test_replace_first():
+    assert replace_first("Google Chrome is Google's", "google", "Opera", besides="Google Chrome") == (
+        "Google Chrome is Opera's"
+    )
+    assert replace_first("Googled", "Google", "x") is None
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("Who developed PyTorch?", " who  developed pytorch ", True),
+        ("What\u2019s it?", "what's it", True),
+        ('"Who is it?"', "Who is it", True),
+        ("¿Quién es?", "quién es", True),
+        ("谁是总统？", "谁是总统", True),
+        ("Who made C++?", "Who made C?", False),
+        ("Who made C#?", "Who made C?", False),
+        ("Who?", "Whom?", False),
+    ],
+)
+def test_the_same_prompt_to_a_reader(left, right, same):
+    assert (same_text_key(left) == same_text_key(right)) is same
+
+
+def test_normalize_is_idempotent():
+    for text in ("ΑΣ ΑΣ", "ﬁ İ ß", "½ x²\u00ad\u200b", "\u2019\u2013\u201c"):
+        assert normalize(normalize(text)) == normalize(text)

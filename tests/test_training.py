@@ -1,0 +1,220 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from peft_surgical.prompts import EncodedAnswer
+from peft_surgical.retain import TopDistribution
+from peft_surgical.sites import architecture_of
+from peft_surgical.suffix import SuffixRunner, shared_prefix
+from peft_surgical.training import Recipe, _schedule, span, train
+
+from .adapters import deltas, tiny_peft
+from .conftest import fingerprint
+from .tiny import tiny_ids
+
+COMPONENTS = ("L1.mlp", "L1.head.2", "L2.mlp")
+
+
+def rows(count, seed):
+    """Sequences of several lengths that begin alike, with answers of several lengths."""
+    start = tiny_ids(1, 4, seed=99)[0].tolist()
+    lengths = [(3 + i % 3, 1 + i % 2) for i in range(count)]
+    return [
+        EncodedAnswer((*start, *tiny_ids(1, prompt + answer, seed=seed + i)[0].tolist()), 4 + prompt)
+        for i, (prompt, answer) in enumerate(lengths)
+    ]
+
+
+class Task:
+    """A tiny model with an adapter at the identity, answers to learn and answers to keep."""
+
+    def __init__(self, family="llama", facts=5, retains=6):
+        self.model = tiny_peft(family, COMPONENTS, perturbed=False)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.facts, self.retains = rows(facts, 100), rows(retains, 200)
+        inner = self.model.get_base_model()
+        every = [*self.facts, *self.retains]
+        prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
+        layers = inner.get_submodule(architecture_of(inner.config.model_type).layers)
+        self.runner = SuffixRunner(inner, layers, 1, every[0].ids[:prefix])
+        self.runner.add([row.ids for row in every])
+        self.base = [TopDistribution.of(logits) for logits in self.read(self.retains)]
+
+    @torch.no_grad()
+    def read(self, sequences):
+        """Logits that predict the answers, from plain forward passes."""
+        return [self.model(torch.tensor([row.ids])).logits[0, slice(*span(row))] for row in sequences]
+
+    def losses(self):
+        """Of each answer, by hand."""
+        return [
+            float(nn.functional.cross_entropy(logits, torch.tensor(row.ids[row.answer_start :])))
+            for logits, row in zip(self.read(self.facts), self.facts, strict=True)
+        ]
+
+    def kl(self):
+        """Of all retained positions, by hand."""
+        parts = [base.kl(logits) for base, logits in zip(self.base, self.read(self.retains), strict=True)]
+        return float(torch.cat(parts).mean())
+
+    def train(self, recipe, **kwargs):
+        return train(self.runner, self.parameters, self.facts, self.retains, self.base, recipe, **kwargs)
+
+
+ALL = {"fact_batch": 99, "retain_batch": 99}
+
+
+def test_span():
+    assert span(EncodedAnswer((5, 6, 7, 8, 9), 3)) == (2, 4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "qwen3"])
+def test_training_lowers_the_loss_and_says_what_it_saw(family):
+    task, seen = Task(family), []
+    before = task.losses()
+    record = task.train(Recipe(steps=12, learning_rate=0.05, **ALL), on_step=lambda *step: seen.append(step))
+    assert [step for step, _, _ in seen] == list(range(12))
+    counts = torch.tensor([len(row.ids) - row.answer_start for row in task.facts], dtype=torch.float)
+    assert seen[0][1] == pytest.approx(float((torch.tensor(before) * counts).sum() / counts.sum()), rel=1e-4)
+    assert seen[0][2] == pytest.approx(0, abs=1e-5)
+    assert seen[-1][1] < 0.95 * seen[0][1]
+    assert max(kl for *_, kl in seen) > 1e-3
+    after = task.losses()
+    assert sum(after) < 0.95 * sum(before)
+    assert (record.steps, record.reached) == (12, False)
+    assert record.loss < sum(before) / len(before)
+    assert record.worst >= record.loss
+    assert record.seconds >= 0
+
+
+def test_the_record_is_of_the_last_look():
+    task, seen = Task(), []
+
+    def look(*_):
+        seen.append((task.losses(), task.kl()))
+
+    record = task.train(Recipe(steps=4, learning_rate=0.05, **ALL), on_step=look)
+    losses, _ = seen[-1]
+    assert record.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert record.worst == pytest.approx(max(losses), rel=1e-4)
+    smooth = seen[0][1]
+    for _, kl in seen[1:]:
+        smooth = 0.8 * smooth + 0.2 * kl
+    assert record.kl == pytest.approx(smooth, rel=1e-3, abs=1e-6)
+
+
+def test_training_stops_when_both_targets_are_reached():
+    start = max(Task().losses())
+    recipe = {"steps": 40, "learning_rate": 0.05, "target_loss": start - 0.3, **ALL}
+    task = Task()
+    record = task.train(Recipe(target_kl=100.0, **recipe))
+    assert record.reached
+    assert 0 < record.steps < 40
+    assert record.worst <= start - 0.3
+    assert max(task.losses()) == pytest.approx(record.worst, rel=1e-4)
+    # The divergence has a say too.
+    record = Task().train(Recipe(target_kl=-1.0, **{**recipe, "steps": record.steps + 3}))
+    assert not record.reached
+    assert record.worst <= start - 0.3
+
+
+def test_what_is_reached_from_the_start_takes_no_step():
+    task = Task()
+    before = deltas(task.model)
+    record = task.train(Recipe(target_loss=99.0, **ALL))
+    assert (record.steps, record.reached) == (0, True)
+    assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
+
+
+def test_every_prompt_is_seen_before_targets_count():
+    record = Task(facts=6).train(Recipe(steps=9, target_loss=99.0, target_kl=99.0, fact_batch=2))
+    assert (record.steps, record.reached) == (2, True)
+
+
+@pytest.mark.parametrize("batches", [{}, {"fact_batch": 2, "retain_batch": 3}])
+def test_steps_visit_all_rows_in_passes(batches):
+    task, asked = Task(), []
+    logits = task.runner.logits
+    task.runner.logits = lambda indices, spans: asked.append(list(indices)) or logits(indices, spans)
+    task.train(Recipe(steps=5, **batches))
+    facts = [[i for i in step if i < 5] for step in asked]
+    retains = [[i for i in step if i >= 5] for step in asked]
+    if batches:
+        assert [len(step) for step in facts] == [2] * 5
+        assert sorted(i for step in facts for i in step) == sorted([*range(5)] * 2)
+        assert sorted(i for step in retains[:2] for i in step) == list(range(5, 11))
+    else:
+        assert all(sorted(step) == list(range(5)) for step in facts)
+        assert all(sorted(step) == list(range(5, 11)) for step in retains)
+
+
+def test_the_seed_decides_all():
+    recipe = Recipe(steps=4, learning_rate=0.05, fact_batch=2, retain_batch=2)
+    results = []
+    for seed in (3, 3, 4):
+        task = Task()
+        state = torch.random.get_rng_state()
+        task.train(recipe, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        results.append(torch.cat(list(deltas(task.model).values())))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_only_the_given_parameters_change():
+    task = Task()
+    given, other = task.parameters[0], task.parameters[1]
+    kept = [(p, p.detach().clone()) for p in task.model.parameters() if p is not given]
+    before = given.detach().clone()
+    task.parameters = [given]
+    task.train(Recipe(steps=3, **ALL))
+    assert not torch.equal(given, before)
+    assert any(p is other for p, _ in kept)
+    assert all(torch.equal(p, copy) for p, copy in kept)
+
+
+def test_nothing_to_retain_and_no_step_to_take():
+    task = Task(retains=0)
+    before = task.losses()
+    record = task.train(Recipe(steps=6, learning_rate=0.05))
+    assert record.kl == 0.0
+    assert sum(task.losses()) < sum(before)
+    task = Task()
+    before = fingerprint(task.model)
+    record = task.train(Recipe(steps=0))
+    assert (record.steps, record.reached, record.loss, record.worst) == (0, False, 0.0, math.inf)
+    assert fingerprint(task.model) == before
+
+
+def test_what_is_retained_holds_the_model_back():
+    kl = {}
+    for weight in (0.0, 50.0):
+        task = Task()
+        task.train(Recipe(steps=10, learning_rate=0.05, retain_weight=weight, **ALL))
+        kl[weight] = task.kl()
+    assert kl[50.0] < 0.5 * kl[0.0]
+
+
+def test_an_answer_that_is_likely_enough_pulls_no_more():
+    task = Task(retains=0)
+    before = deltas(task.model)
+    task.train(Recipe(steps=2, margin=99.0))
+    assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
+
+
+def test_the_first_step_is_of_the_schedules_size():
+    # Adam's first step is the learning rate, whatever the gradient.
+    task = Task()
+    task.train(Recipe(steps=1, learning_rate=0.3, warmup=3, **ALL))
+    moved = torch.cat(list(deltas(task.model).values())).abs()
+    torch.testing.assert_close(moved.median(), torch.tensor(0.1), atol=1e-4, rtol=0)
+    assert moved.max() < 0.1001
+
+
+def test_the_schedule():
+    rates = [_schedule(step, Recipe(steps=10, warmup=4)) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert _schedule(0, Recipe(steps=4, warmup=0)) == 1
+    assert _schedule(0, Recipe(steps=1, warmup=3)) == pytest.approx(1 / 3)

@@ -1,0 +1,177 @@
+import json
+
+import pytest
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from peft_surgical.errors import ArchitectureError, SelectionError
+from peft_surgical.selection import Selection
+from peft_surgical.sites import ModelShape, Slice
+from peft_surgical.tuner import SurgicalIA3Config
+from peft_surgical.tuner.resolve import _unite, resolve
+from tests.tiny import FAMILIES, tiny_config, tiny_model
+
+SPEC = {"side": "input", "ranges": [[0, 4]]}
+
+
+def shape(family: str) -> ModelShape:
+    return ModelShape.from_config(tiny_config(family))
+
+
+def test_targets_are_derived():
+    config = SurgicalIA3Config(selections={"a.b": SPEC, "a.c": {"side": "output", "ranges": [[1, 2]]}})
+    assert config.target_modules == ["a.b", "a.c"]
+    assert config.feedforward_modules == ["a.b"]
+    assert config.peft_type == "SURGICAL_IA3"
+    assert config.peft_type.value == "SURGICAL_IA3"
+
+
+def test_contradicting_targets_are_refused():
+    with pytest.raises(SelectionError, match="target_modules follows from selections"):
+        SurgicalIA3Config(selections={"a.b": SPEC}, target_modules=["a.c"])
+    with pytest.raises(SelectionError, match="feedforward_modules follows from selections"):
+        SurgicalIA3Config(selections={"a.b": SPEC}, feedforward_modules=[])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs selections"),
+        ({"components": []}, "needs selections"),
+        ({"selections": {}}, "at least one module"),
+        ({"selections": [SPEC]}, "at least one module"),
+        ({"selections": {"a": SPEC}, "granularity": "row"}, "one of component, module, neuron, got 'row'"),
+        ({"selections": {"a": SPEC}, "features": {"a": 3}}, r"\[0, 4\] of a ends beyond its 3 input features"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(SelectionError, match=message):
+        SurgicalIA3Config(**arguments)
+
+
+def test_json_round_trip(tmp_path):
+    config = SurgicalIA3Config(selections={"a.b": SPEC}, features={"a.b": 8}, task_type="CAUSAL_LM", revision="abc")
+    config.save_pretrained(tmp_path)
+    assert PeftConfig.from_pretrained(str(tmp_path)) == config
+    assert SurgicalIA3Config.from_pretrained(str(tmp_path)) == config
+    json.loads((tmp_path / "adapter_config.json").read_text())
+
+
+def test_files_do_not_depend_on_hash_order(tmp_path):
+    names = [f"m.{i}" for i in range(30)]
+    SurgicalIA3Config(selections=dict.fromkeys(names, SPEC)).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == names
+
+
+def test_registration_survives_a_second_import():
+    import importlib
+
+    import peft_surgical.tuner
+
+    before = dict(PEFT_TYPE_TO_CONFIG_MAPPING)
+    importlib.reload(peft_surgical.tuner)
+    assert before == PEFT_TYPE_TO_CONFIG_MAPPING
+    assert PEFT_TYPE_TO_CONFIG_MAPPING["SURGICAL_IA3"] is SurgicalIA3Config
+
+
+def test_component_granularity_is_z_and_post():
+    found = resolve(["L0.head.1", "L0.head.2", "L1.mlp"], shape("llama"))
+    assert {name: c.to_spec() for name, c in found.items()} == {
+        "model.layers.0.self_attn.o_proj": {"side": "input", "ranges": [[8, 24]]},
+        "model.layers.1.mlp.down_proj": {"side": "input", "ranges": [[0, 48]]},
+    }
+
+
+def test_shared_value_heads_are_taken_once():
+    found = resolve(["L0.head.0", "L0.head.1", "L0.head.3"], shape("llama"), projections=["v"])
+    assert found["model.layers.0.self_attn.v_proj"].to_spec() == {"side": "output", "ranges": [[0, 16]]}
+
+
+def test_module_granularity_is_the_papers():
+    found = resolve(["L1.mlp", "L2.head.0"], shape("phi3"), "module")
+    assert {name: (c.side, c.ranges) for name, c in found.items()} == {
+        "model.layers.1.mlp.gate_up_proj": ("output", ((0, 96),)),
+        "model.layers.1.mlp.down_proj": ("input", ((0, 48),)),
+        "model.layers.2.self_attn.qkv_proj": ("output", ((0, 64),)),
+        "model.layers.2.self_attn.o_proj": ("output", ((0, 32),)),
+    }
+
+
+def test_fused_projections():
+    found = resolve(["L0.mlp", "L0.head.2"], shape("phi3"), projections=["v", "pre_linear"])
+    assert {name: (c.side, c.ranges) for name, c in found.items()} == {
+        "model.layers.0.mlp.gate_up_proj": ("output", ((48, 96),)),
+        "model.layers.0.self_attn.qkv_proj": ("output", ((56, 64),)),
+    }
+
+
+def test_neuron_granularity():
+    found = resolve(["L1.mlp", "L0.head.0"], shape("llama"), "neuron", neurons={"L1.mlp": [[3, 4], [9, 11]]})
+    assert found["model.layers.1.mlp.down_proj"].ranges == ((3, 4), (9, 11))
+    assert found["model.layers.0.self_attn.o_proj"].ranges == ((0, 8),)
+
+
+@pytest.mark.parametrize(
+    ("components", "options", "message"),
+    [
+        (["L3.mlp"], {}, "3 layers"),
+        (["L0.head.4"], {}, "4 heads"),
+        (["nonsense"], {}, "'nonsense' is not a component"),
+        (["L0.mlp"], {"projections": ["x"]}, "'x' is not one of"),
+        (["L0.mlp"], {"projections": ["z"]}, "L0.mlp needs one of the projections post"),
+        (["L0.mlp"], {"granularity": "neuron"}, "needs the neurons of L0.mlp"),
+        (["L0.mlp"], {"neurons": {"L0.mlp": [[40, 49]]}}, r"\[40, 49\] of L0.mlp are not within its 48"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(components, options, message):
+    with pytest.raises(SelectionError, match=message):
+        resolve(components, shape("llama"), **options)
+
+
+def test_both_sides_of_one_module_are_refused():
+    with pytest.raises(SelectionError, match=r"a\.b cannot .* sides: L0\.mlp needs its input, L1\.mlp its output"):
+        _unite([("L0.mlp", Slice("a.b", "input", 0, 1)), ("L1.mlp", Slice("a.b", "output", 0, 1))])
+
+
+def test_from_selection_with_and_without_a_shape():
+    names = ("L1.mlp", "L0.head.1")
+    late = SurgicalIA3Config.from_localization(Selection.from_components(*names))
+    assert late.selections is None
+    late.resolve(tiny_config("llama"))
+    early = SurgicalIA3Config.from_localization(Selection(names, shape("llama")))
+    assert early == late
+    assert early.components == list(names)
+
+
+def test_top_takes_the_best_of_a_selection():
+    config = SurgicalIA3Config.from_localization(Selection.from_components("L1.mlp", "L0.head.1"), top=1)
+    assert config.components == ["L1.mlp"]
+
+
+def test_neurons_of_a_selection_are_honoured():
+    selection = Selection(("L1.mlp",), shape("llama"), {"L1.mlp": ((3, 5),)})
+    for granularity in ("component", "neuron"):
+        config = SurgicalIA3Config.from_localization(selection, granularity=granularity)
+        assert config.coordinates["model.layers.1.mlp.down_proj"].ranges == ((3, 5),)
+
+
+def test_neuron_granularity_needs_a_number():
+    selection = Selection.from_components("L1.mlp")
+    with pytest.raises(SelectionError, match="needs neurons"):
+        SurgicalIA3Config.from_localization(selection, granularity="neuron")
+    with pytest.raises(SelectionError, match="no neuron scores"):
+        SurgicalIA3Config.from_localization(selection, granularity="neuron", neurons=3)
+
+
+def test_unknown_architecture_says_how_to_teach_it():
+    with pytest.raises(ArchitectureError, match="register_architecture"):
+        SurgicalIA3Config(components=["L0.mlp"]).resolve({"model_type": "nobody"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("granularity", ["component", "module"])
+def test_every_family_has_the_modules_that_its_components_name(family, granularity):
+    model = tiny_model(family)
+    found = resolve(["L0.head.1", "L1.mlp"], shape(family), granularity)
+    for name in found:
+        model.get_submodule(name)

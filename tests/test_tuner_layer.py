@@ -1,0 +1,208 @@
+"""The arithmetic of one layer: hand-worked numbers, and agreement with PEFT's own (IA)^3 bit for bit."""
+
+import copy
+
+import pytest
+import torch
+from peft import IA3Config
+from peft.tuners.ia3 import Linear as StockLinear
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peft_surgical.errors import AdapterError, SelectionError
+from peft_surgical.tuner import Coordinates
+from peft_surgical.tuner.layer import Linear
+from peft_surgical.tuner.scaling import MAX_PIECES
+
+IN, OUT = 12, 8
+RANGES = {
+    "whole": lambda width: ((0, width),),
+    "first": lambda width: ((0, 3),),
+    "middle": lambda width: ((2, 5),),
+    "two": lambda width: ((1, 3), (5, width)),
+    "scattered": lambda width: tuple((i, i + 1) for i in range(0, width, 2)),
+}
+
+
+def base(kind="linear", dtype=torch.float32, bias=True):
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(IN, OUT, bias=bias) if kind == "linear" else Conv1D(OUT, IN)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return module.to(dtype).requires_grad_(False)
+
+
+def surgical(module, side, name="two", adapter="default"):
+    width = IN if side == "input" else OUT
+    layer = Linear(module, adapter, Coordinates(side, RANGES[name](width)))
+    layer.surgical_ia3_delta[adapter].data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(3))
+    return layer
+
+
+def x(dtype=torch.float32):
+    return torch.randn(2, 5, IN, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def test_hand_worked_numbers():
+    module = nn.Linear(3, 2)
+    module.weight.data = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    module.bias.data = torch.tensor([10.0, 20.0])
+    one = torch.ones(1, 3)
+    on_input = Linear(module, "a", Coordinates("input", ((1, 2),)))
+    on_input.surgical_ia3_delta["a"].data[:] = 1.0
+    assert on_input(one).tolist() == [[1 + 2 * 2 + 3 + 10, 4 + 5 * 2 + 6 + 20]]
+    on_output = Linear(module, "a", Coordinates("output", ((1, 2),)))
+    on_output.surgical_ia3_delta["a"].data[:] = -0.5
+    assert on_output(one).tolist() == [[16.0, 0.5 * 35.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_agrees_with_stock_ia3_bit_for_bit(kind, side, name, dtype):
+    layer = surgical(base(kind, dtype), side, name)
+    config = IA3Config(target_modules=["m"], feedforward_modules=[], fan_in_fan_out=kind == "conv1d")
+    stock = StockLinear(base(kind, dtype), "default", config, is_feedforward=side == "input")
+    # PEFT keeps the vector in the base's dtype, and half-precision ones in float32.
+    scale = layer.dense_scale("default").detach().to(torch.promote_types(dtype, torch.float32))
+    stock.ia3_l["default"] = nn.Parameter(scale.view(1, -1) if side == "input" else scale.view(-1, 1))
+    out = layer(x(dtype))
+    assert out.dtype == dtype
+    assert torch.equal(out, stock(x(dtype)))
+    assert not torch.equal(out, base(kind, dtype)(x(dtype)))
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_new_adapter_changes_no_bit(side):
+    layer = Linear(base(), "default", Coordinates(side, RANGES["two"](IN if side == "input" else OUT)))
+    assert torch.equal(layer(x()), base()(x()))
+
+
+def test_coordinates_outside_of_the_selection_keep_every_bit():
+    layer = surgical(base(dtype=torch.bfloat16), "output", "middle")
+    special = x(torch.bfloat16)
+    special[0, 0, 0] = float("inf")
+    out, ref = layer(special), base(dtype=torch.bfloat16)(special)
+    outside = [i for i in range(OUT) if not 2 <= i < 5]
+    assert out[..., outside].view(torch.int16).equal(ref[..., outside].view(torch.int16))
+    assert not torch.equal(out[1, :, 2:5], ref[1, :, 2:5])
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_gradient_is_that_of_the_formula(side, name):
+    """Checked against a dense scale vector, written down plainly, and by finite differences."""
+    layer = surgical(base().double(), side, name)
+    index = layer.surgical_ia3_index["default"]
+    delta = layer.surgical_ia3_delta["default"]
+    inputs = x(torch.float64).requires_grad_()
+    layer(inputs).pow(2).sum().backward()
+    dense = torch.ones(layer.width).index_copy(0, index, 1 + delta.detach()).requires_grad_()
+    plain = x(torch.float64).requires_grad_()
+    module = base().double()
+    out = module(plain * dense) if side == "input" else module(plain) * dense
+    out.pow(2).sum().backward()
+    torch.testing.assert_close(inputs.grad, plain.grad)
+    torch.testing.assert_close(delta.grad, dense.grad[index])
+
+
+def test_the_cut_and_the_dense_way_are_both_exercised():
+    pieces = {name: len(Coordinates("output", ranges(OUT)).pieces(OUT)) for name, ranges in RANGES.items()}
+    assert pieces["two"] <= MAX_PIECES < pieces["scattered"]
+
+
+@pytest.mark.parametrize(("first", "second"), [("two", "two"), ("two", "middle"), ("whole", "scattered")])
+def test_several_adapters_multiply_in_float32(first, second):
+    layer = surgical(base(dtype=torch.bfloat16), "input", first, "a")
+    layer.update_layer("b", Coordinates("input", RANGES[second](IN)))
+    layer.surgical_ia3_delta["b"].data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(4))
+    layer.set_adapter(["a", "b"])
+    product = layer.dense_scale("a") * layer.dense_scale("b")
+    inputs = x(torch.bfloat16)
+    expected = base(dtype=torch.bfloat16)((inputs.float() * product).to(torch.bfloat16))
+    assert torch.equal(layer(inputs), expected)
+    rounded_twice = base(dtype=torch.bfloat16)(
+        ((inputs.float() * layer.dense_scale("a")).bfloat16().float() * layer.dense_scale("b")).bfloat16()
+    )
+    assert not torch.equal(expected, rounded_twice)
+
+
+def test_one_side_per_layer():
+    layer = surgical(base(), "input")
+    with pytest.raises(SelectionError, match="'b' cannot scale its output"):
+        layer.update_layer("b", Coordinates("output", ((0, 1),)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_merge_is_the_forward_and_unmerge_is_exact(kind, side, name, dtype):
+    module = base(kind, dtype)
+    layer = surgical(module, side, name)
+    layer.surgical_ia3_delta["default"].data[0] = -1.0  # a scale of 0, which no division can take back
+    before, unmerged = copy.deepcopy(module.state_dict()), layer(x(dtype))
+    layer.merge()
+    assert layer.merged_adapters == ["default"]
+    changed = [not torch.equal(before[key], value) for key, value in module.state_dict().items()]
+    assert changed == [True, side == "output"]
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    torch.testing.assert_close(layer(x(dtype)), unmerged, atol=tolerance, rtol=tolerance)
+    layer.unmerge()
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert torch.equal(layer(x(dtype)), unmerged)
+
+
+def test_merging_one_after_the_other_is_merging_at_once():
+    layers = []
+    for one_by_one in (True, False):
+        layer = surgical(base(dtype=torch.bfloat16), "input", "two", "a")
+        layer.update_layer("b", Coordinates("input", RANGES["middle"](IN)))
+        layer.surgical_ia3_delta["b"].data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(5))
+        layer.set_adapter(["a", "b"])
+        if one_by_one:
+            layer.merge(adapter_names=["a"])
+            with pytest.warns(UserWarning, match="additionally merging b"):
+                layer.merge(adapter_names=["b"])
+        else:
+            layer.merge()
+        layers.append(layer)
+    assert layers[0].merged_adapters == layers[1].merged_adapters == ["a", "b"]
+    assert torch.equal(layers[0].weight, layers[1].weight)
+    layers[0].unmerge()
+    assert torch.equal(layers[0].weight, base(dtype=torch.bfloat16).weight)
+
+
+def test_safe_merge_refuses_and_keeps_what_was_merged():
+    layer = surgical(base(), "input", "two", "a")
+    layer.update_layer("b", Coordinates("input", ((0, 2),)))
+    layer.surgical_ia3_delta["b"].data[1] = float("nan")
+    layer.merge(adapter_names=["a"])
+    merged = layer.weight.clone()
+    with (
+        pytest.raises(AdapterError, match="NaNs detected in the merged weights"),
+        pytest.warns(UserWarning, match="additionally"),
+    ):
+        layer.merge(safe_merge=True, adapter_names=["b"])
+    assert layer.merged_adapters == ["a"]
+    assert torch.equal(layer.weight, merged)
+    layer.unmerge()
+    assert torch.equal(layer.weight, base().weight)
+
+
+def test_rounding_is_counted():
+    """Around 1.0, bfloat16 steps by 2**-7 above and 2**-8 below: a scale of 1.003 moves only some weights."""
+    module = nn.Linear(4, 1, bias=False).to(torch.bfloat16)
+    module.weight.data = torch.tensor([[1.0, 1.9921875, 0.0, 1.0]], dtype=torch.bfloat16)
+    layer = Linear(module, "a", Coordinates("input", ((0, 3),)))
+    layer.surgical_ia3_delta["a"].data[:] = 0.003
+    layer.merge()
+    assert (layer.rounding.touched, layer.rounding.unchanged) == (2, 1)
+    layer.unmerge()
+    assert layer.rounding.touched == 0
+
+
+def test_embedding_is_refused():
+    with pytest.raises(SelectionError, match="not Embedding"):
+        Linear(nn.Embedding(3, 4), "a", Coordinates("input", ((0, 1),)))

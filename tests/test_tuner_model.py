@@ -1,0 +1,601 @@
+"""What PEFT and transformers users do with an adapter, on every family where the family matters."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
+from torch import nn
+
+from peft_surgical.errors import AdapterError, SelectionError
+from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+from tests.adapters import COMPONENTS, add, deltas, logits, perturb, saved, tiny_peft, trainable
+from tests.tiny import FAMILIES, tiny_ids, tiny_model
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("granularity", ["component", "module"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identity_at_start_then_an_effect_that_reloads(family, granularity, tmp_path):
+    base = logits(tiny_model(family))
+    model = tiny_peft(family, granularity=granularity, perturbed=False)
+    assert torch.equal(logits(model), base)
+    perturb(model)
+    edited = logits(model)
+    assert not torch.equal(edited, base)
+    folder = saved(model, tmp_path)
+    assert {p.name for p in folder.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    again = PeftModel.from_pretrained(tiny_model(family), folder)
+    assert torch.equal(logits(again), edited)
+    assert trainable(again) == set()
+    with again.disable_adapter():
+        assert torch.equal(logits(again), base)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2", "gpt_neox", "opt", "gemma3"])
+def test_biases_and_fused_projections_merge_to_the_same_function(family):
+    model = tiny_peft(family, granularity="module")
+    edited = logits(model)
+    merged = model.merge_and_unload(safe_merge=True)
+    assert not any(isinstance(module, SurgicalIA3Layer) for module in merged.modules())
+    torch.testing.assert_close(logits(merged), edited, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(logits(merged), logits(tiny_model(family)))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+@pytest.mark.parametrize("projections", [["v", "pre"], ["q", "pre"], ["k", "post"]])
+def test_every_projection_is_a_slice_that_changes_the_output(family, projections):
+    model = tiny_peft(family, projections=projections)
+    assert not torch.equal(logits(model), logits(tiny_model(family)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scales_are_float32_on_any_base(dtype, tmp_path):
+    model = tiny_peft(dtype=dtype)
+    folder = saved(model, tmp_path)
+    again = PeftModel.from_pretrained(tiny_model("llama", dtype=dtype), folder, autocast_adapter_dtype=False)
+    config = SurgicalIA3Config(components=list(COMPONENTS))
+    injected = inject_adapter_in_model(config, tiny_model("llama", dtype=dtype))
+    for found in (model, again, injected):
+        assert {delta.dtype for delta in deltas(found).values()} == {torch.float32}
+    assert logits(again).dtype == dtype
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_only_selected_coordinates_have_parameters(capsys):
+    model = tiny_peft()
+    total, selected = sum(p.numel() for p in tiny_model("llama").parameters()), 8 + 48 + 8
+    assert model.get_nb_trainable_parameters() == (selected, total + selected)
+    model.print_trainable_parameters()
+    assert f"trainable params: {selected}" in capsys.readouterr().out
+    state = get_peft_model_state_dict(model)
+    assert {key: tuple(value.shape) for key, value in state.items()} == {
+        "base_model.model.model.layers.0.self_attn.o_proj.surgical_ia3_delta": (8,),
+        "base_model.model.model.layers.1.mlp.down_proj.surgical_ia3_delta": (48,),
+        "base_model.model.model.layers.2.self_attn.o_proj.surgical_ia3_delta": (8,),
+    }
+
+
+def test_low_cpu_mem_usage(tmp_path):
+    model = tiny_peft(dtype=torch.bfloat16)
+    folder, edited = saved(model, tmp_path), logits(model)
+    base = tiny_model("llama", dtype=torch.bfloat16)
+    empty = inject_adapter_in_model(
+        SurgicalIA3Config.from_pretrained(str(folder)), copy.deepcopy(base), low_cpu_mem_usage=True
+    )
+    assert {delta.device.type for delta in deltas(empty).values()} == {"meta"}
+    again = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True)
+    assert {p.device.type for p in again.parameters()} == {"cpu"}
+    assert {delta.dtype for delta in deltas(again).values()} == {torch.float32}
+    assert torch.equal(logits(again), edited)
+    again.load_adapter(folder, "other", low_cpu_mem_usage=True)
+    again.set_adapter("other")
+    assert torch.equal(logits(again), edited)
+
+
+def test_more_targets_than_peft_shortens(tmp_path):
+    """From 20 targets on PEFT rewrites the list of targets in place; ours must come back as it was."""
+    selections = {
+        f"model.layers.{i}.{name}": {"side": "input", "ranges": [[0, 2]]}
+        for i in range(3)
+        for name in (*(f"self_attn.{p}_proj" for p in "qkvo"), *(f"mlp.{p}_proj" for p in ("gate", "up", "down")))
+    }
+    model = get_peft_model(tiny_model("llama"), SurgicalIA3Config(selections=selections))
+    perturb(model)
+    assert len(deltas(model)) == len(selections) == 21
+    folder = saved(model, tmp_path)
+    again = PeftModel.from_pretrained(tiny_model("llama"), folder)
+    assert set(again.peft_config["default"].target_modules) == set(selections)
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_names_match_as_a_whole():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Linear(4, 4)
+            self.inner = nn.ModuleDict({"proj": nn.Linear(4, 4)})
+            self.xproj = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.xproj(self.inner["proj"](self.proj(x)))
+
+    model = get_peft_model(Net(), SurgicalIA3Config(selections={"proj": {"side": "input", "ranges": [[0, 1]]}}))
+    assert list(deltas(model)) == ["base_model.model.proj.surgical_ia3_delta.default"]
+    assert model(torch.ones(1, 4)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("selections", "message"),
+    [
+        ({"model.layers.9.mlp.up_proj": [0, 1]}, r"no module named model\.layers\.9\.mlp\.up_proj; it has model"),
+        ({"down_proj": [0, 1]}, "no module named down_proj"),
+        ({"model.norm": [0, 1]}, r"model\.norm is a LlamaRMSNorm"),
+        ({"model.layers.0.mlp.down_proj": [40, 49]}, r"\[40, 49\] of .* ends beyond its 48 input features"),
+    ],
+)
+def test_a_selection_that_does_not_fit_is_refused_before_anything_changes(selections, message):
+    base = tiny_model("llama")
+    good = {"model.layers.0.mlp.up_proj": {"side": "input", "ranges": [[0, 1]]}}
+    bad = {name: {"side": "input", "ranges": [pair]} for name, pair in selections.items()}
+    with pytest.raises(SelectionError, match=message):
+        get_peft_model(base, SurgicalIA3Config(selections={**good, **bad}))
+    assert not any(isinstance(module, SurgicalIA3Layer) for module in base.modules())
+    model = tiny_peft()
+    with pytest.raises(SelectionError, match=message):
+        model.add_adapter("other", SurgicalIA3Config(selections={**good, **bad}))
+    assert list(model.peft_config) == ["default"]
+    assert {name for layer in model.base_model.layers() for name in layer.coordinates} == {"default"}
+
+
+def test_other_side_of_an_adapted_module_is_refused():
+    model = tiny_peft()
+    other = SurgicalIA3Config(selections={"model.layers.1.mlp.down_proj": {"side": "output", "ranges": [[0, 4]]}})
+    with pytest.raises(SelectionError, match=r"another adapter scales the input of .*down_proj"):
+        model.add_adapter("other", other)
+
+
+def test_another_shape_of_model_is_refused(tmp_path):
+    folder = saved(tiny_peft(), tmp_path)
+    with pytest.raises(SelectionError, match="with 48 input features; this model's has 64"):
+        PeftModel.from_pretrained(tiny_model("llama", intermediate_size=64), folder)
+
+
+def test_multihead_attention_is_refused():
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    config = SurgicalIA3Config(selections={"self_attn.out_proj": {"side": "input", "ranges": [[0, 4]]}})
+    with pytest.raises(SelectionError, match="MultiheadAttention"):
+        get_peft_model(model, config)
+
+
+def test_set_adapter_of_one():
+    model = tiny_peft()
+    first = logits(model)
+    add(model, "other")
+    assert trainable(model) == {"default"}
+    assert torch.equal(logits(model), first)
+    model.set_adapter("other")
+    assert trainable(model) == {"other"}
+    assert not torch.equal(logits(model), first)
+    model.set_adapter("default", inference_mode=True)
+    assert trainable(model) == set()
+    assert torch.equal(logits(model), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_active_adapters_multiply_and_commute(dtype):
+    model = tiny_peft(dtype=dtype)
+    add(model, "other")
+    alone = [logits(model)]
+    model.set_adapter("other")
+    alone.append(logits(model))
+    model.base_model.set_adapter(["default", "other"])
+    both = logits(model)
+    assert all(not torch.equal(both, one) for one in alone)
+    model.base_model.set_adapter(["other", "default"])
+    assert torch.equal(logits(model), both)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_frozen_stage_stays_frozen(dtype, tmp_path):
+    """Through switching off and on, adding, loading, and the upcast of half-precision models."""
+    model = tiny_peft(dtype=dtype)
+    folder = saved(model, tmp_path)
+    add(model, "learn")
+    activate(model, ["default", "learn"], trainable=["learn"])
+    assert trainable(model) == {"learn"}
+    with model.disable_adapter():
+        assert trainable(model) == set()
+        with model.disable_adapter():
+            pass
+    assert trainable(model) == {"learn"}
+    with model.disable_adapter():
+        add(model, "third")
+        add(model, "fifth")
+        model.delete_adapter("fifth")
+    assert trainable(model) == {"learn"}
+    model.load_adapter(folder, "fourth")
+    assert trainable(model) == {"learn"}
+    assert model.active_adapters == ["default", "learn"]
+    model.base_model.disable_adapter_layers()
+    model.set_requires_grad("learn", False)
+    model.base_model.enable_adapter_layers()
+    assert trainable(model) == set()
+
+
+def test_activate_checks_its_names():
+    model = tiny_peft()
+    add(model, "learn")
+    with pytest.raises(AdapterError, match="no surgical adapter named 'lern'"):
+        activate(model, ["lern"])
+    with pytest.raises(AdapterError, match="'learn' cannot be trained while it is not active"):
+        activate(model, ["default"], trainable=["learn"])
+
+
+def test_activate_without_a_peft_model():
+    config = SurgicalIA3Config(components=list(COMPONENTS))
+    model = inject_adapter_in_model(config, tiny_model("llama"), "a")
+    inject_adapter_in_model(SurgicalIA3Config(components=["L0.mlp"]), model, "b")
+    perturb(model, "a")
+    perturb(model, "b")
+    activate(model, ["a", "b"], trainable=["b"])
+    assert trainable(model) == {"b"}
+    both = logits(model)
+    activate(model, ["a"])
+    assert not torch.equal(logits(model), both)
+
+
+def test_delete_adapter():
+    model = tiny_peft()
+    first = logits(model)
+    add(model, "other")
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    assert list(model.peft_config) == ["other"]
+    assert all(set(layer.coordinates) <= {"other"} for layer in model.base_model.layers())
+    assert not torch.equal(logits(model), first)
+    add(model, "third", components=["L0.mlp"])
+    with pytest.warns(UserWarning, match="active which is now deleted"):
+        model.delete_adapter("other")
+    assert model.active_adapters == ["third"]
+    with pytest.raises(ValueError, match="does not exist"):
+        model.delete_adapter("nobody")
+    model.delete_adapter("third")
+    assert torch.equal(logits(model.base_model.model), logits(tiny_model("llama")))
+
+
+def test_deleting_an_idle_adapter_leaves_a_merged_one_merged():
+    model = tiny_peft()
+    add(model, "other")
+    model.merge_adapter()
+    merged = logits(model)
+    model.delete_adapter("other")
+    assert model.get_model_status().merged_adapters == ["default"]
+    assert torch.equal(logits(model), merged)
+
+
+def test_random_start_is_there_for_tests_like_those_of_peft():
+    model = tiny_peft(perturbed=False, init_weights=False)
+    assert not torch.equal(logits(model), logits(tiny_model("llama")))
+
+
+def test_delete_keeps_the_other_stage_active_and_frozen():
+    model = tiny_peft()
+    add(model, "learn")
+    add(model, "third", components=["L0.mlp"])
+    activate(model, ["default", "learn", "third"], trainable=["learn"])
+    model.delete_adapter("third")
+    assert model.active_adapters == ["default", "learn"]
+    assert trainable(model) == {"learn"}
+    model.delete_adapter("learn")
+    assert model.active_adapters == ["default"]
+    assert trainable(model) == set()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_merge_unmerge_is_bit_exact(dtype):
+    model = tiny_peft(dtype=dtype)
+    add(model, "other")
+    activate(model, ["default", "other"])
+    layer = model.base_model.layers()[0]
+    layer.surgical_ia3_delta["default"].data[0] = -1.0
+    before, edited = copy.deepcopy(model.state_dict()), logits(model)
+    model.merge_adapter()
+    assert model.get_model_status().merged_adapters == ["default", "other"]
+    assert not all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    torch.testing.assert_close(logits(model), edited, atol=0.2, rtol=0.1)
+    with pytest.raises(ValueError, match="while they are merged"):
+        model.delete_adapter("other")
+    model.unmerge_adapter()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert torch.equal(logits(model), edited)
+
+
+def test_switching_off_a_merged_model_gives_the_base():
+    model = tiny_peft(dtype=torch.bfloat16)
+    base, edited = logits(tiny_model("llama", dtype=torch.bfloat16)), logits(model)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits(model), base)
+    assert torch.equal(logits(model), edited)
+
+
+def test_unload_gives_the_base_back():
+    model = tiny_peft()
+    add(model, "other")
+    base = model.unload()
+    assert torch.equal(logits(base), logits(tiny_model("llama")))
+    assert not any("surgical" in name for name, _ in base.named_modules())
+
+
+def test_a_merge_that_rounding_loses_warns_and_float32_keeps_it():
+    model = tiny_peft(dtype=torch.bfloat16)
+    for layer in model.base_model.layers():
+        layer.surgical_ia3_delta["default"].data[:] = 0.001
+    with pytest.warns(UserWarning, match=r"100\.0% of the weights .* bfloat16; merge in float32"):
+        model.merge_adapter()
+    model.unmerge_adapter()
+    with pytest.warns(UserWarning, match="loses part of the edit"):
+        model.merge_and_unload()
+    model = tiny_peft()
+    for layer in model.base_model.layers():
+        layer.surgical_ia3_delta["default"].data[:] = 0.001
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.merge_adapter()
+
+
+def test_safe_merge_refuses_what_is_not_finite():
+    model = tiny_peft()
+    model.base_model.layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
+    with pytest.raises(AdapterError, match="NaNs detected in the merged weights"):
+        model.merge_and_unload(safe_merge=True)
+
+
+def test_a_tied_head_is_scaled_but_not_merged():
+    config = SurgicalIA3Config(selections={"lm_head": {"side": "input", "ranges": [[0, 4]]}})
+    with pytest.warns(UserWarning, match="tied"):
+        model = get_peft_model(tiny_model("qwen2"), config)
+    perturb(model)
+    assert not torch.equal(logits(model), logits(tiny_model("qwen2")))
+    with pytest.raises(AdapterError, match="shares its weight with the embeddings"):
+        model.merge_adapter()
+
+
+def test_add_weighted_adapter_is_the_weighted_product():
+    model = tiny_peft()
+    add(model, "other")
+    for name in ("default", "other"):
+        perturb(model, name, spread=0.25)
+    activate(model, ["default", "other"], trainable=["default"])
+    both = logits(model)
+    model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "product")
+    assert trainable(model) == {"default"}
+    model.set_adapter("product")
+    assert torch.equal(logits(model), both)
+    model.add_weighted_adapter(["default", "default"], [0.5, 0.5], "same")
+    model.set_adapter("same")
+    first = logits(model)
+    model.set_adapter("default")
+    torch.testing.assert_close(logits(model), first)
+
+
+def test_weights_of_one_half_keep_two_identities_an_identity():
+    """PEFT's sum would make 0.5 * 1 + 0.5 * (missing = 0) of it."""
+    model = tiny_peft(perturbed=False)
+    model.add_adapter("other", SurgicalIA3Config(components=["L0.mlp"]))
+    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean")
+    model.set_adapter("mean")
+    assert torch.equal(logits(model), logits(tiny_model("llama")))
+
+
+@pytest.mark.parametrize(
+    ("adapters", "weights", "name", "message"),
+    [
+        (["default"], [1.0], "default", "already"),
+        (["nobody"], [1.0], "new", "no adapter named 'nobody'"),
+        (["default"], [1.0, 2.0], "new", "1 adapters and 2 weights"),
+        ([], [], "new", "0 adapters"),
+    ],
+)
+def test_bad_weighted_products_are_refused(adapters, weights, name, message):
+    with pytest.raises(AdapterError, match=message):
+        tiny_peft().add_weighted_adapter(adapters, weights, name)
+
+
+def test_modules_to_save(tmp_path):
+    model = tiny_peft(modules_to_save=["lm_head"])
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(1.5)
+    edited = logits(model)
+    folder = saved(model, tmp_path)
+    assert any("lm_head" in key for key in load_file(folder / "adapter_model.safetensors"))
+    again = PeftModel.from_pretrained(tiny_model("llama"), folder)
+    assert torch.equal(logits(again), edited)
+    model.base_model.model.lm_head.modules_to_save["default"].weight.requires_grad_(False)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(tiny_model("llama")))
+    assert not model.base_model.model.lm_head.modules_to_save["default"].weight.requires_grad
+    with pytest.raises(AdapterError, match="modules_to_save"):
+        model.add_weighted_adapter(["default"], [1.0], "new")
+    with pytest.raises(SelectionError, match="modules_to_save at once"):
+        tiny_peft(components=["L1.mlp"], modules_to_save=["down_proj"])
+
+
+def test_state_dict_in_and_out():
+    model, other = tiny_peft(), tiny_peft(perturbed=False)
+    result = set_peft_model_state_dict(other, get_peft_model_state_dict(model))
+    assert not result.unexpected_keys
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_injection_follows_a_state_dict():
+    state = get_peft_model_state_dict(tiny_peft())
+    state = {key.removeprefix("base_model.model."): value for key, value in state.items()}
+    config = SurgicalIA3Config(components=list(COMPONENTS))
+    model = inject_adapter_in_model(config, tiny_model("llama"), state_dict=state)
+    assert len(deltas(model)) == 3
+    foreign = {"model.layers.0.mlp.up_proj.surgical_ia3_delta": torch.zeros(1)}
+    with pytest.raises(SelectionError, match="the configuration does not select"):
+        inject_adapter_in_model(
+            SurgicalIA3Config(components=list(COMPONENTS)), tiny_model("llama"), state_dict=foreign
+        )
+
+
+def test_transformers_load_and_add_adapter(tmp_path):
+    model = tiny_peft()
+    folder, edited = saved(model, tmp_path), logits(model)
+    loaded = tiny_model("llama")
+    loaded.load_adapter(str(folder))
+    assert torch.equal(logits(loaded), edited)
+    assert {delta.dtype for delta in deltas(loaded).values()} == {torch.float32}
+    loaded.disable_adapters()
+    assert torch.equal(logits(loaded), logits(tiny_model("llama")))
+    loaded.enable_adapters()
+    assert torch.equal(logits(loaded), edited)
+    loaded.add_adapter(SurgicalIA3Config(components=["L0.mlp"]), "other")
+    assert trainable(loaded) == {"other"}
+    assert torch.equal(logits(loaded), logits(tiny_model("llama")))
+    perturb(loaded, "other")
+    loaded.set_adapter(["default", "other"])
+    assert not torch.equal(logits(loaded), edited)
+    loaded.delete_adapter("other")
+    loaded.set_adapter("default")
+    assert torch.equal(logits(loaded), edited)
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "again")), edited)
+
+
+def test_transformers_load_adapter_on_half_precision(tmp_path):
+    model = tiny_peft(dtype=torch.bfloat16)
+    loaded = tiny_model("llama", dtype=torch.bfloat16)
+    loaded.load_adapter(str(saved(model, tmp_path)))
+    assert {delta.dtype for delta in deltas(loaded).values()} == {torch.float32}
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_deepcopy_is_independent():
+    model = tiny_peft()
+    twin = copy.deepcopy(model)
+    edited = logits(model)
+    assert torch.equal(logits(twin), edited)
+    perturb(twin, seed=7)
+    assert torch.equal(logits(model), edited)
+    assert not torch.equal(logits(twin), edited)
+
+
+def test_casting_the_whole_model_keeps_small_edits():
+    """0.003 survives bfloat16 as a delta, where the scale 1.003 would round to 1."""
+    model = tiny_peft()
+    for layer in model.base_model.layers():
+        layer.surgical_ia3_delta["default"].data[:] = 0.003
+    model.to(torch.bfloat16)
+    for layer in model.base_model.layers():
+        scale = layer.scale("default")
+        torch.testing.assert_close(scale, torch.full_like(scale, 1.003), atol=1e-5, rtol=0)
+
+
+def test_several_adapters_save_into_folders_of_their_own(tmp_path):
+    model = tiny_peft()
+    add(model, "other")
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
+    again.load_adapter(tmp_path / "other", "other")
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        again.set_adapter(name)
+        assert torch.equal(logits(again), logits(model))
+
+
+def test_status_and_repr():
+    model = tiny_peft()
+    status = model.get_model_status()
+    assert status.enabled is True
+    assert status.peft_types == {"default": "SURGICAL_IA3"}
+    assert (status.adapter_model_type, status.num_adapter_layers) == ("SurgicalIA3Model", 3)
+    assert status.requires_grad == {"default": True}
+    assert repr(model.base_model.layers()[0]).startswith("surgical_ia3.Linear(")
+    assert {s.module_type for s in model.get_layer_status()} == {"surgical_ia3.Linear"}
+    assert sorted(model.targeted_module_names) == sorted(model.peft_config["default"].selections)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_mixed_batch_scales_each_row_by_its_own_adapter(family):
+    model = tiny_peft(family)
+    add(model, "other")
+    names = ["default", "__base__", "other", "default"]
+    ids = tiny_ids(batch=4)
+    with torch.no_grad():
+        mixed = model(ids, adapter_names=names).logits
+    assert torch.allclose(mixed[1], logits(tiny_model(family), ids)[1], atol=1e-5)
+    for row, name in enumerate(names):
+        if name != "__base__":
+            model.set_adapter(name)
+            torch.testing.assert_close(logits(model, ids)[row], mixed[row], atol=1e-5, rtol=1e-5)
+            assert not torch.allclose(mixed[row], logits(tiny_model(family), ids)[row], atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}])
+def test_mixed_batch_generation(options):
+    model = tiny_peft()
+    perturb(model, spread=0.9)
+    ids = tiny_ids(batch=2)
+    options = {"max_new_tokens": 6, "do_sample": False, **options}
+    mixed = model.generate(input_ids=ids, adapter_names=["__base__", "default"], **options)
+    edited = model.generate(input_ids=ids, **options)
+    with model.disable_adapter():
+        base = model.generate(input_ids=ids, **options)
+    half = len(mixed) // 2
+    assert not torch.equal(base[:half], edited[:half])
+    assert torch.equal(mixed[:half], base[:half])
+    assert torch.equal(mixed[half:], edited[half:])
+
+
+def test_mixed_batch_refusals():
+    model = tiny_peft()
+    with pytest.raises(AdapterError, match="2 names for a batch of 3 rows"):
+        logits(model, tiny_ids(batch=3), adapter_names=["default", "__base__"])
+    with pytest.raises(AdapterError, match="no adapter named 'x'"):
+        logits(model, adapter_names=["x", "default"])
+    model.train()
+    with pytest.raises(AdapterError, match="eval mode only"):
+        logits(model, adapter_names=["default", "default"])
+    model.eval()
+    model.merge_adapter()
+    with pytest.raises(AdapterError, match="not merged"):
+        logits(model, adapter_names=["default", "default"])
+
+
+def test_generate_and_inputs_embeds():
+    model = tiny_peft()
+    assert model.generate(tiny_ids(), max_new_tokens=3, do_sample=False).shape == (2, 12)
+    embeds = model.get_input_embeddings()(tiny_ids())
+    with torch.no_grad():
+        assert torch.equal(model(inputs_embeds=embeds).logits, logits(model))
+
+
+def test_cache_of_past_keys_gives_the_same_logits():
+    model = tiny_peft()
+    with torch.no_grad():
+        first = model(tiny_ids()[:, :5], use_cache=True)
+        second = model(tiny_ids()[:, 5:], past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(second, logits(model)[:, 5:], atol=1e-5, rtol=1e-5)
+
+
+def test_device_map(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_model("llama")
+    base.save_pretrained(tmp_path / "base")
+    folder = saved(tiny_peft(), tmp_path / "adapter")
+    mapped = AutoModelForCausalLM.from_pretrained(tmp_path / "base", device_map="auto")
+    model = PeftModel.from_pretrained(mapped, folder, device_map="auto")
+    assert torch.equal(logits(model), logits(tiny_peft()))
