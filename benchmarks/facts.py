@@ -1,0 +1,45 @@
+"""Edits fact files one after another with the defaults of `peft-surgical edit`, and prints what the reports say.
+
+    python -m benchmarks.facts examples/facts/*.yaml --model demo --out out/facts
+
+Prints a Markdown table and, as its last line, JSON: fact file to metric to `{value, n, low, high}`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+import peft_surgical as ps
+
+SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
+
+
+@click.command()
+@click.argument("facts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", default="demo", show_default=True)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--seed", default=0, show_default=True)
+def main(facts: tuple[Path, ...], model: str, out: Path, seed: int) -> None:
+    """Edits each fact in a fresh copy of the model."""
+    reports: dict[str, ps.Report] = {}
+    for path in facts:
+        loaded, tokenizer = ps.load_model(model)
+        fact = ps.Fact.from_file(path)
+        reports[path.name] = ps.edit(loaded, tokenizer, fact, out=out / path.stem, seed=seed, overwrite=True)
+    click.echo("| Fact | base says old | new | old | controls kept | leak | KL per token | seconds |")
+    click.echo("|---|---|---|---|---|---|---|---|")
+    for report in reports.values():
+        edited = report.stages["edited"]
+        cells = [report.stages["base"]["old_answer_rate"], *(edited[metric] for metric in SHOWN)]
+        shown = " | ".join(f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}] n={c.n:,}" for c in cells)
+        answers = f"{report.fact.old[0]} → {report.fact.new[0]}"
+        click.echo(f"| {report.fact.subject}: {answers} | {shown} | {sum(report.seconds.values()):.0f} |")
+    figures = {name: {k: v.to_dict() for k, v in r.stages["edited"].items()} for name, r in reports.items()}
+    click.echo(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
