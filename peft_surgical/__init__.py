@@ -10,8 +10,10 @@
 Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transformers.
 """
 
-from .algebra import difference, inverse, power
+from .algebra import difference, inverse, power, product
+from .context import MLPScores, ScorerContext
 from .edit import edit
+from .edits import Edit
 from .errors import (
     AdapterError,
     ArchitectureError,
@@ -30,7 +32,9 @@ from .localization import Localization, Selection, localize
 from .merge import merge
 from .metrics import Figure
 from .models import load_model
+from .plugins import PluginWarning
 from .report import Report
+from .selection import PAPER_SELECTION
 from .sites import Architecture, ModelShape, register_architecture
 from .stack import stack
 from .stages import Stage, learn, unlearn
@@ -40,20 +44,25 @@ from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activa
 __version__ = "0.1.0"
 
 __all__ = [
+    "PAPER_SELECTION",
     "AdapterError",
     "Architecture",
     "ArchitectureError",
     "Control",
+    "Edit",
     "Fact",
     "FactError",
     "Figure",
     "Localization",
+    "MLPScores",
     "ModelError",
     "ModelShape",
     "OutputError",
+    "PluginWarning",
     "Probe",
     "Recipe",
     "Report",
+    "ScorerContext",
     "ScorerError",
     "Selection",
     "SelectionError",
@@ -76,6 +85,7 @@ __all__ = [
     "localize",
     "merge",
     "power",
+    "product",
     "register_architecture",
     "stack",
     "to_ia3",

@@ -145,6 +145,8 @@ def test_dtype_names_are_the_library_s():
         (["edit", "FACT", "--out", "OUT", "--dtype", "int8"], "'int8' is not one of 'auto', 'float32'"),
         (["edit", "FACT", "--out", "OUT", "--top", "3", "--component", "L1.mlp"], "exclude each other"),
         (["edit", "FACT", "--out", "OUT", "--component", "L1.mpl"], "L1.mpl"),
+        (["edit", "FACT", "--out", "OUT", "--granularity", "neuron"], "go together"),
+        (["edit", "FACT", "--out", "OUT", "--neurons", "5"], "go together"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'; installed are"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "random:x=1"], "no option 'x'"),
         (["edit", "FACT", "--out", "OUT", "--device", "nonsense"], "the device 'nonsense' cannot be used"),
