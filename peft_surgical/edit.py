@@ -18,6 +18,7 @@ from .evaluation import adapter_state, evaluate
 from .facts import Fact
 from .files import check_output, write_text
 from .localization import localize
+from .page import render_page
 from .plots import plot_localization
 from .report import Report
 from .selection import Selection
@@ -61,8 +62,7 @@ def edit(
         fact: The fact.
         out: A folder for the localization, the adapters and the report.
         scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
-        top: How many components to scale, best first. When None, the 10 best MLPs: a head has too few coordinates to
-            hold a fact apart from its neighbours.
+        top: How many components to scale, best first, heads and MLPs alike. When None, the 10 best MLPs.
         selection: Components to scale, instead of the best-scored ones.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
@@ -135,8 +135,6 @@ def edit(
         progress=progress,
     )
     report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
-    from .page import render_page
-
     report.save(out / "report.json")
     write_text(out / "report.html", render_page(report, picture=picture, command=command))
     return report

@@ -65,16 +65,6 @@ def patch(
     return torch.stack([rows[i] for i in range(len(targets))])
 
 
-def patch_all(runs: Runs, window: Window, sources: Sources) -> Float[Tensor, "prompt vocab"]:
-    """Logits of the clean run with all sites taken from `sources` at once."""
-
-    def replace(site: Site) -> Any:
-        return lambda tensor, hook: sources[site].to(tensor).reshape(tensor.shape)
-
-    with torch.no_grad():
-        return runs.logits(window, window.clean, [(site.name, replace(site)) for site in sources])
-
-
 def _grow(runs: Runs, window: Window, targets: Sequence[Target], sources: Sources) -> Tensor:
     """One pass; `targets` ascend by layer, so row `i + 1` is the one of target `i`."""
     hooks: list[tuple[str, Any]] = []

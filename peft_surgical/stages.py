@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,17 +25,19 @@ from torch import nn
 
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
+from .models import DTYPES
 from .prompts import EncodedAnswer, encode_answer
 from .retain import TopDistribution, base_answers, retain_prompts
 from .sites import architecture_of
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, TrainingRecord, span, train
-from .tuner import SurgicalIA3Config, activate
+from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
+from .tuner.saving import save_adapter
 
 UNLEARN, LEARN = "unlearn", "learn"
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
-RECIPES = {UNLEARN: Recipe(steps=24), LEARN: Recipe(steps=48)}
+RECIPES = {UNLEARN: Recipe(steps=24), LEARN: Recipe()}
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,6 @@ class Stage:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`."""
-        from .tuner.saving import save_adapter
-
         save_adapter(self.model, self.adapter, path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +133,8 @@ def learn(
         The stage; its adapter is named `learn`.
 
     Raises:
-        AdapterError: If there is neither a config nor an active adapter to take one from.
+        AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
+            named `learn`.
     """
     return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
 
@@ -153,8 +154,8 @@ def _stage(
     recipe = recipe or RECIPES[name]
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
     fact_rows = [encode_answer(tokenizer, prompt, answer) for prompt in fact.prompts]
-    peft_model = _with_adapter(model, name, config)
-    before = [adapter for adapter in peft_model.peft_config if adapter != name]
+    before = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
+    peft_model = _with_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
     peft_model.eval()
     trained: list[nn.Parameter] = [p for p in peft_model.parameters() if p.requires_grad]
@@ -192,7 +193,7 @@ def _stage(
     return Stage(peft_model, name, record, retained)
 
 
-def _with_adapter(model: Any, name: str, config: SurgicalIA3Config | None) -> PeftModel:
+def _with_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             raise AdapterError(f"the model already has an adapter named {name!r}; delete it first.")
@@ -202,12 +203,15 @@ def _with_adapter(model: Any, name: str, config: SurgicalIA3Config | None) -> Pe
                 f"a stage trains on surgical adapters, and the model has one of type {others[0].peft_type};"
                 " merge it first."
             )
-        if config is None:
-            config = next(reversed(model.peft_config.values()))
+        if config is None and active:
+            config = model.peft_config[active[-1]]
+    if config is None:
+        raise AdapterError(
+            f"{name} needs a config on a model without adapters that act: there is none to take it from."
+        )
+    if isinstance(model, PeftModel):
         model.add_adapter(name, _trainable(config))
         return model
-    if config is None:
-        raise AdapterError(f"{name} needs a config on a model without adapters, since there is none to take it from.")
     return get_peft_model(model, _trainable(config), adapter_name=name)
 
 
@@ -220,18 +224,15 @@ def _trainable(config: SurgicalIA3Config) -> SurgicalIA3Config:
 
 @contextmanager
 def _base_of(model: Any) -> Iterator[None]:
-    """The base's behaviour: every surgical layer of `model` switched off, trainability untouched."""
-    from .tuner import SurgicalIA3Layer
-
+    """The base's behaviour: every surgical layer of `model` switched off; they remember what was trainable."""
     layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
-    was = [layer._disable_adapters for layer in layers]
     try:
         for layer in layers:
-            layer._disable_adapters = True
+            layer.enable_adapters(False)
         yield
     finally:
-        for layer, value in zip(layers, was, strict=True):
-            layer._disable_adapters = value
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 @torch.no_grad()
@@ -257,7 +258,7 @@ def _computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
     if wanted == base.dtype:
         yield base
         return
-    adapter = {id(p) for name, p in base.named_parameters() if "surgical_ia3_" in name}
+    adapter = {id(p) for name, p in base.named_parameters() if SurgicalIA3Model.prefix in name}
     memo: dict[int, Any] = {}
     for parameter in base.parameters():
         kept = id(parameter) in adapter or not parameter.is_floating_point()
@@ -266,15 +267,16 @@ def _computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
         # Rotary frequencies are used in float32 whatever the weights are.
         memo[id(buffer)] = buffer
     working = copy.deepcopy(base, memo).eval()
-    # On a processor the fused attention kernel's backward pass takes longer than the plain products it saves.
-    working.set_attn_implementation("eager")
+    if working.device.type == "cpu":
+        # There the fused attention kernel's backward pass takes longer than the plain products it saves.
+        working.set_attn_implementation("eager")
     yield working
 
 
 def _compute_dtype(model: Any, dtype: str) -> torch.dtype:
     own: torch.dtype = model.dtype
-    if dtype != "auto":
-        named: torch.dtype = getattr(torch, dtype)
+    named = DTYPES[dtype]
+    if isinstance(named, torch.dtype):
         return named
     fast = model.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast and own == torch.float32 else own
@@ -302,8 +304,3 @@ def denormals_flushed() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
-
-
-def training_summary(stages: Mapping[str, Stage]) -> dict[str, dict[str, Any]]:
-    """Stage name to what its training reached, for the report."""
-    return {name: stage.to_dict() for name, stage in stages.items()}

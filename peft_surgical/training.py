@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import ModelError
+from .models import DTYPES
 from .progress import progress_bar
 from .prompts import EncodedAnswer
 from .retain import TopDistribution
@@ -30,7 +32,7 @@ from .suffix import SuffixRunner
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage trains. The defaults, with the number of steps in `stages.RECIPES`, gave every figure in the README.
+    """How a stage trains. `stages.RECIPES` has both stages' own; they gave every figure in the README.
 
     Attributes:
         steps: At most so many optimizer steps.
@@ -46,9 +48,12 @@ class Recipe:
         retain_tokens: The base's answers are held for so many tokens.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it fast, else the model's own), or a torch dtype
             name. Scales are float32 in any case.
+
+    Raises:
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
     """
 
-    steps: int = 36
+    steps: int = 48
     learning_rate: float = 2e-2
     warmup: int = 3
     target_loss: float = 0.05
@@ -60,6 +65,10 @@ class Recipe:
     neighbours: int = 48
     retain_tokens: int = 10
     compute_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in DTYPES:
+            raise ModelError(f"unknown compute_dtype {self.compute_dtype!r}; choose one of {', '.join(DTYPES)}.")
 
 
 @dataclass(frozen=True)

@@ -148,3 +148,13 @@ def planted() -> PreTrainedModel:
 def fact_pairs(runs: Runs, fact: Fact, tokenizer: PreTrainedTokenizerFast) -> tuple[PromptPair, ...]:
     drafts = corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(0))
     return runs.answered(drafts, 10_000)
+
+
+def patch_all(runs, window, sources):
+    """Logits of the clean run with all sites taken from `sources` at once."""
+
+    def replace(site):
+        return lambda tensor, hook: sources[site].to(tensor).reshape(tensor.shape)
+
+    with torch.no_grad():
+        return runs.logits(window, window.clean, [(site.name, replace(site)) for site in sources])

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from peft_surgical.patching import Target, patch, patch_all, targets_of
+from peft_surgical.patching import Target, patch, targets_of
 from peft_surgical.runs import sites_of
 
-from .localizing import random_pairs, runs_of
+from .localizing import patch_all, random_pairs, runs_of
 from .tiny import FAMILIES, tiny_model
 
 PROJECTIONS = [("z", "post"), ("v", "pre")]

@@ -5,10 +5,9 @@ import torch
 
 from peft_surgical.bridge import wrap
 from peft_surgical.corruption import PromptPair
-from peft_surgical.patching import patch_all
 from peft_surgical.runs import Runs, sites_of
 
-from .localizing import random_pairs, runs_of
+from .localizing import patch_all, random_pairs, runs_of
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 

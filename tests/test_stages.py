@@ -9,7 +9,7 @@ from peft_surgical import retain, stages
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.prompts import encode, encode_answer
 from peft_surgical.retain import retain_prompts
-from peft_surgical.stages import denormals_flushed, learn, training_summary, unlearn
+from peft_surgical.stages import denormals_flushed, learn, unlearn
 from peft_surgical.training import Recipe
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 
@@ -267,6 +267,14 @@ def test_what_is_refused():
     assert fingerprint(lora) == before
 
 
+def test_an_idle_adapter_stays_idle():
+    model = tiny_peft()
+    model.add_adapter("idle", config(["L0.mlp"]))
+    stage = learn(model, TOKENIZER, FACT, recipe=RECIPE, progress=False)
+    assert stage.model.base_model.active_adapters == ["default", "learn"]
+    assert of(stage.model, "learn").keys() == of(stage.model, "default").keys()
+
+
 def test_a_stage_goes_on_top_of_any_surgical_adapter():
     model = tiny_peft()
     before, frozen = logits(model), of(model, "default")
@@ -293,10 +301,8 @@ def test_saved_stages_load_to_the_same_model(family, tmp_path):
     assert torch.equal(logits(loaded), both)
 
 
-def test_the_summary_is_the_records():
-    first = first_stage()
-    record = training_summary({"unlearn": first})["unlearn"]
-    assert record == first.to_dict()
+def test_a_stage_tells_what_its_training_reached():
+    record = first_stage().to_dict()
     assert record["steps"] == RECIPE.steps
     assert set(record) == {"steps", "loss", "worst", "kl", "reached", "seconds"}
 

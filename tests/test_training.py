@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from peft_surgical.errors import ModelError
 from peft_surgical.prompts import EncodedAnswer
 from peft_surgical.retain import TopDistribution
 from peft_surgical.sites import architecture_of
@@ -218,3 +219,8 @@ def test_the_schedule():
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert _schedule(0, Recipe(steps=4, warmup=0)) == 1
     assert _schedule(0, Recipe(steps=1, warmup=3)) == pytest.approx(1 / 3)
+
+
+def test_a_dtype_that_is_none_is_refused():
+    with pytest.raises(ModelError, match="unknown compute_dtype 'int8'; choose one of auto, float32"):
+        Recipe(compute_dtype="int8")
