@@ -22,13 +22,19 @@ SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "
 @click.option("--model", default="demo", show_default=True)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--seed", default=0, show_default=True)
-def main(facts: tuple[Path, ...], model: str, out: Path, seed: int) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace earlier edits in the folder.")
+def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: bool) -> None:
     """Edits each fact in a fresh copy of the model."""
     reports: dict[str, ps.Report] = {}
-    for path in facts:
-        loaded, tokenizer = ps.load_model(model)
-        fact = ps.Fact.from_file(path)
-        reports[path.name] = ps.edit(loaded, tokenizer, fact, out=out / path.stem, seed=seed, overwrite=True)
+    try:
+        # All of them are read before the first edit: a mistake in the last should not cost the time of the others.
+        read = {path: ps.Fact.from_file(path) for path in facts}
+        for path, fact in read.items():
+            loaded, tokenizer = ps.load_model(model)
+            target = out / path.stem
+            reports[path.name] = ps.edit(loaded, tokenizer, fact, out=target, seed=seed, overwrite=overwrite)
+    except ps.SurgicalError as error:
+        raise click.ClickException(str(error)) from error
     click.echo("| Fact | base says old | new | old | controls kept | leak | KL per token | seconds |")
     click.echo("|---|---|---|---|---|---|---|---|")
     for report in reports.values():

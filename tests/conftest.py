@@ -3,9 +3,11 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 
@@ -57,3 +59,30 @@ def demo() -> Iterator[tuple[Any, Any]]:
     assert model.dtype == torch.float32
     yield model, tokenizer
     assert fingerprint(model) == before, "a test changed the demo model; work on a copy of it"
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny model with a planted fact, and its tokenizer."""
+    from .localizing import planted, word_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    planted().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fact_text() -> str:
+    """The planted fact, as a fact file."""
+    from .localizing import capital
+
+    return yaml.safe_dump(capital().to_dict())
+
+
+@pytest.fixture
+def fact_file(tmp_path: Path, fact_text: str) -> Path:
+    """The planted fact in a file of its own."""
+    path = tmp_path / "fact.yaml"
+    path.write_text(fact_text)
+    return path

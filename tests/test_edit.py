@@ -53,31 +53,23 @@ def few_everyday_prompts():
         yield
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    planted().save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def rewrite(checkpoint, out, fact=FACT, **options):
+def rewrite(model_folder, out, fact=FACT, **options):
     """Edits a model that is loaded for it; returns the model and the report."""
-    model, tokenizer = load_model(checkpoint, dtype="float32")
+    model, tokenizer = load_model(model_folder, dtype="float32")
     options = {"recipe": RECIPE, "retention_tokens": 48, "progress": False, **options}
     return model, edit_function(model, tokenizer, fact, out=out, **options)
 
 
-def load(checkpoint, folder, name="default"):
-    model, _ = load_model(checkpoint, dtype="float32")
+def load(model_folder, folder, name="default"):
+    model, _ = load_model(model_folder, dtype="float32")
     return PeftModel.from_pretrained(model, folder, adapter_name=name)
 
 
 @pytest.fixture(scope="module")
-def edited(checkpoint, tmp_path_factory):
+def edited(model_folder, tmp_path_factory):
     """The folder of an edit with all defaults, the edited model and the report."""
     out = tmp_path_factory.mktemp("edited") / "deep" / "out"
-    model, report = rewrite(checkpoint, out, command="peft-surgical edit fact.yaml")
+    model, report = rewrite(model_folder, out, command="peft-surgical edit fact.yaml")
     return out, model, report
 
 
@@ -88,12 +80,12 @@ def test_everything_is_written_and_nothing_else(edited):
         assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (out / name).iterdir()}
 
 
-def test_the_report_is_of_three_states(edited, checkpoint):
+def test_the_report_is_of_three_states(edited, model_folder):
     out, _, report = edited
     assert Report.load(out / "report.json") == report
     assert list(report.stages) == ["base", "unlearned", "edited"]
     assert report.fact == FACT
-    assert report.model == str(checkpoint)
+    assert report.model == str(model_folder)
     assert report.dtype == "float32"
     assert set(report.seconds) == {"localize", "unlearn", "learn", "evaluate"}
     kl = {name: figures["kl_per_token"].value for name, figures in report.stages.items()}
@@ -127,34 +119,34 @@ def test_the_selection_is_the_best_mlps_of_the_localization(edited):
     assert {name.split(".")[2] for name in stages[0].modules} == {name[1] for name in expected.components}
 
 
-def test_the_edit_folder_is_plain_ia3_and_the_stages_bit_for_bit(edited, checkpoint):
+def test_the_edit_folder_is_plain_ia3_and_the_stages_bit_for_bit(edited, model_folder):
     out, _, _ = edited
-    plain = load(checkpoint, out / "edit")
+    plain = load(model_folder, out / "edit")
     assert type(plain.peft_config["default"]) is IA3Config
-    both = load(checkpoint, out / "unlearn", "unlearn")
+    both = load(model_folder, out / "unlearn", "unlearn")
     both.load_adapter(out / "learn", "learn")
     activate(both, ["unlearn", "learn"])
     assert torch.equal(logits(plain, IDS), logits(both, IDS))
     with adapter_state(both, ["unlearn"])():
         unlearned = logits(both, IDS)
-    base, _ = load_model(checkpoint, dtype="float32")
+    base, _ = load_model(model_folder, dtype="float32")
     assert not torch.equal(unlearned, logits(both, IDS))
     assert not torch.equal(unlearned, logits(base, IDS))
     with plain.disable_adapter():
         assert torch.equal(logits(plain, IDS), logits(base, IDS))
 
 
-def test_the_model_carries_both_adapters_afterwards(edited, checkpoint):
+def test_the_model_carries_both_adapters_afterwards(edited, model_folder):
     out, model, _ = edited
     layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
     assert layers
     assert all(list(layer.coordinates) == layer.active_adapters == ["unlearn", "learn"] for layer in layers)
-    assert torch.equal(logits(model, IDS), logits(load(checkpoint, out / "edit"), IDS))
+    assert torch.equal(logits(model, IDS), logits(load(model_folder, out / "edit"), IDS))
 
 
-def test_the_same_seed_gives_the_same_edit(edited, checkpoint, tmp_path):
+def test_the_same_seed_gives_the_same_edit(edited, model_folder, tmp_path):
     out, _, report = edited
-    _, again = rewrite(checkpoint, tmp_path / "out")
+    _, again = rewrite(model_folder, tmp_path / "out")
     assert replace(again, seconds={}, training={}) == replace(report, seconds={}, training={})
     for name in FOLDERS:
         weights = [(folder / name / "adapter_model.safetensors").read_bytes() for folder in (out, tmp_path / "out")]
@@ -170,10 +162,10 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_what_is_selected(case, checkpoint, tmp_path):
+def test_what_is_selected(case, model_folder, tmp_path):
     options, components, scales = OPTIONS[case]
     out = tmp_path / "out"
-    _, report = rewrite(checkpoint, out, retention_tokens=0, **options)
+    _, report = rewrite(model_folder, out, retention_tokens=0, **options)
     found = Localization.load(out / "localization.json")
     assert found.scorers == tuple(options.get("scorers", DEFAULT_SCORERS))
     assert len(report.selection["components"]) == components
@@ -211,13 +203,13 @@ def forbidden(*_, **__):
     raise AssertionError("the work was begun")
 
 
-def test_overwriting_replaces_the_edit_and_keeps_what_is_not_its_own(checkpoint, tmp_path):
+def test_overwriting_replaces_the_edit_and_keeps_what_is_not_its_own(model_folder, tmp_path):
     out = tmp_path / "out"
-    rewrite(checkpoint, out, selection=Selection.from_components("L1.mlp"))
+    rewrite(model_folder, out, selection=Selection.from_components("L1.mlp"))
     (out / "notes.txt").write_text("mine")
     (out / "unlearn" / "stale.bin").write_text("old")
     before = (out / "edit" / "adapter_model.safetensors").read_bytes()
-    _, report = rewrite(checkpoint, out, selection=Selection.from_components("L2.mlp"), overwrite=True)
+    _, report = rewrite(model_folder, out, selection=Selection.from_components("L2.mlp"), overwrite=True)
     assert {path.name for path in out.iterdir()} == {*FILES, "notes.txt"}
     assert not (out / "unlearn" / "stale.bin").exists()
     assert (out / "edit" / "adapter_model.safetensors").read_bytes() != before
@@ -236,7 +228,7 @@ def test_overwriting_replaces_the_edit_and_keeps_what_is_not_its_own(checkpoint,
     ],
 )
 @pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "overwritten"])
-def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, checkpoint, tmp_path, monkeypatch):
+def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, model_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     if earlier:
         out.mkdir()
@@ -249,7 +241,7 @@ def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, checkp
 
     monkeypatch.setattr(EDIT, step, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        rewrite(checkpoint, out, overwrite=earlier)
+        rewrite(model_folder, out, overwrite=earlier)
     if left is None:
         # An earlier edit stays until there is something to put in its place.
         assert {path.name for path in tmp_path.rglob("*")} == (
@@ -258,9 +250,9 @@ def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, checkp
         return
     assert {path.name for path in out.iterdir()} == left & FILES
     Localization.load(out / "localization.json")
-    base, _ = load_model(checkpoint, dtype="float32")
+    base, _ = load_model(model_folder, dtype="float32")
     for name in left & set(FOLDERS):
-        assert not torch.equal(logits(load(checkpoint, out / name, name), IDS), logits(base, IDS))
+        assert not torch.equal(logits(load(model_folder, out / name, name), IDS), logits(base, IDS))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -1,7 +1,6 @@
 """What PEFT and transformers users do with an adapter, on every family where the family matters."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peft_surgical.errors import AdapterError, SelectionError
-from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer
 from tests.adapters import COMPONENTS, add, deltas, logits, perturb, saved, tiny_peft, trainable
 from tests.tiny import FAMILIES, tiny_ids, tiny_model
 
@@ -177,239 +176,9 @@ def test_multihead_attention_is_refused():
         get_peft_model(model, config)
 
 
-def test_set_adapter_of_one():
-    model = tiny_peft()
-    first = logits(model)
-    add(model, "other")
-    assert trainable(model) == {"default"}
-    assert torch.equal(logits(model), first)
-    model.set_adapter("other")
-    assert trainable(model) == {"other"}
-    assert not torch.equal(logits(model), first)
-    model.set_adapter("default", inference_mode=True)
-    assert trainable(model) == set()
-    assert torch.equal(logits(model), first)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_several_active_adapters_multiply_and_commute(dtype):
-    model = tiny_peft(dtype=dtype)
-    add(model, "other")
-    alone = [logits(model)]
-    model.set_adapter("other")
-    alone.append(logits(model))
-    model.base_model.set_adapter(["default", "other"])
-    both = logits(model)
-    assert all(not torch.equal(both, one) for one in alone)
-    model.base_model.set_adapter(["other", "default"])
-    assert torch.equal(logits(model), both)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_frozen_stage_stays_frozen(dtype, tmp_path):
-    """Through switching off and on, adding, loading, and the upcast of half-precision models."""
-    model = tiny_peft(dtype=dtype)
-    folder = saved(model, tmp_path)
-    add(model, "learn")
-    activate(model, ["default", "learn"], trainable=["learn"])
-    assert trainable(model) == {"learn"}
-    with model.disable_adapter():
-        assert trainable(model) == set()
-        with model.disable_adapter():
-            pass
-    assert trainable(model) == {"learn"}
-    with model.disable_adapter():
-        add(model, "third")
-        add(model, "fifth")
-        model.delete_adapter("fifth")
-    assert trainable(model) == {"learn"}
-    model.load_adapter(folder, "fourth")
-    assert trainable(model) == {"learn"}
-    assert model.active_adapters == ["default", "learn"]
-    model.base_model.disable_adapter_layers()
-    model.set_requires_grad("learn", False)
-    model.base_model.enable_adapter_layers()
-    assert trainable(model) == set()
-
-
-def test_activate_checks_its_names():
-    model = tiny_peft()
-    add(model, "learn")
-    with pytest.raises(AdapterError, match="no surgical adapter named 'lern'"):
-        activate(model, ["lern"])
-    with pytest.raises(AdapterError, match="'learn' cannot be trained while it is not active"):
-        activate(model, ["default"], trainable=["learn"])
-
-
-def test_activate_without_a_peft_model():
-    config = SurgicalIA3Config(components=list(COMPONENTS))
-    model = inject_adapter_in_model(config, tiny_model("llama"), "a")
-    inject_adapter_in_model(SurgicalIA3Config(components=["L0.mlp"]), model, "b")
-    perturb(model, "a")
-    perturb(model, "b")
-    activate(model, ["a", "b"], trainable=["b"])
-    assert trainable(model) == {"b"}
-    both = logits(model)
-    activate(model, ["a"])
-    assert not torch.equal(logits(model), both)
-
-
-def test_delete_adapter():
-    model = tiny_peft()
-    first = logits(model)
-    add(model, "other")
-    model.set_adapter("other")
-    model.delete_adapter("default")
-    assert list(model.peft_config) == ["other"]
-    assert all(set(layer.coordinates) <= {"other"} for layer in model.base_model.layers())
-    assert not torch.equal(logits(model), first)
-    add(model, "third", components=["L0.mlp"])
-    with pytest.warns(UserWarning, match="active which is now deleted"):
-        model.delete_adapter("other")
-    assert model.active_adapters == ["third"]
-    with pytest.raises(ValueError, match="does not exist"):
-        model.delete_adapter("nobody")
-    model.delete_adapter("third")
-    assert torch.equal(logits(model.base_model.model), logits(tiny_model("llama")))
-
-
-def test_deleting_an_idle_adapter_leaves_a_merged_one_merged():
-    model = tiny_peft()
-    add(model, "other")
-    model.merge_adapter()
-    merged = logits(model)
-    model.delete_adapter("other")
-    assert model.get_model_status().merged_adapters == ["default"]
-    assert torch.equal(logits(model), merged)
-
-
 def test_random_start_is_there_for_tests_like_those_of_peft():
     model = tiny_peft(perturbed=False, init_weights=False)
     assert not torch.equal(logits(model), logits(tiny_model("llama")))
-
-
-def test_delete_keeps_the_other_stage_active_and_frozen():
-    model = tiny_peft()
-    add(model, "learn")
-    add(model, "third", components=["L0.mlp"])
-    activate(model, ["default", "learn", "third"], trainable=["learn"])
-    model.delete_adapter("third")
-    assert model.active_adapters == ["default", "learn"]
-    assert trainable(model) == {"learn"}
-    model.delete_adapter("learn")
-    assert model.active_adapters == ["default"]
-    assert trainable(model) == set()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_merge_unmerge_is_bit_exact(dtype):
-    model = tiny_peft(dtype=dtype)
-    add(model, "other")
-    activate(model, ["default", "other"])
-    layer = model.base_model.layers()[0]
-    layer.surgical_ia3_delta["default"].data[0] = -1.0
-    before, edited = copy.deepcopy(model.state_dict()), logits(model)
-    model.merge_adapter()
-    assert model.get_model_status().merged_adapters == ["default", "other"]
-    assert not all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    torch.testing.assert_close(logits(model), edited, atol=0.2, rtol=0.1)
-    with pytest.raises(ValueError, match="while they are merged"):
-        model.delete_adapter("other")
-    model.unmerge_adapter()
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    assert torch.equal(logits(model), edited)
-
-
-def test_switching_off_a_merged_model_gives_the_base():
-    model = tiny_peft(dtype=torch.bfloat16)
-    base, edited = logits(tiny_model("llama", dtype=torch.bfloat16)), logits(model)
-    model.merge_adapter()
-    with model.disable_adapter():
-        assert torch.equal(logits(model), base)
-    assert torch.equal(logits(model), edited)
-
-
-def test_unload_gives_the_base_back():
-    model = tiny_peft()
-    add(model, "other")
-    base = model.unload()
-    assert torch.equal(logits(base), logits(tiny_model("llama")))
-    assert not any("surgical" in name for name, _ in base.named_modules())
-
-
-def test_a_merge_that_rounding_loses_warns_and_float32_keeps_it():
-    model = tiny_peft(dtype=torch.bfloat16)
-    for layer in model.base_model.layers():
-        layer.surgical_ia3_delta["default"].data[:] = 0.001
-    with pytest.warns(UserWarning, match=r"100\.0% of the weights .* bfloat16; merge in float32"):
-        model.merge_adapter()
-    model.unmerge_adapter()
-    with pytest.warns(UserWarning, match="loses part of the edit"):
-        model.merge_and_unload()
-    model = tiny_peft()
-    for layer in model.base_model.layers():
-        layer.surgical_ia3_delta["default"].data[:] = 0.001
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model.merge_adapter()
-
-
-def test_safe_merge_refuses_what_is_not_finite():
-    model = tiny_peft()
-    model.base_model.layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
-    with pytest.raises(AdapterError, match="NaNs detected in the merged weights"):
-        model.merge_and_unload(safe_merge=True)
-
-
-def test_a_tied_head_is_scaled_but_not_merged():
-    config = SurgicalIA3Config(selections={"lm_head": {"side": "input", "ranges": [[0, 4]]}})
-    with pytest.warns(UserWarning, match="tied"):
-        model = get_peft_model(tiny_model("qwen2"), config)
-    perturb(model)
-    assert not torch.equal(logits(model), logits(tiny_model("qwen2")))
-    with pytest.raises(AdapterError, match="shares its weight with the embeddings"):
-        model.merge_adapter()
-
-
-def test_add_weighted_adapter_is_the_weighted_product():
-    model = tiny_peft()
-    add(model, "other")
-    for name in ("default", "other"):
-        perturb(model, name, spread=0.25)
-    activate(model, ["default", "other"], trainable=["default"])
-    both = logits(model)
-    model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "product")
-    assert trainable(model) == {"default"}
-    model.set_adapter("product")
-    assert torch.equal(logits(model), both)
-    model.add_weighted_adapter(["default", "default"], [0.5, 0.5], "same")
-    model.set_adapter("same")
-    first = logits(model)
-    model.set_adapter("default")
-    torch.testing.assert_close(logits(model), first)
-
-
-def test_weights_of_one_half_keep_two_identities_an_identity():
-    """PEFT's sum would make 0.5 * 1 + 0.5 * (missing = 0) of it."""
-    model = tiny_peft(perturbed=False)
-    model.add_adapter("other", SurgicalIA3Config(components=["L0.mlp"]))
-    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean")
-    model.set_adapter("mean")
-    assert torch.equal(logits(model), logits(tiny_model("llama")))
-
-
-@pytest.mark.parametrize(
-    ("adapters", "weights", "name", "message"),
-    [
-        (["default"], [1.0], "default", "already"),
-        (["nobody"], [1.0], "new", "no adapter named 'nobody'"),
-        (["default"], [1.0, 2.0], "new", "1 adapters and 2 weights"),
-        ([], [], "new", "0 adapters"),
-    ],
-)
-def test_bad_weighted_products_are_refused(adapters, weights, name, message):
-    with pytest.raises(AdapterError, match=message):
-        tiny_peft().add_weighted_adapter(adapters, weights, name)
 
 
 def test_modules_to_save(tmp_path):
@@ -525,53 +294,6 @@ def test_status_and_repr():
     assert repr(model.base_model.layers()[0]).startswith("surgical_ia3.Linear(")
     assert {s.module_type for s in model.get_layer_status()} == {"surgical_ia3.Linear"}
     assert sorted(model.targeted_module_names) == sorted(model.peft_config["default"].selections)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_mixed_batch_scales_each_row_by_its_own_adapter(family):
-    model = tiny_peft(family)
-    add(model, "other")
-    names = ["default", "__base__", "other", "default"]
-    ids = tiny_ids(batch=4)
-    with torch.no_grad():
-        mixed = model(ids, adapter_names=names).logits
-    assert torch.allclose(mixed[1], logits(tiny_model(family), ids)[1], atol=1e-5)
-    for row, name in enumerate(names):
-        if name != "__base__":
-            model.set_adapter(name)
-            torch.testing.assert_close(logits(model, ids)[row], mixed[row], atol=1e-5, rtol=1e-5)
-            assert not torch.allclose(mixed[row], logits(tiny_model(family), ids)[row], atol=1e-3)
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}])
-def test_mixed_batch_generation(options):
-    model = tiny_peft()
-    perturb(model, spread=0.9)
-    ids = tiny_ids(batch=2)
-    options = {"max_new_tokens": 6, "do_sample": False, **options}
-    mixed = model.generate(input_ids=ids, adapter_names=["__base__", "default"], **options)
-    edited = model.generate(input_ids=ids, **options)
-    with model.disable_adapter():
-        base = model.generate(input_ids=ids, **options)
-    half = len(mixed) // 2
-    assert not torch.equal(base[:half], edited[:half])
-    assert torch.equal(mixed[:half], base[:half])
-    assert torch.equal(mixed[half:], edited[half:])
-
-
-def test_mixed_batch_refusals():
-    model = tiny_peft()
-    with pytest.raises(AdapterError, match="2 names for a batch of 3 rows"):
-        logits(model, tiny_ids(batch=3), adapter_names=["default", "__base__"])
-    with pytest.raises(AdapterError, match="no adapter named 'x'"):
-        logits(model, adapter_names=["x", "default"])
-    model.train()
-    with pytest.raises(AdapterError, match="eval mode only"):
-        logits(model, adapter_names=["default", "default"])
-    model.eval()
-    model.merge_adapter()
-    with pytest.raises(AdapterError, match="not merged"):
-        logits(model, adapter_names=["default", "default"])
 
 
 def test_generate_and_inputs_embeds():

@@ -1,0 +1,197 @@
+"""Every command once for real, on a tiny model with a planted fact, and what their files agree on."""
+
+import contextlib
+import json
+import os
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import peft_surgical as ps
+from peft_surgical.cli import adapters
+from peft_surgical.report import Report
+from tests.command_line import PROMPT, run, said, written
+from tests.localizing import planted, word_tokenizer
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def edited(model_folder, fact_text, tmp_path_factory):
+    """What `edit` left in its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("edited")
+    (folder / "fact.yaml").write_text(fact_text)
+    arguments = ["edit", folder / "fact.yaml", "--model", model_folder, "--out", folder / "out", "--top", 4]
+    return folder / "out", run(*arguments, "--steps", 8, "--scorer", "logit_drop", "--seed", 3)
+
+
+def test_edit_end_to_end(edited):
+    out, result = edited
+    assert result.exit_code == 0, result.output
+    files = {"localization.json", "unlearn", "learn", "edit", "report.json", "report.html"}
+    assert files <= set(written(out))
+    found = Report.load(out / "report.json")
+    assert list(found.stages) == ["base", "unlearned", "edited"]
+    assert found.seed == 3
+    assert " ".join(result.stdout.split()).count(found.verdict()) == 1
+    html = (out / "report.html").read_text()
+    assert "--scorer logit_drop --seed 3" in html
+    assert "\x1b" not in result.output
+
+
+def test_localize_end_to_end(tmp_path, fact_file, model_folder):
+    options = ["--model", model_folder, "--scorer", "logit_drop", "--top", 2]
+    result = run("localize", fact_file, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    found = ps.Localization.load(tmp_path / "out" / "localization.json")
+    best = found.top(2).components
+    assert [line.split()[1] for line in result.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ")] == list(best)
+    again = run("localize", fact_file, "--out", tmp_path / "out", *options)
+    assert "--overwrite" in said(again, 2)
+
+
+def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):
+    out, _ = edited
+    command = ["evaluate", fact_file, "--model", model_folder, "--retention-tokens", 300]
+    staged = run(*command, "--adapter", out / "unlearn", "--adapter", out / "learn", "--out", tmp_path / "staged")
+    assert staged.exit_code == 0, staged.output
+    found, original = Report.load(tmp_path / "staged" / "report.json"), Report.load(out / "report.json")
+    assert found.answers == original.answers
+    kl = {stage: figures["kl_per_token"].value for stage, figures in found.stages.items()}
+    # The adapters did something, and not both the same.
+    assert 0 == kl["base"] < kl["unlearned"] != kl["edited"] > 0
+    whole = run(*command, "--adapter", out / "edit", "--out", tmp_path / "whole", "--json", "--quiet")
+    stages = json.loads(whole.stdout)["stages"]
+    assert list(stages) == ["base", "edited"]
+    assert stages["edited"]["kl_per_token"]["value"] == pytest.approx(kl["edited"], rel=1e-4)
+    bare = run(*command, "--out", tmp_path / "bare", "--quiet")
+    assert (bare.exit_code, bare.output) == (0, "")
+    assert written(tmp_path / "bare") == ["report.html", "report.json"]
+
+
+def test_stack_merge_and_ask_agree(edited, tmp_path, model_folder):
+    out, _ = edited
+    stages = [out / "unlearn", out / "learn"]
+    assert run("stack", *stages, "--out", tmp_path / "one").exit_code == 0
+    merged = run("merge", *stages, "--model", model_folder, "--out", tmp_path / "merged")
+    assert merged.exit_code == 0, merged.output
+    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(model_folder)
+        plain = base(ids).logits
+        stacked = PeftModel.from_pretrained(base, tmp_path / "one")(ids).logits
+        folded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+    assert not torch.equal(plain, stacked)
+    torch.testing.assert_close(folded, stacked)
+    options = ["--model", model_folder, "--max-tokens", 3, "--json", PROMPT]
+    asked = json.loads(run("ask", "--adapter", stages[0], "--adapter", stages[1], *options).stdout)
+    assert asked["prompts"] == [PROMPT]
+    assert list(asked["answers"]) == ["base", "edited"]
+    assert asked["answers"]["base"][0].startswith("paris")
+
+
+def test_ask_with_a_dial(tmp_path, model_folder):
+    # An edit that takes the old answer away: the planted head is switched off.
+    strong = ps.SurgicalIA3Config(components=["L1.head.2"])
+    model = get_peft_model(planted(), strong)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "surgical_ia3_delta" in name:
+                parameter.fill_(-0.999)
+    model.save_pretrained(tmp_path / "strong")
+    options = ["--model", model_folder, "--adapter", tmp_path / "strong", "--max-tokens", 3, PROMPT, "--json"]
+    said_by = json.loads(run("ask", *options, "--dial", 0, "--dial", 1, "--dial", 1).stdout)["answers"]
+    assert list(said_by) == ["base", "dial 0", "dial 1"]
+    assert said_by["dial 0"] == said_by["base"] != said_by["dial 1"]
+    result = run("ask", "--model", model_folder, "--adapter", tmp_path / "strong", PROMPT, "where is rome ?")
+    assert result.exit_code == 0
+    assert result.stdout.split()[:3] == ["prompt", "base", "edited"]
+    lora = tmp_path / "lora"
+    get_peft_model(planted(), LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(lora)
+    assert "LORA" in said(run("ask", "--model", model_folder, "--adapter", lora, "--dial", 0.5, PROMPT), 2)
+
+
+def stock(config, folder):
+    """A stock adapter that changes what the model computes."""
+    model = get_peft_model(planted(), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "ia3_l" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj", "down_proj"], r=2),
+        IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    ],
+    ids=["lora", "ia3"],
+)
+def test_stock_adapters_act_in_their_states(config, tmp_path):
+    folders = [stock(config, tmp_path / name) for name in ("first", "second", "third")]
+    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
+
+    def logits(model, state=contextlib.nullcontext):
+        with torch.no_grad(), state():
+            return model(ids).logits
+
+    base = logits(planted())
+    one = logits(PeftModel.from_pretrained(planted(), folders[0]).eval())
+    model, states = adapters.attach(planted(), folders)
+    assert list(states) == ["base", "after 1", "after 2", "edited"]
+    seen = {name: logits(model, state) for name, state in states.items()}
+    assert torch.equal(seen["base"], base)
+    torch.testing.assert_close(seen["after 1"], one)
+    assert not torch.allclose(one, base)
+    for before, after in (("after 1", "after 2"), ("after 2", "edited")):
+        assert not torch.allclose(seen[before], seen[after])
+    # However often a state was visited before, the base comes back bit for bit.
+    assert torch.equal(logits(model, states["base"]), base)
+
+
+def test_ours_and_plain_together_are_their_product(edited, tmp_path):
+    out, _ = edited
+    folders = [out / "unlearn", out / "edit"]
+    model, states = adapters.attach(planted(), folders)
+    assert list(states) == ["base", "unlearned", "edited"]
+    ps.stack(folders, tmp_path / "product")
+    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
+    with torch.no_grad():
+        product = PeftModel.from_pretrained(planted(), tmp_path / "product").eval()(ids).logits
+        with states["edited"]():
+            both = model(ids).logits
+        with states["unlearned"]():
+            first = model(ids).logits
+    assert not torch.equal(both, first)
+    torch.testing.assert_close(both, product)
+
+
+def test_adapters_that_cannot_be_used(tmp_path, edited):
+    out, _ = edited
+    lora = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "lora")
+    with pytest.raises(ps.AdapterError, match="LORA and SURGICAL_IA3 cannot be active at once"):
+        adapters.check([lora, out / "edit" / ".." / "learn"])
+    pickled = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "pickled")
+    os.rename(pickled / "adapter_model.safetensors", pickled / "adapter_model.bin")
+    with pytest.raises(ps.AdapterError, match="only a pickle"):
+        adapters.check([pickled])
+    cut = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "cut")
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ps.AdapterError, match="cannot be put on this model"):
+        adapters.attach(planted(), [cut])
+    with pytest.raises(ps.AdapterError, match=r"cannot be put on this model: size mismatch for .*lora_A"):
+        adapters.attach(tiny_model("llama", hidden_size=64), [lora])
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj", "k_proj"]
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ps.AdapterError, match="missing adapter keys"):
+        adapters.attach(planted(), [lora])
+    (lora / "adapter_config.json").write_text("{}")
+    with pytest.raises(ps.AdapterError, match="cannot be read as an adapter's configuration"):
+        adapters.check([lora])

@@ -1,0 +1,123 @@
+"""Which adapters act and which are trained, through PEFT's own calls and `activate`."""
+
+import pytest
+import torch
+from peft import (
+    inject_adapter_in_model,
+)
+
+from peft_surgical.errors import AdapterError
+from peft_surgical.tuner import SurgicalIA3Config, activate
+from tests.adapters import COMPONENTS, add, logits, perturb, saved, tiny_peft, trainable
+from tests.tiny import tiny_model
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def test_set_adapter_of_one():
+    model = tiny_peft()
+    first = logits(model)
+    add(model, "other")
+    assert trainable(model) == {"default"}
+    assert torch.equal(logits(model), first)
+    model.set_adapter("other")
+    assert trainable(model) == {"other"}
+    assert not torch.equal(logits(model), first)
+    model.set_adapter("default", inference_mode=True)
+    assert trainable(model) == set()
+    assert torch.equal(logits(model), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_active_adapters_multiply_and_commute(dtype):
+    model = tiny_peft(dtype=dtype)
+    add(model, "other")
+    alone = [logits(model)]
+    model.set_adapter("other")
+    alone.append(logits(model))
+    model.base_model.set_adapter(["default", "other"])
+    both = logits(model)
+    assert all(not torch.equal(both, one) for one in alone)
+    model.base_model.set_adapter(["other", "default"])
+    assert torch.equal(logits(model), both)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_frozen_stage_stays_frozen(dtype, tmp_path):
+    """Through switching off and on, adding, loading, and the upcast of half-precision models."""
+    model = tiny_peft(dtype=dtype)
+    folder = saved(model, tmp_path)
+    add(model, "learn")
+    activate(model, ["default", "learn"], trainable=["learn"])
+    assert trainable(model) == {"learn"}
+    with model.disable_adapter():
+        assert trainable(model) == set()
+        with model.disable_adapter():
+            pass
+    assert trainable(model) == {"learn"}
+    with model.disable_adapter():
+        add(model, "third")
+        add(model, "fifth")
+        model.delete_adapter("fifth")
+    assert trainable(model) == {"learn"}
+    model.load_adapter(folder, "fourth")
+    assert trainable(model) == {"learn"}
+    assert model.active_adapters == ["default", "learn"]
+    model.base_model.disable_adapter_layers()
+    model.set_requires_grad("learn", False)
+    model.base_model.enable_adapter_layers()
+    assert trainable(model) == set()
+
+
+def test_activate_checks_its_names():
+    model = tiny_peft()
+    add(model, "learn")
+    with pytest.raises(AdapterError, match="no surgical adapter named 'lern'"):
+        activate(model, ["lern"])
+    with pytest.raises(AdapterError, match="'learn' cannot be trained while it is not active"):
+        activate(model, ["default"], trainable=["learn"])
+
+
+def test_activate_without_a_peft_model():
+    config = SurgicalIA3Config(components=list(COMPONENTS))
+    model = inject_adapter_in_model(config, tiny_model("llama"), "a")
+    inject_adapter_in_model(SurgicalIA3Config(components=["L0.mlp"]), model, "b")
+    perturb(model, "a")
+    perturb(model, "b")
+    activate(model, ["a", "b"], trainable=["b"])
+    assert trainable(model) == {"b"}
+    both = logits(model)
+    activate(model, ["a"])
+    assert not torch.equal(logits(model), both)
+
+
+def test_delete_adapter():
+    model = tiny_peft()
+    first = logits(model)
+    add(model, "other")
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    assert list(model.peft_config) == ["other"]
+    assert all(set(layer.coordinates) <= {"other"} for layer in model.base_model.layers())
+    assert not torch.equal(logits(model), first)
+    add(model, "third", components=["L0.mlp"])
+    with pytest.warns(UserWarning, match="active which is now deleted"):
+        model.delete_adapter("other")
+    assert model.active_adapters == ["third"]
+    with pytest.raises(ValueError, match="does not exist"):
+        model.delete_adapter("nobody")
+    model.delete_adapter("third")
+    assert torch.equal(logits(model.base_model.model), logits(tiny_model("llama")))
+
+
+def test_delete_keeps_the_other_stage_active_and_frozen():
+    model = tiny_peft()
+    add(model, "learn")
+    add(model, "third", components=["L0.mlp"])
+    activate(model, ["default", "learn", "third"], trainable=["learn"])
+    model.delete_adapter("third")
+    assert model.active_adapters == ["default", "learn"]
+    assert trainable(model) == {"learn"}
+    model.delete_adapter("learn")
+    assert model.active_adapters == ["default"]
+    assert trainable(model) == set()
