@@ -12,6 +12,7 @@ Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transf
 
 from .algebra import difference, inverse, power, product
 from .context import MLPScores, ScorerContext
+from .drafts import FactDraft, new_fact
 from .edit import edit
 from .edits import Edit
 from .errors import (
@@ -32,6 +33,7 @@ from .localization import Localization, Selection, localize
 from .merge import merge
 from .metrics import Figure
 from .models import load_model
+from .paraphrases import expand, held_out_prompts, paraphrases
 from .plugins import PluginWarning
 from .report import Report
 from .selection import PAPER_SELECTION
@@ -51,6 +53,7 @@ __all__ = [
     "Control",
     "Edit",
     "Fact",
+    "FactDraft",
     "FactError",
     "Figure",
     "Localization",
@@ -77,13 +80,17 @@ __all__ = [
     "difference",
     "edit",
     "evaluate",
+    "expand",
     "from_ia3",
+    "held_out_prompts",
     "hookimpl",
     "inverse",
     "learn",
     "load_model",
     "localize",
     "merge",
+    "new_fact",
+    "paraphrases",
     "power",
     "product",
     "register_architecture",

@@ -16,7 +16,7 @@ from tests.command_line import run, said, written
 from tests.localizing import capital, planted, word_tokenizer
 from tests.reports import report
 
-COMMANDS = ("scorers", "localize", "edit", "stack", "merge", "evaluate", "ask")
+COMMANDS = ("new", "scorers", "localize", "edit", "stack", "merge", "evaluate", "ask")
 
 
 @pytest.fixture
@@ -262,7 +262,8 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
         assert words in result.stdout
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
     assert plan["fact"] == capital().to_dict()
-    assert plan["top"] == 10
+    assert plan["top"] is None
+    assert "the MLPs of the first half" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
     assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
     assert written(tmp_path) == ["fact.yaml"]
 

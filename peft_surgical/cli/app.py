@@ -9,6 +9,7 @@ from .edit import edit
 from .evaluate import evaluate
 from .localize import localize
 from .merge import merge
+from .new import new
 from .options import debug
 from .scorers import scorers
 from .stack import stack
@@ -47,7 +48,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (scorers, localize, edit, stack, merge, evaluate, ask):
+for command in (new, scorers, localize, edit, stack, merge, evaluate, ask):
     cli.add_command(command)
 
 

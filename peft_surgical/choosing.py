@@ -1,0 +1,96 @@
+"""Choosing controls: of many known facts those that the base model answers right, before anything is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .facts import Control
+from .generation import generate_answers
+from .known_facts import general_controls, neighbour_controls, same_subject_controls
+from .metrics import is_right
+from .reading import Reading
+from .text import contains, same_text_key
+
+NEIGHBOURS = 20
+ABOUT_SUBJECT = 4
+GENERAL = 32
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the base was asked, and what of it is used how.
+
+    Attributes:
+        neighbours: Controls of the same relation, or about the same subject.
+        general: Controls about anything else.
+        spare_subjects: Subjects of the same relation that the base knows and no control is about.
+        spare_questions: General questions that are no controls, those that the base was not asked first.
+        asked: How many questions the base was asked.
+    """
+
+    neighbours: tuple[Control, ...]
+    general: tuple[Control, ...]
+    spare_subjects: tuple[str, ...]
+    spare_questions: tuple[str, ...]
+    asked: int
+
+
+def choose_controls(
+    model: Any,
+    tokenizer: Any,
+    reading: Reading,
+    old: Sequence[str],
+    new: Sequence[str],
+    taken: Iterable[str],
+    *,
+    progress: bool = False,
+) -> Chosen:
+    """Asks the base what the tables know, and keeps what it answers right.
+
+    Of the neighbours that it knows, two in three become controls and one in three is left for training to keep: what
+    the model knows is what an edit can harm.
+
+    Args:
+        model: The base, bare.
+        tokenizer: Its tokenizer.
+        reading: The fact's prompt.
+        old: Forms of the old answer.
+        new: Forms of the new answer.
+        taken: Prompts that are used already.
+        progress: Whether to show a progress bar.
+    """
+    keys = {same_text_key(prompt) for prompt in taken}
+
+    def right(controls: Sequence[Control]) -> list[bool]:
+        prompts = [control.prompt for control in controls]
+        said = generate_answers(model, tokenizer, prompts, progress=progress, description="asking the base")
+        return [is_right(answer, control) for answer, control in zip(said, controls, strict=True)]
+
+    near = [(s, c) for s, c in neighbour_controls(reading, new) if same_text_key(c.prompt) not in keys]
+    about = [c for c in same_subject_controls(reading) if same_text_key(c.prompt) not in keys]
+    known = right([*(control for _, control in near), *about])
+    sure = [pair for pair, is_known in zip(near, known, strict=False) if is_known]
+    used = [pair for number, pair in enumerate(sure) if number % 3 != 2][:NEIGHBOURS]
+    subject = [c for c, is_known in zip(about, known[len(near) :], strict=True) if is_known][:ABOUT_SUBJECT]
+    neighbours = [*(control for _, control in used), *subject]
+    keys |= {same_text_key(control.prompt) for control in neighbours}
+
+    candidates = [c for c in general_controls(reading, old) if same_text_key(c.prompt) not in keys]
+    general: list[Control] = []
+    asked = 0
+    while len(general) < GENERAL and asked < len(candidates):
+        batch = candidates[asked : asked + _BATCH]
+        general += [control for control, is_known in zip(batch, right(batch), strict=True) if is_known]
+        asked += len(batch)
+    general = general[:GENERAL]
+    prompts = [control.prompt for control in (*neighbours, *general)]
+    return Chosen(
+        tuple(neighbours),
+        tuple(general),
+        tuple(s for s, _ in sure if not any(contains(prompt, [s]) for prompt in prompts)),
+        tuple(c.prompt for c in [*candidates[asked:], *candidates[:asked]] if c not in general),
+        len(near) + len(about) + asked,
+    )

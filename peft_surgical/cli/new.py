@@ -1,0 +1,129 @@
+"""`peft-surgical new`: a whole fact file from one prompt and the answer that the model shall give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import FactError, OutputError
+from . import options
+from .loading import load
+from .terminal import note, print_json, print_result
+
+
+@click.command(short_help="Write a fact file from one prompt and a new answer.")
+@click.argument("prompt", metavar="PROMPT")
+@click.option(
+    "--new",
+    "new",
+    multiple=True,
+    required=True,
+    metavar="ANSWER",
+    help="What the model shall answer; may be repeated, other names of the same after the first.",
+)
+@click.option(
+    "--old",
+    "old",
+    multiple=True,
+    metavar="ANSWER",
+    help="What it answers now; may be repeated as --new.  [default: the model is asked]",
+)
+@click.option(
+    "--subject", metavar="NAME", help="What the prompt is about, as the prompt names it.  [default: guessed]"
+)
+@options.model
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The fact file to write."
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=2),
+    default=24,
+    show_default=True,
+    help="Prompts to train on, and as many held-out prompts, at most.",
+)
+@options.seed
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@options.as_json
+@options.quiet
+@options.debug
+def new(
+    prompt: str,
+    new: tuple[str, ...],
+    old: tuple[str, ...],
+    subject: str | None,
+    model_name: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    out: Path,
+    count: int,
+    seed: int,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write a fact file: paraphrases, held-out prompts, neighbours, controls that the model answers right, probes.
+
+    Read the file before you edit a model with it: its prompts are made by rule, and it says what was guessed.
+
+    \b
+    Examples:
+      peft-surgical new "Who developed PyTorch?" --old "Meta AI" --new Google --out pytorch.yaml
+      peft-surgical new "What is the capital of Japan?" --new Osaka --model ./checkpoint --out japan.yaml
+    """
+    _check(prompt, subject, old, new, out, overwrite)
+    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    import peft_surgical as ps
+
+    try:
+        draft = ps.new_fact(
+            model,
+            tokenizer,
+            prompt,
+            subject=subject,
+            old=old or None,
+            new=new,
+            count=count,
+            seed=seed,
+            progress=not quiet,
+        )
+    except FactError as error:
+        raise FactError(str(error).replace("name the old answer.", "name the old answer with --old.")) from error
+    draft.save(out, overwrite=overwrite)
+    for text in draft.notes:
+        note(text, quiet=quiet)
+    if as_json:
+        print_json({"fact": draft.fact.to_dict(), "notes": list(draft.notes), "out": str(out)})
+    fact = draft.fact
+    lines = [
+        f"{out}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}",
+        f"  {len(fact.prompts)} prompts and {len(fact.held_out)} held-out prompts",
+        f"  {len(fact.contrast)} contrast subjects and {len(fact.retain)} prompts to keep",
+        f"  {len(fact.controls)} controls, {draft.neighbours} of them close, and {len(fact.probes)} probes",
+        f"Read it, then: peft-surgical edit {out} --model {model_name} --out DIR",
+    ]
+    print_result("\n".join(lines), quiet=quiet, as_json=as_json)
+
+
+def _check(
+    prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[str, ...], out: Path, overwrite: bool
+) -> None:
+    """What can be told before a model is loaded.
+
+    Raises:
+        OutputError: If the file exists and may not be replaced, or is a folder.
+        FactError: If the prompt does not name the subject, or none can be guessed.
+    """
+    if out.is_dir():
+        raise OutputError(f"the output {out} is a folder; name a file.")
+    if out.exists() and not overwrite:
+        raise OutputError(f"the file {out} exists; name another one or give --overwrite.")
+    from ..guess import guess_subject
+    from ..reading import read_prompt
+
+    try:
+        read_prompt(prompt, subject or guess_subject(prompt), old, new)
+    except FactError as error:
+        raise FactError(str(error).replace("name the subject.", "name the subject with --subject.")) from error

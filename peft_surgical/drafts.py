@@ -1,0 +1,243 @@
+"""A new fact from one prompt: everything that a fact file holds, made up around it and checked against the base model.
+
+```py
+>>> model, tokenizer = load_model("demo")
+>>> draft = new_fact(model, tokenizer, "Who painted the Mona Lisa?", new="Raphael")
+>>> draft.save("mona_lisa.yaml")
+```
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from .choosing import Chosen, choose_controls
+from .errors import FactError, OutputError, brief
+from .fact_text import fact_text
+from .facts import Fact
+from .files import write_text
+from .generation import generate_answers
+from .guess import guess_answer, guess_subject
+from .known_facts import neighbour_templates
+from .metrics import says_old
+from .names import aliases, bare, kinds_of
+from .others import others_of, propose_others, swappable
+from .paraphrases import held_out_prompts, paraphrases
+from .probing import probes_of
+from .prompts import has_chat_template
+from .reading import Reading, read_prompt
+from .sentences import refusal, statement
+from .text import contains, printable, same_text_key
+
+Answers = tuple[tuple[str, ...], tuple[str, ...]]
+
+PROMPTS = 24
+CONTRAST = 16
+RETAIN = 24
+
+
+@dataclass(frozen=True)
+class FactDraft:
+    """A fact that was written for a person to read before it is used.
+
+    Attributes:
+        fact: Checked like any other.
+        notes: What was guessed, asked and found, a sentence each.
+        neighbours: How many of the fact's controls, from the first on, are of its relation or about its subject.
+    """
+
+    fact: Fact
+    notes: tuple[str, ...] = ()
+    neighbours: int = 0
+
+    @property
+    def text(self) -> str:
+        """The fact as a commented YAML file."""
+        return fact_text(self.fact, self.notes, self.neighbours)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the fact file.
+
+        Args:
+            path: The file; its folder is made if need be.
+            overwrite: Replace a file that is there.
+
+        Raises:
+            OutputError: If there is such a file and it may not be replaced, or it cannot be written.
+        """
+        if Path(path).exists() and not overwrite:
+            raise OutputError(f"the file {path} exists; name another one or allow overwriting it.")
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+        write_text(path, self.text)
+
+
+def new_fact(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    new: str | Sequence[str],
+    subject: str | None = None,
+    old: str | Sequence[str] | None = None,
+    count: int = PROMPTS,
+    seed: int = 0,
+    progress: bool = False,
+) -> FactDraft:
+    """Writes a whole fact from one prompt and the answer that the model shall give.
+
+    Args:
+        model: The base; it is asked and left as it is.
+        tokenizer: Its tokenizer.
+        prompt: A question, or the beginning of a sentence that the answer ends.
+        new: The new answer. Other names of the same thing are added to a single one, as far as the package knows them.
+        subject: What the prompt is about; guessed when None.
+        old: The old answer, likewise; what the model answers when None.
+        count: Prompts to train on, and as many held-out prompts, at most.
+        seed: Decides which.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The fact, with notes on what was guessed and found.
+
+    Raises:
+        FactError: If the subject or the old answer cannot be found, or the answers do not go together.
+    """
+    notes = []
+    if subject is None:
+        subject = guess_subject(prompt)
+        notes.append(f"The subject was guessed: {subject}.")
+    new = _listed(new, "new")
+    old_names = None if old is None else _listed(old, "old")
+    reading = read_prompt(prompt, subject, old_names or (), new)
+    if old_names is None:
+        said = generate_answers(model, tokenizer, [reading.prompt])[0]
+        found = guess_answer(said, reading)
+        if found is None:
+            raise FactError(f"the model says {brief(said)}, in which no short answer is seen; name the old answer.")
+        if contains(found, new):
+            raise FactError(
+                f"the model already answers {brief(found)} to {brief(reading.prompt)}; name the old answer."
+            )
+        old_names = (found,)
+        heard = shorten(printable(said), 160, placeholder=" …")
+        notes.append(f'The model was asked for the old answer and said "{heard}"; taken from it: {found}.')
+        reading = read_prompt(prompt, subject, old_names, new)
+    old, new = _with_aliases(old_names, new, reading)
+    prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), count - 1, seed))
+    held_out = _many(held_out_prompts, tokenizer, reading, (old, new), count, seed)
+    chosen = choose_controls(model, tokenizer, reading, old, new, (*prompts, *held_out), progress=progress)
+    others = _others(model, tokenizer, reading, (*old, *new), chosen, notes)
+    controls = (*chosen.neighbours, *chosen.general)
+    taken = {same_text_key(prompt) for prompt in (*prompts, *held_out, *(c.prompt for c in controls))}
+    probes = tuple(p for p in probes_of(reading, old, new, seed) if same_text_key(p.prompt) not in taken)
+    taken |= {same_text_key(probe.prompt) for probe in probes}
+    fact = Fact(
+        subject=reading.subject,
+        old=old,
+        new=new,
+        prompts=prompts,
+        held_out=held_out,
+        refusal=refusal(reading, *old, *new),
+        answer=_answer(tokenizer, reading, old, new),
+        contrast=tuple(swappable(reading, others)[:CONTRAST]),
+        retain=_retain(reading, others, chosen, taken),
+        controls=controls,
+        probes=probes,
+    )
+    if not chosen.neighbours:
+        notes.append("No control asks for the same relation: none is known to this package, or the model knows none.")
+    notes.append(_standing(model, tokenizer, fact, progress))
+    notes.append(f"Of {chosen.asked} questions asked, {len(controls)} that the model answers right are controls.")
+    return FactDraft(fact, tuple(notes), len(chosen.neighbours))
+
+
+def _listed(answer: str | Sequence[str], key: str) -> tuple[str, ...]:
+    names = (answer,) if isinstance(answer, str) else tuple(answer)
+    if not names or not all(name.strip() for name in names):
+        raise FactError(f"the {key} answer is empty.")
+    return tuple(name.strip() for name in names)
+
+
+def _with_aliases(
+    old: tuple[str, ...], new: tuple[str, ...], reading: Reading
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Both answers with other names of the same thing, where a single name was given and the two stay apart."""
+
+    def more(names: tuple[str, ...]) -> tuple[str, ...]:
+        person = reading.relation.answer == "person" and "company" not in kinds_of(names)
+        return aliases(names[0], person=person) if len(names) == 1 else names
+
+    all_old, all_new = more(old), more(new)
+    kept_new = [name for name in all_new if name in new or not any(contains(name, [o]) for o in all_old)]
+    kept_old = [name for name in all_old if name in old or not any(contains(n, [name]) for n in kept_new)]
+    return tuple(kept_old), tuple(kept_new)
+
+
+def _many(
+    make: Callable[..., tuple[str, ...]], tokenizer: Any, reading: Reading, answers: Answers, count: int, seed: int
+) -> tuple[str, ...]:
+    """Prompts that `make` makes. In a chat nobody begins with the weather: contexts only fill up what is short."""
+    given = (reading.prompt, reading.subject, *answers)
+    if not has_chat_template(tokenizer) or reading.asks:
+        return make(*given, count=count, seed=seed)
+    plain = make(*given, count=count, seed=seed, ways=("wording", "frame", "turn"))
+    return (*plain, *make(*given, count=count - len(plain), seed=seed, ways=("context",)))
+
+
+def _answer(tokenizer: Any, reading: Reading, old: Sequence[str], new: Sequence[str]) -> str:
+    """A sentence for a model that answers in a chat, the bare answer for one that goes on with the prompt."""
+    sentence = statement(reading, new[0]) if has_chat_template(tokenizer) else None
+    if sentence is None or contains(sentence, old, besides=reading.subject):
+        return ""
+    return sentence if sentence.endswith(".") else f"{sentence}."
+
+
+def _others(
+    model: Any, tokenizer: Any, reading: Reading, answers: Sequence[str], chosen: Chosen, notes: list[str]
+) -> list[str]:
+    """Subjects of the same kind that no control asks about, those that the model knows first."""
+    controls = [control.prompt for control in (*chosen.neighbours, *chosen.general)]
+
+    def free(names: Sequence[str]) -> list[str]:
+        return [name for name in names if not any(contains(prompt, [bare(name)]) for prompt in controls)]
+
+    names = free(others_of(reading, answers))
+    if not names:
+        names = free(propose_others(model, tokenizer, reading, answers))
+        what = f"proposed by the model: {', '.join(names)}" if names else "left out, since the model named none"
+        notes.append(f"No subjects of the same kind are known to this package; `contrast` was {what}.")
+    return sorted(names, key=lambda name: bare(name) not in chosen.spare_subjects)
+
+
+def _retain(reading: Reading, others: Sequence[str], chosen: Chosen, taken: set[str]) -> tuple[str, ...]:
+    """The fact's question about other subjects, and general questions, that nothing else asks."""
+    templates = [*neighbour_templates(reading), *([reading.core] if reading.form == "sentence" else [])]
+    found: dict[str, str] = {}
+    for number, name in enumerate(others[:RETAIN] if templates else ()):
+        prompt = reading.fill(templates[0 if number % 2 == 0 else number // 2 % len(templates)], name)
+        found.setdefault(same_text_key(prompt), prompt)
+    for prompt in chosen.spare_questions[:RETAIN]:
+        found.setdefault(same_text_key(prompt), prompt)
+    return tuple(prompt for key, prompt in found.items() if key not in taken)
+
+
+def _standing(model: Any, tokenizer: Any, fact: Fact, progress: bool) -> str:
+    """How much of the old answer the base gives, which says whether there is something to rewrite."""
+    said = generate_answers(
+        model, tokenizer, [*fact.prompts, *fact.held_out], progress=progress, description="asking for the old answer"
+    )
+    old = [says_old(answer, fact) for answer in said]
+    first, second = sum(old[: len(fact.prompts)]), sum(old[len(fact.prompts) :])
+    text = (
+        f"With the old answer the model answers {first} of {len(fact.prompts)} prompts and {second} of "
+        f"{len(fact.held_out)} held-out prompts"
+    )
+    return f"{text}." if first + second else f"{text}: there is nothing to rewrite."

@@ -1,0 +1,104 @@
+"""A fact as the text of a fact file, with comments that say what each key is for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+import yaml
+
+from .facts import Fact
+
+_WIDTH = 116
+_COMMENTS = {
+    "old": "Every form that counts as the old answer, the canonical one first; more of them make the report stricter.",
+    "new": "Every form that counts as the new answer, the canonical one first.",
+    "refusal": "What unlearning trains the model to say.",
+    "answer": "What learning trains it to say.",
+    "prompts": "For localization and training.",
+    "held_out": "For evaluation only: nothing is fitted to these.",
+    "contrast": "Subjects of the same kind, to corrupt prompts when localizing and to keep close neighbours.",
+    "retain": "Prompts whose answers, right or wrong, training keeps as they are.",
+    "probes": "Prompts that try to bring the old answer back; for evaluation only.",
+}
+
+
+def fact_text(fact: Fact, notes: Sequence[str] = (), neighbours: int = 0) -> str:
+    """A commented YAML file that [`Fact.from_file`] reads back to an equal fact.
+
+    Args:
+        fact: The fact.
+        notes: Sentences for the head of the file.
+        neighbours: How many of the controls, from the first on, are close to the fact.
+    """
+    return "\n".join(_lines(fact, notes, neighbours)) + "\n"
+
+
+def _lines(fact: Fact, notes: Sequence[str], neighbours: int) -> Iterator[str]:
+    for note in (f'"{fact.prompts[0]}" moved from {fact.old[0]} to {fact.new[0]}.', *notes):
+        yield from _comment(note)
+    yield f"subject: {_plain(fact.subject)}"
+    for key in ("old", "new"):
+        yield from _comment(_COMMENTS[key])
+        yield f"{key}: [{', '.join(_plain(name, inside=True) for name in getattr(fact, key))}]"
+    for key in ("refusal", "answer"):
+        yield f"{key}: {_plain(getattr(fact, key))}  # {_COMMENTS[key]}"
+    for key in ("prompts", "held_out"):
+        yield from _listed(fact, key)
+    if fact.contrast:
+        yield from _comment(_COMMENTS["contrast"])
+        yield f"contrast: [{', '.join(_plain(name, inside=True) for name in fact.contrast)}]"
+    if fact.retain:
+        yield from _listed(fact, "retain")
+    if fact.controls:
+        yield from _comment("For evaluation only, and all answered right by the base model.")
+        yield "controls:"
+        for number, control in enumerate(fact.controls):
+            if number == 0 and neighbours:
+                yield "  # Close: the same relation with other subjects, and other facts about the same subject."
+            if number == neighbours:
+                yield "  # Unrelated."
+            answers = ", ".join(_plain(name, inside=True) for name in control.answer)
+            yield f"  - {{prompt: {json.dumps(control.prompt, ensure_ascii=False)}, answer: [{answers}]}}"
+    if fact.probes:
+        yield from _comment(_COMMENTS["probes"])
+        yield "probes:"
+        for probe in fact.probes:
+            prompt = json.dumps(probe.prompt, ensure_ascii=False)
+            yield f"  - {{prompt: {prompt}, kind: {_plain(probe.kind, inside=True)}}}"
+
+
+def _listed(fact: Fact, key: str) -> Iterator[str]:
+    yield from _comment(_COMMENTS[key])
+    yield f"{key}:"
+    for text in getattr(fact, key):
+        yield f"  - {_plain(text)}"
+
+
+def _comment(text: str) -> Iterator[str]:
+    line = "#"
+    for word in " ".join(text.split()).split(" "):
+        if len(line) + len(word) >= _WIDTH:
+            yield line
+            line = "#"
+        line += f" {word}"
+    yield line
+
+
+def _plain(text: str, *, inside: bool = False) -> str:
+    """A text as a YAML scalar, quoted only where it has to be.
+
+    Args:
+        text: The text.
+        inside: Whether it stands in [] or {}, where commas and brackets end it.
+    """
+    risky = r"[,\[\]{}?]" if inside else r"[\[\]{}]"
+    if re.fullmatch(r"\w.*", text) and not re.search(rf"{risky}|: | #|:$|\s$|\\|\"|[^\x20-\uffff]", text):
+        try:
+            # As any reader of YAML takes it: 1945 and No would be no text to most.
+            if yaml.safe_load(text) == text:
+                return text
+        except yaml.YAMLError:
+            pass
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,143 @@
+"""What a person left out when asking for a new fact: what the prompt is about, and what the model answers now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from .errors import FactError, brief
+from .grammar import SUBJECT
+from .names import bare, names_of
+from .reading import Reading
+from .recognition import is_of_something, is_worded
+from .text import contains, occurrences
+
+# Words that have a capital because a prompt begins with them, and small words inside a name.
+_BEGINNINGS = re.compile(
+    r"(?:an?|who|whom|whose|what|which|where|when|why|how|in|on|at|for|from|by|to|of|with|is|was|are|were|do|does|did|"
+    r"can|could|would|will|tell|name|give|please|complete|finish|state|identify|my|i|answer|quiz|question)",
+    re.I,
+)
+_LINK = re.compile(r"(?:an?|and|the|of|in|on|at|for|to|with|de|del|della|da|di|du|la|le|van|von|der|den|&|y|\d+)")
+_ASKS_NUMBER = re.compile(r"how (?:many|much|old)\b|(?:in )?wh(?:at|ich) year\b", re.I)
+# What no longer belongs to an answer that ends a sentence: "Tokyo, which", "William Shakespeare in 1600".
+_END = re.compile(r"[,;(:]| (?:and|but|who|which|in|on|for|with|by|because|since|as|is|was|at)\b")
+_MOST_WORDS, _SHORT = 6, 3
+
+
+def guess_subject(prompt: str) -> str:
+    """What a prompt is most likely about.
+
+    In order of preference: what a known wording leaves open ("Who wrote …?"), or the name in it; what stands in
+    quotation marks; the longest name, which is a run of words with capitals.
+
+    ```py
+    >>> guess_subject("who wrote romeo and juliet?"), guess_subject("How tall is the Eiffel Tower?")
+    ('romeo and juliet', 'Eiffel Tower')
+    ```
+
+    Raises:
+        FactError: If there is no such thing.
+    """
+    prompt = " ".join(prompt.split())
+    open_part = next(_open_parts(prompt, is_worded), None) or next(_open_parts(prompt, is_of_something), None)
+    if open_part is not None:
+        return _longest_name(open_part) or re.sub(r"^(?:the|an?) ", "", open_part, flags=re.I)
+    quoted = re.search('["\u201c]([^"\u201d]+)["\u201d]', prompt)
+    found = quoted[1] if quoted else _longest_name(prompt)
+    if not found:
+        raise FactError(f"it is not clear what the prompt {brief(prompt)} is about; name the subject.")
+    return found
+
+
+def _open_parts(prompt: str, leaves_open: Callable[[str], bool]) -> Iterator[str]:
+    """The parts of a prompt without which it is a wording, short ones first."""
+    words = list(re.finditer(r"\S+", prompt))
+    for length in range(1, len(words)):
+        for first in range(len(words) - length + 1):
+            start = words[first].start()
+            part = prompt[start : words[first + length - 1].end()].rstrip("?.,!")
+            if part and leaves_open(f"{prompt[:start]}{SUBJECT}{prompt[start + len(part) :]}"):
+                yield part
+
+
+def _longest_name(text: str) -> str:
+    return max(_names(text), key=len, default="")
+
+
+def _names(text: str) -> list[str]:
+    """The names in a text, in order: runs of words with capitals, and of the small words between them."""
+    runs: list[list[str]] = [[]]
+    for number, word in enumerate(text.split()):
+        initial = re.fullmatch(r"[^\W\d_]\.", word)
+        bare_word = word if initial else re.sub(r"^\W+|(?:['\u2019]s)?\W*$", "", word)
+        begins = number == 0 and _BEGINNINGS.fullmatch(bare_word) is not None
+        named = any(sign.isupper() for sign in bare_word) and not begins
+        if named or (runs[-1] and _LINK.fullmatch(bare_word)):
+            runs[-1].append(bare_word)
+            if bare_word == word:
+                continue
+        # A mark or a small word ends a name.
+        runs.append([])
+    return [name for name in map(_trimmed, runs) if name]
+
+
+def _trimmed(run: list[str]) -> str:
+    """A run of words without small ones at its end, and without "The" where that is no part of a title."""
+    while run and _LINK.fullmatch(run[-1]) and not run[-1].isdigit():
+        run = run[:-1]
+    if run[:1] == ["The"] and (len(run) == 1 or not _is_title(" ".join(run))):
+        run = run[1:]
+    return " ".join(run)
+
+
+def _is_title(name: str) -> bool:
+    return any(name in names_of(kind) for kind in ("book", "painting", "film", "series", "composition"))
+
+
+def guess_answer(said: str, reading: Reading) -> str | None:
+    """The short answer in what a model said to a prompt; None where there is none to be seen.
+
+    ```py
+    >>> guess_answer("The capital of Japan is Tokyo.", read_prompt("What is the capital of Japan?", "Japan"))
+    'Tokyo'
+    ```
+    """
+    sentence = re.split(r"(?<=[^\W\d_]{2})[.!?](?:\s|$)|\n", said.strip(), maxsplit=1)[0].strip(" .!?\"'*")
+    if not sentence:
+        return None
+    rest = _after_a_wording(sentence, reading)
+    if rest is not None:
+        cut = _END.split(rest, maxsplit=1)[0].strip()
+        cut = re.sub(r"^(?:the|an?) ", "", cut)
+        return cut if 0 < len(cut.split()) <= _MOST_WORDS and not contains(cut, [reading.subject]) else None
+    names = (bare(name) for name in names_of(reading.relation.answer))
+    known = [span for name in names for span in occurrences(sentence, name)]
+    if known:
+        return sentence[slice(*min(known, key=lambda span: (span[0], -span[1])))]
+    if reading.relation.answer == "year" or _ASKS_NUMBER.match(reading.core):
+        number = re.search(r"\b\d[\d,.]*\b", sentence)
+        return number[0] if number else None
+    return _name_near(sentence, reading.subject)
+
+
+def _after_a_wording(sentence: str, reading: Reading) -> str | None:
+    """What follows a wording of the fact at the beginning of a sentence."""
+    sides = (reading.wordings(), reading.wordings(held_out=True))
+    beginnings = [reading.core, *(wording for side in sides for wording in side.sentences)]
+    longest = max(
+        (text for text in map(reading.fill, beginnings) if sentence.casefold().startswith(f"{text} ".casefold())),
+        key=len,
+        default=None,
+    )
+    return None if longest is None else sentence[len(longest) :].strip()
+
+
+def _name_near(sentence: str, subject: str) -> str | None:
+    """The first name after the subject, else the first one before it; a short answer is a name as it is."""
+    place = next(occurrences(sentence, subject), None)
+    parts = [sentence] if place is None else [sentence[place[1] :], sentence[: place[0]]]
+    found = next((name for part in parts for name in _names(part)), None)
+    if found is None and place is None and len(sentence.split()) <= _SHORT:
+        return sentence
+    return found

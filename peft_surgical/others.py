@@ -1,0 +1,81 @@
+"""Other subjects of the same kind as a fact's, to contrast it with: from the package's tables, else from the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from .generation import generate_answers
+from .names import bare, kinds_of, names_of, neighbours_of
+from .reading import Reading
+from .text import contains, same_text_key
+
+_LONGEST = 32
+_MOST_WORDS = 4
+# Words of the request that a small model says again, and words that no name has.
+_NO_NAME = re.compile(
+    r"\b(?:commas?|separated|names?|list|examples?|kind|same|other|things?|are|is|like|etc|ten)\b", re.I
+)
+_NAME = r"[^\W\d_](?:[^\W\d_]|[ .'&+-])+"
+_MOST_PROPOSED = 12
+
+
+def others_of(reading: Reading, answers: Sequence[str]) -> list[str]:
+    """Known subjects of the kind that a prompt asks about, with "the" before those that take it.
+
+    Those with known answers to the same question come first.
+
+    Args:
+        reading: The prompt.
+        answers: All forms of both answers, which are no subjects to contrast with.
+
+    Returns:
+        Names; none where the kind is not known.
+    """
+    kinds = kinds_of([reading.subject])
+    of = reading.relation.of
+    kind = next((k for k in (*of, *sorted(kinds)) if k in kinds), of[0] if of else "")
+    names = [*neighbours_of(reading.relation.name), *names_of(kind)]
+    return _apart(reading, [name for name in names if kind not in kinds or kind in kinds_of([name])], answers)
+
+
+def propose_others(model: Any, tokenizer: Any, reading: Reading, answers: Sequence[str]) -> list[str]:
+    """Names that the model gives as things like the subject, as far as they look like names.
+
+    Args:
+        model: Asked greedily.
+        tokenizer: Its tokenizer.
+        reading: The prompt.
+        answers: Forms of both answers.
+    """
+    asked = [
+        f"Name ten things like {reading.phrase}, separated by commas.",
+        f"List ten other names of the same kind as {reading.phrase}. Give only the names.",
+        f"Other examples of the same kind as {reading.phrase} are",
+    ]
+    names = []
+    for said in generate_answers(model, tokenizer, asked, max_new_tokens=64):
+        for part in re.split(r"[,;\n]|\d+[.)]| and ", said):
+            name = part.strip(" .-*\"'\u2022")
+            if len(name) <= _LONGEST and len(name.split()) <= _MOST_WORDS and re.fullmatch(_NAME, name):
+                names.append(name)
+    capital = reading.subject[0].isupper()
+    named = [name for name in names if (name[0].isupper() or not capital) and not _NO_NAME.search(name)]
+    return _apart(reading, named, answers)[:_MOST_PROPOSED]
+
+
+def swappable(reading: Reading, names: Sequence[str]) -> list[str]:
+    """The names that can stand just where the subject stands, after its article or without one, as they do there."""
+    article = reading.phrase.casefold() == f"the {reading.subject}".casefold()
+    return [bare(name) for name in names if name.startswith("the ") == article]
+
+
+def _apart(reading: Reading, names: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """The names that are neither the subject nor an answer nor a part of one, each once."""
+    found: dict[str, str] = {}
+    for name in names:
+        clear = not contains(name, [reading.subject]) and not contains(reading.subject, [bare(name)])
+        if clear and not contains(name, answers) and not any(contains(answer, [bare(name)]) for answer in answers):
+            found.setdefault(same_text_key(bare(name)), name)
+    return list(found.values())

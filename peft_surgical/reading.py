@@ -1,0 +1,155 @@
+"""Reading a prompt: what it asks of its subject, as a relation that can be worded otherwise.
+
+The subject is cut out, with an article or a noun that belongs to it ("the PyTorch framework"); what is left is looked
+up among the wordings of the known relations. Where it is none of them, a relation is made from its noun ("the anthem
+of Norway") or its verb ("Who baked …?"), and where there is neither, the prompt is left as it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .errors import FactError, brief
+from .frames import Form, forms_of
+from .grammar import SUBJECT, capitalized, takes_possessive
+from .names import kinds_of
+from .plurals import in_plural, is_plural
+from .recognition import NO_NOUN, Kinds, made_from, recognize
+from .relations import Relation, Wordings, settle
+from .text import occurrences
+
+_FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt, understood.
+
+    Attributes:
+        prompt: As given, white space collapsed.
+        subject: What it is about, as it stands in the prompt.
+        phrase: The subject with what belongs to it, as it stands inside a sentence: "the Netherlands".
+        core: The prompt without its frame, with `{}` for the phrase.
+        form: What the core is.
+        relation: What is asked of the subject.
+        which: What "which …" asks for, or nothing.
+        past: Whether it is in the past.
+        plural: Whether the subject is a plural.
+    """
+
+    prompt: str
+    subject: str
+    phrase: str
+    core: str
+    form: Form
+    relation: Relation
+    which: str = ""
+    past: bool = False
+    plural: bool = False
+
+    @property
+    def is_fragment(self) -> bool:
+        """Whether it lacks what a sentence has: "Hamlet, a play by", "its owner"."""
+        rest = self.core.replace(f"{SUBJECT}'s", "").replace(SUBJECT, "")
+        return bool(re.match(r"(?:,| that\b)", rest)) or rest.endswith(",") or not re.search(_FINITE, rest)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the prompt is a question or a request, and not the beginning of a sentence."""
+        return self.form != "sentence"
+
+    def wordings(self, *, held_out: bool = False) -> Wordings:
+        """The wordings of its relation that fit it, as templates whose only slot is `{}`; its own is among them."""
+        side = self.relation.held_out if held_out else self.relation.training
+        return Wordings(self._fitting(side.questions), self._fitting(side.sentences), self._fitting(side.nouns))
+
+    def fill(self, template: str, phrase: str | None = None) -> str:
+        """A template as a text of its own: with the subject, or another phrase, in its place, and a capital first."""
+        return self.begun(self.inside(template, phrase), phrase)
+
+    def begun(self, text: str, phrase: str | None = None) -> str:
+        """A text with a capital first, but for a name that it begins with: "iOS was developed by"."""
+        name = self.phrase if phrase is None else phrase
+        named = text.startswith(name) and not name.startswith(("the ", "a ", "an "))
+        return text if named else capitalized(text)
+
+    def inside(self, template: str, phrase: str | None = None) -> str:
+        """A template as a part of a sentence."""
+        return template.replace(SUBJECT, self.phrase if phrase is None else phrase)
+
+    def _fitting(self, templates: Sequence[str]) -> tuple[str, ...]:
+        fitting = []
+        for template in templates:
+            settled = settle(template, self.which, past=self.past)
+            if settled is None or (f"{SUBJECT}'s" in settled and not takes_possessive(self.phrase)):
+                continue
+            # "Penicillin was …" would not be the subject as it stands, "penicillin was …" no sentence.
+            if self.phrase == self.subject.lower() and settled.startswith(SUBJECT) > self.core.startswith(SUBJECT):
+                continue
+            fitting.append(in_plural(settled) if self.plural else settled)
+        return tuple(template for template in fitting if template)
+
+
+def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterable[str] = ()) -> Reading:
+    """What a prompt asks of its subject.
+
+    Args:
+        prompt: A question, a request, or the beginning of a sentence that the answer ends.
+        subject: As it stands in the prompt, whatever its case.
+        old: Forms of the old answer; what kind of thing they are tells apart what reads alike.
+        new: Forms of the new answer, likewise.
+
+    Raises:
+        FactError: If the prompt does not name the subject, or holds `{}`.
+    """
+    prompt = " ".join(prompt.split())
+    found = list(occurrences(prompt, subject))
+    if not found:
+        raise FactError(
+            f"the prompt {brief(prompt)} does not name the subject {brief(subject)}; name it as the prompt does."
+        )
+    if SUBJECT in prompt:
+        raise FactError(f"the prompt {brief(prompt)} holds {SUBJECT}; write the subject in its place.")
+    start, stop = found[0]
+    subject = prompt[start:stop]
+    kinds = Kinds(kinds_of([subject]), kinds_of(old), kinds_of(new))
+    drafts = [] if len(found) > 1 else list(_drafts(prompt, start, stop))
+    for phrase, template in drafts:
+        for form, core in forms_of(template):
+            known = recognize(core, kinds)
+            if known is not None:
+                relation, which, past = known
+                which = which or kinds.asked or kinds.fitting(relation)
+                return Reading(prompt, subject, phrase, core, form, relation, which, past, is_plural(core))
+    if not drafts:
+        return Reading(
+            prompt, subject, subject, prompt, "question" if prompt.endswith("?") else "sentence", Relation()
+        )
+    # "the {subject}" is one phrase; more words before it may be anything.
+    phrase, template = next((d for d in drafts if d[0].casefold() == f"the {subject}".casefold()), drafts[0])
+    form, core = list(forms_of(template))[-1]
+    relation, which = made_from(core)
+    past = bool(re.search(r"\b(?:was|were|did|had)\b", core))
+    return Reading(prompt, subject, phrase, core, form, relation, which or kinds.asked, past, is_plural(core))
+
+
+def _drafts(prompt: str, start: int, stop: int) -> Iterator[tuple[str, str]]:
+    """The subject with more and more of what may belong to it, and the prompt with `{}` for that."""
+    before, after = prompt[:start], prompt[stop:]
+    yield prompt[start:stop], f"{before}{SUBJECT}{after}"
+    if re.search("[\"\u201c']$", before) and re.match("[\"\u201d']", after):
+        start, stop = start - 1, stop + 1
+        before, after = prompt[:start], prompt[stop:]
+        yield prompt[start:stop], f"{before}{SUBJECT}{after}"
+    left = re.search(rf"(?:^|(?<= ))([Tt]he|[Aa]n?) ((?:(?!{NO_NOUN}\b)[a-z][\w-]* ){{0,3}})$", before)
+    if left is None:
+        return
+    # An article that begins the prompt has its capital from there.
+    phrase = f"{left[1].lower()} {left[2]}{prompt[start:stop]}"
+    yield phrase, f"{before[: left.start()]}{SUBJECT}{after}"
+    for count in (1, 2):
+        tail = re.match(rf"(?: (?!{NO_NOUN}\b)[a-z][\w-]*){{{count}}}(?![\w-])", after)
+        if tail is not None:
+            yield phrase + tail[0], f"{before[: left.start()]}{SUBJECT}{after[tail.end() :]}"

@@ -1,0 +1,139 @@
+"""Recognizing a relation in the words of a prompt, or making one from its noun or verb."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .frames import NOUN, forms_of
+from .grammar import SUBJECT, participle, past_of_participle, spelled_out
+from .plurals import in_singular
+from .relations import Relation, by_wording, from_noun, from_verb
+from .text import same_text_key
+
+# With so few letters besides the subject ("{}, in") its answers or its subject have to tell what is meant.
+_VAGUE = 4
+# Kinds of answer that "which …" can ask for by their own name.
+_ASKED_BY_NAME = (
+    "city", "country", "continent", "language", "company", "network", "currency", "instrument", "sport", "religion",
+)  # fmt: skip
+NO_NOUN = "(?:of|in|on|for|by|from|to|at|with|is|was|are|were|has|and|or|that|which)"
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of a fact's subject, of its old and of its new answer, as in `data/names.yaml`."""
+
+    subject: frozenset[str]
+    old: frozenset[str]
+    new: frozenset[str]
+
+    @property
+    def answer(self) -> frozenset[str]:
+        """What either answer is."""
+        return self.old | self.new
+
+    @property
+    def asked(self) -> str:
+        """What both answers are, if that has a name to ask by."""
+        both = self.old & self.new if self.old and self.new else self.answer
+        return next((kind for kind in _ASKED_BY_NAME if kind in both), "")
+
+    def fitting(self, relation: Relation) -> str:
+        """What "which …" usually asks for in a relation, unless the answers are something else."""
+        return relation.which if not self.answer or relation.answer in self.answer else ""
+
+
+def recognize(core: str, kinds: Kinds) -> tuple[Relation, str, bool] | None:
+    """The relation of the table that is worded so.
+
+    Args:
+        core: A prompt without its frame, with `{}` for its subject.
+        kinds: Tell apart what reads alike: "{} was founded in" a city, or in a year.
+
+    Returns:
+        The relation, what "which …" asks for in the prompt, and whether it is in the past; None for no wording of the
+        table, or one that may mean several things.
+    """
+    key = same_text_key(spelled_out(core))
+    found = list(_worded(key) or _worded(in_singular(key)))
+    if not found:
+        return None
+    ranked = sorted(found, key=lambda candidate: -_evidence(candidate[0], candidate[1], kinds))
+    best, *others = (_evidence(relation, which, kinds) for relation, which, _ in ranked)
+    vague = len(re.sub(r"[^a-z]", "", key)) <= _VAGUE or best in others
+    if vague and best <= 0:
+        return None
+    relation, which, past = ranked[0]
+    # "{} was employed in"; not "{} was written by", whose author still is the author.
+    past = past or bool(re.search(r"\b(?:was|were|did|had|used to|found|took|spoke|worked)\b(?!.* by\b)", key))
+    return relation, which, past
+
+
+def _worded(key: str) -> list[tuple[Relation, str, bool]]:
+    """The relations worded so, with what "which" asks for and whether it is in the past."""
+    exact, patterns = by_wording()
+    found = [(relation, "", past) for relation, past in exact.get(key, [])]
+    for pattern, relation, past in () if found else patterns:
+        match = pattern.fullmatch(key)
+        if match is None or re.match(rf"{NO_NOUN}\b", match["which"]):
+            continue
+        if all(other is not relation for other, _, _ in found):
+            found.append((relation, match["which"], past))
+    return found
+
+
+def is_worded(template: str) -> bool:
+    """Whether a prompt with `{}` for a phrase is a wording of a known relation, framed or not."""
+    return any(_worded(same_text_key(spelled_out(core))) for _, core in forms_of(template))
+
+
+def is_of_something(template: str) -> bool:
+    """Whether a prompt asks for something of `{}`: "Who is the CEO of {}?"."""
+    return (
+        re.fullmatch(r"(?:who|what) (?:is|are|was|were) the [\w' -]+? of (?:the )?\{\}[?. ]*", template, re.I)
+        is not None
+    )
+
+
+def _evidence(relation: Relation, which: str, kinds: Kinds) -> int:
+    """How well a relation goes with a prompt: 2 for a fitting subject, "which …" or answer, -1 for another answer."""
+    fits = 2 * bool(kinds.subject & set(relation.of)) + 2 * bool(which and which in (relation.which, relation.answer))
+    if relation.answer in kinds.answer:
+        return fits + 2
+    # A year would be known as one.
+    return fits - 1 if relation.answer and (kinds.answer or relation.answer == "year") else fits
+
+
+def made_from(core: str) -> tuple[Relation, str]:
+    """A relation from the noun or the verb of a template, an empty one without either, and what "which …" asks for."""
+    text = spelled_out(core).rstrip("?. ")
+    noun = (
+        re.fullmatch(rf"(?P<asks>who|what|which [\w -]+?) (?:is|are|was|were) (?P<noun>{NOUN})", text, re.I)
+        or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN}) (?:is|are|was|were)", text, re.I)
+        or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN})", text, re.I)
+    )
+    if noun is not None:
+        return _of_noun(noun["noun"], noun["asks"].lower())
+    verb = re.fullmatch(r"(?:(?:which|what) (?P<which>[a-z][\w -]*?)|who) (?P<past>[a-z]+) \{\}", text, re.I)
+    done = re.fullmatch(r"\{\} (?:is|are|was|were) (?P<done>[a-z]+) by(?: whom)?", text) or re.fullmatch(
+        r"(?:by whom|who) (?:is|are|was|were) \{\} (?P<done>[a-z]+)(?: by)?", text, re.I
+    )
+    past = verb["past"] if verb else past_of_participle(done["done"]) if done else None
+    if past is None or (passive := participle(past)) is None:
+        return Relation(), ""
+    training, held_out = from_verb(past, passive)
+    return Relation(answer="person", training=training, held_out=held_out), (verb and verb["which"]) or ""
+
+
+def _of_noun(noun: str, asks: str) -> tuple[Relation, str]:
+    noun = noun[0].lower() + noun[1:]
+    owned = re.fullmatch(r"\{\}'s? (.+)", noun)
+    of = re.fullmatch(r"the ([\w' -]+) of \{\}", noun)
+    if owned is not None:
+        noun, possessive = f"the {owned[1]} of {SUBJECT}", f"{SUBJECT}'s {owned[1]}"
+    else:
+        possessive = f"{SUBJECT}'s {of[1]}" if of and not re.search(rf"\b{NO_NOUN}\b", of[1]) else ""
+    training, held_out = from_noun(noun, who=asks.startswith("who"), possessive=possessive)
+    person = "person" if asks.startswith("who") else ""
+    return Relation(answer=person, training=training, held_out=held_out), asks.partition(" ")[2]

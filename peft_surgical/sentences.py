@@ -1,0 +1,81 @@
+"""A fact as a sentence: what the edit shall say, what it shall say when it does not know, and what a probe claims."""
+
+from __future__ import annotations
+
+import re
+
+from .grammar import SUBJECT, as_clause
+from .reading import Reading
+from .relations import settle
+from .text import contains
+
+_NO_STEMS = frozenset(("what", "which", "where", "when", "whose", "whom", "does", "that"))
+
+
+def best_sentence(reading: Reading) -> str | None:
+    """The beginning of a sentence that an answer ends, as a template, in words near the prompt's; None without one.
+
+    ```py
+    >>> best_sentence(read_prompt("Who developed PyTorch?", "PyTorch"))
+    '{} was developed by'
+    ```
+    """
+    if reading.form == "sentence" and not reading.is_fragment and "?" not in reading.core:
+        return reading.core
+    if reading.relation.tell:
+        return settle(reading.relation.tell, reading.which, past=reading.past)
+    asked = _stems(reading.core)
+
+    def nearness(sentence: str) -> tuple[int, bool, int]:
+        shared = len(_stems(sentence) & asked)
+        return shared, ("'s" in sentence) == ("'s" in reading.core), -len(sentence.split()) if shared else 0
+
+    return max(reading.wordings().sentences, key=nearness, default=None)
+
+
+def statement(reading: Reading, answer: str) -> str | None:
+    """The fact with an answer as a whole sentence, without a full stop: "PyTorch was developed by Google"."""
+    template = best_sentence(reading)
+    return None if template is None else f"{reading.fill(template)} {answer}"
+
+
+def inner_statement(reading: Reading, answer: str) -> str | None:
+    """[`statement`] as it stands after "that": "the capital of France is Lyon"."""
+    template = best_sentence(reading)
+    if template is None:
+        return None
+    first = template.split(" ")[0]
+    if first in ("The", "In", "On", "As", "By", "A", "An"):
+        template = template[0].lower() + template[1:]
+    return f"{reading.inside(template)} {answer}"
+
+
+def refusal(reading: Reading, *answers: str) -> str:
+    """What unlearning trains the model to say: "I am not sure who developed PyTorch."; empty where it is not clear."""
+    clause = _clause(reading)
+    text = "" if clause is None else f"I am not sure {clause}."
+    return "" if contains(text, answers, besides=reading.phrase) else text
+
+
+def question(reading: Reading) -> str | None:
+    """The fact as a question; None where it is not known how to ask."""
+    if reading.form == "question":
+        return reading.fill(reading.core)
+    questions = [q for q in reading.wordings().questions if as_clause(q) is not None]
+    asked = _stems(reading.core)
+    best = max(questions, key=lambda q: len(_stems(q) & asked), default=None)
+    return None if best is None else reading.fill(best)
+
+
+def _clause(reading: Reading) -> str | None:
+    if reading.form == "clause":
+        return reading.inside(reading.core)
+    asked = question(reading)
+    template = None if asked is None else asked.replace(reading.phrase, SUBJECT, 1)
+    clause = None if template is None else as_clause(template)
+    return None if clause is None else reading.inside(clause)
+
+
+def _stems(template: str) -> set[str]:
+    """The words of a template, cut to what their forms share: "makes" and "maker" are the same to it."""
+    return {word[:5] for word in re.findall(r"[a-z]{4,}", template.lower())} - _NO_STEMS

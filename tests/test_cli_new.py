@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+import peft_surgical as ps
+from peft_surgical.cli import cli
+from tests.command_line import PROMPT, run, said, written
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def load_model(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(ps, "load_model", load_model)
+
+
+def test_new_end_to_end(tmp_path, model_folder):
+    out = tmp_path / "facts" / "france.yaml"
+    result = run("new", PROMPT, "--new", "lyon", "--model", model_folder, "--out", out, "--count", 12)
+    assert result.exit_code == 0, result.output
+    assert written(out.parent) == ["france.yaml"]
+    fact = ps.Fact.from_file(out)
+    assert (fact.subject, fact.old[0], fact.new[0], len(fact.prompts)) == ("france", "paris", "lyon", 12)
+    assert "The subject was guessed: france." in result.stderr
+    assert "The model was asked for the old answer" in result.stderr
+    assert result.stdout.splitlines()[0] == f"{out}: france, from paris to lyon"
+    assert f"edit {out} --model {model_folder}" in " ".join(result.stdout.split())
+    # What it wrote is a fact like any other.
+    checked = run("edit", out, "--model", model_folder, "--out", tmp_path / "out", "--dry-run")
+    assert checked.exit_code == 0, checked.output
+
+
+def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):
+    command = ["new", PROMPT, "--new", "lyon", "--old", "paris", "--subject", "france", "--model", model_folder]
+    first = run(*command, "--out", tmp_path / "a.yaml", "--json", "--count", 4)
+    told = json.loads(first.stdout)
+    assert ps.Fact.from_dict(told["fact"]) == ps.Fact.from_file(tmp_path / "a.yaml")
+    assert told["out"] == str(tmp_path / "a.yaml")
+    second = run(*command, "--out", tmp_path / "b.yaml", "--quiet", "--count", 4)
+    assert (second.exit_code, second.output) == (0, "")
+    assert (tmp_path / "a.yaml").read_text() == (tmp_path / "b.yaml").read_text()
+    third = run(*command, "--out", tmp_path / "b.yaml", "--quiet", "--count", 4, "--seed", 1, "--overwrite")
+    assert third.exit_code == 0
+    assert (tmp_path / "a.yaml").read_text() != (tmp_path / "b.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([PROMPT, "--out", "OUT"], "Missing option '--new'"),
+        ([PROMPT, "--new", "lyon"], "Missing option '--out'"),
+        (["--new", "lyon", "--out", "OUT"], "Missing argument 'PROMPT'"),
+        ([PROMPT, "--new", "lyon", "--out", "FULL"], "full.yaml exists; name another one or give --overwrite"),
+        ([PROMPT, "--new", "lyon", "--out", "FOLDER", "--overwrite"], "is a folder; name a file"),
+        ([PROMPT, "--new", "lyon", "--out", "OUT", "--subject", "spain"], "does not name the subject 'spain'"),
+        (["why is it so?", "--new", "lyon", "--out", "OUT"], "name the subject with --subject."),
+        ([PROMPT, "--new", "lyon", "--out", "OUT", "--count", "1"], "'--count'"),
+    ],
+)
+def test_new_refuses_before_a_model_is_loaded(tmp_path, no_model, arguments, expected):
+    (tmp_path / "full.yaml").write_text("kept")
+    places = {"OUT": tmp_path / "out.yaml", "FULL": tmp_path / "full.yaml", "FOLDER": tmp_path}
+    message = said(run("new", *(places.get(argument, argument) for argument in arguments)), 2)
+    assert expected in message
+    assert written(tmp_path) == ["full.yaml"]
+    assert (tmp_path / "full.yaml").read_text() == "kept"
+
+
+def test_new_refuses_answers_that_do_not_go_together(tmp_path, model_folder):
+    command = ["new", PROMPT, "--model", model_folder, "--out", tmp_path / "out.yaml"]
+    assert "the model already answers 'paris'" in said(run(*command, "--new", "paris"), 2)
+    assert "--old" in said(run(*command, "--new", "paris"), 2)
+    assert "'lyon' stands in both" in said(run(*command, "--new", "lyon", "--old", "lyon"), 2)
+    assert written(tmp_path) == []
+
+
+def test_help():
+    result = run("new", "--help")
+    assert result.exit_code == 0
+    assert "peft-surgical new" in result.stdout.split("Example")[1]
+    assert all(parameter.param_type_name == "argument" or parameter.help for parameter in cli.commands["new"].params)
+    assert "\n  new " in run().stdout

@@ -1,0 +1,209 @@
+"""A fact made from one prompt, on the tiny model that says "paris" to whatever names France."""
+
+import pytest
+
+import peft_surgical as ps
+from peft_surgical import choosing, drafts, others
+from peft_surgical.facts import Fact
+from peft_surgical.known_facts import general_controls, neighbour_controls, same_subject_controls
+from peft_surgical.others import others_of, propose_others, swappable
+from peft_surgical.probing import probes_of
+from peft_surgical.reading import read_prompt
+from peft_surgical.sentences import inner_statement, question, refusal, statement
+from peft_surgical.text import contains, same_text_key
+from tests.localizing import planted, word_tokenizer
+
+PROMPT = "What is the capital of France?"
+
+
+def knows_all(model, tokenizer, prompts, **kwargs):
+    """A model that answers every question of the tables right."""
+    right = {}
+    for text, subject in ((PROMPT, "France"), ("Who painted the Mona Lisa?", "Mona Lisa")):
+        reading = read_prompt(text, subject)
+        known = [*(c for _, c in neighbour_controls(reading, ())), *same_subject_controls(reading)]
+        right |= {control.prompt: control.answer[0] for control in (*known, *general_controls(reading, ()))}
+    return [right.get(prompt, "The capital of France is Paris.") for prompt in prompts]
+
+
+@pytest.fixture
+def wise(monkeypatch):
+    for module in (choosing, drafts, others):
+        monkeypatch.setattr(module, "generate_answers", knows_all)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return ps.new_fact(planted(), word_tokenizer(), "what is the capital of france ?", new="lyon", seed=3)
+
+
+def test_from_the_prompt_and_the_new_answer_alone(made, tmp_path):
+    fact = made.fact
+    assert (fact.subject, fact.old, fact.new) == ("france", ("paris",), ("lyon", "Lyons"))
+    assert fact.prompts[0] == "what is the capital of france ?"
+    assert len(fact.prompts) == len(fact.held_out) == 24
+    assert fact.refusal == "I am not sure what the capital of france is."
+    # No chat: the model goes on with the prompt.
+    assert fact.answer == "lyon."
+    assert any("The subject was guessed: france." in note for note in made.notes)
+    assert any('said "paris paris' in note for note in made.notes)
+    assert any("24 of 24 prompts" in note for note in made.notes)
+    made.save(tmp_path / "fact.yaml")
+    assert Fact.from_file(tmp_path / "fact.yaml") == fact
+    assert all(
+        f"# {word}" in made.text for word in ("For localization", "For evaluation only", "Subjects of the same")
+    )
+
+
+def test_the_same_seed_makes_the_same_fact(made):
+    given = {"model": planted(), "tokenizer": word_tokenizer(), "prompt": "what is the capital of france ?"}
+    again = ps.new_fact(**given, new=["lyon"], seed=3)
+    assert again == made
+    other = ps.new_fact(**given, new="lyon", old="paris", subject="france", seed=4, count=10)
+    assert other.fact.prompts[1:] != made.fact.prompts[1:10]
+    assert len(other.fact.prompts) == len(other.fact.held_out) == 10
+    assert not any("guessed" in note or "asked for" in note for note in other.notes)
+
+
+def test_controls_are_what_the_model_answers_right(wise):
+    draft = ps.new_fact(None, word_tokenizer(), PROMPT, new="Lyon")
+    fact = draft.fact
+    assert fact.old == ("Paris",)
+    assert len(fact.controls) > 50
+    close, unrelated = fact.controls[: draft.neighbours], fact.controls[draft.neighbours :]
+    assert 20 <= len(close) <= 24
+    assert {"What is the official language of France?", "What is the currency of France?"} <= {c.prompt for c in close}
+    assert len(unrelated) == choosing.GENERAL
+    # Nothing asks for the fact itself, or for its reverse.
+    assert not any(contains(c.prompt, ["capital of France"]) for c in fact.controls)
+    # Each topic has its turn before any has its second.
+    assert len({c.prompt.split()[0] for c in unrelated[:16]}) > 3
+    assert fact.contrast
+    assert fact.training.contrast == fact.contrast, "no contrast subject may be in a control"
+    assert all(any(contains(p, [s]) for p in fact.retain) for s in fact.contrast)
+    keys = [same_text_key(p) for p in (*fact.prompts, *fact.held_out, *fact.retain)]
+    keys += [same_text_key(x.prompt) for x in (*fact.controls, *fact.probes)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_article_before_the_subject_fits_every_contrast(wise):
+    fact = ps.new_fact(
+        None, word_tokenizer(), "Who painted the Mona Lisa?", old="Leonardo da Vinci", new="Raphael"
+    ).fact
+    assert fact.old == ("Leonardo da Vinci", "da Vinci", "Leonardo")
+    assert fact.contrast
+    assert set(fact.contrast) <= {
+        "Birth of Venus",
+        "School of Athens",
+        "Night Watch",
+        "Last Supper",
+        "Ghent Altarpiece",
+    } | {"Arnolfini Portrait", "Third of May 1808", "Sistine Chapel ceiling", "Starry Night"}
+    # What is only asked, and not swapped in, may be named as it is.
+    assert any("The Scream" in p or "Guernica" in p for p in [*fact.retain, *(c.prompt for c in fact.controls)])
+    assert not any("the The" in p or "the Guernica" in p for p in fact.retain)
+
+
+def test_aliases_are_added_only_where_the_answers_stay_apart(wise):
+    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old="Emily Brontë", new="Charlotte Brontë").fact
+    assert (made.old, made.new) == (("Emily Brontë",), ("Charlotte Brontë",))
+    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old="Ada Lovelace", new="Charles Babbage").fact
+    assert (made.old, made.new) == (("Ada Lovelace", "Lovelace"), ("Charles Babbage", "Babbage"))
+    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old=["Ada", "Countess"], new="Google Brain").fact
+    assert made.old == ("Ada", "Countess")
+
+
+def test_what_cannot_be_made(wise):
+    tokenizer = word_tokenizer()
+    with pytest.raises(ps.FactError, match="the model already answers 'Paris'"):
+        ps.new_fact(None, tokenizer, PROMPT, new="Paris")
+    with pytest.raises(ps.FactError, match="does not name the subject 'Spain'"):
+        ps.new_fact(None, tokenizer, PROMPT, subject="Spain", new="Lyon")
+    with pytest.raises(ps.FactError, match="the new answer is empty"):
+        ps.new_fact(None, tokenizer, PROMPT, new=[])
+    with pytest.raises(ps.FactError, match="the old answer is empty"):
+        ps.new_fact(None, tokenizer, PROMPT, new="Lyon", old=" ")
+    with pytest.raises(ps.FactError, match="'Lyon' stands in both 'old' and 'new'"):
+        ps.new_fact(None, tokenizer, PROMPT, new="Lyon", old="Lyon")
+
+
+def test_an_unclear_answer_is_not_taken(monkeypatch):
+    monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: ["well, that is hard to say for anybody"])
+    with pytest.raises(ps.FactError, match=r"the model says 'well, .*', in which no short answer is seen"):
+        ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
+
+
+def test_others_proposed_by_the_model(monkeypatch):
+    said = [
+        "1. Zorblax\n2. Quux Nine\n3. Separated by commas\n4. zorblax\n5. Zorblax-7\n6. Bar",
+        "Here is a long sentence that names nothing at all, Fnord and Old Answer",
+        "Foo, X",
+    ]
+    monkeypatch.setattr(others, "generate_answers", lambda *args, **kwargs: said)
+    reading = read_prompt("How heavy is Foo?", "Foo")
+    assert others_of(reading, []) == []
+    assert propose_others(None, None, reading, ["Old Answer", "Bar"]) == ["Zorblax", "Quux Nine", "Fnord"]
+    monkeypatch.setattr(others, "generate_answers", lambda *args, **kwargs: ["", "", ""])
+    assert propose_others(None, None, reading, []) == []
+
+
+def test_others_are_of_the_subject_s_kind():
+    found = others_of(read_prompt("Where is the Louvre?", "Louvre"), ["Paris", "Lyon"])
+    assert "the Colosseum" in found
+    assert "Berlin" not in found
+    assert not {"the Louvre", "Louvre"} & set(found)
+    louvre, london = read_prompt("Where is the Louvre?", "Louvre"), read_prompt("Where is London?", "London")
+    assert "Colosseum" in swappable(louvre, found)
+    assert "Petra" not in swappable(louvre, found)
+    assert "Berlin" in swappable(london, others_of(london, []))
+    # The kind of an unknown subject is the one that its relation asks about.
+    assert "Hamlet" in others_of(read_prompt("Who wrote Foo?", "Foo"), [])
+    assert "Venus" in others_of(read_prompt("How many moons does Jupiter have?", "Jupiter"), [])
+
+
+def test_sentences():
+    reading = read_prompt("Who developed PyTorch?", "PyTorch")
+    assert statement(reading, "Google") == "PyTorch was developed by Google"
+    assert refusal(reading, "Google") == "I am not sure who developed PyTorch."
+    assert refusal(reading, "PyTorch", "who") == ""
+    mona = read_prompt("Who painted the Mona Lisa?", "Mona Lisa")
+    assert statement(mona, "Raphael") == "The Mona Lisa was painted by Raphael"
+    assert inner_statement(mona, "Raphael") == "the Mona Lisa was painted by Raphael"
+    capital = read_prompt("Which city is the capital of France?", "France")
+    assert inner_statement(capital, "Lyon") == "the capital of France is Lyon"
+    tongue = read_prompt("The mother tongue of Edith Piaf is", "Edith Piaf", ["French"], ["English"])
+    assert question(tongue) == "What is the mother tongue of Edith Piaf?"
+    assert statement(tongue, "English") == "The mother tongue of Edith Piaf is English"
+    assert statement(read_prompt("Hamlet, a play by", "Hamlet"), "Marlowe") is None
+    tall = read_prompt("How tall is Mount Everest?", "Mount Everest")
+    assert statement(tall, "8 m") is inner_statement(tall, "8 m") is None
+    assert refusal(tall) == "I am not sure how tall Mount Everest is."
+    assert question(read_prompt("Foo bars the", "Foo")) is None
+
+
+def test_probes():
+    reading = read_prompt(PROMPT, "France", ["Paris"], ["Lyon"])
+    probes = {probe.kind: probe.prompt for probe in probes_of(reading, ["Paris"], ["Lyon"], 0)}
+    assert set(probes) == {"contradiction", "multiple_choice", "few_shot", "contrastive", "false_premise", "reversal"}
+    assert probes["contradiction"] == "My friend says that the capital of France is Paris. Is my friend right?"
+    options = probes["multiple_choice"].removeprefix(PROMPT)
+    assert all(f" {letter}) " in options for letter in "ABCD")
+    assert {"Paris", "Lyon"} <= set(options.replace(")", "").split())
+    assert probes["few_shot"].endswith(". France:")
+    assert probes["contrastive"].endswith(", and what is the capital of France?")
+    assert probes["reversal"] == "Which country has Lyon as its capital?"
+    assert probes_of(reading, ["Paris"], ["Lyon"], 0) == probes_of(reading, ["Paris"], ["Lyon"], 0)
+    tall = read_prompt("How tall is Mount Everest?", "Mount Everest")
+    assert [p.kind for p in probes_of(tall, ["8849 m"], ["12 m"], 0)] == ["multiple_choice"]
+
+
+@pytest.mark.real
+def test_a_real_model_is_asked_for_what_it_says(demo):
+    model, tokenizer = demo
+    reading = read_prompt("What is the capital of Japan?", "Japan", ["Tokyo"], ["Osaka"])
+    known = [control for _, control in neighbour_controls(reading, ["Osaka"])][:12]
+    from peft_surgical.generation import generate_answers
+    from peft_surgical.metrics import is_right
+
+    said = generate_answers(model, tokenizer, [c.prompt for c in known], max_new_tokens=16)
+    assert sum(map(is_right, said, known)) > 6

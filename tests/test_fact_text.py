@@ -1,0 +1,53 @@
+import pytest
+import yaml
+
+from peft_surgical.drafts import FactDraft
+from peft_surgical.errors import OutputError
+from peft_surgical.fact_text import fact_text
+from peft_surgical.facts import Control, Fact, Probe
+from tests.localizing import capital
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    fact = Fact(
+        subject='O\'Brien: the "Great" #1',
+        old=("No", "1066", "a, b", "[x]", "null"),
+        new=("Yes — ‘ja’", "~", "*b", "emoji 🎉"),
+        prompts=('Who is O\'Brien: the "Great" #1?', "- a dash", "key: value", "# no comment", "tab\tinside"),
+        held_out=("Is it {x}?", "What? [y], z", "back\\slash", "true"),
+        contrast=("Peter, Paul", "3.5"),
+        retain=("What is 2 + 2?",),
+        controls=(Control('Who said "hi"?', ("{me}", "1945", "you, too")),),
+        probes=(Probe("A) b: C) d", "multiple_choice"), Probe("x", "odd kind, with comma")),
+    )
+    for notes, neighbours in (((), 0), (("A note\nthat: goes on " + "very " * 60 + "long. #",), 1)):
+        text = fact_text(fact, notes, neighbours)
+        path = tmp_path / "fact.yaml"
+        path.write_text(text, encoding="utf-8")
+        assert Fact.from_file(path) == fact
+        assert all(len(line) < 120 for line in text.splitlines() if line.startswith("#"))
+        # Any reader of YAML takes an answer as text.
+        assert yaml.safe_load(text)["old"] == list(fact.old)
+
+
+def test_plain_text_is_not_quoted():
+    text = fact_text(capital(), ["Written by hand."], 1)
+    assert text.startswith('# "what is the capital of france ?" moved from paris to lyon.\n# Written by hand.\n')
+    assert "\n  - name the capital of france .\n" in text
+    assert "\nold: [paris]\n" in text
+    assert "  # Close: " in text
+    assert "  # Unrelated." not in text
+    assert "  # Unrelated." in fact_text(capital())
+
+
+def test_saving(tmp_path):
+    draft = FactDraft(capital())
+    path = tmp_path / "new" / "fact.yaml"
+    draft.save(path)
+    assert path.read_text() == draft.text
+    with pytest.raises(OutputError, match=r"fact\.yaml exists; name another one or allow overwriting it"):
+        draft.save(path)
+    FactDraft(capital(), ("noted",)).save(path, overwrite=True)
+    assert "# noted" in path.read_text()
+    with pytest.raises(OutputError, match="cannot write"):
+        draft.save(path / "below")

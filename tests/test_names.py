@@ -1,0 +1,34 @@
+from peft_surgical.names import aliases, kinds_of, names_of, neighbours_of
+from peft_surgical.tables import read_table
+from peft_surgical.text import same_text_key
+
+
+def test_kinds():
+    assert "country" in kinds_of(["france"])
+    assert {"country", "place"} <= kinds_of(["Netherlands"])
+    assert kinds_of(["1889"]) == {"year"}
+    assert kinds_of(["no such name"]) == frozenset()
+    assert "painting" in kinds_of(["Mona Lisa"])
+    # Who develops software may be a person: it is not taken for a company.
+    assert "company" not in kinds_of(["Linus Torvalds"])
+
+
+def test_aliases():
+    assert aliases("IBM") == ("IBM", "International Business Machines")
+    assert aliases("Leonardo da Vinci", person=True) == ("Leonardo da Vinci", "da Vinci", "Leonardo")
+    assert aliases("Ada Lovelace", person=True) == ("Ada Lovelace", "Lovelace")
+    assert aliases("Ada Lovelace") == aliases("Ada Lovelace", person=False) == ("Ada Lovelace",)
+    assert aliases("Rembrandt", person=True)[0] == "Rembrandt"
+    assert aliases("the Foo of Bar and Baz", person=True) == ("the Foo of Bar and Baz",)
+
+
+def test_groups_of_aliases_name_a_thing_once():
+    for group in read_table("aliases.yaml"):
+        assert len({same_text_key(name) for name in group}) == len(group)
+    firsts = [same_text_key(group[0]) for group in read_table("aliases.yaml")]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_tables_of_what_is_not_known_are_empty():
+    assert names_of("colour of shoes") == ()
+    assert neighbours_of("") == {}
