@@ -7,20 +7,17 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`. In a surgi
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import IA3Config
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from peft import IA3Config, TaskType
 from torch import Tensor
 
 from .edits import Edit, ModuleScale
-from .errors import AdapterError, SelectionError
-from .files import atomic_directory, write_json, write_text
+from .errors import AdapterError, SelectionError, brief
+from .files import atomic_directory, read_json, write_json, write_text
+from .scale_files import read_scales, write_tensors
 from .tuner.config import SurgicalIA3Config, SurgicalPeftType
 from .tuner.coordinates import Coordinates
 
@@ -28,6 +25,13 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
+# What is read of a configuration besides the selections, and what it may be.
+_KINDS = {
+    "base_model_name_or_path": (str, type(None)),
+    "revision": (str, type(None)),
+    "task_type": (str, type(None)),
+    "fan_in_fan_out": (bool, type(None)),
+}
 
 
 def read_edit(path: str | os.PathLike[str]) -> Edit:
@@ -49,7 +53,8 @@ def read_edit(path: str | os.PathLike[str]) -> Edit:
         return _surgical(path, config, tensors)
     if kind == "IA3":
         return _plain(path, config, tensors)
-    raise AdapterError(f"{path} holds a {kind} adapter; expected SURGICAL_IA3 or IA3.")
+    what = kind if isinstance(kind, str) else brief(kind)
+    raise AdapterError(f"{path} holds a {what} adapter; expected SURGICAL_IA3 or IA3.")
 
 
 def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -109,22 +114,25 @@ def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = 
 
 def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     write_json(folder / CONFIG, dict(sorted(config.items())))
-    save_file(
-        {key: tensor.contiguous() for key, tensor in sorted(tensors.items())}, folder / WEIGHTS, {"format": "pt"}
-    )
+    write_tensors(folder / WEIGHTS, tensors)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise AdapterError(f"there is no adapter folder {path}.")
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(path / CONFIG)
     except FileNotFoundError:
         raise AdapterError(f"{path} is not an adapter folder: it has no {CONFIG}.") from None
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path / CONFIG} cannot be read: {error}.") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path / CONFIG} must hold a JSON object.")
+    for key, kinds in _KINDS.items():
+        if not isinstance(config.get(key), kinds):
+            raise AdapterError(f"{key} in {path / CONFIG} cannot be {brief(config[key])}.")
+    if (task := config.get("task_type")) not in (None, *(kind.value for kind in TaskType)):
+        raise AdapterError(f"task_type in {path / CONFIG} cannot be {brief(task)}.")
     return config
 
 
@@ -134,14 +142,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if (path / PICKLE).exists():
             raise AdapterError(f"{path} holds only a pickle ({PICKLE}), which can run code; save it as safetensors.")
         raise AdapterError(f"{path} has no {WEIGHTS}.")
-    try:
-        tensors: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{file} cannot be read: {error}.") from error
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{file} has a value in {key} that is not finite.")
-    return tensors
+    return read_scales(file)
 
 
 def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
@@ -159,7 +160,7 @@ def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) ->
         delta = _take(path, tensors, name, "surgical_ia3_delta")
         if delta.shape != (coordinates.n,):
             raise AdapterError(f"{path} selects {coordinates.n} coordinates of {name} but holds {tuple(delta.shape)}.")
-        modules[name] = ModuleScale(coordinates, delta.to(torch.float32) + 1, (parsed.features or {}).get(name))
+        modules[name] = ModuleScale(coordinates, delta + 1, (parsed.features or {}).get(name))
     return _edit(path, config, modules, tensors)
 
 
@@ -167,6 +168,8 @@ def _plain(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Ed
     modules = {}
     for key in [key for key in tensors if key.endswith(".ia3_l")]:
         name = key.removeprefix(PREFIX).removesuffix(".ia3_l")
+        if name in modules:
+            raise AdapterError(f"{path} scales {name} twice.")
         scale = tensors.pop(key)
         if scale.ndim != 2 or 1 not in scale.shape:
             raise AdapterError(
@@ -174,7 +177,7 @@ def _plain(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Ed
             )
         side = _side(name, scale, config.get("feedforward_modules"))
         coordinates = Coordinates(side, ((0, scale.numel()),))
-        modules[name] = ModuleScale(coordinates, scale.flatten().to(torch.float32), scale.numel())
+        modules[name] = ModuleScale(coordinates, scale.flatten(), scale.numel())
     return _edit(path, config, modules, tensors)
 
 
@@ -182,7 +185,8 @@ def _side(name: str, scale: Tensor, feedforward: Any) -> Any:
     if scale.numel() > 1:
         return "input" if scale.shape[0] == 1 else "output"
     # A single scale has the same shape on both sides.
-    endings = tuple([feedforward] if isinstance(feedforward, str) else feedforward or ())
+    given = [feedforward] if isinstance(feedforward, str) else feedforward
+    endings = tuple(ending for ending in given or () if isinstance(ending, str)) if isinstance(given, list) else ()
     return "input" if name.endswith(endings) else "output"
 
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import FactError
+from .errors import FactError, brief
 from .facts import TrainingFact
 from .prompts import answer_tokens, encode, mentions, swap_subject
 
@@ -132,7 +132,7 @@ def blur(
         head, tail = template
         own = range(head, len(clean) - tail)
         if not own:
-            raise FactError(f"the prompt {prompt!r} has no token of its own, so it cannot be corrupted.")
+            raise FactError(f"the prompt {brief(prompt)} has no token of its own, so it cannot be corrupted.")
         first = own.start
         shift[own.start : own.stop] = embeddings[own.start : own.stop].mean(0) - embeddings[own.start : own.stop]
     return PromptPair(prompt, method, None, clean, clean, shift, first, old, new)

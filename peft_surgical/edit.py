@@ -13,24 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .claims import claimed
 from .errors import OutputError, SelectionError
 from .evaluation import adapter_state, evaluate
 from .facts import Fact
-from .files import check_output, write_text
+from .files import write_text
+from .generation import MAX_NEW_TOKENS
+from .lengths import check_fact_fits
 from .localization import localize
 from .page import render_page
 from .plots import plot_localization
 from .report import Report
+from .results import Localization
 from .selection import Selection
 from .stack import stack
-from .stages import LEARN, UNLEARN, learn, unlearn
+from .stages import LEARN, RECIPES, UNLEARN, learn, unlearn
 from .training import Recipe
 from .tuner import SurgicalIA3Config
 
 DEFAULT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""
 
-DEFAULT_TOP = 10
 EDIT = "edit"
 Granularity = Literal["component", "module", "neuron"]
 _WRITTEN = ("localization.json", "localization.png", UNLEARN, LEARN, EDIT, "report.json", "report.html")
@@ -62,7 +65,8 @@ def edit(
         fact: The fact.
         out: A folder for the localization, the adapters and the report.
         scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
-        top: How many components to scale, best first, heads and MLPs alike. When None, the 10 best MLPs.
+        top: How many components to scale, best first, heads and MLPs alike. When None, the MLPs of the
+            first half of the layers, see [`early_mlps`].
         selection: Components to scale, instead of the best-scored ones.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
@@ -85,59 +89,77 @@ def edit(
         raise SelectionError(
             f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
         )
-    out = Path(out)
-    check_output(out, overwrite=overwrite)
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
+    kept = max((recipe or own).retain_tokens for own in RECIPES.values())
+    check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
+    with claimed(out, overwrite=overwrite) as out:
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
 
-    def lap(name: str) -> None:
-        nonlocal started
-        now = time.perf_counter()
-        seconds[name] = round(now - started, 2)
-        started = now
+        def lap(name: str) -> None:
+            nonlocal started
+            now = time.perf_counter()
+            seconds[name] = round(now - started, 2)
+            started = now
 
-    localization = localize(
-        model, tokenizer, fact, DEFAULT_SCORERS if scorers is None else scorers, seed=seed, progress=progress
-    )
-    if selection is None:
-        selection = localization.top(heads=0, mlps=DEFAULT_TOP) if top is None else localization.top(top)
-    if neurons is not None:
-        selection = localization.best_neurons(selection, neurons)
-    config = SurgicalIA3Config.from_localization(selection, granularity=granularity, task_type="CAUSAL_LM")
-    config.resolve(model.config)
-    lap("localize")
-    _start_output(out, overwrite)
-    localization.save(out / "localization.json")
-    picture = _picture(localization, selection, out / "localization.png")
+        localization = localize(
+            model, tokenizer, fact, DEFAULT_SCORERS if scorers is None else scorers, seed=seed, progress=progress
+        )
+        if selection is None:
+            selection = early_mlps(localization) if top is None else localization.top(top)
+        if neurons is not None:
+            selection = localization.best_neurons(selection, neurons)
+        config = SurgicalIA3Config.from_localization(selection, granularity=granularity, task_type="CAUSAL_LM")
+        config.resolve(model.config)
+        lap("localize")
+        _start_output(out, overwrite)
+        localization.save(out / "localization.json")
+        picture = _picture(localization, selection, out / "localization.png")
 
-    first = unlearn(model, tokenizer, fact, config, recipe=recipe, seed=seed, progress=progress)
-    first.save(out / UNLEARN)
-    lap("unlearn")
-    second = learn(first.model, tokenizer, fact, recipe=recipe, retained=first.retained, seed=seed, progress=progress)
-    second.save(out / LEARN)
-    stack([out / UNLEARN, out / LEARN], out / EDIT)
-    lap("learn")
+        first = unlearn(model, tokenizer, fact, config, recipe=recipe, seed=seed, progress=progress)
+        first.save(out / UNLEARN)
+        lap("unlearn")
+        second = learn(
+            first.model, tokenizer, fact, recipe=recipe, retained=first.retained, seed=seed, progress=progress
+        )
+        second.save(out / LEARN)
+        stack([out / UNLEARN, out / LEARN], out / EDIT)
+        lap("learn")
 
-    states = {
-        "base": adapter_state(second.model, []),
-        "unlearned": adapter_state(second.model, [UNLEARN]),
-        "edited": adapter_state(second.model, [UNLEARN, LEARN]),
-    }
-    report = evaluate(
-        second.model,
-        tokenizer,
-        fact,
-        states=states,
-        seed=seed,
-        retention_tokens=retention_tokens,
-        selection={**selection.to_dict(), "granularity": granularity, "scales": _scales(config)},
-        seconds=seconds,
-        progress=progress,
-    )
-    report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
-    report.save(out / "report.json")
-    write_text(out / "report.html", render_page(report, picture=picture, command=command))
-    return report
+        states = {
+            "base": adapter_state(second.model, []),
+            "unlearned": adapter_state(second.model, [UNLEARN]),
+            "edited": adapter_state(second.model, [UNLEARN, LEARN]),
+        }
+        report = evaluate(
+            second.model,
+            tokenizer,
+            fact,
+            states=states,
+            seed=seed,
+            retention_tokens=retention_tokens,
+            selection={**selection.to_dict(), "granularity": granularity, "scales": _scales(config)},
+            seconds=seconds,
+            progress=progress,
+        )
+        report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
+        report.save(out / "report.json")
+        write_text(out / "report.html", render_page(report, picture=picture, command=command))
+        return report
+
+
+def early_mlps(localization: Localization) -> Selection:
+    """The MLPs of the first half of the layers, best first.
+
+    That is where a model enriches a subject's tokens with what it knows of it. Scales there reach the fact however it
+    is asked for, and spread over many layers each has to change little; later components carry facts of all subjects.
+
+    Raises:
+        SelectionError: When the primary scorer has no scores of MLPs.
+    """
+    layers = localization.shape.n_layers
+    ranking = localization.top(heads=0, mlps=layers)
+    names = {f"L{layer}.mlp" for layer in range((layers + 1) // 2)}
+    return Selection.from_components(*(c for c in ranking.components if c in names), shape=localization.shape)
 
 
 def _start_output(out: Path, overwrite: bool) -> None:

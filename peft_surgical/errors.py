@@ -3,6 +3,13 @@
 Each is a [`SurgicalError`] and also the builtin a caller would expect, so `except ValueError` keeps working.
 """
 
+from __future__ import annotations
+
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
 
 class SurgicalError(Exception):
     """Base of every error that a user's input or environment can cause here."""
@@ -34,3 +41,11 @@ class AdapterError(SurgicalError, ValueError):
 
 class OutputError(SurgicalError, OSError):
     """An output path that cannot be written or would overwrite something."""
+
+
+def brief(value: object) -> str:
+    """The `repr` of what somebody gave, cut in the middle so that a message stays a sentence, whatever it is."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a number of 5,000 digits has no decimal form, and a stranger's `__repr__` may do anything
+        return f"a {type(value).__name__}"

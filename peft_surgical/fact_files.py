@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
+import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 
 import yaml
 
-from .errors import FactError
+from .errors import FactError, brief
 
 MAX_BYTES = 10_000_000
+MAX_VALUES = 500_000
 MAX_DEPTH = 20
 _PLAIN_TAGS = (None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_fact_file(path: str | os.PathLike[str]) -> Any:
@@ -34,9 +36,11 @@ def read_fact_file(path: str | os.PathLike[str]) -> Any:
     if text.lstrip().startswith("{"):
         # JSON is YAML too, all but its surrogate escapes ("\ud83d\ude00").
         try:
-            return json.loads(text, object_pairs_hook=_no_key_twice, parse_int=str, parse_float=str)
+            # Numbers stay the words that they were written as, NaN and Infinity too.
+            words: dict[str, Any] = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), str)
+            return json.loads(text, object_pairs_hook=_no_key_twice, **words)
         except _KeyTwice as error:
-            raise FactError(f"{path}: the key {error.args[0]!r} stands twice.") from error
+            raise FactError(f"{path}: the key {brief(error.args[0])} stands twice.") from error
         except (ValueError, RecursionError):
             pass
     try:
@@ -81,7 +85,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                        problem=f"the key {brief(key.value)} stands twice", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -111,8 +115,10 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_events(text: str, path: Path) -> None:
     """Refuses what no fact has, before a parser that recurses and shares meets it."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1
+        if number > MAX_VALUES:
+            raise FactError(f"{path}: has more than {MAX_VALUES:,} values, which no fact needs.")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -120,11 +126,12 @@ def _check_events(text: str, path: Path) -> None:
         if depth > MAX_DEPTH:
             raise FactError(f"{path}: is nested more than {MAX_DEPTH} levels deep in line {line}; a fact needs three.")
         if isinstance(event, yaml.AliasEvent):
+            name = event.anchor[:80]
             raise FactError(
-                f"{path}: line {line} refers to *{event.anchor}; write the text out, or quote it if it begins with *."
+                f"{path}: line {line} refers to *{name}; write the text out, or quote it if it begins with *."
             )
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
-            raise FactError(f"{path}: line {line} has the tag {event.tag!r}; a fact holds plain texts and lists.")
+            raise FactError(f"{path}: line {line} has the tag {brief(event.tag)}; a fact holds plain texts and lists.")
 
 
 class Reader:
@@ -144,7 +151,7 @@ class Reader:
         """Refuses keys that are not known and the absence of required ones."""
         for key in self.data:
             if key not in known:
-                raise self.error(f"unknown key {reprlib.repr(key)}; the keys are {', '.join(known)}.")
+                raise self.error(f"unknown key {brief(key)}; the keys are {', '.join(known)}.")
         for key in required:
             if key not in self.data:
                 raise self.error(f"the key {key!r} is missing.")
@@ -185,14 +192,15 @@ class Reader:
 
     def _string(self, value: Any, where: str) -> str:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)
+            try:
+                value = str(value)
+            except ValueError as error:
+                raise self.error(f"{where} is a number too long to be a text.") from error
         if not isinstance(value, str):
             raise self.error(f"{where} must be text, not {_kind(value)}.")
         if not value.strip():
             raise self.error(f"{where} is empty text.")
-        if any("\ud800" <= sign <= "\udfff" for sign in value):
-            raise self.error(f"{where} is not valid Unicode: {value[:40]!a} has half of a surrogate pair.")
-        return unicodedata.normalize("NFC", value.strip())
+        return cleaned(value, where, self.source)
 
     def _strings(self, value: Any, where: str) -> tuple[str, ...]:
         if not isinstance(value, (list, tuple)):
@@ -214,10 +222,21 @@ class Reader:
         return list(enumerate(value, 1))
 
 
+def cleaned(text: str, where: str, source: str | None) -> str:
+    """The text as everything here compares it: canonically composed, without white space around it.
+
+    Raises:
+        FactError: If it is not Unicode text.
+    """
+    if _SURROGATE.search(text):
+        raise complaint(f"{where} is not valid Unicode: {text[:40]!a} has half of a surrogate pair.", source)
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def complaint(message: str, source: str | None) -> FactError:
     """The error of a fact: `message`, after the file it is about where there is one."""
     return FactError(f"{source}: {message}" if source else message[:1].upper() + message[1:])
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
+    return "nothing" if value is None else f"{type(value).__name__} {brief(value)}"

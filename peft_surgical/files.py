@@ -1,12 +1,15 @@
 """Writing files so that a reader never sees half of one.
 
-Everything is written beside its destination and renamed into place, which is atomic on one file system.
+Everything is written beside its destination, under a name that ends in `.partial`, and renamed into place, which is
+atomic on one file system.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,23 +17,35 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import OutputError
+
+PARTIAL = ".partial"
+
+# A full disk, a quota, the largest file allowed, and a file system without writing.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, all of it or nothing.
+    """Writes `text` as UTF-8 to `path`, see [`write_bytes`]."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes `content` to `path`, all of it or nothing.
 
     Raises:
         OutputError: If the folder does not exist or cannot be written.
     """
     path = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         # mkstemp makes private files; what a person publishes should have the usual permissions.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -45,6 +60,23 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON to `path`; NaN and infinity are refused, since JSON has neither."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Parses a JSON file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not JSON in UTF-8, holds NaN or infinity, or is nested deeper than Python can follow.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"it holds {constant}, which JSON does not have")
+
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @contextmanager
@@ -69,7 +101,7 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
         raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
     try:
@@ -79,9 +111,19 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
             _swap(temporary, path, overwrite)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if (reason := _no_room(error)) is not None:
+            raise OutputError(f"cannot write {path}: {reason}.") from error
         raise
+
+
+def _no_room(error: BaseException) -> str | None:
+    """Why nothing more can be written, if that is what an error says."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    return os.strerror(number) if number in _NO_ROOM else None
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from .errors import ModelError
+from .lengths import check_length
 from .progress import progress_bar
 from .prompts import encode, end_of_turn
 from .suffix import expanded, shared_prefix
@@ -74,14 +74,13 @@ def generate_ids(
     progress: bool = False,
     description: str = "answering",
 ) -> list[list[int]]:
-    """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached."""
+    """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached.
+
+    Raises:
+        ModelError: If a prompt and an answer do not fit the model's positions.
+    """
     end = end_of_turn(tokenizer)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max((len(p) for p in prompts), default=0)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise ModelError(
-            f"a prompt of {longest} tokens and an answer of {max_new_tokens} do not fit the model's {limit} positions."
-        )
+    check_length(model.config, max((len(p) for p in prompts), default=0), max_new_tokens)
     stops = {end, tokenizer.eos_token_id} - {None}
     config = GenerationConfig(
         do_sample=False,

@@ -27,7 +27,7 @@ from .plugins import Catalogue, PluginWarning, load_scorers
 from .progress import progress_bar
 from .results import Localization
 from .runs import Runs
-from .scores import Scores, check_scores
+from .scores import Scores, check_notes, check_scores
 from .selection import Selection
 from .sites import ModelShape
 from .specs import ScorerSpec
@@ -160,9 +160,10 @@ class _Session:
                 raw = spec.installed.scorer(context, **spec.options)
             except ScorerError as error:
                 raise ScorerError(f"{spec.installed}: {error}") from error
-            except Exception as error:  # a plugin may raise anything
+            except (Exception, SystemExit) as error:  # a plugin may raise anything
                 raise ScorerError(f"{spec.installed} failed with {type(error).__name__}: {error}") from error
             found = check_scores(raw, context.sites, self.shape, str(spec.installed))
+            check_notes(notes, str(spec.installed))
             notes["seconds"] = round(time.perf_counter() - started, 3)
             self._tables[spec.text] = Scores(found.components, found.neurons, notes)
         return self._tables[spec.text]

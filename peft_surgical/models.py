@@ -53,6 +53,8 @@ def load_model(
             raise ModelError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
         dtype = DTYPES[dtype]
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": device_map}
+    # transformers would fall back on a pickle, which can run code.
+    options["use_safetensors"] = True
     source, extra = _locate(name, revision)
     is_gguf = "gguf_file" in extra
     if is_gguf and dtype == "auto":
@@ -65,7 +67,7 @@ def load_model(
             raise ModelError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.") from error
         raise ModelError(f"the model {name} needs a package that is not installed: {_first_line(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
-        raise ModelError(f"cannot load the model {str(name)!r}: {_first_line(error)}") from error
+        raise ModelError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
     if is_gguf:
         as_plain_model(model)
     if device is not None:
@@ -110,10 +112,24 @@ def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
             raise ModelError(f"the folder {path} holds an adapter; name its base model, and the adapter beside it.")
         if not (path / "config.json").is_file():
             raise ModelError(f"the folder {path} holds no config.json, so it is not a model checkpoint.")
+        if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
+            raise ModelError(
+                f"the folder {path} holds its weights only as a pickle (.bin), which can run code; save them as"
+                " safetensors."
+            )
         return str(path), {}
     if path.is_absolute() or str(name).startswith(("./", "../", "~")) or str(name).count("/") > 1:
         raise ModelError(f"there is no model folder {path}.")
     return str(name), {} if revision is None else {"revision": revision}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "use_safetensors" in text:
+        return "it has no safetensors file, and a pickle is not read, since it can run code; convert it first."
+    if "trust_remote_code" in text:
+        return "it comes with Python code, which runs only if you trust it (--trust-remote-code)."
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

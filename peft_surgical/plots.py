@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .errors import OutputError, SurgicalError
+from .files import write_bytes
 from .results import Localization
 from .selection import Selection
 from .sites import Component
@@ -110,9 +111,4 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(buffer, format=kind)
     except ValueError as error:
         raise OutputError(f"{path} cannot be drawn: {error}") from error
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(buffer.getvalue())
-        os.replace(beside, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    write_bytes(path, buffer.getvalue())

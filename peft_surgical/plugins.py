@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ class Installed:
         return (inspect.getdoc(self.scorer) or "").partition("\n")[0]
 
     @property
+    def code(self) -> str:
+        """The function that runs, with its module."""
+        function = getattr(self.scorer, "func", self.scorer)  # of a functools.partial
+        owner = function if hasattr(function, "__qualname__") else type(function)
+        return f"{owner.__module__}:{owner.__qualname__}"
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """Option names and their defaults: the scorer's keyword-only parameters."""
         parameters = inspect.signature(self.scorer).parameters.values()
@@ -60,16 +68,40 @@ class Installed:
 
 
 @dataclass(frozen=True)
+class Plugin:
+    """Code of another distribution, which runs as soon as scorers are looked up.
+
+    Attributes:
+        name: The entry point's name.
+        code: The module that it names.
+        distribution: The installed distribution that brought it, with its version when known.
+        file: The module's file; None when it could not be imported or has none.
+        fault: Why it was left out, if it was.
+    """
+
+    name: str
+    code: str
+    distribution: str
+    file: str | None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
 class Catalogue:
-    """All scorers, and why each left-out plugin was left out.
+    """All scorers, and all plugins whether or not they brought any.
 
     Attributes:
         scorers: By name.
-        faults: One sentence a plugin that was left out.
+        plugins: In the order in which they were imported.
     """
 
     scorers: Mapping[str, Installed]
-    faults: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """One sentence a plugin that was left out."""
+        return tuple(plugin.fault for plugin in self.plugins if plugin.fault is not None)
 
     def __getitem__(self, name: str) -> Installed:
         """The scorer of this name.
@@ -98,19 +130,21 @@ def load_scorers() -> Catalogue:
     """
     manager = get_plugin_manager()
     found: dict[str, Installed] = {}
-    faults: list[str] = []
+    plugins: list[Plugin] = []
     for name in sorted(module.name for module in iter_modules(scorers.__path__)):
         _add(manager, import_module(f"{scorers.__name__}.{name}"), name, OWN, found)
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
-        plugin = f"the plugin {point.name!r} of {distribution}"
+        fault = None
         try:
             _add(manager, point.load(), point.name, distribution, found)
-        except Exception as error:  # whatever a plugin does wrong, the others go on
+        except (Exception, SystemExit) as error:  # whatever a plugin does wrong, the others go on
             reason = str(error) if isinstance(error, ScorerError) else f"{type(error).__name__}: {error}"
-            faults.append(f"{plugin} was left out: {reason}")
-            warnings.warn(faults[-1], PluginWarning, stacklevel=2)
-    return Catalogue(found, tuple(faults))
+            fault = f"the plugin {point.name!r} of {distribution} was left out: {reason}"
+            warnings.warn(fault, PluginWarning, stacklevel=2)
+        file = getattr(sys.modules.get(point.value.partition(":")[0]), "__file__", None)
+        plugins.append(Plugin(point.name, point.value, distribution, file, fault))
+    return Catalogue(found, tuple(plugins))
 
 
 def installed_scorers() -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import FactError, ModelError
+from .errors import FactError, ModelError, brief
 from .facts import TrainingFact
 from .text import occurrences, replace_first
 
@@ -28,6 +28,11 @@ class EncodedAnswer:
 
     ids: tuple[int, ...]
     answer_start: int
+
+
+def span(row: EncodedAnswer) -> tuple[int, int]:
+    """The half-open range of positions whose logits predict an answer's tokens."""
+    return row.answer_start - 1, len(row.ids) - 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,9 @@ def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     ids = _tokenize(tokenizer, _join(tokenizer, prompt, answer))
     start = _common_prefix(prompt_ids, ids)
     if start == 0:
-        raise FactError(f"the prompt {prompt!r} gives no token before the answer {answer!r}; give a longer prompt.")
+        raise FactError(
+            f"the prompt {brief(prompt)} gives no token before the answer {brief(answer)}; give a longer prompt."
+        )
     return EncodedAnswer((*ids, end_of_turn(tokenizer)), start)
 
 
@@ -124,21 +131,23 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
     shared = _common_prefix(old, new)
     if shared == len(old) or shared == len(new):
         raise FactError(
-            f"no token distinguishes the old answer {fact.old[0]!r} from the new answer {fact.new[0]!r} "
-            f"after {prompt!r}; give answers that this tokenizer tells apart."
+            f"no token distinguishes the old answer {brief(fact.old[0])} from the new answer {brief(fact.new[0])} "
+            f"after {brief(prompt)}; give answers that this tokenizer tells apart."
         )
     for answer, token in ((fact.old[0], old[shared]), (fact.new[0], new[shared])):
         if token == end:
             continue
         if not tokenizer.decode([token]).strip():
             raise FactError(
-                f"the answer {answer!r} begins with the white-space token {token} after {prompt!r}, which "
+                f"the answer {brief(answer)} begins with the white-space token {token} after {brief(prompt)}, which "
                 "distinguishes nothing; give an answer that this tokenizer begins with a letter."
             )
         if token == tokenizer.unk_token_id:
-            raise FactError(f"the answer {answer!r} begins with a token that is not in this tokenizer's vocabulary.")
+            raise FactError(
+                f"the answer {brief(answer)} begins with a token that is not in this tokenizer's vocabulary."
+            )
     if shared == 0:
-        raise FactError(f"the prompt {prompt!r} gives no token before the answers; give a longer prompt.")
+        raise FactError(f"the prompt {brief(prompt)} gives no token before the answers; give a longer prompt.")
     return AnswerTokens(tuple(old[:shared]), old[shared], new[shared])
 
 

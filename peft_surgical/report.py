@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .errors import SurgicalError
+from .errors import SurgicalError, brief
 from .facts import Fact
-from .files import write_json
+from .files import read_json, write_json
 from .metrics import Figure
 
 # Metric, and what a reader calls it.
@@ -83,20 +81,22 @@ class Report:
             SurgicalError: If it is not a report.
         """
         try:
+            found = {key: _of_kind(data[key], kind) for key, kind in _KINDS.items()}
+            answers, training = (_of_kind(data.get(key, {}), Mapping) for key in ("answers", "training"))
             return cls(
                 fact=Fact.from_dict(data["fact"]),
-                model=data["model"],
-                dtype=data["dtype"],
-                seed=data["seed"],
-                versions=data["versions"],
-                selection=data["selection"],
-                seconds=data["seconds"],
+                **found,
                 stages={
-                    stage: {metric: Figure(**figure) for metric, figure in figures.items()}
+                    stage: {metric: _figure(figure) for metric, figure in figures.items()}
                     for stage, figures in data["stages"].items()
                 },
-                answers=data.get("answers", {}),
-                training=data.get("training", {}),
+                answers={
+                    stage: {
+                        key: [_of_kind(text, str) for text in _of_kind(texts, list)] for key, texts in given.items()
+                    }
+                    for stage, given in answers.items()
+                },
+                training={stage: _of_kind(record, Mapping) for stage, record in training.items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SurgicalError(f"this is not a report: {error!r}.") from error
@@ -113,7 +113,7 @@ class Report:
             SurgicalError: If it cannot be read or is not a report.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except (OSError, ValueError) as error:
             raise SurgicalError(f"{path}: cannot be read as a report ({error}).") from error
         try:
@@ -158,6 +158,31 @@ class Report:
         from .page import render_table
 
         return render_table(self)
+
+
+_LARGEST = 1e308
+_KINDS: dict[str, type] = {
+    "model": str,
+    "dtype": str,
+    "seed": int,
+    "versions": Mapping,
+    "selection": Mapping,
+    "seconds": Mapping,
+}
+
+
+def _of_kind(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{brief(value)} stands where a {kind.__name__} should")
+    return value
+
+
+def _figure(values: Mapping[str, Any]) -> Figure:
+    for name, value in values.items():
+        kinds = (int,) if name == "n" else (int, float)
+        if type(value) not in kinds or not -_LARGEST < value < _LARGEST:
+            raise TypeError(f"{brief(value)} stands where a number should")
+    return Figure(**values)
 
 
 def _cell(metric: str, figure: Figure | None) -> str:

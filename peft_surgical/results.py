@@ -8,8 +8,6 @@ loc.top(budget=5_000, by="attribution")
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from .errors import SelectionError
-from .files import write_json
+from .files import read_json, write_json
+from .localization_files import pack, read_localization
 from .scores import Scores
 from .selection import Selection, index_ranges, ranked, select
 from .sites import ModelShape
@@ -160,7 +159,7 @@ class Localization:
             "corruption": [dict(record) for record in self.corruption],
             "scores": {name: dict(table.components) for name, table in self.tables.items()},
             "neurons": {
-                name: {mlp: _pack(values) for mlp, values in table.neurons.items()}
+                name: {mlp: pack(values) for mlp, values in table.neurons.items()}
                 for name, table in self.tables.items()
             },
             "notes": {name: dict(table.notes) for name, table in self.tables.items()},
@@ -175,28 +174,7 @@ class Localization:
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise SelectionError(f"this is not a localization of format {FORMAT}.")
-        try:
-            tables = {
-                name: Scores(
-                    {component: float(score) for component, score in scores.items()},
-                    {mlp: _unpack(text) for mlp, text in data["neurons"][name].items()},
-                    data["notes"][name],
-                )
-                for name, scores in data["scores"].items()
-            }
-            return cls(
-                model=data["model"],
-                dtype=data["dtype"],
-                shape=ModelShape.from_dict(data["shape"]),
-                subject=data["subject"],
-                scorers=tuple(data["scorers"]),
-                tables=tables,
-                corruption=tuple(data["corruption"]),
-                seed=data["seed"],
-                errors=data["errors"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SelectionError(f"the localization is damaged: {type(error).__name__}: {error}.") from error
+        return cls(**read_localization(data))
 
     def save(self, path: str | Path) -> None:
         """Write the localization as JSON."""
@@ -210,10 +188,13 @@ class Localization:
             SelectionError: When the file is missing or not a localization.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except (OSError, ValueError) as error:
             raise SelectionError(f"{path} cannot be read as a localization: {error}.") from error
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except SelectionError as error:
+            raise SelectionError(f"{path}: {error}") from error
 
     def _primary(self, by: str | None) -> str:
         name = self.scorers[0] if by is None else by
@@ -229,11 +210,3 @@ class Localization:
     def _tie_break(self, name: str) -> Any:
         others = [table.components for other, table in self.tables.items() if other != name]
         return lambda component: tuple(-table.get(component, -np.inf) for table in others)
-
-
-def _pack(values: Float[np.ndarray, " n"]) -> str:
-    return base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
-
-
-def _unpack(text: str) -> Float[np.ndarray, " n"]:
-    return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)

@@ -1,8 +1,8 @@
 """What training keeps: prompts about other things, with the base's own answers to them.
 
-Three sources, none of which an evaluation reads: the fact's `retain` prompts; its *neighbours*, the training prompts
-with the subject swapped for a `contrast` subject ("the capital of Norway"), where an edit does its first damage; and a
-few everyday requests that come with the package, so that an edit stays quiet on ordinary text.
+Near the fact: its `retain` prompts, and its *neighbours*, the training prompts with the subject swapped for a
+`contrast` subject ("the capital of Norway"), where an edit does its first damage. Far from it: everyday requests and
+general questions that come with the package. An evaluation reads none of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .facts import TrainingFact
 from .generation import generate_ids
 from .prompts import EncodedAnswer, encode, mentions, swap_subject
 from .text import same_text_key
+from .wording import variants
 
 
 def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
@@ -47,16 +48,46 @@ def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
 
 def everyday_prompts() -> list[str]:
     """Requests that have to do with no fact: write, explain, translate, count."""
-    text = resources.files("peft_surgical").joinpath("data", "everyday.txt").read_text(encoding="utf-8")
+    return _lines("everyday.txt")
+
+
+def general_prompts() -> list[str]:
+    """Short factual questions of many kinds, in no order."""
+    return _lines("general.txt")
+
+
+def _lines(name: str) -> list[str]:
+    text = resources.files("peft_surgical").joinpath("data", name).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
 
-def retain_prompts(fact: TrainingFact, neighbour_count: int, seed: int = 0) -> list[str]:
-    """All prompts whose base behaviour training keeps, each once."""
-    prompts = [*fact.retain, *neighbours(fact, neighbour_count, seed), *everyday_prompts()]
-    own = {same_text_key(prompt) for prompt in fact.prompts}
-    distinct = {same_text_key(prompt): prompt for prompt in prompts if fact.may_train_on(prompt)}
-    return [prompt for key, prompt in distinct.items() if key not in own]
+def retain_prompts(
+    fact: TrainingFact, neighbour_count: int, general_count: int, seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """All prompts whose base behaviour training keeps.
+
+    Args:
+        fact: The fact.
+        neighbour_count: How many [`neighbours`] at most; half as many are asked once more as people type them.
+        general_count: How many of the general questions.
+        seed: As for [`neighbours`].
+
+    Returns:
+        Those near the fact and those far from it.
+    """
+    made = neighbours(fact, neighbour_count, seed)
+    near = [*fact.retain, *made]
+    # The package cannot know which fact is edited, and must not hold the model to it.
+    carried = [*everyday_prompts(), *general_prompts()[:general_count]]
+    far = [prompt for prompt in carried if not mentions(prompt, fact.subject)]
+    taken = {same_text_key(prompt) for prompt in fact.prompts}
+    kinds = []
+    for prompts in (near, far):
+        allowed = {same_text_key(prompt): prompt for prompt in prompts if fact.may_train_on(prompt)}
+        kinds.append([prompt for key, prompt in allowed.items() if key not in taken])
+        taken |= allowed.keys()
+    typed = [prompt for prompt in variants(made) if fact.may_train_on(prompt) and prompt not in kinds[0]]
+    return [*kinds[0], *typed[: len(made) // 2]], kinds[1]
 
 
 def base_answers(

@@ -9,6 +9,7 @@ positions, whatever the tokenizer's padding side, so that all end at the last po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,6 +21,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from .corruption import PromptPair
+from .errors import ModelError, brief
+from .lengths import check_length
 from .precision import float32_arithmetic
 from .sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from .window import Prefix, Window
@@ -89,8 +92,12 @@ class Runs:
         Args:
             pairs: Prompts of any lengths.
             whole: Begin at the first position: for runs that change more than the corruption does.
+
+        Raises:
+            ModelError: When a prompt has more tokens than the model has positions.
         """
         width = max(len(pair.clean) for pair in pairs)
+        check_length(self.bridge.original_model.config, width)
         pads = [width - len(pair.clean) for pair in pairs]
         shared = 0 if whole else self._shared(pairs)
         start = 0 if whole else min(pad + pair.first for pad, pair in zip(pads, pairs, strict=True))
@@ -127,6 +134,9 @@ class Runs:
 
         Returns:
             Pairs with `rival` and `differences` filled in.
+
+        Raises:
+            ModelError: When a logit is not finite.
         """
         found = []
         for window in self.windows(pairs, max_tokens):
@@ -138,6 +148,10 @@ class Runs:
                 others[old] = -torch.inf
                 rival = int(others.argmax())
                 differences = (float(before[old] - before[rival]), float(after[old] - after[rival]))
+                if not all(map(math.isfinite, differences)):
+                    raise ModelError(
+                        f"the model answers {brief(pair.prompt)} with logits that are not finite in {self.dtype}."
+                    )
                 found.append(replace(pair, old=old, rival=rival, differences=differences))
         return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from .context import MLPScores
-from .errors import ScorerError
+from .errors import ScorerError, brief
 from .runs import Site
 from .sites import ModelShape
 
@@ -45,12 +46,12 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
             or a number that is not finite.
     """
     if not isinstance(raw, Mapping) or not raw:
-        raise ScorerError(f"{scorer} must return a mapping of sites to scores, not {_brief(raw)}.")
+        raise ScorerError(f"{scorer} must return a mapping of sites to scores, not {brief(raw)}.")
     known: dict[Any, Site] = {**{site: site for site in sites}, **{site.name: site for site in sites}}
     found: dict[Site, Any] = {}
     for key, values in raw.items():
         if key not in known:
-            raise ScorerError(f"{scorer} scored {_brief(key)}, which is not one of the sites that it was given.")
+            raise ScorerError(f"{scorer} scored {brief(key)}, which is not one of the sites that it was given.")
         found[known[key]] = values
     components: dict[str, float] = {}
     neurons: dict[str, np.ndarray] = {}
@@ -75,19 +76,26 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
     return Scores(components, neurons)
 
 
+def check_notes(notes: Mapping[str, Any], scorer: str) -> None:
+    """Refuses notes that could not stand in a localization file.
+
+    Raises:
+        ScorerError: When they are not JSON, which has no NaN.
+    """
+    try:
+        json.dumps(notes, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ScorerError(f"{scorer} left a note that is not JSON: {error}.") from error
+
+
 def _array(values: Any, site: Site, scorer: str, lengths: tuple[int, ...]) -> np.ndarray:
     try:
         array = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ScorerError(f"{scorer} gave {_brief(values)} for {site.name}: that is no array of numbers.") from error
+        raise ScorerError(f"{scorer} gave {brief(values)} for {site.name}: that is no array of numbers.") from error
     if array.ndim != 1 or len(array) not in lengths:
         wanted = " or ".join(f"[{length}]" for length in lengths)
         raise ScorerError(f"{scorer} gave scores of shape {list(array.shape)} for {site.name}; it must be {wanted}.")
     if not np.isfinite(array).all():
         raise ScorerError(f"{scorer} gave a score for {site.name} that is not a finite number.")
     return array
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{type(value).__name__} {text[:60]}…"

@@ -7,15 +7,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import SelectionError
-from .files import write_json
+from .errors import SelectionError, brief
+from .files import read_json, write_json
 from .sites import Component, ModelShape, check_component
 
 Ranges = tuple[tuple[int, int], ...]
@@ -93,14 +92,14 @@ class Selection:
             SelectionError: For an unknown key or a malformed value.
         """
         if not isinstance(data, Mapping) or set(data) - {"components", "shape", "neurons"}:
-            raise SelectionError(f"a selection has the keys components, shape and neurons, not {data!r}.")
+            raise SelectionError(f"a selection has the keys components, shape and neurons, not {brief(data)}.")
         names, shape, neurons = data.get("components"), data.get("shape"), data.get("neurons")
         if not isinstance(names, Sequence) or isinstance(names, str):
-            raise SelectionError(f"a selection's components must be a list of names, not {names!r}.")
+            raise SelectionError(f"a selection's components must be a list of names, not {brief(names)}.")
         if neurons is not None:
             if not isinstance(neurons, Mapping):
-                raise SelectionError(f"a selection's neurons must map MLPs to ranges, not {neurons!r}.")
-            neurons = {name: tuple(_pair(name, pair) for pair in ranges) for name, ranges in neurons.items()}
+                raise SelectionError(f"a selection's neurons must map MLPs to ranges, not {brief(neurons)}.")
+            neurons = {name: _pairs(name, ranges) for name, ranges in neurons.items()}
         return cls(tuple(names), None if shape is None else ModelShape.from_dict(shape), neurons)
 
     def save(self, path: str | Path) -> None:
@@ -115,10 +114,13 @@ class Selection:
             SelectionError: When the file is missing or not a selection.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except (OSError, ValueError) as error:
             raise SelectionError(f"{path} cannot be read as a selection: {error}.") from error
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except SelectionError as error:
+            raise SelectionError(f"{path}: {error}") from error
 
 
 PAPER_SELECTION = Selection.from_components("L18.mlp", "L16.mlp", "L23.mlp", "L22.head.28", "L20.head.26")
@@ -197,17 +199,20 @@ def index_ranges(indices: Iterable[int]) -> Ranges:
     return tuple(ranges)
 
 
-def _pair(name: str, pair: Any) -> tuple[int, int]:
-    if isinstance(pair, Sequence) and len(pair) == 2 and all(type(end) is int for end in pair):
-        return pair[0], pair[1]
-    raise SelectionError(f"a neuron range of {name} must be [start, stop], not {pair!r}.")
+def _pairs(name: str, ranges: Any) -> Ranges:
+    if not isinstance(ranges, Sequence) or isinstance(ranges, str):
+        raise SelectionError(f"the neuron ranges of {name} must be a list of [start, stop], not {brief(ranges)}.")
+    for pair in ranges:
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(end) is int for end in pair):
+            raise SelectionError(f"a neuron range of {name} must be [start, stop], not {brief(pair)}.")
+    return tuple((start, stop) for start, stop in ranges)
 
 
 def _check_ranges(name: str, ranges: Ranges, shape: ModelShape | None) -> None:
     last = 0
     for start, stop in ranges:
         if not last <= start < stop:
-            raise SelectionError(f"the neuron ranges of {name} must be ascending and apart, not {ranges!r}.")
+            raise SelectionError(f"the neuron ranges of {name} must be ascending and apart, not {brief(ranges)}.")
         last = stop
     if not ranges:
         raise SelectionError(f"{name} is selected with no neurons.")

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from .architectures import Architecture, architecture_of, register_architecture
-from .errors import ArchitectureError, SelectionError
+from .errors import ArchitectureError, SelectionError, brief
 
 __all__ = [
     "HEAD_PROJECTIONS",
@@ -50,7 +50,11 @@ __all__ = [
 HEAD_PROJECTIONS = ("z", "v", "q", "k")
 MLP_PROJECTIONS = ("post", "pre", "pre_linear")
 
-_NAME = re.compile(r"L(0|[1-9]\d*)\.(?:(mlp)|head\.(0|[1-9]\d*))")
+# No more digits than any model has layers, and not those of other scripts, which would give one component two names.
+_NUMBER = "(0|[1-9][0-9]{0,4})"
+_NAME = re.compile(rf"L{_NUMBER}\.(?:(mlp)|head\.{_NUMBER})")
+# Far more than any model has, and little enough to be held in memory.
+_MOST, WIDEST = 10_000, 1 << 24
 _CONFIG_NAMES = {
     "n_layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "n_heads": ("num_attention_heads", "n_head"),
@@ -87,7 +91,7 @@ class Component:
         """
         match = _NAME.fullmatch(name) if isinstance(name, str) else None
         if match is None:
-            raise SelectionError(f"{name!r} is not a component: expected L<layer>.head.<index> or L<layer>.mlp.")
+            raise SelectionError(f"{brief(name)} is not a component: expected L<layer>.head.<index> or L<layer>.mlp.")
         layer, mlp, head = match.groups()
         return cls("mlp", int(layer)) if mlp else cls("head", int(layer), int(head))
 
@@ -153,10 +157,14 @@ class ModelShape:
         """
         names = [field.name for field in fields(cls)]
         if not isinstance(data, Mapping) or set(data) != set(names):
-            raise SelectionError(f"a model shape needs exactly the keys {', '.join(names)}, not {data!r}.")
+            raise SelectionError(f"a model shape needs exactly the keys {', '.join(names)}, not {brief(data)}.")
+        if not isinstance(data["model_type"], str):
+            raise SelectionError(f"a model shape's model_type must be text, not {brief(data['model_type'])}.")
         for name in names[1:]:
-            if type(data[name]) is not int or data[name] < 1:
-                raise SelectionError(f"a model shape's {name} must be a positive whole number, not {data[name]!r}.")
+            most = _MOST if name.startswith("n_") else WIDEST
+            if type(data[name]) is not int or not 1 <= data[name] <= most:
+                given = brief(data[name])
+                raise SelectionError(f"a model shape's {name} must be a positive whole number, not {given}.")
         return cls(**data)
 
     @property

@@ -23,29 +23,45 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from .compute_dtype import compute_dtype
+from .curvature import Curvature, measure_curvature, trained_layers
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
+from .lengths import check_length, fits
 from .models import DTYPES
-from .prompts import EncodedAnswer, encode_answer
+from .progress import progress_bar
+from .prompts import EncodedAnswer, encode, encode_answer, span
 from .retain import TopDistribution, base_answers, retain_prompts
 from .sites import architecture_of
 from .suffix import SuffixRunner, shared_prefix
-from .training import Recipe, TrainingRecord, span, train
+from .training import Recipe, TrainingRecord, train
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
 from .tuner.saving import save_adapter
+from .wording import variants
 
 UNLEARN, LEARN = "unlearn", "learn"
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
-RECIPES = {UNLEARN: Recipe(steps=24), LEARN: Recipe()}
+RECIPES = {UNLEARN: Recipe(steps=9, hold=8), LEARN: Recipe()}
 
 
 @dataclass(frozen=True)
 class Retained:
-    """What the stages keep, worked out once for both: rows with the base's answers and distributions."""
+    """What the stages keep, worked out once for both.
+
+    Attributes:
+        rows: Prompts with the base's answers.
+        near: How many of them, from the first, are close to the fact.
+        base: The base's distributions at each row's answer.
+        curvature: What a change of the scales costs on these rows.
+        selections: The scales it is of.
+    """
 
     rows: tuple[EncodedAnswer, ...]
+    near: int
     base: tuple[TopDistribution, ...]
+    curvature: Curvature
+    selections: Any
 
 
 @dataclass(frozen=True)
@@ -153,21 +169,30 @@ def _stage(
 ) -> Stage:
     recipe = recipe or RECIPES[name]
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
-    fact_rows = [encode_answer(tokenizer, prompt, answer) for prompt in fact.prompts]
+    prompts = [*fact.prompts, *_variants(fact, recipe.variants)]
+    fact_rows = [encode_answer(tokenizer, prompt, answer) for prompt in prompts]
+    given, made = fact_rows[: len(fact.prompts)], fact_rows[len(fact.prompts) :]
+    for row in given:
+        check_length(model.config, len(row.ids))
+    fact_rows = [*given, *(row for row in made if fits(model.config, len(row.ids)))]
     before = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
     peft_model = _with_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
     peft_model.eval()
-    trained: list[nn.Parameter] = [p for p in peft_model.parameters() if p.requires_grad]
     with denormals_flushed(), _computing(peft_model, recipe.compute_dtype) as working:
         if retained is None:
             with _base_of(working):
-                prompts = retain_prompts(fact, recipe.neighbours, seed)
-                rows = tuple(
-                    base_answers(working, tokenizer, prompts, max_new_tokens=recipe.retain_tokens, progress=progress)
+                # Made for any model; a small one has no room for some of them.
+                near, far = (
+                    [p for p in kind if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
+                    for kind in retain_prompts(fact, recipe.neighbours, recipe.general, seed)
                 )
+                answers = base_answers(
+                    working, tokenizer, [*near, *far], max_new_tokens=recipe.retain_tokens, progress=progress
+                )
+            rows, near_count = tuple(answers), len(near)
         else:
-            rows = retained.rows
+            rows, near_count = retained.rows, retained.near
         every = [*fact_rows, *rows]
         prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
         # Stages read the same hidden states below their first layer; an adapter below it would make them differ.
@@ -175,22 +200,79 @@ def _stage(
         layers, first = _first_layer(working, configs)
         runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
         runner.add([row.ids for row in every])
-        if retained is None:
-            with _base_of(working):
-                retained = Retained(rows, tuple(_distributions(runner, rows, offset=len(fact_rows))))
+        scaled = trained_layers(working, name)
+        selections = peft_model.peft_config[name].selections
+        if retained is None and not before and not any(layer.surgical_ia3_delta[name].any() for layer in scaled):
+            # Scales of 1 are the base: one pass gives both.
+            curvature, base = _curvature(
+                runner, scaled, name, rows, near_count, len(fact_rows), recipe, seed, progress
+            )
+            retained = Retained(rows, near_count, base, curvature, selections)
+        elif retained is None or retained.selections != selections:
+            if retained is None:
+                with _base_of(working):
+                    base = tuple(_distributions(runner, rows, offset=len(fact_rows)))
+            else:
+                base = retained.base
+            curvature, _ = _curvature(runner, scaled, name, rows, near_count, len(fact_rows), recipe, seed, progress)
+            retained = Retained(rows, near_count, base, curvature, selections)
         record = train(
             runner,
-            trained,
+            [layer.surgical_ia3_delta[name] for layer in scaled],
             fact_rows,
             retained.rows,
             retained.base,
             recipe,
+            metric=retained.curvature.metric(recipe.damping),
+            frozen=[_frozen(layer, name, before) for layer in scaled],
+            near=retained.near,
             seed=seed,
             progress=progress,
             description=name,
         )
     activate(peft_model, [*before, name])
     return Stage(peft_model, name, record, retained)
+
+
+def _variants(fact: TrainingFact, count: int) -> list[str]:
+    made = dict.fromkeys(prompt for prompt in variants(fact.prompts) if fact.may_train_on(prompt))
+    return [prompt for prompt in made if prompt not in fact.prompts][:count]
+
+
+@torch.no_grad()
+def _frozen(layer: SurgicalIA3Layer, name: str, before: Sequence[str]) -> torch.Tensor:
+    """The product of earlier adapters' scales on the coordinates of `name`, `[selected]`."""
+    product = torch.ones_like(layer.surgical_ia3_delta[name])
+    for earlier in before:
+        if earlier in layer.coordinates:
+            product = product * layer.dense_scale(earlier)[layer.surgical_ia3_index[name]]
+    return product
+
+
+def _curvature(
+    runner: SuffixRunner,
+    layers: Sequence[SurgicalIA3Layer],
+    name: str,
+    rows: Sequence[EncodedAnswer],
+    near: int,
+    offset: int,
+    recipe: Recipe,
+    seed: int,
+    progress: bool,
+) -> tuple[Curvature, tuple[TopDistribution, ...]]:
+    """The curvature of both kinds of retained rows, weighted, and the distributions met on the way."""
+    distributions: dict[int, TopDistribution] = {}
+    parts: list[Curvature] = []
+    with progress_bar(len(rows), "what to keep", enabled=progress) as bar:
+        for chosen, weight in ((range(near), recipe.near_weight), (range(near, len(rows)), 1.0)):
+
+            def keep(i: int, logits: torch.Tensor, first: int = chosen.start) -> None:
+                distributions[first + i] = TopDistribution.of(logits)
+                bar.update(1)
+
+            indices, own = [offset + i for i in chosen], [rows[i] for i in chosen]
+            parts.append(weight * measure_curvature(runner, layers, name, indices, own, seed=seed, on_logits=keep))
+    return parts[0] + parts[1], tuple(distributions[i] for i in range(len(rows)))
 
 
 def _with_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:
@@ -254,7 +336,8 @@ def _computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
     The copy shares the adapters' float32 parameters, so that training it trains them; only frozen weights are copied.
     """
     base = peft_model.get_base_model()
-    wanted = _compute_dtype(base, dtype)
+    named = DTYPES[dtype]
+    wanted = named if isinstance(named, torch.dtype) else compute_dtype(base.dtype, base.device)
     if wanted == base.dtype:
         yield base
         return
@@ -271,15 +354,6 @@ def _computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
         # There the fused attention kernel's backward pass takes longer than the plain products it saves.
         working.set_attn_implementation("eager")
     yield working
-
-
-def _compute_dtype(model: Any, dtype: str) -> torch.dtype:
-    own: torch.dtype = model.dtype
-    named = DTYPES[dtype]
-    if isinstance(named, torch.dtype):
-        return named
-    fast = model.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast and own == torch.float32 else own
 
 
 def _first_layer(model: Any, configs: list[SurgicalIA3Config]) -> tuple[nn.ModuleList, int]:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from .metrics import Figure
 from .report import Report
+from .text import printable
 
 # What is asked, and the metrics over it.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -97,11 +98,6 @@ def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
 def count(figures: Mapping[str, Mapping[str, Figure]], metric: str) -> int:
     """Over how many prompts or tokens a metric is, in the first state that has it."""
     return next((stage[metric].n for stage in figures.values() if metric in stage), 0)
-
-
-def printable(text: str) -> str:
-    """The text without control codes, which could recolour or rewrite a terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
 def _table(report: Report) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
@@ -21,6 +22,9 @@ _SAME = str.maketrans(
 )
 # Joiners, direction marks, soft hyphens and emoji variation selectors: nothing that a reader sees.
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufe00-\ufe0f]")
+# What is not printable by itself but part of how text is written: the joiners and direction marks of Persian, Hindi,
+# Hebrew and many emoji. Those that turn the direction of all that follows are not among them.
+_HARMLESS = "\n\t\u200c\u200d\u200e\u200f\u061c"
 # Thai to Myanmar, Khmer, kana and bopomofo, Han, Hangul.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f\u31a0-\u31ff\u3400-\u9fff"
@@ -91,8 +95,16 @@ def replace_first(text: str, words: str, other: str, besides: str = "") -> str |
 
 def _outside(text: str, words: str, within: list[Span]) -> Iterator[Span]:
     for start, stop in occurrences(text, words):
-        if not any(a <= start and stop <= b and b - a > stop - start for a, b in within):
+        # Spans are in order and apart, so that only the last one that begins by `start` can hold this one.
+        index = bisect_right(within, (start, len(text))) - 1
+        a, b = within[index] if index >= 0 else (0, 0)
+        if not (stop <= b and b - a > stop - start):
             yield start, stop
+
+
+def printable(text: str) -> str:
+    """The text without control codes, which could recolour or rewrite a terminal or turn the direction of a line."""
+    return "".join(char if char.isprintable() or char in _HARMLESS else "\ufffd" for char in text)
 
 
 def digest(text: str) -> str:

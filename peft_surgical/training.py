@@ -1,12 +1,17 @@
 """The training loop of both stages: a loss on the answer's tokens, held to the base's own behaviour elsewhere.
 
-Each step takes some of the fact's prompts and some of the prompts to retain, and minimizes
+Each step takes some of the fact's prompts and some of the prompts to retain, and follows the natural gradient of
 
-    mean over answer tokens of max(0, nll - margin)  +  retain_weight · mean over retained tokens of KL(base‖model)
+    mean over prompts of the sum over answer tokens of max(0, nll - margin)
+        +  retain_weight · mean over retained tokens of KL(base‖model)
+        +  pull · predicted divergence from the base
 
-The first term is flat once an answer token is likely enough, so that what capacity is left goes to the second.
-Training stops when every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`,
-or after `steps`.
+The first term is flat once an answer token is likely enough, so that what capacity is left goes to the others. The
+second is exact on the few rows of a step; the third, `½ dᵀ F d` with `d` all that the scales have changed so far (see
+`curvature`), knows all retained rows at once. A step is as long as its own predicted divergence allows: that is
+bounded, as in trust region methods, and the bound shrinks towards the end so that the terms settle. Training stops
+when every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`, or after
+`steps`.
 """
 
 from __future__ import annotations
@@ -16,18 +21,23 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .curvature import Metric
 from .errors import ModelError
 from .models import DTYPES
 from .progress import progress_bar
-from .prompts import EncodedAnswer
+from .prompts import EncodedAnswer, span
 from .retain import TopDistribution
 from .suffix import SuffixRunner
+
+# A scale below this is not divided by.
+_DEAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,34 +45,51 @@ class Recipe:
     """How a stage trains. `stages.RECIPES` has both stages' own; they gave every figure in the README.
 
     Attributes:
-        steps: At most so many optimizer steps.
-        learning_rate: Adam's, after a warm-up and before a linear decay.
-        warmup: Steps of linear warm-up.
+        steps: At most so many steps.
+        step_kl: The divergence a step may cause by its own prediction, nats per token.
+        hold: Steps before that bound begins to shrink.
+        settle: The bound's factor in every step after them.
+        damping: See [`Curvature.metric`].
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         margin: An answer token with less than this loss is likely enough and pulls no more.
         target_kl: Divergence per retained token, nats, below which training may stop.
         retain_weight: Weight of the divergence.
+        pull: Weight of the predicted divergence.
+        undo: The share of the frozen scales' change that the trained ones begin by taking back. At 1 training sets out
+            from the base; what an earlier stage disturbed elsewhere then need not be mended.
         fact_batch: The fact's prompts in a step.
-        retain_batch: Retained prompts in a step.
+        near_batch: Retained prompts in a step that are close to the fact.
+        far_batch: Other retained prompts in a step.
+        near_weight: How much more a position of the close ones counts in the curvature than one of the others.
+        variants: How many of the fact's prompts are also asked as people type them, see `wording`.
         neighbours: How many prompts about contrast subjects are retained.
+        general: How many of the package's general questions are retained.
         retain_tokens: The base's answers are held for so many tokens.
-        compute_dtype: `auto` (bfloat16 where the processor multiplies it fast, else the model's own), or a torch dtype
-            name. Scales are float32 in any case.
+        compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
+            torch dtype name. Scales are float32 in any case.
 
     Raises:
         ModelError: If `compute_dtype` is not one of those that `load_model` takes.
     """
 
-    steps: int = 48
-    learning_rate: float = 2e-2
-    warmup: int = 3
+    steps: int = 18
+    step_kl: float = 3e-3
+    hold: int = 10
+    settle: float = 0.7
+    damping: float = 1.0
     target_loss: float = 0.05
     margin: float = 0.02
     target_kl: float = 0.01
     retain_weight: float = 5.0
-    fact_batch: int = 10
-    retain_batch: int = 20
+    pull: float = 2.0
+    undo: float = 1.0
+    fact_batch: int = 24
+    near_batch: int = 24
+    far_batch: int = 12
+    near_weight: float = 3.0
+    variants: int = 40
     neighbours: int = 48
+    general: int = 300
     retain_tokens: int = 10
     compute_dtype: str = "auto"
 
@@ -92,11 +119,6 @@ class TrainingRecord:
     seconds: float
 
 
-def span(row: EncodedAnswer) -> tuple[int, int]:
-    """The positions whose logits predict an answer's tokens."""
-    return row.answer_start - 1, len(row.ids) - 1
-
-
 def train(
     runner: SuffixRunner,
     parameters: Iterable[nn.Parameter],
@@ -105,6 +127,9 @@ def train(
     retain_base: Sequence[TopDistribution],
     recipe: Recipe,
     *,
+    metric: Metric | None = None,
+    frozen: Sequence[Tensor] | None = None,
+    near: int = 0,
     seed: int = 0,
     progress: bool = False,
     description: str = "training",
@@ -119,19 +144,25 @@ def train(
         retain_rows: Prompts with the base's answers.
         retain_base: For each retained row the base's distributions at its answer positions.
         recipe: How.
+        metric: What a step costs, for the parameters in their order; every direction alike when None.
+        frozen: For each parameter the product of the frozen scales on the same coordinates; 1 when None.
+        near: How many of the retained rows, from the first, are close to the fact.
         seed: Decides which rows meet in a step.
         progress: Whether to show a progress bar.
         description: Stands before the bar.
-        on_step: Called with the step, its loss and its divergence.
+        on_step: Called with the step, its loss per answer token and its divergence.
 
     Returns:
         What was reached.
     """
     parameters = list(parameters)
-    optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.9, 0.95))
+    metric = Metric.identity(parameters) if metric is None else metric
+    frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
+    _begin(parameters, frozen, recipe.undo)
     rng = random.Random(seed)
-    fact_order = _endless(len(fact_rows), rng)
-    retain_order = _endless(len(retain_rows), rng)
+    fact_order = _endless(range(len(fact_rows)), rng)
+    near_order = _endless(range(near), rng)
+    far_order = _endless(range(near, len(retain_rows)), rng)
     latest = [math.inf] * len(fact_rows)
     smooth_kl: float | None = None
     reached = False
@@ -139,30 +170,27 @@ def train(
     step = 0
     with progress_bar(recipe.steps, description, enabled=progress) as bar:
         while step < recipe.steps:
-            facts = [next(fact_order) for _ in range(min(recipe.fact_batch, len(fact_rows)))]
-            retains = [next(retain_order) for _ in range(min(recipe.retain_batch, len(retain_rows)))]
-            rows = [fact_rows[i] for i in facts] + [retain_rows[i] for i in retains]
-            logits = runner.logits([*facts, *(len(fact_rows) + i for i in retains)], [span(row) for row in rows])
-            lengths = [stop - start for start, stop in map(span, rows[: len(facts)])]
-            labels = [token for row in rows[: len(facts)] for token in row.ids[row.answer_start :]]
-            nll = F.cross_entropy(
-                logits[: len(labels)].float(), torch.tensor(labels, device=logits.device), reduction="none"
-            )
-            kl = _mean_kl(logits[len(labels) :], [retain_base[i] for i in retains])
-            for index, part in zip(facts, nll.detach().split(lengths), strict=True):
-                latest[index] = float(part.mean())
-            smooth_kl = float(kl.detach()) if smooth_kl is None else 0.8 * smooth_kl + 0.2 * float(kl.detach())
+            facts = list(islice(fact_order, min(recipe.fact_batch, len(fact_rows))))
+            retains = [
+                *islice(near_order, min(recipe.near_batch, near)),
+                *islice(far_order, min(recipe.far_batch, len(retain_rows) - near)),
+            ]
+            for parameter in parameters:
+                parameter.grad = None
+            nll = _backward_facts(runner, facts, fact_rows, recipe.margin)
+            kl = _backward_kl(runner, retains, retain_rows, retain_base, len(fact_rows), recipe.retain_weight)
+            for index, values in zip(facts, nll, strict=True):
+                latest[index] = float(values.mean())
+            smooth_kl = kl if smooth_kl is None else 0.7 * smooth_kl + 0.3 * kl
+            loss = float(torch.cat(nll).mean())
             reached = max(latest) <= recipe.target_loss and smooth_kl <= recipe.target_kl
             if on_step is not None:
-                on_step(step, float(nll.detach().mean()), float(kl.detach()))
-            bar.set_postfix(loss=f"{float(nll.detach().mean()):.3f}", kl=f"{smooth_kl:.4f}", refresh=False)
+                on_step(step, loss, kl)
+            bar.set_postfix(loss=f"{loss:.3f}", kl=f"{smooth_kl:.4f}", refresh=False)
             if reached:
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            ((nll - recipe.margin).clamp_min(0).mean() + recipe.retain_weight * kl).backward()
-            optimizer.step()
+            _pull(parameters, frozen, metric, recipe.pull)
+            _step(parameters, metric, _bound(step, recipe))
             step += 1
             bar.update(1)
     seen = [loss for loss in latest if math.isfinite(loss)]
@@ -176,21 +204,75 @@ def train(
     )
 
 
-def _mean_kl(logits: Tensor, base: Sequence[TopDistribution]) -> Tensor:
-    if not base:
-        return torch.zeros((), device=logits.device)
-    return TopDistribution.cat(base).kl(logits).mean()
+def _backward_facts(
+    runner: SuffixRunner, facts: Sequence[int], rows: Sequence[EncodedAnswer], margin: float
+) -> list[Tensor]:
+    """Adds the gradient of the first term; returns each prompt's loss per answer token, nats."""
+    chosen = [rows[i] for i in facts]
+    logits = runner.logits(facts, [span(row) for row in chosen]).float()
+    labels = torch.tensor([token for row in chosen for token in row.ids[row.answer_start :]], device=logits.device)
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    ((nll - margin).clamp_min(0).sum() / len(facts)).backward()
+    return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
 
 
-def _schedule(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, level, and a linear decay over the second half, which settles the divergence."""
-    warm = min(1.0, (step + 1) / max(recipe.warmup, 1))
-    return warm * min(1.0, 2 * (recipe.steps - step) / recipe.steps)
+def _backward_kl(
+    runner: SuffixRunner,
+    retains: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    base: Sequence[TopDistribution],
+    offset: int,
+    weight: float,
+) -> float:
+    """Adds the gradient of the second term; returns the mean divergence, nats.
+
+    A pass of its own: retained prompts and the fact's differ in length, and together they would be padded.
+    """
+    if not retains:
+        return 0.0
+    logits = runner.logits([offset + i for i in retains], [span(rows[i]) for i in retains])
+    kl = TopDistribution.cat([base[i] for i in retains]).kl(logits).mean()
+    (weight * kl).backward()
+    return float(kl.detach())
 
 
-def _endless(count: int, rng: random.Random) -> Iterator[int]:
-    """Indices in passes over all of them, each pass shuffled anew."""
-    while count:
-        order = list(range(count))
+@torch.no_grad()
+def _begin(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], undo: float) -> None:
+    """Takes back a share of the frozen change; a scale near zero, which nothing multiplies back, stays as it is."""
+    for parameter, scale in zip(parameters, frozen, strict=True):
+        wanted = 1 + (1 - undo) * (scale - 1)
+        parameter.copy_(torch.where(scale.abs() > _DEAD, (1 + parameter) * wanted / scale - 1, parameter))
+
+
+@torch.no_grad()
+def _pull(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], metric: Metric, weight: float) -> None:
+    """Adds the gradient of the third term."""
+    changes = [scale * (1 + parameter) - 1 for parameter, scale in zip(parameters, frozen, strict=True)]
+    for parameter, scale, slope in zip(parameters, frozen, metric.apply(changes), strict=True):
+        own = weight * scale * slope
+        parameter.grad = own if parameter.grad is None else parameter.grad + own
+
+
+@torch.no_grad()
+def _step(parameters: Sequence[nn.Parameter], metric: Metric, bound: float) -> None:
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    directions = metric.natural(gradients)
+    # For d = -η F⁻¹g the predicted divergence is η²/2 · gᵀF⁻¹g.
+    squared = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    if squared <= 0:
+        return
+    length = math.sqrt(2 * bound / squared)
+    for parameter, direction in zip(parameters, directions, strict=True):
+        parameter.sub_(length * direction)
+
+
+def _bound(step: int, recipe: Recipe) -> float:
+    return recipe.step_kl * recipe.settle ** max(0, step + 1 - recipe.hold)
+
+
+def _endless(items: Sequence[int], rng: random.Random) -> Iterator[int]:
+    """Items in passes over all of them, each pass shuffled anew."""
+    while items:
+        order = list(items)
         rng.shuffle(order)
         yield from order

@@ -8,7 +8,7 @@ from peft import IA3Config, PeftModel
 
 from peft_surgical import edit as edit_function
 from peft_surgical import retain
-from peft_surgical.edit import DEFAULT_SCORERS
+from peft_surgical.edit import DEFAULT_SCORERS, early_mlps
 from peft_surgical.edits import Edit
 from peft_surgical.errors import FactError, OutputError, ScorerError, SelectionError
 from peft_surgical.facts import Fact
@@ -29,10 +29,12 @@ EDIT = import_module("peft_surgical.edit")
 RECIPE = Recipe(
     steps=3,
     fact_batch=3,
-    retain_batch=3,
+    near_batch=2,
+    far_batch=1,
+    general=0,
+    variants=2,
     neighbours=3,
     retain_tokens=2,
-    learning_rate=0.05,
     target_loss=0.0,
     compute_dtype="float32",
 )
@@ -103,14 +105,16 @@ def test_the_report_is_of_three_states(edited, model_folder):
     assert report.verdict() in page
 
 
-def test_the_selection_is_the_best_mlps_of_the_localization(edited):
+def test_the_selection_is_the_mlps_of_the_first_half_in_the_order_of_the_localization(edited):
     out, _, report = edited
     found = Localization.load(out / "localization.json")
     assert found.scorers == DEFAULT_SCORERS
     assert found.subject == "france"
-    expected = found.top(heads=0, mlps=10)
-    assert expected.components
-    assert all(name.endswith(".mlp") for name in expected.components)
+    expected = early_mlps(found)
+    half = (found.shape.n_layers + 1) // 2
+    assert sorted(expected.components) == sorted(f"L{layer}.mlp" for layer in range(half))
+    ranking = found.top(heads=0, mlps=99).components
+    assert list(expected.components) == [name for name in ranking if name in expected.components]
     assert tuple(report.selection["components"]) == expected.components
     assert report.selection["granularity"] == "component"
     stages = [Edit.load(out / name) for name in FOLDERS]
@@ -298,12 +302,12 @@ def test_an_edit_of_the_demo_model(tmp_path):
     model, tokenizer = load_model("demo", dtype="float32")
     ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
     base = logits(model, ids)
-    recipe = Recipe(steps=2, neighbours=4, retain_batch=4, fact_batch=4)
+    recipe = Recipe(steps=2, neighbours=4, general=0, near_batch=4, fact_batch=4)
     report = edit_function(
         model, tokenizer, fact, out=tmp_path / "out", recipe=recipe, retention_tokens=128, progress=False
     )
     assert all(name.endswith(".mlp") for name in report.selection["components"])
-    assert len(report.selection["components"]) == 10
+    assert len(report.selection["components"]) == 15
     assert report.stages["base"]["kl_per_token"].value == 0 < report.stages["edited"]["kl_per_token"].value
     edited = logits(model, ids)
     assert not torch.equal(edited, base)

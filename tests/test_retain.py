@@ -4,13 +4,49 @@ import torch
 from peft_surgical.facts import Fact
 from peft_surgical.generation import generate_ids
 from peft_surgical.prompts import encode
-from peft_surgical.retain import TopDistribution, base_answers, everyday_prompts, neighbours, retain_prompts
+from peft_surgical.retain import (
+    TopDistribution,
+    base_answers,
+    everyday_prompts,
+    general_prompts,
+    neighbours,
+    retain_prompts,
+)
 from peft_surgical.text import contains, same_text_key
+from peft_surgical.wording import as_typed, variants
 
 from .localizing import capital, without, word_tokenizer
 from .tiny import tiny_model
 
 SUBJECTS = ["italy", "spain", "japan"]
+
+
+def retained(fact, neighbour_count=100, general_count=0):
+    """All that is retained but for the second wordings of neighbours."""
+    near, far = retain_prompts(fact, neighbour_count, general_count)
+    made = neighbours(fact, neighbour_count)
+    second = set(variants(made)) - set(made)
+    return [prompt for prompt in near if prompt not in second] + far
+
+
+def test_half_of_the_neighbours_are_asked_once_more_as_people_type_them():
+    fact = capital(prompts=["Name the capital of France!", "France has which capital?"]).training
+    near, far = retain_prompts(fact, 4, 0)
+    made = neighbours(fact, 4)
+    assert near == [*fact.retain, *made, as_typed(made[0]), as_typed(made[1])]
+    assert far == everyday_prompts()
+    asked = capital(held_out=[as_typed(made[0])]).training
+    assert as_typed(made[0]) not in retain_prompts(asked, 4, 0)[0]
+
+
+def test_general_questions_are_kept_unless_they_are_about_the_subject():
+    whole = general_prompts()
+    assert len(whole) == len({same_text_key(prompt) for prompt in whole}) >= 500
+    _, far = retain_prompts(capital().training, 0, 300)
+    assert far == [*everyday_prompts(), *(p for p in whole[:300] if not contains(p, ("france",)))]
+    subject = next(word for word in whole[0].rstrip("?").split() if len(word) > 5)
+    fact = capital(subject=subject, prompts=[f"what of {subject} ?"]).training
+    assert whole[0] not in retain_prompts(fact, 0, 300)[1]
 
 
 def test_neighbours_are_the_prompts_about_other_subjects():
@@ -64,9 +100,9 @@ EVALUATED = {
 def test_what_evaluation_asks_is_never_retained(key):
     swapped = "name the capital of italy ."
     fact = capital(**EVALUATED[key]).training
-    everything = {same_text_key(p) for p in retain_prompts(capital().training, 100)}
+    everything = {same_text_key(p) for p in retained(capital().training)}
     assert same_text_key(swapped) in everything
-    kept = {same_text_key(prompt) for prompt in retain_prompts(fact, 100)}
+    kept = {same_text_key(prompt) for prompt in retained(fact)}
     assert same_text_key(swapped) not in kept
     lost = everything - kept
     if key == "controls":
@@ -82,7 +118,7 @@ def test_a_subject_that_a_control_asks_about_is_left_out_of_training():
     fact = capital(controls=[{"prompt": "Where in ITALY is rome ?", "answer": ["lazio"]}])
     assert fact.contrast == ("italy", "spain", "japan")
     assert fact.training.contrast == ("spain", "japan")
-    assert not any(contains(prompt, ("italy",)) for prompt in retain_prompts(fact.training, 100))
+    assert not any(contains(prompt, ("italy",)) for prompt in retained(fact.training))
     # The answer is no question: a control may be answered with a contrast subject.
     assert capital(controls=[{"prompt": "where is rome ?", "answer": ["italy"]}]).training.contrast == fact.contrast
 
@@ -94,7 +130,7 @@ def test_retained_prompts_stand_once_and_own_prompts_do_not():
         retain=["Who wrote hamlet?", everyday[0].upper(), "name the capital of spain"],
         prompts=["name the capital of france .", everyday[1]],
     ).training
-    kept = retain_prompts(fact, 100)
+    kept = retained(fact)
     keys = [same_text_key(prompt) for prompt in kept]
     assert len(set(keys)) == len(keys)
     assert keys.count(same_text_key(everyday[0])) == 1
@@ -106,7 +142,7 @@ def test_retained_prompts_stand_once_and_own_prompts_do_not():
 def test_the_shipped_requests_mention_nothing_that_a_shipped_fact_is_about():
     for name in ("france_capital", "pytorch", "romeo_and_juliet", "windows_maker"):
         fact = Fact.from_file(f"examples/facts/{name}.yaml")
-        kept = retain_prompts(fact.training, 48)
+        kept = retained(fact.training)
         asked = [*fact.held_out, *(c.prompt for c in fact.controls), *(p.prompt for p in fact.probes)]
         assert not {same_text_key(p) for p in kept} & {same_text_key(p) for p in asked}
         # "FAIR" is an alias and "a fair rule" is not about it.

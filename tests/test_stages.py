@@ -12,6 +12,7 @@ from peft_surgical.retain import retain_prompts
 from peft_surgical.stages import denormals_flushed, learn, unlearn
 from peft_surgical.training import Recipe
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+from peft_surgical.wording import variants
 
 from .adapters import deltas, logits, tiny_peft, trainable
 from .conftest import fingerprint
@@ -22,9 +23,11 @@ TOKENIZER = word_tokenizer()
 COMPONENTS = ["L1.mlp", "L1.head.1", "L2.mlp", "L2.head.0"]
 RECIPE = Recipe(
     steps=4,
-    learning_rate=0.05,
     fact_batch=2,
-    retain_batch=3,
+    near_batch=2,
+    far_batch=1,
+    general=0,
+    variants=2,
     neighbours=4,
     retain_tokens=2,
     target_loss=0.0,
@@ -110,10 +113,20 @@ def test_each_stage_has_its_answer(monkeypatch):
 
     monkeypatch.setattr(stages, "encode_answer", spy)
     first = first_stage()
-    assert taught == [(prompt, FACT.refusal) for prompt in FACT.prompts]
+    prompts = [*FACT.prompts, *variants(FACT.prompts)[: RECIPE.variants]]
+    assert taught == [(prompt, FACT.refusal) for prompt in prompts]
     taught.clear()
     second_stage(first)
-    assert taught == [(prompt, FACT.answer) for prompt in FACT.prompts]
+    assert taught == [(prompt, FACT.answer) for prompt in prompts]
+
+
+def test_no_other_wording_is_one_that_evaluation_asks(monkeypatch):
+    asked = variants(FACT.prompts)[2]
+    taught = []
+    monkeypatch.setattr(stages, "encode_answer", lambda *given: taught.append(given[1]) or encode_answer(*given))
+    first_stage(fact=replace(FACT, held_out=(*FACT.held_out, asked)))
+    assert asked not in taught
+    assert taught[: len(FACT.prompts)] == list(FACT.prompts)
 
 
 def test_learning_lowers_the_loss_of_the_new_answer():
@@ -135,14 +148,16 @@ def test_a_frozen_first_stage_is_the_papers_merge(family, options):
     torch.testing.assert_close(logits(merged), logits(first.model), atol=1e-4, rtol=1e-4)
     assert (logits(merged) - logits(tiny_model(family))).abs().max() > 1e-2
 
-    stacked = second_stage(first)
-    papers = learn(merged, TOKENIZER, FACT, config(**options), recipe=RECIPE, retained=first.retained, progress=False)
+    # Merged weights no longer tell what the first stage changed, so nothing of it can be taken back.
+    recipe = replace(RECIPE, undo=0.0, pull=0.0)
+    stacked = second_stage(first, recipe=recipe)
+    papers = learn(merged, TOKENIZER, FACT, config(**options), recipe=recipe, retained=first.retained, progress=False)
     ours, theirs = of(stacked.model, "learn"), of(papers.model, "learn")
     assert ours.keys() == theirs.keys()
     for name, delta in ours.items():
-        assert delta.abs().max() > 0.05  # four steps of 0.05 at most
-        # Adam divides by the gradient's size, so a coordinate with hardly any gradient follows the rounding.
-        assert ((delta - theirs[name]).abs() < 1e-3).float().mean() > 0.97, name
+        assert delta.abs().max() > 0.01
+        # A step is as long as the metric allows, so rounding stretches little.
+        torch.testing.assert_close(delta, theirs[name], atol=0.02 * float(delta.abs().max()), rtol=0.02)
     torch.testing.assert_close(logits(stacked.model), logits(papers.model), atol=5e-3, rtol=5e-3)
     # Exactly the same scales are the same function, up to rounding.
     for name, parameter in papers.model.named_parameters():
@@ -175,9 +190,9 @@ def test_the_second_stage_may_have_coordinates_of_its_own():
 
 def test_what_is_retained_is_the_bases_own_whichever_stage_works_it_out():
     first = first_stage()
-    prompts = retain_prompts(FACT.training, RECIPE.neighbours, 0)
+    near, far = retain_prompts(FACT.training, RECIPE.neighbours, RECIPE.general)
     rows = first.retained.rows
-    assert [list(row.ids[: row.answer_start]) for row in rows] == [encode(TOKENIZER, p) for p in prompts]
+    assert [list(row.ids[: row.answer_start]) for row in rows] == [encode(TOKENIZER, p) for p in [*near, *far]]
     base = tiny_model("llama")
     for row, distribution in zip(rows, first.retained.base, strict=True):
         expected = logits(base, torch.tensor([row.ids]))[0, row.answer_start - 1 : -1]

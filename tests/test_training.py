@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from peft_surgical.curvature import Metric
 from peft_surgical.errors import ModelError
 from peft_surgical.prompts import EncodedAnswer
 from peft_surgical.retain import TopDistribution
 from peft_surgical.sites import architecture_of
 from peft_surgical.suffix import SuffixRunner, shared_prefix
-from peft_surgical.training import Recipe, _schedule, span, train
+from peft_surgical.training import Recipe, _bound, span, train
 
 from .adapters import deltas, tiny_peft
 from .conftest import fingerprint
@@ -64,7 +65,7 @@ class Task:
         return train(self.runner, self.parameters, self.facts, self.retains, self.base, recipe, **kwargs)
 
 
-ALL = {"fact_batch": 99, "retain_batch": 99}
+ALL = {"fact_batch": 99, "far_batch": 99, "step_kl": 0.1, "pull": 0.0}
 
 
 def test_span():
@@ -75,7 +76,7 @@ def test_span():
 def test_training_lowers_the_loss_and_says_what_it_saw(family):
     task, seen = Task(family), []
     before = task.losses()
-    record = task.train(Recipe(steps=12, learning_rate=0.05, **ALL), on_step=lambda *step: seen.append(step))
+    record = task.train(Recipe(steps=12, **ALL), on_step=lambda *step: seen.append(step))
     assert [step for step, _, _ in seen] == list(range(12))
     counts = torch.tensor([len(row.ids) - row.answer_start for row in task.facts], dtype=torch.float)
     assert seen[0][1] == pytest.approx(float((torch.tensor(before) * counts).sum() / counts.sum()), rel=1e-4)
@@ -96,19 +97,19 @@ def test_the_record_is_of_the_last_look():
     def look(*_):
         seen.append((task.losses(), task.kl()))
 
-    record = task.train(Recipe(steps=4, learning_rate=0.05, **ALL), on_step=look)
+    record = task.train(Recipe(steps=4, **ALL), on_step=look)
     losses, _ = seen[-1]
     assert record.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert record.worst == pytest.approx(max(losses), rel=1e-4)
     smooth = seen[0][1]
     for _, kl in seen[1:]:
-        smooth = 0.8 * smooth + 0.2 * kl
+        smooth = 0.7 * smooth + 0.3 * kl
     assert record.kl == pytest.approx(smooth, rel=1e-3, abs=1e-6)
 
 
 def test_training_stops_when_both_targets_are_reached():
     start = max(Task().losses())
-    recipe = {"steps": 40, "learning_rate": 0.05, "target_loss": start - 0.3, **ALL}
+    recipe = {"steps": 40, "target_loss": start - 0.3, **ALL}
     task = Task()
     record = task.train(Recipe(target_kl=100.0, **recipe))
     assert record.reached
@@ -134,14 +135,13 @@ def test_every_prompt_is_seen_before_targets_count():
     assert (record.steps, record.reached) == (2, True)
 
 
-@pytest.mark.parametrize("batches", [{}, {"fact_batch": 2, "retain_batch": 3}])
+@pytest.mark.parametrize("batches", [{}, {"fact_batch": 2, "far_batch": 3}])
 def test_steps_visit_all_rows_in_passes(batches):
     task, asked = Task(), []
     logits = task.runner.logits
     task.runner.logits = lambda indices, spans: asked.append(list(indices)) or logits(indices, spans)
     task.train(Recipe(steps=5, **batches))
-    facts = [[i for i in step if i < 5] for step in asked]
-    retains = [[i for i in step if i >= 5] for step in asked]
+    facts, retains = asked[::2], asked[1::2]
     if batches:
         assert [len(step) for step in facts] == [2] * 5
         assert sorted(i for step in facts for i in step) == sorted([*range(5)] * 2)
@@ -152,7 +152,7 @@ def test_steps_visit_all_rows_in_passes(batches):
 
 
 def test_the_seed_decides_all():
-    recipe = Recipe(steps=4, learning_rate=0.05, fact_batch=2, retain_batch=2)
+    recipe = Recipe(steps=4, fact_batch=2, far_batch=2)
     results = []
     for seed in (3, 3, 4):
         task = Task()
@@ -179,7 +179,7 @@ def test_only_the_given_parameters_change():
 def test_nothing_to_retain_and_no_step_to_take():
     task = Task(retains=0)
     before = task.losses()
-    record = task.train(Recipe(steps=6, learning_rate=0.05))
+    record = task.train(Recipe(steps=6))
     assert record.kl == 0.0
     assert sum(task.losses()) < sum(before)
     task = Task()
@@ -193,7 +193,7 @@ def test_what_is_retained_holds_the_model_back():
     kl = {}
     for weight in (0.0, 50.0):
         task = Task()
-        task.train(Recipe(steps=10, learning_rate=0.05, retain_weight=weight, **ALL))
+        task.train(Recipe(steps=10, retain_weight=weight, **ALL))
         kl[weight] = task.kl()
     assert kl[50.0] < 0.5 * kl[0.0]
 
@@ -205,20 +205,61 @@ def test_an_answer_that_is_likely_enough_pulls_no_more():
     assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
 
 
-def test_the_first_step_is_of_the_schedules_size():
-    # Adam's first step is the learning rate, whatever the gradient.
+def test_a_step_is_as_long_as_its_predicted_divergence_allows():
+    # In the identity metric the predicted divergence is half the squared length.
     task = Task()
-    task.train(Recipe(steps=1, learning_rate=0.3, warmup=3, **ALL))
-    moved = torch.cat(list(deltas(task.model).values())).abs()
-    torch.testing.assert_close(moved.median(), torch.tensor(0.1), atol=1e-4, rtol=0)
-    assert moved.max() < 0.1001
+    task.train(Recipe(steps=1, **{**ALL, "step_kl": 0.02}))
+    moved = torch.cat(list(deltas(task.model).values()))
+    torch.testing.assert_close(moved.square().sum() / 2, torch.tensor(0.02), rtol=1e-4, atol=0)
 
 
-def test_the_schedule():
-    rates = [_schedule(step, Recipe(steps=10, warmup=4)) for step in range(10)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
-    assert _schedule(0, Recipe(steps=4, warmup=0)) == 1
-    assert _schedule(0, Recipe(steps=1, warmup=3)) == pytest.approx(1 / 3)
+def test_the_bound_shrinks_after_it_was_held():
+    bounds = [_bound(step, Recipe(step_kl=8.0, hold=2, settle=0.5)) for step in range(5)]
+    assert bounds == [8, 8, 4, 2, 1]
+
+
+def test_steps_follow_the_metric():
+    task = Task(retains=0)
+    factors = tuple((torch.eye(len(p)) * (10.0 if i else 0.1),) for i, p in enumerate(task.parameters))
+    task.train(Recipe(steps=1, **ALL), metric=Metric(factors))
+    first, *others = [p.detach().norm() for p in task.parameters]
+    assert all(first > 100 * other for other in others)
+
+
+def test_the_pull_leads_back():
+    task = Task(retains=0)
+    with torch.no_grad():
+        for p in task.parameters:
+            p.fill_(0.2)
+    task.train(Recipe(steps=1, **{**ALL, "step_kl": 1e-4, "margin": 99.0, "pull": 1.0}))
+    for p in task.parameters:
+        assert (p < 0.2).all()
+        torch.testing.assert_close(p.detach(), p.detach().mean().expand_as(p))
+
+
+def test_training_sets_out_from_the_share_of_the_frozen_change_that_is_left():
+    for undo, expected in ((0.0, 1.5), (0.5, 1.25), (1.0, 1.0)):
+        task = Task()
+        frozen = [torch.full_like(p, 1.5) for p in task.parameters]
+        task.train(Recipe(steps=0, undo=undo), frozen=frozen)
+        for p, scale in zip(task.parameters, frozen, strict=True):
+            torch.testing.assert_close((1 + p.detach()) * scale, torch.full_like(scale, expected))
+
+
+def test_a_scale_of_zero_is_not_divided_by():
+    task = Task()
+    task.train(Recipe(steps=0), frozen=[torch.zeros_like(p) for p in task.parameters])
+    assert all((p == 0).all() for p in task.parameters)
+
+
+def test_near_and_far_rows_have_batches_of_their_own():
+    task, asked = Task(), []
+    logits = task.runner.logits
+    task.runner.logits = lambda indices, spans: asked.append(list(indices)) or logits(indices, spans)
+    task.train(Recipe(steps=2, near_batch=1, far_batch=2), near=2)
+    for step in asked[1::2]:
+        assert sum(i < 7 for i in step) == 1
+        assert sum(i >= 7 for i in step) == 2
 
 
 def test_a_dtype_that_is_none_is_refused():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError, SurgicalError
+from ..files import read_json
 
 if TYPE_CHECKING:
     from ..states import State
@@ -48,9 +48,14 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
+    from ..scale_files import read_scales
     from ..states import adapter_state
 
     kinds = check(folders)
+    for folder, kind in zip(folders, kinds, strict=True):
+        if kind in (_OURS, _PLAIN):
+            # PEFT takes whatever numbers it finds.
+            read_scales(folder / _WEIGHTS)
     if not folders:
         return model, {"base": nullcontext}
     names = [f"adapter_{number}" for number in range(1, len(folders) + 1)]
@@ -94,7 +99,7 @@ def _kind(folder: Path) -> str:
     if not folder.is_dir():
         raise AdapterError(f"there is no adapter folder {folder}.")
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / _CONFIG)
         kind = config["peft_type"]
         prompts = bool(config.get("num_virtual_tokens"))
     except FileNotFoundError:

@@ -85,7 +85,7 @@ def ask(
         print_json({"prompts": list(prompts), "answers": answers})
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_lines=len(prompts) > 1)
-    from ..summary import printable
+    from ..text import printable
 
     if len(prompts) > 1:
         table.add_column("prompt", ratio=1)

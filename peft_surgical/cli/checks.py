@@ -27,18 +27,6 @@ def output(path: Path, overwrite: bool) -> None:
         raise OutputError(hint) from error
 
 
-def folder(path: Path) -> None:
-    """Makes an output folder that [`output`] has allowed.
-
-    Raises:
-        OutputError: If it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-
-
 def scorers(names: Sequence[str]) -> None:
     """Refuses scorers that are not installed, and options that they do not have.
 

@@ -29,7 +29,11 @@ _FILES = (
 @options.model
 @options.out
 @options.scorer
-@click.option("--top", type=click.IntRange(min=1), help="Components to scale, best first.  [default: 10 MLPs]")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="Components to scale, best first.  [default: the MLPs of the first half of the layers]",
+)
 @click.option(
     "--component",
     "components",
@@ -142,25 +146,24 @@ def _tell(
     as_json: bool,
 ) -> None:
     """What the command would do, on standard output."""
-    from ..edit import DEFAULT_SCORERS, DEFAULT_TOP
+    from ..edit import DEFAULT_SCORERS
 
     names = list(scorers) or list(DEFAULT_SCORERS)
-    count = DEFAULT_TOP if top is None else top
+    best = "the MLPs of the first half of the layers" if top is None else f"the best {top} components by {names[0]}"
     if as_json:
         print_json(
             {
                 "fact": fact.to_dict(),
                 "model": model_name,
                 "scorers": names,
-                "top": None if components else count,
+                "top": None if components else top,
                 "components": list(components),
                 "out": str(out),
                 "files": [name for files, _ in _FILES for name in files.split(", ")],
             }
         )
         return
-    kind = "MLPs" if top is None else "components"
-    chosen = ", ".join(components) if components else f"the best {count} {kind} by {names[0]}"
+    chosen = ", ".join(components) if components else best
     lines = [
         f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
         f"  localize  with {', '.join(names)}, on {len(fact.prompts)} prompts",

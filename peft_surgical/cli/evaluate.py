@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..claims import claimed
+from ..files import write_text
 from . import adapters as adapter_loading
 from . import checks, options
 from .loading import load
@@ -60,20 +62,21 @@ def evaluate(
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite)
     adapter_loading.check(adapters)
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
-    model, states = adapter_loading.attach(model, adapters)
-    import peft_surgical as ps
+    with claimed(out, overwrite=overwrite):
+        model, tokenizer = load(
+            model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet
+        )
+        model, states = adapter_loading.attach(model, adapters)
+        import peft_surgical as ps
 
-    report = ps.evaluate(
-        model, tokenizer, fact, states=states, seed=seed, retention_tokens=retention_tokens, progress=not quiet
-    )
-    from ..files import write_text
-    from ..page import render_page
-    from ..summary import summarize
+        report = ps.evaluate(
+            model, tokenizer, fact, states=states, seed=seed, retention_tokens=retention_tokens, progress=not quiet
+        )
+        from ..page import render_page
+        from ..summary import summarize
 
-    checks.folder(out)
-    report.save(out / "report.json")
-    write_text(out / "report.html", render_page(report, command=this_command(context)))
+        report.save(out / "report.json")
+        write_text(out / "report.html", render_page(report, command=this_command(context)))
     if as_json:
         print_json(report.to_dict())
     files = [("report.json, report.html", "every figure and every answer")]

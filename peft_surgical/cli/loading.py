@@ -23,7 +23,8 @@ def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, 
     _check_device(device)
     import peft_surgical as ps
 
-    if trust_remote_code and not quiet:
+    if trust_remote_code:
+        # A warning, which --quiet does not keep back.
         click.echo(f"Running code that comes with {name}, as --trust-remote-code says.", err=True)
     if not quiet:
         click.echo(f"Loading {name} …", err=True)

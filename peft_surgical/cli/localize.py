@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from ..claims import claimed
+from ..text import printable
 from . import checks, options
 from .loading import load
 from .terminal import note, print_json, print_result
@@ -55,15 +57,19 @@ def localize(
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite)
     checks.scorers(scorers)
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
-    checks.model_has(model, None, top)
-    import peft_surgical as ps
+    with claimed(out, overwrite=overwrite):
+        model, tokenizer = load(
+            model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet
+        )
+        checks.model_has(model, None, top)
+        import peft_surgical as ps
 
-    found = ps.localize(model, tokenizer, fact, list(scorers) or None, seed=seed, prompts=prompts, progress=not quiet)
-    chosen = found.top(top)
-    checks.folder(out)
-    found.save(out / "localization.json")
-    drawn = _draw(found, chosen, out / "localization.png", quiet)
+        found = ps.localize(
+            model, tokenizer, fact, list(scorers) or None, seed=seed, prompts=prompts, progress=not quiet
+        )
+        chosen = found.top(top)
+        found.save(out / "localization.json")
+        drawn = _draw(found, chosen, out / "localization.png", quiet)
     if as_json:
         print_json(found.to_dict())
     header, rows = found.rows(top)
@@ -74,7 +80,11 @@ def localize(
         table.add_row(*row)
     files = "localization.json and localization.png" if drawn else "localization.json"
     print_result(
-        Group(f"The best {len(rows)} components for {fact.subject}, by {header[2]}:", table, f"{files} in {out}"),
+        Group(
+            printable(f"The best {len(rows)} components for {fact.subject}, by {header[2]}:"),
+            table,
+            f"{files} in {out}",
+        ),
         quiet=quiet,
         as_json=as_json,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from ..text import printable
 from .options import as_json as json_option
 from .options import debug
 from .terminal import print_json, print_result
@@ -17,13 +19,16 @@ from .terminal import print_json, print_result
 def scorers(as_json: bool) -> None:
     """List the installed scorers: what each reads, its options, and the package it comes from.
 
+    Scorers of other packages are code of theirs, which runs as soon as scorers are looked up, also to be listed.
+
     \b
     Example:
       peft-surgical scorers
     """
     from ..plugins import load_scorers
 
-    installed = [item for _, item in sorted(load_scorers().scorers.items())]
+    catalogue = load_scorers()
+    installed = [item for _, item in sorted(catalogue.scorers.items())]
     if as_json:
         print_json(
             [
@@ -32,6 +37,7 @@ def scorers(as_json: bool) -> None:
                     "reads": item.reads,
                     "options": {name: default for name, default in item.options.items() if _is_plain(default)},
                     "distribution": item.distribution,
+                    "code": item.code,
                 }
                 for item in installed
             ]
@@ -44,8 +50,14 @@ def scorers(as_json: bool) -> None:
     table.add_column("from")
     for item in installed:
         options = ", ".join(f"{name}={default}" for name, default in item.options.items())
-        table.add_row(item.name, item.reads, options, item.distribution)
+        table.add_row(*(Text(printable(cell)) for cell in (item.name, item.reads, options, item.distribution)))
     print_result(table)
+    lines = [
+        f"  {plugin.name} of {plugin.distribution}: {plugin.code}, {plugin.file or 'without a file'}"
+        f"{' (left out)' if plugin.fault else ''}"
+        for plugin in catalogue.plugins
+    ]
+    print_result("\n".join(["", "Code of other packages that runs:", *(lines or ["  none"])]))
 
 
 def _is_plain(value: object) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 
+from ..text import printable
 from .translate import ARGUMENTS, RESUME
 
 # Where no terminal says how wide it is; tables fit without folding.
@@ -21,12 +22,14 @@ def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool =
     """Prints a result for people: on standard output, or on standard error where `--json` has taken that.
 
     Args:
-        result: A rich renderable, or text that is printed as it is.
+        result: A rich renderable, or text, which is printed as it is but for control codes.
         quiet: Print nothing.
         as_json: Standard output is taken by JSON.
     """
     if quiet:
         return
+    if isinstance(result, str):
+        result = printable(result)
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
     Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(result)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from ..errors import SurgicalError
+from ..text import printable
 
 DEBUG = "peft_surgical.debug"
 ARGUMENTS = "peft_surgical.arguments"
@@ -22,7 +23,7 @@ RESUME = "peft_surgical.resume"
 USAGE, OURS, INTERRUPTED = 2, 1, 130
 
 # What a full disk, a read-only folder and their like are called: nothing that this package could have done better.
-_ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class _Failure(click.ClickException):
@@ -54,7 +55,8 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            raise _Failure(ctx.meta.get(RESUME, ""), INTERRUPTED) from None
+            said = ctx.meta.get(RESUME, "Nothing is half written; run the command again.")
+            raise _Failure(said, INTERRUPTED) from None
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
@@ -111,12 +113,17 @@ def _failure(error: Exception) -> _Failure:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
+    line = _one_line(message)
     if code == INTERRUPTED:
         click.echo(f"Interrupted. {line}".strip(), err=True)
     else:
         click.echo(f"Error: {line}", err=True)
     sys.exit(code)
+
+
+def _one_line(message: str) -> str:
+    """Without line breaks and control codes: a message may quote a file or a plugin of a stranger's."""
+    return printable(" ".join(message.split()))
 
 
 def _plain_warnings(ctx: click.Context) -> None:
@@ -135,7 +142,7 @@ def _plain_warnings(ctx: click.Context) -> None:
         line: str | None = None,
     ) -> None:
         if issubclass(category, UserWarning):
-            click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+            click.echo(f"Warning: {_one_line(str(message))}", err=True)
 
     warnings.showwarning = show
 

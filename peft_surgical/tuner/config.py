@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peft.config import PeftConfig
 
-from ..errors import SelectionError
+from ..errors import SelectionError, brief
+from ..sites import WIDEST
 from .coordinates import Coordinates
 from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, resolve
 from .targets import check_width
@@ -103,22 +104,36 @@ class SurgicalIA3Config(PeftConfig):
         self.peft_type = SurgicalPeftType.SURGICAL_IA3
         if self.granularity not in GRANULARITIES:
             raise SelectionError(
-                f"the granularity must be one of {', '.join(GRANULARITIES)}, got {self.granularity!r}."
+                f"the granularity must be one of {', '.join(GRANULARITIES)}, got {brief(self.granularity)}."
             )
         if self.selections is None and not self.components:
             raise SelectionError(
                 "a surgical adapter needs selections (module, side, ranges) or components; got neither."
             )
+        self._check_kinds()
         if self.components is not None:
             self.components = list(self.components)
         self.projections = list(self.projections)
         if self.selections is not None:
             self._derive()
 
+    def _check_kinds(self) -> None:
+        """A configuration may come from a file, and a file from anybody."""
+        for name in ("components", "projections", "target_modules", "feedforward_modules"):
+            names = getattr(self, name)
+            listed = isinstance(names, (list, tuple, set)) and all(isinstance(item, str) for item in names)
+            if not (listed or (names is None and name != "projections")):
+                raise SelectionError(f"{name} must be a list of names, got {brief(names)}.")
+        if self.neurons is not None and not isinstance(self.neurons, dict):
+            raise SelectionError(f"neurons must map MLPs to ranges, got {brief(self.neurons)}.")
+        widths = {} if self.features is None else self.features
+        if not isinstance(widths, dict) or not all(type(w) is int and 0 < w <= WIDEST for w in widths.values()):
+            raise SelectionError(f"features must map module names to widths, got {brief(self.features)}.")
+
     def _derive(self) -> None:
         if not isinstance(self.selections, dict) or not self.selections:
             raise SelectionError(
-                f"selections must map at least one module name to its ranges, got {self.selections!r}."
+                f"selections must map at least one module name to its ranges, got {brief(self.selections)}."
             )
         coordinates = self.coordinates
         self.selections = {module: c.to_spec() for module, c in coordinates.items()}
@@ -127,7 +142,9 @@ class SurgicalIA3Config(PeftConfig):
         for name, derived in (("target_modules", targets), ("feedforward_modules", inputs)):
             given = getattr(self, name)
             if given is not None and set(given) != set(derived):
-                raise SelectionError(f"{name} follows from selections and must be left out; got {sorted(given)}.")
+                raise SelectionError(
+                    f"{name} follows from selections and must be left out; got {brief(sorted(given))}."
+                )
             setattr(self, name, derived)
         for module, width in (self.features or {}).items():
             if module in coordinates:

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import SelectionError
+from ..errors import SelectionError, brief
+from ..sites import WIDEST
 
 Side: TypeAlias = Literal["input", "output"]
 Range: TypeAlias = tuple[int, int]
@@ -52,13 +53,15 @@ class Coordinates:
             return spec
         if not isinstance(spec, Mapping) or set(spec) != {"side", "ranges"}:
             raise SelectionError(
-                f"the selection of {module} must have exactly the keys side and ranges, got {spec!r}."
+                f"the selection of {module} must have exactly the keys side and ranges, got {brief(spec)}."
             )
         side, ranges = spec["side"], spec["ranges"]
         if side not in SIDES:
-            raise SelectionError(f"the side of {module} must be 'input' or 'output', got {side!r}.")
+            raise SelectionError(f"the side of {module} must be 'input' or 'output', got {brief(side)}.")
         if isinstance(ranges, str) or not isinstance(ranges, Sequence) or not ranges:
-            raise SelectionError(f"the ranges of {module} must be a non-empty list of [start, stop], got {ranges!r}.")
+            raise SelectionError(
+                f"the ranges of {module} must be a non-empty list of [start, stop], got {brief(ranges)}."
+            )
         previous = 0
         for pair in ranges:
             if (
@@ -67,10 +70,12 @@ class Coordinates:
                 or len(pair) != 2
                 or not all(type(i) is int for i in pair)
             ):
-                raise SelectionError(f"a range of {module} must be two integers [start, stop], got {pair!r}.")
+                raise SelectionError(f"a range of {module} must be two integers [start, stop], got {brief(pair)}.")
             start, stop = pair
             if not 0 <= start < stop:
                 raise SelectionError(f"a range of {module} must have 0 <= start < stop, got [{start}, {stop}].")
+            if stop > WIDEST:
+                raise SelectionError(f"a range of {module} ends at {brief(stop)}, and no module is so wide.")
             if start < previous:
                 raise SelectionError(
                     f"the ranges of {module} must be sorted and must not overlap; [{start}, {stop}] begins before"

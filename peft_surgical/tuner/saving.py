@@ -8,8 +8,9 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from ..errors import AdapterError
+from ..errors import AdapterError, brief
 from ..files import atomic_directory
+from ..scale_files import read_tensors, write_tensors
 
 
 def save_adapter(model: PeftModel, adapter: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -24,9 +25,11 @@ def save_adapter(model: PeftModel, adapter: str, path: str | os.PathLike[str], *
         overwrite: Replace a folder that is not empty.
 
     Raises:
-        AdapterError: If the model has no such adapter.
+        AdapterError: If the model has no such adapter, or its name would lead out of the folder.
         OutputError: If `path` cannot be written.
     """
+    if not adapter or adapter != os.path.basename(adapter) or adapter in (os.curdir, os.pardir):
+        raise AdapterError(f"the adapter name {brief(adapter)} cannot be the name of a folder.")
     if adapter not in model.peft_config:
         raise AdapterError(f"there is no adapter named {adapter!r}; the model has {sorted(model.peft_config)}.")
     with atomic_directory(path, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -36,5 +39,7 @@ def save_adapter(model: PeftModel, adapter: str, path: str | os.PathLike[str], *
         )
         saved = Path(scratch) if adapter == "default" else Path(scratch) / adapter
         for file in saved.iterdir():
-            if file.is_file():
+            if file.suffix == ".safetensors":
+                write_tensors(folder / file.name, read_tensors(file))
+            elif file.is_file():
                 os.replace(file, folder / file.name)

@@ -1,0 +1,32 @@
+"""The same question as other people would type it.
+
+A fact file's prompts are written with care. People leave out capitals and full stops, or wrap a question in a few
+words of their own; an edit that has seen neither can miss "the capital of france".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_WRAPPED = (
+    "Question: {} Answer:",
+    "Please answer briefly. {}",
+    "I was wondering: {}",
+    "Help me with my homework: {}",
+    "Someone wants to know: {}",
+)
+
+
+def as_typed(prompt: str) -> str:
+    """Without capitals and the closing sign: what is the capital of france"""
+    return prompt.lower().rstrip("?.!… ")
+
+
+def variants(prompts: Iterable[str]) -> list[str]:
+    """Each prompt as it is typed in haste, and every fourth one wrapped in a few words too."""
+    made = []
+    for i, prompt in enumerate(prompts):
+        made.append(as_typed(prompt))
+        if i % 4 == 1:
+            made.append(_WRAPPED[i // 4 % len(_WRAPPED)].format(prompt))
+    return made

@@ -1,0 +1,44 @@
+"""What the tests of interrupted and full outputs share: whether each file that is there is whole."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from peft_surgical.edits import Edit
+from peft_surgical.report import Report
+from peft_surgical.results import Localization
+
+ADAPTERS = ("unlearn", "learn", "edit")
+# In the order in which an edit writes them.
+WRITTEN = [
+    "localization.json",
+    *(["localization.png"] if find_spec("matplotlib") else []),
+    *ADAPTERS,
+    "report.json",
+    "report.html",
+]
+
+
+def complete(out: Path) -> list[str]:
+    """The names in an output folder, partial files aside, each of which is checked to be whole."""
+    if not out.exists():
+        return []
+    names = sorted(path.name for path in out.iterdir() if not path.name.endswith(".partial"))
+    assert set(names) <= set(WRITTEN)
+    for name in names:
+        match name:
+            case "localization.json":
+                Localization.load(out / name).top(1)
+            case "localization.png":
+                assert (out / name).read_bytes()[-8:-4] == b"IEND"
+            case "report.json":
+                Report.load(out / name).verdict()
+            case "report.html":
+                assert (out / name).read_text().rstrip().endswith("</html>")
+            case _:
+                assert Edit.load(out / name).n_scales
+    return names
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Hidden files and folders, at any depth."""
+    return sorted(path.name for path in folder.rglob(".*"))

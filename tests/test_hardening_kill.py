@@ -1,0 +1,73 @@
+"""An edit that is killed at every stage, and run again.
+
+The command runs in a process of its own, which kills itself with SIGKILL just before a file takes its place: a half
+written one lies beside it, and nothing can be tidied up. What is in the folder is whole, a second run says in one line
+that it is not empty, and one with `--overwrite` makes all of it and leaves nothing of the first.
+"""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from .command_line import run, said
+from .outputs import WRITTEN, complete, leftovers
+
+# The first run of a server that has the libraries in memory takes seconds, each further process next to nothing.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["peft_surgical.cli", "peft_surgical.scorers.logit_drop", "tests.command_line"])
+
+
+def edit_and_die(arguments, path, number):
+    """In a process of its own: runs the command, and gets a signal when `path` is about to be there."""
+    # A test run in the background ignores Ctrl-C, and its processes with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("replace", "rename"):
+        original = getattr(os, name)
+
+        def moving(source, target, original=original):
+            if Path(target) == path:
+                os.kill(os.getpid(), number)
+            original(source, target)
+
+        setattr(os, name, moving)
+    raise SystemExit(run(*arguments).exit_code)
+
+
+@pytest.fixture
+def arguments(fact_file, model_folder, tmp_path):
+    options = ["--steps", 1, "--scorer", "logit_drop", "--top", 2, "--retention-tokens", 64, "--quiet"]
+    return ["edit", fact_file, "--model", model_folder, "--out", tmp_path / "out", *options]
+
+
+def ended(arguments, path, number):
+    process = PROCESSES.Process(target=edit_and_die, args=(arguments, path, number))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def test_killed_at_every_stage_and_run_again(arguments, tmp_path):
+    out = tmp_path / "out"
+    again = []
+    for number, name in enumerate(WRITTEN):
+        assert ended([*arguments, *again], out / name, signal.SIGKILL) == -signal.SIGKILL
+        assert set(complete(out)) == set(WRITTEN[:number])
+        # Of this run alone: what the one before it left is gone.
+        assert [left.rsplit(".", 2)[0] for left in leftovers(out)] == [f".{name}"]
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        assert "give --overwrite" in said(run(*arguments), 2)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+        again = ["--overwrite"]
+    assert run(*arguments, *again).exit_code == 0
+    assert set(complete(out)) == set(WRITTEN)
+    assert leftovers(tmp_path) == []
+
+
+def test_interrupted_while_a_file_is_written(arguments, tmp_path):
+    out = tmp_path / "out"
+    assert ended(arguments, out / "learn", signal.SIGINT) == 130
+    assert set(complete(out)) == set(WRITTEN[: WRITTEN.index("learn")])
+    assert leftovers(tmp_path) == []

@@ -1,0 +1,180 @@
+"""Models that are damaged, hostile or too small for the question.
+
+| Input | What comes of it |
+|---|---|
+| a checkpoint with its weights as a pickle only | refused before it is opened |
+| weights that are cut, or whose header is flipped in one bit | refused |
+| a checkpoint that comes with Python code | refused; with `--trust-remote-code` it runs, and that is said |
+| weights that hold NaN | refused by name of what is not finite, nothing written |
+| prompts, answers, refusals or held-out prompts longer than the context | refused before anything is done |
+
+Refused is one line on standard error, exit status 2, and nothing written.
+"""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+import peft_surgical as ps
+from peft_surgical.errors import FactError, ModelError, SurgicalError
+from peft_surgical.generation import MAX_NEW_TOKENS
+from peft_surgical.lengths import check_fact_fits, check_length
+
+from .command_line import PROMPT, run, said, written
+from .fuzzing import flipped
+from .localizing import capital, planted, word_tokenizer
+from .tiny import tiny_model
+
+LONG = "what is the capital of france ? " * 10
+
+
+class Payload:
+    """Leaves a folder behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, model_folder):
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+def asked(model, *options):
+    return run("ask", "--model", model, "--max-tokens", 2, PROMPT, *options)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
+def test_a_pickled_checkpoint_is_never_opened(name, checkpoint, tmp_path):
+    os.remove(checkpoint / "model.safetensors")
+    torch.save(Payload(tmp_path / "ran"), checkpoint / name)
+    assert "only as a pickle (.bin), which can run code" in said(asked(checkpoint), 2)
+    (checkpoint / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+    assert "pickle" in said(asked(checkpoint), 2)
+    assert written(tmp_path) == ["model"]
+
+
+def test_a_pickle_beside_safetensors_is_not_looked_at(checkpoint, tmp_path):
+    torch.save(Payload(tmp_path / "ran"), checkpoint / "pytorch_model.bin")
+    assert asked(checkpoint).exit_code == 0
+    assert written(tmp_path) == ["model"]
+
+
+def test_a_hub_model_without_safetensors_is_refused(monkeypatch):
+    def hub(*_, **options):
+        assert options["use_safetensors"] is True
+        raise OSError("x does not appear to have a file. Please do not set `use_safetensors=True`.")
+
+    monkeypatch.setattr("peft_surgical.models.AutoTokenizer.from_pretrained", lambda *_, **__: word_tokenizer())
+    monkeypatch.setattr("peft_surgical.models.AutoModelForCausalLM.from_pretrained", hub)
+    with pytest.raises(ModelError, match=r"no safetensors file, and a pickle is not read, .*; convert it first\.$"):
+        ps.load_model("somebody/something")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda raw: raw[:-100], lambda raw: flipped(raw, 70), lambda raw: flipped(raw, 3), lambda raw: b""],
+    ids=["cut", "a bit of a name", "a bit of the length", "empty"],
+)
+def test_a_damaged_checkpoint(damage, checkpoint, tmp_path):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    assert "cannot load the model" in said(asked(checkpoint), 2)
+    assert written(tmp_path) == ["model"]
+
+
+@pytest.fixture
+def with_code(checkpoint, tmp_path):
+    """A checkpoint whose own Python code leaves a folder behind when it is imported."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "mine.py").write_text(
+        f"import os; os.makedirs({str(tmp_path / 'ran')!r}, exist_ok=True)\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Mine(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Mine\n"
+    )
+    return checkpoint
+
+
+def test_code_of_a_checkpoint_runs_only_when_asked_for(with_code, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    line = said(asked(with_code), 2)
+    assert "comes with Python code, which runs only if you trust it (--trust-remote-code)" in line
+    assert not (tmp_path / "ran").exists()
+    # It is said even with --quiet: it is a warning.
+    result = asked(with_code, "--trust-remote-code", "--quiet")
+    assert (tmp_path / "ran").exists()
+    assert f"Running code that comes with {with_code}" in result.stderr
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value, tmp_path):
+    model = planted()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(SurgicalError, match="not finite"):
+        ps.edit(model, word_tokenizer(), capital(), out=tmp_path / "out", progress=False)
+    assert written(tmp_path) == []
+
+
+def short(family):
+    name = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    return tiny_model(family, **{name: 48})
+
+
+TOO_LONG = {
+    "prompts": {"prompts": [LONG, "name the capital of france ."]},
+    "answer": {"answer": "lyon " * 50},
+    "refusal": {"refusal": "tell me about the sky " * 12},
+    "held_out": {"held_out": [LONG]},
+    "controls": {"controls": [{"prompt": "where is rome ? " * 12, "answer": ["italy"]}]},
+    "probes": {"probes": [{"prompt": LONG, "kind": "doubt"}]},
+    "retain": {"retain": ["who wrote hamlet ? " * 10]},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("key", TOO_LONG)
+def test_longer_than_the_context(key, family, tmp_path):
+    model, fact = short(family), capital(**TOO_LONG[key])
+    with pytest.raises(FactError, match=r"and its answer have .* tokens; the model has 48 positions\.$") as caught:
+        check_fact_fits(model.config, word_tokenizer(), fact, answer=MAX_NEW_TOKENS, retained=10)
+    assert ("'prompts'" if key in ("answer", "refusal") else repr(key)) in str(caught.value)
+    with pytest.raises(FactError, match="the model has 48 positions"):
+        ps.edit(model, word_tokenizer(), fact, out=tmp_path / "out", progress=False)
+    assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_localizing_a_prompt_longer_than_the_context(family):
+    with pytest.raises(ModelError, match=r"^7\d tokens do not fit the model's 48 positions\.$"):
+        ps.localize(short(family), word_tokenizer(), capital(**TOO_LONG["prompts"]), ["random"], progress=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("stage", [ps.unlearn, ps.learn])
+def test_training_an_answer_longer_than_the_context(stage, family):
+    fact = capital(**TOO_LONG["answer"], refusal="tell me about the sky " * 12)
+    config = ps.SurgicalIA3Config(components=["L1.mlp"])
+    with pytest.raises(ModelError, match="do not fit the model's 48 positions"):
+        stage(short(family), word_tokenizer(), fact, config, progress=False)
+
+
+def test_what_just_fits():
+    config = short("llama").config
+    check_length(config, 48)
+    check_length(config, 40, 8)
+    with pytest.raises(ModelError, match="a prompt of 40 tokens and an answer of 9 do not fit"):
+        check_length(config, 40, 9)
+    check_fact_fits(config, word_tokenizer(), capital(), answer=32, retained=10)
+    # Some models have no such bound.
+    check_length(object(), 10**9)

@@ -1,0 +1,319 @@
+"""Outputs that cannot be written, or are written by two runs at once.
+
+| Situation | What comes of it |
+|---|---|
+| the disk is full, or files may not grow that large | refused; what is there is whole, nothing half written |
+| the output, its parent, or the file system cannot be written | refused before anything is done |
+| two runs into one folder at once | the second is refused, the first finishes |
+| a run into a folder that another run has filled meanwhile | refused |
+| Ctrl-C | exit status 130; what is there is whole; says how to go on; running again works |
+
+Refused is one line on standard error and exit status 2.
+"""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+import peft_surgical as ps
+from peft_surgical.claims import claimed
+from peft_surgical.errors import OutputError
+from peft_surgical.files import atomic_directory
+
+from .command_line import run, said, written
+from .localizing import capital, planted, word_tokenizer
+from .outputs import WRITTEN, complete, leftovers
+
+QUICKLY = ["--steps", 1, "--scorer", "logit_drop", "--top", 2, "--retention-tokens", 64, "--quiet"]
+# The package's attribute of this name is the function.
+EDIT = import_module("peft_surgical.edit")
+
+
+def edit(fact_file, model_folder, out, *options):
+    return run("edit", fact_file, "--model", model_folder, "--out", out, *QUICKLY, *options)
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory, model_folder, fact_text):
+    """The folder of a whole edit."""
+    root = tmp_path_factory.mktemp("edited")
+    (root / "fact.yaml").write_text(fact_text)
+    assert edit(root / "fact.yaml", model_folder, root / "out").exit_code == 0
+    assert set(complete(root / "out")) == set(WRITTEN)
+    return root / "out"
+
+
+def commands(edited, fact_file, model_folder, out):
+    """Every command that writes."""
+    where = ["--model", model_folder, "--out", out, "--quiet"]
+    return {
+        "localize": ["localize", fact_file, *where, "--scorer", "logit_drop", "--top", 2],
+        "edit": ["edit", fact_file, "--model", model_folder, "--out", out, *QUICKLY],
+        "stack": ["stack", edited / "unlearn", edited / "learn", "--out", out],
+        "merge": ["merge", edited / "unlearn", edited / "learn", *where],
+        "evaluate": ["evaluate", fact_file, *where, "--retention-tokens", 0],
+    }
+
+
+COMMANDS = ("localize", "edit", "stack", "merge", "evaluate")
+
+
+@contextmanager
+def largest_file(size):
+    """Writing more than this into one file fails, whoever writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_that_may_not_grow(command, edited, fact_file, model_folder, tmp_path):
+    arguments = commands(edited, fact_file, model_folder, tmp_path / "out")[command]
+    with largest_file(200):
+        line = said(run(*arguments), 2)
+    assert line == f"Error: cannot write {line.split('cannot write ')[1].split(':')[0]}: File too large."
+    assert written(tmp_path) == ["fact.yaml"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of so many bytes; its root must be allowed to."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = []
+
+    def mount(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("this user may not mount a small disk")
+        mounted.append(disk)
+        return disk
+
+    def unmount():
+        while mounted:
+            subprocess.run(["umount", str(mounted.pop())], check=True, capture_output=True)
+
+    mount.again = lambda size: (unmount(), mount(size))[1]
+    yield mount
+    unmount()
+
+
+def test_a_disk_that_is_full(small_disk, fact_file, model_folder):
+    reached = set()
+    for pages in (1, 6, 14, 20, 24, 28, 34):
+        disk = small_disk.again(pages * 4096)
+        result = edit(fact_file, model_folder, disk / "out")
+        names = complete(disk / "out")
+        assert leftovers(disk) == []
+        reached.add(len(names))
+        if len(names) < len(WRITTEN):
+            assert "No space left on device." in said(result, 2)
+    assert len(reached) >= 3
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["Python", "safetensors"])
+def test_a_folder_on_a_full_disk(error, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("1")
+
+    def fill():
+        with atomic_directory(tmp_path / "out", overwrite=True) as folder:
+            (folder / "half").write_text("x")
+            raise error
+
+    with pytest.raises(OutputError, match=r"^cannot write .*out: No space left on device\.$"):
+        fill()
+    assert written(tmp_path) == ["out"]
+    assert written(tmp_path / "out") == ["old"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_where_nothing_can_be_written(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    places = {"file": "is a file", "file/out": "is a file"}
+    if Path("/proc/self").exists():
+        places["/proc/nowhere/out"] = "cannot write /proc/nowhere/out"
+    for place, words in places.items():
+        line = said(run(*commands(edited, fact_file, model_folder, tmp_path / place)[command]), 2)
+        assert words in line
+    # As on a file system that is mounted read-only, where not even root may write.
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode != os.W_OK)
+    line = said(run(*commands(edited, fact_file, model_folder, tmp_path / "out")[command]), 2)
+    assert line.endswith(f"{tmp_path} is not writable.")
+    assert written(tmp_path) == ["fact.yaml", "file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# Two at once
+
+
+@pytest.mark.parametrize("command", ["localize", "edit", "evaluate"])
+def test_a_folder_that_another_run_is_writing_to(command, edited, fact_file, model_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = commands(edited, fact_file, model_folder, out)[command]
+    with claimed(out):
+        for options in ([], ["--overwrite"]):
+            line = said(run(*arguments, *options), 2)
+            assert line == f"Error: another run is writing to {out}; wait for it or name another folder."
+        assert written(out) == []
+    # The folder that was made for nothing is gone; a run after that one finds nothing in its way.
+    assert written(tmp_path) == ["fact.yaml"]
+    assert run(*arguments).exit_code == 0
+
+
+def test_two_edits_at_once(tmp_path):
+    results = []
+    start = threading.Barrier(2)
+
+    def one():
+        model = planted()
+        start.wait()
+        try:
+            recipe = ps.Recipe(steps=1, compute_dtype="float32")
+            ps.edit(model, word_tokenizer(), capital(), out=tmp_path / "out", recipe=recipe, progress=False)
+            results.append("finished")
+        except OutputError as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results.count("finished") == 1
+    assert any("another run is writing" in result for result in results)
+    assert set(complete(tmp_path / "out")) == set(WRITTEN)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_claim_makes_folders_and_takes_back_those_that_stay_empty(tmp_path):
+    deep = tmp_path / "a" / "b" / "out"
+    with claimed(deep) as folder:
+        assert folder == deep
+        assert deep.is_dir()
+    assert written(tmp_path) == []
+
+    def fail():
+        with claimed(deep):
+            (deep / "kept").write_text("1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert written(deep) == ["kept"]
+    with pytest.raises(OutputError, match="is not empty"), claimed(deep):
+        pytest.fail("the block ran")
+    with claimed(deep, overwrite=True), pytest.raises(OutputError, match="another run"), claimed(deep, overwrite=True):
+        pytest.fail("the block ran")
+    assert written(deep) == ["kept"]
+
+
+def test_a_claim_of_a_folder_that_was_filled_before_it_was_locked(tmp_path, monkeypatch):
+    claims = import_module("peft_surgical.claims")
+    lock = claims._lock
+
+    def filled(path):
+        path.mkdir()
+        (path / "theirs").write_text("1")
+        return lock(path)
+
+    monkeypatch.setattr(claims, "_lock", filled)
+    with pytest.raises(OutputError, match="is not empty"), claimed(tmp_path / "out"):
+        pytest.fail("the block ran")
+    assert written(tmp_path / "out") == ["theirs"]
+
+
+def test_the_claim_of_a_killed_run_is_gone(tmp_path):
+    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(1, flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(OutputError, match="another run"), claimed(tmp_path):
+            pytest.fail("the block ran")
+        holder.kill()
+        holder.wait()
+    with claimed(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_obstacle(number, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with claimed(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+    monkeypatch.setattr("peft_surgical.claims.fcntl", None)
+    with claimed(tmp_path / "out", overwrite=True):
+        pass
+    assert written(tmp_path / "out") == ["a"]
+
+
+def test_what_a_killed_run_left_is_removed_when_overwriting_is_allowed(tmp_path):
+    (tmp_path / ".learn.x.partial").mkdir()
+    (tmp_path / ".learn.x.partial" / "half").write_text("")
+    (tmp_path / ".report.json.y.partial").write_text("")
+    (tmp_path / ".mine").write_text("")
+    with pytest.raises(OutputError), claimed(tmp_path):
+        pytest.fail("the block ran")
+    assert len(written(tmp_path)) == 3
+    with claimed(tmp_path, overwrite=True):
+        assert written(tmp_path) == [".mine"]
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("stage", ["localize", "unlearn", "learn", "stack", "evaluate", "render_page"])
+def test_ctrl_c_at_any_stage(stage, fact_file, model_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EDIT, stage, interrupt)
+        result = edit(fact_file, model_folder, out)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == [
+        f"Interrupted. What is complete is in {out}; run the command again with --overwrite to start over."
+    ]
+    names = complete(out)
+    assert len(names) < len(WRITTEN)
+    assert leftovers(tmp_path) == []
+    if names:
+        assert "give --overwrite" in said(edit(fact_file, model_folder, out), 2)
+        assert complete(out) == names
+
+
+@pytest.mark.parametrize("command", ["localize", "stack", "merge", "evaluate"])
+def test_ctrl_c_of_what_writes_at_its_end(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ps, command, interrupt)
+    result = run(*commands(edited, fact_file, model_folder, tmp_path / "out")[command])
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Interrupted. Nothing is half written; run the command again."
+    assert written(tmp_path) == ["fact.yaml"]

@@ -1,0 +1,166 @@
+"""Scorers that fail in every way a plugin can, and what is shown of the code that plugins bring.
+
+| Plugin | What comes of it |
+|---|---|
+| gives NaN, infinity, a wrong shape, nothing | left out with a warning; refused when nothing else ranks |
+| leaves notes that are no JSON (NaN, a tensor) | the same |
+| raises anything, ends the process with `sys.exit` | the same |
+| is installed | named by `peft-surgical scorers` with its distribution, module and file |
+"""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+import peft_surgical as ps
+from peft_surgical import plugins
+from peft_surgical.errors import ScorerError, SelectionError
+from peft_surgical.localization import localize
+from peft_surgical.plugins import PluginWarning, load_scorers
+
+from .command_line import run, written
+from .localizing import capital, planted, word_tokenizer
+
+
+def fine(context):
+    """Ones."""
+    return {site: torch.ones(site.size) for site in context.sites}
+
+
+def full_of(value):
+    return lambda context: {site: torch.full((site.size,), value) for site in context.sites}
+
+
+def noted(value):
+    def scorer(context):
+        context.notes["x"] = value
+        return fine(context)
+
+    return scorer
+
+
+def ends(context):
+    sys.exit(0)
+
+
+BAD = {
+    "nan": (full_of(float("nan")), "not a finite number"),
+    "infinite": (full_of(float("inf")), "not a finite number"),
+    "shape": (lambda context: {site: torch.ones(site.size + 1) for site in context.sites}, "it must be"),
+    "nothing": (lambda context: None, "must return a mapping"),
+    "nan_note": (noted(float("nan")), "a note that is not JSON"),
+    "tensor_note": (noted(torch.ones(2)), "a note that is not JSON"),
+    "raises": (lambda context: 1 / 0, "failed with ZeroDivisionError"),
+    "ends": (ends, "failed with SystemExit"),
+}
+
+
+class Installed:
+    """An entry point; `brings` is its module, or what importing it raises."""
+
+    def __init__(self, brings, name="a_plugin"):
+        self.brings, self.name, self.value, self.dist = brings, name, name, None
+
+    def load(self):
+        if isinstance(self.brings, BaseException):
+            raise self.brings
+        return self.brings
+
+
+@pytest.fixture
+def install(monkeypatch):
+    def install(*points):
+        monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: list(points))
+
+    return install
+
+
+def module(name="a_plugin", **scorers):
+    plugin = ModuleType(name)
+
+    def register_scorers(register):
+        for key, scorer in scorers.items():
+            register(key, scorer)
+
+    plugin.register_scorers = ps.hookimpl(register_scorers)
+    return plugin
+
+
+@pytest.fixture
+def bad(install):
+    install(Installed(module(fine=fine, **{name: scorer for name, (scorer, _) in BAD.items()})))
+
+
+@pytest.mark.usefixtures("bad")
+@pytest.mark.parametrize("name", BAD)
+def test_a_scorer_that_fails(name, tmp_path):
+    words = BAD[name][1]
+    model, tokenizer = planted(), word_tokenizer()
+    with pytest.warns(PluginWarning, match=words), pytest.raises(ScorerError, match=words):
+        localize(model, tokenizer, capital(), [name], progress=False)
+    # It never takes another with it, and what was found can be written.
+    with pytest.warns(PluginWarning, match=words):
+        found = localize(model, tokenizer, capital(), ["fine", name], progress=False)
+    found.save(tmp_path / "loc.json")
+    assert ps.Localization.load(tmp_path / "loc.json").errors.keys() == {name}
+    # One that was to rank is not silently replaced.
+    with pytest.warns(PluginWarning), pytest.raises(SelectionError, match=f"the scorer '{name}' failed"):
+        ps.edit(model, tokenizer, capital(), out=tmp_path / "out", scorers=[name, "fine"], progress=False)
+    assert written(tmp_path) == ["loc.json"]
+
+
+@pytest.mark.usefixtures("bad")
+def test_a_command_with_a_scorer_that_fails(tmp_path, fact_file, model_folder):
+    for command in ("localize", "edit"):
+        options = ["--model", model_folder, "--scorer", "nan", "--out", tmp_path / "out"]
+        result = run(command, fact_file, *options, "--quiet")
+        assert result.exit_code == 2
+        assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Warning", "Error"]
+        assert written(tmp_path) == ["fact.yaml"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), ImportError("no"), RecursionError("deep")])
+def test_a_plugin_that_cannot_be_imported(error, install, tmp_path, fact_file):
+    install(Installed(error, "broken"), Installed(module("other", fine=fine), "other"))
+    with pytest.warns(PluginWarning, match=f"'broken' of broken was left out: {type(error).__name__}"):
+        catalogue = load_scorers()
+    assert catalogue["fine"].scorer is fine
+    assert [(plugin.name, plugin.fault is None) for plugin in catalogue.plugins] == [
+        ("broken", False),
+        ("other", True),
+    ]
+    result = run("scorers")
+    assert result.exit_code == 0
+    assert "broken of broken: broken, without a file (left out)" in result.stdout
+    result = run("edit", fact_file, "--scorer", "nope", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "Error: there is no scorer 'nope'; installed are" in result.stderr.splitlines()[-1]
+
+
+def test_what_code_runs_is_shown(install, monkeypatch):
+    plugin = module("shown_plugin", shown=fine)
+    plugin.__file__ = "/somewhere/shown_plugin.py"
+    monkeypatch.setitem(sys.modules, "shown_plugin", plugin)
+    install(Installed(plugin, "shown_plugin"))
+    text = run("scorers").stdout
+    assert "Code of other packages that runs:" in text
+    assert "shown_plugin of shown_plugin: shown_plugin, /somewhere/shown_plugin.py" in text
+    listed = {item["name"]: item["code"] for item in json.loads(run("scorers", "--json").stdout)}
+    assert listed["shown"] == f"{__name__}:fine"
+    assert listed["lookup"].startswith("peft_surgical.scorers.lookup:")
+    install()
+    assert run("scorers").stdout.rstrip().endswith("none")
+
+
+def test_what_a_plugin_says_cannot_write_to_the_terminal(install):
+    def coloured(context):
+        "\x1b[31mred\x1b]0;title\x07"
+
+    install(Installed(module(coloured=coloured)), Installed(ImportError("\x1b[2J"), "broken"))
+    result = run("scorers")
+    assert "red" in result.stdout
+    assert "\x1b" not in result.output
+    assert "\x07" not in result.output

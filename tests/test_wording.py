@@ -1,0 +1,15 @@
+from peft_surgical.wording import as_typed, variants
+
+
+def test_as_typed():
+    assert as_typed("What is the capital of France?") == "what is the capital of france"
+    assert as_typed("The capital of France is ...") == "the capital of france is"
+
+
+def test_every_prompt_is_typed_and_some_are_wrapped():
+    prompts = [f"Who wrote book {i}?" for i in range(8)]
+    made = variants(prompts)
+    assert [p for p in made if p in map(as_typed, prompts)] == [as_typed(p) for p in prompts]
+    wrapped = [p for p in made if p not in map(as_typed, prompts)]
+    assert [prompts[1] in wrapped[0], prompts[5] in wrapped[1], len(wrapped)] == [True, True, 2]
+    assert len(set(made)) == len(made)
