@@ -1,0 +1,51 @@
+"""The methods that the benchmarks compare, one a file, by the names that `--method` takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft_surgical.errors import SurgicalError
+
+from .base import Base
+from .ft import FineTuning
+from .ft_l import ConstrainedFineTuning
+from .ia3_all import IA3Everywhere
+from .ia3_stock import StockIA3
+from .lora import Lora
+from .method import Method, Request, settings
+from .one_stage import OneStage
+from .random_components import RandomComponents
+from .rome import Rome
+from .rome_cov import RomeWithCovariance
+from .surgical import Surgical
+
+__all__ = ["METHODS", "Method", "Request", "build", "settings"]
+
+_KINDS: tuple[Any, ...] = (
+    Base,
+    Surgical,
+    OneStage,
+    RandomComponents,
+    Rome,
+    RomeWithCovariance,
+    ConstrainedFineTuning,
+    FineTuning,
+    Lora,
+    IA3Everywhere,
+    StockIA3,
+)
+METHODS: dict[str, Any] = {kind.name: kind for kind in _KINDS}
+
+
+def build(name: str, learning_rate: float | None = None) -> Method:
+    """The method of that name, with its own learning rate unless another is given.
+
+    Raises:
+        SurgicalError: If there is no such method, or it has no learning rate.
+    """
+    if name not in METHODS:
+        raise SurgicalError(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
+    if learning_rate is not None and "learning_rate" not in settings(METHODS[name]()):
+        raise SurgicalError(f"the method {name!r} has no learning rate.")
+    made: Method = METHODS[name]() if learning_rate is None else METHODS[name](learning_rate=learning_rate)
+    return made

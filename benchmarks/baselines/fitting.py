@@ -1,0 +1,67 @@
+"""The loop that the gradient baselines share: the target's loss on the prompt alone and behind every context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from peft_surgical.sites import architecture_of
+from peft_surgical.suffix import SuffixRunner
+from peft_surgical.training import span
+
+from ..plain_text import continuation, targets
+from .method import STEPS, Request
+
+TARGET_LOSS = 0.01
+"""Mean negative log-likelihood per target token, nats, at which fine-tuning stops, as in ROME's released code."""
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    request: Request,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains some of a model's parameters with Adam, all rows in every step, for at most `STEPS` steps.
+
+    Args:
+        model: A transformers model, possibly with adapters put on.
+        tokenizer: Without a chat template.
+        request: Gives the prompts and their target.
+        parameters: What to train; they must ask for gradients.
+        learning_rate: Adam's.
+        after_step: Called after each step, to constrain the parameters.
+    """
+    parameters = list(parameters)
+    rows = [continuation(tokenizer, prompt, request.new) for prompt in request.prompts]
+    layers = decoder_layers(model)
+    runner = SuffixRunner(model, layers, first_trained(layers, parameters), pad=tokenizer.pad_token_id or 0)
+    indices, spans, labels = runner.add([row.ids for row in rows]), [span(row) for row in rows], targets(rows)[0]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    for _ in range(STEPS):
+        loss = F.cross_entropy(runner.logits(indices, spans).float(), labels.to(runner.device))
+        if loss.item() < TARGET_LOSS:
+            return
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            after_step()
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers, in order."""
+    layers: nn.ModuleList = model.get_submodule(architecture_of(model.config.model_type).layers)
+    return layers
+
+
+def first_trained(layers: nn.ModuleList, parameters: Iterable[nn.Parameter]) -> int:
+    """The first layer that some parameters change; 0 when one of them is in no layer."""
+    where = {id(parameter): index for index, layer in enumerate(layers) for parameter in layer.parameters()}
+    return min((where.get(id(parameter), 0) for parameter in parameters), default=0)

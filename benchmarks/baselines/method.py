@@ -1,0 +1,58 @@
+"""What a method of the benchmark is: something that edits a model for one request and takes the edit back."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol
+
+STEPS = 25
+"""Gradient steps that every method has for an edit."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that an edit may see of a case.
+
+    Attributes:
+        subject: What the prompt is about, as it stands there.
+        prompt: The beginning of a sentence.
+        old: What completes it now.
+        new: What shall complete it.
+        contexts: Beginnings to put the prompt behind, each with the white space that follows it.
+        evaluated: Digests of the prompts that the evaluation asks, for methods that make up prompts.
+    """
+
+    subject: str
+    prompt: str
+    old: str
+    new: str
+    contexts: tuple[str, ...] = ()
+    evaluated: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt alone, then behind each context."""
+        return (self.prompt, *(context + self.prompt for context in self.contexts))
+
+
+class Method(Protocol):
+    """An editing method. Its dataclass fields are its settings; what begins with an underscore is not one."""
+
+    name: ClassVar[str]
+
+    def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
+        """A context in which the model is edited; before and after it, every bit of the model is the base's.
+
+        Args:
+            model: A causal language model in evaluation mode, all frozen.
+            tokenizer: Without a chat template.
+            request: What to edit.
+            seed: Decides all that is drawn.
+        """
+        ...
+
+
+def settings(method: Any) -> dict[str, Any]:
+    """A method's settings, as JSON."""
+    return {f.name: getattr(method, f.name) for f in fields(method) if not f.name.startswith("_")}

@@ -1,0 +1,23 @@
+"""Our method without unlearning: one stage that learns the new answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from peft_surgical.stages import LEARN, Retained
+
+from .method import Request
+from .surgical import Surgical, early_mlps, train
+
+
+@dataclass(frozen=True)
+class OneStage(Surgical):
+    """As [`Surgical`], learning only."""
+
+    name: ClassVar[str] = "one_stage"
+
+    def trained(self, model: Any, tokenizer: Any, request: Request, seed: int, retained: Retained | None) -> Retained:
+        """Leaves the trained adapter acting on the model, and returns what it keeps."""
+        components = early_mlps(model)
+        return train(model, tokenizer, request, components, seed, stages=(LEARN,), retained=retained)

@@ -1,0 +1,100 @@
+"""CounterFact cases in EasyEdit's layout: what an edit may see of one, and what only the evaluation reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_surgical.errors import FactError
+from peft_surgical.text import digest
+
+from .baselines.method import Request
+
+TEXTS = (
+    "subject",
+    "prompt",
+    "ground_truth",
+    "target_new",
+    "rephrase_prompt",
+    "locality_prompt",
+    "locality_ground_truth",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One counterfactual.
+
+    Attributes:
+        case_id: Its number in CounterFact.
+        subject: What the prompt is about, as it stands there.
+        prompt: The beginning of a sentence that `old` completes.
+        old: The true completion.
+        new: The completion that an edit shall bring.
+        paraphrase: The same asked otherwise; evaluation only.
+        neighbour: The same asked of another subject; evaluation only.
+        neighbour_answer: What completes `neighbour`.
+    """
+
+    case_id: int
+    subject: str
+    prompt: str
+    old: str
+    new: str
+    paraphrase: str
+    neighbour: str
+    neighbour_answer: str
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Case:
+        """Reads one line of the file.
+
+        Raises:
+            FactError: If a key is missing, of the wrong type or empty, or the prompt does not name the subject.
+        """
+        number = data.get("case_id")
+        if type(number) is not int:
+            raise FactError(f"'case_id' must be a whole number, not {number!r}.")
+        for key in TEXTS:
+            if not isinstance(data.get(key), str) or not data[key].strip():
+                raise FactError(f"{key!r} must be text, not {data.get(key)!r}.")
+        if data["subject"] not in data["prompt"]:
+            raise FactError(f"the prompt {data['prompt']!r} does not name the subject {data['subject']!r}.")
+        return cls(number, *(data[key].strip() for key in TEXTS))
+
+    def request(self, contexts: tuple[str, ...]) -> Request:
+        """What an edit may see."""
+        evaluated = frozenset(map(digest, (self.paraphrase, self.neighbour)))
+        return Request(self.subject, self.prompt, self.old, self.new, contexts, evaluated)
+
+
+def read_cases(path: str | os.PathLike[str], seed: int) -> tuple[list[Case], str]:
+    """All cases of a file of JSON lines, shuffled, and the file's SHA-256.
+
+    Raises:
+        FactError: If the file cannot be read, a line is no case, or a case stands there twice; names the line.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise FactError(f"cannot read {path}: {error.strerror or error}.") from error
+    cases: dict[int, Case] = {}
+    for number, line in enumerate(content.decode("utf-8", errors="replace").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            case = Case.from_dict(json.loads(line))
+        except (ValueError, AttributeError) as error:
+            raise FactError(f"{path}, line {number}: {error}") from error
+        if case.case_id in cases:
+            raise FactError(f"{path}, line {number}: the case {case.case_id} stands there twice.")
+        cases[case.case_id] = case
+    shuffled = list(cases.values())
+    random.Random(seed).shuffle(shuffled)
+    return shuffled, hashlib.sha256(content).hexdigest()

@@ -1,0 +1,223 @@
+"""Edits CounterFact cases that the base knows, one at a time, with every method in the same run.
+
+    python -m benchmarks.counterfact --data counterfact_dev.jsonl --model demo --cases 20 --seed 0 --out out/cf.jsonl
+
+The file is in EasyEdit's layout, JSON lines. The cases are shuffled by the seed; a case is *known* when the greedy
+continuation of its prompt, as plain text without a chat template, begins with all tokens of its true answer. The first
+known ones are edited, each singly, and each is measured on its prompt (ES), paraphrase (PS) and neighbour (NS) by
+log-likelihood, and by what the model goes on to say. All methods get the prompt alone and behind the same sampled
+contexts, and the same number of gradient steps.
+
+Every result is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table and, as
+its last line, JSON: method to metric to `{value, n, low, high}`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import peft_surgical as ps
+from peft_surgical.models import DTYPES
+
+from .baselines import METHODS, Method, build, settings
+from .cases import Case, read_cases
+from .contexts import sample_contexts
+from .counterfact_metrics import figures
+from .journal import Journal, read_records, surroundings
+from .measuring import NEW_TOKENS, edit_and_measure
+from .plain_text import greedily_follows, without_template
+
+KNOWN = "the greedy continuation of the prompt, as plain text, begins with all tokens of the true answer"
+BATCH = 64
+SHOWN = ("es", "ps", "ns", "score", "new_answer_rate", "paraphrase_new_answer_rate", "neighbour_kept")
+
+
+def known_cases(model: Any, tokenizer: Any, cases: Sequence[Case], count: int, journal: Journal) -> list[Case]:
+    """The first cases that the base knows, in order; a batch that the journal has is not asked again."""
+    records = journal.of_kind("known")
+    known = {number for record in records for number in record["known"]}
+    checked = sum(record["checked"] for record in records)
+    while len(known) < count and checked < len(cases):
+        batch = cases[checked : checked + BATCH]
+        found = greedily_follows(model, tokenizer, [(case.prompt, case.old) for case in batch])
+        numbers = [case.case_id for case, follows in zip(batch, found, strict=True) if follows]
+        journal.append({"kind": "known", "checked": len(batch), "known": numbers})
+        known.update(numbers)
+        checked += len(batch)
+        click.echo(f"the base knows {len(known)} of {checked} cases", err=True)
+    return [case for case in cases if case.case_id in known][:count]
+
+
+def run(
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[Case],
+    methods: Sequence[Method],
+    journal: Journal,
+    count: int,
+    seed: int,
+) -> dict[str, dict[str, ps.Figure]]:
+    """Edits what the journal does not have yet, case by case, and returns all figures.
+
+    Args:
+        model: The base, frozen.
+        tokenizer: Without a chat template.
+        cases: In the order of the seed.
+        methods: The base among them.
+        journal: Gets every result.
+        count: How many known cases to edit.
+        seed: Of methods and of the Score's interval.
+    """
+    contexts = tuple(journal.of_kind("contexts")[0]["contexts"])
+    check_settings(journal, methods)
+    chosen = known_cases(model, tokenizer, cases, count, journal)
+    if len(chosen) < count:
+        click.echo(f"the base knows {len(chosen)} cases only; asked for {count}", err=True)
+    done = {(record["method"], record["case_id"]): record for record in journal.of_kind("case")}
+    for number, case in enumerate(chosen, 1):
+        for method in methods:
+            key = (method.name, case.case_id)
+            if key in done:
+                continue
+            found = edit_and_measure(model, tokenizer, method, case, contexts, seed)
+            done[key] = {"kind": "case", "method": key[0], "case_id": key[1], "settings": settings(method), **found}
+            journal.append(done[key])
+            click.echo(f"case {number} of {len(chosen)}, {method.name}: {found['seconds']:.1f} s", err=True)
+    base = [done["base", case.case_id] for case in chosen]
+    result = {}
+    for method in methods:
+        records = [done[method.name, case.case_id] for case in chosen]
+        result[method.name] = figures(chosen, records, base, [record["seconds"] for record in records], seed)
+    return result
+
+
+def check_settings(journal: Journal, methods: Sequence[Method]) -> None:
+    """Refuses to add to a method's results others that it would reach with other settings.
+
+    Raises:
+        OutputError: Names the method and both settings.
+    """
+    wanted = {method.name: json.loads(json.dumps(settings(method))) for method in methods}
+    for record in journal.of_kind("case"):
+        name = record["method"]
+        if name in wanted and record["settings"] != wanted[name]:
+            raise ps.OutputError(
+                f"{journal.path} holds {name} with {record['settings']}, and this run has {wanted[name]}; "
+                "name another file."
+            )
+
+
+def learning_rates(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+    """Reads `METHOD=LR`."""
+    rates = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            rates[name] = float(value)
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not of the form METHOD=LR.") from None
+        if name not in METHODS:
+            raise click.BadParameter(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
+    return rates
+
+
+def table(result: Mapping[str, Mapping[str, ps.Figure]]) -> str:
+    """The figures for a person, rates in percent."""
+    lines = [f"| Method | {' | '.join(SHOWN)} | N | s an edit |", "|---" * (len(SHOWN) + 3) + "|"]
+    for name, found in result.items():
+        cells = [_percent(found.get(metric)) for metric in SHOWN]
+        n = found["es"].n if "es" in found else 0
+        seconds = f"{found['seconds_per_edit'].value:.1f}" if "seconds_per_edit" in found else "–"
+        lines.append(f"| {name} | {' | '.join(cells)} | {n} | {seconds} |")
+    return "\n".join(lines)
+
+
+def _percent(figure: ps.Figure | None) -> str:
+    if figure is None:
+        return "–"
+    return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+
+
+@click.command(help=__doc__.partition("\n")[0] if __doc__ else None)
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Cases as JSON lines, EasyEdit's layout.")
+@click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
+@click.option("--cases", "count", default=20, show_default=True, type=click.IntRange(1), help="Known cases to edit.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from."
+)
+@click.option("--method", "names", multiple=True, type=click.Choice(list(METHODS)), help="All when not given.")
+@click.option("--learning-rate", "rates", multiple=True, callback=learning_rates, metavar="METHOD=LR")
+@click.option("--contexts", default=20, show_default=True, type=click.IntRange(0), help="Beginnings to sample.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Leave out the cases that this other file of results has, such as those of tuning.",
+)
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES)))
+@click.option("--device", default=None)
+def main(
+    data: Path,
+    model: str,
+    count: int,
+    seed: int,
+    out: Path,
+    names: tuple[str, ...],
+    rates: dict[str, float],
+    contexts: int,
+    exclude: tuple[Path, ...],
+    dtype: str,
+    device: str | None,
+) -> None:
+    """Reads the options, runs, prints."""
+    try:
+        # The base's own figures stand beside every method's, and what is kept is kept of its answers.
+        wanted = dict.fromkeys(("base", *(names or METHODS)))
+        if unused := [name for name in rates if name not in wanted]:
+            raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
+        methods = [build(name, rates.get(name)) for name in wanted]
+        cases, digest = read_cases(data, seed)
+        left_out = {record["case_id"] for path in exclude for record in read_records(path) if "case_id" in record}
+        cases = [case for case in cases if case.case_id not in left_out]
+        loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
+        loaded.requires_grad_(False)
+        journal = Journal(
+            out,
+            {
+                "benchmark": "counterfact",
+                "data": {"name": data.name, "sha256": digest, "left_out": sorted(left_out)},
+                "model": model,
+                "dtype": str(loaded.dtype).removeprefix("torch."),
+                "seed": seed,
+                "contexts": contexts,
+                "new_tokens": NEW_TOKENS,
+                "known": KNOWN,
+            },
+            {"command": command(), **surroundings(loaded.device)},
+        )
+        plain = without_template(tokenizer)
+        if not journal.of_kind("contexts"):
+            journal.append({"kind": "contexts", "contexts": sample_contexts(loaded, plain, contexts, seed)})
+        result = run(loaded, plain, cases, methods, journal, count, seed)
+    except ps.SurgicalError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(table(result))
+    click.echo(json.dumps({name: {k: v.to_dict() for k, v in found.items()} for name, found in result.items()}))
+
+
+def command() -> str:
+    """The command line of this run."""
+    arguments = click.get_current_context().obj or []
+    return shlex.join(["python", "-m", "benchmarks.counterfact", *arguments])
+
+
+if __name__ == "__main__":
+    main(obj=sys.argv[1:])

@@ -1,0 +1,115 @@
+"""CounterFact's figures from what was measured of each case, with their intervals.
+
+ES, PS and NS are ROME's (Meng et al. 2022): the share of cases in which the new answer has a greater mean
+log-likelihood per token than the old one after the prompt (ES) and after its paraphrase (PS), and the share in which
+the neighbour's true answer has a greater one than the new answer (NS). The Score is their harmonic mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from peft_surgical.metrics import Figure, mean, rate
+from peft_surgical.text import contains
+
+from .cases import Case
+
+RESAMPLES = 10_000
+Measured = Mapping[str, Any]
+"""Of `prompt`, `paraphrase` and `neighbour` each `new` and `old` (mean log-likelihoods per token) and `said`."""
+
+
+def figures(
+    cases: Sequence[Case], measured: Sequence[Measured], base: Sequence[Measured], seconds: Sequence[float], seed: int
+) -> dict[str, Figure]:
+    """All figures of one method.
+
+    Args:
+        cases: The edited cases.
+        measured: What was measured of each, edited.
+        base: What was measured of each before.
+        seconds: What each edit took.
+        seed: Of the resampling.
+
+    Returns:
+        Metric to figure; one with nothing to count is left out. Rates have Wilson's interval, the Score that of a
+        bootstrap over cases, which is a point where all resamples are equal.
+    """
+    triples = [successes(m) for m in measured]
+    es, ps, ns = (rate([triple[i] for triple in triples]) for i in range(3))
+    kept = [
+        contains(m["neighbour"]["said"], (case.neighbour_answer,))
+        for case, m, b in zip(cases, measured, base, strict=True)
+        if contains(b["neighbour"]["said"], (case.neighbour_answer,))
+    ]
+    leaked = [
+        contains(m["neighbour"]["said"], (case.new,)) and not contains(b["neighbour"]["said"], (case.new,))
+        for case, m, b in zip(cases, measured, base, strict=True)
+    ]
+    found = {
+        "es": es,
+        "ps": ps,
+        "ns": ns,
+        "score": score(triples, seed),
+        "new_answer_rate": _said(cases, measured, "prompt", says_new),
+        "old_answer_rate": _said(cases, measured, "prompt", says_old),
+        "paraphrase_new_answer_rate": _said(cases, measured, "paraphrase", says_new),
+        "paraphrase_old_answer_rate": _said(cases, measured, "paraphrase", says_old),
+        "neighbour_kept": rate(kept),
+        "neighbour_leak": rate(leaked),
+        "seconds_per_edit": mean(seconds) if seconds else None,
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def successes(measured: Measured) -> tuple[bool, bool, bool]:
+    """Whether a case counts for ES, PS and NS; a tie does not."""
+    prompt, paraphrase, neighbour = (measured[part] for part in ("prompt", "paraphrase", "neighbour"))
+    return (
+        prompt["new"] > prompt["old"],
+        paraphrase["new"] > paraphrase["old"],
+        neighbour["old"] > neighbour["new"],
+    )
+
+
+def score(triples: Sequence[tuple[bool, bool, bool]], seed: int) -> Figure | None:
+    """The harmonic mean of ES, PS and NS with the 95% percentile interval of a bootstrap over cases."""
+    if not triples:
+        return None
+    hits = np.asarray(triples, dtype=float)
+    rows = np.random.default_rng(seed).integers(len(hits), size=(RESAMPLES, len(hits)))
+    low, high = np.quantile(harmonic(hits[rows].mean(1)), [0.025, 0.975])
+    value = float(harmonic(hits.mean(0)))
+    return Figure(value, len(hits), min(value, float(low)), max(value, float(high)))
+
+
+def harmonic(rates: Any) -> Any:
+    """Harmonic mean along the last axis; 0 where a rate is 0.
+
+    ```py
+    >>> harmonic([1.0, 1.0, 0.5])
+    0.75
+    ```
+    """
+    rates = np.asarray(rates)
+    with np.errstate(divide="ignore"):
+        return rates.shape[-1] / (1 / rates).sum(-1)
+
+
+def says_new(said: str, case: Case) -> bool:
+    """Whether a continuation holds the new answer and not the old one."""
+    return contains(said, (case.new,), besides=case.subject) and not says_old(said, case)
+
+
+def says_old(said: str, case: Case) -> bool:
+    """Whether a continuation holds the old answer."""
+    return contains(said, (case.old,), besides=case.subject)
+
+
+def _said(
+    cases: Sequence[Case], measured: Sequence[Measured], part: str, counts: Callable[[str, Case], bool]
+) -> Figure | None:
+    return rate([counts(m[part]["said"], case) for case, m in zip(cases, measured, strict=True)])

@@ -1,0 +1,116 @@
+"""A file of JSON lines that a benchmark adds to and goes on from: a header first, then one record a line.
+
+Each record is on disk before the next is begun. A line that an interruption cut short is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_surgical.errors import OutputError
+from peft_surgical.evaluation import versions
+
+
+class Journal:
+    """The records of one run, in order.
+
+    Args:
+        path: The file; begun when it is missing or empty.
+        run: What must be the same for records to be comparable; read back from a file that is there.
+        about: What is only told: the command, versions, machine. A run that goes on adds its own.
+
+    Raises:
+        OutputError: If the file cannot be written, is something else, or belongs to a run with other values.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.records = read_records(self.path) if self.path.exists() else []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("r+" if self.records else "w", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+        if not self.records:
+            self.append({"kind": "header", "run": dict(run), **about})
+            return
+        before = self.records[0].get("run", {})
+        for key, value in json.loads(json.dumps(dict(run))).items():
+            if before.get(key) != value:
+                raise OutputError(
+                    f"{path} holds a run with {key} {before.get(key)!r}, and this run has {value!r}; name another"
+                    " file."
+                )
+        self._file.writelines(map(_line, self.records))
+        self._file.truncate()
+        self.append({"kind": "resumed", **about})
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a record and puts it on disk."""
+        self.records.append(dict(record))
+        self._file.write(_line(record))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The records of a kind."""
+        return [record for record in self.records if record["kind"] == kind]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a last line that was cut short is left out.
+
+    Raises:
+        OutputError: If it cannot be read or is not a journal.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"cannot read {path}: {error}.") from error
+    records = []
+    # What stands behind the last line feed was not finished.
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise OutputError(f"{path}, line {number}: not JSON ({error}).") from error
+        if not isinstance(record, dict) or "kind" not in record or (number == 1) != (record["kind"] == "header"):
+            raise OutputError(f"{path}, line {number}: this is not a benchmark's file; name another one.")
+        records.append(record)
+    if not records and lines[-1].strip() and not lines[-1].startswith('{"kind": "header"'):
+        raise OutputError(f"{path} is not a benchmark's file; name another one.")
+    return records
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Versions and the machine, as far as figures depend on them."""
+    cuda = device.type == "cuda"
+    return {
+        "versions": versions(),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,73 @@
+"""Prompts that a model continues as plain text, whatever its chat template: log-likelihoods and greedy continuations.
+
+CounterFact's prompts are beginnings of sentences. A tokenizer without a chat template makes everything of
+`peft_surgical` treat them as such, so the benchmark hands out a copy of the tokenizer that has none.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from peft_surgical.prompts import EncodedAnswer, encode_answer
+from peft_surgical.suffix import SuffixRunner
+from peft_surgical.training import span
+
+UNLIKELY = -1e9
+"""Stands for a log-likelihood that is not finite: an edit can break a model, and a broken one has no success."""
+
+
+def without_template(tokenizer: Any) -> Any:
+    """A copy of a tokenizer whose prompts are plain text."""
+    plain = copy.copy(tokenizer)
+    plain.chat_template = None
+    return plain
+
+
+def continuation(tokenizer: Any, prompt: str, target: str) -> EncodedAnswer:
+    """Tokenizes a prompt and what shall follow it together; no end of turn, since a sentence may go on."""
+    row = encode_answer(tokenizer, prompt, target)
+    return EncodedAnswer(row.ids[:-1], row.answer_start)
+
+
+def targets(rows: Sequence[EncodedAnswer]) -> tuple[Int[Tensor, " token"], list[int]]:
+    """The target tokens of all rows, one after another, and how many each row has."""
+    parts = [row.ids[row.answer_start :] for row in rows]
+    return torch.tensor([token for part in parts for token in part]), [len(part) for part in parts]
+
+
+@torch.no_grad()
+def target_logits(model: Any, tokenizer: Any, rows: Sequence[EncodedAnswer]) -> Float[Tensor, "token vocab"]:
+    """Logits at the positions that predict the rows' target tokens, row after row."""
+    runner = SuffixRunner(model, nn.ModuleList(), 0, pad=tokenizer.pad_token_id or 0)
+    return runner.logits(runner.add([row.ids for row in rows]), [span(row) for row in rows]).float()
+
+
+def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Mean log-likelihood per token, nats, of each target after its prompt.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Without a chat template.
+        pairs: Prompts and targets, all in one batch.
+    """
+    rows = [continuation(tokenizer, prompt, target) for prompt, target in pairs]
+    labels, lengths = targets(rows)
+    logits = target_logits(model, tokenizer, rows)
+    found = logits.log_softmax(-1).gather(1, labels[:, None].to(logits.device))[:, 0]
+    means = [float(part.mean()) for part in found.split(lengths)]
+    return [value if math.isfinite(value) else UNLIKELY for value in means]
+
+
+def greedily_follows(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """Whether the greedy continuation of each prompt begins with all tokens of its target."""
+    rows = [continuation(tokenizer, prompt, target) for prompt, target in pairs]
+    labels, lengths = targets(rows)
+    hits = target_logits(model, tokenizer, rows).argmax(-1).cpu() == labels
+    return [bool(part.all()) for part in hits.split(lengths)]

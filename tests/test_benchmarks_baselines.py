@@ -1,0 +1,160 @@
+import pytest
+import torch
+
+from benchmarks.baselines import METHODS, Request, build, settings
+from benchmarks.baselines.adapters import module_names
+from benchmarks.baselines.fitting import decoder_layers, first_trained, fit
+from benchmarks.baselines.ft_l import ConstrainedFineTuning
+from benchmarks.baselines.mlps import edited_layer, output_projection
+from benchmarks.baselines.restoring import weights_restored
+from benchmarks.plain_text import log_likelihoods
+from peft_surgical import retain
+from peft_surgical.errors import SelectionError, SurgicalError
+
+from .adapters import logits
+from .conftest import fingerprint
+from .counterfacts import CONTEXTS, REQUEST, TOKENIZER, word_model
+from .tiny import tiny_ids
+
+EDITING = [name for name in METHODS if name != "base"]
+IDS = tiny_ids() % len(TOKENIZER)
+
+
+@pytest.fixture(autouse=True)
+def few_everyday_prompts(monkeypatch):
+    everyday = retain.everyday_prompts()[:3]
+    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+
+
+def state(model):
+    """All that an edit could leave behind."""
+    return fingerprint(model), sorted(vars(model)), [(p.requires_grad, p.grad) for p in model.parameters()]
+
+
+def said(model, request=REQUEST):
+    return log_likelihoods(model, TOKENIZER, [(request.prompt, request.new)])[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+@pytest.mark.parametrize("name", EDITING)
+def test_an_edit_teaches_the_answer_and_leaves_every_bit_as_it_was(name, family):
+    model, method = word_model(family), build(name)
+    before, base, plain = state(model), said(model), logits(model, IDS)
+    rng = torch.get_rng_state()
+    with method.edit(model, TOKENIZER, REQUEST, 0):
+        assert said(model) > base
+        assert not torch.equal(logits(model, IDS), plain)
+        first = logits(model, IDS)
+    assert state(model) == before
+    assert torch.equal(logits(model, IDS), plain)
+    assert torch.equal(torch.get_rng_state(), rng)
+    # The next edit finds the same base, and what a method keeps between edits changes nothing.
+    with method.edit(model, TOKENIZER, Request("italy", "the capital of italy is", "rome", "paris", CONTEXTS), 0):
+        pass
+    with method.edit(model, TOKENIZER, REQUEST, 0):
+        assert torch.equal(logits(model, IDS), first)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_what_fails_leaves_the_base_too(name, monkeypatch):
+    model, method = word_model(), build(name)
+    before = state(model)
+    with pytest.raises(KeyboardInterrupt), method.edit(model, TOKENIZER, REQUEST, 0):
+        raise KeyboardInterrupt
+    assert state(model) == before
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    monkeypatch.setattr("peft_surgical.training._step", interrupted)
+    with pytest.raises(KeyboardInterrupt), method.edit(model, TOKENIZER, REQUEST, 0):
+        raise AssertionError("the edit went on without its optimizer")
+    assert state(model) == before
+
+
+def test_no_edit_is_no_edit():
+    model = word_model()
+    before = state(model)
+    with build("base").edit(model, TOKENIZER, REQUEST, 0):
+        assert state(model) == before
+
+
+def test_adapters_depend_on_the_seed_alone():
+    model, found = word_model(), []
+    for seed in (0, 0, 1):
+        with build("lora").edit(model, TOKENIZER, REQUEST, seed):
+            found.append(logits(model, IDS))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_constrained_fine_tuning_moves_one_weight_within_its_bound():
+    model, method = word_model(), ConstrainedFineTuning(learning_rate=0.01, layer=2)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with method.edit(model, TOKENIZER, REQUEST, 0):
+        moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in model.named_parameters()}
+    assert [name for name, size in moved.items() if size] == ["model.layers.2.mlp.down_proj.weight"]
+    assert max(moved.values()) == pytest.approx(0.01, rel=1e-5)
+
+
+def test_a_fit_stops_at_its_loss():
+    model, steps = word_model(), []
+    with weights_restored(model.parameters()) as parameters:
+        fit(model, TOKENIZER, REQUEST, parameters, 0.05, lambda: steps.append(1))
+        assert 1 < len(steps) < 25
+        # ROME's 0.01 nats over the target's tokens.
+        pairs = [(prompt, REQUEST.new) for prompt in REQUEST.prompts]
+        assert -sum(log_likelihoods(model, TOKENIZER, pairs)) / len(pairs) < 0.01
+        fit(model, TOKENIZER, REQUEST, parameters, 0.05, lambda: steps.append(1))
+        already = len(steps)
+    assert already < 25
+
+
+def test_layers_below_what_is_trained_are_found():
+    model = word_model()
+    layers = decoder_layers(model)
+    weights = [layers[2].mlp.down_proj.weight, layers[1].self_attn.q_proj.weight]
+    assert first_trained(layers, weights) == 1
+    assert first_trained(layers, weights[:1]) == 2
+    assert first_trained(layers, [*weights, model.lm_head.weight]) == 0
+
+
+def test_which_modules_are_adapted():
+    llama, phi3 = word_model(), word_model("phi3")
+    assert module_names(llama, ("k", "v"), range(1, 9, 2)) == [
+        "model.layers.1.self_attn.k_proj",
+        "model.layers.1.self_attn.v_proj",
+    ]
+    # One fused module stands for three, once.
+    assert module_names(phi3, ("q", "k", "v", "up"), range(1)) == [
+        "model.layers.0.self_attn.qkv_proj",
+        "model.layers.0.mlp.gate_up_proj",
+    ]
+    assert len(module_names(llama, ("q", "mlp_out"))) == 6
+
+
+def test_which_mlp_is_edited():
+    model = word_model()
+    assert edited_layer(model) == 1
+    assert edited_layer(word_model(num_hidden_layers=12)) == 5
+    assert edited_layer(model, 2) == 2
+    assert output_projection(model, 2) is model.model.layers[2].mlp.down_proj
+    with pytest.raises(SelectionError, match=r"3 layers \(0 to 2\), so no layer 3"):
+        edited_layer(model, 3)
+
+
+def test_a_request_hands_out_its_prompt_behind_every_context():
+    assert REQUEST.prompts == ("the capital of france is", *(f"{c}the capital of france is" for c in CONTEXTS))
+
+
+def test_methods_by_name():
+    assert build("rome", 0.25).learning_rate == 0.25
+    assert settings(build("rome_cov")) == {"learning_rate": 0.5, "layer": None, "ridge": 0.01}
+    assert settings(build("base")) == {}
+    assert all(build(name).name == name for name in METHODS)
+    with pytest.raises(SurgicalError, match="no method 'memit'; choose from base, surgical"):
+        build("memit")
+    with pytest.raises(SurgicalError, match="'base' has no learning rate"):
+        build("base", 0.1)

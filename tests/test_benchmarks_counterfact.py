@@ -1,0 +1,310 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import counterfact, measuring
+from benchmarks.baselines import METHODS
+from benchmarks.baselines.base import Base
+from benchmarks.cases import Case, read_cases
+from benchmarks.contexts import sample_contexts
+from benchmarks.counterfact import main
+from benchmarks.journal import read_records
+from benchmarks.plain_text import greedily_follows, log_likelihoods, without_template
+from peft_surgical.errors import FactError
+from peft_surgical.prompts import encode
+
+from .adapters import logits
+from .counterfacts import TOKENIZER, case_dicts, greedy_word, some_case, word_model, write_cases
+from .small_tokenizers import CHATML, small_tokenizer
+from .tiny import tiny_model
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "counterfact_dev.jsonl"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A checkpoint, a file of cases, and where results go."""
+    model, folder = word_model(), tmp_path / "model"
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder, write_cases(tmp_path / "cases.jsonl", case_dicts(model)), tmp_path / "out" / "results.jsonl"
+
+
+def invoke(files, *arguments, cases=3):
+    folder, data, out = files
+    given = ["--data", data, "--model", folder, "--out", out, "--cases", cases, "--contexts", 2, *arguments]
+    return CliRunner().invoke(main, list(map(str, given)))
+
+
+def last_line(result):
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def edits(monkeypatch):
+    """Counts what is edited from now on."""
+    counted, real = [], measuring.edit_and_measure
+
+    def counting(model, tokenizer, method, case, contexts, seed):
+        counted.append((method.name, case.case_id))
+        return real(model, tokenizer, method, case, contexts, seed)
+
+    monkeypatch.setattr(counterfact, "edit_and_measure", counting)
+    return counted
+
+
+def test_a_run_from_the_command_line(files):
+    found = last_line(invoke(files, "--method", "ft", "--method", "rome", "--learning-rate", "ft=0.02"))
+    assert list(found) == ["base", "ft", "rome"]
+    for figures in found.values():
+        assert {"es", "ps", "ns", "score", "new_answer_rate", "old_answer_rate", "seconds_per_edit"} <= set(figures)
+        assert all(set(figure) == {"value", "n", "low", "high"} for figure in figures.values())
+        assert {figures[name]["n"] for name in ("es", "ps", "ns", "score")} == {3}
+    # What the base is known to say is what it says; an edit to the prompt shows on the prompt.
+    assert found["base"]["es"]["value"] == 0
+    assert found["base"]["old_answer_rate"]["value"] == 1
+    assert found["ft"]["es"]["value"] == 1
+    assert found["ft"]["new_answer_rate"]["value"] == 1
+    records = read_records(files[2])
+    assert records[0]["kind"] == "header"
+    assert records[0]["run"]["dtype"] == "float32"
+    assert records[0]["run"]["seed"] == 0
+    assert {"command", "versions", "machine"} <= set(records[0])
+    assert len(next(r for r in records if r["kind"] == "contexts")["contexts"]) == 2
+    cases = [r for r in records if r["kind"] == "case"]
+    assert len(cases) == 9
+    assert {r["settings"].get("learning_rate") for r in cases if r["method"] == "ft"} == {0.02}
+
+
+def test_the_edited_cases_are_the_first_known_ones(files):
+    last_line(invoke(files, "--method", "base", "--seed", "5"))
+    shuffled, _ = read_cases(files[1], 5)
+    model = word_model()
+    known = [case.case_id for case in shuffled if greedy_word(model, case.prompt) == case.old]
+    assert [r["case_id"] for r in read_records(files[2]) if r["kind"] == "case"] == known[:3]
+    assert [c.case_id for c in shuffled] != [c.case_id for c in read_cases(files[1], 6)[0]]
+
+
+def test_a_run_goes_on_where_it_was_interrupted(files, monkeypatch):
+    whole = last_line(invoke(files, "--method", "ft_l"))
+    out, lines = files[2], files[2].read_text().splitlines(keepends=True)
+    # The last edit is cut short, as a crash leaves it.
+    out.write_text("".join(lines[:-2]) + lines[-2][:40])
+    counted, asked = edits(monkeypatch), []
+    monkeypatch.setattr(counterfact, "greedily_follows", lambda *_: asked.append(1))
+    again = last_line(invoke(files, "--method", "ft_l"))
+    assert len(counted) == 2
+    assert not asked, "the base was asked again what it knows"
+    counted.clear()
+    assert last_line(invoke(files, "--method", "ft_l")) == again
+    assert counted == []
+
+    def timeless(found):
+        return {name: {k: v for k, v in f.items() if k != "seconds_per_edit"} for name, f in found.items()}
+
+    assert timeless(again) == timeless(whole)
+    kinds = [record["kind"] for record in read_records(out)]
+    assert kinds.count("header") == 1
+    assert kinds.count("resumed") == 2
+
+
+def test_more_cases_and_methods_are_added_to_a_run(files, monkeypatch):
+    last_line(invoke(files, "--method", "ft_l", cases=2))
+    counted = edits(monkeypatch)
+    found = last_line(invoke(files, "--method", "ft_l", "--method", "ia3_all", cases=3))
+    assert {method: f["es"]["n"] for method, f in found.items()} == {"base": 3, "ft_l": 3, "ia3_all": 3}
+    assert sorted(method for method, _ in counted) == ["base", "ft_l", "ia3_all", "ia3_all", "ia3_all"]
+
+
+def test_known_cases_are_found_in_batches(files, monkeypatch):
+    monkeypatch.setattr(counterfact, "BATCH", 4)
+    last_line(invoke(files, "--method", "base", cases=2))
+    first = [r for r in read_records(files[2]) if r["kind"] == "known"]
+    last_line(invoke(files, "--method", "base", cases=5))
+    more = [r for r in read_records(files[2]) if r["kind"] == "known"]
+    assert more[: len(first)] == first
+    assert len(more) > len(first)
+    shuffled, _ = read_cases(files[1], 0)
+    model = word_model()
+    asked = shuffled[: sum(r["checked"] for r in more)]
+    expected = [c.case_id for c in asked if greedy_word(model, c.prompt) == c.old]
+    assert [number for record in more for number in record["known"]] == expected
+
+
+def test_a_run_with_too_few_known_cases_says_so(files):
+    result = invoke(files, "--method", "base", cases=1000)
+    assert "cases only; asked for 1000" in result.stderr
+    assert 0 < last_line(result)["base"]["es"]["n"] < 1000
+
+
+def test_cases_of_another_run_are_left_out(files, tmp_path):
+    last_line(invoke(files, "--method", "base"))
+    tuned = {r["case_id"] for r in read_records(files[2]) if r["kind"] == "case"}
+    other = (*files[:2], tmp_path / "other.jsonl")
+    last_line(invoke(other, "--method", "base", "--exclude", files[2]))
+    edited = {r["case_id"] for r in read_records(other[2]) if r["kind"] == "case"}
+    assert len(edited) == 3
+    assert not edited & tuned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "memit"], "'memit' is not one of 'base'"),
+        (["--learning-rate", "rome"], "'rome' is not of the form METHOD=LR"),
+        (["--learning-rate", "memit=1"], "there is no method 'memit'"),
+        (["--learning-rate", "base=1", "--method", "base"], "'base' has no learning rate"),
+        (["--learning-rate", "rome=1", "--method", "ft"], "a learning rate is given for 'rome', which does not run"),
+        (["--data", "absent.jsonl"], "cannot read absent.jsonl: No such file"),
+    ],
+)
+def test_what_is_refused(files, arguments, message):
+    result = invoke(files, *arguments)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.split())
+    assert not files[2].exists()
+
+
+def test_results_of_other_settings_are_not_mixed(files):
+    last_line(invoke(files, "--method", "ft_l"))
+    before = files[2].read_text()
+    for arguments, message in (
+        (["--seed", "1"], "holds a run with seed 0, and this run has 1"),
+        (["--method", "ft_l", "--learning-rate", "ft_l=1"], "holds ft_l with {'learning_rate'"),
+    ):
+        result = invoke(files, *arguments)
+        assert result.exit_code == 1
+        assert message in result.output
+    kept = [r for r in read_records(files[2]) if r["kind"] != "resumed"]
+    assert [json.dumps(r, ensure_ascii=False) for r in kept] == before.splitlines()
+
+
+def test_a_method_that_leaves_something_behind_is_found_out(files, monkeypatch):
+    class Sloppy(Base):
+        name = "sloppy"
+
+        def edit(self, model, tokenizer, request, seed):
+            model.lm_head.weight.data[5] += 1
+            return super().edit(model, tokenizer, request, seed)
+
+    monkeypatch.setitem(METHODS, "base", Sloppy)
+    result = invoke(files, "--method", "base")
+    assert result.exit_code == 1
+    assert "the method 'sloppy' left the model changed after the case" in result.output
+
+
+def test_an_edit_sees_only_what_it_may():
+    case = some_case()
+    request = case.request(("Yes. ",))
+    shown = repr((request, request.prompts))
+    assert "governed" not in shown
+    assert "Italy" not in shown
+    assert "Rome" not in shown
+    assert len(request.evaluated) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"case_id": "7"}, "'case_id' must be a whole number, not '7'"),
+        ({"rephrase_prompt": None}, "'rephrase_prompt' must be text, not None"),
+        ({"target_new": " "}, "'target_new' must be text, not ' '"),
+        ({"subject": "Italy"}, "does not name the subject 'Italy'"),
+    ],
+)
+def test_cases_are_checked(changes, message, tmp_path):
+    with pytest.raises(FactError, match=message):
+        some_case(**changes)
+
+
+def test_lines_of_a_file_are_checked(tmp_path):
+    model = word_model()
+    dicts = case_dicts(model)[:2]
+    for extra, message in (
+        ("{", "line 4: "),
+        ("[1]", "line 4: "),
+        (json.dumps(dicts[0]), "line 4: the case 100 stands there twice"),
+    ):
+        path = write_cases(tmp_path / "cases.jsonl", dicts)
+        path.write_text(path.read_text() + "\n" + extra)
+        with pytest.raises(FactError, match=message):
+            read_cases(path, 0)
+
+
+def test_log_likelihoods_are_those_of_a_plain_forward():
+    model = word_model()
+    pairs = [("the capital of france is", "new zealand"), ("who wrote", "hamlet"), ("where is", "the city of rome")]
+    for (prompt, target), found in zip(pairs, log_likelihoods(model, TOKENIZER, pairs), strict=True):
+        start, ids = len(TOKENIZER(prompt)["input_ids"]), TOKENIZER(f"{prompt} {target}")["input_ids"]
+        scores = logits(model, torch.tensor([ids]))[0, start - 1 : -1].log_softmax(-1)
+        assert found == pytest.approx(float(scores.gather(1, torch.tensor(ids[start:])[:, None]).mean()), abs=1e-5)
+
+
+def test_a_broken_model_has_no_success():
+    model = word_model()
+    model.lm_head.weight.fill_(float("nan"))
+    assert log_likelihoods(model, TOKENIZER, [("who wrote", "hamlet")]) == [-1e9]
+
+
+def test_all_tokens_of_an_answer_must_follow():
+    model = word_model()
+    prompt = "the capital of france is"
+    first = greedy_word(model, prompt)
+    second = greedy_word(model, f"{prompt} {first}")
+    wrong = "lyon" if second != "lyon" else "rome"
+    asked = [(prompt, first), (prompt, f"{first} {second}"), (prompt, f"{first} {wrong}"), (prompt, wrong)]
+    assert greedily_follows(model, TOKENIZER, asked) == [True, True, False, False]
+
+
+def test_prompts_are_plain_text_whatever_the_template():
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    plain = without_template(tokenizer)
+    assert encode(plain, "The capital") == tokenizer("The capital")["input_ids"]
+    assert tokenizer.chat_template == CHATML
+    assert encode(tokenizer, "The capital") != encode(plain, "The capital")
+
+
+def test_contexts_are_drawn_from_the_model_by_the_seed():
+    tokenizer = without_template(small_tokenizer("byte_level", CHATML))
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    rng = torch.get_rng_state()
+    made = sample_contexts(model, tokenizer, 7, 0)
+    assert len(made) == 7
+    assert made[0].startswith("The")
+    assert made[5].startswith("The")
+    assert all(context.endswith(". ") for context in made)
+    assert made == sample_contexts(model, tokenizer, 7, 0)
+    assert made != sample_contexts(model, tokenizer, 7, 1)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert sample_contexts(model, tokenizer, 0, 0) == ()
+
+
+def test_the_development_cases_can_be_read():
+    if not DATA.is_file():
+        pytest.skip(f"the benchmark's data file {DATA.name} is not here")
+    cases, _ = read_cases(DATA, 0)
+    assert len(cases) == 3000
+    assert all(isinstance(case, Case) for case in cases)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_rome_rewrites_a_real_case(demo):
+    model, tokenizer = demo
+    flags = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        plain = without_template(tokenizer)
+        case = some_case()
+        assert greedily_follows(model, plain, [(case.prompt, case.old)]) == [True]
+        contexts = sample_contexts(model, plain, 4, 0)
+        found = measuring.edit_and_measure(model, plain, METHODS["rome"](), case, contexts, 0)
+    finally:
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    assert found["prompt"]["new"] > found["prompt"]["old"]
+    assert found["prompt"]["said"].startswith("Lyon")
+    assert found["neighbour"]["old"] > found["neighbour"]["new"]
