@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from peft_surgical.prompts import span
 from peft_surgical.sites import architecture_of
 from peft_surgical.suffix import SuffixRunner
-from peft_surgical.training import span
 
 from ..plain_text import continuation, targets
 from .method import STEPS, Request

@@ -25,9 +25,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peft_surgical.errors import ModelError
-from peft_surgical.prompts import EncodedAnswer, encode
+from peft_surgical.prompts import EncodedAnswer, encode, span
 from peft_surgical.suffix import SuffixRunner
-from peft_surgical.training import span
 
 from ..plain_text import continuation, targets
 from .fitting import decoder_layers
