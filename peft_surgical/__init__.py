@@ -12,7 +12,8 @@ Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transf
 
 from .algebra import difference, inverse, power, product
 from .context import MLPScores, ScorerContext
-from .drafts import FactDraft, new_fact
+from .drafting.drafts import FactDraft, new_fact
+from .drafting.paraphrases import expand, held_out_prompts, paraphrases
 from .edit import edit
 from .edits import Edit
 from .errors import (
@@ -33,7 +34,6 @@ from .localization import Localization, Selection, localize
 from .merge import merge
 from .metrics import Figure
 from .models import load_model
-from .paraphrases import expand, held_out_prompts, paraphrases
 from .plugins import PluginWarning
 from .report import Report
 from .selection import PAPER_SELECTION

@@ -3,13 +3,13 @@
 import pytest
 
 import peft_surgical as ps
-from peft_surgical import choosing, drafts, others
+from peft_surgical.drafting import choosing, drafts, others
+from peft_surgical.drafting.known_facts import general_controls, neighbour_controls, same_subject_controls
+from peft_surgical.drafting.others import others_of, propose_others, swappable
+from peft_surgical.drafting.probing import probes_of
+from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.drafting.sentences import inner_statement, question, refusal, statement
 from peft_surgical.facts import Fact
-from peft_surgical.known_facts import general_controls, neighbour_controls, same_subject_controls
-from peft_surgical.others import others_of, propose_others, swappable
-from peft_surgical.probing import probes_of
-from peft_surgical.reading import read_prompt
-from peft_surgical.sentences import inner_statement, question, refusal, statement
 from peft_surgical.text import contains, same_text_key
 from tests.localizing import planted, word_tokenizer
 

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from peft_surgical.drafts import FactDraft
+from peft_surgical.drafting.drafts import FactDraft
+from peft_surgical.drafting.fact_text import fact_text
 from peft_surgical.errors import OutputError
-from peft_surgical.fact_text import fact_text
 from peft_surgical.facts import Control, Fact, Probe
 from tests.localizing import capital
 

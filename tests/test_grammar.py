@@ -1,6 +1,13 @@
 import pytest
 
-from peft_surgical.grammar import as_clause, participle, past_of_participle, past_tense, takes_possessive, third_person
+from peft_surgical.drafting.grammar import (
+    as_clause,
+    participle,
+    past_of_participle,
+    past_tense,
+    takes_possessive,
+    third_person,
+)
 
 
 @pytest.mark.parametrize(

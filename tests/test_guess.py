@@ -1,8 +1,8 @@
 import pytest
 
+from peft_surgical.drafting.guess import guess_answer, guess_subject
+from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
-from peft_surgical.guess import guess_answer, guess_subject
-from peft_surgical.reading import read_prompt
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-from peft_surgical.names import aliases, kinds_of, names_of, neighbours_of
-from peft_surgical.tables import read_table
+from peft_surgical.drafting.names import aliases, kinds_of, names_of, neighbours_of
+from peft_surgical.drafting.tables import read_table
 from peft_surgical.text import same_text_key
 
 

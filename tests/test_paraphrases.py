@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 
 import peft_surgical as ps
-from peft_surgical.paraphrases import expand, held_out_prompts, paraphrases
-from peft_surgical.reading import read_prompt
-from peft_surgical.relations import relations
+from peft_surgical.drafting.paraphrases import expand, held_out_prompts, paraphrases
+from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.drafting.relations import relations
+from peft_surgical.drafting.ways import WAYS, prompts_by_way
 from peft_surgical.text import contains, same_text_key
-from peft_surgical.ways import WAYS, prompts_by_way
 from tests.localizing import capital
 
 # Every kind of prompt: all relations in all their own wordings, and what is none of them.

@@ -1,7 +1,7 @@
 import pytest
 
+from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
-from peft_surgical.reading import read_prompt
 
 
 def named(prompt, subject, old=(), new=()):

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from peft_surgical.frames import frames
-from peft_surgical.names import kinds_of, names_of, neighbours_of
-from peft_surgical.relations import WHICH, Relation, relations, settle
-from peft_surgical.tables import read_table
+from peft_surgical.drafting.frames import frames
+from peft_surgical.drafting.names import kinds_of, names_of, neighbours_of
+from peft_surgical.drafting.relations import WHICH, Relation, relations, settle
+from peft_surgical.drafting.tables import read_table
 from peft_surgical.text import same_text_key
 
 ALL = relations()

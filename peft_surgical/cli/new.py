@@ -120,8 +120,8 @@ def _check(
         raise OutputError(f"the output {out} is a folder; name a file.")
     if out.exists() and not overwrite:
         raise OutputError(f"the file {out} exists; name another one or give --overwrite.")
-    from ..guess import guess_subject
-    from ..reading import read_prompt
+    from ..drafting.guess import guess_subject
+    from ..drafting.reading import read_prompt
 
     try:
         read_prompt(prompt, subject or guess_subject(prompt), old, new)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .generation import generate_answers
+from ..generation import generate_answers
+from ..text import contains, same_text_key
 from .names import bare, kinds_of, names_of, neighbours_of
 from .reading import Reading
-from .text import contains, same_text_key
 
 _LONGEST = 32
 _MOST_WORDS = 4

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from .errors import FactError, brief
+from ..errors import FactError, brief
+from ..text import contains, occurrences
 from .grammar import SUBJECT
 from .names import bare, names_of
 from .reading import Reading
 from .recognition import is_of_something, is_worded
-from .text import contains, occurrences
 
 # Words that have a capital because a prompt begins with them, and small words inside a name.
 _BEGINNINGS = re.compile(

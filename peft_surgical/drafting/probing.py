@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .facts import Probe
+from ..facts import Probe
+from ..text import contains
 from .known_facts import neighbour_controls
 from .names import bare, kinds_of, names_of
 from .reading import Reading
 from .sentences import inner_statement, question
-from .text import contains
 
 _LETTERS = "ABCD"
 _WRONG = 3

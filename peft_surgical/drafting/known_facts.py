@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from .facts import Control
+from ..facts import Control
+from ..text import contains, same_text_key
 from .names import bare, neighbours_of
 from .reading import Reading
 from .relations import Relation, relations, settle
 from .tables import read_table
-from .text import contains, same_text_key
 
 # Every second neighbour is asked as the fact itself is, the others in turn by these many of its other wordings.
 _WORDINGS = 5

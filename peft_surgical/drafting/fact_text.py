@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
-from .facts import Fact
+from ..facts import Fact
 
 _WIDTH = 116
 _COMMENTS = {

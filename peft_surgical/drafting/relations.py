@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from ..text import contains, same_text_key
 from .grammar import SUBJECT, as_clause, capitalized
 from .tables import read_table
-from .text import contains, same_text_key
 
 WHICH = "{which}"
 _LEADS = ("It is well known that", "Everybody in the room agreed that", "The guide told us that")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..text import same_text_key
 from .frames import NOUN, forms_of
 from .grammar import SUBJECT, participle, past_of_participle, spelled_out
 from .plurals import in_singular
 from .relations import Relation, by_wording, from_noun, from_verb
-from .text import same_text_key
 
 # With so few letters besides the subject ("{}, in") its answers or its subject have to tell what is meant.
 _VAGUE = 4

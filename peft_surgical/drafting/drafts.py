@@ -16,23 +16,23 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from ..errors import FactError, OutputError, brief
+from ..facts import Fact
+from ..files import write_text
+from ..generation import generate_answers
+from ..metrics import says_old
+from ..prompts import has_chat_template
+from ..text import contains, printable, same_text_key
 from .choosing import Chosen, choose_controls
-from .errors import FactError, OutputError, brief
 from .fact_text import fact_text
-from .facts import Fact
-from .files import write_text
-from .generation import generate_answers
 from .guess import guess_answer, guess_subject
 from .known_facts import neighbour_templates
-from .metrics import says_old
 from .names import aliases, bare, kinds_of
 from .others import others_of, propose_others, swappable
 from .paraphrases import held_out_prompts, paraphrases
 from .probing import probes_of
-from .prompts import has_chat_template
 from .reading import Reading, read_prompt
 from .sentences import refusal, statement
-from .text import contains, printable, same_text_key
 
 Answers = tuple[tuple[str, ...], tuple[str, ...]]
 

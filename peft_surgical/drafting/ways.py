@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal, get_args
 
+from ..text import contains, same_text_key
 from .frames import SLOT, frames
 from .grammar import as_clause
 from .reading import Reading
-from .text import contains, same_text_key
 
 Way = Literal["wording", "frame", "turn", "context"]
 WAYS: tuple[Way, ...] = get_args(Way)

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+from ..text import contains, same_text_key
 from .relations import relations
 from .tables import read_table
-from .text import contains, same_text_key
 
 PLACES = frozenset(("city", "country", "region", "continent"))
 

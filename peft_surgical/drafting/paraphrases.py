@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from .errors import FactError, brief
-from .facts import TrainingFact
-from .prompts import mentions
+from ..errors import FactError, brief
+from ..facts import TrainingFact
+from ..prompts import mentions
+from ..text import contains, same_text_key
 from .reading import Reading, read_prompt
-from .text import contains, same_text_key
 from .ways import WAYS, Way, prompts_by_way
 
 COUNT = 20

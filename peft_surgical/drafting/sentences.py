@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from ..text import contains
 from .grammar import SUBJECT, as_clause
 from .reading import Reading
 from .relations import settle
-from .text import contains
 
 _NO_STEMS = frozenset(("what", "which", "where", "when", "whose", "whom", "does", "that"))
 

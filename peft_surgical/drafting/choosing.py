@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .facts import Control
-from .generation import generate_answers
+from ..facts import Control
+from ..generation import generate_answers
+from ..metrics import is_right
+from ..text import contains, same_text_key
 from .known_facts import general_controls, neighbour_controls, same_subject_controls
-from .metrics import is_right
 from .reading import Reading
-from .text import contains, same_text_key
 
 NEIGHBOURS = 20
 ABOUT_SUBJECT = 4

@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .errors import FactError, brief
+from ..errors import FactError, brief
+from ..text import occurrences
 from .frames import Form, forms_of
 from .grammar import SUBJECT, capitalized, takes_possessive
 from .names import kinds_of
 from .plurals import in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize
 from .relations import Relation, Wordings, settle
-from .text import occurrences
 
 _FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
 
