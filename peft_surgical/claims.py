@@ -44,9 +44,9 @@ def claimed(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterato
     path = Path(os.path.abspath(path))
     check_output(path, overwrite=overwrite)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    handle = None
+    # Not in the block that tidies up: while another run holds the folder, it is not ours to remove.
+    handle = _lock(path)
     try:
-        handle = _lock(path)
         # Another run may have filled it since.
         check_output(path, overwrite=overwrite)
         for left in path.glob(f".*{PARTIAL}") if overwrite else ():

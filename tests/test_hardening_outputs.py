@@ -17,7 +17,7 @@ import resource
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -241,6 +241,25 @@ def test_a_claim_of_a_folder_that_was_filled_before_it_was_locked(tmp_path, monk
     with pytest.raises(OutputError, match="is not empty"), claimed(tmp_path / "out"):
         pytest.fail("the block ran")
     assert written(tmp_path / "out") == ["theirs"]
+
+
+def test_who_comes_too_late_leaves_the_folder_to_who_has_claimed_it(tmp_path, monkeypatch):
+    claims = import_module("peft_surgical.claims")
+    lock, out, first = claims._lock, tmp_path / "a" / "out", ExitStack()
+
+    def overtaken(path):
+        # The other run makes and locks the folder after this one has seen that there is none.
+        monkeypatch.setattr(claims, "_lock", lock)
+        first.enter_context(claimed(out))
+        return lock(path)
+
+    monkeypatch.setattr(claims, "_lock", overtaken)
+    with first:
+        with pytest.raises(OutputError, match="another run"), claimed(out):
+            pytest.fail("the block ran")
+        assert out.is_dir()
+        (out / "mine").write_text("1")
+    assert written(out) == ["mine"]
 
 
 def test_the_claim_of_a_killed_run_is_gone(tmp_path):
