@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .errors import ModelError
 from .prompts import EncodedAnswer, span
 from .suffix import SuffixRunner
 from .tuner import SurgicalIA3Layer
@@ -44,11 +45,6 @@ class Curvature:
     """
 
     blocks: tuple[tuple[Float[Tensor, "block block"], ...], ...]
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many coordinates each layer has."""
-        return [sum(len(block) for block in layer) for layer in self.blocks]
 
     def __add__(self, other: Curvature) -> Curvature:
         return Curvature(
@@ -136,6 +132,9 @@ def measure_curvature(
 
     Returns:
         The mean over positions read.
+
+    Raises:
+        ModelError: If a logit is not finite.
     """
     device = runner.device
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -149,6 +148,8 @@ def measure_curvature(
             chosen = order[start : start + batch_size]
             products.clear()
             logits = runner.logits([indices[i] for i in chosen], [span(rows[i]) for i in chosen]).float()
+            if not torch.isfinite(logits).all():
+                raise ModelError("the model gives logits that are not finite on what is to be kept.")
             lengths = [stop - start for start, stop in (span(rows[i]) for i in chosen)]
             for i, part in zip(chosen, logits.detach().split(lengths), strict=True):
                 if on_logits is not None:
@@ -181,7 +182,7 @@ def _products(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[dict
 
     def watch(position: int, layer: SurgicalIA3Layer) -> None:
         plain = layer.apply_scale
-        index = layer.surgical_ia3_index[adapter].to(layer.surgical_ia3_delta[adapter].device)
+        index = layer.surgical_ia3_index[adapter]
 
         def selected(x: Tensor) -> Tensor:
             return x.detach().reshape(-1, layer.width).index_select(-1, index).float()
@@ -189,10 +190,7 @@ def _products(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[dict
         def watched(x: Tensor, names: list[str]) -> Tensor:
             scaled = plain(x, names)
             if scaled.requires_grad:
-                multiplied = selected(x)
-                for name in names:
-                    if name != adapter and name in layer.coordinates:
-                        multiplied = multiplied * layer.dense_scale(name).detach()[index]
+                multiplied = selected(x) * layer.others_scale(adapter, names).detach()
 
                 def keep(slope: Tensor) -> None:
                     product = multiplied * selected(slope)

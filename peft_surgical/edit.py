@@ -24,7 +24,6 @@ from .localization import localize
 from .page import render_page
 from .plots import plot_localization
 from .report import Report
-from .results import Localization
 from .selection import Selection
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, learn, unlearn
@@ -66,7 +65,7 @@ def edit(
         out: A folder for the localization, the adapters and the report.
         scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
         top: How many components to scale, best first, heads and MLPs alike. When None, the MLPs of the
-            first half of the layers, see [`early_mlps`].
+            first half of the layers, see [`Localization.early_mlps`].
         selection: Components to scale, instead of the best-scored ones.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
@@ -105,7 +104,7 @@ def edit(
             model, tokenizer, fact, DEFAULT_SCORERS if scorers is None else scorers, seed=seed, progress=progress
         )
         if selection is None:
-            selection = early_mlps(localization) if top is None else localization.top(top)
+            selection = localization.early_mlps() if top is None else localization.top(top)
         if neurons is not None:
             selection = localization.best_neurons(selection, neurons)
         config = SurgicalIA3Config.from_localization(selection, granularity=granularity, task_type="CAUSAL_LM")
@@ -147,24 +146,8 @@ def edit(
         return report
 
 
-def early_mlps(localization: Localization) -> Selection:
-    """The MLPs of the first half of the layers, best first.
-
-    That is where a model enriches a subject's tokens with what it knows of it. Scales there reach the fact however it
-    is asked for, and spread over many layers each has to change little; later components carry facts of all subjects.
-
-    Raises:
-        SelectionError: When the primary scorer has no scores of MLPs.
-    """
-    layers = localization.shape.n_layers
-    ranking = localization.top(heads=0, mlps=layers)
-    names = {f"L{layer}.mlp" for layer in range((layers + 1) // 2)}
-    return Selection.from_components(*(c for c in ranking.components if c in names), shape=localization.shape)
-
-
 def _start_output(out: Path, overwrite: bool) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name in _WRITTEN if overwrite else ():
             path = out / name
             if path.is_dir():

@@ -20,7 +20,7 @@ from .errors import SelectionError
 from .files import read_json, write_json
 from .localization_files import pack, read_localization
 from .scores import Scores
-from .selection import Selection, index_ranges, ranked, select
+from .selection import Selection, early_mlps, index_ranges, ranked, select
 from .sites import ModelShape
 
 FORMAT = 1
@@ -96,6 +96,19 @@ class Localization:
             tie_break=self._tie_break(name),
         )
         return chosen if neurons is None else self.best_neurons(chosen, neurons, by)
+
+    def early_mlps(self, by: str | None = None) -> Selection:
+        """The MLPs of the first half of the layers, best first: where `edit` works unless told otherwise.
+
+        Args:
+            by: The scorer that ranks them; the primary one unless given.
+
+        Raises:
+            SelectionError: When the scorer has no scores of MLPs.
+        """
+        names = early_mlps(self.shape.n_layers)
+        ranking = self.top(by=by, heads=0, mlps=self.shape.n_layers).components
+        return Selection(tuple(name for name in ranking if name in names), self.shape)
 
     def best_neurons(self, selection: Selection, count: int, by: str | None = None) -> Selection:
         """The same components, with the best neurons of each MLP.

@@ -183,6 +183,15 @@ def select(
     return Selection(tuple(chosen), shape)
 
 
+def early_mlps(n_layers: int) -> tuple[str, ...]:
+    """The MLPs of the first half of so many layers, from the first on.
+
+    That is where a model enriches a subject's tokens with what it knows of it. Scales there reach the fact however it
+    is asked for, and spread over many layers each has to change little; later components carry facts of all subjects.
+    """
+    return tuple(f"L{layer}.mlp" for layer in range((n_layers + 1) // 2))
+
+
 def ranked(scores: Mapping[str, float], tie_break: Callable[[str], Any] | None = None) -> list[str]:
     """Component names by falling score; equal scores by `tie_break`, else in the order of `scores`."""
     return sorted(scores, key=lambda name: (-scores[name], tie_break(name) if tie_break else 0))

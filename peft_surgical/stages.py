@@ -2,6 +2,7 @@
 
 Each stage trains one surgical adapter. The paper merges the first into the weights before it trains the second; here
 the first stays an adapter and is frozen, which is the same function, because scales multiply, and keeps both undoable.
+The second adapter begins by taking back what the first one changed (`Recipe.undo`), so it says nothing by itself.
 
 ```py
 >>> first = unlearn(model, tokenizer, fact, config)
@@ -14,28 +15,24 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from .compute_dtype import compute_dtype
-from .curvature import Curvature, measure_curvature, trained_layers
+from .computing import computing, denormals_flushed
+from .curvature import trained_layers
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
 from .lengths import check_length, fits
-from .models import DTYPES
-from .progress import progress_bar
-from .prompts import EncodedAnswer, encode, encode_answer, span
-from .retain import TopDistribution, base_answers, retain_prompts
+from .prompts import encode, encode_answer, span
+from .retained import Retained, base_rows, measure_retained
 from .sites import architecture_of
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, TrainingRecord, train
-from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
+from .tuner import SurgicalIA3Config, activate
 from .tuner.saving import save_adapter
 from .wording import variants
 
@@ -43,25 +40,6 @@ UNLEARN, LEARN = "unlearn", "learn"
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
 RECIPES = {UNLEARN: Recipe(steps=9, hold=8), LEARN: Recipe()}
-
-
-@dataclass(frozen=True)
-class Retained:
-    """What the stages keep, worked out once for both.
-
-    Attributes:
-        rows: Prompts with the base's answers.
-        near: How many of them, from the first, are close to the fact.
-        base: The base's distributions at each row's answer.
-        curvature: What a change of the scales costs on these rows.
-        selections: The scales it is of.
-    """
-
-    rows: tuple[EncodedAnswer, ...]
-    near: int
-    base: tuple[TopDistribution, ...]
-    curvature: Curvature
-    selections: Any
 
 
 @dataclass(frozen=True)
@@ -118,6 +96,7 @@ def unlearn(
     Raises:
         AdapterError: If the model already has an adapter of that name.
         SelectionError: If the model does not have the coordinates of `config`.
+        ModelError: If a prompt is too long for the model, or its logits are not finite.
     """
     return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
 
@@ -151,6 +130,7 @@ def learn(
     Raises:
         AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
             named `learn`.
+        ModelError: As for [`unlearn`].
     """
     return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
 
@@ -174,26 +154,17 @@ def _stage(
     given, made = fact_rows[: len(fact.prompts)], fact_rows[len(fact.prompts) :]
     for row in given:
         check_length(model.config, len(row.ids))
+    if retained is None:
+        for prompt in fact.retain:
+            check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
     fact_rows = [*given, *(row for row in made if fits(model.config, len(row.ids)))]
     before = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
     peft_model = _with_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
     peft_model.eval()
-    with denormals_flushed(), _computing(peft_model, recipe.compute_dtype) as working:
-        if retained is None:
-            with _base_of(working):
-                # Made for any model; a small one has no room for some of them.
-                near, far = (
-                    [p for p in kind if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
-                    for kind in retain_prompts(fact, recipe.neighbours, recipe.general, seed)
-                )
-                answers = base_answers(
-                    working, tokenizer, [*near, *far], max_new_tokens=recipe.retain_tokens, progress=progress
-                )
-            rows, near_count = tuple(answers), len(near)
-        else:
-            rows, near_count = retained.rows, retained.near
-        every = [*fact_rows, *rows]
+    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+        kept = base_rows(working, tokenizer, fact, recipe, seed, progress) if retained is None else retained.kept
+        every = [*fact_rows, *kept.rows]
         prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
         # Stages read the same hidden states below their first layer; an adapter below it would make them differ.
         configs = [peft_model.peft_config[adapter] for adapter in [*before, name]]
@@ -201,31 +172,29 @@ def _stage(
         runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
         runner.add([row.ids for row in every])
         scaled = trained_layers(working, name)
-        selections = peft_model.peft_config[name].selections
-        if retained is None and not before and not any(layer.surgical_ia3_delta[name].any() for layer in scaled):
-            # Scales of 1 are the base: one pass gives both.
-            curvature, base = _curvature(
-                runner, scaled, name, rows, near_count, len(fact_rows), recipe, seed, progress
-            )
-            retained = Retained(rows, near_count, base, curvature, selections)
-        elif retained is None or retained.selections != selections:
-            if retained is None:
-                with _base_of(working):
-                    base = tuple(_distributions(runner, rows, offset=len(fact_rows)))
-            else:
-                base = retained.base
-            curvature, _ = _curvature(runner, scaled, name, rows, near_count, len(fact_rows), recipe, seed, progress)
-            retained = Retained(rows, near_count, base, curvature, selections)
+        retained = measure_retained(
+            runner,
+            working,
+            scaled,
+            name,
+            configs[-1].selections,
+            kept,
+            retained,
+            recipe,
+            offset=len(fact_rows),
+            seed=seed,
+            progress=progress,
+        )
         record = train(
             runner,
             [layer.surgical_ia3_delta[name] for layer in scaled],
             fact_rows,
-            retained.rows,
+            kept.rows,
             retained.base,
             recipe,
             metric=retained.curvature.metric(recipe.damping),
-            frozen=[_frozen(layer, name, before) for layer in scaled],
-            near=retained.near,
+            frozen=[layer.others_scale(name, before).detach() for layer in scaled],
+            near=kept.near,
             seed=seed,
             progress=progress,
             description=name,
@@ -237,42 +206,6 @@ def _stage(
 def _variants(fact: TrainingFact, count: int) -> list[str]:
     made = dict.fromkeys(prompt for prompt in variants(fact.prompts) if fact.may_train_on(prompt))
     return [prompt for prompt in made if prompt not in fact.prompts][:count]
-
-
-@torch.no_grad()
-def _frozen(layer: SurgicalIA3Layer, name: str, before: Sequence[str]) -> torch.Tensor:
-    """The product of earlier adapters' scales on the coordinates of `name`, `[selected]`."""
-    product = torch.ones_like(layer.surgical_ia3_delta[name])
-    for earlier in before:
-        if earlier in layer.coordinates:
-            product = product * layer.dense_scale(earlier)[layer.surgical_ia3_index[name]]
-    return product
-
-
-def _curvature(
-    runner: SuffixRunner,
-    layers: Sequence[SurgicalIA3Layer],
-    name: str,
-    rows: Sequence[EncodedAnswer],
-    near: int,
-    offset: int,
-    recipe: Recipe,
-    seed: int,
-    progress: bool,
-) -> tuple[Curvature, tuple[TopDistribution, ...]]:
-    """The curvature of both kinds of retained rows, weighted, and the distributions met on the way."""
-    distributions: dict[int, TopDistribution] = {}
-    parts: list[Curvature] = []
-    with progress_bar(len(rows), "what to keep", enabled=progress) as bar:
-        for chosen, weight in ((range(near), recipe.near_weight), (range(near, len(rows)), 1.0)):
-
-            def keep(i: int, logits: torch.Tensor, first: int = chosen.start) -> None:
-                distributions[first + i] = TopDistribution.of(logits)
-                bar.update(1)
-
-            indices, own = [offset + i for i in chosen], [rows[i] for i in chosen]
-            parts.append(weight * measure_curvature(runner, layers, name, indices, own, seed=seed, on_logits=keep))
-    return parts[0] + parts[1], tuple(distributions[i] for i in range(len(rows)))
 
 
 def _with_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:
@@ -304,58 +237,6 @@ def _trainable(config: SurgicalIA3Config) -> SurgicalIA3Config:
     return own
 
 
-@contextmanager
-def _base_of(model: Any) -> Iterator[None]:
-    """The base's behaviour: every surgical layer of `model` switched off; they remember what was trainable."""
-    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-
-
-@torch.no_grad()
-def _distributions(
-    runner: SuffixRunner, rows: tuple[EncodedAnswer, ...], offset: int, batch_size: int = 32
-) -> Iterator[TopDistribution]:
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        spans = [span(row) for row in chunk]
-        logits = runner.logits([offset + start + i for i in range(len(chunk))], spans)
-        for part in logits.split([stop - begin for begin, stop in spans]):
-            yield TopDistribution.of(part)
-
-
-@contextmanager
-def _computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
-    """The transformers model to run while training: the peft model's own, or a copy in a faster dtype.
-
-    The copy shares the adapters' float32 parameters, so that training it trains them; only frozen weights are copied.
-    """
-    base = peft_model.get_base_model()
-    named = DTYPES[dtype]
-    wanted = named if isinstance(named, torch.dtype) else compute_dtype(base.dtype, base.device)
-    if wanted == base.dtype:
-        yield base
-        return
-    adapter = {id(p) for name, p in base.named_parameters() if SurgicalIA3Model.prefix in name}
-    memo: dict[int, Any] = {}
-    for parameter in base.parameters():
-        kept = id(parameter) in adapter or not parameter.is_floating_point()
-        memo[id(parameter)] = parameter if kept else nn.Parameter(parameter.detach().to(wanted), requires_grad=False)
-    for buffer in base.buffers():
-        # Rotary frequencies are used in float32 whatever the weights are.
-        memo[id(buffer)] = buffer
-    working = copy.deepcopy(base, memo).eval()
-    if working.device.type == "cpu":
-        # There the fused attention kernel's backward pass takes longer than the plain products it saves.
-        working.set_attn_implementation("eager")
-    yield working
-
-
 def _first_layer(model: Any, configs: list[SurgicalIA3Config]) -> tuple[nn.ModuleList, int]:
     """The decoder layers and the first that any adapter touches; none is skipped on an unknown architecture."""
     try:
@@ -368,13 +249,3 @@ def _first_layer(model: Any, configs: list[SurgicalIA3Config]) -> tuple[nn.Modul
         return layers, 0
     inside = [m.removeprefix(f"{path}.").partition(".")[0] for m in modules if m.startswith(f"{path}.")]
     return layers, min(map(int, inside)) if len(inside) == len(modules) else 0
-
-
-@contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Lets the processor treat denormal numbers as zero: they are slow, and small gradients are full of them."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)

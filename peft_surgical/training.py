@@ -8,10 +8,9 @@ Each step takes some of the fact's prompts and some of the prompts to retain, an
 
 The first term is flat once an answer token is likely enough, so that what capacity is left goes to the others. The
 second is exact on the few rows of a step; the third, `½ dᵀ F d` with `d` all that the scales have changed so far (see
-`curvature`), knows all retained rows at once. A step is as long as its own predicted divergence allows: that is
-bounded, as in trust region methods, and the bound shrinks towards the end so that the terms settle. Training stops
-when every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`, or after
-`steps`.
+`curvature`), knows all retained rows at once. A step's length is set by its own predicted divergence, not by the size
+of the gradient: every step spends `step_kl`, and less towards the end so that the terms settle. Training stops when
+every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`, or after `steps`.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ class Recipe:
 
     Attributes:
         steps: At most so many steps.
-        step_kl: The divergence a step may cause by its own prediction, nats per token.
-        hold: Steps before that bound begins to shrink.
-        settle: The bound's factor in every step after them.
+        step_kl: The divergence a step causes by its own prediction, nats per token.
+        hold: Steps before that begins to shrink.
+        settle: Its factor in every step after them.
         damping: See [`Curvature.metric`].
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         margin: An answer token with less than this loss is likely enough and pulls no more.
@@ -109,6 +108,7 @@ class TrainingRecord:
         kl: Smoothed divergence per retained token, nats.
         reached: Whether both targets were reached, rather than the steps used up.
         seconds: Wall-clock time of the steps.
+        compute_dtype: What the forward and backward passes ran in; `auto` may choose otherwise on another processor.
     """
 
     steps: int
@@ -117,6 +117,7 @@ class TrainingRecord:
     kl: float
     reached: bool
     seconds: float
+    compute_dtype: str
 
 
 def train(
@@ -190,7 +191,7 @@ def train(
             if reached:
                 break
             _pull(parameters, frozen, metric, recipe.pull)
-            _step(parameters, metric, _bound(step, recipe))
+            _step(parameters, metric, _spent(step, recipe))
             step += 1
             bar.update(1)
     seen = [loss for loss in latest if math.isfinite(loss)]
@@ -201,6 +202,7 @@ def train(
         kl=smooth_kl or 0.0,
         reached=reached,
         seconds=round(time.perf_counter() - started, 2),
+        compute_dtype=str(runner.model.dtype).removeprefix("torch."),
     )
 
 
@@ -254,19 +256,19 @@ def _pull(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], metric: 
 
 
 @torch.no_grad()
-def _step(parameters: Sequence[nn.Parameter], metric: Metric, bound: float) -> None:
+def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float) -> None:
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     directions = metric.natural(gradients)
     # For d = -η F⁻¹g the predicted divergence is η²/2 · gᵀF⁻¹g.
     squared = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
     if squared <= 0:
         return
-    length = math.sqrt(2 * bound / squared)
+    length = math.sqrt(2 * divergence / squared)
     for parameter, direction in zip(parameters, directions, strict=True):
         parameter.sub_(length * direction)
 
 
-def _bound(step: int, recipe: Recipe) -> float:
+def _spent(step: int, recipe: Recipe) -> float:
     return recipe.step_kl * recipe.settle ** max(0, step + 1 - recipe.hold)
 
 

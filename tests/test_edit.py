@@ -8,7 +8,7 @@ from peft import IA3Config, PeftModel
 
 from peft_surgical import edit as edit_function
 from peft_surgical import retain
-from peft_surgical.edit import DEFAULT_SCORERS, early_mlps
+from peft_surgical.edit import DEFAULT_SCORERS
 from peft_surgical.edits import Edit
 from peft_surgical.errors import FactError, OutputError, ScorerError, SelectionError
 from peft_surgical.facts import Fact
@@ -110,7 +110,7 @@ def test_the_selection_is_the_mlps_of_the_first_half_in_the_order_of_the_localiz
     found = Localization.load(out / "localization.json")
     assert found.scorers == DEFAULT_SCORERS
     assert found.subject == "france"
-    expected = early_mlps(found)
+    expected = found.early_mlps()
     half = (found.shape.n_layers + 1) // 2
     assert sorted(expected.components) == sorted(f"L{layer}.mlp" for layer in range(half))
     ranking = found.top(heads=0, mlps=99).components

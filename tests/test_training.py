@@ -10,7 +10,7 @@ from peft_surgical.prompts import EncodedAnswer
 from peft_surgical.retain import TopDistribution
 from peft_surgical.sites import architecture_of
 from peft_surgical.suffix import SuffixRunner, shared_prefix
-from peft_surgical.training import Recipe, _bound, span, train
+from peft_surgical.training import Recipe, _spent, span, train
 
 from .adapters import deltas, tiny_peft
 from .conftest import fingerprint
@@ -205,7 +205,7 @@ def test_an_answer_that_is_likely_enough_pulls_no_more():
     assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
 
 
-def test_a_step_is_as_long_as_its_predicted_divergence_allows():
+def test_a_step_is_as_long_as_its_predicted_divergence_says():
     # In the identity metric the predicted divergence is half the squared length.
     task = Task()
     task.train(Recipe(steps=1, **{**ALL, "step_kl": 0.02}))
@@ -213,9 +213,9 @@ def test_a_step_is_as_long_as_its_predicted_divergence_allows():
     torch.testing.assert_close(moved.square().sum() / 2, torch.tensor(0.02), rtol=1e-4, atol=0)
 
 
-def test_the_bound_shrinks_after_it_was_held():
-    bounds = [_bound(step, Recipe(step_kl=8.0, hold=2, settle=0.5)) for step in range(5)]
-    assert bounds == [8, 8, 4, 2, 1]
+def test_the_spent_shrinks_after_it_was_held():
+    spent = [_spent(step, Recipe(step_kl=8.0, hold=2, settle=0.5)) for step in range(5)]
+    assert spent == [8, 8, 4, 2, 1]
 
 
 def test_steps_follow_the_metric():

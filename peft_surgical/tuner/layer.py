@@ -123,6 +123,19 @@ class SurgicalIA3Layer(Merging):
             product = product * self.dense_scale(name)
         return Coordinates(self.side, ((0, self.width),)), product
 
+    def others_scale(self, adapter_name: str, adapter_names: list[str]) -> Float[Tensor, " selected"]:
+        """Multiplies adapters other than one, on the coordinates of that one.
+
+        Args:
+            adapter_name: The adapter that is left out.
+            adapter_names: Adapters, of which this layer may lack some: they count as 1.
+        """
+        product = torch.ones_like(self.scale(adapter_name))
+        for name in adapter_names:
+            if name != adapter_name and name in self.coordinates:
+                product = product * self.dense_scale(name)[self.surgical_ia3_index[adapter_name]]
+        return product
+
     def apply_scale(self, x: Float[Tensor, "... width"], names: list[str]) -> Float[Tensor, "... width"]:
         """Multiplies an activation by the product of adapters.
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from peft_surgical import compute_dtype as module
-from peft_surgical.compute_dtype import compute_dtype
+from peft_surgical import computing as module
+from peft_surgical.computing import compute_dtype, denormals_flushed
 
 CPU = torch.device("cpu")
 
@@ -25,3 +25,15 @@ def test_models_of_other_dtypes_and_devices_keep_theirs(monkeypatch):
 
 def test_it_is_measured():
     assert module._seconds(torch.float32, 8, 8) > 0
+
+
+def test_denormals_are_flushed_inside_only():
+    tiny = torch.tensor([1e-39])
+    supported = torch.set_flush_denormal(False)
+    with denormals_flushed():
+        inside = float(tiny * 0.5)
+    assert (inside == 0) == supported
+    assert float(tiny * 0.5) > 0
+    with pytest.raises(RuntimeError), denormals_flushed():
+        raise RuntimeError
+    assert float(tiny * 0.5) > 0
