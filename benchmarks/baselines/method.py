@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 STEPS = 25
-"""Gradient steps that every method has for an edit."""
+"""Gradient steps that a baseline has for an edit, at most."""
 
 
 @dataclass(frozen=True)

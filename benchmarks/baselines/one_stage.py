@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft_surgical.stages import LEARN, Retained
+from peft_surgical.retained import Retained
+from peft_surgical.stages import LEARN
 
 from .method import Request
-from .surgical import Surgical, early_mlps, train
+from .surgical import Surgical, default_components, train
 
 
 @dataclass(frozen=True)
@@ -19,5 +20,5 @@ class OneStage(Surgical):
 
     def trained(self, model: Any, tokenizer: Any, request: Request, seed: int, retained: Retained | None) -> Retained:
         """Leaves the trained adapter acting on the model, and returns what it keeps."""
-        components = early_mlps(model)
+        components = default_components(model)
         return train(model, tokenizer, request, components, seed, stages=(LEARN,), retained=retained)

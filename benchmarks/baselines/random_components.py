@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft_surgical.stages import Retained
+from peft_surgical.retained import Retained
 
 from .fitting import decoder_layers
 from .method import Request
-from .surgical import Surgical, early_mlps, train
+from .surgical import Surgical, default_components, train
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class RandomComponents(Surgical):
     def trained(self, model: Any, tokenizer: Any, request: Request, seed: int, retained: Retained | None) -> Retained:
         """Leaves the trained adapters acting on the model, and returns what they keep."""
         layers = len(decoder_layers(model))
-        drawn = random.Random(f"{seed} {request.subject}").sample(range(layers), len(early_mlps(model)))
+        drawn = random.Random(f"{seed} {request.subject}").sample(range(layers), len(default_components(model)))
         components = [f"L{layer}.mlp" for layer in sorted(drawn)]
         return train(model, tokenizer, request, components, seed, retained=retained)

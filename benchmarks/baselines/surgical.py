@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import peft_surgical as ps
 from peft_surgical.facts import refusal_for
-from peft_surgical.stages import LEARN, RECIPES, UNLEARN, Retained
+from peft_surgical.retain import retain_prompts
+from peft_surgical.retained import Retained
+from peft_surgical.selection import early_mlps
+from peft_surgical.stages import LEARN, RECIPES, UNLEARN
 
 from .fitting import decoder_layers
-from .method import STEPS, Request
+from .method import Request
 from .restoring import adapters_taken_off
-
-MLPS = 10
 
 
 @dataclass(frozen=True)
 class Surgical:
-    """Scales the neurons of ten early MLPs, in two stages."""
+    """Scales the neurons of the MLPs that `edit` takes by default, in two stages, each with its own recipe."""
 
     name: ClassVar[str] = "surgical"
     _retained: Any = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
@@ -34,14 +35,16 @@ class Surgical:
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
         """Trains the adapters, and takes them off afterwards."""
         with adapters_taken_off(model):
-            # What is kept is the base's, whatever the request.
-            retained = self._retained.get(model)
-            self._retained[model] = self.trained(model, tokenizer, request, seed, retained)
+            # The base's answers are the same for every request that keeps the same prompts.
+            prompts = retain_prompts(as_fact(request), RECIPES[LEARN].neighbours, RECIPES[LEARN].general, seed)
+            kept, retained = self._retained.get(model, (None, None))
+            retained = self.trained(model, tokenizer, request, seed, retained if kept == prompts else None)
+            self._retained[model] = (prompts, retained)
             yield
 
     def trained(self, model: Any, tokenizer: Any, request: Request, seed: int, retained: Retained | None) -> Retained:
         """Leaves the trained adapters acting on the model, and returns what they keep."""
-        return train(model, tokenizer, request, early_mlps(model), seed, retained=retained)
+        return train(model, tokenizer, request, default_components(model), seed, retained=retained)
 
 
 def train(
@@ -63,15 +66,12 @@ def train(
         components: What is scaled.
         seed: Decides which rows meet in a step.
         stages: Which stages are trained, in order.
-        retained: What an earlier call returned for this model.
+        retained: What an earlier call returned for this model and a request that keeps the same prompts.
     """
     fact, config = as_fact(request), ps.SurgicalIA3Config(components=list(components), task_type="CAUSAL_LM")
     trainers = {UNLEARN: ps.unlearn, LEARN: ps.learn}
     for name in stages:
-        recipe = replace(RECIPES[name], steps=min(STEPS, RECIPES[name].steps))
-        stage = trainers[name](
-            model, tokenizer, fact, config, recipe=recipe, retained=retained, seed=seed, progress=False
-        )
+        stage = trainers[name](model, tokenizer, fact, config, retained=retained, seed=seed, progress=False)
         model, retained = stage.model, stage.retained
     assert retained is not None
     return retained
@@ -90,7 +90,6 @@ def as_fact(request: Request) -> ps.TrainingFact:
     )
 
 
-def early_mlps(model: Any, count: int = MLPS) -> list[str]:
-    """The MLPs that look facts up: ten from a tenth of the model's depth on."""
-    layers = len(decoder_layers(model))
-    return [f"L{layer}.mlp" for layer in range(layers // 10, min(layers // 10 + count, layers))]
+def default_components(model: Any) -> tuple[str, ...]:
+    """What `edit` scales by default."""
+    return early_mlps(len(decoder_layers(model)))
