@@ -153,7 +153,8 @@ def forward(model: Any, pairs: Any) -> Tensor:
     """One ordinary forward of the longest prompt."""
     longest = max(pairs, key=lambda pair: len(pair.clean)).clean[None].to(model.device)
     with torch.no_grad():
-        return model(longest).logits
+        logits: Tensor = model(longest).logits
+    return logits
 
 
 def difference(logits: Tensor, pair: PromptPair) -> Tensor:
@@ -236,7 +237,7 @@ def overlap(one: Tensor, other: Tensor, k: int) -> float:
 
 def mean(values: Any) -> float:
     """The mean of an iterable."""
-    listed = list(values)
+    listed = [float(value) for value in values]
     return sum(listed) / len(listed)
 
 

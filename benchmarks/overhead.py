@@ -78,7 +78,8 @@ def compare(
     """Alternates the two, in changing order, and returns seconds and their ratio."""
     for run in (base, adapted, base, adapted):
         run()
-    before, after = [], []
+    before: list[float] = []
+    after: list[float] = []
     for i in range(repeats):
         pairs = [(base, before), (adapted, after)]
         for run, times in pairs if i % 2 else reversed(pairs):
