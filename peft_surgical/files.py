@@ -7,11 +7,13 @@ atomic on one file system.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +23,14 @@ from safetensors import SafetensorError
 
 from .errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
+
 PARTIAL = ".partial"
+# Seconds after which a half-written folder that no process holds is nobody's; one that is being made has no lock yet.
+_ABANDONED = 60.0
 
 # A full disk, a quota, the largest file allowed, and a file system without writing.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -83,6 +92,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill that appears at `path` when the block ends without an error, and not at all otherwise.
 
+    What killed runs left half written for the same `path` is removed.
+
     Args:
         path: Where the folder shall be.
         overwrite: Replace an existing folder; it stays as it was until the new one is complete.
@@ -104,18 +115,51 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    handle = _locked(temporary)
+    _remove_abandoned(path)
     try:
         yield temporary
         try:
             os.chmod(temporary, 0o777 & ~_umask())
             _swap(temporary, path, overwrite)
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+            filled = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            reason = "another run has filled it meanwhile" if filled else error.strerror or error
+            raise OutputError(f"cannot write {path}: {reason}.") from error
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if (reason := _no_room(error)) is not None:
-            raise OutputError(f"cannot write {path}: {reason}.") from error
+        if (room := _no_room(error)) is not None:
+            raise OutputError(f"cannot write {path}: {room}.") from error
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle of the folder that keeps others from locking it; None where somebody has, or folders have no locks."""
+    if fcntl is None:
+        return None
+    handle = None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
+
+
+def _remove_abandoned(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        with suppress(OSError):
+            if not left.is_dir() or time.time() - left.stat().st_mtime < _ABANDONED:
+                continue
+            handle = _locked(left)
+            if handle is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
 
 
 def _no_room(error: BaseException) -> str | None:

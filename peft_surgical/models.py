@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .demo import MODEL_ID, demo_folder
 from .errors import ModelError
+from .pickles import no_pickles
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -60,14 +62,19 @@ def load_model(
     if is_gguf and dtype == "auto":
         options["dtype"] = torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
-        model = AutoModelForCausalLM.from_pretrained(source, **options, **extra)
+        with no_pickles():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+            # Mismatches are told below, by name; transformers only logs which tensors it means.
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options, **extra
+            )
     except ImportError as error:
         if is_gguf:
             raise ModelError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.") from error
         raise ModelError(f"the model {name} needs a package that is not installed: {_first_line(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
         raise ModelError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
+    _check_weights(name, info)
     if is_gguf:
         as_plain_model(model)
     if device is not None:
@@ -78,6 +85,9 @@ def load_model(
     if str(name) == "demo":
         # Not the cache folder of this machine: adapters record this name as their base.
         model.config._name_or_path = model.name_or_path = MODEL_ID
+    elif is_gguf:
+        # The file, not the folder around it, which alone says nothing of what was loaded.
+        model.config._name_or_path = model.name_or_path = str(name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
@@ -121,6 +131,24 @@ def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
     if path.is_absolute() or str(name).startswith(("./", "../", "~")) or str(name).count("/") > 1:
         raise ModelError(f"there is no model folder {path}.")
     return str(name), {} if revision is None else {"revision": revision}
+
+
+def _check_weights(name: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint without all of its weights: transformers would go on with random ones.
+
+    Raises:
+        ModelError: If a tensor is missing or has another shape than the configuration says.
+    """
+    missing, other = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if missing:
+        more = f" and {len(missing) - 1:,} more tensors" if len(missing) > 1 else ""
+        raise ModelError(f"cannot load the model {str(name)!r}: its files lack {missing[0]}{more}.")
+    if other:
+        key, found, expected = other[0]
+        raise ModelError(
+            f"cannot load the model {str(name)!r}: {key} has the shape {tuple(found)}, and its configuration asks for"
+            f" {tuple(expected)}."
+        )
 
 
 def _reason(error: Exception) -> str:

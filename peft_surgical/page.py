@@ -20,12 +20,17 @@ from typing import Any
 
 import jinja2
 
+from .errors import SurgicalError, brief
 from .metrics import Figure
 from .page_answers import controls, held_out, probes
+from .profiling import phase
 from .report import Report
 from .summary import GROUPS, RATES, count, figure_text, label, title
 
+_LARGEST = 1e300
 
+
+@phase("page")
 def render_page(report: Report, *, picture: bytes | None = None, command: str | None = None) -> str:
     """The page.
 
@@ -36,6 +41,9 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
 
     Returns:
         An HTML document.
+
+    Raises:
+        SurgicalError: If the report comes from a file in which something else stands where a number should.
     """
     return (
         _templates()
@@ -48,7 +56,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
             picture=None if picture is None else base64.b64encode(picture).decode("ascii"),
             command=command,
             sections=[section for section in (held_out(report), controls(report), probes(report)) if section.rows],
-            components=[str(name) for name in report.selection.get("components") or ()],
+            components=_components(report),
             times=_times(report),
         )
     )
@@ -95,7 +103,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_clean,
     )
-    environment.filters["grouped"] = lambda number: f"{number:,}"
+    environment.filters["grouped"] = lambda number: f"{_number(number):,}"
     return environment
 
 
@@ -164,15 +172,31 @@ def _axis(metric: str, figures: Sequence[Figure]) -> tuple[float, float]:
     return min(least[0], *(figure.low for figure in figures)), max(least[1], *(figure.high for figure in figures))
 
 
+def _components(report: Report) -> list[str]:
+    names = report.selection.get("components") or ()
+    if not isinstance(names, (list, tuple)):
+        raise SurgicalError(f"this is not a report: its components are {brief(names)}.")
+    return [str(name) for name in names]
+
+
+def _number(value: Any) -> float | int:
+    """A number of a report, whose file may come from anybody."""
+    if type(value) not in (int, float) or not abs(value) < _LARGEST:
+        raise SurgicalError(f"this is not a report: {brief(value)} stands where a number should.")
+    number: float | int = value
+    return number
+
+
 def _times(report: Report) -> list[tuple[str, float, float, str]]:
     """Step, seconds, share of the longest in percent, and what its training reached."""
-    longest = max(report.seconds.values(), default=0.0) or 1.0
+    times = {step: _number(seconds) for step, seconds in report.seconds.items()}
+    longest = max(times.values(), default=0.0) or 1.0
     rows = []
-    for step, seconds in report.seconds.items():
+    for step, seconds in times.items():
         record = report.training.get(step, {})
         note = ""
         if record:
             end = "targets reached" if record.get("reached") else "stopped at the step limit"
-            note = f"{record.get('steps')} steps, loss {record.get('loss', 0.0):.3f}, {end}"
+            note = f"{record.get('steps')} steps, loss {_number(record.get('loss', 0.0)):.3f}, {end}"
         rows.append((step, seconds, round(100 * seconds / longest, 1), note))
     return rows

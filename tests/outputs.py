@@ -7,6 +7,7 @@ from peft_surgical.edits import Edit
 from peft_surgical.report import Report
 from peft_surgical.results import Localization
 
+KEPT = ".peft_surgical"
 ADAPTERS = ("unlearn", "learn", "edit")
 # In the order in which an edit writes them.
 WRITTEN = [
@@ -40,5 +41,5 @@ def complete(out: Path) -> list[str]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Hidden files and folders, at any depth."""
-    return sorted(path.name for path in folder.rglob(".*"))
+    """Hidden files and folders, at any depth; the answers that `edit` keeps beside its output are none."""
+    return sorted(path.name for path in folder.rglob(".*") if KEPT not in path.parts)

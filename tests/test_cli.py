@@ -45,6 +45,7 @@ def test_the_entry_point_is_the_group_and_lists_every_command():
     assert isinstance(cli, Commands)
     result = run()
     assert result.exit_code == 0
+    assert sorted(cli.commands) == sorted(COMMANDS)
     for command in COMMANDS:
         assert f"\n  {command} " in result.stdout
     assert run("--version").stdout == f"peft-surgical {ps.__version__}\n"
@@ -56,9 +57,21 @@ def test_help_has_examples(command):
     assert result.exit_code == 0
     assert "Example" in result.stdout
     assert f"peft-surgical {command}" in result.stdout.split("Example")[1]
+    assert "--json" in result.stdout
     # Every option says what it is for.
     for parameter in cli.commands[command].params:
         assert parameter.param_type_name == "argument" or parameter.help
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_completion(shell):
+    variable = "_PEFT_SURGICAL_COMPLETE"
+    script = run(env={variable: f"{shell}_source"}).stdout
+    assert f"{variable}={shell}_complete" in script
+    assert f'eval "$({variable}=bash_source peft-surgical)"' in run("--help").stdout
+    typed = {"COMP_WORDS": "peft-surgical ev", "COMP_CWORD": "ev" if shell == "fish" else "1"}
+    completed = run(env={variable: f"{shell}_complete", **typed}).stdout
+    assert [command for command in COMMANDS if command in completed] == ["evaluate"]
 
 
 def test_commands_import_nothing_heavy_before_they_run():
@@ -115,6 +128,9 @@ def test_dtype_names_are_the_library_s():
         (["ask", " "], "a prompt is empty"),
         (["ask", "hello", "--dial", "0.5"], "name one with --adapter"),
         (["ask", "hello", "--adapter", "FULL", "--dial", "nan"], "not a finite number"),
+        (["ask", "hello", "--adapter", "FULL", "--dial", "1.6"], "1.6 is not in the range 0<=x<=1.5"),
+        (["ask", "hello", "--adapter", "FULL", "--dial", "-1"], "not in the range 0<=x<=1.5"),
+        (["new", "who wrote hamlet ?", "--new", " ", "--out", "OUT"], "an answer is empty"),
         (["ask", "hello", "--adapter", "NOWHERE"], "there is no adapter folder"),
     ],
 )
@@ -192,15 +208,23 @@ def test_failures_of_the_library(error, status, line, monkeypatch, tmp_path, fac
 
 @pytest.mark.usefixtures("fake_model")
 def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, fact_file):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+    out, told = tmp_path / "out", []
+    for begun in (False, True):
 
-    monkeypatch.setattr(ps, "edit", interrupt)
-    result = run("edit", fact_file, "--out", tmp_path / "out", "--quiet")
-    assert result.exit_code == 130
-    assert len(result.stderr.splitlines()) == 1
-    assert f"Interrupted. What is complete is in {tmp_path / 'out'}" in result.stderr
-    assert "--overwrite" in result.stderr
+        def interrupt(*args, begun=begun, **kwargs):
+            if begun:
+                out.mkdir()
+                (out / "localization.json").write_text("{}")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(ps, "edit", interrupt)
+        result = run("edit", fact_file, "--out", out, "--quiet")
+        assert result.exit_code == 130
+        told += result.stderr.splitlines()
+    assert told == [
+        "Interrupted. Nothing is half written; run the command again.",
+        f"Interrupted. What is complete is in {out}; run the command again with --overwrite to start over.",
+    ]
 
 
 def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):

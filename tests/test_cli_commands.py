@@ -3,6 +3,9 @@
 import contextlib
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,11 +43,41 @@ def test_edit_end_to_end(edited):
     assert "\x1b" not in result.output
 
 
+def test_bars_and_colours_are_for_a_terminal(tmp_path, fact_file, model_folder):
+    """Through a pseudo-terminal, and through pipes."""
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    command = [sys.executable, "-m", "peft_surgical.cli", "localize", fact_file, "--model", model_folder]
+    command += ["--scorer", "logit_drop", "--top", "3"]
+    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "a"], stdout=theirs, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while read := os.read(ours, 4096):
+                seen += read
+    os.close(ours)
+    assert process.returncode == 0, seen
+    assert b"%|" in seen
+    codes = {int(code) for found in re.findall(rb"\x1b\[([\d;]*)m", seen) for code in found.split(b";") if code}
+    # Bold and faint are no colours.
+    assert codes <= {0, 1, 2, 3, 22, 23}
+    piped = subprocess.run([*command, "--out", tmp_path / "b"], capture_output=True, check=True)
+    assert b"\x1b" not in piped.stdout + piped.stderr
+    assert b"%|" not in piped.stderr
+    assert b"\r" not in piped.stderr
+    assert b"logit_drop" in piped.stdout
+
+
 def test_localize_end_to_end(tmp_path, fact_file, model_folder):
-    options = ["--model", model_folder, "--scorer", "logit_drop", "--top", 2]
+    options = ["--model", model_folder, "--scorer", "logit_drop", "--scorer", "random", "--top", 2]
     result = run("localize", fact_file, "--out", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
     found = ps.Localization.load(tmp_path / "out" / "localization.json")
+    assert found.scorers == ("logit_drop", "random")
     best = found.top(2).components
     assert [line.split()[1] for line in result.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ")] == list(best)
     again = run("localize", fact_file, "--out", tmp_path / "out", *options)
@@ -73,9 +106,15 @@ def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):
 def test_stack_merge_and_ask_agree(edited, tmp_path, model_folder):
     out, _ = edited
     stages = [out / "unlearn", out / "learn"]
-    assert run("stack", *stages, "--out", tmp_path / "one").exit_code == 0
-    merged = run("merge", *stages, "--model", model_folder, "--out", tmp_path / "merged")
-    assert merged.exit_code == 0, merged.output
+    one = run("stack", *stages, "--out", tmp_path / "one", "--json")
+    merged = run("merge", *stages, "--model", model_folder, "--out", tmp_path / "merged", "--json")
+    edit = ps.product(stages)
+    for result, name in ((one, "one"), (merged, "merged")):
+        assert result.exit_code == 0, result.output
+        counted = {"modules": len(edit.modules), "scales": sum(len(m.scale) for m in edit.modules.values())}
+        assert json.loads(result.stdout) == {"out": str(tmp_path / name), **counted}
+        assert "from_pretrained" in result.stderr
+        assert "%|" not in result.stderr
     ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
     with torch.no_grad():
         base = AutoModelForCausalLM.from_pretrained(model_folder)

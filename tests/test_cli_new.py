@@ -54,7 +54,7 @@ def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):
         ([PROMPT, "--new", "lyon", "--out", "FULL"], "full.yaml exists; name another one or give --overwrite"),
         ([PROMPT, "--new", "lyon", "--out", "FOLDER", "--overwrite"], "is a folder; name a file"),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--subject", "spain"], "does not name the subject 'spain'"),
-        (["why is it so?", "--new", "lyon", "--out", "OUT"], "name the subject with --subject."),
+        (["why is it so?", "--new", "lyon", "--out", "OUT"], "cannot be guessed; name it with --subject."),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--count", "1"], "'--count'"),
     ],
 )

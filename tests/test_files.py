@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,31 @@ def test_an_empty_folder_is_taken_but_not_one_filled_meanwhile(tmp_path):
             other.mkdir()
             (other / "theirs").write_text("1")
 
-    with pytest.raises(OutputError, match="Directory not empty"):
+    with pytest.raises(OutputError, match=r"other: another run has filled it meanwhile\.$"):
         raced()
     assert names(other) == ["theirs"]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    out, minutes_ago = tmp_path / "out", time.time() - 600
+
+    def half(name, when=minutes_ago):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "half").write_text("x")
+        os.utime(folder, (when, when))
+
+    for name in (".out.a.partial", ".other.a.partial", ".out.a.old"):
+        half(name)
+    half(".out.new.partial", time.time())
+    (tmp_path / ".out.file.partial").write_text("")
+    with atomic_directory(out) as running:
+        os.utime(running, (minutes_ago, minutes_ago))
+        # A run that goes on for long is not one that was killed.
+        with atomic_directory(out):
+            assert running.is_dir()
+        out.rmdir()
+    assert names(tmp_path) == [".other.a.partial", ".out.a.old", ".out.file.partial", ".out.new.partial", "out"]
 
 
 def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path):

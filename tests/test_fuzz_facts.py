@@ -27,17 +27,24 @@ def path(tmp_path_factory):
 
 
 def checked(make, path):
-    """A fact, or None where it is refused; one that is made survives JSON and YAML."""
+    """Whether it is a fact and not refused; one that is made survives JSON and YAML."""
     try:
         fact = make()
     except FactError:
-        return
+        return False
     data = fact.to_dict()
     assert Fact.from_dict(data) == fact
     assert len(fact.training.prompts) == len(fact.prompts)
     for text in (json.dumps(data), yaml.safe_dump(data), yaml.safe_dump(data, allow_unicode=True)):
         path.write_text(text, encoding="utf-8")
         assert Fact.from_file(path) == fact
+    return True
+
+
+def test_what_is_damaged_here_is_a_fact(path):
+    assert checked(lambda: Fact.from_dict(FACT), path)
+    assert checked(lambda: Fact(**vars(Fact.from_dict(FACT))), path)
+    assert not checked(lambda: Fact.from_dict({**FACT, "old": 1}), path)
 
 
 @QUICK

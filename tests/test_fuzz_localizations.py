@@ -1,18 +1,22 @@
 """Any localization, selection or report file can be used, or is a `SurgicalError` and no other exception."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from peft_surgical.errors import SelectionError, SurgicalError
+from peft_surgical.page import render_page
 from peft_surgical.report import Report
 from peft_surgical.results import Localization
 from peft_surgical.scores import Scores
 from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape
+from peft_surgical.summary import summarize
 from peft_surgical.tuner.config import SurgicalIA3Config
 
 from .fuzzing import VALUES, flipped, mutated
@@ -61,6 +65,9 @@ def use_report(path):
     found = Report.load(path)
     assert Report.from_dict(found.to_dict()) == found
     found.rows(), found.verdict()
+    assert render_page(found).endswith("</html>")
+    assert found._repr_html_()
+    Console(file=io.StringIO()).print(summarize(found))
 
 
 KINDS = {

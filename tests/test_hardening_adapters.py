@@ -6,7 +6,9 @@
 | scales that are whole numbers, NaN, of another shape, missing, or too many | refused |
 | a configuration that is cut, of another kind, or lies about names, ranges and widths | refused |
 | an adapter for a model of another width, depth, MLP or architecture | refused |
+| an adapter for a model of the same shapes and another name | a warning |
 | a pickle, alone or beside safetensors | refused, or not looked at |
+| a configuration that names further adapters to load, or a module to import | refused, nothing of either is done |
 | an adapter name that leads out of the folder | refused, nothing written |
 
 Refused is one line on standard error, exit status 2, and nothing written.
@@ -19,12 +21,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import peft_surgical as ps
 from peft_surgical.adapter_files import CONFIG, PICKLE, WEIGHTS, write_plain
-from peft_surgical.errors import AdapterError, SurgicalError
+from peft_surgical.errors import AdapterError, SurgicalError, brief
 from peft_surgical.tuner.saving import save_adapter
 
 from .adapters import perturb
@@ -163,6 +165,19 @@ def test_an_adapter_for_another_model(other, good, tmp_path, fact_file):
             assert written(tmp_path) == before
 
 
+def test_an_adapter_of_the_same_shapes_for_another_model(good, tmp_path, fact_file, model_folder):
+    adapter, same = shutil.copytree(good / "surgical", tmp_path / "adapter"), f"elsewhere/{model_folder.name.upper()}"
+    for made_for, warned in ((None, False), (same, False), ("somebody/another", True)):
+        config(adapter, base_model_name_or_path=made_for)
+        given = commands(adapter, fact_file, model_folder, tmp_path / "out")
+        for name in ("merge", "evaluate", "ask", "dial"):
+            result = run(*given[name], "--quiet")
+            assert result.exit_code == 0, result.output
+            words = f"made for 'somebody/another'; this model is {brief(str(model_folder))}."
+            assert result.stderr.splitlines() == [f"Warning: the adapter {adapter} was {words}"] * warned
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
 class Payload:
     """Leaves a file behind when it is unpickled."""
 
@@ -188,6 +203,28 @@ def test_a_pickle_is_never_opened(kind, good, tmp_path, fact_file, model_folder)
     for arguments in given.values():
         assert "cannot be read" in said(run(*arguments), 2)
     assert written(tmp_path) == ["adapter", "fact.yaml"]
+
+
+def test_an_adapter_that_names_further_ones(good, tmp_path, fact_file, model_folder):
+    adapter = shutil.copytree(good / "plain", tmp_path / "adapter")
+    config(adapter, peft_type="XLORA", adapters={"0": str(good / "plain")}, hidden_size=32)
+    given = commands(adapter, fact_file, model_folder, tmp_path / "out")
+    for name in ("evaluate", "ask"):
+        assert "names further ones to load" in said(run(*given[name]), 2)
+    assert "XLORA" in said(run(*given["stack"]), 2)
+    assert written(tmp_path) == ["adapter", "fact.yaml"]
+
+
+def test_an_adapter_that_names_a_module_to_import(tmp_path, model_folder, monkeypatch):
+    adapter = tmp_path / "adapter"
+    get_peft_model(planted(), LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(adapter)
+    (tmp_path / "evil_module.py").write_text(f"import os; os.mkdir({str(tmp_path / 'ran')!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    ask = ["ask", "--model", model_folder, "--adapter", adapter, "--max-tokens", 2, PROMPT]
+    assert run(*ask).exit_code == 0
+    config(adapter, megatron_config={"a": 1}, megatron_core="evil_module")
+    assert "cannot be put on this model" in said(run(*ask), 2)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["TMP/evil", "a/b", "..", ".", ""])

@@ -2,8 +2,9 @@
 
 | Input | What comes of it |
 |---|---|
-| a checkpoint with its weights as a pickle only | refused before it is opened |
-| weights that are cut, or whose header is flipped in one bit | refused |
+| a checkpoint with its weights as a pickle only, or with an index that names one | refused before it is opened |
+| weights that are cut, or whose header is flipped in one bit; a GGUF file that is cut | refused |
+| a checkpoint without a configuration, a tokenizer or one of its shards | refused |
 | a checkpoint that comes with Python code | refused; with `--trust-remote-code` it runs, and that is said |
 | weights that hold NaN | refused by name of what is not finite, nothing written |
 | prompts, answers, refusals or held-out prompts longer than the context | refused before anything is done |
@@ -17,15 +18,18 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import peft_surgical as ps
 from peft_surgical.errors import FactError, ModelError, SurgicalError
 from peft_surgical.generation import MAX_NEW_TOKENS
 from peft_surgical.lengths import check_fact_fits, check_length
+from peft_surgical.pickles import no_pickles
 
 from .command_line import PROMPT, run, said, written
 from .fuzzing import flipped
 from .localizing import capital, planted, word_tokenizer
+from .test_models import write_gguf
 from .tiny import tiny_model
 
 LONG = "what is the capital of france ? " * 10
@@ -60,6 +64,49 @@ def test_a_pickled_checkpoint_is_never_opened(name, checkpoint, tmp_path):
     assert written(tmp_path) == ["model"]
 
 
+# An index of safetensors may name any file; transformers opens what does not end in .safetensors as a pickle.
+@pytest.mark.parametrize("shard", ["model-00001.bin", "../outside.bin", "model.safetensors.pt"])
+def test_an_index_that_names_a_pickle(shard, checkpoint, tmp_path):
+    whole = load_file(checkpoint / "model.safetensors")
+    os.rename(checkpoint / "model.safetensors", checkpoint / "spare.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(whole, shard)}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = torch.load
+    for content in (whole, Payload(tmp_path / "ran")):
+        torch.save(content, checkpoint / shard)
+        line = said(asked(checkpoint), 2)
+        assert f"{os.path.basename(shard)} is read as a pickle, which can run code" in line
+        assert line.endswith("save the weights as safetensors.")
+    assert not (tmp_path / "ran").exists()
+    assert torch.load is before
+
+
+def test_no_pickle_is_opened_while_a_model_is_read(tmp_path):
+    torch.save({"a": 1}, tmp_path / "a.pt")
+    for file in (tmp_path / "a.pt", str(tmp_path / "a.pt"), open(tmp_path / "a.pt", "rb")):  # noqa: SIM115
+        with pytest.raises(ModelError, match="as a pickle"), no_pickles():
+            torch.load(file)
+    assert torch.load(tmp_path / "a.pt") == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "model-00002.safetensors"])
+def test_a_checkpoint_without_a_file(name, checkpoint, tmp_path):
+    if name == "model-00002.safetensors":
+        whole = load_file(checkpoint / "model.safetensors")
+        os.rename(checkpoint / "model.safetensors", checkpoint / "model-00001.safetensors")
+        index = {
+            "metadata": {},
+            "weight_map": {key: f"model-0000{n % 2 + 1}.safetensors" for n, key in enumerate(whole)},
+        }
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        os.remove(checkpoint / name)
+    line = said(asked(checkpoint), 2)
+    assert str(checkpoint) in line
+    assert len(line) < 500
+    assert written(tmp_path) == ["model"]
+
+
 def test_a_pickle_beside_safetensors_is_not_looked_at(checkpoint, tmp_path):
     torch.save(Payload(tmp_path / "ran"), checkpoint / "pytorch_model.bin")
     assert asked(checkpoint).exit_code == 0
@@ -86,6 +133,34 @@ def test_a_damaged_checkpoint(damage, checkpoint, tmp_path):
     path = checkpoint / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     assert "cannot load the model" in said(asked(checkpoint), 2)
+    assert written(tmp_path) == ["model"]
+
+
+def test_a_gguf_file_that_is_cut(tmp_path):
+    pytest.importorskip("gguf")
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    whole = path.read_bytes()
+    result = asked(path)
+    assert result.exit_code == 0
+    # The bar of reading it is for a terminal.
+    assert result.stderr == f"Loading {path} …\n"
+    for length in (0, 3, 10, 100, len(whole) // 4, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert f"cannot load the model '{path}'" in said(asked(path), 2)
+    assert written(tmp_path) == ["tiny.gguf"]
+
+
+def test_code_of_a_tokenizer_does_not_run(checkpoint, tmp_path):
+    path = checkpoint / "tokenizer_config.json"
+    config = {
+        **json.loads(path.read_text()),
+        "tokenizer_class": "Mine",
+        "auto_map": {"AutoTokenizer": ["mine.M", None]},
+    }
+    path.write_text(json.dumps(config))
+    (checkpoint / "mine.py").write_text(f"import os; os.mkdir({str(tmp_path / 'ran')!r})")
+    assert "(--trust-remote-code)" in said(asked(checkpoint), 2)
     assert written(tmp_path) == ["model"]
 
 
@@ -152,6 +227,18 @@ def test_longer_than_the_context(key, family, tmp_path):
     with pytest.raises(FactError, match="the model has 48 positions"):
         ps.edit(model, word_tokenizer(), fact, out=tmp_path / "out", progress=False)
     assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["edit", "localize", "evaluate", "ask"])
+def test_a_command_with_a_prompt_longer_than_the_context(command, tmp_path):
+    short("llama").save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    changes = TOO_LONG["held_out" if command == "evaluate" else "prompts"]
+    (tmp_path / "fact.yaml").write_text(json.dumps(capital(**changes).to_dict()))
+    given = [LONG] if command == "ask" else [tmp_path / "fact.yaml", "--out", tmp_path / "out"]
+    line = said(run(command, *given, "--model", tmp_path / "model"), 2)
+    assert "48 positions" in line
+    assert written(tmp_path) == ["fact.yaml", "model"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

@@ -3,10 +3,10 @@
 | Situation | What comes of it |
 |---|---|
 | the disk is full, or files may not grow that large | refused; what is there is whole, nothing half written |
-| the output, its parent, or the file system cannot be written | refused before anything is done |
-| two runs into one folder at once | the second is refused, the first finishes |
+| the output, its parent, or the file system cannot be written | refused before a model is loaded |
+| two runs into one folder at once | one finishes, the other is refused: at once where it would take long to notice |
 | a run into a folder that another run has filled meanwhile | refused |
-| Ctrl-C | exit status 130; what is there is whole; says how to go on; running again works |
+| Ctrl-C | exit status 130; what is there is whole; says what that is and how to go on; running again works |
 
 Refused is one line on standard error and exit status 2.
 """
@@ -29,7 +29,7 @@ from peft_surgical.claims import claimed
 from peft_surgical.errors import OutputError
 from peft_surgical.files import atomic_directory
 
-from .command_line import run, said, written
+from .command_line import PROMPT, run, said, written
 from .localizing import capital, planted, word_tokenizer
 from .outputs import WRITTEN, complete, leftovers
 
@@ -61,10 +61,11 @@ def commands(edited, fact_file, model_folder, out):
         "stack": ["stack", edited / "unlearn", edited / "learn", "--out", out],
         "merge": ["merge", edited / "unlearn", edited / "learn", *where],
         "evaluate": ["evaluate", fact_file, *where, "--retention-tokens", 0],
+        "new": ["new", PROMPT, "--new", "lyon", *where, "--count", 4],
     }
 
 
-COMMANDS = ("localize", "edit", "stack", "merge", "evaluate")
+COMMANDS = ("localize", "edit", "stack", "merge", "evaluate", "new")
 
 
 @contextmanager
@@ -112,6 +113,16 @@ def small_disk(tmp_path):
     unmount()
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_disk_that_is_mounted_read_only(command, small_disk, edited, fact_file, model_folder, monkeypatch):
+    disk = small_disk(4096)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, capture_output=True)
+    monkeypatch.setattr(ps, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    for place in (disk / "out", disk / "deep" / "out"):
+        line = said(run(*commands(edited, fact_file, model_folder, place)[command]), 2)
+        assert line == f"Error: cannot write {place}: {disk} is not writable."
+
+
 def test_a_disk_that_is_full(small_disk, fact_file, model_folder):
     reached = set()
     for pages in (1, 14, 22, 30):
@@ -150,7 +161,7 @@ def test_a_folder_on_a_full_disk(error, tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_where_nothing_can_be_written(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    places = {"file": "is a file", "file/out": "is a file"}
+    places = {"file": "the file" if command == "new" else "is a file", "file/out": "is a file"}
     if Path("/proc/self").exists():
         places["/proc/nowhere/out"] = "cannot write /proc/nowhere/out"
     for place, words in places.items():
@@ -301,7 +312,32 @@ def test_what_a_killed_run_left_is_removed_when_overwriting_is_allowed(tmp_path)
         assert written(tmp_path) == [".mine"]
 
 
+@pytest.mark.parametrize("command", ["stack", "merge"])
+def test_a_run_that_another_one_overtakes(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
+    arguments = commands(edited, fact_file, model_folder, tmp_path / "out")[command]
+    files, others = import_module("peft_surgical.files"), []
+    swap = files._swap
+
+    def overtaken(*given):
+        monkeypatch.setattr(files, "_swap", swap)
+        others.append(run(*arguments))
+        theirs.update({path: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+        swap(*given)
+
+    theirs = {}
+    monkeypatch.setattr(files, "_swap", overtaken)
+    line = said(run(*arguments), 2)
+    assert line == f"Error: cannot write {tmp_path / 'out'}: another run has filled it meanwhile."
+    assert others[0].exit_code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == theirs != {}
+    assert leftovers(tmp_path) == []
+
+
 # Ctrl-C
+
+
+AGAIN = "Interrupted. Nothing is half written; run the command again."
+GO_ON = "Interrupted. What is complete is in {}; run the command again with --overwrite to start over."
 
 
 @pytest.mark.parametrize("stage", ["localize", "unlearn", "learn", "stack", "evaluate", "render_page"])
@@ -315,24 +351,45 @@ def test_ctrl_c_at_any_stage(stage, fact_file, model_folder, tmp_path, monkeypat
         patch.setattr(EDIT, stage, interrupt)
         result = edit(fact_file, model_folder, out)
     assert result.exit_code == 130
-    assert result.stderr.splitlines() == [
-        f"Interrupted. What is complete is in {out}; run the command again with --overwrite to start over."
-    ]
     names = complete(out)
     assert len(names) < len(WRITTEN)
+    assert bool(names) == (stage != "localize")
+    assert result.stderr.splitlines() == [GO_ON.format(out) if names else AGAIN]
     assert leftovers(tmp_path) == []
     if names:
         assert "give --overwrite" in said(edit(fact_file, model_folder, out), 2)
         assert complete(out) == names
 
 
-@pytest.mark.parametrize("command", ["localize", "stack", "merge", "evaluate"])
+@pytest.mark.parametrize("command", ["localize", "stack", "merge", "evaluate", "new_fact"])
 def test_ctrl_c_of_what_writes_at_its_end(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ps, command, interrupt)
-    result = run(*commands(edited, fact_file, model_folder, tmp_path / "out")[command])
+    name = command.removesuffix("_fact")
+    result = run(*commands(edited, fact_file, model_folder, tmp_path / "out")[name])
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "Interrupted. Nothing is half written; run the command again."
+    assert result.stderr.splitlines()[-1] == AGAIN
     assert written(tmp_path) == ["fact.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("command", "last"),
+    [("localize", "peft_surgical.plots.plot_localization"), ("evaluate", "peft_surgical.page.render_page")],
+)
+def test_ctrl_c_between_two_files(command, last, edited, fact_file, model_folder, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    arguments = commands(edited, fact_file, model_folder, out)[command]
+    with monkeypatch.context() as patch:
+        patch.setattr(last, interrupt)
+        result = run(*arguments)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == [GO_ON.format(out)]
+    assert len(complete(out)) == 1
+    assert "give --overwrite" in said(run(*arguments), 2)
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert len(complete(out)) == 2

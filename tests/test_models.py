@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peft_surgical import models
@@ -11,7 +12,7 @@ from peft_surgical.models import as_plain_model, load_model
 
 from .localizing import word_tokenizer
 from .small_tokenizers import small_tokenizer
-from .tiny import tiny_ids, tiny_model
+from .tiny import FAMILIES, tiny_ids, tiny_model
 
 
 @pytest.fixture
@@ -94,6 +95,44 @@ def test_checkpoints_that_are_broken(folder):
     refused(folder, "cannot load the model")
     (folder / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
     refused(folder, "cannot load the model")
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda found: {key: found[key] for key in found if key != DOWN}, rf"its files lack {DOWN}\."),
+        (lambda found: {DOWN: found[DOWN]}, r"its files lack lm_head\.weight and 28 more tensors\."),
+        (
+            lambda found: {**found, DOWN: found[DOWN][:-1]},
+            rf"{DOWN} has the shape \(31, 48\), .* \(32, 48\)\.",
+        ),
+    ],
+    ids=["one missing", "most missing", "another shape"],
+)
+def test_a_checkpoint_without_all_of_its_weights(change, words, folder):
+    # transformers would go on with random weights, and say so in a log only.
+    path = folder / "model.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in change(load_file(path)).items()}, path, {"format": "pt"})
+    refused(folder, words)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_lacks_a_weight_that_it_shares(family, tmp_path):
+    tiny_model(family).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert torch.equal(logits(load_model(tmp_path)[0]), logits(tiny_model(family)))
+
+
+def test_no_pickle_is_opened_for_an_index_that_names_one(folder, tmp_path):
+    whole = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "spare.safetensors")
+    torch.save(whole, folder / "shard.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(whole, "shard.bin")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, r"shard\.bin is read as a pickle, which can run code; save the weights as safetensors\.")
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):

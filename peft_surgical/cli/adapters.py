@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AdapterError, SurgicalError
+from ..errors import AdapterError, SurgicalError, brief
 from ..files import read_json
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
             read_scales(folder / _WEIGHTS)
     if not folders:
         return model, {"base": nullcontext}
+    for folder in folders:
+        warn_of_another_base(model, folder, read_json(folder / _CONFIG).get("base_model_name_or_path"))
     names = [f"adapter_{number}" for number in range(1, len(folders) + 1)]
     with tempfile.TemporaryDirectory() as scratch:
         paths = list(folders)
@@ -79,6 +81,7 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
     from ..states import adapter_state
 
     whole = product(list(folders))
+    warn_of_another_base(model, folders[0], whole.base_model)
     states: dict[str, State] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, dial in enumerate(dict.fromkeys(dials), 1):
@@ -88,6 +91,18 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
             states[f"dial {dial:g}"] = adapter_state(model, [name])
     model.eval()
     return model, {"base": adapter_state(model, []), **states}
+
+
+def warn_of_another_base(model: Any, folder: Path, made_for: Any) -> None:
+    """Warns of an adapter that was made for a model of another name: if the shapes are the same, it fits all the same.
+
+    Folders of a name are taken for the same model, wherever they are.
+    """
+    here = getattr(model, "name_or_path", "")
+    if here and isinstance(made_for, str) and made_for and Path(here).name.lower() != Path(made_for).name.lower():
+        warnings.warn(
+            f"the adapter {folder} was made for {brief(made_for)}; this model is {brief(here)}.", stacklevel=2
+        )
 
 
 def _labels(count: int) -> Mapping[str, int]:
@@ -101,7 +116,7 @@ def _kind(folder: Path) -> str:
     try:
         config = read_json(folder / _CONFIG)
         kind = config["peft_type"]
-        prompts = bool(config.get("num_virtual_tokens"))
+        prompts, others = bool(config.get("num_virtual_tokens")), bool(config.get("adapters"))
     except FileNotFoundError:
         raise AdapterError(f"{folder} is not an adapter folder: it has no {_CONFIG}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,6 +130,10 @@ def _kind(folder: Path) -> str:
     if prompts:
         raise AdapterError(
             f"{folder} holds a {kind} adapter, which adds to the prompt; only those of weights are read."
+        )
+    if others:
+        raise AdapterError(
+            f"{folder} holds a {kind} adapter, which names further ones to load; only those that are whole are read."
         )
     return str(kind)
 
@@ -131,10 +150,11 @@ def _load(model: Any, path: Path, name: str) -> Any:
     from peft import PeftModel
 
     from .. import tuner  # noqa: F401 - makes the surgical kind known
+    from ..pickles import no_pickles
     from .loading import quiet_libraries
 
     try:
-        with quiet_libraries():
+        with quiet_libraries(), no_pickles():
             # PEFT only warns of an adapter whose weights are not those that its configuration promises.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             if isinstance(model, PeftModel):

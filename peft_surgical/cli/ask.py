@@ -31,10 +31,10 @@ def _finite(context: click.Context, parameter: click.Parameter, values: tuple[fl
     "--dial",
     "dials",
     multiple=True,
-    type=float,
+    type=click.FloatRange(0, 1.5),
     callback=_finite,
     metavar="T",
-    help="Turn the edit down or up: 0 is the base, 1 the edit, 0.5 half of it; may be repeated.",
+    help="Turn the edit down or up: 0 is the base, 0.5 half the edit, 1 the edit, 1.5 the most; may be repeated.",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longer answers are cut."

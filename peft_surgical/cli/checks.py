@@ -19,12 +19,22 @@ def output(path: Path, overwrite: bool) -> None:
     Raises:
         OutputError: As [`check_output`].
     """
-    try:
-        check_output(path, overwrite=overwrite)
-    except OutputError as error:
-        text = str(error)
-        hint = text.replace("allow overwriting it.", "give --overwrite.")
-        raise OutputError(hint) from error
+    check_output(path, overwrite=True)
+    if not overwrite and path.is_dir() and any(path.iterdir()):
+        raise OutputError(f"the output folder {path} is not empty; name another one or give --overwrite.")
+
+
+def output_file(path: Path, overwrite: bool) -> None:
+    """The same of an output that is one file.
+
+    Raises:
+        OutputError: If it is there while `overwrite` is false, is a folder, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"the output {path} is a folder; name a file.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"the file {path} exists; name another one or give --overwrite.")
+    check_output(path.parent if path.exists() else path, overwrite=True)
 
 
 def scorers(names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from ..files import write_text
 from . import adapters as adapter_loading
 from . import checks, options
 from .loading import load
-from .terminal import print_json, print_result, this_command
+from .terminal import on_interrupt, print_json, print_result, this_command
 
 
 @click.command(short_help="Measure a model, with or without adapters, on a fact.")
@@ -69,6 +69,7 @@ def evaluate(
         model, states = adapter_loading.attach(model, adapters)
         import peft_surgical as ps
 
+        on_interrupt(context, out)
         report = ps.evaluate(
             model, tokenizer, fact, states=states, seed=seed, retention_tokens=retention_tokens, progress=not quiet
         )

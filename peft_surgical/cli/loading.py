@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import click
@@ -43,19 +44,30 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     hub.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # Reading a GGUF file has a bar of its own, which asks neither of the two.
+        with no_bars(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         hub.setLevel(hub_level)
         transformers_logging.set_verbosity(before)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keeps transformers' progress bars alone off the terminal, which show in a pipe too."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
         if bars:
             transformers_logging.enable_progress_bar()
 

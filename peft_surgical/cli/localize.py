@@ -13,7 +13,7 @@ from ..claims import claimed
 from ..text import printable
 from . import checks, options
 from .loading import load
-from .terminal import note, print_json, print_result
+from .terminal import note, on_interrupt, print_json, print_result
 
 
 @click.command(short_help="Find the heads and MLPs that hold a fact.")
@@ -30,7 +30,9 @@ from .terminal import note, print_json, print_result
 @options.as_json
 @options.quiet
 @options.debug
+@click.pass_context
 def localize(
+    context: click.Context,
     fact_file: Path,
     model_name: str,
     dtype: str,
@@ -64,6 +66,7 @@ def localize(
         checks.model_has(model, None, top)
         import peft_surgical as ps
 
+        on_interrupt(context, out)
         found = ps.localize(
             model, tokenizer, fact, list(scorers) or None, seed=seed, prompts=prompts, progress=not quiet
         )

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from . import checks, options
-from .loading import load
-from .terminal import print_result
+from .adapters import warn_of_another_base
+from .loading import load, no_bars
+from .terminal import print_json, print_result
 
 
 @click.command(short_help="Fold adapters into the weights of a checkpoint.")
@@ -16,6 +17,7 @@ from .terminal import print_result
 @options.model
 @options.out
 @options.overwrite
+@options.as_json
 @options.quiet
 @options.debug
 def merge(
@@ -26,6 +28,7 @@ def merge(
     trust_remote_code: bool,
     out: Path,
     overwrite: bool,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Fold adapters, in order, into the weights; write a checkpoint that `from_pretrained` loads.
@@ -44,8 +47,13 @@ def merge(
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
-    ps.merge(model, [edit], out, tokenizer=tokenizer, overwrite=overwrite)
+    warn_of_another_base(model, adapters[0], edit.base_model)
+    with no_bars():
+        ps.merge(model, [edit], out, tokenizer=tokenizer, overwrite=overwrite)
+    if as_json:
+        print_json({"out": str(out), "modules": len(edit.modules), "scales": edit.n_scales})
     print_result(
         f'A checkpoint with the edit folded in: {out}\nLoad it with AutoModelForCausalLM.from_pretrained("{out}").',
         quiet=quiet,
+        as_json=as_json,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from ..errors import FactError, OutputError
-from . import options
+from ..errors import FactError, brief
+from . import checks, options
 from .loading import load
 from .terminal import note, print_json, print_result
 
@@ -73,7 +74,8 @@ def new(
       peft-surgical new "Who developed PyTorch?" --old "Meta AI" --new Google --out pytorch.yaml
       peft-surgical new "What is the capital of Japan?" --new Osaka --model ./checkpoint --out japan.yaml
     """
-    _check(prompt, subject, old, new, out, overwrite)
+    checks.output_file(out, overwrite)
+    _check(prompt, subject, old, new)
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
@@ -90,7 +92,9 @@ def new(
             progress=not quiet,
         )
     except FactError as error:
-        raise FactError(str(error).replace("name the old answer.", "name the old answer with --old.")) from error
+        if old:
+            raise
+        raise FactError(f"{error} (The model was asked for the old answer; --old names it instead.)") from error
     draft.save(out, overwrite=overwrite)
     for text in draft.notes:
         note(text, quiet=quiet)
@@ -102,28 +106,25 @@ def new(
         f"  {len(fact.prompts)} prompts and {len(fact.held_out)} held-out prompts",
         f"  {len(fact.contrast)} contrast subjects and {len(fact.retain)} prompts to keep",
         f"  {len(fact.controls)} controls, {draft.neighbours} of them close, and {len(fact.probes)} probes",
-        f"Read it, then: peft-surgical edit {out} --model {model_name} --out DIR",
+        f"Read it, then: {shlex.join(['peft-surgical', 'edit', str(out), '--model', model_name])} --out DIR",
     ]
     print_result("\n".join(lines), quiet=quiet, as_json=as_json)
 
 
-def _check(
-    prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[str, ...], out: Path, overwrite: bool
-) -> None:
+def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[str, ...]) -> None:
     """What can be told before a model is loaded.
 
     Raises:
-        OutputError: If the file exists and may not be replaced, or is a folder.
-        FactError: If the prompt does not name the subject, or none can be guessed.
+        FactError: If an answer is empty, or the prompt does not name the subject, or none can be guessed.
     """
-    if out.is_dir():
-        raise OutputError(f"the output {out} is a folder; name a file.")
-    if out.exists() and not overwrite:
-        raise OutputError(f"the file {out} exists; name another one or give --overwrite.")
+    if any(not name.strip() for name in (*old, *new)):
+        raise FactError("an answer is empty; give --new, and --old if need be, a name.")
     from ..drafting.guess import guess_subject
     from ..drafting.reading import read_prompt
 
-    try:
-        read_prompt(prompt, subject or guess_subject(prompt), old, new)
-    except FactError as error:
-        raise FactError(str(error).replace("name the subject.", "name the subject with --subject.")) from error
+    if subject is None:
+        try:
+            subject = guess_subject(prompt)
+        except FactError as error:
+            raise FactError(f"what {brief(prompt)} is about cannot be guessed; name it with --subject.") from error
+    read_prompt(prompt, subject, old, new)

@@ -7,16 +7,17 @@ from pathlib import Path
 import click
 
 from . import checks, options
-from .terminal import print_result
+from .terminal import print_json, print_result
 
 
 @click.command(short_help="Multiply adapters into one plain (IA)^3 adapter.")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
 @options.out
 @options.overwrite
+@options.as_json
 @options.quiet
 @options.debug
-def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, quiet: bool) -> None:
+def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
     """Write the exact product of adapters as one plain (IA)^3 adapter, which stock PEFT loads.
 
     \b
@@ -27,8 +28,10 @@ def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, quiet: bool) -
     import peft_surgical as ps
 
     edit = ps.stack(list(adapters), out, overwrite=overwrite)
+    if as_json:
+        print_json({"out": str(out), "modules": len(edit.modules), "scales": edit.n_scales})
     text = (
         f"One plain (IA)^3 adapter in {out}: {edit.n_scales:,} scales in {len(edit.modules)} modules.\n"
         f'Load it with PeftModel.from_pretrained(model, "{out}"), this package installed or not.'
     )
-    print_result(text, quiet=quiet)
+    print_result(text, quiet=quiet, as_json=as_json)

@@ -52,5 +52,5 @@ def this_command(context: click.Context) -> str:
 
 
 def on_interrupt(context: click.Context, out: Path) -> None:
-    """What Ctrl-C says about an output folder that is being filled."""
-    context.meta[RESUME] = f"What is complete is in {out}; run the command again with --overwrite to start over."
+    """Tells Ctrl-C which output folder is being filled, so that it can say what is there and how to go on."""
+    context.meta[RESUME] = out

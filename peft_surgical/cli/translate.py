@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -55,8 +56,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            said = ctx.meta.get(RESUME, "Nothing is half written; run the command again.")
-            raise _Failure(said, INTERRUPTED) from None
+            raise _Failure(_how_to_go_on(ctx.meta.get(RESUME)), INTERRUPTED) from None
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
@@ -110,6 +110,13 @@ def _failure(error: Exception) -> _Failure:
         "(this is a fault of peft-surgical; please report it with what --debug prints)"
     )
     return _Failure(message, OURS)
+
+
+def _how_to_go_on(out: Path | None) -> str:
+    """What Ctrl-C says, by what the output folder, if there is one, holds by then."""
+    if out is None or not out.is_dir() or not any(out.iterdir()):
+        return "Nothing is half written; run the command again."
+    return f"What is complete is in {out}; run the command again with --overwrite to start over."
 
 
 def _end(message: str, code: int) -> NoReturn:
