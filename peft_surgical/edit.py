@@ -33,6 +33,10 @@ from .tuner import SurgicalIA3Config
 DEFAULT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""
 
+PROJECTIONS = ("z", "post", "pre")
+"""An MLP's neurons are scaled behind their activation function and before it: the two act on different tokens, and
+together reach more wordings of a fact than one of them at the same cost to others."""
+
 EDIT = "edit"
 Granularity = Literal["component", "module", "neuron"]
 _WRITTEN = ("localization.json", "localization.png", UNLEARN, LEARN, EDIT, "report.json", "report.html")
@@ -49,6 +53,7 @@ def edit(
     selection: Selection | None = None,
     granularity: Granularity = "component",
     neurons: int | None = None,
+    projections: Sequence[str] | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -69,6 +74,8 @@ def edit(
         selection: Components to scale, instead of the best-scored ones.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
+        projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; [`PROJECTIONS`] when None. Not used by
+            the granularity `module`.
         recipe: How both stages train; each stage's own in `stages.RECIPES` when None.
         seed: For corruption, training order and any scorer that draws.
         overwrite: Allow `out` to hold an earlier edit, which is replaced.
@@ -107,7 +114,12 @@ def edit(
             selection = localization.early_mlps() if top is None else localization.top(top)
         if neurons is not None:
             selection = localization.best_neurons(selection, neurons)
-        config = SurgicalIA3Config.from_localization(selection, granularity=granularity, task_type="CAUSAL_LM")
+        config = SurgicalIA3Config.from_localization(
+            selection,
+            granularity=granularity,
+            projections=PROJECTIONS if projections is None else projections,
+            task_type="CAUSAL_LM",
+        )
         config.resolve(model.config)
         lap("localize")
         _start_output(out, overwrite)

@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from typing import Any
 
 from .errors import ModelError
 from .facts import Fact
 from .generation import MAX_NEW_TOKENS, generate_answers
 from .metrics import prompt_metrics
+from .profiling import phase
 from .report import Report
 from .retention import measure_retention
 from .states import State, adapter_state
@@ -83,7 +85,7 @@ def evaluate(
         raise ModelError(f"states must include 'base', which the others are compared with; got {', '.join(states)}.")
     answers: dict[str, Answers] = {}
     for name, state in states.items():
-        with state():
+        with phase(f"answers {name}"), state():
             answers[name] = answer_fact(
                 model,
                 tokenizer,
@@ -93,7 +95,8 @@ def evaluate(
                 progress=progress,
                 name=name,
             )
-    retention = measure_retention(model, tokenizer, states, tokens=retention_tokens, progress=progress)
+    with phase("unrelated text"):
+        retention = measure_retention(model, tokenizer, states, tokens=retention_tokens, progress=progress)
     stages = {
         name: {
             **prompt_metrics(fact, answers[name].held_out, answers[name].controls, answers["base"].controls),
@@ -125,21 +128,19 @@ def answer_fact(
     name: str = "",
 ) -> Answers:
     """Greedy answers to a fact's held-out prompts, controls and probes, in the state the model is in."""
-    groups = (fact.held_out, tuple(c.prompt for c in fact.controls), tuple(p.prompt for p in fact.probes))
-    # A group at a time: rows of one kind end together, and a batch runs until its last row has.
-    said = [
+    groups = [fact.held_out, [c.prompt for c in fact.controls], [p.prompt for p in fact.probes]]
+    said = iter(
         generate_answers(
             model,
             tokenizer,
-            group,
+            [prompt for group in groups for prompt in group],
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             progress=progress,
             description=f"answers {name}".strip(),
         )
-        for group in groups
-    ]
-    return Answers(*map(tuple, said))
+    )
+    return Answers(*(tuple(islice(said, len(group))) for group in groups))
 
 
 def versions() -> dict[str, str]:

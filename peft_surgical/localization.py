@@ -24,6 +24,7 @@ from .corruption import PromptPair, corrupt, template_ids
 from .errors import FactError, ScorerError
 from .facts import Fact, TrainingFact
 from .plugins import Catalogue, PluginWarning, load_scorers
+from .profiling import phase
 from .progress import progress_bar
 from .results import Localization
 from .runs import Runs
@@ -38,6 +39,7 @@ DEFAULT_SCORERS = ("verified", "attribution")
 """Estimate all, measure the promising exactly, keep what is specific; attribution breaks ties and ranks neurons."""
 
 
+@phase("localize")
 def localize(
     model: nn.Module,
     tokenizer: Any,

@@ -12,11 +12,13 @@ from jaxtyping import Float
 
 from .errors import OutputError, SurgicalError
 from .files import write_bytes
+from .profiling import phase
 from .results import Localization
 from .selection import Selection
 from .sites import Component
 
 
+@phase("picture")
 def plot_localization(localization: Localization, selection: Selection | None, path: str | os.PathLike[str]) -> None:
     """Draw the scores of every scorer.
 

@@ -12,6 +12,7 @@ import torch
 from .curvature import Curvature, measure_curvature
 from .facts import TrainingFact
 from .lengths import fits
+from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, span
 from .retain import TopDistribution, base_answers, retain_prompts
@@ -50,6 +51,7 @@ class Retained:
     selections: Any
 
 
+@phase("answers to keep")
 def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, seed: int, progress: bool) -> Rows:
     """Asks the base, whatever adapters `model` has, the prompts that training keeps.
 
@@ -64,6 +66,7 @@ def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, se
     return Rows(tuple(answers), len(near))
 
 
+@phase("curvature")
 def measure_retained(
     runner: SuffixRunner,
     model: Any,

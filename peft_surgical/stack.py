@@ -18,6 +18,7 @@ from dataclasses import replace
 from .adapter_files import write_plain
 from .algebra import product
 from .edits import Edit
+from .profiling import phase
 
 _USE = """## Use
 
@@ -32,6 +33,7 @@ To undo the edit, do not load it."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+@phase("stack")
 def stack(
     adapters: Sequence[Edit | str | os.PathLike[str]],
     out: str | os.PathLike[str],

@@ -27,6 +27,7 @@ from .curvature import trained_layers
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
 from .lengths import check_length, fits
+from .profiling import phase
 from .prompts import encode, encode_answer, span
 from .retained import Retained, base_rows, measure_retained
 from .sites import architecture_of
@@ -58,6 +59,7 @@ class Stage:
     record: TrainingRecord
     retained: Retained
 
+    @phase("save")
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`."""
         save_adapter(self.model, self.adapter, path)
@@ -67,6 +69,7 @@ class Stage:
         return asdict(self.record)
 
 
+@phase("unlearn")
 def unlearn(
     model: Any,
     tokenizer: Any,
@@ -101,6 +104,7 @@ def unlearn(
     return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
 
 
+@phase("learn")
 def learn(
     model: Any,
     tokenizer: Any,

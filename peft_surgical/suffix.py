@@ -20,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from .profiling import phase
+
 Row = tuple[int, ...]
 
 
@@ -63,6 +65,7 @@ class SuffixRunner:
         self._entering: list[Tensor] = []
         self._entering_prefix: Tensor | None = None
 
+    @phase("frozen layers")
     @torch.no_grad()
     def add(self, rows: Sequence[Row], batch_size: int = 64) -> list[int]:
         """Takes in sequences (each beginning with the prefix) and remembers what enters the first trained layer.

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from .curvature import Metric
 from .errors import ModelError
 from .models import DTYPES
+from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, span
 from .retain import TopDistribution
@@ -120,6 +121,7 @@ class TrainingRecord:
     compute_dtype: str
 
 
+@phase("steps")
 def train(
     runner: SuffixRunner,
     parameters: Iterable[nn.Parameter],

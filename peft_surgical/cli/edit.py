@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS
 from . import checks, options
 from .loading import load
 from .terminal import on_interrupt, print_json, print_result, this_command
@@ -48,6 +49,13 @@ _FILES = (
     show_default=True,
     help="What is scaled of a component: its coordinates, its whole modules, or its best neurons.",
 )
+@click.option(
+    "--projection",
+    "projections",
+    multiple=True,
+    type=click.Choice([*HEAD_PROJECTIONS, *MLP_PROJECTIONS]),
+    help="Where components are scaled; may be repeated. z, post and pre unless given.",
+)
 @click.option("--neurons", type=click.IntRange(min=1), help="With --granularity neuron: how many of each MLP.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps a stage at most.")
 @click.option(
@@ -59,6 +67,7 @@ _FILES = (
 )
 @options.seed
 @options.overwrite
+@click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and stop.")
 @options.as_json
 @options.quiet
@@ -76,11 +85,13 @@ def edit(
     top: int | None,
     components: tuple[str, ...],
     granularity: str,
+    projections: tuple[str, ...],
     neurons: int | None,
     steps: int | None,
     retention_tokens: int,
     seed: int,
     overwrite: bool,
+    profile: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -99,6 +110,8 @@ def edit(
         raise click.UsageError("--component and --top exclude each other: either you choose, or the scorer does.")
     if (granularity == "neuron") != (neurons is not None):
         raise click.UsageError("--granularity neuron and --neurons N go together.")
+    if granularity == "module" and projections:
+        raise click.UsageError("--projection and --granularity module exclude each other: that scales whole modules.")
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite)
     checks.scorers(scorers)
@@ -110,30 +123,37 @@ def edit(
     checks.model_has(model, selection, top)
     import peft_surgical as ps
 
+    from ..cache import FOLDER, answers_kept
+    from ..profiling import profiled
+
     on_interrupt(context, out)
-    report = ps.edit(
-        model,
-        tokenizer,
-        fact,
-        out=out,
-        scorers=list(scorers) or None,
-        top=top,
-        selection=selection,
-        granularity=cast("Granularity", granularity),
-        neurons=neurons,
-        recipe=None if steps is None else replace(ps.Recipe(), steps=steps),
-        seed=seed,
-        overwrite=overwrite,
-        progress=not quiet,
-        retention_tokens=retention_tokens,
-        command=this_command(context),
-    )
+    with profiled() as spent, answers_kept(out.parent / FOLDER):
+        report = ps.edit(
+            model,
+            tokenizer,
+            fact,
+            out=out,
+            scorers=list(scorers) or None,
+            top=top,
+            selection=selection,
+            granularity=cast("Granularity", granularity),
+            neurons=neurons,
+            projections=projections or None,
+            recipe=None if steps is None else replace(ps.Recipe(), steps=steps),
+            seed=seed,
+            overwrite=overwrite,
+            progress=not quiet,
+            retention_tokens=retention_tokens,
+            command=this_command(context),
+        )
     from ..summary import summarize
 
     if as_json:
         print_json(report.to_dict())
     written = [(files, what) for files, what in _FILES if (out / files.split(",")[0].strip("/")).exists()]
     print_result(summarize(report, out, written), quiet=quiet, as_json=as_json)
+    if profile:
+        print_result(spent.table(), quiet=quiet, as_json=as_json)
 
 
 def _tell(

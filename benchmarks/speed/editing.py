@@ -1,0 +1,134 @@
+"""The rows about a whole edit: against the user's own way from end to end, against ROME, and its memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import peft_surgical as ps
+from peft_surgical.errors import FactError
+from peft_surgical.generation import MAX_NEW_TOKENS
+from peft_surgical.prompts import encode
+from peft_surgical.text import occurrences
+
+from ..baselines import Request, build
+from ..contexts import sample_contexts
+from ..plain_text import without_template
+from .case import Case, timed
+from .stock import fit_with_trainer
+
+STATES = 3
+CONTEXTS = 20
+
+
+def own(case: Case) -> dict[str, Any]:
+    """Our edit: all of it, and the same without the evaluation."""
+    with tempfile.TemporaryDirectory() as folder:
+        report, seconds = timed(
+            ps.edit,
+            case.fresh(),
+            case.tokenizer,
+            case.fact,
+            out=Path(folder) / "out",
+            recipe=case.sizes.recipe,
+            seed=case.seed,
+            progress=False,
+        )
+    training = sum(report.seconds[name] for name in ("localize", "unlearn", "learn"))
+    return {"seconds": seconds, "seconds_without_evaluation": training, "phases": dict(report.seconds)}
+
+
+def end_to_end(case: Case, edit: dict[str, Any], localization: dict[str, Any]) -> dict[str, Any]:
+    """Against two stages of a Trainer, one forward a component on each prompt, and answers one at a time."""
+    sizes = case.sizes
+    fit = fit_with_trainer(case, sizes.trainer_steps)
+    asked = [*case.fact.held_out, *(c.prompt for c in case.fact.controls), *(p.prompt for p in case.fact.probes)]
+    _, answering = timed(answer_one_by_one, case, asked[: sizes.answers])
+    localizing = localization["other_seconds_a_prompt"]
+    other = {
+        "training": 2 * sizes.stage_steps * fit.seconds / fit.steps,
+        "localization": localizing * localization["prompts_default"],
+        "evaluation": STATES * len(asked) * answering / min(sizes.answers, len(asked)),
+    }
+    seconds = sum(other.values())
+    return {
+        "seconds": edit["seconds"],
+        "other_seconds": seconds,
+        "other_phases": other,
+        "ratio": seconds / edit["seconds"],
+        "ratio_localized_on_one_prompt": (seconds - other["localization"] + localizing) / edit["seconds"],
+        "extrapolated": {
+            "trainer_steps": [fit.steps, 2 * sizes.stage_steps],
+            "components": [localization["components_one_by_one"], localization["components"]],
+            "prompts_localized": [1, localization["prompts_default"]],
+            "answers": [min(sizes.answers, len(asked)), STATES * len(asked)],
+        },
+    }
+
+
+@torch.no_grad()
+def answer_one_by_one(case: Case, prompts: list[str]) -> None:
+    """Greedy answers as a user asks for them: a prompt a call of `generate`."""
+    model = case.fresh()
+    for prompt in prompts:
+        ids = torch.tensor([encode(case.tokenizer, prompt)], device=model.device)
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=case.tokenizer.pad_token_id or 0,
+        )
+
+
+def against_rome(case: Case, edit: dict[str, Any]) -> dict[str, Any]:
+    """Our edit without its evaluation, against ROME; the contexts that it shares between edits are left out."""
+    plain = without_template(case.tokenizer)
+    model = case.fresh().requires_grad_(False)
+    prompt = beginning(case.fact)
+    request = Request(
+        case.fact.subject,
+        prompt,
+        case.fact.old[0],
+        case.fact.new[0],
+        contexts=sample_contexts(model, plain, CONTEXTS, case.seed),
+    )
+    context = build("rome").edit(model, plain, request, case.seed)
+    _, other = timed(context.__enter__)
+    context.__exit__(None, None, None)
+    own_seconds = edit["seconds_without_evaluation"]
+    return {"prompt": prompt, "seconds": own_seconds, "other_seconds": other, "ratio": own_seconds / other}
+
+
+def beginning(fact: ps.Fact) -> str:
+    """A sentence that the fact's answer completes: the answer up to it, or the first prompt that names the subject.
+
+    Raises:
+        FactError: If neither names the subject as it is written.
+    """
+    found = [next(occurrences(fact.answer, alias), None) for alias in fact.new]
+    starts = [place[0] for place in found if place is not None]
+    cut = fact.answer[: min(starts)].rstrip() if starts else ""
+    for text in (cut, *fact.prompts):
+        if fact.subject in text:
+            return text
+    raise FactError(f"no prompt holds the subject {fact.subject!r} as it is written, which ROME needs.")
+
+
+def memory(model: str, fact: str, dtype: str, recipe: ps.Recipe | None = None) -> dict[str, Any]:
+    """Peak resident memory of an edit above the loaded model, with a quarter of the prompts and with all, in MiB."""
+    fields = json.dumps({} if recipe is None else vars(recipe))
+    command = [sys.executable, "-m", "benchmarks.speed.memory", model, fact, dtype, fields]
+    measured = {}
+    for name, share in (("quarter", 4), ("all", 1)):
+        done = subprocess.run([*command, str(share)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ps.SurgicalError(f"measuring memory failed: {done.stderr.strip().splitlines()[-1]}")
+        measured[name] = json.loads(done.stdout.splitlines()[-1])
+    return {"mib": measured["all"]["mib"], "mib_quarter": measured["quarter"]["mib"], "prompts": measured}

@@ -1,0 +1,53 @@
+"""One edit in a process of its own, and the most memory that it took above the loaded model.
+
+    python -m benchmarks.speed.memory MODEL FACT DTYPE RECIPE SHARE
+
+RECIPE is JSON of the recipe's fields, `{}` for the stages' own; the edit uses one of SHARE of the fact's prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import peft_surgical as ps
+
+from ..localization import peak_above
+
+
+def main() -> None:
+    """Measure and print a line of JSON."""
+    name, path, dtype, recipe, share = sys.argv[1:]
+    model, tokenizer = ps.load_model(name, dtype=dtype)
+    fact = ps.Fact.from_file(path)
+    prompts = fact.prompts[: max(1, len(fact.prompts) // int(share))]
+    fact = replace(fact, prompts=prompts)
+    # Weights that are mapped from a file count once they have been read.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sum()
+    fields: dict[str, Any] = json.loads(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def edit() -> None:
+            ps.edit(
+                model,
+                tokenizer,
+                fact,
+                out=Path(folder) / "out",
+                recipe=ps.Recipe(**fields) if fields else None,
+                progress=False,
+            )
+
+        peak = peak_above(model, edit)
+    print(json.dumps({"mib": peak, "prompts": len(prompts)}))
+
+
+if __name__ == "__main__":
+    main()

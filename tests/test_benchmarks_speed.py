@@ -1,0 +1,162 @@
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import get_peft_model
+
+import peft_surgical as ps
+from benchmarks.speed import memory as memory_module
+from benchmarks.speed import training
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.case import Case, Sizes, matrix_product_peak
+from benchmarks.speed.editing import beginning
+from benchmarks.speed.scaling import Grid, exponent, made_up_fact, scaling, wide_model, word_tokenizer
+from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_stock_adapter
+from benchmarks.speed.training import learn
+from peft_surgical.errors import FactError
+from peft_surgical.prompts import EncodedAnswer
+from tests import localizing
+
+from .conftest import fingerprint
+from .localizing import capital, planted
+from .tiny import tiny_model
+
+RECIPE = {"steps": 2, "general": 0, "neighbours": 2, "variants": 0, "retain_tokens": 1, "compute_dtype": "float32"}
+SMALL = Sizes(stage_steps=4, trainer_steps=2, own_steps=2, repeats=1, components=3, prompts=1, answers=1)
+
+
+@pytest.fixture(autouse=True)
+def small_squares(monkeypatch):
+    monkeypatch.setattr(training, "matrix_product_peak", partial(matrix_product_peak, sizes=(128, 256)))
+
+
+@pytest.fixture
+def case():
+    recipe = ps.Recipe(**RECIPE)
+    return Case(planted(), localizing.word_tokenizer(), capital(), replace(SMALL, recipe=recipe))
+
+
+def test_the_alternative_trains_as_many_scales_on_the_same_modules(case):
+    ours, stock = get_peft_model(case.fresh(), case.config), with_stock_adapter(case)
+    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, stock)]
+    assert counts[0] == counts[1] > 0
+    assert case.modules("input") == [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
+    assert set(case.modules("input", "output")) == set(case.config.selections)
+
+
+def test_a_case_is_as_if_just_loaded(case):
+    before = fingerprint(case.model)
+    stage = learn(case)
+    assert stage.record.steps > 0
+    assert fingerprint(case.model) == before
+
+
+@torch.no_grad()
+def test_mean_loss_is_per_answer_token():
+    model = tiny_model("llama")
+    rows = [EncodedAnswer((5, 6, 7, 8), 2), EncodedAnswer((9, 10, 11), 2)]
+    losses = []
+    for ids, start in (((5, 6, 7, 8), 2), ((9, 10, 11), 2)):
+        log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-float(log_probs[position - 1, ids[position]]) for position in range(start, len(ids))]
+    assert len(losses) == 3
+    assert mean_loss(model, rows) == pytest.approx(sum(losses) / 3, rel=1e-5)
+    # The batch's own loss, over the answers' tokens, is the same.
+    assert model(**padded(rows)).loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+def test_a_trainer_is_stopped_at_the_target_or_at_the_last_step(case):
+    passed = fit_with_trainer(case, steps=7, target=100.0)
+    assert (passed.steps, passed.reached) == (len(case.rows), True)
+    capped = fit_with_trainer(case, steps=4, target=-1.0)
+    assert (capped.steps, capped.reached) == (4, False)
+    assert capped.seconds > 0
+    assert not fit_with_trainer(case, steps=1).reached
+
+
+def test_a_bound_is_called_one(case):
+    found = training.stage_to_the_same_loss(case)
+    assert found["lower_bound"] == (not found["other_reached"])
+    assert found["other_reached"] == (found["other_loss"] <= found["loss"])
+    assert found["ratio"] == found["other_seconds"] / found["seconds"]
+
+
+def test_operations_of_a_step_are_counted(case):
+    found = training.step_at_equal_batch(case)
+    assert found["rows"] > len(case.rows)
+    assert found["reached_gflops"] > 0
+    assert 0 < found["share_of_peak"] <= found["share_of_own_dtype_peak"] < 1
+    assert found["ratio"] == found["other_seconds"] / found["seconds"]
+
+
+def test_an_exponent_is_that_of_the_power():
+    sizes = [2, 4, 8, 16]
+    assert exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert exponent(sizes, [7.0] * 4) == pytest.approx(0)
+
+
+def test_one_axis_grows_at_a_time():
+    grid = Grid(prompts=(1, 2, 4), length=(8, 16), layers=(1, 2), width=(64, 128))
+    assert [point["prompts"] for point in grid.points("prompts")] == [1, 2, 4]
+    fixed = {"length": 16, "layers": 2, "width": 128}
+    assert all({**point, **fixed} == point for point in grid.points("prompts"))
+    found = scaling(Grid(prompts=(2, 4), length=(8, 12), layers=(1, 2), width=(64, 128)))
+    assert set(found) == {"prompts", "length", "layers", "width"}
+    assert found["prompts"]["sizes"] == [2, 4]
+    assert set(found["layers"]["exponents"]) == {"step", "attribution", "logit_drop"}
+    assert all(value > 0 for axis in found.values() for column in axis["seconds"].values() for value in column)
+
+
+@pytest.mark.parametrize(("prompts", "length"), [(3, 4), (70, 16)])
+def test_made_up_prompts_differ_and_have_the_length(prompts, length):
+    fact, tokenizer = made_up_fact(prompts, length), word_tokenizer()
+    rows = [tokenizer(prompt)["input_ids"] for prompt in fact.prompts]
+    assert len({tuple(row) for row in rows}) == prompts
+    assert {len(row) for row in rows} == {length}
+    assert all(tokenizer.unk_token_id not in row for row in rows)
+
+
+def test_a_wide_model_is_as_wide_as_asked():
+    model = wide_model(192, 1)
+    assert model.config.model_type == "phi3"
+    assert model.model.layers[0].mlp.down_proj.weight.shape == (192, 512)
+    assert torch.isfinite(model(torch.tensor([[5, 6, 7]])).logits).all()
+
+
+def test_rome_continues_a_sentence_that_names_the_subject():
+    assert beginning(capital(answer="the capital of france is lyon .")) == "the capital of france is"
+    assert beginning(capital()) == "what is the capital of france ?"
+    with pytest.raises(FactError, match="no prompt holds the subject 'France' as it is written"):
+        beginning(replace(capital(), subject="France"))
+
+
+def test_all_rows_in_one_run(model_folder, fact_file):
+    arguments = ["--model", model_folder, "--fact", fact_file, "--recipe", json.dumps(RECIPE), "--stage-steps", 3]
+    arguments += ["--trainer-steps", 2, "--components", 3, "--prompts", 1, "--repeats", 1, "--own-steps", 1]
+    parts = ["stage", "step", "localization", "edit", "rome"]
+    result = CliRunner().invoke(main, [*map(str, arguments), *(word for part in parts for word in ("--part", part))])
+    assert result.exit_code == 0, result.output
+    *table, last = result.stdout.splitlines()
+    found = json.loads(last)
+    assert set(found) >= {*parts, "machine", "sizes", "seed"}
+    edit, shown = found["edit"], "\n".join(table)
+    assert edit["ratio"] == pytest.approx(sum(edit["other_phases"].values()) / edit["seconds"])
+    assert edit["seconds"] >= edit["seconds_without_evaluation"] > 0
+    assert edit["extrapolated"]["trainer_steps"] == [2, 6]
+    assert edit["extrapolated"]["components"] == [3, 15]
+    assert found["rome"]["ratio"] == found["rome"]["seconds"] / found["rome"]["other_seconds"]
+    assert found["localization"]["largest_error"] < 1e-4
+    for words in ("same loss", "2 trainer steps to 6", "3 of 15 components", "against ROME", "of the machine's peak"):
+        assert words in shown
+
+
+def test_memory_is_measured_on_a_share_of_the_prompts(model_folder, fact_file, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["memory", str(model_folder), str(fact_file), "float32", json.dumps(RECIPE), "3"])
+    memory_module.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["prompts"] == 1
+    assert found["mib"] > 0

@@ -1,0 +1,200 @@
+import json
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from torch import nn
+
+from peft_surgical import generation
+from peft_surgical.cache import FOLDER, answers_kept, weights_digest
+from peft_surgical.generation import generate_ids
+from peft_surgical.report import Report
+from peft_surgical.states import adapter_state
+
+from .adapters import add, perturb, tiny_peft
+from .command_line import run
+from .localizing import word_tokenizer
+from .tiny import tiny_ids, tiny_model
+
+TOKENIZER = word_tokenizer()
+PROMPTS = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5)]
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The prompts of each time that a model was asked in earnest."""
+    asked, original = [], generation._generate
+
+    def spy(model, prompts, *rest):
+        asked.append(prompts)
+        return original(model, prompts, *rest)
+
+    monkeypatch.setattr(generation, "_generate", spy)
+    return asked
+
+
+def answer(model, folder, prompts=PROMPTS, count=5, **options):
+    with answers_kept(folder):
+        return generate_ids(model, TOKENIZER, prompts, max_new_tokens=count, **options)
+
+
+def files(folder):
+    return sorted(folder.glob("*.json"))
+
+
+def test_the_second_time_is_read_and_equal(tmp_path, computed):
+    expected = generate_ids(tiny_model("llama"), TOKENIZER, PROMPTS, max_new_tokens=5)
+    for _ in range(3):
+        assert answer(tiny_model("llama"), tmp_path / "kept") == expected
+    assert len(computed) == 2
+    assert len(files(tmp_path / "kept")) == 1
+    # Without a folder nothing is read.
+    generate_ids(tiny_model("llama"), TOKENIZER, PROMPTS, max_new_tokens=5)
+    assert len(computed) == 3
+
+
+def test_whatever_decides_the_answers_is_part_of_the_key(tmp_path, computed):
+    moved = tiny_model("llama")
+    moved.model.layers[2].mlp.down_proj.weight.data[3, 5] += 1e-3
+    buffered = tiny_model("llama")
+    buffered.model.rotary_emb.inv_freq[0] *= 1.001
+    other_class = tiny_model("llama")
+    other_class.model.layers[0].mlp.act_fn = nn.GELU()
+    answer(tiny_model("llama"), tmp_path)
+    for number, case in enumerate(
+        [
+            {"model": moved},
+            {"model": buffered},
+            {"model": other_class},
+            {"model": tiny_model("llama", dtype=torch.bfloat16)},
+            {"model": tiny_model("llama", rms_norm_eps=1e-3)},
+            {"prompts": PROMPTS[:2]},
+            {"prompts": PROMPTS[::-1]},
+            {"count": 4},
+            {"batch_size": 1},
+        ],
+        start=2,
+    ):
+        answer(**{"model": tiny_model("llama"), "folder": tmp_path, **case})
+        assert len(computed) == number
+    assert len(files(tmp_path)) == len(computed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[:-9],
+        lambda text: "\x00" * len(text),
+        lambda text: "[]",
+        lambda text: json.dumps({**json.loads(text), "answers": [[5], [6], [7]]}),
+        lambda text: json.dumps({**json.loads(text), "answers": 3}),
+        lambda text: json.dumps({"answers": json.loads(text)["answers"]}),
+    ],
+)
+def test_a_damaged_file_is_written_anew(tmp_path, computed, damage):
+    expected = answer(tiny_model("llama"), tmp_path)
+    [file] = files(tmp_path)
+    whole = file.read_text()
+    file.write_text(damage(whole))
+    assert answer(tiny_model("llama"), tmp_path) == expected
+    assert len(computed) == 2
+    assert file.read_text() == whole
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".gitignore"] == [file.name]
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path, computed):
+    (tmp_path / "file").write_text("in the way")
+    expected = answer(tiny_model("llama"), tmp_path / "file")
+    assert answer(tiny_model("llama"), tmp_path / "file") == expected
+    assert len(computed) == 2
+
+
+def loras():
+    return get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+
+
+def ia3():
+    model = get_peft_model(tiny_model("llama"), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    return model.eval()
+
+
+@pytest.mark.parametrize("make", [tiny_peft, loras, ia3])
+def test_the_base_below_adapters_is_the_base(tmp_path, computed, make):
+    bare = answer(tiny_model("llama"), tmp_path)
+    model = make()
+    with adapter_state(model, [])():
+        assert answer(model, tmp_path) == bare
+        assert answer(model.get_base_model(), tmp_path) == bare
+    assert len(computed) == 1
+    assert weights_digest(model) is None
+    # With an adapter acting, nothing is kept.
+    answer(model, tmp_path)
+    assert len(computed) == 2
+    assert len(files(tmp_path)) == 1
+
+
+def test_two_adapters_and_their_values_do_not_matter_when_none_acts():
+    model = tiny_peft("llama")
+    add(model, "second")
+    perturb(model, "second", seed=9)
+    with adapter_state(model, [])():
+        assert weights_digest(model) == weights_digest(tiny_model("llama"))
+
+
+def test_what_cannot_be_told_is_not_kept():
+    merged = loras()
+    merged.merge_adapter()
+    merged.base_model.disable_adapter_layers()
+    # Its weights are the base's only after the forward that takes the adapter out of them.
+    assert weights_digest(merged) is None
+    hooked = tiny_model("llama")
+    hooked.model.layers[0].register_forward_hook(lambda _, __, output: output)
+    assert weights_digest(hooked) is None
+    replaced = tiny_model("llama")
+    replaced.model.layers[0].forward = replaced.model.layers[0].forward
+    assert weights_digest(replaced) is None
+    elsewhere = tiny_model("llama").to("meta")
+    assert weights_digest(elsewhere) is None
+    with torch.random.fork_rng(devices=[]):
+        prompted = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert weights_digest(prompted) is None
+
+
+def test_tied_weights_are_told_from_equal_ones():
+    tied = tiny_model("qwen2")
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    before = weights_digest(tied)
+    tied.lm_head.weight = nn.Parameter(tied.lm_head.weight.detach().clone())
+    assert weights_digest(tied) != before
+
+
+def test_edit_asks_the_base_once(tmp_path, model_folder, fact_file, computed):
+    def edit(out, *options):
+        options = ("--model", model_folder, "--steps", 2, "--retention-tokens", 0, "--quiet", *options)
+        result = run("edit", fact_file, "--out", out, *options)
+        assert result.exit_code == 0, result.output
+        return Report.load(out / "report.json")
+
+    first = edit(tmp_path / "one")
+    asked = len(computed)
+    second = edit(tmp_path / "two", "--steps", 1)
+    # What is kept, and the base's answers to the evaluation, are read; the two edited states are not.
+    assert len(computed) - asked == 2
+    assert asked == 4
+    assert second.answers["base"] == first.answers["base"]
+    assert len(files(tmp_path / FOLDER)) == 2
+    assert (tmp_path / FOLDER / ".gitignore").read_text() == "*\n"
+
+
+def test_edit_says_where_the_time_went(tmp_path, model_folder, fact_file):
+    arguments = ("edit", fact_file, "--model", model_folder, "--steps", 1, "--out", tmp_path / "out")
+    plain = run(*arguments, "--retention-tokens", 32)
+    told = run(*arguments, "--retention-tokens", 32, "--overwrite", "--profile")
+    assert plain.exit_code == told.exit_code == 0, told.output
+    assert "everything else" not in plain.stdout
+    lines = told.stdout.splitlines()
+    for name in ("answers base", "answers unlearned", "answers edited", "unrelated text", "everything else"):
+        assert any(line.strip().startswith(name) for line in lines), name
+    assert lines[-1].split()[0] == "total"
+    assert lines[-1].endswith("100.0%")
