@@ -18,7 +18,15 @@ from peft_surgical.sites import ModelShape, components
 from .localizing import capital, planted, word_tokenizer
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
-ALL = ["logit_drop", "attribution", "attribution:steps=3", "gradient_norm", "activation_magnitude", "specificity"]
+ALL = [
+    "logit_drop",
+    "attribution",
+    "attribution:steps=3",
+    "lookup",
+    "gradient_norm",
+    "activation_magnitude",
+    "specificity",
+]
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +187,15 @@ def test_a_quantized_model_is_refused(tokenizer):
     linear.weight = nn.Parameter(torch.zeros(linear.weight.shape, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ModelError, match=r"quantized \(model.layers.1.mlp.up_proj.weight holds torch.int8\)"):
         run(model, tokenizer, "random")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_model_quantized_by_bitsandbytes_is_refused(tokenizer, bits):
+    pytest.importorskip("bitsandbytes")
+    from .test_quantized import quantized
+
+    with pytest.raises(ModelError, match=r"quantized .*; localize on the unquantized checkpoint"):
+        run(quantized(bits), tokenizer, "random")
 
 
 def test_other_models_that_cannot_be_localized_are_refused(tokenizer, monkeypatch):

@@ -94,3 +94,35 @@ def test_a_zeroed_head_is_a_head_without_its_slice_of_the_output_projection():
         expected = model(pair.clean[None]).logits[:, -1]
         weight.copy_(kept)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_no_layer_is_computed_twice_and_no_logit_in_vain():
+    model = tiny_model("llama")
+    runs, shape = runs_of(model)
+    pair = random_pairs(runs, 1)[0]
+    window = runs.window([pair])
+    sites = sites_of(shape, ("z", "post"))
+    sources, _ = runs.capture(window, window.corrupted, sites)
+    rows, read = [], []
+    inner = runs.bridge.original_model
+    for layer in inner.model.layers:
+        layer.register_forward_pre_hook(lambda m, args: rows.append(tuple(args[0].shape[:2])))
+    inner.lm_head.register_forward_pre_hook(lambda m, args: read.append(args[0].shape[:-1].numel()))
+    patch(runs, window, targets_of(sites), sources, 10_000)
+    # The clean row, and five components a layer, each from its own layer on; from the first changed position on.
+    changed = len(pair.clean) - 3
+    assert rows == [(1, changed), (6, changed), (11, changed)]
+    assert read == [16]
+
+
+def test_a_pass_is_no_larger_than_allowed():
+    runs, shape = runs_of(tiny_model("llama"))
+    window = runs.window(random_pairs(runs, 1))
+    sites = sites_of(shape, ("z", "post"))
+    sources, _ = runs.capture(window, window.corrupted, sites)
+    sizes = []
+    for layer in runs.bridge.original_model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda m, args: sizes.append(args[0].shape[:-1].numel()))
+    patch(runs, window, targets_of(sites), sources, 30)
+    assert len(sizes) > 3 * 3
+    assert max(sizes) <= 30

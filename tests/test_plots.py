@@ -3,7 +3,7 @@ import builtins
 import pytest
 
 from peft_surgical.errors import OutputError, SurgicalError
-from peft_surgical.plots import _grids, plot_localization
+from peft_surgical.plots import _grids, _outline, plot_localization
 from peft_surgical.selection import Selection
 
 from .test_localization import result
@@ -45,3 +45,12 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(SurgicalError, match=r"peft-surgical\[plot\]"):
         plot_localization(result(), None, tmp_path / "x.png")
+
+
+def test_the_selection_is_outlined_at_its_layer_and_head():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    heads, mlps = figure.subplots(2, 1)
+    _outline(heads, mlps, ("L3.head.2", "L5.mlp", "L0.head.0"))
+    assert [patch.get_xy() for patch in heads.patches] == [(2.5, 1.5), (-0.5, -0.5)]
+    assert [patch.get_xy() for patch in mlps.patches] == [(4.5, -0.5)]
+    assert all((patch.get_width(), patch.get_height(), patch.get_fill()) == (1, 1, False) for patch in heads.patches)

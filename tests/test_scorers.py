@@ -83,6 +83,35 @@ def test_verified_measures_candidates_and_early_mlps_only(tokenizer):
         run_failing(planted(), tokenizer, "verified:candidates=0")
 
 
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@torch.no_grad()
+def test_ablations_worked_by_hand(tokenizer, ablation):
+    name = f"logit_drop:measure=old,ablation={ablation}"
+    loc = run(tiny_model("llama"), tokenizer, name)
+    runs, shape = runs_of(tiny_model("llama"))
+    model, pairs = tiny_model("llama"), fact_pairs(runs, capital(), tokenizer)
+    for component, projection in ((Component("head", 1, 2), "z"), (Component("mlp", 1), "post")):
+        piece = projection_slices(shape, component, projection)
+        module, seen = model.get_submodule(piece.module), []
+        handle = module.register_forward_pre_hook(lambda m, args: seen.append(args[0][0]))  # noqa: B023
+        before = [float(model(pair.clean[None]).logits[0, -1, pair.old]) for pair in pairs]
+        handle.remove()
+        # Over all positions of all prompts, which differ in length.
+        mean = torch.cat(seen).mean(0) if ablation == "mean" else torch.zeros_like(seen[0][0])
+
+        def replaced(module, args):
+            value = args[0].clone()
+            value[..., piece.start : piece.stop] = mean[piece.start : piece.stop]  # noqa: B023
+            return (value,)
+
+        handle = module.register_forward_pre_hook(replaced)
+        after = [float(model(pair.clean[None]).logits[0, -1, pair.old]) for pair in pairs]
+        handle.remove()
+        expected = sum(a - b for a, b in zip(before, after, strict=True)) / len(pairs)
+        assert abs(expected) > 1e-3
+        assert loc.scores[name][str(component)] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
 def run_failing(model, tokenizer, *scorers, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import peft_surgical as ps
+from peft_surgical.edit import PROJECTIONS
 from peft_surgical.facts import refusal_for
 from peft_surgical.retain import retain_prompts
 from peft_surgical.retained import Retained
@@ -68,7 +69,8 @@ def train(
         stages: Which stages are trained, in order.
         retained: What an earlier call returned for this model and a request that keeps the same prompts.
     """
-    fact, config = as_fact(request), ps.SurgicalIA3Config(components=list(components), task_type="CAUSAL_LM")
+    fact = as_fact(request)
+    config = ps.SurgicalIA3Config(components=list(components), projections=list(PROJECTIONS), task_type="CAUSAL_LM")
     trainers = {UNLEARN: ps.unlearn, LEARN: ps.learn}
     for name in stages:
         stage = trainers[name](model, tokenizer, fact, config, retained=retained, seed=seed, progress=False)

@@ -1,0 +1,154 @@
+"""One row of the comparison of selections: choose components, train their scales, measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+import peft_surgical as ps
+from peft_surgical.curvature import Curvature
+from peft_surgical.evaluation import Answers, adapter_state, answer_fact, measure_retention
+from peft_surgical.localization import DEFAULT_SCORERS
+from peft_surgical.metrics import prompt_metrics
+from peft_surgical.plugins import OWN, load_scorers
+from peft_surgical.retained import Retained
+from peft_surgical.selection import early_mlps
+from peft_surgical.sites import components
+from peft_surgical.stages import LEARN
+
+from .baselines.restoring import adapters_taken_off
+
+HEADS = "+heads"
+BY_LAYER = ("early_mlps", "late_mlps", "all_mlps", "all")
+OTHERS = ("top10", "paper")
+
+
+def row_names(draws: int, heads: bool) -> list[str]:
+    """All rows, in the order in which they are measured."""
+    installed = load_scorers().scorers
+    scorers = sorted(name for name, item in installed.items() if item.distribution == OWN and name != "random")
+    ranked = [*scorers, *(f"random:draw={draw}" for draw in range(draws))]
+    return [*BY_LAYER, *ranked, *OTHERS, *(f"{name}{HEADS}" for name in ranked if heads)]
+
+
+class Comparison:
+    """One fact in one model. What all rows share is worked out once.
+
+    Args:
+        model: A bare model; it is bare again after each row.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        recipe: How every row trains.
+        prompts: How many of the fact's prompts to localize on.
+        seed: For corruption, chance and training order.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        fact: ps.Fact,
+        recipe: ps.Recipe,
+        *,
+        prompts: int,
+        seed: int,
+    ) -> None:
+        self.model, self.tokenizer, self.fact = model, tokenizer, fact
+        # Nothing is counted over them, and they take time to answer.
+        self.asked = replace(fact, probes=())
+        self.recipe, self.prompts, self.seed = recipe, prompts, seed
+        self.shape = ps.ModelShape.from_config(model.config)
+        self._localizations: dict[str, ps.Localization] = {}
+        self._retained: Retained | None = None
+
+    @cached_property
+    def base(self) -> Answers:
+        """What the bare model says; set it where it is known already."""
+        return answer_fact(self.model, self.tokenizer, self.asked)
+
+    @property
+    def budget(self) -> int:
+        """How many scales the rows of equal budget have."""
+        return len(early_mlps(self.shape.n_layers)) * self.shape.d_mlp
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Selects, trains, measures.
+
+        Raises:
+            SurgicalError: If the scorer of this row cannot score this fact.
+        """
+        started = time.perf_counter()
+        selection, granularity = self.selection(name)
+        config = ps.SurgicalIA3Config.from_localization(selection, granularity=granularity, task_type="CAUSAL_LM")
+        config.resolve(self.model.config)
+        selected = time.perf_counter()
+        with adapters_taken_off(self.model):
+            stage = ps.learn(
+                self.model,
+                self.tokenizer,
+                self.fact,
+                config,
+                recipe=self.recipe,
+                retained=self._retained,
+                seed=self.seed,
+                progress=False,
+            )
+            # No row gets another's curvature; without one, the base's answers and distributions still hold.
+            self._retained = replace(stage.retained, curvature=Curvature(()), selections=None)
+            trained = time.perf_counter()
+            states = {"base": adapter_state(stage.model, []), "edited": adapter_state(stage.model, [LEARN])}
+            with states["edited"]():
+                said = answer_fact(stage.model, self.tokenizer, self.asked)
+            retention = measure_retention(stage.model, self.tokenizer, states)["edited"]
+        measured = time.perf_counter()
+        found = {**prompt_metrics(self.fact, said.held_out, said.controls, self.base.controls), **retention}
+        return {
+            "figures": {metric: figure.to_dict() for metric, figure in found.items()},
+            "components": list(selection.components),
+            "granularity": granularity,
+            "scales": sum(found.n for found in config.coordinates.values()),
+            "training": stage.to_dict(),
+            "seconds": {
+                "select": round(selected - started, 2),
+                "learn": round(trained - selected, 2),
+                "measure": round(measured - trained, 2),
+            },
+            "said": {"held_out": said.held_out, "controls": said.controls},
+        }
+
+    def selection(self, name: str) -> tuple[ps.Selection, Literal["component", "module"]]:
+        """The components of a row, and whether only they or their whole modules are scaled."""
+        layers, count = self.shape.n_layers, self.budget // self.shape.d_mlp
+        by_layer: dict[str, Iterable[str]] = {
+            "early_mlps": early_mlps(layers),
+            "late_mlps": (f"L{layer}.mlp" for layer in range(layers - count, layers)),
+            "all_mlps": (f"L{layer}.mlp" for layer in range(layers)),
+            "all": map(str, components(self.shape)),
+        }
+        if name in by_layer:
+            return ps.Selection.from_components(*by_layer[name], shape=self.shape), "component"
+        if name == "top10":
+            return self.localization(DEFAULT_SCORERS[0]).top(10), "component"
+        if name == "paper":
+            return self.localization("consensus").top(heads=2, mlps=3), "module"
+        found = self.localization(name.removesuffix(HEADS))
+        chosen = found.top(budget=self.budget) if name.endswith(HEADS) else found.top(mlps=count)
+        return chosen, "component"
+
+    def localization(self, scorer: str) -> ps.Localization:
+        """The scores by one scorer. Attribution breaks its ties, whichever other rows there are."""
+        if scorer not in self._localizations:
+            scorers = list(dict.fromkeys((scorer, "attribution")))
+            self._localizations[scorer] = ps.localize(
+                self.model,
+                self.tokenizer,
+                self.fact,
+                scorers,
+                seed=self.seed,
+                prompts=self.prompts,
+                progress=False,
+            )
+        return self._localizations[scorer]
