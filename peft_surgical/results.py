@@ -143,6 +143,12 @@ class Localization:
         order = ranked(self.tables[name].components, self._tie_break(name))
         return {component: rank for rank, component in enumerate(order, 1)}
 
+    def _repr_html_(self) -> str:
+        """The best components and their scores, for a notebook."""
+        from .display import render_localization
+
+        return render_localization(self)
+
     def rows(self, top: int | None = None, by: str | None = None) -> tuple[list[str], list[list[str]]]:
         """The ranked table as text: a header, and a row a component.
 
