@@ -104,6 +104,8 @@ def test_dtype_names_are_the_library_s():
         (["edit", "FACT", "--out", "OUT", "--component", "L1.mpl"], "L1.mpl"),
         (["edit", "FACT", "--out", "OUT", "--granularity", "neuron"], "go together"),
         (["edit", "FACT", "--out", "OUT", "--neurons", "5"], "go together"),
+        (["edit", "FACT", "--out", "OUT", "--projection", "post", "--granularity", "module"], "exclude each other"),
+        (["edit", "FACT", "--out", "OUT", "--projection", "pst"], "'pst' is not one of 'z', 'v'"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'; installed are"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "random:x=1"], "no option 'x'"),
         (["edit", "FACT", "--out", "OUT", "--device", "nonsense"], "the device 'nonsense' cannot be used"),
@@ -257,8 +259,11 @@ def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fa
     monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
     assert run("edit", fact_file, "--out", tmp_path / "out", "--quiet").exit_code == 0
     assert fake_model["name"] == "demo"
-    assert all(given[name] is None for name in ("scorers", "top", "selection", "recipe"))
+    assert all(given[name] is None for name in ("scorers", "top", "selection", "projections", "recipe"))
     assert given["progress"] is False
+    options = ["--projection", "z", "--projection", "post", "--overwrite", "--quiet"]
+    assert run("edit", fact_file, "--out", tmp_path / "out", *options).exit_code == 0
+    assert given["projections"] == ("z", "post")
 
 
 @pytest.mark.usefixtures("fake_model")
