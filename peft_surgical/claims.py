@@ -1,7 +1,6 @@
 """One run at a time in an output folder.
 
-The folder itself is locked, by the operating system: no lock file stands in it, and the lock of a killed run is gone
-with its process.
+The folder itself is locked (`locks`); where folders cannot be, two runs are told apart by what they find in it only.
 
 >>> with claimed("out"):
 ...     ...                             # another `claimed("out")` raises an OutputError meanwhile
@@ -17,11 +16,7 @@ from pathlib import Path
 
 from .errors import OutputError
 from .files import PARTIAL, check_output
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: two runs are told apart by what they find in the folder only
-    fcntl = None  # type: ignore[assignment]
+from .locks import lock
 
 
 @contextmanager
@@ -65,29 +60,15 @@ def _lock(path: Path) -> int | None:
     while True:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if fcntl is None:
-                return None
-            handle = os.open(path, os.O_RDONLY)
+            handle = lock(path)
+        except BlockingIOError as error:
+            raise OutputError(f"another run is writing to {path}; wait for it or name another folder.") from error
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-        try:
-            _flock(handle)
-            # A run that ended meanwhile may have removed the folder that was opened.
-            if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
+        if handle is None:
+            return None
+        # A run that ended meanwhile may have removed the folder that was opened.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
-        except BlockingIOError as error:
-            os.close(handle)
-            raise OutputError(f"another run is writing to {path}; wait for it or name another folder.") from error
-        except BaseException:
-            os.close(handle)
-            raise
         os.close(handle)
-
-
-def _flock(handle: int) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return  # some network file systems have no locks; a run there goes on without

@@ -22,11 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import OutputError
-
-try:
-    import fcntl
-except ImportError:  # not a Unix
-    fcntl = None  # type: ignore[assignment]
+from .locks import lock
 
 PARTIAL = ".partial"
 # Seconds after which a half-written folder that no process holds is nobody's; one that is being made has no lock yet.
@@ -138,17 +134,9 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
 
 def _locked(folder: Path) -> int | None:
     """A handle of the folder that keeps others from locking it; None where somebody has, or folders have no locks."""
-    if fcntl is None:
-        return None
-    handle = None
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if handle is not None:
-            os.close(handle)
-        return None
-    return handle
+    with suppress(OSError):
+        return lock(folder)
+    return None
 
 
 def _remove_abandoned(path: Path) -> None:

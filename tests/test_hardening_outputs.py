@@ -294,7 +294,7 @@ def test_a_file_system_without_locks_is_no_obstacle(number, tmp_path, monkeypatc
     monkeypatch.setattr("fcntl.flock", refuse)
     with claimed(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
-    monkeypatch.setattr("peft_surgical.claims.fcntl", None)
+    monkeypatch.setattr("peft_surgical.locks.fcntl", None)
     with claimed(tmp_path / "out", overwrite=True):
         pass
     assert written(tmp_path / "out") == ["a"]
