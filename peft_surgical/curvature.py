@@ -2,24 +2,28 @@
 
 A scale acts on every token. Which changes are quiet on other text and which are not is what a plain gradient of the
 edit's loss does not say; the Fisher information of the scales does. With labels drawn from the model's own
-distribution at the positions read, it is the mean of the squared gradients of their log-likelihood, and
-`½ dᵀ F d` is the divergence from the model, in nats a position, that a small change `d` causes. The natural gradient
-(Amari 1998), `F⁻¹ g`, is the step that lowers the edit's loss most for the divergence it costs.
+distribution at the positions read, it is the mean of `g gᵀ` over texts, `g` the gradient of a text's log-likelihood,
+and `½ dᵀ F d` is the divergence from the model, in nats a position, that a small change `d` causes. The natural
+gradient (Amari 1998), `F⁻¹ g`, is the step that lowers the edit's loss most for the divergence it costs.
 
-Gradients of single tokens are squared instead of those of whole sequences (the "expand" setting of K-FAC,
-arXiv 2311.00636): a few hundred answers then give full rank where whole sequences would give a few hundred directions.
-Modules are taken as independent, and wide ones are cut into blocks, so that memory stays linear in the coordinates.
+A few hundred texts give a few hundred directions `g`, among tens of thousands of coordinates. All layers share them:
+scales of different layers move the same text, and what one does another can take back, which a metric of independent
+layers does not know. Outside of these directions only a diagonal is known. So the metric is the two together: a damped
+diagonal, and the sampled directions on top, weighted so that a step all but avoids them (as AlphaEdit, arXiv
+2410.02355, projects a change of weights into the null space of what is to be kept). It is inverted by Woodbury's
+identity; memory is linear in the coordinates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .errors import ModelError
@@ -27,8 +31,8 @@ from .prompts import EncodedAnswer, span
 from .suffix import SuffixRunner
 from .tuner import SurgicalIA3Layer
 
-# Coordinates that share a block; a block takes the square of it in float32, and its factor once more.
-BLOCK = 2048
+# How much more a sampled direction costs than it was measured to: a step may as well avoid it.
+_WEIGHT = 10.0
 
 
 def trained_layers(model: nn.Module, adapter: str) -> list[SurgicalIA3Layer]:
@@ -38,40 +42,32 @@ def trained_layers(model: nn.Module, adapter: str) -> list[SurgicalIA3Layer]:
 
 @dataclass(frozen=True)
 class Curvature:
-    """Fisher information of an adapter's scales, in blocks along the diagonal.
+    """Fisher information of an adapter's scales, `Σ g gᵀ` over samples.
 
     Attributes:
-        blocks: For each layer the squares along its diagonal, `[block, block]`, float32, nats a position read.
+        gradients: For each layer the samples' gradients with respect to its scales, `[sample, selected]`, float32,
+            scaled so that the sum over samples is in nats a position read.
     """
 
-    blocks: tuple[tuple[Float[Tensor, "block block"], ...], ...]
+    gradients: tuple[Float[Tensor, "sample selected"], ...]
 
     def __add__(self, other: Curvature) -> Curvature:
-        return Curvature(
-            tuple(
-                tuple(a + b for a, b in zip(x, y, strict=True)) for x, y in zip(self.blocks, other.blocks, strict=True)
-            )
-        )
+        return Curvature(tuple(torch.cat(pair) for pair in zip(self.gradients, other.gradients, strict=True)))
 
     def __rmul__(self, weight: float) -> Curvature:
-        return Curvature(tuple(tuple(weight * block for block in layer) for layer in self.blocks))
+        return Curvature(tuple(math.sqrt(weight) * gradients for gradients in self.gradients))
 
     def metric(self, damping: float) -> Metric:
         """The metric for steps.
 
         Args:
-            damping: Times the mean of a block's diagonal is added to it. It stands for what the sample did not show,
-                and for the curvature between modules that blocks leave out.
+            damping: Times the mean of the diagonal is added to it. It stands for what the samples did not show.
         """
-        factors = []
-        for layer in self.blocks:
-            own = []
-            for block in layer:
-                # A block that no token reached still needs a factor.
-                level = (damping * block.diagonal().mean()).clamp_min(1e-12)
-                own.append(torch.linalg.cholesky(block + level * torch.eye(len(block), device=block.device)))
-            factors.append(tuple(own))
-        return Metric(tuple(factors))
+        squares = [gradients.square().sum(0) for gradients in self.gradients]
+        coordinates = sum(len(square) for square in squares)
+        level = damping * sum(float(square.sum()) for square in squares) / max(coordinates, 1)
+        # Where no text reached anything, a step still has to have a length.
+        return Metric.of([square + max(level, 1e-12) for square in squares], self.gradients)
 
 
 @dataclass(frozen=True)
@@ -79,32 +75,54 @@ class Metric:
     """Damped curvature, factored: turns gradients into steps.
 
     Attributes:
-        factors: Lower triangular factors of the blocks.
+        diagonals: For each layer the damped diagonal.
+        gradients: For each layer the sampled directions, weighted.
+        factor: Lower triangular factor of `1 + G D⁻¹ Gᵀ`, with `G` the directions and `D` the diagonal.
     """
 
-    factors: tuple[tuple[Float[Tensor, "block block"], ...], ...]
+    diagonals: tuple[Float[Tensor, " selected"], ...]
+    gradients: tuple[Float[Tensor, "sample selected"], ...]
+    factor: Float[Tensor, "sample sample"]
+
+    @classmethod
+    def of(cls, diagonals: Sequence[Tensor], gradients: Sequence[Tensor]) -> Metric:
+        """The metric of a diagonal and sampled directions."""
+        gradients = tuple(math.sqrt(_WEIGHT) * own for own in gradients)
+        samples = len(gradients[0]) if gradients else 0
+        inner = torch.eye(samples)
+        for diagonal, own in zip(diagonals, gradients, strict=True):
+            inner = inner.to(own.device) + (own / diagonal) @ own.T
+        return cls(tuple(diagonals), gradients, torch.linalg.cholesky(inner))
 
     @classmethod
     def identity(cls, parameters: Sequence[Tensor]) -> Metric:
         """The metric in which the natural gradient is the plain one."""
-        return cls(tuple((torch.eye(len(p), device=p.device),) for p in parameters))
+        plain = [parameter.detach() for parameter in parameters]
+        return cls.of([torch.ones_like(p) for p in plain], [p.new_zeros(0, len(p)) for p in plain])
 
     def apply(self, changes: Sequence[Float[Tensor, " selected"]]) -> list[Float[Tensor, " selected"]]:
         """The gradient of the predicted divergence `½ dᵀ F d` at each layer's change of scales, nats."""
-        made = []
-        for change, layer in zip(changes, self.factors, strict=True):
-            parts = change.split([len(factor) for factor in layer])
-            made.append(torch.cat([factor @ (factor.T @ part) for part, factor in zip(parts, layer, strict=True)]))
-        return made
+        along = self._along(changes)
+        return [
+            diagonal * change + own.T @ along.to(own.device)
+            for change, diagonal, own in zip(changes, self.diagonals, self.gradients, strict=True)
+        ]
 
     def natural(self, gradients: Sequence[Float[Tensor, " selected"]]) -> list[Float[Tensor, " selected"]]:
         """Natural gradients, one for each layer's gradient."""
-        made = []
-        for gradient, layer in zip(gradients, self.factors, strict=True):
-            parts = gradient.split([len(factor) for factor in layer])
-            solved = [torch.cholesky_solve(p[:, None], factor)[:, 0] for p, factor in zip(parts, layer, strict=True)]
-            made.append(torch.cat(solved))
-        return made
+        scaled = [gradient / diagonal for gradient, diagonal in zip(gradients, self.diagonals, strict=True)]
+        along = torch.cholesky_solve(self._along(scaled)[:, None], self.factor)[:, 0]
+        return [
+            own_scaled - (own.T @ along.to(own.device)) / diagonal
+            for own_scaled, diagonal, own in zip(scaled, self.diagonals, self.gradients, strict=True)
+        ]
+
+    def _along(self, changes: Sequence[Float[Tensor, " selected"]]) -> Float[Tensor, " sample"]:
+        """How far changes go along each sampled direction, all layers together."""
+        total = self.factor.new_zeros(len(self.factor))
+        for own, change in zip(self.gradients, changes, strict=True):
+            total += (own @ change).to(total.device)
+        return total
 
 
 def measure_curvature(
@@ -114,6 +132,7 @@ def measure_curvature(
     indices: Sequence[int],
     rows: Sequence[EncodedAnswer],
     *,
+    draws: int = 1,
     seed: int = 0,
     batch_size: int = 32,
     on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
@@ -126,75 +145,99 @@ def measure_curvature(
         adapter: Its name.
         indices: The rows' indices in the runner.
         rows: What to read: the distributions that predict their answers' tokens.
+        draws: Samples a row: how often labels are drawn, each with a backward pass of its own.
         seed: Draws the labels.
         batch_size: Rows a forward.
         on_logits: Called with each row's place in `rows` and the logits that predict its answer.
 
     Returns:
-        The mean over positions read.
+        A sample a row and draw, together the mean over positions read.
 
     Raises:
         ModelError: If a logit is not finite.
     """
-    device = runner.device
-    generator = torch.Generator(device=device).manual_seed(seed)
-    widths = [layer.coordinates[adapter].n for layer in layers]
-    total = [[torch.zeros(b, b, device=device) for b in _cut(width)] for width in widths]
+    # A shared prefix would add up what it does to all rows of a batch.
+    runner = runner.unshared()
+    generator = torch.Generator(device=runner.device).manual_seed(seed)
+    made = [
+        layer.surgical_ia3_delta[adapter].new_zeros(draws, len(rows), layer.coordinates[adapter].n) for layer in layers
+    ]
     read = 0
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    with _products(layers, adapter) as products:
+    with _row_gradients(layers, adapter) as found:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            products.clear()
-            logits = runner.logits([indices[i] for i in chosen], [span(rows[i]) for i in chosen]).float()
-            if not torch.isfinite(logits).all():
+            spans = [span(rows[i]) for i in chosen]
+            found.rows = len(chosen)
+            logits = runner.logits([indices[i] for i in chosen], spans).float()
+            total = logits.detach().logsumexp(-1, keepdim=True)
+            if not torch.isfinite(total).all():
                 raise ModelError("the model gives logits that are not finite on what is to be kept.")
-            lengths = [stop - start for start, stop in (span(rows[i]) for i in chosen)]
-            for i, part in zip(chosen, logits.detach().split(lengths), strict=True):
-                if on_logits is not None:
+            if on_logits is not None:
+                parts = logits.detach().split([stop - begin for begin, stop in spans])
+                for i, part in zip(chosen, parts, strict=True):
                     on_logits(i, part)
-            labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-            read += len(labels)
-            nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-            for layer, products_of in products.items():
-                for made in products_of:
-                    for block, part in zip(total[layer], made.split(_cut(widths[layer]), dim=-1), strict=True):
-                        block.addmm_(part.T, part)
+            running = (logits.detach() - total).exp_().cumsum(-1)
+            read += len(logits)
+            for draw in range(draws):
+                found.gradients.clear()
+                labels = _drawn(running, generator)
+                likelihood = (logits.gather(-1, labels) - logits.logsumexp(-1, keepdim=True)).sum()
+                likelihood.backward(retain_graph=draw + 1 < draws)
+                for own, gradients in zip(made, (found.gradients.get(i) for i in range(len(layers))), strict=True):
+                    if gradients is not None:
+                        own[draw, chosen] = gradients
     for layer in layers:
         layer.surgical_ia3_delta[adapter].grad = None
-    return Curvature(tuple(tuple(block / max(read, 1) for block in own) for own in total))
+    share = 1 / math.sqrt(draws * max(read, 1))
+    return Curvature(tuple(share * own.flatten(0, 1) for own in made))
 
 
-def _cut(width: int) -> list[int]:
-    """Sizes of the blocks of a layer, as equal as they come."""
-    count = -(-width // BLOCK)
-    return [width // count + (i < width % count) for i in range(count)]
+def _drawn(running: Float[Tensor, "position vocab"], generator: torch.Generator) -> Int[Tensor, "position 1"]:
+    """A token for each position, drawn from its distribution: where the running sum of probabilities passes a number.
+
+    `torch.multinomial` would draw a number for each token of the vocabulary.
+    """
+    wanted = torch.rand(len(running), 1, generator=generator, device=running.device) * running[:, -1:]
+    return torch.searchsorted(running, wanted, right=True).clamp_max(running.shape[-1] - 1)
+
+
+@dataclass
+class _Found:
+    """What a backward pass gave: for each layer, by its place, the rows' own gradients."""
+
+    rows: int = 0
+    gradients: dict[int, Float[Tensor, "row selected"]] = field(default_factory=dict)
 
 
 @contextmanager
-def _products(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[dict[int, list[Tensor]]]:
-    """Collects, in a backward pass, each token's own gradient with respect to each scale: activation times slope.
+def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[_Found]:
+    """Collects, in a backward pass, each row's own gradient with respect to each scale: activation times slope, summed
+    over the row's tokens.
 
-    Tokens that nothing read depends on are left out.
+    A layer that runs more than once in a pass adds up. Some architectures lay the tokens of all rows one after the
+    other; those of a row stay together.
     """
-    found: dict[int, list[Tensor]] = {}
+    found = _Found()
 
     def watch(position: int, layer: SurgicalIA3Layer) -> None:
         plain = layer.apply_scale
         index = layer.surgical_ia3_index[adapter]
+        whole = layer.coordinates[adapter].covers(layer.width)
 
         def selected(x: Tensor) -> Tensor:
-            return x.detach().reshape(-1, layer.width).index_select(-1, index).float()
+            tokens = x.detach().reshape(found.rows, -1, layer.width)
+            return (tokens if whole else tokens.index_select(-1, index)).float()
 
         def watched(x: Tensor, names: list[str]) -> Tensor:
             scaled = plain(x, names)
             if scaled.requires_grad:
-                multiplied = selected(x) * layer.others_scale(adapter, names).detach()
 
                 def keep(slope: Tensor) -> None:
-                    product = multiplied * selected(slope)
-                    found.setdefault(position, []).append(product[product.any(-1)])
+                    own = (selected(x) * selected(slope)).sum(1) * layer.others_scale(adapter, names).detach()
+                    before = found.gradients.get(position)
+                    found.gradients[position] = own if before is None else before + own
 
                 scaled.register_hook(keep)
             return scaled

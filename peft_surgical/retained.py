@@ -139,7 +139,10 @@ def _curvature(
                 bar.update(1)
 
             indices, own = [offset + i for i in chosen], [rows[i] for i in chosen]
-            parts.append(weight * measure_curvature(runner, layers, adapter, indices, own, seed=seed, on_logits=keep))
+            found = measure_curvature(
+                runner, layers, adapter, indices, own, draws=recipe.draws, seed=seed, on_logits=keep
+            )
+            parts.append(weight * found)
     return parts[0] + parts[1], tuple(distributions[i] for i in range(len(rows)))
 
 

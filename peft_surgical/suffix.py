@@ -122,6 +122,16 @@ class SuffixRunner:
         logits: Tensor = out.logits
         return logits
 
+    def unshared(self) -> SuffixRunner:
+        """The same sequences, each with a prefix of its own, so that what one does can be told from the others."""
+        if not self.prefix:
+            return self
+        made = SuffixRunner(self.model, self.layers, self.first, pad=self.pad)
+        made.rows = list(self.rows)
+        if self._entering_prefix is not None:
+            made._entering = [torch.cat([self._entering_prefix[0], own]) for own in self._entering]
+        return made
+
     def _tails(self, indices: Sequence[int]) -> Tensor:
         skip = len(self.prefix)
         tails = [self.rows[i][skip:] for i in indices]

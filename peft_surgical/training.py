@@ -61,6 +61,7 @@ class Recipe:
         near_batch: Retained prompts in a step that are close to the fact.
         far_batch: Other retained prompts in a step.
         near_weight: How much more a position of the close ones counts in the curvature than one of the others.
+        draws: How often labels are drawn for the curvature on each retained row.
         variants: How many of the fact's prompts are also asked as people type them, see `wording`.
         neighbours: How many prompts about contrast subjects are retained.
         general: How many of the package's general questions are retained.
@@ -87,6 +88,7 @@ class Recipe:
     near_batch: int = 24
     far_batch: int = 12
     near_weight: float = 3.0
+    draws: int = 3
     variants: int = 40
     neighbours: int = 48
     general: int = 300

@@ -33,19 +33,17 @@ def test_a_stage_with_other_scales_measures_their_curvature_and_no_more(monkeypa
     )
     assert other.retained.kept is first.retained.kept
     assert other.retained.base is first.retained.base
-    [[block]] = other.retained.curvature.blocks
-    assert block.shape == (48, 48)
-    assert [len(layer) for layer in first.retained.curvature.blocks] == [1, 1, 1, 1]
+    [own] = other.retained.curvature.gradients
+    assert own.shape == (RECIPE.draws * len(first.retained.kept.rows), 48)
+    assert len(first.retained.curvature.gradients) == 4
 
 
 def test_near_rows_weigh_more():
-    plain, heavy = (
-        first_stage(recipe=replace(RECIPE, steps=0, near_weight=weight)).retained.curvature.blocks
-        for weight in (0.0, 3.0)
-    )
-    one = first_stage(recipe=replace(RECIPE, steps=0, near_weight=1.0)).retained.curvature.blocks
-    for [far], [mixed], [once] in zip(plain, heavy, one, strict=True):
-        torch.testing.assert_close(mixed - far, 3 * (once - far), rtol=1e-3, atol=1e-7)
+    light, heavy = (first_stage(recipe=replace(RECIPE, steps=0, near_weight=weight)).retained for weight in (1.0, 4.0))
+    near = RECIPE.draws * light.kept.near
+    for once, fourfold in zip(light.curvature.gradients, heavy.curvature.gradients, strict=True):
+        torch.testing.assert_close(fourfold[:near], 2 * once[:near], rtol=1e-3, atol=1e-7)
+        assert torch.equal(fourfold[near:], once[near:])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -145,3 +145,17 @@ def test_shared_prefix():
     assert shared_prefix([a, (7, 8)], [9, 9]) == 0
     assert shared_prefix([a], [0]) == 0
     assert shared_prefix([], []) == 0
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_unshared_rows_give_the_same_logits(first):
+    model = tiny_model("llama")
+    sequences = rows(PREFIX)
+    runner = SuffixRunner(model, layers_of(model), first, PREFIX)
+    runner.add(sequences)
+    spans = spans_of(sequences, len(PREFIX))
+    alone = runner.unshared()
+    assert alone.prefix == ()
+    expected = runner.logits(range(len(sequences)), spans)
+    torch.testing.assert_close(alone.logits(range(len(sequences)), spans), expected, rtol=1e-4, atol=1e-5)
+    assert alone.unshared() is alone

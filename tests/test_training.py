@@ -220,8 +220,9 @@ def test_the_spent_shrinks_after_it_was_held():
 
 def test_steps_follow_the_metric():
     task = Task(retains=0)
-    factors = tuple((torch.eye(len(p)) * (10.0 if i else 0.1),) for i, p in enumerate(task.parameters))
-    task.train(Recipe(steps=1, **ALL), metric=Metric(factors))
+    diagonals = [torch.full_like(p, 100.0 if i else 0.01).detach() for i, p in enumerate(task.parameters)]
+    metric = Metric.of(diagonals, [p.detach().new_zeros(0, len(p)) for p in task.parameters])
+    task.train(Recipe(steps=1, **ALL), metric=metric)
     first, *others = [p.detach().norm() for p in task.parameters]
     assert all(first > 100 * other for other in others)
 
