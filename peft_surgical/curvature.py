@@ -76,8 +76,9 @@ class Metric:
 
     Attributes:
         diagonals: For each layer the damped diagonal.
-        gradients: For each layer the sampled directions, weighted.
-        factor: Lower triangular factor of `1 + G D⁻¹ Gᵀ`, with `G` the directions and `D` the diagonal.
+        gradients: For each layer the sampled directions.
+        factor: Lower triangular factor of `1 / w + G D⁻¹ Gᵀ`, with `G` the directions, `w` their weight and `D` the
+            diagonal.
     """
 
     diagonals: tuple[Float[Tensor, " selected"], ...]
@@ -87,12 +88,11 @@ class Metric:
     @classmethod
     def of(cls, diagonals: Sequence[Tensor], gradients: Sequence[Tensor]) -> Metric:
         """The metric of a diagonal and sampled directions."""
-        gradients = tuple(math.sqrt(_WEIGHT) * own for own in gradients)
         samples = len(gradients[0]) if gradients else 0
-        inner = torch.eye(samples)
+        inner = torch.eye(samples) / _WEIGHT
         for diagonal, own in zip(diagonals, gradients, strict=True):
             inner = inner.to(own.device) + (own / diagonal) @ own.T
-        return cls(tuple(diagonals), gradients, torch.linalg.cholesky(inner))
+        return cls(tuple(diagonals), tuple(gradients), torch.linalg.cholesky(inner))
 
     @classmethod
     def identity(cls, parameters: Sequence[Tensor]) -> Metric:
@@ -102,7 +102,7 @@ class Metric:
 
     def apply(self, changes: Sequence[Float[Tensor, " selected"]]) -> list[Float[Tensor, " selected"]]:
         """The gradient of the predicted divergence `½ dᵀ F d` at each layer's change of scales, nats."""
-        along = self._along(changes)
+        along = _WEIGHT * self._along(changes)
         return [
             diagonal * change + own.T @ along.to(own.device)
             for change, diagonal, own in zip(changes, self.diagonals, self.gradients, strict=True)
@@ -191,7 +191,8 @@ def measure_curvature(
     for layer in layers:
         layer.surgical_ia3_delta[adapter].grad = None
     share = 1 / math.sqrt(draws * max(read, 1))
-    return Curvature(tuple(share * own.flatten(0, 1) for own in made))
+    # In place: they are the largest thing that training holds.
+    return Curvature(tuple(own.flatten(0, 1).mul_(share) for own in made))
 
 
 def _drawn(running: Float[Tensor, "position vocab"], generator: torch.Generator) -> Int[Tensor, "position 1"]:

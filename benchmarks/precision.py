@@ -1,0 +1,95 @@
+"""Does bfloat16 keep the ranking? Exact effects and estimates in it, against exact effects in float32.
+
+    python -m benchmarks.precision --model demo
+
+All heads and MLPs of all layers, on the same prompts: the model's float32 weights; the same weights rounded to
+bfloat16, with float32 arithmetic (what `localize` does for exact scores) and with bfloat16 arithmetic. Agreement is of
+the means over prompts. Prints a table and, as its last line, JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import peft_surgical as ps
+from peft_surgical.bridge import wrap
+from peft_surgical.corruption import corrupt, template_ids
+from peft_surgical.patching import targets_of
+from peft_surgical.runs import Runs, sites_of
+
+from .localization import FACT, attributed, grown, overlap, spearman
+
+
+def main() -> None:
+    """Measure, print a table and a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--fact", default=str(FACT))
+    parser.add_argument("--prompts", type=int, default=8, help="how many of the fact's prompts to average over")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--max-tokens", type=int, default=2048)
+    options = parser.parse_args()
+    fact = ps.Fact.from_file(options.fact)
+    scored, seconds = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        model, tokenizer = ps.load_model(options.model, dtype=dtype, device=options.device)
+        for name, (means, spent) in scores(model, tokenizer, fact, options.prompts, options.max_tokens).items():
+            label = f"{name}, {dtype} weights"
+            scored[label], seconds[label] = means, spent
+    reference = scored["exact in float32, float32 weights"]
+    result = {
+        "model": str(model.config._name_or_path or type(model).__name__),
+        "components": len(reference),
+        "prompts": options.prompts,
+        "threads": torch.get_num_threads(),
+        "against": "exact in float32, float32 weights",
+        "agreement": {
+            label: {
+                "spearman": spearman(means, reference),
+                "top10_overlap": overlap(means, reference, 10),
+                "seconds_per_prompt": seconds[label],
+            }
+            for label, means in scored.items()
+        },
+    }
+    print(f"{result['model']}: {len(reference)} components, {options.prompts} prompts")
+    print(f"{'scores':44}{'Spearman':>10}{'top 10':>8}{'s a prompt':>12}")
+    for label, row in result["agreement"].items():
+        found = row["spearman"], row["top10_overlap"], row["seconds_per_prompt"]
+        print(f"{label:44}{found[0]:>10.3f}{found[1]:>8.1f}{found[2]:>12.2f}")
+    print(json.dumps(result))
+
+
+def scores(
+    model: Any, tokenizer: Any, fact: ps.Fact, prompts: int, max_tokens: int
+) -> dict[str, tuple[Tensor, float]]:
+    """Effects of all components, means over prompts, and seconds a prompt; in the model's own arithmetic and, for a
+    model in half precision, in float32 too."""
+    targets = targets_of(sites_of(ps.ModelShape.from_config(model.config), ("z", "post")))
+    bridge, template = wrap(model), template_ids(tokenizer)
+    own = str(model.dtype).removeprefix("torch.")
+    kinds = {own: Runs(bridge, template)} | (
+        {} if own == "float32" else {"float32": Runs(bridge, template, precise=True)}
+    )
+    made: dict[str, tuple[Tensor, float]] = {}
+    for arithmetic, runs in kinds.items():
+        drafts = corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(0), fact.prompts)
+        pairs = runs.answered([pair for pair in drafts if pair.method == "swap"][:prompts], max_tokens)
+        started = time.perf_counter()
+        exact = torch.stack([grown(runs, pair, targets, max_tokens) for pair in pairs]).float().mean(0)
+        made[f"exact in {arithmetic}"] = exact, (time.perf_counter() - started) / len(pairs)
+        if arithmetic == own:
+            started = time.perf_counter()
+            guess = attributed(runs, pairs, targets, max_tokens).float().mean(0)
+            made[f"attribution in {arithmetic}"] = guess, (time.perf_counter() - started) / len(pairs)
+    return made
+
+
+if __name__ == "__main__":
+    main()
