@@ -60,8 +60,7 @@ def measure(
     targets = targets_of(sites_of(ps.ModelShape.from_config(model.config), ("z", "post")))
     bridge, template = wrap(model), template_ids(tokenizer)
     precise, runs = Runs(bridge, template, precise=True), Runs(bridge, template)
-    drafts = corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(0), fact.prompts)
-    pairs = runs.answered([pair for pair in drafts if pair.method == "swap"][:prompts], max_tokens)
+    pairs = swapped(runs, tokenizer, fact, prompts, max_tokens)
 
     forward(model, pairs)
     exact_way, slow_way, estimate_way, default_way = Timed(), Timed(), Timed(), Timed()
@@ -99,6 +98,12 @@ def measure(
         "weights_mib": sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20,
         "peak_above_weights_mib": memory,
     }
+
+
+def swapped(runs: Runs, tokenizer: Any, fact: ps.Fact, prompts: int, max_tokens: int) -> Sequence[PromptPair]:
+    """The fact's first prompts whose subject can be swapped for another as long."""
+    drafts = corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(0), fact.prompts)
+    return runs.answered([pair for pair in drafts if pair.method == "swap"][:prompts], max_tokens)
 
 
 def located(model: Any, tokenizer: Any, fact: ps.Fact, scorers: list[str] | None, max_tokens: int) -> ps.Localization:

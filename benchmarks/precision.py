@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from torch import Tensor
 
 import peft_surgical as ps
 from peft_surgical.bridge import wrap
-from peft_surgical.corruption import corrupt, template_ids
+from peft_surgical.corruption import template_ids
 from peft_surgical.patching import targets_of
 from peft_surgical.runs import Runs, sites_of
 
-from .localization import FACT, attributed, grown, overlap, spearman
+from .localization import FACT, Timed, attributed, grown, overlap, spearman, swapped
 
 
 def main() -> None:
@@ -36,11 +35,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=2048)
     options = parser.parse_args()
     fact = ps.Fact.from_file(options.fact)
+    model, tokenizer = ps.load_model(options.model, dtype="float32", device=options.device)
     scored, seconds = {}, {}
-    for dtype in ("float32", "bfloat16"):
-        model, tokenizer = ps.load_model(options.model, dtype=dtype, device=options.device)
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)
         for name, (means, spent) in scores(model, tokenizer, fact, options.prompts, options.max_tokens).items():
-            label = f"{name}, {dtype} weights"
+            label = f"{name}, {_name(dtype)} weights"
             scored[label], seconds[label] = means, spent
     reference = scored["exact in float32, float32 weights"]
     result = {
@@ -73,22 +73,23 @@ def scores(
     model in half precision, in float32 too."""
     targets = targets_of(sites_of(ps.ModelShape.from_config(model.config), ("z", "post")))
     bridge, template = wrap(model), template_ids(tokenizer)
-    own = str(model.dtype).removeprefix("torch.")
-    kinds = {own: Runs(bridge, template)} | (
-        {} if own == "float32" else {"float32": Runs(bridge, template, precise=True)}
-    )
+    own = _name(model.dtype)
+    kinds = {own: Runs(bridge, template), "float32": Runs(bridge, template, precise=True)}
     made: dict[str, tuple[Tensor, float]] = {}
     for arithmetic, runs in kinds.items():
-        drafts = corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(0), fact.prompts)
-        pairs = runs.answered([pair for pair in drafts if pair.method == "swap"][:prompts], max_tokens)
-        started = time.perf_counter()
-        exact = torch.stack([grown(runs, pair, targets, max_tokens) for pair in pairs]).float().mean(0)
-        made[f"exact in {arithmetic}"] = exact, (time.perf_counter() - started) / len(pairs)
+        pairs = swapped(runs, tokenizer, fact, prompts, max_tokens)
+        way = Timed()
+        exact = torch.stack([way(grown, runs, pair, targets, max_tokens) for pair in pairs]).float().mean(0)
+        made[f"exact in {arithmetic}"] = exact, way.seconds / len(pairs)
         if arithmetic == own:
-            started = time.perf_counter()
-            guess = attributed(runs, pairs, targets, max_tokens).float().mean(0)
-            made[f"attribution in {arithmetic}"] = guess, (time.perf_counter() - started) / len(pairs)
+            way = Timed()
+            guess = way(attributed, runs, pairs, targets, max_tokens).float().mean(0)
+            made[f"attribution in {arithmetic}"] = guess, way.seconds / len(pairs)
     return made
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":

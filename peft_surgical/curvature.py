@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from .errors import ModelError
+from .errors import ArchitectureError, ModelError
 from .prompts import EncodedAnswer, span
 from .suffix import SuffixRunner
 from .tuner import SurgicalIA3Layer
@@ -78,20 +78,21 @@ class Metric:
         diagonals: For each layer the damped diagonal.
         gradients: For each layer the sampled directions.
         factor: Lower triangular factor of `1 / w + G D⁻¹ Gᵀ`, with `G` the directions, `w` their weight and `D` the
-            diagonal.
+            diagonal; float64, on the CPU.
     """
 
     diagonals: tuple[Float[Tensor, " selected"], ...]
     gradients: tuple[Float[Tensor, "sample selected"], ...]
-    factor: Float[Tensor, "sample sample"]
+    factor: Float64[Tensor, "sample sample"]
 
     @classmethod
     def of(cls, diagonals: Sequence[Tensor], gradients: Sequence[Tensor]) -> Metric:
         """The metric of a diagonal and sampled directions."""
         samples = len(gradients[0]) if gradients else 0
-        inner = torch.eye(samples) / _WEIGHT
+        # It is small, and float32 may lose what sets nearly equal samples apart.
+        inner = torch.eye(samples, dtype=torch.float64) / _WEIGHT
         for diagonal, own in zip(diagonals, gradients, strict=True):
-            inner = inner.to(own.device) + (own / diagonal) @ own.T
+            inner += ((own / diagonal) @ own.T).cpu()
         return cls(tuple(diagonals), tuple(gradients), torch.linalg.cholesky(inner))
 
     @classmethod
@@ -104,7 +105,7 @@ class Metric:
         """The gradient of the predicted divergence `½ dᵀ F d` at each layer's change of scales, nats."""
         along = _WEIGHT * self._along(changes)
         return [
-            diagonal * change + own.T @ along.to(own.device)
+            diagonal * change + own.T @ along.to(own)
             for change, diagonal, own in zip(changes, self.diagonals, self.gradients, strict=True)
         ]
 
@@ -113,15 +114,15 @@ class Metric:
         scaled = [gradient / diagonal for gradient, diagonal in zip(gradients, self.diagonals, strict=True)]
         along = torch.cholesky_solve(self._along(scaled)[:, None], self.factor)[:, 0]
         return [
-            own_scaled - (own.T @ along.to(own.device)) / diagonal
+            own_scaled - (own.T @ along.to(own)) / diagonal
             for own_scaled, diagonal, own in zip(scaled, self.diagonals, self.gradients, strict=True)
         ]
 
-    def _along(self, changes: Sequence[Float[Tensor, " selected"]]) -> Float[Tensor, " sample"]:
+    def _along(self, changes: Sequence[Float[Tensor, " selected"]]) -> Float64[Tensor, " sample"]:
         """How far changes go along each sampled direction, all layers together."""
         total = self.factor.new_zeros(len(self.factor))
         for own, change in zip(self.gradients, changes, strict=True):
-            total += (own @ change).to(total.device)
+            total += (own @ change).cpu()
         return total
 
 
@@ -169,25 +170,25 @@ def measure_curvature(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             spans = [span(rows[i]) for i in chosen]
-            found.rows = len(chosen)
+            found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen)
             logits = runner.logits([indices[i] for i in chosen], spans).float()
-            total = logits.detach().logsumexp(-1, keepdim=True)
-            if not torch.isfinite(total).all():
+            total = logits.logsumexp(-1, keepdim=True)
+            # The sum shows what is not a number or too large, the least what is minus infinity.
+            if not torch.isfinite(torch.stack([total.detach().sum(), logits.detach().amin()])).all():
                 raise ModelError("the model gives logits that are not finite on what is to be kept.")
             if on_logits is not None:
                 parts = logits.detach().split([stop - begin for begin, stop in spans])
                 for i, part in zip(chosen, parts, strict=True):
                     on_logits(i, part)
-            running = (logits.detach() - total).exp_().cumsum(-1)
+            running = (logits.detach() - total.detach()).exp_().cumsum(-1)
             read += len(logits)
             for draw in range(draws):
                 found.gradients.clear()
                 labels = _drawn(running, generator)
-                likelihood = (logits.gather(-1, labels) - logits.logsumexp(-1, keepdim=True)).sum()
+                likelihood = (logits.gather(-1, labels) - total).sum()
                 likelihood.backward(retain_graph=draw + 1 < draws)
-                for own, gradients in zip(made, (found.gradients.get(i) for i in range(len(layers))), strict=True):
-                    if gradients is not None:
-                        own[draw, chosen] = gradients
+                for position, gradients in found.gradients.items():
+                    made[position][draw, chosen] = gradients
     for layer in layers:
         layer.surgical_ia3_delta[adapter].grad = None
     share = 1 / math.sqrt(draws * max(read, 1))
@@ -206,9 +207,11 @@ def _drawn(running: Float[Tensor, "position vocab"], generator: torch.Generator)
 
 @dataclass
 class _Found:
-    """What a backward pass gave: for each layer, by its place, the rows' own gradients."""
+    """How many rows a forward pass has and how many tokens each, padded; and what the backward pass gave: for each
+    layer, by its place, the rows' own gradients."""
 
     rows: int = 0
+    tokens: int = 0
     gradients: dict[int, Float[Tensor, "row selected"]] = field(default_factory=dict)
 
 
@@ -228,12 +231,17 @@ def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator
         whole = layer.coordinates[adapter].covers(layer.width)
 
         def selected(x: Tensor) -> Tensor:
-            tokens = x.detach().reshape(found.rows, -1, layer.width)
+            tokens = x.detach().reshape(found.rows, found.tokens, layer.width)
             return (tokens if whole else tokens.index_select(-1, index)).float()
 
         def watched(x: Tensor, names: list[str]) -> Tensor:
             scaled = plain(x, names)
             if scaled.requires_grad:
+                if x.numel() != found.rows * found.tokens * layer.width:
+                    raise ArchitectureError(
+                        "a stage trains on modules that see all tokens of a text; this model sends them there token by"
+                        " token."
+                    )
 
                 def keep(slope: Tensor) -> None:
                     own = (selected(x) * selected(slope)).sum(1) * layer.others_scale(adapter, names).detach()

@@ -25,8 +25,8 @@ def short(monkeypatch):
     monkeypatch.setitem(RECIPES, LEARN, SHORT)
 
 
-def compare(model=None, fact=None):
-    return Comparison(model or planted(), word_tokenizer(), fact or capital(), SHORT, prompts=2, seed=0)
+def compare(model=None, fact=None, recipe=SHORT):
+    return Comparison(model or planted(), word_tokenizer(), fact or capital(), recipe, prompts=2, seed=0)
 
 
 def invoke(*arguments):
@@ -79,20 +79,18 @@ def test_selections_of_one_budget_have_as_many_mlps():
 
 
 def test_a_row_is_what_evaluate_says_of_that_edit():
-    found = compare().row("late_mlps")
+    recipe = replace(SHORT, steps=20)
+    found = compare(recipe=recipe).row("late_mlps")
     model, tokenizer = planted(), word_tokenizer()
     config = ps.SurgicalIA3Config(components=["L1.mlp", "L2.mlp"], task_type="CAUSAL_LM")
-    stage = ps.learn(model, tokenizer, capital(), config, recipe=SHORT, progress=False)
+    stage = ps.learn(model, tokenizer, capital(), config, recipe=recipe, progress=False)
     states = {"base": adapter_state(stage.model, []), "edited": adapter_state(stage.model, [LEARN])}
     report = ps.evaluate(stage.model, tokenizer, capital(), states=states, progress=False)
     expected = report.stages["edited"]
     assert set(expected) == set(found["figures"])
     for metric, figure in expected.items():
         assert found["figures"][metric] == pytest.approx(figure.to_dict()), metric
-    # An edit that changed nothing would be equal whatever was measured.
-    moved = [p.detach().abs().max() for name, p in stage.model.named_parameters() if "surgical_ia3_delta" in name]
-    assert max(moved) > 1e-2
-    assert expected["kl_per_token"].value > 0
+    assert expected["kl_per_token"].value > 1e-6
     assert (found["scales"], found["components"]) == (96, ["L1.mlp", "L2.mlp"])
     assert found["said"]["held_out"] == tuple(report.answers["edited"]["held_out"])
 
