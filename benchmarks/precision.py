@@ -35,12 +35,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=2048)
     options = parser.parse_args()
     fact = ps.Fact.from_file(options.fact)
-    model, tokenizer = ps.load_model(options.model, dtype="float32", device=options.device)
     scored, seconds = {}, {}
-    for dtype in (torch.float32, torch.bfloat16):
-        model.to(dtype)
+    for dtype in ("float32", "bfloat16"):
+        # Loaded anew: `model.to` would round the rotary frequencies, which a bfloat16 model keeps in float32.
+        model, tokenizer = ps.load_model(options.model, dtype=dtype, device=options.device)
         for name, (means, spent) in scores(model, tokenizer, fact, options.prompts, options.max_tokens).items():
-            label = f"{name}, {_name(dtype)} weights"
+            label = f"{name}, {dtype} weights"
             scored[label], seconds[label] = means, spent
     reference = scored["exact in float32, float32 weights"]
     result = {
@@ -73,7 +73,7 @@ def scores(
     model in half precision, in float32 too."""
     targets = targets_of(sites_of(ps.ModelShape.from_config(model.config), ("z", "post")))
     bridge, template = wrap(model), template_ids(tokenizer)
-    own = _name(model.dtype)
+    own = str(model.dtype).removeprefix("torch.")
     kinds = {own: Runs(bridge, template), "float32": Runs(bridge, template, precise=True)}
     made: dict[str, tuple[Tensor, float]] = {}
     for arithmetic, runs in kinds.items():
@@ -86,10 +86,6 @@ def scores(
             guess = way(attributed, runs, pairs, targets, max_tokens).float().mean(0)
             made[f"attribution in {arithmetic}"] = guess, way.seconds / len(pairs)
     return made
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":
