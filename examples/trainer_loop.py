@@ -15,7 +15,6 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 import peft_surgical as ps
 from peft_surgical.generation import generate_answers
 from peft_surgical.prompts import encode_answer
-from peft_surgical.selection import early_mlps
 
 FACT = Path(__file__).parent / "facts" / "france_capital.yaml"
 
@@ -31,7 +30,7 @@ def main(model="demo", fact=FACT, out="out/trainer_loop", steps=20, learning_rat
     """Returns the losses step by step, and the trained PEFT model."""
     fact = ps.Fact.from_file(fact)
     base, tokenizer = ps.load_model(model, dtype="float32")
-    components = list(early_mlps(base.config.num_hidden_layers))
+    components = [f"L{layer}.mlp" for layer in range((base.config.num_hidden_layers + 1) // 2)]
     config = ps.SurgicalIA3Config(components=components, task_type="CAUSAL_LM")
     peft_model = get_peft_model(base, config)
     peft_model.print_trainable_parameters()

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 
 import peft_surgical as ps
+from tests.counterfacts import word_model
 from tests.localizing import planted, word_tokenizer
 from tests.outputs import complete
 
@@ -20,15 +21,16 @@ PROMPT = "what is the capital of france ?"
 @pytest.fixture
 def example(monkeypatch):
     """Imports an example by its name, and forgets it afterwards."""
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
 
     def load(name):
+        monkeypatch.syspath_prepend(str(EXAMPLES / name).rpartition("/")[0])
+        name = name.rpartition("/")[2]
         monkeypatch.delitem(sys.modules, name, raising=False)
         return importlib.import_module(name)
 
     before = set(sys.modules)
     yield load
-    for name in {path.stem for path in EXAMPLES.glob("*.py")} - before:
+    for name in {path.stem for path in EXAMPLES.rglob("*.py")} - before:
         sys.modules.pop(name, None)
 
 
@@ -80,3 +82,48 @@ def test_merging(example, tmp_path, model_folder, fact_file):
     stages = [tmp_path / "out" / name for name in ("unlearn", "learn")]
     again = example("merging").main(model_folder, fact_file, tmp_path / "again", adapters=stages)
     assert all(torch.equal(values, found[name]) for name, values in again.items())
+
+
+@pytest.fixture(scope="module")
+def phi3_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phi3")
+    word_model("phi3").save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_papers_modules_are_those_of_its_selection(example):
+    names, inputs = example("phi3_pytorch/paper").modules()
+    config = ps.SurgicalIA3Config.from_localization(ps.PAPER_SELECTION, granularity="module")
+    config.resolve(
+        {"model_type": "phi3", "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 3072}
+        | {"intermediate_size": 8192}
+    )
+    assert sorted(names) == sorted(config.target_modules)
+    assert sorted(inputs) == sorted(config.feedforward_modules)
+    assert sum(found.n for found in config.coordinates.values()) == 98_304
+
+
+def test_the_papers_recipe(example, tmp_path, phi3_folder, fact_file):
+    paper = example("phi3_pytorch/paper")
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text(
+        "".join(json.dumps({"query": prompt}) + "\n" for prompt in ps.Fact.from_file(fact_file).prompts)
+    )
+    given = {"revision": None, "mlps": (0, 2), "attentions": (1,), "epochs": 20, "device": "cpu", "dtype": "float32"}
+    report = paper.main(str(phi3_folder), fact=fact_file, queries=queries, out=tmp_path / "out", **given)
+    assert list(report.stages) == ["base", "unlearned", "edited"]
+    assert (tmp_path / "out" / "report.json").is_file()
+    assert report.verdict() in (tmp_path / "out" / "report.html").read_text()
+    # The base's figures are those of the base, although the model carries both merges by then.
+    model, tokenizer = ps.load_model(phi3_folder)
+    alone = ps.evaluate(model, tokenizer, ps.Fact.from_file(fact_file), progress=False)
+    assert report.answers["base"] == alone.answers["base"]
+    assert report.stages["edited"]["kl_per_token"].value > report.stages["unlearned"]["kl_per_token"].value > 0
+
+
+def test_the_papers_queries_may_not_be_held_out(example, tmp_path, phi3_folder, fact_file):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text(json.dumps({"query": ps.Fact.from_file(fact_file).held_out[0]}))
+    with pytest.raises(SystemExit, match="is held out in the fact file"):
+        example("phi3_pytorch/paper").main(str(phi3_folder), revision=None, fact=fact_file, queries=queries)
