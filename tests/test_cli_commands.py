@@ -98,6 +98,13 @@ def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):
     stages = json.loads(whole.stdout)["stages"]
     assert list(stages) == ["base", "edited"]
     assert stages["edited"]["kl_per_token"]["value"] == pytest.approx(kl["edited"], rel=1e-4)
+    few = run(*command, "--adapter", out / "edit", "--out", tmp_path / "few", "--json", "--bits", 8, "--bits", 4)
+    stages = json.loads(few.stdout)["stages"]
+    # The last is the one that the verdict is about.
+    assert list(stages) == ["base", *(f"{name} in {n} bits" for n in (8, 4) for name in ("base", "edited")), "edited"]
+    assert stages["edited"]["kl_per_token"]["value"] == pytest.approx(kl["edited"], rel=1e-4)
+    rounded = [stages[name]["kl_per_token"]["value"] for name in stages if "bits" in name]
+    assert len({*rounded, 0, stages["edited"]["kl_per_token"]["value"]}) == 6
     bare = run(*command, "--out", tmp_path / "bare", "--quiet")
     assert (bare.exit_code, bare.output) == (0, "")
     assert written(tmp_path / "bare") == ["report.html", "report.json"]

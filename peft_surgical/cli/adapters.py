@@ -71,6 +71,29 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     return model, {label: adapter_state(model, names[:count]) for label, count in _labels(len(names)).items()}
 
 
+def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -> dict[str, State]:
+    """Adds base and edited in few bits to states, before the last, which is the one that a report is about.
+
+    Args:
+        model: As [`attach`] returns it.
+        states: As it returns them.
+        bits: Numbers of bits.
+
+    Raises:
+        ModelError: If the model has no weights at hand that could be rounded.
+    """
+    from ..rounding import rounded_state
+
+    adapters = list(getattr(model, "peft_config", {}))
+    rounded: dict[str, State] = {}
+    for number in dict.fromkeys(bits):
+        rounded[f"base in {number} bits"] = rounded_state(model, [], number)
+        if adapters:
+            rounded[f"edited in {number} bits"] = rounded_state(model, adapters, number)
+    *first, last = states.items()
+    return dict([*first, *rounded.items(), last]) if adapters else {**states, **rounded}
+
+
 def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) -> tuple[Any, dict[str, State]]:
     """Loads the product of adapters once for each position of a dial: 0 is the base, 1 the edit as it is.
 

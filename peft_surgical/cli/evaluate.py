@@ -26,6 +26,13 @@ from .terminal import on_interrupt, print_json, print_result, this_command
     show_default=True,
     help="Tokens of unrelated text to measure on; 0 for none.",
 )
+@click.option(
+    "--bits",
+    multiple=True,
+    type=click.IntRange(2, 8),
+    metavar="N",
+    help="Also measure base and edited with weights rounded to so many bits, adapters merged; may be repeated.",
+)
 @options.seed
 @options.overwrite
 @options.as_json
@@ -42,6 +49,7 @@ def evaluate(
     adapters: tuple[Path, ...],
     out: Path,
     retention_tokens: int,
+    bits: tuple[int, ...],
     seed: int,
     overwrite: bool,
     as_json: bool,
@@ -56,6 +64,7 @@ def evaluate(
     Examples:
       peft-surgical evaluate fact.yaml --model demo --adapter out/unlearn --adapter out/learn --out check
       peft-surgical evaluate fact.yaml --model ./merged --out check
+      peft-surgical evaluate fact.yaml --adapter out/edit --bits 8 --bits 4 --out check
     """
     from ..facts import Fact
 
@@ -67,6 +76,7 @@ def evaluate(
             model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet
         )
         model, states = adapter_loading.attach(model, adapters)
+        states = adapter_loading.with_rounded(model, states, bits)
         import peft_surgical as ps
 
         on_interrupt(context, out)

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
+
+from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.rounding import round_channels, rounded_state
+
+from .adapters import add, logits, tiny_peft
+from .conftest import fingerprint
+from .tiny import tiny_model
+
+
+def test_rounding_worked_by_hand():
+    weight = torch.tensor([[0.0, 0.4, -1.0, 0.6], [0.0, 0.0, 0.0, 0.0], [3.0, -2.4, 1.4, 0.0]])
+    # Two bits: -m, 0, m. Three bits: seven values, here with steps of 1/3 and 1.
+    assert round_channels(weight, 2).tolist() == [[0, 0, -1, 1], [0, 0, 0, 0], [3, -3, 0, 0]]
+    expected = torch.tensor([[0, 1 / 3, -1, 2 / 3], [0, 0, 0, 0], [3, -2, 1, 0]])
+    torch.testing.assert_close(round_channels(weight, 3), expected)
+    assert round_channels(weight.bfloat16(), 8).dtype == torch.bfloat16
+    eight = round_channels(torch.randn(5, 300, generator=torch.Generator().manual_seed(0)), 8)
+    assert max(len(row.unique()) for row in eight) <= 255
+    torch.testing.assert_close(round_channels(eight, 8), eight)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_rounded_model_is_that_whose_merged_weights_were_rounded(family):
+    model = tiny_peft(family)
+    add(model, "second")
+    before, names = fingerprint(model), ["default", "second"]
+    with rounded_state(model, names, 4)():
+        found = logits(model)
+    assert fingerprint(model) == before
+    model.base_model.set_adapter(names)
+    merged = model.merge_and_unload()
+    exact = logits(merged)
+    head = merged.get_output_embeddings()
+    with torch.no_grad():
+        for module in merged.modules():
+            if module is not head and isinstance(module, torch.nn.Linear | Conv1D):
+                rows = module.weight.T if isinstance(module, Conv1D) else module.weight
+                rows.copy_(round_channels(rows, 4))
+    torch.testing.assert_close(found, logits(merged))
+    assert (found - exact).abs().max() > 1e-3
+
+
+def test_the_base_and_other_kinds_of_adapters_are_rounded_too():
+    bare = tiny_model("llama")
+    plain, before = logits(bare), fingerprint(bare)
+    with rounded_state(bare, [], 8)():
+        rounded = logits(bare)
+    assert fingerprint(bare) == before
+    assert not torch.equal(rounded, plain)
+    torch.testing.assert_close(rounded, plain, atol=0.05, rtol=0.05)
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["up_proj", "q_proj"])).eval()
+    before = fingerprint(model)
+    with rounded_state(model, [], 8)():
+        assert torch.equal(logits(model), rounded)
+    # An adapter that is still the identity.
+    with rounded_state(model, ["default"], 8)():
+        assert torch.equal(logits(model), rounded)
+    assert fingerprint(model) == before
+
+
+def test_an_interruption_leaves_every_bit_and_what_acted():
+    model = tiny_peft("llama")
+    before, expected = fingerprint(model), logits(model)
+    with pytest.raises(KeyboardInterrupt), rounded_state(model, ["default"], 8)():
+        raise KeyboardInterrupt
+    assert fingerprint(model) == before
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 4.0, True])
+def test_other_numbers_of_bits_are_refused(bits):
+    with pytest.raises(ModelError, match="2 to 8 bits"):
+        rounded_state(tiny_model("llama"), [], bits)
+
+
+def test_what_cannot_be_rounded_is_refused():
+    with pytest.raises(AdapterError, match="no adapter named 'other'"):
+        rounded_state(tiny_peft("llama"), ["other"], 8)
+    with torch.device("meta"):
+        model = type(tiny_model("llama"))(tiny_model("llama").config)
+    with pytest.raises(ModelError, match="q_proj has no weights at hand"):
+        rounded_state(model, [], 8)
+
+
+def test_it_says_nothing_of_inexact_unmerging(recwarn):
+    model = get_peft_model(tiny_model("llama"), IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"]))
+    before = fingerprint(model)
+    with rounded_state(model, ["default"], 8)():
+        assert fingerprint(model) != before
+    assert fingerprint(model) == before
+    assert not [warning for warning in recwarn if "Unmerge" in str(warning.message)]
