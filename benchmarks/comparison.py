@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import peft_surgical as ps
 from peft_surgical.curvature import Curvature
+from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.evaluation import Answers, adapter_state, answer_fact, measure_retention
 from peft_surgical.localization import DEFAULT_SCORERS
 from peft_surgical.metrics import prompt_metrics
 from peft_surgical.plugins import OWN, load_scorers
 from peft_surgical.retained import Retained
-from peft_surgical.selection import early_mlps
+from peft_surgical.selection import n_scales
 from peft_surgical.sites import components
 from peft_surgical.stages import LEARN
 
@@ -42,6 +43,7 @@ class Comparison:
         tokenizer: Its tokenizer.
         fact: The fact.
         recipe: How every row trains.
+        projections: Where components are scaled.
         prompts: How many of the fact's prompts to localize on.
         seed: For corruption, chance and training order.
     """
@@ -53,13 +55,14 @@ class Comparison:
         fact: ps.Fact,
         recipe: ps.Recipe,
         *,
+        projections: Sequence[str] = EDIT_PROJECTIONS,
         prompts: int,
         seed: int,
     ) -> None:
         self.model, self.tokenizer, self.fact = model, tokenizer, fact
         # Nothing is counted over them, and they take time to answer.
         self.asked = replace(fact, probes=())
-        self.recipe, self.prompts, self.seed = recipe, prompts, seed
+        self.recipe, self.projections, self.prompts, self.seed = recipe, tuple(projections), prompts, seed
         self.shape = ps.ModelShape.from_config(model.config)
         self._localizations: dict[str, ps.Localization] = {}
         self._retained: Retained | None = None
@@ -72,7 +75,12 @@ class Comparison:
     @property
     def budget(self) -> int:
         """How many scales the rows of equal budget have."""
-        return len(early_mlps(self.shape.n_layers)) * self.shape.d_mlp
+        return self.half * n_scales(self.shape, "mlp", self.projections)
+
+    @property
+    def half(self) -> int:
+        """How many MLPs the rows of equal budget have."""
+        return (self.shape.n_layers + 1) // 2
 
     def row(self, name: str) -> dict[str, Any]:
         """Selects, trains, measures.
@@ -82,7 +90,9 @@ class Comparison:
         """
         started = time.perf_counter()
         selection, granularity = self.selection(name)
-        config = ps.SurgicalIA3Config.from_localization(selection, granularity=granularity, task_type="CAUSAL_LM")
+        config = ps.SurgicalIA3Config.from_localization(
+            selection, granularity=granularity, projections=self.projections, task_type="CAUSAL_LM"
+        )
         config.resolve(self.model.config)
         selected = time.perf_counter()
         with adapters_taken_off(self.model):
@@ -121,9 +131,9 @@ class Comparison:
 
     def selection(self, name: str) -> tuple[ps.Selection, Literal["component", "module"]]:
         """The components of a row, and whether only they or their whole modules are scaled."""
-        layers, count = self.shape.n_layers, self.budget // self.shape.d_mlp
+        layers, count = self.shape.n_layers, self.half
         by_layer: dict[str, Iterable[str]] = {
-            "early_mlps": early_mlps(layers),
+            "early_mlps": (f"L{layer}.mlp" for layer in range(count)),
             "late_mlps": (f"L{layer}.mlp" for layer in range(layers - count, layers)),
             "all_mlps": (f"L{layer}.mlp" for layer in range(layers)),
             "all": map(str, components(self.shape)),
@@ -135,8 +145,9 @@ class Comparison:
         if name == "paper":
             return self.localization("consensus").top(heads=2, mlps=3), "module"
         found = self.localization(name.removesuffix(HEADS))
-        chosen = found.top(budget=self.budget) if name.endswith(HEADS) else found.top(mlps=count)
-        return chosen, "component"
+        if name.endswith(HEADS):
+            return found.top(budget=self.budget, projections=self.projections), "component"
+        return found.top(mlps=count), "component"
 
     def localization(self, scorer: str) -> ps.Localization:
         """The scores by one scorer. Attribution breaks its ties, whichever other rows there are."""

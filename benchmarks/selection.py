@@ -2,13 +2,15 @@
 
     python -m benchmarks.selection --model demo --fact examples/facts/france_capital.yaml --out out/selection.jsonl
 
-**Budget.** As many MLPs as `edit` scales by default, half of the layers' (rounded up): the same number of components
-of the same kind, and so the same number of scales. `early_mlps` is that default and `late_mlps` its mirror image; a
-scorer's row has the MLPs that it ranks first, and `random:draw=N` those that chance does. With `--heads`, each scorer
-and draw has a second row, `NAME+heads`: heads and MLPs alike, best first, as long as they fit into as many scales.
-Four rows have another budget, which the table says: `all_mlps`; `all` (heads, too); `top10` (the ten best heads and
+**Budget.** Half of the MLPs (rounded up): the same number of components of the same kind, and so the same number of
+scales. `early_mlps` and `late_mlps` have those of the first and last layers; a scorer's row has the MLPs that it ranks
+first, and `random:draw=N` those that chance does. With `--heads`, each scorer and draw has a second row,
+`NAME+heads`: heads and MLPs alike, best first, as long as they fit into as many scales. Four rows have another budget,
+which the table says: `all_mlps`, which `edit` scales by default; `all` (heads, too); `top10` (the ten best heads and
 MLPs of `localize`'s default); and `paper` (two heads and three MLPs by `consensus`, as whole modules, which were ten
 in arXiv 2508.07075 because that model's projections are fused).
+
+**Projections.** Components are scaled where `edit` scales them by default, or at each `--projection`.
 
 **Training.** Only `learn`, from the bare model. After `unlearn` that stage begins by taking back all that the first
 one changed (`Recipe.undo` is 1), so it sets out from the base either way; leaving `unlearn` out halves the time.
@@ -37,9 +39,11 @@ from typing import Any
 import click
 
 import peft_surgical as ps
+from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.evaluation import Answers
 from peft_surgical.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
+from peft_surgical.sites import PROJECTIONS
 from peft_surgical.stages import LEARN, RECIPES
 
 from .comparison import HEADS, Comparison, row_names
@@ -163,6 +167,15 @@ def choose(only: Sequence[str], every: Sequence[str]) -> list[str]:
     help="A fact file; repeat for more. The capital of France when not given.",
 )
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Draws of random selections.")
+@click.option(
+    "--projection",
+    "projections",
+    multiple=True,
+    type=click.Choice(PROJECTIONS),
+    default=EDIT_PROJECTIONS,
+    show_default=True,
+    help="Where components are scaled; repeat for more.",
+)
 @click.option("--heads", is_flag=True, help="Also rows of heads and MLPs alike, up to as many scales.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this row; repeat for more. All when not given.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from.")
@@ -175,6 +188,7 @@ def main(
     model: str,
     facts: tuple[Path, ...],
     seeds: int,
+    projections: tuple[str, ...],
     heads: bool,
     only: tuple[str, ...],
     out: Path | None,
@@ -203,13 +217,16 @@ def main(
                     "dtype": str(loaded.dtype).removeprefix("torch."),
                     "seed": seed,
                     "prompts": prompts,
+                    "projections": list(projections),
                     "recipe": asdict(recipe),
                 },
                 {"command": command(), **surroundings(loaded.device)},
             )
             found = {}
             for file, fact in read.items():
-                comparison = Comparison(loaded, tokenizer, fact, recipe, prompts=prompts, seed=seed)
+                comparison = Comparison(
+                    loaded, tokenizer, fact, recipe, projections=projections, prompts=prompts, seed=seed
+                )
                 found[file] = results(run(comparison, file, wanted, journal))
                 click.echo(f"{fact.subject}: {fact.old[0]} → {fact.new[0]} ({file})\n")
                 click.echo(table(found[file], comparison.budget) + "\n")

@@ -33,9 +33,12 @@ from .tuner import SurgicalIA3Config
 DEFAULT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""
 
-PROJECTIONS = ("z", "post", "pre")
-"""An MLP's neurons are scaled behind their activation function and before it: the two act on different tokens, and
-together reach more wordings of a fact than one of them at the same cost to others."""
+EDIT_PROJECTIONS = ("z", "in")
+"""An MLP is scaled at what its up projection reads, not at its neurons: a coordinate of the residual stream goes into
+all neurons, so fewer scales reach as many wordings of a fact, at no more cost to others (docs/measurements.md)."""
+
+NEURON_PROJECTIONS = ("z", "post", "pre")
+"""Where only some neurons are meant: behind their activation function and before it, which act on different tokens."""
 
 EDIT = "edit"
 Granularity = Literal["component", "module", "neuron"]
@@ -69,13 +72,12 @@ def edit(
         fact: The fact.
         out: A folder for the localization, the adapters and the report.
         scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
-        top: How many components to scale, best first, heads and MLPs alike. When None, the MLPs of the
-            first half of the layers, see [`Localization.early_mlps`].
+        top: How many components to scale, best first, heads and MLPs alike. When None, the MLPs of all layers.
         selection: Components to scale, instead of the best-scored ones.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
-        projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; [`PROJECTIONS`] when None. Not used by
-            the granularity `module`.
+        projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; when None, [`EDIT_PROJECTIONS`], or
+            [`NEURON_PROJECTIONS`] where some neurons are chosen. Not used by the granularity `module`.
         recipe: How both stages train; each stage's own in `stages.RECIPES` when None.
         seed: For corruption, training order and any scorer that draws.
         overwrite: Allow `out` to hold an earlier edit, which is replaced.
@@ -111,13 +113,16 @@ def edit(
             model, tokenizer, fact, DEFAULT_SCORERS if scorers is None else scorers, seed=seed, progress=progress
         )
         if selection is None:
-            selection = localization.early_mlps() if top is None else localization.top(top)
+            every = localization.shape.n_layers
+            selection = localization.top(mlps=every) if top is None else localization.top(top)
         if neurons is not None:
             selection = localization.best_neurons(selection, neurons)
+        if projections is None:
+            projections = EDIT_PROJECTIONS if selection.neurons is None else NEURON_PROJECTIONS
         config = SurgicalIA3Config.from_localization(
             selection,
             granularity=granularity,
-            projections=PROJECTIONS if projections is None else projections,
+            projections=projections,
             task_type="CAUSAL_LM",
         )
         config.resolve(model.config)

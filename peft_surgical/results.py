@@ -4,11 +4,12 @@ loc = Localization.load("localization.json")
 loc.top(10)                       # a Selection, by the first scorer
 loc.top(heads=2, mlps=3)          # quotas, as in the paper
 loc.top(budget=5_000, by="attribution")
+loc.top(mlps=99)                  # all MLPs of a model of fewer layers
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .errors import SelectionError
 from .files import read_json, write_json
 from .localization_files import pack, read_localization
 from .scores import Scores
-from .selection import Selection, early_mlps, index_ranges, ranked, select
+from .selection import Selection, index_ranges, ranked, select
 from .sites import ModelShape
 
 FORMAT = 1
@@ -69,6 +70,7 @@ class Localization:
         budget: int | None = None,
         threshold: float | None = None,
         neurons: int | None = None,
+        projections: Sequence[str] = ("z", "post"),
     ) -> Selection:
         """The best components, until a limit is reached; see [`select`] for the limits.
 
@@ -77,9 +79,10 @@ class Localization:
             by: The scorer; the primary one unless given. The others break its ties, in order.
             heads: Attention heads at most.
             mlps: MLPs at most.
-            budget: Scales at most, `d_head` a head and `d_mlp` an MLP.
+            budget: Scales at most, at these `projections`.
             threshold: The smallest score that is taken.
             neurons: Of each chosen MLP, only so many of its best neurons.
+            projections: What the budget counts; give [`SurgicalIA3Config`] the same.
 
         Raises:
             SelectionError: When the scorer has no scores here, or nothing is left.
@@ -93,22 +96,10 @@ class Localization:
             mlps=mlps,
             budget=budget,
             threshold=threshold,
+            projections=projections,
             tie_break=self._tie_break(name),
         )
         return chosen if neurons is None else self.best_neurons(chosen, neurons, by)
-
-    def early_mlps(self, by: str | None = None) -> Selection:
-        """The MLPs of the first half of the layers, best first: where `edit` works unless told otherwise.
-
-        Args:
-            by: The scorer that ranks them; the primary one unless given.
-
-        Raises:
-            SelectionError: When the scorer has no scores of MLPs.
-        """
-        names = early_mlps(self.shape.n_layers)
-        ranking = self.top(by=by, heads=0, mlps=self.shape.n_layers).components
-        return Selection(tuple(name for name in ranking if name in names), self.shape)
 
     def best_neurons(self, selection: Selection, count: int, by: str | None = None) -> Selection:
         """The same components, with the best neurons of each MLP.

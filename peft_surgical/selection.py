@@ -15,7 +15,15 @@ from typing import Any
 
 from .errors import SelectionError, brief
 from .files import read_json, write_json
-from .sites import Component, ModelShape, check_component
+from .sites import (
+    HEAD_PROJECTIONS,
+    MLP_INPUT,
+    MLP_PROJECTIONS,
+    PROJECTIONS,
+    Component,
+    ModelShape,
+    check_component,
+)
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -136,6 +144,7 @@ def select(
     mlps: int | None = None,
     budget: int | None = None,
     threshold: float | None = None,
+    projections: Sequence[str] = ("z", "post"),
     tie_break: Callable[[str], Any] | None = None,
 ) -> Selection:
     """Take the best-scored components until every given limit is reached.
@@ -146,12 +155,14 @@ def select(
         k: Components at most. 10 when no limit at all is given.
         heads: Attention heads at most.
         mlps: MLPs at most. When only one of `heads` and `mlps` is given, and no `k`, the other kind is left out.
-        budget: Scales at most: `d_head` a head, `d_mlp` an MLP. A component that does not fit is passed over.
+        budget: Scales at most, when heads and MLPs are scaled at `projections`: at `z` and `post`, `d_head` a head and
+            `d_mlp` an MLP. A component that does not fit is passed over.
         threshold: The smallest score that is taken.
+        projections: What the budget counts, see `peft_surgical.sites`. A component that has none is passed over.
         tie_break: A sort key for components of equal score; their order in `scores` otherwise.
 
     Raises:
-        SelectionError: When a limit is negative, or nothing is left.
+        SelectionError: When a limit is negative, a projection is not known, or nothing is left.
     """
     limits = {"k": k, "heads": heads, "mlps": mlps, "budget": budget}
     for name, limit in limits.items():
@@ -165,13 +176,15 @@ def select(
         heads, mlps = heads or 0, mlps or 0
     left = {"head": math.inf if heads is None else heads, "mlp": math.inf if mlps is None else mlps}
     room = math.inf if budget is None else budget
-    cost = {"head": shape.d_head, "mlp": shape.d_mlp}
+    if unknown := set(projections) - set(PROJECTIONS):
+        raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
+    cost = {kind: n_scales(shape, kind, projections) for kind in ("head", "mlp")}
     chosen: list[str] = []
     for name in ranked(scores, tie_break):
         kind = Component.parse(name).kind
         if (k is not None and len(chosen) >= k) or (threshold is not None and scores[name] < threshold):
             break
-        if left[kind] < 1 or cost[kind] > room:
+        if left[kind] < 1 or not 0 < cost[kind] <= room:
             continue
         chosen.append(name)
         left[kind] -= 1
@@ -183,13 +196,12 @@ def select(
     return Selection(tuple(chosen), shape)
 
 
-def early_mlps(n_layers: int) -> tuple[str, ...]:
-    """The MLPs of the first half of so many layers, from the first on.
-
-    That is where a model enriches a subject's tokens with what it knows of it. Scales there reach the fact however it
-    is asked for, and spread over many layers each has to change little; later components carry facts of all subjects.
-    """
-    return tuple(f"L{layer}.mlp" for layer in range((n_layers + 1) // 2))
+def n_scales(shape: ModelShape, kind: str, projections: Iterable[str]) -> int:
+    """How many scales a `head` or an `mlp` has at these projections; those of the other kind count nothing."""
+    widths = dict.fromkeys(HEAD_PROJECTIONS, shape.d_head)
+    if kind == "mlp":
+        widths = {**dict.fromkeys(MLP_PROJECTIONS, shape.d_mlp), MLP_INPUT: shape.d_model}
+    return sum(widths.get(projection, 0) for projection in set(projections))
 
 
 def ranked(scores: Mapping[str, float], tie_break: Callable[[str], Any] | None = None) -> list[str]:

@@ -2,8 +2,10 @@
 
 A *component* is an attention head (`L3.head.1`) or an MLP (`L3.mlp`). A *projection* is a place where it can be read
 or scaled: `z` (a head's output before the output projection), `q`, `k`, `v`, `post` (an MLP's neurons after the
-activation), `pre` and `pre_linear` (before it). This is the only file that knows both names of the same numbers. With
-H heads, K key/value heads, d = `d_head`, I = `d_mlp`, `in` a module's input and `out` its output:
+activation), `pre` and `pre_linear` (before it), and `in` (what the up projection reads: the normalized residual
+stream, so its coordinates are no neurons). `in` can be scaled and is not scored. This is the only file that knows both
+names of the same numbers. With H heads, K key/value heads, d = `d_head`, I = `d_mlp`, `in` a module's input and `out`
+its output:
 
 | | Llama, Mistral, Qwen, Gemma | Phi-3 | GPT-2 | GPT-NeoX |
 |---|---|---|---|---|
@@ -12,8 +14,10 @@ H heads, K key/value heads, d = `d_head`, I = `d_mlp`, `in` a module's input and
 | post[j] | `down_proj` in j | `down_proj` in j | `c_proj` in j | `dense_4h_to_h` in j |
 | pre[j] | `gate_proj` out j | `gate_up_proj` out j | `c_fc` out j | `dense_h_to_4h` out j |
 | pre_linear[j] | `up_proj` out j | `gate_up_proj` out I+j | none | none |
+| in[m] | `up_proj` in m | `gate_up_proj` in m | `c_fc` in m | `dense_h_to_4h` in m |
 
-Zeroing either side gives the same logits.
+Zeroing either side gives the same logits. The hook point of `in` is `mlp.in.hook_in`, or `mlp.hook_in` where one
+module is both gate and up projection.
 
     >>> from peft_surgical.sites import Component, ModelShape, projection_slices
     >>> shape = ModelShape("llama", n_layers=4, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=64, d_model=32)
@@ -33,7 +37,9 @@ from .errors import ArchitectureError, SelectionError, brief
 
 __all__ = [
     "HEAD_PROJECTIONS",
+    "MLP_INPUT",
     "MLP_PROJECTIONS",
+    "PROJECTIONS",
     "Architecture",
     "Component",
     "ModelShape",
@@ -49,6 +55,9 @@ __all__ = [
 
 HEAD_PROJECTIONS = ("z", "v", "q", "k")
 MLP_PROJECTIONS = ("post", "pre", "pre_linear")
+MLP_INPUT = "in"
+PROJECTIONS = (*HEAD_PROJECTIONS, *MLP_PROJECTIONS, MLP_INPUT)
+"""All that can be scaled; scorers know those of heads and of MLPs' neurons."""
 
 # No more digits than any model has layers, and not those of other scripts, which would give one component two names.
 _NUMBER = "(0|[1-9][0-9]{0,4})"
@@ -214,7 +223,7 @@ def projection_slices(shape: ModelShape, component: Component, projection: str) 
 
     Args:
         shape: The model's sizes.
-        component: A head for `z`, `v`, `q`, `k`; an MLP for `post`, `pre`, `pre_linear`.
+        component: A head for `z`, `v`, `q`, `k`; an MLP for `post`, `pre`, `pre_linear`, `in`.
         projection: Where to read it. `k` and `v` are those of the key/value head that this query head reads, so under
             grouped-query attention several heads share one slice.
 
@@ -222,7 +231,7 @@ def projection_slices(shape: ModelShape, component: Component, projection: str) 
         SelectionError: When the model lacks the component, or the component the projection.
     """
     check_component(shape, component)
-    allowed = HEAD_PROJECTIONS if component.kind == "head" else MLP_PROJECTIONS
+    allowed = HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
     if projection not in allowed:
         raise SelectionError(f"{component} has no projection {projection!r}; it has {', '.join(allowed)}.")
     architecture, width = shape.architecture, shape.d_head
@@ -249,6 +258,10 @@ def _mlp_slice(shape: ModelShape, architecture: Architecture, layer: int, projec
     size = shape.d_mlp
     if projection == "post":
         return Slice(_path(architecture, layer, architecture.mlp_out), "input", 0, size)
+    if projection == MLP_INPUT:
+        module = architecture.up or architecture.gate_up
+        assert module is not None  # for the type checker: Architecture refuses an MLP without an input
+        return Slice(_path(architecture, layer, module), "input", 0, shape.d_model)
     if projection == "pre_linear" and not architecture.gated:
         raise SelectionError(
             f"{shape.model_type} MLPs are not gated, so they have no projection 'pre_linear'; use 'pre'."

@@ -82,7 +82,7 @@ def _projections(value: str, text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in (*HEAD_PROJECTIONS, *MLP_PROJECTIONS)]
     if unknown:
         known = ", ".join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))
-        raise ScorerError(f"{text!r} scores {unknown[0]!r}, which is not a projection; they are {known}.")
+        raise ScorerError(f"{text!r} scores {unknown[0]!r}; the projections that can be scored are {known}.")
     return names
 
 

@@ -63,12 +63,12 @@ def test_selections_of_one_budget_have_as_many_mlps():
     assert chosen["late_mlps"][0].components == ("L1.mlp", "L2.mlp")
     assert chosen["all_mlps"][0].components == ("L0.mlp", "L1.mlp", "L2.mlp")
     assert len(chosen["all"][0].components) == 3 * 5
-    assert comparison.budget == 2 * 48
+    assert comparison.budget == 2 * 32
     for name in [*sorted(BUILT_IN - {"random"}), "random:draw=0", "random:draw=1"]:
         alone, mixed = chosen[name][0], chosen[name + HEADS][0]
         assert (len(alone.mlps), alone.heads) == (2, ()), name
         assert mixed.heads, name
-        assert 96 - 8 < 48 * len(mixed.mlps) + 8 * len(mixed.heads) <= 96, name
+        assert 64 - 8 < 32 * len(mixed.mlps) + 8 * len(mixed.heads) <= 64, name
     # What carries the planted fact.
     assert chosen["attribution"][0].components[0] == "L2.mlp"
     assert chosen["attribution" + HEADS][0].components[:2] == comparison.localization("attribution").top(2).components
@@ -82,7 +82,7 @@ def test_a_row_is_what_evaluate_says_of_that_edit():
     recipe = replace(SHORT, steps=20)
     found = compare(recipe=recipe).row("late_mlps")
     model, tokenizer = planted(), word_tokenizer()
-    config = ps.SurgicalIA3Config(components=["L1.mlp", "L2.mlp"], task_type="CAUSAL_LM")
+    config = ps.SurgicalIA3Config(components=["L1.mlp", "L2.mlp"], projections=["in"], task_type="CAUSAL_LM")
     stage = ps.learn(model, tokenizer, capital(), config, recipe=recipe, progress=False)
     states = {"base": adapter_state(stage.model, []), "edited": adapter_state(stage.model, [LEARN])}
     report = ps.evaluate(stage.model, tokenizer, capital(), states=states, progress=False)
@@ -91,7 +91,7 @@ def test_a_row_is_what_evaluate_says_of_that_edit():
     for metric, figure in expected.items():
         assert found["figures"][metric] == pytest.approx(figure.to_dict()), metric
     assert expected["kl_per_token"].value > 1e-6
-    assert (found["scales"], found["components"]) == (96, ["L1.mlp", "L2.mlp"])
+    assert (found["scales"], found["components"]) == (64, ["L1.mlp", "L2.mlp"])
     assert found["said"]["held_out"] == tuple(report.answers["edited"]["held_out"])
 
 
@@ -124,16 +124,16 @@ def test_a_run_from_the_command_line(given):
     assert found["early_mlps"]["components"] == ["L0.mlp", "L1.mlp"]
     assert [found[name]["scales"] for name in ("base", "early_mlps", "lookup", "random", "all")] == [
         0,
-        96,
-        96,
-        96,
-        240,
+        64,
+        64,
+        64,
+        192,
     ]
     draws = [found[f"random:draw={draw}"]["kl_per_token"]["value"] for draw in (0, 1)]
     assert found["random"]["kl_per_token"] == pytest.approx(spread(draws))
     lines = [line for line in result.stdout.splitlines() if line.startswith("| ")]
     assert lines[0].startswith("| Selection | scales | new_answer_rate (n=1) |")
-    assert "| all | 240 (2.50 × the budget) |" in result.stdout
+    assert "| all | 192 (3.00 × the budget) |" in result.stdout
     assert lines[1].startswith("| base | 0 |")
     assert lines[1].endswith("| – | – | – |")
 

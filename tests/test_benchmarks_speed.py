@@ -44,7 +44,7 @@ def test_the_alternative_trains_as_many_scales_on_the_same_modules(case):
     ours, stock = get_peft_model(case.fresh(), case.config), with_stock_adapter(case)
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, stock)]
     assert counts[0] == counts[1] > 0
-    assert case.modules("input") == [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
+    assert case.modules("input") == [f"model.layers.{layer}.mlp.up_proj" for layer in (0, 1, 2)]
     assert set(case.modules("input", "output")) == set(case.config.selections)
 
 

@@ -292,7 +292,7 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
     assert plan["fact"] == capital().to_dict()
     assert plan["top"] is None
-    assert "the MLPs of the first half" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
+    assert "the MLPs of all layers" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
     assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
     assert written(tmp_path) == ["fact.yaml"]
 

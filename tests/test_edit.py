@@ -105,21 +105,19 @@ def test_the_report_is_of_three_states(edited, model_folder):
     assert report.verdict() in page
 
 
-def test_the_selection_is_the_mlps_of_the_first_half_in_the_order_of_the_localization(edited):
+def test_the_selection_is_all_mlps_in_the_order_of_the_localization(edited):
     out, _, report = edited
     found = Localization.load(out / "localization.json")
     assert found.scorers == DEFAULT_SCORERS
     assert found.subject == "france"
-    expected = found.early_mlps()
-    half = (found.shape.n_layers + 1) // 2
-    assert sorted(expected.components) == sorted(f"L{layer}.mlp" for layer in range(half))
-    ranking = found.top(heads=0, mlps=99).components
-    assert list(expected.components) == [name for name in ranking if name in expected.components]
+    expected = found.top(mlps=99)
+    assert sorted(expected.components) == [f"L{layer}.mlp" for layer in range(found.shape.n_layers)]
     assert tuple(report.selection["components"]) == expected.components
     assert report.selection["granularity"] == "component"
     stages = [Edit.load(out / name) for name in FOLDERS]
-    # Every neuron behind its activation function and before it.
-    assert report.selection["scales"] == 2 * 48 * len(expected.components)
+    # Every coordinate of the residual stream that an up projection reads.
+    assert report.selection["scales"] == 32 * len(expected.components)
+    assert all(name.endswith("mlp.up_proj") for name in stages[0].modules)
     assert [stage.n_scales for stage in stages] == [report.selection["scales"]] * 3
     assert {name.split(".")[2] for name in stages[0].modules} == {name[1] for name in expected.components}
 
@@ -160,7 +158,8 @@ def test_the_same_seed_gives_the_same_edit(edited, model_folder, tmp_path):
 
 OPTIONS = {
     "top": ({"top": 3, "scorers": ["logit_drop"]}, 3, None),
-    "selection": ({"selection": Selection.from_components("L1.head.2", "L2.mlp")}, 2, 8 + 2 * 48),
+    "selection": ({"selection": Selection.from_components("L1.head.2", "L2.mlp")}, 2, 8 + 32),
+    "neurons": ({"selection": Selection(("L2.mlp",), neurons={"L2.mlp": ((3, 5),)})}, 1, 2 * 2),
     "projections": ({"selection": Selection.from_components("L2.mlp"), "projections": ["post"]}, 1, 48),
     "module": ({"selection": Selection.from_components("L2.mlp"), "granularity": "module"}, 1, 3 * 48),
     "neuron": ({"granularity": "neuron", "neurons": 5, "top": 12}, 12, None),
@@ -309,7 +308,7 @@ def test_an_edit_of_the_demo_model(tmp_path):
         model, tokenizer, fact, out=tmp_path / "out", recipe=recipe, retention_tokens=128, progress=False
     )
     assert all(name.endswith(".mlp") for name in report.selection["components"])
-    assert len(report.selection["components"]) == 15
+    assert len(report.selection["components"]) == 30
     assert report.stages["base"]["kl_per_token"].value == 0 < report.stages["edited"]["kl_per_token"].value
     edited = logits(model, ids)
     assert not torch.equal(edited, base)

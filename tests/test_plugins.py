@@ -221,7 +221,7 @@ def test_options_are_read_by_the_type_of_their_default(install):
         ("attribution:steps=many", "steps in .* must be of type int, not 'many'"),
         ("attribution:steps", "not of the form option=value"),
         ("random:sites=z+v", "more than one of z, v, q, k"),
-        ("random:sites=w", "'w', which is not a projection"),
+        ("random:sites=w", "'w'; the projections that can be scored are z"),
     ],
 )
 def test_malformed_options_are_refused(text, message):

@@ -5,6 +5,7 @@ from peft_surgical.architectures import Architecture, architecture_of, register_
 from peft_surgical.bridge import wrap
 from peft_surgical.errors import ArchitectureError, SelectionError
 from peft_surgical.sites import (
+    HEAD_PROJECTIONS,
     Component,
     ModelShape,
     check_component,
@@ -70,6 +71,11 @@ def test_a_component_beyond_the_model_is_refused():
         ("gpt_neox", "L1.head.3", "q", ("gpt_neox.layers.1.attention.query_key_value", "output", 72, 80)),
         ("gemma3", "L1.mlp", "post", ("model.language_model.layers.1.mlp.down_proj", "input", 0, 64)),
         ("opt", "L1.mlp", "post", ("model.decoder.layers.1.fc2", "input", 0, 128)),
+        ("llama", "L2.mlp", "in", ("model.layers.2.mlp.up_proj", "input", 0, 32)),
+        ("phi3", "L2.mlp", "in", ("model.layers.2.mlp.gate_up_proj", "input", 0, 32)),
+        ("gpt2", "L2.mlp", "in", ("transformer.h.2.mlp.c_fc", "input", 0, 32)),
+        ("gpt_neox", "L2.mlp", "in", ("gpt_neox.layers.2.mlp.dense_h_to_4h", "input", 0, 32)),
+        ("opt", "L2.mlp", "in", ("model.decoder.layers.2.fc1", "input", 0, 32)),
     ],
 )
 def test_slices_worked_by_hand(model_type, component, projection, expected):
@@ -99,7 +105,7 @@ def test_slices_fit_the_modules_of_the_model(family):
     model = tiny_model(family)
     shape = ModelShape.from_config(model.config)
     for component in components(shape):
-        projections = ("z", "q", "k", "v") if component.kind == "head" else ("post", "pre")
+        projections = ("z", "q", "k", "v") if component.kind == "head" else ("post", "pre", "in")
         found = [projection_slices(shape, component, projection) for projection in projections]
         whole = module_slices(shape, component)
         for piece in [*found, *whole]:
@@ -113,17 +119,17 @@ def test_slices_fit_the_modules_of_the_model(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("projection", ["z", "q", "k", "v", "post", "pre", "pre_linear"])
+@pytest.mark.parametrize("projection", ["z", "q", "k", "v", "post", "pre", "pre_linear", "in"])
 def test_zeroing_the_hook_equals_zeroing_the_slice(family, projection):
     model = tiny_model(family)
     shape = ModelShape.from_config(model.config)
     if projection == "pre_linear" and not shape.architecture.gated:
         pytest.skip("not gated")
     ids = tiny_ids(2, 9)
-    of_heads = projection in "zqkv"
+    of_heads = projection in HEAD_PROJECTIONS
     component = Component("head", 1, 2) if of_heads else Component("mlp", 1)
     piece = projection_slices(shape, component, projection)
-    grouped = shape.n_kv_heads if projection in "kv" else shape.n_heads
+    grouped = shape.n_kv_heads if projection in ("k", "v") else shape.n_heads
     start = piece.start + (0 if of_heads else 5)
 
     def zero_slice(tensor):
@@ -137,6 +143,10 @@ def test_zeroing_the_hook_equals_zeroing_the_slice(family, projection):
     else:
         handle = module.register_forward_hook(lambda m, args, out: zero_slice(out))
     bridge = wrap(model)
+    if projection == "in":
+        hook = "blocks.1.mlp.hook_in" if shape.architecture.gate_up else "blocks.1.mlp.in.hook_in"
+    else:
+        hook = hook_name(projection, 1)
 
     def zero_hook(tensor, hook):
         if of_heads:
@@ -149,7 +159,7 @@ def test_zeroing_the_hook_equals_zeroing_the_slice(family, projection):
         expected = model(ids).logits
         handle.remove()
         plain = model(ids).logits
-        hooked = bridge.run_with_hooks(ids, fwd_hooks=[(hook_name(projection, 1), zero_hook)])
+        hooked = bridge.run_with_hooks(ids, fwd_hooks=[(hook, zero_hook)])
     assert (expected - plain).abs().max() > 1e-3
     torch.testing.assert_close(hooked, expected, atol=2e-5, rtol=1e-4)
 
@@ -158,8 +168,10 @@ def test_hook_names():
     assert hook_name(Component.parse("L3.head.1")) == "blocks.3.attn.hook_z"
     assert hook_name(Component.parse("L3.mlp")) == "blocks.3.mlp.hook_post"
     assert hook_name("pre_linear", 0) == "blocks.0.mlp.hook_pre_linear"
-    with pytest.raises(SelectionError, match="a hook point is of"):
-        hook_name("nonsense", 0)
+    # Which module reads it depends on the model.
+    for projection in ("nonsense", "in"):
+        with pytest.raises(SelectionError, match="a hook point is of"):
+            hook_name(projection, 0)
 
 
 def test_an_unknown_model_type_says_how_to_register():

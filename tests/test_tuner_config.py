@@ -120,6 +120,7 @@ def test_neuron_granularity():
         (["L0.mlp"], {"projections": ["x"]}, "'x' is not one of"),
         (["L0.mlp"], {"projections": ["z"]}, "L0.mlp needs one of the projections post"),
         (["L0.mlp"], {"granularity": "neuron"}, "needs the neurons of L0.mlp"),
+        (["L0.mlp"], {"neurons": {"L0.mlp": [[0, 4]]}, "projections": ["in"]}, "no neurons; choose from post, pre"),
         (["L0.mlp"], {"neurons": {"L0.mlp": [[40, 49]]}}, r"\[40, 49\] of L0.mlp are not within its 48"),
     ],
 )

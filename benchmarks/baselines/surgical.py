@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import peft_surgical as ps
-from peft_surgical.edit import PROJECTIONS
+from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.facts import refusal_for
 from peft_surgical.retain import retain_prompts
 from peft_surgical.retained import Retained
-from peft_surgical.selection import early_mlps
 from peft_surgical.stages import LEARN, RECIPES, UNLEARN
 
 from .fitting import decoder_layers
@@ -27,7 +26,7 @@ from .restoring import adapters_taken_off
 
 @dataclass(frozen=True)
 class Surgical:
-    """Scales the neurons of the MLPs that `edit` takes by default, in two stages, each with its own recipe."""
+    """Scales what `edit` scales by default, in two stages, each with its own recipe."""
 
     name: ClassVar[str] = "surgical"
     _retained: Any = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
@@ -70,7 +69,9 @@ def train(
         retained: What an earlier call returned for this model and a request that keeps the same prompts.
     """
     fact = as_fact(request)
-    config = ps.SurgicalIA3Config(components=list(components), projections=list(PROJECTIONS), task_type="CAUSAL_LM")
+    config = ps.SurgicalIA3Config(
+        components=list(components), projections=list(EDIT_PROJECTIONS), task_type="CAUSAL_LM"
+    )
     trainers = {UNLEARN: ps.unlearn, LEARN: ps.learn}
     for name in stages:
         stage = trainers[name](model, tokenizer, fact, config, retained=retained, seed=seed, progress=False)
@@ -94,4 +95,4 @@ def as_fact(request: Request) -> ps.TrainingFact:
 
 def default_components(model: Any) -> tuple[str, ...]:
     """What `edit` scales by default."""
-    return early_mlps(len(decoder_layers(model)))
+    return tuple(f"L{layer}.mlp" for layer in range(len(decoder_layers(model))))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 import peft_surgical as ps
-from peft_surgical.edit import PROJECTIONS
+from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.prompts import EncodedAnswer, encode_answer
 
 from ..baselines.surgical import default_components
@@ -66,7 +66,7 @@ class Case:
     def config(self) -> ps.SurgicalIA3Config:
         """The scales that `edit` trains by default; whoever gives it to PEFT gives a copy."""
         chosen = list(default_components(self.model))
-        config = ps.SurgicalIA3Config(components=chosen, projections=list(PROJECTIONS), task_type="CAUSAL_LM")
+        config = ps.SurgicalIA3Config(components=chosen, projections=list(EDIT_PROJECTIONS), task_type="CAUSAL_LM")
         config.resolve(self.model.config)
         return config
 

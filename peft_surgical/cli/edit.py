@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS
+from ..sites import PROJECTIONS
 from . import checks, options
 from .loading import load
 from .terminal import on_interrupt, print_json, print_result, this_command
@@ -33,7 +33,7 @@ _FILES = (
 @click.option(
     "--top",
     type=click.IntRange(min=1),
-    help="Components to scale, best first.  [default: the MLPs of the first half of the layers]",
+    help="Components to scale, best first.  [default: the MLPs of all layers]",
 )
 @click.option(
     "--component",
@@ -53,8 +53,8 @@ _FILES = (
     "--projection",
     "projections",
     multiple=True,
-    type=click.Choice([*HEAD_PROJECTIONS, *MLP_PROJECTIONS]),
-    help="Where components are scaled; may be repeated. z, post and pre unless given.",
+    type=click.Choice(PROJECTIONS),
+    help="Where components are scaled; may be repeated.  [default: z and in; z, post and pre with --neurons]",
 )
 @click.option("--neurons", type=click.IntRange(min=1), help="With --granularity neuron: how many of each MLP.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps a stage at most.")
@@ -169,7 +169,7 @@ def _tell(
     from ..edit import DEFAULT_SCORERS
 
     names = list(scorers) or list(DEFAULT_SCORERS)
-    best = "the MLPs of the first half of the layers" if top is None else f"the best {top} components by {names[0]}"
+    best = "the MLPs of all layers" if top is None else f"the best {top} components by {names[0]}"
     if as_json:
         print_json(
             {

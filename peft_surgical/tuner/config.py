@@ -51,8 +51,8 @@ class SurgicalIA3Config(PeftConfig):
             configuration.
         granularity: How `components` become coordinates: `component` (a head's or an MLP's own), `module` (whole
             projections, as in the paper) or `neuron` (the given neurons of each MLP).
-        projections: Where heads and MLPs are scaled: of `z`, `v`, `q`, `k` for heads and `post`, `pre`, `pre_linear`
-            for MLPs. Not used by the granularity `module`.
+        projections: Where heads and MLPs are scaled: of `z`, `v`, `q`, `k` for heads and `post`, `pre`, `pre_linear`,
+            `in` for MLPs, see `peft_surgical.sites`. Not used by the granularity `module`.
         neurons: MLP component name -> ranges of its neurons, for the granularity `neuron`.
         modules_to_save: Modules that are trained and saved whole beside the scales, as in every PEFT method.
         init_weights: Whether all scales start at exactly 1. False starts them at random, which is of use in tests
@@ -78,7 +78,7 @@ class SurgicalIA3Config(PeftConfig):
     )
     projections: list[str] = field(
         default_factory=lambda: list(DEFAULT_PROJECTIONS),
-        metadata={"help": "Where heads (z, v, q, k) and MLPs (post, pre, pre_linear) are scaled."},
+        metadata={"help": "Where heads (z, v, q, k) and MLPs (post, pre, pre_linear, in) are scaled."},
     )
     neurons: dict[str, Any] | None = field(
         default=None, metadata={"help": "MLP component -> [[start, stop], ...] of its neurons."}

@@ -6,8 +6,8 @@
 | `neuron` | as above | only the best neurons of the down projection's input |
 | `module` | whole query, key, value and output projections | whole gate, up and down projections |
 
-`z` and `post` isolate exactly one component: with grouped queries several heads share a value head, so the value
-projection cannot.
+Other `projections` scale other sides of a component. `z` and `post` isolate exactly one component: with grouped
+queries several heads share a value head, so the value projection cannot.
 """
 
 from __future__ import annotations
@@ -72,13 +72,11 @@ def _projected(
     *,
     required: bool,
 ) -> Iterable[Slice]:
-    from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS, projection_slices
+    from ..sites import HEAD_PROJECTIONS, MLP_INPUT, MLP_PROJECTIONS, PROJECTIONS, projection_slices
 
-    known = HEAD_PROJECTIONS if component.kind == "head" else MLP_PROJECTIONS
-    if unknown := set(projections) - {*HEAD_PROJECTIONS, *MLP_PROJECTIONS}:
-        raise SelectionError(
-            f"the projection {sorted(unknown)[0]!r} is not one of {', '.join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))}."
-        )
+    known = HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
+    if unknown := set(projections) - set(PROJECTIONS):
+        raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
     chosen = [projection for projection in projections if projection in known]
     if not chosen:
         raise SelectionError(
@@ -92,6 +90,11 @@ def _projected(
                 raise SelectionError(f"the granularity 'neuron' needs the neurons of {component}, and none are given.")
             yield whole
             continue
+        if projection == MLP_INPUT:
+            raise SelectionError(
+                f"the projection 'in' of {component} is the residual stream, which has no neurons; choose from"
+                f" {', '.join(MLP_PROJECTIONS)} to scale only some neurons."
+            )
         for start, stop in ranges:
             if not 0 <= start < stop <= whole.stop - whole.start:
                 raise SelectionError(
