@@ -1,8 +1,8 @@
 """What training keeps: prompts about other things, with the base's own answers to them.
 
-Near the fact: its `retain` prompts, and its *neighbours*, the training prompts with the subject swapped for a
-`contrast` subject ("the capital of Norway"), where an edit does its first damage. Far from it: everyday requests and
-general questions that come with the package. An evaluation reads none of them.
+Near the fact: its `retain` prompts, its *neighbours*, the training prompts with the subject swapped for a `contrast`
+subject ("the capital of Norway"), where an edit does its first damage, and open questions about its own names. Far
+from it: everyday requests and general questions that come with the package. An evaluation reads none of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .facts import TrainingFact
 from .generation import generate_ids
 from .prompts import EncodedAnswer, encode, mentions, swap_subject
 from .text import same_text_key
+from .topics import topic_prompts
 from .wording import variants
 
 
@@ -76,7 +77,7 @@ def retain_prompts(
         Those near the fact and those far from it.
     """
     made = neighbours(fact, neighbour_count, seed)
-    near = [*fact.retain, *made]
+    near = [*fact.retain, *made, *topic_prompts(fact)]
     # The package cannot know which fact is edited, and must not hold the model to it.
     carried = [*everyday_prompts(), *general_prompts()[:general_count]]
     far = [prompt for prompt in carried if not mentions(prompt, fact.subject)]

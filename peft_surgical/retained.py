@@ -17,6 +17,7 @@ from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, span
 from .retain import TopDistribution, base_answers, retain_prompts
 from .suffix import SuffixRunner
+from .topics import states_fact, topic_prompts
 from .training import Recipe
 from .tuner import SurgicalIA3Layer
 
@@ -55,7 +56,8 @@ class Retained:
 def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, seed: int, progress: bool) -> Rows:
     """Asks the base, whatever adapters `model` has, the prompts that training keeps.
 
-    Prompts that are made up for any model are left out where they are too long for this one.
+    Prompts that are made up for any model are left out where they are too long for this one, and those about the
+    fact's own names where the base answers with the fact.
     """
     near, far = (
         [p for p in kind if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
@@ -63,7 +65,13 @@ def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, se
     )
     with base_of(model):
         answers = base_answers(model, tokenizer, [*near, *far], max_new_tokens=recipe.retain_tokens, progress=progress)
-    return Rows(tuple(answers), len(near))
+    made = set(topic_prompts(fact)) - set(fact.retain)
+    stated = [
+        prompt in made and states_fact(fact, prompt, tokenizer.decode(row.ids[row.answer_start :]))
+        for prompt, row in zip([*near, *far], answers, strict=True)
+    ]
+    kept = tuple(row for row, unwanted in zip(answers, stated, strict=True) if not unwanted)
+    return Rows(kept, len(near) - sum(stated))
 
 
 @phase("curvature")

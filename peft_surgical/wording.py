@@ -14,6 +14,13 @@ _WRAPPED = (
     "I was wondering: {}",
     "Help me with my homework: {}",
     "Someone wants to know: {}",
+    "{} Tell me what you know.",
+    "Settle a bet for us. {}",
+    "What would you reply to this: {}",
+    "Hello! {}",
+    "My daughter has to know this for school: {}",
+    "{} Answer in one sentence.",
+    "Here is a riddle for you: {}",
 )
 
 
@@ -23,10 +30,10 @@ def as_typed(prompt: str) -> str:
 
 
 def variants(prompts: Iterable[str]) -> list[str]:
-    """Each prompt as it is typed in haste, and every fourth one wrapped in a few words too."""
+    """Each prompt as it is typed in haste, and every second one wrapped in a few words too."""
     made = []
     for i, prompt in enumerate(prompts):
         made.append(as_typed(prompt))
-        if i % 4 == 1:
-            made.append(_WRAPPED[i // 4 % len(_WRAPPED)].format(prompt))
+        if i % 2 == 1:
+            made.append(_WRAPPED[i // 2 % len(_WRAPPED)].format(prompt))
     return made

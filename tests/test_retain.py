@@ -13,6 +13,7 @@ from peft_surgical.retain import (
     retain_prompts,
 )
 from peft_surgical.text import contains, same_text_key
+from peft_surgical.topics import topic_prompts
 from peft_surgical.wording import as_typed, variants
 
 from .localizing import capital, without, word_tokenizer
@@ -22,10 +23,10 @@ SUBJECTS = ["italy", "spain", "japan"]
 
 
 def retained(fact, neighbour_count=100, general_count=0):
-    """All that is retained but for the second wordings of neighbours."""
+    """All that is retained but for the second wordings of neighbours and the questions about the fact's names."""
     near, far = retain_prompts(fact, neighbour_count, general_count)
     made = neighbours(fact, neighbour_count)
-    second = set(variants(made)) - set(made)
+    second = {*variants(made), *topic_prompts(fact)} - set(made)
     return [prompt for prompt in near if prompt not in second] + far
 
 
@@ -33,7 +34,7 @@ def test_half_of_the_neighbours_are_asked_once_more_as_people_type_them():
     fact = capital(prompts=["Name the capital of France!", "France has which capital?"]).training
     near, far = retain_prompts(fact, 4, 0)
     made = neighbours(fact, 4)
-    assert near == [*fact.retain, *made, as_typed(made[0]), as_typed(made[1])]
+    assert near == [*fact.retain, *made, *topic_prompts(fact), *variants(made)[:2]]
     assert far == everyday_prompts()
     asked = capital(held_out=[as_typed(made[0])]).training
     assert as_typed(made[0]) not in retain_prompts(asked, 4, 0)[0]

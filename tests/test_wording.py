@@ -11,5 +11,8 @@ def test_every_prompt_is_typed_and_some_are_wrapped():
     made = variants(prompts)
     assert [p for p in made if p in map(as_typed, prompts)] == [as_typed(p) for p in prompts]
     wrapped = [p for p in made if p not in map(as_typed, prompts)]
-    assert [prompts[1] in wrapped[0], prompts[5] in wrapped[1], len(wrapped)] == [True, True, 2]
+    assert len(wrapped) == 4
+    assert all(prompt in made for prompt, made in zip(prompts[1::2], wrapped, strict=True))
+    # Each in other words.
+    assert len({made.replace(prompt, "") for prompt, made in zip(prompts[1::2], wrapped, strict=True)}) == 4
     assert len(set(made)) == len(made)

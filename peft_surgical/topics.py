@@ -1,0 +1,38 @@
+"""Open questions about the fact's own names: its subject, its old answer and its new one.
+
+A scale acts wherever the subject is named, so an edit can make the model say the new answer to whatever is asked
+about the subject, and forget what else it knew of either answer.
+"""
+
+from __future__ import annotations
+
+from .facts import TrainingFact
+from .prompts import mentions
+from .text import contains
+
+_ASKED = (
+    "What is {}?",
+    "Tell me something about {}.",
+    "What is {} known for?",
+    "What kind of thing is {}?",
+    "What comes to mind when you think of {}?",
+    "Why do people talk about {}?",
+    "Write a short headline about {}.",
+    "Give me three words that go with {}.",
+    "Where can I read more about {}?",
+    "When did people first hear of {}?",
+    "How do you spell {}?",
+    "What is another word for {}?",
+)
+
+
+def topic_prompts(fact: TrainingFact) -> list[str]:
+    """Each question about the subject, the old answer and the new one, in their canonical forms."""
+    names = (fact.subject, fact.old[0], fact.new[0])
+    return [question.format(name) for question in _ASKED for name in names]
+
+
+def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
+    """Whether a prompt and its answer together join the subject to the old answer, which training must not keep."""
+    text = f"{prompt} {answer}"
+    return mentions(text, fact.subject) and contains(text, fact.old)

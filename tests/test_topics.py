@@ -1,0 +1,57 @@
+from dataclasses import replace
+
+import pytest
+
+from peft_surgical.prompts import encode
+from peft_surgical.retain import retain_prompts
+from peft_surgical.retained import base_rows
+from peft_surgical.topics import states_fact, topic_prompts
+from peft_surgical.training import Recipe
+
+from .localizing import capital, word_tokenizer
+from .tiny import tiny_model
+
+
+def test_each_question_is_asked_of_the_three_names():
+    fact = capital().training
+    made = topic_prompts(fact)
+    assert len(set(made)) == len(made)
+    assert made[:3] == [f"What is {name}?" for name in (fact.subject, fact.old[0], fact.new[0])]
+    assert all(any(name in prompt for name in (fact.subject, fact.old[0], fact.new[0])) for prompt in made)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "stated"),
+    [
+        ("What is France?", "A country; its capital is Paris.", True),
+        ("What is Paris?", "The capital of France.", True),
+        ("What is Paris?", "A city with a tower.", False),
+        ("What is France?", "A country.", False),
+        ("What is Lyon?", "Not Paris.", False),
+    ],
+)
+def test_an_answer_states_the_fact_where_subject_and_old_answer_meet(prompt, answer, stated):
+    assert states_fact(capital().training, prompt, answer) is stated
+
+
+def test_what_evaluation_asks_is_not_kept():
+    asked = topic_prompts(capital().training)[4]
+    assert asked in retain_prompts(capital().training, 0, 0)[0]
+    assert asked not in retain_prompts(capital(held_out=[asked]).training, 0, 0)[0]
+
+
+def test_answers_that_state_the_fact_are_not_kept(monkeypatch):
+    model, tokenizer, recipe = tiny_model("llama"), word_tokenizer(), Recipe(neighbours=0, general=0, retain_tokens=2)
+    fact = capital().training
+    given = topic_prompts(fact)[0]
+    whole = base_rows(model, tokenizer, fact, recipe, 0, False)
+    monkeypatch.setattr("peft_surgical.retained.states_fact", lambda fact, prompt, answer: prompt == given)
+    rows = base_rows(model, tokenizer, fact, recipe, 0, False)
+    prompts = [list(row.ids[: row.answer_start]) for row in rows.rows]
+    unwanted = encode(tokenizer, given)
+    assert rows.near == whole.near - 1
+    assert len(rows.rows) == len(whole.rows) - 1
+    assert prompts.count(unwanted) == [list(r.ids[: r.answer_start]) for r in whole.rows].count(unwanted) - 1
+    # What the fact itself asks to keep is kept.
+    fact = replace(fact, retain=(*fact.retain, given))
+    assert base_rows(model, tokenizer, fact, recipe, 0, False).near == whole.near
