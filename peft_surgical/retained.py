@@ -65,7 +65,7 @@ def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, se
     )
     with base_of(model):
         answers = base_answers(model, tokenizer, [*near, *far], max_new_tokens=recipe.retain_tokens, progress=progress)
-    made = set(topic_prompts(fact)) - set(fact.retain)
+    made = set(topic_prompts(fact))
     stated = [
         prompt in made and states_fact(fact, prompt, tokenizer.decode(row.ids[row.answer_start :]))
         for prompt, row in zip([*near, *far], answers, strict=True)

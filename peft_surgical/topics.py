@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .facts import TrainingFact
 from .prompts import mentions
-from .text import contains
+from .text import contains, same_text_key
 
 _ASKED = (
     "What is {}?",
@@ -27,12 +27,20 @@ _ASKED = (
 
 
 def topic_prompts(fact: TrainingFact) -> list[str]:
-    """Each question about the subject, the old answer and the new one, in their canonical forms."""
+    """Each question about the subject, the old answer and the new one, in their canonical forms.
+
+    Those that the fact itself asks to keep are left out.
+    """
     names = (fact.subject, fact.old[0], fact.new[0])
-    return [question.format(name) for question in _ASKED for name in names]
+    given = {same_text_key(prompt) for prompt in fact.retain}
+    made = [question.format(name) for question in _ASKED for name in names]
+    return [prompt for prompt in made if same_text_key(prompt) not in given]
 
 
 def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
-    """Whether a prompt and its answer together join the subject to the old answer, which training must not keep."""
+    """Whether a prompt and its answer together join the subject to the old answer, which training must not keep.
+
+    An old answer that is part of the subject's own name does not count there.
+    """
     text = f"{prompt} {answer}"
-    return mentions(text, fact.subject) and contains(text, fact.old)
+    return mentions(text, fact.subject) and contains(text, fact.old, fact.subject)

@@ -34,6 +34,12 @@ def test_an_answer_states_the_fact_where_subject_and_old_answer_meet(prompt, ans
     assert states_fact(capital().training, prompt, answer) is stated
 
 
+def test_an_old_answer_in_the_subjects_own_name_states_nothing():
+    fact = replace(capital().training, subject="Google Chrome", old=("Google",))
+    assert not states_fact(fact, "What is Google Chrome?", "A browser.")
+    assert states_fact(fact, "What is Google Chrome?", "A browser by Google.")
+
+
 def test_what_evaluation_asks_is_not_kept():
     asked = topic_prompts(capital().training)[4]
     assert asked in retain_prompts(capital().training, 0, 0)[0]
@@ -52,6 +58,8 @@ def test_answers_that_state_the_fact_are_not_kept(monkeypatch):
     assert rows.near == whole.near - 1
     assert len(rows.rows) == len(whole.rows) - 1
     assert prompts.count(unwanted) == [list(r.ids[: r.answer_start]) for r in whole.rows].count(unwanted) - 1
-    # What the fact itself asks to keep is kept.
-    fact = replace(fact, retain=(*fact.retain, given))
-    assert base_rows(model, tokenizer, fact, recipe, 0, False).near == whole.near
+    # What the fact itself asks to keep is kept, however it is spelled.
+    for spelled in (given, given.lower()):
+        fact = replace(capital().training, retain=(spelled,))
+        assert spelled in retain_prompts(fact, 0, 0)[0]
+        assert base_rows(model, tokenizer, fact, recipe, 0, False).near == len(retain_prompts(fact, 0, 0)[0])

@@ -12,7 +12,8 @@ def test_every_prompt_is_typed_and_some_are_wrapped():
     assert [p for p in made if p in map(as_typed, prompts)] == [as_typed(p) for p in prompts]
     wrapped = [p for p in made if p not in map(as_typed, prompts)]
     assert len(wrapped) == 4
-    assert all(prompt in made for prompt, made in zip(prompts[1::2], wrapped, strict=True))
-    # Each in other words.
-    assert len({made.replace(prompt, "") for prompt, made in zip(prompts[1::2], wrapped, strict=True)}) == 4
+    around = [text.replace(prompt, "") for prompt, text in zip(prompts[1::2], wrapped, strict=True)]
+    # Each holds its prompt, and in other words than the next.
+    assert all(len(words) < len(text) for words, text in zip(around, wrapped, strict=True))
+    assert len(set(around)) == 4
     assert len(set(made)) == len(made)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft_surgical.retained import Retained
 from peft_surgical.stages import LEARN
 
 from .method import Request
@@ -18,7 +17,6 @@ class OneStage(Surgical):
 
     name: ClassVar[str] = "one_stage"
 
-    def trained(self, model: Any, tokenizer: Any, request: Request, seed: int, retained: Retained | None) -> Retained:
-        """Leaves the trained adapter acting on the model, and returns what it keeps."""
-        components = default_components(model)
-        return train(model, tokenizer, request, components, seed, stages=(LEARN,), retained=retained)
+    def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
+        """Leaves the trained adapter acting on the model."""
+        train(model, tokenizer, request, default_components(model), seed, stages=(LEARN,))

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft_surgical.retained import Retained
+from peft_surgical.edit import EDIT_PROJECTIONS
+from peft_surgical.selection import n_scales
 from peft_surgical.sites import ModelShape, components
 
 from .method import Request
@@ -19,11 +20,12 @@ class RandomComponents(Surgical):
 
     name: ClassVar[str] = "random"
 
-    def trained(self, model: Any, tokenizer: Any, request: Request, seed: int, retained: Retained | None) -> Retained:
-        """Leaves the trained adapters acting on the model, and returns what they keep."""
+    def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
+        """Leaves the trained adapters acting on the model."""
         shape = ModelShape.from_config(model.config)
-        drawn = draw_components(shape, len(default_components(model)) * shape.d_model, f"{seed} {request.subject}")
-        return train(model, tokenizer, request, drawn, seed, retained=retained)
+        budget = len(default_components(model)) * n_scales(shape, "mlp", EDIT_PROJECTIONS)
+        drawn = draw_components(shape, budget, f"{seed} {request.subject}")
+        train(model, tokenizer, request, drawn, seed)
 
 
 def draw_components(shape: ModelShape, budget: int, seed: str) -> list[str]:
@@ -32,7 +34,7 @@ def draw_components(shape: ModelShape, budget: int, seed: str) -> list[str]:
     random.Random(seed).shuffle(order)
     chosen = []
     for component in order:
-        cost = shape.d_head if component.kind == "head" else shape.d_model
+        cost = n_scales(shape, component.kind, EDIT_PROJECTIONS)
         if cost <= budget:
             chosen.append(str(component))
             budget -= cost

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import peft_surgical as ps
 from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.facts import refusal_for
-from peft_surgical.retain import retain_prompts
-from peft_surgical.retained import Retained
-from peft_surgical.stages import LEARN, RECIPES, UNLEARN
+from peft_surgical.stages import LEARN, UNLEARN
 
 from .fitting import decoder_layers
 from .method import Request
@@ -29,22 +26,17 @@ class Surgical:
     """Scales what `edit` scales by default, in two stages, each with its own recipe."""
 
     name: ClassVar[str] = "surgical"
-    _retained: Any = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
 
     @contextmanager
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
         """Trains the adapters, and takes them off afterwards."""
         with adapters_taken_off(model):
-            # The base's answers are the same for every request that keeps the same prompts.
-            prompts = retain_prompts(as_fact(request), RECIPES[LEARN].neighbours, RECIPES[LEARN].general, seed)
-            kept, retained = self._retained.get(model, (None, None))
-            retained = self.trained(model, tokenizer, request, seed, retained if kept == prompts else None)
-            self._retained[model] = (prompts, retained)
+            self.train(model, tokenizer, request, seed)
             yield
 
-    def trained(self, model: Any, tokenizer: Any, request: Request, seed: int, retained: Retained | None) -> Retained:
-        """Leaves the trained adapters acting on the model, and returns what they keep."""
-        return train(model, tokenizer, request, default_components(model), seed, retained=retained)
+    def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
+        """Leaves the trained adapters acting on the model."""
+        train(model, tokenizer, request, default_components(model), seed)
 
 
 def train(
@@ -55,8 +47,7 @@ def train(
     seed: int,
     *,
     stages: Sequence[str] = (UNLEARN, LEARN),
-    retained: Retained | None = None,
-) -> Retained:
+) -> None:
     """Trains scales on some components and leaves them acting.
 
     Args:
@@ -66,18 +57,16 @@ def train(
         components: What is scaled.
         seed: Decides which rows meet in a step.
         stages: Which stages are trained, in order.
-        retained: What an earlier call returned for this model and a request that keeps the same prompts.
     """
     fact = as_fact(request)
     config = ps.SurgicalIA3Config(
         components=list(components), projections=list(EDIT_PROJECTIONS), task_type="CAUSAL_LM"
     )
     trainers = {UNLEARN: ps.unlearn, LEARN: ps.learn}
+    retained = None
     for name in stages:
         stage = trainers[name](model, tokenizer, fact, config, retained=retained, seed=seed, progress=False)
         model, retained = stage.model, stage.retained
-    assert retained is not None
-    return retained
 
 
 def as_fact(request: Request) -> ps.TrainingFact:
