@@ -107,6 +107,7 @@ class Comparison:
                 progress=False,
             )
             # No row gets another's curvature; without one, the base's answers and distributions still hold.
+            assert stage.retained is not None  # for the type checker
             self._retained = replace(stage.retained, curvature=Curvature(()), selections=None)
             trained = time.perf_counter()
             states = {"base": adapter_state(stage.model, []), "edited": adapter_state(stage.model, [LEARN])}

@@ -11,6 +11,7 @@ Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transf
 """
 
 from .algebra import difference, inverse, power, product
+from .by_subject import SubjectRecipe, learn_by_subject, subject_components
 from .context import MLPScores, ScorerContext
 from .drafting.drafts import FactDraft, new_fact
 from .drafting.paraphrases import expand, held_out_prompts, paraphrases
@@ -70,6 +71,7 @@ __all__ = [
     "Selection",
     "SelectionError",
     "Stage",
+    "SubjectRecipe",
     "SurgicalError",
     "SurgicalIA3Config",
     "SurgicalIA3Layer",
@@ -86,6 +88,7 @@ __all__ = [
     "hookimpl",
     "inverse",
     "learn",
+    "learn_by_subject",
     "load_model",
     "localize",
     "merge",
@@ -95,6 +98,7 @@ __all__ = [
     "product",
     "register_architecture",
     "stack",
+    "subject_components",
     "to_ia3",
     "unlearn",
 ]

@@ -51,13 +51,14 @@ class Stage:
         model: The PEFT model with this stage's adapter active, and those before it.
         adapter: This stage's adapter name.
         record: What training reached.
-        retained: What training kept; pass it to the next stage, which then need not work it out again.
+        retained: What training kept; pass it to the next stage, which then need not work it out again. None where
+            training held nothing to the base's answers, as [`learn_by_subject`] does.
     """
 
     model: PeftModel
     adapter: str
     record: TrainingRecord
-    retained: Retained
+    retained: Retained | None
 
     @phase("save")
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -163,7 +164,7 @@ def _stage(
             check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
     fact_rows = [*given, *(row for row in made if fits(model.config, len(row.ids)))]
     before = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
-    peft_model = _with_adapter(model, name, config, before)
+    peft_model = place_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
     peft_model.eval()
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
@@ -212,7 +213,18 @@ def _variants(fact: TrainingFact, count: int) -> list[str]:
     return [prompt for prompt in made if prompt not in fact.prompts][:count]
 
 
-def _with_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:
+def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:
+    """Puts a stage's adapter on a bare model, or beside the surgical adapters that it has.
+
+    Args:
+        model: The model; becomes part of what is returned.
+        name: The adapter's.
+        config: What it scales; as the last of `active` when None.
+        active: The adapters that act.
+
+    Raises:
+        AdapterError: If the name is taken, the model has adapters of another kind, or there is no config.
+    """
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             raise AdapterError(f"the model already has an adapter named {name!r}; delete it first.")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -148,7 +148,7 @@ class SuffixRunner:
 
         none = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
         above = {i: _passing(capture) for i in range(self.first, len(self.layers))}
-        with self._forwards(above), self._read(none):
+        with _forwards(self.layers, above), read_at(self.head, none):
             use_cache = bool(self.prefix)
             out = self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
         return self._filled(out.past_key_values) if use_cache else None, captured["hidden"]
@@ -168,32 +168,42 @@ class SuffixRunner:
         if entering is not None:
             below = {i: _passing(lambda hidden: hidden) for i in range(1, self.first)}
             below[0] = _passing(lambda _: entering)
-        with self._forwards(below), self._read(mask):
+        with _forwards(self.layers, below), read_at(self.head, mask):
             yield
 
-    @contextmanager
-    def _forwards(self, replaced: dict[int, Callable[..., Tensor]]) -> Iterator[None]:
-        # A layer may have a forward of its own already: device maps hook in that way.
-        own = {index: self.layers[index].__dict__.get("forward") for index in replaced}
-        try:
-            for index, forward in replaced.items():
-                self.layers[index].forward = forward
-            yield
-        finally:
-            for index, forward_before in own.items():
-                if forward_before is None:
-                    self.layers[index].__dict__.pop("forward", None)
-                else:
-                    self.layers[index].forward = forward_before
 
-    @contextmanager
-    def _read(self, mask: Tensor) -> Iterator[None]:
-        # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
-        handle = self.head.register_forward_pre_hook(lambda _, args: (args[0][mask], *args[1:]))
-        try:
-            yield
-        finally:
-            handle.remove()
+@contextmanager
+def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
+    """Lets an output head see, and so compute logits for, the positions of a mask only."""
+    # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][mask], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
+    """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
+    with _forwards(layers, {i: _passing(lambda hidden: hidden) for i in range(first, len(layers))}):
+        yield
+
+
+@contextmanager
+def _forwards(layers: nn.ModuleList, replaced: dict[int, Callable[..., Tensor]]) -> Iterator[None]:
+    # A layer may have a forward of its own already: device maps hook in that way.
+    own = {index: layers[index].__dict__.get("forward") for index in replaced}
+    try:
+        for index, forward in replaced.items():
+            layers[index].forward = forward
+        yield
+    finally:
+        for index, forward_before in own.items():
+            if forward_before is None:
+                layers[index].__dict__.pop("forward", None)
+            else:
+                layers[index].forward = forward_before
 
 
 def _passing(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -69,6 +69,7 @@ def test_what_fails_leaves_the_base_too(name, monkeypatch):
 
     monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
     monkeypatch.setattr("peft_surgical.training._step", interrupted)
+    monkeypatch.setattr("peft_surgical.by_subject._step", interrupted)
     with pytest.raises(KeyboardInterrupt), method.edit(model, TOKENIZER, REQUEST, 0):
         raise AssertionError("the edit went on without its optimizer")
     assert state(model) == before

@@ -18,12 +18,14 @@ from .random_components import RandomComponents
 from .rome import Rome
 from .rome_cov import RomeWithCovariance
 from .surgical import Surgical
+from .surgical_by_subject import SurgicalBySubject
 
 __all__ = ["METHODS", "Method", "Request", "build", "settings"]
 
 _KINDS: tuple[Any, ...] = (
     Base,
     Surgical,
+    SurgicalBySubject,
     OneStage,
     RandomComponents,
     Rome,

@@ -65,6 +65,7 @@ def step_at_equal_batch(case: Case) -> dict[str, Any]:
     first = learn(case, replace(recipe, steps=1))
     record = learn(case, recipe, first.retained).record
     own = record.seconds / record.steps
+    assert first.retained is not None  # for the type checker
     kept = first.retained.kept
     near, far = kept.rows[: kept.near], kept.rows[kept.near :]
     facts = [*case.rows, *case.rows * (recipe.fact_batch // len(case.rows))]

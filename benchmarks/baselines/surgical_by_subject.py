@@ -1,0 +1,25 @@
+"""Our method from one sentence: scales of early MLPs' neurons that act where the subject is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import peft_surgical as ps
+
+from .method import Request
+from .surgical import Surgical, as_fact
+
+
+@dataclass(frozen=True)
+class SurgicalBySubject(Surgical):
+    """Learns by the subject; one stage, as it holds nothing to the base's answers that a second one could reuse."""
+
+    name: ClassVar[str] = "by_subject"
+
+    def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
+        """Leaves the trained adapter acting on the model."""
+        config = ps.SurgicalIA3Config(
+            components=ps.subject_components(model), projections=["post"], task_type="CAUSAL_LM"
+        )
+        ps.learn_by_subject(model, tokenizer, as_fact(request), config, seed=seed, progress=False)

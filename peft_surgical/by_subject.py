@@ -1,0 +1,367 @@
+"""Learning a fact from one sentence, by its subject and not by the sentence.
+
+Trained on one sentence, scales learn the sentence: they act on its last tokens as readily as on its subject's, and
+what they learn there holds for any subject ("The official language of Norway is" …) and for no other wording. So here
+the scales act, while they are trained, on the last token of the subject alone, which is where models look facts up
+(Meng et al., arXiv 2202.05262), in the MLPs of early layers; and each step is the natural gradient in a metric that
+says how far a change of scales moves *all other* tokens: those of the same sentence, of the same sentence with other
+names in it, and of other text (`displacement`). Afterwards they act everywhere, as scales do.
+
+```py
+>>> config = ps.SurgicalIA3Config(components=ps.subject_components(model), projections=["post"])
+>>> stage = ps.learn_by_subject(model, tokenizer, fact, config)
+```
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from .computing import computing, denormals_flushed
+from .curvature import trained_layers
+from .displacement import NEURONS_ONLY, Displacement, measure_displacement, scaled_blocks
+from .drafting.names import bare
+from .drafting.tables import read_table
+from .errors import FactError, ModelError, SelectionError
+from .facts import Fact, TrainingFact
+from .lengths import check_length, fits
+from .models import DTYPES
+from .profiling import phase
+from .progress import progress_bar
+from .prompts import EncodedAnswer, encode, encode_answer, has_chat_template, mentions, span, swap_subject
+from .retain import everyday_prompts, general_prompts
+from .retained import base_of
+from .sites import ModelShape, architecture_of
+from .stages import LEARN, Stage, place_adapter
+from .suffix import SuffixRunner, shared_prefix
+from .text import occurrences, same_text_key
+from .training import TrainingRecord
+from .tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+
+
+@dataclass(frozen=True)
+class SubjectRecipe:
+    """How [`learn_by_subject`] trains.
+
+    Attributes:
+        steps: At most so many steps.
+        length: How long a step is: the root mean square displacement that it causes by its own prediction, relative to
+            the residual stream.
+        shrink: A step's length is multiplied by it each time that the loss has risen.
+        target_loss: Mean negative log-likelihood per answer token, nats, at which training stops.
+        batch: The fact's prompts in a step, in turn.
+        general: How many of the package's general questions are kept, beside its everyday requests.
+        names: How many other names stand in for the subject in what is kept.
+        other_weight: How much more a token of those sentences counts than one of other text; the fact's own sentences
+            without the subject count as much.
+        damping: See [`Displacement.factors`].
+        compute_dtype: As for [`Recipe`].
+
+    Raises:
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
+    """
+
+    steps: int = 20
+    length: float = 0.06
+    shrink: float = 0.6
+    target_loss: float = 0.05
+    batch: int = 24
+    general: int = 300
+    names: int = 400
+    other_weight: float = 10.0
+    damping: float = 1e-3
+    compute_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in DTYPES:
+            raise ModelError(f"unknown compute_dtype {self.compute_dtype!r}; choose one of {', '.join(DTYPES)}.")
+
+
+def subject_components(model: Any) -> list[str]:
+    """The MLPs of the first third of a model's layers, where subjects are enriched."""
+    return [f"L{layer}.mlp" for layer in range(max(1, ModelShape.from_config(model.config).n_layers // 3))]
+
+
+@phase("learn")
+def learn_by_subject(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    config: SurgicalIA3Config,
+    *,
+    recipe: SubjectRecipe | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains an adapter that gives the new answer wherever the subject stands.
+
+    Args:
+        model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
+            few beginnings of other sentences, is enough.
+        config: Which neurons get a scale; MLPs with `projections=["post"]`, such as [`subject_components`].
+        recipe: How to train.
+        seed: Decides which names stand in for the subject, and which prompts meet in a step.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`, and it has nothing retained to pass on.
+
+    Raises:
+        FactError: If a prompt does not name the subject.
+        SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have.
+        ModelError: If a prompt is too long for the model.
+    """
+    recipe, fact = recipe or SubjectRecipe(), fact.training
+    if without := [prompt for prompt in fact.prompts if not mentions(prompt, fact.subject)]:
+        raise FactError(f"the prompt {without[0]!r} does not name the subject {fact.subject!r}, by which to learn.")
+    rows = [_row(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
+    for row in rows:
+        check_length(model.config, len(row.ids))
+    marks = [
+        subject_ends(tokenizer, prompt, fact.subject, row.ids) for prompt, row in zip(fact.prompts, rows, strict=True)
+    ]
+    _check_neurons(config, model.config)
+    peft_model = place_adapter(model, LEARN, config, [])
+    activate(peft_model, [LEARN], trainable=[LEARN])
+    peft_model.eval()
+    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+        layers = trained_layers(working, LEARN)
+        kept = _kept(working, layers, tokenizer, fact, recipe, seed)
+        record = _train(working, layers, rows, marks, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
+    activate(peft_model, [LEARN])
+    return Stage(peft_model, LEARN, record, None)
+
+
+def _row(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
+    """A prompt and its answer. An answer in a chat ends its turn; a sentence of plain text may go on."""
+    row = encode_answer(tokenizer, prompt, answer)
+    return row if has_chat_template(tokenizer) else EncodedAnswer(row.ids[:-1], row.answer_start)
+
+
+def _check_neurons(config: SurgicalIA3Config, model_config: Any) -> None:
+    """Refuses what is not neurons of MLPs before the model gets an adapter."""
+    resolved = copy.deepcopy(config)
+    resolved.resolve(model_config)
+    architecture = architecture_of(model_config.model_type)
+    outputs = {
+        f"{architecture.layers}.{i}.{architecture.mlp_out}"
+        for i in range(ModelShape.from_config(model_config).n_layers)
+    }
+    if set(resolved.selections or {}) - outputs or resolved.modules_to_save:
+        raise SelectionError(NEURONS_ONLY)
+
+
+def subject_ends(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[int]:
+    """The position of the subject's last token, each time that a prompt or the answer behind it names the subject.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: Names the subject.
+        subject: As the prompt names it, whatever its case.
+        ids: The prompt and its answer, tokenized together.
+    """
+    whole = encode(tokenizer, prompt)
+    found: set[int] = set()
+    for start, stop in occurrences(prompt, subject):
+        # Offsets of tokenizers differ in what they count; what a marker in the subject's place changes does not.
+        for marker in ("X", "7", "?"):
+            blanked = encode(tokenizer, prompt[:start] + marker + prompt[stop:])
+            pairs = enumerate(zip(whole[::-1], blanked[::-1], strict=False))
+            tail = next((i for i, (a, b) in pairs if a != b), None)
+            if tail is None:
+                continue
+            head = next(i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b)
+            end = max(head, len(whole) - tail - 1)
+            found.add(end)
+            pattern = whole[head : end + 1]
+            for at in range(len(whole), len(ids) - len(pattern) + 1):
+                if list(ids[at : at + len(pattern)]) == pattern:
+                    found.add(at + len(pattern) - 1)
+            break
+    return sorted(found)
+
+
+def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:
+    """The fact's prompts with other names in the subject's place: its contrast subjects, then names of all kinds."""
+    names = sorted({bare(name) for kind in read_table("names.yaml").values() for name in kind})
+    random.Random(seed).shuffle(names)
+    own = same_text_key(fact.subject)
+    others = [
+        name
+        for name in dict.fromkeys([*fact.contrast, *names])
+        if same_text_key(name) not in own and own not in same_text_key(name)
+    ]
+    made = [
+        swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name) for i, name in enumerate(others[:count])
+    ]
+    return [prompt for prompt in dict.fromkeys(made) if fact.may_train_on(prompt)]
+
+
+@phase("displacement")
+def _kept(
+    model: Any,
+    layers: Sequence[SurgicalIA3Layer],
+    tokenizer: Any,
+    fact: TrainingFact,
+    recipe: SubjectRecipe,
+    seed: int,
+) -> Displacement:
+    own = [encode(tokenizer, prompt) for prompt in fact.prompts]
+    marks = [subject_ends(tokenizer, prompt, fact.subject, row) for prompt, row in zip(fact.prompts, own, strict=True)]
+    taken = {same_text_key(prompt) for prompt in fact.prompts}
+    texts = (
+        [
+            *fact.retain,
+            *(p for p in [*everyday_prompts(), *general_prompts()[: recipe.general]] if not mentions(p, fact.subject)),
+        ],
+        other_sentences(fact, recipe.names, seed),
+    )
+    general, others = (
+        [
+            row
+            for prompt in prompts
+            if same_text_key(prompt) not in taken and fact.may_train_on(prompt)
+            if fits(model.config, len(row := encode(tokenizer, prompt)))
+        ]
+        for prompts in texts
+    )
+    total = measure_displacement(model, layers, LEARN, general)
+    for rows, leave_out in ((others, None), (own, marks)):
+        if rows:
+            total += recipe.other_weight * measure_displacement(model, layers, LEARN, rows, leave_out=leave_out)
+    return total
+
+
+@phase("steps")
+def _train(
+    model: Any,
+    layers: Sequence[SurgicalIA3Layer],
+    rows: Sequence[EncodedAnswer],
+    marks: Sequence[Sequence[int]],
+    kept: Displacement,
+    recipe: SubjectRecipe,
+    seed: int,
+    pad: int,
+    progress: bool,
+) -> TrainingRecord:
+    factors = kept.factors(recipe.damping)
+    parameters = [layer.surgical_ia3_delta[LEARN] for layer in layers]
+    prefix = shared_prefix(
+        [row.ids for row in rows], [min(span(row)[0], *m) for row, m in zip(rows, marks, strict=True)]
+    )
+    blocks = model.get_submodule(architecture_of(model.config.model_type).layers)
+    first = min(list(blocks).index(block) for block in scaled_blocks(model, layers))
+    runner = SuffixRunner(model, blocks, first, rows[0].ids[:prefix], pad=pad)
+    with base_of(model):
+        runner.add([row.ids for row in rows])
+    rng = random.Random(seed)
+    order: list[int] = []
+    latest = [float("inf")] * len(rows)
+    length, before, reached, step = recipe.length, float("inf"), False, 0
+    started = time.perf_counter()
+    with progress_bar(recipe.steps, LEARN, enabled=progress) as bar:
+        while True:
+            while len(order) < min(recipe.batch, len(rows)):
+                order += rng.sample(range(len(rows)), len(rows))
+            chosen, order = order[: recipe.batch], order[recipe.batch :]
+            nll = _losses(runner, layers, chosen, rows, marks)
+            for i, values in zip(chosen, nll, strict=True):
+                latest[i] = float(values.detach().mean())
+            loss = torch.cat(nll).mean()
+            reached = float(loss.detach()) <= recipe.target_loss
+            bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+            if reached or step == recipe.steps:
+                break
+            if float(loss.detach()) > before:
+                length *= recipe.shrink
+            before = float(loss.detach())
+            gradients = torch.autograd.grad(loss, parameters)
+            _step(parameters, gradients, factors, length)
+            step += 1
+            bar.update(1)
+    return TrainingRecord(
+        steps=step,
+        loss=sum(latest) / len(latest),
+        worst=max(latest),
+        kl=0.0,
+        reached=reached,
+        seconds=round(time.perf_counter() - started, 2),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _losses(
+    runner: SuffixRunner,
+    layers: Sequence[SurgicalIA3Layer],
+    chosen: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    marks: Sequence[Sequence[int]],
+) -> list[Float[Tensor, " token"]]:
+    """Each chosen row's negative log-likelihood per answer token, the scales acting on the marked tokens only."""
+    own = [rows[i] for i in chosen]
+    skip = len(runner.prefix)
+    where = torch.zeros(len(own), max(len(row.ids) for row in own) - skip, 1, device=runner.device)
+    for row, i in enumerate(chosen):
+        where[row, [mark - skip for mark in marks[i]]] = 1
+    with scaling_at(runner.model, layers, LEARN, where):
+        logits = runner.logits(chosen, [span(row) for row in own]).float()
+    labels = torch.tensor([token for row in own for token in row.ids[row.answer_start :]], device=logits.device)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return list(losses.split([len(row.ids) - row.answer_start for row in own]))
+
+
+@contextmanager
+def scaling_at(
+    model: Any, layers: Sequence[SurgicalIA3Layer], adapter: str, where: Float[Tensor, "row token 1"]
+) -> Iterator[None]:
+    """Lets an adapter's scales act on some tokens only: those of a batch of this shape where `where` is 1.
+
+    A batch of another shape, such as a prefix that all rows share, is the base's.
+    """
+
+    def scaled(layer: SurgicalIA3Layer) -> Any:
+        def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = args[0]
+            if x.shape[:-1] != where.shape[:-1]:
+                return args
+            change = layer.dense_scale(adapter) - 1
+            return ((x * (1 + where.to(x.device) * change)).to(x.dtype), *args[1:])
+
+        return hook
+
+    parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
+    with base_of(model):
+        handles = [layer.get_base_layer().register_forward_pre_hook(scaled(layer)) for layer in layers]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@torch.no_grad()
+def _step(parameters: Sequence[Tensor], gradients: Sequence[Tensor], factors: Sequence[Tensor], length: float) -> None:
+    directions = [
+        torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+        for gradient, factor in zip(gradients, factors, strict=True)
+    ]
+    squared = sum(float(gradient @ direction) for gradient, direction in zip(gradients, directions, strict=True))
+    if squared <= 0:
+        return
+    for parameter, direction in zip(parameters, directions, strict=True):
+        parameter.sub_(length / squared**0.5 * direction)

@@ -1,0 +1,130 @@
+import pytest
+import torch
+from peft import get_peft_model
+
+from peft_surgical.curvature import trained_layers
+from peft_surgical.displacement import Displacement, measure_displacement, scaled_blocks
+from peft_surgical.errors import SelectionError
+from peft_surgical.tuner import SurgicalIA3Config
+
+from .tiny import tiny_ids, tiny_model
+
+ADAPTER = "default"
+
+
+def scaled(family="llama", components=("L0.mlp", "L1.mlp"), projections=("post",), **options):
+    config = SurgicalIA3Config(
+        components=list(components), projections=list(projections), task_type="CAUSAL_LM", **options
+    )
+    model = get_peft_model(tiny_model(family), config).eval()
+    return model.get_base_model(), trained_layers(model, ADAPTER)
+
+
+def rows(batch=3, length=7):
+    return [row.tolist() for row in tiny_ids(batch, length)]
+
+
+def measured(model, layers, texts, **options):
+    return measure_displacement(model, layers, ADAPTER, texts, **options)
+
+
+def seen(model, layer, block, ids):
+    """What leaves a scaled layer and its block, `[token, model]`, the first token of each row left out."""
+    found = {}
+
+    def note(name):
+        return lambda _, __, out: found.update({name: out[0] if isinstance(out, tuple) else out})
+
+    handles = [layer.register_forward_hook(note("mlp")), block.register_forward_hook(note("block"))]
+    with torch.no_grad():
+        model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    return [found[name][:, 1:].flatten(0, 1) for name in ("mlp", "block")]
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"])
+def test_the_form_is_the_squared_relative_length_of_what_scales_add(family):
+    model, layers = scaled(family)
+    ids = tiny_ids(3, 7)
+    form = measured(model, layers, ids.tolist())
+    for place, (layer, block) in enumerate(zip(layers, scaled_blocks(model, layers), strict=True)):
+        delta = layer.surgical_ia3_delta[ADAPTER]
+        before, residual = seen(model, layer, block, ids)
+        with torch.no_grad():
+            delta.normal_(generator=torch.Generator().manual_seed(place))
+        after, _ = seen(model, layer, block, ids)
+        relative = (after - before).norm(dim=-1) / residual.norm(dim=-1)
+        changes = [torch.zeros(len(own)) for own in form.forms]
+        changes[place] = delta.detach().clone()
+        assert form.of(changes) == pytest.approx(float(relative.square().mean()), rel=1e-4)
+        with torch.no_grad():
+            delta.zero_()
+
+
+def test_it_is_of_the_base_whatever_the_scales_are():
+    model, layers = scaled()
+    before = measured(model, layers, rows())
+    with torch.no_grad():
+        for layer in layers:
+            layer.surgical_ia3_delta[ADAPTER].fill_(0.5)
+    after = measured(model, layers, rows())
+    assert all(torch.equal(a, b) for a, b in zip(before.forms, after.forms, strict=True))
+
+
+def test_batches_padding_and_order_make_no_difference():
+    model, layers = scaled()
+    texts = [rows()[0][:4], rows()[1], rows()[2][:5]]
+    one = measured(model, layers, texts)
+    other = measured(model, layers, texts[::-1], batch_size=1)
+    for a, b in zip(one.forms, other.forms, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_positions_left_out_do_not_count():
+    model, layers = scaled()
+    text = rows()[0]
+    # Under causal attention what is left out at the end is as if it were not there.
+    short = measured(model, layers, [text[:5]])
+    left_out = measured(model, layers, [text], leave_out=[[5, 6]])
+    for a, b in zip(short.forms, left_out.forms, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_forms_are_symmetric_and_no_change_has_a_negative_length():
+    model, layers = scaled()
+    for form in measured(model, layers, rows()).forms:
+        torch.testing.assert_close(form, form.T)
+        assert torch.linalg.eigvalsh(form.double()).min() > -1e-9
+
+
+def test_some_neurons_have_the_rows_and_columns_that_they_have_among_all():
+    model, layers = scaled()
+    some = [2, 5]
+    selections = {"model.layers.1.mlp.down_proj": {"side": "input", "ranges": [[2, 3], [5, 6]]}}
+    other = get_peft_model(tiny_model("llama"), SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
+    (part,) = measured(other.get_base_model(), trained_layers(other, ADAPTER), rows()).forms
+    whole = measured(model, layers, rows()).forms[1]
+    torch.testing.assert_close(part, whole[some][:, some])
+
+
+def test_sums_and_weights():
+    form = Displacement((torch.eye(2),))
+    assert (form + 3.0 * form).of([torch.tensor([1.0, 2.0])]) == pytest.approx(20.0)
+
+
+def test_factors_are_of_the_damped_form():
+    form = torch.tensor([[2.0, 1.0], [1.0, 4.0]])
+    (factor,) = Displacement((form,)).factors(0.5)
+    torch.testing.assert_close(factor @ factor.T, form + 1.5 * torch.eye(2))
+    (idle,) = Displacement((torch.zeros(2, 2),)).factors(0.5)
+    assert bool((idle.diagonal() > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("components", "projections"), [(("L0.head.1",), ("z",)), (("L0.mlp",), ("in",)), (("L0.mlp",), ("post", "pre"))]
+)
+def test_what_is_not_neurons_is_refused(components, projections):
+    model, layers = scaled(components=components, projections=projections)
+    with pytest.raises(SelectionError, match="neurons of MLPs and nothing else"):
+        measured(model, layers, rows())
