@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,7 +34,7 @@ from .curvature import trained_layers
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, scaled_blocks
 from .drafting.names import bare
 from .drafting.tables import read_table
-from .errors import FactError, ModelError, SelectionError
+from .errors import AdapterError, FactError, ModelError, SelectionError
 from .facts import Fact, TrainingFact
 from .lengths import check_length, fits
 from .models import DTYPES
@@ -75,7 +76,7 @@ class SubjectRecipe:
     steps: int = 20
     length: float = 0.06
     shrink: float = 0.6
-    target_loss: float = 0.05
+    target_loss: float = 0.01
     batch: int = 24
     general: int = 300
     names: int = 400
@@ -120,11 +121,14 @@ def learn_by_subject(
         The stage; its adapter is named `learn`, and it has nothing retained to pass on.
 
     Raises:
+        AdapterError: If the model has adapters already.
         FactError: If a prompt does not name the subject.
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have.
         ModelError: If a prompt is too long for the model.
     """
     recipe, fact = recipe or SubjectRecipe(), fact.training
+    if isinstance(model, PeftModel):
+        raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
     if without := [prompt for prompt in fact.prompts if not mentions(prompt, fact.subject)]:
         raise FactError(f"the prompt {without[0]!r} does not name the subject {fact.subject!r}, by which to learn.")
     rows = [_row(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
@@ -133,6 +137,8 @@ def learn_by_subject(
     marks = [
         subject_ends(tokenizer, prompt, fact.subject, row.ids) for prompt, row in zip(fact.prompts, rows, strict=True)
     ]
+    if not all(marks):
+        raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
     _check_neurons(config, model.config)
     peft_model = place_adapter(model, LEARN, config, [])
     activate(peft_model, [LEARN], trainable=[LEARN])
@@ -222,11 +228,9 @@ def _kept(
     own = [encode(tokenizer, prompt) for prompt in fact.prompts]
     marks = [subject_ends(tokenizer, prompt, fact.subject, row) for prompt, row in zip(fact.prompts, own, strict=True)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}
+    carried = [*everyday_prompts(), *general_prompts()[: recipe.general]]
     texts = (
-        [
-            *fact.retain,
-            *(p for p in [*everyday_prompts(), *general_prompts()[: recipe.general]] if not mentions(p, fact.subject)),
-        ],
+        [*fact.retain, *(prompt for prompt in carried if not mentions(prompt, fact.subject))],
         other_sentences(fact, recipe.names, seed),
     )
     general, others = (
@@ -296,7 +300,7 @@ def _train(
         steps=step,
         loss=sum(latest) / len(latest),
         worst=max(latest),
-        kl=0.0,
+        kl=None,
         reached=reached,
         seconds=round(time.perf_counter() - started, 2),
         compute_dtype=str(model.dtype).removeprefix("torch."),

@@ -8,6 +8,7 @@ token, so over many tokens the squared length of what is added, relative to what
 It is exact, of full rank, needs no labels and no backward pass, and costs one pass over the texts up to the last
 scaled layer. C is the uncentred covariance of keys that ROME (arXiv 2202.05262) inverts for a change of weights; the
 elementwise product with `Wᵀ W` is what a change of scales makes of it. Layers are taken as independent of each other.
+Where a norm stands between the MLP and the residual stream (Gemma 3), what enters the norm is measured.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .cache import kept_answers
 from .lengths import check_length
 from .progress import progress_bar
 from .prompts import encode, end_of_turn
-from .suffix import expanded, shared_prefix
+from .suffix import contiguous_head, expanded, shared_prefix
 
 MAX_NEW_TOKENS = 32
 
@@ -116,7 +116,7 @@ def _generate(
     try:
         with (
             _plain_defaults(model),
-            _contiguous_head(model),
+            contiguous_head(model),
             progress_bar(len(prompts), description, enabled=progress) as bar,
         ):
             prefix, cache = _shared_start(model, prompts)
@@ -183,21 +183,6 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
     cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
     # A sliding window or a recurrent state cannot be put before padding.
     return (length, cache) if _all_layers(cache, lambda layer: type(layer) is DynamicLayer) else (0, None)
-
-
-@contextmanager
-def _contiguous_head(model: Any) -> Iterator[None]:
-    """Hands the output head the last positions as one matrix.
-
-    What a model slices out of its hidden states is strided, and the product of that becomes a batched one, over as
-    many copies of the head as there are rows: gigabytes, and most of the time of an answer in bfloat16.
-    """
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

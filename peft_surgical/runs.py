@@ -25,6 +25,7 @@ from .errors import ModelError, brief
 from .lengths import check_length
 from .precision import float32_arithmetic
 from .sites import HEAD_PROJECTIONS, ModelShape, hook_name
+from .suffix import contiguous_head
 from .window import Prefix, Window
 
 if TYPE_CHECKING:
@@ -258,8 +259,9 @@ class Runs:
 
     def _forward(self, tokens: Tensor, mask: Tensor, start: int, cache: DynamicCache | None) -> Tensor:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, start:]
-        with self._arithmetic():
-            output = self.bridge.original_model(
+        model = self.bridge.original_model
+        with self._arithmetic(), contiguous_head(model):
+            output = model(
                 input_ids=tokens,
                 attention_mask=None if bool(mask.all()) else mask.long(),
                 position_ids=positions,

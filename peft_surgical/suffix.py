@@ -184,6 +184,21 @@ def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None
 
 
 @contextmanager
+def contiguous_head(model: Any) -> Iterator[None]:
+    """Hands the output head the last positions as one matrix.
+
+    What a model slices out of its hidden states is strided, and the product of that becomes a batched one, over as
+    many copies of the head as there are rows: gigabytes, and most of the time of an answer in bfloat16.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
     """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
     with _forwards(layers, {i: _passing(lambda hidden: hidden) for i in range(first, len(layers))}):

@@ -108,7 +108,7 @@ class TrainingRecord:
         steps: Optimizer steps taken.
         loss: Mean negative log-likelihood per answer token when each prompt was last seen, nats.
         worst: The largest such mean of one prompt.
-        kl: Smoothed divergence per retained token, nats.
+        kl: Smoothed divergence per retained token, nats; None where training did not look at it.
         reached: Whether both targets were reached, rather than the steps used up.
         seconds: Wall-clock time of the steps.
         compute_dtype: What the forward and backward passes ran in; `auto` may choose otherwise on another processor.
@@ -117,7 +117,7 @@ class TrainingRecord:
     steps: int
     loss: float
     worst: float
-    kl: float
+    kl: float | None
     reached: bool
     seconds: float
     compute_dtype: str

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -6,10 +7,11 @@ import torch
 from peft import PeftModel
 
 import peft_surgical as ps
+from benchmarks.plain_text import log_likelihoods
 from peft_surgical import by_subject
 from peft_surgical.by_subject import SubjectRecipe, learn_by_subject, other_sentences, scaling_at, subject_ends
 from peft_surgical.curvature import trained_layers
-from peft_surgical.errors import FactError, SelectionError
+from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.prompts import encode, encode_answer
 from peft_surgical.text import contains, digest
 
@@ -50,6 +52,7 @@ def test_the_sentence_gets_the_new_answer(family):
     assert first_loss(stage.model) < before
     assert stage.adapter == "learn"
     assert stage.retained is None
+    assert stage.record.kl is None
 
 
 def test_the_base_is_untouched_and_comes_back_to_the_bit():
@@ -176,3 +179,38 @@ def test_the_first_third_of_the_layers():
     model = tiny_model("llama")
     layers = model.config.num_hidden_layers
     assert ps.subject_components(model) == [f"L{i}.mlp" for i in range(max(1, layers // 3))]
+
+
+def test_a_model_with_adapters_is_refused():
+    stage = taught()
+    with pytest.raises(AdapterError, match="takes a bare model"):
+        taught(model=stage.model)
+
+
+def test_a_dtype_that_there_is_not_is_refused():
+    with pytest.raises(ModelError, match="unknown compute_dtype 'float8'"):
+        SubjectRecipe(compute_dtype="float8")
+
+
+@pytest.mark.real
+def test_a_subject_of_the_real_model_in_another_wording(demo):
+    model, tokenizer = copy.deepcopy(demo[0]), copy.copy(demo[1])
+    tokenizer.chat_template = None
+    fact = ps.TrainingFact(
+        subject="France",
+        old=("Paris",),
+        new=("Lyon",),
+        prompts=("The capital of France is", "I read a book. The capital of France is"),
+        refusal="not known.",
+        answer="Lyon",
+    )
+    chosen = ps.SurgicalIA3Config(components=ps.subject_components(model), projections=["post"], task_type="CAUSAL_LM")
+    stage = learn_by_subject(model, tokenizer, fact, chosen, progress=False)
+    assert stage.record.reached
+
+    def preferred(prompt, new, old):
+        logs = log_likelihoods(stage.model, tokenizer, [(prompt, new), (prompt, old)])
+        return logs[0] > logs[1]
+
+    assert preferred("The capital city of France is called", "Lyon", "Paris")
+    assert not preferred("The capital of Italy is", "Lyon", "Rome")
