@@ -18,8 +18,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,24 +28,24 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from .acting import scaling_at
 from .computing import computing, denormals_flushed
 from .curvature import trained_layers
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, scaled_blocks
-from .drafting.names import bare
-from .drafting.tables import read_table
 from .errors import AdapterError, FactError, ModelError, SelectionError
 from .facts import Fact, TrainingFact
 from .lengths import check_length, fits
 from .models import DTYPES
 from .profiling import phase
 from .progress import progress_bar
-from .prompts import EncodedAnswer, encode, encode_answer, has_chat_template, mentions, span, swap_subject
+from .prompts import EncodedAnswer, encode, encode_answer, has_chat_template, mentions, span
 from .retain import everyday_prompts, general_prompts
 from .retained import base_of
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, place_adapter
+from .subjects import other_sentences, subject_ends
 from .suffix import SuffixRunner, shared_prefix
-from .text import occurrences, same_text_key
+from .text import same_text_key
 from .training import TrainingRecord
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 
@@ -170,52 +169,6 @@ def _check_neurons(config: SurgicalIA3Config, model_config: Any) -> None:
         raise SelectionError(NEURONS_ONLY)
 
 
-def subject_ends(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[int]:
-    """The position of the subject's last token, each time that a prompt or the answer behind it names the subject.
-
-    Args:
-        tokenizer: Any Hugging Face tokenizer.
-        prompt: Names the subject.
-        subject: As the prompt names it, whatever its case.
-        ids: The prompt and its answer, tokenized together.
-    """
-    whole = encode(tokenizer, prompt)
-    found: set[int] = set()
-    for start, stop in occurrences(prompt, subject):
-        # Offsets of tokenizers differ in what they count; what a marker in the subject's place changes does not.
-        for marker in ("X", "7", "?"):
-            blanked = encode(tokenizer, prompt[:start] + marker + prompt[stop:])
-            pairs = enumerate(zip(whole[::-1], blanked[::-1], strict=False))
-            tail = next((i for i, (a, b) in pairs if a != b), None)
-            if tail is None:
-                continue
-            head = next(i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b)
-            end = max(head, len(whole) - tail - 1)
-            found.add(end)
-            pattern = whole[head : end + 1]
-            for at in range(len(whole), len(ids) - len(pattern) + 1):
-                if list(ids[at : at + len(pattern)]) == pattern:
-                    found.add(at + len(pattern) - 1)
-            break
-    return sorted(found)
-
-
-def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:
-    """The fact's prompts with other names in the subject's place: its contrast subjects, then names of all kinds."""
-    names = sorted({bare(name) for kind in read_table("names.yaml").values() for name in kind})
-    random.Random(seed).shuffle(names)
-    own = same_text_key(fact.subject)
-    others = [
-        name
-        for name in dict.fromkeys([*fact.contrast, *names])
-        if same_text_key(name) not in own and own not in same_text_key(name)
-    ]
-    made = [
-        swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name) for i, name in enumerate(others[:count])
-    ]
-    return [prompt for prompt in dict.fromkeys(made) if fact.may_train_on(prompt)]
-
-
 @phase("displacement")
 def _kept(
     model: Any,
@@ -325,37 +278,6 @@ def _losses(
     labels = torch.tensor([token for row in own for token in row.ids[row.answer_start :]], device=logits.device)
     losses = F.cross_entropy(logits, labels, reduction="none")
     return list(losses.split([len(row.ids) - row.answer_start for row in own]))
-
-
-@contextmanager
-def scaling_at(
-    model: Any, layers: Sequence[SurgicalIA3Layer], adapter: str, where: Float[Tensor, "row token 1"]
-) -> Iterator[None]:
-    """Lets an adapter's scales act on some tokens only: those of a batch of this shape where `where` is 1.
-
-    A batch of another shape, such as a prefix that all rows share, is the base's.
-    """
-
-    def scaled(layer: SurgicalIA3Layer) -> Any:
-        def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x = args[0]
-            if x.shape[:-1] != where.shape[:-1]:
-                return args
-            change = layer.dense_scale(adapter) - 1
-            return ((x * (1 + where.to(x.device) * change)).to(x.dtype), *args[1:])
-
-        return hook
-
-    parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
-    with base_of(model):
-        handles = [layer.get_base_layer().register_forward_pre_hook(scaled(layer)) for layer in layers]
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @torch.no_grad()

@@ -9,17 +9,14 @@ from peft import PeftModel
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
 from peft_surgical import by_subject
-from peft_surgical.by_subject import SubjectRecipe, learn_by_subject, other_sentences, scaling_at, subject_ends
+from peft_surgical.by_subject import SubjectRecipe, learn_by_subject
 from peft_surgical.curvature import trained_layers
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
-from peft_surgical.prompts import encode, encode_answer
-from peft_surgical.text import contains, digest
 
 from .adapters import deltas, logits
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
-from .small_tokenizers import small_tokenizer
-from .tiny import tiny_ids, tiny_model
+from .tiny import tiny_model
 
 TOKENIZER = word_tokenizer()
 PROMPTS = ("the capital of france is", "tell me about paris . the capital of france is")
@@ -97,62 +94,6 @@ def test_training_stops_at_its_target():
     assert taught(recipe=replace(RECIPE, target_loss=1e9)).record.steps == 0
     record = taught(recipe=replace(RECIPE, target_loss=-1.0)).record
     assert (record.steps, record.reached) == (RECIPE.steps, False)
-
-
-def test_scales_act_on_marked_tokens_only():
-    stage = taught()
-    model, layers = stage.model.get_base_model(), trained_layers(stage.model, "learn")
-    ids = tiny_ids(2, 6)
-    with stage.model.disable_adapter():
-        base = logits(stage.model, ids)
-    everywhere = logits(stage.model, ids)
-
-    def with_marks(where):
-        with torch.no_grad(), scaling_at(model, layers, "learn", where):
-            return model(input_ids=ids).logits
-
-    assert torch.equal(with_marks(torch.zeros(2, 6, 1)), base)
-    torch.testing.assert_close(with_marks(torch.ones(2, 6, 1)), everywhere)
-    marks = torch.zeros(2, 6, 1)
-    marks[0, 3] = 1
-    found = with_marks(marks)
-    torch.testing.assert_close(found[1], base[1])
-    torch.testing.assert_close(found[0, :3], base[0, :3])
-    assert not torch.allclose(found[0, 3:], base[0, 3:], atol=1e-6)
-    # A batch of another shape, such as a shared prefix, is the base's.
-    assert torch.equal(with_marks(torch.ones(1, 4, 1)), base)
-    assert torch.equal(logits(stage.model, ids), everywhere)
-
-
-def test_the_subjects_last_token_each_time_that_it_is_named():
-    prompt, subject = "tell me about new zealand . the capital of new zealand is", "new zealand"
-    row = encode_answer(TOKENIZER, prompt, "lyon has new zealand")
-    found = subject_ends(TOKENIZER, prompt, subject, row.ids)
-    words = [TOKENIZER.convert_ids_to_tokens(row.ids[i]) for i in found]
-    assert words == ["zealand"] * 3
-    assert all(TOKENIZER.convert_ids_to_tokens(row.ids[i - 1]) == "new" for i in found)
-
-
-@pytest.mark.parametrize("kind", ["byte_level", "unigram", "bpe", "legacy"])
-@pytest.mark.parametrize("prompt", ["The capital of France is", "France has a capital, and it is", "About france:"])
-def test_the_subjects_last_token_whatever_the_tokenizer(kind, prompt):
-    tokenizer = small_tokenizer(kind)
-    ids = encode(tokenizer, prompt)
-    (end,) = subject_ends(tokenizer, prompt, "France", ids)
-    until, before = tokenizer.decode(ids[: end + 1]), tokenizer.decode(ids[:end])
-    assert contains(until, ["France"])
-    assert not contains(before, ["France"])
-
-
-def test_other_names_stand_in_for_the_subject_and_no_evaluation_prompt_is_among_them():
-    fact = replace(FACT, contrast=("italy", "spain"))
-    made = other_sentences(fact, 30, seed=0)
-    assert len(made) == 30
-    assert made[:2] == ["the capital of italy is", PROMPTS[1].replace("france", "spain")]
-    assert not any(contains(prompt, ["france"]) for prompt in made)
-    assert made != other_sentences(fact, 30, seed=1)
-    held = replace(fact, evaluated=frozenset([digest(made[0])]))
-    assert made[0] not in other_sentences(held, 30, seed=0)
 
 
 def test_a_prompt_without_the_subject_is_refused_before_the_model_changes():

@@ -1,0 +1,44 @@
+"""Scales that act on some tokens only, while they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .retained import base_of
+from .tuner import SurgicalIA3Layer
+
+
+@contextmanager
+def scaling_at(
+    model: Any, layers: Sequence[SurgicalIA3Layer], adapter: str, where: Float[Tensor, "row token 1"]
+) -> Iterator[None]:
+    """Lets an adapter's scales act on some tokens only: those of a batch of this shape where `where` is 1.
+
+    A batch of another shape, such as a prefix that all rows share, is the base's.
+    """
+
+    def scaled(layer: SurgicalIA3Layer) -> Any:
+        def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = args[0]
+            if x.shape[:-1] != where.shape[:-1]:
+                return args
+            change = layer.dense_scale(adapter) - 1
+            return ((x * (1 + where.to(x.device) * change)).to(x.dtype), *args[1:])
+
+        return hook
+
+    parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
+    with base_of(model):
+        handles = [layer.get_base_layer().register_forward_pre_hook(scaled(layer)) for layer in layers]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,33 @@
+import torch
+
+from peft_surgical.acting import scaling_at
+from peft_surgical.curvature import trained_layers
+
+from .adapters import logits
+from .test_by_subject import taught
+from .tiny import tiny_ids
+
+
+def test_scales_act_on_marked_tokens_only():
+    stage = taught()
+    model, layers = stage.model.get_base_model(), trained_layers(stage.model, "learn")
+    ids = tiny_ids(2, 6)
+    with stage.model.disable_adapter():
+        base = logits(stage.model, ids)
+    everywhere = logits(stage.model, ids)
+
+    def with_marks(where):
+        with torch.no_grad(), scaling_at(model, layers, "learn", where):
+            return model(input_ids=ids).logits
+
+    assert torch.equal(with_marks(torch.zeros(2, 6, 1)), base)
+    torch.testing.assert_close(with_marks(torch.ones(2, 6, 1)), everywhere)
+    marks = torch.zeros(2, 6, 1)
+    marks[0, 3] = 1
+    found = with_marks(marks)
+    torch.testing.assert_close(found[1], base[1])
+    torch.testing.assert_close(found[0, :3], base[0, :3])
+    assert not torch.allclose(found[0, 3:], base[0, 3:], atol=1e-6)
+    # A batch of another shape, such as a shared prefix, is the base's.
+    assert torch.equal(with_marks(torch.ones(1, 4, 1)), base)
+    assert torch.equal(logits(stage.model, ids), everywhere)
