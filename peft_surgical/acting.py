@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import ArchitectureError
 from .retained import base_of
 from .tuner import SurgicalIA3Layer
 
@@ -17,16 +18,26 @@ from .tuner import SurgicalIA3Layer
 def scaling_at(
     model: Any, layers: Sequence[SurgicalIA3Layer], adapter: str, where: Float[Tensor, "row token 1"]
 ) -> Iterator[None]:
-    """Lets an adapter's scales act on some tokens only: those of a batch of this shape where `where` is 1.
+    """Lets an adapter's scales, of layers that are scaled at their input, act on some tokens only.
 
-    A batch of another shape, such as a prefix that all rows share, is the base's.
+    Args:
+        model: Holds the layers.
+        layers: Those of the adapter.
+        adapter: Its name.
+        where: 1 at the tokens to act on and 0 elsewhere, for the batch that is run meanwhile.
+
+    Raises:
+        ArchitectureError: In the run, if a layer does not see the batch's tokens as they are.
     """
 
     def scaled(layer: SurgicalIA3Layer) -> Any:
         def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0]
             if x.shape[:-1] != where.shape[:-1]:
-                return args
+                raise ArchitectureError(
+                    f"scales act on some tokens of a batch of {list(where.shape[:-1])} only in modules that see all of"
+                    f" them; one got {list(x.shape[:-1])}."
+                )
             change = layer.dense_scale(adapter) - 1
             return ((x * (1 + where.to(x.device) * change)).to(x.dtype), *args[1:])
 

@@ -16,10 +16,12 @@ names in it, and of other text (`displacement`). Afterwards they act everywhere,
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -29,13 +31,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .acting import scaling_at
-from .computing import computing, denormals_flushed
-from .curvature import trained_layers
-from .displacement import NEURONS_ONLY, Displacement, measure_displacement, scaled_blocks
-from .errors import AdapterError, FactError, ModelError, SelectionError
+from .computing import check_compute_dtype, computing, denormals_flushed
+from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
+from .errors import AdapterError, FactError, SelectionError
 from .facts import Fact, TrainingFact
 from .lengths import check_length, fits
-from .models import DTYPES
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, encode_answer, has_chat_template, mentions, span
@@ -43,10 +43,10 @@ from .retain import everyday_prompts, general_prompts
 from .retained import base_of
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, place_adapter
-from .subjects import other_sentences, subject_ends
-from .suffix import SuffixRunner, shared_prefix
+from .subjects import other_sentences, subject_spans
+from .suffix import SuffixRunner
 from .text import same_text_key
-from .training import TrainingRecord
+from .training import TrainingRecord, endless
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 
 
@@ -59,7 +59,7 @@ class SubjectRecipe:
         length: How long a step is: the root mean square displacement that it causes by its own prediction, relative to
             the residual stream.
         shrink: A step's length is multiplied by it each time that the loss has risen.
-        target_loss: Mean negative log-likelihood per answer token, nats, at which training stops.
+        target_loss: Mean negative log-likelihood per answer token of a step's prompts, nats, at which training stops.
         batch: The fact's prompts in a step, in turn.
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
@@ -84,8 +84,7 @@ class SubjectRecipe:
     compute_dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.compute_dtype not in DTYPES:
-            raise ModelError(f"unknown compute_dtype {self.compute_dtype!r}; choose one of {', '.join(DTYPES)}.")
+        check_compute_dtype(self.compute_dtype)
 
 
 def subject_components(model: Any) -> list[str]:
@@ -134,18 +133,22 @@ def learn_by_subject(
     for row in rows:
         check_length(model.config, len(row.ids))
     marks = [
-        subject_ends(tokenizer, prompt, fact.subject, row.ids) for prompt, row in zip(fact.prompts, rows, strict=True)
+        [span[-1] for span in subject_spans(tokenizer, prompt, fact.subject, row.ids)]
+        for prompt, row in zip(fact.prompts, rows, strict=True)
     ]
     if not all(marks):
         raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
-    _check_neurons(config, model.config)
+    resolved = copy.deepcopy(config)
+    resolved.resolve(model.config)
+    if resolved.modules_to_save:
+        raise SelectionError(NEURONS_ONLY)
+    modules = neuron_modules(model, resolved.selections or {})
     peft_model = place_adapter(model, LEARN, config, [])
     activate(peft_model, [LEARN], trainable=[LEARN])
     peft_model.eval()
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
-        layers = trained_layers(working, LEARN)
-        kept = _kept(working, layers, tokenizer, fact, recipe, seed)
-        record = _train(working, layers, rows, marks, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
+        kept = _kept(working, modules, tokenizer, fact, rows, marks, recipe, seed)
+        record = _train(working, modules, rows, marks, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
     activate(peft_model, [LEARN])
     return Stage(peft_model, LEARN, record, None)
 
@@ -156,30 +159,20 @@ def _row(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     return row if has_chat_template(tokenizer) else EncodedAnswer(row.ids[:-1], row.answer_start)
 
 
-def _check_neurons(config: SurgicalIA3Config, model_config: Any) -> None:
-    """Refuses what is not neurons of MLPs before the model gets an adapter."""
-    resolved = copy.deepcopy(config)
-    resolved.resolve(model_config)
-    architecture = architecture_of(model_config.model_type)
-    outputs = {
-        f"{architecture.layers}.{i}.{architecture.mlp_out}"
-        for i in range(ModelShape.from_config(model_config).n_layers)
-    }
-    if set(resolved.selections or {}) - outputs or resolved.modules_to_save:
-        raise SelectionError(NEURONS_ONLY)
-
-
 @phase("displacement")
 def _kept(
     model: Any,
-    layers: Sequence[SurgicalIA3Layer],
+    modules: Mapping[str, int],
     tokenizer: Any,
     fact: TrainingFact,
+    rows: Sequence[EncodedAnswer],
+    marks: Sequence[Sequence[int]],
     recipe: SubjectRecipe,
     seed: int,
 ) -> Displacement:
-    own = [encode(tokenizer, prompt) for prompt in fact.prompts]
-    marks = [subject_ends(tokenizer, prompt, fact.subject, row) for prompt, row in zip(fact.prompts, own, strict=True)]
+    """How far scales move the tokens of other text and, but for the subject's, of the fact's own prompts."""
+    own = [row.ids[: row.answer_start] for row in rows]
+    inside = [[mark for mark in found if mark < len(ids)] for found, ids in zip(marks, own, strict=True)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}
     carried = [*everyday_prompts(), *general_prompts()[: recipe.general]]
     texts = (
@@ -195,17 +188,18 @@ def _kept(
         ]
         for prompts in texts
     )
-    total = measure_displacement(model, layers, LEARN, general)
-    for rows, leave_out in ((others, None), (own, marks)):
-        if rows:
-            total += recipe.other_weight * measure_displacement(model, layers, LEARN, rows, leave_out=leave_out)
+    total = measure_displacement(model, modules, LEARN, general)
+    for close, leave_out in ((others, None), (own, inside)):
+        if close:
+            near = measure_displacement(model, modules, LEARN, close, leave_out=leave_out)
+            total += recipe.other_weight * near
     return total
 
 
 @phase("steps")
 def _train(
     model: Any,
-    layers: Sequence[SurgicalIA3Layer],
+    modules: Mapping[str, int],
     rows: Sequence[EncodedAnswer],
     marks: Sequence[Sequence[int]],
     kept: Displacement,
@@ -215,25 +209,20 @@ def _train(
     progress: bool,
 ) -> TrainingRecord:
     factors = kept.factors(recipe.damping)
+    layers = [model.get_submodule(name) for name in modules]
     parameters = [layer.surgical_ia3_delta[LEARN] for layer in layers]
-    prefix = shared_prefix(
-        [row.ids for row in rows], [min(span(row)[0], *m) for row, m in zip(rows, marks, strict=True)]
-    )
     blocks = model.get_submodule(architecture_of(model.config.model_type).layers)
-    first = min(list(blocks).index(block) for block in scaled_blocks(model, layers))
-    runner = SuffixRunner(model, blocks, first, rows[0].ids[:prefix], pad=pad)
+    # No shared prefix: where scales act is said for whole sequences.
+    runner = SuffixRunner(model, blocks, min(modules.values()), pad=pad)
     with base_of(model):
         runner.add([row.ids for row in rows])
-    rng = random.Random(seed)
-    order: list[int] = []
-    latest = [float("inf")] * len(rows)
-    length, before, reached, step = recipe.length, float("inf"), False, 0
+    order = endless(range(len(rows)), random.Random(seed))
+    latest = [math.inf] * len(rows)
+    length, before, reached, step = recipe.length, math.inf, False, 0
     started = time.perf_counter()
     with progress_bar(recipe.steps, LEARN, enabled=progress) as bar:
         while True:
-            while len(order) < min(recipe.batch, len(rows)):
-                order += rng.sample(range(len(rows)), len(rows))
-            chosen, order = order[: recipe.batch], order[recipe.batch :]
+            chosen = list(islice(order, min(recipe.batch, len(rows))))
             nll = _losses(runner, layers, chosen, rows, marks)
             for i, values in zip(chosen, nll, strict=True):
                 latest[i] = float(values.detach().mean())
@@ -249,10 +238,11 @@ def _train(
             _step(parameters, gradients, factors, length)
             step += 1
             bar.update(1)
+    seen = [value for value in latest if math.isfinite(value)]
     return TrainingRecord(
         steps=step,
-        loss=sum(latest) / len(latest),
-        worst=max(latest),
+        loss=sum(seen) / max(len(seen), 1),
+        worst=max(seen, default=math.inf),
         kl=None,
         reached=reached,
         seconds=round(time.perf_counter() - started, 2),
@@ -269,10 +259,9 @@ def _losses(
 ) -> list[Float[Tensor, " token"]]:
     """Each chosen row's negative log-likelihood per answer token, the scales acting on the marked tokens only."""
     own = [rows[i] for i in chosen]
-    skip = len(runner.prefix)
-    where = torch.zeros(len(own), max(len(row.ids) for row in own) - skip, 1, device=runner.device)
+    where = torch.zeros(len(own), max(len(row.ids) for row in own), 1, device=runner.device)
     for row, i in enumerate(chosen):
-        where[row, [mark - skip for mark in marks[i]]] = 1
+        where[row, list(marks[i])] = 1
     with scaling_at(runner.model, layers, LEARN, where):
         logits = runner.logits(chosen, [span(row) for row in own]).float()
     labels = torch.tensor([token for row in own for token in row.ids[row.answer_start :]], device=logits.device)

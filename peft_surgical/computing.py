@@ -17,11 +17,22 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from .errors import ModelError
 from .models import DTYPES
 from .tuner import SurgicalIA3Model
 
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
 _WORTH = 1.3
+
+
+def check_compute_dtype(name: str) -> None:
+    """Refuses what a recipe cannot ask for.
+
+    Raises:
+        ModelError: If it is not one of those that `load_model` takes.
+    """
+    if name not in DTYPES:
+        raise ModelError(f"unknown compute_dtype {name!r}; choose one of {', '.join(DTYPES)}.")
 
 
 def compute_dtype(own: torch.dtype, device: torch.device) -> torch.dtype:

@@ -23,6 +23,7 @@ from torch import Tensor
 from .errors import FactError, brief
 from .facts import TrainingFact
 from .prompts import answer_tokens, encode, mentions, swap_subject
+from .subjects import subject_spans
 
 Method = Literal["swap", "noise", "mean"]
 NOISE_SCALE = 3.0
@@ -92,8 +93,9 @@ def corrupt(
                 break
         if pair is None:
             clean = torch.tensor(tokens.ids)
-            spans = _subject_positions(tokenizer, prompt, fact.subject, tokens.ids)
-            pair = blur(prompt, clean, tokens.old, tokens.new, spans, embed, generator, shared)
+            spans = subject_spans(tokenizer, prompt, fact.subject, tokens.ids)
+            positions = [position for span in spans for position in span]
+            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, shared)
         pairs.append(pair)
     return pairs
 
@@ -160,31 +162,6 @@ def _swap(tokenizer: Any, fact: TrainingFact, prompt: str, other: str) -> Prompt
     if first is None:
         return None
     return PromptPair(prompt, "swap", other, clean, corrupted, None, first, tokens.old, tokens.new)
-
-
-def _subject_positions(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[int]:
-    """Positions of the subject's tokens in `ids`: those that change when the subject does.
-
-    Offsets of tokenizers differ in what they count; tokens that a marker in the subject's place leaves alone do not.
-    """
-    if not mentions(prompt, subject):
-        return []
-    whole = encode(tokenizer, prompt)
-    for marker in ("X", "7", "?"):
-        blanked = encode(tokenizer, swap_subject(prompt, subject, marker))
-        head = next((i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b), None)
-        if head is None:
-            continue
-        tail = next(i for i, (a, b) in enumerate(zip(whole[::-1], blanked[::-1], strict=False)) if a != b)
-        span = range(head, max(head + 1, len(whole) - tail))
-        found = list(span)
-        # The beginning of the answer may name the subject again.
-        pattern = whole[span.start : span.stop]
-        for start in range(span.stop, len(ids) - len(pattern) + 1):
-            if list(ids[start : start + len(pattern)]) == pattern:
-                found += range(start, start + len(pattern))
-        return found
-    return []
 
 
 def template_ids(tokenizer: Any) -> list[int]:

@@ -13,7 +13,7 @@ Where a norm stands between the MLP and the residual stream (Gemma 3), what ente
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,10 +69,30 @@ class Displacement:
         return made
 
 
+def neuron_modules(model: Any, selections: Mapping[str, Any]) -> dict[str, int]:
+    """Which decoder layer each selected module belongs to, ascending.
+
+    Args:
+        model: A causal language model, with an adapter's layers in it or without.
+        selections: As a resolved `SurgicalIA3Config` has them.
+
+    Raises:
+        SelectionError: If anything but neurons of MLPs is selected, or the model's weights are quantized.
+    """
+    architecture = architecture_of(model.config.model_type)
+    count = len(model.get_submodule(architecture.layers))
+    every = {f"{architecture.layers}.{i}.{architecture.mlp_out}": i for i in range(count)}
+    if not selections or any(name not in every or spec["side"] != "input" for name, spec in selections.items()):
+        raise SelectionError(NEURONS_ONLY)
+    if not all(model.get_submodule(name).weight.is_floating_point() for name in selections):
+        raise SelectionError("learning by subject reads the weights of MLPs, and this model's are quantized.")
+    return {name: i for name, i in every.items() if name in selections}
+
+
 @torch.no_grad()
 def measure_displacement(
     model: Any,
-    layers: Sequence[SurgicalIA3Layer],
+    modules: Mapping[str, int],
     adapter: str,
     rows: Sequence[Tokens],
     *,
@@ -83,18 +103,16 @@ def measure_displacement(
 
     Args:
         model: A causal language model with the adapter's layers in it.
-        layers: Those of the adapter; output projections of MLPs, scaled at their input.
+        modules: Those of the adapter, from [`neuron_modules`].
         adapter: Its name.
         rows: Texts as token ids. All tokens but the first count: the first one's residual stream is like no other's.
         leave_out: For each row the positions that do not count; none when None.
         batch_size: Rows a forward.
-
-    Raises:
-        SelectionError: If the adapter scales anything but neurons of MLPs.
     """
-    blocks = scaled_blocks(model, layers)
     stack = model.get_submodule(architecture_of(model.config.model_type).layers)
-    above = 1 + max(list(stack).index(block) for block in blocks)
+    layers = [model.get_submodule(name) for name in modules]
+    blocks = [stack[i] for i in modules.values()]
+    above = 1 + max(modules.values())
     head = model.get_output_embeddings()
     leave_out = leave_out or [()] * len(rows)
     sums = [torch.zeros(()) for _ in layers]
@@ -128,32 +146,14 @@ def measure_displacement(
     return Displacement(tuple(forms))
 
 
-def scaled_blocks(model: Any, layers: Sequence[SurgicalIA3Layer]) -> list[nn.Module]:
-    """For each scaled layer the decoder layer that it is the MLP's output projection of.
-
-    Raises:
-        SelectionError: If it is something else.
-    """
-    architecture = architecture_of(model.config.model_type)
-    by_projection = {
-        id(block.get_submodule(architecture.mlp_out)): block for block in model.get_submodule(architecture.layers)
-    }
-    found = [by_projection.get(id(layer)) for layer in layers]
-    if not layers or None in found:
-        raise SelectionError(NEURONS_ONLY)
-    return [block for block in found if block is not None]
-
-
 def _weight(layer: SurgicalIA3Layer) -> Float[Tensor, "model neuron"]:
     base = layer.get_base_layer()
     weight: Tensor = base.weight.T if isinstance(base, Conv1D) else base.weight
-    if not weight.is_floating_point():
-        raise SelectionError("learning by subject reads the weights of MLPs, and this model's are quantized.")
     return weight.float()
 
 
 @contextmanager
-def _read(layers: Sequence[SurgicalIA3Layer], blocks: Sequence[nn.Module]) -> Any:
+def _read(layers: Sequence[SurgicalIA3Layer], blocks: Sequence[nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
     """What enters each scaled layer and what leaves its block, by its place."""
     seen: dict[int, list[Tensor]] = {place: [] for place in range(len(layers))}
     handles = []

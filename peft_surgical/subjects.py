@@ -13,34 +13,36 @@ from .prompts import encode, swap_subject
 from .text import occurrences, same_text_key
 
 
-def subject_ends(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[int]:
-    """The position of the subject's last token, each time that a prompt or the answer behind it names the subject.
+def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[range]:
+    """The positions of the subject's tokens, each time that a prompt or the answer behind it names the subject.
+
+    Offsets of tokenizers differ in what they count; tokens that a marker in the subject's place leaves alone do not.
 
     Args:
         tokenizer: Any Hugging Face tokenizer.
-        prompt: Names the subject.
+        prompt: The prompt.
         subject: As the prompt names it, whatever its case.
-        ids: The prompt and its answer, tokenized together.
+        ids: The prompt and its answer, or the beginning of it, tokenized together.
+
+    Returns:
+        Spans of positions in `ids`, ascending; none where the prompt does not name the subject.
     """
     whole = encode(tokenizer, prompt)
-    found: set[int] = set()
+    found: set[range] = set()
     for start, stop in occurrences(prompt, subject):
-        # Offsets of tokenizers differ in what they count; what a marker in the subject's place changes does not.
-        for marker in ("X", "7", "?"):
+        # Last those that the subject itself holds: what they leave alone may be the subject's.
+        for marker in sorted(("X", "7", "?"), key=lambda marker: marker in subject):
             blanked = encode(tokenizer, prompt[:start] + marker + prompt[stop:])
-            pairs = enumerate(zip(whole[::-1], blanked[::-1], strict=False))
-            tail = next((i for i, (a, b) in pairs if a != b), None)
-            if tail is None:
+            head = next((i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b), None)
+            tail = next((i for i, (a, b) in enumerate(zip(whole[::-1], blanked[::-1], strict=False)) if a != b), None)
+            if head is None or tail is None:
                 continue
-            head = next(i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b)
-            end = max(head, len(whole) - tail - 1)
-            found.add(end)
-            pattern = whole[head : end + 1]
-            for at in range(len(whole), len(ids) - len(pattern) + 1):
-                if list(ids[at : at + len(pattern)]) == pattern:
-                    found.add(at + len(pattern) - 1)
+            span = range(head, max(head + 1, len(whole) - tail))
+            pattern = whole[span.start : span.stop]
+            answered = range(len(whole), len(ids) - len(pattern) + 1)
+            found |= {span, *(range(i, i + len(pattern)) for i in answered if [*ids[i : i + len(pattern)]] == pattern)}
             break
-    return sorted(found)
+    return sorted(found, key=lambda span: span.start)
 
 
 def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:

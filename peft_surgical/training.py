@@ -27,9 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .computing import check_compute_dtype
 from .curvature import Metric
-from .errors import ModelError
-from .models import DTYPES
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, span
@@ -96,8 +95,7 @@ class Recipe:
     compute_dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.compute_dtype not in DTYPES:
-            raise ModelError(f"unknown compute_dtype {self.compute_dtype!r}; choose one of {', '.join(DTYPES)}.")
+        check_compute_dtype(self.compute_dtype)
 
 
 @dataclass(frozen=True)
@@ -165,9 +163,9 @@ def train(
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
     _begin(parameters, frozen, recipe.undo)
     rng = random.Random(seed)
-    fact_order = _endless(range(len(fact_rows)), rng)
-    near_order = _endless(range(near), rng)
-    far_order = _endless(range(near, len(retain_rows)), rng)
+    fact_order = endless(range(len(fact_rows)), rng)
+    near_order = endless(range(near), rng)
+    far_order = endless(range(near, len(retain_rows)), rng)
     latest = [math.inf] * len(fact_rows)
     smooth_kl: float | None = None
     reached = False
@@ -276,7 +274,7 @@ def _spent(step: int, recipe: Recipe) -> float:
     return recipe.step_kl * recipe.settle ** max(0, step + 1 - recipe.hold)
 
 
-def _endless(items: Sequence[int], rng: random.Random) -> Iterator[int]:
+def endless(items: Sequence[int], rng: random.Random) -> Iterator[int]:
     """Items in passes over all of them, each pass shuffled anew."""
     while items:
         order = list(items)

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from peft_surgical.acting import scaling_at
 from peft_surgical.curvature import trained_layers
+from peft_surgical.errors import ArchitectureError
 
 from .adapters import logits
 from .test_by_subject import taught
@@ -28,6 +30,8 @@ def test_scales_act_on_marked_tokens_only():
     torch.testing.assert_close(found[1], base[1])
     torch.testing.assert_close(found[0, :3], base[0, :3])
     assert not torch.allclose(found[0, 3:], base[0, 3:], atol=1e-6)
-    # A batch of another shape, such as a shared prefix, is the base's.
-    assert torch.equal(with_marks(torch.ones(1, 4, 1)), base)
+    # A mask of one row would broadcast.
+    for shape in ((1, 4, 1), (1, 6, 1)):
+        with pytest.raises(ArchitectureError, match=r"one got \[2, 6\]"):
+            with_marks(torch.ones(shape))
     assert torch.equal(logits(stage.model, ids), everywhere)

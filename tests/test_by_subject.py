@@ -117,9 +117,18 @@ def test_what_is_not_neurons_is_refused_before_the_model_changes(options):
 
 
 def test_the_first_third_of_the_layers():
-    model = tiny_model("llama")
-    layers = model.config.num_hidden_layers
-    assert ps.subject_components(model) == [f"L{i}.mlp" for i in range(max(1, layers // 3))]
+    assert ps.subject_components(tiny_model("llama", num_hidden_layers=7)) == ["L0.mlp", "L1.mlp"]
+    assert ps.subject_components(tiny_model("llama", num_hidden_layers=2)) == ["L0.mlp"]
+
+
+def test_a_step_of_some_prompts_says_what_it_has_seen():
+    record = taught(recipe=replace(RECIPE, steps=0, batch=1)).record
+    assert math.isfinite(record.loss)
+    assert record.loss == record.worst
+
+
+def test_one_prompt_is_enough():
+    assert taught(fact=replace(FACT, prompts=PROMPTS[:1])).record.steps > 0
 
 
 def test_a_model_with_adapters_is_refused():

@@ -51,6 +51,14 @@ def test_noise_falls_on_the_subjects_tokens_and_nowhere_else(runs, tokenizer):
     assert 0.5 * size < pair.shift[touched].std() < 1.5 * size
 
 
+def test_noise_leaves_what_stands_between_two_mentions_of_the_subject(runs, tokenizer):
+    fact = capital(prompts=["tell me about france . what is the capital of france ?"], contrast=["new zealand"])
+    [pair] = make(tokenizer, fact, runs)
+    touched = pair.shift.abs().sum(1).nonzero()[:, 0].tolist()
+    assert set(tokenizer.convert_ids_to_tokens(pair.clean[touched])) == {"france"}
+    assert len(touched) >= 2
+
+
 def test_noise_falls_on_the_subject_in_the_answer_too(runs, tokenizer):
     fact = capital(
         prompts=["tell me about france ."], answer="the capital of france is lyon", contrast=["new zealand"]

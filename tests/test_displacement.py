@@ -2,9 +2,9 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from peft_surgical.curvature import trained_layers
-from peft_surgical.displacement import Displacement, measure_displacement, scaled_blocks
+from peft_surgical.displacement import Displacement, measure_displacement, neuron_modules
 from peft_surgical.errors import SelectionError
+from peft_surgical.sites import architecture_of
 from peft_surgical.tuner import SurgicalIA3Config
 
 from .tiny import tiny_ids, tiny_model
@@ -17,15 +17,20 @@ def scaled(family="llama", components=("L0.mlp", "L1.mlp"), projections=("post",
         components=list(components), projections=list(projections), task_type="CAUSAL_LM", **options
     )
     model = get_peft_model(tiny_model(family), config).eval()
-    return model.get_base_model(), trained_layers(model, ADAPTER)
+    base = model.get_base_model()
+    return base, neuron_modules(base, model.peft_config[ADAPTER].selections)
+
+
+def layers_of(model, modules):
+    return [model.get_submodule(name) for name in modules]
 
 
 def rows(batch=3, length=7):
     return [row.tolist() for row in tiny_ids(batch, length)]
 
 
-def measured(model, layers, texts, **options):
-    return measure_displacement(model, layers, ADAPTER, texts, **options)
+def measured(model, modules, texts, **options):
+    return measure_displacement(model, modules, ADAPTER, texts, **options)
 
 
 def seen(model, layer, block, ids):
@@ -45,10 +50,13 @@ def seen(model, layer, block, ids):
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"])
 def test_the_form_is_the_squared_relative_length_of_what_scales_add(family):
-    model, layers = scaled(family)
+    model, modules = scaled(family)
     ids = tiny_ids(3, 7)
-    form = measured(model, layers, ids.tolist())
-    for place, (layer, block) in enumerate(zip(layers, scaled_blocks(model, layers), strict=True)):
+    form = measured(model, modules, ids.tolist())
+    blocks = model.get_submodule(architecture_of(model.config.model_type).layers)
+    assert list(modules.values()) == [0, 1]
+    for place, layer in enumerate(layers_of(model, modules)):
+        block = blocks[place]
         delta = layer.surgical_ia3_delta[ADAPTER]
         before, residual = seen(model, layer, block, ids)
         with torch.no_grad():
@@ -63,48 +71,48 @@ def test_the_form_is_the_squared_relative_length_of_what_scales_add(family):
 
 
 def test_it_is_of_the_base_whatever_the_scales_are():
-    model, layers = scaled()
-    before = measured(model, layers, rows())
+    model, modules = scaled()
+    before = measured(model, modules, rows())
     with torch.no_grad():
-        for layer in layers:
+        for layer in layers_of(model, modules):
             layer.surgical_ia3_delta[ADAPTER].fill_(0.5)
-    after = measured(model, layers, rows())
+    after = measured(model, modules, rows())
     assert all(torch.equal(a, b) for a, b in zip(before.forms, after.forms, strict=True))
 
 
 def test_batches_padding_and_order_make_no_difference():
-    model, layers = scaled()
+    model, modules = scaled()
     texts = [rows()[0][:4], rows()[1], rows()[2][:5]]
-    one = measured(model, layers, texts)
-    other = measured(model, layers, texts[::-1], batch_size=1)
+    one = measured(model, modules, texts)
+    other = measured(model, modules, texts[::-1], batch_size=1)
     for a, b in zip(one.forms, other.forms, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
 def test_positions_left_out_do_not_count():
-    model, layers = scaled()
+    model, modules = scaled()
     text = rows()[0]
     # Under causal attention what is left out at the end is as if it were not there.
-    short = measured(model, layers, [text[:5]])
-    left_out = measured(model, layers, [text], leave_out=[[5, 6]])
+    short = measured(model, modules, [text[:5]])
+    left_out = measured(model, modules, [text], leave_out=[[5, 6]])
     for a, b in zip(short.forms, left_out.forms, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
 def test_the_forms_are_symmetric_and_no_change_has_a_negative_length():
-    model, layers = scaled()
-    for form in measured(model, layers, rows()).forms:
+    model, modules = scaled()
+    for form in measured(model, modules, rows()).forms:
         torch.testing.assert_close(form, form.T)
         assert torch.linalg.eigvalsh(form.double()).min() > -1e-9
 
 
 def test_some_neurons_have_the_rows_and_columns_that_they_have_among_all():
-    model, layers = scaled()
+    model, modules = scaled()
     some = [2, 5]
     selections = {"model.layers.1.mlp.down_proj": {"side": "input", "ranges": [[2, 3], [5, 6]]}}
     other = get_peft_model(tiny_model("llama"), SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
-    (part,) = measured(other.get_base_model(), trained_layers(other, ADAPTER), rows()).forms
-    whole = measured(model, layers, rows()).forms[1]
+    (part,) = measured(other.get_base_model(), neuron_modules(other.get_base_model(), selections), rows()).forms
+    whole = measured(model, modules, rows()).forms[1]
     torch.testing.assert_close(part, whole[some][:, some])
 
 
@@ -122,9 +130,34 @@ def test_factors_are_of_the_damped_form():
 
 
 @pytest.mark.parametrize(
-    ("components", "projections"), [(("L0.head.1",), ("z",)), (("L0.mlp",), ("in",)), (("L0.mlp",), ("post", "pre"))]
+    "selections",
+    [
+        {},
+        {"model.layers.0.mlp.up_proj": {"side": "input", "ranges": [[0, 4]]}},
+        {"model.layers.0.mlp.down_proj": {"side": "output", "ranges": [[0, 4]]}},
+        {
+            "model.layers.0.mlp.down_proj": {"side": "input", "ranges": [[0, 4]]},
+            "model.layers.0.self_attn.o_proj": {"side": "input", "ranges": [[0, 4]]},
+        },
+    ],
 )
-def test_what_is_not_neurons_is_refused(components, projections):
-    model, layers = scaled(components=components, projections=projections)
+def test_what_is_not_neurons_is_refused(selections):
     with pytest.raises(SelectionError, match="neurons of MLPs and nothing else"):
-        measured(model, layers, rows())
+        neuron_modules(tiny_model("llama"), selections)
+
+
+def test_quantized_weights_are_refused():
+    model = tiny_model("llama")
+    name = "model.layers.0.mlp.down_proj"
+    projection = model.get_submodule(name)
+    projection.weight = torch.nn.Parameter(projection.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(SelectionError, match="quantized"):
+        neuron_modules(model, {name: {"side": "input", "ranges": [[0, 4]]}})
+
+
+def test_modules_come_in_the_order_of_their_layers():
+    every = {f"model.layers.{i}.mlp.down_proj": {"side": "input", "ranges": [[0, 4]]} for i in (1, 0)}
+    assert list(neuron_modules(tiny_model("llama"), every).items()) == [
+        ("model.layers.0.mlp.down_proj", 0),
+        ("model.layers.1.mlp.down_proj", 1),
+    ]

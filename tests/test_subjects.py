@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.prompts import encode, encode_answer
-from peft_surgical.subjects import other_sentences, subject_ends
+from peft_surgical.subjects import other_sentences, subject_spans
 from peft_surgical.text import contains, digest
 
 from .localizing import word_tokenizer
@@ -13,22 +13,30 @@ from .test_by_subject import FACT, PROMPTS
 TOKENIZER = word_tokenizer()
 
 
-def test_the_subjects_last_token_each_time_that_it_is_named():
+def test_the_subjects_tokens_each_time_that_it_is_named():
     prompt, subject = "tell me about new zealand . the capital of new zealand is", "new zealand"
     row = encode_answer(TOKENIZER, prompt, "lyon has new zealand")
-    found = subject_ends(TOKENIZER, prompt, subject, row.ids)
-    words = [TOKENIZER.convert_ids_to_tokens(row.ids[i]) for i in found]
-    assert words == ["zealand"] * 3
-    assert all(TOKENIZER.convert_ids_to_tokens(row.ids[i - 1]) == "new" for i in found)
+    found = subject_spans(TOKENIZER, prompt, subject, row.ids)
+    words = [TOKENIZER.convert_ids_to_tokens([row.ids[i] for i in span]) for span in found]
+    assert words == [["new", "zealand"]] * 3
+    assert [span.start for span in found] == sorted({span.start for span in found})
+    assert subject_spans(TOKENIZER, "the capital of france is", subject, row.ids) == []
+
+
+@pytest.mark.parametrize("subject", ["b X", "X b", "7 b 7"])
+def test_a_subject_that_holds_a_marker(subject):
+    prompt = f"{subject} is the town"
+    ids = encode(TOKENIZER, prompt)
+    assert subject_spans(TOKENIZER, prompt, subject, ids) == [range(len(subject.split()))]
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "unigram", "bpe", "legacy"])
 @pytest.mark.parametrize("prompt", ["The capital of France is", "France has a capital, and it is", "About france:"])
-def test_the_subjects_last_token_whatever_the_tokenizer(kind, prompt):
+def test_the_subjects_tokens_whatever_the_tokenizer(kind, prompt):
     tokenizer = small_tokenizer(kind)
     ids = encode(tokenizer, prompt)
-    (end,) = subject_ends(tokenizer, prompt, "France", ids)
-    until, before = tokenizer.decode(ids[: end + 1]), tokenizer.decode(ids[:end])
+    (span,) = subject_spans(tokenizer, prompt, "France", ids)
+    until, before = tokenizer.decode(ids[: span[-1] + 1]), tokenizer.decode(ids[: span[-1]])
     assert contains(until, ["France"])
     assert not contains(before, ["France"])
 
