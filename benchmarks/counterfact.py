@@ -6,8 +6,8 @@ The file is in EasyEdit's layout, JSON lines. The cases are shuffled by the seed
 continuation of its prompt, as plain text without a chat template, begins with all tokens of its true answer. The first
 known ones are edited, each singly, and each is measured on its prompt (ES), paraphrase (PS) and neighbour (NS) by
 log-likelihood, and by what the model goes on to say. All methods get the prompt alone and behind the same sampled
-contexts. The baselines take at most 25 gradient steps; ours at most 20 (`by_subject`), or 9 and 18 in its two stages
-(`surgical`), after one pass over what it keeps.
+contexts. The baselines take at most 25 gradient steps; ours (`surgical`) at most 20, and the stages of
+`edit` (`staged`) 9 and 18, after one pass over what they keep.
 
 Every result is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table and, as
 its last line, JSON: method to metric to `{value, n, low, high}`.

@@ -5,6 +5,7 @@ from benchmarks.baselines import METHODS, Request, build, settings
 from benchmarks.baselines.adapters import module_names
 from benchmarks.baselines.fitting import decoder_layers, first_trained, fit
 from benchmarks.baselines.ft_l import ConstrainedFineTuning
+from benchmarks.baselines.ia3_stock import ATTENTIONS, MLPS, same_depth
 from benchmarks.baselines.mlps import edited_layer, output_projection
 from benchmarks.baselines.restoring import weights_restored
 from benchmarks.plain_text import log_likelihoods
@@ -134,6 +135,25 @@ def test_which_modules_are_adapted():
         "model.layers.0.mlp.gate_up_proj",
     ]
     assert len(module_names(llama, ("q", "mlp_out"))) == 6
+
+
+def test_stock_ia3_scales_the_ten_modules_of_the_paper():
+    phi3 = word_model("phi3", num_hidden_layers=32)
+    assert same_depth(phi3, MLPS) == [16, 18, 23]
+    assert same_depth(word_model(num_hidden_layers=16), ATTENTIONS) == [10, 11]
+    found = []
+
+    def watched(self, *_, **__):
+        found.extend(name for name, module in phi3.named_modules() if hasattr(module, "ia3_l"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", watched)
+        with build("ia3_stock").edit(phi3, TOKENIZER, REQUEST, 0):
+            pass
+    mlps = [f"model.layers.{i}.mlp.{name}" for i in (16, 18, 23) for name in ("gate_up_proj", "down_proj")]
+    attentions = [f"model.layers.{i}.self_attn.{name}" for i in (20, 22) for name in ("qkv_proj", "o_proj")]
+    assert set(found) == {*mlps, *attentions}
+    assert len(set(found)) == 10
 
 
 def test_which_mlp_is_edited():

@@ -17,15 +17,15 @@ from .one_stage import OneStage
 from .random_components import RandomComponents
 from .rome import Rome
 from .rome_cov import RomeWithCovariance
+from .staged import Staged
 from .surgical import Surgical
-from .surgical_by_subject import SurgicalBySubject
 
 __all__ = ["METHODS", "Method", "Request", "build", "settings"]
 
 _KINDS: tuple[Any, ...] = (
     Base,
     Surgical,
-    SurgicalBySubject,
+    Staged,
     OneStage,
     RandomComponents,
     Rome,

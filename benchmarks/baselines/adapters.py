@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ def adapted(
         yield
 
 
-def module_names(model: Any, kinds: tuple[str, ...], layers: range | None = None) -> list[str]:
+def module_names(model: Any, kinds: tuple[str, ...], layers: Sequence[int] | None = None) -> list[str]:
     """Full names of the modules of some kinds, in all layers or some.
 
     Args:

@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .adapters import adapted
-from .ia3_stock import ia3_config
+from peft import IA3Config
+
+from .adapters import adapted, module_names
 from .method import Request
 
 
@@ -24,4 +25,7 @@ class IA3Everywhere:
 
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """Trains the adapter, and takes it off afterwards."""
-        return adapted(model, tokenizer, request, ia3_config(model, ("k", "v")), self.learning_rate, seed)
+        inputs = module_names(model, ("mlp_out",))
+        modules = [*module_names(model, ("k", "v")), *inputs]
+        config = IA3Config(target_modules=modules, feedforward_modules=inputs, task_type="CAUSAL_LM")
+        return adapted(model, tokenizer, request, config, self.learning_rate, seed)

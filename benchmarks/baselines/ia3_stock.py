@@ -1,5 +1,7 @@
-"""Stock (IA)^3 (Liu et al. 2022) on the kinds of modules and the region of the paper: values and MLP outputs above the
-middle.
+"""Stock (IA)^3 (Liu et al. 2022) on ten modules as in arXiv 2508.07075: three MLPs and two attention blocks, whole.
+
+The paper's layers are of Phi-3-mini's 32; these stand at the same relative depth. Where an architecture has separate
+projections for what Phi-3 has fused, each of them is scaled, and there are more than ten.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from peft import IA3Config
 from .adapters import adapted, module_names
 from .method import Request
 
-LAYERS = 5
-STRIDE = 2
+MLPS, ATTENTIONS, LAYERS = (16, 18, 23), (20, 22), 32
+MLP_KINDS, ATTENTION_KINDS = ("gate", "up", "mlp_out"), ("q", "k", "v", "attention_out")
 
 
 @dataclass(frozen=True)
 class StockIA3:
-    """Scales whole projections of five layers, every other one from the middle up.
+    """Scales the outputs of these projections, and the input of the MLPs' last one.
 
     Attributes:
         learning_rate: Adam's.
@@ -30,13 +32,13 @@ class StockIA3:
 
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """Trains the adapter, and takes it off afterwards."""
-        middle = model.config.num_hidden_layers // 2
-        layers = range(middle, middle + STRIDE * LAYERS, STRIDE)
-        return adapted(model, tokenizer, request, ia3_config(model, ("v",), layers), self.learning_rate, seed)
+        mlps, attentions = (same_depth(model, layers) for layers in (MLPS, ATTENTIONS))
+        modules = [*module_names(model, MLP_KINDS, mlps), *module_names(model, ATTENTION_KINDS, attentions)]
+        inputs = module_names(model, ("mlp_out",), mlps)
+        config = IA3Config(target_modules=modules, feedforward_modules=inputs, task_type="CAUSAL_LM")
+        return adapted(model, tokenizer, request, config, self.learning_rate, seed)
 
 
-def ia3_config(model: Any, attention: tuple[str, ...], layers: range | None = None) -> IA3Config:
-    """Scales on the output of attention projections and on the input of the MLPs' output projection."""
-    mlps = module_names(model, ("mlp_out",), layers)
-    modules = [*module_names(model, attention, layers), *mlps]
-    return IA3Config(target_modules=modules, feedforward_modules=mlps, task_type="CAUSAL_LM")
+def same_depth(model: Any, layers: tuple[int, ...]) -> list[int]:
+    """The paper's layers, as deep in this model, each once."""
+    return sorted({layer * model.config.num_hidden_layers // LAYERS for layer in layers})

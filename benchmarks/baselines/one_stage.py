@@ -1,4 +1,4 @@
-"""Our method without unlearning: one stage that learns the new answer."""
+"""The stages of `edit` without unlearning: one that learns the new answer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from peft_surgical.stages import LEARN
 
 from .method import Request
-from .surgical import Surgical, default_components, train
+from .staged import Staged, default_components, train
 
 
 @dataclass(frozen=True)
-class OneStage(Surgical):
-    """As [`Surgical`], learning only."""
+class OneStage(Staged):
+    """As [`Staged`], learning only."""
 
     name: ClassVar[str] = "one_stage"
 

@@ -1,4 +1,4 @@
-"""Our method on heads and MLPs that nothing but chance selects, of as many scales, with the same training."""
+"""The stages of `edit` on heads and MLPs that chance selects, of as many scales, with the same training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from peft_surgical.selection import n_scales
 from peft_surgical.sites import ModelShape, components
 
 from .method import Request
-from .surgical import Surgical, default_components, train
+from .staged import Staged, default_components, train
 
 
 @dataclass(frozen=True)
-class RandomComponents(Surgical):
-    """As [`Surgical`], on components drawn anew for each seed and subject."""
+class RandomComponents(Staged):
+    """As [`Staged`], on components drawn anew for each seed and subject."""
 
     name: ClassVar[str] = "random"
 

@@ -1,87 +1,25 @@
-"""Our method on one CounterFact case: a fact is made of the request, unlearned and learned.
-
-[`train`] is where the training is decided. The ablations `one_stage` and `random` call it, too, so that they differ
-from `surgical` in nothing but what their names say.
-"""
+"""Our method from one sentence: scales of early MLPs' neurons that act where the subject is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import peft_surgical as ps
-from peft_surgical.edit import EDIT_PROJECTIONS
-from peft_surgical.facts import refusal_for
-from peft_surgical.stages import LEARN, UNLEARN
 
-from .fitting import decoder_layers
 from .method import Request
-from .restoring import adapters_taken_off
+from .staged import Staged, as_fact
 
 
 @dataclass(frozen=True)
-class Surgical:
-    """Scales what `edit` scales by default, in two stages, each with its own recipe."""
+class Surgical(Staged):
+    """Learns by the subject; one stage, as it holds nothing to the base's answers that a second one could reuse."""
 
     name: ClassVar[str] = "surgical"
 
-    @contextmanager
-    def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
-        """Trains the adapters, and takes them off afterwards."""
-        with adapters_taken_off(model):
-            self.train(model, tokenizer, request, seed)
-            yield
-
     def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
-        """Leaves the trained adapters acting on the model."""
-        train(model, tokenizer, request, default_components(model), seed)
-
-
-def train(
-    model: Any,
-    tokenizer: Any,
-    request: Request,
-    components: Sequence[str],
-    seed: int,
-    *,
-    stages: Sequence[str] = (UNLEARN, LEARN),
-) -> None:
-    """Trains scales on some components and leaves them acting.
-
-    Args:
-        model: A bare model.
-        tokenizer: Without a chat template, so that prompts are continued and not answered.
-        request: What to edit.
-        components: What is scaled.
-        seed: Decides which rows meet in a step.
-        stages: Which stages are trained, in order.
-    """
-    fact = as_fact(request)
-    config = ps.SurgicalIA3Config(
-        components=list(components), projections=list(EDIT_PROJECTIONS), task_type="CAUSAL_LM"
-    )
-    trainers = {UNLEARN: ps.unlearn, LEARN: ps.learn}
-    retained = None
-    for name in stages:
-        stage = trainers[name](model, tokenizer, fact, config, retained=retained, seed=seed, progress=False)
-        model, retained = stage.model, stage.retained
-
-
-def as_fact(request: Request) -> ps.TrainingFact:
-    """The fact of a request: its prompt alone and behind every context."""
-    return ps.TrainingFact(
-        subject=request.subject,
-        old=(request.old,),
-        new=(request.new,),
-        prompts=request.prompts,
-        refusal=refusal_for("", request.subject),
-        answer=request.new,
-        evaluated=request.evaluated,
-    )
-
-
-def default_components(model: Any) -> tuple[str, ...]:
-    """What `edit` scales by default."""
-    return tuple(f"L{layer}.mlp" for layer in range(len(decoder_layers(model))))
+        """Leaves the trained adapter acting on the model."""
+        config = ps.SurgicalIA3Config(
+            components=ps.subject_components(model), projections=["post"], task_type="CAUSAL_LM"
+        )
+        ps.learn_by_subject(model, tokenizer, as_fact(request), config, seed=seed, progress=False)

@@ -14,7 +14,7 @@ import peft_surgical as ps
 from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.prompts import EncodedAnswer, encode_answer
 
-from ..baselines.surgical import default_components
+from ..baselines.staged import default_components
 from ..localization import synchronize
 from ..overhead import sharing_copy
 

@@ -1,0 +1,87 @@
+"""The stages of `edit`, made for chat questions with many prompts, on one CounterFact case.
+
+[`train`] is where the training is decided. The ablations `one_stage` and `random` call it, too, so that they differ
+from `staged` in nothing but what their names say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import peft_surgical as ps
+from peft_surgical.edit import EDIT_PROJECTIONS
+from peft_surgical.facts import refusal_for
+from peft_surgical.stages import LEARN, UNLEARN
+
+from .fitting import decoder_layers
+from .method import Request
+from .restoring import adapters_taken_off
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Scales what `edit` scales by default, in two stages, each with its own recipe."""
+
+    name: ClassVar[str] = "staged"
+
+    @contextmanager
+    def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
+        """Trains the adapters, and takes them off afterwards."""
+        with adapters_taken_off(model):
+            self.train(model, tokenizer, request, seed)
+            yield
+
+    def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
+        """Leaves the trained adapters acting on the model."""
+        train(model, tokenizer, request, default_components(model), seed)
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    request: Request,
+    components: Sequence[str],
+    seed: int,
+    *,
+    stages: Sequence[str] = (UNLEARN, LEARN),
+) -> None:
+    """Trains scales on some components and leaves them acting.
+
+    Args:
+        model: A bare model.
+        tokenizer: Without a chat template, so that prompts are continued and not answered.
+        request: What to edit.
+        components: What is scaled.
+        seed: Decides which rows meet in a step.
+        stages: Which stages are trained, in order.
+    """
+    fact = as_fact(request)
+    config = ps.SurgicalIA3Config(
+        components=list(components), projections=list(EDIT_PROJECTIONS), task_type="CAUSAL_LM"
+    )
+    trainers = {UNLEARN: ps.unlearn, LEARN: ps.learn}
+    retained = None
+    for name in stages:
+        stage = trainers[name](model, tokenizer, fact, config, retained=retained, seed=seed, progress=False)
+        model, retained = stage.model, stage.retained
+
+
+def as_fact(request: Request) -> ps.TrainingFact:
+    """The fact of a request: its prompt alone and behind every context."""
+    return ps.TrainingFact(
+        subject=request.subject,
+        old=(request.old,),
+        new=(request.new,),
+        prompts=request.prompts,
+        refusal=refusal_for("", request.subject),
+        answer=request.new,
+        evaluated=request.evaluated,
+    )
+
+
+def default_components(model: Any) -> tuple[str, ...]:
+    """What `edit` scales by default."""
+    return tuple(f"L{layer}.mlp" for layer in range(len(decoder_layers(model))))
