@@ -38,6 +38,7 @@ from .models import load_model
 from .plugins import PluginWarning
 from .report import Report
 from .selection import PAPER_SELECTION
+from .sharing import shard, shared_work
 from .sites import Architecture, ModelShape, register_architecture
 from .stack import stack
 from .stages import Stage, learn, unlearn
@@ -97,6 +98,8 @@ __all__ = [
     "power",
     "product",
     "register_architecture",
+    "shard",
+    "shared_work",
     "stack",
     "subject_components",
     "to_ia3",

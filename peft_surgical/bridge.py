@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .errors import ModelError
+from .sharing import is_sharded
 from .sites import ModelShape
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ def check_localizable(model: nn.Module) -> None:
             )
         if parameter.is_meta:
             raise ModelError(f"the model's weights are not loaded ({name} is on the meta device).")
+    if is_sharded(model):
+        raise ModelError(
+            "the model is sharded over processes, and TransformerLens needs whole weights; "
+            "localize before sharding it."
+        )
     if not hasattr(model, "config"):
         raise ModelError(f"a {type(model).__name__} has no configuration; localization needs a transformers model.")
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from .errors import OutputError
 from .files import read_json, write_json, write_text
+from .sharing import by_main
 
 FOLDER = ".peft_surgical"
 """What the folder is called that stands beside an edit's output."""
@@ -77,10 +78,11 @@ def kept_answers(
         "arithmetic": _arithmetic(),
     }
     path = folder / f"answers-{_digest(asked)[:32]}.json"
-    answers = _read(path, len(prompts))
-    if answers is None:
-        answers = answer()
-        _write(path, answers)
+    kept = by_main(lambda: _read(path, len(prompts)))
+    if kept is not None:
+        return kept
+    answers = answer()
+    by_main(lambda: _write(path, answers))
     return answers
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from .errors import ModelError
 from .models import DTYPES
+from .sharing import is_sharded
 from .tuner import SurgicalIA3Model
 
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
@@ -64,9 +65,11 @@ def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
     base = peft_model.get_base_model()
     named = DTYPES[dtype]
     wanted = named if isinstance(named, torch.dtype) else compute_dtype(base.dtype, base.device)
-    if wanted == base.dtype:
+    if wanted == base.dtype or (named == "auto" and is_sharded(base)):
         yield base
         return
+    if is_sharded(base):
+        raise ModelError(f"a sharded model trains in its own dtype; load it in {dtype} rather than ask for it here.")
     adapter = {id(p) for name, p in base.named_parameters() if SurgicalIA3Model.prefix in name}
     memo: dict[int, Any] = {}
     for parameter in base.parameters():

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from .errors import ArchitectureError, ModelError
 from .prompts import EncodedAnswer, span
+from .sharing import add_up, share
 from .suffix import SuffixRunner
 from .tuner import SurgicalIA3Layer
 
@@ -149,7 +150,8 @@ def measure_curvature(
         draws: Samples a row: how often labels are drawn, each with a backward pass of its own.
         seed: Draws the labels.
         batch_size: Rows a forward.
-        on_logits: Called with each row's place in `rows` and the logits that predict its answer.
+        on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
+            process reads: of all rows, but where processes share the work (`sharing`).
 
     Returns:
         A sample a row and draw, together the mean over positions read.
@@ -159,16 +161,18 @@ def measure_curvature(
     """
     # A shared prefix would add up what it does to all rows of a batch.
     runner = runner.unshared()
-    generator = torch.Generator(device=runner.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     made = [
         layer.surgical_ia3_delta[adapter].new_zeros(draws, len(rows), layer.coordinates[adapter].n) for layer in layers
     ]
-    read = 0
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    counts = [sum(stop - begin for begin, stop in (span(rows[i]) for i in chosen)) for chosen in batches]
+    # Also for what other processes read, so that a row's labels do not depend on how many there are.
+    numbers = [[torch.rand(count, 1, generator=generator) for _ in range(draws)] for count in counts]
     with _row_gradients(layers, adapter) as found:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen, drawn in share(list(zip(batches, numbers, strict=True))):
             spans = [span(rows[i]) for i in chosen]
             found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen)
             logits = runner.logits([indices[i] for i in chosen], spans).float()
@@ -181,27 +185,28 @@ def measure_curvature(
                 for i, part in zip(chosen, parts, strict=True):
                     on_logits(i, part)
             running = (logits.detach() - total.detach()).exp_().cumsum(-1)
-            read += len(logits)
-            for draw in range(draws):
+            for draw, uniform in enumerate(drawn):
                 found.gradients.clear()
-                labels = _drawn(running, generator)
-                likelihood = (logits.gather(-1, labels) - total).sum()
+                likelihood = (logits.gather(-1, _labels(running, uniform)) - total).sum()
                 likelihood.backward(retain_graph=draw + 1 < draws)
                 for position, gradients in found.gradients.items():
                     made[position][draw, chosen] = gradients
+    add_up(made)
     for layer in layers:
         layer.surgical_ia3_delta[adapter].grad = None
-    share = 1 / math.sqrt(draws * max(read, 1))
+    scale = 1 / math.sqrt(draws * max(sum(counts), 1))
     # In place: they are the largest thing that training holds.
-    return Curvature(tuple(own.flatten(0, 1).mul_(share) for own in made))
+    return Curvature(tuple(own.flatten(0, 1).mul_(scale) for own in made))
 
 
-def _drawn(running: Float[Tensor, "position vocab"], generator: torch.Generator) -> Int[Tensor, "position 1"]:
+def _labels(
+    running: Float[Tensor, "position vocab"], uniform: Float[Tensor, "position 1"]
+) -> Int[Tensor, "position 1"]:
     """A token for each position, drawn from its distribution: where the running sum of probabilities passes a number.
 
     `torch.multinomial` would draw a number for each token of the vocabulary.
     """
-    wanted = torch.rand(len(running), 1, generator=generator, device=running.device) * running[:, -1:]
+    wanted = uniform.to(running) * running[:, -1:]
     return torch.searchsorted(running, wanted, right=True).clamp_max(running.shape[-1] - 1)
 
 

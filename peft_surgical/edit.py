@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +21,14 @@ from .facts import Fact
 from .files import write_text
 from .generation import MAX_NEW_TOKENS
 from .lengths import check_fact_fits
-from .localization import localize
+from .localization import Localization, localize
 from .page import render_page
 from .plots import plot_localization
 from .report import Report
 from .selection import Selection
+from .sharing import by_main
 from .stack import stack
-from .stages import LEARN, RECIPES, UNLEARN, learn, unlearn
+from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
 from .training import Recipe
 from .tuner import SurgicalIA3Config
 
@@ -52,6 +54,7 @@ def edit(
     *,
     out: str | os.PathLike[str],
     scorers: Sequence[str] | None = None,
+    localization: Localization | None = None,
     top: int | None = None,
     selection: Selection | None = None,
     granularity: Granularity = "component",
@@ -72,6 +75,7 @@ def edit(
         fact: The fact.
         out: A folder for the localization, the adapters and the report.
         scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
+        localization: What localizing with `scorers` gave earlier, which is then not done again.
         top: How many components to scale, best first, heads and MLPs alike. When None, the MLPs of all layers.
         selection: Components to scale, instead of the best-scored ones.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
@@ -99,7 +103,8 @@ def edit(
         )
     kept = max((recipe or own).retain_tokens for own in RECIPES.values())
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
-    with claimed(out, overwrite=overwrite) as out:
+    with ExitStack() as claim:
+        out = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
         seconds: dict[str, float] = {}
         started = time.perf_counter()
 
@@ -109,9 +114,10 @@ def edit(
             seconds[name] = round(now - started, 2)
             started = now
 
-        localization = localize(
-            model, tokenizer, fact, DEFAULT_SCORERS if scorers is None else scorers, seed=seed, progress=progress
-        )
+        names = DEFAULT_SCORERS if scorers is None else scorers
+        found = localization or localize(model, tokenizer, fact, names, seed=seed, progress=progress)
+        # Processes on unlike devices may round to another ranking.
+        localization = by_main(lambda: found)
         if selection is None:
             every = localization.shape.n_layers
             selection = localization.top(mlps=every) if top is None else localization.top(top)
@@ -127,18 +133,15 @@ def edit(
         )
         config.resolve(model.config)
         lap("localize")
-        _start_output(out, overwrite)
-        localization.save(out / "localization.json")
-        picture = _picture(localization, selection, out / "localization.png")
+        picture = by_main(lambda: _start_output(out, overwrite, localization, selection))
 
         first = unlearn(model, tokenizer, fact, config, recipe=recipe, seed=seed, progress=progress)
-        first.save(out / UNLEARN)
+        by_main(lambda: first.save(out / UNLEARN))
         lap("unlearn")
         second = learn(
             first.model, tokenizer, fact, recipe=recipe, retained=first.retained, seed=seed, progress=progress
         )
-        second.save(out / LEARN)
-        stack([out / UNLEARN, out / LEARN], out / EDIT)
+        by_main(lambda: _save_edit(second, out))
         lap("learn")
 
         states = {
@@ -158,12 +161,12 @@ def edit(
             progress=progress,
         )
         report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
-        report.save(out / "report.json")
-        write_text(out / "report.html", render_page(report, picture=picture, command=command))
+        by_main(lambda: _save_report(report, out, picture, command))
         return report
 
 
-def _start_output(out: Path, overwrite: bool) -> None:
+def _start_output(out: Path, overwrite: bool, localization: Localization, selection: Selection) -> bytes | None:
+    """Removes what an earlier edit left, and writes the localization; returns its picture."""
     try:
         for name in _WRITTEN if overwrite else ():
             path = out / name
@@ -173,9 +176,21 @@ def _start_output(out: Path, overwrite: bool) -> None:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}.") from error
+    localization.save(out / "localization.json")
+    return _picture(localization, selection, out / "localization.png")
 
 
-def _picture(localization: Any, selection: Selection, path: Path) -> bytes | None:
+def _save_edit(learned: Stage, out: Path) -> None:
+    learned.save(out / LEARN)
+    stack([out / UNLEARN, out / LEARN], out / EDIT)
+
+
+def _save_report(report: Report, out: Path, picture: bytes | None, command: str | None) -> None:
+    report.save(out / "report.json")
+    write_text(out / "report.html", render_page(report, picture=picture, command=command))
+
+
+def _picture(localization: Localization, selection: Selection, path: Path) -> bytes | None:
     """The heatmap, where matplotlib is installed; an edit does without it otherwise."""
     try:
         import matplotlib  # noqa: F401

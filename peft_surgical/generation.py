@@ -21,6 +21,7 @@ from .cache import kept_answers
 from .lengths import check_length
 from .progress import progress_bar
 from .prompts import encode, end_of_turn
+from .sharing import check_shareable, merged, share
 from .suffix import contiguous_head, expanded, shared_prefix
 
 MAX_NEW_TOKENS = 32
@@ -87,6 +88,7 @@ def generate_ids(
     Raises:
         ModelError: If a prompt and an answer do not fit the model's positions.
     """
+    check_shareable(model)
     end = end_of_turn(tokenizer)
     check_length(model.config, max((len(p) for p in prompts), default=0), max_new_tokens)
     config = GenerationConfig(
@@ -110,18 +112,18 @@ def _generate(
 ) -> list[list[int]]:
     # Longest first: running out of memory shows at once, and rows of one batch need little padding.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers: list[list[int]] = [[] for _ in prompts]
+    batches = share([order[start : start + batch_size] for start in range(0, len(order), batch_size)])
+    answers: dict[int, list[int]] = {}
     was_training = model.training
     model.eval()
     try:
         with (
             _plain_defaults(model),
             contiguous_head(model),
-            progress_bar(len(prompts), description, enabled=progress) as bar,
+            progress_bar(sum(map(len, batches)), description, enabled=progress) as bar,
         ):
             prefix, cache = _shared_start(model, prompts)
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
+            for rows in batches:
                 ids, mask = left_pad([prompts[i] for i in rows], config.pad_token_id, prefix)
                 begin = None if cache is None else expanded(cache, len(rows))
                 for place, answer in _ending(model, ids.to(model.device), mask.to(model.device), begin, config):
@@ -129,7 +131,8 @@ def _generate(
                     bar.update(1)
     finally:
         model.train(was_training)
-    return answers
+    every = merged(answers)
+    return [every[i] for i in range(len(prompts))]
 
 
 def _ending(

@@ -6,7 +6,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .sharing import is_main
+
 
 def progress_bar(total: int, description: str, *, enabled: bool) -> Any:
     """A tqdm bar; `disable=None` is tqdm's own "only on a terminal"."""
-    return tqdm(total=total, desc=description, disable=None if enabled else True, leave=False, dynamic_ncols=True)
+    shown = enabled and is_main()
+    return tqdm(total=total, desc=description, disable=None if shown else True, leave=False, dynamic_ncols=True)

@@ -16,6 +16,7 @@ from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, span
 from .retain import TopDistribution, base_answers, retain_prompts
+from .sharing import merged
 from .suffix import SuffixRunner
 from .topics import states_fact, topic_prompts
 from .training import Recipe
@@ -151,7 +152,8 @@ def _curvature(
                 runner, layers, adapter, indices, own, draws=recipe.draws, seed=seed, on_logits=keep
             )
             parts.append(weight * found)
-    return parts[0] + parts[1], tuple(distributions[i] for i in range(len(rows)))
+    every = merged(distributions)
+    return parts[0] + parts[1], tuple(every[i] for i in range(len(rows)))
 
 
 @contextmanager

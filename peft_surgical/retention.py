@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import ModelError
 from .metrics import Figure, mean
 from .progress import progress_bar
+from .sharing import check_shareable, merged, share
 from .states import State
 
 
@@ -50,17 +51,19 @@ def measure_retention(
     """
     if text is None:
         text = resources.files("peft_surgical").joinpath("data", "retention.txt").read_text(encoding="utf-8")
+    check_shareable(model)
     windows = _windows(model, tokenizer, text, tokens, window)
     if not windows:
         return {name: {} for name in states}
-    divergence: dict[str, list[float]] = {name: [] for name in states}
-    surprise: dict[str, list[float]] = {name: [] for name in states}
+    # By the number of the window and the state: surprise and divergence of each token.
+    read: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
+    own = share(list(enumerate(windows)))
     order = ["base", *(name for name in states if name != "base")]
     was_training = model.training
     model.eval()
     try:
-        with progress_bar(len(windows) * len(order), "unrelated text", enabled=progress) as bar:
-            for chunk in windows:
+        with progress_bar(len(own) * len(order), "unrelated text", enabled=progress) as bar:
+            for number, chunk in own:
                 row = torch.tensor([chunk], device=model.device)
                 base: Tensor | None = None
                 for name in order:
@@ -69,17 +72,24 @@ def measure_retention(
                     if not log_probs.isfinite().all():
                         raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")
                     base = log_probs if base is None else base
-                    surprise[name] += (-log_probs.gather(1, row[0, 1:, None])[:, 0]).tolist()
+                    surprise = -log_probs.gather(1, row[0, 1:, None])[:, 0]
                     # Rounding makes a KL of two equal distributions a little less than the zero it is.
-                    divergence[name] += (base.exp() * (base - log_probs)).sum(-1).clamp_min(0).tolist()
+                    divergence = (base.exp() * (base - log_probs)).sum(-1).clamp_min(0)
+                    read[number, name] = surprise.tolist(), divergence.tolist()
                     bar.update(1)
     finally:
         model.train(was_training)
+    every = merged(read)
+
+    def tokens_of(name: str, which: int) -> list[float]:
+        return [value for number in range(len(windows)) for value in every[number, name][which]]
+
+    surprised = {name: tokens_of(name, 0) for name in states}
     return {
         name: {
-            "kl_per_token": mean(divergence[name]),
+            "kl_per_token": mean(tokens_of(name, 1)),
             "perplexity_ratio": _exponential(
-                mean([s - b for s, b in zip(surprise[name], surprise["base"], strict=True)])
+                mean([s - b for s, b in zip(surprised[name], surprised["base"], strict=True)])
             ),
         }
         for name in states

@@ -30,6 +30,7 @@ from .lengths import check_length, fits
 from .profiling import phase
 from .prompts import encode, encode_answer, span
 from .retained import Retained, base_rows, measure_retained
+from .sharing import check_shareable
 from .sites import architecture_of
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, TrainingRecord, train
@@ -152,6 +153,7 @@ def _stage(
     seed: int,
     progress: bool,
 ) -> Stage:
+    check_shareable(model)
     recipe = recipe or RECIPES[name]
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
     prompts = [*fact.prompts, *_variants(fact, recipe.variants)]

@@ -176,7 +176,7 @@ class SuffixRunner:
 def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
     """Lets an output head see, and so compute logits for, the positions of a mask only."""
     # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][mask], *args[1:]))
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)], *args[1:]))
     try:
         yield
     finally:

@@ -11,6 +11,9 @@ second is exact on the few rows of a step; the third, `½ dᵀ F d` with `d` all
 `curvature`), knows all retained rows at once. A step's length is set by its own predicted divergence, not by the size
 of the gradient: every step spends `step_kl`, and less towards the end so that the terms settle. Training stops when
 every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`, or after `steps`.
+
+Both terms are sums over rows, so a step's rows may be run in several passes (`passes`) and by several processes
+(`sharing`): what adds up is the same.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +32,16 @@ from torch.nn import functional as F
 
 from .computing import check_compute_dtype
 from .curvature import Metric
+from .errors import ModelError
+from .passes import in_passes
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, span
 from .retain import TopDistribution
+from .sharing import add_up, processes, share
 from .suffix import SuffixRunner
+
+Found = TypeVar("Found")
 
 # A scale below this is not divided by.
 _DEAD = 0.05
@@ -65,11 +73,14 @@ class Recipe:
         neighbours: How many prompts about contrast subjects are retained.
         general: How many of the package's general questions are retained.
         retain_tokens: The base's answers are held for so many tokens.
+        pass_tokens: At most so many tokens go through the model at once, padding and answers included, the shared
+            beginning of prompts not; but always one row. When None, all of a step's rows of a kind do. Either way a
+            pass that the accelerator has no memory for is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
     Raises:
-        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or `pass_tokens` is less than 1.
     """
 
     steps: int = 18
@@ -92,10 +103,13 @@ class Recipe:
     neighbours: int = 48
     general: int = 300
     retain_tokens: int = 10
+    pass_tokens: int | None = None
     compute_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+        if self.pass_tokens is not None and self.pass_tokens < 1:
+            raise ModelError(f"pass_tokens must be 1 or more, or None for no limit; got {self.pass_tokens}.")
 
 
 @dataclass(frozen=True)
@@ -180,8 +194,9 @@ def train(
             ]
             for parameter in parameters:
                 parameter.grad = None
-            nll = _backward_facts(runner, facts, fact_rows, recipe.margin)
-            kl = _backward_kl(runner, retains, retain_rows, retain_base, len(fact_rows), recipe.retain_weight)
+            nll = _backward_facts(runner, parameters, facts, fact_rows, recipe)
+            kl = _backward_kl(runner, parameters, retains, retain_rows, retain_base, len(fact_rows), recipe)
+            _add_up_gradients(parameters)
             for index, values in zip(facts, nll, strict=True):
                 latest[index] = float(values.mean())
             smooth_kl = kl if smooth_kl is None else 0.7 * smooth_kl + 0.3 * kl
@@ -209,35 +224,84 @@ def train(
 
 
 def _backward_facts(
-    runner: SuffixRunner, facts: Sequence[int], rows: Sequence[EncodedAnswer], margin: float
+    runner: SuffixRunner,
+    parameters: Sequence[nn.Parameter],
+    facts: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    recipe: Recipe,
 ) -> list[Tensor]:
-    """Adds the gradient of the first term; returns each prompt's loss per answer token, nats."""
-    chosen = [rows[i] for i in facts]
-    logits = runner.logits(facts, [span(row) for row in chosen]).float()
-    labels = torch.tensor([token for row in chosen for token in row.ids[row.answer_start :]], device=logits.device)
-    nll = F.cross_entropy(logits, labels, reduction="none")
-    ((nll - margin).clamp_min(0).sum() / len(facts)).backward()
-    return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
+    """Adds the gradient of the first term, of this process's share; returns the loss of all prompts, per answer token,
+    nats."""
+
+    def run(part: Sequence[int]) -> list[Tensor]:
+        chosen = [rows[i] for i in part]
+        logits = runner.logits(part, [span(row) for row in chosen]).float()
+        labels = torch.tensor([token for row in chosen for token in row.ids[row.answer_start :]], device=logits.device)
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
+        return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
+
+    own = share(range(len(facts)))
+    passes = _passes(runner, parameters, [facts[place] for place in own], rows, run, recipe)
+    every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=runner.device) for i in facts]
+    for place, losses in zip(own, (losses for part in passes for losses in part), strict=True):
+        every[place] += losses.to(runner.device)
+    together = torch.cat(every)
+    add_up([together])
+    return list(together.split([len(losses) for losses in every]))
 
 
 def _backward_kl(
     runner: SuffixRunner,
+    parameters: Sequence[nn.Parameter],
     retains: Sequence[int],
     rows: Sequence[EncodedAnswer],
     base: Sequence[TopDistribution],
     offset: int,
-    weight: float,
+    recipe: Recipe,
 ) -> float:
-    """Adds the gradient of the second term; returns the mean divergence, nats.
+    """Adds the gradient of the second term, of this process's share; returns the mean divergence of all, nats.
 
-    A pass of its own: retained prompts and the fact's differ in length, and together they would be padded.
+    Passes of their own: retained prompts and the fact's differ in length, and together they would be padded.
     """
     if not retains:
         return 0.0
-    logits = runner.logits([offset + i for i in retains], [span(rows[i]) for i in retains])
-    kl = TopDistribution.cat([base[i] for i in retains]).kl(logits).mean()
-    (weight * kl).backward()
-    return float(kl.detach())
+    positions = sum(len(rows[i].ids) - rows[i].answer_start for i in retains)
+
+    def run(part: Sequence[int]) -> Tensor:
+        logits = runner.logits([offset + i for i in part], [span(rows[i]) for i in part])
+        kl = TopDistribution.cat([base[i] for i in part]).kl(logits).sum() / positions
+        (recipe.retain_weight * kl).backward()
+        return kl.detach()
+
+    passes = _passes(runner, parameters, share(retains), rows, run, recipe)
+    total = torch.zeros((), device=runner.device)
+    for kl in passes:
+        total += kl.to(runner.device)
+    add_up([total])
+    return float(total)
+
+
+def _passes(
+    runner: SuffixRunner,
+    parameters: Sequence[nn.Parameter],
+    chosen: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    run: Callable[[Sequence[int]], Found],
+    recipe: Recipe,
+) -> list[Found]:
+    lengths = [len(rows[i].ids) - len(runner.prefix) for i in chosen]
+    return in_passes(chosen, lengths, parameters, run, tokens=recipe.pass_tokens)
+
+
+def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Gives every process the gradient of all shares."""
+    if processes() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from peft_surgical.curvature import Curvature, Metric, _drawn, _row_gradients, measure_curvature, trained_layers
+from peft_surgical.curvature import Curvature, Metric, _labels, _row_gradients, measure_curvature, trained_layers
 from peft_surgical.errors import ArchitectureError, ModelError
 
 from .test_training import Task, span
@@ -87,7 +87,7 @@ def test_the_predicted_divergence_is_the_divergence():
 def test_labels_are_drawn_as_often_as_they_are_likely():
     chances = torch.tensor([0.1, 0.0, 0.6, 0.3])
     running = chances.cumsum(-1).repeat(20000, 1)
-    drawn = _drawn(running, torch.Generator().manual_seed(0))
+    drawn = _labels(running, torch.rand(20000, 1, generator=torch.Generator().manual_seed(0)))
     counted = torch.bincount(drawn[:, 0], minlength=4) / len(drawn)
     # Three standard deviations of a rate of 0.5 in 20,000.
     assert (counted - chances).abs().max() < 0.011

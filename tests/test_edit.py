@@ -75,6 +75,15 @@ def edited(model_folder, tmp_path_factory):
     return out, model, report
 
 
+def test_an_earlier_localization_is_not_done_again(edited, model_folder, tmp_path, monkeypatch):
+    out, _, report = edited
+    monkeypatch.delattr(EDIT, "localize")
+    earlier = Localization.load(out / "localization.json")
+    _, again = rewrite(model_folder, tmp_path / "out", localization=earlier)
+    assert again.answers == report.answers
+    assert (tmp_path / "out" / "localization.json").read_text() == (out / "localization.json").read_text()
+
+
 def test_everything_is_written_and_nothing_else(edited):
     out, _, _ = edited
     assert {path.name for path in out.iterdir()} == FILES

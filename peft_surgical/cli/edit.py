@@ -10,6 +10,7 @@ import click
 
 from ..sites import PROJECTIONS
 from . import checks, options
+from .launch import launched, sharded
 from .loading import load
 from .terminal import on_interrupt, print_json, print_result, this_command
 
@@ -119,21 +120,30 @@ def edit(
     if dry_run:
         _tell(fact, model_name, scorers, top, components, out, as_json)
         return
+    device = context.with_resource(launched(device))
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     checks.model_has(model, selection, top)
     import peft_surgical as ps
 
     from ..cache import FOLDER, answers_kept
+    from ..edit import DEFAULT_SCORERS
     from ..profiling import profiled
+    from ..sharing import shard
 
     on_interrupt(context, out)
     with profiled() as spent, answers_kept(out.parent / FOLDER):
+        localization = None
+        if sharded():
+            names = list(scorers) or DEFAULT_SCORERS
+            localization = ps.localize(model, tokenizer, fact, names, seed=seed, progress=not quiet)
+            shard(model)
         report = ps.edit(
             model,
             tokenizer,
             fact,
             out=out,
             scorers=list(scorers) or None,
+            localization=localization,
             top=top,
             selection=selection,
             granularity=cast("Granularity", granularity),

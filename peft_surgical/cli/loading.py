@@ -12,7 +12,11 @@ from typing import Any
 import click
 
 from ..errors import ModelError
+from .terminal import note
 from .translate import DEBUG
+
+SPREAD = ("auto", "balanced", "sequential")
+"""What `--device` takes beside devices: ways to spread a model over all there are, as transformers' `device_map`."""
 
 
 def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, quiet: bool) -> tuple[Any, Any]:
@@ -27,10 +31,10 @@ def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, 
     if trust_remote_code:
         # A warning, which --quiet does not keep back.
         click.echo(f"Running code that comes with {name}, as --trust-remote-code says.", err=True)
-    if not quiet:
-        click.echo(f"Loading {name} …", err=True)
+    note(f"Loading {name} …", quiet=quiet)
+    where = {"device_map": device} if device in SPREAD else {"device": device}
     with quiet_libraries():
-        model, tokenizer = ps.load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        model, tokenizer = ps.load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **where)
     return model, tokenizer
 
 
@@ -73,7 +77,7 @@ def no_bars() -> Iterator[None]:
 
 
 def _check_device(device: str | None) -> None:
-    if device is None:
+    if device is None or device in SPREAD:
         return
     import torch
 

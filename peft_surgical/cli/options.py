@@ -71,7 +71,11 @@ _MODEL = (
         show_default=True,
         help="Of the weights; auto is the checkpoint's own, float32 for GGUF.",
     ),
-    click.option("--device", metavar="DEVICE", help="Such as cuda or mps; the processor unless given."),
+    click.option(
+        "--device",
+        metavar="DEVICE",
+        help="Such as cuda or mps, or auto for all there are together; the processor unless given.",
+    ),
     click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."),
 )
 

@@ -14,6 +14,8 @@ from rich.console import Console, RenderableType
 from ..text import printable
 from .translate import ARGUMENTS, RESUME
 
+SILENT = "peft_surgical.silent"
+
 # Where no terminal says how wide it is; tables fit without folding.
 _PIPE_WIDTH = 110
 
@@ -26,7 +28,7 @@ def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool =
         quiet: Print nothing.
         as_json: Standard output is taken by JSON.
     """
-    if quiet:
+    if quiet or _silent():
         return
     if isinstance(result, str):
         result = printable(result)
@@ -37,13 +39,20 @@ def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool =
 
 def print_json(value: Any) -> None:
     """Prints JSON for a machine, ASCII only, so that it survives any terminal or pipe."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+    if not _silent():
+        click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def note(text: str, *, quiet: bool) -> None:
     """Tells a person what goes on, on standard error."""
-    if not quiet:
+    if not quiet and not _silent():
         click.echo(text, err=True)
+
+
+def _silent() -> bool:
+    """Whether another process, which does the same, prints what there is to print."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(SILENT))
 
 
 def this_command(context: click.Context) -> str:

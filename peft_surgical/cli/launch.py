@@ -1,0 +1,65 @@
+"""A command that `torchrun` or `accelerate launch` has started in several processes: they share its work.
+
+Each has its own copy of the model and runs rows of its own; with `accelerate launch --use_fsdp` the model is spread
+over them, and they run all rows together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from ..errors import ModelError
+from .loading import SPREAD
+from .terminal import SILENT
+
+
+@contextmanager
+def launched(device: str | None) -> Iterator[str | None]:
+    """Joins the processes that a launcher started, if there are more than one, for the length of a block.
+
+    Args:
+        device: What `--device` says; where nothing is said, each process takes an accelerator of its own.
+
+    Yields:
+        The device for this process.
+
+    Raises:
+        ModelError: If the model is to be spread over all devices, which each process would do.
+    """
+    if not _several():
+        yield device
+        return
+    if device in SPREAD:
+        raise ModelError(f"--device {device} spreads one model over all devices, so start one process, not several.")
+    import torch
+    from accelerate import PartialState
+
+    from ..sharing import shared_work
+
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.meta[SILENT] = not state.is_main_process
+    try:
+        with shared_work(rows=not _fsdp()):
+            # What is spread over devices is read into the processor's memory first.
+            yield None if _fsdp() else device or str(state.device)
+    finally:
+        state.destroy_process_group()
+
+
+def sharded() -> bool:
+    """Whether the launcher was told to spread the model over the processes."""
+    return _several() and _fsdp()
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")

@@ -1,0 +1,202 @@
+"""Two processes on one machine, gloo: an edit that they share is the edit that one makes."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import peft_surgical as ps
+from peft_surgical import retain, retained
+from peft_surgical.cli.launch import launched
+from peft_surgical.curvature import measure_curvature
+from peft_surgical.errors import ModelError, OutputError
+from peft_surgical.models import load_model
+from peft_surgical.report import Report
+from peft_surgical.sharing import add_up, by_main, is_main, merged, processes, shard, share, shared_work
+from peft_surgical.suffix import SuffixRunner
+
+from . import test_edit
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# Gradients of one step are summed in another order, in float32.
+TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
+
+PRIMITIVES = """
+import torch
+from accelerate import PartialState
+from peft_surgical.errors import OutputError
+from peft_surgical.sharing import add_up, by_main, is_main, merged, processes, share, shared_work
+
+state = PartialState(cpu=True)
+rank = state.process_index
+assert (processes(), is_main(), share("abc")) == (1, True, list("abc")), "nothing is shared unless it is asked for"
+with shared_work():
+    assert (processes(), is_main()) == (2, rank == 0)
+    assert share("abcde") == (list("ace"), list("bd"))[rank]
+    tensors = [torch.full((2,), float(rank + 1)), torch.tensor(10.0 * rank)]
+    add_up(tensors)
+    assert [tensor.tolist() for tensor in tensors] == [[3, 3], 10]
+    assert merged({rank: "own", "last": rank}) == {0: "own", 1: "own", "last": 1}
+    called = []
+    assert by_main(lambda: called.append(1) or "told") == "told"
+    assert len(called) == (1, 0)[rank]
+
+    def refuse():
+        raise OutputError("the disk is full.")
+
+    try:
+        by_main(refuse)
+        raise AssertionError
+    except OutputError as error:
+        assert str(error) == "the disk is full."
+assert processes() == 1
+print("done")
+"""
+
+EDIT = """
+import json
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from tests import test_sharing
+
+state = PartialState(cpu=True)
+model, out, rows, how = sys.argv[1:]
+found = test_sharing.edit(model, out, sharded=how == "sharded")
+Path(rows, f"{state.process_index}.json").write_text(json.dumps(found))
+"""
+
+
+def launch(*arguments, **environment):
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [*LAUNCH, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+def edit(model_folder, out, *, sharded=False):
+    """Edits, and returns how many rows this process ran in each pass of training."""
+    rows = []
+    plain = SuffixRunner.logits
+
+    def counted(self, indices, spans):
+        rows.append(len(indices))
+        return plain(self, indices, spans)
+
+    everyday = retain.everyday_prompts()[:3]
+    model, tokenizer = load_model(model_folder, dtype="float32")
+    localization = None
+    if sharded:
+        localization = ps.localize(model, tokenizer, test_edit.FACT, test_edit.DEFAULT_SCORERS, progress=False)
+        shard(model)
+        with pytest.raises(ModelError, match="localize before sharding it"):
+            ps.localize(model, tokenizer, test_edit.FACT, progress=False)
+        with shared_work(), pytest.raises(ModelError, match="so they must run the same rows"):
+            ps.learn(model, tokenizer, test_edit.FACT, recipe=test_edit.RECIPE)
+    with pytest.MonkeyPatch.context() as patch, shared_work(rows=not sharded):
+        patch.setattr(retain, "everyday_prompts", lambda: everyday)
+        patch.setattr(SuffixRunner, "logits", counted)
+        # So few rows would be one batch, and one batch is one process's.
+        patch.setattr(retained, "measure_curvature", partial(measure_curvature, batch_size=2))
+        options = {"recipe": test_edit.RECIPE, "retention_tokens": 48, "progress": False}
+        options["localization"] = localization
+        ps.edit(model, tokenizer, test_edit.FACT, out=out, **options)
+    return rows
+
+
+def test_alone_there_is_nothing_to_share():
+    with shared_work():
+        assert (processes(), is_main(), share([1, 2, 3])) == (1, True, [1, 2, 3])
+        tensor = torch.ones(2)
+        add_up([tensor])
+        assert tensor.tolist() == [1, 1]
+        assert merged({1: 2}) == {1: 2}
+        assert by_main(lambda: 3) == 3
+        with pytest.raises(OutputError):
+            by_main(_refused)
+
+
+def _refused():
+    raise OutputError("the disk is full.")
+
+
+def test_what_processes_tell_each_other(tmp_path):
+    script = tmp_path / "primitives.py"
+    script.write_text(PRIMITIVES)
+    result = launch(script)
+    assert result.stdout.count("done") == 2, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder, tmp_path_factory):
+    """The folder of an edit by this process, and the rows of its passes."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    return out, edit(model_folder, out)
+
+
+@pytest.mark.parametrize("how", ["copies", "sharded"])
+def test_two_processes_make_the_edit_of_one(how, tmp_path, model_folder, alone):
+    script = tmp_path / "edit.py"
+    script.write_text(EDIT)
+    result = launch(script, model_folder, tmp_path / "out", tmp_path, how)
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    folder, rows = alone
+    if how == "sharded":
+        # Each process has a part of the weights, and runs all rows.
+        assert told == [rows, rows]
+    else:
+        # Every row is run once, by either of them, and both have their part.
+        assert sum(map(sum, told)) == sum(rows)
+        assert all(0.25 * sum(rows) < sum(own) < 0.75 * sum(rows) for own in told)
+    for adapter in ("unlearn", "learn", "edit"):
+        one, both = (load_file(out / adapter / "adapter_model.safetensors") for out in (folder, tmp_path / "out"))
+        assert one.keys() == both.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(both[name], tensor, **TOLERANCE)
+    one, both = (Report.load(out / "report.json") for out in (folder, tmp_path / "out"))
+    assert both.answers == one.answers
+    for state, figures in one.stages.items():
+        for name, figure in figures.items():
+            assert both.stages[state][name].value == pytest.approx(figure.value, rel=1e-3, abs=1e-5)
+            assert both.stages[state][name].n == figure.n
+    assert {path.name for path in (tmp_path / "out").iterdir()} == test_edit.FILES
+
+
+@pytest.mark.parametrize("fsdp", ["false", "true"])
+def test_the_command_in_two_processes(fsdp, tmp_path, model_folder, fact_file):
+    command = ["-m", "peft_surgical.cli", "edit", fact_file, "--model", model_folder, "--steps", 2]
+    # What `accelerate launch --use_fsdp` sets.
+    environment = {"ACCELERATE_USE_FSDP": fsdp}
+    result = launch(*command, "--scorer", "random", "--retention-tokens", 48, "--out", tmp_path / "out", **environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    # Said once, by the process that writes.
+    assert result.stdout.count("report.json, report.html") == 1
+    assert result.stderr.count("Loading") == 1
+    assert Report.load(tmp_path / "out" / "report.json").stages["edited"]["kl_per_token"].n > 0
+    assert (tmp_path / "out" / "edit" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("device", "yielded"), [(None, None), ("cuda:1", "cuda:1"), ("auto", "auto")])
+def test_one_process_has_nothing_to_join(device, yielded):
+    with launched(device) as found:
+        assert found == yielded
+        assert processes() == 1
+
+
+def test_a_model_is_not_spread_by_every_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ModelError, match="spreads one model over all devices, so start one process"), launched("auto"):
+        pass
