@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
 from peft_surgical.patching import Target
 from peft_surgical.runs import Site, sites_of
+from peft_surgical.scorers.consensus import consensus
 from peft_surgical.scorers.specificity import as_shares
 from peft_surgical.sites import Component, ModelShape, projection_slices
 
@@ -83,10 +85,18 @@ def test_verified_measures_candidates_and_early_mlps_only(tokenizer):
         run_failing(planted(), tokenizer, "verified:candidates=0")
 
 
+MEASURES = {
+    "old": lambda logits, pair: logits[pair.old],
+    "new": lambda logits, pair: logits[pair.old] - logits[pair.new],
+    "difference": lambda logits, pair: logits[pair.old] - logits[pair.rival],
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 @torch.no_grad()
-def test_ablations_worked_by_hand(tokenizer, ablation):
-    name = f"logit_drop:measure=old,ablation={ablation}"
+def test_ablations_worked_by_hand(tokenizer, ablation, measure):
+    name = f"logit_drop:measure={measure},ablation={ablation}"
     loc = run(tiny_model("llama"), tokenizer, name)
     runs, shape = runs_of(tiny_model("llama"))
     model, pairs = tiny_model("llama"), fact_pairs(runs, capital(), tokenizer)
@@ -94,7 +104,7 @@ def test_ablations_worked_by_hand(tokenizer, ablation):
         piece = projection_slices(shape, component, projection)
         module, seen = model.get_submodule(piece.module), []
         handle = module.register_forward_pre_hook(lambda m, args: seen.append(args[0][0]))  # noqa: B023
-        before = [float(model(pair.clean[None]).logits[0, -1, pair.old]) for pair in pairs]
+        before = [float(MEASURES[measure](model(pair.clean[None]).logits[0, -1], pair)) for pair in pairs]
         handle.remove()
         # Over all positions of all prompts, which differ in length.
         mean = torch.cat(seen).mean(0) if ablation == "mean" else torch.zeros_like(seen[0][0])
@@ -105,7 +115,7 @@ def test_ablations_worked_by_hand(tokenizer, ablation):
             return (value,)
 
         handle = module.register_forward_pre_hook(replaced)
-        after = [float(model(pair.clean[None]).logits[0, -1, pair.old]) for pair in pairs]
+        after = [float(MEASURES[measure](model(pair.clean[None]).logits[0, -1], pair)) for pair in pairs]
         handle.remove()
         expected = sum(a - b for a, b in zip(before, after, strict=True)) / len(pairs)
         assert abs(expected) > 1e-3
@@ -334,6 +344,64 @@ def test_consensus_worked_by_hand(tokenizer):
     assert loc.scores[loc.scorers[0]][name] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ScorerError, match="two other scorers"):
         run_failing(tiny_model("llama"), tokenizer, "consensus:of=random")
+
+
+def asked(tables, of, n_layers=2):
+    """What `consensus` makes of tables that are given: a model of two heads and an MLP a layer."""
+    shape = ModelShape("llama", n_layers=n_layers, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8, d_model=8)
+    context = SimpleNamespace(
+        shape=shape,
+        sites=sites_of(shape, ("z", "post")),
+        notes={},
+        score=lambda name: SimpleNamespace(components=tables[name]),
+    )
+    found = consensus(context, of=of)
+    return {f"L{site.layer}.{site.projection}": values.tolist() for site, values in found.items()}, context.notes
+
+
+def test_a_consensus_ranks_ties_by_their_mean_and_what_is_left_out_last():
+    one = {"L0.head.0": 3.0, "L0.head.1": 0.0, "L1.head.0": 0.0, "L1.head.1": 0.0, "L0.mlp": 1.0, "L1.mlp": 2.0}
+    # Leaves layer 0 out.
+    two = {"L1.head.0": 5.0, "L1.head.1": 4.0, "L1.mlp": -1.0}
+    found, notes = asked({"one": one, "two": two}, "one+two")
+    # Of heads: one ranks them 1, 3, 3, 3 and two 3.5, 3.5, 1, 2; of MLPs: 2, 1 and 2, 1.
+    expected = {"L0.z": [7 / 12, 1 / 4], "L1.z": [2 / 3, 1 / 2], "L0.post": [0.0], "L1.post": [1.0]}
+    assert found.keys() == expected.keys()
+    for site, values in expected.items():
+        assert found[site] == pytest.approx(values), site
+    assert notes["ranks"]["L1.head.1"] == {"one": 3.0, "two": 2.0}
+    assert notes["ranks"]["L0.head.0"] == {"one": 1.0, "two": 3.5}
+
+
+def test_exact_zeros_do_not_favour_early_layers():
+    zeros = dict.fromkeys(("L0.head.0", "L0.head.1", "L0.mlp", "L1.head.0", "L1.head.1", "L1.mlp"), 0.0)
+    found, _ = asked({"one": zeros, "two": {**zeros, "L1.mlp": 1.0}}, "one+two")
+    assert found == {"L0.z": [0.5, 0.5], "L1.z": [0.5, 0.5], "L0.post": [0.25], "L1.post": [0.75]}
+
+
+def test_a_consensus_leaves_out_what_every_scorer_leaves_out():
+    found, notes = asked({"one": {"L1.mlp": 1.0}, "two": {"L0.mlp": 2.0, "L1.mlp": 3.0}}, "one+two")
+    assert found == {"L0.post": [0.0], "L1.post": [1.0]}
+    assert notes["ranks"].keys() == {"L0.mlp", "L1.mlp"}
+
+
+@pytest.mark.parametrize("of", ["random", "random+random", "random+consensus", ""])
+def test_a_consensus_of_less_than_two_others_is_refused(of):
+    with pytest.raises(ScorerError, match=r"two other scorers or more, each once, joined by \+, not"):
+        asked({}, of)
+
+
+def test_the_default_consensus_worked_by_hand(tokenizer):
+    of = ("activation_magnitude", "attribution", "gradient_norm")
+    loc = run(tiny_model("gpt2"), tokenizer, "consensus", *of)
+    for kind, count in (("head", 12), ("mlp", 3)):
+        tables = [{n: score for n, score in loc.scores[name].items() if kind in n} for name in of]
+        for name in tables[0]:
+            # How many are better, and half of those that are as good.
+            better = sum(sum(s > t[name] for s in t.values()) for t in tables)
+            better += sum(sum(s == t[name] for s in t.values()) - 1 for t in tables) / 2
+            assert loc.scores["consensus"][name] == pytest.approx(1 - better / 3 / (count - 1), abs=1e-6), name
+    assert loc.tables["consensus"].notes["ranks"]["L2.mlp"].keys() == set(of)
 
 
 def test_site_scores_put_each_target_in_its_place():
