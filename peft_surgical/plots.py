@@ -34,6 +34,10 @@ def plot_localization(localization: Localization, selection: Selection | None, p
         SurgicalError: When matplotlib is not installed.
         OutputError: When the image cannot be written.
     """
+    _save(_figure(localization, selection), Path(path))
+
+
+def _figure(localization: Localization, selection: Selection | None) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -51,7 +55,7 @@ def plot_localization(localization: Localization, selection: Selection | None, p
     for row, name in enumerate(names):
         heads, mlps = _grids(localization, name)
         upper, lower = axes[2 * row], axes[2 * row + 1]
-        _heatmap(figure, upper, heads)
+        _heatmap(figure, upper, heads).set_label("score", fontsize=7)
         _heatmap(figure, lower, mlps)
         _outline(upper, lower, chosen)
         upper.set_title(name, fontsize=9, loc="left")
@@ -62,7 +66,7 @@ def plot_localization(localization: Localization, selection: Selection | None, p
             axis.tick_params(labelsize=7, length=2)
     axes[-1].set_xlabel("layer", fontsize=8)
     axes[-1].set_xticks(range(0, shape.n_layers, max(1, shape.n_layers // 15)))
-    _save(figure, Path(path))
+    return figure
 
 
 def _grids(
@@ -79,7 +83,8 @@ def _grids(
     return heads, mlps
 
 
-def _heatmap(figure: Any, axis: Any, grid: Float[np.ndarray, "row layer"]) -> None:
+def _heatmap(figure: Any, axis: Any, grid: Float[np.ndarray, "row layer"]) -> Any:
+    """Draws the scores; the colour bar."""
     size = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 1.0
     signed = bool((np.nan_to_num(grid) < 0).any())
     image = axis.imshow(
@@ -94,6 +99,7 @@ def _heatmap(figure: Any, axis: Any, grid: Float[np.ndarray, "row layer"]) -> No
     bar = figure.colorbar(image, ax=axis, pad=0.01, aspect=12 if grid.shape[0] > 1 else 2, fraction=0.04)
     bar.ax.tick_params(labelsize=6, length=2)
     bar.ax.locator_params(nbins=5 if grid.shape[0] > 1 else 2)
+    return bar
 
 
 def _outline(upper: Any, lower: Any, names: tuple[str, ...]) -> None:

@@ -4,7 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+
+import peft_surgical as ps
+from peft_surgical import plugins
+
+from .localizing import HEAD, MLP, capital, planted, word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = ROOT / "plugins" / "peft-surgical-direct-logit"
@@ -20,6 +27,23 @@ def test_it_installs_and_passes_its_own_tests(tmp_path):
     done = subprocess.run(pytest, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
+
+
+def test_it_finds_what_writes_the_answer_and_not_what_feeds_that(monkeypatch):
+    """On the planted circuit patching needs both; only the MLP writes the answer itself."""
+    monkeypatch.syspath_prepend(PLUGIN)
+    plugin = import_module("peft_surgical_direct_logit")
+    point = SimpleNamespace(name="direct_logit", value=plugin.__name__, dist=None, load=lambda: plugin)
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [point])
+    loc = ps.localize(planted(), word_tokenizer(), capital(), ["direct_logit", "logit_drop"], progress=False)
+    direct, causal = loc.scores["direct_logit"], loc.scores["logit_drop"]
+    assert loc.top(1).components == (MLP,)
+    assert direct[MLP] > 0.5 * causal[MLP] > 0
+    assert causal[HEAD] > 0.5 * causal[MLP]
+    # What the head writes no logit reads; it adds to the norm, which lowers them all.
+    assert direct[HEAD] < 0
+    # The one neuron that does it.
+    assert loc.top(1, neurons=1).neurons == {MLP: ((5, 6),)}
 
 
 def test_its_scorer_is_short():

@@ -9,9 +9,10 @@ from peft_surgical.corruption import corrupt, template_ids
 from peft_surgical.facts import Fact
 from peft_surgical.localization import localize
 from peft_surgical.patching import targets_of
+from peft_surgical.prompts import encode
 from peft_surgical.runs import Runs, sites_of
 from peft_surgical.scorers.attribution import estimated_drops
-from peft_surgical.sites import ModelShape
+from peft_surgical.sites import Component, ModelShape, hook_name, projection_slices
 
 pytestmark = pytest.mark.real
 
@@ -27,6 +28,54 @@ FACT = Fact.from_dict(
         "retain": ["Who wrote Hamlet?", "What is the largest planet?", "What color is the sky?"],
     }
 )
+
+
+PLACES = {
+    "z": "L23.head.4",
+    "q": "L4.head.8",
+    "k": "L7.head.5",
+    "v": "L10.head.0",
+    "post": "L5.mlp",
+    "pre": "L12.mlp",
+    "pre_linear": "L20.mlp",
+}
+
+
+@torch.no_grad()
+def test_zeroing_hooks_equals_zeroing_slices(demo):
+    """One place of each projection, each in another layer, all at once: three forwards."""
+    model, tokenizer = demo
+    shape, bridge = ModelShape.from_config(model.config), wrap(model)
+    ids = torch.tensor([encode(tokenizer, FACT.prompts[0])])
+    plain = model(ids).logits
+    hooks, handles = [], []
+    for projection, name in PLACES.items():
+        component = Component.parse(name)
+        piece = projection_slices(shape, component, projection)
+        grouped = shape.n_kv_heads if projection in "kv" else shape.n_heads
+        index = ... if component.index is None else (..., component.index * grouped // shape.n_heads, slice(None))
+
+        def zero_hook(tensor, hook, index=index):
+            tensor[index] = 0
+            return tensor
+
+        def zero_slice(tensor, piece=piece):
+            tensor = tensor.clone()
+            tensor[..., piece.start : piece.stop] = 0
+            return tensor
+
+        hooks.append((hook_name(projection, component.layer), zero_hook))
+        module = model.get_submodule(piece.module)
+        if piece.side == "input":
+            handles.append(module.register_forward_pre_hook(lambda m, args, zero=zero_slice: (zero(args[0]),)))
+        else:
+            handles.append(module.register_forward_hook(lambda m, args, out, zero=zero_slice: zero(out)))
+    sliced = model(ids).logits
+    for handle in handles:
+        handle.remove()
+    hooked = bridge.run_with_hooks(ids, fwd_hooks=hooks)
+    assert (sliced - plain).abs().max() > 1
+    torch.testing.assert_close(hooked, sliced, atol=2e-4, rtol=1e-4)
 
 
 def test_exact_and_estimated_effects_agree(demo):

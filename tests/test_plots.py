@@ -1,9 +1,11 @@
 import builtins
 
+import numpy as np
 import pytest
 
 from peft_surgical.errors import OutputError, SurgicalError
-from peft_surgical.plots import _grids, _outline, plot_localization
+from peft_surgical.plots import _figure, _grids, _outline, plot_localization
+from peft_surgical.scores import Scores
 from peft_surgical.selection import Selection
 
 from .test_localization import result
@@ -18,7 +20,38 @@ def test_the_picture_is_written_and_nothing_beside_it(tmp_path):
     plot_localization(loc, Selection.from_components("L0.mlp"), other)
     assert other.read_bytes() != (tmp_path / "localization.png").read_bytes()
     plot_localization(loc, None, tmp_path / "localization.svg")
-    assert "first" in (tmp_path / "localization.svg").read_text() or (tmp_path / "localization.svg").stat().st_size
+    assert (tmp_path / "localization.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_two_heatmaps_a_scorer_with_titles_axes_and_scales():
+    loc = result()
+    figure = _figure(loc, loc.top(2))
+    drawn, bars = figure.axes[:4], figure.axes[4:]
+    for number, name in enumerate(("first", "second")):
+        upper, lower = drawn[2 * number : 2 * number + 2]
+        assert upper.get_title(loc="left") == name
+        assert upper.get_ylabel() == "head"
+        assert [text.get_text() for text in lower.get_yticklabels()] == ["MLP"]
+        for axis, grid in zip((upper, lower), _grids(loc, name), strict=True):
+            [image] = axis.images
+            assert np.array_equal(image.get_array(), grid)
+            # No score is below 0, so that white is 0.
+            assert image.get_clim() == (0.0, grid.max())
+    assert [axis.get_xlabel() for axis in drawn] == ["", "", "", "layer"]
+    assert [bar.get_ylabel() for bar in bars] == ["score", "", "score", ""]
+    # L0.head.0 and L1.mlp, for each scorer.
+    assert [len(axis.patches) for axis in drawn] == [1, 1, 1, 1]
+    assert figure.dpi == 200
+
+
+def test_a_scale_with_negative_scores_has_0_in_the_middle():
+    loc = result(tables={"first": Scores({"L0.head.0": -2.0, "L1.head.0": 1.0, "L0.mlp": 3.0})})
+    heads, mlps = _figure(loc, None).axes[:2]
+    assert heads.images[0].get_clim() == (-2.0, 2.0)
+    assert heads.images[0].get_cmap().name != mlps.images[0].get_cmap().name
+    assert mlps.images[0].get_clim() == (0.0, 3.0)
+    # What has no score is left out, so that the grey behind it shows.
+    assert np.ma.getmaskarray(mlps.images[0].get_array()).tolist() == [[False, True]]
 
 
 def test_grids_put_each_score_at_its_layer():

@@ -137,12 +137,12 @@ def test_zeroing_the_hook_equals_zeroing_the_slice(family, projection):
         tensor[..., start : piece.stop] = 0
         return tensor
 
+    bridge = wrap(model)  # before there are hooks on the model, which it would take over
     module = model.get_submodule(piece.module)
     if piece.side == "input":
         handle = module.register_forward_pre_hook(lambda m, args: (zero_slice(args[0]), *args[1:]))
     else:
         handle = module.register_forward_hook(lambda m, args, out: zero_slice(out))
-    bridge = wrap(model)
     if projection == "in":
         hook = "blocks.1.mlp.hook_in" if shape.architecture.gate_up else "blocks.1.mlp.in.hook_in"
     else:

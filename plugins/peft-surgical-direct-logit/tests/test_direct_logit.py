@@ -27,6 +27,7 @@ FACT = ps.Fact.from_dict(
         "contrast": ["italy"],
     }
 )
+SUBJECTS = ("france", "italy")
 SIZES = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 1}
 GROUPED = {
     **SIZES,
@@ -57,6 +58,20 @@ def localize(model):
     return ps.localize(model, tokenizer(), FACT, ["direct_logit"], progress=False)
 
 
+def at_the_end(model, norm):
+    """By hand: the logit difference's gradient at the final residual stream, that stream, and the prompt's tokens."""
+    ids, other = (torch.tensor(tokenizer()(FACT.prompts[0].replace("france", name))["input_ids"]) for name in SUBJECTS)
+    final = []
+    handle = norm.register_forward_pre_hook(lambda module, args: final.append(args[0]))
+    logits = model(ids[None]).logits[0, -1]
+    handle.remove()
+    swapped = model(other[None]).logits[0, -1].detach()
+    swapped[WORDS.index("paris")] = -torch.inf
+    difference = logits[WORDS.index("paris")] - logits[int(swapped.argmax())]
+    slope = torch.autograd.grad(difference, final)[0][0, -1]
+    return slope, final[0][0, -1].detach(), ids
+
+
 def test_it_is_listed_with_its_distribution():
     [row] = [row for row in installed_scorers() if row[0] == "direct_logit"]
     assert row[2].startswith("peft-surgical-direct-logit ")
@@ -65,26 +80,27 @@ def test_it_is_listed_with_its_distribution():
 def test_the_scores_and_the_embedding_add_up_to_the_final_residual_stream():
     model = build(LlamaForCausalLM, LlamaConfig(**GROUPED))
     loc = localize(model)
-    ids = torch.tensor([tokenizer()(FACT.prompts[0])["input_ids"]])
-    final = []
-    handle = model.model.norm.register_forward_pre_hook(lambda module, args: final.append(args[0]))
-    logits = model(ids).logits[0, -1]
-    handle.remove()
-    swapped = model(torch.tensor([tokenizer()(FACT.prompts[0].replace("france", "italy"))["input_ids"]])).logits[0, -1]
-    swapped[WORDS.index("paris")] = -torch.inf
-    difference = logits[WORDS.index("paris")] - logits[int(swapped.argmax())]
-    slope = torch.autograd.grad(difference, final)[0][0, -1]
-    embedding = float((slope @ model.model.embed_tokens.weight[ids[0, -1]]).detach())
-    total = sum(loc.scores["direct_logit"].values()) + embedding
-    assert total == pytest.approx(float((slope @ final[0][0, -1]).detach()), abs=1e-4)
+    slope, final, ids = at_the_end(model, model.model.norm)
+    embedding = model.model.embed_tokens.weight[ids[-1]].detach()
+    total = sum(loc.scores["direct_logit"].values()) + float(slope @ embedding)
+    assert total == pytest.approx(float(slope @ final), abs=1e-4)
     assert max(map(abs, loc.scores["direct_logit"].values())) > 1e-3
     neurons = loc.tables["direct_logit"].neurons["L1.mlp"]
     assert float(neurons.sum()) == pytest.approx(loc.scores["direct_logit"]["L1.mlp"], abs=1e-5)
 
 
 def test_it_reads_transposed_weights_too():
+    """GPT-2 stores its weights the other way round, and its blocks add biases, which are nobody's."""
     config = GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
-    assert len(localize(build(GPT2LMHeadModel, config)).scores["direct_logit"]) == 2 * 5
+    model = build(GPT2LMHeadModel, config)
+    found = localize(model)
+    slope, final, ids = at_the_end(model, model.transformer.ln_f)
+    others = [model.transformer.wte.weight[ids[-1]], model.transformer.wpe.weight[len(ids) - 1]]
+    others += [module.c_proj.bias for block in model.transformer.h for module in (block.attn, block.mlp)]
+    assert len(found.scores["direct_logit"]) == 2 * 5
+    total = sum(found.scores["direct_logit"].values()) + sum(float(slope @ each.detach()) for each in others)
+    assert total == pytest.approx(float(slope @ final), abs=1e-4)
+    assert abs(found.scores["direct_logit"]["L0.head.1"]) > 1e-3
 
 
 def test_a_model_with_norms_after_its_blocks_is_refused():
