@@ -71,6 +71,7 @@ def measure(
     per_prompt = {
         "one_by_one": slow_way.seconds / len(slow),
         "exact": exact_way.seconds / len(pairs),
+        "default": default_way.seconds / len(default.corruption),
         "attribution": estimate_way.seconds / len(pairs),
     }
     memory = {"plain_forward": peak_above(model, forward, model, pairs)}
@@ -97,6 +98,9 @@ def measure(
         "top10_overlap_of_means": overlap(guess.mean(0), exact.mean(0), 10),
         "weights_mib": sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20,
         "peak_above_weights_mib": memory,
+        "peak_above_plain_forward_mib": {
+            name: memory[name] - memory["plain_forward"] for name in memory if name != "plain_forward"
+        },
     }
 
 
@@ -250,24 +254,28 @@ def print_table(result: dict[str, Any]) -> None:
     """The figures for a person."""
     print(f"{result['model']}, {result['dtype']}, {result['device']}, {result['threads']} threads:")
     print(f"{result['components']} components, {result['prompts']} prompts of up to {max(result['tokens'])} tokens")
-    print(f"{'method':36}{'s a prompt':>12}{'times faster':>14}")
+    default = result["default"]
+    print(f"{'method':44}{'s a prompt':>12}{'times faster':>14}")
     labels = {
-        "one_by_one": "one run_with_hooks a component",
-        "exact": "exact, growing batch",
+        "one_by_one": "one run_with_hooks forward a component",
+        "exact": "exact (logit_drop), growing batch",
+        "default": f"the default of localize, over {default['prompts']} prompts",
         "attribution": "attribution",
     }
     for name, label in labels.items():
-        print(f"{label:36}{result['seconds_per_prompt'][name]:>12.3f}{result['times_faster'][name]:>14.1f}")
-    default = result["default"]
-    print(f"the default of localize, {default['prompts']} prompts: {default['seconds']:.1f} s")
+        print(f"{label:44}{result['seconds_per_prompt'][name]:>12.3f}{result['times_faster'][name]:>14.1f}")
+    print(f"the default of localize in all: {default['seconds']:.1f} s")
     error, largest = result["exact_largest_error"], result["largest_effect"]
     print(f"exact against one by one: largest error {error:.1e}, largest effect {largest:.1f}")
     print(
         f"attribution against exact: Spearman {result['spearman']:.3f}, top-10 overlap {result['top10_overlap']:.2f} "
         f"(of the means over prompts: {result['spearman_of_means']:.3f}, {result['top10_overlap_of_means']:.2f})"
     )
-    memory = ", ".join(f"{name} {size:.0f} MiB" for name, size in result["peak_above_weights_mib"].items())
-    print(f"peak above the weights ({result['weights_mib']:.0f} MiB): {memory}")
+    for above, label in (
+        ("peak_above_weights_mib", f"the weights ({result['weights_mib']:.0f} MiB)"),
+        ("peak_above_plain_forward_mib", "a plain forward's"),
+    ):
+        print(f"peak above {label}: " + ", ".join(f"{name} {size:.0f} MiB" for name, size in result[above].items()))
 
 
 if __name__ == "__main__":
