@@ -27,6 +27,7 @@ from .plots import plot_localization
 from .report import Report
 from .selection import Selection
 from .sharing import by_main
+from .sites import ModelShape
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
 from .training import Recipe
@@ -56,6 +57,9 @@ def edit(
     scorers: Sequence[str] | None = None,
     localization: Localization | None = None,
     top: int | None = None,
+    heads: int | None = None,
+    mlps: int | None = None,
+    budget: int | None = None,
     selection: Selection | None = None,
     granularity: Granularity = "component",
     neurons: int | None = None,
@@ -76,8 +80,12 @@ def edit(
         out: A folder for the localization, the adapters and the report.
         scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
         localization: What localizing with `scorers` gave earlier, which is then not done again.
-        top: How many components to scale, best first, heads and MLPs alike. When None, the MLPs of all layers.
-        selection: Components to scale, instead of the best-scored ones.
+        top: How many components to scale, best first, heads and MLPs alike. The MLPs of all layers when neither it nor
+            another limit is given.
+        heads: Attention heads at most; alone, no MLPs. See `Localization.top`.
+        mlps: MLPs at most; alone, no heads.
+        budget: Scales at most, counted where `projections` and `neurons` put them. Not for the granularity `module`.
+        selection: Components to scale, instead of the best-scored ones; then there are no such limits.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
         projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; when None, [`EDIT_PROJECTIONS`], or
@@ -95,12 +103,18 @@ def edit(
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false.
         FactError: If no token distinguishes the two answers.
-        SelectionError: If the model lacks a component of `selection`, or `neurons` and `granularity` disagree.
+        SelectionError: If `selection` is not of this model, or limits are given beside it, or nothing is within the
+            limits, or `neurons`, `granularity` and `budget` disagree.
     """
     if (neurons is None) == (granularity == "neuron"):
         raise SelectionError(
             f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
         )
+    limited = any(limit is not None for limit in (top, heads, mlps, budget))
+    _check_selection(model, selection, granularity, limited=limited, budget=budget)
+    if projections is None:
+        some = neurons is not None or (selection is not None and selection.neurons is not None)
+        projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
     kept = max((recipe or own).retain_tokens for own in RECIPES.values())
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
     with ExitStack() as claim:
@@ -119,12 +133,14 @@ def edit(
         # Processes on unlike devices may round to another ranking.
         localization = by_main(lambda: found)
         if selection is None:
-            every = localization.shape.n_layers
-            selection = localization.top(mlps=every) if top is None else localization.top(top)
-        if neurons is not None:
+            # Without a budget nothing is passed over: a component without a scale there is refused further down.
+            counted = EDIT_PROJECTIONS if budget is None else projections
+            mlps = mlps if limited else localization.shape.n_layers
+            selection = localization.top(
+                top, heads=heads, mlps=mlps, budget=budget, neurons=neurons, projections=counted
+            )
+        elif neurons is not None:
             selection = localization.best_neurons(selection, neurons)
-        if projections is None:
-            projections = EDIT_PROJECTIONS if selection.neurons is None else NEURON_PROJECTIONS
         config = SurgicalIA3Config.from_localization(
             selection,
             granularity=granularity,
@@ -165,6 +181,20 @@ def edit(
         return report
 
 
+def _check_selection(
+    model: Any, selection: Selection | None, granularity: str, *, limited: bool, budget: int | None
+) -> None:
+    """What of a selection can be told before anything is localized."""
+    if selection is not None:
+        if limited:
+            raise SelectionError("a selection and top, heads, mlps or budget exclude each other.")
+        if granularity == "module" and selection.neurons:
+            raise SelectionError("the granularity 'module' scales whole modules, and the selection names neurons.")
+        selection.check(ModelShape.from_config(model.config))
+    if budget is not None and granularity == "module":
+        raise SelectionError("a budget and the granularity 'module' exclude each other: components share modules.")
+
+
 def _start_output(out: Path, overwrite: bool, localization: Localization, selection: Selection) -> bytes | None:
     """Removes what an earlier edit left, and writes the localization; returns its picture."""
     try:
@@ -176,7 +206,7 @@ def _start_output(out: Path, overwrite: bool, localization: Localization, select
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}.") from error
-    localization.save(out / "localization.json")
+    localization.save(out / "localization.json", selection)
     return _picture(localization, selection, out / "localization.png")
 
 

@@ -55,7 +55,7 @@ def localize(
 
     Args:
         model: A Hugging Face causal language model, without adapters and not quantized. It is left as it was, and its
-            weights are not copied.
+            weights are not copied; only GPT-NeoX's `query_key_value` are, which TransformerLens splits.
         tokenizer: Its tokenizer.
         fact: The fact; only its training part is used.
         scorers: Names of installed scorers, with options after a colon: `"attribution"`, `"attribution:steps=5"`,

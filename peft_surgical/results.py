@@ -81,13 +81,14 @@ class Localization:
             mlps: MLPs at most.
             budget: Scales at most, at these `projections`.
             threshold: The smallest score that is taken.
-            neurons: Of each chosen MLP, only so many of its best neurons.
+            neurons: Of each chosen MLP, only so many of its best neurons, which are then what the budget counts.
             projections: What the budget counts; give [`SurgicalIA3Config`] the same.
 
         Raises:
             SelectionError: When the scorer has no scores here, or nothing is left.
         """
         name = self._primary(by)
+        self._check_neurons(neurons)
         chosen = select(
             self.tables[name].components,
             self.shape,
@@ -97,6 +98,7 @@ class Localization:
             budget=budget,
             threshold=threshold,
             projections=projections,
+            neurons=neurons,
             tie_break=self._tie_break(name),
         )
         return chosen if neurons is None else self.best_neurons(chosen, neurons, by)
@@ -112,8 +114,7 @@ class Localization:
         Raises:
             SelectionError: When no scorer gave scores of an MLP's neurons, or `count` is not between 1 and `d_mlp`.
         """
-        if not 1 <= count <= self.shape.d_mlp:
-            raise SelectionError(f"neurons must be between 1 and {self.shape.d_mlp}, not {count}.")
+        self._check_neurons(count)
         order = [self._primary(by)] if by is not None else [*self.scorers, *self.tables]
         chosen = {}
         for mlp in selection.mlps:
@@ -186,9 +187,16 @@ class Localization:
             raise SelectionError(f"this is not a localization of format {FORMAT}.")
         return cls(**read_localization(data))
 
-    def save(self, path: str | Path) -> None:
-        """Write the localization as JSON."""
-        write_json(path, self.to_dict())
+    def save(self, path: str | Path, selection: Selection | None = None) -> None:
+        """Write the localization as JSON.
+
+        Args:
+            path: The file.
+            selection: What was chosen, to stand in the same file, where [`Selection`]`.load` finds it and a person
+                can edit it.
+        """
+        chosen = {} if selection is None else {"selection": selection.to_dict()}
+        write_json(path, {**chosen, **self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> Localization:
@@ -213,6 +221,10 @@ class Localization:
         if name in self.errors:
             raise SelectionError(f"the scorer {name!r} failed: {self.errors[name]} Choose another with `by`.")
         raise SelectionError(f"there are no scores by {name!r} here, only by {', '.join(self.tables)}.")
+
+    def _check_neurons(self, count: int | None) -> None:
+        if count is not None and not 1 <= count <= self.shape.d_mlp:
+            raise SelectionError(f"neurons must be between 1 and {self.shape.d_mlp}, not {count}.")
 
     def _neurons(self, name: str) -> Mapping[str, Float[np.ndarray, " d_mlp"]]:
         return self.tables[name].neurons if name in self.tables else {}

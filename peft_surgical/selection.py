@@ -27,6 +27,10 @@ from .sites import (
 
 Ranges = tuple[tuple[int, int], ...]
 
+_KEYS = ("components", "shape", "neurons")
+_RECORDED = ("granularity", "scales")
+"""What a report says of its selection besides: how it was used, which is not part of it."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -82,6 +86,24 @@ class Selection:
         """The selected MLPs, best first."""
         return tuple(name for name in self.components if name.endswith(".mlp"))
 
+    def check(self, shape: ModelShape) -> None:
+        """Refuse a model that this selection is not of.
+
+        Args:
+            shape: The model's sizes.
+
+        Raises:
+            SelectionError: When the selection was made on a model of other sizes, or the model lacks a component or a
+                neuron of it.
+        """
+        if self.shape is not None and self.shape != shape:
+            pairs = zip(self.shape.to_dict().items(), shape.to_dict().values(), strict=True)
+            differ = "; ".join(f"{name} {mine}, not {other}" for (name, mine), other in pairs if mine != other)
+            raise SelectionError(
+                f"the selection was made on another model ({differ}); without its shape it is names alone."
+            )
+        Selection(self.components, shape, self.neurons)
+
     def to_dict(self) -> dict[str, Any]:
         """The selection as JSON."""
         return {
@@ -96,10 +118,13 @@ class Selection:
     def from_dict(cls, data: Mapping[str, Any]) -> Selection:
         """What `to_dict` gave, or a person wrote: only `components` must be there.
 
+        Args:
+            data: The JSON. What a report's `selection` says besides (`granularity`, `scales`) is passed over.
+
         Raises:
             SelectionError: For an unknown key or a malformed value.
         """
-        if not isinstance(data, Mapping) or set(data) - {"components", "shape", "neurons"}:
+        if not isinstance(data, Mapping) or set(data) - {*_KEYS, *_RECORDED}:
             raise SelectionError(f"a selection has the keys components, shape and neurons, not {brief(data)}.")
         names, shape, neurons = data.get("components"), data.get("shape"), data.get("neurons")
         if not isinstance(names, Sequence) or isinstance(names, str):
@@ -116,15 +141,20 @@ class Selection:
 
     @classmethod
     def load(cls, path: str | Path) -> Selection:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or the selection in a `localization.json` or `report.json`.
 
         Raises:
-            SelectionError: When the file is missing or not a selection.
+            SelectionError: When the file is missing or holds no selection.
         """
         try:
             data = read_json(path)
         except (OSError, ValueError) as error:
             raise SelectionError(f"{path} cannot be read as a selection: {error}.") from error
+        if isinstance(data, Mapping) and ("scores" in data or "stages" in data) and not data.get("selection"):
+            kind = "localization" if "scores" in data else "report"
+            raise SelectionError(f"{path} is a {kind} that holds no selection; give one that does, or names by hand.")
+        if isinstance(data, Mapping) and "selection" in data:
+            data = data["selection"]
         try:
             return cls.from_dict(data)
         except SelectionError as error:
@@ -145,6 +175,7 @@ def select(
     budget: int | None = None,
     threshold: float | None = None,
     projections: Sequence[str] = ("z", "post"),
+    neurons: int | None = None,
     tie_break: Callable[[str], Any] | None = None,
 ) -> Selection:
     """Take the best-scored components until every given limit is reached.
@@ -159,6 +190,7 @@ def select(
             `d_mlp` an MLP. A component that does not fit is passed over.
         threshold: The smallest score that is taken.
         projections: What the budget counts, see `peft_surgical.sites`. A component that has none is passed over.
+        neurons: The budget counts only so many neurons of each MLP.
         tie_break: A sort key for components of equal score; their order in `scores` otherwise.
 
     Raises:
@@ -178,7 +210,7 @@ def select(
     room = math.inf if budget is None else budget
     if unknown := set(projections) - set(PROJECTIONS):
         raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
-    cost = {kind: n_scales(shape, kind, projections) for kind in ("head", "mlp")}
+    cost = {kind: n_scales(shape, kind, projections, neurons) for kind in ("head", "mlp")}
     chosen: list[str] = []
     for name in ranked(scores, tie_break):
         kind = Component.parse(name).kind
@@ -196,11 +228,19 @@ def select(
     return Selection(tuple(chosen), shape)
 
 
-def n_scales(shape: ModelShape, kind: str, projections: Iterable[str]) -> int:
-    """How many scales a `head` or an `mlp` has at these projections; those of the other kind count nothing."""
+def n_scales(shape: ModelShape, kind: str, projections: Iterable[str], neurons: int | None = None) -> int:
+    """How many scales a `head` or an `mlp` has at these projections; those of the other kind count nothing.
+
+    Args:
+        shape: The model's sizes.
+        kind: `head` or `mlp`.
+        projections: Where it is scaled.
+        neurons: Of an MLP, only so many neurons; all unless given.
+    """
     widths = dict.fromkeys(HEAD_PROJECTIONS, shape.d_head)
     if kind == "mlp":
-        widths = {**dict.fromkeys(MLP_PROJECTIONS, shape.d_mlp), MLP_INPUT: shape.d_model}
+        of_neurons = shape.d_mlp if neurons is None else neurons
+        widths = {**dict.fromkeys(MLP_PROJECTIONS, of_neurons), MLP_INPUT: shape.d_model}
     return sum(widths.get(projection, 0) for projection in set(projections))
 
 

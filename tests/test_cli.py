@@ -2,6 +2,7 @@ import errno
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,22 @@ def test_dtype_names_are_the_library_s():
         (["edit", "FACT", "--out", "OUT", "--seed", "-1"], "'--seed'"),
         (["edit", "FACT", "--out", "OUT", "--dtype", "int8"], "'int8' is not one of 'auto', 'float32'"),
         (["edit", "FACT", "--out", "OUT", "--top", "3", "--component", "L1.mlp"], "exclude each other"),
+        (
+            ["edit", "FACT", "--out", "OUT", "--budget", "9", "--component", "L1.mlp"],
+            "--component and --budget exclude",
+        ),
+        (["edit", "FACT", "--out", "OUT", "--heads", "2", "--selection", "FACT"], "--selection and --heads exclude"),
+        (["edit", "FACT", "--out", "OUT", "--mlps", "2", "--selection", "FACT"], "--selection and --mlps exclude"),
+        (
+            ["edit", "FACT", "--out", "OUT", "--component", "L1.mlp", "--selection", "FACT"],
+            "--component and --selection exclude each other",
+        ),
+        (["edit", "FACT", "--out", "OUT", "--selection", "MISSING"], "missing.yaml cannot be read as a selection"),
+        (["edit", "FACT", "--out", "OUT", "--selection", "FACT"], "fact.yaml cannot be read as a selection"),
+        (["edit", "FACT", "--out", "OUT", "--selection", "MISSPELT"], "misspelt.json: 'L1.mpl' is not a component"),
+        (["edit", "FACT", "--out", "OUT", "--budget", "9", "--granularity", "module"], "components share modules"),
+        (["edit", "FACT", "--out", "OUT", "--budget", "0"], "'--budget'"),
+        (["localize", "FACT", "--out", "OUT", "--heads", "0"], "'--heads'"),
         (["edit", "FACT", "--out", "OUT", "--component", "L1.mpl"], "L1.mpl"),
         (["edit", "FACT", "--out", "OUT", "--granularity", "neuron"], "go together"),
         (["edit", "FACT", "--out", "OUT", "--neurons", "5"], "go together"),
@@ -141,6 +158,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, expected, tmp_pat
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("do not lose")
     (tmp_path / "broken.yaml").write_text("subject: [a")
+    (tmp_path / "misspelt.json").write_text('{"components": ["L1.mpl"]}')
     (tmp_path / "key.yaml").write_text(fact_file.read_text().replace("held_out", "helt_out"))
     (tmp_path / "adapter").mkdir()
     before = written(tmp_path)
@@ -150,6 +168,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, expected, tmp_pat
         "FULL": tmp_path / "full",
         "MISSING": tmp_path / "missing.yaml",
         "BROKEN": tmp_path / "broken.yaml",
+        "MISSPELT": tmp_path / "misspelt.json",
         "KEY": tmp_path / "key.yaml",
         "NOWHERE": tmp_path / "nowhere",
         "ADAPTER": tmp_path / "adapter",
@@ -172,6 +191,15 @@ def test_a_model_too_small(arguments, expected, tmp_path, fact_file, model_folde
     command = ["edit", fact_file, "--model", model_folder, "--out", tmp_path / "out", *arguments]
     assert expected in said(run(*command), 2)
     assert written(tmp_path) == ["fact.yaml"]
+
+
+def test_a_selection_of_another_model(tmp_path, fact_file, model_folder):
+    shape = replace(ps.ModelShape.from_config(planted().config), n_layers=2)
+    ps.Selection(("L1.mlp",), shape).save(tmp_path / "selection.json")
+    command = ["edit", fact_file, "--model", model_folder, "--selection", tmp_path / "selection.json"]
+    line = said(run(*command, "--out", tmp_path / "out"), 2)
+    assert "the selection was made on another model (n_layers 2, not 3)" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_model(tmp_path, fact_file):
@@ -266,6 +294,19 @@ def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fa
     assert given["projections"] == ("z", "post")
 
 
+def test_limits_and_a_selection_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
+    given = {}
+    monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
+    command = ["edit", fact_file, "--out", tmp_path / "out", "--overwrite", "--quiet"]
+    assert run(*command, "--top", 5, "--heads", 2, "--mlps", 3, "--budget", 400).exit_code == 0
+    assert [given[name] for name in ("top", "heads", "mlps", "budget", "selection")] == [5, 2, 3, 400, None]
+    chosen = ps.Selection(("L2.mlp", "L0.head.1"), neurons={"L2.mlp": ((3, 5),)})
+    chosen.save(tmp_path / "selection.json")
+    assert run(*command, "--selection", tmp_path / "selection.json").exit_code == 0
+    assert given["selection"] == chosen
+    assert all(given[name] is None for name in ("top", "heads", "mlps", "budget"))
+
+
 @pytest.mark.usefixtures("fake_model")
 def test_json_is_all_of_standard_output(monkeypatch, tmp_path, fact_file):
     monkeypatch.setattr(ps, "edit", lambda *args, **options: report())
@@ -292,6 +333,14 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
     assert plan["fact"] == capital().to_dict()
     assert plan["top"] is None
+    limits = ["--heads", 2, "--mlps", 3, "--budget", 4000]
+    plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *limits).stdout
+    assert "the best components by lookup, at most 2 heads and 3 mlps and 4,000 scales" in plan
+    (tmp_path / "selection.json").write_text('{"components": ["L2.mlp"]}')
+    by_hand = ["--selection", tmp_path / "selection.json", "--json"]
+    plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *by_hand).stdout)
+    assert plan["components"] == ["L2.mlp"]
+    (tmp_path / "selection.json").unlink()
     assert "the MLPs of all layers" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
     assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
     assert written(tmp_path) == ["fact.yaml"]

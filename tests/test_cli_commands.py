@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -78,10 +79,39 @@ def test_localize_end_to_end(tmp_path, fact_file, model_folder):
     assert result.exit_code == 0, result.output
     found = ps.Localization.load(tmp_path / "out" / "localization.json")
     assert found.scorers == ("logit_drop", "random")
+    pictured = ["localization.png"] if find_spec("matplotlib") else []
+    assert written(tmp_path / "out") == ["localization.json", *pictured]
+    assert all((tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG") for name in pictured)
     best = found.top(2).components
+    assert ps.Selection.load(tmp_path / "out" / "localization.json").components == best
     assert [line.split()[1] for line in result.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ")] == list(best)
     again = run("localize", fact_file, "--out", tmp_path / "out", *options)
     assert "--overwrite" in said(again, 2)
+
+
+def test_what_localize_chose_is_edited(edited, tmp_path, fact_file, model_folder):
+    where, options = tmp_path / "where", ["--model", model_folder, "--scorer", "logit_drop"]
+    # A head has 8 coordinates at z, an MLP reads 32 of the residual stream.
+    limits = ["--heads", 2, "--mlps", 1, "--budget", 44]
+    result = run("localize", fact_file, "--out", where, *options, *limits)
+    assert result.exit_code == 0, result.output
+    chosen = ps.Selection.load(where / "localization.json")
+    assert (len(chosen.heads), chosen.mlps) == (1, ("L2.mlp",))
+    assert [name for name in chosen.components if name in result.stdout] == list(chosen.components)
+    command = ["edit", fact_file, *options, "--steps", 2, "--retention-tokens", 0, "--quiet"]
+    recorded = []
+    for name, how in {
+        "limits": limits,
+        "file": ["--selection", where / "localization.json"],
+        "again": ["--selection", tmp_path / "file" / "report.json"],
+    }.items():
+        result = run(*command, "--out", tmp_path / name, *how)
+        assert result.exit_code == 0, result.output
+        recorded.append(Report.load(tmp_path / name / "report.json").selection)
+        assert ps.Selection.load(tmp_path / name / "localization.json") == chosen
+    assert recorded[0] == recorded[1] == recorded[2]
+    assert recorded[0]["components"] == list(chosen.components)
+    assert recorded[0]["scales"] == 8 + 32
 
 
 def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):

@@ -172,6 +172,11 @@ OPTIONS = {
     "projections": ({"selection": Selection.from_components("L2.mlp"), "projections": ["post"]}, 1, 48),
     "module": ({"selection": Selection.from_components("L2.mlp"), "granularity": "module"}, 1, 3 * 48),
     "neuron": ({"granularity": "neuron", "neurons": 5, "top": 12}, 12, None),
+    # A head has 8 coordinates at z, an MLP reads 32 of the residual stream and has 48 neurons.
+    "budget": ({"budget": 47, "heads": 1, "mlps": 1, "scorers": ["logit_drop"]}, 2, 8 + 32),
+    "budget_of_neurons": ({"budget": 19, "mlps": 3, "granularity": "neuron", "neurons": 3}, 3, 3 * 2 * 3),
+    "budget_of_post": ({"budget": 100, "projections": ["z", "post"], "mlps": 3}, 2, 2 * 48),
+    "quotas": ({"heads": 2, "mlps": 1, "scorers": ["logit_drop"]}, 3, 2 * 8 + 32),
 }
 
 
@@ -190,8 +195,11 @@ def test_what_is_selected(case, model_folder, tmp_path):
         assert n_scales == scales
     if "selection" in options:
         assert tuple(report.selection["components"]) == options["selection"].components
-    else:
+    elif "top" in options:
         assert tuple(report.selection["components"]) == found.top(options["top"]).components
+    else:
+        assert scales <= options.get("budget", scales)
+    assert Selection.load(out / "localization.json") == Selection.load(out / "report.json")
     if case == "neuron":
         mlps = [name for name in report.selection["components"] if name.endswith(".mlp")]
         heads = components - len(mlps)
@@ -277,6 +285,14 @@ def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, model_
         ({"scorers": []}, ScorerError, "name at least one scorer"),
         ({"selection": Selection.from_components("L9.mlp")}, SelectionError, r"L9\.mlp is not one of them"),
         ({"top": 0}, SelectionError, "no component fits k=0"),
+        ({"budget": 7}, SelectionError, "no component fits budget=7"),
+        ({"budget": 99, "granularity": "module"}, SelectionError, "a budget and the granularity 'module' exclude"),
+        ({"selection": Selection.from_components("L1.mlp"), "mlps": 1}, SelectionError, "exclude each other"),
+        (
+            {"selection": Selection(("L1.mlp",), neurons={"L1.mlp": ((0, 2),)}), "granularity": "module"},
+            SelectionError,
+            "scales whole modules, and the selection names neurons",
+        ),
         (
             {"granularity": "neuron", "neurons": 99},
             SelectionError,

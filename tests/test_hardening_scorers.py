@@ -122,6 +122,49 @@ def test_a_command_with_a_scorer_that_fails(tmp_path, fact_file, model_folder):
         assert written(tmp_path) == ["fact.yaml"]
 
 
+@pytest.mark.usefixtures("bad")
+@pytest.mark.parametrize(
+    ("scorers", "message", "chosen"),
+    [
+        (
+            ["nan", "fine", "logit_drop"],
+            "'nan' failed, so nothing ranks the components; the scores by fine",
+            False,
+        ),
+        (["fine", "nan", "raises"], "but without the scores of 'nan', 'raises', which failed.", True),
+    ],
+)
+def test_what_the_other_scorers_found_is_kept(scorers, message, chosen, tmp_path, fact_file, model_folder):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "localization.png").write_bytes(b"of an earlier run")
+    names = [word for name in scorers for word in ("--scorer", name)]
+    result = run("localize", fact_file, "--model", model_folder, "--out", out, *names, "--quiet", "--overwrite")
+    assert result.exit_code == 2
+    *warned, last = result.stderr.splitlines()
+    assert [line.split(":")[0] for line in warned] == ["Warning"] * (2 if chosen else 1)
+    assert last.startswith("Error: ")
+    assert message in last
+    assert not result.stdout
+    found = ps.Localization.load(out / "localization.json")
+    assert found.tables.keys() == {"fine", "logit_drop"} - ({"logit_drop"} if chosen else set())
+    assert found.errors.keys() == {"nan", "raises"} - (set() if chosen else {"raises"})
+    if chosen:
+        assert len(ps.Selection.load(out / "localization.json").components) == 10
+    else:
+        # No picture of what was not chosen, nor of another run.
+        assert written(out) == ["localization.json"]
+        with pytest.raises(SelectionError, match="is a localization that holds no selection"):
+            ps.Selection.load(out / "localization.json")
+
+
+def test_a_limit_that_nothing_is_within_leaves_the_scores(tmp_path, fact_file, model_folder):
+    options = ["--model", model_folder, "--scorer", "random", "--budget", 3, "--out", tmp_path / "out"]
+    result = run("localize", fact_file, *options, "--quiet")
+    assert (result.exit_code, result.stderr.count("Error: no component fits budget=3")) == (2, 1)
+    assert ps.Localization.load(tmp_path / "out" / "localization.json").scorers == ("random",)
+
+
 @pytest.mark.parametrize("error", [SystemExit(0), ImportError("no"), RecursionError("deep")])
 def test_a_plugin_that_cannot_be_imported(error, install, tmp_path, fact_file):
     install(Installed(error, "broken"), Installed(module("other", fine=fine), "other"))

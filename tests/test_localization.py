@@ -9,10 +9,12 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from transformers.utils import logging
 
+from peft_surgical.bridge import wrap
 from peft_surgical.errors import ModelError, ScorerError, SelectionError
 from peft_surgical.localization import DEFAULT_SCORERS, Localization, localize
 from peft_surgical.results import Localization as Result
 from peft_surgical.scores import Scores
+from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, components
 
 from .localizing import capital, planted, word_tokenizer
@@ -27,6 +29,7 @@ ALL = [
     "activation_magnitude",
     "specificity",
 ]
+OPTIONS = ["measure=old", "measure=new", "ablation=zero", "ablation=mean"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,7 @@ def test_every_family_localizes_by_default(tokenizer, family):
     for scorer in DEFAULT_SCORERS:
         assert list(loc.scores[scorer]) == [str(c) for c in components(loc.shape)]
     assert len(loc.top(5).components) == 5
+    loc.top(5).check(ModelShape.from_config(tiny_model(family).config))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -84,30 +88,33 @@ def test_the_model_is_left_as_it_was(tokenizer, dtype):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
 
 
-def test_the_models_weights_are_not_copied():
-    from peft_surgical.bridge import wrap
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_models_weights_are_not_copied(family):
+    model = tiny_model(family)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    copied = [p for p in wrap(model).parameters() if p.untyped_storage().data_ptr() not in own]
+    # TransformerLens splits GPT-NeoX's, and this much and no more is copied.
+    split = [p for name, p in model.named_parameters() if "query_key_value" in name]
+    assert bool(split) == (family == "gpt_neox")
+    assert sum(p.numel() for p in copied) == sum(p.numel() for p in split)
 
-    for family in ("llama", "phi3", "gpt2", "gemma3"):
-        model = tiny_model(family)
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        wrapped = wrap(model).parameters()
-        assert {parameter.untyped_storage().data_ptr() for parameter in wrapped} <= own, family
 
-
-@pytest.mark.parametrize("scorer", ALL)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-def test_scores_do_not_depend_on_batch_size_or_padding_side(family, scorer):
-    fact = capital()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3", "qwen3", "gpt_neox"])
+def test_scores_do_not_depend_on_batch_size_or_padding_side(family):
+    scorers = [*ALL, *(f"logit_drop:{option}" for option in OPTIONS), "verified", "consensus"]
+    if family == "gpt_neox":
+        scorers.remove("specificity")  # the corruption lowers nothing in this random model, so nothing has a share
     model = tiny_model(family)
     found = []
     for side, max_tokens in (("right", 4096), ("left", 4096), ("right", 1), ("left", 150)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loc = run(model, word_tokenizer(padding_side=side), scorer, fact=fact, max_tokens=max_tokens)
-        found.append(vector(loc, scorer))
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], atol=2e-5, rtol=1e-3)
-    assert found[0].abs().max() > 1e-3
+            found.append(run(model, word_tokenizer(padding_side=side), *scorers, max_tokens=max_tokens))
+    for scorer in scorers:
+        first, *others = (vector(loc, scorer) for loc in found)
+        for other in others:
+            torch.testing.assert_close(other, first, atol=2e-5, rtol=1e-3, msg=lambda m, s=scorer: f"{s}: {m}")
+        assert first.abs().max() > 1e-3, scorer
 
 
 def test_held_out_prompts_and_controls_are_never_tokenized(tokenizer):
@@ -143,6 +150,19 @@ def test_the_corruption_is_recorded(tokenizer):
     record = loc.corruption[0]
     assert (record["method"], record["other"], record["rival"]) == ("swap", "italy", "rome")
     assert record["clean"] > 0 > record["corrupted"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"contrast": ["new zealand"]}, ("noise", None)),
+        ({"prompts": ["which city has the government ?"]}, ("mean", None)),
+    ],
+)
+def test_a_corruption_of_the_embeddings_is_recorded(tokenizer, changes, expected):
+    [record, *_] = run(planted(), tokenizer, "random", fact=capital(**changes)).corruption
+    assert (record["method"], record["other"]) == expected
+    assert record["clean"] != record["corrupted"]
 
 
 def test_scores_are_averages_over_the_prompts(tokenizer):
@@ -273,6 +293,23 @@ def test_a_scorer_that_failed_is_not_silently_replaced():
     assert loc.top(1, by="second").components == ("L1.mlp",)
     with pytest.raises(SelectionError, match="no scores by 'third' here, only by second"):
         loc.top(1, by="third")
+
+
+def test_a_budget_counts_the_neurons_that_are_chosen():
+    # MLPs have 5 neurons, heads 4 coordinates.
+    loc = result()
+    assert loc.top(budget=6, neurons=2).components == ("L0.head.0", "L1.mlp")
+    assert loc.top(budget=6).components == ("L0.head.0",)
+    assert loc.top(budget=8, projections=("z", "in")).components == ("L0.head.0", "L1.mlp")
+
+
+def test_the_selection_can_stand_in_the_file(tmp_path):
+    loc, path = result(), tmp_path / "loc.json"
+    loc.save(path, loc.top(2, neurons=3))
+    assert Selection.load(path) == loc.top(2, neurons=3)
+    assert Localization.load(path).to_dict() == loc.to_dict()
+    # First, where a person finds it.
+    assert next(iter(json.loads(path.read_text()))) == "selection"
 
 
 def test_a_localization_survives_its_file(tmp_path, tokenizer):

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import pytest
 
 from peft_surgical.errors import SelectionError
@@ -20,6 +23,8 @@ SCORES = {"L0.head.0": 1.0, "L0.head.1": -3.0, "L0.mlp": 9.0, "L1.head.0": 5.0, 
         ({"budget": 9}, ("L1.head.0", "L0.head.0")),
         ({"budget": 23, "projections": ("z", "v", "in")}, ("L0.mlp", "L1.head.0")),
         ({"budget": 40, "projections": ("post", "pre")}, ("L0.mlp", "L1.mlp")),
+        ({"budget": 16, "projections": ("z", "in")}, ("L0.mlp", "L1.head.0", "L0.head.0")),
+        ({"budget": 17, "projections": ("z", "post", "pre"), "neurons": 3}, ("L0.mlp", "L1.head.0", "L1.mlp")),
         ({"threshold": 1.0}, ("L0.mlp", "L1.head.0", "L1.mlp", "L0.head.0")),
         ({"threshold": 1.0, "k": 2}, ("L0.mlp", "L1.head.0")),
     ],
@@ -117,6 +122,45 @@ def test_a_selection_survives_json(tmp_path):
 def test_malformed_json_is_refused(data):
     with pytest.raises(SelectionError):
         Selection.from_dict(data)
+
+
+def test_what_a_report_or_a_localization_holds_is_a_selection_too(tmp_path):
+    chosen = Selection(("L0.mlp", "L0.head.0"), SHAPE, {"L0.mlp": ((0, 2),)})
+    recorded = {**chosen.to_dict(), "granularity": "neuron", "scales": 6}
+    assert Selection.from_dict(recorded) == chosen
+    path = tmp_path / "file.json"
+    for data in (recorded, {"stages": {}, "selection": recorded}, {"selection": chosen.to_dict(), "scores": {}}):
+        path.write_text(json.dumps(data))
+        assert Selection.load(path) == chosen
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"scores": {}, "format": 1}, "is a localization that holds no selection"),
+        ({"stages": {}, "selection": {}}, "is a report that holds no selection"),
+        ({"selection": {"components": ["L0.mpl"]}}, "file.json: 'L0.mpl' is not a component"),
+        ({"selection": 3}, "a selection has the keys"),
+    ],
+)
+def test_a_file_without_a_selection_is_refused(data, message, tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(SelectionError, match=message):
+        Selection.load(path)
+
+
+def test_a_selection_knows_the_models_that_it_is_not_of():
+    chosen = Selection(("L1.mlp",), SHAPE)
+    chosen.check(SHAPE)
+    other = replace(SHAPE, n_layers=2, d_mlp=8)
+    with pytest.raises(SelectionError, match=r"another model \(n_layers 3, not 2; d_mlp 10, not 8\)"):
+        chosen.check(other)
+    Selection.from_components("L1.mlp").check(other)
+    with pytest.raises(SelectionError, match=r"2 layers \(L0 to L1\); L2.mlp"):
+        Selection.from_components("L2.mlp").check(other)
+    with pytest.raises(SelectionError, match="has 8 neurons"):
+        Selection(("L1.mlp",), neurons={"L1.mlp": ((3, 9),)}).check(other)
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -53,31 +53,31 @@ def scorers(names: Sequence[str]) -> None:
         ScorerSpec.parse(name, catalogue)
 
 
-def selection(names: Sequence[str]) -> Selection | None:
-    """The components named by hand, if any; whether the model has them is not known yet.
+def selection(names: Sequence[str], path: Path | None = None) -> Selection | None:
+    """The components named by hand or in a file, if any; whether the model has them is not known yet.
 
     Raises:
-        SelectionError: For a malformed or repeated name.
+        SelectionError: For a malformed or repeated name, or a file that holds no selection.
     """
-    if not names:
+    if not names and path is None:
         return None
     from ..selection import Selection
 
-    return Selection.from_components(*names)
+    return Selection.from_components(*names) if path is None else Selection.load(path)
 
 
 def model_has(model: Any, chosen: Selection | None, top: int | None) -> None:
     """Refuses to select what a loaded model does not have.
 
     Raises:
-        SelectionError: For a component that it lacks, or more components than there are.
+        SelectionError: For a selection that is not of this model, or more components than there are.
         ArchitectureError: For a model whose components are not known.
     """
-    from ..sites import Component, ModelShape, check_component
+    from ..sites import ModelShape
 
     shape = ModelShape.from_config(model.config)
-    for name in () if chosen is None else chosen.components:
-        check_component(shape, Component.parse(name))
+    if chosen is not None:
+        chosen.check(shape)
     available = shape.n_layers * (shape.n_heads + 1)
     if chosen is None and top is not None and top > available:
         raise SelectionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,6 +18,7 @@ from .terminal import on_interrupt, print_json, print_result, this_command
 if TYPE_CHECKING:
     from ..edit import Granularity
     from ..facts import Fact
+    from ..selection import Selection
 
 _FILES = (
     ("localization.json, localization.png", "the scores of every component"),
@@ -36,12 +38,22 @@ _FILES = (
     type=click.IntRange(min=1),
     help="Components to scale, best first.  [default: the MLPs of all layers]",
 )
+@options.heads
+@options.mlps
+@click.option("--budget", type=click.IntRange(min=1), help="Scales at most.")
 @click.option(
     "--component",
     "components",
     multiple=True,
     metavar="NAME",
     help="Scale this component, such as L16.mlp or L20.head.3, instead of the best-scored ones; may be repeated.",
+)
+@click.option(
+    "--selection",
+    "selection_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Scale the components of this JSON file instead: a localization.json, a report.json, or one by hand.",
 )
 @click.option(
     "--granularity",
@@ -84,7 +96,11 @@ def edit(
     out: Path,
     scorers: tuple[str, ...],
     top: int | None,
+    heads: int | None,
+    mlps: int | None,
+    budget: int | None,
     components: tuple[str, ...],
+    selection_file: Path | None,
     granularity: str,
     projections: tuple[str, ...],
     neurons: int | None,
@@ -104,21 +120,29 @@ def edit(
       peft-surgical edit examples/facts/france_capital.yaml --model demo --out out
       peft-surgical edit fact.yaml --model ./checkpoint --top 5 --seed 1 --out out
       peft-surgical edit fact.yaml --component L16.mlp --component L20.mlp --out out
+      peft-surgical edit fact.yaml --selection where/localization.json --out out
     """
     from ..facts import Fact
 
-    if components and top is not None:
-        raise click.UsageError("--component and --top exclude each other: either you choose, or the scorer does.")
+    limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
+    limited = next((f"--{name}" for name, limit in limits.items() if limit is not None), None)
+    by_hand = "--component" if components else "--selection"
+    if components and selection_file is not None:
+        raise click.UsageError("--component and --selection exclude each other: name components, or a file of them.")
+    if limited and (components or selection_file is not None):
+        raise click.UsageError(f"{by_hand} and {limited} exclude each other: either you choose, or the scorer does.")
     if (granularity == "neuron") != (neurons is not None):
         raise click.UsageError("--granularity neuron and --neurons N go together.")
     if granularity == "module" and projections:
         raise click.UsageError("--projection and --granularity module exclude each other: that scales whole modules.")
+    if granularity == "module" and budget is not None:
+        raise click.UsageError("--budget and --granularity module exclude each other: components share modules.")
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite)
     checks.scorers(scorers)
-    selection = checks.selection(components)
+    selection = checks.selection(components, selection_file)
     if dry_run:
-        _tell(fact, model_name, scorers, top, components, out, as_json)
+        _tell(fact, model_name, scorers, limits, selection, out, as_json)
         return
     device = context.with_resource(launched(device))
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
@@ -144,7 +168,7 @@ def edit(
             out=out,
             scorers=list(scorers) or None,
             localization=localization,
-            top=top,
+            **limits,
             selection=selection,
             granularity=cast("Granularity", granularity),
             neurons=neurons,
@@ -170,8 +194,8 @@ def _tell(
     fact: Fact,
     model_name: str,
     scorers: tuple[str, ...],
-    top: int | None,
-    components: tuple[str, ...],
+    limits: Mapping[str, int | None],
+    selection: Selection | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -179,21 +203,21 @@ def _tell(
     from ..edit import DEFAULT_SCORERS
 
     names = list(scorers) or list(DEFAULT_SCORERS)
-    best = "the MLPs of all layers" if top is None else f"the best {top} components by {names[0]}"
+    components = [] if selection is None else list(selection.components)
     if as_json:
         print_json(
             {
                 "fact": fact.to_dict(),
                 "model": model_name,
                 "scorers": names,
-                "top": None if components else top,
-                "components": list(components),
+                **limits,
+                "components": components,
                 "out": str(out),
                 "files": [name for files, _ in _FILES for name in files.split(", ")],
             }
         )
         return
-    chosen = ", ".join(components) if components else best
+    chosen = ", ".join(components) or _within(limits, names[0])
     lines = [
         f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
         f"  localize  with {', '.join(names)}, on {len(fact.prompts)} prompts",
@@ -206,3 +230,14 @@ def _tell(
         "Nothing was loaded or written.",
     ]
     print_result("\n".join(lines))
+
+
+def _within(limits: Mapping[str, int | None], scorer: str) -> str:
+    """The limits in words."""
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if not given:
+        return "the MLPs of all layers"
+    number = f"{given.pop('top')} " if "top" in given else ""
+    others = [f"{limit:,} {'scales' if name == 'budget' else name}" for name, limit in given.items()]
+    most = f", at most {' and '.join(others)}" if others else ""
+    return f"the best {number}components by {scorer}{most}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich import box
@@ -10,10 +11,15 @@ from rich.console import Group
 from rich.table import Table
 
 from ..claims import claimed
+from ..errors import ScorerError, SurgicalError
 from ..text import printable
 from . import checks, options
 from .loading import load
 from .terminal import note, on_interrupt, print_json, print_result
+
+if TYPE_CHECKING:
+    from ..results import Localization
+    from ..selection import Selection
 
 
 @click.command(short_help="Find the heads and MLPs that hold a fact.")
@@ -21,9 +27,10 @@ from .terminal import note, on_interrupt, print_json, print_result
 @options.model
 @options.out
 @options.scorer
-@click.option(
-    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Components to list and outline."
-)
+@click.option("--top", type=click.IntRange(min=1), help="Components to list, outline and keep.  [default: 10]")
+@options.heads
+@options.mlps
+@click.option("--budget", type=click.IntRange(min=1), help="Scales at most, counted where `edit` puts them.")
 @click.option("--prompts", type=click.IntRange(min=1), help="Use only the first so many prompts of the fact.")
 @options.seed
 @options.overwrite
@@ -40,7 +47,10 @@ def localize(
     trust_remote_code: bool,
     out: Path,
     scorers: tuple[str, ...],
-    top: int,
+    top: int | None,
+    heads: int | None,
+    mlps: int | None,
+    budget: int | None,
     prompts: int | None,
     seed: int,
     overwrite: bool,
@@ -53,6 +63,7 @@ def localize(
     Examples:
       peft-surgical localize examples/facts/france_capital.yaml --model demo --out where
       peft-surgical localize fact.yaml --scorer attribution:steps=5 --scorer random --out where
+      peft-surgical localize fact.yaml --heads 2 --mlps 3 --out where
     """
     from ..facts import Fact
 
@@ -70,30 +81,61 @@ def localize(
         found = ps.localize(
             model, tokenizer, fact, list(scorers) or None, seed=seed, prompts=prompts, progress=not quiet
         )
-        chosen = found.top(top)
-        found.save(out / "localization.json")
-        drawn = _draw(found, chosen, out / "localization.png", quiet)
+        table, picture = out / "localization.json", out / "localization.png"
+        picture.unlink(missing_ok=True)  # an earlier run's
+        try:
+            chosen = _chosen(found, table, top, heads, mlps, budget)
+        except SurgicalError:
+            # What was found took its time: it is kept also where nothing can be chosen by it.
+            found.save(table)
+            raise
+        found.save(table, chosen)
+        drawn = _draw(found, chosen, picture, quiet)
     if as_json:
         print_json(found.to_dict())
-    header, rows = found.rows(top)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    header, rows = found.rows()
+    rows = [row for row in rows if row[1] in chosen.components]
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 1 else "right")
+        shown.add_column(name, justify="left" if number == 1 else "right")
     for row in rows:
-        table.add_row(*row)
+        shown.add_row(*row)
     files = "localization.json and localization.png" if drawn else "localization.json"
     print_result(
         Group(
             printable(f"The best {len(rows)} components for {fact.subject}, by {header[2]}:"),
-            table,
+            shown,
             f"{files} in {out}",
         ),
         quiet=quiet,
         as_json=as_json,
     )
+    if found.errors:
+        names = ", ".join(map(repr, found.errors))
+        raise ScorerError(f"what was found is in {out}, but without the scores of {names}, which failed.")
 
 
-def _draw(found: object, chosen: object, path: Path, quiet: bool) -> bool:
+def _chosen(
+    found: Localization, table: Path, top: int | None, heads: int | None, mlps: int | None, budget: int | None
+) -> Selection:
+    """The best components within the limits; a budget is one of scales where `edit` puts them.
+
+    Raises:
+        ScorerError: When the scorer that was to rank failed.
+        SelectionError: When nothing is within the limits.
+    """
+    from ..edit import EDIT_PROJECTIONS
+
+    first = found.scorers[0]
+    if first in found.errors:
+        raise ScorerError(
+            f"the scorer {first!r} failed, so nothing ranks the components; the scores by {', '.join(found.tables)} "
+            f"are in {table}."
+        )
+    return found.top(top, heads=heads, mlps=mlps, budget=budget, projections=EDIT_PROJECTIONS)
+
+
+def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bool:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -101,5 +143,5 @@ def _draw(found: object, chosen: object, path: Path, quiet: bool) -> bool:
         return False
     from ..plots import plot_localization
 
-    plot_localization(found, chosen, path)  # type: ignore[arg-type]
+    plot_localization(found, chosen, path)
     return True

@@ -45,6 +45,8 @@ scorer = click.option(
     help="A scorer to localize with, `name` or `name:option=value,…`; may be repeated, the first one ranks. "
     "`peft-surgical scorers` lists them.",
 )
+heads = click.option("--heads", type=click.IntRange(min=1), help="Attention heads at most; alone, no MLPs.")
+mlps = click.option("--mlps", type=click.IntRange(min=1), help="MLPs at most; alone, no heads.")
 adapter = click.option(
     "--adapter",
     "adapters",
