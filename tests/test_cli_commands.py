@@ -87,6 +87,9 @@ def test_localize_end_to_end(tmp_path, fact_file, model_folder):
     assert [line.split()[1] for line in result.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ")] == list(best)
     again = run("localize", fact_file, "--out", tmp_path / "out", *options)
     assert "--overwrite" in said(again, 2)
+    shown = json.loads(run("localize", fact_file, "--out", tmp_path / "json", *options, "--json", "--quiet").stdout)
+    assert shown.keys() == json.loads((tmp_path / "json" / "localization.json").read_text()).keys()
+    assert shown["selection"]["components"] == list(best)
 
 
 def test_what_localize_chose_is_edited(edited, tmp_path, fact_file, model_folder):

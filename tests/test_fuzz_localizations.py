@@ -73,6 +73,7 @@ def use_report(path):
 KINDS = {
     "localization": (LOCALIZATION, use_localization, SelectionError),
     "selection": (SELECTION, use_selection, SelectionError),
+    "selection in a localization": ({"selection": SELECTION, **LOCALIZATION}, use_selection, SelectionError),
     "report": (REPORT, use_report, SurgicalError),
 }
 

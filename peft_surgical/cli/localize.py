@@ -92,7 +92,7 @@ def localize(
         found.save(table, chosen)
         drawn = _draw(found, chosen, picture, quiet)
     if as_json:
-        print_json(found.to_dict())
+        print_json({"selection": chosen.to_dict(), **found.to_dict()})
     header, rows = found.rows()
     rows = [row for row in rows if row[1] in chosen.components]
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
