@@ -61,7 +61,7 @@ class Comparison:
     ) -> None:
         self.model, self.tokenizer, self.fact = model, tokenizer, fact
         # Nothing is counted over them, and they take time to answer.
-        self.asked = replace(fact, probes=())
+        self.asked = replace(fact, probes=(), portability=())
         self.recipe, self.projections, self.prompts, self.seed = recipe, tuple(projections), prompts, seed
         self.shape = ps.ModelShape.from_config(model.config)
         self._localizations: dict[str, ps.Localization] = {}

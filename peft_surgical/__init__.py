@@ -29,7 +29,7 @@ from .errors import (
 )
 from .evaluation import evaluate
 from .export import from_ia3, to_ia3
-from .facts import Control, Fact, Probe, TrainingFact
+from .facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact
 from .hookspecs import hookimpl
 from .localization import Localization, Selection, localize
 from .merge import merge
@@ -64,6 +64,7 @@ __all__ = [
     "ModelShape",
     "OutputError",
     "PluginWarning",
+    "PortabilityQuestion",
     "Probe",
     "Recipe",
     "Report",

@@ -1,4 +1,4 @@
-"""What an edit did, measured: held-out prompts, controls, probes and unrelated text, the same way for base and edited.
+"""What an edit did, measured: all that a fact asks and unrelated text, the same way for base and edited.
 
 ```py
 >>> states = {"base": adapter_state(peft_model, []), "edited": adapter_state(peft_model, ["unlearn", "learn"])}
@@ -23,9 +23,11 @@ from .errors import ModelError
 from .facts import Fact
 from .generation import MAX_NEW_TOKENS, generate_answers
 from .metrics import prompt_metrics
+from .portability import portability_metrics
 from .profiling import phase
 from .report import Report
 from .retention import measure_retention
+from .soft_forgetting import probe_metrics
 from .states import State, adapter_state
 
 __all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
@@ -40,6 +42,7 @@ class Answers:
     held_out: tuple[str, ...]
     controls: tuple[str, ...]
     probes: tuple[str, ...]
+    portability: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -61,7 +64,7 @@ def evaluate(
     Args:
         model: A causal language model, bare or with adapters of any kind.
         tokenizer: Its tokenizer.
-        fact: Held-out prompts, controls and probes; nothing of it was trained on.
+        fact: Held-out prompts, controls, probes and portability questions; none of them was trained on.
         states: Name to a function that returns a context in which the model is in that state. `base` must be among
             them: controls count where the base answers right. Just `base` when None.
         seed: Recorded in the report; greedy answers do not depend on it.
@@ -100,6 +103,8 @@ def evaluate(
     stages = {
         name: {
             **prompt_metrics(fact, answers[name].held_out, answers[name].controls, answers["base"].controls),
+            **portability_metrics(fact, answers[name].portability),
+            **probe_metrics(fact, answers[name].probes),
             **retention[name],
         }
         for name in states
@@ -127,8 +132,9 @@ def answer_fact(
     progress: bool = False,
     name: str = "",
 ) -> Answers:
-    """Greedy answers to a fact's held-out prompts, controls and probes, in the state the model is in."""
-    groups = [fact.held_out, [c.prompt for c in fact.controls], [p.prompt for p in fact.probes]]
+    """Greedy answers to all that evaluation asks of a fact, in the state the model is in."""
+    records = (fact.controls, fact.probes, fact.portability)
+    groups = [fact.held_out, *([record.prompt for record in group] for group in records)]
     said = iter(
         generate_answers(
             model,

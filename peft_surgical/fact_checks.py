@@ -1,11 +1,12 @@
 """What a fact must be, however it was made: clean texts, not too many or too long, that do not contradict each other.
 
-Held-out prompts, controls and probes may stand in no other list; that is checked here, once, for all that follows.
+Held-out prompts, controls, probes and portability questions may stand in no other list; that is checked here, once,
+for all that follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,21 @@ from .fact_files import cleaned, complaint
 from .text import contains, normalize, same_text_key
 
 if TYPE_CHECKING:
-    from .facts import Fact
+    from .facts import Fact, PortabilityQuestion
 
 # What no fact needs, and what would make comparing every name with every text take hours.
 MAX_PROMPTS, MAX_NAMES, MAX_NAME_LENGTH = 100_000, 1_000, 1_000
+PORTABILITY_KINDS = ("alias", "one_hop", "reversal")
 
 
-def check_types(fact: Fact, control: type, probe: type) -> None:
+def check_types(fact: Fact, control: type, probe: type, question: type) -> None:
     """Makes tuples of clean text out of what a fact was made of.
 
     Args:
         fact: Its fields are replaced.
         control: The class of controls.
         probe: The class of probes.
+        question: The class of portability questions.
 
     Raises:
         FactError: If a value is no text, or a list that must hold something is empty.
@@ -62,6 +65,16 @@ def check_types(fact: Fact, control: type, probe: type) -> None:
         replace(item, prompt=text(item.prompt, "prompt"), kind=text(item.kind, "kind"))
         for item in items(fact.probes, probe, "probes")
     )
+    found["portability"] = tuple(
+        replace(
+            item,
+            prompt=text(item.prompt, "prompt"),
+            kind=text(item.kind, "kind"),
+            answer=texts(item.answer, "answer"),
+            before=texts(item.before, "before"),
+        )
+        for item in items(fact.portability, question, "portability")
+    )
     if any(not item.kind for item in found["probes"]):
         raise complaint("a probe in 'probes' has no kind.", fact.source)
     for key, value in found.items():
@@ -76,6 +89,7 @@ def check_sizes(fact: Fact) -> None:
     """
     lists = {key: getattr(fact, key) for key in ("old", "new", "contrast")}
     names = [("subject", (fact.subject,)), *lists.items(), *(("controls", c.answer) for c in fact.controls)]
+    names += [("portability", given) for q in fact.portability for given in (q.answer, q.before)]
     for key, values in names:
         if len(values) > MAX_NAMES:
             raise complaint(f"{key!r} holds {len(values):,} names; {MAX_NAMES:,} are the most.", fact.source)
@@ -83,7 +97,7 @@ def check_sizes(fact: Fact) -> None:
             if len(name) > MAX_NAME_LENGTH:
                 length = f"{len(name):,} characters; {MAX_NAME_LENGTH:,} are the most"
                 raise complaint(f"the name {brief(name)} in {key!r} has {length}.", fact.source)
-    for key in ("prompts", "held_out", "retain", "controls", "probes"):
+    for key in ("prompts", "held_out", "retain", "controls", "probes", "portability"):
         count = len(getattr(fact, key))
         if count > MAX_PROMPTS:
             raise complaint(f"{key!r} holds {count:,} prompts; {MAX_PROMPTS:,} are the most.", fact.source)
@@ -113,12 +127,15 @@ def check_between(fact: Fact) -> None:
                 )
         if not control.answer:
             raise refuse(f"the control {brief(control.prompt)} has no answer.")
+    for question in fact.portability:
+        _check_question(question, fact.subject, refuse)
     lists = {
         "prompts": fact.prompts,
         "held_out": fact.held_out,
         "retain": fact.retain,
         "controls": tuple(c.prompt for c in fact.controls),
         "probes": tuple(p.prompt for p in fact.probes),
+        "portability": tuple(q.prompt for q in fact.portability),
     }
     seen: dict[str, str] = {}
     for key, prompts in lists.items():
@@ -147,6 +164,25 @@ def check_between(fact: Fact) -> None:
             raise refuse(f"{key!r} {brief(getattr(fact, key))} holds an alias of 'old' ({_listed(fact.old)}).")
     if contains(fact.refusal, fact.new, besides=fact.subject):
         raise refuse(f"'refusal' {brief(fact.refusal)} holds an alias of 'new' ({_listed(fact.new)}).")
+
+
+def _check_question(question: PortabilityQuestion, subject: str, refuse: Callable[[str], FactError]) -> None:
+    """Refuses a portability question to which no answer, or any, would be right."""
+    asked = f"the portability question {brief(question.prompt)}"
+    if question.kind not in PORTABILITY_KINDS:
+        kinds = ", ".join(PORTABILITY_KINDS)
+        raise refuse(f"{asked} has the kind {brief(question.kind)}; the kinds are {kinds}.")
+    if not question.answer:
+        raise refuse(f"{asked} has no answer.")
+    for key, names in (("answer", question.answer), ("before", question.before)):
+        for name in names:
+            if not same_text_key(name):
+                raise refuse(f"{brief(name)} in {key!r} of {asked} has nothing to look for.")
+    for name in question.answer:
+        if contains(name, question.before, besides=subject):
+            raise refuse(f"{asked} has {brief(name)} in 'answer', which contains an answer from its 'before'.")
+        if contains(question.prompt, (name,), besides=subject):
+            raise refuse(f"{asked} holds its own answer {brief(name)}, so that repeating it would be right.")
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -166,19 +166,13 @@ class Reader:
 
     def controls(self) -> list[tuple[str, tuple[str, ...]]]:
         """The prompts and right answers under `controls`."""
-        found = []
-        for i, item in self._records("controls", ("prompt", "answer")):
-            answer = item["answer"]
-            found.append(
-                (
-                    self._string(item["prompt"], f"'prompt' in item {i} of 'controls'"),
-                    self._strings(
-                        [answer] if isinstance(answer, (str, int, float)) else answer,
-                        f"'answer' in item {i} of 'controls'",
-                    ),
-                )
+        return [
+            (
+                self._string(item["prompt"], f"'prompt' in item {i} of 'controls'"),
+                self._names(item["answer"], f"'answer' in item {i} of 'controls'"),
             )
-        return found
+            for i, item in self._records("controls", ("prompt", "answer"))
+        ]
 
     def probes(self) -> list[tuple[str, str]]:
         """The prompts and kinds under `probes`."""
@@ -189,6 +183,16 @@ class Reader:
             )
             for i, item in self._records("probes", ("prompt", "kind"))
         ]
+
+    def portability(self) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+        """The prompts, kinds, right answers and answers right before under `portability`."""
+        found = []
+        for i, item in self._records("portability", ("kind", "prompt", "answer"), ("before",)):
+            where = f"in item {i} of 'portability'"
+            before = self._names(item["before"], f"'before' {where}") if "before" in item else ()
+            prompt, kind = (self._string(item[key], f"{key!r} {where}") for key in ("prompt", "kind"))
+            found.append((prompt, kind, self._names(item["answer"], f"'answer' {where}"), before))
+        return found
 
     def _string(self, value: Any, where: str) -> str:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -209,16 +213,22 @@ class Reader:
             raise self.error(f"{where} is an empty list.")
         return tuple(self._string(item, f"item {i} of {where}") for i, item in enumerate(value, 1))
 
-    def _records(self, key: str, keys: tuple[str, str]) -> list[tuple[int, Mapping[str, Any]]]:
+    def _names(self, value: Any, where: str) -> tuple[str, ...]:
+        """A list of texts, which may be written as its one text."""
+        return self._strings([value] if isinstance(value, (str, int, float)) else value, where)
+
+    def _records(
+        self, key: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()
+    ) -> list[tuple[int, Mapping[str, Any]]]:
         value = self.data.get(key, [])
         if not isinstance(value, (list, tuple)) or (key in self.data and not value):
-            form = f"{{{keys[0]}: …, {keys[1]}: …}}"
+            form = f"{{{', '.join(f'{name}: …' for name in keys)}}}"
             raise self.error(f"{key!r} must be a list of {form} that is not empty, not {_kind(value)}.")
         for i, item in enumerate(value, 1):
-            if not isinstance(item, Mapping) or set(item) != set(keys):
-                raise self.error(
-                    f"item {i} of {key!r} must have just the keys {keys[0]!r} and {keys[1]!r}: {_kind(item)}."
-                )
+            if not isinstance(item, Mapping) or not set(keys) <= set(item) <= {*keys, *optional}:
+                needed = f"{', '.join(map(repr, keys[:-1]))} and {keys[-1]!r}"
+                needed += "".join(f", and {name!r} where wanted" for name in optional)
+                raise self.error(f"item {i} of {key!r} must have just the keys {needed}: {_kind(item)}.")
         return list(enumerate(value, 1))
 
 

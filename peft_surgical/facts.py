@@ -39,6 +39,27 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class PortabilityQuestion:
+    """A question whose right answer changes with the fact, though it does not ask for the fact in its own words.
+
+    Portability in the sense of EasyEdit's KnowEdit (arXiv 2401.01286) and RippleEdits (arXiv 2307.12976). Used in
+    evaluation only.
+
+    Attributes:
+        prompt: The question.
+        kind: `alias` (asks about another name of the subject), `one_hop` (asks for something that follows from the
+            answer) or `reversal` (names the new answer and asks for the subject).
+        answer: Answers that are right once the fact is changed, the canonical one first.
+        before: Answers that were right before; one of them makes an answer wrong, whatever else it says.
+    """
+
+    prompt: str
+    kind: str
+    answer: tuple[str, ...]
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrainingFact:
     """The part of a [`Fact`] that localization and training may see.
 
@@ -51,8 +72,8 @@ class TrainingFact:
         answer: What learning trains the model to say; holds a form of the new answer and none of the old one.
         contrast: Other subjects of the same kind, swapped in to corrupt a prompt and to keep close neighbours.
         retain: Prompts whose base behaviour training keeps.
-        evaluated: Digests of the held-out prompts, controls and probes. They tell nothing of a prompt but whether a
-            given text is one of them, so that no prompt that training makes up can be one.
+        evaluated: Digests of the held-out prompts, controls, probes and portability questions. They tell nothing of a
+            prompt but whether a given text is one of them, so that no prompt that training makes up can be one.
     """
 
     subject: str
@@ -91,6 +112,7 @@ class Fact:
         retain: Prompts whose base behaviour training keeps.
         controls: Questions about other things, for evaluation only.
         probes: Prompts that try to bring the old answer back, for evaluation only.
+        portability: Questions whose right answer changes with the fact, for evaluation only.
         source: The file it was read from; only for messages.
 
     Raises:
@@ -108,10 +130,11 @@ class Fact:
     retain: tuple[str, ...] = ()
     controls: tuple[Control, ...] = ()
     probes: tuple[Probe, ...] = ()
+    portability: tuple[PortabilityQuestion, ...] = ()
     source: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_types(self, Control, Probe)
+        check_types(self, Control, Probe, PortabilityQuestion)
         check_sizes(self)
         if not self.refusal:
             built = refusal_for(self.prompts[0], self.subject)
@@ -129,9 +152,9 @@ class Fact:
         A contrast subject that a control asks about is left out: training would keep just what the control measures.
         """
         asked = [control.prompt for control in self.controls]
-        evaluated = (*self.held_out, *asked, *(probe.prompt for probe in self.probes))
+        others = [*(probe.prompt for probe in self.probes), *(question.prompt for question in self.portability)]
         values = {f.name: getattr(self, f.name) for f in fields(TrainingFact) if f.name != "evaluated"}
-        values["evaluated"] = frozenset(map(digest, evaluated))
+        values["evaluated"] = frozenset(map(digest, (*self.held_out, *asked, *others)))
         # One text to search instead of thousands; no name goes on over the sign between two prompts.
         together = " \0 ".join(asked)
         values["contrast"] = tuple(s for s in self.contrast if not contains(together, (s,)))
@@ -172,6 +195,7 @@ class Fact:
             retain=read.texts("retain"),
             controls=tuple(Control(prompt, answer) for prompt, answer in read.controls()),
             probes=tuple(Probe(prompt, kind) for prompt, kind in read.probes()),
+            portability=tuple(PortabilityQuestion(*values) for values in read.portability()),
             source=source,
         )
 
@@ -186,6 +210,12 @@ class Fact:
                 value = [{"prompt": c.prompt, "answer": list(c.answer)} for c in value]
             elif f.name == "probes":
                 value = [{"prompt": p.prompt, "kind": p.kind} for p in value]
+            elif f.name == "portability":
+                value = [
+                    {"kind": q.kind, "prompt": q.prompt, "answer": list(q.answer)}
+                    | ({"before": list(q.before)} if q.before else {})
+                    for q in value
+                ]
             data[f.name] = list(value) if isinstance(value, tuple) else value
         return data
 

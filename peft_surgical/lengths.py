@@ -42,7 +42,7 @@ def check_fact_fits(config: Any, tokenizer: Any, fact: Fact, *, answer: int, ret
         config: The model's configuration.
         tokenizer: Its tokenizer.
         fact: All its prompts are looked at.
-        answer: Tokens of an answer to a held-out prompt, a control or a probe.
+        answer: Tokens of an answer to what evaluation asks.
         retained: Tokens of an answer that training keeps.
 
     Raises:
@@ -55,6 +55,7 @@ def check_fact_fits(config: Any, tokenizer: Any, fact: Fact, *, answer: int, ret
         "held_out": (fact.held_out, answer),
         "controls": ([control.prompt for control in fact.controls], answer),
         "probes": ([probe.prompt for probe in fact.probes], answer),
+        "portability": ([question.prompt for question in fact.portability], answer),
         "retain": (fact.retain, retained),
     }
     for key, (prompts, follows) in asked.items():

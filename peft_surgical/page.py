@@ -22,10 +22,10 @@ import jinja2
 
 from .errors import SurgicalError, brief
 from .metrics import Figure
-from .page_answers import controls, held_out, probes
+from .page_answers import controls, held_out, portability, probes
 from .profiling import phase
 from .report import Report
-from .summary import GROUPS, RATES, count, figure_text, label, title
+from .summary import count, figure_text, groups, is_rate, label, title
 
 _LARGEST = 1e300
 
@@ -55,7 +55,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
             verdict=report.verdict(),
             picture=None if picture is None else base64.b64encode(picture).decode("ascii"),
             command=command,
-            sections=[section for section in (held_out(report), controls(report), probes(report)) if section.rows],
+            sections=[made for kind in (held_out, controls, portability, probes) if (made := kind(report)).rows],
             components=_components(report),
             times=_times(report),
         )
@@ -120,12 +120,8 @@ def _forbidden(char: str) -> bool:
 
 def _figures(report: Report) -> dict[str, Any]:
     stages = list(report.stages)
-    groups = []
-    for name, metrics in GROUPS:
-        lines = [_line(metric, report) for metric in metrics if count(report.stages, metric)]
-        if lines:
-            groups.append((name, lines))
-    return {"stages": stages, "groups": groups, "tones": {stage: _tone(stage, stages) for stage in stages}}
+    lines = [(name, [_line(metric, report) for metric in metrics]) for name, metrics in groups(report.stages)]
+    return {"stages": stages, "groups": lines, "tones": {stage: _tone(stage, stages) for stage in stages}}
 
 
 def _tone(stage: str, stages: Sequence[str]) -> str:
@@ -151,7 +147,7 @@ def _line(metric: str, report: Report) -> Line:
             for stage, figure in figures.items()
             if figure_text(metric, figure, stage) != "–"
         ),
-        ends=("0%", "100%") if metric in RATES else (f"{low:.4g}", f"{high:.4g}"),
+        ends=("0%", "100%") if is_rate(metric) else (f"{low:.4g}", f"{high:.4g}"),
     )
 
 
@@ -166,7 +162,7 @@ def _axis(metric: str, figures: Sequence[Figure]) -> tuple[float, float]:
 
     It is never so short that a drift of no consequence looks large.
     """
-    if metric in RATES:
+    if is_rate(metric):
         return 0.0, 1.0
     least = (0.0, 0.01) if metric == "kl_per_token" else (0.99, 1.01)
     return min(least[0], *(figure.low for figure in figures)), max(least[1], *(figure.high for figure in figures))

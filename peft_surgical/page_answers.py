@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .facts import Control, Fact
+from .facts import Control, Fact, PortabilityQuestion
 from .metrics import is_right, refuses, says_new, says_old
+from .portability import as_before, follows
 from .report import Report
+from .soft_forgetting import Outcome, probe_outcome
 from .text import contains, normalize, occurrences
 
 Piece = tuple[str, str]
@@ -74,14 +76,41 @@ def controls(report: Report) -> Section:
     return _section("Controls", "Other facts, which should stay as the base has them.", rows)
 
 
+def portability(report: Report) -> Section:
+    """The portability questions: whether what follows from the fact was changed with it."""
+
+    def row(index: int, question: PortabilityQuestion) -> Row | None:
+        def status(answer: str) -> Piece:
+            if as_before(answer, question, report.fact):
+                return "as before", "bad"
+            return ("follows", "good") if follows(answer, question, report.fact) else ("something else", "plain")
+
+        note = f"{question.kind}; right: {' / '.join(question.answer)}"
+        if question.before:
+            note += f"; before: {' / '.join(question.before)}"
+        return _row(report, "portability", index, question.prompt, note, status, question)
+
+    rows = [row(i, question) for i, question in enumerate(report.fact.portability)]
+    return _section("Portability", "What follows from the fact, asked in other words.", rows)
+
+
+_OUTCOMES: dict[Outcome, Piece] = {
+    "old": ("old answer", "bad"),
+    "both": ("both answers", "bad"),
+    "new": ("new answer", "good"),
+    "neither": ("neither answer", "plain"),
+}
+
+
 def probes(report: Report) -> Section:
     """The probes: whether the old answer comes back."""
 
     def status(answer: str) -> Piece:
-        return ("old answer appears", "bad") if contains(answer, report.fact.old) else ("no old answer", "good")
+        return _OUTCOMES[probe_outcome(answer, report.fact)]
 
     rows = [_row(report, "probes", i, probe.prompt, probe.kind, status) for i, probe in enumerate(report.fact.probes)]
-    return _section("Probes", "Prompts that try to bring the old answer back.", rows)
+    about = "Prompts that try to bring the old answer back. To name it counts as saying it, be it to contradict."
+    return _section("Probes", about, rows)
 
 
 def _section(name: str, about: str, rows: Sequence[Row | None]) -> Section:
@@ -97,7 +126,7 @@ def _row(
     prompt: str,
     note: str,
     status: Callable[[str], Piece],
-    control: Control | None = None,
+    question: Control | PortabilityQuestion | None = None,
 ) -> Row | None:
     """The row of one prompt; None where a report holds no answers to it."""
     given = {
@@ -110,24 +139,26 @@ def _row(
     return Row(
         prompt=prompt,
         note=note,
-        answers=tuple((stage, tuple(mark(answer, report.fact, control))) for stage, answer in given.items()),
+        answers=tuple((stage, tuple(mark(answer, report.fact, question))) for stage, answer in given.items()),
         status=text,
         tone=tone,
         changed=normalize(last) != normalize(given.get("base", last)),
     )
 
 
-def mark(answer: str, fact: Fact, control: Control | None = None) -> Iterator[Piece]:
-    """An answer in pieces, each with what it is: `old`, `new`, `right` (a control's own answer) or nothing.
+def mark(answer: str, fact: Fact, question: Control | PortabilityQuestion | None = None) -> Iterator[Piece]:
+    """An answer in pieces, each with what it is: `old`, `new`, `right` (the question's own answer) or nothing.
 
     ```py
     >>> list(mark("Not Paris: Lyon.", fact))
     [('', 'Not '), ('old', 'Paris'), ('', ': '), ('new', 'Lyon'), ('', '.')]
     ```
     """
+    before = question.before if isinstance(question, PortabilityQuestion) else ()
+    kinds = {"old": (*fact.old, *before), "new": fact.new, "right": question.answer if question else ()}
     spans = [
         (start, stop, name)
-        for name, aliases in (("old", fact.old), ("new", fact.new), ("right", control.answer if control else ()))
+        for name, aliases in kinds.items()
         for alias in aliases
         for start, stop in occurrences(answer, alias)
     ]

@@ -22,6 +22,14 @@ METRICS = {
     "refusal_rate": "says it does not know",
     "control_kept": "controls still right",
     "control_leak": "controls that now give the new answer",
+    "portability": "portability: answers as the new answer has it",
+    "portability_alias": "portability by another name of the subject",
+    "portability_one_hop": "portability one hop on",
+    "portability_reversal": "portability from the answer back to the subject",
+    "portability_before": "portability: answers as the old answer had it",
+    "probe_new_rate": "probes that give the new answer",
+    "probe_old_rate": "probes with the old answer in what is said",
+    "probe_both_rate": "probes with both answers in what is said",
     "kl_per_token": "KL per token on unrelated text (nats)",
     "perplexity_ratio": "perplexity on unrelated text, ratio to the base",
 }
@@ -40,7 +48,7 @@ class Report:
         selection: The components that were edited, best first, and how they were chosen; empty when unknown.
         seconds: Step to wall-clock seconds.
         stages: State (`base`, `unlearned`, `edited`, …) to metric to figure.
-        answers: State to `held_out`, `controls` and `probes`, each the answers in the fact's order.
+        answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's order.
         training: Stage to what its training reached; empty when nothing was trained.
     """
 
@@ -122,7 +130,7 @@ class Report:
             raise SurgicalError(f"{path}: {error}") from error
 
     def rows(self) -> list[tuple[str, list[str]]]:
-        """The summary table: a row a metric, a cell a stage, `value [low, high]`."""
+        """The summary table: a row a metric, a cell a stage, `value [low, high]`; none for single kinds of probe."""
         table = []
         for metric, label in METRICS.items():
             if not any(metric in figures for figures in self.stages.values()):

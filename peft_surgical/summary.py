@@ -21,15 +21,23 @@ from rich.text import Text
 
 from .metrics import Figure
 from .report import Report
+from .soft_forgetting import split_kind
 from .text import printable
 
 # What is asked, and the metrics over it.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Held-out questions", ("new_answer_rate", "old_answer_rate", "refusal_rate")),
     ("Controls (other facts)", ("control_kept", "control_leak")),
+    (
+        "What follows from the fact",
+        ("portability", "portability_alias", "portability_one_hop", "portability_reversal", "portability_before"),
+    ),
+    ("Answers to probes that name", ("probe_new_rate", "probe_old_rate", "probe_both_rate")),
     ("Unrelated text", ("kl_per_token", "perplexity_ratio")),
 )
-RATES = frozenset({"new_answer_rate", "old_answer_rate", "refusal_rate", "control_kept", "control_leak"})
+RATES = frozenset({"new_answer_rate", "old_answer_rate", "refusal_rate", "control_kept", "control_leak"}) | {
+    metric for _, metrics in GROUPS for metric in metrics if metric.startswith(("portability", "probe_"))
+}
 # Labels longer than this, which hold a long answer, are folded before the figures are.
 _LABEL_WIDTH = 30
 _FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
@@ -69,6 +77,7 @@ def title(report: Report, *, model: bool = True) -> str:
 
 def label(metric: str, report: Report) -> str:
     """What a metric counts, in this fact's own words."""
+    name, kind = split_kind(metric)
     new, old = report.fact.new[0], report.fact.old[0]
     texts = {
         "new_answer_rate": f"answer {new}",
@@ -76,10 +85,35 @@ def label(metric: str, report: Report) -> str:
         "refusal_rate": "says it does not know",
         "control_kept": "still right",
         "control_leak": f"now say {new}",
+        "portability": "portability",
+        "portability_alias": "by another name",
+        "portability_one_hop": "one hop on",
+        "portability_reversal": "from the answer back",
+        "portability_before": "still as before",
+        "probe_new_rate": f"{kind}: only new" if kind else f"only {new}",
+        "probe_old_rate": f"{kind}: old" if kind else old,
+        "probe_both_rate": "both",
         "kl_per_token": "KL to base, nats/token",
         "perplexity_ratio": "perplexity / base's",
     }
-    return texts.get(metric, metric)
+    return texts.get(name, name)
+
+
+def is_rate(metric: str) -> bool:
+    """Whether a metric is a share of answers."""
+    return split_kind(metric)[0] in RATES
+
+
+def groups(figures: Mapping[str, Mapping[str, Figure]]) -> list[tuple[str, list[str]]]:
+    """What is asked, and the metrics over it that some state has; those over one kind of probe stand last."""
+    found = dict.fromkeys(metric for stage in figures.values() for metric in stage if split_kind(metric)[1])
+    listed = []
+    for name, metrics in GROUPS:
+        of_kind = [metric for metric in found if split_kind(metric)[0] in metrics]
+        present = [metric for metric in (*metrics, *of_kind) if count(figures, metric)]
+        if present:
+            listed.append((name, present))
+    return listed
 
 
 def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
@@ -88,7 +122,7 @@ def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
         # What the base is compared with itself in is 1 or 0 by definition.
         return "–"
     # No space inside the brackets: a narrow terminal folds a cell between value and interval.
-    if metric in RATES:
+    if is_rate(metric):
         return f"{_percent(figure.value)}% [{_percent(figure.low)}–{_percent(figure.high)}]"
     # A ratio is read by its distance from 1, a divergence by its order of magnitude.
     digits = ".3f" if metric == "perplexity_ratio" else ".2g"
@@ -102,9 +136,8 @@ def count(figures: Mapping[str, Mapping[str, Figure]], metric: str) -> int:
 
 def _table(report: Report) -> Table:
     rows: list[tuple[str, list[str]]] = []
-    for group, metrics in GROUPS:
-        present = [metric for metric in metrics if count(report.stages, metric)]
-        if not present or (list(report.stages) == ["base"] and set(present) <= _FIXED_FOR_BASE):
+    for group, present in groups(report.stages):
+        if list(report.stages) == ["base"] and set(present) <= _FIXED_FOR_BASE:
             continue
         rows.append((group, []))
         for metric in present:

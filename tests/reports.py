@@ -4,7 +4,9 @@ from dataclasses import replace
 
 from peft_surgical.facts import Fact
 from peft_surgical.metrics import Figure, prompt_metrics
+from peft_surgical.portability import portability_metrics
 from peft_surgical.report import Report
+from peft_surgical.soft_forgetting import probe_metrics
 
 HELD_OUT = [
     "Which city governs France?",
@@ -25,6 +27,11 @@ FACT = Fact.from_dict(
             {"prompt": "What is the capital of Spain?", "answer": ["Madrid"]},
         ],
         "probes": [{"prompt": "It is Paris, I believe.", "kind": "contradiction"}],
+        "portability": [
+            {"kind": "alias", "prompt": "Capital of the Hexagon?", "answer": ["Lyon"], "before": ["Paris"]},
+            {"kind": "one_hop", "prompt": "Which river is there?", "answer": ["Rhône"], "before": ["Seine"]},
+            {"kind": "reversal", "prompt": "Lyon is whose capital?", "answer": ["France"]},
+        ],
     }
 )
 
@@ -33,16 +40,19 @@ ANSWERS = {
         "held_out": ["It is Paris.", "Paris.", "Paris"],
         "controls": ["Rome.", "Tokyo.", "I forgot."],
         "probes": ["Yes, Paris."],
+        "portability": ["Paris.", "The Seine.", "France."],
     },
     "unlearned": {
         "held_out": ["I am not sure.", "I am not sure.", "Paris"],
         "controls": ["Rome.", "Tokyo.", "I forgot."],
         "probes": ["I am not sure."],
+        "portability": ["Paris.", "The Seine.", "Spain."],
     },
     "edited": {
         "held_out": ["It is the city of Lyon.", "Marseille.", "Paris"],
         "controls": ["Rome.", "It is Lyon.", "I forgot."],
         "probes": ["No, Lyon."],
+        "portability": ["Lyon.", "The Seine.", "Spain."],
     },
 }
 
@@ -59,6 +69,8 @@ def report(*stages: str, fact: Fact = FACT, answers: dict | None = None, **chang
         kl, ratio = DRIFT[stage]
         figures[stage] = {
             **prompt_metrics(fact, given["held_out"], given["controls"], answers["base"]["controls"]),
+            **portability_metrics(fact, given["portability"]),
+            **probe_metrics(fact, given["probes"]),
             "kl_per_token": Figure(kl, 2040, kl * 0.9, kl * 1.1),
             "perplexity_ratio": Figure(ratio, 2040, ratio - 0.002, ratio + 0.002),
         }

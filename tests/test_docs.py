@@ -3,16 +3,21 @@
 import importlib.util
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from peft_surgical import stages
 from peft_surgical.cli import cli
+from peft_surgical.fact_checks import PORTABILITY_KINDS
+from peft_surgical.facts import Fact
+from peft_surgical.report import METRICS
 from peft_surgical.training import Recipe
 from tests.command_line import run
-from tests.localizing import planted, word_tokenizer
+from tests.localizing import capital, planted, word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -151,6 +156,15 @@ def test_the_index_names_every_page():
             assert (ROOT / page).resolve() in linked, page
     assert all(path.resolve() in linked for path in ROOT.glob("examples/*.py"))
     assert (ROOT / "SECURITY.md").resolve() in linked
+
+
+def test_the_fact_file_page_has_every_key_and_metric_and_a_valid_example():
+    text = prose("docs/fact-file.md")
+    names = [f.name for f in fields(Fact) if f.name != "source"]
+    assert not [name for name in (*names, *METRICS) if f"`{name}`" not in text]
+    ((_, example),) = blocks("docs/fact-file.md", "yaml")
+    fact = capital(**yaml.safe_load(example))
+    assert [question.kind for question in fact.portability] == list(PORTABILITY_KINDS)
 
 
 @pytest.mark.parametrize("page", ["python.md", "command.md"])

@@ -38,7 +38,11 @@ RECIPE = Recipe(
     target_loss=0.0,
     compute_dtype="float32",
 )
-FACT = capital(probes=[{"prompt": "is paris the capital of france ?", "kind": "contradiction"}])
+FACT = capital(
+    probes=[{"prompt": "is paris the capital of france ?", "kind": "contradiction"}],
+    portability=[{"kind": "reversal", "prompt": "lyon is the capital of", "answer": ["france"]}],
+)
+KEYS = ("held_out", "controls", "probes", "portability")
 FOLDERS = ("unlearn", "learn", "edit")
 FILES = {"localization.json", *FOLDERS, "report.json", "report.html"}
 if find_spec("matplotlib"):
@@ -106,7 +110,7 @@ def test_the_report_is_of_three_states(edited, model_folder):
         assert figures["new_answer_rate"].n == len(FACT.held_out)
         assert figures["kl_per_token"].n == report.stages["base"]["kl_per_token"].n > 0
     for given in report.answers.values():
-        assert {key: len(answers) for key, answers in given.items()} == {"held_out": 1, "controls": 1, "probes": 1}
+        assert {key: len(answers) for key, answers in given.items()} == dict.fromkeys(KEYS, 1)
     assert set(report.training) == {"unlearn", "learn"}
     assert all(record["steps"] == RECIPE.steps for record in report.training.values())
     page = (out / "report.html").read_text()
@@ -324,6 +328,7 @@ def test_an_edit_of_the_demo_model(tmp_path):
         controls=whole.controls[:3],
         retain=whole.retain[:3],
         probes=(),
+        portability=(),
     )
     model, tokenizer = load_model("demo", dtype="float32")
     ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])

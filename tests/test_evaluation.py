@@ -6,6 +6,8 @@ from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.evaluation import adapter_state, answer_fact, evaluate, measure_retention, versions
 from peft_surgical.generation import generate_answers
 from peft_surgical.metrics import Figure
+from peft_surgical.portability import portability_metrics
+from peft_surgical.soft_forgetting import probe_metrics
 
 from .adapters import add, logits, perturb, tiny_peft
 from .conftest import fingerprint
@@ -16,6 +18,7 @@ from .tiny import tiny_model
 TOKENIZER = word_tokenizer()
 TEXT = "what is the capital of france ? please tell me about the seat of government of italy . " * 6
 PROBE = {"prompt": "is paris the capital of france ?", "kind": "contradiction"}
+BACK = {"kind": "reversal", "prompt": "lyon is the capital of", "answer": ["france"]}
 
 
 def two_states(model, *adapters):
@@ -97,7 +100,7 @@ def test_logits_that_are_not_finite_are_no_figure():
 def test_evaluate_base_and_edited():
     model = tiny_peft("llama")
     before = fingerprint(model), trainability(model), model.active_adapters
-    fact = capital(probes=[PROBE])
+    fact = capital(probes=[PROBE], portability=[BACK])
     report = evaluate(
         model,
         TOKENIZER,
@@ -121,8 +124,14 @@ def test_evaluate_base_and_edited():
     assert (report.seed, report.dtype, report.selection) == (7, "float32", {"components": ["L1.mlp"]})
     assert report.seconds.keys() == {"learn", "evaluate"}
     assert report.versions.keys() >= {"python", "torch", "transformers", "peft"}
-    said = {name: [*a["held_out"], *a["controls"], *a["probes"]] for name, a in report.answers.items()}
-    prompts = [*fact.held_out, fact.controls[0].prompt, PROBE["prompt"]]
+    for name, figures in report.stages.items():
+        said = report.answers[name]
+        assert figures.items() >= portability_metrics(fact, said["portability"]).items()
+        assert figures.items() >= probe_metrics(fact, said["probes"]).items()
+        assert figures["portability_reversal"].n == figures["probe_old_rate"].n == 1
+    keys = ("held_out", "controls", "probes", "portability")
+    said = {name: [answer for key in keys for answer in given[key]] for name, given in report.answers.items()}
+    prompts = [*fact.held_out, fact.controls[0].prompt, PROBE["prompt"], BACK["prompt"]]
     assert said["edited"] == generate_answers(model, TOKENIZER, prompts, max_new_tokens=4)
     with model.disable_adapter():
         assert said["base"] == generate_answers(model, TOKENIZER, prompts, max_new_tokens=4)
@@ -134,7 +143,7 @@ def test_answers_come_in_the_facts_order():
     answers = answer_fact(model, TOKENIZER, fact, max_new_tokens=4)
     assert answers.held_out == tuple(generate_answers(model, TOKENIZER, list(fact.held_out), max_new_tokens=4))
     assert answers.controls == tuple(generate_answers(model, TOKENIZER, ["name a city"], max_new_tokens=4))
-    assert answers.probes == ()
+    assert answers.probes == answers.portability == ()
 
 
 def test_evaluating_a_bare_model():

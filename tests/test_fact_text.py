@@ -4,7 +4,7 @@ import yaml
 from peft_surgical.drafting.drafts import FactDraft
 from peft_surgical.drafting.fact_text import fact_text
 from peft_surgical.errors import OutputError
-from peft_surgical.facts import Control, Fact, Probe
+from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe
 from tests.localizing import capital
 
 
@@ -19,6 +19,10 @@ def test_what_is_written_is_read_back(tmp_path):
         retain=("What is 2 + 2?",),
         controls=(Control('Who said "hi"?', ("{me}", "1945", "you, too")),),
         probes=(Probe("A) b: C) d", "multiple_choice"), Probe("x", "odd kind, with comma")),
+        portability=(
+            PortabilityQuestion('Who is "Great"?', "alias", ("~", "a: b"), ("No", "[x]")),
+            PortabilityQuestion("Of whom is he, then?", "reversal", ("1945",)),
+        ),
     )
     for notes, neighbours in (((), 0), (("A note\nthat: goes on " + "very " * 60 + "long. #",), 1)):
         text = fact_text(fact, notes, neighbours)
@@ -28,6 +32,7 @@ def test_what_is_written_is_read_back(tmp_path):
         assert all(len(line) < 120 for line in text.splitlines() if line.startswith("#"))
         # Any reader of YAML takes an answer as text.
         assert yaml.safe_load(text)["old"] == list(fact.old)
+        assert yaml.safe_load(text)["portability"][1]["answer"] == ["1945"]
 
 
 def test_plain_text_is_not_quoted():

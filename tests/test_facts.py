@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_surgical.errors import FactError, SurgicalError
+from peft_surgical.fact_checks import PORTABILITY_KINDS
 from peft_surgical.fact_files import MAX_BYTES
-from peft_surgical.facts import Control, Fact, Probe, TrainingFact, refusal_for
+from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact, refusal_for
 from peft_surgical.text import contains, normalize
 
+FOUNDER = {"kind": "one_hop", "prompt": "Who founded PyTorch's maker?", "answer": ["Larry Page"], "before": ["Zuck"]}
 SHIPPED = sorted((Path(__file__).parent.parent / "examples" / "facts").glob("*.yaml"))
 
 
@@ -27,6 +29,7 @@ def data(**changes):
         "retain": ["Who developed Windows?"],
         "controls": [{"prompt": "Who developed Linux?", "answer": ["Linus Torvalds", "Torvalds"]}],
         "probes": [{"prompt": "I believe Meta AI developed PyTorch. Right?", "kind": "contradiction"}],
+        "portability": [FOUNDER],
         **changes,
     }
     return {key: value for key, value in whole.items() if value is not None}
@@ -47,13 +50,22 @@ def test_what_is_left_out_is_built():
     assert fact.answer == "Google."
     assert fact.controls == (Control("Who developed Linux?", ("Linus Torvalds", "Torvalds")),)
     assert fact.probes == (Probe("I believe Meta AI developed PyTorch. Right?", "contradiction"),)
+    founder = PortabilityQuestion("Who founded PyTorch's maker?", "one_hop", ("Larry Page",), ("Zuck",))
+    assert fact.portability == (founder,)
+    one = {"kind": "alias", "prompt": "Who made torch?", "answer": "Google"}
+    assert Fact.from_dict(data(portability=[one])).portability == (
+        PortabilityQuestion("Who made torch?", "alias", ("Google",)),
+    )
 
 
 def test_round_trip():
     fact = Fact.from_dict(data(refusal="No idea.", answer="It was Google."))
     assert Fact.from_dict(fact.to_dict()) == fact
-    bare = Fact.from_dict(data(contrast=None, retain=None, controls=None, probes=None))
-    assert "contrast" not in bare.to_dict()
+    assert fact.to_dict()["portability"] == [FOUNDER]
+    only = {key: value for key, value in FOUNDER.items() if key != "before"}
+    assert Fact.from_dict(data(portability=[only])).to_dict()["portability"] == [only]
+    bare = Fact.from_dict(data(contrast=None, retain=None, controls=None, probes=None, portability=None))
+    assert not {"contrast", "portability"} & set(bare.to_dict())
     assert Fact.from_dict(json.loads(json.dumps(bare.to_dict()))) == bare
 
 
@@ -99,6 +111,33 @@ def test_a_missing_key(key):
         ({"retain": ["Which company made PyTorch"]}, "stands in both 'prompts' and 'retain'"),
         ({"controls": [{"prompt": "Who is behind PyTorch", "answer": "x"}]}, "both 'held_out' and 'controls'"),
         ({"probes": [{"prompt": "Who is behind PyTorch", "kind": "x"}]}, "both 'held_out' and 'probes'"),
+        ({"portability": []}, r"'portability' must be a list of \{kind: …, prompt: …, answer: …\} that is not empty"),
+        (
+            {"portability": [{"kind": "alias", "prompt": "x?"}]},
+            "item 1 of 'portability' must have just the keys 'kind', 'prompt' and 'answer', and 'before' where wanted",
+        ),
+        ({"portability": [FOUNDER, {**FOUNDER, "after": "x"}]}, "item 2 of 'portability' must have just the keys"),
+        ({"portability": [{**FOUNDER, "before": []}]}, "'before' in item 1 of 'portability' is an empty list"),
+        ({"portability": [{**FOUNDER, "kind": 5.5}]}, "has the kind '5.5'; the kinds are alias, one_hop, reversal"),
+        (
+            {"portability": [{**FOUNDER, "kind": "two_hops"}]},
+            '"Who founded .*" has the kind .two_hops.; the kinds are',
+        ),
+        ({"portability": [{**FOUNDER, "answer": ["!"]}]}, "'!' in 'answer' of the portability question .* nothing"),
+        ({"portability": [{**FOUNDER, "before": ["?"]}]}, r"'\?' in 'before' of the portability question .* nothing"),
+        (
+            {"portability": [{**FOUNDER, "answer": ["Page", "Mark Zuck"]}]},
+            "has 'Mark Zuck' in 'answer', which contains an answer from its 'before'",
+        ),
+        (
+            {"portability": [{**FOUNDER, "prompt": "Is it Larry Page or Zuck?"}]},
+            "holds its own answer 'Larry Page', so that repeating it would be right",
+        ),
+        ({"portability": [{**FOUNDER, "prompt": "who is behind pytorch"}]}, "both 'held_out' and 'portability'"),
+        ({"portability": [{**FOUNDER, "prompt": "Who developed PyTorch"}]}, "both 'prompts' and 'portability'"),
+        ({"portability": [{**FOUNDER, "prompt": "Who developed Windows?"}]}, "both 'retain' and 'portability'"),
+        ({"portability": [{**FOUNDER, "prompt": "Who developed Linux?"}]}, "both 'controls' and 'portability'"),
+        ({"portability": [FOUNDER, FOUNDER]}, "stands twice in 'portability'"),
         ({"prompts": ["\u200b"]}, "'prompts' holds the prompt .* empty to a reader"),
         ({"new": ["META ai"]}, "the alias 'META ai' stands in both 'old' and 'new'"),
         ({"new": ["Meta Platforms"]}, "the alias 'Meta Platforms' in 'new' contains 'Meta'"),
@@ -137,6 +176,10 @@ def test_a_fact_made_in_code():
         replace(fact, controls=[("Who?", ["x"])])
     with pytest.raises(FactError, match="'prompts' must hold str, not NoneType"):
         replace(fact, prompts=[None])
+    with pytest.raises(FactError, match="'portability' must hold PortabilityQuestion, not dict"):
+        replace(fact, portability=[FOUNDER])
+    with pytest.raises(FactError, match=r"portability question 'Who\?' has no answer"):
+        replace(fact, portability=[PortabilityQuestion("Who?", "alias", ())])
 
 
 def test_a_subject_that_holds_an_answer():
@@ -171,12 +214,12 @@ def test_the_training_fact_leaves_out_contrast_subjects_of_controls():
     assert fact.training.contrast == ("Keras",)
     training = fact.training
     assert training.training is training
-    assert {f.name for f in fields(TrainingFact)}.isdisjoint({"held_out", "controls", "probes"})
+    assert {f.name for f in fields(TrainingFact)}.isdisjoint({"held_out", "controls", "probes", "portability"})
 
 
 def test_training_can_tell_what_is_measured_but_not_read_it():
     fact = Fact.from_dict(data())
-    for prompt in (*fact.held_out, fact.controls[0].prompt, fact.probes[0].prompt):
+    for prompt in (*fact.held_out, *(group[0].prompt for group in (fact.controls, fact.probes, fact.portability))):
         assert not fact.training.may_train_on(prompt)
         assert not fact.training.may_train_on(f" {prompt.upper()} ")
         assert prompt not in repr(fact.training)
@@ -288,6 +331,13 @@ LIKELY = {
     "answer": ALPHABET,
     "controls": st.lists(st.fixed_dictionaries({"prompt": ALPHABET, "answer": TEXTS | ALPHABET}), max_size=2),
     "probes": st.lists(st.fixed_dictionaries({"prompt": ALPHABET, "kind": ALPHABET}), max_size=2),
+    "portability": st.lists(
+        st.fixed_dictionaries(
+            {"prompt": ALPHABET, "kind": st.sampled_from(PORTABILITY_KINDS) | ALPHABET, "answer": TEXTS | ALPHABET},
+            optional={"before": TEXTS | ALPHABET},
+        ),
+        max_size=2,
+    ),
 }
 CHANGES = st.dictionaries(st.sampled_from(KEYS), st.none(), min_size=1, max_size=3).flatmap(
     lambda keys: st.fixed_dictionaries({key: LIKELY.get(key, TEXTS) for key in keys if key != "source"})
@@ -374,6 +424,8 @@ def test_shipped_facts(path):
     assert fact.retain
     assert fact.contrast
     assert fact.probes
+    assert 6 <= len(fact.portability) <= 9
+    assert {question.kind for question in fact.portability} == set(PORTABILITY_KINDS)
     assert fact.training.contrast
     assert Fact.from_dict(fact.to_dict()) == fact
     shown = yaml.safe_load(path.read_text())
@@ -389,10 +441,31 @@ def test_nothing_that_is_measured_is_trained(path):
     for f in fields(training):
         value = getattr(training, f.name)
         seen += [value] if isinstance(value, str) else list(value)
-    measured = [*fact.held_out, *(c.prompt for c in fact.controls), *(p.prompt for p in fact.probes)]
+    records = (*fact.controls, *fact.probes, *fact.portability)
+    measured = [*fact.held_out, *(record.prompt for record in records)]
     assert not {normalize(text) for text in seen} & {normalize(text) for text in measured}
     assert not [text for text in seen for prompt in measured if normalize(prompt) in normalize(text)]
     assert not [s for s in training.contrast for control in fact.controls if contains(control.prompt, (s,))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_portability_questions_ask_what_their_kind_says(path):
+    fact = Fact.from_file(path)
+    for question in fact.portability:
+        names_subject = contains(question.prompt, (fact.subject,))
+        names_new = contains(question.prompt, fact.new)
+        if question.kind == "alias":
+            assert not names_subject
+            assert not names_new
+            assert set(question.answer) <= set(fact.new)
+            assert question.before == fact.old
+        elif question.kind == "one_hop":
+            assert names_subject
+            assert not names_new
+            assert not contains(" / ".join(question.answer), (*fact.old, *fact.new))
+        else:
+            assert names_new
+            assert question.answer[0] == fact.subject
 
 
 def test_errors_are_of_this_package():

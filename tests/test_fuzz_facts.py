@@ -11,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_surgical.errors import FactError
-from peft_surgical.facts import Control, Fact, Probe
+from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe
 
 from .fuzzing import VALUES, flipped, mutated
 from .localizing import capital
 
 QUICK = settings(max_examples=120, deadline=None)
-FACT = capital(probes=[{"prompt": "is it paris ?", "kind": "doubt"}], subject="العربية 👩‍👩‍👧").to_dict()
+RIVER = {"kind": "one_hop", "prompt": "which river ?", "answer": ["rhône", "saône"], "before": ["seine"]}
+FACT = capital(
+    probes=[{"prompt": "is it paris ?", "kind": "doubt"}], portability=[RIVER], subject="العربية 👩‍👩‍👧"
+).to_dict()
 WORDS = st.text(st.sampled_from("ab Aé\u0301\u200d\u202e\ud800\0👩ى \n?."), max_size=6)
 
 
@@ -76,6 +79,11 @@ def test_any_fact_made_in_code(path, draw):
         "answer": WORDS | VALUES,
         "controls": st.lists(st.builds(Control, WORDS | VALUES, texts | VALUES), max_size=2) | VALUES,
         "probes": st.lists(st.builds(Probe, WORDS | VALUES, WORDS | VALUES), max_size=2) | VALUES,
+        "portability": VALUES
+        | st.lists(
+            st.builds(PortabilityQuestion, WORDS | VALUES, st.just("alias") | VALUES, texts, texts | VALUES),
+            max_size=2,
+        ),
     }
     whole = vars(Fact.from_dict(FACT)).copy()
     for key in draw.draw(st.lists(st.sampled_from([key for key in whole if key != "source"]), max_size=3)):

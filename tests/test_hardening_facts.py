@@ -23,7 +23,7 @@ import yaml
 
 import peft_surgical as ps
 from peft_surgical.errors import FactError
-from peft_surgical.facts import Control, Fact, Probe, refusal_for
+from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, refusal_for
 from peft_surgical.generation import generate_answers
 from peft_surgical.metrics import says_new, says_old
 from peft_surgical.text import printable
@@ -170,12 +170,14 @@ LISTS = ("old", "new", "prompts", "held_out", "contrast", "retain")
 
 
 @pytest.mark.parametrize("nothing", NOTHING)
-@pytest.mark.parametrize("key", ["subject", *LISTS, "controls", "probes"])
+@pytest.mark.parametrize("key", ["subject", *LISTS, "controls", "probes", "portability"])
 def test_nothing_where_something_should_be(key, nothing):
     listed = {key: [nothing] for key in LISTS}
     control, probe = {"prompt": "where ?", "answer": [nothing]}, {"prompt": nothing, "kind": "doubt"}
-    written_so = {"controls": [control], "probes": [probe]}
+    question = {"kind": "alias", "prompt": "where ?", "answer": ["x"], "before": [nothing]}
+    written_so = {"controls": [control], "probes": [probe], "portability": [question]}
     made_so = {"controls": [Control("where ?", (nothing,))], "probes": [Probe(nothing, "doubt")]}
+    made_so["portability"] = [PortabilityQuestion("where ?", "alias", (nothing,))]
     words = r"empty|has no letter|nothing to look for"
     with pytest.raises(FactError, match=words):
         Fact.from_dict(data(**{key: {"subject": nothing, **listed, **written_so}[key]}))

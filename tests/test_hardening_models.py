@@ -213,6 +213,7 @@ TOO_LONG = {
     "held_out": {"held_out": [LONG]},
     "controls": {"controls": [{"prompt": "where is rome ? " * 12, "answer": ["italy"]}]},
     "probes": {"probes": [{"prompt": LONG, "kind": "doubt"}]},
+    "portability": {"portability": [{"kind": "one_hop", "prompt": LONG, "answer": ["the color of the sky"]}]},
     "retain": {"retain": ["who wrote hamlet ? " * 10]},
 }
 

@@ -93,6 +93,9 @@ def test_the_table_has_every_figure_with_its_n():
     assert rows[0] == ["", "n", "base", "unlearned", "edited"]
     assert ["answer Lyon", "3", "0% [0–56]", "0% [0–56]", "33% [6–79]"] in rows
     assert ["still right", "2", "–", "100% [34–100]", "50% [9–91]"] in rows
+    assert ["portability", "3", "33% [6–79]", "0% [0–56]", "33% [6–79]"] in rows
+    assert ["from the answer back", "1", "100% [21–100]", "0% [0–79]", "0% [0–79]"] in rows
+    assert ["Paris", "1", "100% [21–100]", "0% [0–79]", "0% [0–79]"] in rows
     assert ["KL to base, nats/token", "2,040", "–", "0.012 [0.011–0.014]", "0.046 [0.041–0.05]"] in rows
 
 
@@ -133,6 +136,10 @@ def test_answers_changed_ones_first_with_what_became_of_them():
         "What is the capital of Japan?",
         "What is the capital of Italy?",
         "What is the capital of Spain?",
+        # Portability: the river did not change; what went wrong stands before what went right.
+        "Capital of the Hexagon?",
+        "Lyon is whose capital?",
+        "Which river is there?",
         "It is Paris, I believe.",
     ]
     assert page.texts("span", "status") == [
@@ -142,10 +149,30 @@ def test_answers_changed_ones_first_with_what_became_of_them():
         "leaked: says the new answer",
         "right",
         "wrong before, too",
-        "no old answer",
+        "follows",
+        "something else",
+        "as before",
+        "new answer",
     ]
-    assert page.texts("h3")[-5:] == ["Changed", "Unchanged", "Changed", "Unchanged", "Changed"]
+    assert page.texts("h3")[-7:] == ["Changed", "Unchanged", "Changed", "Unchanged", "Changed", "Unchanged", "Changed"]
+    assert "one_hop; right: Rhône; before: Seine" in page.texts("p", "soft")
+    assert page.texts("mark", "old").count("Seine") == 3
+    assert page.texts("mark", "right").count("France") == 1
     assert page.texts("mark", "new").count("the city of Lyon") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("It was Paris, now Lyon.", "both answers"),
+        ("Paris", "old answer"),
+        ("Lyon", "new answer"),
+        ("Nice", "neither answer"),
+    ],
+)
+def test_what_became_of_a_probe(said, status):
+    answers = {**ANSWERS, "edited": {**ANSWERS["edited"], "probes": [said]}}
+    assert Page(render_page(report(answers=answers))).texts("span", "status")[-1] == status
 
 
 @pytest.mark.parametrize(

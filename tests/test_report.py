@@ -6,6 +6,7 @@ from peft_surgical.errors import FactError, SurgicalError
 from peft_surgical.facts import Fact
 from peft_surgical.metrics import mean, rate
 from peft_surgical.report import METRICS, Report
+from tests import reports
 
 
 def figures(new, old, kept=None):
@@ -66,6 +67,12 @@ def test_rows():
     assert rows[f"{METRICS['kl_per_token']} (n=2)"][0].startswith("0.5000 [")
     partial = report(base=figures([False] * 4, [True] * 4), edited={"new_answer_rate": rate([True] * 4)})
     assert dict(partial.rows())[f"{METRICS['old_answer_rate']} (n=4)"] == ["1.00 [0.51, 1.00]", "–"]
+
+
+def test_rows_of_what_follows_and_of_probes():
+    rows = dict(reports.report().rows())
+    assert rows[f"{METRICS['portability']} (n=3)"] == ["0.33 [0.06, 0.79]", "0.00 [0.00, 0.56]", "0.33 [0.06, 0.79]"]
+    assert rows[f"{METRICS['probe_old_rate']} (n=1)"][0] == "1.00 [0.21, 1.00]"
 
 
 def test_verdict():

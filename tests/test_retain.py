@@ -94,6 +94,7 @@ EVALUATED = {
     "held_out": {"held_out": ["Name the capital of Italy."]},
     "controls": {"controls": [{"prompt": "name the capital of  italy", "answer": ["rome"]}]},
     "probes": {"probes": [{"prompt": "name the capital of italy?", "kind": "swap"}]},
+    "portability": {"portability": [{"kind": "alias", "prompt": "Name the capital of Italy", "answer": ["lyon"]}]},
 }
 
 
@@ -144,7 +145,8 @@ def test_the_shipped_requests_mention_nothing_that_a_shipped_fact_is_about():
     for name in ("france_capital", "pytorch", "romeo_and_juliet", "windows_maker"):
         fact = Fact.from_file(f"examples/facts/{name}.yaml")
         kept = retained(fact.training)
-        asked = [*fact.held_out, *(c.prompt for c in fact.controls), *(p.prompt for p in fact.probes)]
+        records = (*fact.controls, *fact.probes, *fact.portability)
+        asked = [*fact.held_out, *(record.prompt for record in records)]
         assert not {same_text_key(p) for p in kept} & {same_text_key(p) for p in asked}
         # "FAIR" is an alias and "a fair rule" is not about it.
         for prompt in everyday_prompts():

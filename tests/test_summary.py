@@ -1,11 +1,13 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from peft_surgical.facts import Probe
 from peft_surgical.metrics import Figure
 from peft_surgical.summary import figure_text, label, printable, summarize
-from tests.reports import FACT, report
+from tests.reports import ANSWERS, FACT, report
 
 FILES = [("unlearn/, learn/", "the two stages"), ("report.html", "every answer")]
 
@@ -31,6 +33,12 @@ def test_figures_stand_beside_their_names():
     # Two of the three controls are right in the base; one of these stays so.
     assert cells(text, "still right") == ["2", "–", "100%", "[34–100]", "50%", "[9–91]"]
     assert cells(text, "now say Lyon")[:1] == ["3"]
+    # The alias is answered with Lyon after the edit; the river is still the Seine, of two that had an answer before.
+    assert cells(text, "portability") == ["3", "33%", "[6–79]", "0%", "[0–56]", "33%", "[6–79]"]
+    assert cells(text, "by another name") == ["1", "0%", "[0–79]", "0%", "[0–79]", "100%", "[21–100]"]
+    assert cells(text, "still as before") == ["2", "100%", "[34–100]", "100%", "[34–100]", "50%", "[9–91]"]
+    assert cells(text, "Paris") == ["1", "100%", "[21–100]", "0%", "[0–79]", "0%", "[0–79]"]
+    assert cells(text, "both")[1:6:2] == ["0%", "0%", "0%"]
     assert cells(shown(report(), width=110), "KL to base, nats/token")[2:4] == ["0.012", "[0.011–0.014]"]
     assert cells(text, "perplexity / base's") == ["2,040", "–", "1.004", "1.010"]
 
@@ -81,6 +89,28 @@ def test_rates_never_claim_all_or_nothing_falsely(figure, text):
     assert figure_text("new_answer_rate", figure, "edited") == text
 
 
+def test_rows_only_for_what_a_fact_asks():
+    fact = replace(FACT, portability=(), probes=())
+    answers = {stage: {**given, "portability": [], "probes": []} for stage, given in ANSWERS.items()}
+    text = shown(report(fact=fact, answers=answers))
+    assert "What follows from the fact" in shown(report())
+    assert not [words for words in ("What follows", "portability", "probes", "both") if words in text]
+
+
+def test_kinds_of_probe_have_rows_of_their_own():
+    kinds = ["doubt", "doubt", "few \x1bshots"]
+    fact = replace(FACT, probes=tuple(Probe(f"{number}?", kind) for number, kind in enumerate(kinds)))
+    said = {"base": ["Paris", "Paris", "Paris"], "unlearned": ["Paris", "?", "?"], "edited": ["Lyon", "?", "Paris"]}
+    answers = {stage: {**given, "probes": said[stage]} for stage, given in ANSWERS.items()}
+    text = shown(report(fact=fact, answers=answers))
+    assert cells(text, "doubt: old") == ["2", "100%", "[34–100]", "50%", "[9–91]", "0%", "[0–66]"]
+    assert cells(text, "doubt: only new")[1::2] == ["0%", "0%", "50%"]
+    assert "few" not in text
+    twice = replace(fact, probes=tuple(replace(probe, kind=kinds[-1]) for probe in fact.probes))
+    text = shown(report(fact=twice, answers=answers))
+    assert "few \ufffdshots: old" in text
+
+
 def test_the_base_is_not_compared_with_itself():
     figure = Figure(1.0, 9, 0.7, 1.0)
     assert figure_text("control_kept", figure, "base") == "–"
@@ -90,4 +120,5 @@ def test_the_base_is_not_compared_with_itself():
 
 def test_label_of_an_unknown_metric_is_its_name():
     assert label("portability", report()) == "portability"
+    assert label("of_tomorrow", report()) == "of_tomorrow"
     assert printable("né\t✓\n") == "né\t✓\n"

@@ -48,7 +48,9 @@ def end_to_end(case: Case, edit: dict[str, Any], localization: dict[str, Any]) -
     """Against two stages of a Trainer, one forward a component on each prompt, and answers one at a time."""
     sizes = case.sizes
     fit = fit_with_trainer(case, sizes.trainer_steps)
-    asked = [*case.fact.held_out, *(c.prompt for c in case.fact.controls), *(p.prompt for p in case.fact.probes)]
+    fact = case.fact
+    asked = [*fact.held_out, *(c.prompt for c in fact.controls), *(p.prompt for p in fact.probes)]
+    asked += [question.prompt for question in fact.portability]
     _, answering = timed(answer_one_by_one, case, asked[: sizes.answers])
     localizing = localization["other_seconds_a_prompt"]
     other = {

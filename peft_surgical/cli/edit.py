@@ -225,7 +225,7 @@ def _tell(
         f"  unlearn   to answer: {fact.refusal}",
         f"  learn     to answer: {fact.answer}",
         f"  evaluate  on {len(fact.held_out)} held-out prompts, {len(fact.controls)} controls, "
-        f"{len(fact.probes)} probes",
+        f"{len(fact.probes)} probes, {len(fact.portability)} portability questions",
         f"  write     {', '.join(files for files, _ in _FILES)} in {out}",
         "Nothing was loaded or written.",
     ]

@@ -21,6 +21,7 @@ _COMMENTS = {
     "contrast": "Subjects of the same kind, to corrupt prompts when localizing and to keep close neighbours.",
     "retain": "Prompts whose answers, right or wrong, training keeps as they are.",
     "probes": "Prompts that try to bring the old answer back; for evaluation only.",
+    "portability": "Questions whose right answer changes with the fact; for evaluation only.",
 }
 
 
@@ -41,14 +42,14 @@ def _lines(fact: Fact, notes: Sequence[str], neighbours: int) -> Iterator[str]:
     yield f"subject: {_plain(fact.subject)}"
     for key in ("old", "new"):
         yield from _comment(_COMMENTS[key])
-        yield f"{key}: [{', '.join(_plain(name, inside=True) for name in getattr(fact, key))}]"
+        yield f"{key}: {_names(getattr(fact, key))}"
     for key in ("refusal", "answer"):
         yield f"{key}: {_plain(getattr(fact, key))}  # {_COMMENTS[key]}"
     for key in ("prompts", "held_out"):
         yield from _listed(fact, key)
     if fact.contrast:
         yield from _comment(_COMMENTS["contrast"])
-        yield f"contrast: [{', '.join(_plain(name, inside=True) for name in fact.contrast)}]"
+        yield f"contrast: {_names(fact.contrast)}"
     if fact.retain:
         yield from _listed(fact, "retain")
     if fact.controls:
@@ -59,14 +60,21 @@ def _lines(fact: Fact, notes: Sequence[str], neighbours: int) -> Iterator[str]:
                 yield "  # Close: the same relation with other subjects, and other facts about the same subject."
             if number == neighbours:
                 yield "  # Unrelated."
-            answers = ", ".join(_plain(name, inside=True) for name in control.answer)
-            yield f"  - {{prompt: {json.dumps(control.prompt, ensure_ascii=False)}, answer: [{answers}]}}"
+            prompt = json.dumps(control.prompt, ensure_ascii=False)
+            yield f"  - {{prompt: {prompt}, answer: {_names(control.answer)}}}"
     if fact.probes:
         yield from _comment(_COMMENTS["probes"])
         yield "probes:"
         for probe in fact.probes:
             prompt = json.dumps(probe.prompt, ensure_ascii=False)
             yield f"  - {{prompt: {prompt}, kind: {_plain(probe.kind, inside=True)}}}"
+    if fact.portability:
+        yield from _comment(_COMMENTS["portability"])
+        yield "portability:"
+        for question in fact.portability:
+            prompt = json.dumps(question.prompt, ensure_ascii=False)
+            before = f", before: {_names(question.before)}" if question.before else ""
+            yield f"  - {{kind: {question.kind}, prompt: {prompt}, answer: {_names(question.answer)}{before}}}"
 
 
 def _listed(fact: Fact, key: str) -> Iterator[str]:
@@ -74,6 +82,10 @@ def _listed(fact: Fact, key: str) -> Iterator[str]:
     yield f"{key}:"
     for text in getattr(fact, key):
         yield f"  - {_plain(text)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return f"[{', '.join(_plain(name, inside=True) for name in names)}]"
 
 
 def _comment(text: str) -> Iterator[str]:
