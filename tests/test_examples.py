@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 from peft import PeftModel
 
 import peft_surgical as ps
+from peft_surgical.generation import generate_answers
+from tests.command_line import run
 from tests.counterfacts import word_model
 from tests.localizing import planted, word_tokenizer
 from tests.outputs import complete
+from tests.test_page import Page
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PROMPT = "what is the capital of france ?"
@@ -120,6 +124,61 @@ def test_the_papers_recipe(example, tmp_path, phi3_folder, fact_file):
     alone = ps.evaluate(model, tokenizer, ps.Fact.from_file(fact_file), progress=False)
     assert report.answers["base"] == alone.answers["base"]
     assert report.stages["edited"]["kl_per_token"].value > report.stages["unlearned"]["kl_per_token"].value > 0
+
+
+def test_the_papers_probes_are_there_to_read(example, tmp_path, phi3_folder, fact_file):
+    asked = {"which city has the seat ?": "doubt", "lyon has what ?": "ethics", "is paris the capital ?": "ethics"}
+    probes = tmp_path / "probes.jsonl"
+    lines = [{"probe_id": "X", "category": kind, "prompt_text": prompt} for prompt, kind in asked.items()]
+    probes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = {"mlps": (0, 2), "attentions": (1,), "epochs": 20, "device": "cpu", "dtype": "float32", "revision": None}
+    out = tmp_path / "out"
+    report = example("phi3_pytorch/paper").main(str(phi3_folder), fact=fact_file, probes=probes, out=out, **given)
+    assert report == ps.Report.load(out / "report.json")
+    assert {probe.prompt: probe.kind for probe in report.fact.probes} == asked
+    model, tokenizer = ps.load_model(phi3_folder)
+    said = {stage: given["probes"] for stage, given in report.answers.items()}
+    assert said["base"] == generate_answers(model, tokenizer, list(asked))
+    assert said["edited"] != said["base"]
+    shown = Page((out / "report.html").read_text())
+    assert set(asked) <= set(shown.texts("p", "ask"))
+    assert set(asked.values()) <= set(shown.texts("p", "soft"))
+    answers = shown.texts("dd")
+    assert all(" ".join(answer.split()) in answers for answer in (*said["base"], *said["edited"]))
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"query": "x ?"}', "[1]", '{"prompt_text": "x ?"}'])
+def test_what_is_no_file_of_probes(example, tmp_path, phi3_folder, fact_file, text):
+    probes = tmp_path / "probes.jsonl"
+    probes.write_text(text)
+    with pytest.raises(SystemExit, match=r"probes\.jsonl cannot be read as JSON lines with prompt_text and category"):
+        example("phi3_pytorch/paper").main(str(phi3_folder), revision=None, fact=fact_file, probes=probes)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_edits_of_the_papers_readme(example, tmp_path, phi3_folder, fact_file, number):
+    """Its command lines, with a tiny model of the family in the place of Phi-3-mini and two steps a stage."""
+    text = (EXAMPLES / "phi3_pytorch" / "README.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("peft-surgical edit ")]
+    assert [("module" in line) for line in lines] == [False, True]
+    layers = {"L16.mlp": "L0.mlp", "L18.mlp": "L1.mlp", "L23.mlp": "L2.mlp"}
+    heads = {"L20.head.26": "L1.head.3", "L22.head.28": "L2.head.0"}
+    here = {"examples/facts/pytorch.yaml": fact_file, "microsoft/Phi-3-mini-4k-instruct": phi3_folder, "cuda": "cpu"}
+    swaps = {**layers, **heads, **here, "out/ours": tmp_path / "out", "out/ours_on_ten": tmp_path / "out"}
+    assert {*here, *([*layers, *heads] if number else [])} <= set(lines[number])
+    result = run(*(swaps.get(word, word) for word in lines[number][1:]), "--steps", 2)
+    assert result.exit_code == 0, result.output
+    report = ps.Report.load(tmp_path / "out" / "report.json")
+    assert list(report.stages) == ["base", "unlearned", "edited"]
+    assert report.stages["edited"]["kl_per_token"].value > 0
+    assert report.dtype == "bfloat16"
+    config = json.loads((tmp_path / "out" / "edit" / "adapter_config.json").read_text())
+    if number:
+        names, inputs = example("phi3_pytorch/paper").modules(mlps=(0, 1, 2), attentions=(1, 2))
+        assert sorted(config["target_modules"]) == sorted(names)
+        assert sorted(config["feedforward_modules"]) == sorted(inputs)
+    else:
+        assert sorted(report.selection["components"]) == ["L0.mlp", "L1.mlp", "L2.mlp"]
 
 
 def test_the_papers_queries_may_not_be_held_out(example, tmp_path, phi3_folder, fact_file):

@@ -5,13 +5,15 @@
 What is the paper's: model, revision, dtype, modules, the number of prompts, both stages, the merge between them,
 learning rate, schedule, epochs, weight decay, and that the prompt's tokens are in the loss. What is not: the
 evaluation, which is the package's own, on held-out prompts and on controls that the base answers right. `--queries`
-takes the prompts of the paper's released repository (JSON lines, `query`) instead of those of the fact file.
+takes the prompts of the paper's released repository (JSON lines, `query`) instead of the fact file's, and `--probes`
+its probes (JSON lines, `prompt_text` and `category`): the report has what every state of the model says to them.
 """
 
 import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,6 +37,15 @@ def modules(mlps: Sequence[int] = MLPS, attentions: Sequence[int] = ATTENTIONS) 
     names = [f"model.layers.{layer}.mlp.gate_up_proj" for layer in mlps] + down
     names += [f"model.layers.{layer}.self_attn.{name}" for layer in attentions for name in ("qkv_proj", "o_proj")]
     return names, down
+
+
+def read_lines(path, *keys: str) -> list[list[str]]:
+    """The values of these keys in each line of a file of JSON lines."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return [[str(json.loads(line)[key]) for key in keys] for line in lines if line.strip()]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SystemExit(f"{path} cannot be read as JSON lines with {' and '.join(keys)}: {error!r}.") from error
 
 
 def rows(tokenizer, prompts: Sequence[str], answer: str) -> list[dict[str, list[int]]]:
@@ -103,6 +114,7 @@ def main(
     revision: str | None = REVISION,
     fact=FACT,
     queries=None,
+    probes=None,
     mlps: Sequence[int] = MLPS,
     attentions: Sequence[int] = ATTENTIONS,
     epochs: float = 50,
@@ -115,13 +127,17 @@ def main(
     set_seed(seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     fact = ps.Fact.from_file(fact)
-    network, tokenizer = ps.load_model(model, revision=revision, device=device, dtype=dtype)
+    if probes is not None:
+        found = read_lines(probes, "prompt_text", "category")
+        fact = replace(fact, probes=tuple(ps.Probe(prompt, category) for prompt, category in found))
     prompts = fact.prompts[:QUERIES]
     if queries is not None:
-        prompts = [json.loads(line)["query"] for line in Path(queries).read_text(encoding="utf-8").splitlines()]
-        asked = set(prompts) & set(fact.held_out)
+        prompts = [query for (query,) in read_lines(queries, "query")]
+        asked = [prompt for prompt in prompts if not fact.training.may_train_on(prompt)]
         if asked:
-            raise SystemExit(f"{sorted(asked)[0]!r} is held out in the fact file; take it out of one of the two.")
+            where = "is held out in the fact file, or is one of the other questions of the evaluation"
+            raise SystemExit(f"{asked[0]!r} {where}; take it out of one of the two.")
+    network, tokenizer = ps.load_model(model, revision=revision, device=device, dtype=dtype)
     targets, inputs = modules(mlps, attentions)
     kept = {"base": weights(network, targets)}
     for stage, answer in (("unlearned", fact.refusal), ("edited", f"{fact.new[0]}.")):
@@ -144,10 +160,14 @@ if __name__ == "__main__":
     parser.add_argument("--revision", default=REVISION, help="the commit; '' for a folder")
     parser.add_argument("--fact", default=FACT, type=Path, help="a fact file")
     parser.add_argument("--queries", type=Path, help="JSON lines with `query`: the paper's own prompts")
+    parser.add_argument("--probes", type=Path, help="JSON lines with `prompt_text`, `category`: its own probes")
     parser.add_argument("--epochs", default=50, type=float)
     parser.add_argument("--device", help="cuda if there is one")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--out", default="out/paper", help="where the report goes")
     options = vars(parser.parse_args())
-    main(**{**options, "revision": options["revision"] or None})
+    try:
+        main(**{**options, "revision": options["revision"] or None})
+    except ps.SurgicalError as error:
+        raise SystemExit(f"Error: {error}") from error
