@@ -209,6 +209,19 @@ def test_ten_thousand_prompts():
     assert time.perf_counter() - started < 5
 
 
+def test_a_thousand_names_in_many_portability_questions():
+    names, before = ([f"{word} {i}" for i in range(1_000)] for word in ("name", "other"))
+    questions = [
+        {"kind": "alias", "prompt": f"{i}?", "answer": list(reversed(names)), "before": before} for i in range(5)
+    ]
+    started = time.perf_counter()
+    assert len(Fact.from_dict(data(portability=questions)).portability) == 5
+    assert time.perf_counter() - started < 5
+    questions[-1]["before"] = [*before[1:], "NAME 7"]
+    with pytest.raises(FactError, match=r"'4\?' has 'name 7' in 'answer', which contains"):
+        Fact.from_dict(data(portability=questions))
+
+
 def test_the_training_fact_leaves_out_contrast_subjects_of_controls():
     fact = Fact.from_dict(data(contrast=["Keras", "Linux"]))
     assert fact.training.contrast == ("Keras",)
