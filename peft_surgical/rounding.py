@@ -11,18 +11,17 @@ rounding may undo that.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from .errors import ModelError
+from .rewriting import check_weights, merged_weights
 from .states import State, adapter_state
 
 
@@ -41,45 +40,24 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
         A function that gives a context; leaving it restores every bit.
 
     Raises:
-        AdapterError: If the model holds no adapter of a name.
+        AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
         ModelError: If `bits` is out of range, or weights are quantized already.
     """
     if type(bits) is not int or not 2 <= bits <= 8:
         raise ModelError(f"weights are rounded to 2 to 8 bits, not {bits!r}.")
-    for name, module in _linear(model):
-        if not module.weight.is_floating_point() or module.weight.device.type == "meta":
-            raise ModelError(f"{name} has no weights at hand that could be rounded: they are quantized or offloaded.")
     acting = adapter_state(model, adapters)
+    check_weights(model, adapters, "rounded")
 
     @contextmanager
     def entered() -> Iterator[None]:
-        with acting(), _rounded(model, list(adapters), bits):
+        with acting(), merged_weights(model, adapters) as layers:
+            with torch.no_grad():
+                for layer in layers:
+                    channels = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+                    channels.copy_(round_channels(channels, bits))
             yield
 
     return entered
-
-
-@contextmanager
-def _rounded(model: Any, adapters: list[str], bits: int) -> Iterator[None]:
-    modules = [module for _, module in _linear(model)]
-    before = [(tensor, tensor.detach().clone()) for module in modules for tensor in module.parameters(recurse=False)]
-    try:
-        if adapters:
-            model.base_model.merge_adapter(adapters)
-        with torch.no_grad():
-            for module in modules:
-                channels = module.weight.T if isinstance(module, Conv1D) else module.weight
-                channels.copy_(round_channels(channels, bits))
-        yield
-    finally:
-        if adapters:
-            with warnings.catch_warnings():
-                # PEFT divides to unmerge and says that this is inexact; the copies below put every bit back.
-                warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
-                model.base_model.unmerge_adapter()
-        with torch.no_grad():
-            for tensor, value in before:
-                tensor.copy_(value)
 
 
 def round_channels(weight: Float[Tensor, "out in"], bits: int) -> Float[Tensor, "out in"]:
@@ -87,18 +65,3 @@ def round_channels(weight: Float[Tensor, "out in"], bits: int) -> Float[Tensor, 
     most = 2 ** (bits - 1) - 1
     step = weight.float().abs().amax(1, keepdim=True) / most
     return torch.where(step > 0, (weight.float() / step).round() * step, 0.0).to(weight.dtype)
-
-
-def _linear(model: Any) -> Iterator[tuple[str, Any]]:
-    """The linear layers of the base below any adapters, without the output head."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    adapted = [(name, module) for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
-    inside = {id(part) for _, layer in adapted for part in layer.modules()}
-    found = [(name, layer.get_base_layer()) for name, layer in adapted]
-    found += [(name, module) for name, module in base.named_modules() if id(module) not in inside]
-    head = base.get_output_embeddings()
-    met = {id(head.get_base_layer() if isinstance(head, BaseTunerLayer) else head)}
-    for name, module in found:
-        if isinstance(module, nn.Linear | Conv1D) and id(module) not in met:
-            met.add(id(module))
-            yield name, module

@@ -1,0 +1,45 @@
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+from peft_surgical.errors import AdapterError
+from peft_surgical.rewriting import check_weights, linear_layers, merged_weights
+
+from .adapters import logits, tiny_peft
+from .conftest import fingerprint
+from .tiny import tiny_model
+
+
+@pytest.mark.parametrize(("family", "layers"), [("llama", 7), ("gpt2", 4), ("phi3", 4)])
+def test_linear_layers_are_the_same_with_adapters_and_without(family, layers):
+    bare, adapted = dict(linear_layers(tiny_model(family))), dict(linear_layers(tiny_peft(family)))
+    assert len(bare) == 3 * layers
+    assert bare.keys() == adapted.keys()
+    for name, layer in adapted.items():
+        assert torch.equal(layer.weight, bare[name].weight)
+
+
+def test_an_adapter_on_the_head_is_taken_back_to_the_bit():
+    """The head is not among the layers, but a merge writes to it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LoraConfig(target_modules=["v_proj", "lm_head"], init_lora_weights=False)
+        model = get_peft_model(tiny_model("llama"), config).eval()
+    before, edited = fingerprint(model), logits(model)
+    with merged_weights(model, ["default"]) as layers:
+        assert model.get_base_model().lm_head.get_base_layer() not in layers
+        assert fingerprint(model) != before
+        torch.testing.assert_close(logits(model), edited)
+        with torch.no_grad():
+            for layer in layers:
+                layer.weight.zero_()
+        assert not torch.allclose(logits(model), edited)
+    assert fingerprint(model) == before
+    assert torch.equal(logits(model), edited)
+
+
+def test_adapters_that_are_no_weights_are_refused():
+    model = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(AdapterError, match="'default' is not one of weights, so it cannot be merged"):
+        check_weights(model, ["default"], "rounded")
+    check_weights(model, [], "rounded")
