@@ -57,10 +57,15 @@ def rate(hits: Sequence[bool]) -> Figure | None:
     n = len(hits)
     if n == 0:
         return None
-    p = sum(hits) / n
-    center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-    return Figure(p, n, max(0.0, min(p, center - half)), min(1.0, max(p, center + half)))
+    return Figure(sum(hits) / n, n, *wilson(sum(hits), n))
+
+
+def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """The two ends of Wilson's score interval of a share `hits / n`; 95% unless `z` says otherwise."""
+    p = hits / n
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
 
 
 def mean(values: Sequence[float]) -> Figure:
