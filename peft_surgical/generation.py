@@ -118,7 +118,7 @@ def _generate(
     model.eval()
     try:
         with (
-            _plain_defaults(model),
+            plain_defaults(model),
             contiguous_head(model),
             progress_bar(sum(map(len, batches)), description, enabled=progress) as bar,
         ):
@@ -189,7 +189,7 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
 
 
 @contextmanager
-def _plain_defaults(model: Any) -> Iterator[None]:
+def plain_defaults(model: Any) -> Iterator[None]:
     """Keeps what a checkpoint asks of generation, such as a repetition penalty, out of it: greedy is greedy."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = inner.generation_config

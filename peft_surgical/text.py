@@ -26,7 +26,7 @@ _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2
 # Hebrew and many emoji. Those that turn the direction of all that follows are not among them.
 _HARMLESS = "\n\t\u200c\u200d\u200e\u200f\u061c"
 # Thai to Myanmar, Khmer, kana and bopomofo, Han, Hangul.
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f\u31a0-\u31ff\u3400-\u9fff"
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -128,7 +128,7 @@ def _is_whole(text: str, start: int, stop: int) -> bool:
 
 def _edge(inside: str, outside: str, beyond: str) -> bool:
     """Whether a name may end at `inside` when `outside`, and `beyond` it, come next."""
-    if not outside or _UNSPACED.match(inside) or _UNSPACED.match(outside):
+    if not outside or UNSPACED.match(inside) or UNSPACED.match(outside):
         return True
     if inside.isdigit() and outside in ".," and beyond.isdigit():
         return False  # 7 is not in 2.7, nor in 7,000
