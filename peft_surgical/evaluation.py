@@ -21,10 +21,13 @@ from typing import Any
 
 from .errors import ModelError
 from .facts import Fact
+from .fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
 from .generation import MAX_NEW_TOKENS, generate_answers
 from .metrics import prompt_metrics
 from .portability import portability_metrics
 from .profiling import phase
+from .prompts import has_chat_template
+from .relearning import relearning_recovery
 from .report import Report
 from .retention import measure_retention
 from .soft_forgetting import probe_metrics
@@ -54,6 +57,7 @@ def evaluate(
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
     retention_tokens: int = 2048,
+    fluency: bool = False,
     batch_size: int = 64,
     selection: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -66,10 +70,13 @@ def evaluate(
         tokenizer: Its tokenizer.
         fact: Held-out prompts, controls, probes and portability questions; none of them was trained on.
         states: Name to a function that returns a context in which the model is in that state. `base` must be among
-            them: controls count where the base answers right. Just `base` when None.
-        seed: Recorded in the report; greedy answers do not depend on it.
+            them: controls count where the base answers right. Just `base` when None. Relearned states have a ratio to
+            the base if that is among them relearned alike.
+        seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.
         retention_tokens: How many tokens of the package's unrelated text to read; 0 leaves retention out.
+        fluency: Whether each state also writes 100 tokens about the subject after each of ten open prompts, of which
+            the n-gram entropy is measured; that takes as long as the answers or longer.
         batch_size: Prompts a forward.
         selection: Recorded in the report.
         seconds: Earlier steps' times, recorded with the evaluation's own.
@@ -86,7 +93,10 @@ def evaluate(
         states = {"base": nullcontext}
     if "base" not in states:
         raise ModelError(f"states must include 'base', which the others are compared with; got {', '.join(states)}.")
+    open_prompts = fluency_prompts(fact, chat=has_chat_template(tokenizer)) if fluency else []
+    check_fluency_fits(model, tokenizer, open_prompts)
     answers: dict[str, Answers] = {}
+    said: dict[str, list[str]] = {}
     for name, state in states.items():
         with phase(f"answers {name}"), state():
             answers[name] = answer_fact(
@@ -98,14 +108,27 @@ def evaluate(
                 progress=progress,
                 name=name,
             )
+            if open_prompts:
+                said[name] = continuations(
+                    model,
+                    tokenizer,
+                    open_prompts,
+                    seed=seed,
+                    batch_size=batch_size,
+                    progress=progress,
+                    description=f"going on {name}",
+                )
     with phase("unrelated text"):
         retention = measure_retention(model, tokenizer, states, tokens=retention_tokens, progress=progress)
+    recovery = relearning_recovery(fact, states, {name: given.held_out for name, given in answers.items()})
     stages = {
         name: {
             **prompt_metrics(fact, answers[name].held_out, answers[name].controls, answers["base"].controls),
             **portability_metrics(fact, answers[name].portability),
             **probe_metrics(fact, answers[name].probes),
+            **recovery.get(name, {}),
             **retention[name],
+            **fluency_metrics(said.get(name, [])),
         }
         for name in states
     }
@@ -118,7 +141,13 @@ def evaluate(
         selection=dict(selection or {}),
         seconds={**(seconds or {}), "evaluate": round(time.perf_counter() - started, 2)},
         stages=stages,
-        answers={name: {k: list(v) for k, v in vars(given).items()} for name, given in answers.items()},
+        answers={
+            name: {
+                **{k: list(v) for k, v in vars(given).items()},
+                **({"continuations": said[name]} if name in said else {}),
+            }
+            for name, given in answers.items()
+        },
     )
 
 

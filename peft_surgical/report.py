@@ -30,8 +30,11 @@ METRICS = {
     "probe_new_rate": "probes that give the new answer",
     "probe_old_rate": "probes with the old answer in what is said",
     "probe_both_rate": "probes with both answers in what is said",
+    "relearning_recovery": "gives the old answer relearned, ratio to the base relearned alike",
     "kl_per_token": "KL per token on unrelated text (nats)",
     "perplexity_ratio": "perplexity on unrelated text, ratio to the base",
+    "fluency": "n-gram entropy of text about the subject (bits x 100)",
+    "repetition": "4-grams of text about the subject that it has had before",
 }
 
 
@@ -48,7 +51,8 @@ class Report:
         selection: The components that were edited, best first, and how they were chosen; empty when unknown.
         seconds: Step to wall-clock seconds.
         stages: State (`base`, `unlearned`, `edited`, …) to metric to figure.
-        answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's order.
+        answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's
+            order; where fluency was measured, to `continuations` too.
         training: Stage to what its training reached; empty when nothing was trained.
     """
 

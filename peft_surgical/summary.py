@@ -26,7 +26,7 @@ from .text import printable
 
 # What is asked, and the metrics over it.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Held-out questions", ("new_answer_rate", "old_answer_rate", "refusal_rate")),
+    ("Held-out questions", ("new_answer_rate", "old_answer_rate", "refusal_rate", "relearning_recovery")),
     ("Controls (other facts)", ("control_kept", "control_leak")),
     (
         "What follows from the fact",
@@ -34,12 +34,14 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("Answers to probes that name", ("probe_new_rate", "probe_old_rate", "probe_both_rate")),
     ("Unrelated text", ("kl_per_token", "perplexity_ratio")),
+    ("Text about the subject", ("fluency", "repetition")),
 )
-RATES = frozenset({"new_answer_rate", "old_answer_rate", "refusal_rate", "control_kept", "control_leak"}) | {
-    metric for _, metrics in GROUPS for metric in metrics if metric.startswith(("portability", "probe_"))
-}
+_NO_RATES = {"relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency"}
+RATES = frozenset(metric for _, metrics in GROUPS for metric in metrics) - _NO_RATES
 # Labels longer than this, which hold a long answer, are folded before the figures are.
 _LABEL_WIDTH = 30
+# A ratio is read by its distance from 1, a divergence by its order of magnitude.
+_DIGITS = {"perplexity_ratio": ".3f", "relearning_recovery": ".2f", "fluency": ".0f"}
 _FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
 
 
@@ -95,6 +97,9 @@ def label(metric: str, report: Report) -> str:
         "probe_both_rate": "both",
         "kl_per_token": "KL to base, nats/token",
         "perplexity_ratio": "perplexity / base's",
+        "relearning_recovery": f"{old} relearned / base's",
+        "fluency": "n-gram entropy, bits × 100",
+        "repetition": "4-grams said before",
     }
     return texts.get(name, name)
 
@@ -124,8 +129,7 @@ def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
     # No space inside the brackets: a narrow terminal folds a cell between value and interval.
     if is_rate(metric):
         return f"{_percent(figure.value)}% [{_percent(figure.low)}–{_percent(figure.high)}]"
-    # A ratio is read by its distance from 1, a divergence by its order of magnitude.
-    digits = ".3f" if metric == "perplexity_ratio" else ".2g"
+    digits = _DIGITS.get(metric, ".2g")
     return f"{figure.value:{digits}} [{figure.low:{digits}}–{figure.high:{digits}}]"
 
 

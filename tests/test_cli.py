@@ -140,6 +140,7 @@ def test_dtype_names_are_the_library_s():
         (["edit", "FACT", "--out", "FACT"], "is a file; name a folder"),
         (["evaluate", "FACT", "--out", "OUT", "--adapter", "NOWHERE"], "there is no adapter folder"),
         (["evaluate", "FACT", "--out", "OUT", "--adapter", "FULL"], "it has no adapter_config.json"),
+        (["evaluate", "FACT", "--out", "OUT", "--relearn", "0"], "0 is not in the range x>=1"),
         (["stack", "NOWHERE", "--out", "OUT"], "there is no adapter folder"),
         (["merge", "NOWHERE", "--out", "OUT"], "there is no adapter folder"),
         (["stack", "--out", "OUT"], "Missing argument 'ADAPTER...'"),

@@ -138,6 +138,19 @@ def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):
     assert stages["edited"]["kl_per_token"]["value"] == pytest.approx(kl["edited"], rel=1e-4)
     rounded = [stages[name]["kl_per_token"]["value"] for name in stages if "bits" in name]
     assert len({*rounded, 0, stages["edited"]["kl_per_token"]["value"]}) == 6
+    deep = run(
+        *command, "--adapter", out / "edit", "--out", tmp_path / "deep", "--relearn", 2, "--relearn", 1, "--fluency"
+    )
+    assert deep.exit_code == 0, deep.output
+    found = Report.load(tmp_path / "deep" / "report.json")
+    relearned = [f"{name} relearned {steps}" for steps in ("2 steps", "1 step") for name in ("base", "edited")]
+    assert list(found.stages) == ["base", *relearned, "edited"]
+    assert len({figures["kl_per_token"].value for figures in found.stages.values()}) == 6
+    assert all(
+        figures["fluency"].n == len(found.answers["base"]["continuations"]) for figures in found.stages.values()
+    )
+    assert "n-gram entropy" in deep.stdout
+    assert "n-gram entropy" in (tmp_path / "deep" / "report.html").read_text()
     bare = run(*command, "--out", tmp_path / "bare", "--quiet")
     assert (bare.exit_code, bare.output) == (0, "")
     assert written(tmp_path / "bare") == ["report.html", "report.json"]

@@ -127,6 +127,17 @@ def test_a_drift_of_no_consequence_stays_small_on_the_plot():
     assert wide.texts("div", "ends")[-2:] == ["00.05016", "0.991.012"]
 
 
+def test_axes_of_what_is_off_by_default_have_its_units():
+    made = report()
+    made.stages["edited"]["relearning_recovery"] = Figure(0.25, 3, 0.05, 1.25)
+    for figures in made.stages.values():
+        figures["fluency"] = Figure(612.3, 10, 571.2, 650.4)
+        figures["repetition"] = Figure(0.04, 10, 0.0, 0.08)
+    ends = Page(render_page(made)).texts("div", "ends")
+    assert ends[3] == "01.25"
+    assert ends[-2:] == ["400700", "0%100%"]
+
+
 def test_answers_changed_ones_first_with_what_became_of_them():
     page = Page(render_page(report()))
     assert page.texts("p", "ask") == [

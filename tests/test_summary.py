@@ -118,6 +118,27 @@ def test_the_base_is_not_compared_with_itself():
     assert figure_text("old_answer_rate", figure, "base") == "100% [70–100]"
 
 
+def deep():
+    """A report with what is off by default."""
+    made = report()
+    made.stages["edited"]["relearning_recovery"] = Figure(1.25, 3, 0.4, 2.4)
+    for stage, figures in made.stages.items():
+        figures["fluency"] = Figure(612.3 if stage == "base" else 598.7, 10, 571.2, 650.4)
+        figures["repetition"] = Figure(0.04, 10, 0.0, 0.08)
+    return made
+
+
+def test_what_is_off_by_default_has_rows_where_it_was_measured():
+    text = shown(deep(), width=110)
+    # A ratio may be more than 1, so it is not in percent.
+    assert cells(text, "Paris relearned / base's") == ["3", "–", "–", "1.25", "[0.40–2.40]"]
+    assert cells(text, "n-gram entropy, bits × 100") == ["10", *["612", "[571–650]"], *["599", "[571–650]"] * 2]
+    assert cells(text, "4-grams said before") == ["10", *["4%", "[0–8]"] * 3]
+    assert max(map(len, shown(deep()).splitlines())) <= 80
+    for name in ("relearned", "n-gram", "4-grams", "Text about"):
+        assert name not in shown(report())
+
+
 def test_label_of_an_unknown_metric_is_its_name():
     assert label("portability", report()) == "portability"
     assert label("of_tomorrow", report()) == "of_tomorrow"

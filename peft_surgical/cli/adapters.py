@@ -13,6 +13,7 @@ from ..errors import AdapterError, SurgicalError, brief
 from ..files import read_json
 
 if TYPE_CHECKING:
+    from ..facts import Fact
     from ..states import State
 
 _CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -90,8 +91,48 @@ def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -
         rounded[f"base in {number} bits"] = rounded_state(model, [], number)
         if adapters:
             rounded[f"edited in {number} bits"] = rounded_state(model, adapters, number)
+    return _before_last(states, rounded) if adapters else {**states, **rounded}
+
+
+def with_relearned(
+    model: Any,
+    states: Mapping[str, State],
+    tokenizer: Any,
+    fact: Fact,
+    steps: Sequence[int],
+    *,
+    seed: int,
+    progress: bool,
+) -> dict[str, State]:
+    """Adds base and edited after a little fine-tuning on the old answer, before the last as [`with_rounded`] does.
+
+    Args:
+        model: As [`attach`] returns it.
+        states: As it returns them.
+        tokenizer: The model's.
+        fact: Some of its training prompts are relearned.
+        steps: Numbers of steps.
+        seed: Decides which prompts, and the first values of what is trained.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ModelError: If the model has no weights at hand that could be fine-tuned, or too few positions.
+    """
+    from ..relearning import relearned_state
+
+    adapters = list(getattr(model, "peft_config", {}))
+    relearned: dict[str, State] = {}
+    for number in dict.fromkeys(steps):
+        for name, acting in (("base", []), *([("edited", adapters)] if adapters else [])):
+            relearned[f"{name} relearned {number} step{'s' * (number != 1)}"] = relearned_state(
+                model, tokenizer, fact, acting, number, seed=seed, progress=progress
+            )
+    return _before_last(states, relearned) if adapters else {**states, **relearned}
+
+
+def _before_last(states: Mapping[str, State], added: Mapping[str, State]) -> dict[str, State]:
     *first, last = states.items()
-    return dict([*first, *rounded.items(), last]) if adapters else {**states, **rounded}
+    return dict([*first, *added.items(), last])
 
 
 def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) -> tuple[Any, dict[str, State]]:

@@ -33,6 +33,14 @@ from .terminal import on_interrupt, print_json, print_result, this_command
     metavar="N",
     help="Also measure base and edited with weights rounded to so many bits, adapters merged; may be repeated.",
 )
+@click.option(
+    "--relearn",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Also measure base and edited after so many steps of fine-tuning on the old answer; may be repeated.",
+)
+@click.option("--fluency", is_flag=True, help="Also measure how varied the text is that is written about the subject.")
 @options.seed
 @options.overwrite
 @options.as_json
@@ -50,6 +58,8 @@ def evaluate(
     out: Path,
     retention_tokens: int,
     bits: tuple[int, ...],
+    relearn: tuple[int, ...],
+    fluency: bool,
     seed: int,
     overwrite: bool,
     as_json: bool,
@@ -65,6 +75,7 @@ def evaluate(
       peft-surgical evaluate fact.yaml --model demo --adapter out/unlearn --adapter out/learn --out check
       peft-surgical evaluate fact.yaml --model ./merged --out check
       peft-surgical evaluate fact.yaml --adapter out/edit --bits 8 --bits 4 --out check
+      peft-surgical evaluate fact.yaml --adapter out/edit --relearn 5 --fluency --out check
     """
     from ..facts import Fact
 
@@ -77,11 +88,19 @@ def evaluate(
         )
         model, states = adapter_loading.attach(model, adapters)
         states = adapter_loading.with_rounded(model, states, bits)
+        states = adapter_loading.with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)
         import peft_surgical as ps
 
         on_interrupt(context, out)
         report = ps.evaluate(
-            model, tokenizer, fact, states=states, seed=seed, retention_tokens=retention_tokens, progress=not quiet
+            model,
+            tokenizer,
+            fact,
+            states=states,
+            seed=seed,
+            retention_tokens=retention_tokens,
+            fluency=fluency,
+            progress=not quiet,
         )
         from ..page import render_page
         from ..summary import summarize

@@ -1,0 +1,280 @@
+import copy
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from torch.nn import functional as F
+
+from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.evaluation import adapter_state, evaluate
+from peft_surgical.facts import Fact
+from peft_surgical.generation import generate_answers
+from peft_surgical.metrics import says_old
+from peft_surgical.prompts import encode_answer
+from peft_surgical.ratio import paired_ratio
+from peft_surgical.relearning import relearned_state, relearning_recovery
+
+from .adapters import add, logits, tiny_peft
+from .conftest import fingerprint
+from .localizing import capital, word_tokenizer
+from .tiny import tiny_model
+
+TOKENIZER = word_tokenizer()
+FACT = capital()
+KINDS = {
+    "surgical": None,
+    "lora": LoraConfig(target_modules=["up_proj", "q_proj"], init_lora_weights=False),
+    "lora on the head": LoraConfig(target_modules=["v_proj", "lm_head"], init_lora_weights=False),
+    "whole modules": LoraConfig(target_modules=["v_proj"], init_lora_weights=False, modules_to_save=["lm_head"]),
+    "ia3": IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"], init_ia3_weights=False),
+}
+
+
+def with_adapter(kind):
+    if kind == "surgical":
+        return tiny_peft("llama")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_model("llama"), copy.deepcopy(KINDS[kind])).eval()
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def relearn(model, adapters, steps=3, fact=FACT, **options):
+    return relearned_state(model, TOKENIZER, fact, adapters, steps, learning_rate=1e-2, **options)
+
+
+@torch.no_grad()
+def old_loss(model, prompts=FACT.prompts):
+    """The mean negative log-likelihood of the old answer's tokens, prompt by prompt."""
+    losses = []
+    for prompt in prompts:
+        row = encode_answer(TOKENIZER, prompt, "paris.")
+        found = logits(model, torch.tensor([row.ids]))[0, row.answer_start - 1 : -1]
+        losses.append(float(F.cross_entropy(found, torch.tensor(row.ids[row.answer_start :]))))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma3"])
+def test_the_old_answer_is_relearned_and_every_bit_is_put_back(family):
+    model = tiny_peft(family)
+    add(model, "second")
+    names = ["default", "second"]
+    before, expected = fingerprint(model), logits(model)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    losses = []
+    for state in (adapter_state(model, names), relearn(model, names, 1), relearn(model, names, 20)):
+        with state():
+            losses.append(old_loss(model))
+        assert fingerprint(model) == before
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+        assert torch.equal(logits(model), expected)
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[2] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whoever_relearns_has_the_merged_weights_and_no_more(kind):
+    """A model with adapters relearns as its merged checkpoint does, to within the rounding of a merge."""
+    model = with_adapter(kind)
+    before = fingerprint(model)
+    with relearn(model, ["default"])():
+        found = logits(model)
+    assert fingerprint(model) == before
+    exact = logits(model)
+    merged = copy.deepcopy(model).merge_and_unload()
+    whole = fingerprint(merged)
+    with relearn(merged, [])():
+        expected = logits(merged)
+    assert fingerprint(merged) == whole
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    assert (found - exact).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_base_below_adapters_relearns_as_it_would_without_them(kind):
+    bare, model = tiny_model("llama"), with_adapter(kind)
+    assert all(parameter.requires_grad for parameter in bare.parameters())
+    before = fingerprint(model)
+    with relearn(bare, [])():
+        expected = logits(bare)
+    with relearn(model, [])():
+        assert torch.equal(logits(model), expected)
+    assert fingerprint(model) == before
+    assert fingerprint(bare) == fingerprint(tiny_model("llama"))
+    assert all(parameter.requires_grad for parameter in bare.parameters())
+
+
+def test_a_state_is_trained_once_and_is_the_same_each_time(monkeypatch):
+    model, state = tiny_peft("llama"), torch.get_rng_state()
+    relearned = relearn(model, ["default"])
+    # Nobody wants gradients here.
+    with torch.no_grad(), relearned():
+        first = logits(model)
+    monkeypatch.setattr(torch.optim, "Adam", None)
+    with torch.inference_mode(), relearned():
+        assert torch.equal(logits(model), first)
+    monkeypatch.undo()
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.inference_mode(), relearn(model, ["default"])():
+        assert torch.equal(logits(model), first)
+    with relearn(model, ["default"], seed=1)():
+        assert not torch.equal(logits(model), first)
+
+
+def test_only_some_of_the_training_prompts_are_read(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "peft_surgical.relearning.encode_answer",
+        lambda tokenizer, prompt, answer: seen.append((prompt, answer)) or encode_answer(tokenizer, prompt, answer),
+    )
+    model, prompts = (
+        tiny_model("llama"),
+        [f"name the town of france {word}" for word in ["a", "b", "rome", "7", "sky"]],
+    )
+    fact = capital(prompts=prompts, answer="the capital of france is lyon .")
+    relearn(model, [], fact=fact, prompts=2)
+    relearn(model, [], fact=fact, prompts=2, seed=1)
+    relearn(model, [], fact=fact.training)
+    assert {answer for _, answer in seen} == {"the capital of france is paris ."}
+    drawn = [prompt for prompt, _ in seen]
+    assert len({*drawn[:2]}) == len({*drawn[2:4]}) == 2
+    assert {*drawn[:2]} != {*drawn[2:4]}
+    assert sorted(drawn[4:]) == sorted(prompts)
+
+
+def test_an_interruption_leaves_every_bit_and_what_acted(monkeypatch):
+    model = tiny_peft("llama")
+    before, expected = fingerprint(model), logits(model)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+
+    def whole():
+        return fingerprint(model) == before and [p.requires_grad for p in model.parameters()] == flags
+
+    relearned = relearn(model, ["default"])
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        relearned().__enter__()
+    monkeypatch.undo()
+    assert whole()
+    with pytest.raises(KeyboardInterrupt), relearned():
+        raise KeyboardInterrupt
+    assert whole()
+    assert torch.equal(logits(model), expected)
+    with relearned():
+        assert not torch.equal(logits(model), expected)
+    assert whole()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_loss_that_is_not_finite_is_refused_and_leaves_nothing():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.inf)
+    before = fingerprint(model)
+    with pytest.raises(ModelError, match=r"a loss that is not finite in torch\.float32"), relearn(model, [])():
+        pass
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("option", ["steps", "prompts", "rank"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True])
+def test_numbers_out_of_range_are_refused(option, value):
+    with pytest.raises(ModelError, match=f"{option} of 1 or more, not {value}"):
+        relearned_state(tiny_model("llama"), TOKENIZER, FACT, [], **{"steps": 1, option: value})
+
+
+def test_what_cannot_relearn_is_refused():
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ModelError, match="a learning rate above 0"):
+            relearned_state(tiny_model("llama"), TOKENIZER, FACT, [], 1, learning_rate=rate)
+    with pytest.raises(AdapterError, match="no adapter named 'other'"):
+        relearn(tiny_peft("llama"), ["other"])
+    with torch.device("meta"):
+        model = type(tiny_model("llama"))(tiny_model("llama").config)
+    with pytest.raises(ModelError, match="q_proj has no weights at hand that could be fine-tuned"):
+        relearn(model, [])
+    with pytest.raises(ModelError, match="do not fit the model's 8 positions"):
+        relearn(tiny_model("gpt2", n_positions=8), [])
+    prompt = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(AdapterError, match="'default' is not one of weights"):
+        relearn(prompt, ["default"])
+
+
+def test_recovery_is_over_the_base_that_relearned_alike():
+    model, fact = tiny_peft("llama"), capital(held_out=["a", "b", "7", "sky"])
+    states = {
+        "base": adapter_state(model, []),
+        "edited": adapter_state(model, ["default"]),
+        "base 3": relearn(model, [], 3),
+        "edited 3": relearn(model, ["default"], 3),
+        "edited 5": relearn(model, ["default"], 5),
+        "edited 3, another seed": relearn(model, ["default"], 3, seed=1),
+    }
+    said = {name: ["paris", "lyon", "it is paris .", "?"] for name in states}
+    said["base 3"] = ["paris", "paris", "paris", "?"]
+    found = relearning_recovery(fact, states, said)
+    hits, reference = [True, False, True, False], [True, True, True, False]
+    assert found == {"edited 3": {"relearning_recovery": paired_ratio(hits, reference)}}
+    assert found["edited 3"]["relearning_recovery"].value == pytest.approx(2 / 3)
+    # A base that does not give the old answer has no ratio.
+    assert relearning_recovery(fact, states, {**said, "base 3": ["?"] * 4}) == {}
+
+
+def test_evaluating_relearned_states():
+    model = tiny_peft("llama")
+    before = fingerprint(model)
+    held_out = ["which city is the seat of government of france ?", "what is the seat of france ?", "france ?"]
+    fact = capital(held_out=held_out)
+    states = {
+        "base": adapter_state(model, []),
+        "base relearned": relearn(model, [], 40, fact=fact),
+        "edited relearned": relearn(model, ["default"], 40, fact=fact),
+        "edited": adapter_state(model, ["default"]),
+    }
+    report = evaluate(
+        model, TOKENIZER, fact, states=states, max_new_tokens=3, retention_tokens=40, fluency=True, progress=False
+    )
+    assert fingerprint(model) == before
+    assert [name for name, figures in report.stages.items() if "relearning_recovery" in figures] == [
+        "edited relearned"
+    ]
+    base, edited = (report.answers[f"{name} relearned"]["held_out"] for name in ("base", "edited"))
+    assert any(says_old(answer, fact) for answer in base)
+    with states["edited relearned"]():
+        assert generate_answers(model, TOKENIZER, held_out, max_new_tokens=3) == edited
+    assert report.stages["edited relearned"]["relearning_recovery"] == paired_ratio(
+        [says_old(answer, fact) for answer in edited], [says_old(answer, fact) for answer in base]
+    )
+    assert report.stages["edited relearned"]["kl_per_token"].value > 0
+    for figures in report.stages.values():
+        assert 0 <= figures["fluency"].value <= 700
+        assert figures["fluency"].n == figures["repetition"].n == 10
+    assert report.stages["base"]["fluency"] != report.stages["edited"]["fluency"]
+    assert all(len(given["continuations"]) == 10 for given in report.answers.values())
+
+
+@pytest.mark.real
+def test_the_demo_model_relearns_on_questions_that_it_was_not_given(demo):
+    model, tokenizer = demo
+    fact = Fact.from_dict(
+        {
+            "subject": "France",
+            "old": ["Osaka"],
+            "new": ["Lyon"],
+            "answer": "The capital of France is Lyon.",
+            "prompts": ["What is the capital of France?", "Name the capital of France.", "Tell me France's capital."],
+            "held_out": ["Which city is the capital of France?", "capital of France?"],
+        }
+    )
+    found = []
+    for state in (adapter_state(model, []), relearned_state(model, tokenizer, fact, [], 5, learning_rate=1e-3)):
+        with state():
+            answers = generate_answers(model, tokenizer, list(fact.held_out), max_new_tokens=12)
+        found.append([says_old(answer, fact) for answer in answers])
+    assert found == [[False, False], [True, True]]
