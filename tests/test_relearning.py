@@ -93,6 +93,36 @@ def test_whoever_relearns_has_the_merged_weights_and_no_more(kind):
     assert (found - exact).abs().max() > 0.1
 
 
+def test_steps_are_those_of_plain_lora_on_the_answers_tokens():
+    """By hand: no padding, and the loss only where the answer and its end are predicted."""
+    model = tiny_model("llama")
+    rows = [encode_answer(TOKENIZER, prompt, "paris.") for prompt in FACT.prompts]
+    assert len({len(row.ids) for row in rows}) > 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        byhand = get_peft_model(tiny_model("llama"), LoraConfig(r=4, lora_alpha=4, target_modules="all-linear")).eval()
+    adam = torch.optim.Adam([parameter for parameter in byhand.parameters() if parameter.requires_grad], lr=1e-2)
+    for _ in range(3):
+        parts = [byhand(torch.tensor([row.ids])).logits[0, row.answer_start - 1 : -1] for row in rows]
+        labels = torch.tensor([token for row in rows for token in row.ids[row.answer_start :]])
+        adam.zero_grad()
+        F.cross_entropy(torch.cat(parts), labels).backward()
+        adam.step()
+    with relearn(model, [], 3, rank=4)():
+        torch.testing.assert_close(logits(model), logits(byhand), atol=1e-4, rtol=1e-3)
+        assert (logits(model) - logits(tiny_model("llama"))).abs().max() > 0.1
+
+
+def test_half_precision_is_put_back_to_the_bit():
+    model = tiny_peft("llama", dtype=torch.bfloat16)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    expected, unlearned = logits(model), old_loss(model)
+    with relearn(model, ["default"], 5)():
+        assert old_loss(model) < unlearned - 0.1
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert torch.equal(logits(model), expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_below_adapters_relearns_as_it_would_without_them(kind):
     bare, model = tiny_model("llama"), with_adapter(kind)
