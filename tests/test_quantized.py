@@ -1,14 +1,17 @@
-"""8- and 4-bit bases of bitsandbytes: the adapter trains, reloads and exports; a merge is refused."""
+"""8- and 4-bit bases of bitsandbytes: the adapter trains, reloads and exports; what rewrites weights is refused."""
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
-from peft_surgical.errors import AdapterError
+from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.export import to_ia3
+from peft_surgical.relearning import relearned_state
+from peft_surgical.rounding import rounded_state
 from peft_surgical.tuner import SurgicalIA3Config
 from tests.adapters import COMPONENTS, deltas, logits, perturb, saved
+from tests.localizing import capital, word_tokenizer
 from tests.tiny import tiny_ids, tiny_model
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -64,3 +67,13 @@ def test_merge_is_refused(bits):
         model.merge_adapter()
     with pytest.raises(AdapterError, match="quantized weight"):
         model.merge_and_unload()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_relearning_and_rounding_are_refused(bits):
+    model = get_peft_model(quantized(bits), SurgicalIA3Config(components=list(COMPONENTS)))
+    for adapters in ([], ["default"]):
+        with pytest.raises(ModelError, match="could be fine-tuned: they are quantized"):
+            relearned_state(model, word_tokenizer(), capital(), adapters, 1)
+        with pytest.raises(ModelError, match="could be rounded: they are quantized"):
+            rounded_state(model, adapters, 8)
