@@ -129,7 +129,9 @@ def edit(
             started = now
 
         names = DEFAULT_SCORERS if scorers is None else scorers
-        found = localization or localize(model, tokenizer, fact, names, seed=seed, progress=progress)
+        found = localization
+        if found is None:
+            found = localize(model, tokenizer, fact, names, seed=seed, progress=progress)
         # Processes on unlike devices may round to another ranking.
         localization = by_main(lambda: found)
         if selection is None:
