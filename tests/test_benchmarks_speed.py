@@ -18,6 +18,7 @@ from benchmarks.speed.scaling import Grid, exponent, made_up_fact, scaling, wide
 from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_stock_adapter
 from benchmarks.speed.training import learn
 from peft_surgical.errors import FactError
+from peft_surgical.generation import generate_answers
 from peft_surgical.prompts import EncodedAnswer
 from tests import localizing
 
@@ -85,6 +86,16 @@ def test_a_bound_is_called_one(case):
     assert found["ratio"] == found["other_seconds"] / found["seconds"]
 
 
+def test_a_base_keeps_what_it_says_right_and_nonsense_does_not(case):
+    said = generate_answers(case.model, case.tokenizer, ["where is rome ?"])[0].split()[0]
+    controls = [{"prompt": "where is rome ?", "answer": [said]}, {"prompt": "who wrote hamlet ?", "answer": ["x"]}]
+    case = replace(case, fact=capital(controls=controls, retain=["what color has the sky ?"]))
+    kept, nonsense = training._kept(case, case.model), planted()
+    nonsense.get_output_embeddings().weight.data.neg_()
+    assert (kept["value"], kept["n"]) == (1, 1)
+    assert training._kept(case, nonsense)["value"] == 0
+
+
 def test_operations_of_a_step_are_counted(case):
     found = training.step_at_equal_batch(case)
     assert found["rows"] > len(case.rows)
@@ -149,6 +160,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert edit["extrapolated"]["trainer_steps"] == [2, 6]
     assert edit["extrapolated"]["components"] == [3, 15]
     assert found["rome"]["ratio"] == found["rome"]["seconds"] / found["rome"]["other_seconds"]
+    assert found["rome"]["ratio_of_sentence"] == found["rome"]["seconds_of_sentence"] / found["rome"]["other_seconds"]
     assert found["localization"]["largest_error"] < 1e-4
     for words in ("same loss", "2 trainer steps to 6", "3 of 15 components", "against ROME", "of the machine's peak"):
         assert words in shown

@@ -90,7 +90,10 @@ def answer_one_by_one(case: Case, prompts: list[str]) -> None:
 
 
 def against_rome(case: Case, edit: dict[str, Any]) -> dict[str, Any]:
-    """Our edit without its evaluation, against ROME; the contexts that it shares between edits are left out."""
+    """Our edit without its evaluation, and what learns from the same one sentence, against ROME.
+
+    The contexts that edits share are left out.
+    """
     plain = without_template(case.tokenizer)
     model = case.fresh().requires_grad_(False)
     prompt = beginning(case.fact)
@@ -105,7 +108,17 @@ def against_rome(case: Case, edit: dict[str, Any]) -> dict[str, Any]:
     _, other = timed(context.__enter__)
     context.__exit__(None, None, None)
     own_seconds = edit["seconds_without_evaluation"]
-    return {"prompt": prompt, "seconds": own_seconds, "other_seconds": other, "ratio": own_seconds / other}
+    context = build("surgical").edit(model, plain, request, case.seed)
+    _, sentence = timed(context.__enter__)
+    context.__exit__(None, None, None)
+    return {
+        "prompt": prompt,
+        "seconds": own_seconds,
+        "other_seconds": other,
+        "ratio": own_seconds / other,
+        "seconds_of_sentence": sentence,
+        "ratio_of_sentence": sentence / other,
+    }
 
 
 def beginning(fact: ps.Fact) -> str:

@@ -34,12 +34,14 @@ class Fit:
         seconds: Their time; that of looking at the loss is left out.
         loss: Mean loss per answer token over all prompts when last looked at, nats.
         reached: Whether that is the loss asked for, or less.
+        model: The trained model.
     """
 
     steps: int
     seconds: float
     loss: float
     reached: bool
+    model: Any
 
 
 def with_stock_adapter(case: Case) -> Any:
@@ -72,7 +74,7 @@ def fit_with_trainer(case: Case, steps: int, target: float | None = None) -> Fit
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     loss = mean_loss(model, case.rows) if watch.loss is None else watch.loss
-    return Fit(watch.steps, watch.seconds, loss, target is not None and loss <= target)
+    return Fit(watch.steps, watch.seconds, loss, target is not None and loss <= target, model)
 
 
 class _Watch(TrainerCallback):

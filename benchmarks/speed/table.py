@@ -32,6 +32,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     if "rome" in found:
         rome = found["rome"]
         yield _row("edit without evaluation, against ROME", rome, GOALS["rome"])
+        yield _row("  from ROME's one sentence", rome, "", "seconds_of_sentence", "ratio_of_sentence")
     if "memory" in found:
         memory = found["memory"]
         few, every = (memory["prompts"][name]["prompts"] for name in ("quarter", "all"))
@@ -52,6 +53,9 @@ def _stage(found: dict[str, Any]) -> Iterator[str]:
         f"  ours: {found['steps']} steps to {found['loss']:.4f} nats per answer token; "
         f"Trainer: {found['other_steps']} steps to {found['other_loss']:.4f}"
     )
+    if found["kept"] and found["other_kept"]:
+        kept, other = found["kept"]["value"], found["other_kept"]["value"]
+        yield f"  controls still right: {kept:.2f}, and {other:.2f} after the Trainer"
     if found["lower_bound"]:
         yield "  the Trainer was stopped before it got there: the ratio is a lower bound"
 

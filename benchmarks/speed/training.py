@@ -8,6 +8,8 @@ from typing import Any
 from torch.utils.flop_counter import FlopCounterMode
 
 import peft_surgical as ps
+from peft_surgical.generation import generate_answers
+from peft_surgical.metrics import prompt_metrics
 from peft_surgical.retained import Retained
 from peft_surgical.stages import LEARN, RECIPES, Stage
 
@@ -42,7 +44,9 @@ def stage_to_the_same_loss(case: Case) -> dict[str, Any]:
     # What `unlearn` has worked out about the base, `learn` need not work out again.
     _, seconds_following = timed(learn, case, retained=alone.retained)
     other = fit_with_trainer(case, case.sizes.stage_steps, loss)
+    kept = {name: _kept(case, model) for name, model in (("kept", alone.model), ("other_kept", other.model))}
     return {
+        **kept,
         "seconds": seconds,
         "seconds_following": seconds_following,
         "seconds_of_steps": alone.record.seconds,
@@ -56,6 +60,15 @@ def stage_to_the_same_loss(case: Case) -> dict[str, Any]:
         "ratio_following": other.seconds / seconds_following,
         "lower_bound": not other.reached,
     }
+
+
+def _kept(case: Case, model: Any) -> dict[str, float]:
+    """Of the controls that the base answers right, the share that a trained model still does; the loss says nothing
+    of them."""
+    controls = [control.prompt for control in case.fact.controls]
+    base, said = (generate_answers(asked, case.tokenizer, controls) for asked in (case.model, model))
+    kept = prompt_metrics(case.fact, [""] * len(case.fact.held_out), said, base).get("control_kept")
+    return {} if kept is None else kept.to_dict()
 
 
 def step_at_equal_batch(case: Case) -> dict[str, Any]:
