@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peft_surgical.prompts import EncodedAnswer, encode_answer, span
+from peft_surgical.prompts import EncodedAnswer, encode_target, span
 from peft_surgical.suffix import SuffixRunner
 
 UNLIKELY = -1e9
@@ -27,12 +27,6 @@ def without_template(tokenizer: Any) -> Any:
     plain = copy.copy(tokenizer)
     plain.chat_template = None
     return plain
-
-
-def continuation(tokenizer: Any, prompt: str, target: str) -> EncodedAnswer:
-    """Tokenizes a prompt and what shall follow it together; no end of turn, since a sentence may go on."""
-    row = encode_answer(tokenizer, prompt, target)
-    return EncodedAnswer(row.ids[:-1], row.answer_start)
 
 
 def targets(rows: Sequence[EncodedAnswer]) -> tuple[Int[Tensor, " token"], list[int]]:
@@ -56,7 +50,7 @@ def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
         tokenizer: Without a chat template.
         pairs: Prompts and targets, all in one batch.
     """
-    rows = [continuation(tokenizer, prompt, target) for prompt, target in pairs]
+    rows = [encode_target(tokenizer, prompt, target) for prompt, target in pairs]
     labels, lengths = targets(rows)
     logits = target_logits(model, tokenizer, rows)
     found = logits.log_softmax(-1).gather(1, labels[:, None].to(logits.device))[:, 0]
@@ -66,7 +60,7 @@ def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
 
 def greedily_follows(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether the greedy continuation of each prompt begins with all tokens of its target."""
-    rows = [continuation(tokenizer, prompt, target) for prompt, target in pairs]
+    rows = [encode_target(tokenizer, prompt, target) for prompt, target in pairs]
     labels, lengths = targets(rows)
     hits = target_logits(model, tokenizer, rows).argmax(-1).cpu() == labels
     return [bool(part.all()) for part in hits.split(lengths)]

@@ -218,7 +218,8 @@ def main(
                     "seed": seed,
                     "prompts": prompts,
                     "projections": list(projections),
-                    "recipe": asdict(recipe),
+                    # In how many passes a step is run decides nothing that is measured.
+                    "recipe": {name: value for name, value in asdict(recipe).items() if name != "pass_tokens"},
                 },
                 {"command": command(), **surroundings(loaded.device)},
             )

@@ -38,7 +38,7 @@ from .facts import Fact, TrainingFact
 from .lengths import check_length, fits
 from .profiling import phase
 from .progress import progress_bar
-from .prompts import EncodedAnswer, encode, encode_answer, has_chat_template, mentions, span
+from .prompts import EncodedAnswer, encode, encode_target, mentions, span
 from .retain import everyday_prompts, general_prompts
 from .retained import base_of
 from .sites import ModelShape, architecture_of
@@ -129,7 +129,7 @@ def learn_by_subject(
         raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
     if without := [prompt for prompt in fact.prompts if not mentions(prompt, fact.subject)]:
         raise FactError(f"the prompt {without[0]!r} does not name the subject {fact.subject!r}, by which to learn.")
-    rows = [_row(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
+    rows = [encode_target(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
     for row in rows:
         check_length(model.config, len(row.ids))
     marks = [
@@ -151,12 +151,6 @@ def learn_by_subject(
         record = _train(working, modules, rows, marks, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
     activate(peft_model, [LEARN])
     return Stage(peft_model, LEARN, record, None)
-
-
-def _row(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
-    """A prompt and its answer. An answer in a chat ends its turn; a sentence of plain text may go on."""
-    row = encode_answer(tokenizer, prompt, answer)
-    return row if has_chat_template(tokenizer) else EncodedAnswer(row.ids[:-1], row.answer_start)
 
 
 @phase("displacement")

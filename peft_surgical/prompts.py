@@ -89,6 +89,12 @@ def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     return EncodedAnswer((*ids, end_of_turn(tokenizer)), start)
 
 
+def encode_target(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
+    """As [`encode_answer`], without an end where prompts are continued as plain text: a sentence may go on."""
+    row = encode_answer(tokenizer, prompt, answer)
+    return row if has_chat_template(tokenizer) else EncodedAnswer(row.ids[:-1], row.answer_start)
+
+
 def end_of_turn(tokenizer: Any) -> int:
     """The token id that ends an answer: what the chat template puts after one, else the end-of-sequence token."""
     if has_chat_template(tokenizer):

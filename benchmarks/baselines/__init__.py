@@ -12,7 +12,7 @@ from .ft_l import ConstrainedFineTuning
 from .ia3_all import IA3Everywhere
 from .ia3_stock import StockIA3
 from .lora import Lora
-from .method import Method, Request, settings
+from .method import Method, Questions, Request, settings
 from .one_stage import OneStage
 from .random_components import RandomComponents
 from .rome import Rome
@@ -20,7 +20,7 @@ from .rome_cov import RomeWithCovariance
 from .staged import Staged
 from .surgical import Surgical
 
-__all__ = ["METHODS", "Method", "Request", "build", "settings"]
+__all__ = ["METHODS", "Method", "Questions", "Request", "build", "settings"]
 
 _KINDS: tuple[Any, ...] = (
     Base,

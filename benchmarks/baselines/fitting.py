@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from peft_surgical.prompts import span
+from peft_surgical.prompts import encode_target, span
 from peft_surgical.sites import architecture_of
 from peft_surgical.suffix import SuffixRunner
 
-from ..plain_text import continuation, targets
+from ..plain_text import targets
 from .method import STEPS, Request
 
 TARGET_LOSS = 0.01
@@ -39,7 +39,7 @@ def fit(
         after_step: Called after each step, to constrain the parameters.
     """
     parameters = list(parameters)
-    rows = [continuation(tokenizer, prompt, request.new) for prompt in request.prompts]
+    rows = [encode_target(tokenizer, prompt, request.new) for prompt in request.prompts]
     layers = decoder_layers(model)
     runner = SuffixRunner(model, layers, first_trained(layers, parameters), pad=tokenizer.pad_token_id or 0)
     indices, spans, labels = runner.add([row.ids for row in rows]), [span(row) for row in rows], targets(rows)[0]

@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
+import peft_surgical as ps
+from peft_surgical.facts import refusal_for
+
 STEPS = 25
 """Gradient steps that a baseline has for an edit, at most."""
 
@@ -34,6 +37,40 @@ class Request:
     def prompts(self) -> tuple[str, ...]:
         """The prompt alone, then behind each context."""
         return (self.prompt, *(context + self.prompt for context in self.contexts))
+
+    @property
+    def fact(self) -> ps.TrainingFact:
+        """The same as a fact, for methods that train on one."""
+        return ps.TrainingFact(
+            subject=self.subject,
+            old=(self.old,),
+            new=(self.new,),
+            prompts=self.prompts,
+            refusal=refusal_for("", self.subject),
+            answer=self.new,
+            evaluated=self.evaluated,
+        )
+
+
+@dataclass(frozen=True)
+class Questions(Request):
+    """A fact's own training prompts, each to be answered with the sentence `new`.
+
+    Attributes:
+        training: All that an edit may see of the fact.
+    """
+
+    training: ps.TrainingFact = field(kw_only=True)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The training prompts."""
+        return self.training.prompts
+
+    @property
+    def fact(self) -> ps.TrainingFact:
+        """The fact itself, with what it keeps."""
+        return self.training
 
 
 class Method(Protocol):

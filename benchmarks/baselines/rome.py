@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peft_surgical.errors import ModelError
-from peft_surgical.prompts import EncodedAnswer, encode, span
+from peft_surgical.prompts import EncodedAnswer, encode, encode_target, span
 from peft_surgical.suffix import SuffixRunner
 
-from ..plain_text import continuation, targets
+from ..plain_text import targets
 from .fitting import decoder_layers
 from .method import STEPS, Request
 from .mlps import edited_layer, output_projection
@@ -86,7 +86,7 @@ def key_and_delta(
     Raises:
         ModelError: If the tokenizer cannot say where in a text its tokens stand.
     """
-    rows = [continuation(tokenizer, prompt, request.new) for prompt in request.prompts]
+    rows = [encode_target(tokenizer, prompt, request.new) for prompt in request.prompts]
     asked = f"{request.subject} is a"
     ids = tuple(encode(tokenizer, asked))
     # The rows whose target counts, and one whose next token is only kept.

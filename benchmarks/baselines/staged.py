@@ -1,4 +1,4 @@
-"""The stages of `edit`, made for chat questions with many prompts, on one CounterFact case.
+"""The stages of `edit`, made for chat questions with many prompts.
 
 [`train`] is where the training is decided. The ablations `one_stage` and `random` call it, too, so that they differ
 from `staged` in nothing but what their names say.
@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import peft_surgical as ps
 from peft_surgical.edit import EDIT_PROJECTIONS
-from peft_surgical.facts import refusal_for
 from peft_surgical.stages import LEARN, UNLEARN
 
 from .fitting import decoder_layers
@@ -58,28 +57,14 @@ def train(
         seed: Decides which rows meet in a step.
         stages: Which stages are trained, in order.
     """
-    fact = as_fact(request)
     config = ps.SurgicalIA3Config(
         components=list(components), projections=list(EDIT_PROJECTIONS), task_type="CAUSAL_LM"
     )
     trainers = {UNLEARN: ps.unlearn, LEARN: ps.learn}
     retained = None
     for name in stages:
-        stage = trainers[name](model, tokenizer, fact, config, retained=retained, seed=seed, progress=False)
+        stage = trainers[name](model, tokenizer, request.fact, config, retained=retained, seed=seed, progress=False)
         model, retained = stage.model, stage.retained
-
-
-def as_fact(request: Request) -> ps.TrainingFact:
-    """The fact of a request: its prompt alone and behind every context."""
-    return ps.TrainingFact(
-        subject=request.subject,
-        old=(request.old,),
-        new=(request.new,),
-        prompts=request.prompts,
-        refusal=refusal_for("", request.subject),
-        answer=request.new,
-        evaluated=request.evaluated,
-    )
 
 
 def default_components(model: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import peft_surgical as ps
 
 from .method import Request
-from .staged import Staged, as_fact
+from .staged import Staged
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,4 @@ class Surgical(Staged):
         config = ps.SurgicalIA3Config(
             components=ps.subject_components(model), projections=["post"], task_type="CAUSAL_LM"
         )
-        ps.learn_by_subject(model, tokenizer, as_fact(request), config, seed=seed, progress=False)
+        ps.learn_by_subject(model, tokenizer, request.fact, config, seed=seed, progress=False)

@@ -1,0 +1,248 @@
+"""Edits the facts of fact files with every method in the same run, and measures each as `evaluate` does.
+
+    python -m benchmarks.chat --model demo --fact examples/facts/windows_maker.yaml --out out/chat.jsonl
+
+Adapters and fine-tuning get the fact's training prompts with its answer, all in every step, for at most 25 steps; the
+stages of `edit` (`staged`) get the same and what the fact keeps. ROME and `surgical` edit one sentence, behind sampled
+beginnings, as they do on CounterFact: the fact's answer up to the new answer. Held-out prompts and controls are asked
+in the chat template after each, greedily.
+
+Every row is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table a fact and,
+as its last line, JSON: fact file to method to metric to `{value, n, low, high}`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import nn
+
+import peft_surgical as ps
+from peft_surgical.evaluation import answer_fact, measure_retention
+from peft_surgical.metrics import prompt_metrics
+from peft_surgical.models import DTYPES
+
+from .baselines import METHODS, Method, Questions, Request, build, settings
+from .contexts import sample_contexts
+from .counterfact import learning_rates
+from .journal import Journal, surroundings
+from .plain_text import without_template
+from .speed.editing import CONTEXTS, beginning
+
+FROM_A_SENTENCE = ("surgical", "rome", "rome_cov")
+SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
+
+
+class Pair(nn.Module):
+    """A base and the same model edited, as one model in one of two states."""
+
+    def __init__(self, base: Any, edited: Any) -> None:
+        super().__init__()
+        self.base, self.edited, self.current = base, edited, base
+        # Whoever reads it leaves it in the mode that it was in, and a new module is in that of training.
+        self.training = base.training
+
+    @property
+    def states(self) -> dict[str, Any]:
+        """State name to a function that gives its context."""
+        return {"base": lambda: self._being(self.base), "edited": lambda: self._being(self.edited)}
+
+    @contextmanager
+    def _being(self, model: Any) -> Any:
+        before, self.current = self.current, model
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def forward(self, **inputs: Any) -> Any:
+        """As the current one's."""
+        return self.current(**inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a model is asked for, such as its device."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+def row(
+    model: Any, base: Any, tokenizer: Any, fact: ps.Fact, method: Method, said: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """Edits, measures, and leaves the model as it was.
+
+    Args:
+        model: Is edited.
+        base: The same model, which is not.
+        tokenizer: With its chat template.
+        fact: The fact.
+        method: How it is edited.
+        said: The base's answers to the controls, under `controls`.
+        seed: Of the method.
+    """
+    asked = replace(fact, probes=(), portability=())
+    given, request = _request(model, tokenizer, fact, method.name, seed)
+    started = time.perf_counter()
+    with method.edit(model, given, request, seed):
+        seconds = time.perf_counter() - started
+        answers = answer_fact(model, tokenizer, asked)
+        pair = Pair(base, model)
+        retention = measure_retention(pair, tokenizer, pair.states)["edited"]
+    found = {**prompt_metrics(fact, answers.held_out, answers.controls, said["controls"]), **retention}
+    return {
+        "figures": {metric: figure.to_dict() for metric, figure in found.items()},
+        "settings": settings(method),
+        "seconds": round(seconds, 2),
+        "said": {"held_out": answers.held_out, "controls": answers.controls},
+    }
+
+
+def _request(model: Any, tokenizer: Any, fact: ps.Fact, name: str, seed: int) -> tuple[Any, Request]:
+    """What a method gets of a fact, and the tokenizer that it reads it with."""
+    if name not in FROM_A_SENTENCE:
+        return tokenizer, Questions(fact.subject, fact.prompts[0], fact.old[0], fact.answer, training=fact.training)
+    plain = without_template(tokenizer)
+    contexts = sample_contexts(model, plain, CONTEXTS, seed)
+    return plain, Request(fact.subject, beginning(fact), fact.old[0], fact.new[0], contexts)
+
+
+def run(
+    model: Any,
+    base: Any,
+    tokenizer: Any,
+    fact: ps.Fact,
+    file: str,
+    methods: Sequence[Method],
+    journal: Journal,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Measures the methods of a fact that the journal does not have yet, and returns them all, the base first.
+
+    Args:
+        model: Is edited, and is the base again after each row.
+        base: The same model, which is not.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        file: The name of its file.
+        methods: In order.
+        journal: Gets every row.
+        seed: Of the methods.
+    """
+    done = {record["method"]: record for record in journal.of_kind("row") if record["fact"] == file}
+    if "base" not in done:
+        answers = answer_fact(model, tokenizer, replace(fact, probes=(), portability=()))
+        figures = prompt_metrics(fact, answers.held_out, answers.controls, answers.controls)
+        done["base"] = {
+            "figures": {name: figure.to_dict() for name, figure in figures.items()},
+            "said": {"held_out": answers.held_out, "controls": answers.controls},
+        }
+        journal.append({"kind": "row", "fact": file, "method": "base", **done["base"]})
+    for method in methods:
+        if method.name in done:
+            continue
+        found = row(model, base, tokenizer, fact, method, done["base"]["said"], seed)
+        done[method.name] = found
+        journal.append({"kind": "row", "fact": file, "method": method.name, **found})
+        click.echo(f"{file}: {method.name}: {found['seconds']:.0f} s", err=True)
+    return {name: done[name] for name in ("base", *(method.name for method in methods))}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures for a person; a column's head has the number of prompts or tokens."""
+    figures = {name: found["figures"] for name, found in rows.items()}
+    counts = [next((f[metric]["n"] for f in figures.values() if metric in f), 0) for metric in SHOWN]
+    heads = " | ".join(f"{metric} (n={n:,})" for metric, n in zip(SHOWN, counts, strict=True))
+    lines = [f"| Method | {heads} | seconds |", "|---" * (len(SHOWN) + 2) + "|"]
+    for name, found in rows.items():
+        # What the base is compared with itself in is 1 or 0 by definition.
+        shown = SHOWN[:2] if name == "base" else SHOWN
+        cells = [_cell(figures[name].get(metric)) if metric in shown else "–" for metric in SHOWN]
+        lines.append(f"| {name} | {' | '.join(cells)} | {found.get('seconds', '–')} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: Mapping[str, float] | None) -> str:
+    return "–" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+@click.command(help=__doc__.partition("\n")[0] if __doc__ else None)
+@click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
+@click.option(
+    "--fact",
+    "paths",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A fact file; repeat for more.",
+)
+@click.option("--method", "names", multiple=True, type=click.Choice(list(METHODS)), help="All when not given.")
+@click.option("--learning-rate", "rates", multiple=True, callback=learning_rates, metavar="METHOD=LR")
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES)))
+@click.option("--device", default=None)
+def main(
+    model: str,
+    paths: tuple[Path, ...],
+    names: tuple[str, ...],
+    rates: dict[str, float],
+    out: Path,
+    seed: int,
+    dtype: str,
+    device: str | None,
+) -> None:
+    """Reads the options, runs, prints."""
+    try:
+        wanted = [name for name in names or METHODS if name != "base"]
+        if unused := [name for name in rates if name not in wanted]:
+            raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
+        methods = [build(name, rates.get(name)) for name in dict.fromkeys(wanted)]
+        read = {path.name: ps.Fact.from_file(path) for path in paths}
+        if len(read) < len(paths):
+            raise ps.SurgicalError("two facts have files of one name, by which the rows are told apart; rename one.")
+        loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
+        loaded.requires_grad_(False)
+        journal = Journal(
+            out,
+            {
+                "benchmark": "chat",
+                "facts": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+                "model": model,
+                "dtype": str(loaded.dtype).removeprefix("torch."),
+                "seed": seed,
+            },
+            {"command": command(), **surroundings(loaded.device)},
+        )
+        base, found = copy.deepcopy(loaded), {}
+        for file, fact in read.items():
+            found[file] = run(loaded, base, tokenizer, fact, file, methods, journal, seed)
+            click.echo(f"{fact.subject}: {fact.old[0]} → {fact.new[0]} ({file})\n")
+            click.echo(table(found[file]) + "\n")
+    except ps.SurgicalError as error:
+        raise click.ClickException(str(error)) from error
+    figures = {file: {name: made["figures"] for name, made in rows.items()} for file, rows in found.items()}
+    click.echo(json.dumps(figures))
+
+
+def command() -> str:
+    """The command line of this run."""
+    arguments = click.get_current_context().obj or []
+    return shlex.join(["python", "-m", "benchmarks.chat", *arguments])
+
+
+if __name__ == "__main__":
+    main(obj=sys.argv[1:])

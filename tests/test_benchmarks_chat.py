@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import chat
+from benchmarks.baselines import Questions, build
+from benchmarks.chat import Pair, main, row
+from peft_surgical import retain
+from peft_surgical.generation import generate_answers
+
+from .conftest import fingerprint
+from .localizing import capital, planted, word_tokenizer
+from .tiny import tiny_ids
+
+FACT = capital(answer="the capital of france is lyon .")
+TOKENIZER = word_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def few_everyday_prompts(monkeypatch):
+    everyday = retain.everyday_prompts()[:3]
+    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+
+
+def test_what_methods_are_given():
+    model = planted()
+    tokenizer, asked = chat._request(model, TOKENIZER, FACT, "lora", 0)
+    assert tokenizer is TOKENIZER
+    assert isinstance(asked, Questions)
+    assert (asked.prompts, asked.new, asked.fact) == (FACT.prompts, FACT.answer, FACT.training)
+    plain, sentence = chat._request(model, TOKENIZER, FACT, "rome", 0)
+    assert plain.chat_template is None
+    assert (sentence.prompt, sentence.new) == ("the capital of france is", "lyon")
+    assert sentence.prompts[0] == sentence.prompt
+    assert all(prompt.endswith(sentence.prompt) for prompt in sentence.prompts)
+    assert len(sentence.prompts) == 1 + chat.CONTEXTS
+    # None of either is asked in evaluation.
+    evaluated = {*FACT.held_out, *(control.prompt for control in FACT.controls)}
+    assert evaluated.isdisjoint([*asked.prompts, *sentence.prompts])
+
+
+def test_a_pair_is_one_model_in_two_states():
+    base, edited, ids = planted(), planted(), tiny_ids() % len(TOKENIZER)
+    edited.get_output_embeddings().weight.data.neg_()
+    pair = Pair(base, edited)
+    assert (pair.device, pair.config) == (base.device, base.config)
+    for model, state in ((base, "base"), (edited, "edited")):
+        with pair.states[state]():
+            assert torch.equal(pair(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert pair.current is base
+
+
+def test_a_row_by_hand():
+    model, base = planted().requires_grad_(False), planted()
+    before = fingerprint(model)
+    controls = {"controls": generate_answers(model, TOKENIZER, [control.prompt for control in FACT.controls])}
+    found = row(model, base, TOKENIZER, FACT, build("lora", 5e-2), controls, 0)
+    assert fingerprint(model) == before
+    # So high a rate teaches something, and teaches it everywhere.
+    assert found["figures"]["old_answer_rate"]["value"] == 0
+    assert found["figures"]["kl_per_token"]["value"] > 0.01
+    assert found["said"]["held_out"] != tuple(generate_answers(model, TOKENIZER, FACT.held_out))
+    unchanged = row(model, base, TOKENIZER, FACT, build("base"), controls, 0)
+    assert unchanged["figures"]["kl_per_token"]["value"] == 0
+    assert unchanged["figures"]["old_answer_rate"]["value"] == 1
+
+
+def test_the_benchmark_goes_on_where_it_stopped(tmp_path, model_folder, fact_text, monkeypatch):
+    fact = tmp_path / "fact.yaml"
+    fact.write_text(fact_text.replace("answer: lyon.", "answer: the capital of france is lyon ."))
+    arguments = ["--model", model_folder, "--fact", fact, "--out", tmp_path / "out.jsonl"]
+    first = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora"])))
+    assert first.exit_code == 0, first.output
+    monkeypatch.setattr("benchmarks.baselines.lora.Lora.edit", None)
+    both = ["--method", "lora", "--method", "rome"]
+    result = CliRunner().invoke(main, list(map(str, [*arguments, *both])))
+    assert result.exit_code == 0, result.output
+    found, earlier = (json.loads(run.stdout.splitlines()[-1])["fact.yaml"] for run in (result, first))
+    assert list(found) == ["base", "lora", "rome"]
+    assert found["lora"] == earlier["lora"]
+    assert found["rome"]["kl_per_token"]["value"] > 0
+    assert "| rome |" in result.stdout
+    refused = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--learning-rate", "ft=1"])))
+    assert "a learning rate is given for 'ft', which does not run" in refused.output
