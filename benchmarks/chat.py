@@ -14,14 +14,12 @@ as its last line, JSON: fact file to method to metric to `{value, n, low, high}`
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from peft_surgical.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
 
 from .baselines import METHODS, Method, Questions, Request, build, settings
+from .comparison import asked_digest, asked_only
 from .contexts import sample_contexts
 from .counterfact import learning_rates
 from .journal import Journal, surroundings
@@ -92,7 +91,7 @@ def row(
         said: The base's answers to the controls, under `controls`.
         seed: Of the method.
     """
-    asked = replace(fact, probes=(), portability=())
+    asked = asked_only(fact)
     given, request = _request(model, tokenizer, fact, method.name, seed)
     started = time.perf_counter()
     with method.edit(model, given, request, seed):
@@ -142,7 +141,7 @@ def run(
     """
     done = {record["method"]: record for record in journal.of_kind("row") if record["fact"] == file}
     if "base" not in done:
-        answers = answer_fact(model, tokenizer, replace(fact, probes=(), portability=()))
+        answers = answer_fact(model, tokenizer, asked_only(fact))
         figures = prompt_metrics(fact, answers.held_out, answers.controls, answers.controls)
         done["base"] = {
             "figures": {name: figure.to_dict() for name, figure in figures.items()},
@@ -220,7 +219,7 @@ def main(
             out,
             {
                 "benchmark": "chat",
-                "facts": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+                "facts": {name: asked_digest(fact) for name, fact in read.items()},
                 "model": model,
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "seed": seed,

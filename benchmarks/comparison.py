@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -35,6 +37,16 @@ def row_names(draws: int, heads: bool) -> list[str]:
     return [*BY_LAYER, *ranked, *OTHERS, *(f"{name}{HEADS}" for name in ranked if heads)]
 
 
+def asked_only(fact: ps.Fact) -> ps.Fact:
+    """A fact without what nothing is counted over here, and which takes time to answer."""
+    return replace(fact, probes=(), portability=())
+
+
+def asked_digest(fact: ps.Fact) -> str:
+    """A hash of all in a fact that decides a row."""
+    return hashlib.sha256(json.dumps(asked_only(fact).to_dict(), sort_keys=True).encode()).hexdigest()
+
+
 class Comparison:
     """One fact in one model. What all rows share is worked out once.
 
@@ -60,8 +72,7 @@ class Comparison:
         seed: int,
     ) -> None:
         self.model, self.tokenizer, self.fact = model, tokenizer, fact
-        # Nothing is counted over them, and they take time to answer.
-        self.asked = replace(fact, probes=(), portability=())
+        self.asked = asked_only(fact)
         self.recipe, self.projections, self.prompts, self.seed = recipe, tuple(projections), prompts, seed
         self.shape = ps.ModelShape.from_config(model.config)
         self._localizations: dict[str, ps.Localization] = {}

@@ -26,7 +26,6 @@ facts, that under each file's name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import sys
@@ -46,7 +45,7 @@ from peft_surgical.models import DTYPES
 from peft_surgical.sites import PROJECTIONS
 from peft_surgical.stages import LEARN, RECIPES
 
-from .comparison import HEADS, Comparison, row_names
+from .comparison import HEADS, Comparison, asked_digest, row_names
 from .journal import Journal, surroundings
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"
@@ -205,7 +204,7 @@ def main(
         read = {path.name: ps.Fact.from_file(path) for path in facts}
         if len(read) < len(facts):
             raise ps.SurgicalError("two facts have files of one name, by which the rows are told apart; rename one.")
-        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in facts}
+        digests = {name: asked_digest(fact) for name, fact in read.items()}
         loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
         with tempfile.TemporaryDirectory() as scratch:
             journal = Journal(
