@@ -35,6 +35,9 @@ from .tuner import SurgicalIA3Layer
 # How much more a sampled direction costs than it was measured to: a step may as well avoid it.
 _WEIGHT = 10.0
 
+# Rows whose numbers are drawn in one go. Another number of them gives other labels from the same seed.
+_DRAWN_AT_ONCE = 32
+
 
 def trained_layers(model: nn.Module, adapter: str) -> list[SurgicalIA3Layer]:
     """The layers of a model that hold an adapter's scales, in the model's order."""
@@ -136,7 +139,7 @@ def measure_curvature(
     *,
     draws: int = 1,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 8,
     on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
 ) -> Curvature:
     """Estimates the Fisher information of an adapter's scales, where the model now is.
@@ -149,7 +152,7 @@ def measure_curvature(
         rows: What to read: the distributions that predict their answers' tokens.
         draws: Samples a row: how often labels are drawn, each with a backward pass of its own.
         seed: Draws the labels.
-        batch_size: Rows a forward.
+        batch_size: Rows a forward; the labels do not depend on it. More take more memory and no less time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`).
 
@@ -167,12 +170,12 @@ def measure_curvature(
     ]
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    counts = [sum(stop - begin for begin, stop in (span(rows[i]) for i in chosen)) for chosen in batches]
+    counts = [len(rows[i].ids) - rows[i].answer_start for i in order]
     # Also for what other processes read, so that a row's labels do not depend on how many there are.
-    numbers = [[torch.rand(count, 1, generator=generator) for _ in range(draws)] for count in counts]
+    numbers = dict(zip(order, _uniform(counts, draws, generator), strict=True))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with _row_gradients(layers, adapter) as found:
-        for chosen, drawn in share(list(zip(batches, numbers, strict=True))):
+        for chosen in share(batches):
             spans = [span(rows[i]) for i in chosen]
             found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen)
             logits = runner.logits([indices[i] for i in chosen], spans).float()
@@ -185,7 +188,7 @@ def measure_curvature(
                 for i, part in zip(chosen, parts, strict=True):
                     on_logits(i, part)
             running = (logits.detach() - total.detach()).exp_().cumsum(-1)
-            for draw, uniform in enumerate(drawn):
+            for draw, uniform in enumerate(torch.cat([numbers[i] for i in chosen], dim=1)):
                 found.gradients.clear()
                 likelihood = (logits.gather(-1, _labels(running, uniform)) - total).sum()
                 likelihood.backward(retain_graph=draw + 1 < draws)
@@ -197,6 +200,16 @@ def measure_curvature(
     scale = 1 / math.sqrt(draws * max(sum(counts), 1))
     # In place: they are the largest thing that training holds.
     return Curvature(tuple(own.flatten(0, 1).mul_(scale) for own in made))
+
+
+def _uniform(counts: Sequence[int], draws: int, generator: torch.Generator) -> list[Float[Tensor, "draw position 1"]]:
+    """For each row numbers between 0 and 1: one a draw and position."""
+    found: list[Tensor] = []
+    for start in range(0, len(counts), _DRAWN_AT_ONCE):
+        block = list(counts[start : start + _DRAWN_AT_ONCE])
+        drawn = [torch.rand(sum(block), 1, generator=generator) for _ in range(draws)]
+        found += torch.stack(drawn).split(block, dim=1)
+    return found
 
 
 def _labels(
