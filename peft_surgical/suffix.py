@@ -1,10 +1,10 @@
 """Forward passes that do no work twice and compute no logits that nobody reads.
 
 While an adapter trains, everything below its first layer is frozen: the hidden states that enter that layer are
-computed once for each sequence and kept. Sequences that begin with the same tokens (a chat template's system prompt)
-share them: the prefix runs once a step as a batch of one, and the rows continue from its key/value cache, gradient
-included. The output head runs on the positions that are asked for. All three are exact: the numbers are those of a
-plain forward, up to rounding.
+computed once for each sequence and kept, as many as there is room for. Sequences that begin with the same tokens (a
+chat template's system prompt) share them: the prefix runs once a step as a batch of one, and the rows continue from
+its key/value cache, gradient included. The output head runs on the positions that are asked for. All three are exact:
+the numbers are those of a plain forward, up to rounding.
 
 Rows are padded on the right and need no mask: under causal attention no real token sees what follows it.
 """
@@ -51,24 +51,29 @@ class SuffixRunner:
         first: Index of the first layer that anything trains in; the layers below run once a sequence, in [`add`].
         prefix: Leading token ids that all sequences share; may be empty.
         pad: Token id that fills rows on the right.
+        room: Bytes that the kept hidden states may take, where the model is; those of sequences for which there is
+            none left are computed each time.
     """
 
-    def __init__(self, model: Any, layers: nn.ModuleList, first: int, prefix: Row = (), pad: int = 0) -> None:
+    def __init__(
+        self, model: Any, layers: nn.ModuleList, first: int, prefix: Row = (), pad: int = 0, room: int = 2**30
+    ) -> None:
         self.model = model
         self.layers = layers
         self.first = first
         self.prefix = tuple(prefix)
         self.pad = pad
+        self.room = room
         self.head = model.get_output_embeddings()
         self.device = model.get_input_embeddings().weight.device
         self.rows: list[Row] = []
-        self._entering: list[Tensor] = []
+        self._entering: list[Tensor | None] = []
         self._entering_prefix: Tensor | None = None
 
     @phase("frozen layers")
     @torch.no_grad()
     def add(self, rows: Sequence[Row], batch_size: int = 64) -> list[int]:
-        """Takes in sequences (each beginning with the prefix) and remembers what enters the first trained layer.
+        """Takes in sequences (each beginning with the prefix) and keeps what enters the first trained layer.
 
         Returns:
             The index of each sequence, for [`logits`].
@@ -80,14 +85,15 @@ class SuffixRunner:
         self.rows.extend(rows)
         if self.first == 0:
             return list(range(start, len(self.rows)))
-        cache = None
-        if self.prefix:
-            cache, self._entering_prefix = self._run_below(torch.tensor([self.prefix]), DynamicCache())
         for chunk in range(start, len(self.rows), batch_size):
-            ids = self._tails(range(chunk, min(chunk + batch_size, len(self.rows))))
-            _, hidden = self._run_below(ids, expanded(cache, len(ids)))
-            for index, row in enumerate(hidden, chunk):
-                self._entering.append(row[: len(self.rows[index]) - len(self.prefix)].clone())
+            chosen = range(chunk, min(chunk + batch_size, len(self.rows)))
+            if self.room <= 0:
+                self._entering += [None] * len(chosen)
+                continue
+            for states in self._compute_entering(chosen):
+                size = states.numel() * states.element_size()
+                self._entering.append(states.clone() if size <= self.room else None)
+                self.room -= size
         return list(range(start, len(self.rows)))
 
     def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
@@ -116,7 +122,7 @@ class SuffixRunner:
             cache = expanded(self._filled(out.past_key_values), len(ids))
         entering = None
         if self.first:
-            entering = nn.utils.rnn.pad_sequence([self._entering[i] for i in indices], batch_first=True)
+            entering = nn.utils.rnn.pad_sequence(self._entering_of(indices), batch_first=True)
         with self._patched(entering, mask):
             out = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         logits: Tensor = out.logits
@@ -128,9 +134,25 @@ class SuffixRunner:
             return self
         made = SuffixRunner(self.model, self.layers, self.first, pad=self.pad)
         made.rows = list(self.rows)
-        if self._entering_prefix is not None:
-            made._entering = [torch.cat([self._entering_prefix[0], own]) for own in self._entering]
+        before = self._entering_prefix
+        made._entering = [
+            None if own is None or before is None else torch.cat([before[0], own]) for own in self._entering
+        ]
         return made
+
+    def _entering_of(self, indices: Sequence[int]) -> list[Tensor]:
+        missing = [i for i in indices if self._entering[i] is None]
+        found = dict(zip(missing, self._compute_entering(missing), strict=True)) if missing else {}
+        return [found[i] if own is None else own for i, own in ((i, self._entering[i]) for i in indices)]
+
+    @torch.no_grad()
+    def _compute_entering(self, indices: Sequence[int]) -> list[Tensor]:
+        """What enters the first trained layer of some sequences, without the prefix, each as long as it is."""
+        cache = None
+        if self.prefix:
+            cache, self._entering_prefix = self._run_below(torch.tensor([self.prefix]), DynamicCache())
+        _, hidden = self._run_below(self._tails(indices), expanded(cache, len(indices)))
+        return [row[: len(self.rows[i]) - len(self.prefix)] for i, row in zip(indices, hidden, strict=True)]
 
     def _tails(self, indices: Sequence[int]) -> Tensor:
         skip = len(self.prefix)

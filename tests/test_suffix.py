@@ -95,6 +95,29 @@ def test_a_change_above_is_seen_and_the_layers_below_are_not_run_again():
     torch.testing.assert_close(after, plain(model, sequences, spans), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("prefix", [(), PREFIX], ids=["alone", "shared"])
+@pytest.mark.parametrize("kept", [0, 1, 2, 4])
+def test_what_there_is_no_room_for_is_computed_again(kept, prefix):
+    model = tiny_model("llama")
+    sequences, ran = rows(prefix), []
+    spans = spans_of(sequences, len(prefix))
+    token = 4 * model.config.hidden_size
+    runner = SuffixRunner(model, layers_of(model), 2, prefix, room=sum(LENGTHS[:kept]) * token)
+    runner.add(sequences)
+    assert [states is not None for states in runner._entering] == [place < kept for place in range(4)]
+    layers_of(model)[0].mlp.register_forward_hook(lambda _, args, __: ran.append(len(args[0])))
+    expected = SuffixRunner(model, layers_of(model), 2, prefix)
+    expected.add(sequences)
+    ran.clear()
+    # Right also where rows are kept and others are not, and apart from their prefix.
+    for indices in ([0, 1, 2, 3], [3, 0], [1]):
+        chosen = [spans[i] for i in indices]
+        found = runner.logits(indices, chosen)
+        torch.testing.assert_close(found, expected.logits(indices, chosen), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(runner.unshared().logits(indices, chosen), found, atol=2e-5, rtol=1e-4)
+    assert bool(ran) == (kept < 4)
+
+
 def state(model):
     return [(vars(m).get("forward"), len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
 
