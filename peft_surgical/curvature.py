@@ -139,7 +139,7 @@ def measure_curvature(
     *,
     draws: int = 1,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int = 32,
     on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
 ) -> Curvature:
     """Estimates the Fisher information of an adapter's scales, where the model now is.
@@ -152,7 +152,7 @@ def measure_curvature(
         rows: What to read: the distributions that predict their answers' tokens.
         draws: Samples a row: how often labels are drawn, each with a backward pass of its own.
         seed: Draws the labels.
-        batch_size: Rows a forward; the labels do not depend on it. More take more memory and no less time.
+        batch_size: Rows a forward; the labels do not depend on it. Fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`).
 
