@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from .contrasting import contrasted
 from .curvature import Curvature, measure_curvature
 from .facts import TrainingFact
 from .lengths import fits
@@ -58,16 +57,14 @@ class Retained:
 def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, seed: int, progress: bool) -> Rows:
     """Asks the base, whatever adapters `model` has, the prompts that training keeps.
 
-    A fact that names no subjects to contrast it with gets some (`contrasting`), whose answers are kept too. Prompts
-    that are made up for any model are left out where they are too long for this one, and those about the fact's own
-    names where the base answers with the fact.
+    Prompts that are made up for any model are left out where they are too long for this one, and those about the
+    fact's own names where the base answers with the fact.
     """
+    near, far = (
+        [p for p in kind if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
+        for kind in retain_prompts(fact, recipe.neighbours, recipe.general, seed)
+    )
     with base_of(model):
-        fact = contrasted(model, tokenizer, fact)
-        near, far = (
-            [p for p in kind if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
-            for kind in retain_prompts(fact, recipe.neighbours, recipe.general, seed)
-        )
         answers = base_answers(model, tokenizer, [*near, *far], max_new_tokens=recipe.retain_tokens, progress=progress)
     made = set(topic_prompts(fact))
     stated = [
