@@ -103,8 +103,8 @@ def edit(
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false.
         FactError: If no token distinguishes the two answers.
-        SelectionError: If `selection` is not of this model, or limits are given beside it, or nothing is within the
-            limits, or `neurons`, `granularity` and `budget` disagree.
+        SelectionError: If `selection` or `localization` is not of this model, or limits are given beside a selection,
+            or nothing is within the limits, or `neurons`, `granularity` and `budget` disagree.
     """
     if (neurons is None) == (granularity == "neuron"):
         raise SelectionError(
@@ -112,6 +112,8 @@ def edit(
         )
     limited = any(limit is not None for limit in (top, heads, mlps, budget))
     _check_selection(model, selection, granularity, limited=limited, budget=budget)
+    if localization is not None and localization.shape != ModelShape.from_config(model.config):
+        raise SelectionError("the localization was made on a model of other sizes; localize this one.")
     if projections is None:
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS

@@ -86,6 +86,10 @@ def test_an_earlier_localization_is_not_done_again(edited, model_folder, tmp_pat
     _, again = rewrite(model_folder, tmp_path / "out", localization=earlier)
     assert again.answers == report.answers
     assert (tmp_path / "out" / "localization.json").read_text() == (out / "localization.json").read_text()
+    wider = replace(earlier, shape=replace(earlier.shape, d_mlp=2 * earlier.shape.d_mlp))
+    with pytest.raises(SelectionError, match="the localization was made on a model of other sizes"):
+        rewrite(model_folder, tmp_path / "other", localization=wider)
+    assert not (tmp_path / "other").exists()
 
 
 def test_everything_is_written_and_nothing_else(edited):
