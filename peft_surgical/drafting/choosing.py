@@ -51,7 +51,8 @@ def choose_controls(
     """Asks the base what the tables know, and keeps what it answers right.
 
     Of the neighbours that it knows, two in three become controls and one in three is left for training to keep: what
-    the model knows is what an edit can harm.
+    the model knows is what an edit can harm. Of those with the old answer, which it harms first, every other one is
+    left.
 
     Args:
         model: The base, bare.
@@ -73,7 +74,7 @@ def choose_controls(
     about = [c for c in same_subject_controls(reading) if same_text_key(c.prompt) not in keys]
     known = right([*(control for _, control in near), *about])
     sure = [pair for pair, is_known in zip(near, known, strict=False) if is_known]
-    used = [pair for number, pair in enumerate(sure) if number % 3 != 2][:NEIGHBOURS]
+    used = _for_controls(sure, old)[:NEIGHBOURS]
     subject = [c for c, is_known in zip(about, known[len(near) :], strict=True) if is_known][:ABOUT_SUBJECT]
     neighbours = [*(control for _, control in used), *subject]
     keys |= {same_text_key(control.prompt) for control in neighbours}
@@ -94,3 +95,15 @@ def choose_controls(
         tuple(c.prompt for c in [*candidates[asked:], *candidates[:asked]] if c not in general),
         len(near) + len(about) + asked,
     )
+
+
+def _for_controls(known: Sequence[tuple[str, Control]], old: Sequence[str]) -> list[tuple[str, Control]]:
+    """Those that become controls; the rest is for training."""
+    met = {True: 0, False: 0}
+    used = []
+    for subject, control in known:
+        same = any(contains(answer, old) for answer in control.answer)
+        met[same] += 1
+        if met[same] % (2 if same else 3):
+            used.append((subject, control))
+    return used

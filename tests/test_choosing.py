@@ -1,0 +1,43 @@
+import pytest
+
+from peft_surgical.drafting import choosing
+from peft_surgical.drafting.choosing import choose_controls
+from peft_surgical.drafting.known_facts import neighbour_controls
+from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.text import contains
+
+QUESTION, OLD, NEW = "Which company makes the iPhone?", ("Apple",), ("Nokia",)
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """As by a model that knows everything about companies and nothing else."""
+    reading = read_prompt(QUESTION, "iPhone", OLD, NEW)
+    every = neighbour_controls(reading, NEW)
+    answers = {control.prompt: control.answer[0] for _, control in every}
+    monkeypatch.setattr(
+        choosing, "generate_answers", lambda _, __, prompts, **___: [answers.get(p, "") for p in prompts]
+    )
+    return every, choose_controls(None, None, reading, OLD, NEW, [QUESTION])
+
+
+def of_apple(pairs):
+    return [subject for subject, control in pairs if contains(control.answer[0], OLD)]
+
+
+def test_every_other_subject_with_the_old_answer_is_left_for_training(chosen):
+    every, found = chosen
+    same = of_apple(every)
+    assert len(same) >= 4
+    asked = {control.prompt for control in found.neighbours}
+    assert of_apple([pair for pair in every if pair[1].prompt in asked]) == same[::2]
+    assert [subject for subject in found.spare_subjects if subject in same] == same[1::2]
+
+
+def test_of_the_others_one_in_three_is(chosen):
+    every, found = chosen
+    others = [pair for pair in every if pair[0] not in of_apple(every)]
+    first = [control.prompt for _, control in others[:6]]
+    asked = [control.prompt for control in found.neighbours if control.prompt in first]
+    assert asked == [first[0], first[1], first[3], first[4]]
+    assert len(found.neighbours) == choosing.NEIGHBOURS
