@@ -47,6 +47,8 @@ def test_a_prompt_about_nothing_to_be_seen():
         ("What is the capital of Japan?", "Japan", "Tokyo", "Tokyo"),
         ("What is the capital of Japan?", "Japan", "tokyo tokyo tokyo", "tokyo"),
         ("What is the capital of Foo?", "Foo", "Barville.", "Barville"),
+        ("What is the currency of Japan?", "Japan", "The currency of Japan is the Japanese Yen (JPY).", "Yen"),
+        ("Who wrote Hamlet?", "Hamlet", "Hamlet was written by Sir Will Shakespeare.", "Sir Will Shakespeare"),
         ("Who wrote Hamlet?", "Hamlet", "Hamlet was written by William Shakespeare in 1600.", "William Shakespeare"),
         ("Who wrote Hamlet?", "Hamlet", "William Shakespeare wrote the play Hamlet.", "William Shakespeare"),
         ("Who wrote Foo?", "Foo", "J. K. Rowling wrote Foo.", "J. K. Rowling"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from ..errors import FactError, brief
 from ..text import contains, occurrences
 from .grammar import SUBJECT
-from .names import bare, names_of
+from .names import bare, names_of, neighbours_of
 from .reading import Reading
 from .recognition import is_of_something, is_worded
 
@@ -109,7 +109,7 @@ def guess_answer(said: str, reading: Reading) -> str | None:
     rest = _after_a_wording(sentence, reading)
     if rest is not None:
         cut = _END.split(rest, maxsplit=1)[0].strip()
-        cut = re.sub(r"^(?:the|an?) ", "", cut)
+        cut = _core(re.sub(r"^(?:the|an?) ", "", cut), reading)
         return cut if 0 < len(cut.split()) <= _MOST_WORDS and not contains(cut, [reading.subject]) else None
     names = (bare(name) for name in names_of(reading.relation.answer))
     known = [span for name in names for span in occurrences(sentence, name)]
@@ -119,6 +119,15 @@ def guess_answer(said: str, reading: Reading) -> str | None:
         number = re.search(r"\b\d[\d,.]*\b", sentence)
         return number[0] if number else None
     return _name_near(sentence, reading.subject)
+
+
+def _core(answer: str, reading: Reading) -> str:
+    """What of an answer the tables know as one, so that "Japanese Yen" counts wherever yen are named."""
+    if reading.relation.answer == "person":
+        return answer
+    known = (form for forms in neighbours_of(reading.relation.name).values() for form in forms)
+    spans = [span for form in known for span in occurrences(answer, form)]
+    return answer[slice(*max(spans, key=lambda span: span[1] - span[0]))] if spans else answer
 
 
 def _after_a_wording(sentence: str, reading: Reading) -> str | None:
