@@ -100,7 +100,7 @@ def measure_retained(
         selections: What it scales.
         kept: The rows.
         earlier: From an earlier stage on the same base; what of it still holds is not measured again.
-        recipe: Gives the weight of near rows.
+        recipe: Gives the weight of near rows, the draws and how many tokens go through the model at once.
         offset: See `runner`.
         seed: Draws the labels that the curvature is estimated with.
         progress: Whether to show a progress bar.
@@ -140,6 +140,7 @@ def _curvature(
     distributions: dict[int, TopDistribution] = {}
     parts: list[Curvature] = []
     rows, near = kept.rows, kept.near
+    limit = {} if recipe.pass_tokens is None else {"tokens": recipe.pass_tokens}
     with progress_bar(len(rows), "what to keep", enabled=progress) as bar:
         for chosen, weight in ((range(near), recipe.near_weight), (range(near, len(rows)), 1.0)):
 
@@ -149,7 +150,7 @@ def _curvature(
 
             indices, own = [offset + i for i in chosen], [rows[i] for i in chosen]
             found = measure_curvature(
-                runner, layers, adapter, indices, own, draws=recipe.draws, seed=seed, on_logits=keep
+                runner, layers, adapter, indices, own, draws=recipe.draws, seed=seed, on_logits=keep, **limit
             )
             parts.append(weight * found)
     every = merged(distributions)

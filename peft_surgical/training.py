@@ -74,8 +74,9 @@ class Recipe:
         general: How many of the package's general questions are retained.
         retain_tokens: The base's answers are held for so many tokens.
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, the shared
-            beginning of prompts not; but always one row. When None, all of a step's rows of a kind do. Either way a
-            pass that the accelerator has no memory for is done again in halves.
+            beginning of prompts not; but always one row. When None, as many as is fastest: all of a step's rows of a
+            kind, but on a processor much longer ones apart. Either way a pass of a step that the accelerator has no
+            memory for is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
@@ -233,19 +234,19 @@ def _backward_facts(
     """Adds the gradient of the first term, of this process's share; returns the loss of all prompts, per answer token,
     nats."""
 
-    def run(part: Sequence[int]) -> list[Tensor]:
-        chosen = [rows[i] for i in part]
-        logits = runner.logits(part, [span(row) for row in chosen]).float()
+    def run(places: Sequence[int]) -> list[Tensor]:
+        chosen = [rows[facts[place]] for place in places]
+        logits = runner.logits([facts[place] for place in places], [span(row) for row in chosen]).float()
         labels = torch.tensor([token for row in chosen for token in row.ids[row.answer_start :]], device=logits.device)
         nll = F.cross_entropy(logits, labels, reduction="none")
         ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
         return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
 
     own = share(range(len(facts)))
-    passes = _passes(runner, parameters, [facts[place] for place in own], rows, run, recipe)
     every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=runner.device) for i in facts]
-    for place, losses in zip(own, (losses for part in passes for losses in part), strict=True):
-        every[place] += losses.to(runner.device)
+    for places, found in _passes(runner, parameters, own, [rows[facts[place]] for place in own], run, recipe):
+        for place, losses in zip(places, found, strict=True):
+            every[place] += losses.to(runner.device)
     together = torch.cat(every)
     add_up([together])
     return list(together.split([len(losses) for losses in every]))
@@ -274,9 +275,9 @@ def _backward_kl(
         (recipe.retain_weight * kl).backward()
         return kl.detach()
 
-    passes = _passes(runner, parameters, share(retains), rows, run, recipe)
+    own = share(retains)
     total = torch.zeros((), device=runner.device)
-    for kl in passes:
+    for _, kl in _passes(runner, parameters, own, [rows[i] for i in own], run, recipe):
         total += kl.to(runner.device)
     add_up([total])
     return float(total)
@@ -289,9 +290,9 @@ def _passes(
     rows: Sequence[EncodedAnswer],
     run: Callable[[Sequence[int]], Found],
     recipe: Recipe,
-) -> list[Found]:
-    lengths = [len(rows[i].ids) - len(runner.prefix) for i in chosen]
-    return in_passes(chosen, lengths, parameters, run, tokens=recipe.pass_tokens)
+) -> list[tuple[list[int], Found]]:
+    lengths = [len(row.ids) - len(runner.prefix) for row in rows]
+    return in_passes(chosen, lengths, parameters, run, tokens=recipe.pass_tokens, device=runner.device)
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:

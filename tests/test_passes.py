@@ -1,9 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from peft_surgical.errors import ModelError
-from peft_surgical.passes import _parts, in_passes
+from peft_surgical.passes import cheapest, fewest, in_passes
 from peft_surgical.training import Recipe
 
 from .adapters import deltas
@@ -11,21 +13,42 @@ from .test_training import ALL, Task
 
 
 @pytest.mark.parametrize(
-    ("lengths", "tokens", "parts"),
+    ("lengths", "cost", "tokens", "made"),
     [
-        ([3, 5, 2, 2], None, [[0, 1, 2, 3]]),
-        ([3, 5, 2, 2], 100, [[0, 1, 2, 3]]),
-        # Padding counts: two rows of 3 and 5 are 10 tokens, and so are two of 2 behind a 5.
-        ([3, 5, 2, 2], 10, [[0, 1], [2, 3]]),
-        ([3, 5, 2, 2], 9, [[0], [1], [2, 3]]),
-        ([3, 5, 2, 2], 15, [[0, 1, 2], [3]]),
+        # [2, 2] and [3, 6] in a pass each are 4 + 12 tokens, [2, 2, 3] and [6] are 9 + 6, all four rows together 24.
+        ([3, 6, 2, 2], 0, None, [[2, 3], [0], [1]]),
+        ([3, 6, 2, 2], 3, None, [[2, 3, 0], [1]]),
+        ([3, 6, 2, 2], 10, None, [[2, 3, 0, 1]]),
+        ([3, 6, 2, 2], 1000, 12, [[2, 3, 0], [1]]),
+        ([3, 6, 2, 2], 1000, 8, [[2, 3], [0], [1]]),
+        ([3, 6, 2, 2], 1000, 24, [[2, 3, 0, 1]]),
         # A row that is too long by itself still runs.
-        ([3, 5, 2, 2], 1, [[0], [1], [2], [3]]),
-        ([], 4, []),
+        ([3, 6, 2, 2], 1000, 1, [[2], [3], [0], [1]]),
+        ([], 3, 4, []),
     ],
 )
-def test_parts_by_hand(lengths, tokens, parts):
-    assert _parts(range(len(lengths)), lengths, tokens) == parts
+def test_parts_by_hand(lengths, cost, tokens, made):
+    assert cheapest(range(len(lengths)), lengths, cost, tokens) == made
+
+
+@pytest.mark.parametrize("cost", [0, 3, 20])
+@pytest.mark.parametrize("tokens", [None, 12, 30])
+def test_no_other_parts_cost_less(cost, tokens):
+    lengths = [7, 3, 3, 9, 12, 4, 8]
+
+    def price(made):
+        widths = [[lengths[row] for row in part] for part in made]
+        allowed = all(len(part) == 1 or tokens is None or max(part) * len(part) <= tokens for part in widths)
+        return sum(max(part) * len(part) + cost for part in widths) if allowed else float("inf")
+
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    every = []
+    for cuts in itertools.product([False, True], repeat=len(order) - 1):
+        made = [[order[0]]]
+        for row, cut in zip(order[1:], cuts, strict=True):
+            made = [*made, [row]] if cut else [*made[:-1], [*made[-1], row]]
+        every.append(made)
+    assert price(cheapest(range(len(lengths)), lengths, cost, tokens)) == min(map(price, every))
 
 
 class Device:
@@ -47,9 +70,22 @@ def test_a_pass_without_memory_is_taken_back_and_run_in_halves():
     device = Device(holds=2)
     device.parameter.grad = torch.tensor([100.0])
     found = in_passes(range(5), [1] * 5, [device.parameter], device.run)
-    assert found == [(0, 1), (2,), (3, 4)]
+    assert found == [([0, 1], (0, 1)), ([2], (2,)), ([3, 4], (3, 4))]
     assert device.tried == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4]]
     assert device.parameter.grad == 100 + 0 + 1 + 2 + 3 + 4
+
+
+def test_the_fewest_by_hand():
+    assert fewest(range(4), [3, 6, 2, 2], None) == [[2, 3, 0, 1]]
+    assert fewest(range(4), [3, 6, 2, 2], 12) == [[2, 3, 0], [1]]
+    assert fewest([], [], 12) == []
+
+
+@pytest.mark.parametrize(("device", "made"), [("cpu", [[1, 2, 3], [0, 4]]), ("cuda", [[1, 2, 3, 0, 4]])])
+def test_an_accelerator_gets_few_passes_and_a_processor_little_padding(device, made):
+    lengths = [1000, 5, 5, 5, 1000]
+    found = in_passes(range(5), lengths, [], tuple, device=torch.device(device))
+    assert found == [(part, tuple(part)) for part in made]
 
 
 def test_what_cannot_be_halved_or_is_no_lack_of_memory_is_raised():
@@ -82,12 +118,12 @@ def test_training_in_parts_is_training_at_once(family, monkeypatch):
         return plain(self, indices, spans)
 
     monkeypatch.setattr("peft_surgical.suffix.SuffixRunner.logits", noted)
-    parts, cut, task = trained(family, pass_tokens=10)
+    small, cut, task = trained(family, pass_tokens=10)
     assert max(widths) <= 10
     assert len(widths) > 4 * 2
     # Sums in another order: float32 rounding of gradients, in steps of the same length.
     assert (cut - scales).norm() < 1e-4 * scales.norm()
-    assert (parts.loss, parts.worst, parts.kl) == pytest.approx((record.loss, record.worst, record.kl), rel=1e-4)
+    assert (small.loss, small.worst, small.kl) == pytest.approx((record.loss, record.worst, record.kl), rel=1e-4)
     assert scales.abs().max() > 1e-2
     assert task.parameters[0].grad is not None
 

@@ -109,7 +109,7 @@ def edit(model_folder, out, *, sharded=False):
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
         patch.setattr(SuffixRunner, "logits", counted)
         # So few rows would be one batch, and one batch is one process's.
-        patch.setattr(retained, "measure_curvature", partial(measure_curvature, batch_size=2))
+        patch.setattr(retained, "measure_curvature", partial(measure_curvature, tokens=1))
         options = {"recipe": test_edit.RECIPE, "retention_tokens": 48, "progress": False}
         options["localization"] = localization
         ps.edit(model, tokenizer, test_edit.FACT, out=out, **options)
