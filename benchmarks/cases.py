@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,14 @@ class Case:
             raise FactError(f"the prompt {data['prompt']!r} does not name the subject {data['subject']!r}.")
         return cls(number, *(data[key].strip() for key in TEXTS))
 
-    def request(self, contexts: tuple[str, ...]) -> Request:
-        """What an edit may see."""
-        evaluated = frozenset(map(digest, (self.paraphrase, self.neighbour)))
+    def request(self, contexts: tuple[str, ...], asked: Sequence[str] = ()) -> Request:
+        """What an edit may see.
+
+        Args:
+            contexts: Beginnings that it may put before the prompt.
+            asked: What the evaluation asks beside the case's own prompts.
+        """
+        evaluated = frozenset(map(digest, (self.paraphrase, self.neighbour, *asked)))
         return Request(self.subject, self.prompt, self.old, self.new, contexts, evaluated)
 
 

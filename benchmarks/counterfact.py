@@ -5,9 +5,9 @@
 The file is in EasyEdit's layout, JSON lines. The cases are shuffled by the seed; a case is *known* when the greedy
 continuation of its prompt, as plain text without a chat template, begins with all tokens of its true answer. The first
 known ones are edited, each singly, and each is measured on its prompt (ES), paraphrase (PS) and neighbour (NS) by
-log-likelihood, and by what the model goes on to say. All methods get the prompt alone and behind the same sampled
-contexts. The baselines take at most 25 gradient steps; ours (`surgical`) at most 20, and the stages of
-`edit` (`staged`) 9 and 18, after one pass over what they keep.
+log-likelihood, and by what the model goes on to say; with `--known-facts` also on more neighbours that it knows. All
+methods get the prompt alone and behind the same sampled contexts. The baselines take at most 25 gradient steps; ours
+(`surgical`) at most 20, and the stages of `edit` (`staged`) 9 and 18, after one pass over what they keep.
 
 Every result is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table and, as
 its last line, JSON: method to metric to `{value, n, low, high}`.
@@ -32,12 +32,22 @@ from .cases import Case, read_cases
 from .contexts import sample_contexts
 from .counterfact_metrics import figures
 from .journal import Journal, read_records, surroundings
+from .known_facts import KnownFact, neighbours, read_known_facts
 from .measuring import NEW_TOKENS, edit_and_measure
 from .plain_text import greedily_follows, without_template
 
 KNOWN = "the greedy continuation of the prompt, as plain text, begins with all tokens of the true answer"
 BATCH = 64
-SHOWN = ("es", "ps", "ns", "score", "new_answer_rate", "paraphrase_new_answer_rate", "neighbour_kept")
+SHOWN = (
+    "es",
+    "ps",
+    "ns",
+    "score",
+    "new_answer_rate",
+    "paraphrase_new_answer_rate",
+    "neighbour_kept",
+    "known_neighbours_kept",
+)
 
 
 def known_cases(model: Any, tokenizer: Any, cases: Sequence[Case], count: int, journal: Journal) -> list[Case]:
@@ -56,6 +66,18 @@ def known_cases(model: Any, tokenizer: Any, cases: Sequence[Case], count: int, j
     return [case for case in cases if case.case_id in known][:count]
 
 
+def known_among(model: Any, tokenizer: Any, facts: Sequence[KnownFact], journal: Journal) -> list[KnownFact]:
+    """The facts that the base knows, in the sense of [`KNOWN`]; asked once a file of results."""
+    if facts and not journal.of_kind("known facts"):
+        known: list[int] = []
+        for start in range(0, len(facts), BATCH):
+            pairs = [(fact.prompt, fact.answer) for fact in facts[start : start + BATCH]]
+            found = greedily_follows(model, tokenizer, pairs)
+            known += [start + place for place, follows in enumerate(found) if follows]
+        journal.append({"kind": "known facts", "known": known})
+    return [facts[place] for record in journal.of_kind("known facts") for place in record["known"]] if facts else []
+
+
 def run(
     model: Any,
     tokenizer: Any,
@@ -64,6 +86,7 @@ def run(
     journal: Journal,
     count: int,
     seed: int,
+    facts: Sequence[KnownFact] = (),
 ) -> dict[str, dict[str, ps.Figure]]:
     """Edits what the journal does not have yet, case by case, and returns all figures.
 
@@ -75,19 +98,22 @@ def run(
         journal: Gets every result.
         count: How many known cases to edit.
         seed: Of methods and of the Score's interval.
+        facts: Where more neighbours of a case are looked for.
     """
     contexts = tuple(journal.of_kind("contexts")[0]["contexts"])
     check_settings(journal, methods)
     chosen = known_cases(model, tokenizer, cases, count, journal)
     if len(chosen) < count:
         click.echo(f"the base knows {len(chosen)} cases only; asked for {count}", err=True)
+    known = known_among(model, tokenizer, facts, journal)
     done = {(record["method"], record["case_id"]): record for record in journal.of_kind("case")}
     for number, case in enumerate(chosen, 1):
         for method in methods:
             key = (method.name, case.case_id)
             if key in done:
                 continue
-            found = edit_and_measure(model, tokenizer, method, case, contexts, seed)
+            beside = [fact for fact in neighbours(case, facts) if fact in known]
+            found = edit_and_measure(model, tokenizer, method, case, contexts, seed, beside)
             done[key] = {"kind": "case", "method": key[0], "case_id": key[1], "settings": settings(method), **found}
             journal.append(done[key])
             click.echo(f"case {number} of {len(chosen)}, {method.name}: {found['seconds']:.1f} s", err=True)
@@ -163,6 +189,12 @@ def _percent(figure: ps.Figure | None) -> str:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Leave out the cases that this other file of results has, such as those of tuning.",
 )
+@click.option(
+    "--known-facts",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="More neighbours, from a file as that of known_1000.",
+)
 @click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES)))
 @click.option("--device", default=None)
 def main(
@@ -175,6 +207,7 @@ def main(
     rates: dict[str, float],
     contexts: int,
     exclude: tuple[Path, ...],
+    known_facts: Path | None,
     dtype: str,
     device: str | None,
 ) -> None:
@@ -188,6 +221,7 @@ def main(
         cases, digest = read_cases(data, seed)
         left_out = {record["case_id"] for path in exclude for record in read_records(path) if "case_id" in record}
         cases = [case for case in cases if case.case_id not in left_out]
+        facts, facts_digest = ([], "") if known_facts is None else read_known_facts(known_facts)
         loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
         loaded.requires_grad_(False)
         journal = Journal(
@@ -201,13 +235,14 @@ def main(
                 "contexts": contexts,
                 "new_tokens": NEW_TOKENS,
                 "known": KNOWN,
+                "known_facts": known_facts and {"name": known_facts.name, "sha256": facts_digest},
             },
             {"command": command(), **surroundings(loaded.device)},
         )
         plain = without_template(tokenizer)
         if not journal.of_kind("contexts"):
             journal.append({"kind": "contexts", "contexts": sample_contexts(loaded, plain, contexts, seed)})
-        result = run(loaded, plain, cases, methods, journal, count, seed)
+        result = run(loaded, plain, cases, methods, journal, count, seed, facts)
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table(result))

@@ -19,7 +19,8 @@ from .cases import Case
 
 RESAMPLES = 10_000
 Measured = Mapping[str, Any]
-"""Of `prompt`, `paraphrase` and `neighbour` each `new` and `old` (mean log-likelihoods per token) and `said`."""
+"""Of `prompt`, `paraphrase` and `neighbour` each `new` and `old` (mean log-likelihoods per token) and `said`; of
+`known_neighbours`, where there are any, how many `n` are, how many are `kept` and how many `leaked`."""
 
 
 def figures(
@@ -60,6 +61,8 @@ def figures(
         "paraphrase_old_answer_rate": _said(cases, measured, "paraphrase", says_old),
         "neighbour_kept": rate(kept),
         "neighbour_leak": rate(leaked),
+        "known_neighbours_kept": _share(measured, "kept"),
+        "known_neighbours_leak": _share(measured, "leaked"),
         "seconds_per_edit": mean(seconds) if seconds else None,
     }
     return {name: figure for name, figure in found.items() if figure is not None}
@@ -107,6 +110,12 @@ def says_new(said: str, case: Case) -> bool:
 def says_old(said: str, case: Case) -> bool:
     """Whether a continuation holds the old answer."""
     return contains(said, (case.old,), besides=case.subject)
+
+
+def _share(measured: Sequence[Measured], what: str) -> Figure | None:
+    """The mean over cases of a case's own share: what an edit does to one neighbour it tends to do to others."""
+    counted = [m["known_neighbours"] for m in measured if "known_neighbours" in m]
+    return mean([found[what] / found["n"] for found in counted]) if counted else None
 
 
 def _said(

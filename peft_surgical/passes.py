@@ -14,7 +14,7 @@ from torch import nn
 
 Found = TypeVar("Found")
 
-# What another pass costs on a processor, in tokens, as measured: the shared beginning runs again, and every layer has a
+# What another pass costs on a processor, in tokens, as measured: the shared beginning runs again, and each layer has a
 # cost of its own.
 _PASS_COST = 256
 

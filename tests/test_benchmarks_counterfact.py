@@ -48,9 +48,9 @@ def edits(monkeypatch):
     """Counts what is edited from now on."""
     counted, real = [], measuring.edit_and_measure
 
-    def counting(model, tokenizer, method, case, contexts, seed):
+    def counting(model, tokenizer, method, case, *rest):
         counted.append((method.name, case.case_id))
-        return real(model, tokenizer, method, case, contexts, seed)
+        return real(model, tokenizer, method, case, *rest)
 
     monkeypatch.setattr(counterfact, "edit_and_measure", counting)
     return counted
