@@ -191,9 +191,8 @@ def measure_curvature(
             if not torch.isfinite(torch.stack([total.detach().sum(), logits.detach().amin()])).all():
                 raise ModelError("the model gives logits that are not finite on what is to be kept.")
             if on_logits is not None:
-                for i, read in zip(
-                    chosen, logits.detach().split([stop - begin for begin, stop in spans]), strict=True
-                ):
+                reads = logits.detach().split([stop - begin for begin, stop in spans])
+                for i, read in zip(chosen, reads, strict=True):
                     on_logits(i, read)
             running = (logits.detach() - total.detach()).exp_().cumsum(-1)
             for draw, uniform in enumerate(torch.cat([numbers[i] for i in chosen], dim=1)):
