@@ -12,11 +12,6 @@ layers does not know. Outside of these directions only a diagonal is known. So t
 diagonal, and the sampled directions on top, weighted so that a step all but avoids them (as AlphaEdit, arXiv
 2410.02355, projects a change of weights into the null space of what is to be kept). It is inverted by Woodbury's
 identity; memory is linear in the coordinates.
-
-What texts begin with alike, a chat template's, runs once a batch, and the backward pass gives one gradient there for
-all of its rows. As labels are drawn apart for each row, the sum over rows is a sample of what they all do through that
-beginning, and stands beside the rows' own samples. Left out is how the two go together: it would take a backward pass
-through the beginning for each row, which costs as much as its own tokens do.
 """
 
 from __future__ import annotations
@@ -145,7 +140,7 @@ def measure_curvature(
     *,
     draws: int = 1,
     seed: int = 0,
-    tokens: int = 1024,
+    tokens: int = 1536,
     on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
 ) -> Curvature:
     """Estimates the Fisher information of an adapter's scales, where the model now is.
@@ -158,33 +153,33 @@ def measure_curvature(
         rows: What to read: the distributions that predict their answers' tokens.
         draws: Samples a row: how often labels are drawn, each with a backward pass of its own.
         seed: Draws the labels.
-        tokens: At most so many tokens a forward, padding included and the shared prefix not, but always one row. The
-            rows' labels do not depend on it.
+        tokens: At most so many tokens a forward, padding included, but always one row. The labels do not depend on it;
+            fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`).
 
     Returns:
-        A sample a row and draw, and one a batch and draw for the prefix where rows share one; together the mean over
-        positions read.
+        A sample a row and draw, together the mean over positions read.
 
     Raises:
         ModelError: If a logit is not finite.
     """
+    # A shared prefix would add up what all rows of a batch do through it, and a step finds what that sum does not see:
+    # a refusal then spreads through the prefix to other questions.
+    runner = runner.unshared()
     generator = torch.Generator().manual_seed(seed)
+    made = [
+        layer.surgical_ia3_delta[adapter].new_zeros(draws, len(rows), layer.coordinates[adapter].n) for layer in layers
+    ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     counts = [len(rows[i].ids) - rows[i].answer_start for i in order]
     # Also for what other processes read, so that a row's labels do not depend on how many there are.
     numbers = dict(zip(order, _uniform(counts, draws, generator), strict=True))
-    batches = fewest(order, [len(rows[i].ids) - len(runner.prefix) for i in order], tokens)
-    samples = len(rows) + (len(batches) if runner.prefix else 0)
-    made = [
-        layer.surgical_ia3_delta[adapter].new_zeros(draws, samples, layer.coordinates[adapter].n) for layer in layers
-    ]
-    with _row_gradients(runner, layers, adapter) as found:
-        for number in share(range(len(batches))):
-            chosen = batches[number]
+    batches = fewest(order, [len(rows[i].ids) for i in order], tokens)
+    with _row_gradients(layers, adapter) as found:
+        for chosen in share(batches):
             spans = [span(rows[i]) for i in chosen]
-            found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen) - len(runner.prefix)
+            found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen)
             logits = runner.logits([indices[i] for i in chosen], spans).float()
             total = logits.logsumexp(-1, keepdim=True)
             # The sum shows what is not a number or too large, the least what is minus infinity.
@@ -196,14 +191,11 @@ def measure_curvature(
                     on_logits(i, read)
             running = (logits.detach() - total.detach()).exp_().cumsum(-1)
             for draw, uniform in enumerate(torch.cat([numbers[i] for i in chosen], dim=1)):
-                found.own.clear()
-                found.prefix.clear()
+                found.gradients.clear()
                 likelihood = (logits.gather(-1, _labels(running, uniform)) - total).sum()
                 likelihood.backward(retain_graph=draw + 1 < draws)
-                for position, gradients in found.own.items():
+                for position, gradients in found.gradients.items():
                     made[position][draw, chosen] = gradients
-                for position, gradient in found.prefix.items():
-                    made[position][draw, len(rows) + number] = gradient[0]
     add_up(made)
     for layer in layers:
         layer.surgical_ia3_delta[adapter].grad = None
@@ -235,17 +227,16 @@ def _labels(
 
 @dataclass
 class _Found:
-    """How many rows a forward pass has and how many tokens each, padded, without a shared prefix; and what the
-    backward pass gave for each layer, by its place: the rows' own gradients and that of the prefix."""
+    """How many rows a forward pass has and how many tokens each, padded; and what the backward pass gave: for each
+    layer, by its place, the rows' own gradients."""
 
     rows: int = 0
     tokens: int = 0
-    own: dict[int, Float[Tensor, "row selected"]] = field(default_factory=dict)
-    prefix: dict[int, Float[Tensor, "1 selected"]] = field(default_factory=dict)
+    gradients: dict[int, Float[Tensor, "row selected"]] = field(default_factory=dict)
 
 
 @contextmanager
-def _row_gradients(runner: SuffixRunner, layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[_Found]:
+def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[_Found]:
     """Collects, in a backward pass, each row's own gradient with respect to each scale: activation times slope, summed
     over the row's tokens.
 
@@ -259,26 +250,23 @@ def _row_gradients(runner: SuffixRunner, layers: Sequence[SurgicalIA3Layer], ada
         index = layer.surgical_ia3_index[adapter]
         whole = layer.coordinates[adapter].covers(layer.width)
 
-        def selected(x: Tensor, rows: int, tokens: int) -> Tensor:
-            every = x.detach().reshape(rows, tokens, layer.width)
-            return (every if whole else every.index_select(-1, index)).float()
+        def selected(x: Tensor) -> Tensor:
+            tokens = x.detach().reshape(found.rows, found.tokens, layer.width)
+            return (tokens if whole else tokens.index_select(-1, index)).float()
 
         def watched(x: Tensor, names: list[str]) -> Tensor:
             scaled = plain(x, names)
             if scaled.requires_grad:
-                shape = (1, len(runner.prefix)) if runner.in_prefix else (found.rows, found.tokens)
-                into = found.prefix if runner.in_prefix else found.own
-                if x.numel() != shape[0] * shape[1] * layer.width:
+                if x.numel() != found.rows * found.tokens * layer.width:
                     raise ArchitectureError(
                         "a stage trains on modules that see all tokens of a text; this model sends them there token by"
                         " token."
                     )
 
                 def keep(slope: Tensor) -> None:
-                    products = (selected(x, *shape) * selected(slope, *shape)).sum(1)
-                    own = products * layer.others_scale(adapter, names).detach()
-                    before = into.get(position)
-                    into[position] = own if before is None else before + own
+                    own = (selected(x) * selected(slope)).sum(1) * layer.others_scale(adapter, names).detach()
+                    before = found.gradients.get(position)
+                    found.gradients[position] = own if before is None else before + own
 
                 scaled.register_hook(keep)
             return scaled

@@ -53,9 +53,6 @@ class SuffixRunner:
         pad: Token id that fills rows on the right.
         room: Bytes that the kept hidden states may take, where the model is; those of sequences for which there is
             none left are computed each time.
-
-    Attributes:
-        in_prefix: True while the shared prefix runs, for hooks in the model, which see it as a batch of one.
     """
 
     def __init__(
@@ -72,7 +69,6 @@ class SuffixRunner:
         self.rows: list[Row] = []
         self._entering: list[Tensor | None] = []
         self._entering_prefix: Tensor | None = None
-        self.in_prefix = False
 
     @phase("frozen layers")
     @torch.no_grad()
@@ -117,7 +113,13 @@ class SuffixRunner:
             if not skip <= start < stop <= len(self.rows[indices[row]]):
                 raise ValueError(f"the positions {start} to {stop} are not all after the prefix and in the sequence.")
             mask[row, start - skip : stop - skip] = True
-        cache = expanded(self._run_prefix(), len(ids))
+        cache = None
+        if self.prefix:
+            with self._patched(self._entering_prefix, torch.zeros(1, skip, dtype=torch.bool, device=self.device)):
+                # A cache of the model's own making would forget what its sliding windows have passed.
+                ids_before = torch.tensor([self.prefix], device=self.device)
+                out = self.model(input_ids=ids_before, past_key_values=DynamicCache(), use_cache=True)
+            cache = expanded(self._filled(out.past_key_values), len(ids))
         entering = None
         if self.first:
             entering = nn.utils.rnn.pad_sequence(self._entering_of(indices), batch_first=True)
@@ -126,20 +128,17 @@ class SuffixRunner:
         logits: Tensor = out.logits
         return logits
 
-    def _run_prefix(self) -> Any:
-        """The prefix's keys and values, as a batch of one."""
+    def unshared(self) -> SuffixRunner:
+        """The same sequences, each with a prefix of its own, so that what one does can be told from the others."""
         if not self.prefix:
-            return None
-        nothing = torch.zeros(1, len(self.prefix), dtype=torch.bool, device=self.device)
-        ids = torch.tensor([self.prefix], device=self.device)
-        self.in_prefix = True
-        try:
-            with self._patched(self._entering_prefix, nothing):
-                # A cache of the model's own making would forget what its sliding windows have passed.
-                out = self.model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
-        finally:
-            self.in_prefix = False
-        return self._filled(out.past_key_values)
+            return self
+        made = SuffixRunner(self.model, self.layers, self.first, pad=self.pad)
+        made.rows = list(self.rows)
+        before = self._entering_prefix
+        made._entering = [
+            None if own is None or before is None else torch.cat([before[0], own]) for own in self._entering
+        ]
+        return made
 
     def _entering_of(self, indices: Sequence[int]) -> list[Tensor]:
         missing = [i for i in indices if self._entering[i] is None]

@@ -22,44 +22,26 @@ def whole(curvature):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3"])
-def test_each_row_has_the_gradient_of_its_own_tokens_and_the_prefix_that_of_all_rows(family):
+def test_each_row_has_the_gradient_that_it_has_alone(family):
     task = Task(family)
-    assert task.runner.prefix
     layers = layers_of(task)
     parameters = [layer.surgical_ia3_delta[ADAPTER] for layer in layers]
     with torch.no_grad():
         for parameter in parameters:
             parameter.uniform_(-0.3, 0.3)
     rows = task.facts
-
-    def backward(chosen):
+    runner = task.runner.unshared()
+    with _row_gradients(layers, ADAPTER) as found:
+        found.rows, found.tokens = len(rows), max(len(row.ids) for row in rows)
+        runner.logits(range(len(rows)), [span(row) for row in rows]).logsumexp(-1).sum().backward()
+    assert sorted(found.gradients) == list(range(len(layers)))
+    for i, row in enumerate(rows):
         for parameter in parameters:
             parameter.grad = None
-        task.runner.logits(chosen, [span(rows[i]) for i in chosen]).logsumexp(-1).sum().backward()
-        return [parameter.grad for parameter in parameters]
-
-    def collected(chosen):
-        with _row_gradients(task.runner, layers, ADAPTER) as found:
-            found.rows = len(chosen)
-            found.tokens = max(len(rows[i].ids) for i in chosen) - len(task.runner.prefix)
-            backward(chosen)
-        return found
-
-    together = collected(range(len(rows)))
-    places = list(range(len(layers)))
-    # What the last MLP makes of the prefix nothing reads.
-    assert sorted(together.own) == places
-    assert sorted(together.prefix) == places[:-1]
-    alone = [collected([i]) for i in range(len(rows))]
-    for position in places[:-1]:
-        for i, found in enumerate(alone):
-            torch.testing.assert_close(together.own[position][i], found.own[position][0], rtol=1e-4, atol=1e-6)
-            # What a row does by itself and through the prefix is all that it does.
-            whole = found.own[position][0] + found.prefix[position][0]
-            torch.testing.assert_close(whole, backward([i])[position], rtol=1e-4, atol=1e-6)
-        through = sum(found.prefix[position] for found in alone)
-        torch.testing.assert_close(together.prefix[position], through, rtol=1e-4, atol=1e-6)
-        assert through.abs().max() > 1e-4
+        # With the prefix shared, as training runs it: what a row does alone is the same.
+        task.runner.logits([i], [span(row)]).logsumexp(-1).sum().backward()
+        for position, parameter in enumerate(parameters):
+            torch.testing.assert_close(found.gradients[position][i], parameter.grad, rtol=1e-4, atol=1e-6)
     assert all("apply_scale" not in layer.__dict__ for layer in layers)
 
 
@@ -71,8 +53,7 @@ def measured(task, **options):
 def test_a_sample_for_each_row_and_draw_and_nothing_is_left_behind():
     task = Task()
     found = measured(task, draws=3)
-    # And one for what all of them do through the prefix that they share: they are one batch.
-    assert [len(own) for own in found.gradients] == [3 * (len(task.retains) + 1)] * len(layers_of(task))
+    assert [len(own) for own in found.gradients] == [3 * len(task.retains)] * len(layers_of(task))
     assert [own.shape[1] for own in found.gradients] == [layer.coordinates[ADAPTER].n for layer in layers_of(task)]
     assert samples(found).abs().max() > 0
     assert all(p.grad is None for p in task.parameters)
@@ -194,7 +175,7 @@ def test_logits_that_are_not_finite_are_refused(value, monkeypatch):
 def test_tokens_that_are_not_laid_out_by_rows_are_refused():
     task = Task()
     layers = layers_of(task)
-    with _row_gradients(task.runner, layers, ADAPTER) as found:
+    with _row_gradients(layers, ADAPTER) as found:
         found.rows, found.tokens = 2, 5
         with pytest.raises(ArchitectureError, match="token by token"):
             layers[0].apply_scale(torch.ones(7, layers[0].width), [ADAPTER])

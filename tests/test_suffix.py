@@ -109,11 +109,12 @@ def test_what_there_is_no_room_for_is_computed_again(kept, prefix):
     expected = SuffixRunner(model, layers_of(model), 2, prefix)
     expected.add(sequences)
     ran.clear()
-    # Right also where rows are kept and others are not.
+    # Right also where rows are kept and others are not, and apart from their prefix.
     for indices in ([0, 1, 2, 3], [3, 0], [1]):
         chosen = [spans[i] for i in indices]
         found = runner.logits(indices, chosen)
         torch.testing.assert_close(found, expected.logits(indices, chosen), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(runner.unshared().logits(indices, chosen), found, atol=2e-5, rtol=1e-4)
     assert bool(ran) == (kept < 4)
 
 
@@ -169,15 +170,15 @@ def test_shared_prefix():
     assert shared_prefix([], []) == 0
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_a_hook_is_told_when_the_prefix_runs(first):
+@pytest.mark.parametrize("first", [0, 2])
+def test_unshared_rows_give_the_same_logits(first):
     model = tiny_model("llama")
+    sequences = rows(PREFIX)
     runner = SuffixRunner(model, layers_of(model), first, PREFIX)
-    sequences, met = rows(PREFIX), []
     runner.add(sequences)
-    layers_of(model)[1].mlp.register_forward_hook(
-        lambda _, args, __: met.append((runner.in_prefix, args[0].shape[:2]))
-    )
-    runner.logits(range(4), spans_of(sequences, len(PREFIX)))
-    assert met == [(True, (1, len(PREFIX))), (False, (4, max(LENGTHS)))]
-    assert not runner.in_prefix
+    spans = spans_of(sequences, len(PREFIX))
+    alone = runner.unshared()
+    assert alone.prefix == ()
+    expected = runner.logits(range(len(sequences)), spans)
+    torch.testing.assert_close(alone.logits(range(len(sequences)), spans), expected, rtol=1e-4, atol=1e-5)
+    assert alone.unshared() is alone
