@@ -115,7 +115,11 @@ def says_old(said: str, case: Case) -> bool:
 def _share(measured: Sequence[Measured], what: str) -> Figure | None:
     """The mean over cases of a case's own share: what an edit does to one neighbour it tends to do to others."""
     counted = [m["known_neighbours"] for m in measured if "known_neighbours" in m]
-    return mean([found[what] / found["n"] for found in counted]) if counted else None
+    if not counted:
+        return None
+    found = mean([one[what] / one["n"] for one in counted])
+    # The mean's interval is a normal one, and a share lies between 0 and 1.
+    return Figure(found.value, found.n, max(0.0, found.low), min(1.0, found.high))
 
 
 def _said(

@@ -60,6 +60,8 @@ def test_each_case_counts_once_by_hand():
     made = figures([some_case()] * 3, found, found, [1.0] * 3, 0)
     assert (made["known_neighbours_kept"].value, made["known_neighbours_kept"].n) == (pytest.approx(0.5), 2)
     assert made["known_neighbours_leak"].value == pytest.approx(0.125)
+    assert made["known_neighbours_leak"].low == 0
+    assert made["known_neighbours_kept"].high <= 1
     assert "known_neighbours_kept" not in figures([some_case()], [measured()], [measured()], [1.0], 0)
 
 
