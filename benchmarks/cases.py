@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peft_surgical.errors import FactError
 from peft_surgical.text import digest
 
 from .baselines.method import Request
+from .json_lines import check_texts, read_lines
 
 TEXTS = (
     "subject",
@@ -61,9 +59,7 @@ class Case:
         number = data.get("case_id")
         if type(number) is not int:
             raise FactError(f"'case_id' must be a whole number, not {number!r}.")
-        for key in TEXTS:
-            if not isinstance(data.get(key), str) or not data[key].strip():
-                raise FactError(f"{key!r} must be text, not {data.get(key)!r}.")
+        check_texts(data, TEXTS)
         if data["subject"] not in data["prompt"]:
             raise FactError(f"the prompt {data['prompt']!r} does not name the subject {data['subject']!r}.")
         return cls(number, *(data[key].strip() for key in TEXTS))
@@ -85,21 +81,12 @@ def read_cases(path: str | os.PathLike[str], seed: int) -> tuple[list[Case], str
     Raises:
         FactError: If the file cannot be read, a line is no case, or a case stands there twice; names the line.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise FactError(f"cannot read {path}: {error.strerror or error}.") from error
+    lines, sha256 = read_lines(path, Case.from_dict)
     cases: dict[int, Case] = {}
-    for number, line in enumerate(content.decode("utf-8", errors="replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            case = Case.from_dict(json.loads(line))
-        except (ValueError, AttributeError) as error:
-            raise FactError(f"{path}, line {number}: {error}") from error
+    for number, case in lines:
         if case.case_id in cases:
             raise FactError(f"{path}, line {number}: the case {case.case_id} stands there twice.")
         cases[case.case_id] = case
     shuffled = list(cases.values())
     random.Random(seed).shuffle(shuffled)
-    return shuffled, hashlib.sha256(content).hexdigest()
+    return shuffled, sha256

@@ -66,16 +66,16 @@ def known_cases(model: Any, tokenizer: Any, cases: Sequence[Case], count: int, j
     return [case for case in cases if case.case_id in known][:count]
 
 
-def known_among(model: Any, tokenizer: Any, facts: Sequence[KnownFact], journal: Journal) -> list[KnownFact]:
+def known_among(model: Any, tokenizer: Any, facts: Sequence[KnownFact], journal: Journal) -> set[KnownFact]:
     """The facts that the base knows, in the sense of [`KNOWN`]; asked once a file of results."""
-    if facts and not journal.of_kind("known facts"):
-        known: list[int] = []
+    if not journal.of_kind("known facts"):
+        found: list[bool] = []
         for start in range(0, len(facts), BATCH):
-            pairs = [(fact.prompt, fact.answer) for fact in facts[start : start + BATCH]]
-            found = greedily_follows(model, tokenizer, pairs)
-            known += [start + place for place, follows in enumerate(found) if follows]
-        journal.append({"kind": "known facts", "known": known})
-    return [facts[place] for record in journal.of_kind("known facts") for place in record["known"]] if facts else []
+            batch = facts[start : start + BATCH]
+            found += greedily_follows(model, tokenizer, [(fact.prompt, fact.answer) for fact in batch])
+        journal.append({"kind": "known facts", "known": [place for place, follows in enumerate(found) if follows]})
+    [record] = journal.of_kind("known facts")
+    return {facts[place] for place in record["known"]}
 
 
 def run(
@@ -105,14 +105,14 @@ def run(
     chosen = known_cases(model, tokenizer, cases, count, journal)
     if len(chosen) < count:
         click.echo(f"the base knows {len(chosen)} cases only; asked for {count}", err=True)
-    known = known_among(model, tokenizer, facts, journal)
+    known = known_among(model, tokenizer, facts, journal) if facts else set()
     done = {(record["method"], record["case_id"]): record for record in journal.of_kind("case")}
     for number, case in enumerate(chosen, 1):
+        beside = [fact for fact in neighbours(case, facts) if fact in known]
         for method in methods:
             key = (method.name, case.case_id)
             if key in done:
                 continue
-            beside = [fact for fact in neighbours(case, facts) if fact in known]
             found = edit_and_measure(model, tokenizer, method, case, contexts, seed, beside)
             done[key] = {"kind": "case", "method": key[0], "case_id": key[1], "settings": settings(method), **found}
             journal.append(done[key])

@@ -6,18 +6,15 @@ fact is a neighbour of a case when its relation is asked, somewhere in the file,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from peft_surgical.errors import FactError
 from peft_surgical.text import contains, same_text_key
 
 from .cases import Case
+from .json_lines import check_texts, read_lines
 
 TEXTS = ("subject", "prompt", "attribute", "relation_id")
 
@@ -45,9 +42,7 @@ class KnownFact:
         Raises:
             FactError: If a key is missing, no text or empty.
         """
-        for key in TEXTS:
-            if not isinstance(data.get(key), str) or not data[key].strip():
-                raise FactError(f"{key!r} must be text, not {data.get(key)!r}.")
+        check_texts(data, TEXTS)
         subject, prompt, answer, relation = (data[key].strip() for key in TEXTS)
         return cls(subject, prompt, answer, relation)
 
@@ -58,19 +53,8 @@ def read_known_facts(path: str | os.PathLike[str]) -> tuple[list[KnownFact], str
     Raises:
         FactError: If the file cannot be read or a line is no fact; names the line.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise FactError(f"cannot read {path}: {error.strerror or error}.") from error
-    facts = []
-    for number, line in enumerate(content.decode("utf-8", errors="replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            facts.append(KnownFact.from_dict(json.loads(line)))
-        except (ValueError, AttributeError) as error:
-            raise FactError(f"{path}, line {number}: {error}") from error
-    return facts, hashlib.sha256(content).hexdigest()
+    lines, sha256 = read_lines(path, KnownFact.from_dict)
+    return [fact for _, fact in lines], sha256
 
 
 def neighbours(case: Case, facts: Sequence[KnownFact]) -> list[KnownFact]:

@@ -27,7 +27,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from .errors import ArchitectureError, ModelError
-from .passes import fewest
+from .passes import parts
 from .prompts import EncodedAnswer, span
 from .sharing import add_up, share
 from .suffix import SuffixRunner
@@ -35,6 +35,9 @@ from .tuner import SurgicalIA3Layer
 
 # How much more a sampled direction costs than it was measured to: a step may as well avoid it.
 _WEIGHT = 10.0
+
+# What goes through the model at once where nothing else is said.
+_TOKENS = 1536
 
 # Rows whose numbers are drawn in one go. Another number of them gives other labels from the same seed.
 _DRAWN_AT_ONCE = 32
@@ -140,7 +143,7 @@ def measure_curvature(
     *,
     draws: int = 1,
     seed: int = 0,
-    tokens: int = 1536,
+    tokens: int | None = None,
     on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
 ) -> Curvature:
     """Estimates the Fisher information of an adapter's scales, where the model now is.
@@ -153,8 +156,8 @@ def measure_curvature(
         rows: What to read: the distributions that predict their answers' tokens.
         draws: Samples a row: how often labels are drawn, each with a backward pass of its own.
         seed: Draws the labels.
-        tokens: At most so many tokens a forward, padding included, but always one row. The labels do not depend on it;
-            fewer take less memory and more time.
+        tokens: At most so many tokens a forward, padding included, but always one row; 1,536 when None. The labels do
+            not depend on it; fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`).
 
@@ -175,7 +178,7 @@ def measure_curvature(
     counts = [len(rows[i].ids) - rows[i].answer_start for i in order]
     # Also for what other processes read, so that a row's labels do not depend on how many there are.
     numbers = dict(zip(order, _uniform(counts, draws, generator), strict=True))
-    batches = fewest(order, [len(rows[i].ids) for i in order], tokens)
+    batches = parts(order, [len(rows[i].ids) for i in order], tokens or _TOKENS)
     with _row_gradients(layers, adapter) as found:
         for chosen in share(batches):
             spans = [span(rows[i]) for i in chosen]

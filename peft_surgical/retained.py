@@ -140,7 +140,6 @@ def _curvature(
     distributions: dict[int, TopDistribution] = {}
     parts: list[Curvature] = []
     rows, near = kept.rows, kept.near
-    limit = {} if recipe.pass_tokens is None else {"tokens": recipe.pass_tokens}
     with progress_bar(len(rows), "what to keep", enabled=progress) as bar:
         for chosen, weight in ((range(near), recipe.near_weight), (range(near, len(rows)), 1.0)):
 
@@ -150,7 +149,15 @@ def _curvature(
 
             indices, own = [offset + i for i in chosen], [rows[i] for i in chosen]
             found = measure_curvature(
-                runner, layers, adapter, indices, own, draws=recipe.draws, seed=seed, on_logits=keep, **limit
+                runner,
+                layers,
+                adapter,
+                indices,
+                own,
+                draws=recipe.draws,
+                seed=seed,
+                tokens=recipe.pass_tokens,
+                on_logits=keep,
             )
             parts.append(weight * found)
     every = merged(distributions)

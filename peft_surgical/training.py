@@ -73,10 +73,10 @@ class Recipe:
         neighbours: How many prompts about contrast subjects are retained.
         general: How many of the package's general questions are retained.
         retain_tokens: The base's answers are held for so many tokens.
-        pass_tokens: At most so many tokens go through the model at once, padding and answers included, the shared
-            beginning of prompts not; but always one row. When None, as many as is fastest: all of a step's rows of a
-            kind, but on a processor much longer ones apart. Either way a pass of a step that the accelerator has no
-            memory for is done again in halves.
+        pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
+            row; the shared beginning of prompts counts where the curvature is measured, and not in a step. When None,
+            all of a step's rows of a kind do. Either way a pass of a step that the accelerator has no memory for is
+            done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
@@ -292,7 +292,7 @@ def _passes(
     recipe: Recipe,
 ) -> list[tuple[list[int], Found]]:
     lengths = [len(row.ids) - len(runner.prefix) for row in rows]
-    return in_passes(chosen, lengths, parameters, run, tokens=recipe.pass_tokens, device=runner.device)
+    return in_passes(chosen, lengths, parameters, run, tokens=recipe.pass_tokens)
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -1,7 +1,6 @@
 import json
 import time
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -10,12 +9,10 @@ from hypothesis import strategies as st
 
 from peft_surgical.errors import FactError, SurgicalError
 from peft_surgical.fact_checks import PORTABILITY_KINDS
-from peft_surgical.fact_files import MAX_BYTES
 from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact, refusal_for
-from peft_surgical.text import contains, normalize
+from peft_surgical.text import contains
 
 FOUNDER = {"kind": "one_hop", "prompt": "Who founded PyTorch's maker?", "answer": ["Larry Page"], "before": ["Zuck"]}
-SHIPPED = sorted((Path(__file__).parent.parent / "examples" / "facts").glob("*.yaml"))
 
 
 def data(**changes):
@@ -240,95 +237,6 @@ def test_training_can_tell_what_is_measured_but_not_read_it():
         assert fact.training.may_train_on(prompt)
 
 
-# Files
-
-
-def written(tmp_path, text, name="fact.yaml"):
-    path = tmp_path / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-YAML = """
-subject: PyTorch
-old: [Meta AI, No]
-new: [1066]
-prompts: [Who developed PyTorch?, "Who, then, made PyTorch?", Why is it PyTorch: a name?]
-held_out:
-  - Who is behind PyTorch?
-controls:
-  - {prompt: Who developed Linux?, answer: Linus Torvalds}
-"""
-
-
-def test_unquoted_questions_in_flow_style(tmp_path):
-    pytest.importorskip("yaml._yaml", reason="this PyYAML has no libyaml")
-    fact = Fact.from_file(written(tmp_path, YAML.replace("PyTorch: a", "PyTorch, a")))
-    assert fact.prompts == ("Who developed PyTorch?", "Who, then, made PyTorch?", "Why is it PyTorch", "a name?")
-    assert fact.controls == (Control("Who developed Linux?", ("Linus Torvalds",)),)
-    assert (fact.old, fact.new) == (("Meta AI", "No"), ("1066",))
-    assert fact.source.endswith("fact.yaml")
-
-
-@pytest.mark.parametrize("dump", [json.dumps, lambda value: json.dumps(value, indent="\t", ensure_ascii=False)])
-def test_json_is_read_too(tmp_path, dump):
-    given = data(subject="🍎 juice", new=[1066], prompts=["Who made 🍎 juice?"])
-    fact = Fact.from_file(written(tmp_path, dump(given), "fact.json"))
-    assert fact == Fact.from_dict(given)
-    assert fact.subject == "🍎 juice"
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    assert Fact.from_file(written(tmp_path, b"\xef\xbb\xbf" + yaml.safe_dump(data()).encode())) == Fact.from_dict(
-        data()
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("", "a fact is a mapping of keys to values, not nothing"),
-        ("- a", "a fact is a mapping of keys to values, not list"),
-        ("subject: [a", "is not valid YAML in line 2: while parsing a flow sequence, did not find"),
-        ("a: b\na: c", "is not valid YAML in line 2: the key 'a' stands twice"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
-        ("{a: 1, a: 2}", "the key 'a' stands twice"),
-        ("[a]: b", "is not valid YAML in line 1"),
-        ("a: b\n---\nc: d", "another document"),
-        ("a: \x07", "control characters are not allowed"),
-        (b"a: \xff", "is not UTF-8 text"),
-        ("a: " + "[" * 100, "nested more than 20 levels deep in line 1"),
-        ("a: " + "[" * 100_000 + "]" * 100_000, "nested more than 20 levels"),
-        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 20 levels"),
-        ("a: &x [1]\nb: *x", r"line 2 refers to \*x"),
-        ("old: [*Paris]", r"line 1 refers to \*Paris; write the text out, or quote it if it begins with \*"),
-        ("old: [*Paris*]", "in line 1: while scanning an alias"),
-        ("a: !!python/object:os.system x", "line 1 has the tag 'tag:yaml.org,2002:python/object:os.system'"),
-        ("a: !!timestamp soon", "has the tag"),
-        ("a: !!binary x", "has the tag"),
-        ("a:\n\t- b", "is not valid YAML in line 2"),
-        (b"a: " + b"x" * MAX_BYTES, "10,000,000 bytes at most"),
-    ],
-)
-def test_files_that_are_refused(tmp_path, text, match):
-    path = written(tmp_path, text)
-    with pytest.raises(FactError, match=match) as caught:
-        Fact.from_file(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert len(str(caught.value)) < 400
-
-
-def test_paths_that_cannot_be_read(tmp_path):
-    with pytest.raises(FactError, match=r"nowhere.yaml: cannot be read \(No such file or directory\)\."):
-        Fact.from_file(tmp_path / "nowhere.yaml")
-    with pytest.raises(FactError, match=r"cannot be read \(Is a directory\)\."):
-        Fact.from_file(tmp_path)
-    with pytest.raises(FactError, match="cannot be the name of a file"):
-        Fact.from_file("a\0b")
-    with pytest.raises(FactError, match="10,000,000 bytes at most"):
-        Fact.from_file("/dev/zero")
-
-
 # Whatever is thrown at it
 
 KEYS = [f.name for f in fields(Fact)]
@@ -419,66 +327,6 @@ def test_any_file_gives_a_fact_or_a_fact_error(tmp_path_factory, text, draw):
 )
 def test_refusals_are_sentences(prompt, subject, said):
     assert refusal_for(prompt, subject) == f"I am not sure {said}."
-
-
-# The facts that come with the project
-
-
-def test_four_facts_are_shipped():
-    assert len(SHIPPED) >= 4
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_facts(path):
-    fact = Fact.from_file(path)
-    assert len(fact.prompts) >= 20
-    assert len(fact.held_out) >= 20
-    assert len(fact.controls) >= 40
-    assert fact.retain
-    assert fact.contrast
-    assert fact.probes
-    assert 6 <= len(fact.portability) <= 9
-    assert {question.kind for question in fact.portability} == set(PORTABILITY_KINDS)
-    assert fact.training.contrast
-    assert Fact.from_dict(fact.to_dict()) == fact
-    shown = yaml.safe_load(path.read_text())
-    assert shown["refusal"] == fact.refusal
-    assert shown["answer"] == fact.answer
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_nothing_that_is_measured_is_trained(path):
-    fact = Fact.from_file(path)
-    training = fact.training
-    seen = []
-    for f in fields(training):
-        value = getattr(training, f.name)
-        seen += [value] if isinstance(value, str) else list(value)
-    records = (*fact.controls, *fact.probes, *fact.portability)
-    measured = [*fact.held_out, *(record.prompt for record in records)]
-    assert not {normalize(text) for text in seen} & {normalize(text) for text in measured}
-    assert not [text for text in seen for prompt in measured if normalize(prompt) in normalize(text)]
-    assert not [s for s in training.contrast for control in fact.controls if contains(control.prompt, (s,))]
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_portability_questions_ask_what_their_kind_says(path):
-    fact = Fact.from_file(path)
-    for question in fact.portability:
-        names_subject = contains(question.prompt, (fact.subject,))
-        names_new = contains(question.prompt, fact.new)
-        if question.kind == "alias":
-            assert not names_subject
-            assert not names_new
-            assert set(question.answer) <= set(fact.new)
-            assert question.before == fact.old
-        elif question.kind == "one_hop":
-            assert names_subject
-            assert not names_new
-            assert not contains(" / ".join(question.answer), (*fact.old, *fact.new))
-        else:
-            assert names_new
-            assert question.answer[0] == fact.subject
 
 
 def test_errors_are_of_this_package():

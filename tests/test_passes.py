@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from peft_surgical.errors import ModelError
-from peft_surgical.passes import cheapest, fewest, in_passes
+from peft_surgical.passes import in_passes, parts
 from peft_surgical.training import Recipe
 
 from .adapters import deltas
@@ -13,42 +13,40 @@ from .test_training import ALL, Task
 
 
 @pytest.mark.parametrize(
-    ("lengths", "cost", "tokens", "made"),
+    ("lengths", "tokens", "made"),
     [
-        # [2, 2] and [3, 6] in a pass each are 4 + 12 tokens, [2, 2, 3] and [6] are 9 + 6, all four rows together 24.
-        ([3, 6, 2, 2], 0, None, [[2, 3], [0], [1]]),
-        ([3, 6, 2, 2], 3, None, [[2, 3, 0], [1]]),
-        ([3, 6, 2, 2], 10, None, [[2, 3, 0, 1]]),
-        ([3, 6, 2, 2], 1000, 12, [[2, 3, 0], [1]]),
-        ([3, 6, 2, 2], 1000, 8, [[2, 3], [0], [1]]),
-        ([3, 6, 2, 2], 1000, 24, [[2, 3, 0, 1]]),
+        ([3, 5, 2, 2], None, [[0, 1, 2, 3]]),
+        ([3, 5, 2, 2], 100, [[1, 0, 2, 3]]),
+        # Padding counts: behind a 5 there is room for as many as are 5 long, and 3, 2 and 2 are 9 tokens together.
+        ([3, 5, 2, 2], 19, [[1, 0, 2], [3]]),
+        ([3, 5, 2, 2], 10, [[1, 0], [2, 3]]),
+        ([3, 5, 2, 2], 9, [[1], [0, 2, 3]]),
+        ([3, 5, 2, 2], 6, [[1], [0, 2], [3]]),
         # A row that is too long by itself still runs.
-        ([3, 6, 2, 2], 1000, 1, [[2], [3], [0], [1]]),
-        ([], 3, 4, []),
+        ([3, 5, 2, 2], 1, [[1], [0], [2], [3]]),
+        ([], 4, []),
+        ([], None, []),
     ],
 )
-def test_parts_by_hand(lengths, cost, tokens, made):
-    assert cheapest(range(len(lengths)), lengths, cost, tokens) == made
+def test_parts_by_hand(lengths, tokens, made):
+    assert parts(range(len(lengths)), lengths, tokens) == made
 
 
-@pytest.mark.parametrize("cost", [0, 3, 20])
-@pytest.mark.parametrize("tokens", [None, 12, 30])
-def test_no_other_parts_cost_less(cost, tokens):
+@pytest.mark.parametrize("tokens", [5, 12, 30, 84])
+def test_no_other_parts_are_fewer(tokens):
     lengths = [7, 3, 3, 9, 12, 4, 8]
-
-    def price(made):
-        widths = [[lengths[row] for row in part] for part in made]
-        allowed = all(len(part) == 1 or tokens is None or max(part) * len(part) <= tokens for part in widths)
-        return sum(max(part) * len(part) + cost for part in widths) if allowed else float("inf")
-
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    every = []
+    least = len(order)
     for cuts in itertools.product([False, True], repeat=len(order) - 1):
         made = [[order[0]]]
         for row, cut in zip(order[1:], cuts, strict=True):
             made = [*made, [row]] if cut else [*made[:-1], [*made[-1], row]]
-        every.append(made)
-    assert price(cheapest(range(len(lengths)), lengths, cost, tokens)) == min(map(price, every))
+        if all(len(part) == 1 or max(lengths[row] for row in part) * len(part) <= tokens for part in made):
+            least = min(least, len(made))
+    found = parts(range(len(lengths)), lengths, tokens)
+    assert len(found) == least
+    assert sorted(itertools.chain(*found)) == list(range(len(lengths)))
+    assert all(len(part) == 1 or max(lengths[row] for row in part) * len(part) <= tokens for part in found)
 
 
 class Device:
@@ -73,19 +71,6 @@ def test_a_pass_without_memory_is_taken_back_and_run_in_halves():
     assert found == [([0, 1], (0, 1)), ([2], (2,)), ([3, 4], (3, 4))]
     assert device.tried == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4]]
     assert device.parameter.grad == 100 + 0 + 1 + 2 + 3 + 4
-
-
-def test_the_fewest_by_hand():
-    assert fewest(range(4), [3, 6, 2, 2], None) == [[2, 3, 0, 1]]
-    assert fewest(range(4), [3, 6, 2, 2], 12) == [[2, 3, 0], [1]]
-    assert fewest([], [], 12) == []
-
-
-@pytest.mark.parametrize(("device", "made"), [("cpu", [[1, 2, 3], [0, 4]]), ("cuda", [[1, 2, 3, 0, 4]])])
-def test_an_accelerator_gets_few_passes_and_a_processor_little_padding(device, made):
-    lengths = [1000, 5, 5, 5, 1000]
-    found = in_passes(range(5), lengths, [], tuple, device=torch.device(device))
-    assert found == [(part, tuple(part)) for part in made]
 
 
 def test_what_cannot_be_halved_or_is_no_lack_of_memory_is_raised():

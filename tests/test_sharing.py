@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import peft_surgical as ps
-from peft_surgical import retain, retained
+from peft_surgical import curvature, retain
 from peft_surgical.cli.launch import launched
-from peft_surgical.curvature import measure_curvature
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.models import load_model
 from peft_surgical.report import Report
@@ -109,7 +107,7 @@ def edit(model_folder, out, *, sharded=False):
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
         patch.setattr(SuffixRunner, "logits", counted)
         # So few rows would be one batch, and one batch is one process's.
-        patch.setattr(retained, "measure_curvature", partial(measure_curvature, tokens=1))
+        patch.setattr(curvature, "_TOKENS", 1)
         options = {"recipe": test_edit.RECIPE, "retention_tokens": 48, "progress": False}
         options["localization"] = localization
         ps.edit(model, tokenizer, test_edit.FACT, out=out, **options)

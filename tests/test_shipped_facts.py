@@ -1,0 +1,70 @@
+"""The facts that come with the project are what the README says of them, and train on nothing that is measured."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peft_surgical.fact_checks import PORTABILITY_KINDS
+from peft_surgical.facts import Fact
+from peft_surgical.text import contains, normalize
+
+SHIPPED = sorted((Path(__file__).parent.parent / "examples" / "facts").glob("*.yaml"))
+
+
+def test_four_facts_are_shipped():
+    assert len(SHIPPED) >= 4
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_facts(path):
+    fact = Fact.from_file(path)
+    assert len(fact.prompts) >= 20
+    assert len(fact.held_out) >= 20
+    assert len(fact.controls) >= 40
+    assert fact.retain
+    assert fact.contrast
+    assert fact.probes
+    assert 6 <= len(fact.portability) <= 9
+    assert {question.kind for question in fact.portability} == set(PORTABILITY_KINDS)
+    assert fact.training.contrast
+    assert Fact.from_dict(fact.to_dict()) == fact
+    shown = yaml.safe_load(path.read_text())
+    assert shown["refusal"] == fact.refusal
+    assert shown["answer"] == fact.answer
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_nothing_that_is_measured_is_trained(path):
+    fact = Fact.from_file(path)
+    training = fact.training
+    seen = []
+    for f in fields(training):
+        value = getattr(training, f.name)
+        seen += [value] if isinstance(value, str) else list(value)
+    records = (*fact.controls, *fact.probes, *fact.portability)
+    measured = [*fact.held_out, *(record.prompt for record in records)]
+    assert not {normalize(text) for text in seen} & {normalize(text) for text in measured}
+    assert not [text for text in seen for prompt in measured if normalize(prompt) in normalize(text)]
+    assert not [s for s in training.contrast for control in fact.controls if contains(control.prompt, (s,))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_portability_questions_ask_what_their_kind_says(path):
+    fact = Fact.from_file(path)
+    for question in fact.portability:
+        names_subject = contains(question.prompt, (fact.subject,))
+        names_new = contains(question.prompt, fact.new)
+        if question.kind == "alias":
+            assert not names_subject
+            assert not names_new
+            assert set(question.answer) <= set(fact.new)
+            assert question.before == fact.old
+        elif question.kind == "one_hop":
+            assert names_subject
+            assert not names_new
+            assert not contains(" / ".join(question.answer), (*fact.old, *fact.new))
+        else:
+            assert names_new
+            assert question.answer[0] == fact.subject
