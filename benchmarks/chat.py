@@ -5,7 +5,8 @@
 Adapters and fine-tuning get the fact's training prompts with its answer, all in every step, for at most 25 steps; the
 stages of `edit` (`staged`) get the same and what the fact keeps. ROME and `surgical` edit one sentence, behind sampled
 beginnings, as they do on CounterFact: the fact's answer up to the new answer. Held-out prompts and controls are asked
-in the chat template after each, greedily.
+in the chat template after each, greedily. With `--bits` and `--relearn` held-out prompts are asked again after every
+edit's weights, merged, were rounded, or fine-tuned on the old answer.
 
 Every row is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table a fact and,
 as its last line, JSON: fact file to method to metric to `{value, n, low, high}`.
@@ -27,10 +28,11 @@ import click
 from torch import nn
 
 import peft_surgical as ps
-from peft_surgical.evaluation import answer_fact, measure_retention
+from peft_surgical.evaluation import Answers, answer_fact, measure_retention
 from peft_surgical.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
 
+from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, settings
 from .comparison import asked_digest, asked_only
 from .contexts import sample_contexts
@@ -40,6 +42,7 @@ from .plain_text import without_template
 from .speed.editing import CONTEXTS, beginning
 
 FROM_A_SENTENCE = ("surgical", "rome", "rome_cov")
+NOTHING = Afterwards()
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
 
 
@@ -78,7 +81,14 @@ class Pair(nn.Module):
 
 
 def row(
-    model: Any, base: Any, tokenizer: Any, fact: ps.Fact, method: Method, said: Mapping[str, Any], seed: int
+    model: Any,
+    base: Any,
+    tokenizer: Any,
+    fact: ps.Fact,
+    method: Method,
+    said: Mapping[str, Any],
+    seed: int,
+    after: Afterwards = NOTHING,
 ) -> dict[str, Any]:
     """Edits, measures, and leaves the model as it was.
 
@@ -88,8 +98,9 @@ def row(
         tokenizer: With its chat template.
         fact: The fact.
         method: How it is edited.
-        said: The base's answers to the controls, under `controls`.
+        said: The base's answers to the controls, under `controls`, and those of `after`, under `after`.
         seed: Of the method.
+        after: What is done to the edited weights.
     """
     asked = asked_only(fact)
     given, request = _request(model, tokenizer, fact, method.name, seed)
@@ -99,13 +110,23 @@ def row(
         answers = answer_fact(model, tokenizer, asked)
         pair = Pair(base, model)
         retention = measure_retention(pair, tokenizer, pair.states)["edited"]
-    found = {**prompt_metrics(fact, answers.held_out, answers.controls, said["controls"]), **retention}
+        afterwards = after.answers(model, tokenizer, fact)
+    found = {
+        **prompt_metrics(fact, answers.held_out, answers.controls, said["controls"]),
+        **retention,
+        **after.figures(fact, afterwards, said.get("after")),
+    }
     return {
         "figures": {metric: figure.to_dict() for metric, figure in found.items()},
         "settings": settings(method),
         "seconds": round(seconds, 2),
-        "said": {"held_out": answers.held_out, "controls": answers.controls},
+        "said": _said(answers, afterwards),
     }
+
+
+def _said(answers: Answers, afterwards: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    said = {"held_out": answers.held_out, "controls": answers.controls}
+    return {**said, "after": afterwards} if afterwards else said
 
 
 def _request(model: Any, tokenizer: Any, fact: ps.Fact, name: str, seed: int) -> tuple[Any, Request]:
@@ -126,6 +147,7 @@ def run(
     methods: Sequence[Method],
     journal: Journal,
     seed: int,
+    after: Afterwards = NOTHING,
 ) -> dict[str, dict[str, Any]]:
     """Measures the methods of a fact that the journal does not have yet, and returns them all, the base first.
 
@@ -138,20 +160,25 @@ def run(
         methods: In order.
         journal: Gets every row.
         seed: Of the methods.
+        after: What is done to the weights of each edit, and of the base.
     """
     done = {record["method"]: record for record in journal.of_kind("row") if record["fact"] == file}
     if "base" not in done:
         answers = answer_fact(model, tokenizer, asked_only(fact))
-        figures = prompt_metrics(fact, answers.held_out, answers.controls, answers.controls)
+        afterwards = after.answers(model, tokenizer, fact)
+        figures = {
+            **prompt_metrics(fact, answers.held_out, answers.controls, answers.controls),
+            **after.figures(fact, afterwards, None),
+        }
         done["base"] = {
             "figures": {name: figure.to_dict() for name, figure in figures.items()},
-            "said": {"held_out": answers.held_out, "controls": answers.controls},
+            "said": _said(answers, afterwards),
         }
         journal.append({"kind": "row", "fact": file, "method": "base", **done["base"]})
     for method in methods:
         if method.name in done:
             continue
-        found = row(model, base, tokenizer, fact, method, done["base"]["said"], seed)
+        found = row(model, base, tokenizer, fact, method, done["base"]["said"], seed, after)
         done[method.name] = found
         journal.append({"kind": "row", "fact": file, "method": method.name, **found})
         click.echo(f"{file}: {method.name}: {found['seconds']:.0f} s", err=True)
@@ -161,13 +188,15 @@ def run(
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures for a person; a column's head has the number of prompts or tokens."""
     figures = {name: found["figures"] for name, found in rows.items()}
-    counts = [next((f[metric]["n"] for f in figures.values() if metric in f), 0) for metric in SHOWN]
-    heads = " | ".join(f"{metric} (n={n:,})" for metric, n in zip(SHOWN, counts, strict=True))
-    lines = [f"| Method | {heads} | seconds |", "|---" * (len(SHOWN) + 2) + "|"]
+    # What the weights went through has its names from `Afterwards`.
+    metrics = [*SHOWN, *dict.fromkeys(metric for f in figures.values() for metric in f if " " in metric)]
+    counts = [next((f[metric]["n"] for f in figures.values() if metric in f), 0) for metric in metrics]
+    heads = " | ".join(f"{metric} (n={n:,})" for metric, n in zip(metrics, counts, strict=True))
+    lines = [f"| Method | {heads} | seconds |", "|---" * (len(metrics) + 2) + "|"]
     for name, found in rows.items():
         # What the base is compared with itself in is 1 or 0 by definition.
-        shown = SHOWN[:2] if name == "base" else SHOWN
-        cells = [_cell(figures[name].get(metric)) if metric in shown else "–" for metric in SHOWN]
+        hidden = SHOWN[2:] if name == "base" else ()
+        cells = ["–" if metric in hidden else _cell(figures[name].get(metric)) for metric in metrics]
         lines.append(f"| {name} | {' | '.join(cells)} | {found.get('seconds', '–')} |")
     return "\n".join(lines)
 
@@ -189,6 +218,15 @@ def _cell(figure: Mapping[str, float] | None) -> str:
 @click.option("--method", "names", multiple=True, type=click.Choice(list(METHODS)), help="All when not given.")
 @click.option("--learning-rate", "rates", multiple=True, callback=learning_rates, metavar="METHOD=LR")
 @click.option(
+    "--bits", multiple=True, type=click.IntRange(2, 8), help="Ask again with weights of so many bits; repeat for more."
+)
+@click.option(
+    "--relearn",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="Ask again after so many steps of fine-tuning on the old answer; repeat for more.",
+)
+@click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from."
 )
 @click.option("--seed", default=0, show_default=True)
@@ -199,6 +237,8 @@ def main(
     paths: tuple[Path, ...],
     names: tuple[str, ...],
     rates: dict[str, float],
+    bits: tuple[int, ...],
+    relearn: tuple[int, ...],
     out: Path,
     seed: int,
     dtype: str,
@@ -223,12 +263,14 @@ def main(
                 "model": model,
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "seed": seed,
+                **{name: list(given) for name, given in (("bits", bits), ("relearn", relearn)) if given},
             },
             {"command": command(), **surroundings(loaded.device)},
         )
         base, found = copy.deepcopy(loaded), {}
         for file, fact in read.items():
-            found[file] = run(loaded, base, tokenizer, fact, file, methods, journal, seed)
+            after = Afterwards(bits, relearn)
+            found[file] = run(loaded, base, tokenizer, fact, file, methods, journal, seed, after)
             click.echo(f"{fact.subject}: {fact.old[0]} → {fact.new[0]} ({file})\n")
             click.echo(table(found[file]) + "\n")
     except ps.SurgicalError as error:

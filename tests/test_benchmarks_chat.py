@@ -82,5 +82,24 @@ def test_the_benchmark_goes_on_where_it_stopped(tmp_path, model_folder, fact_tex
     assert found["lora"] == earlier["lora"]
     assert found["rome"]["kl_per_token"]["value"] > 0
     assert "| rome |" in result.stdout
+    # Another run's rows are of other settings.
+    other = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--bits", "8"])))
+    assert other.exit_code == 1
+    assert "out.jsonl" in other.output
     refused = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--learning-rate", "ft=1"])))
     assert "a learning rate is given for 'ft', which does not run" in refused.output
+
+
+def test_edits_are_asked_again_after_their_weights_were_rewritten(tmp_path, model_folder, fact_text):
+    fact = tmp_path / "fact.yaml"
+    fact.write_text(fact_text.replace("answer: lyon.", "answer: the capital of france is lyon ."))
+    arguments = ["--model", model_folder, "--fact", fact, "--out", tmp_path / "out.jsonl", "--method", "ft_l"]
+    result = CliRunner().invoke(main, list(map(str, [*arguments, "--bits", "8", "--relearn", "1"])))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])["fact.yaml"]
+    states = ("in 8 bits", "relearned 1 steps")
+    for figures in found.values():
+        assert {f"{which}_answer_rate {state}" for which in ("new", "old") for state in states} <= set(figures)
+    assert "| new_answer_rate in 8 bits (n=" in result.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert all(set(row["said"]["after"]) == set(states) for row in rows if row["kind"] == "row")
