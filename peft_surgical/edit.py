@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from .claims import claimed
-from .errors import OutputError, SelectionError
+from .errors import ModelError, OutputError, SelectionError
 from .evaluation import adapter_state, evaluate
 from .facts import Fact
 from .files import write_text
@@ -64,7 +64,7 @@ def edit(
     granularity: Granularity = "component",
     neurons: int | None = None,
     projections: Sequence[str] | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mapping[str, Recipe] | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
@@ -90,7 +90,7 @@ def edit(
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
         projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; when None, [`EDIT_PROJECTIONS`], or
             [`NEURON_PROJECTIONS`] where some neurons are chosen. Not used by the granularity `module`.
-        recipe: How both stages train; each stage's own in `stages.RECIPES` when None.
+        recipe: How both stages train, or how each does, by its name as in `stages.RECIPES`; what that holds when None.
         seed: For corruption, training order and any scorer that draws.
         overwrite: Allow `out` to hold an earlier edit, which is replaced.
         progress: Whether to show progress bars.
@@ -105,6 +105,7 @@ def edit(
         FactError: If no token distinguishes the two answers.
         SelectionError: If `selection` or `localization` is not of this model, or limits are given beside a selection,
             or nothing is within the limits, or `neurons`, `granularity` and `budget` disagree.
+        ModelError: If `recipe` names another stage.
     """
     if (neurons is None) == (granularity == "neuron"):
         raise SelectionError(
@@ -117,7 +118,8 @@ def edit(
     if projections is None:
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
-    kept = max((recipe or own).retain_tokens for own in RECIPES.values())
+    recipes = _recipes(recipe)
+    kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
     with ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
@@ -155,11 +157,17 @@ def edit(
         lap("localize")
         picture = by_main(lambda: _start_output(out, overwrite, localization, selection))
 
-        first = unlearn(model, tokenizer, fact, config, recipe=recipe, seed=seed, progress=progress)
+        first = unlearn(model, tokenizer, fact, config, recipe=recipes[UNLEARN], seed=seed, progress=progress)
         by_main(lambda: first.save(out / UNLEARN))
         lap("unlearn")
         second = learn(
-            first.model, tokenizer, fact, recipe=recipe, retained=first.retained, seed=seed, progress=progress
+            first.model,
+            tokenizer,
+            fact,
+            recipe=recipes[LEARN],
+            retained=first.retained,
+            seed=seed,
+            progress=progress,
         )
         by_main(lambda: _save_edit(second, out))
         lap("learn")
@@ -183,6 +191,18 @@ def edit(
         report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
         by_main(lambda: _save_report(report, out, picture, command))
         return report
+
+
+def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
+    """Each stage's recipe; its own where none is given."""
+    if isinstance(given, Recipe):
+        return dict.fromkeys(RECIPES, given)
+    given = given or {}
+    if unknown := sorted(set(given) - set(RECIPES)):
+        raise ModelError(
+            f"there is no stage {unknown[0]!r} that a recipe could be for; they are {' and '.join(RECIPES)}."
+        )
+    return {**RECIPES, **given}
 
 
 def _check_selection(

@@ -16,10 +16,12 @@ from benchmarks.speed.case import Case, Sizes, matrix_product_peak
 from benchmarks.speed.editing import beginning
 from benchmarks.speed.scaling import Grid, exponent, made_up_fact, scaling, wide_model, word_tokenizer
 from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_stock_adapter
+from benchmarks.speed.table import lines
 from benchmarks.speed.training import learn
 from peft_surgical.errors import FactError
 from peft_surgical.generation import generate_answers
 from peft_surgical.prompts import EncodedAnswer
+from peft_surgical.stages import LOW_MEMORY_TOKENS, RECIPES
 from tests import localizing
 
 from .conftest import fingerprint
@@ -172,3 +174,27 @@ def test_memory_is_measured_on_a_share_of_the_prompts(model_folder, fact_file, m
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["prompts"] == 1
     assert found["mib"] > 0
+
+
+def test_memory_is_measured_as_the_option_has_it(model_folder, fact_file, monkeypatch, capsys):
+    given = {}
+
+    def edited(*_, recipe, **__):
+        given.update(recipe)
+
+    monkeypatch.setattr("peft_surgical.edit", edited)
+    monkeypatch.setattr(memory_module, "give_back_freed", lambda: given.update(given_back=True))
+    arguments = ["memory", str(model_folder), str(fact_file), "float32", "{}", "1", "low"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    memory_module.main()
+    assert given.pop("given_back")
+    assert given == {stage: replace(own, pass_tokens=LOW_MEMORY_TOKENS) for stage, own in RECIPES.items()}
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] > 1
+
+
+def test_the_table_shows_memory_both_ways():
+    prompts = {"quarter": {"prompts": 6}, "all": {"prompts": 24}}
+    found = {"mib": 3278.4, "mib_quarter": 3270, "mib_low": 1423, "mib_low_quarter": 1401, "prompts": prompts}
+    shown = "\n".join(lines({"memory": found}))
+    for words in ("3278", "with 6 prompts 3270 MiB", "--low-memory", "with 6 prompts 1401 MiB, with all 24 1423 MiB"):
+        assert words in shown

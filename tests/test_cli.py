@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from peft_surgical.cli.options import DTYPE_NAMES
 from peft_surgical.cli.translate import Commands
 from peft_surgical.models import DTYPES
 from peft_surgical.report import Report
+from peft_surgical.stages import RECIPES
 from tests.command_line import run, said, written
 from tests.localizing import capital, planted, word_tokenizer
 from tests.reports import report
 
+# A command of this name is in the way of its module.
+EDIT_COMMAND = import_module("peft_surgical.cli.edit")
 COMMANDS = ("new", "scorers", "localize", "edit", "stack", "merge", "evaluate", "ask")
 
 
@@ -281,6 +285,20 @@ def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
     assert given["progress"] is True
     assert given["command"].startswith(f"peft-surgical edit {fact_file} --out '{tmp_path}/my out' --model some/model")
     assert "code that comes with some/model" in result.stderr
+
+
+def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fake_model):
+    given, freed = {}, []
+    monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
+    monkeypatch.setattr(EDIT_COMMAND, "give_back_freed", lambda: freed.append(True))
+    options = ["--out", tmp_path / "out", "--quiet", "--overwrite"]
+    assert run("edit", fact_file, *options).exit_code == 0
+    assert (given["recipe"], freed) == (None, [])
+    assert run("edit", fact_file, *options, "--low-memory").exit_code == 0
+    assert given["recipe"] == {stage: replace(own, pass_tokens=320) for stage, own in RECIPES.items()}
+    assert freed == [True]
+    assert run("edit", fact_file, *options, "--low-memory", "--steps", 7).exit_code == 0
+    assert given["recipe"] == dict.fromkeys(RECIPES, ps.Recipe(steps=7, pass_tokens=320))
 
 
 def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fake_model):

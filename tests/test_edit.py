@@ -10,7 +10,7 @@ from peft_surgical import edit as edit_function
 from peft_surgical import retain
 from peft_surgical.edit import DEFAULT_SCORERS
 from peft_surgical.edits import Edit
-from peft_surgical.errors import FactError, OutputError, ScorerError, SelectionError
+from peft_surgical.errors import FactError, ModelError, OutputError, ScorerError, SelectionError
 from peft_surgical.facts import Fact
 from peft_surgical.localization import Localization
 from peft_surgical.models import load_model
@@ -89,6 +89,17 @@ def test_an_earlier_localization_is_not_done_again(edited, model_folder, tmp_pat
     wider = replace(earlier, shape=replace(earlier.shape, d_mlp=2 * earlier.shape.d_mlp))
     with pytest.raises(SelectionError, match="the localization was made on a model of other sizes"):
         rewrite(model_folder, tmp_path / "other", localization=wider)
+    assert not (tmp_path / "other").exists()
+
+
+def test_each_stage_has_the_recipe_that_is_given_for_it(model_folder, tmp_path):
+    recipe = {"unlearn": RECIPE, "learn": replace(RECIPE, steps=2)}
+    _, report = rewrite(model_folder, tmp_path / "out", recipe=recipe)
+    assert [report.training[stage]["steps"] for stage in ("unlearn", "learn")] == [RECIPE.steps, 2]
+    with pytest.raises(
+        ModelError, match="there is no stage 'forget' that a recipe could be for; they are unlearn and l"
+    ):
+        rewrite(model_folder, tmp_path / "other", recipe={"forget": RECIPE})
     assert not (tmp_path / "other").exists()
 
 

@@ -137,13 +137,20 @@ def beginning(fact: ps.Fact) -> str:
 
 
 def memory(model: str, fact: str, dtype: str, recipe: ps.Recipe | None = None) -> dict[str, Any]:
-    """Peak resident memory of an edit above the loaded model, with a quarter of the prompts and with all, in MiB."""
+    """Peak resident memory of an edit above the loaded model, in MiB: as it is with a quarter of the prompts and with
+    all, and with `--low-memory`."""
     fields = json.dumps({} if recipe is None else vars(recipe))
     command = [sys.executable, "-m", "benchmarks.speed.memory", model, fact, dtype, fields]
     measured = {}
-    for name, share in (("quarter", 4), ("all", 1)):
-        done = subprocess.run([*command, str(share)], capture_output=True, text=True, check=False)
+    for name, options in (("quarter", ("4",)), ("all", ("1",)), ("low_quarter", ("4", "low")), ("low", ("1", "low"))):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             raise ps.SurgicalError(f"measuring memory failed: {done.stderr.strip().splitlines()[-1]}")
         measured[name] = json.loads(done.stdout.splitlines()[-1])
-    return {"mib": measured["all"]["mib"], "mib_quarter": measured["quarter"]["mib"], "prompts": measured}
+    return {
+        "mib": measured["all"]["mib"],
+        "mib_quarter": measured["quarter"]["mib"],
+        "mib_low": measured["low"]["mib"],
+        "mib_low_quarter": measured["low_quarter"]["mib"],
+        "prompts": measured,
+    }

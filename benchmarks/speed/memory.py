@@ -1,8 +1,9 @@
 """One edit in a process of its own, and the most memory that it took above the loaded model.
 
-    python -m benchmarks.speed.memory MODEL FACT DTYPE RECIPE SHARE
+    python -m benchmarks.speed.memory MODEL FACT DTYPE RECIPE SHARE [low]
 
-RECIPE is JSON of the recipe's fields, `{}` for the stages' own; the edit uses one of SHARE of the fact's prompts.
+RECIPE is JSON of the recipe's fields, `{}` for the stages' own; the edit uses one of SHARE of the fact's prompts. With
+`low` it runs as `peft-surgical edit --low-memory` does.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from typing import Any
 import torch
 
 import peft_surgical as ps
+from peft_surgical.cli.allocator import give_back_freed
+from peft_surgical.stages import LOW_MEMORY_TOKENS, RECIPES
 
 from ..localization import peak_above
 
 
 def main() -> None:
     """Measure and print a line of JSON."""
-    name, path, dtype, recipe, share = sys.argv[1:]
+    name, path, dtype, recipe, share, *low = sys.argv[1:]
+    fields: dict[str, Any] = json.loads(recipe)
+    recipes = dict.fromkeys(RECIPES, ps.Recipe(**fields)) if fields else dict(RECIPES)
+    if low:
+        give_back_freed()
+        recipes = {stage: replace(own, pass_tokens=LOW_MEMORY_TOKENS) for stage, own in recipes.items()}
     model, tokenizer = ps.load_model(name, dtype=dtype)
     fact = ps.Fact.from_file(path)
     prompts = fact.prompts[: max(1, len(fact.prompts) // int(share))]
@@ -32,7 +40,6 @@ def main() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.sum()
-    fields: dict[str, Any] = json.loads(recipe)
     with tempfile.TemporaryDirectory() as folder:
 
         def edit() -> None:
@@ -41,7 +48,7 @@ def main() -> None:
                 tokenizer,
                 fact,
                 out=Path(folder) / "out",
-                recipe=ps.Recipe(**fields) if fields else None,
+                recipe=recipes,
                 progress=False,
             )
 

@@ -38,6 +38,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         few, every = (memory["prompts"][name]["prompts"] for name in ("quarter", "all"))
         yield f"{'peak memory of edit above the model, MiB':46}{memory['mib']:>12.0f}{'':>22}  {GOALS['memory']}"
         yield f"  with {few} prompts {memory['mib_quarter']:.0f} MiB, with all {every} {memory['mib']:.0f} MiB"
+        low, low_few = memory["mib_low"], memory["mib_low_quarter"]
+        yield f"{'the same with --low-memory':46}{low:>12.0f}{'':>22}  {GOALS['memory']}"
+        yield f"  with {few} prompts {low_few:.0f} MiB, with all {every} {low:.0f} MiB"
     if "scaling" in found:
         yield from _scaling(found["scaling"])
 

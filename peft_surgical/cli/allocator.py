@@ -1,0 +1,34 @@
+"""Giving freed memory back, for commands that train in a process of their own.
+
+glibc maps large blocks one by one, and gives them back when they are freed. But it raises the size from which it does
+to that of what was freed, up to 32 MiB, and smaller blocks stay on a heap, where passes of ever other shapes leave
+holes: an edit then holds twice the memory that it uses. Where that size is set, it does not move.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+# Of `mallopt`, from glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_MAPPED_FROM, _HEAP_KEEPS = 2**20, 2**23
+_SET_BY_USERS = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+
+
+def give_back_freed() -> bool:
+    """Has blocks of 1 MiB and more given back when they are freed, for the rest of the process.
+
+    Nothing is done where another C library is used, or an environment variable says how this one allocates.
+
+    Returns:
+        Whether it is done.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SET_BY_USERS):
+        return False
+    library = ctypes.CDLL(None)
+    return all(
+        library.mallopt(option, size) == 1
+        for option, size in ((_MMAP_THRESHOLD, _MAPPED_FROM), (_TRIM_THRESHOLD, _HEAP_KEEPS))
+    )
