@@ -88,4 +88,6 @@ def merged_copy(model: Any) -> Any:
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(plain.get_submodule(parent), child, layer.get_base_layer())
+    # PEFT leaves it on the model that it puts an adapter on, and it says that there is one.
+    vars(plain).pop("peft_config", None)
     return plain

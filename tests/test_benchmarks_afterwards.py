@@ -60,6 +60,16 @@ def test_answers_are_those_of_the_rounded_and_the_relearned_weights():
     assert all("paris" in answer for answer in said["relearned 60 steps"])
 
 
+def test_an_adapter_is_part_of_what_is_rewritten():
+    model = planted()
+    config = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
+    get_peft_model(model, config).eval()
+    said = Afterwards((8,), (1,)).answers(model, TOKENIZER, FACT)
+    plain = merged_copy(model)
+    assert said == Afterwards((8,), (1,)).answers(plain, TOKENIZER, FACT)
+    assert said != Afterwards((8,), (1,)).answers(planted(), TOKENIZER, FACT)
+
+
 def test_figures_by_hand():
     after = Afterwards((8,), (2,))
     base = {"in 8 bits": ["paris"] * 4, "relearned 2 steps": ["paris"] * 4}
