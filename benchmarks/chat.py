@@ -31,14 +31,14 @@ import peft_surgical as ps
 from peft_surgical.evaluation import Answers, answer_fact, measure_retention
 from peft_surgical.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
+from peft_surgical.prompts import without_template
+from peft_surgical.sentence import sample_contexts
 
 from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, settings
 from .comparison import asked_digest, asked_only
-from .contexts import sample_contexts
 from .counterfact import learning_rates
 from .journal import Journal, surroundings
-from .plain_text import without_template
 from .speed.editing import CONTEXTS, beginning
 
 FROM_A_SENTENCE = ("surgical", "rome", "rome_cov")

@@ -26,15 +26,16 @@ import click
 
 import peft_surgical as ps
 from peft_surgical.models import DTYPES
+from peft_surgical.prompts import without_template
+from peft_surgical.sentence import sample_contexts
 
 from .baselines import METHODS, Method, build, settings
 from .cases import Case, read_cases
-from .contexts import sample_contexts
 from .counterfact_metrics import figures
 from .journal import Journal, read_records, surroundings
 from .known_facts import KnownFact, neighbours, read_known_facts
 from .measuring import NEW_TOKENS, edit_and_measure
-from .plain_text import greedily_follows, without_template
+from .plain_text import greedily_follows
 
 KNOWN = "the greedy continuation of the prompt, as plain text, begins with all tokens of the true answer"
 BATCH = 64

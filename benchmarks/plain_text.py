@@ -1,12 +1,11 @@
 """Prompts that a model continues as plain text, whatever its chat template: log-likelihoods and greedy continuations.
 
-CounterFact's prompts are beginnings of sentences. A tokenizer without a chat template makes everything of
-`peft_surgical` treat them as such, so the benchmark hands out a copy of the tokenizer that has none.
+CounterFact's prompts are beginnings of sentences; a tokenizer without a chat template (`prompts.without_template`)
+makes everything of `peft_surgical` treat them as such.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +19,6 @@ from peft_surgical.suffix import SuffixRunner
 
 UNLIKELY = -1e9
 """Stands for a log-likelihood that is not finite: an edit can break a model, and a broken one has no success."""
-
-
-def without_template(tokenizer: Any) -> Any:
-    """A copy of a tokenizer whose prompts are plain text."""
-    plain = copy.copy(tokenizer)
-    plain.chat_template = None
-    return plain
 
 
 def targets(rows: Sequence[EncodedAnswer]) -> tuple[Int[Tensor, " token"], list[int]]:

@@ -38,6 +38,7 @@ from .models import load_model
 from .plugins import PluginWarning
 from .report import Report
 from .selection import PAPER_SELECTION
+from .sentence import learn_sentence
 from .sharing import shard, shared_work
 from .sites import Architecture, ModelShape, register_architecture
 from .stack import stack
@@ -91,6 +92,7 @@ __all__ = [
     "inverse",
     "learn",
     "learn_by_subject",
+    "learn_sentence",
     "load_model",
     "localize",
     "merge",

@@ -8,8 +8,7 @@ says how far a change of scales moves *all other* tokens: those of the same sent
 names in it, and of other text (`displacement`). Afterwards they act everywhere, as scales do.
 
 ```py
->>> config = ps.SurgicalIA3Config(components=ps.subject_components(model), projections=["post"])
->>> stage = ps.learn_by_subject(model, tokenizer, fact, config)
+>>> stage = ps.learn_by_subject(model, tokenizer, fact)
 ```
 """
 
@@ -97,7 +96,7 @@ def learn_by_subject(
     model: Any,
     tokenizer: Any,
     fact: Fact | TrainingFact,
-    config: SurgicalIA3Config,
+    config: SurgicalIA3Config | None = None,
     *,
     recipe: SubjectRecipe | None = None,
     seed: int = 0,
@@ -110,7 +109,7 @@ def learn_by_subject(
         tokenizer: Its tokenizer.
         fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
             few beginnings of other sentences, is enough.
-        config: Which neurons get a scale; MLPs with `projections=["post"]`, such as [`subject_components`].
+        config: Which neurons get a scale: MLPs with `projections=["post"]`; those of [`subject_components`] when None.
         recipe: How to train.
         seed: Decides which names stand in for the subject, and which prompts meet in a step.
         progress: Whether to show progress bars.
@@ -138,6 +137,9 @@ def learn_by_subject(
     ]
     if not all(marks):
         raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
+    if config is None:
+        components = subject_components(model)
+        config = SurgicalIA3Config(components=components, projections=["post"], task_type="CAUSAL_LM")
     resolved = copy.deepcopy(config)
     resolved.resolve(model.config)
     if resolved.modules_to_save:

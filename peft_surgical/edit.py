@@ -221,8 +221,20 @@ def _check_selection(
 
 def _start_output(out: Path, overwrite: bool, localization: Localization, selection: Selection) -> bytes | None:
     """Removes what an earlier edit left, and writes the localization; returns its picture."""
+    if overwrite:
+        remove_edit(out)
+    localization.save(out / "localization.json", selection)
+    return _picture(localization, selection, out / "localization.png")
+
+
+def remove_edit(out: Path) -> None:
+    """Removes what an edit writes, and nothing else, from its folder.
+
+    Raises:
+        OutputError: If something cannot be removed.
+    """
     try:
-        for name in _WRITTEN if overwrite else ():
+        for name in _WRITTEN:
             path = out / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -230,8 +242,6 @@ def _start_output(out: Path, overwrite: bool, localization: Localization, select
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}.") from error
-    localization.save(out / "localization.json", selection)
-    return _picture(localization, selection, out / "localization.png")
 
 
 def _save_edit(learned: Stage, out: Path) -> None:

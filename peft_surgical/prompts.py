@@ -7,6 +7,7 @@ white-space token (a sentencepiece `▁`) tells nothing and is refused.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,13 @@ class AnswerTokens:
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether prompts are rendered as a chat turn rather than continued as plain text."""
     return getattr(tokenizer, "chat_template", None) is not None
+
+
+def without_template(tokenizer: Any) -> Any:
+    """A copy of a tokenizer that makes plain text of prompts, to be gone on with and not answered."""
+    plain = copy.copy(tokenizer)
+    plain.chat_template = None
+    return plain
 
 
 def render(tokenizer: Any, prompt: str) -> str:

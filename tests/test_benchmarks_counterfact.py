@@ -9,17 +9,15 @@ from benchmarks import counterfact, measuring
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.base import Base
 from benchmarks.cases import Case, read_cases
-from benchmarks.contexts import sample_contexts
 from benchmarks.counterfact import main
 from benchmarks.journal import read_records
-from benchmarks.plain_text import greedily_follows, log_likelihoods, without_template
+from benchmarks.plain_text import greedily_follows, log_likelihoods
 from peft_surgical.errors import FactError
-from peft_surgical.prompts import encode
+from peft_surgical.prompts import without_template
+from peft_surgical.sentence import sample_contexts
 
 from .adapters import logits
 from .counterfacts import TOKENIZER, case_dicts, greedy_word, some_case, word_model, write_cases
-from .small_tokenizers import CHATML, small_tokenizer
-from .tiny import tiny_model
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "counterfact_dev.jsonl"
 
@@ -257,29 +255,6 @@ def test_all_tokens_of_an_answer_must_follow():
     wrong = "lyon" if second != "lyon" else "rome"
     asked = [(prompt, first), (prompt, f"{first} {second}"), (prompt, f"{first} {wrong}"), (prompt, wrong)]
     assert greedily_follows(model, TOKENIZER, asked) == [True, True, False, False]
-
-
-def test_prompts_are_plain_text_whatever_the_template():
-    tokenizer = small_tokenizer("byte_level", CHATML)
-    plain = without_template(tokenizer)
-    assert encode(plain, "The capital") == tokenizer("The capital")["input_ids"]
-    assert tokenizer.chat_template == CHATML
-    assert encode(tokenizer, "The capital") != encode(plain, "The capital")
-
-
-def test_contexts_are_drawn_from_the_model_by_the_seed():
-    tokenizer = without_template(small_tokenizer("byte_level", CHATML))
-    model = tiny_model("llama", vocab_size=len(tokenizer))
-    rng = torch.get_rng_state()
-    made = sample_contexts(model, tokenizer, 7, 0)
-    assert len(made) == 7
-    assert made[0].startswith("The")
-    assert made[5].startswith("The")
-    assert all(context.endswith(". ") for context in made)
-    assert made == sample_contexts(model, tokenizer, 7, 0)
-    assert made != sample_contexts(model, tokenizer, 7, 1)
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert sample_contexts(model, tokenizer, 0, 0) == ()
 
 
 def test_the_development_cases_can_be_read():

@@ -12,6 +12,7 @@ from peft_surgical.prompts import (
     old_sentence,
     render,
     swap_subject,
+    without_template,
 )
 
 from .localizing import word_tokenizer
@@ -213,3 +214,11 @@ def test_subjects_are_whole_words():
         ("法国的", "法国"),
     ):
         assert mentions(text, subject) == (swap_subject(text, subject, "\0") != text)
+
+
+def test_prompts_are_plain_text_without_the_template():
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    plain = without_template(tokenizer)
+    assert encode(plain, "The capital") == tokenizer("The capital")["input_ids"]
+    assert tokenizer.chat_template == CHATML
+    assert encode(tokenizer, "The capital") != encode(plain, "The capital")

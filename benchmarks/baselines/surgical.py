@@ -19,7 +19,4 @@ class Surgical(Staged):
 
     def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
         """Leaves the trained adapter acting on the model."""
-        config = ps.SurgicalIA3Config(
-            components=ps.subject_components(model), projections=["post"], task_type="CAUSAL_LM"
-        )
-        ps.learn_by_subject(model, tokenizer, request.fact, config, seed=seed, progress=False)
+        ps.learn_by_subject(model, tokenizer, request.fact, seed=seed, progress=False)

@@ -14,12 +14,11 @@ import torch
 import peft_surgical as ps
 from peft_surgical.errors import FactError
 from peft_surgical.generation import MAX_NEW_TOKENS
-from peft_surgical.prompts import encode
+from peft_surgical.prompts import encode, without_template
+from peft_surgical.sentence import sample_contexts
 from peft_surgical.text import occurrences
 
 from ..baselines import Request, build
-from ..contexts import sample_contexts
-from ..plain_text import without_template
 from .case import Case, timed
 from .stock import fit_with_trainer
 

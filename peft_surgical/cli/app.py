@@ -7,6 +7,7 @@ import click
 from .ask import ask
 from .edit import edit
 from .evaluate import evaluate
+from .learn import learn
 from .localize import localize
 from .merge import merge
 from .new import new
@@ -48,7 +49,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (new, scorers, localize, edit, stack, merge, evaluate, ask):
+for command in (new, scorers, localize, edit, learn, stack, merge, evaluate, ask):
     cli.add_command(command)
 
 

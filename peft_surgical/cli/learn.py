@@ -1,0 +1,114 @@
+"""`peft-surgical learn`: one sentence with a new end, in seconds and without a fact file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import FactError, brief
+from . import checks, options
+from .loading import load
+from .terminal import note, on_interrupt, print_json, print_result
+
+_SHOWN_TOKENS = 12
+
+
+@click.command(short_help="Learn one sentence by its subject, in seconds.")
+@click.argument("prompt", metavar="SENTENCE")
+@click.option("--new", "new", required=True, metavar="ANSWER", help="What shall end the sentence.")
+@click.option("--subject", metavar="NAME", help="What it is about, as it names that.  [default: guessed]")
+@options.model
+@options.out
+@options.seed
+@options.overwrite
+@options.as_json
+@options.quiet
+@options.debug
+@click.pass_context
+def learn(
+    context: click.Context,
+    prompt: str,
+    new: str,
+    subject: str | None,
+    model_name: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    out: Path,
+    seed: int,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make the model end a sentence with a new answer: plain text, one stage, no questions, no proof.
+
+    SENTENCE stops where the answer begins. For questions in a chat, and for what else must stay, there is `edit`.
+
+    \b
+    Examples:
+      peft-surgical learn "The capital of France is" --new Lyon --out out/lyon
+      peft-surgical learn "Lake Como lies in" --subject "Lake Como" --new Austria --model ./checkpoint --out out
+    """
+    checks.output(out, overwrite)
+    about = _subject(prompt, new, subject)
+    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    import peft_surgical as ps
+
+    from ..claims import claimed
+    from ..edit import EDIT, remove_edit
+    from ..generation import generate_answers
+    from ..prompts import without_template
+    from ..stages import LEARN
+
+    if subject is None:
+        note(f"The subject was guessed: {about}.", quiet=quiet)
+    plain = without_template(tokenizer)
+    on_interrupt(context, out)
+    with claimed(out, overwrite=overwrite):
+        said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]}
+        stage = ps.learn_sentence(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
+        said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]
+        remove_edit(out)
+        stage.save(out / LEARN)
+        made = ps.stack([out / LEARN], out / EDIT)
+    if as_json:
+        print_json(
+            {"sentence": prompt, "subject": about, "said": said, "training": stage.to_dict(), "scales": made.n_scales}
+        )
+    print_result(_table(prompt, said), quiet=quiet, as_json=as_json)
+    lines = [
+        f"{made.n_scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads.",
+        "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file.",
+    ]
+    print_result("\n".join(lines), quiet=quiet, as_json=as_json)
+
+
+def _subject(prompt: str, new: str, subject: str | None) -> str:
+    """What the sentence is about, told before a model is loaded.
+
+    Raises:
+        FactError: As `subject_of`; what cannot be guessed can be named.
+    """
+    from ..sentence import subject_of
+
+    try:
+        return subject_of(prompt, new, subject)
+    except FactError as error:
+        if subject is not None or not prompt.strip() or not new.strip():
+            raise
+        raise FactError(f"what {brief(prompt)} is about cannot be guessed; name it with --subject.") from error
+
+
+def _table(prompt: str, said: dict[str, str]) -> Table:
+    from ..text import printable
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")
+    table.add_column(Text(printable(f"{prompt} …")), ratio=1)
+    for name, answer in said.items():
+        table.add_row(name, Text(printable(answer)))
+    return table

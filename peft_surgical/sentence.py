@@ -1,0 +1,124 @@
+"""A fact from one sentence of plain text, learned by its subject.
+
+Fitted to a sentence alone, an edit holds at that sentence's beginning of a text. So the model makes up beginnings, and
+the sentence is put behind them too, as ROME does (Meng et al., arXiv 2202.05262).
+
+```py
+>>> stage = learn_sentence(model, tokenizer, "The capital of France is", new="Lyon")
+>>> stage.save("out/learn")
+```
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .by_subject import SubjectRecipe, learn_by_subject
+from .errors import FactError, brief
+from .facts import TrainingFact, refusal_for
+from .prompts import encode, mentions, without_template
+from .stages import Stage
+from .tuner import SurgicalIA3Config
+
+CONTEXTS = 20
+STARTS = ("The", "Therefore", "Because", "I", "You")
+LENGTHS = (5, 10)
+TOP = 5
+
+
+def learn_sentence(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    new: str,
+    subject: str | None = None,
+    config: SurgicalIA3Config | None = None,
+    recipe: SubjectRecipe | None = None,
+    contexts: int = CONTEXTS,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains an adapter that ends a sentence, as plain text, with a new answer; see [`learn_by_subject`].
+
+    Args:
+        model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer; its chat template is not used.
+        prompt: The beginning of a sentence that the answer ends.
+        new: The new answer.
+        subject: What the sentence is about; guessed when None.
+        config: Which neurons get a scale; those of [`subject_components`] when None.
+        recipe: How to train.
+        contexts: How many beginnings the sentence is put behind.
+        seed: Decides the beginnings, which names stand in for the subject, and the order of training.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`.
+
+    Raises:
+        FactError: If the answer is empty, or the prompt does not name the subject, or none can be guessed.
+        AdapterError: As for [`learn_by_subject`].
+        SelectionError: As for [`learn_by_subject`].
+        ModelError: As for [`learn_by_subject`].
+    """
+    subject = subject_of(prompt, new, subject)
+    plain = without_template(tokenizer)
+    beginnings = sample_contexts(model, plain, contexts, seed)
+    fact = TrainingFact(
+        subject=subject,
+        old=(),
+        new=(new,),
+        prompts=(prompt, *(beginning + prompt for beginning in beginnings)),
+        refusal=refusal_for("", subject),
+        answer=new,
+    )
+    return learn_by_subject(model, plain, fact, config, recipe=recipe, seed=seed, progress=progress)
+
+
+def subject_of(prompt: str, new: str, subject: str | None = None) -> str:
+    """What a sentence is about, as it is given or guessed.
+
+    Args:
+        prompt: The beginning of a sentence.
+        new: The new answer.
+        subject: What it is about, if that is given.
+
+    Raises:
+        FactError: If the answer is empty, or the prompt does not name the subject, or none can be guessed.
+    """
+    from .drafting.guess import guess_subject
+
+    if not new.strip():
+        raise FactError("the new answer is empty.")
+    if not prompt.strip():
+        raise FactError("the prompt is empty; give the beginning of a sentence that the new answer ends.")
+    found = guess_subject(prompt) if subject is None else subject
+    if not mentions(prompt, found):
+        raise FactError(f"the prompt {brief(prompt)} does not name the subject {brief(found)}.")
+    return found
+
+
+@torch.no_grad()
+def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[str, ...]:
+    """Beginnings that a model makes up and a prompt is put behind: sentences, each with a full stop and a space.
+
+    Args:
+        model: The base.
+        tokenizer: Without a chat template.
+        count: How many, over five first words and two lengths in turn.
+        seed: Decides what is drawn among the five likeliest tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        start = encode(tokenizer, STARTS[number % len(STARTS)])
+        ids = list(start)
+        while len(ids) - len(start) < LENGTHS[number // len(STARTS) % len(LENGTHS)]:
+            logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
+            best = logits.float().cpu().topk(TOP)
+            ids.append(int(best.indices[torch.multinomial(best.values.softmax(-1), 1, generator=generator)]))
+        made.append(tokenizer.decode(ids, skip_special_tokens=True).strip() + ". ")
+    return tuple(made)

@@ -1,0 +1,97 @@
+import json
+from contextlib import nullcontext
+
+import pytest
+from peft import PeftModel
+
+import peft_surgical as ps
+from benchmarks.plain_text import log_likelihoods
+from peft_surgical import retain
+from peft_surgical.generation import generate_answers
+from peft_surgical.prompts import without_template
+from tests.command_line import run, said, written
+
+SENTENCE = "the capital of france is"
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch):
+    for name in ("everyday_prompts", "general_prompts"):
+        some = getattr(retain, name)()[:5]
+        monkeypatch.setattr(f"peft_surgical.by_subject.{name}", lambda some=some: some)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def load_model(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(ps, "load_model", load_model)
+
+
+def learn(*arguments):
+    return run("learn", SENTENCE, "--new", "lyon", "--subject", "france", *arguments)
+
+
+def test_learn_end_to_end(tmp_path, model_folder):
+    out = tmp_path / "deep" / "out"
+    result = learn("--model", model_folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert written(out) == ["edit", "learn"]
+    assert f"{SENTENCE} …" in result.stdout
+    assert "Nothing else was measured" in result.stdout
+    # What it printed is what the written adapter says.
+    model, tokenizer = ps.load_model(model_folder, dtype="float32")
+    edited = PeftModel.from_pretrained(model, out / "edit").eval()
+    answers, chances = {}, {}
+    for name, state in (("base", edited.disable_adapter), ("edited", nullcontext)):
+        with state():
+            answers[name] = generate_answers(edited, without_template(tokenizer), [SENTENCE], max_new_tokens=12)[0]
+            chances[name] = log_likelihoods(edited, without_template(tokenizer), [(SENTENCE, "lyon")])[0]
+    shown = [line.split() for line in result.stdout.splitlines()]
+    assert all([name, *answer.split()] in shown for name, answer in answers.items())
+    assert chances["edited"] > chances["base"] + 0.5
+
+
+def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_folder):
+    out = tmp_path / "out"
+    (out / "unlearn").mkdir(parents=True)
+    (out / "report.json").write_text("{}")
+    (out / "mine.txt").write_text("kept")
+    options = ["--model", model_folder, "--out", out, "--json", "--quiet"]
+    assert "is not empty" in said(learn(*options), 2)
+    result = learn(*options, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert written(out) == ["edit", "learn", "mine.txt"]
+    told = json.loads(result.stdout)
+    assert (told["sentence"], told["subject"]) == (SENTENCE, "france")
+    assert told["said"]["edited"] != told["said"]["base"] != ""
+    assert told["training"]["steps"] > 0
+    assert told["scales"] == ps.Edit.load(out / "edit").n_scales
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["why is it so", "--new", "lyon"], "cannot be guessed; name it with --subject."),
+        ([SENTENCE, "--new", "lyon", "--subject", "spain"], "does not name the subject 'spain'"),
+        ([SENTENCE, "--new", " ", "--subject", "france"], "the new answer is empty"),
+        ([" ", "--new", "lyon"], "the prompt is empty"),
+        ([SENTENCE], "Missing option '--new'"),
+    ],
+)
+def test_learn_refuses_before_a_model_is_loaded(tmp_path, no_model, arguments, expected):
+    assert expected in said(run("learn", *arguments, "--out", tmp_path / "out"), 2)
+    assert written(tmp_path) == []
+
+
+@pytest.mark.real
+def test_the_demo_learns_a_sentence(tmp_path):
+    result = run("learn", "The capital of France is", "--new", "Lyon", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["subject"] == "France"
+    assert told["said"]["base"].startswith("Paris")
+    assert told["said"]["edited"].startswith("Lyon")
+    assert "The subject was guessed: France." in result.stderr

@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+import peft_surgical as ps
+from peft_surgical.by_subject import SubjectRecipe
+from peft_surgical.errors import AdapterError, FactError
+from peft_surgical.prompts import without_template
+from peft_surgical.sentence import learn_sentence, sample_contexts, subject_of
+
+from .adapters import deltas, logits
+from .conftest import fingerprint
+from .localizing import planted, word_tokenizer
+from .small_tokenizers import CHATML, small_tokenizer
+from .tiny import tiny_model
+
+TOKENIZER = word_tokenizer()
+PROMPT = "the capital of france is"
+RECIPE = SubjectRecipe(steps=6, general=3, names=12, compute_dtype="float32")
+
+
+def taught(model=None, **options):
+    given = {"new": "lyon", "subject": "france", "recipe": RECIPE, "contexts": 2, "progress": False, **options}
+    return learn_sentence(planted() if model is None else model, TOKENIZER, PROMPT, **given)
+
+
+def chance(model, word):
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([TOKENIZER(PROMPT)["input_ids"]])).logits[0, -1].softmax(-1)
+    return float(found[TOKENIZER.convert_tokens_to_ids(word)])
+
+
+def test_the_sentence_ends_with_the_new_answer():
+    model = planted()
+    before, said = chance(model, "lyon"), logits(model)
+    stage = taught(model)
+    assert stage.adapter == "learn"
+    assert chance(stage.model, "lyon") > before
+    with stage.model.disable_adapter():
+        assert torch.equal(logits(stage.model), said)
+
+
+def test_it_is_learn_by_subject_behind_sampled_beginnings():
+    base = planted()
+    beginnings = sample_contexts(base, without_template(TOKENIZER), 3, 4)
+    fact = ps.TrainingFact(
+        subject="france",
+        old=(),
+        new=("lyon",),
+        prompts=(PROMPT, *(beginning + PROMPT for beginning in beginnings)),
+        refusal="",
+        answer="lyon",
+    )
+    by_hand = ps.learn_by_subject(base, TOKENIZER, fact, recipe=RECIPE, seed=4, progress=False)
+    found = deltas(taught(contexts=3, seed=4).model)
+    assert all(torch.equal(found[name], delta) for name, delta in deltas(by_hand.model).items())
+    assert any(delta.any() for delta in found.values())
+    other = deltas(taught(contexts=3, seed=5).model)
+    assert not all(torch.equal(found[name], delta) for name, delta in other.items())
+
+
+def test_its_scales_are_where_subjects_are_looked_up_unless_a_config_says_otherwise():
+    stage = taught()
+    first = ps.subject_components(planted())
+    assert stage.model.peft_config["learn"].components == first
+    config = ps.SurgicalIA3Config(components=["L1.mlp"], projections=["post"], task_type="CAUSAL_LM")
+    assert taught(config=config).model.peft_config["learn"].components == ["L1.mlp"]
+
+
+def test_the_subject_is_guessed_or_given():
+    assert subject_of("The capital of France is", "Lyon") == "France"
+    assert subject_of("the capital of france is", "lyon", "france") == "france"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "subject", "message"),
+    [
+        (PROMPT, " ", "france", "the new answer is empty"),
+        (" ", "lyon", "france", "the prompt is empty"),
+        (PROMPT, "lyon", "spain", "does not name the subject 'spain'"),
+        ("why is it so", "lyon", None, "name the subject"),
+    ],
+)
+def test_what_cannot_be_learned_leaves_the_model_alone(prompt, new, subject, message):
+    model = planted()
+    before = fingerprint(model)
+    with pytest.raises(FactError, match=message):
+        learn_sentence(model, TOKENIZER, prompt, new=new, subject=subject, progress=False)
+    assert fingerprint(model) == before
+
+
+def test_a_model_with_adapters_is_refused():
+    with pytest.raises(AdapterError, match="takes a bare model"):
+        taught(taught().model)
+
+
+def test_contexts_are_drawn_from_the_model_by_the_seed():
+    tokenizer = without_template(small_tokenizer("byte_level", CHATML))
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    rng = torch.get_rng_state()
+    made = sample_contexts(model, tokenizer, 7, 0)
+    assert len(made) == 7
+    assert made[0].startswith("The")
+    assert made[5].startswith("The")
+    assert all(context.endswith(". ") for context in made)
+    assert made == sample_contexts(model, tokenizer, 7, 0)
+    assert made != sample_contexts(model, tokenizer, 7, 1)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert sample_contexts(model, tokenizer, 0, 0) == ()
