@@ -65,6 +65,8 @@ def learn_sentence(
         ModelError: As for [`learn_by_subject`].
     """
     subject = subject_of(prompt, new, subject)
+    # A space at the end would stand twice, and as a token of its own.
+    prompt, new = prompt.strip(), new.strip()
     plain = without_template(tokenizer)
     beginnings = sample_contexts(model, plain, contexts, seed)
     fact = TrainingFact(

@@ -71,6 +71,15 @@ def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_fo
     assert result.stderr == ""
 
 
+def test_learn_says_that_a_question_is_read_as_plain_text(tmp_path, model_folder):
+    question = ["learn", "what is the capital of france ? ", "--new", "lyon", "--model", model_folder]
+    result = run(*question, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "This is a question; it is taken as plain text" in result.stderr
+    assert "what is the capital of france ? …" in result.stdout
+    assert "This is a question" not in learn("--model", model_folder, "--out", tmp_path / "other").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

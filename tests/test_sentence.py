@@ -58,6 +58,24 @@ def test_it_is_learn_by_subject_behind_sampled_beginnings():
     assert not all(torch.equal(found[name], delta) for name, delta in other.items())
 
 
+def test_spaces_around_do_not_matter():
+    one, other = (
+        taught(),
+        learn_sentence(
+            planted(),
+            TOKENIZER,
+            f" {PROMPT} ",
+            new=" lyon",
+            subject="france",
+            recipe=RECIPE,
+            contexts=2,
+            progress=False,
+        ),
+    )
+    found = deltas(other.model)
+    assert all(torch.equal(found[name], delta) for name, delta in deltas(one.model).items())
+
+
 def test_its_scales_are_where_subjects_are_looked_up_unless_a_config_says_otherwise():
     stage = taught()
     first = ps.subject_components(planted())

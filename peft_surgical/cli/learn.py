@@ -55,6 +55,7 @@ def learn(
     """
     checks.output(out, overwrite)
     about = _subject(prompt, new, subject)
+    prompt = prompt.strip()
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
@@ -66,6 +67,8 @@ def learn(
 
     if subject is None:
         note(f"The subject was guessed: {about}.", quiet=quiet)
+    if prompt.endswith("?"):
+        note("This is a question; it is taken as plain text, which the new answer goes on with.", quiet=quiet)
     plain = without_template(tokenizer)
     on_interrupt(context, out)
     with claimed(out, overwrite=overwrite):
