@@ -43,7 +43,7 @@ UNLEARN, LEARN = "unlearn", "learn"
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
 RECIPES = {UNLEARN: Recipe(steps=9, hold=8), LEARN: Recipe()}
 
-LOW_MEMORY_TOKENS = 320
+LOW_MEMORY_TOKENS = 256
 """`Recipe.pass_tokens` of `peft-surgical edit --low-memory`. With fewer a pass's own cost is most of its time."""
 
 

@@ -295,10 +295,10 @@ def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fak
     assert run("edit", fact_file, *options).exit_code == 0
     assert (given["recipe"], freed) == (None, [])
     assert run("edit", fact_file, *options, "--low-memory").exit_code == 0
-    assert given["recipe"] == {stage: replace(own, pass_tokens=320) for stage, own in RECIPES.items()}
+    assert given["recipe"] == {stage: replace(own, pass_tokens=256) for stage, own in RECIPES.items()}
     assert freed == [True]
     assert run("edit", fact_file, *options, "--low-memory", "--steps", 7).exit_code == 0
-    assert given["recipe"] == dict.fromkeys(RECIPES, ps.Recipe(steps=7, pass_tokens=320))
+    assert given["recipe"] == dict.fromkeys(RECIPES, ps.Recipe(steps=7, pass_tokens=256))
 
 
 def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fake_model):

@@ -12,13 +12,13 @@ import os
 import platform
 
 # Of `mallopt`, from glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_MAPPED_FROM, _HEAP_KEEPS = 2**20, 2**23
-_SET_BY_USERS = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_SETTINGS = {_MMAP_THRESHOLD: 2**19, _TRIM_THRESHOLD: 2**23, _ARENA_MAX: 1}
+_SET_BY_USERS = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX")
 
 
 def give_back_freed() -> bool:
-    """Has blocks of 1 MiB and more given back when they are freed, for the rest of the process.
+    """Has blocks of half a MiB and more given back when they are freed, for the rest of the process.
 
     Nothing is done where another C library is used, or an environment variable says how this one allocates.
 
@@ -28,7 +28,4 @@ def give_back_freed() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SET_BY_USERS):
         return False
     library = ctypes.CDLL(None)
-    return all(
-        library.mallopt(option, size) == 1
-        for option, size in ((_MMAP_THRESHOLD, _MAPPED_FROM), (_TRIM_THRESHOLD, _HEAP_KEEPS))
-    )
+    return all(library.mallopt(option, value) == 1 for option, value in _SETTINGS.items())
