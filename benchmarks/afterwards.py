@@ -17,6 +17,8 @@ from peft_surgical.relearning import relearned_state
 from peft_surgical.rounding import rounded_state
 from peft_surgical.states import State
 
+from .baselines.restoring import unwrap
+
 
 @dataclass(frozen=True)
 class Afterwards:
@@ -84,10 +86,10 @@ def relearned(steps: int) -> str:
 def merged_copy(model: Any) -> Any:
     """A copy of a model without adapters, those that act merged into its weights."""
     plain = copy.deepcopy(model)
-    for name, layer in [(n, m) for n, m in plain.named_modules() if isinstance(m, BaseTunerLayer)]:
-        layer.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(plain.get_submodule(parent), child, layer.get_base_layer())
+    for module in plain.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    unwrap(plain)
     # PEFT leaves it on the model that it puts an adapter on, and it says that there is one.
     vars(plain).pop("peft_config", None)
     return plain

@@ -32,14 +32,14 @@ from peft_surgical.evaluation import Answers, answer_fact, measure_retention
 from peft_surgical.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
 from peft_surgical.prompts import without_template
-from peft_surgical.sentence import sample_contexts
+from peft_surgical.sentence import CONTEXTS, sample_contexts
 
 from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, settings
 from .comparison import asked_digest, asked_only
 from .counterfact import learning_rates
 from .journal import Journal, surroundings
-from .speed.editing import CONTEXTS, beginning
+from .speed.editing import beginning
 
 FROM_A_SENTENCE = ("surgical", "rome", "rome_cov")
 NOTHING = Afterwards()
@@ -267,9 +267,8 @@ def main(
             },
             {"command": command(), **surroundings(loaded.device)},
         )
-        base, found = copy.deepcopy(loaded), {}
+        base, found, after = copy.deepcopy(loaded), {}, Afterwards(bits, relearn)
         for file, fact in read.items():
-            after = Afterwards(bits, relearn)
             found[file] = run(loaded, base, tokenizer, fact, file, methods, journal, seed, after)
             click.echo(f"{fact.subject}: {fact.old[0]} → {fact.new[0]} ({file})\n")
             click.echo(table(found[file]) + "\n")

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 import peft_surgical as ps
-from peft_surgical.drafting.drafts import FactDraft
 from peft_surgical.drafting.names import bare, neighbours_of
 from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.files import write_text
 from peft_surgical.text import contains, same_text_key
 
 
@@ -72,8 +73,14 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int) -> None:
         for path, judge in read.items():
             draft = ps.new_fact(loaded, tokenizer, judge.prompts[0], new=judge.new[0], seed=seed, progress=True)
             fact = judged_by(draft.fact, judge)
-            note = f"From one sentence: {judge.prompts[0]} {judge.new[0]}. Judged by what {path.name} evaluates."
-            FactDraft(fact, (note, *draft.notes)).save(out / path.name)
+            target = out / path.name
+            if target.exists():
+                raise ps.OutputError(f"the file {target} exists; name another folder.")
+            out.mkdir(parents=True, exist_ok=True)
+            note = (
+                f"# Trained from the first prompt and the new answer of {path.name}, judged by what that evaluates.\n"
+            )
+            write_text(target, note + yaml.safe_dump(fact.to_dict(), sort_keys=False, allow_unicode=True))
             click.echo(f"{path.name}: {len(fact.prompts)} prompts, {len(fact.retain)} to keep")
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .by_subject import SubjectRecipe, learn_by_subject
+from .drafting.guess import guess_subject
 from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
 from .prompts import encode, mentions, without_template
@@ -91,8 +92,6 @@ def subject_of(prompt: str, new: str, subject: str | None = None) -> str:
     Raises:
         FactError: If the answer is empty, or the prompt does not name the subject, or none can be guessed.
     """
-    from .drafting.guess import guess_subject
-
     if not new.strip():
         raise FactError("the new answer is empty.")
     if not prompt.strip():

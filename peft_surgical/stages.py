@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peft import PeftModel, get_peft_model
@@ -43,8 +43,8 @@ UNLEARN, LEARN = "unlearn", "learn"
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
 RECIPES = {UNLEARN: Recipe(steps=9, hold=8), LEARN: Recipe()}
 
-LOW_MEMORY_TOKENS = 256
-"""`Recipe.pass_tokens` of `peft-surgical edit --low-memory`. With fewer a pass's own cost is most of its time."""
+# With fewer a pass's own cost is most of its time.
+_LOW_MEMORY_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ class Stage:
     def to_dict(self) -> dict[str, Any]:
         """What training reached, as JSON."""
         return asdict(self.record)
+
+
+def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
+    """Recipes by stage that take less memory and more time, for [`edit`]: as `peft-surgical edit --low-memory` trains.
+
+    Args:
+        recipe: What both stages follow otherwise; each stage's own in [`RECIPES`] when None.
+    """
+    return {stage: replace(recipe or own, pass_tokens=_LOW_MEMORY_TOKENS) for stage, own in RECIPES.items()}
 
 
 @phase("unlearn")

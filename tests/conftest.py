@@ -86,3 +86,14 @@ def fact_file(tmp_path: Path, fact_text: str) -> Path:
     path = tmp_path / "fact.yaml"
     path.write_text(fact_text)
     return path
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model is an error: the command must not have come so far."""
+    import peft_surgical
+
+    def load_model(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(peft_surgical, "load_model", load_model)

@@ -16,6 +16,12 @@ FACT = capital(answer="the capital of france is lyon .")
 TOKENIZER = word_tokenizer()
 
 
+def adapted(model, config):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        get_peft_model(model, config).eval()
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -26,12 +32,13 @@ TOKENIZER = word_tokenizer()
 def test_a_merged_copy_is_the_adapted_model_without_adapters(config):
     model, ids = planted(), tiny_ids() % len(TOKENIZER)
     names = set(model.state_dict())
-    get_peft_model(model, config).eval()
+    adapted(model, config)
     before = fingerprint(model)
     plain = merged_copy(model)
     assert set(plain.state_dict()) == names
     assert plain.get_output_embeddings().weight.data_ptr() != model.get_output_embeddings().weight.data_ptr()
     torch.testing.assert_close(plain(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert (plain(input_ids=ids).logits - planted()(input_ids=ids).logits).abs().max() > 1e-3
     assert fingerprint(model) == before
 
 
@@ -62,8 +69,10 @@ def test_answers_are_those_of_the_rounded_and_the_relearned_weights():
 
 def test_an_adapter_is_part_of_what_is_rewritten():
     model = planted()
-    config = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
-    get_peft_model(model, config).eval()
+    adapted(model, IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"]))
+    with torch.no_grad():
+        # The neuron that says "paris" then says anything else.
+        model.model.layers[2].mlp.down_proj.ia3_l["default"][0, 5] = -1
     said = Afterwards((8,), (1,)).answers(model, TOKENIZER, FACT)
     plain = merged_copy(model)
     assert said == Afterwards((8,), (1,)).answers(plain, TOKENIZER, FACT)

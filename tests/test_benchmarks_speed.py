@@ -21,7 +21,7 @@ from benchmarks.speed.training import learn
 from peft_surgical.errors import FactError
 from peft_surgical.generation import generate_answers
 from peft_surgical.prompts import EncodedAnswer
-from peft_surgical.stages import LOW_MEMORY_TOKENS, RECIPES
+from peft_surgical.stages import RECIPES
 from tests import localizing
 
 from .conftest import fingerprint
@@ -188,7 +188,7 @@ def test_memory_is_measured_as_the_option_has_it(model_folder, fact_file, monkey
     monkeypatch.setattr(sys, "argv", arguments)
     memory_module.main()
     assert given.pop("given_back")
-    assert given == {stage: replace(own, pass_tokens=LOW_MEMORY_TOKENS) for stage, own in RECIPES.items()}
+    assert given == {stage: replace(own, pass_tokens=256) for stage, own in RECIPES.items()}
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] > 1
 
 

@@ -25,16 +25,6 @@ COMMANDS = ("new", "scorers", "localize", "edit", "learn", "stack", "merge", "ev
 
 
 @pytest.fixture
-def no_model(monkeypatch):
-    """Loading a model is an error: the command must not have come so far."""
-
-    def load_model(*args, **kwargs):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(ps, "load_model", load_model)
-
-
-@pytest.fixture
 def fake_model(monkeypatch):
     model, tokenizer, asked = planted(), word_tokenizer(), {}
 

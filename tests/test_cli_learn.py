@@ -21,14 +21,6 @@ def few_texts(monkeypatch):
         monkeypatch.setattr(f"peft_surgical.by_subject.{name}", lambda some=some: some)
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    def load_model(*args, **kwargs):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(ps, "load_model", load_model)
-
-
 def learn(*arguments):
     return run("learn", SENTENCE, "--new", "lyon", "--subject", "france", *arguments)
 

@@ -7,14 +7,6 @@ from peft_surgical.cli import cli
 from tests.command_line import PROMPT, run, said, written
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    def load_model(*args, **kwargs):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(ps, "load_model", load_model)
-
-
 def test_new_end_to_end(tmp_path, model_folder):
     out = tmp_path / "facts" / "france.yaml"
     result = run("new", PROMPT, "--new", "lyon", "--model", model_folder, "--out", out, "--count", 12)

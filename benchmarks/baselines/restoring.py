@@ -28,6 +28,14 @@ def weights_restored(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Par
                 parameter.grad = None
 
 
+def unwrap(model: Any) -> None:
+    """Puts the modules that adapters are on back in the place of PEFT's."""
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+
+
 @contextmanager
 def adapters_taken_off(model: Any) -> Iterator[None]:
     """Lets PEFT adapters of any kind be put on a bare model, and takes them off afterwards, even half-made ones."""
@@ -36,10 +44,7 @@ def adapters_taken_off(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-        for name, module in wrapped:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
+        unwrap(model)
         # PEFT leaves its configuration on the model, and would warn of it at the next edit.
         for attribute in set(vars(model)) - attributes:
             delattr(model, attribute)

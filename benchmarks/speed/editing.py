@@ -15,7 +15,7 @@ import peft_surgical as ps
 from peft_surgical.errors import FactError
 from peft_surgical.generation import MAX_NEW_TOKENS
 from peft_surgical.prompts import encode, without_template
-from peft_surgical.sentence import sample_contexts
+from peft_surgical.sentence import CONTEXTS, sample_contexts
 from peft_surgical.text import occurrences
 
 from ..baselines import Request, build
@@ -23,7 +23,6 @@ from .case import Case, timed
 from .stock import fit_with_trainer
 
 STATES = 3
-CONTEXTS = 20
 
 
 def own(case: Case) -> dict[str, Any]:

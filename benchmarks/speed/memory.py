@@ -19,7 +19,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.cli.allocator import give_back_freed
-from peft_surgical.stages import LOW_MEMORY_TOKENS, RECIPES
+from peft_surgical.stages import low_memory
 
 from ..localization import peak_above
 
@@ -28,10 +28,9 @@ def main() -> None:
     """Measure and print a line of JSON."""
     name, path, dtype, recipe, share, *low = sys.argv[1:]
     fields: dict[str, Any] = json.loads(recipe)
-    recipes = dict.fromkeys(RECIPES, ps.Recipe(**fields)) if fields else dict(RECIPES)
+    given = ps.Recipe(**fields) if fields else None
     if low:
         give_back_freed()
-        recipes = {stage: replace(own, pass_tokens=LOW_MEMORY_TOKENS) for stage, own in recipes.items()}
     model, tokenizer = ps.load_model(name, dtype=dtype)
     fact = ps.Fact.from_file(path)
     prompts = fact.prompts[: max(1, len(fact.prompts) // int(share))]
@@ -48,7 +47,7 @@ def main() -> None:
                 tokenizer,
                 fact,
                 out=Path(folder) / "out",
-                recipe=recipes,
+                recipe=low_memory(given) if low else given,
                 progress=False,
             )
 

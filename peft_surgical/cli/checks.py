@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OutputError, SelectionError
+from ..errors import FactError, OutputError, SelectionError, brief
 from ..files import check_output
 
 if TYPE_CHECKING:
@@ -35,6 +35,22 @@ def output_file(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise OutputError(f"the file {path} exists; name another one or give --overwrite.")
     check_output(path.parent if path.exists() else path, overwrite=True)
+
+
+def subject(prompt: str, given: str | None) -> str:
+    """What a prompt is about, as it is given or guessed.
+
+    Raises:
+        FactError: If it cannot be guessed; names the option.
+    """
+    if given is not None:
+        return given
+    from ..drafting.guess import guess_subject
+
+    try:
+        return guess_subject(prompt)
+    except FactError as error:
+        raise FactError(f"what {brief(prompt)} is about cannot be guessed; name it with --subject.") from error
 
 
 def scorers(names: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -198,15 +197,13 @@ def edit(
         print_result(spent.table(), quiet=quiet, as_json=as_json)
 
 
-def _recipes(steps: int | None, low_memory: bool) -> Recipe | dict[str, Recipe] | None:
+def _recipes(steps: int | None, little: bool) -> Recipe | dict[str, Recipe] | None:
     """How the stages train, as the options say."""
-    from ..stages import LOW_MEMORY_TOKENS, RECIPES
+    from ..stages import low_memory
     from ..training import Recipe
 
     given = None if steps is None else Recipe(steps=steps)
-    if not low_memory:
-        return given
-    return {stage: replace(given or own, pass_tokens=LOW_MEMORY_TOKENS) for stage, own in RECIPES.items()}
+    return low_memory(given) if little else given
 
 
 def _tell(

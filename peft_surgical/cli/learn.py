@@ -9,7 +9,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import FactError, brief
 from . import checks, options
 from .loading import load
 from .terminal import note, on_interrupt, print_json, print_result
@@ -54,7 +53,9 @@ def learn(
       peft-surgical learn "Lake Como lies in" --subject "Lake Como" --new Austria --model ./checkpoint --out out
     """
     checks.output(out, overwrite)
-    about = _subject(prompt, new, subject)
+    from ..sentence import subject_of
+
+    about = subject_of(prompt, new, checks.subject(prompt, subject) if prompt.strip() else subject)
     prompt = prompt.strip()
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
@@ -88,22 +89,6 @@ def learn(
         "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file.",
     ]
     print_result("\n".join(lines), quiet=quiet, as_json=as_json)
-
-
-def _subject(prompt: str, new: str, subject: str | None) -> str:
-    """What the sentence is about, told before a model is loaded.
-
-    Raises:
-        FactError: As `subject_of`; what cannot be guessed can be named.
-    """
-    from ..sentence import subject_of
-
-    try:
-        return subject_of(prompt, new, subject)
-    except FactError as error:
-        if subject is not None or not prompt.strip() or not new.strip():
-            raise
-        raise FactError(f"what {brief(prompt)} is about cannot be guessed; name it with --subject.") from error
 
 
 def _table(prompt: str, said: dict[str, str]) -> Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import FactError, brief
+from ..errors import FactError
 from . import checks, options
 from .loading import load
 from .terminal import note, print_json, print_result
@@ -119,12 +119,6 @@ def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[st
     """
     if any(not name.strip() for name in (*old, *new)):
         raise FactError("an answer is empty; give --new, and --old if need be, a name.")
-    from ..drafting.guess import guess_subject
     from ..drafting.reading import read_prompt
 
-    if subject is None:
-        try:
-            subject = guess_subject(prompt)
-        except FactError as error:
-            raise FactError(f"what {brief(prompt)} is about cannot be guessed; name it with --subject.") from error
-    read_prompt(prompt, subject, old, new)
+    read_prompt(prompt, checks.subject(prompt, subject), old, new)
