@@ -17,6 +17,7 @@ from torch import Tensor
 from .edits import Edit, ModuleScale
 from .errors import AdapterError, SelectionError, brief
 from .files import atomic_directory, read_json, write_json, write_text
+from .halves import fits_half
 from .scale_files import read_scales, write_tensors
 from .tuner.config import SurgicalIA3Config, SurgicalPeftType
 from .tuner.coordinates import Coordinates
@@ -95,6 +96,9 @@ def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = 
             raise AdapterError(
                 f"PEFT would take {name} for {clash}, whose name it ends in; these two cannot be exported."
             )
+    # As PEFT makes (IA)^3's scales in float32 and loads into them, they come back as they were.
+    if fits_half(tensors):
+        tensors = {key: tensor.half() for key, tensor in tensors.items()}
     config = IA3Config(
         target_modules=list(edit.modules),
         feedforward_modules=inputs,

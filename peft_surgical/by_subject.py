@@ -34,6 +34,7 @@ from .computing import check_compute_dtype, computing, denormals_flushed
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .errors import AdapterError, FactError, SelectionError
 from .facts import Fact, TrainingFact
+from .halves import settle_on_half
 from .lengths import check_length, fits
 from .profiling import phase
 from .progress import progress_bar
@@ -234,6 +235,7 @@ def _train(
             _step(parameters, gradients, factors, length)
             step += 1
             bar.update(1)
+    settle_on_half(parameters, [torch.ones_like(parameter) for parameter in parameters])
     seen = [value for value in latest if math.isfinite(value)]
     return TrainingRecord(
         steps=step,

@@ -26,6 +26,7 @@ from .computing import computing, denormals_flushed
 from .curvature import trained_layers
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
+from .halves import settle_on_half
 from .lengths import check_length, fits
 from .profiling import phase
 from .prompts import encode, encode_answer, span
@@ -204,20 +205,23 @@ def _stage(
             seed=seed,
             progress=progress,
         )
+        parameters = [layer.surgical_ia3_delta[name] for layer in scaled]
+        frozen = [layer.others_scale(name, before).detach() for layer in scaled]
         record = train(
             runner,
-            [layer.surgical_ia3_delta[name] for layer in scaled],
+            parameters,
             fact_rows,
             kept.rows,
             retained.base,
             recipe,
             metric=retained.curvature.metric(recipe.damping),
-            frozen=[layer.others_scale(name, before).detach() for layer in scaled],
+            frozen=frozen,
             near=kept.near,
             seed=seed,
             progress=progress,
             description=name,
         )
+        settle_on_half(parameters, frozen)
     activate(peft_model, [*before, name])
     return Stage(peft_model, name, record, retained)
 

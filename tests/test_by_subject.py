@@ -12,6 +12,7 @@ from peft_surgical import by_subject
 from peft_surgical.by_subject import SubjectRecipe, learn_by_subject
 from peft_surgical.curvature import trained_layers
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
+from peft_surgical.halves import fits_half
 
 from .adapters import deltas, logits
 from .conftest import fingerprint
@@ -84,10 +85,17 @@ def test_a_first_step_is_as_long_as_it_predicts(monkeypatch):
         return factors
 
     monkeypatch.setattr(by_subject.Displacement, "factors", noted)
+    # The step itself, before its end is rounded.
+    monkeypatch.setattr(by_subject, "settle_on_half", lambda *_: None)
     stage = taught(recipe=replace(RECIPE, steps=1))
     changes = [layer.surgical_ia3_delta["learn"].detach() for layer in trained_layers(stage.model, "learn")]
     squared = sum(float((factor.T @ change).square().sum()) for factor, change in zip(factors, changes, strict=True))
     assert math.sqrt(squared) == pytest.approx(RECIPE.length, rel=1e-3)
+
+
+def test_the_scales_are_numbers_of_half_precision():
+    stage = taught()
+    assert fits_half({str(i): layer.scale("learn") for i, layer in enumerate(trained_layers(stage.model, "learn"))})
 
 
 def test_training_stops_at_its_target():

@@ -4,11 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 from peft_surgical import retain, stages
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.prompts import encode, encode_answer
 from peft_surgical.retain import retain_prompts
+from peft_surgical.stack import stack
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.training import Recipe
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
@@ -140,7 +142,9 @@ ON_OUTPUTS = {"projections": ["v", "pre"]}
 
 @pytest.mark.parametrize("options", [{}, ON_OUTPUTS, {"granularity": "module"}], ids=["inputs", "outputs", "modules"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3", "phi3"])
-def test_a_frozen_first_stage_is_the_papers_merge(family, options):
+def test_a_frozen_first_stage_is_the_papers_merge(family, options, monkeypatch):
+    # The frozen scales decide to which numbers the second stage's are rounded, and merged ones are not seen.
+    monkeypatch.setattr(stages, "settle_on_half", lambda *_: None)
     first = first_stage(family, options=options)
     # The paper's order: the first stage goes into the weights, and the second is trained on what that gives.
     merged = copy.deepcopy(first.model).merge_and_unload()
@@ -164,6 +168,20 @@ def test_a_frozen_first_stage_is_the_papers_merge(family, options):
         if name.endswith(".learn"):
             parameter.data.copy_(ours[name.removesuffix(".learn")])
     torch.testing.assert_close(logits(stacked.model), logits(papers.model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("own", [None, ["L1.mlp", "L0.mlp"]], ids=["same", "others"])
+def test_stacked_stages_are_written_in_half_precision_and_lose_nothing(own, tmp_path):
+    first = first_stage()
+    given = None if own is None else config(own)
+    second = learn(first.model, TOKENIZER, FACT, given, recipe=RECIPE, progress=False)
+    first.save(tmp_path / "unlearn")
+    second.save(tmp_path / "learn")
+    stack([tmp_path / "unlearn", tmp_path / "learn"], tmp_path / "edit")
+    assert {t.dtype for t in load_file(tmp_path / "edit" / "adapter_model.safetensors").values()} == {torch.float16}
+    plain = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "edit")
+    assert {p.dtype for n, p in plain.named_parameters() if "ia3_l" in n} == {torch.float32}
+    assert torch.equal(logits(plain), logits(second.model))
 
 
 def test_only_selected_coordinates_have_parameters():

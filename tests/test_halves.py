@@ -1,0 +1,57 @@
+"""Scales that half precision holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from peft_surgical.halves import fits_half, settle_on_half
+
+
+def _delta(values: list[float]) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values))
+
+
+def test_half_precision_holds_numbers_of_eleven_bits() -> None:
+    assert fits_half({"a": torch.tensor([1.0, 0.5, 1 + 2**-10, 0.0, -3.0])})
+    assert not fits_half({"a": torch.tensor([1.0]), "b": torch.tensor([1 + 2**-11])})
+    assert not fits_half({"a": torch.tensor([1e6])})
+
+
+def test_a_scale_of_its_own_goes_to_the_nearest_number() -> None:
+    delta = _delta([0.0, 0.1, -0.3, 2.7, -1.0, -1.5])
+    before = delta.detach().clone()
+    settle_on_half([delta], [torch.ones(6)])
+    assert torch.equal(delta + 1, (before + 1).half().float())
+
+
+def test_the_product_with_what_is_frozen_is_a_number_of_half_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frozen = 1 + 0.05 * torch.randn(20_000, generator=generator)
+    delta = nn.Parameter(0.05 * torch.randn(20_000, generator=generator))
+    before = frozen * (delta.detach() + 1)
+    settle_on_half([delta], [frozen])
+    after = (frozen * (delta + 1)).detach()
+    assert fits_half({"product": after})
+    # Most take the nearest number, and no other is far.
+    off = (after - before).abs()
+    assert (off <= 2**-11).float().mean() > 0.9
+    assert off.max() < 0.07
+
+
+def test_what_is_settled_stays_and_zero_is_left_alone() -> None:
+    frozen = torch.tensor([0.0, 0.75, 1.25])
+    delta = _delta([0.123456, 1.0, 0.2])
+    settle_on_half([delta], [frozen])
+    once = delta.detach().clone()
+    assert once[0] == torch.tensor(0.123456)
+    assert once[1] == 1.0
+    settle_on_half([delta], [frozen])
+    assert torch.equal(delta, once)
+
+
+def test_a_scale_beyond_half_precision_is_left_alone() -> None:
+    delta = _delta([1e6, float("nan")])
+    settle_on_half([delta], [torch.ones(2)])
+    assert delta[0] == 1e6
+    assert delta[1].isnan()
