@@ -2,7 +2,8 @@
 
     python -m benchmarks.facts examples/facts/*.yaml --model demo --out out/facts
 
-Prints a Markdown table and, as its last line, JSON: fact file to metric to `{value, n, low, high}`.
+Prints a Markdown table and, as its last line, JSON: fact file to metric to `{value, n, low, high}`. As with the command,
+what the first edit measures on the package's own questions is kept on disk, and the others take less time for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import click
 
 import peft_surgical as ps
+from peft_surgical.cache import FOLDER, answers_kept
 
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
 
@@ -32,7 +34,8 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
         for path, fact in read.items():
             loaded, tokenizer = ps.load_model(model)
             target = out / path.stem
-            reports[path.name] = ps.edit(loaded, tokenizer, fact, out=target, seed=seed, overwrite=overwrite)
+            with answers_kept(out / FOLDER):
+                reports[path.name] = ps.edit(loaded, tokenizer, fact, out=target, seed=seed, overwrite=overwrite)
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     click.echo("| Fact | base says old | new | old | controls kept | leak | KL per token | seconds |")

@@ -39,7 +39,7 @@ from .lengths import check_length, fits
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, encode_target, mentions, span
-from .retain import everyday_prompts, general_prompts
+from .retain import carried_prompts
 from .retained import base_of
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, place_adapter
@@ -171,7 +171,7 @@ def _kept(
     own = [row.ids[: row.answer_start] for row in rows]
     inside = [[mark for mark in found if mark < len(ids)] for found, ids in zip(marks, own, strict=True)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}
-    carried = [*everyday_prompts(), *general_prompts()[: recipe.general]]
+    carried = carried_prompts(recipe.general)
     texts = (
         [*fact.retain, *(prompt for prompt in carried if not mentions(prompt, fact.subject))],
         other_sentences(fact, recipe.names, seed),

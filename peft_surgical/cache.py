@@ -1,13 +1,14 @@
-"""Answers of a base, kept on disk between runs: an edit with another seed or recipe need not ask the base again.
+"""What a base says, kept on disk between runs: another edit need not ask the base the same again.
 
 ```py
 >>> with answers_kept("out/.peft_surgical"):
 ...     edit(model, tokenizer, fact, out="out/seed1", seed=1)
 ```
 
-Greedy answers are a function of the weights and of the arithmetic, so they are kept under a hash of both: every byte
-of every parameter and buffer, the configuration, the prompts' token ids, and the versions and settings that decide how
-sums are rounded. A file that is damaged or cannot be written costs time and nothing else.
+Greedy answers are a function of the weights and of the arithmetic, and so is what a backward pass from them gives.
+They are kept under a hash of both: every byte of every parameter and buffer, the configuration, the prompts' token
+ids, and the versions and settings that decide how sums are rounded. A file that is damaged or cannot be written costs
+time and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +27,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from .errors import OutputError
-from .files import read_json, write_json, write_text
+from .errors import AdapterError, OutputError
+from .files import read_json, write_bytes, write_text
+from .scale_files import read_tensors, tensor_bytes
 from .sharing import by_main
 
 FOLDER = ".peft_surgical"
@@ -66,24 +68,58 @@ def kept_answers(
     Returns:
         What `answer` returns, or has returned for the same content.
     """
-    folder = _WHERE.get()
-    found = None if folder is None or not prompts else weights_digest(model)
-    if folder is None or found is None:
+    asked = {"prompts": [list(prompt) for prompt in prompts], "settings": settings}
+    path = _path("answers", model, asked, ".json") if prompts else None
+    if path is None:
         return answer()
-    asked = {
-        "format": _FORMAT,
-        "model": found,
-        "prompts": [list(prompt) for prompt in prompts],
-        "settings": settings,
-        "arithmetic": _arithmetic(),
-    }
-    path = folder / f"answers-{_digest(asked)[:32]}.json"
     kept = by_main(lambda: _read(path, len(prompts)))
     if kept is not None:
         return kept
     answers = answer()
-    by_main(lambda: _write(path, answers))
+    by_main(lambda: _write(path, json.dumps({"digest": _digest(answers), "answers": answers}).encode()))
     return answers
+
+
+def kept_tensors(
+    model: Any,
+    what: str,
+    asked: dict[str, Any],
+    measure: Callable[[], dict[str, Tensor]],
+    *,
+    alone: Callable[[Any], AbstractContextManager[Any]],
+) -> dict[str, Tensor]:
+    """Tensors from disk, on the processor, or new ones, which are then kept there.
+
+    Args:
+        model: What is measured; adapters that act change nothing.
+        what: The beginning of the file's name.
+        asked: All else that decides the tensors, as JSON.
+        measure: Gives the tensors.
+        alone: Switches such adapters off, so that the content of the model can be told.
+
+    Returns:
+        What `measure` returns, or has returned for the same content.
+    """
+    with alone(model):
+        path = _path(what, model, asked, ".safetensors")
+    if path is None:
+        return measure()
+    kept = by_main(lambda: _read_tensors(path))
+    if kept is not None:
+        return kept
+    tensors = measure()
+    by_main(lambda: _write(path, tensor_bytes(tensors)))
+    return tensors
+
+
+def _path(what: str, model: Any, asked: dict[str, Any], suffix: str) -> Path | None:
+    """Where something is kept; None where nothing is, or the model's content cannot be told."""
+    folder = _WHERE.get()
+    found = None if folder is None else weights_digest(model)
+    if folder is None or found is None:
+        return None
+    key = {"format": _FORMAT, "model": found, **asked, "arithmetic": _arithmetic()}
+    return folder / f"{what}-{_digest(key)[:32]}{suffix}"
 
 
 def weights_digest(model: Any) -> str | None:
@@ -160,9 +196,16 @@ def _read(path: Path, count: int) -> list[list[int]] | None:
     return answers if whole else None
 
 
-def _write(path: Path, answers: list[list[int]]) -> None:
+def _read_tensors(path: Path) -> dict[str, Tensor] | None:
+    try:
+        return read_tensors(path)
+    except AdapterError:
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
     with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The folder stands in a person's own, which may be under version control.
         write_text(path.parent / ".gitignore", "*\n")
-        write_json(path, {"digest": _digest(answers), "answers": answers})
+        write_bytes(path, content)

@@ -1,10 +1,15 @@
 """How far a change of scales moves the model elsewhere: their Fisher information, and steps measured with it.
 
 A scale acts on every token. Which changes are quiet on other text and which are not is what a plain gradient of the
-edit's loss does not say; the Fisher information of the scales does. With labels drawn from the model's own
-distribution at the positions read, it is the mean of `g gᵀ` over texts, `g` the gradient of a text's log-likelihood,
-and `½ dᵀ F d` is the divergence from the model, in nats a position, that a small change `d` causes. The natural
-gradient (Amari 1998), `F⁻¹ g`, is the step that lowers the edit's loss most for the divergence it costs.
+edit's loss does not say; the Fisher information `F` of the scales does: `½ dᵀ F d` is the divergence from the model,
+in nats a position, that a small change `d` causes. The natural gradient (Amari 1998), `F⁻¹ g`, is the step that lowers
+the edit's loss most for the divergence it costs.
+
+`F` is the mean of `g gᵀ` over texts, with `g` what a backward pass makes of slopes `u` of the logits whose `u uᵀ` is,
+in the mean, the Fisher information of the distribution there, `diag(p) - p pᵀ`. With random signs `ε` for the tokens,
+`u = √p ε - p (√p · ε)` is such a slope (Martens, Sutskever and Swersky 2012, arXiv 1206.6464, propagate curvature so).
+All likely tokens are in each of them. Slopes of labels drawn from `p`, the more common estimate, are small where the
+model is sure of the label and large where another is drawn, so they need several draws to say as much.
 
 A few hundred texts give a few hundred directions `g`, among tens of thousands of coordinates. All layers share them:
 scales of different layers move the same text, and what one does another can take back, which a metric of independent
@@ -16,6 +21,7 @@ identity; memory is linear in the coordinates.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int8
 from torch import Tensor, nn
 
 from .errors import ArchitectureError, ModelError
@@ -38,9 +44,6 @@ _WEIGHT = 10.0
 
 # What goes through the model at once where nothing else is said.
 _TOKENS = 1536
-
-# Rows whose numbers are drawn in one go. Another number of them gives other labels from the same seed.
-_DRAWN_AT_ONCE = 32
 
 
 def trained_layers(model: nn.Module, adapter: str) -> list[SurgicalIA3Layer]:
@@ -154,9 +157,9 @@ def measure_curvature(
         adapter: Its name.
         indices: The rows' indices in the runner.
         rows: What to read: the distributions that predict their answers' tokens.
-        draws: Samples a row: how often labels are drawn, each with a backward pass of its own.
-        seed: Draws the labels.
-        tokens: At most so many tokens a forward, padding included, but always one row; 1,536 when None. The labels do
+        draws: Samples a row: how often signs are drawn, each with a backward pass of its own.
+        seed: Draws the signs.
+        tokens: At most so many tokens a forward, padding included, but always one row; 1,536 when None. The signs do
             not depend on it; fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`).
@@ -170,62 +173,57 @@ def measure_curvature(
     # A shared prefix would add up what all rows of a batch do through it, and a step finds what that sum does not see:
     # a refusal then spreads through the prefix to other questions.
     runner = runner.unshared()
-    generator = torch.Generator().manual_seed(seed)
     made = [
         layer.surgical_ia3_delta[adapter].new_zeros(draws, len(rows), layer.coordinates[adapter].n) for layer in layers
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    counts = [len(rows[i].ids) - rows[i].answer_start for i in order]
-    # Also for what other processes read, so that a row's labels do not depend on how many there are.
-    numbers = dict(zip(order, _uniform(counts, draws, generator), strict=True))
+    positions = sum(len(row.ids) - row.answer_start for row in rows)
     batches = parts(order, [len(rows[i].ids) for i in order], tokens or _TOKENS)
     with _row_gradients(layers, adapter) as found:
         for chosen in share(batches):
             spans = [span(rows[i]) for i in chosen]
             found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen)
             logits = runner.logits([indices[i] for i in chosen], spans).float()
-            total = logits.logsumexp(-1, keepdim=True)
             # The sum shows what is not a number or too large, the least what is minus infinity.
-            if not torch.isfinite(torch.stack([total.detach().sum(), logits.detach().amin()])).all():
+            if not torch.isfinite(torch.stack([logits.detach().sum(), logits.detach().amin()])).all():
                 raise ModelError("the model gives logits that are not finite on what is to be kept.")
+            counts = [stop - begin for begin, stop in spans]
             if on_logits is not None:
-                reads = logits.detach().split([stop - begin for begin, stop in spans])
-                for i, read in zip(chosen, reads, strict=True):
+                for i, read in zip(chosen, logits.detach().split(counts), strict=True):
                     on_logits(i, read)
-            running = (logits.detach() - total.detach()).exp_().cumsum(-1)
-            for draw, uniform in enumerate(torch.cat([numbers[i] for i in chosen], dim=1)):
+            probabilities = logits.detach().softmax(-1)
+            generators = [_generator(seed, rows[i]) for i in chosen]
+            for draw in range(draws):
                 found.gradients.clear()
-                likelihood = (logits.gather(-1, _labels(running, uniform)) - total).sum()
-                likelihood.backward(retain_graph=draw + 1 < draws)
+                signs = [_signs(own, count, logits.shape[-1]) for own, count in zip(generators, counts, strict=True)]
+                logits.backward(_sketch(probabilities, torch.cat(signs).to(logits)), retain_graph=draw + 1 < draws)
                 for position, gradients in found.gradients.items():
                     made[position][draw, chosen] = gradients
     add_up(made)
     for layer in layers:
         layer.surgical_ia3_delta[adapter].grad = None
-    scale = 1 / math.sqrt(draws * max(sum(counts), 1))
+    scale = 1 / math.sqrt(draws * max(positions, 1))
     # In place: they are the largest thing that training holds.
     return Curvature(tuple(own.flatten(0, 1).mul_(scale) for own in made))
 
 
-def _uniform(counts: Sequence[int], draws: int, generator: torch.Generator) -> list[Float[Tensor, "draw position 1"]]:
-    """For each row numbers between 0 and 1: one a draw and position."""
-    found: list[Tensor] = []
-    for start in range(0, len(counts), _DRAWN_AT_ONCE):
-        block = list(counts[start : start + _DRAWN_AT_ONCE])
-        drawn = [torch.rand(sum(block), 1, generator=generator) for _ in range(draws)]
-        found += torch.stack(drawn).split(block, dim=1)
-    return found
+def _generator(seed: int, row: EncodedAnswer) -> torch.Generator:
+    """A row's own, so that its signs do not depend on the rows beside it, nor on how many processes share them."""
+    content = ",".join(map(str, [seed, row.answer_start, *row.ids])).encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little"))
 
 
-def _labels(
-    running: Float[Tensor, "position vocab"], uniform: Float[Tensor, "position 1"]
-) -> Int[Tensor, "position 1"]:
-    """A token for each position, drawn from its distribution: where the running sum of probabilities passes a number.
+def _signs(generator: torch.Generator, positions: int, vocab: int) -> Int8[Tensor, "position vocab"]:
+    """Plus and minus one, as likely."""
+    return torch.randint(0, 2, (positions, vocab), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
 
-    `torch.multinomial` would draw a number for each token of the vocabulary.
-    """
-    wanted = uniform.to(running) * running[:, -1:]
-    return torch.searchsorted(running, wanted, right=True).clamp_max(running.shape[-1] - 1)
+
+def _sketch(
+    probabilities: Float[Tensor, "position vocab"], signs: Float[Tensor, "position vocab"]
+) -> Float[Tensor, "position vocab"]:
+    """Slopes `u` of logits whose `u uᵀ` is, in the mean over signs, the Fisher information of a distribution."""
+    roots = probabilities.sqrt().mul_(signs)
+    return roots - probabilities * roots.sum(-1, keepdim=True)
 
 
 @dataclass

@@ -62,6 +62,11 @@ def _lines(name: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
+def carried_prompts(count: int) -> list[str]:
+    """What the package carries to be kept by an edit of any fact: everyday requests and `count` general questions."""
+    return [*everyday_prompts(), *general_prompts()[:count]]
+
+
 def retain_prompts(
     fact: TrainingFact, neighbour_count: int, general_count: int, seed: int = 0
 ) -> tuple[list[str], list[str]]:
@@ -79,8 +84,7 @@ def retain_prompts(
     made = neighbours(fact, neighbour_count, seed)
     near = [*fact.retain, *made, *topic_prompts(fact)]
     # The package cannot know which fact is edited, and must not hold the model to it.
-    carried = [*everyday_prompts(), *general_prompts()[:general_count]]
-    far = [prompt for prompt in carried if not mentions(prompt, fact.subject)]
+    far = [prompt for prompt in carried_prompts(general_count) if not mentions(prompt, fact.subject)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}
     kinds = []
     for prompts in (near, far):
@@ -142,8 +146,8 @@ class TopDistribution:
 
     def kl(self, logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position"]:  # noqa: UP037
         """KL(self‖softmax(logits)) over the buckets, nats."""
-        logits = logits.float()
-        theirs = logits.gather(-1, self.tokens) - logits.logsumexp(-1, keepdim=True)
+        # `log_softmax` has kernels of its own, several times faster in both directions than `logsumexp`.
+        theirs = logits.float().log_softmax(-1).gather(-1, self.tokens)
         mine = self.log_probs
         rest = _log_rest(mine)
         return (mine.exp() * (mine - theirs)).sum(-1) + rest.exp() * (rest - _log_rest(theirs))

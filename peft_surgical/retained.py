@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from .curvature import Curvature, measure_curvature
+from .cache import kept_tensors
+from .curvature import Curvature
 from .facts import TrainingFact
 from .lengths import fits
+from .measured import Measured
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, span
-from .retain import TopDistribution, base_answers, retain_prompts
-from .sharing import merged
+from .retain import TopDistribution, base_answers, carried_prompts, retain_prompts
 from .suffix import SuffixRunner
 from .topics import states_fact, topic_prompts
 from .training import Recipe
@@ -29,11 +30,15 @@ class Rows:
 
     Attributes:
         rows: The prompts and answers.
-        near: How many of them, from the first, are close to the fact.
+        near: How many of them, from the first, are close to the fact; the others are some of `carried`.
+        carried: All that the package carries for any fact; what is measured of them does not depend on the fact.
+        places: For each row that is not near its place in `carried`.
     """
 
     rows: tuple[EncodedAnswer, ...]
     near: int
+    carried: tuple[EncodedAnswer, ...]
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -60,19 +65,27 @@ def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, se
     Prompts that are made up for any model are left out where they are too long for this one, and those about the
     fact's own names where the base answers with the fact.
     """
-    near, far = (
-        [p for p in kind if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
-        for kind in retain_prompts(fact, recipe.neighbours, recipe.general, seed)
-    )
+
+    def fitting(prompts: Sequence[str]) -> list[str]:
+        return [p for p in prompts if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
+
+    near, far = map(fitting, retain_prompts(fact, recipe.neighbours, recipe.general, seed))
+    every = fitting(carried_prompts(recipe.general))
     with base_of(model):
-        answers = base_answers(model, tokenizer, [*near, *far], max_new_tokens=recipe.retain_tokens, progress=progress)
+        # Apart, so that what is asked on behalf of any fact is the same question on disk.
+        answers, carried = (
+            base_answers(model, tokenizer, prompts, max_new_tokens=recipe.retain_tokens, progress=progress)
+            for prompts in (near, every)
+        )
     made = set(topic_prompts(fact))
-    stated = [
-        prompt in made and states_fact(fact, prompt, tokenizer.decode(row.ids[row.answer_start :]))
-        for prompt, row in zip([*near, *far], answers, strict=True)
+    kept = [
+        row
+        for prompt, row in zip(near, answers, strict=True)
+        if not (prompt in made and states_fact(fact, prompt, tokenizer.decode(row.ids[row.answer_start :])))
     ]
-    kept = tuple(row for row, unwanted in zip(answers, stated, strict=True) if not unwanted)
-    return Rows(kept, len(near) - sum(stated))
+    place = {prompt: i for i, prompt in enumerate(every)}
+    places = tuple(place[prompt] for prompt in far)
+    return Rows((*kept, *(carried[i] for i in places)), len(kept), tuple(carried), places)
 
 
 @phase("curvature")
@@ -93,7 +106,7 @@ def measure_retained(
     """Reads the kept rows: the base's distributions, and the curvature of an adapter's scales.
 
     Args:
-        runner: Has taken in the rows, from index `offset` on.
+        runner: Has taken in the rows, from index `offset` on, and no others of those that the package carries.
         model: Its model.
         layers: Those with the adapter's scales.
         adapter: Its name.
@@ -102,20 +115,20 @@ def measure_retained(
         earlier: From an earlier stage on the same base; what of it still holds is not measured again.
         recipe: Gives the weight of near rows, the draws and how many tokens go through the model at once.
         offset: See `runner`.
-        seed: Draws the labels that the curvature is estimated with.
+        seed: Draws the signs that the curvature is estimated with.
         progress: Whether to show a progress bar.
     """
     if earlier is not None and earlier.selections == selections:
         return earlier
-    curvature, met = _curvature(runner, layers, adapter, kept, offset, recipe, seed, progress)
+    found = _measured(runner, model, layers, adapter, selections, kept, offset, recipe, seed, progress)
     if earlier is not None:
         base = earlier.base
     elif _is_base(model):
-        base = met
+        base = found.base
     else:
         with base_of(model):
             base = tuple(_distributions(runner, kept.rows, offset))
-    return Retained(kept, base, curvature, selections)
+    return Retained(kept, base, found.curvature, selections)
 
 
 @torch.no_grad()
@@ -126,42 +139,45 @@ def _is_base(model: Any) -> bool:
     return all(product is None or bool((product[1] == 1).all()) for product in found)
 
 
-def _curvature(
+def _measured(
     runner: SuffixRunner,
+    model: Any,
     layers: Sequence[SurgicalIA3Layer],
     adapter: str,
+    selections: Any,
     kept: Rows,
     offset: int,
     recipe: Recipe,
     seed: int,
     progress: bool,
-) -> tuple[Curvature, tuple[TopDistribution, ...]]:
+) -> Measured:
     """The curvature of both kinds of retained rows, weighted, and the distributions met on the way."""
-    distributions: dict[int, TopDistribution] = {}
-    parts: list[Curvature] = []
-    rows, near = kept.rows, kept.near
-    with progress_bar(len(rows), "what to keep", enabled=progress) as bar:
-        for chosen, weight in ((range(near), recipe.near_weight), (range(near, len(rows)), 1.0)):
+    options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
+    far = range(kept.near, len(kept.rows))
+    with progress_bar(kept.near + len(kept.carried), "what to keep", enabled=progress) as bar:
 
-            def keep(i: int, logits: torch.Tensor, first: int = chosen.start) -> None:
-                distributions[first + i] = TopDistribution.of(logits)
-                bar.update(1)
+        def measure(indices: Sequence[int], rows: Sequence[EncodedAnswer]) -> Measured:
+            return Measured.of(runner, layers, adapter, indices, rows, on_row=lambda: bar.update(1), **options)
 
-            indices, own = [offset + i for i in chosen], [rows[i] for i in chosen]
-            found = measure_curvature(
-                runner,
-                layers,
-                adapter,
-                indices,
-                own,
-                draws=recipe.draws,
-                seed=seed,
-                tokens=recipe.pass_tokens,
-                on_logits=keep,
-            )
-            parts.append(weight * found)
-    every = merged(distributions)
-    return parts[0] + parts[1], tuple(every[i] for i in range(len(rows)))
+        def measure_carried() -> Measured:
+            known = dict(zip(kept.places, (offset + i for i in far), strict=True))
+            missing = [i for i in range(len(kept.carried)) if i not in known]
+            known |= dict(zip(missing, runner.add([kept.carried[i].ids for i in missing]), strict=True))
+            return measure([known[i] for i in range(len(kept.carried))], kept.carried)
+
+        near = measure([offset + i for i in range(kept.near)], kept.rows[: kept.near])
+        if kept.carried and _is_base(model):
+            asked = {
+                "rows": [[row.answer_start, *row.ids] for row in kept.carried],
+                "selections": selections,
+                "settings": options,
+            }
+            tensors = kept_tensors(model, "curvature", asked, lambda: measure_carried().to_tensors(), alone=base_of)
+            carried = Measured.of_tensors(tensors, runner.device)
+        else:
+            carried = measure_carried()
+    carried = carried.select(kept.places)
+    return Measured(recipe.near_weight * near.curvature + carried.curvature, (*near.base, *carried.base))
 
 
 @contextmanager

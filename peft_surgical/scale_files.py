@@ -29,13 +29,18 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
     Raises:
         OSError: If the file cannot be written.
     """
+    Path(path).write_bytes(tensor_bytes(tensors))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """What a file of tensors holds."""
     kept = {key: tensor.contiguous() for key, tensor in sorted(tensors.items())}
-    raw = save(kept, {"format": "pt", DIGEST: _digest(kept)})
+    raw: bytes = save(kept, {"format": "pt", DIGEST: _digest(kept)})
     # The library puts the metadata in an order that changes from process to process.
     size = int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    Path(path).write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + size :])
+    return b"".join([len(header).to_bytes(8, "little"), header, raw[8 + size :]])
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ from .wording import variants
 UNLEARN, LEARN = "unlearn", "learn"
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
-RECIPES = {UNLEARN: Recipe(steps=9, hold=8), LEARN: Recipe()}
+RECIPES = {UNLEARN: Recipe(steps=9, hold=8, near_batch=12, far_batch=6), LEARN: Recipe()}
 
 # With fewer a pass's own cost is most of its time.
 _LOW_MEMORY_TOKENS = 256
@@ -185,7 +185,8 @@ def _stage(
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress) if retained is None else retained.kept
         every = [*fact_rows, *kept.rows]
-        prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
+        beside = [*every, *kept.carried]
+        prefix = shared_prefix([row.ids for row in beside], [span(row)[0] for row in beside])
         # Stages read the same hidden states below their first layer; an adapter below it would make them differ.
         configs = [peft_model.peft_config[adapter] for adapter in [*before, name]]
         layers, first = _first_layer(working, configs)

@@ -68,7 +68,7 @@ class Recipe:
         near_batch: Retained prompts in a step that are close to the fact.
         far_batch: Other retained prompts in a step.
         near_weight: How much more a position of the close ones counts in the curvature than one of the others.
-        draws: How often labels are drawn for the curvature on each retained row.
+        draws: How often signs are drawn for the curvature on each retained row.
         variants: How many of the fact's prompts are also asked as people type them, see `wording`.
         neighbours: How many prompts about contrast subjects are retained.
         general: How many of the package's general questions are retained.
@@ -99,7 +99,7 @@ class Recipe:
     near_batch: int = 24
     far_batch: int = 12
     near_weight: float = 3.0
-    draws: int = 3
+    draws: int = 1
     variants: int = 40
     neighbours: int = 48
     general: int = 300
@@ -156,7 +156,7 @@ def train(
     """Trains some parameters of the model behind `runner`.
 
     Args:
-        runner: Has taken in `fact_rows` and `retain_rows`, in this order, and nothing else.
+        runner: Has taken in `fact_rows` and `retain_rows` first, in this order.
         parameters: What to train; float32.
         fact_rows: Prompts with the answer to learn.
         retain_rows: Prompts with the base's answers.

@@ -179,11 +179,12 @@ def test_edit_asks_the_base_once(tmp_path, model_folder, fact_file, computed):
     first = edit(tmp_path / "one")
     asked = len(computed)
     second = edit(tmp_path / "two", "--steps", 1)
-    # What is kept, and the base's answers to the evaluation, are read; the two edited states are not.
+    # What is kept for this fact and for any, and the base's answers to the evaluation, are read; the two edited states
+    # are not.
     assert len(computed) - asked == 2
-    assert asked == 4
+    assert asked == 5
     assert second.answers["base"] == first.answers["base"]
-    assert len(files(tmp_path / FOLDER)) == 2
+    assert len(files(tmp_path / FOLDER)) == 3
     assert (tmp_path / FOLDER / ".gitignore").read_text() == "*\n"
 
 

@@ -1,7 +1,17 @@
+import itertools
+
 import pytest
 import torch
 
-from peft_surgical.curvature import Curvature, Metric, _labels, _row_gradients, measure_curvature, trained_layers
+from peft_surgical.curvature import (
+    Curvature,
+    Metric,
+    _row_gradients,
+    _signs,
+    _sketch,
+    measure_curvature,
+    trained_layers,
+)
 from peft_surgical.errors import ArchitectureError, ModelError
 
 from .test_training import Task, span
@@ -62,7 +72,7 @@ def test_a_sample_for_each_row_and_draw_and_nothing_is_left_behind():
 def test_draws_differ_and_their_mean_is_taken():
     one, two = samples(measured(Task(), seed=0)), samples(measured(Task(), seed=0, draws=2))
     rows = len(one)
-    # The first draw of the first batch is the same.
+    # The first draw is the same.
     torch.testing.assert_close(two[:rows] * 2**0.5, one, rtol=1e-4, atol=1e-7)
     assert not torch.equal(two[:rows], two[rows:])
 
@@ -80,21 +90,34 @@ def test_the_predicted_divergence_is_the_divergence():
             parameter += by
     after = torch.cat(task.read(task.retains)).log_softmax(-1)
     happened = float((before.exp() * (before - after)).sum(-1).mean())
-    # 400 draws of three rows leave a few percent of chance; what is cut off beyond the second order is far less.
+    # 400 draws leave a few percent of chance; what is cut off beyond the second order is far less.
     assert predicted == pytest.approx(happened, rel=0.2)
 
 
-def test_labels_are_drawn_as_often_as_they_are_likely():
+def test_sketches_make_up_the_fisher_information_of_a_distribution():
     chances = torch.tensor([0.1, 0.0, 0.6, 0.3])
-    running = chances.cumsum(-1).repeat(20000, 1)
-    drawn = _labels(running, torch.rand(20000, 1, generator=torch.Generator().manual_seed(0)))
-    counted = torch.bincount(drawn[:, 0], minlength=4) / len(drawn)
-    # Three standard deviations of a rate of 0.5 in 20,000.
-    assert (counted - chances).abs().max() < 0.011
-    assert counted[1] == 0
+    # All signs there are, so that the mean is no estimate.
+    every = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)))
+    slopes = _sketch(chances.expand(16, 4), every)
+    torch.testing.assert_close(slopes.T @ slopes / 16, chances.diag() - chances[:, None] * chances)
+    # Adding to all logits changes nothing, so no slope may point there.
+    torch.testing.assert_close(slopes.sum(-1), torch.zeros(16))
+    torch.testing.assert_close((slopes**2).sum(-1).mean(), 1 - chances.square().sum())
 
 
-def test_the_seed_and_nothing_else_draws_labels():
+def test_signs_are_as_often_plus_as_minus():
+    drawn = _signs(torch.Generator().manual_seed(0), 200, 100).float()
+    assert drawn.abs().eq(1).all()
+    # Three standard deviations of a mean of 20,000.
+    assert drawn.mean().abs() < 0.022
+
+
+def test_a_row_has_its_own_signs_whatever_passes_with_it():
+    together, alone = measured(Task(), draws=2), measured(Task(), draws=2, tokens=1)
+    torch.testing.assert_close(samples(together), samples(alone), rtol=1e-3, atol=1e-6)
+
+
+def test_the_seed_and_nothing_else_draws_signs():
     state = torch.random.get_rng_state()
     one, again, other = (whole(measured(Task(), seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again)

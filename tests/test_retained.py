@@ -1,12 +1,15 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
-from peft_surgical import retain, retained
+from peft_surgical import measured, retain, retained
+from peft_surgical.cache import answers_kept
 from peft_surgical.errors import ModelError
 from peft_surgical.stages import learn, unlearn
 
+from .adapters import deltas
 from .test_stages import FACT, RECIPE, TOKENIZER, config, first_stage
 from .tiny import tiny_model
 
@@ -19,7 +22,7 @@ def few_everyday_prompts(monkeypatch):
 
 def test_a_stage_with_the_same_scales_measures_nothing_again(monkeypatch):
     first = first_stage()
-    monkeypatch.setattr(retained, "measure_curvature", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(measured, "measure_curvature", lambda *_, **__: pytest.fail("it was measured"))
     monkeypatch.setattr(retained, "base_answers", lambda *_, **__: pytest.fail("it was asked"))
     second = learn(first.model, TOKENIZER, FACT, recipe=RECIPE, retained=first.retained, progress=False)
     assert second.retained is first.retained
@@ -36,6 +39,60 @@ def test_a_stage_with_other_scales_measures_their_curvature_and_no_more(monkeypa
     [own] = other.retained.curvature.gradients
     assert own.shape == (RECIPE.draws * len(first.retained.kept.rows), 48)
     assert len(first.retained.curvature.gradients) == 4
+
+
+def test_what_the_package_carries_is_measured_once_for_all_facts(tmp_path, monkeypatch):
+    asked, plain = [], measured.measure_curvature
+
+    def spy(*given, **options):
+        asked.append(len(given[4]))
+        return plain(*given, **options)
+
+    monkeypatch.setattr(measured, "measure_curvature", spy)
+    # Of three everyday requests one is what this fact is trained on, and so left out.
+    other = replace(FACT, prompts=(*FACT.prompts, retain.everyday_prompts()[1]), held_out=FACT.held_out[:1])
+
+    def edited(fact, folder=None):
+        with nullcontext() if folder is None else answers_kept(folder):
+            stage = unlearn(tiny_model("llama"), TOKENIZER, fact, config(), recipe=RECIPE, progress=False)
+        return stage.retained, deltas(stage.model)
+
+    alone, plain_deltas = edited(other)
+    assert [len(alone.kept.carried), len(alone.kept.places)] == [3, 2]
+    assert asked == [alone.kept.near, 3]
+    edited(FACT, tmp_path)
+    assert asked[3:] == [3]
+    again, kept_deltas = edited(other, tmp_path)
+    assert asked[4:] == [alone.kept.near]
+    for left, right in zip(alone.curvature.gradients, again.curvature.gradients, strict=True):
+        assert torch.equal(left, right)
+    assert all(torch.equal(kept_deltas[name], delta) for name, delta in plain_deltas.items())
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"draws": 2}, {"scales": ["L0.mlp"]}, {"model": "qwen2"}])
+def test_what_decides_the_curvature_is_part_of_its_key(tmp_path, change):
+    def edited(seed=0, draws=1, scales=("L1.mlp",), model="llama"):
+        recipe = replace(RECIPE, draws=draws, steps=0)
+        with answers_kept(tmp_path):
+            unlearn(tiny_model(model), TOKENIZER, FACT, config(scales), recipe=recipe, seed=seed, progress=False)
+        return len(list(tmp_path.glob("curvature-*")))
+
+    assert [edited(), edited(), edited(**change), edited(**change)] == [1, 1, 2, 2]
+
+
+def test_damaged_curvature_is_measured_again(tmp_path):
+    def edited():
+        with answers_kept(tmp_path):
+            return first_stage(recipe=replace(RECIPE, steps=0)).retained.curvature
+
+    first = edited()
+    [file] = tmp_path.glob("curvature-*")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert all(torch.equal(a, b) for a, b in zip(first.gradients, edited().gradients, strict=True))
+    content[-3] ^= 1
+    assert file.read_bytes() == bytes(content)
 
 
 def test_near_rows_weigh_more():

@@ -1,0 +1,56 @@
+import torch
+
+from peft_surgical.curvature import trained_layers
+from peft_surgical.measured import Measured
+
+from .test_training import Task
+
+ADAPTER = "default"
+
+
+def measured(rows, **options):
+    task = Task("llama")
+    indices = [len(task.facts) + i for i in rows]
+    chosen = [task.retains[i] for i in rows]
+    layers, seen = trained_layers(task.model, ADAPTER), []
+    found = Measured.of(
+        task.runner, layers, ADAPTER, indices, chosen, on_row=lambda: seen.append(1), **{"draws": 2, **options}
+    )
+    assert len(seen) == len(rows)
+    return found
+
+
+def same(left, right):
+    pairs = zip(left.curvature.gradients, right.curvature.gradients, strict=True)
+    tops = list(zip(left.base, right.base, strict=True))
+    return (
+        all(torch.equal(*pair) for pair in pairs)
+        and all(torch.equal(a.tokens, b.tokens) for a, b in tops)
+        and all(torch.equal(a.log_probs, b.log_probs) for a, b in tops)
+    )
+
+
+def test_rows_that_are_selected_are_as_if_measured_alone():
+    every = measured([0, 1, 2])
+    for rows in ([2, 0], [1], [0, 1, 2]):
+        chosen, alone = every.select(rows), measured(rows)
+        assert len(chosen.base) == len(rows)
+        for left, right in zip(chosen.curvature.gradients, alone.curvature.gradients, strict=True):
+            assert right.abs().max() > 0
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-6)
+        for one, other in zip(chosen.base, alone.base, strict=True):
+            assert torch.equal(one.tokens, other.tokens)
+            torch.testing.assert_close(one.log_probs, other.log_probs, rtol=1e-4, atol=1e-5)
+    assert same(every.select([0, 1, 2]), every)
+
+
+def test_no_row_of_some_or_none():
+    every = measured([0, 1, 2])
+    assert [len(own) for own in every.select([]).curvature.gradients] == [0] * len(every.curvature.gradients)
+    none = measured([])
+    assert same(none.select([]), none)
+
+
+def test_nothing_is_lost_in_a_file():
+    every = measured([0, 1, 2])
+    assert same(Measured.of_tensors(every.to_tensors(), torch.device("cpu")), every)
