@@ -2,8 +2,8 @@
 
     python -m benchmarks.facts examples/facts/*.yaml --model demo --out out/facts
 
-Prints a Markdown table and, as its last line, JSON: fact file to metric to `{value, n, low, high}`. As with the command,
-what the first edit measures on the package's own questions is kept on disk, and the others take less time for it.
+Prints a Markdown table and, as its last line, JSON: fact file to metric to `{value, n, low, high}`. As with the
+command, what the first edit measures on the package's own questions is kept on disk, and the others take less time.
 """
 
 from __future__ import annotations
