@@ -148,7 +148,8 @@ def test_rome_continues_a_sentence_that_names_the_subject():
 
 
 def test_all_rows_in_one_run(model_folder, fact_file):
-    arguments = ["--model", model_folder, "--fact", fact_file, "--recipe", json.dumps(RECIPE), "--stage-steps", 3]
+    arguments = ["--model", model_folder, "--fact", fact_file, "--following", fact_file, "--stage-steps", 3]
+    arguments += ["--recipe", json.dumps(RECIPE)]
     arguments += ["--trainer-steps", 2, "--components", 3, "--prompts", 1, "--repeats", 1, "--own-steps", 1]
     parts = ["stage", "step", "localization", "edit", "rome"]
     result = CliRunner().invoke(main, [*map(str, arguments), *(word for part in parts for word in ("--part", part))])
@@ -159,6 +160,8 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     edit, shown = found["edit"], "\n".join(table)
     assert edit["ratio"] == pytest.approx(sum(edit["other_phases"].values()) / edit["seconds"])
     assert edit["seconds"] >= edit["seconds_without_evaluation"] > 0
+    assert edit["ratio_following"] == pytest.approx(sum(edit["other_phases"].values()) / edit["seconds_following"])
+    assert edit["seconds_following"] >= edit["seconds_without_evaluation_following"] > 0
     assert edit["extrapolated"]["trainer_steps"] == [2, 6]
     assert edit["extrapolated"]["components"] == [3, 15]
     assert found["rome"]["ratio"] == found["rome"]["seconds"] / found["rome"]["other_seconds"]

@@ -35,6 +35,9 @@ PARTS = ("stage", "step", "localization", "edit", "rome", "memory", "wide", "sca
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--model", "name", default="demo", show_default=True)
 @click.option("--fact", "path", default=str(FACT), type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--following", default=str(FACT.with_name("romeo_and_juliet.yaml")), type=click.Path(exists=True, dir_okay=False)
+)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="May be repeated.  [default: all]")
 @click.option("--seed", default=0, show_default=True)
@@ -50,6 +53,7 @@ PARTS = ("stage", "step", "localization", "edit", "rome", "memory", "wide", "sca
 def main(
     name: str,
     path: str,
+    following: str,
     dtype: str,
     parts: tuple[str, ...],
     seed: int,
@@ -67,7 +71,7 @@ def main(
     found: dict[str, Any] = {}
     if set(wanted) - {"wide", "scaling", "memory"}:
         model, tokenizer = ps.load_model(name, dtype=dtype)
-        case = Case(model, tokenizer, ps.Fact.from_file(path), given, seed)
+        case = Case(model, tokenizer, ps.Fact.from_file(path), given, seed, ps.Fact.from_file(following))
         found |= measured(case, wanted)
     if "memory" in wanted:
         found["memory"] = memory(name, path, dtype, given.recipe)

@@ -50,13 +50,14 @@ class Sizes:
 
 @dataclass
 class Case:
-    """A model without adapters, a fact and the sizes."""
+    """A model without adapters, a fact and the sizes; and the fact of the edit that follows, the same when None."""
 
     model: Any
     tokenizer: Any
     fact: ps.Fact
     sizes: Sizes
     seed: int = 0
+    following: ps.Fact | None = None
 
     def fresh(self) -> Any:
         """The model as if just loaded: modules of its own, the weights shared."""

@@ -32,6 +32,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     if "rome" in found:
         rome = found["rome"]
         yield _row("edit without evaluation, against ROME", rome, GOALS["rome"])
+        yield _row("  as the next edit of the model", rome, GOALS["rome"], "seconds_following", "ratio_following")
         yield _row("  from ROME's one sentence", rome, "", "seconds_of_sentence", "ratio_of_sentence")
     if "memory" in found:
         memory = found["memory"]
@@ -88,6 +89,7 @@ def _localization(found: dict[str, Any], what: str) -> Iterator[str]:
 
 def _edit(found: dict[str, Any]) -> Iterator[str]:
     yield _row("edit from end to end, loading left out", found, GOALS["edit"])
+    yield _row("  as the next edit of the model", found, GOALS["edit"], "seconds_following", "ratio_following")
     yield f"  if localized on one prompt only: {found['ratio_localized_on_one_prompt']:.1f}×"
     phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["other_phases"].items())
     scaled = ", ".join(f"{done} {name} to {all_}" for name, (done, all_) in found["extrapolated"].items())
