@@ -38,6 +38,8 @@ FOLDER = ".peft_surgical"
 # To be raised when answers come about in another way, since files of an older package stay.
 _FORMAT = 1
 _PACKAGES = ("torch", "transformers", "peft")
+# Files of tensors are large, and whoever changes the seed or the scales leaves one behind.
+_TENSOR_FILES = 4
 # Where a model came from and what last wrote its file do not change what it says.
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
 
@@ -108,7 +110,7 @@ def kept_tensors(
     if kept is not None:
         return kept
     tensors = measure()
-    by_main(lambda: _write(path, tensor_bytes(tensors)))
+    by_main(lambda: _write(path, tensor_bytes(tensors), at_most=_TENSOR_FILES))
     return tensors
 
 
@@ -198,14 +200,23 @@ def _read(path: Path, count: int) -> list[list[int]] | None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor] | None:
     try:
-        return read_tensors(path)
+        found = read_tensors(path)
     except AdapterError:
         return None
+    with suppress(OSError):
+        path.touch()
+    return found
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, at_most: int | None = None) -> None:
+    """Writes a file; of those of its kind only so many stay, the ones last used."""
     with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The folder stands in a person's own, which may be under version control.
         write_text(path.parent / ".gitignore", "*\n")
         write_bytes(path, content)
+        if at_most is not None:
+            kind = path.name.partition("-")[0]
+            used = sorted(path.parent.glob(f"{kind}-*{path.suffix}"), key=lambda file: -file.stat().st_mtime_ns)
+            for file in used[at_most:]:
+                file.unlink()

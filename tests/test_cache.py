@@ -1,4 +1,6 @@
 import json
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from peft_surgical import generation
-from peft_surgical.cache import FOLDER, answers_kept, weights_digest
+from peft_surgical.cache import FOLDER, answers_kept, kept_tensors, weights_digest
 from peft_surgical.generation import generate_ids
 from peft_surgical.report import Report
 from peft_surgical.states import adapter_state
@@ -167,6 +169,29 @@ def test_tied_weights_are_told_from_equal_ones():
     before = weights_digest(tied)
     tied.lm_head.weight = nn.Parameter(tied.lm_head.weight.detach().clone())
     assert weights_digest(tied) != before
+
+
+def test_files_of_tensors_stay_few_and_those_last_used_stay(tmp_path):
+    model, measured = tiny_model("llama"), []
+
+    def ask(number):
+        def measure():
+            measured.append(number)
+            return {"a": torch.tensor([float(number)])}
+
+        # File systems tell times apart that are some milliseconds apart.
+        time.sleep(0.05)
+        with answers_kept(tmp_path):
+            return kept_tensors(model, "kind", {"number": number}, measure, alone=lambda _: nullcontext())
+
+    for number in (0, 1, 2, 3, 0, 4):
+        assert torch.equal(ask(number)["a"], torch.tensor([float(number)]))
+    assert measured == [0, 1, 2, 3, 4]
+    assert len(list(tmp_path.glob("kind-*.safetensors"))) == 4
+    ask(0)
+    assert measured == [0, 1, 2, 3, 4]
+    ask(1)
+    assert measured == [0, 1, 2, 3, 4, 1]
 
 
 def test_edit_asks_the_base_once(tmp_path, model_folder, fact_file, computed):
