@@ -42,7 +42,7 @@ from .wording import variants
 UNLEARN, LEARN = "unlearn", "learn"
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
-RECIPES = {UNLEARN: Recipe(steps=9, hold=8), LEARN: Recipe()}
+RECIPES = {UNLEARN: Recipe(steps=8, hold=7), LEARN: Recipe()}
 
 # With fewer a pass's own cost is most of its time.
 _LOW_MEMORY_TOKENS = 256

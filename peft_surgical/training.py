@@ -99,7 +99,7 @@ class Recipe:
     near_batch: int = 24
     far_batch: int = 12
     near_weight: float = 3.0
-    draws: int = 2
+    draws: int = 1
     variants: int = 40
     neighbours: int = 48
     general: int = 300
