@@ -18,7 +18,7 @@ SENTENCE = "the capital of france is"
 def few_texts(monkeypatch):
     for name in ("everyday_prompts", "general_prompts"):
         some = getattr(retain, name)()[:5]
-        monkeypatch.setattr(f"peft_surgical.by_subject.{name}", lambda some=some: some)
+        monkeypatch.setattr(f"peft_surgical.retain.{name}", lambda some=some: some)
 
 
 def learn(*arguments):
