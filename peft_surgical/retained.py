@@ -106,7 +106,7 @@ def measure_retained(
     """Reads the kept rows: the base's distributions, and the curvature of an adapter's scales.
 
     Args:
-        runner: Has taken in the rows, from index `offset` on, and no others of those that the package carries.
+        runner: Has taken in the rows, from index `offset` on; takes in what else the package carries.
         model: Its model.
         layers: Those with the adapter's scales.
         adapter: Its name.

@@ -36,7 +36,10 @@ PARTS = ("stage", "step", "localization", "edit", "rome", "memory", "wide", "sca
 @click.option("--model", "name", default="demo", show_default=True)
 @click.option("--fact", "path", default=str(FACT), type=click.Path(exists=True, dir_okay=False))
 @click.option(
-    "--following", default=str(FACT.with_name("romeo_and_juliet.yaml")), type=click.Path(exists=True, dir_okay=False)
+    "--following",
+    default=str(FACT.with_name("romeo_and_juliet.yaml")),
+    type=click.Path(exists=True, dir_okay=False),
+    help="The fact of the edit that follows.",
 )
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="May be repeated.  [default: all]")
