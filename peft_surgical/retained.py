@@ -176,6 +176,9 @@ def _measured(
             carried = Measured.of_tensors(tensors, runner.device)
         else:
             carried = measure_carried()
+        # What is on disk, or another process's, has not passed by.
+        bar.total = bar.n
+        bar.refresh()
     carried = carried.select(kept.places)
     return Measured(recipe.near_weight * near.curvature + carried.curvature, (*near.base, *carried.base))
 

@@ -1,8 +1,10 @@
+import io
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from peft_surgical import measured, retain, retained
 from peft_surgical.cache import answers_kept
@@ -67,6 +69,22 @@ def test_what_the_package_carries_is_measured_once_for_all_facts(tmp_path, monke
     for left, right in zip(alone.curvature.gradients, again.curvature.gradients, strict=True):
         assert torch.equal(left, right)
     assert all(torch.equal(kept_deltas[name], delta) for name, delta in plain_deltas.items())
+
+
+def test_the_bar_counts_what_passes_by(tmp_path, monkeypatch):
+    bars = []
+
+    def shown(total, description, *, enabled):
+        bars.append(tqdm(total=total, desc=description, file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr(retained, "progress_bar", shown)
+    with answers_kept(tmp_path):
+        for _ in range(2):
+            first = unlearn(tiny_model("llama"), TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
+    near, carried = first.retained.kept.near, len(first.retained.kept.carried)
+    assert [bar.n for bar in bars] == [near + carried, near]
+    assert [bar.total for bar in bars] == [near + carried, near]
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"draws": 2}, {"scales": ["L0.mlp"]}, {"model": "qwen2"}])
