@@ -88,7 +88,7 @@ class Recipe:
     step_kl: float = 3e-3
     hold: int = 10
     settle: float = 0.7
-    damping: float = 2.0
+    damping: float = 1.0
     target_loss: float = 0.05
     margin: float = 0.02
     target_kl: float = 0.01
