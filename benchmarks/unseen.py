@@ -1,0 +1,137 @@
+"""How far an edit moves the questions that it kept, and others like them that nothing was trained on.
+
+    python -m benchmarks.facts examples/facts/*.yaml --model demo --out out/facts
+    python -m benchmarks.unseen examples/facts/*.yaml --model demo --edits out/facts
+
+If those that were kept moved less than the others, more of them would help. Asked are the questions near the fact and
+the general ones that training kept, as many general ones of the package that it did not keep, and the controls. Of
+each the base's own greedy answer is read as far as training keeps it: the divergence of the edit from the base there,
+nats a token, and whether the edit's likeliest tokens are the same all along. Prints a Markdown table and, as its last
+line, JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+import peft_surgical as ps
+from peft_surgical.metrics import Figure, mean, rate
+from peft_surgical.prompts import EncodedAnswer, encode, mentions, span
+from peft_surgical.retain import TopDistribution, base_answers, everyday_prompts, general_prompts, retain_prompts
+from peft_surgical.retained import base_rows
+from peft_surgical.stages import LEARN, RECIPES
+from peft_surgical.suffix import SuffixRunner
+from peft_surgical.text import same_text_key
+
+BATCH = 32
+SHOWN = ("kl_per_token", "unchanged")
+
+
+def others(fact: ps.TrainingFact, recipe: ps.Recipe, seed: int) -> list[str]:
+    """General questions of the package that training did not keep, though it might have."""
+    kept = {
+        same_text_key(prompt) for kind in retain_prompts(fact, recipe.neighbours, recipe.general) for prompt in kind
+    }
+    return [
+        prompt
+        for prompt in general_prompts()[recipe.general :]
+        if fact.may_train_on(prompt) and not mentions(prompt, fact.subject) and same_text_key(prompt) not in kept
+    ]
+
+
+def measure(
+    model: Any, tokenizer: Any, fact: ps.Fact, edit: Path, recipe: ps.Recipe, seed: int
+) -> dict[str, dict[str, Figure]]:
+    """Both figures for each kind of question, over questions.
+
+    Args:
+        model: The base; afterwards it has the edit.
+        tokenizer: Its tokenizer.
+        fact: What was edited.
+        edit: The folder of the adapter.
+        recipe: What the edit was trained by.
+        seed: Of the edit.
+    """
+    kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False)
+    everyday = {tuple(encode(tokenizer, prompt)) for prompt in everyday_prompts()}
+    rows: dict[str, Sequence[EncodedAnswer]] = {
+        "near, kept": kept.rows[: kept.near],
+        "general, kept": [row for row in kept.rows[kept.near :] if row.ids[: row.answer_start] not in everyday],
+    }
+    asked = {"general, others": others(fact.training, recipe, seed), "controls": [c.prompt for c in fact.controls]}
+    for kind, prompts in asked.items():
+        rows[kind] = base_answers(model, tokenizer, prompts, max_new_tokens=recipe.retain_tokens)
+    rows = {kind: own for kind, own in rows.items() if own}
+    before = {kind: [TopDistribution.of(own) for own in answer_logits(model, own)] for kind, own in rows.items()}
+    edited = PeftModel.from_pretrained(model, edit).eval()
+    found = {}
+    for kind, own in rows.items():
+        pairs = list(zip(before[kind], answer_logits(edited, own), strict=True))
+        found[kind] = {
+            "kl_per_token": mean([float(base.kl(logits).mean()) for base, logits in pairs]),
+            "unchanged": rate([bool((logits.argmax(-1) == base.tokens[:, 0]).all()) for base, logits in pairs]),
+        }
+    return {kind: {name: figure for name, figure in own.items() if figure is not None} for kind, own in found.items()}
+
+
+@torch.no_grad()
+def answer_logits(model: Any, rows: Sequence[EncodedAnswer]) -> Iterator[Tensor]:
+    """Logits that predict each row's answer, `[token, vocab]`."""
+    runner = SuffixRunner(model, nn.ModuleList(), 0)
+    indices = runner.add([row.ids for row in rows])
+    for start in range(0, len(rows), BATCH):
+        spans = [span(row) for row in rows[start : start + BATCH]]
+        logits = runner.logits(indices[start : start + BATCH], spans).float()
+        yield from logits.split([stop - begin for begin, stop in spans])
+
+
+def table(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> list[str]:
+    """A row for each fact and kind of question."""
+    lines = ["| Fact | questions | N | KL per token, nats | same beginning |", "|---|---|---|---|---|"]
+    for fact, kinds in found.items():
+        for kind, figures in kinds.items():
+            kl, unchanged = (figures[name] for name in SHOWN)
+            cells = (f"{f.value:.{d}f} [{f.low:.{d}f}, {f.high:.{d}f}]" for f, d in ((kl, 3), (unchanged, 2)))
+            lines.append(f"| {fact} | {kind} | {kl.n} | {' | '.join(cells)} |")
+    return lines
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.argument("facts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", "name", default="demo", show_default=True)
+@click.option("--edits", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--seed", default=0, show_default=True, help="Of the edits.")
+def main(facts: tuple[Path, ...], name: str, edits: Path, seed: int) -> None:
+    """Measure each fact's edit in a fresh copy of the model."""
+    found = {}
+    try:
+        read = {path.stem: ps.Fact.from_file(path) for path in facts}
+        for stem, fact in read.items():
+            model, tokenizer = ps.load_model(name)
+            edit = edits / stem / "edit"
+            if not edit.is_dir():
+                raise click.ClickException(f"there is no {edit}; edit the facts into {edits} first.")
+            found[stem] = measure(model, tokenizer, fact, edit, RECIPES[LEARN], seed)
+    except ps.SurgicalError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("\n".join(table(found)))
+    click.echo(
+        json.dumps(
+            {
+                fact: {k: {m: f.to_dict() for m, f in v.items()} for k, v in kinds.items()}
+                for fact, kinds in found.items()
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
