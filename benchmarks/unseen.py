@@ -28,7 +28,7 @@ from peft_surgical.prompts import EncodedAnswer, encode, mentions, span
 from peft_surgical.retain import TopDistribution, base_answers, everyday_prompts, general_prompts, retain_prompts
 from peft_surgical.retained import base_rows
 from peft_surgical.stages import LEARN, RECIPES
-from peft_surgical.suffix import SuffixRunner
+from peft_surgical.suffix import SuffixRunner, shared_prefix
 from peft_surgical.text import same_text_key
 
 BATCH = 32
@@ -85,7 +85,8 @@ def measure(
 @torch.no_grad()
 def answer_logits(model: Any, rows: Sequence[EncodedAnswer]) -> Iterator[Tensor]:
     """Logits that predict each row's answer, `[token, vocab]`."""
-    runner = SuffixRunner(model, nn.ModuleList(), 0)
+    shared = shared_prefix([row.ids for row in rows], [span(row)[0] for row in rows])
+    runner = SuffixRunner(model, nn.ModuleList(), 0, rows[0].ids[:shared])
     indices = runner.add([row.ids for row in rows])
     for start in range(0, len(rows), BATCH):
         spans = [span(row) for row in rows[start : start + BATCH]]
