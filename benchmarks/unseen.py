@@ -37,9 +37,8 @@ SHOWN = ("kl_per_token", "unchanged")
 
 def others(fact: ps.TrainingFact, recipe: ps.Recipe, seed: int) -> list[str]:
     """General questions of the package that training did not keep, though it might have."""
-    kept = {
-        same_text_key(prompt) for kind in retain_prompts(fact, recipe.neighbours, recipe.general) for prompt in kind
-    }
+    near, far = retain_prompts(fact, recipe.neighbours, recipe.general, seed)
+    kept = {same_text_key(prompt) for prompt in (*near, *far)}
     return [
         prompt
         for prompt in general_prompts()[recipe.general :]
