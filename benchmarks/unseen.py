@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -26,12 +25,11 @@ import peft_surgical as ps
 from peft_surgical.metrics import Figure, mean, rate
 from peft_surgical.prompts import EncodedAnswer, encode, mentions, span
 from peft_surgical.retain import TopDistribution, base_answers, everyday_prompts, general_prompts, retain_prompts
-from peft_surgical.retained import base_rows
+from peft_surgical.retained import answer_logits, base_rows
 from peft_surgical.stages import LEARN, RECIPES
 from peft_surgical.suffix import SuffixRunner, shared_prefix
 from peft_surgical.text import same_text_key
 
-BATCH = 32
 SHOWN = ("kl_per_token", "unchanged")
 
 
@@ -69,11 +67,11 @@ def measure(
     for kind, prompts in asked.items():
         rows[kind] = base_answers(model, tokenizer, prompts, max_new_tokens=recipe.retain_tokens)
     rows = {kind: own for kind, own in rows.items() if own}
-    before = {kind: [TopDistribution.of(own) for own in answer_logits(model, own)] for kind, own in rows.items()}
+    before = {kind: [TopDistribution.of(logits) for logits in read(model, own)] for kind, own in rows.items()}
     edited = PeftModel.from_pretrained(model, edit).eval()
     found = {}
     for kind, own in rows.items():
-        pairs = list(zip(before[kind], answer_logits(edited, own), strict=True))
+        pairs = list(zip(before[kind], read(edited, own), strict=True))
         found[kind] = {
             "kl_per_token": mean([float(base.kl(logits).mean()) for base, logits in pairs]),
             "unchanged": rate([bool((logits.argmax(-1) == base.tokens[:, 0]).all()) for base, logits in pairs]),
@@ -81,16 +79,12 @@ def measure(
     return {kind: {name: figure for name, figure in own.items() if figure is not None} for kind, own in found.items()}
 
 
-@torch.no_grad()
-def answer_logits(model: Any, rows: Sequence[EncodedAnswer]) -> Iterator[Tensor]:
+def read(model: Any, rows: Sequence[EncodedAnswer]) -> Iterator[Tensor]:
     """Logits that predict each row's answer, `[token, vocab]`."""
     shared = shared_prefix([row.ids for row in rows], [span(row)[0] for row in rows])
     runner = SuffixRunner(model, nn.ModuleList(), 0, rows[0].ids[:shared])
-    indices = runner.add([row.ids for row in rows])
-    for start in range(0, len(rows), BATCH):
-        spans = [span(row) for row in rows[start : start + BATCH]]
-        logits = runner.logits(indices[start : start + BATCH], spans).float()
-        yield from logits.split([stop - begin for begin, stop in spans])
+    runner.add([row.ids for row in rows])
+    return answer_logits(runner, rows)
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> list[str]:
@@ -113,13 +107,14 @@ def main(facts: tuple[Path, ...], name: str, edits: Path, seed: int) -> None:
     """Measure each fact's edit in a fresh copy of the model."""
     found = {}
     try:
-        read = {path.stem: ps.Fact.from_file(path) for path in facts}
-        for stem, fact in read.items():
+        given = {path.stem: ps.Fact.from_file(path) for path in facts}
+        # All of them are looked for before the first is measured: a missing one should not cost the others' time.
+        for stem in given:
+            if not (edits / stem / "edit").is_dir():
+                raise click.ClickException(f"there is no {edits / stem / 'edit'}; edit the facts into {edits} first.")
+        for stem, fact in given.items():
             model, tokenizer = ps.load_model(name)
-            edit = edits / stem / "edit"
-            if not edit.is_dir():
-                raise click.ClickException(f"there is no {edit}; edit the facts into {edits} first.")
-            found[stem] = measure(model, tokenizer, fact, edit, RECIPES[LEARN], seed)
+            found[stem] = measure(model, tokenizer, fact, edits / stem / "edit", RECIPES[LEARN], seed)
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     click.echo("\n".join(table(found)))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .cache import kept_tensors
 from .curvature import Curvature
@@ -127,7 +129,7 @@ def measure_retained(
         base = found.base
     else:
         with base_of(model):
-            base = tuple(_distributions(runner, kept.rows, offset))
+            base = tuple(TopDistribution.of(own) for own in answer_logits(runner, kept.rows, offset))
     return Retained(kept, base, found.curvature, selections)
 
 
@@ -197,12 +199,18 @@ def base_of(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _distributions(
-    runner: SuffixRunner, rows: tuple[EncodedAnswer, ...], offset: int, batch_size: int = 32
-) -> Iterator[TopDistribution]:
+def answer_logits(
+    runner: SuffixRunner, rows: Sequence[EncodedAnswer], offset: int = 0, batch_size: int = 32
+) -> Iterator[Float[Tensor, "token vocab"]]:
+    """Logits that predict each row's answer.
+
+    Args:
+        runner: Has taken in the rows, from index `offset` on.
+        rows: The rows.
+        offset: See `runner`.
+        batch_size: Rows a forward.
+    """
     for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        spans = [span(row) for row in chunk]
-        logits = runner.logits([offset + start + i for i in range(len(chunk))], spans)
-        for part in logits.split([stop - begin for begin, stop in spans]):
-            yield TopDistribution.of(part)
+        spans = [span(row) for row in rows[start : start + batch_size]]
+        logits = runner.logits(range(offset + start, offset + start + len(spans)), spans)
+        yield from logits.split([stop - begin for begin, stop in spans])

@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 
 import peft_surgical as ps
 from benchmarks import unseen
-from benchmarks.unseen import answer_logits, main, measure, others
+from benchmarks.unseen import main, measure, others, read
 from peft_surgical import retain
 from peft_surgical.retain import base_answers
 
@@ -37,8 +37,8 @@ def edit(path, spread):
     return saved(model, path)
 
 
-def measured(path, **changes):
-    return measure(tiny_model("llama"), TOKENIZER, replace(FACT, **changes), path, replace(RECIPE, general=2), 0)
+def measured(path):
+    return measure(tiny_model("llama"), TOKENIZER, FACT, path, replace(RECIPE, general=2), 0)
 
 
 def test_others_are_those_that_are_neither_kept_nor_asked():
@@ -64,8 +64,8 @@ def test_the_divergence_is_that_of_whole_distributions(tmp_path):
     assert found["controls"]["kl_per_token"].n == len(FACT.controls) == 1
     base = tiny_model("llama")
     rows = base_answers(base, TOKENIZER, [FACT.controls[0].prompt], max_new_tokens=RECIPE.retain_tokens)
-    [before] = answer_logits(base, rows)
-    [after] = answer_logits(loaded(path), rows)
+    [before] = read(base, rows)
+    [after] = read(loaded(path), rows)
     before, after = before.log_softmax(-1), after.log_softmax(-1)
     expected = float((before.exp() * (before - after)).sum(-1).mean())
     # The base's 64 likeliest of 128 tokens are told apart, the others taken together.
