@@ -103,20 +103,20 @@ class Metric:
         # It is small, and float32 may lose what sets nearly equal samples apart.
         inner = torch.eye(samples, dtype=torch.float64) / _WEIGHT
         for diagonal, own in zip(diagonals, gradients, strict=True):
-            inner += ((own / diagonal) @ own.T).cpu()
+            inner += ((own / diagonal.flatten()) @ own.T).cpu()
         return cls(tuple(diagonals), tuple(gradients), torch.linalg.cholesky(inner))
 
     @classmethod
     def identity(cls, parameters: Sequence[Tensor]) -> Metric:
-        """The metric in which the natural gradient is the plain one."""
+        """The metric in which the natural gradient is the plain one, of parameters of any shape."""
         plain = [parameter.detach() for parameter in parameters]
-        return cls.of([torch.ones_like(p) for p in plain], [p.new_zeros(0, len(p)) for p in plain])
+        return cls.of([torch.ones_like(p) for p in plain], [p.new_zeros(0, p.numel()) for p in plain])
 
     def apply(self, changes: Sequence[Float[Tensor, " selected"]]) -> list[Float[Tensor, " selected"]]:
         """The gradient of the predicted divergence `½ dᵀ F d` at each layer's change of scales, nats."""
         along = _WEIGHT * self._along(changes)
         return [
-            diagonal * change + own.T @ along.to(own)
+            diagonal * change + (own.T @ along.to(own)).view_as(change)
             for change, diagonal, own in zip(changes, self.diagonals, self.gradients, strict=True)
         ]
 
@@ -125,7 +125,7 @@ class Metric:
         scaled = [gradient / diagonal for gradient, diagonal in zip(gradients, self.diagonals, strict=True)]
         along = torch.cholesky_solve(self._along(scaled)[:, None], self.factor)[:, 0]
         return [
-            own_scaled - (own.T @ along.to(own)) / diagonal
+            own_scaled - (own.T @ along.to(own)).view_as(own_scaled) / diagonal
             for own_scaled, diagonal, own in zip(scaled, self.diagonals, self.gradients, strict=True)
         ]
 
@@ -133,7 +133,7 @@ class Metric:
         """How far changes go along each sampled direction, all layers together."""
         total = self.factor.new_zeros(len(self.factor))
         for own, change in zip(self.gradients, changes, strict=True):
-            total += (own @ change).cpu()
+            total += (own @ change.flatten()).cpu()
         return total
 
 

@@ -169,7 +169,7 @@ def _stage(
     check_shareable(model)
     recipe = recipe or RECIPES[name]
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
-    prompts = [*fact.prompts, *_variants(fact, recipe.variants)]
+    prompts = training_prompts(fact, recipe)
     fact_rows = [encode_answer(tokenizer, prompt, answer) for prompt in prompts]
     given, made = fact_rows[: len(fact.prompts)], fact_rows[len(fact.prompts) :]
     for row in given:
@@ -227,9 +227,10 @@ def _stage(
     return Stage(peft_model, name, record, retained)
 
 
-def _variants(fact: TrainingFact, count: int) -> list[str]:
+def training_prompts(fact: TrainingFact, recipe: Recipe) -> list[str]:
+    """The prompts that a stage trains on: the fact's, then some of them as people type them."""
     made = dict.fromkeys(prompt for prompt in variants(fact.prompts) if fact.may_train_on(prompt))
-    return [prompt for prompt in made if prompt not in fact.prompts][:count]
+    return [*fact.prompts, *[prompt for prompt in made if prompt not in fact.prompts][: recipe.variants]]
 
 
 def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:

@@ -11,6 +11,7 @@ from .ft import FineTuning
 from .ft_l import ConstrainedFineTuning
 from .ia3_all import IA3Everywhere
 from .ia3_stock import StockIA3
+from .keyed import Keyed
 from .lora import Lora
 from .method import Method, Questions, Request, settings
 from .one_stage import OneStage
@@ -26,6 +27,7 @@ _KINDS: tuple[Any, ...] = (
     Base,
     Surgical,
     Staged,
+    Keyed,
     OneStage,
     RandomComponents,
     Rome,

@@ -1,0 +1,187 @@
+"""What scales lack, and what still merges into the weights: updates of rank one that are keyed to the subject.
+
+A scale acts on every token alike. An update `b aᵀ` of an MLP's output projection adds `b` in so far as the neurons
+point along `a`; with `a = C⁻¹ k`, for `k` the neurons at the subject's last token and `C` their second moment over the
+text to keep, that is as much as at the subject there and next to nothing elsewhere (the key of ROME, arXiv 2202.05262;
+of several layers, MEMIT, arXiv 2210.07229). Here the values `b` are trained on all of a fact's prompts, held to the
+base's answers on what the stages of `edit` keep, with the stages' own loop and loss.
+
+The updates are a stock LoRA adapter of rank 1, whose `A` is `a` and frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from peft_surgical.prompts import EncodedAnswer, encode_answer, span
+from peft_surgical.retain import TopDistribution
+from peft_surgical.retained import Rows, answer_logits, base_rows
+from peft_surgical.stages import LEARN, RECIPES, training_prompts
+from peft_surgical.subjects import subject_spans
+from peft_surgical.suffix import SuffixRunner, shared_prefix
+from peft_surgical.training import train
+
+from .adapters import module_names
+from .fitting import decoder_layers
+from .method import Request
+from .mlps import output_projection
+from .restoring import adapters_taken_off
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """Trains the values of keys that it finds.
+
+    Attributes:
+        step: The length of a step of all values together; 1 is as long as the neurons' outputs are written there.
+        layers: Whose MLPs; all when None.
+        ridge: Added to the second moment's diagonal, as a multiple of the diagonal's mean.
+    """
+
+    name: ClassVar[str] = "keyed"
+    step: float = 2.0
+    layers: tuple[int, ...] | None = None
+    ridge: float = 0.01
+    _moments: Any = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
+
+    @contextmanager
+    def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
+        """Trains the adapter, and takes it off afterwards."""
+        # The gradient's own direction, so many times so long: the stages' metric is of scales.
+        recipe = replace(RECIPES[LEARN], step_kl=self.step**2 / 2, pull=0)
+        fact, blocks = request.fact, decoder_layers(model)
+        layers = [i for i in range(len(blocks)) if self.layers is None or i in self.layers]
+        kept = base_rows(model, tokenizer, fact, recipe, seed, progress=False)
+        prompts = training_prompts(fact, recipe)
+        rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
+        marks = [
+            [found[-1] for found in subject_spans(tokenizer, prompt, fact.subject, row.ids)]
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+        directions = self.directions(model, rows, marks, kept, layers)
+        every = [*rows, *kept.rows]
+        prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
+        with adapters_taken_off(model):
+            values = place(model, directions)
+            runner = SuffixRunner(model, blocks, min(layers), every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
+            runner.add([row.ids for row in every])
+            base = [TopDistribution.of(logits) for logits in answer_logits(runner, kept.rows, len(rows))]
+            train(runner, values, rows, kept.rows, base, recipe, near=kept.near, seed=seed)
+            yield
+
+    def directions(
+        self,
+        model: Any,
+        rows: Sequence[EncodedAnswer],
+        marks: Sequence[Sequence[int]],
+        kept: Rows,
+        layers: Sequence[int],
+    ) -> dict[int, Float[Tensor, " neuron"]]:
+        """For each layer `C⁻¹ k`, of the length that makes its product with `k` 1.
+
+        Args:
+            model: The base.
+            rows: The fact's prompts with the answer.
+            marks: For each the positions of its subject's last tokens.
+            kept: What `C` is of: the rows near the fact, and all that the package carries, as much together.
+            layers: Of which MLPs.
+        """
+        if model not in self._moments:
+            self._moments[model] = second_moments(model, kept.carried, layers)
+        moments = self._moments[model]
+        near = second_moments(model, kept.rows[: kept.near], layers) if kept.near else moments
+        found = {}
+        for layer, key in mean_neurons(model, rows, marks, layers).items():
+            total = moments[layer] + near[layer]
+            ridge = self.ridge * total.diagonal().mean() * torch.eye(len(total)).to(total)
+            direction = torch.linalg.solve(total + ridge, key)
+            found[layer] = (direction / (direction @ key)).float()
+        return found
+
+
+def place(model: Any, directions: Mapping[int, Float[Tensor, " neuron"]]) -> list[nn.Parameter]:
+    """Puts updates that change nothing yet on a bare model.
+
+    Args:
+        model: The model.
+        directions: The layers, and what of their neurons is read.
+
+    Returns:
+        The values, `[model, 1]` a layer: all that trains.
+    """
+    config = LoraConfig(
+        r=1, lora_alpha=1, target_modules=module_names(model, ("mlp_out",), list(directions)), task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):
+        get_peft_model(model, config).eval()
+    values = []
+    for layer, direction in directions.items():
+        projection = output_projection(model, layer)
+        with torch.no_grad():
+            projection.lora_A["default"].weight.copy_(direction[None])
+        projection.lora_A["default"].weight.requires_grad_(False)
+        values.append(projection.lora_B["default"].weight)
+    return values
+
+
+def second_moments(
+    model: Any, rows: Sequence[EncodedAnswer], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "neuron neuron"]]:
+    """The mean outer product of some MLPs' neurons over all tokens of rows but the first, which is like no other."""
+    total: dict[int, Tensor] = {}
+    marks = [range(1, len(row.ids)) for row in rows]
+    for neurons in _neurons(model, rows, marks, layers):
+        for layer, own in neurons.items():
+            total[layer] = total.get(layer, 0) + (own.T @ own).double()
+    return {layer: own / sum(map(len, marks)) for layer, own in total.items()}
+
+
+def mean_neurons(
+    model: Any, rows: Sequence[EncodedAnswer], marks: Sequence[Sequence[int]], layers: Sequence[int]
+) -> dict[int, Float[Tensor, " neuron"]]:
+    """Some MLPs' neurons, the mean over the marked tokens of rows, in float64."""
+    total: dict[int, Tensor] = {}
+    for neurons in _neurons(model, rows, marks, layers):
+        for layer, own in neurons.items():
+            total[layer] = total.get(layer, 0) + own.double().sum(0)
+    return {layer: own / sum(map(len, marks)) for layer, own in total.items()}
+
+
+@torch.no_grad()
+def _neurons(
+    model: Any, rows: Sequence[EncodedAnswer], marks: Sequence[Sequence[int]], layers: Sequence[int]
+) -> Iterator[dict[int, Float[Tensor, "marked neuron"]]]:
+    """What enters some MLPs' output projections at the marked tokens, a batch of rows at a time."""
+    seen: dict[int, Tensor] = {}
+
+    def watch(layer: int) -> Any:
+        return output_projection(model, layer).register_forward_pre_hook(
+            lambda _, args: seen.__setitem__(layer, args[0])
+        )
+
+    handles = [watch(layer) for layer in layers]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    try:
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            ids = torch.zeros(len(chosen), len(rows[chosen[-1]].ids), dtype=torch.long, device=model.device)
+            marked = torch.zeros(ids.shape, dtype=torch.bool, device=model.device)
+            for row, i in enumerate(chosen):
+                ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=model.device)
+                marked[row, list(marks[i])] = True
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            yield {layer: own.reshape(*ids.shape, -1)[marked].float() for layer, own in seen.items()}
+    finally:
+        for handle in handles:
+            handle.remove()
