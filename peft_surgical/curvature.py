@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,16 +170,56 @@ def measure_curvature(
     Raises:
         ModelError: If a logit is not finite.
     """
+    parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
+    return sample_curvature(
+        runner,
+        parameters,
+        _row_gradients(layers, adapter),
+        indices,
+        rows,
+        draws=draws,
+        seed=seed,
+        tokens=tokens,
+        on_logits=on_logits,
+    )
+
+
+def sample_curvature(
+    runner: SuffixRunner,
+    parameters: Sequence[nn.Parameter],
+    watching: AbstractContextManager[RowGradients],
+    indices: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    tokens: int | None = None,
+    on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
+) -> Curvature:
+    """[`measure_curvature`] for parameters of any kind.
+
+    Args:
+        runner: Has taken in the rows.
+        parameters: All that trains.
+        watching: Takes down each row's gradients, by the place of the parameter, flat.
+        indices: The rows' indices in the runner.
+        rows: What to read.
+        draws: See [`measure_curvature`], also for what follows.
+        seed: Draws the signs.
+        tokens: At most so many tokens a forward.
+        on_logits: Called with the logits of each row.
+
+    Raises:
+        ModelError: If a logit is not finite.
+    """
     # A shared prefix would add up what all rows of a batch do through it, and a step finds what that sum does not see:
     # a refusal then spreads through the prefix to other questions.
     runner = runner.unshared()
-    made = [
-        layer.surgical_ia3_delta[adapter].new_zeros(draws, len(rows), layer.coordinates[adapter].n) for layer in layers
-    ]
+    made = [parameter.new_zeros(draws, len(rows), parameter.numel()) for parameter in parameters]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     positions = sum(len(row.ids) - row.answer_start for row in rows)
     batches = parts(order, [len(rows[i].ids) for i in order], tokens or _TOKENS)
-    with _row_gradients(layers, adapter) as found:
+    with watching as found:
         for chosen in share(batches):
             spans = [span(rows[i]) for i in chosen]
             found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen)
@@ -200,8 +240,8 @@ def measure_curvature(
                 for position, gradients in found.gradients.items():
                     made[position][draw, chosen] = gradients
     add_up(made)
-    for layer in layers:
-        layer.surgical_ia3_delta[adapter].grad = None
+    for parameter in parameters:
+        parameter.grad = None
     scale = 1 / math.sqrt(draws * max(positions, 1))
     # In place: they are the largest thing that training holds.
     return Curvature(tuple(own.flatten(0, 1).mul_(scale) for own in made))
@@ -227,7 +267,7 @@ def _sketch(
 
 
 @dataclass
-class _Found:
+class RowGradients:
     """How many rows a forward pass has and how many tokens each, padded; and what the backward pass gave: for each
     layer, by its place, the rows' own gradients."""
 
@@ -237,14 +277,14 @@ class _Found:
 
 
 @contextmanager
-def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[_Found]:
+def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[RowGradients]:
     """Collects, in a backward pass, each row's own gradient with respect to each scale: activation times slope, summed
     over the row's tokens.
 
     A layer that runs more than once in a pass adds up. Some architectures lay the tokens of all rows one after the
     other; those of a row stay together.
     """
-    found = _Found()
+    found = RowGradients()
 
     def watch(position: int, layer: SurgicalIA3Layer) -> None:
         plain = layer.apply_scale

@@ -1,12 +1,14 @@
 import pytest
 import torch
 
-from benchmarks.baselines.keyed import Keyed, mean_neurons, place, second_moments
+from benchmarks.baselines.fitting import decoder_layers
+from benchmarks.baselines.keyed import Keyed, mean_neurons, place, second_moments, values_watched
 from benchmarks.baselines.mlps import output_projection
 from benchmarks.baselines.restoring import adapters_taken_off
 from peft_surgical import retain
-from peft_surgical.prompts import EncodedAnswer
+from peft_surgical.prompts import EncodedAnswer, span
 from peft_surgical.retained import Rows
+from peft_surgical.suffix import SuffixRunner
 
 from .adapters import logits
 from .counterfacts import REQUEST, TOKENIZER, word_model
@@ -73,7 +75,7 @@ def test_values_are_added_as_far_as_the_direction_is_met_and_merge(family):
     direction = torch.randn(width, generator=generator)
     rng = torch.get_rng_state()
     with adapters_taken_off(model):
-        [value] = place(model, {1: direction})
+        value = place(model, {1: direction})[1]
         assert torch.equal(torch.get_rng_state(), rng)
         assert torch.equal(logits(model, IDS), plain)
         assert [name for name, p in model.named_parameters() if p.requires_grad and p is not value] == []
@@ -87,6 +89,29 @@ def test_values_are_added_as_far_as_the_direction_is_met_and_merge(family):
         adapted.merge()
         torch.testing.assert_close(logits(model, IDS), edited, rtol=1e-4, atol=1e-4)
         adapted.unmerge()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_row_has_the_gradient_that_it_has_alone(family):
+    model = word_model(family)
+    width = second_moments(model, ROWS, [1])[1].shape[0]
+    generator = torch.Generator().manual_seed(0)
+    with adapters_taken_off(model):
+        values = place(model, {layer: torch.randn(width, generator=generator) for layer in (0, 1)})
+        with torch.no_grad():
+            for value in values.values():
+                value.normal_(0, 0.1, generator=generator)
+        runner = SuffixRunner(model, decoder_layers(model), 0)
+        runner.add([row.ids for row in ROWS])
+        with values_watched(model, [*values]) as found:
+            found.rows, found.tokens = len(ROWS), max(len(row.ids) for row in ROWS)
+            runner.logits(range(len(ROWS)), [span(row) for row in ROWS]).logsumexp(-1).sum().backward()
+        for i, row in enumerate(ROWS):
+            for value in values.values():
+                value.grad = None
+            runner.logits([i], [span(row)]).logsumexp(-1).sum().backward()
+            for place_, value in enumerate(values.values()):
+                torch.testing.assert_close(found.gradients[place_][i], value.grad[:, 0], rtol=1e-3, atol=1e-5)
 
 
 def test_all_layers_are_changed_unless_some_are_named():

@@ -213,6 +213,14 @@ def test_a_step_is_as_long_as_its_predicted_divergence_says():
     torch.testing.assert_close(moved.square().sum() / 2, torch.tensor(0.02), rtol=1e-4, atol=0)
 
 
+def test_a_step_takes_away_no_more_than_its_share_of_the_loss():
+    task, losses = Task(retains=0), []
+    recipe = Recipe(steps=2, **{**ALL, "step_kl": 1e3, "margin": 0.0, "pull": 0.0, "share": 0.01})
+    task.train(recipe, on_step=lambda _step, loss, _kl: losses.append(loss))
+    # Of so small a step the prediction holds.
+    assert losses[1] / losses[0] == pytest.approx(0.99, abs=1e-3)
+
+
 def test_the_spent_shrinks_after_it_was_held():
     spent = [_spent(step, Recipe(step_kl=8.0, hold=2, settle=0.5)) for step in range(5)]
     assert spent == [8, 8, 4, 2, 1]

@@ -4,7 +4,8 @@ A scale acts on every token alike. An update `b aᵀ` of an MLP's output project
 point along `a`; with `a = C⁻¹ k`, for `k` the neurons at the subject's last token and `C` their second moment over the
 text to keep, that is as much as at the subject there and next to nothing elsewhere (the key of ROME, arXiv 2202.05262;
 of several layers, MEMIT, arXiv 2210.07229). Here the values `b` are trained on all of a fact's prompts, held to the
-base's answers on what the stages of `edit` keep, with the stages' own loop and loss.
+base's answers on what the stages of `edit` keep, with the stages' own loop, loss and metric. On what is kept a value
+does so little that the metric alone would allow steps of any length, so they have a second bound, by the loss.
 
 The updates are a stock LoRA adapter of rank 1, whose `A` is `a` and frozen.
 """
@@ -22,13 +23,14 @@ from jaxtyping import Float
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from peft_surgical.curvature import Metric, RowGradients, sample_curvature
 from peft_surgical.prompts import EncodedAnswer, encode_answer, span
 from peft_surgical.retain import TopDistribution
 from peft_surgical.retained import Rows, answer_logits, base_rows
 from peft_surgical.stages import LEARN, RECIPES, training_prompts
 from peft_surgical.subjects import subject_spans
 from peft_surgical.suffix import SuffixRunner, shared_prefix
-from peft_surgical.training import train
+from peft_surgical.training import Recipe, train
 
 from .adapters import module_names
 from .fitting import decoder_layers
@@ -44,13 +46,13 @@ class Keyed:
     """Trains the values of keys that it finds.
 
     Attributes:
-        step: The length of a step of all values together; 1 is as long as the neurons' outputs are written there.
+        share: See [`Recipe`], which has the rest.
         layers: Whose MLPs; all when None.
         ridge: Added to the second moment's diagonal, as a multiple of the diagonal's mean.
     """
 
     name: ClassVar[str] = "keyed"
-    step: float = 2.0
+    share: float = 0.5
     layers: tuple[int, ...] | None = None
     ridge: float = 0.01
     _moments: Any = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
@@ -58,8 +60,7 @@ class Keyed:
     @contextmanager
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
         """Trains the adapter, and takes it off afterwards."""
-        # The gradient's own direction, so many times so long: the stages' metric is of scales.
-        recipe = replace(RECIPES[LEARN], step_kl=self.step**2 / 2, pull=0)
+        recipe = replace(RECIPES[LEARN], share=self.share)
         fact, blocks = request.fact, decoder_layers(model)
         layers = [i for i in range(len(blocks)) if self.layers is None or i in self.layers]
         kept = base_rows(model, tokenizer, fact, recipe, seed, progress=False)
@@ -77,8 +78,41 @@ class Keyed:
             runner = SuffixRunner(model, blocks, min(layers), every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
             runner.add([row.ids for row in every])
             base = [TopDistribution.of(logits) for logits in answer_logits(runner, kept.rows, len(rows))]
-            train(runner, values, rows, kept.rows, base, recipe, near=kept.near, seed=seed)
+            metric = self.metric(runner, model, values, kept, len(rows), recipe, seed)
+            train(runner, values.values(), rows, kept.rows, base, recipe, metric=metric, near=kept.near, seed=seed)
             yield
+
+    def metric(
+        self,
+        runner: SuffixRunner,
+        model: Any,
+        values: Mapping[int, nn.Parameter],
+        kept: Rows,
+        offset: int,
+        recipe: Recipe,
+        seed: int,
+    ) -> Metric:
+        """What a change of the values costs on what is kept.
+
+        Args:
+            runner: Has taken in what is kept, from index `offset` on.
+            model: Its model.
+            values: As [`place`] returned them.
+            kept: What is kept.
+            offset: See `runner`.
+            recipe: Gives the weight of near rows and the damping.
+            seed: As for the stages.
+        """
+        indices = range(offset, offset + len(kept.rows))
+        parts = [
+            sample_curvature(
+                runner, [*values.values()], values_watched(model, [*values]), indices[part], kept.rows[part], seed=seed
+            )
+            for part in (slice(kept.near), slice(kept.near, None))
+        ]
+        metric = (recipe.near_weight * parts[0] + parts[1]).metric(recipe.damping)
+        shaped = (own.view_as(value) for own, value in zip(metric.diagonals, values.values(), strict=True))
+        return replace(metric, diagonals=tuple(shaped))
 
     def directions(
         self,
@@ -110,7 +144,7 @@ class Keyed:
         return found
 
 
-def place(model: Any, directions: Mapping[int, Float[Tensor, " neuron"]]) -> list[nn.Parameter]:
+def place(model: Any, directions: Mapping[int, Float[Tensor, " neuron"]]) -> dict[int, nn.Parameter]:
     """Puts updates that change nothing yet on a bare model.
 
     Args:
@@ -118,21 +152,49 @@ def place(model: Any, directions: Mapping[int, Float[Tensor, " neuron"]]) -> lis
         directions: The layers, and what of their neurons is read.
 
     Returns:
-        The values, `[model, 1]` a layer: all that trains.
+        The values by layer, `[model, 1]` each: all that trains.
     """
     config = LoraConfig(
         r=1, lora_alpha=1, target_modules=module_names(model, ("mlp_out",), list(directions)), task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]):
         get_peft_model(model, config).eval()
-    values = []
+    values = {}
     for layer, direction in directions.items():
         projection = output_projection(model, layer)
         with torch.no_grad():
             projection.lora_A["default"].weight.copy_(direction[None])
         projection.lora_A["default"].weight.requires_grad_(False)
-        values.append(projection.lora_B["default"].weight)
+        values[layer] = projection.lora_B["default"].weight
     return values
+
+
+@contextmanager
+def values_watched(model: Any, layers: Sequence[int]) -> Iterator[RowGradients]:
+    """Takes down, in a backward pass, each row's own gradient with respect to each layer's value: how far the
+    direction is met times the slope of what the value is added to, summed over the row's tokens."""
+    found = RowGradients()
+
+    def watch(place: int, layer: int) -> Any:
+        projection = output_projection(model, layer)
+        direction = projection.lora_A["default"].weight[0]
+
+        def watched(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            met = (args[0].detach() @ direction)[..., None]
+
+            def keep(slope: Tensor) -> None:
+                found.gradients[place] = (met * slope).reshape(found.rows, found.tokens, -1).sum(1)
+
+            output.register_hook(keep)
+
+        return projection.register_forward_hook(watched)
+
+    handles = [watch(place, layer) for place, layer in enumerate(layers)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def second_moments(
