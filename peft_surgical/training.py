@@ -56,8 +56,8 @@ class Recipe:
         step_kl: The divergence a step causes by its own prediction, nats per token.
         hold: Steps before that begins to shrink.
         settle: Its factor in every step after them.
-        share: At most this share of the fact's loss a step may take away by its own prediction; 1 is Polyak's rule.
-            For parameters that do so little to what is kept that `step_kl` alone would allow steps of any length.
+        share: At most this share of the fact's loss a step may take away by its own prediction, 1 being Polyak's
+            rule. For parameters that do so little to what is kept that `step_kl` alone would allow any length.
         damping: See [`Curvature.metric`].
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         margin: An answer token with less than this loss is likely enough and pulls no more.
@@ -90,7 +90,7 @@ class Recipe:
     step_kl: float = 3e-3
     hold: int = 10
     settle: float = 0.7
-    share: float = math.inf
+    share: float | None = None
     damping: float = 1.0
     target_loss: float = 0.05
     margin: float = 0.02
@@ -212,7 +212,8 @@ def train(
             if reached:
                 break
             _pull(parameters, frozen, metric, recipe.pull)
-            _step(parameters, metric, _spent(step, recipe), recipe.share * float(torch.cat(nll).sum()) / len(facts))
+            most = None if recipe.share is None else recipe.share * float(torch.cat(nll).sum()) / len(facts)
+            _step(parameters, metric, _spent(step, recipe), most)
             step += 1
             bar.update(1)
     seen = [loss for loss in latest if math.isfinite(loss)]
@@ -326,15 +327,17 @@ def _pull(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], metric: 
 
 
 @torch.no_grad()
-def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float, most: float = math.inf) -> None:
+def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float, most: float | None) -> None:
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     directions = metric.natural(gradients)
     # For d = -η F⁻¹g the predicted divergence is η²/2 · gᵀF⁻¹g.
     squared = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
     if squared <= 0:
         return
-    # And what it takes away from the loss is ηgᵀF⁻¹g.
-    length = min(math.sqrt(2 * divergence / squared), most / squared)
+    length = math.sqrt(2 * divergence / squared)
+    if most is not None:
+        # What it takes away from the loss is ηgᵀF⁻¹g.
+        length = min(length, most / squared)
     for parameter, direction in zip(parameters, directions, strict=True):
         parameter.sub_(length * direction)
 
