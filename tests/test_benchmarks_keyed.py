@@ -51,12 +51,12 @@ def test_moments_and_keys_are_those_of_single_rows(family):
 
 def test_a_direction_reads_the_subject_whole_and_solves_for_the_least_of_the_rest():
     model, method = word_model(), Keyed()
-    carried = (EncodedAnswer((5, 4, 3, 9), 3), EncodedAnswer((2, 6, 8), 2))
-    kept = Rows(ROWS, 2, carried, (1,))
+    # What is carried and not kept may be what an evaluation asks, and must not be looked at.
+    kept = Rows(ROWS, 2, (ROWS[2], EncodedAnswer((5, 4, 3, 9), 3)), (0,))
     [direction] = method.directions(model, ROWS, MARKS, kept, [1]).values()
     direction = direction.double()
     key = mean_neurons(model, ROWS, MARKS, [1])[1]
-    total = second_moments(model, ROWS[:2], [1])[1] + second_moments(model, carried, [1])[1]
+    total = second_moments(model, ROWS[:2], [1])[1] + second_moments(model, ROWS[2:], [1])[1]
     ridge = method.ridge * total.diagonal().mean()
     torch.testing.assert_close(direction @ key, torch.ones(()).double(), rtol=1e-5, atol=0.0)
     # Of all that read the key whole it is the one with the least Σ (a·x)² over what is kept, ridge included: there the

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -55,7 +54,6 @@ class Keyed:
     share: float = 0.5
     layers: tuple[int, ...] | None = None
     ridge: float = 0.01
-    _moments: Any = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
 
     @contextmanager
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
@@ -128,16 +126,14 @@ class Keyed:
             model: The base.
             rows: The fact's prompts with the answer.
             marks: For each the positions of its subject's last tokens.
-            kept: What `C` is of: the rows near the fact, and all that the package carries, as much together.
+            kept: What `C` is of: the rows near the fact, and the others, as much together.
             layers: Of which MLPs.
         """
-        if model not in self._moments:
-            self._moments[model] = second_moments(model, kept.carried, layers)
-        moments = self._moments[model]
-        near = second_moments(model, kept.rows[: kept.near], layers) if kept.near else moments
+        kinds = (kept.rows[: kept.near], kept.rows[kept.near :])
+        moments = [second_moments(model, own, layers) for own in kinds if own]
         found = {}
         for layer, key in mean_neurons(model, rows, marks, layers).items():
-            total = moments[layer] + near[layer]
+            total = torch.stack([own[layer] for own in moments]).sum(0)
             ridge = self.ridge * total.diagonal().mean() * torch.eye(len(total)).to(total)
             direction = torch.linalg.solve(total + ridge, key)
             found[layer] = (direction / (direction @ key)).float()
