@@ -86,7 +86,7 @@ class Metric:
     """Damped curvature, factored: turns gradients into steps.
 
     Attributes:
-        diagonals: For each layer the damped diagonal.
+        diagonals: For each layer the damped diagonal, in the shape of its parameter.
         gradients: For each layer the sampled directions.
         factor: Lower triangular factor of `1 / w + G D⁻¹ Gᵀ`, with `G` the directions, `w` their weight and `D` the
             diagonal; float64, on the CPU.
@@ -143,11 +143,7 @@ def measure_curvature(
     adapter: str,
     indices: Sequence[int],
     rows: Sequence[EncodedAnswer],
-    *,
-    draws: int = 1,
-    seed: int = 0,
-    tokens: int | None = None,
-    on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
+    **options: Any,
 ) -> Curvature:
     """Estimates the Fisher information of an adapter's scales, where the model now is.
 
@@ -157,12 +153,7 @@ def measure_curvature(
         adapter: Its name.
         indices: The rows' indices in the runner.
         rows: What to read: the distributions that predict their answers' tokens.
-        draws: Samples a row: how often signs are drawn, each with a backward pass of its own.
-        seed: Draws the signs.
-        tokens: At most so many tokens a forward, padding included, but always one row; 1,536 when None. The signs do
-            not depend on it; fewer take less memory and more time.
-        on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
-            process reads: of all rows, but where processes share the work (`sharing`).
+        **options: As [`sample_curvature`] takes them.
 
     Returns:
         A sample a row and draw, together the mean over positions read.
@@ -171,17 +162,7 @@ def measure_curvature(
         ModelError: If a logit is not finite.
     """
     parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
-    return sample_curvature(
-        runner,
-        parameters,
-        _row_gradients(layers, adapter),
-        indices,
-        rows,
-        draws=draws,
-        seed=seed,
-        tokens=tokens,
-        on_logits=on_logits,
-    )
+    return sample_curvature(runner, parameters, _row_gradients(layers, adapter), indices, rows, **options)
 
 
 def sample_curvature(
@@ -196,18 +177,23 @@ def sample_curvature(
     tokens: int | None = None,
     on_logits: Callable[[int, Float[Tensor, "position vocab"]], Any] | None = None,
 ) -> Curvature:
-    """[`measure_curvature`] for parameters of any kind.
+    """Estimates the Fisher information of parameters of any kind, where the model now is.
 
     Args:
         runner: Has taken in the rows.
         parameters: All that trains.
-        watching: Takes down each row's gradients, by the place of the parameter, flat.
+        watching: Takes down each row's gradients, flat, by the place of the parameter.
         indices: The rows' indices in the runner.
-        rows: What to read.
-        draws: See [`measure_curvature`], also for what follows.
+        rows: What to read: the distributions that predict their answers' tokens.
+        draws: Samples a row: how often signs are drawn, each with a backward pass of its own.
         seed: Draws the signs.
-        tokens: At most so many tokens a forward.
-        on_logits: Called with the logits of each row.
+        tokens: At most so many tokens a forward, padding included, but always one row; 1,536 when None. The signs do
+            not depend on it; fewer take less memory and more time.
+        on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
+            process reads: of all rows, but where processes share the work (`sharing`).
+
+    Returns:
+        As [`measure_curvature`].
 
     Raises:
         ModelError: If a logit is not finite.

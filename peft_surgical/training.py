@@ -56,8 +56,6 @@ class Recipe:
         step_kl: The divergence a step causes by its own prediction, nats per token.
         hold: Steps before that begins to shrink.
         settle: Its factor in every step after them.
-        share: At most this share of the fact's loss a step may take away by its own prediction, 1 being Polyak's
-            rule. For parameters that do so little to what is kept that `step_kl` alone would allow any length.
         damping: See [`Curvature.metric`].
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         margin: An answer token with less than this loss is likely enough and pulls no more.
@@ -90,7 +88,6 @@ class Recipe:
     step_kl: float = 3e-3
     hold: int = 10
     settle: float = 0.7
-    share: float | None = None
     damping: float = 1.0
     target_loss: float = 0.05
     margin: float = 0.02
@@ -151,6 +148,7 @@ def train(
     metric: Metric | None = None,
     frozen: Sequence[Tensor] | None = None,
     near: int = 0,
+    share_of_loss: float | None = None,
     seed: int = 0,
     progress: bool = False,
     description: str = "training",
@@ -168,6 +166,8 @@ def train(
         metric: What a step costs, for the parameters in their order; every direction alike when None.
         frozen: For each parameter the product of the frozen scales on the same coordinates; 1 when None.
         near: How many of the retained rows, from the first, are close to the fact.
+        share_of_loss: At most this share of the fact's loss a step may take away by its own prediction, 1 being
+            Polyak's rule. For parameters that do so little to what is kept that `step_kl` alone allows any length.
         seed: Decides which rows meet in a step.
         progress: Whether to show a progress bar.
         description: Stands before the bar.
@@ -212,7 +212,7 @@ def train(
             if reached:
                 break
             _pull(parameters, frozen, metric, recipe.pull)
-            most = None if recipe.share is None else recipe.share * float(torch.cat(nll).sum()) / len(facts)
+            most = None if share_of_loss is None else share_of_loss * float(torch.cat(nll).sum()) / len(facts)
             _step(parameters, metric, _spent(step, recipe), most)
             step += 1
             bar.update(1)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from benchmarks.baselines.keyed import Keyed, mean_neurons, place, second_moment
 from benchmarks.baselines.mlps import output_projection
 from benchmarks.baselines.restoring import adapters_taken_off
 from peft_surgical import retain
+from peft_surgical.errors import FactError, SelectionError
 from peft_surgical.prompts import EncodedAnswer, span
 from peft_surgical.retained import Rows
 from peft_surgical.suffix import SuffixRunner
@@ -110,8 +113,8 @@ def test_each_row_has_the_gradient_that_it_has_alone(family):
             for value in values.values():
                 value.grad = None
             runner.logits([i], [span(row)]).logsumexp(-1).sum().backward()
-            for place_, value in enumerate(values.values()):
-                torch.testing.assert_close(found.gradients[place_][i], value.grad[:, 0], rtol=1e-3, atol=1e-5)
+            for position, value in enumerate(values.values()):
+                torch.testing.assert_close(found.gradients[position][i], value.grad[:, 0], rtol=1e-3, atol=1e-5)
 
 
 def test_all_layers_are_changed_unless_some_are_named():
@@ -125,3 +128,14 @@ def test_all_layers_are_changed_unless_some_are_named():
         for layer, weight in enumerate(before):
             assert torch.equal(output_projection(model, layer).weight, weight)
     assert changed == {None: [True, True], (1,): [False, True]}
+
+
+def test_what_has_no_key_or_no_layer_is_refused():
+    model = word_model()
+    with (
+        pytest.raises(FactError, match="no prompt names the subject 'spain'"),
+        Keyed().edit(model, TOKENIZER, replace(REQUEST, subject="spain"), 0),
+    ):
+        pass
+    with pytest.raises(SelectionError, match="no layer 9"), Keyed(layers=(9,)).edit(model, TOKENIZER, REQUEST, 0):
+        pass

@@ -215,8 +215,8 @@ def test_a_step_is_as_long_as_its_predicted_divergence_says():
 
 def test_a_step_takes_away_no_more_than_its_share_of_the_loss():
     task, losses = Task(retains=0), []
-    recipe = Recipe(steps=2, **{**ALL, "step_kl": 1e3, "margin": 0.0, "pull": 0.0, "share": 0.01})
-    task.train(recipe, on_step=lambda _step, loss, _kl: losses.append(loss))
+    recipe = Recipe(steps=2, **{**ALL, "step_kl": 1e3, "margin": 0.0, "pull": 0.0})
+    task.train(recipe, share_of_loss=0.01, on_step=lambda _step, loss, _kl: losses.append(loss))
     # Of so small a step the prediction holds.
     assert losses[1] / losses[0] == pytest.approx(0.99, abs=1e-3)
 

@@ -23,6 +23,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from peft_surgical.curvature import Metric, RowGradients, sample_curvature
+from peft_surgical.errors import FactError
 from peft_surgical.prompts import EncodedAnswer, encode_answer, span
 from peft_surgical.retain import TopDistribution
 from peft_surgical.retained import Rows, answer_logits, base_rows
@@ -34,7 +35,7 @@ from peft_surgical.training import Recipe, train
 from .adapters import module_names
 from .fitting import decoder_layers
 from .method import Request
-from .mlps import output_projection
+from .mlps import edited_layer, output_projection
 from .restoring import adapters_taken_off
 
 BATCH = 32
@@ -45,7 +46,8 @@ class Keyed:
     """Trains the values of keys that it finds.
 
     Attributes:
-        share: See [`Recipe`], which has the rest.
+        share: At most this share of the fact's loss a step takes away, by its own prediction; the rest is the learn
+            stage's recipe.
         layers: Whose MLPs; all when None.
         ridge: Added to the second moment's diagonal, as a multiple of the diagonal's mean.
     """
@@ -57,10 +59,14 @@ class Keyed:
 
     @contextmanager
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
-        """Trains the adapter, and takes it off afterwards."""
-        recipe = replace(RECIPES[LEARN], share=self.share)
-        fact, blocks = request.fact, decoder_layers(model)
-        layers = [i for i in range(len(blocks)) if self.layers is None or i in self.layers]
+        """Trains the adapter, and takes it off afterwards.
+
+        Raises:
+            FactError: If no prompt names the subject.
+            SelectionError: If the model has no such layer.
+        """
+        recipe, fact, blocks = RECIPES[LEARN], request.fact, decoder_layers(model)
+        layers = [edited_layer(model, layer) for layer in (range(len(blocks)) if self.layers is None else self.layers)]
         kept = base_rows(model, tokenizer, fact, recipe, seed, progress=False)
         prompts = training_prompts(fact, recipe)
         rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
@@ -68,6 +74,8 @@ class Keyed:
             [found[-1] for found in subject_spans(tokenizer, prompt, fact.subject, row.ids)]
             for prompt, row in zip(prompts, rows, strict=True)
         ]
+        if not any(marks):
+            raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
         directions = self.directions(model, rows, marks, kept, layers)
         every = [*rows, *kept.rows]
         prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
@@ -77,7 +85,18 @@ class Keyed:
             runner.add([row.ids for row in every])
             base = [TopDistribution.of(logits) for logits in answer_logits(runner, kept.rows, len(rows))]
             metric = self.metric(runner, model, values, kept, len(rows), recipe, seed)
-            train(runner, values.values(), rows, kept.rows, base, recipe, metric=metric, near=kept.near, seed=seed)
+            train(
+                runner,
+                values.values(),
+                rows,
+                kept.rows,
+                base,
+                recipe,
+                metric=metric,
+                near=kept.near,
+                share_of_loss=self.share,
+                seed=seed,
+            )
             yield
 
     def metric(
@@ -171,7 +190,7 @@ def values_watched(model: Any, layers: Sequence[int]) -> Iterator[RowGradients]:
     direction is met times the slope of what the value is added to, summed over the row's tokens."""
     found = RowGradients()
 
-    def watch(place: int, layer: int) -> Any:
+    def watch(position: int, layer: int) -> Any:
         projection = output_projection(model, layer)
         direction = projection.lora_A["default"].weight[0]
 
@@ -179,13 +198,13 @@ def values_watched(model: Any, layers: Sequence[int]) -> Iterator[RowGradients]:
             met = (args[0].detach() @ direction)[..., None]
 
             def keep(slope: Tensor) -> None:
-                found.gradients[place] = (met * slope).reshape(found.rows, found.tokens, -1).sum(1)
+                found.gradients[position] = (met * slope).reshape(found.rows, found.tokens, -1).sum(1)
 
             output.register_hook(keep)
 
         return projection.register_forward_hook(watched)
 
-    handles = [watch(place, layer) for place, layer in enumerate(layers)]
+    handles = [watch(position, layer) for position, layer in enumerate(layers)]
     try:
         yield found
     finally:
