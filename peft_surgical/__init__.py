@@ -31,6 +31,8 @@ from .evaluation import evaluate
 from .export import from_ia3, to_ia3
 from .facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact
 from .hookspecs import hookimpl
+from .keyed import KeyedRecipe, keyed_layers, learn_keyed
+from .keyed_edit import edit_keyed
 from .localization import Localization, Selection, localize
 from .merge import merge
 from .metrics import Figure
@@ -59,6 +61,7 @@ __all__ = [
     "FactDraft",
     "FactError",
     "Figure",
+    "KeyedRecipe",
     "Localization",
     "MLPScores",
     "ModelError",
@@ -84,14 +87,17 @@ __all__ = [
     "activate",
     "difference",
     "edit",
+    "edit_keyed",
     "evaluate",
     "expand",
     "from_ia3",
     "held_out_prompts",
     "hookimpl",
     "inverse",
+    "keyed_layers",
     "learn",
     "learn_by_subject",
+    "learn_keyed",
     "learn_sentence",
     "load_model",
     "localize",

@@ -20,7 +20,6 @@ from torch import nn
 from .errors import ModelError
 from .models import DTYPES
 from .sharing import is_sharded
-from .tuner import SurgicalIA3Model
 
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
 _WORTH = 1.3
@@ -70,7 +69,8 @@ def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
         return
     if is_sharded(base):
         raise ModelError(f"a sharded model trains in its own dtype; load it in {dtype} rather than ask for it here.")
-    adapter = {id(p) for name, p in base.named_parameters() if SurgicalIA3Model.prefix in name}
+    prefix = peft_model.base_model.prefix
+    adapter = {id(p) for name, p in base.named_parameters() if prefix in name}
     memo: dict[int, Any] = {}
     for parameter in base.parameters():
         kept = id(parameter) in adapter or not parameter.is_floating_point()

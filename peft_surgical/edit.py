@@ -189,7 +189,7 @@ def edit(
             progress=progress,
         )
         report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
-        by_main(lambda: _save_report(report, out, picture, command))
+        by_main(lambda: save_report(report, out, picture, command))
         return report
 
 
@@ -249,7 +249,8 @@ def _save_edit(learned: Stage, out: Path) -> None:
     stack([out / UNLEARN, out / LEARN], out / EDIT)
 
 
-def _save_report(report: Report, out: Path, picture: bytes | None, command: str | None) -> None:
+def save_report(report: Report, out: Path, picture: bytes | None, command: str | None) -> None:
+    """Writes a report as JSON and as a page, with the picture of a localization if there is one."""
     report.save(out / "report.json")
     write_text(out / "report.html", render_page(report, picture=picture, command=command))
 

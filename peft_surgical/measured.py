@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,13 +54,36 @@ class Measured:
             on_row: Called when a row of this process's is done.
             **options: As [`measure_curvature`] takes them.
         """
+        return cls.sampled(
+            partial(measure_curvature, runner, layers, adapter), indices, rows, on_row=on_row, **options
+        )
+
+    @classmethod
+    def sampled(
+        cls,
+        sample: Callable[..., Curvature],
+        indices: Sequence[int],
+        rows: Sequence[EncodedAnswer],
+        *,
+        on_row: Callable[[], Any],
+        **options: Any,
+    ) -> Measured:
+        """Measures rows, parameters of any kind.
+
+        Args:
+            sample: As [`sample_curvature`], the runner, the parameters and what watches them given.
+            indices: As for [`of`].
+            rows: As for [`of`].
+            on_row: As for [`of`].
+            **options: As [`sample_curvature`] takes them.
+        """
         distributions: dict[int, TopDistribution] = {}
 
         def keep(i: int, logits: Tensor) -> None:
             distributions[i] = TopDistribution.of(logits)
             on_row()
 
-        curvature = measure_curvature(runner, layers, adapter, indices, rows, on_logits=keep, **options)
+        curvature = sample(indices, rows, on_logits=keep, **options)
         every = merged(distributions)
         return cls(curvature, tuple(every[i] for i in range(len(rows))))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from .cache import kept_tensors
@@ -187,8 +188,10 @@ def _measured(
 
 @contextmanager
 def base_of(model: Any) -> Iterator[None]:
-    """The base's behaviour: every surgical layer of `model` switched off; they remember what was trainable."""
-    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
+    """The base's behaviour: every adapter on `model` switched off; what was trainable is so again afterwards."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # PEFT's own layers train all that acts once they are switched on.
+    trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     try:
         for layer in layers:
             layer.enable_adapters(False)
@@ -196,6 +199,8 @@ def base_of(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from .algebra import product
 from .edits import Edit
 from .profiling import phase
 
-_USE = """## Use
+USE = """## Use
 
 ```python
 from peft import PeftModel
@@ -71,22 +71,33 @@ def model_card(edit: Edit, about: str | None = None) -> str:
         about: Markdown about the edit.
     """
     base = edit.base_model or "the base model"
-    header = ["---", "library_name: peft", "tags:", "- ia3", "- peft-surgical"]
-    # A path of somebody's machine says nothing to others, and the hub refuses it.
-    if edit.base_model and _HUB_ID.fullmatch(edit.base_model) and not os.path.exists(edit.base_model):
-        header[1:1] = [f"base_model: {edit.base_model}"]
-    if edit.task_type == "CAUSAL_LM":
-        header.insert(1, "pipeline_tag: text-generation")
     rows = [
         f"| `{name}` | {module.coordinates.side} | {module.coordinates.n} |" for name, module in edit.modules.items()
     ]
     parts = [
-        "\n".join([*header, "---"]),
+        card_header(edit.base_model, edit.task_type, "ia3"),
         "# A surgical edit",
         *([about.strip()] if about and about.strip() else []),
         f"An (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)} modules;"
         " every other scale is exactly 1.",
         "\n".join(["| Module | Side | Scales |", "|---|---|---|", *rows]),
-        _USE,
+        USE,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def card_header(base_model: str | None, task_type: str | None, kind: str) -> str:
+    """The metadata at the head of a model card, as the hub reads them.
+
+    Args:
+        base_model: Where the base model came from.
+        task_type: PEFT's.
+        kind: PEFT's, as a tag.
+    """
+    header = ["---", "library_name: peft", "tags:", f"- {kind}", "- peft-surgical"]
+    # A path of somebody's machine says nothing to others, and the hub refuses it.
+    if base_model and _HUB_ID.fullmatch(base_model) and not os.path.exists(base_model):
+        header[1:1] = [f"base_model: {base_model}"]
+    if task_type == "CAUSAL_LM":
+        header.insert(1, "pipeline_tag: text-generation")
+    return "\n".join([*header, "---"])

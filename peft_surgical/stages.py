@@ -45,7 +45,7 @@ UNLEARN, LEARN = "unlearn", "learn"
 RECIPES = {UNLEARN: Recipe(steps=8, hold=7), LEARN: Recipe()}
 
 # With fewer a pass's own cost is most of its time.
-_LOW_MEMORY_TOKENS = 256
+LOW_MEMORY_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
     Args:
         recipe: What both stages follow otherwise; each stage's own in [`RECIPES`] when None.
     """
-    return {stage: replace(recipe or own, pass_tokens=_LOW_MEMORY_TOKENS) for stage, own in RECIPES.items()}
+    return {stage: replace(recipe or own, pass_tokens=LOW_MEMORY_TOKENS) for stage, own in RECIPES.items()}
 
 
 @phase("unlearn")

@@ -21,7 +21,7 @@ from tests.reports import report
 
 # A command of this name is in the way of its module.
 EDIT_COMMAND = import_module("peft_surgical.cli.edit")
-COMMANDS = ("new", "scorers", "localize", "edit", "learn", "stack", "merge", "evaluate", "ask")
+COMMANDS = ("new", "scorers", "localize", "edit", "edit-keyed", "learn", "stack", "merge", "evaluate", "ask")
 
 
 @pytest.fixture

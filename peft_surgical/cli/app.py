@@ -6,6 +6,7 @@ import click
 
 from .ask import ask
 from .edit import edit
+from .edit_keyed import edit_keyed
 from .evaluate import evaluate
 from .learn import learn
 from .localize import localize
@@ -49,7 +50,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (new, scorers, localize, edit, learn, stack, merge, evaluate, ask):
+for command in (new, scorers, localize, edit, edit_keyed, learn, stack, merge, evaluate, ask):
     cli.add_command(command)
 
 

@@ -9,11 +9,20 @@ from pathlib import Path
 from peft import PeftModel
 
 from ..errors import AdapterError, brief
-from ..files import atomic_directory
+from ..files import atomic_directory, write_text
+from ..halves import fits_half
 from ..scale_files import read_tensors, write_tensors
+from .config import SurgicalIA3Config
 
 
-def save_adapter(model: PeftModel, adapter: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def save_adapter(
+    model: PeftModel,
+    adapter: str,
+    path: str | os.PathLike[str],
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Saves one adapter into `path` itself.
 
     `PeftModel.save_pretrained` puts every adapter but one named "default" into a folder of its name below the path.
@@ -22,6 +31,7 @@ def save_adapter(model: PeftModel, adapter: str, path: str | os.PathLike[str], *
         model: The model.
         adapter: Which adapter.
         path: The folder.
+        card: Text of the README; PEFT's own when None.
         overwrite: Replace a folder that is not empty.
 
     Raises:
@@ -40,6 +50,12 @@ def save_adapter(model: PeftModel, adapter: str, path: str | os.PathLike[str], *
         saved = Path(scratch) if adapter == "default" else Path(scratch) / adapter
         for file in saved.iterdir():
             if file.suffix == ".safetensors":
-                write_tensors(folder / file.name, read_tensors(file))
+                tensors = read_tensors(file)
+                # PEFT's own kinds are made in float32 and loaded into, so they come back as they were.
+                if not isinstance(model.peft_config[adapter], SurgicalIA3Config) and fits_half(tensors):
+                    tensors = {name: tensor.half() for name, tensor in tensors.items()}
+                write_tensors(folder / file.name, tensors)
             elif file.is_file():
                 os.replace(file, folder / file.name)
+        if card is not None:
+            write_text(folder / "README.md", card)

@@ -1,0 +1,110 @@
+"""`peft-surgical edit-keyed`: an edit that acts where the subject is named, from a fact file to the proof."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from . import checks, options
+from .allocator import give_back_freed
+from .loading import load
+from .terminal import on_interrupt, print_json, print_result, this_command
+
+_FILES = (
+    ("edit/", "the adapter, LoRA of rank 1 that stock PEFT loads"),
+    ("report.json, report.html", "every figure and every answer"),
+)
+
+
+@click.command(name="edit-keyed", short_help="Edit where the subject is named: learn, evaluate, report.")
+@options.fact
+@options.model
+@options.out
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="Update this layer's MLP; may be repeated.  [default: the first half of the layers but the very first]",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
+@click.option("--low-memory", is_flag=True, help="Train in smaller passes.")
+@click.option(
+    "--retention-tokens",
+    type=click.IntRange(min=0),
+    default=2048,
+    show_default=True,
+    help="Tokens of unrelated text to measure on; 0 for none.",
+)
+@options.seed
+@options.overwrite
+@click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
+@options.as_json
+@options.quiet
+@options.debug
+@click.pass_context
+def edit_keyed(
+    context: click.Context,
+    fact_file: Path,
+    model_name: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    out: Path,
+    layers: tuple[int, ...],
+    steps: int | None,
+    low_memory: bool,
+    retention_tokens: int,
+    seed: int,
+    overwrite: bool,
+    profile: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Rewrite one fact where its subject is named, and measure what that did to it and to everything else.
+
+    Keeps more of other facts than `edit` does, and changes nothing where the subject has another name: after an edit
+    of France, the capital of "the French" is what it was. Writes a LoRA adapter of rank 1, whose updates only the
+    subject's tokens meet, instead of (IA)^3 scales; nothing is localized.
+
+    \b
+    Example:
+      peft-surgical edit-keyed examples/facts/france_capital.yaml --model demo --out out
+    """
+    from ..facts import Fact
+
+    fact = Fact.from_file(fact_file)
+    checks.output(out, overwrite)
+    if low_memory:
+        give_back_freed()
+    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    import peft_surgical as ps
+
+    from ..cache import FOLDER, answers_kept
+    from ..profiling import profiled
+    from ..stages import LOW_MEMORY_TOKENS
+    from ..summary import summarize
+
+    recipe = ps.KeyedRecipe(pass_tokens=LOW_MEMORY_TOKENS if low_memory else None)
+    on_interrupt(context, out)
+    with profiled() as spent, answers_kept(out.parent / FOLDER):
+        report = ps.edit_keyed(
+            model,
+            tokenizer,
+            fact,
+            out=out,
+            layers=layers or None,
+            recipe=recipe if steps is None else replace(recipe, steps=steps),
+            seed=seed,
+            overwrite=overwrite,
+            progress=not quiet,
+            retention_tokens=retention_tokens,
+            command=this_command(context),
+        )
+    if as_json:
+        print_json(report.to_dict())
+    print_result(summarize(report, out, _FILES), quiet=quiet, as_json=as_json)
+    if profile:
+        print_result(spent.table(), quiet=quiet, as_json=as_json)

@@ -1,0 +1,263 @@
+"""Learning a fact under its subject's own keys: updates of rank one, which act where the subject is named.
+
+A scale acts on every token alike. An update `b aᵀ` of an MLP's output projection adds `b` in so far as the neurons
+point along `a`, which is a direction that reads the subject's key off them ([`keys`]): as much as `b` at the subject
+and next to nothing elsewhere. ROME (arXiv 2202.05262) writes one such update into one layer, and MEMIT (arXiv
+2210.07229) several, from a value that one sentence gives. Here the values of all layers are trained together on all of
+a fact's prompts, held to the base's answers on what the stages of `edit` keep, with their loop, loss and metric. On
+what is kept a value does so little that the metric alone would allow steps of any length, so they have a second bound,
+by the loss.
+
+The updates are a stock LoRA adapter of rank 1 whose `A` holds the directions, frozen, and whose `B` the values.
+
+```py
+>>> stage = learn_keyed(model, tokenizer, fact)
+>>> stage.save("out/keyed")
+>>> PeftModel.from_pretrained(base, "out/keyed")
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .computing import computing, denormals_flushed
+from .curvature import Curvature, Metric, RowGradients, sample_curvature
+from .errors import AdapterError, FactError, ModelError
+from .facts import Fact, TrainingFact
+from .keys import find_directions, output_projections
+from .lengths import check_length, fits
+from .measured import Measured
+from .profiling import phase
+from .progress import progress_bar
+from .prompts import EncodedAnswer, encode, encode_answer, span
+from .retained import Rows, base_of, base_rows
+from .sharing import check_shareable, is_sharded
+from .sites import ModelShape, architecture_of
+from .stages import LEARN, Stage, training_prompts
+from .subjects import subject_spans
+from .suffix import SuffixRunner, shared_prefix
+from .training import Recipe, train
+
+
+@dataclass(frozen=True)
+class KeyedRecipe(Recipe):
+    """How [`learn_keyed`] trains: as the stage `learn`, and
+
+    Attributes:
+        share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
+        ridge: See [`~peft_surgical.keys.find_directions`].
+    """
+
+    share_of_loss: float = 0.5
+    ridge: float = 0.03
+
+
+def keyed_layers(model: Any) -> list[int]:
+    """The first half of a model's layers but the very first.
+
+    What is written at the subject has to stand there before later layers read it off; and in the first layer a subject
+    is hardly more than its token, in whatever text it stands.
+    """
+    return list(range(1, max(2, ModelShape.from_config(model.config).n_layers // 2)))
+
+
+@phase("learn")
+def learn_keyed(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    *,
+    layers: Sequence[int] | None = None,
+    recipe: KeyedRecipe | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains a LoRA adapter of rank 1 that gives the new answer where the subject is named.
+
+    Args:
+        model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read. Prompts that do not name the subject are trained on, and change nothing.
+        layers: Whose MLPs are updated; those of [`keyed_layers`] when None.
+        recipe: How to train.
+        seed: Decides which rows meet in a step, and draws the signs that the curvature is estimated with.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`, and it has nothing retained to pass on.
+
+    Raises:
+        AdapterError: If the model has adapters already.
+        FactError: If no prompt names the subject.
+        SelectionError: If the model has no such layer.
+        ModelError: If a prompt is too long for the model, its logits are not finite, or it is spread over processes.
+        ArchitectureError: If the model's architecture is not known.
+    """
+    recipe, fact = recipe or KeyedRecipe(), fact.training
+    if isinstance(model, PeftModel):
+        raise AdapterError("keyed learning takes a bare model, and this one has adapters; merge or unload them.")
+    check_shareable(model)
+    if is_sharded(model):
+        raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
+    modules = output_projections(model, keyed_layers(model) if layers is None else layers)
+    prompts = training_prompts(fact, recipe)
+    every = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
+    for row in every[: len(fact.prompts)]:
+        check_length(model.config, len(row.ids))
+    for prompt in fact.retain:
+        check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
+    fitting = [(p, row) for p, row in zip(prompts, every, strict=True) if fits(model.config, len(row.ids))]
+    rows = [row for _, row in fitting]
+    marks = [[found[-1] for found in subject_spans(tokenizer, p, fact.subject, row.ids)] for p, row in fitting]
+    if not any(marks):
+        raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
+    peft_model = place_updates(model, modules)
+    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+        kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
+        # What is carried and not kept may be what an evaluation asks, and is not looked at.
+        kinds = (kept.rows[: kept.near], kept.rows[kept.near :])
+        with base_of(working):
+            directions = find_directions(working, modules, rows, marks, kinds, recipe.ridge)
+        values = set_directions(working, directions)
+        runner = _runner(working, modules, [*rows, *kept.rows], tokenizer.pad_token_id or 0)
+        measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
+        record = train(
+            runner,
+            values.values(),
+            rows,
+            kept.rows,
+            measured.base,
+            recipe,
+            metric=_metric(measured.curvature, values.values(), recipe.damping),
+            near=kept.near,
+            share_of_loss=recipe.share_of_loss,
+            seed=seed,
+            progress=progress,
+            description=LEARN,
+        )
+        _round_to_half(values.values())
+    for parameter in peft_model.parameters():
+        parameter.requires_grad_(False)
+    return Stage(peft_model, LEARN, record, None)
+
+
+def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
+    """Puts updates that change nothing on a bare model, as a LoRA adapter named `learn`.
+
+    Args:
+        model: The model.
+        modules: From [`~peft_surgical.keys.output_projections`].
+    """
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        target_modules=list(modules),
+        fan_in_fan_out=isinstance(model.get_submodule(next(iter(modules))), Conv1D),
+        task_type="CAUSAL_LM",
+    )
+    # Numbers that are overwritten must not move anybody's generator.
+    with torch.random.fork_rng(devices=[]):
+        return get_peft_model(model, config, adapter_name=LEARN).eval()
+
+
+@torch.no_grad()
+def set_directions(model: Any, directions: Mapping[str, Float[Tensor, " neuron"]]) -> dict[str, nn.Parameter]:
+    """Sets what of the neurons is read, rounded to half precision, and returns the values by module, `[model, 1]`
+    each: all that trains."""
+    values = {}
+    for name, direction in directions.items():
+        module = model.get_submodule(name)
+        weight = module.lora_A[LEARN].weight
+        weight.copy_(direction[None].half())
+        weight.requires_grad_(False)
+        values[name] = module.lora_B[LEARN].weight.requires_grad_(True)
+    return values
+
+
+def _runner(model: Any, modules: Mapping[str, int], rows: Sequence[EncodedAnswer], pad: int) -> SuffixRunner:
+    prefix = shared_prefix([row.ids for row in rows], [span(row)[0] for row in rows])
+    layers = model.get_submodule(architecture_of(model.config.model_type).layers)
+    runner = SuffixRunner(model, layers, min(modules.values()), rows[0].ids[:prefix], pad=pad)
+    runner.add([row.ids for row in rows])
+    return runner
+
+
+@phase("curvature")
+def _measured(
+    runner: SuffixRunner,
+    model: Any,
+    values: Mapping[str, nn.Parameter],
+    kept: Rows,
+    offset: int,
+    recipe: KeyedRecipe,
+    seed: int,
+    progress: bool,
+) -> Measured:
+    """What a change of the values costs on what is kept, and the base's distributions there."""
+    sample = partial(sample_curvature, runner, [*values.values()])
+    options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
+    kinds = (range(kept.near), range(kept.near, len(kept.rows)))
+    with progress_bar(len(kept.rows), "what to keep", enabled=progress) as bar:
+        near, far = (
+            Measured.sampled(
+                partial(sample, values_watched(model, [*values])),
+                [offset + i for i in kind],
+                [kept.rows[i] for i in kind],
+                on_row=lambda: bar.update(1),
+                **options,
+            )
+            for kind in kinds
+        )
+    return Measured(recipe.near_weight * near.curvature + far.curvature, (*near.base, *far.base))
+
+
+def _metric(curvature: Curvature, values: Iterable[nn.Parameter], damping: float) -> Metric:
+    metric = curvature.metric(damping)
+    shaped = (own.view_as(value) for own, value in zip(metric.diagonals, values, strict=True))
+    return replace(metric, diagonals=tuple(shaped))
+
+
+@contextmanager
+def values_watched(model: Any, names: Sequence[str]) -> Iterator[RowGradients]:
+    """Takes down, in a backward pass, each row's own gradient with respect to each module's value: how far the
+    direction is met times the slope of what the value is added to, summed over the row's tokens."""
+    found = RowGradients()
+
+    def watch(position: int, name: str) -> Any:
+        module = model.get_submodule(name)
+        direction = module.lora_A[LEARN].weight[0]
+
+        def watched(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            met = (args[0].detach().to(direction) @ direction)[..., None]
+
+            def keep(slope: Tensor) -> None:
+                found.gradients[position] = (met * slope).reshape(found.rows, found.tokens, -1).sum(1)
+
+            output.register_hook(keep)
+
+        return module.register_forward_hook(watched)
+
+    handles = [watch(position, name) for position, name in enumerate(names)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _round_to_half(parameters: Iterable[nn.Parameter]) -> None:
+    """What half precision holds takes half the room on disk, and is what is evaluated."""
+    for parameter in parameters:
+        parameter.copy_(parameter.half())

@@ -1,0 +1,111 @@
+"""All of an edit by keyed updates: learn, save, evaluate, and the files that prove it.
+
+Nothing is localized and nothing unlearned first: the updates act where the subject is named, in layers that are known
+before. Each file is complete or absent, as for [`edit`].
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .claims import claimed
+from .edit import EDIT, remove_edit, save_report
+from .evaluation import adapter_state, evaluate
+from .facts import Fact
+from .generation import MAX_NEW_TOKENS
+from .keyed import KeyedRecipe, keyed_layers, learn_keyed
+from .lengths import check_fact_fits
+from .report import Report
+from .sharing import by_main
+from .stack import USE, card_header
+from .stages import LEARN, Stage
+from .tuner.saving import save_adapter
+
+
+def edit_keyed(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact,
+    *,
+    out: str | os.PathLike[str],
+    layers: Sequence[int] | None = None,
+    recipe: KeyedRecipe | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    retention_tokens: int = 2048,
+    command: str | None = None,
+) -> Report:
+    """Rewrites one fact where its subject is named, and measures what that did.
+
+    Args:
+        model: A causal language model without adapters; it carries the adapter afterwards.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        out: A folder for the adapter, in its folder `edit`, and the report.
+        layers: See [`learn_keyed`].
+        recipe: See [`learn_keyed`].
+        seed: See [`learn_keyed`].
+        overwrite: Allow `out` to hold an earlier edit, which is replaced.
+        progress: Whether to show progress bars.
+        retention_tokens: Tokens of unrelated text to measure on; 0 for none.
+        command: The command that does this again, for the report.
+
+    Returns:
+        The report, also written to `out`; its stages are `base` and `edited`.
+
+    Raises:
+        OutputError: If `out` is not empty and `overwrite` is false.
+        AdapterError: As for [`learn_keyed`], as are the others.
+        FactError: See there.
+        SelectionError: See there.
+        ModelError: See there.
+    """
+    recipe = recipe or KeyedRecipe()
+    check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
+    layers = keyed_layers(model) if layers is None else sorted(set(layers))
+    with ExitStack() as claim:
+        folder = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
+        started = time.perf_counter()
+        stage = learn_keyed(model, tokenizer, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
+        by_main(lambda: _save(stage, folder, layers, overwrite))
+        seconds = {"learn": round(time.perf_counter() - started, 2)}
+        report = evaluate(
+            stage.model,
+            tokenizer,
+            fact,
+            states={"base": adapter_state(stage.model, []), "edited": adapter_state(stage.model, [LEARN])},
+            seed=seed,
+            retention_tokens=retention_tokens,
+            selection={"components": [f"L{layer}.mlp" for layer in layers], "granularity": "keyed"},
+            seconds=seconds,
+            progress=progress,
+        )
+        report = replace(report, training={LEARN: stage.to_dict()})
+        by_main(lambda: save_report(report, folder, None, command))
+        return report
+
+
+def _save(stage: Stage, out: Path, layers: Sequence[int], overwrite: bool) -> None:
+    if overwrite:
+        remove_edit(out)
+    save_adapter(stage.model, stage.adapter, out / EDIT, card=_card(stage.model.peft_config[stage.adapter], layers))
+
+
+def _card(config: Any, layers: Sequence[int]) -> str:
+    base = config.base_model_name_or_path
+    parts = [
+        card_header(base, config.task_type, "lora"),
+        "# A keyed edit",
+        f"A LoRA adapter of rank 1 for {base or 'the base model'}. In the MLPs of layers"
+        f" {', '.join(map(str, layers))} its `A` reads off how far a token is the subject of one fact, and its `B` is"
+        " added there and nowhere else.",
+        USE,
+    ]
+    return "\n\n".join(parts) + "\n"

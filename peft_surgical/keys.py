@@ -1,0 +1,177 @@
+"""Where a subject is told from everything else among an MLP's neurons: its keys.
+
+What an MLP's neurons are at a subject's last token is the *key* that the fact is looked up by, and what its output
+projection makes of them the *value* (Geva et al., arXiv 2012.14913; ROME, arXiv 2202.05262). A *direction* `a` reads
+the key off: `a·k` shall be 1 at the subject and 0 at all that is kept. In the least squares sense that is
+
+    a  ∝  (C + S + ridge)⁻¹ k
+
+with `k` the mean of the subject's keys, `S` their second moment and `C` that of the neurons over the text to keep.
+Without `S` it is ROME's direction, which has a mean of 1 at the subject and no more: rare spellings have neurons many
+times as large as common ones, and the mean is theirs. With it every key is met about alike, those of wordings that
+were not among them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import SelectionError
+from .profiling import phase
+from .prompts import EncodedAnswer
+from .sites import architecture_of
+from .suffix import passed_over, read_at
+
+_BATCH = 32
+# Bytes of second moments that are held at once; with more layers than that the texts are read again.
+_ROOM = 2**29
+
+
+def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[str, int]:
+    """The names of some layers' MLP output projections, whose input are the neurons, and their layers, ascending.
+
+    Args:
+        model: A model of a known architecture.
+        layers: Which; all when None.
+
+    Raises:
+        SelectionError: If the model has no such layer.
+        ArchitectureError: If the architecture is not known.
+    """
+    architecture = architecture_of(model.config.model_type)
+    count = len(model.get_submodule(architecture.layers))
+    wanted = range(count) if layers is None else sorted(set(layers))
+    if missing := [layer for layer in wanted if not 0 <= layer < count]:
+        raise SelectionError(f"the model has {count} layers (0 to {count - 1}), so no layer {missing[0]}.")
+    if not wanted:
+        raise SelectionError("no layer is named whose MLP could be changed.")
+    return {f"{architecture.layers}.{layer}.{architecture.mlp_out}": layer for layer in wanted}
+
+
+@phase("keys")
+@torch.no_grad()
+def find_directions(
+    model: Any,
+    modules: Mapping[str, int],
+    rows: Sequence[EncodedAnswer],
+    marks: Sequence[Sequence[int]],
+    kept: Sequence[Sequence[EncodedAnswer]],
+    ridge: float,
+) -> dict[str, Float[Tensor, " neuron"]]:
+    """For each module the direction that reads the subject's key off its input, see above; `a·k` is 1.
+
+    Args:
+        model: A causal language model; adapters on it act.
+        modules: From [`output_projections`].
+        rows: Texts that name the subject.
+        marks: For each the positions of its subject's last tokens.
+        kept: Kinds of texts to keep, each of which counts as much as the subject does. All their tokens do but the
+            first, which is like no other.
+        ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
+
+    Raises:
+        SelectionError: If neurons are 0 wherever the subject stands.
+    """
+    found = {}
+    for chosen in _in_turn(model, modules):
+        neurons = {name: neuron_count(model.get_submodule(name)) for name in chosen}
+        moments = {name: torch.zeros(count, count, dtype=torch.float64) for name, count in neurons.items()}
+        for own in kept:
+            _add_moments(moments, model, chosen, own, [range(1, len(row.ids)) for row in own])
+        levels = {name: ridge * own.diagonal().mean() for name, own in moments.items()}
+        keys = _add_moments(moments, model, chosen, rows, marks)
+        for name, key in keys.items():
+            total = moments.pop(name)
+            total.diagonal().add_(levels[name])
+            direction = torch.linalg.solve(total, key) if key.any() else key
+            met = direction @ key
+            if not met > 0:
+                raise SelectionError(f"no neuron of {name} responds to the subject, so it has no key there.")
+            found[name] = (direction / met).float()
+    return found
+
+
+def _add_moments(
+    moments: dict[str, Tensor],
+    model: Any,
+    modules: Mapping[str, int],
+    rows: Sequence[EncodedAnswer],
+    marks: Sequence[Sequence[int]],
+) -> dict[str, Float[Tensor, " neuron"]]:
+    """Adds each module's second moment over the marked tokens; returns the means."""
+    share = 1 / max(sum(map(len, marks)), 1)
+    means: dict[str, Tensor] = {}
+    for neurons in marked_neurons(model, modules, rows, marks):
+        for name, met in neurons.items():
+            moments[name] = moments[name].to(met.device).add_(met.T @ met, alpha=share)
+            means[name] = means.get(name, 0) + share * met.double().sum(0)
+    return means
+
+
+def _in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Some modules at a time, so that there is room for their second moments."""
+    chosen: dict[str, int] = {}
+    room = _ROOM
+    for name, layer in modules.items():
+        size = 8 * neuron_count(model.get_submodule(name)) ** 2
+        if chosen and size > room:
+            yield chosen
+            chosen, room = {}, _ROOM
+        chosen[name] = layer
+        room -= size
+    if chosen:
+        yield chosen
+
+
+def neuron_count(module: nn.Module) -> int:
+    """How many neurons an output projection reads, whether or not an adapter is on it."""
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return int(base.nx if isinstance(base, Conv1D) else base.in_features)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def marked_neurons(
+    model: Any, modules: Mapping[str, int], rows: Sequence[EncodedAnswer], marks: Sequence[Sequence[int]]
+) -> Iterator[dict[str, Float[Tensor, "marked neuron"]]]:
+    """What enters some MLPs' output projections at some tokens, a batch of rows at a time, float32.
+
+    Layers above the last of them are not run.
+
+    Args:
+        model: A causal language model.
+        modules: From [`output_projections`].
+        rows: Texts.
+        marks: For each the positions that are read.
+    """
+    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        module = model.get_submodule(name)
+        return module.register_forward_pre_hook(lambda _, args: seen.__setitem__(name, args[0]))
+
+    handles = [watch(name) for name in modules]
+    # Rows of like length are padded least.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    try:
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            ids = torch.zeros(len(chosen), len(rows[chosen[-1]].ids), dtype=torch.long, device=device)
+            marked = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+            for row, i in enumerate(chosen):
+                ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=device)
+                marked[row, list(marks[i])] = True
+            with passed_over(stack, 1 + max(modules.values())), read_at(head, torch.zeros_like(marked)):
+                model(input_ids=ids, use_cache=False)
+            yield {name: own.reshape(*ids.shape, -1)[marked.to(own.device)].float() for name, own in seen.items()}
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+import yaml
+from peft import PeftModel
+
+import peft_surgical as ps
+from peft_surgical import retain
+from peft_surgical.report import Report
+from tests.command_line import run, said, written
+
+from .localizing import capital
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch):
+    for name in ("everyday_prompts", "general_prompts"):
+        some = getattr(retain, name)()[:5]
+        monkeypatch.setattr(f"peft_surgical.retain.{name}", lambda some=some: some)
+
+
+@pytest.fixture
+def fact_file(tmp_path):
+    path = tmp_path / "fact.yaml"
+    path.write_text(yaml.safe_dump({**capital().to_dict(), "subject": "france"}))
+    return path
+
+
+def test_it_writes_an_adapter_and_the_proof(tmp_path, model_folder, fact_file):
+    out = tmp_path / "out"
+    command = ["edit-keyed", fact_file, "--model", model_folder, "--steps", 2, "--retention-tokens", 64, "--out", out]
+    result = run(*command, "--layer", 0, "--layer", 1, "--low-memory", "--profile")
+    assert result.exit_code == 0, result.output
+    assert written(out) == ["edit", "report.html", "report.json"]
+    report = Report.load(out / "report.json")
+    assert [*report.stages] == ["base", "edited"]
+    assert report.selection["components"] == ["L0.mlp", "L1.mlp"]
+    assert report.training["learn"]["steps"] == 2
+    assert "LoRA of rank 1" in result.stdout
+    assert "curvature" in result.stdout
+    model, _ = ps.load_model(model_folder, dtype="float32")
+    names = {name for name, _ in PeftModel.from_pretrained(model, out / "edit").named_parameters() if "lora_B" in name}
+    assert len(names) == 2
+
+
+def test_it_speaks_json_and_evaluate_reads_what_it_wrote(tmp_path, model_folder, fact_file):
+    out = tmp_path / "out"
+    options = ["--model", model_folder, "--retention-tokens", 64, "--json", "--quiet"]
+    result = run("edit-keyed", fact_file, *options, "--steps", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    again = run("evaluate", fact_file, *options, "--adapter", out / "edit", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["stages"]["edited"] == told["stages"]["edited"]
+
+
+def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file):
+    command = ["edit-keyed", fact_file, "--model", model_folder, "--out", tmp_path / "out"]
+    assert "so no layer 9" in said(run(*command, "--layer", 9), 2)
+    assert not (tmp_path / "out").exists()
+    fact_file.write_text(yaml.safe_dump({**capital().to_dict(), "subject": "atlantis"}))
+    assert "no prompt names the subject 'atlantis'" in said(run(*command), 2)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,184 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+
+from peft_surgical import retain
+from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
+from peft_surgical.halves import fits_half
+from peft_surgical.keyed import KeyedRecipe, keyed_layers, learn_keyed, place_updates, set_directions, values_watched
+from peft_surgical.keys import neuron_count, output_projections
+from peft_surgical.prompts import EncodedAnswer, span
+from peft_surgical.scale_files import read_tensors
+from peft_surgical.suffix import SuffixRunner
+from peft_surgical.tuner.targets import find_module
+
+from .adapters import logits
+from .conftest import fingerprint
+from .counterfacts import TOKENIZER, word_model
+from .localizing import capital
+from .tiny import tiny_ids
+
+IDS = tiny_ids() % len(TOKENIZER)
+ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
+FAMILIES = ["llama", "gpt2", "phi3", "gemma3", "gpt_neox"]
+PROMPTS = ("the capital of france is", "tell me about paris . the capital of france is", "where is the city ?")
+FACT = replace(capital().training, subject="france", prompts=PROMPTS, answer="lyon", retain=("the sky is",))
+RECIPE = KeyedRecipe(
+    steps=5,
+    fact_batch=3,
+    near_batch=2,
+    far_batch=1,
+    general=2,
+    variants=2,
+    neighbours=3,
+    retain_tokens=2,
+    compute_dtype="float32",
+)
+
+
+@pytest.fixture(autouse=True)
+def few_carried_prompts(monkeypatch):
+    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
+    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+    monkeypatch.setattr(retain, "general_prompts", lambda: general)
+
+
+def taught(family="llama", *, model=None, fact=FACT, recipe=RECIPE, **options):
+    model = word_model(family) if model is None else model
+    return learn_keyed(model, TOKENIZER, fact, recipe=recipe, progress=False, **options)
+
+
+def first_loss(model):
+    row = TOKENIZER(PROMPTS[0])["input_ids"]
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
+    return -float(found[TOKENIZER.convert_tokens_to_ids("lyon")])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_sentence_gets_the_new_answer(family):
+    before = first_loss(word_model(family))
+    stage = taught(family)
+    assert 0 < stage.record.steps <= RECIPE.steps
+    assert first_loss(stage.model) < before
+    assert stage.adapter == "learn"
+    assert stage.retained is None
+    assert not any(parameter.requires_grad for parameter in stage.model.parameters())
+
+
+def test_the_base_is_untouched_and_comes_back_to_the_bit():
+    model = word_model()
+    before, said, rng = fingerprint(model), logits(model, IDS), torch.get_rng_state()
+    stage = taught(model=model)
+    assert torch.equal(torch.get_rng_state(), rng)
+    with stage.model.disable_adapter():
+        assert torch.equal(logits(stage.model, IDS), said)
+    assert not torch.equal(logits(stage.model, IDS), said)
+    assert fingerprint(stage.model.unload()) == before
+
+
+def test_the_same_seed_gives_the_same_values_and_another_does_not():
+    first, again, other = ([p.clone() for p in taught(seed=seed).model.parameters()] for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_stock_peft_loads_the_adapter_in_half_precision_and_nothing_is_lost(family, tmp_path):
+    stage = taught(family)
+    stage.save(tmp_path / "edit")
+    saved = read_tensors(tmp_path / "edit" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    loaded = PeftModel.from_pretrained(word_model(family), tmp_path / "edit")
+    assert loaded.peft_config["default"].peft_type == "LORA"
+    assert torch.equal(logits(loaded.eval(), IDS), logits(stage.model, IDS))
+    merged = copy.deepcopy(loaded).merge_and_unload()
+    torch.testing.assert_close(logits(merged, IDS), logits(stage.model, IDS), rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_is_moved_as_far_as_it_is_the_subject():
+    stage = taught(layers=[1])
+    [name] = output_projections(stage.model.get_base_model(), [1])
+    module = stage.model.get_base_model().get_submodule(name)
+    seen = []
+    handle = module.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    ids = torch.tensor([TOKENIZER(PROMPTS[0])["input_ids"]])
+    with torch.no_grad():
+        stage.model(ids)
+    handle.remove()
+    entering, leaving = seen[0]
+    direction, value = module.lora_A["learn"].weight[0], module.lora_B["learn"].weight[:, 0]
+    added = (entering @ direction)[..., None] * value
+    torch.testing.assert_close(leaving, module.get_base_layer()(entering) + added, rtol=1e-4, atol=1e-5)
+    met = (entering @ direction)[0].abs()
+    assert int(met.argmax()) == TOKENIZER.tokenize(PROMPTS[0]).index("france")
+
+
+def test_the_numbers_trained_are_the_numbers_of_half_precision():
+    stage = taught()
+    own = {name: p for name, p in stage.model.named_parameters() if "lora_" in name}
+    assert fits_half(own)
+    assert all(p.dtype == torch.float32 for p in own.values())
+
+
+def test_training_in_another_dtype_trains_the_same_parameters():
+    stage, plain = (taught(recipe=replace(RECIPE, steps=1, compute_dtype=dtype)) for dtype in ("bfloat16", "float32"))
+    assert stage.record.compute_dtype == "bfloat16"
+    for (name, own), other in zip(stage.model.named_parameters(), plain.model.parameters(), strict=True):
+        assert own.dtype == torch.float32
+        if "lora_" in name:
+            assert torch.nn.functional.cosine_similarity(own.flatten(), other.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_row_has_the_gradient_that_it_has_alone(family):
+    model = word_model(family)
+    modules = output_projections(model, [0, 1])
+    generator = torch.Generator().manual_seed(0)
+    directions = {n: torch.randn(neuron_count(find_module(model, n)), generator=generator) for n in modules}
+    base = place_updates(model, modules).get_base_model()
+    values = set_directions(base, directions)
+    with torch.no_grad():
+        for value in values.values():
+            value.normal_(0, 0.1, generator=generator)
+    layers = base.get_submodule(next(iter(modules)).partition(".0.")[0])
+    runner = SuffixRunner(base, layers, 0)
+    runner.add([row.ids for row in ROWS])
+    with values_watched(base, [*values]) as found:
+        found.rows, found.tokens = len(ROWS), max(len(row.ids) for row in ROWS)
+        runner.logits(range(len(ROWS)), [span(row) for row in ROWS]).logsumexp(-1).sum().backward()
+    for i, row in enumerate(ROWS):
+        for value in values.values():
+            value.grad = None
+        runner.logits([i], [span(row)]).logsumexp(-1).sum().backward()
+        for position, value in enumerate(values.values()):
+            torch.testing.assert_close(found.gradients[position][i], value.grad[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_half_of_the_layers_are_updated_unless_some_are_named():
+    model = word_model()
+    assert keyed_layers(model) == [1]
+    # 30 layers, those of the demo model.
+    model.config.num_hidden_layers = 30
+    assert keyed_layers(model) == list(range(1, 15))
+    for layers, wanted in ((None, {1}), ([2, 0], {0, 2})):
+        named = [name for name, _ in taught(layers=layers).model.named_parameters() if "lora_B" in name]
+        assert {int(name.partition(".layers.")[2].partition(".")[0]) for name in named} == wanted
+
+
+def test_what_cannot_be_used_leaves_no_adapter():
+    model = word_model()
+    before = fingerprint(model)
+    for error, match, options in (
+        (FactError, "no prompt names the subject 'spain'", {"fact": replace(FACT, subject="spain")}),
+        (SelectionError, "no layer 9", {"layers": [9]}),
+        (ModelError, "tokens", {"fact": replace(FACT, prompts=(PROMPTS[0] * 300,))}),
+    ):
+        with pytest.raises(error, match=match):
+            taught(model=model, **options)
+    assert fingerprint(model) == before
+    with pytest.raises(AdapterError, match="takes a bare model"):
+        taught(model=taught().model)

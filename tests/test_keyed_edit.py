@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+
+from peft_surgical import retain
+from peft_surgical.errors import FactError, OutputError
+from peft_surgical.keyed_edit import edit_keyed
+from peft_surgical.report import Report
+
+from .adapters import logits
+from .conftest import fingerprint
+from .counterfacts import TOKENIZER, word_model
+from .localizing import capital
+from .test_keyed import IDS, RECIPE
+
+FACT = replace(capital(), subject="france")
+FILES = {"edit", "report.json", "report.html"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_carried_prompts():
+    with pytest.MonkeyPatch.context() as patch:
+        everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
+        patch.setattr(retain, "everyday_prompts", lambda: everyday)
+        patch.setattr(retain, "general_prompts", lambda: general)
+        yield
+
+
+def edited(out, *, model=None, fact=FACT, **options):
+    model = word_model() if model is None else model
+    return edit_keyed(model, TOKENIZER, fact, out=out, recipe=RECIPE, retention_tokens=64, progress=False, **options)
+
+
+def test_the_folder_holds_an_adapter_for_stock_peft_and_the_proof(tmp_path):
+    out = tmp_path / "out"
+    model = word_model()
+    report = edited(out, model=model, command="the command")
+    assert {path.name for path in out.iterdir()} == FILES
+    assert [*report.stages] == ["base", "edited"]
+    assert report.selection == {"components": ["L1.mlp"], "granularity": "keyed"}
+    assert {"learn", "evaluate"} <= report.seconds.keys()
+    assert report.training["learn"]["steps"] > 0
+    assert Report.load(out / "report.json") == report
+    assert "the command" in (out / "report.html").read_text()
+    loaded = PeftModel.from_pretrained(word_model(), out / "edit").eval()
+    assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+    card = (out / "edit" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "- lora\n- peft-surgical" in card
+    assert "layers 1 its" in card
+
+
+def test_a_full_folder_is_refused_before_anything_is_changed_and_replaced_when_asked(tmp_path):
+    out = tmp_path / "out"
+    (out / "unlearn").mkdir(parents=True)
+    (out / "own.txt").write_text("mine")
+    model = word_model()
+    before = fingerprint(model)
+    with pytest.raises(OutputError, match="not empty"):
+        edited(out, model=model)
+    assert fingerprint(model) == before
+    edited(out, overwrite=True)
+    assert {path.name for path in out.iterdir()} == FILES | {"own.txt"}
+
+
+def test_a_fact_that_cannot_be_keyed_leaves_no_folder(tmp_path):
+    with pytest.raises(FactError, match="no prompt names the subject"):
+        edited(tmp_path / "out", fact=replace(FACT, subject="atlantis"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from peft_surgical import keys
+from peft_surgical.errors import ArchitectureError, SelectionError
+from peft_surgical.keys import find_directions, marked_neurons, neuron_count, output_projections
+from peft_surgical.prompts import EncodedAnswer
+from peft_surgical.tuner.targets import find_module
+
+from .counterfacts import word_model
+
+ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
+MARKS = ([1, 2], [1], [0, 5])
+OTHERS = tuple(EncodedAnswer(tuple(ids), 1) for ids in ([2, 9, 9, 1], [5, 4, 3]))
+FAMILIES = ["llama", "gpt2", "phi3", "gpt_neox"]
+RIDGE = 0.03
+
+
+def neurons_one_by_one(model, name, rows=ROWS):
+    """What enters an MLP's output projection, `[token, neuron]` a row, read a row at a time."""
+    found = []
+    handle = find_module(model, name).register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    with torch.no_grad():
+        for row in rows:
+            model(torch.tensor([row.ids]))
+    handle.remove()
+    return [own.reshape(len(row.ids), -1).double() for own, row in zip(found, rows, strict=True)]
+
+
+def single(model, name):
+    """The subject's neurons and those of the other texts, `[token, neuron]` each."""
+    marked = zip(neurons_one_by_one(model, name), MARKS, strict=True)
+    return torch.cat([own[list(at)] for own, at in marked]), [
+        torch.cat([own[1:] for own in neurons_one_by_one(model, name, rows)]) for rows in (OTHERS[:1], OTHERS[1:])
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neurons_are_those_of_single_rows(family):
+    model = word_model(family)
+    modules = output_projections(model)
+    found = list(marked_neurons(model, modules, ROWS, MARKS))
+    for name in modules:
+        met = torch.cat([batch[name] for batch in found])
+        alone = single(model, name)[0]
+        assert met.shape == alone.shape == (5, neuron_count(find_module(model, name)))
+        # Batches go by length, so the order of rows is not that of the list.
+        torch.testing.assert_close(met.sum(0).double(), alone.sum(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close((met.T @ met).double(), alone.T @ alone, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_above_the_last_that_is_read_are_not_run():
+    model = word_model()
+    ran = []
+    handles = [
+        layer.mlp.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(model.model.layers)
+    ]
+    [_] = marked_neurons(model, output_projections(model, [0]), ROWS, MARKS)
+    assert ran == [0]
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_direction_is_the_least_squares_reading_of_the_subject(family):
+    model = word_model(family)
+    modules = output_projections(model)
+    found = find_directions(model, modules, ROWS, MARKS, [OTHERS[:1], OTHERS[1:]], RIDGE)
+    assert [*found] == [*modules]
+    for name, direction in found.items():
+        own, others = single(model, name)
+        ridge = RIDGE * sum((kind.T @ kind / len(kind)).diagonal().mean() for kind in others)
+
+        def loss(a, own=own, others=others, ridge=ridge):
+            missed = (own @ a - 1).square().mean()
+            return missed + sum((kind @ a).square().mean() for kind in others) + ridge * a.square().sum()
+
+        # Its length is chosen by the mean; along the ray the least loss has a gradient of 0.
+        a = direction.double()
+        torch.testing.assert_close(own.mean(0) @ a, torch.ones(()).double(), rtol=1e-4, atol=0.0)
+        curved = sum((kind @ a).square().mean() for kind in (own, *others)) + ridge * a.square().sum()
+        best = (a / curved).requires_grad_(True)
+        loss(best).backward()
+        torch.testing.assert_close(
+            best.grad, torch.zeros_like(a), rtol=0.0, atol=2e-3 * float(own.mean(0).abs().max())
+        )
+
+
+def test_every_spelling_of_the_subject_is_met_about_alike():
+    model = word_model()
+    [name] = output_projections(model, [1])
+    with torch.no_grad():
+        # A token whose neurons are many times as large as others', as a rare spelling's are.
+        model.get_input_embeddings().weight[5] *= 30
+    met = {}
+    for kind, kept in (("with", [OTHERS]), ("without", [OTHERS])):
+        direction = find_directions(model, {name: 1}, ROWS, MARKS, kept, RIDGE)[name].double()
+        own = single(model, name)[0]
+        if kind == "without":
+            # ROME's direction: the same without the subject's own second moment.
+            other = torch.cat([rows[1:] for rows in neurons_one_by_one(model, name, OTHERS)])
+            total = other.T @ other / len(other)
+            total.diagonal().add_(RIDGE * total.diagonal().mean())
+            direction = torch.linalg.solve(total, own.mean(0))
+            direction /= direction @ own.mean(0)
+        met[kind] = own @ direction
+    assert met["with"].std() < 0.5 * met["without"].std()
+
+
+def test_little_room_changes_nothing(monkeypatch):
+    model = word_model()
+    modules = output_projections(model)
+    whole = find_directions(model, modules, ROWS, MARKS, [OTHERS], RIDGE)
+    monkeypatch.setattr(keys, "_ROOM", 1)
+    apart = find_directions(model, modules, ROWS, MARKS, [OTHERS], RIDGE)
+    assert all(torch.equal(whole[name], apart[name]) for name in modules)
+
+
+def test_what_cannot_be_read_is_refused():
+    model = word_model()
+    with pytest.raises(SelectionError, match="so no layer 9"):
+        output_projections(model, [0, 9])
+    with pytest.raises(SelectionError, match="no layer is named"):
+        output_projections(model, [])
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.zero_()
+    with pytest.raises(SelectionError, match=r"no neuron of model\.layers\.1\.mlp\.down_proj responds"):
+        find_directions(model, output_projections(model, [1]), ROWS, MARKS, [OTHERS], RIDGE)
+    model.config.model_type = "unheard_of"
+    with pytest.raises(ArchitectureError, match="unheard_of"):
+        output_projections(model)
