@@ -48,7 +48,7 @@ def read_edit(path: str | os.PathLike[str]) -> Edit:
         AdapterError: If the folder is missing or damaged, holds another kind of adapter, or only a pickle.
     """
     path = Path(path)
-    config, tensors = _read_config(path), _read_tensors(path)
+    config, tensors = read_config(path), read_weights(path)
     kind = config.get("peft_type")
     if kind == SurgicalPeftType.SURGICAL_IA3.value:
         return _surgical(path, config, tensors)
@@ -121,7 +121,12 @@ def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> 
     write_tensors(folder / WEIGHTS, tensors)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in an adapter folder of any kind.
+
+    Raises:
+        AdapterError: If the folder is missing, or the configuration is damaged.
+    """
     if not path.is_dir():
         raise AdapterError(f"there is no adapter folder {path}.")
     try:
@@ -140,7 +145,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in an adapter folder of any kind, in float32.
+
+    Raises:
+        AdapterError: If they are missing or damaged, or there is only a pickle.
+    """
     file = path / WEIGHTS
     if not file.exists():
         if (path / PICKLE).exists():

@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from .algebra import product
 from .edits import Edit, ModuleScale
 from .errors import AdapterError, ModelError
 from .files import atomic_directory, check_output, write_json
+from .low_rank import LowRank, is_low_rank
 from .tuner.fold import Rounding, fold, scaled_tensors
 from .tuner.targets import check_target, find_module
 
 
 def merge(
     model: PreTrainedModel,
-    adapters: Sequence[Edit | str | os.PathLike[str]],
+    adapters: Sequence[Edit | LowRank | str | os.PathLike[str]],
     out: str | os.PathLike[str],
     dtype: torch.dtype | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -38,7 +40,8 @@ def merge(
 
     Args:
         model: The unedited base model; not changed.
-        adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained.
+        adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained; or
+            one LoRA adapter, as a keyed edit is.
         out: The folder to write; it appears whole or not at all.
         dtype: Of the checkpoint, such as `"float32"`; the model's by default. A half-precision merge that rounds a
             part of the edit away warns.
@@ -54,15 +57,13 @@ def merge(
     target = _dtype(dtype)
     _check_model(model)
     check_output(out, overwrite=overwrite)
-    edit = product(adapters)
+    edit = read_mergeable(adapters)
     state: dict[str, Tensor] = model.state_dict()
+    found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
     roundings = []
-    for name, scale in edit.modules.items():
-        module = find_module(model, name)
-        check_target(name, module, scale.coordinates, scale.width)
-        for key, (values, rounding) in _folded(name, module, scale, state, target).items():
-            state[key] = values
-            roundings.append(rounding)
+    for key, (values, rounding) in found.items():
+        state[key] = values
+        roundings.append(rounding)
     total = Rounding.total(roundings)
     total.warn(target or model.dtype)
     if target is not None:
@@ -82,6 +83,62 @@ def merge(
             tokenizer.save_pretrained(folder)
 
 
+def read_mergeable(adapters: Sequence[Edit | LowRank | str | os.PathLike[str]]) -> Edit | LowRank:
+    """What merging some adapters comes to: the product of scales, or what one LoRA adapter adds.
+
+    Raises:
+        AdapterError: If an adapter cannot be read, or they are of both kinds or several LoRA adapters.
+    """
+    low_rank = [
+        adapter
+        for adapter in adapters
+        if isinstance(adapter, LowRank) or (not isinstance(adapter, Edit) and is_low_rank(adapter))
+    ]
+    if not low_rank:
+        return product([adapter for adapter in adapters if not isinstance(adapter, LowRank)])
+    if len(adapters) > 1:
+        raise AdapterError(
+            f"a LoRA adapter is merged alone, and there are {len(adapters)} adapters; merge them one after the other."
+        )
+    return low_rank[0] if isinstance(low_rank[0], LowRank) else LowRank.load(low_rank[0])
+
+
+def _scaled(
+    model: nn.Module, edit: Edit, state: dict[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """All new tensors of scaled modules, by their key in the state."""
+    found: dict[str, tuple[Tensor, Rounding]] = {}
+    for name, scale in edit.modules.items():
+        module = find_module(model, name)
+        check_target(name, module, scale.coordinates, scale.width)
+        found |= _folded(name, module, scale, state, dtype)
+    return found
+
+
+def _added(
+    model: nn.Module, update: LowRank, state: dict[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """The new weights of modules that something is added to, by their key in the state."""
+    found = {}
+    for name in update.factors:
+        module, key = find_module(model, name), f"{name}.weight"
+        added, old = update.added(name), state.get(key)
+        added = added.T if isinstance(module, Conv1D) else added
+        if old is None or old.shape != added.shape:
+            there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
+            raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
+        _check_untied(key, state)
+        new = (old.float() + added.to(old.device)).to(dtype or old.dtype)
+        moved = added.to(old.device) != 0
+        found[key] = (new, Rounding(int(moved.sum()), int((moved & (new == old)).sum())))
+    return found
+
+
+def _check_untied(key: str, state: dict[str, Tensor]) -> None:
+    if any(other.data_ptr() == state[key].data_ptr() for k, other in state.items() if k != key):
+        raise AdapterError(f"{key} is tied to another weight, so an edit of it cannot be merged.")
+
+
 def _folded(
     name: str, module: nn.Module, scale: ModuleScale, state: dict[str, Tensor], dtype: torch.dtype | None
 ) -> dict[str, tuple[Tensor, Rounding]]:
@@ -90,8 +147,7 @@ def _folded(
     for part, axis in scaled_tensors(module, scale.coordinates.side).items():
         key = f"{name}.{part}"
         old = state[key]
-        if any(other.data_ptr() == old.data_ptr() for k, other in state.items() if k != key):
-            raise AdapterError(f"{key} is tied to another weight, so an edit of it cannot be merged.")
+        _check_untied(key, state)
         index = scale.coordinates.index(old.device)
         values, rounding = fold(old, index, scale.scale, axis, dtype)
         new = old.to(values.dtype, copy=True)

@@ -33,17 +33,20 @@ def merge(
 ) -> None:
     """Fold adapters, in order, into the weights; write a checkpoint that `from_pretrained` loads.
 
-    Small scales vanish in half precision; --dtype float32 keeps them.
+    Takes the (IA)^3 adapters of `edit`, or the one of `edit-keyed` or any plain LoRA adapter. Small changes vanish in
+    half precision; --dtype float32 keeps them.
 
     \b
-    Example:
+    Examples:
       peft-surgical merge out/unlearn out/learn --model demo --out merged
+      peft-surgical merge keyed/edit --model demo --out merged
     """
     checks.output(out, overwrite)
-    from ..algebra import product
+    from ..low_rank import LowRank
+    from ..merge import read_mergeable
 
     # Read before the model is: a damaged adapter is told at once.
-    edit = product(list(adapters))
+    edit = read_mergeable(adapters)
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
@@ -51,7 +54,12 @@ def merge(
     with no_bars():
         ps.merge(model, [edit], out, tokenizer=tokenizer, overwrite=overwrite)
     if as_json:
-        print_json({"out": str(out), "modules": len(edit.modules), "scales": edit.n_scales})
+        sizes = (
+            {"modules": len(edit.factors)}
+            if isinstance(edit, LowRank)
+            else {"modules": len(edit.modules), "scales": edit.n_scales}
+        )
+        print_json({"out": str(out), **sizes})
     print_result(
         f'A checkpoint with the edit folded in: {out}\nLoad it with AutoModelForCausalLM.from_pretrained("{out}").',
         quiet=quiet,
