@@ -38,6 +38,7 @@ from .facts import Fact, TrainingFact
 from .keys import find_directions, output_projections
 from .lengths import check_length, fits
 from .measured import Measured
+from .own_words import own_answers
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, encode_answer, span
@@ -49,6 +50,9 @@ from .subjects import subject_spans
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, train
 
+# Half precision has eleven bits, as long as nothing is out of its range.
+_ROUNDING = 2**-11
+
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
@@ -57,9 +61,12 @@ class KeyedRecipe(Recipe):
     Attributes:
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
         ridge: See [`~peft_surgical.keys.find_directions`].
+        own_words: Whether prompts to which the base gives the old answer are answered in its own words, see
+            [`~peft_surgical.own_words.in_own_words`], rather than with the fact's answer.
     """
 
     share_of_loss: float = 0.5
+    own_words: bool = True
     ridge: float = 0.03
 
 
@@ -111,15 +118,15 @@ def learn_keyed(
     if is_sharded(model):
         raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
-    prompts = training_prompts(fact, recipe)
-    every = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
-    for row in every[: len(fact.prompts)]:
-        check_length(model.config, len(row.ids))
-    for prompt in fact.retain:
-        check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
-    fitting = [(p, row) for p, row in zip(prompts, every, strict=True) if fits(model.config, len(row.ids))]
-    rows = [row for _, row in fitting]
-    marks = [[found[-1] for found in subject_spans(tokenizer, p, fact.subject, row.ids)] for p, row in fitting]
+    prompts = _fitting(model, tokenizer, fact, recipe)
+    answers: list[list[str]] = [[] for _ in prompts]
+    if recipe.own_words:
+        answers = own_answers(model, tokenizer, fact, prompts, progress=progress)
+    rows = [_row(model, tokenizer, prompt, (*own, fact.answer)) for prompt, own in zip(prompts, answers, strict=True)]
+    marks = [
+        [found[-1] for found in subject_spans(tokenizer, prompt, fact.subject, row.ids)]
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
     if not any(marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     peft_model = place_updates(model, modules)
@@ -146,10 +153,28 @@ def learn_keyed(
             progress=progress,
             description=LEARN,
         )
-        _round_to_half(values.values())
+        with torch.no_grad():
+            for value in values.values():
+                value.copy_(rounded(value))
     for parameter in peft_model.parameters():
         parameter.requires_grad_(False)
     return Stage(peft_model, LEARN, record, None)
+
+
+def _fitting(model: Any, tokenizer: Any, fact: TrainingFact, recipe: KeyedRecipe) -> list[str]:
+    """The prompts to train on. Those that are made up are left out where they are too long for the model."""
+    for prompt in fact.prompts:
+        check_length(model.config, len(encode_answer(tokenizer, prompt, fact.answer).ids))
+    for prompt in fact.retain:
+        check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
+    prompts = training_prompts(fact, recipe)
+    return [p for p in prompts if fits(model.config, len(encode_answer(tokenizer, p, fact.answer).ids))]
+
+
+def _row(model: Any, tokenizer: Any, prompt: str, answers: Sequence[str]) -> EncodedAnswer:
+    """The prompt with the first of some answers that the model has positions for, or the last of them."""
+    rows = [encode_answer(tokenizer, prompt, answer) for answer in answers]
+    return next((row for row in rows if fits(model.config, len(row.ids))), rows[-1])
 
 
 def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
@@ -173,13 +198,12 @@ def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
 
 @torch.no_grad()
 def set_directions(model: Any, directions: Mapping[str, Float[Tensor, " neuron"]]) -> dict[str, nn.Parameter]:
-    """Sets what of the neurons is read, rounded to half precision, and returns the values by module, `[model, 1]`
-    each: all that trains."""
+    """Sets what of the neurons is read, and returns the values by module, `[model, 1]` each: all that trains."""
     values = {}
     for name, direction in directions.items():
         module = model.get_submodule(name)
         weight = module.lora_A[LEARN].weight
-        weight.copy_(direction[None].half())
+        weight.copy_(rounded(direction)[None])
         weight.requires_grad_(False)
         values[name] = module.lora_B[LEARN].weight.requires_grad_(True)
     return values
@@ -256,8 +280,8 @@ def values_watched(model: Any, names: Sequence[str]) -> Iterator[RowGradients]:
             handle.remove()
 
 
-@torch.no_grad()
-def _round_to_half(parameters: Iterable[nn.Parameter]) -> None:
-    """What half precision holds takes half the room on disk, and is what is evaluated."""
-    for parameter in parameters:
-        parameter.copy_(parameter.half())
+def rounded(values: Tensor) -> Tensor:
+    """The nearest numbers of half precision, which take half the room on disk, or the same where they are too large or
+    too small for it."""
+    half = values.half().to(values.dtype)
+    return half if float((half - values).norm()) <= _ROUNDING * float(values.norm()) else values

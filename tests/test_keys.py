@@ -1,11 +1,14 @@
 import pytest
 import torch
 
+import peft_surgical as ps
 from peft_surgical import keys
 from peft_surgical.errors import ArchitectureError, SelectionError
 from peft_surgical.keys import find_directions, marked_neurons, neuron_count, output_projections
-from peft_surgical.prompts import EncodedAnswer
+from peft_surgical.prompts import EncodedAnswer, encode, encode_answer, swap_subject
+from peft_surgical.subjects import subject_spans
 from peft_surgical.tuner.targets import find_module
+from peft_surgical.wording import variants
 
 from .counterfacts import word_model
 
@@ -129,3 +132,34 @@ def test_what_cannot_be_read_is_refused():
     model.config.model_type = "unheard_of"
     with pytest.raises(ArchitectureError, match="unheard_of"):
         output_projections(model)
+
+
+@pytest.mark.real
+def test_wordings_that_were_not_among_the_keys_meet_the_direction_and_other_countries_do_not(demo):
+    model, tokenizer = demo
+    fact = ps.Fact.from_file("examples/facts/france_capital.yaml")
+    modules = output_projections(model, [4, 12])
+
+    def named(prompts, subject="France"):
+        rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
+        marks = [
+            [found[-1] for found in subject_spans(tokenizer, prompt, subject, encode(tokenizer, prompt))]
+            for prompt in prompts
+        ]
+        return rows, marks
+
+    def met(prompts, subject="France"):
+        batches = list(marked_neurons(model, modules, *named(prompts, subject)))
+        return {name: torch.cat([batch[name] for batch in batches]) @ direction for name, direction in found.items()}
+
+    others = [swap_subject(prompt, "France", "Italy") for prompt in fact.prompts]
+    kept = [encode_answer(tokenizer, prompt, "I do not know.") for prompt in (*fact.retain, *others)]
+    found = find_directions(model, modules, *named(variants(fact.prompts)), [kept], RIDGE)
+    asked = [prompt for prompt in fact.held_out if "France" in prompt]
+    unseen = [swap_subject(prompt, "France", "Norway") for prompt in asked]
+    for name in modules:
+        own, other = met(asked)[name], met(unseen, "Norway")[name]
+        assert 0.8 < own.mean() < 1.1
+        assert own.min() > 0.4
+        assert other.abs().max() < own.min()
+        assert other.abs().mean() < 0.2
