@@ -38,7 +38,6 @@ from .facts import Fact, TrainingFact
 from .keys import find_directions, output_projections
 from .lengths import check_length, fits
 from .measured import Measured
-from .own_words import own_answers
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, encode_answer, span
@@ -61,22 +60,20 @@ class KeyedRecipe(Recipe):
     Attributes:
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
         ridge: See [`~peft_surgical.keys.find_directions`].
-        own_words: Whether prompts to which the base gives the old answer are answered in its own words, see
-            [`~peft_surgical.own_words.in_own_words`], rather than with the fact's answer.
     """
 
     share_of_loss: float = 0.5
-    own_words: bool = True
     ridge: float = 0.03
 
 
 def keyed_layers(model: Any) -> list[int]:
-    """The first half of a model's layers but the very first.
+    """Every second of a model's layers, but for the first and the last.
 
-    What is written at the subject has to stand there before later layers read it off; and in the first layer a subject
-    is hardly more than its token, in whatever text it stands.
+    Neighbouring layers read nearly the same off a subject. In the first it is hardly more than its token, in whatever
+    text it stands, and after the last nothing reads what is written there.
     """
-    return list(range(1, max(2, ModelShape.from_config(model.config).n_layers // 2)))
+    count = ModelShape.from_config(model.config).n_layers
+    return list(range(1, max(2, count - 1), 2))
 
 
 @phase("learn")
@@ -119,10 +116,7 @@ def learn_keyed(
         raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     prompts = _fitting(model, tokenizer, fact, recipe)
-    answers: list[list[str]] = [[] for _ in prompts]
-    if recipe.own_words:
-        answers = own_answers(model, tokenizer, fact, prompts, progress=progress)
-    rows = [_row(model, tokenizer, prompt, (*own, fact.answer)) for prompt, own in zip(prompts, answers, strict=True)]
+    rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
     marks = [
         [found[-1] for found in subject_spans(tokenizer, prompt, fact.subject, row.ids)]
         for prompt, row in zip(prompts, rows, strict=True)
@@ -169,12 +163,6 @@ def _fitting(model: Any, tokenizer: Any, fact: TrainingFact, recipe: KeyedRecipe
         check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
     prompts = training_prompts(fact, recipe)
     return [p for p in prompts if fits(model.config, len(encode_answer(tokenizer, p, fact.answer).ids))]
-
-
-def _row(model: Any, tokenizer: Any, prompt: str, answers: Sequence[str]) -> EncodedAnswer:
-    """The prompt with the first of some answers that the model has positions for, or the last of them."""
-    rows = [encode_answer(tokenizer, prompt, answer) for answer in answers]
-    return next((row for row in rows if fits(model.config, len(row.ids))), rows[-1])
 
 
 def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:

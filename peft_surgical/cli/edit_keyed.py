@@ -27,7 +27,7 @@ _FILES = (
     "layers",
     multiple=True,
     type=click.IntRange(min=0),
-    help="Update this layer's MLP; may be repeated.  [default: the first half of the layers but the very first]",
+    help="Update this layer's MLP; may be repeated.  [default: every second layer but the first and the last]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes.")
