@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 from peft import PeftModel
 
@@ -9,7 +10,9 @@ from peft_surgical import retain
 from peft_surgical.report import Report
 from tests.command_line import run, said, written
 
+from .adapters import logits
 from .localizing import capital
+from .tiny import tiny_ids
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,22 @@ def test_it_speaks_json_and_evaluate_reads_what_it_wrote(tmp_path, model_folder,
     again = run("evaluate", fact_file, *options, "--adapter", out / "edit", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["stages"]["edited"] == told["stages"]["edited"]
+
+
+def test_merge_folds_it_into_a_checkpoint(tmp_path, model_folder, fact_file):
+    out, options = tmp_path / "out", ["--model", model_folder, "--quiet"]
+    edit = run("edit-keyed", fact_file, *options, "--steps", 2, "--retention-tokens", 0, "--out", out)
+    assert edit.exit_code == 0, edit.output
+    result = run("merge", out / "edit", *options, "--json", "--out", tmp_path / "merged")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"out": str(tmp_path / "merged"), "modules": 1}
+    model, _ = ps.load_model(model_folder, dtype="float32")
+    merged, _ = ps.load_model(str(tmp_path / "merged"), dtype="float32")
+    ids = tiny_ids() % model.config.vocab_size
+    plain = logits(model, ids)
+    edited = PeftModel.from_pretrained(model, out / "edit").eval()
+    assert not torch.allclose(logits(edited, ids), plain)
+    torch.testing.assert_close(logits(merged, ids), logits(edited, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file):

@@ -75,16 +75,10 @@ _FILES = (
 @click.option(
     "--low-memory", is_flag=True, help="Train in smaller passes: half the memory, a quarter more time on a processor."
 )
-@click.option(
-    "--retention-tokens",
-    type=click.IntRange(min=0),
-    default=2048,
-    show_default=True,
-    help="Tokens of unrelated text to measure on; 0 for none.",
-)
+@options.retention_tokens
 @options.seed
 @options.overwrite
-@click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
+@options.profile
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and stop.")
 @options.as_json
 @options.quiet

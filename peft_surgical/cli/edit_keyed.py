@@ -31,16 +31,10 @@ _FILES = (
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes.")
-@click.option(
-    "--retention-tokens",
-    type=click.IntRange(min=0),
-    default=2048,
-    show_default=True,
-    help="Tokens of unrelated text to measure on; 0 for none.",
-)
+@options.retention_tokens
 @options.seed
 @options.overwrite
-@click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
+@options.profile
 @options.as_json
 @options.quiet
 @options.debug

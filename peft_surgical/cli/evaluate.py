@@ -19,13 +19,7 @@ from .terminal import on_interrupt, print_json, print_result, this_command
 @options.model
 @options.adapter
 @options.out
-@click.option(
-    "--retention-tokens",
-    type=click.IntRange(min=0),
-    default=2048,
-    show_default=True,
-    help="Tokens of unrelated text to measure on; 0 for none.",
-)
+@options.retention_tokens
 @click.option(
     "--bits",
     multiple=True,

@@ -47,6 +47,14 @@ scorer = click.option(
 )
 heads = click.option("--heads", type=click.IntRange(min=1), help="Attention heads at most; alone, no MLPs.")
 mlps = click.option("--mlps", type=click.IntRange(min=1), help="MLPs at most; alone, no heads.")
+retention_tokens = click.option(
+    "--retention-tokens",
+    type=click.IntRange(min=0),
+    default=2048,
+    show_default=True,
+    help="Tokens of unrelated text to measure on; 0 for none.",
+)
+profile = click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
 adapter = click.option(
     "--adapter",
     "adapters",
