@@ -117,10 +117,7 @@ def learn_keyed(
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     prompts = _fitting(model, tokenizer, fact, recipe)
     rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
-    marks = [
-        [found[-1] for found in subject_spans(tokenizer, prompt, fact.subject, row.ids)]
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
+    marks = subject_ends(tokenizer, prompts, fact.subject, rows)
     if not any(marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     peft_model = place_updates(model, modules)
@@ -163,6 +160,16 @@ def _fitting(model: Any, tokenizer: Any, fact: TrainingFact, recipe: KeyedRecipe
         check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
     prompts = training_prompts(fact, recipe)
     return [p for p in prompts if fits(model.config, len(encode_answer(tokenizer, p, fact.answer).ids))]
+
+
+def subject_ends(
+    tokenizer: Any, prompts: Sequence[str], subject: str, rows: Sequence[EncodedAnswer]
+) -> list[list[int]]:
+    """For each prompt and its row the positions of the subject's last tokens, in the answer too."""
+    return [
+        [found[-1] for found in subject_spans(tokenizer, prompt, subject, row.ids)]
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
 
 
 def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:

@@ -64,6 +64,7 @@ def find_directions(
     marks: Sequence[Sequence[int]],
     kept: Sequence[Sequence[EncodedAnswer]],
     ridge: float,
+    weight: float = 1.0,
 ) -> dict[str, Float[Tensor, " neuron"]]:
     """For each module the direction that reads the subject's key off its input, see above; `a·k` is 1.
 
@@ -75,6 +76,7 @@ def find_directions(
         kept: Kinds of texts to keep, each of which counts as much as the subject does. All their tokens do but the
             first, which is like no other.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
+        weight: Of `S`; 0 gives ROME's direction.
 
     Raises:
         SelectionError: If neurons are 0 wherever the subject stands.
@@ -86,7 +88,7 @@ def find_directions(
         for own in kept:
             _add_moments(moments, model, chosen, own, [range(1, len(row.ids)) for row in own])
         levels = {name: ridge * own.diagonal().mean() for name, own in moments.items()}
-        keys = _add_moments(moments, model, chosen, rows, marks)
+        keys = _add_moments(moments, model, chosen, rows, marks, weight)
         for name, key in keys.items():
             total = moments.pop(name)
             total.diagonal().add_(levels[name])
@@ -104,13 +106,14 @@ def _add_moments(
     modules: Mapping[str, int],
     rows: Sequence[EncodedAnswer],
     marks: Sequence[Sequence[int]],
+    weight: float = 1.0,
 ) -> dict[str, Float[Tensor, " neuron"]]:
-    """Adds each module's second moment over the marked tokens; returns the means."""
+    """Adds each module's second moment over the marked tokens, weighted; returns the means."""
     share = 1 / max(sum(map(len, marks)), 1)
     means: dict[str, Tensor] = {}
     for neurons in marked_neurons(model, modules, rows, marks):
         for name, met in neurons.items():
-            moments[name] = moments[name].to(met.device).add_(met.T @ met, alpha=share)
+            moments[name] = moments[name].to(met.device).add_(met.T @ met, alpha=weight * share)
             means[name] = means.get(name, 0) + share * met.double().sum(0)
     return means
 

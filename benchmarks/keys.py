@@ -1,0 +1,104 @@
+"""How far held-out prompts meet the directions that keyed edits read a subject off by, and how far controls do.
+
+    python -m benchmarks.keys examples/facts/france_capital.yaml --model demo
+
+For each fact and some layers: the mean, standard deviation and least of `a·k` at the subject's last tokens of the
+held-out prompts, and the root of its mean square at all tokens of the controls; for the direction that `edit-keyed`
+takes and for ROME's, which leaves the subject's own second moment out. Nothing is trained. Prints a Markdown table
+and, as its last line, JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import peft_surgical as ps
+from peft_surgical.keyed import KeyedRecipe, subject_ends
+from peft_surgical.keys import find_directions, marked_neurons, output_projections
+from peft_surgical.prompts import EncodedAnswer, encode, encode_answer
+from peft_surgical.retained import base_rows
+from peft_surgical.stages import training_prompts
+
+KINDS = {"edit-keyed": 1.0, "ROME's": 0.0}
+"""What the direction is called, and the weight of the subject's own second moment in it."""
+
+
+def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None, seed: int) -> list[dict[str, Any]]:
+    """A row a layer and kind of direction.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        layers: Whose MLPs; all when None.
+        seed: As for an edit.
+    """
+    recipe, modules = KeyedRecipe(), output_projections(model, layers)
+    kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False)
+    own = _named(tokenizer, fact, training_prompts(fact.training, recipe))
+    asked = _named(tokenizer, fact, fact.held_out)
+    controls = [EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls]
+    others = (controls, [range(1, len(row.ids)) for row in controls])
+    rows = []
+    for kind, weight in KINDS.items():
+        kinds = (kept.rows[: kept.near], kept.rows[kept.near :])
+        directions = find_directions(model, modules, *own, kinds, recipe.ridge, weight)
+        at, away = (
+            {name: torch.cat([batch[name] for batch in batches]) @ direction for name, direction in directions.items()}
+            for batches in (list(marked_neurons(model, modules, *texts)) for texts in (asked, others))
+        )
+        rows += [
+            {
+                "layer": layer,
+                "direction": kind,
+                "mean": float(at[name].mean()),
+                "deviation": float(at[name].std()),
+                "least": float(at[name].min()),
+                "n": len(at[name]),
+                "controls": float(away[name].square().mean().sqrt()),
+            }
+            for name, layer in modules.items()
+        ]
+    return sorted(rows, key=lambda row: row["layer"])
+
+
+def _named(tokenizer: Any, fact: ps.Fact, prompts: Sequence[str]) -> tuple[list[EncodedAnswer], list[list[int]]]:
+    """Prompts with the answer, and where their subjects end."""
+    rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
+    return rows, subject_ends(tokenizer, prompts, fact.subject, rows)
+
+
+@click.command()
+@click.argument("facts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
+@click.option("--layer", "layers", multiple=True, type=click.IntRange(min=0), help="All layers when not given.")
+@click.option("--seed", default=0, show_default=True)
+def main(facts: tuple[Path, ...], model: str, layers: tuple[int, ...], seed: int) -> None:
+    """Reads the options, runs, prints."""
+    found = {}
+    try:
+        read = {path.name: ps.Fact.from_file(path) for path in facts}
+        loaded, tokenizer = ps.load_model(model, dtype="float32")
+        for name, fact in read.items():
+            found[name] = met(loaded, tokenizer, fact, layers or None, seed)
+    except ps.SurgicalError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        "| Fact | layer | direction | mean | standard deviation | least | N | controls, rms |\n" + "|---" * 8 + "|"
+    )
+    for name, rows in found.items():
+        for row in rows:
+            figures = " | ".join(f"{row[key]:.2f}" for key in ("mean", "deviation", "least"))
+            where = f"{name} | {row['layer']} | {row['direction']}"
+            click.echo(f"| {where} | {figures} | {row['n']} | {row['controls']:.3f} |")
+    click.echo(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from benchmarks.keys import main, met
+from peft_surgical import retain
+from peft_surgical.keys import find_directions, output_projections
+
+from .counterfacts import TOKENIZER, word_model
+from .localizing import capital
+
+FACT = replace(capital(), subject="france")
+
+
+@pytest.fixture(autouse=True)
+def few_carried_prompts(monkeypatch):
+    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
+    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+    monkeypatch.setattr(retain, "general_prompts", lambda: general)
+
+
+def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
+    seen = {}
+
+    def watched(*arguments):
+        found = find_directions(*arguments)
+        seen[arguments[-1]] = next(iter(found.values()))
+        return found
+
+    monkeypatch.setattr("benchmarks.keys.find_directions", watched)
+    model = word_model()
+    rows = met(model, TOKENIZER, FACT, [1], 0)
+    assert [(row["layer"], row["direction"]) for row in rows] == [(1, "edit-keyed"), (1, "ROME's")]
+    [name] = output_projections(model, [1])
+    # The subject's last token of each held-out prompt that names it, read by hand.
+    neurons = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: neurons.append(args[0][0]))
+    places = []
+    for prompt in FACT.held_out:
+        words = TOKENIZER.tokenize(prompt)
+        if "france" in words:
+            model(torch.tensor([TOKENIZER(prompt)["input_ids"]]))
+            places.append(words.index("france"))
+    handle.remove()
+    keys = torch.stack([own[at] for own, at in zip(neurons, places, strict=True)])
+    for row, weight in zip(rows, (1.0, 0.0), strict=True):
+        by_hand = keys @ seen[weight]
+        assert row["n"] == len(keys) > 0
+        torch.testing.assert_close(row["mean"], float(by_hand.mean()), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(row["least"], float(by_hand.min()), rtol=1e-3, atol=1e-4)
+
+
+def test_the_command_prints_a_table_and_json(tmp_path, model_folder):
+    path = tmp_path / "fact.yaml"
+    path.write_text(yaml.safe_dump(FACT.to_dict()))
+    result = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "0", "--layer", "1"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 + 4 + 1
+    assert [row["layer"] for row in json.loads(lines[-1])["fact.yaml"]] == [0, 0, 1, 1]
+    wrong = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "9"])
+    assert wrong.exit_code == 1
+    assert "no layer 9" in wrong.output
