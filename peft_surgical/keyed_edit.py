@@ -62,10 +62,10 @@ def edit_keyed(
 
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false.
-        AdapterError: As for [`learn_keyed`], as are the others.
-        FactError: See there.
-        SelectionError: See there.
-        ModelError: See there.
+        AdapterError: If the model has adapters already.
+        FactError: If no prompt names the subject.
+        SelectionError: If the model has no such layer.
+        ModelError: As for [`learn_keyed`].
     """
     recipe = recipe or KeyedRecipe()
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)

@@ -73,10 +73,12 @@ def test_merge_folds_it_into_a_checkpoint(tmp_path, model_folder, fact_file):
     torch.testing.assert_close(logits(merged, ids), logits(edited, ids), rtol=1e-5, atol=1e-5)
 
 
-def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file):
+def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file, monkeypatch):
     command = ["edit-keyed", fact_file, "--model", model_folder, "--out", tmp_path / "out"]
     assert "so no layer 9" in said(run(*command, "--layer", 9), 2)
     assert not (tmp_path / "out").exists()
     fact_file.write_text(yaml.safe_dump({**capital().to_dict(), "subject": "atlantis"}))
     assert "no prompt names the subject 'atlantis'" in said(run(*command), 2)
     assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("peft_surgical.cli.edit_keyed.sharded", lambda: True)
+    assert "launch it without --use_fsdp" in said(run(*command), 2)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ from tests import test_sharing
 
 state = PartialState(cpu=True)
 model, out, rows, how = sys.argv[1:]
-found = test_sharing.edit(model, out, sharded=how == "sharded")
+found = test_sharing.edit(model, out, sharded=how == "sharded", keyed=how == "keyed")
 Path(rows, f"{state.process_index}.json").write_text(json.dumps(found))
 """
 
@@ -84,7 +85,7 @@ def launch(*arguments, **environment):
     )
 
 
-def edit(model_folder, out, *, sharded=False):
+def edit(model_folder, out, *, sharded=False, keyed=False):
     """Edits, and returns how many rows this process ran in each pass of training."""
     rows = []
     plain = SuffixRunner.logits
@@ -108,9 +109,15 @@ def edit(model_folder, out, *, sharded=False):
         patch.setattr(SuffixRunner, "logits", counted)
         # So few rows would be one batch, and one batch is one process's.
         patch.setattr(curvature, "_TOKENS", 1)
-        options = {"recipe": test_edit.RECIPE, "retention_tokens": 48, "progress": False}
-        options["localization"] = localization
-        ps.edit(model, tokenizer, test_edit.FACT, out=out, **options)
+        options = {"retention_tokens": 48, "progress": False}
+        if keyed:
+            fact = replace(test_edit.FACT, subject="france")
+            ps.edit_keyed(
+                model, tokenizer, fact, out=out, recipe=ps.KeyedRecipe(**asdict(test_edit.RECIPE)), **options
+            )
+        else:
+            options |= {"recipe": test_edit.RECIPE, "localization": localization}
+            ps.edit(model, tokenizer, test_edit.FACT, out=out, **options)
     return rows
 
 
@@ -171,6 +178,22 @@ def test_two_processes_make_the_edit_of_one(how, tmp_path, model_folder, alone):
             assert both.stages[state][name].value == pytest.approx(figure.value, rel=1e-3, abs=1e-5)
             assert both.stages[state][name].n == figure.n
     assert {path.name for path in (tmp_path / "out").iterdir()} == test_edit.FILES
+
+
+def test_two_processes_make_the_keyed_edit_of_one(tmp_path, model_folder):
+    script = tmp_path / "edit.py"
+    script.write_text(EDIT)
+    rows = edit(model_folder, tmp_path / "alone", keyed=True)
+    result = launch(script, model_folder, tmp_path / "out", tmp_path, "keyed")
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert sum(map(sum, told)) == sum(rows)
+    assert all(0.25 * sum(rows) < sum(own) < 0.75 * sum(rows) for own in told)
+    one, both = (load_file(tmp_path / out / "edit" / "adapter_model.safetensors") for out in ("alone", "out"))
+    assert one.keys() == both.keys()
+    for name, tensor in one.items():
+        # In half precision: sums in another order may round to the next number.
+        torch.testing.assert_close(both[name], tensor, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("fsdp", ["false", "true"])

@@ -9,6 +9,7 @@ import click
 
 from . import checks, options
 from .allocator import give_back_freed
+from .launch import launched, sharded
 from .loading import load
 from .terminal import on_interrupt, print_json, print_result, this_command
 
@@ -71,8 +72,11 @@ def edit_keyed(
 
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite)
+    if sharded():
+        raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
     if low_memory:
         give_back_freed()
+    device = context.with_resource(launched(device))
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
