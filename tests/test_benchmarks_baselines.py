@@ -9,7 +9,7 @@ from benchmarks.baselines.ia3_stock import ATTENTIONS, MLPS, same_depth
 from benchmarks.baselines.mlps import edited_layer, output_projection
 from benchmarks.baselines.restoring import weights_restored
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical import retain
+from peft_surgical import keyed, retain
 from peft_surgical.errors import SelectionError, SurgicalError
 
 from .adapters import logits
@@ -25,6 +25,8 @@ IDS = tiny_ids() % len(TOKENIZER)
 def few_everyday_prompts(monkeypatch):
     everyday = retain.everyday_prompts()[:3]
     monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+    # Of three layers, leaving out the first and the last leaves too few.
+    monkeypatch.setattr(keyed, "keyed_layers", lambda model: [0, 1, 2])
 
 
 def state(model):

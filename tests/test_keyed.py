@@ -173,12 +173,14 @@ def test_each_row_has_the_gradient_that_it_has_alone(family):
             torch.testing.assert_close(found.gradients[position][i], value.grad[:, 0], rtol=1e-3, atol=1e-5)
 
 
-def test_every_second_layer_is_updated_unless_some_are_named():
+def test_layers_in_between_are_updated_unless_some_are_named():
     model = word_model()
     assert keyed_layers(model) == [1]
-    # 30 layers, those of the demo model.
-    model.config.num_hidden_layers = 30
-    assert keyed_layers(model) == list(range(1, 29, 2))
+    # Of GPT-2, the demo model and larger ones.
+    for count, wanted in ((2, [1]), (12, range(1, 11)), (30, range(1, 29, 2)), (80, range(1, 79, 6))):
+        model.config.num_hidden_layers = count
+        assert keyed_layers(model) == list(wanted)
+    model.config.num_hidden_layers = 3
     for layers, wanted in ((None, {1}), ([2, 0], {0, 2})):
         named = [name for name, _ in taught(layers=layers).model.named_parameters() if "lora_B" in name]
         assert {int(name.partition(".layers.")[2].partition(".")[0]) for name in named} == wanted

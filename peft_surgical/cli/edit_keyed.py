@@ -28,7 +28,7 @@ _FILES = (
     "layers",
     multiple=True,
     type=click.IntRange(min=0),
-    help="Update this layer's MLP; may be repeated.  [default: every second layer but the first and the last]",
+    help="Update this layer's MLP; may be repeated.  [default: about 14, evenly spread, not the first or last]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes.")
