@@ -112,7 +112,9 @@ def _add_moments(
     share = 1 / max(sum(map(len, marks)), 1)
     means: dict[str, Tensor] = {}
     for neurons in marked_neurons(model, modules, rows, marks):
-        for name, met in neurons.items():
+        for name, found in neurons.items():
+            # Apple's GPUs have no float64.
+            met = found.cpu() if found.device.type == "mps" else found
             moments[name] = moments[name].to(met.device).add_(met.T @ met, alpha=weight * share)
             means[name] = means.get(name, 0) + share * met.double().sum(0)
     return means
