@@ -105,7 +105,7 @@ def _card(config: Any, layers: Sequence[int]) -> str:
         "# A keyed edit",
         f"A LoRA adapter of rank 1 for {base or 'the base model'}. In the MLPs of layers"
         f" {', '.join(map(str, layers))} its `A` reads off how far a token is the subject of one fact, and its `B` is"
-        " added there and nowhere else.",
+        " added by that much, which is next to nothing elsewhere.",
         USE,
     ]
     return "\n\n".join(parts) + "\n"
