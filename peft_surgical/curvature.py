@@ -86,7 +86,7 @@ class Metric:
     """Damped curvature, factored: turns gradients into steps.
 
     Attributes:
-        diagonals: For each layer the damped diagonal, in the shape of its parameter.
+        diagonals: For each layer the damped diagonal.
         gradients: For each layer the sampled directions.
         factor: Lower triangular factor of `1 / w + G D⁻¹ Gᵀ`, with `G` the directions, `w` their weight and `D` the
             diagonal; float64, on the CPU.
@@ -116,17 +116,18 @@ class Metric:
         """The gradient of the predicted divergence `½ dᵀ F d` at each layer's change of scales, nats."""
         along = _WEIGHT * self._along(changes)
         return [
-            diagonal * change + (own.T @ along.to(own)).view_as(change)
+            diagonal.view_as(change) * change + (own.T @ along.to(own)).view_as(change)
             for change, diagonal, own in zip(changes, self.diagonals, self.gradients, strict=True)
         ]
 
     def natural(self, gradients: Sequence[Float[Tensor, " selected"]]) -> list[Float[Tensor, " selected"]]:
         """Natural gradients, one for each layer's gradient."""
-        scaled = [gradient / diagonal for gradient, diagonal in zip(gradients, self.diagonals, strict=True)]
+        diagonals = [own.view_as(gradient) for own, gradient in zip(self.diagonals, gradients, strict=True)]
+        scaled = [gradient / diagonal for gradient, diagonal in zip(gradients, diagonals, strict=True)]
         along = torch.cholesky_solve(self._along(scaled)[:, None], self.factor)[:, 0]
         return [
             own_scaled - (own.T @ along.to(own)).view_as(own_scaled) / diagonal
-            for own_scaled, diagonal, own in zip(scaled, self.diagonals, self.gradients, strict=True)
+            for own_scaled, diagonal, own in zip(scaled, diagonals, self.gradients, strict=True)
         ]
 
     def _along(self, changes: Sequence[Float[Tensor, " selected"]]) -> Float64[Tensor, " sample"]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import SelectionError
+from .keys import output_projections
 from .retained import base_of
 from .sites import architecture_of
 from .suffix import passed_over, read_at
@@ -79,9 +80,7 @@ def neuron_modules(model: Any, selections: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         SelectionError: If anything but neurons of MLPs is selected, or the model's weights are quantized.
     """
-    architecture = architecture_of(model.config.model_type)
-    count = len(model.get_submodule(architecture.layers))
-    every = {f"{architecture.layers}.{i}.{architecture.mlp_out}": i for i in range(count)}
+    every = output_projections(model)
     if not selections or any(name not in every or spec["side"] != "input" for name, spec in selections.items()):
         raise SelectionError(NEURONS_ONLY)
     if not all(model.get_submodule(name).weight.is_floating_point() for name in selections):

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 # two float32 numbers is rounded, and may pass one over. Nine in ten scales take one of the nearest three, and few in
 # ten thousand one that is off by 0.01 or more.
 _NEIGHBOURS = 128
+# Half of its eleven bits' last, as long as nothing is out of its range.
+_ROUNDING = 2**-11
 
 
 def fits_half(tensors: Mapping[str, Tensor]) -> bool:
@@ -53,3 +55,9 @@ def _settled(delta: Float[Tensor, " selected"], frozen: Float[Tensor, " selected
         settled = torch.where(reached, candidate, settled)
         done |= reached
     return settled
+
+
+def rounded(values: Tensor) -> Tensor:
+    """The nearest numbers of half precision, or the same where they are too large or too small for it."""
+    half = values.half().to(values.dtype)
+    return half if float((half - values).norm()) <= _ROUNDING * float(values.norm()) else values

@@ -19,9 +19,9 @@ The updates are a stock LoRA adapter of rank 1 whose `A` holds the directions, f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,27 +32,25 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .computing import computing, denormals_flushed
-from .curvature import Curvature, Metric, RowGradients, sample_curvature
+from .curvature import RowGradients, sample_curvature
 from .errors import AdapterError, FactError, ModelError
 from .facts import Fact, TrainingFact
+from .halves import rounded
 from .keys import find_directions, output_projections
-from .lengths import check_length, fits
 from .measured import Measured
 from .profiling import phase
 from .progress import progress_bar
-from .prompts import EncodedAnswer, encode, encode_answer, span
-from .retained import Rows, base_of, base_rows
-from .sharing import check_shareable, is_sharded
+from .prompts import EncodedAnswer, span
+from .retained import Rows, base_rows
+from .sharing import is_sharded
 from .sites import ModelShape, architecture_of
-from .stages import LEARN, Stage, training_prompts
+from .stages import LEARN, Stage, check_retain_fits, training_rows
 from .subjects import subject_spans
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, train
 
 # An adapter of the demo model, in half precision, then takes 63 KB.
 _LAYERS = 14
-# Half precision has eleven bits, as long as nothing is out of its range.
-_ROUNDING = 2**-11
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,11 @@ def learn_keyed(
     recipe, fact = recipe or KeyedRecipe(), fact.training
     if isinstance(model, PeftModel):
         raise AdapterError("keyed learning takes a bare model, and this one has adapters; merge or unload them.")
-    check_shareable(model)
     if is_sharded(model):
         raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
-    prompts = _fitting(model, tokenizer, fact, recipe)
-    rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
+    check_retain_fits(model, tokenizer, fact, recipe)
+    prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
     marks = subject_ends(tokenizer, prompts, fact.subject, rows)
     if not any(marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
@@ -127,8 +124,7 @@ def learn_keyed(
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
         # What is carried and not kept may be what an evaluation asks, and is not looked at.
         kinds = (kept.rows[: kept.near], kept.rows[kept.near :])
-        with base_of(working):
-            directions = find_directions(working, modules, rows, marks, kinds, recipe.ridge)
+        directions = find_directions(working, modules, rows, marks, kinds, recipe.ridge)
         values = set_directions(working, directions)
         runner = _runner(working, modules, [*rows, *kept.rows], tokenizer.pad_token_id or 0)
         measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
@@ -139,7 +135,7 @@ def learn_keyed(
             kept.rows,
             measured.base,
             recipe,
-            metric=_metric(measured.curvature, values.values(), recipe.damping),
+            metric=measured.curvature.metric(recipe.damping),
             near=kept.near,
             share_of_loss=recipe.share_of_loss,
             seed=seed,
@@ -152,16 +148,6 @@ def learn_keyed(
     for parameter in peft_model.parameters():
         parameter.requires_grad_(False)
     return Stage(peft_model, LEARN, record, None)
-
-
-def _fitting(model: Any, tokenizer: Any, fact: TrainingFact, recipe: KeyedRecipe) -> list[str]:
-    """The prompts to train on. Those that are made up are left out where they are too long for the model."""
-    for prompt in fact.prompts:
-        check_length(model.config, len(encode_answer(tokenizer, prompt, fact.answer).ids))
-    for prompt in fact.retain:
-        check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
-    prompts = training_prompts(fact, recipe)
-    return [p for p in prompts if fits(model.config, len(encode_answer(tokenizer, p, fact.answer).ids))]
 
 
 def subject_ends(
@@ -243,12 +229,6 @@ def _measured(
     return Measured(recipe.near_weight * near.curvature + far.curvature, (*near.base, *far.base))
 
 
-def _metric(curvature: Curvature, values: Iterable[nn.Parameter], damping: float) -> Metric:
-    metric = curvature.metric(damping)
-    shaped = (own.view_as(value) for own, value in zip(metric.diagonals, values, strict=True))
-    return replace(metric, diagonals=tuple(shaped))
-
-
 @contextmanager
 def values_watched(model: Any, names: Sequence[str]) -> Iterator[RowGradients]:
     """Takes down, in a backward pass, each row's own gradient with respect to each module's value: how far the
@@ -275,10 +255,3 @@ def values_watched(model: Any, names: Sequence[str]) -> Iterator[RowGradients]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def rounded(values: Tensor) -> Tensor:
-    """The nearest numbers of half precision, which take half the room on disk, or the same where they are too large or
-    too small for it."""
-    half = values.half().to(values.dtype)
-    return half if float((half - values).norm()) <= _ROUNDING * float(values.norm()) else values

@@ -21,13 +21,13 @@ import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .errors import SelectionError
 from .profiling import phase
 from .prompts import EncodedAnswer
 from .sites import architecture_of
 from .suffix import passed_over, read_at
+from .tuner.fold import features
 
 _BATCH = 32
 # Bytes of second moments that are held at once; with more layers than that the texts are read again.
@@ -136,9 +136,15 @@ def _in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]
 
 
 def neuron_count(module: nn.Module) -> int:
-    """How many neurons an output projection reads, whether or not an adapter is on it."""
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return int(base.nx if isinstance(base, Conv1D) else base.in_features)  # type: ignore[arg-type]
+    """How many neurons an output projection reads, whether or not an adapter is on it.
+
+    Raises:
+        SelectionError: If it is not linear.
+    """
+    width = features(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, "input")
+    if width is None:
+        raise SelectionError(f"keys are read off linear modules, and this one is a {type(module).__name__}.")
+    return width
 
 
 @torch.no_grad()

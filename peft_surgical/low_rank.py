@@ -18,8 +18,23 @@ from .adapter_files import CONFIG, PREFIX, read_config, read_weights
 from .errors import AdapterError, brief
 
 KIND = "LORA"
-# What makes of the two factors something else than their product.
-_OTHERWISE = ("rank_pattern", "alpha_pattern", "modules_to_save")
+# What makes of the two factors something else than their product, or lets it act on some tokens only.
+_OTHERWISE = (
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "layer_replication",
+    "target_parameters",
+)
+# Ways to begin that leave the base's weights alone. Others, such as PiSSA, take from them what the factors begin with.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,12 @@ class LowRank:
         path = Path(path)
         config, tensors = read_config(path), read_weights(path)
         if more := [name for name in _OTHERWISE if config.get(name)]:
-            raise AdapterError(f"{path} has a {more[0]}, which is not merged here; PEFT's merge_and_unload does it.")
+            raise AdapterError(f"{path} has {more[0]}, which is not merged here; PEFT's merge_and_unload may do it.")
+        if (beginning := config.get("init_lora_weights")) not in _BEGINNINGS:
+            raise AdapterError(
+                f"{path} began with {brief(beginning)}, which may have changed the base; PEFT's merge_and_unload may"
+                " do it."
+            )
         factors = {}
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")

@@ -29,7 +29,7 @@ from .facts import Fact, TrainingFact
 from .halves import settle_on_half
 from .lengths import check_length, fits
 from .profiling import phase
-from .prompts import encode, encode_answer, span
+from .prompts import EncodedAnswer, encode, encode_answer, span
 from .retained import Retained, base_rows, measure_retained
 from .sharing import check_shareable
 from .sites import architecture_of
@@ -169,15 +169,9 @@ def _stage(
     check_shareable(model)
     recipe = recipe or RECIPES[name]
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
-    prompts = training_prompts(fact, recipe)
-    fact_rows = [encode_answer(tokenizer, prompt, answer) for prompt in prompts]
-    given, made = fact_rows[: len(fact.prompts)], fact_rows[len(fact.prompts) :]
-    for row in given:
-        check_length(model.config, len(row.ids))
+    _, fact_rows = training_rows(model, tokenizer, fact, recipe, answer)
     if retained is None:
-        for prompt in fact.retain:
-            check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
-    fact_rows = [*given, *(row for row in made if fits(model.config, len(row.ids)))]
+        check_retain_fits(model, tokenizer, fact, recipe)
     before = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
     peft_model = place_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
@@ -231,6 +225,32 @@ def training_prompts(fact: TrainingFact, recipe: Recipe) -> list[str]:
     """The prompts that a stage trains on: the fact's, then some of them as people type them."""
     made = dict.fromkeys(prompt for prompt in variants(fact.prompts) if fact.may_train_on(prompt))
     return [*fact.prompts, *[prompt for prompt in made if prompt not in fact.prompts][: recipe.variants]]
+
+
+def training_rows(
+    model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, answer: str
+) -> tuple[list[str], list[EncodedAnswer]]:
+    """Those prompts, and each with its answer. Made-up ones that are too long for the model are left out.
+
+    Raises:
+        ModelError: If one of the fact's own is too long.
+    """
+    prompts = training_prompts(fact, recipe)
+    rows = [encode_answer(tokenizer, prompt, answer) for prompt in prompts]
+    for row in rows[: len(fact.prompts)]:
+        check_length(model.config, len(row.ids))
+    fitting = [i for i, row in enumerate(rows) if fits(model.config, len(row.ids))]
+    return [prompts[i] for i in fitting], [rows[i] for i in fitting]
+
+
+def check_retain_fits(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe) -> None:
+    """Refuses a prompt to retain that is too long for the model.
+
+    Raises:
+        ModelError: If there is one.
+    """
+    for prompt in fact.retain:
+        check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
 
 
 def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from peft_surgical.halves import fits_half, settle_on_half
+from peft_surgical.halves import fits_half, rounded, settle_on_half
 
 
 def _delta(values: list[float]) -> nn.Parameter:
@@ -55,3 +56,10 @@ def test_a_scale_beyond_half_precision_is_left_alone() -> None:
     settle_on_half([delta], [torch.ones(2)])
     assert delta[0] == 1e6
     assert delta[1].isnan()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+def test_numbers_that_half_precision_does_not_hold_stay_as_they_are(scale):
+    values = scale * torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rounded(values), values.half().float() if scale == 1 else values)
+    assert torch.equal(rounded(torch.zeros(3)), torch.zeros(3))

@@ -64,6 +64,16 @@ def test_what_is_more_than_two_factors_is_left_to_peft(tmp_path):
         lora("llama", tmp_path / name, **options)
         with pytest.raises(AdapterError, match="merge_and_unload"):
             LowRank.load(tmp_path / name)
+    # An adapter that acts after some tokens only, and one that took its beginning out of the base's weights.
+    lora("llama", tmp_path / "lora")
+    config = tmp_path / "lora" / "adapter_config.json"
+    whole = json.loads(config.read_text())
+    for more in ({"alora_invocation_tokens": [3, 4]}, {"init_lora_weights": "pissa"}, {"init_lora_weights": []}):
+        config.write_text(json.dumps({**whole, **more}))
+        with pytest.raises(AdapterError, match="merge_and_unload"):
+            LowRank.load(tmp_path / "lora")
+    config.write_text(json.dumps({**whole, "init_lora_weights": "gaussian"}))
+    assert len(LowRank.load(tmp_path / "lora").factors) > 0
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path):
