@@ -7,8 +7,8 @@ continuation of its prompt, as plain text without a chat template, begins with a
 known ones are edited, each singly, and each is measured on its prompt (ES), paraphrase (PS) and neighbour (NS) by
 log-likelihood, and by what the model goes on to say; with `--known-facts` also on more neighbours that it knows. All
 methods get the prompt alone and behind the same sampled contexts. The baselines take at most 25 gradient steps; ours
-(`surgical`) at most 20, and the stages of `edit` (`staged`) 8 and 18, after one pass over what they keep, as do the 18
-of `keyed`.
+(`surgical`, `surgical_keyed`) at most 20, and the stages of `edit` (`staged`) 8 and 18, after one pass over what they
+keep, as do the 18 of `keyed`.
 
 Every result is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table and, as
 its last line, JSON: method to metric to `{value, n, low, high}`.

@@ -19,11 +19,12 @@ import click
 import torch
 
 import peft_surgical as ps
-from peft_surgical.keyed import KeyedRecipe, subject_ends
-from peft_surgical.keys import find_directions, marked_neurons, output_projections
+from peft_surgical.keyed import KeyedRecipe
+from peft_surgical.keys import Marked, find_directions, marked_neurons, output_projections
 from peft_surgical.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.retained import base_rows
 from peft_surgical.stages import training_prompts
+from peft_surgical.subjects import subject_ends
 
 KINDS = {"edit-keyed": 1.0, "ROME's": 0.0}
 """What the direction is called, and the weight of the subject's own second moment in it."""
@@ -43,15 +44,14 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False)
     own = _named(tokenizer, fact, training_prompts(fact.training, recipe))
     asked = _named(tokenizer, fact, fact.held_out)
-    controls = [EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls]
-    others = (controls, [range(1, len(row.ids)) for row in controls])
+    controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
+    kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
     rows = []
     for kind, weight in KINDS.items():
-        kinds = (kept.rows[: kept.near], kept.rows[kept.near :])
-        directions = find_directions(model, modules, *own, kinds, recipe.ridge, weight)
+        directions = find_directions(model, modules, own, kinds, recipe.ridge, weight)
         at, away = (
-            {name: torch.cat([batch[name] for batch in batches]) @ direction for name, direction in directions.items()}
-            for batches in (list(marked_neurons(model, modules, *texts)) for texts in (asked, others))
+            {name: torch.cat([batch[name] for batch in batches]) @ found.vector for name, found in directions.items()}
+            for batches in (list(marked_neurons(model, modules, texts)) for texts in (asked, controls))
         )
         rows += [
             {
@@ -68,10 +68,10 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     return sorted(rows, key=lambda row: row["layer"])
 
 
-def _named(tokenizer: Any, fact: ps.Fact, prompts: Sequence[str]) -> tuple[list[EncodedAnswer], list[list[int]]]:
+def _named(tokenizer: Any, fact: ps.Fact, prompts: Sequence[str]) -> Marked:
     """Prompts with the answer, and where their subjects end."""
     rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
-    return rows, subject_ends(tokenizer, prompts, fact.subject, rows)
+    return Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
 
 
 @click.command()

@@ -32,6 +32,7 @@ from .export import from_ia3, to_ia3
 from .facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact
 from .hookspecs import hookimpl
 from .keyed import KeyedRecipe, keyed_layers, learn_keyed
+from .keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .keyed_edit import edit_keyed
 from .localization import Localization, Selection, localize
 from .merge import merge
@@ -40,7 +41,7 @@ from .models import load_model
 from .plugins import PluginWarning
 from .report import Report
 from .selection import PAPER_SELECTION
-from .sentence import learn_sentence
+from .sentence import learn_sentence, learn_sentence_keyed
 from .sharing import shard, shared_work
 from .sites import Architecture, ModelShape, register_architecture
 from .stack import stack
@@ -62,6 +63,7 @@ __all__ = [
     "FactError",
     "Figure",
     "KeyedRecipe",
+    "KeyedSubjectRecipe",
     "Localization",
     "MLPScores",
     "ModelError",
@@ -98,7 +100,9 @@ __all__ = [
     "learn",
     "learn_by_subject",
     "learn_keyed",
+    "learn_keyed_by_subject",
     "learn_sentence",
+    "learn_sentence_keyed",
     "load_model",
     "localize",
     "merge",

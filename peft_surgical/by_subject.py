@@ -32,20 +32,17 @@ from torch.nn import functional as F
 from .acting import scaling_at
 from .computing import check_compute_dtype, computing, denormals_flushed
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
-from .errors import AdapterError, FactError, SelectionError
+from .errors import AdapterError, SelectionError
 from .facts import Fact, TrainingFact
 from .halves import settle_on_half
-from .lengths import check_length, fits
 from .profiling import phase
 from .progress import progress_bar
-from .prompts import EncodedAnswer, encode, encode_target, mentions, span
-from .retain import carried_prompts
+from .prompts import EncodedAnswer, span
 from .retained import base_of
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, place_adapter
-from .subjects import other_sentences, subject_spans
+from .subject_texts import NamedRows, texts_to_keep
 from .suffix import SuffixRunner
-from .text import same_text_key
 from .training import TrainingRecord, endless
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 
@@ -87,9 +84,14 @@ class SubjectRecipe:
         check_compute_dtype(self.compute_dtype)
 
 
+def subject_layers(model: Any) -> list[int]:
+    """The first third of a model's layers, where subjects are enriched."""
+    return list(range(max(1, ModelShape.from_config(model.config).n_layers // 3)))
+
+
 def subject_components(model: Any) -> list[str]:
-    """The MLPs of the first third of a model's layers, where subjects are enriched."""
-    return [f"L{layer}.mlp" for layer in range(max(1, ModelShape.from_config(model.config).n_layers // 3))]
+    """The MLPs of those layers."""
+    return [f"L{layer}.mlp" for layer in subject_layers(model)]
 
 
 @phase("learn")
@@ -127,17 +129,7 @@ def learn_by_subject(
     recipe, fact = recipe or SubjectRecipe(), fact.training
     if isinstance(model, PeftModel):
         raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
-    if without := [prompt for prompt in fact.prompts if not mentions(prompt, fact.subject)]:
-        raise FactError(f"the prompt {without[0]!r} does not name the subject {fact.subject!r}, by which to learn.")
-    rows = [encode_target(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
-    for row in rows:
-        check_length(model.config, len(row.ids))
-    marks = [
-        [span[-1] for span in subject_spans(tokenizer, prompt, fact.subject, row.ids)]
-        for prompt, row in zip(fact.prompts, rows, strict=True)
-    ]
-    if not all(marks):
-        raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
+    named = NamedRows.of(model, tokenizer, fact)
     if config is None:
         components = subject_components(model)
         config = SurgicalIA3Config(components=components, projections=["post"], task_type="CAUSAL_LM")
@@ -150,8 +142,8 @@ def learn_by_subject(
     activate(peft_model, [LEARN], trainable=[LEARN])
     peft_model.eval()
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
-        kept = _kept(working, modules, tokenizer, fact, rows, marks, recipe, seed)
-        record = _train(working, modules, rows, marks, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
+        kept = _kept(working, modules, tokenizer, fact, named, recipe, seed)
+        record = _train(working, modules, named, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
     activate(peft_model, [LEARN])
     return Stage(peft_model, LEARN, record, None)
 
@@ -162,31 +154,14 @@ def _kept(
     modules: Mapping[str, int],
     tokenizer: Any,
     fact: TrainingFact,
-    rows: Sequence[EncodedAnswer],
-    marks: Sequence[Sequence[int]],
+    named: NamedRows,
     recipe: SubjectRecipe,
     seed: int,
 ) -> Displacement:
     """How far scales move the tokens of other text and, but for the subject's, of the fact's own prompts."""
-    own = [row.ids[: row.answer_start] for row in rows]
-    inside = [[mark for mark in found if mark < len(ids)] for found, ids in zip(marks, own, strict=True)]
-    taken = {same_text_key(prompt) for prompt in fact.prompts}
-    carried = carried_prompts(recipe.general)
-    texts = (
-        [*fact.retain, *(prompt for prompt in carried if not mentions(prompt, fact.subject))],
-        other_sentences(fact, recipe.names, seed),
-    )
-    general, others = (
-        [
-            row
-            for prompt in prompts
-            if same_text_key(prompt) not in taken and fact.may_train_on(prompt)
-            if fits(model.config, len(row := encode(tokenizer, prompt)))
-        ]
-        for prompts in texts
-    )
+    general, others = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
     total = measure_displacement(model, modules, LEARN, general)
-    for close, leave_out in ((others, None), (own, inside)):
+    for close, leave_out in ((others, None), (named.prompts, named.inside)):
         if close:
             near = measure_displacement(model, modules, LEARN, close, leave_out=leave_out)
             total += recipe.other_weight * near
@@ -197,15 +172,14 @@ def _kept(
 def _train(
     model: Any,
     modules: Mapping[str, int],
-    rows: Sequence[EncodedAnswer],
-    marks: Sequence[Sequence[int]],
+    named: NamedRows,
     kept: Displacement,
     recipe: SubjectRecipe,
     seed: int,
     pad: int,
     progress: bool,
 ) -> TrainingRecord:
-    factors = kept.factors(recipe.damping)
+    factors, rows = kept.factors(recipe.damping), named.rows
     layers = [model.get_submodule(name) for name in modules]
     parameters = [layer.surgical_ia3_delta[LEARN] for layer in layers]
     blocks = model.get_submodule(architecture_of(model.config.model_type).layers)
@@ -220,7 +194,7 @@ def _train(
     with progress_bar(recipe.steps, LEARN, enabled=progress) as bar:
         while True:
             chosen = list(islice(order, min(recipe.batch, len(rows))))
-            nll = _losses(runner, layers, chosen, rows, marks)
+            nll = _losses(runner, layers, chosen, rows, named.marks)
             for i, values in zip(chosen, nll, strict=True):
                 latest[i] = float(values.detach().mean())
             loss = torch.cat(nll).mean()

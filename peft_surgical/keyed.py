@@ -26,7 +26,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -36,7 +35,7 @@ from .curvature import RowGradients, sample_curvature
 from .errors import AdapterError, FactError, ModelError
 from .facts import Fact, TrainingFact
 from .halves import rounded
-from .keys import find_directions, output_projections
+from .keys import Direction, Marked, find_directions, output_projections
 from .measured import Measured
 from .profiling import phase
 from .progress import progress_bar
@@ -45,7 +44,7 @@ from .retained import Rows, base_rows
 from .sharing import is_sharded
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, check_retain_fits, training_rows
-from .subjects import subject_spans
+from .subjects import subject_ends
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, train
 
@@ -123,8 +122,8 @@ def learn_keyed(
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
         # What is carried and not kept may be what an evaluation asks, and is not looked at.
-        kinds = (kept.rows[: kept.near], kept.rows[kept.near :])
-        directions = find_directions(working, modules, rows, marks, kinds, recipe.ridge)
+        kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
+        directions = find_directions(working, modules, Marked(rows, marks), kinds, recipe.ridge)
         values = set_directions(working, directions)
         runner = _runner(working, modules, [*rows, *kept.rows], tokenizer.pad_token_id or 0)
         measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
@@ -150,16 +149,6 @@ def learn_keyed(
     return Stage(peft_model, LEARN, record, None)
 
 
-def subject_ends(
-    tokenizer: Any, prompts: Sequence[str], subject: str, rows: Sequence[EncodedAnswer]
-) -> list[list[int]]:
-    """For each prompt and its row the positions of the subject's last tokens, in the answer too."""
-    return [
-        [found[-1] for found in subject_spans(tokenizer, prompt, subject, row.ids)]
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-
-
 def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
     """Puts updates that change nothing on a bare model, as a LoRA adapter named `learn`.
 
@@ -180,13 +169,13 @@ def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
 
 
 @torch.no_grad()
-def set_directions(model: Any, directions: Mapping[str, Float[Tensor, " neuron"]]) -> dict[str, nn.Parameter]:
+def set_directions(model: Any, directions: Mapping[str, Direction]) -> dict[str, nn.Parameter]:
     """Sets what of the neurons is read, and returns the values by module, `[model, 1]` each: all that trains."""
     values = {}
     for name, direction in directions.items():
         module = model.get_submodule(name)
         weight = module.lora_A[LEARN].weight
-        weight.copy_(rounded(direction)[None])
+        weight.copy_(rounded(direction.vector)[None])
         weight.requires_grad_(False)
         values[name] = module.lora_B[LEARN].weight.requires_grad_(True)
     return values

@@ -20,12 +20,11 @@ from .evaluation import adapter_state, evaluate
 from .facts import Fact
 from .generation import MAX_NEW_TOKENS
 from .keyed import KeyedRecipe, keyed_layers, learn_keyed
+from .keyed_files import save_keyed
 from .lengths import check_fact_fits
 from .report import Report
 from .sharing import by_main
-from .stack import USE, card_header
 from .stages import LEARN, Stage
-from .tuner.saving import save_adapter
 
 
 def edit_keyed(
@@ -74,7 +73,7 @@ def edit_keyed(
         folder = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
         started = time.perf_counter()
         stage = learn_keyed(model, tokenizer, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
-        by_main(lambda: _save(stage, folder, layers, overwrite))
+        by_main(lambda: _save(stage, folder, overwrite))
         seconds = {"learn": round(time.perf_counter() - started, 2)}
         report = evaluate(
             stage.model,
@@ -92,20 +91,7 @@ def edit_keyed(
         return report
 
 
-def _save(stage: Stage, out: Path, layers: Sequence[int], overwrite: bool) -> None:
+def _save(stage: Stage, out: Path, overwrite: bool) -> None:
     if overwrite:
         remove_edit(out)
-    save_adapter(stage.model, stage.adapter, out / EDIT, card=_card(stage.model.peft_config[stage.adapter], layers))
-
-
-def _card(config: Any, layers: Sequence[int]) -> str:
-    base = config.base_model_name_or_path
-    parts = [
-        card_header(base, config.task_type, "lora"),
-        "# A keyed edit",
-        f"A LoRA adapter of rank 1 for {base or 'the base model'}. In the MLPs of layers"
-        f" {', '.join(map(str, layers))} its `A` reads off how far a token is the subject of one fact, and its `B` is"
-        " added by that much, which is next to nothing elsewhere.",
-        USE,
-    ]
-    return "\n\n".join(parts) + "\n"
+    save_keyed(stage, out / EDIT)

@@ -15,6 +15,7 @@ were not among them too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +32,38 @@ from .tuner.fold import features
 
 _BATCH = 32
 # Bytes of second moments that are held at once; with more layers than that the texts are read again.
-_ROOM = 2**29
+_ROOM = 3 * 2**28
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Texts, and which of their tokens count.
+
+    Attributes:
+        rows: The texts.
+        marks: For each the positions that count.
+    """
+
+    rows: Sequence[EncodedAnswer]
+    marks: Sequence[Sequence[int]]
+
+    @classmethod
+    def whole(cls, rows: Sequence[EncodedAnswer]) -> Marked:
+        """All tokens but the first, which is like no other."""
+        return cls(rows, [range(1, len(row.ids)) for row in rows])
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What reads a subject's key off an MLP's neurons.
+
+    Attributes:
+        vector: `a`, float32; `a·k` has a mean of 1 at the subject.
+        elsewhere: The mean of its square at a token of what is kept, summed over the kinds of that.
+    """
+
+    vector: Float[Tensor, " neuron"]
+    elsewhere: float
 
 
 def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[str, int]:
@@ -60,21 +92,18 @@ def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[
 def find_directions(
     model: Any,
     modules: Mapping[str, int],
-    rows: Sequence[EncodedAnswer],
-    marks: Sequence[Sequence[int]],
-    kept: Sequence[Sequence[EncodedAnswer]],
+    subject: Marked,
+    kept: Sequence[Marked],
     ridge: float,
     weight: float = 1.0,
-) -> dict[str, Float[Tensor, " neuron"]]:
-    """For each module the direction that reads the subject's key off its input, see above; `a·k` is 1.
+) -> dict[str, Direction]:
+    """For each module the direction that reads the subject's key off its input, see above.
 
     Args:
         model: A causal language model; adapters on it act.
         modules: From [`output_projections`].
-        rows: Texts that name the subject.
-        marks: For each the positions of its subject's last tokens.
-        kept: Kinds of texts to keep, each of which counts as much as the subject does. All their tokens do but the
-            first, which is like no other.
+        subject: Texts that name it, its last tokens marked.
+        kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
         weight: Of `S`; 0 gives ROME's direction.
 
@@ -83,41 +112,39 @@ def find_directions(
     """
     found = {}
     for chosen in _in_turn(model, modules):
-        neurons = {name: neuron_count(model.get_submodule(name)) for name in chosen}
-        moments = {name: torch.zeros(count, count, dtype=torch.float64) for name, count in neurons.items()}
-        for own in kept:
-            _add_moments(moments, model, chosen, own, [range(1, len(row.ids)) for row in own])
-        levels = {name: ridge * own.diagonal().mean() for name, own in moments.items()}
-        keys = _add_moments(moments, model, chosen, rows, marks, weight)
-        for name, key in keys.items():
-            total = moments.pop(name)
-            total.diagonal().add_(levels[name])
+        away = _moments(model, chosen, kept)
+        own = _moments(model, chosen, [subject])
+        for name, (moment, _) in away.items():
+            second, key = own.pop(name)
+            total = moment + weight * second
+            total.diagonal().add_(ridge * moment.diagonal().mean())
             direction = torch.linalg.solve(total, key) if key.any() else key
             met = direction @ key
             if not met > 0:
                 raise SelectionError(f"no neuron of {name} responds to the subject, so it has no key there.")
-            found[name] = (direction / met).float()
+            direction /= met
+            found[name] = Direction(direction.float(), float(direction @ moment @ direction))
     return found
 
 
-def _add_moments(
-    moments: dict[str, Tensor],
-    model: Any,
-    modules: Mapping[str, int],
-    rows: Sequence[EncodedAnswer],
-    marks: Sequence[Sequence[int]],
-    weight: float = 1.0,
-) -> dict[str, Float[Tensor, " neuron"]]:
-    """Adds each module's second moment over the marked tokens, weighted; returns the means."""
-    share = 1 / max(sum(map(len, marks)), 1)
-    means: dict[str, Tensor] = {}
-    for neurons in marked_neurons(model, modules, rows, marks):
-        for name, found in neurons.items():
-            # Apple's GPUs have no float64.
-            met = found.cpu() if found.device.type == "mps" else found
-            moments[name] = moments[name].to(met.device).add_(met.T @ met, alpha=weight * share)
-            means[name] = means.get(name, 0) + share * met.double().sum(0)
-    return means
+def _moments(
+    model: Any, modules: Mapping[str, int], kinds: Sequence[Marked]
+) -> dict[str, tuple[Float[Tensor, "neuron neuron"], Float[Tensor, " neuron"]]]:
+    """Each module's second moment and mean over the marked tokens, summed over kinds, float64."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in modules:
+        count = neuron_count(model.get_submodule(name))
+        found[name] = (torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
+    for texts in kinds:
+        share = 1 / max(sum(map(len, texts.marks)), 1)
+        for neurons in marked_neurons(model, modules, texts):
+            for name, met in neurons.items():
+                # Apple's GPUs have no float64.
+                met = met.cpu() if met.device.type == "mps" else met
+                second, mean = (moment.to(met.device) for moment in found[name])
+                second.add_(met.T @ met, alpha=share)
+                found[name] = (second, mean.add_(met.double().sum(0), alpha=share))
+    return found
 
 
 def _in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -125,7 +152,8 @@ def _in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]
     chosen: dict[str, int] = {}
     room = _ROOM
     for name, layer in modules.items():
-        size = 8 * neuron_count(model.get_submodule(name)) ** 2
+        # The subject's own and that of what is kept.
+        size = 2 * 8 * neuron_count(model.get_submodule(name)) ** 2
         if chosen and size > room:
             yield chosen
             chosen, room = {}, _ROOM
@@ -149,7 +177,7 @@ def neuron_count(module: nn.Module) -> int:
 
 @torch.no_grad()
 def marked_neurons(
-    model: Any, modules: Mapping[str, int], rows: Sequence[EncodedAnswer], marks: Sequence[Sequence[int]]
+    model: Any, modules: Mapping[str, int], texts: Marked
 ) -> Iterator[dict[str, Float[Tensor, "marked neuron"]]]:
     """What enters some MLPs' output projections at some tokens, a batch of rows at a time, float32.
 
@@ -158,8 +186,7 @@ def marked_neurons(
     Args:
         model: A causal language model.
         modules: From [`output_projections`].
-        rows: Texts.
-        marks: For each the positions that are read.
+        texts: What is read, at the marks.
     """
     stack = model.get_submodule(architecture_of(model.config.model_type).layers)
     head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
@@ -170,6 +197,7 @@ def marked_neurons(
         return module.register_forward_pre_hook(lambda _, args: seen.__setitem__(name, args[0]))
 
     handles = [watch(name) for name in modules]
+    rows, marks = texts.rows, texts.marks
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     try:

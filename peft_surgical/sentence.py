@@ -11,6 +11,7 @@ the sentence is put behind them too, as ROME does (Meng et al., arXiv 2202.05262
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .by_subject import SubjectRecipe, learn_by_subject
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
+from .keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .prompts import encode, mentions, without_template
 from .stages import Stage
 from .tuner import SurgicalIA3Config
@@ -65,12 +67,61 @@ def learn_sentence(
         SelectionError: As for [`learn_by_subject`].
         ModelError: As for [`learn_by_subject`].
     """
+    plain = without_template(tokenizer)
+    fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
+    return learn_by_subject(model, plain, fact, config, recipe=recipe, seed=seed, progress=progress)
+
+
+def learn_sentence_keyed(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    new: str,
+    subject: str | None = None,
+    layers: Sequence[int] | None = None,
+    recipe: KeyedSubjectRecipe | None = None,
+    contexts: int = CONTEXTS,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """The same by updates of rank one instead of scales; see [`learn_keyed_by_subject`].
+
+    Args:
+        model: As for [`learn_sentence`].
+        tokenizer: As for [`learn_sentence`].
+        prompt: As for [`learn_sentence`].
+        new: As for [`learn_sentence`].
+        subject: As for [`learn_sentence`].
+        layers: Whose MLPs are updated; see [`learn_keyed_by_subject`].
+        recipe: How to train.
+        contexts: As for [`learn_sentence`].
+        seed: As for [`learn_sentence`].
+        progress: As for [`learn_sentence`].
+
+    Returns:
+        The stage; its adapter is named `learn`.
+
+    Raises:
+        FactError: As for [`learn_sentence`].
+        AdapterError: As for [`learn_keyed_by_subject`].
+        SelectionError: As for [`learn_keyed_by_subject`].
+        ModelError: As for [`learn_keyed_by_subject`].
+        ArchitectureError: As for [`learn_keyed_by_subject`].
+    """
+    plain = without_template(tokenizer)
+    fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
+    return learn_keyed_by_subject(model, plain, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
+
+
+def _behind_beginnings(
+    model: Any, plain: Any, prompt: str, new: str, subject: str | None, contexts: int, seed: int
+) -> TrainingFact:
     subject = subject_of(prompt, new, subject)
     # A space at the end would stand twice, and as a token of its own.
     prompt, new = prompt.strip(), new.strip()
-    plain = without_template(tokenizer)
     beginnings = sample_contexts(model, plain, contexts, seed)
-    fact = TrainingFact(
+    return TrainingFact(
         subject=subject,
         old=(),
         new=(new,),
@@ -78,7 +129,6 @@ def learn_sentence(
         refusal=refusal_for("", subject),
         answer=new,
     )
-    return learn_by_subject(model, plain, fact, config, recipe=recipe, seed=seed, progress=progress)
 
 
 def subject_of(prompt: str, new: str, subject: str | None = None) -> str:

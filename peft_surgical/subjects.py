@@ -9,7 +9,7 @@ from typing import Any
 from .drafting.names import bare
 from .drafting.tables import read_table
 from .facts import TrainingFact
-from .prompts import encode, swap_subject
+from .prompts import EncodedAnswer, encode, swap_subject
 from .text import occurrences, same_text_key
 
 
@@ -45,17 +45,57 @@ def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int])
     return sorted(found, key=lambda span: span.start)
 
 
+def subject_ends(
+    tokenizer: Any, prompts: Sequence[str], subject: str, rows: Sequence[EncodedAnswer]
+) -> list[list[int]]:
+    """For each prompt and its row the positions of the subject's last tokens, in the answer too."""
+    return [
+        [found[-1] for found in subject_spans(tokenizer, prompt, subject, row.ids)]
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+
+
 def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:
     """The fact's prompts with other names in the subject's place: its contrast subjects, then names of all kinds."""
+    made = _with_names(fact, [*fact.contrast, *_names(seed)], count)
+    return [prompt for prompt, _ in made]
+
+
+def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[str, str]]:
+    """The fact's prompts about others who share the subject's last word: names of all kinds before that word.
+
+    A model reads a name off its last token, and many names end alike: what knows Istanbul University by its last token
+    knows any university.
+
+    Args:
+        fact: The fact.
+        count: At most so many.
+        seed: Decides which names, and which of the prompts they stand in.
+
+    Returns:
+        Each prompt with the name in it; none where the subject is a single word.
+    """
+    first, _, last = fact.subject.rpartition(" ")
+    if not first.strip() or not last:
+        return []
+    return _with_names(fact, [f"{name} {last}" for name in _names(seed)], count)
+
+
+def _names(seed: int) -> list[str]:
+    """All names that the package has, shuffled."""
     names = sorted({bare(name) for kind in read_table("names.yaml").values() for name in kind})
     random.Random(seed).shuffle(names)
+    return names
+
+
+def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """The fact's prompts in turn, with names that neither hold the subject nor are held by it; and these."""
     own = same_text_key(fact.subject)
     others = [
-        name
-        for name in dict.fromkeys([*fact.contrast, *names])
-        if same_text_key(name) not in own and own not in same_text_key(name)
+        name for name in dict.fromkeys(names) if same_text_key(name) not in own and own not in same_text_key(name)
     ]
-    made = [
-        swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name) for i, name in enumerate(others[:count])
-    ]
-    return [prompt for prompt in dict.fromkeys(made) if fact.may_train_on(prompt)]
+    made = {
+        swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name): name
+        for i, name in enumerate(others[:count])
+    }
+    return [(prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt)]

@@ -28,7 +28,7 @@ def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
 
     def watched(*arguments):
         found = find_directions(*arguments)
-        seen[arguments[-1]] = next(iter(found.values()))
+        seen[arguments[-1]] = next(iter(found.values())).vector
         return found
 
     monkeypatch.setattr("benchmarks.keys.find_directions", watched)

@@ -16,7 +16,7 @@ from peft_surgical.keyed import (
     set_directions,
     values_watched,
 )
-from peft_surgical.keys import neuron_count, output_projections
+from peft_surgical.keys import Direction, neuron_count, output_projections
 from peft_surgical.prompts import EncodedAnswer, span
 from peft_surgical.scale_files import read_tensors
 from peft_surgical.suffix import SuffixRunner
@@ -145,7 +145,9 @@ def test_each_row_has_the_gradient_that_it_has_alone(family):
     model = word_model(family)
     modules = output_projections(model, [0, 1])
     generator = torch.Generator().manual_seed(0)
-    directions = {n: torch.randn(neuron_count(find_module(model, n)), generator=generator) for n in modules}
+    directions = {
+        n: Direction(torch.randn(neuron_count(find_module(model, n)), generator=generator), 0.0) for n in modules
+    }
     base = place_updates(model, modules).get_base_model()
     values = set_directions(base, directions)
     with torch.no_grad():

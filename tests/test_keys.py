@@ -4,7 +4,7 @@ import torch
 import peft_surgical as ps
 from peft_surgical import keys
 from peft_surgical.errors import ArchitectureError, SelectionError
-from peft_surgical.keys import find_directions, marked_neurons, neuron_count, output_projections
+from peft_surgical.keys import Marked, find_directions, marked_neurons, neuron_count, output_projections
 from peft_surgical.prompts import EncodedAnswer, encode, encode_answer, swap_subject
 from peft_surgical.subjects import subject_spans
 from peft_surgical.tuner.targets import find_module
@@ -15,6 +15,8 @@ from .counterfacts import word_model
 ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
 MARKS = ([1, 2], [1], [0, 5])
 OTHERS = tuple(EncodedAnswer(tuple(ids), 1) for ids in ([2, 9, 9, 1], [5, 4, 3]))
+SUBJECT, ALL = Marked(ROWS, MARKS), Marked.whole(OTHERS)
+KINDS = [Marked.whole(OTHERS[:1]), Marked.whole(OTHERS[1:])]
 FAMILIES = ["llama", "gpt2", "phi3", "gpt_neox"]
 RIDGE = 0.03
 
@@ -42,7 +44,7 @@ def single(model, name):
 def test_neurons_are_those_of_single_rows(family):
     model = word_model(family)
     modules = output_projections(model)
-    found = list(marked_neurons(model, modules, ROWS, MARKS))
+    found = list(marked_neurons(model, modules, SUBJECT))
     for name in modules:
         met = torch.cat([batch[name] for batch in found])
         alone = single(model, name)[0]
@@ -58,7 +60,7 @@ def test_layers_above_the_last_that_is_read_are_not_run():
     handles = [
         layer.mlp.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(model.model.layers)
     ]
-    [_] = marked_neurons(model, output_projections(model, [0]), ROWS, MARKS)
+    [_] = marked_neurons(model, output_projections(model, [0]), SUBJECT)
     assert ran == [0]
     for handle in handles:
         handle.remove()
@@ -68,7 +70,7 @@ def test_layers_above_the_last_that_is_read_are_not_run():
 def test_a_direction_is_the_least_squares_reading_of_the_subject(family):
     model = word_model(family)
     modules = output_projections(model)
-    found = find_directions(model, modules, ROWS, MARKS, [OTHERS[:1], OTHERS[1:]], RIDGE)
+    found = find_directions(model, modules, SUBJECT, KINDS, RIDGE)
     assert [*found] == [*modules]
     for name, direction in found.items():
         own, others = single(model, name)
@@ -79,7 +81,11 @@ def test_a_direction_is_the_least_squares_reading_of_the_subject(family):
             return missed + sum((kind @ a).square().mean() for kind in others) + ridge * a.square().sum()
 
         # Its length is chosen by the mean; along the ray the least loss has a gradient of 0.
-        a = direction.double()
+        a = direction.vector.double()
+        apart = sum((kind @ a).square().mean() for kind in others)
+        # The direction all but cancels those neurons, down to what float32 knows of them.
+        size = a.norm() * sum(kind.square().sum(-1).mean() for kind in others).sqrt()
+        assert abs(direction.elsewhere**0.5 - float(apart) ** 0.5) < 1e-5 * size
         torch.testing.assert_close(own.mean(0) @ a, torch.ones(()).double(), rtol=1e-4, atol=0.0)
         curved = sum((kind @ a).square().mean() for kind in (own, *others)) + ridge * a.square().sum()
         best = (a / curved).requires_grad_(True)
@@ -97,8 +103,8 @@ def test_every_spelling_of_the_subject_is_met_about_alike():
         model.get_input_embeddings().weight[5] *= 30
     own, met = single(model, name)[0], {}
     for weight in (0.0, 1.0):
-        found = find_directions(model, {name: 1}, ROWS, MARKS, [OTHERS], RIDGE, weight)[name]
-        met[weight] = own @ found.double()
+        found = find_directions(model, {name: 1}, SUBJECT, [ALL], RIDGE, weight)[name]
+        met[weight] = own @ found.vector.double()
         torch.testing.assert_close(met[weight].mean(), torch.ones(()).double(), rtol=1e-4, atol=0.0)
     # Without the subject's own second moment it is ROME's direction.
     other = torch.cat([rows[1:] for rows in neurons_one_by_one(model, name, OTHERS)])
@@ -112,10 +118,10 @@ def test_every_spelling_of_the_subject_is_met_about_alike():
 def test_little_room_changes_nothing(monkeypatch):
     model = word_model()
     modules = output_projections(model)
-    whole = find_directions(model, modules, ROWS, MARKS, [OTHERS], RIDGE)
+    whole = find_directions(model, modules, SUBJECT, [ALL], RIDGE)
     monkeypatch.setattr(keys, "_ROOM", 1)
-    apart = find_directions(model, modules, ROWS, MARKS, [OTHERS], RIDGE)
-    assert all(torch.equal(whole[name], apart[name]) for name in modules)
+    apart = find_directions(model, modules, SUBJECT, [ALL], RIDGE)
+    assert all(torch.equal(whole[name].vector, apart[name].vector) for name in modules)
 
 
 def test_what_cannot_be_read_is_refused():
@@ -127,7 +133,7 @@ def test_what_cannot_be_read_is_refused():
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.zero_()
     with pytest.raises(SelectionError, match=r"no neuron of model\.layers\.1\.mlp\.down_proj responds"):
-        find_directions(model, output_projections(model, [1]), ROWS, MARKS, [OTHERS], RIDGE)
+        find_directions(model, output_projections(model, [1]), SUBJECT, [ALL], RIDGE)
     model.config.model_type = "unheard_of"
     with pytest.raises(ArchitectureError, match="unheard_of"):
         output_projections(model)
@@ -145,15 +151,15 @@ def test_wordings_that_were_not_among_the_keys_meet_the_direction_and_other_coun
             [found[-1] for found in subject_spans(tokenizer, prompt, subject, encode(tokenizer, prompt))]
             for prompt in prompts
         ]
-        return rows, marks
+        return Marked(rows, marks)
 
     def met(prompts, subject="France"):
-        batches = list(marked_neurons(model, modules, *named(prompts, subject)))
-        return {name: torch.cat([batch[name] for batch in batches]) @ direction for name, direction in found.items()}
+        batches = list(marked_neurons(model, modules, named(prompts, subject)))
+        return {name: torch.cat([batch[name] for batch in batches]) @ own.vector for name, own in found.items()}
 
     others = [swap_subject(prompt, "France", "Italy") for prompt in fact.prompts]
     kept = [encode_answer(tokenizer, prompt, "I do not know.") for prompt in (*fact.retain, *others)]
-    found = find_directions(model, modules, *named(variants(fact.prompts)), [kept], RIDGE)
+    found = find_directions(model, modules, named(variants(fact.prompts)), [Marked.whole(kept)], RIDGE)
     asked = [prompt for prompt in fact.held_out if "France" in prompt]
     unseen = [swap_subject(prompt, "France", "Norway") for prompt in asked]
     for name in modules:

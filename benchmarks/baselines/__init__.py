@@ -20,12 +20,14 @@ from .rome import Rome
 from .rome_cov import RomeWithCovariance
 from .staged import Staged
 from .surgical import Surgical
+from .surgical_keyed import SurgicalKeyed
 
 __all__ = ["METHODS", "Method", "Questions", "Request", "build", "settings"]
 
 _KINDS: tuple[Any, ...] = (
     Base,
     Surgical,
+    SurgicalKeyed,
     Staged,
     Keyed,
     OneStage,

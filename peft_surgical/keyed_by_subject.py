@@ -1,0 +1,193 @@
+"""Learning a fact from one sentence under its subject's own keys.
+
+As [`learn_by_subject`] does, it reads one sentence, behind a few beginnings, and holds to nothing what the base
+answers: what a change does elsewhere is known from the neurons alone. There scales move, at each token, what is
+everywhere; here updates of rank one ([`keyed`]) move it in so far as the neurons point along a direction that reads
+the subject's key. What a value of length 1 then moves elsewhere is one number a layer, in closed form, and steps are
+measured by it.
+
+How well a direction tells its subject from another one is decided by the texts it was told apart from. The sentence
+with other names in the subject's place is among them, as with scales; and where the subject has several words, so is
+the sentence about others whose names end alike: it is at the last of the words that the key is read.
+
+```py
+>>> stage = ps.learn_keyed_by_subject(model, tokenizer, fact)
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from .by_subject import subject_layers
+from .computing import check_compute_dtype, computing, denormals_flushed
+from .curvature import Metric
+from .errors import AdapterError, ModelError
+from .facts import Fact, TrainingFact
+from .halves import rounded
+from .keyed import place_updates, set_directions
+from .keys import Marked, find_directions, output_projections
+from .lengths import fits
+from .profiling import phase
+from .prompts import EncodedAnswer, encode
+from .sharing import is_sharded
+from .sites import architecture_of
+from .stages import LEARN, Stage
+from .subject_texts import NamedRows, texts_to_keep
+from .subjects import namesake_sentences, subject_ends
+from .suffix import SuffixRunner
+from .training import Recipe, train
+
+
+@dataclass(frozen=True)
+class KeyedSubjectRecipe:
+    """How [`learn_keyed_by_subject`] trains.
+
+    Attributes:
+        steps: At most so many steps.
+        share_of_loss: The share of the loss that a step takes away by its own prediction.
+        target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
+        batch: The fact's prompts in a step, in turn.
+        general: How many of the package's general questions are kept, beside its everyday requests.
+        names: How many other names stand in for the subject in what is kept.
+        namesakes: How many that end as the subject does, where that has several words.
+        ridge: See [`~peft_surgical.keys.find_directions`].
+        compute_dtype: As for [`Recipe`].
+
+    Raises:
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
+    """
+
+    steps: int = 20
+    share_of_loss: float = 0.5
+    target_loss: float = 0.01
+    batch: int = 24
+    general: int = 300
+    names: int = 400
+    namesakes: int = 200
+    ridge: float = 0.03
+    compute_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
+
+
+@phase("learn")
+def learn_keyed_by_subject(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    *,
+    layers: Sequence[int] | None = None,
+    recipe: KeyedSubjectRecipe | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains a LoRA adapter of rank 1 that gives the new answer wherever the subject stands.
+
+    Args:
+        model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
+            few beginnings of other sentences, is enough.
+        layers: Whose MLPs are updated; those of [`subject_layers`] but the first when None.
+        recipe: How to train.
+        seed: Decides which names stand in for the subject, and which prompts meet in a step.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`, and it has nothing retained to pass on.
+
+    Raises:
+        AdapterError: If the model has adapters already.
+        FactError: If a prompt does not name the subject.
+        SelectionError: If the model has no such layer.
+        ModelError: If a prompt is too long for the model, or it is spread over processes.
+        ArchitectureError: If the model's architecture is not known.
+    """
+    recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
+    if isinstance(model, PeftModel):
+        raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
+    if is_sharded(model):
+        raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
+    # What the first layer reads of a subject is hardly more than its token, in whatever text it stands.
+    modules = output_projections(model, subject_layers(model)[1:] or [0] if layers is None else layers)
+    named = NamedRows.of(model, tokenizer, fact)
+    peft_model = place_updates(model, modules)
+    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+        kept = _kept(working, tokenizer, fact, named, recipe, seed)
+        found = find_directions(working, modules, Marked(named.rows, named.inside), kept, recipe.ridge)
+        values = set_directions(working, found)
+        runner = SuffixRunner(
+            working,
+            working.get_submodule(architecture_of(working.config.model_type).layers),
+            min(modules.values()),
+            pad=tokenizer.pad_token_id or 0,
+        )
+        runner.add([row.ids for row in named.rows])
+        costs = [torch.full_like(value, found[name].elsewhere) for name, value in values.items()]
+        record = train(
+            runner,
+            values.values(),
+            named.rows,
+            [],
+            [],
+            _steps(recipe),
+            metric=Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs]),
+            share_of_loss=recipe.share_of_loss,
+            seed=seed,
+            progress=progress,
+            description=LEARN,
+        )
+        with torch.no_grad():
+            for value in values.values():
+                value.copy_(rounded(value))
+    for parameter in peft_model.parameters():
+        parameter.requires_grad_(False)
+    return Stage(peft_model, LEARN, record, None)
+
+
+def _steps(recipe: KeyedSubjectRecipe) -> Recipe:
+    """Nothing is retained, so that a step has no bound but the loss."""
+    return Recipe(
+        steps=recipe.steps,
+        step_kl=math.inf,
+        pull=0.0,
+        target_loss=recipe.target_loss,
+        margin=0.0,
+        fact_batch=recipe.batch,
+        compute_dtype=recipe.compute_dtype,
+    )
+
+
+def _kept(
+    model: Any, tokenizer: Any, fact: TrainingFact, named: NamedRows, recipe: KeyedSubjectRecipe, seed: int
+) -> list[Marked]:
+    """What the subject's key is told apart from, kinds that count alike."""
+    texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
+    kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]
+    # The sentence itself, but for the subject.
+    prompts = [_row(ids) for ids in named.prompts]
+    elsewhere = [
+        [i for i in range(1, len(row.ids)) if i not in inside]
+        for row, inside in zip(prompts, named.inside, strict=True)
+    ]
+    kinds.append(Marked(prompts, elsewhere))
+    alike = [
+        (prompt, name, _row(ids))
+        for prompt, name in namesake_sentences(fact, recipe.namesakes, seed)
+        if fits(model.config, len(ids := encode(tokenizer, prompt)))
+    ]
+    ends = [subject_ends(tokenizer, [prompt], name, [row])[0] for prompt, name, row in alike]
+    kinds.append(Marked([row for *_, row in alike], ends))
+    return [kind for kind in kinds if any(kind.marks)]
+
+
+def _row(ids: Sequence[int]) -> EncodedAnswer:
+    return EncodedAnswer(tuple(ids), len(ids))

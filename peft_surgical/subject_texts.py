@@ -1,0 +1,85 @@
+"""What learning from one sentence reads: the sentence, where it names its subject, and the text around it to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import FactError
+from .facts import TrainingFact
+from .lengths import check_length, fits
+from .prompts import EncodedAnswer, encode, encode_target, mentions
+from .retain import carried_prompts
+from .subjects import other_sentences, subject_ends
+from .text import same_text_key
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """A fact's prompts with the answer, each of which names the subject.
+
+    Attributes:
+        rows: The prompts and answers.
+        marks: For each the positions of the subject's last tokens, in the answer too.
+    """
+
+    rows: tuple[EncodedAnswer, ...]
+    marks: tuple[tuple[int, ...], ...]
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The prompts alone, as token ids."""
+        return [row.ids[: row.answer_start] for row in self.rows]
+
+    @property
+    def inside(self) -> list[list[int]]:
+        """The marks that are not in an answer."""
+        return [[i for i in found if i < row.answer_start] for found, row in zip(self.marks, self.rows, strict=True)]
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, fact: TrainingFact) -> NamedRows:
+        """Encodes them.
+
+        Raises:
+            FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
+            ModelError: If one is too long for the model.
+        """
+        if without := [prompt for prompt in fact.prompts if not mentions(prompt, fact.subject)]:
+            raise FactError(
+                f"the prompt {without[0]!r} does not name the subject {fact.subject!r}, by which to learn."
+            )
+        rows = [encode_target(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
+        for row in rows:
+            check_length(model.config, len(row.ids))
+        marks = subject_ends(tokenizer, fact.prompts, fact.subject, rows)
+        if not all(marks):
+            raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
+        return cls(tuple(rows), tuple(map(tuple, marks)))
+
+
+def texts_to_keep(
+    model: Any, tokenizer: Any, fact: TrainingFact, *, general: int, names: int, seed: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of text to keep: any, and the fact's prompts with other names in them.
+
+    Args:
+        model: Too long a text for it is left out.
+        tokenizer: Its tokenizer.
+        fact: Its prompts, and what an evaluation asks, are left out.
+        general: How many of the package's general questions to read, beside its everyday requests.
+        names: How many other names stand in for the subject.
+        seed: Decides which.
+    """
+    carried = [prompt for prompt in carried_prompts(general) if not mentions(prompt, fact.subject)]
+    taken = {same_text_key(prompt) for prompt in fact.prompts}
+    found = ([*fact.retain, *carried], other_sentences(fact, names, seed))
+    texts, others = (
+        [ids for prompt in prompts if fits(model.config, len(ids := encode(tokenizer, prompt)))]
+        for prompts in (_allowed(fact, prompts, taken) for prompts in found)
+    )
+    return texts, others
+
+
+def _allowed(fact: TrainingFact, prompts: Sequence[str], taken: set[str]) -> list[str]:
+    return [prompt for prompt in prompts if same_text_key(prompt) not in taken and fact.may_train_on(prompt)]
