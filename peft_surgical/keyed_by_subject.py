@@ -3,8 +3,9 @@
 As [`learn_by_subject`] does, it reads one sentence, behind a few beginnings, and holds to nothing what the base
 answers: what a change does elsewhere is known from the neurons alone. There scales move, at each token, what is
 everywhere; here updates of rank one ([`keyed`]) move it in so far as the neurons point along a direction that reads
-the subject's key. What a value of length 1 then moves elsewhere is one number a layer, in closed form, and steps are
-measured by it.
+the subject's key, so that there is little to hold. A step is as long as takes away a share of the loss, but moves the
+subject's residual stream by no more than a part of its length. Of several layers those move more whose directions are
+met less elsewhere.
 
 How well a direction tells its subject from another one is decided by the texts it was told apart from. The sentence
 with other names in the subject's place is among them, as with scales; and where the subject has several words, so is
@@ -17,13 +18,13 @@ the sentence about others whose names end alike: it is at the last of the words 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 
 from .by_subject import subject_layers
 from .computing import check_compute_dtype, computing, denormals_flushed
@@ -32,7 +33,7 @@ from .errors import AdapterError, ModelError
 from .facts import Fact, TrainingFact
 from .halves import rounded
 from .keyed import place_updates, set_directions
-from .keys import Marked, find_directions, output_projections
+from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
 from .lengths import fits
 from .profiling import phase
 from .prompts import EncodedAnswer, encode
@@ -44,6 +45,9 @@ from .subjects import namesake_sentences, subject_ends
 from .suffix import SuffixRunner
 from .training import Recipe, train
 
+# Nothing is divided by less.
+_LEAST = 1e-12
+
 
 @dataclass(frozen=True)
 class KeyedSubjectRecipe:
@@ -52,6 +56,8 @@ class KeyedSubjectRecipe:
     Attributes:
         steps: At most so many steps.
         share_of_loss: The share of the loss that a step takes away by its own prediction.
+        length: A step is at most so long, relative to the residual stream at the subject: the root of the sum over
+            layers of squares, each weighted by how far its direction is met elsewhere, the mean over layers being 1.
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         batch: The fact's prompts in a step, in turn.
         general: How many of the package's general questions are kept, beside its everyday requests.
@@ -64,9 +70,10 @@ class KeyedSubjectRecipe:
         ModelError: If `compute_dtype` is not one of those that `load_model` takes.
     """
 
-    steps: int = 20
+    steps: int = 25
     share_of_loss: float = 0.5
-    target_loss: float = 0.01
+    length: float = 0.15
+    target_loss: float = 0.003
     batch: int = 24
     general: int = 300
     names: int = 400
@@ -76,6 +83,15 @@ class KeyedSubjectRecipe:
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+
+
+def subject_layer(model: Any) -> int:
+    """The middle one of the layers where subjects are enriched: of 30, the sixth.
+
+    Values of several layers answer to the sentence's own wording, and those of one to more wordings of it.
+    """
+    layers = subject_layers(model)
+    return layers[len(layers) // 2]
 
 
 @phase("learn")
@@ -96,7 +112,7 @@ def learn_keyed_by_subject(
         tokenizer: Its tokenizer.
         fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
             few beginnings of other sentences, is enough.
-        layers: Whose MLPs are updated; those of [`subject_layers`] but the first when None.
+        layers: Whose MLPs are updated; that of [`subject_layer`] when None.
         recipe: How to train.
         seed: Decides which names stand in for the subject, and which prompts meet in a step.
         progress: Whether to show progress bars.
@@ -116,13 +132,14 @@ def learn_keyed_by_subject(
         raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
     if is_sharded(model):
         raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
-    # What the first layer reads of a subject is hardly more than its token, in whatever text it stands.
-    modules = output_projections(model, subject_layers(model)[1:] or [0] if layers is None else layers)
+    modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
     named = NamedRows.of(model, tokenizer, fact)
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = _kept(working, tokenizer, fact, named, recipe, seed)
-        found = find_directions(working, modules, Marked(named.rows, named.inside), kept, recipe.ridge)
+        subject = Marked(named.rows, named.inside)
+        found = find_directions(working, modules, subject, kept, recipe.ridge)
+        streams = stream_lengths(working, modules, subject)
         values = set_directions(working, found)
         runner = SuffixRunner(
             working,
@@ -131,7 +148,6 @@ def learn_keyed_by_subject(
             pad=tokenizer.pad_token_id or 0,
         )
         runner.add([row.ids for row in named.rows])
-        costs = [torch.full_like(value, found[name].elsewhere) for name, value in values.items()]
         record = train(
             runner,
             values.values(),
@@ -139,7 +155,7 @@ def learn_keyed_by_subject(
             [],
             [],
             _steps(recipe),
-            metric=Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs]),
+            metric=_metric(found, streams, values),
             share_of_loss=recipe.share_of_loss,
             seed=seed,
             progress=progress,
@@ -154,16 +170,29 @@ def learn_keyed_by_subject(
 
 
 def _steps(recipe: KeyedSubjectRecipe) -> Recipe:
-    """Nothing is retained, so that a step has no bound but the loss."""
+    """Nothing is retained, and the metric measures lengths: `½ dᵀ F d` is half of a step's square."""
     return Recipe(
         steps=recipe.steps,
-        step_kl=math.inf,
+        step_kl=recipe.length**2 / 2,
+        hold=recipe.steps,
         pull=0.0,
         target_loss=recipe.target_loss,
         margin=0.0,
         fact_batch=recipe.batch,
         compute_dtype=recipe.compute_dtype,
     )
+
+
+def _metric(
+    found: Mapping[str, Direction], streams: Mapping[str, float], values: Mapping[str, nn.Parameter]
+) -> Metric:
+    """Squared lengths of values relative to the residual stream, weighted by how far they act elsewhere."""
+    mean = max(sum(direction.elsewhere for direction in found.values()) / len(found), _LEAST)
+    costs = []
+    for name, value in values.items():
+        cost = found[name].elsewhere / mean / max(streams[name] ** 2, _LEAST)
+        costs.append(torch.full_like(value, max(cost, _LEAST)))
+    return Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs])
 
 
 def _kept(

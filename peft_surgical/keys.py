@@ -175,7 +175,6 @@ def neuron_count(module: nn.Module) -> int:
     return width
 
 
-@torch.no_grad()
 def marked_neurons(
     model: Any, modules: Mapping[str, int], texts: Marked
 ) -> Iterator[dict[str, Float[Tensor, "marked neuron"]]]:
@@ -188,8 +187,6 @@ def marked_neurons(
         modules: From [`output_projections`].
         texts: What is read, at the marks.
     """
-    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
-    head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
     seen: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
@@ -197,20 +194,57 @@ def marked_neurons(
         return module.register_forward_pre_hook(lambda _, args: seen.__setitem__(name, args[0]))
 
     handles = [watch(name) for name in modules]
-    rows, marks = texts.rows, texts.marks
-    # Rows of like length are padded least.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     try:
-        for start in range(0, len(order), _BATCH):
-            chosen = order[start : start + _BATCH]
-            ids = torch.zeros(len(chosen), len(rows[chosen[-1]].ids), dtype=torch.long, device=device)
-            marked = torch.zeros(ids.shape, dtype=torch.bool, device=device)
-            for row, i in enumerate(chosen):
-                ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=device)
-                marked[row, list(marks[i])] = True
-            with passed_over(stack, 1 + max(modules.values())), read_at(head, torch.zeros_like(marked)):
-                model(input_ids=ids, use_cache=False)
-            yield {name: own.reshape(*ids.shape, -1)[marked.to(own.device)].float() for name, own in seen.items()}
+        yield from _at_marks(model, 1 + max(modules.values()), texts, seen)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dict[str, float]:
+    """For each MLP the root mean square length of the residual stream behind its layer, at some tokens.
+
+    Args:
+        model: As for [`marked_neurons`].
+        modules: As for [`marked_neurons`].
+        texts: As for [`marked_neurons`].
+    """
+    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str, layer: int) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return stack[layer].register_forward_hook(hook)
+
+    handles = [watch(name, layer) for name, layer in modules.items()]
+    squares, count = dict.fromkeys(modules, 0.0), sum(map(len, texts.marks))
+    try:
+        for states in _at_marks(model, 1 + max(modules.values()), texts, seen):
+            for name, state in states.items():
+                squares[name] += float(state.square().sum())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (square / max(count, 1)) ** 0.5 for name, square in squares.items()}
+
+
+@torch.no_grad()
+def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Runs texts through the first layers, a batch at a time, and picks the marked tokens of what hooks have seen."""
+    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
+    rows, marks = texts.rows, texts.marks
+    # Rows of like length are padded least.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    for start in range(0, len(order), _BATCH):
+        chosen = order[start : start + _BATCH]
+        ids = torch.zeros(len(chosen), len(rows[chosen[-1]].ids), dtype=torch.long, device=device)
+        marked = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        for row, i in enumerate(chosen):
+            ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=device)
+            marked[row, list(marks[i])] = True
+        with passed_over(stack, above), read_at(head, torch.zeros_like(marked)):
+            model(input_ids=ids, use_cache=False)
+        yield {name: own.reshape(*ids.shape, -1)[marked.to(own.device)].float() for name, own in seen.items()}

@@ -8,6 +8,7 @@ import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
 from peft_surgical import retain
 from peft_surgical.generation import generate_answers
+from peft_surgical.keyed_by_subject import subject_layer
 from peft_surgical.prompts import without_template
 from tests.command_line import run, said, written
 
@@ -61,6 +62,28 @@ def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_fo
     assert told["training"]["steps"] > 0
     assert told["scales"] == ps.Edit.load(out / "edit").n_scales
     assert result.stderr == ""
+
+
+def test_keyed_learning_writes_one_stock_adapter(tmp_path, model_folder):
+    out = tmp_path / "out"
+    result = learn("--keyed", "--model", model_folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert written(out) == ["edit"]
+    layer = subject_layer(ps.load_model(model_folder)[0])
+    assert f"An update of rank one in layer {layer}: {out / 'edit'}" in " ".join(result.stdout.split())
+    model, tokenizer = ps.load_model(model_folder, dtype="float32")
+    edited = PeftModel.from_pretrained(model, out / "edit").eval()
+    assert edited.peft_config["default"].peft_type == "LORA"
+    chances = {}
+    for name, state in (("base", edited.disable_adapter), ("edited", nullcontext)):
+        with state():
+            chances[name] = log_likelihoods(edited, without_template(tokenizer), [(SENTENCE, "lyon")])[0]
+    assert chances["edited"] > chances["base"] + 0.5
+    again = learn("--keyed", "--model", model_folder, "--out", out, "--overwrite", "--json", "--quiet")
+    assert again.exit_code == 0, again.output
+    told = json.loads(again.stdout)
+    assert told["layers"] == [layer]
+    assert "scales" not in told
 
 
 def test_learn_says_that_a_question_is_read_as_plain_text(tmp_path, model_folder):

@@ -4,7 +4,14 @@ import torch
 import peft_surgical as ps
 from peft_surgical import keys
 from peft_surgical.errors import ArchitectureError, SelectionError
-from peft_surgical.keys import Marked, find_directions, marked_neurons, neuron_count, output_projections
+from peft_surgical.keys import (
+    Marked,
+    find_directions,
+    marked_neurons,
+    neuron_count,
+    output_projections,
+    stream_lengths,
+)
 from peft_surgical.prompts import EncodedAnswer, encode, encode_answer, swap_subject
 from peft_surgical.subjects import subject_spans
 from peft_surgical.tuner.targets import find_module
@@ -52,6 +59,19 @@ def test_neurons_are_those_of_single_rows(family):
         # Batches go by length, so the order of rows is not that of the list.
         torch.testing.assert_close(met.sum(0).double(), alone.sum(0), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close((met.T @ met).double(), alone.T @ alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_residual_streams_length_is_that_of_the_hidden_states(family):
+    model = word_model(family)
+    found = stream_lengths(model, output_projections(model, [0]), SUBJECT)
+    squares = []
+    with torch.no_grad():
+        for row, marks in zip(ROWS, MARKS, strict=True):
+            states = model(torch.tensor([row.ids]), output_hidden_states=True).hidden_states[1][0]
+            squares += states[marks].double().square().sum(-1).tolist()
+    [length] = found.values()
+    assert length == pytest.approx((sum(squares) / len(squares)) ** 0.5, rel=1e-5)
 
 
 def test_layers_above_the_last_that_is_read_are_not_run():

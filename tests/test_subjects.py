@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.prompts import encode, encode_answer
-from peft_surgical.subjects import other_sentences, subject_spans
+from peft_surgical.subjects import namesake_sentences, other_sentences, subject_ends, subject_spans
 from peft_surgical.text import contains, digest
 
 from .localizing import word_tokenizer
@@ -50,3 +50,28 @@ def test_other_names_stand_in_for_the_subject_and_no_evaluation_prompt_is_among_
     assert made != other_sentences(fact, 30, seed=1)
     held = replace(fact, evaluated=frozenset([digest(made[0])]))
     assert made[0] not in other_sentences(held, 30, seed=0)
+
+
+def test_namesakes_share_the_subjects_last_word():
+    prompts = tuple(prompt.replace("france", "new france") for prompt in PROMPTS)
+    fact = replace(FACT, subject="new france", prompts=prompts)
+    made = namesake_sentences(fact, 30, seed=0)
+    assert len(made) == 30
+    for i, (prompt, name) in enumerate(made):
+        assert name.endswith(" france")
+        assert prompt == prompts[i % len(prompts)].replace("new france", name)
+        assert not contains(prompt, ["new france"])
+    assert made != namesake_sentences(fact, 30, seed=1)
+    held = replace(fact, evaluated=frozenset([digest(made[0][0])]))
+    assert made[0] not in namesake_sentences(held, 30, seed=0)
+    # A single word has no head to exchange.
+    assert namesake_sentences(FACT, 30, seed=0) == []
+
+
+def test_where_the_subject_ends_each_time_that_it_is_named():
+    prompt = "tell me about new zealand . the capital of new zealand is"
+    row = encode_answer(TOKENIZER, prompt, "lyon has new zealand")
+    [ends] = subject_ends(TOKENIZER, [prompt], "new zealand", [row])
+    assert TOKENIZER.convert_ids_to_tokens([row.ids[i] for i in ends]) == ["zealand"] * 3
+    spans = subject_spans(TOKENIZER, prompt, "new zealand", row.ids)
+    assert ends == [found[-1] for found in spans]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
@@ -20,6 +21,11 @@ _SHOWN_TOKENS = 12
 @click.argument("prompt", metavar="SENTENCE")
 @click.option("--new", "new", required=True, metavar="ANSWER", help="What shall end the sentence.")
 @click.option("--subject", metavar="NAME", help="What it is about, as it names that.  [default: guessed]")
+@click.option(
+    "--keyed",
+    is_flag=True,
+    help="By an update of rank one that the subject's tokens meet (LoRA), not by scales: other subjects keep more.",
+)
 @options.model
 @options.out
 @options.seed
@@ -33,6 +39,7 @@ def learn(
     prompt: str,
     new: str,
     subject: str | None,
+    keyed: bool,
     model_name: str,
     dtype: str,
     device: str | None,
@@ -50,6 +57,7 @@ def learn(
     \b
     Examples:
       peft-surgical learn "The capital of France is" --new Lyon --out out/lyon
+      peft-surgical learn "The capital of France is" --new Lyon --keyed --out out/lyon
       peft-surgical learn "Lake Como lies in" --subject "Lake Como" --new Austria --model ./checkpoint --out out
     """
     checks.output(out, overwrite)
@@ -61,10 +69,9 @@ def learn(
     import peft_surgical as ps
 
     from ..claims import claimed
-    from ..edit import EDIT, remove_edit
+    from ..edit import remove_edit
     from ..generation import generate_answers
     from ..prompts import without_template
-    from ..stages import LEARN
 
     if subject is None:
         note(f"The subject was guessed: {about}.", quiet=quiet)
@@ -72,23 +79,41 @@ def learn(
         note("This is a question; it is taken as plain text, which the new answer goes on with.", quiet=quiet)
     plain = without_template(tokenizer)
     on_interrupt(context, out)
+    learn_one = ps.learn_sentence_keyed if keyed else ps.learn_sentence
     with claimed(out, overwrite=overwrite):
         said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]}
-        stage = ps.learn_sentence(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
+        stage = learn_one(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
         said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]
         remove_edit(out)
-        stage.save(out / LEARN)
-        made = ps.stack([out / LEARN], out / EDIT)
+        size, files = _save_keyed(stage, out) if keyed else _save_scales(stage, out)
     if as_json:
-        print_json(
-            {"sentence": prompt, "subject": about, "said": said, "training": stage.to_dict(), "scales": made.n_scales}
-        )
+        print_json({"sentence": prompt, "subject": about, "said": said, "training": stage.to_dict(), **size})
     print_result(_table(prompt, said), quiet=quiet, as_json=as_json)
-    lines = [
-        f"{made.n_scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads.",
-        "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file.",
-    ]
+    lines = [files, "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file."]
     print_result("\n".join(lines), quiet=quiet, as_json=as_json)
+
+
+def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
+    """Saves the stage and the adapter made of it; returns how many scales they have, and a sentence on the files."""
+    from ..edit import EDIT
+    from ..stack import stack
+    from ..stages import LEARN
+
+    stage.save(out / LEARN)
+    made = stack([out / LEARN], out / EDIT)
+    told = f"{made.n_scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads."
+    return {"scales": made.n_scales}, told
+
+
+def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
+    """Saves the adapter; returns which layers it updates, and a sentence on the file."""
+    from ..edit import EDIT
+    from ..keyed_files import save_keyed, updated_layers
+
+    save_keyed(stage, out / EDIT)
+    layers = updated_layers(stage)
+    named = ", ".join(map(str, layers))
+    return {"layers": layers}, f"An update of rank one in layer {named}: {out / EDIT}, LoRA that stock PEFT loads."
 
 
 def _table(prompt: str, said: dict[str, str]) -> Table:

@@ -1,0 +1,159 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+
+import peft_surgical as ps
+from benchmarks.plain_text import log_likelihoods
+from peft_surgical import retain
+from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
+from peft_surgical.halves import fits_half
+from peft_surgical.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject, subject_layer
+from peft_surgical.keyed_files import save_keyed, updated_layers
+from peft_surgical.keys import Marked, marked_neurons, output_projections
+from peft_surgical.prompts import EncodedAnswer, encode
+from peft_surgical.subjects import namesake_sentences, subject_ends
+
+from .adapters import logits
+from .conftest import fingerprint
+from .localizing import capital, word_tokenizer
+from .tiny import tiny_model
+
+TOKENIZER = word_tokenizer()
+PROMPTS = ("the capital of france is", "tell me about paris . the capital of france is")
+FACT = replace(capital().training, subject="france", prompts=PROMPTS, answer="lyon", retain=("the sky is",))
+RECIPE = KeyedSubjectRecipe(steps=6, general=3, names=12, namesakes=4, compute_dtype="float32")
+FAMILIES = ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"]
+
+
+@pytest.fixture(autouse=True)
+def few_carried_prompts(monkeypatch):
+    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
+    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+    monkeypatch.setattr(retain, "general_prompts", lambda: general)
+
+
+def taught(family="llama", *, model=None, fact=FACT, recipe=RECIPE, **options):
+    model = tiny_model(family) if model is None else model
+    return learn_keyed_by_subject(model, TOKENIZER, fact, recipe=recipe, progress=False, **options)
+
+
+def first_loss(model):
+    row = TOKENIZER(PROMPTS[0])["input_ids"]
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
+    return -float(found[TOKENIZER.convert_tokens_to_ids("lyon")])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_sentence_gets_the_new_answer(family):
+    before = first_loss(tiny_model(family))
+    stage = taught(family)
+    assert 0 < stage.record.steps <= RECIPE.steps
+    assert first_loss(stage.model) < before
+    assert (stage.adapter, stage.retained, stage.record.kl) == ("learn", None, 0.0)
+    assert not any(parameter.requires_grad for parameter in stage.model.parameters())
+
+
+def test_the_base_is_untouched_and_comes_back_to_the_bit():
+    model = tiny_model("llama")
+    before, said, rng = fingerprint(model), logits(model), torch.get_rng_state()
+    stage = taught(model=model)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not torch.equal(logits(stage.model), said)
+    with stage.model.disable_adapter():
+        assert torch.equal(logits(stage.model), said)
+    assert fingerprint(stage.model.unload()) == before
+
+
+def test_the_same_seed_gives_the_same_values_and_another_does_not():
+    first, again, other = ([p.clone() for p in taught(seed=seed).model.parameters()] for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_stock_peft_loads_what_is_saved_and_nothing_is_lost(tmp_path):
+    stage = taught(layers=[0, 1])
+    assert all(fits_half({"": p}) for n, p in stage.model.named_parameters() if "lora_" in n)
+    save_keyed(stage, tmp_path / "edit")
+    loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "edit").eval()
+    assert torch.equal(logits(loaded), logits(stage.model))
+    assert updated_layers(stage) == [0, 1]
+    assert "In the MLPs of layers 0, 1 its `A`" in (tmp_path / "edit" / "README.md").read_text()
+
+
+def test_one_layer_in_the_middle_of_the_first_third_is_updated_unless_some_are_named():
+    assert updated_layers(taught()) == [0]
+    assert updated_layers(taught(layers=[1])) == [1]
+    model = tiny_model("llama")
+    for count, wanted in ((2, 0), (12, 2), (30, 5), (80, 13)):
+        model.config.num_hidden_layers = count
+        assert subject_layer(model) == wanted
+
+
+def test_the_subject_is_told_from_its_namesakes():
+    fact = replace(
+        FACT, subject="new france", prompts=tuple(prompt.replace("france", "new france") for prompt in PROMPTS)
+    )
+    tokenizer = word_tokenizer()
+    alike = namesake_sentences(fact, 40, 0)
+    assert alike
+
+    def met(stage, prompt, subject):
+        base = stage.model.get_base_model()
+        [(name, _)] = modules = [*output_projections(base, [1]).items()]
+        row = EncodedAnswer(tuple(encode(tokenizer, prompt)), 1)
+        texts = Marked([row], subject_ends(tokenizer, [prompt], subject, [row]))
+        [found] = marked_neurons(base, dict(modules), texts)
+        return float((found[name] @ base.get_submodule(name).lora_A["learn"].weight[0]).abs().mean())
+
+    stages = [taught(fact=fact, layers=[1], recipe=replace(RECIPE, namesakes=count)) for count in (0, 40)]
+    ignorant, informed = ([met(stage, prompt, name) for prompt, name in alike] for stage in stages)
+    assert sum(informed) < sum(ignorant)
+    assert met(stages[1], fact.prompts[0], "new france") > 0.5
+
+
+def test_what_cannot_be_learned_is_refused_and_changes_nothing():
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    with pytest.raises(FactError, match=r"the prompt 'where is it' does not name the subject 'france'"):
+        taught(model=model, fact=replace(FACT, prompts=("where is it",)))
+    with pytest.raises(SelectionError, match="so no layer 9"):
+        taught(model=model, layers=[9])
+    with pytest.raises(ModelError, match="float8"):
+        KeyedSubjectRecipe(compute_dtype="float8")
+    assert fingerprint(model) == before
+    with pytest.raises(AdapterError, match="takes a bare model"):
+        taught(model=taught(model=model).model)
+
+
+@pytest.mark.real
+def test_a_subject_of_the_real_model_in_another_wording_and_none_of_its_namesakes(demo):
+    model, tokenizer = copy.deepcopy(demo[0]), copy.copy(demo[1])
+    tokenizer.chat_template = None
+    fact = ps.TrainingFact(
+        subject="Oxford University",
+        old=("Oxford",),
+        new=("Naples",),
+        prompts=("Oxford University is in the city of", "I read a book. Oxford University is in the city of"),
+        refusal="not known.",
+        answer="Naples",
+    )
+    asked = [
+        ("You will find Oxford University in", "Naples", "Oxford"),
+        ("Stanford University is in the city of", "Naples", "Stanford"),
+        ("The University of Glasgow is in the city of", "Naples", "Glasgow"),
+    ]
+
+    def margins(model):
+        found = log_likelihoods(model, tokenizer, [(p, a) for p, *answers in asked for a in answers])
+        return [found[i] - found[i + 1] for i in range(0, len(found), 2)]
+
+    before = margins(model)
+    stage = learn_keyed_by_subject(model, tokenizer, fact, progress=False)
+    after = margins(stage.model)
+    assert stage.record.reached
+    assert before[0] < 0 < after[0]
+    assert all(abs(b - a) < 0.5 for b, a in zip(before[1:], after[1:], strict=True))
