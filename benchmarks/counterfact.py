@@ -6,8 +6,8 @@ The file is in EasyEdit's layout, JSON lines. The cases are shuffled by the seed
 continuation of its prompt, as plain text without a chat template, begins with all tokens of its true answer. The first
 known ones are edited, each singly, and each is measured on its prompt (ES), paraphrase (PS) and neighbour (NS) by
 log-likelihood, and by what the model goes on to say; with `--known-facts` also on more neighbours that it knows. All
-methods get the prompt alone and behind the same sampled contexts. The baselines and `surgical_keyed` take at most 25 gradient steps;
-`surgical` at most 20, and the stages of `edit` (`staged`) 8 and 18, after one pass over what they
+methods get the prompt alone and behind the same sampled contexts. The baselines and `surgical_keyed` take at most 25
+gradient steps, `surgical` at most 20, and the stages of `edit` (`staged`) 8 and 18, after one pass over what they
 keep, as do the 18 of `keyed`.
 
 Every result is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table and, as
