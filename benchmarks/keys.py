@@ -19,7 +19,7 @@ import click
 import torch
 
 import peft_surgical as ps
-from peft_surgical.keyed import KeyedRecipe
+from peft_surgical.keyed import KeyedRecipe, told_apart
 from peft_surgical.keys import Marked, find_directions, marked_neurons, output_projections
 from peft_surgical.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.retained import base_rows
@@ -45,7 +45,7 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     own = _named(tokenizer, fact, training_prompts(fact.training, recipe))
     asked = _named(tokenizer, fact, fact.held_out)
     controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
-    kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
+    kinds = told_apart(model, tokenizer, fact.training, kept, recipe, seed)
     rows = []
     for kind, weight in KINDS.items():
         directions = find_directions(model, modules, own, kinds, recipe.ridge, weight)

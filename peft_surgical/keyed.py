@@ -44,6 +44,7 @@ from .retained import Rows, base_rows
 from .sharing import is_sharded
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, check_retain_fits, training_rows
+from .subject_texts import namesakes
 from .subjects import subject_ends
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, train
@@ -58,10 +59,15 @@ class KeyedRecipe(Recipe):
 
     Attributes:
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
+        namesakes: From how many others, whose names end as the subject's, it is told apart; none where that is a
+            single word.
         ridge: See [`~peft_surgical.keys.find_directions`].
     """
 
+    steps: int = 26
+    hold: int = 18
     share_of_loss: float = 0.5
+    namesakes: int = 60
     ridge: float = 0.03
 
 
@@ -121,8 +127,7 @@ def learn_keyed(
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
-        # What is carried and not kept may be what an evaluation asks, and is not looked at.
-        kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
+        kinds = told_apart(working, tokenizer, fact, kept, recipe, seed)
         directions = find_directions(working, modules, Marked(rows, marks), kinds, recipe.ridge)
         values = set_directions(working, directions)
         runner = _runner(working, modules, [*rows, *kept.rows], tokenizer.pad_token_id or 0)
@@ -147,6 +152,16 @@ def learn_keyed(
     for parameter in peft_model.parameters():
         parameter.requires_grad_(False)
     return Stage(peft_model, LEARN, record, None)
+
+
+def told_apart(
+    model: Any, tokenizer: Any, fact: TrainingFact, kept: Rows, recipe: KeyedRecipe, seed: int
+) -> list[Marked]:
+    """What the subject's key is told apart from, kinds that count alike: what is kept, and its namesakes."""
+    # What is carried and not kept may be what an evaluation asks, and is not looked at.
+    kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
+    kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
+    return [kind for kind in kinds if any(kind.marks)]
 
 
 def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:

@@ -34,14 +34,12 @@ from .facts import Fact, TrainingFact
 from .halves import rounded
 from .keyed import place_updates, set_directions
 from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
-from .lengths import fits
 from .profiling import phase
-from .prompts import EncodedAnswer, encode
+from .prompts import EncodedAnswer
 from .sharing import is_sharded
 from .sites import architecture_of
 from .stages import LEARN, Stage
-from .subject_texts import NamedRows, texts_to_keep
-from .subjects import namesake_sentences, subject_ends
+from .subject_texts import NamedRows, namesakes, texts_to_keep
 from .suffix import SuffixRunner
 from .training import Recipe, train
 
@@ -208,13 +206,7 @@ def _kept(
         for row, inside in zip(prompts, named.inside, strict=True)
     ]
     kinds.append(Marked(prompts, elsewhere))
-    alike = [
-        (prompt, name, _row(ids))
-        for prompt, name in namesake_sentences(fact, recipe.namesakes, seed)
-        if fits(model.config, len(ids := encode(tokenizer, prompt)))
-    ]
-    ends = [subject_ends(tokenizer, [prompt], name, [row])[0] for prompt, name, row in alike]
-    kinds.append(Marked([row for *_, row in alike], ends))
+    kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
     return [kind for kind in kinds if any(kind.marks)]
 
 

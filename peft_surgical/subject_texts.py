@@ -8,10 +8,11 @@ from typing import Any
 
 from .errors import FactError
 from .facts import TrainingFact
+from .keys import Marked
 from .lengths import check_length, fits
 from .prompts import EncodedAnswer, encode, encode_target, mentions
 from .retain import carried_prompts
-from .subjects import other_sentences, subject_ends
+from .subjects import namesake_sentences, other_sentences, subject_ends
 from .text import same_text_key
 
 
@@ -79,6 +80,17 @@ def texts_to_keep(
         for prompts in (_allowed(fact, prompts, taken) for prompts in found)
     )
     return texts, others
+
+
+def namesakes(model: Any, tokenizer: Any, fact: TrainingFact, count: int, seed: int) -> Marked:
+    """The fact's prompts about others whose names end as the subject's, see [`namesake_sentences`]; only there."""
+    made = [
+        (prompt, name, EncodedAnswer(tuple(ids), len(ids)))
+        for prompt, name in namesake_sentences(fact, count, seed)
+        if fits(model.config, len(ids := encode(tokenizer, prompt)))
+    ]
+    ends = [subject_ends(tokenizer, [prompt], name, [row])[0] for prompt, name, row in made]
+    return Marked([row for *_, row in made], ends)
 
 
 def _allowed(fact: TrainingFact, prompts: Sequence[str], taken: set[str]) -> list[str]:
