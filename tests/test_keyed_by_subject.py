@@ -130,7 +130,7 @@ def test_what_cannot_be_learned_is_refused_and_changes_nothing():
 
 
 @pytest.mark.real
-def test_a_subject_of_the_real_model_in_another_wording_and_none_of_its_namesakes(demo):
+def test_a_subject_of_the_real_model_in_another_wording_and_not_its_namesakes(demo):
     model, tokenizer = copy.deepcopy(demo[0]), copy.copy(demo[1])
     tokenizer.chat_template = None
     fact = ps.TrainingFact(
@@ -142,18 +142,18 @@ def test_a_subject_of_the_real_model_in_another_wording_and_none_of_its_namesake
         answer="Naples",
     )
     asked = [
-        ("You will find Oxford University in", "Naples", "Oxford"),
-        ("Stanford University is in the city of", "Naples", "Stanford"),
+        ("Oxford University is a place of learning in", "Naples", "Oxford"),
         ("The University of Glasgow is in the city of", "Naples", "Glasgow"),
+        ("Yale University is in the city of", "Naples", "New Haven"),
     ]
 
     def margins(model):
         found = log_likelihoods(model, tokenizer, [(p, a) for p, *answers in asked for a in answers])
         return [found[i] - found[i + 1] for i in range(0, len(found), 2)]
 
-    before = margins(model)
+    assert max(margins(model)) < -1
     stage = learn_keyed_by_subject(model, tokenizer, fact, progress=False)
-    after = margins(stage.model)
     assert stage.record.reached
-    assert before[0] < 0 < after[0]
-    assert all(abs(b - a) < 0.5 for b, a in zip(before[1:], after[1:], strict=True))
+    rewritten, *others = margins(stage.model)
+    assert rewritten > 1
+    assert max(others) < -1
