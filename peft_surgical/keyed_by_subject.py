@@ -39,7 +39,7 @@ from .prompts import EncodedAnswer
 from .sharing import is_sharded
 from .sites import architecture_of
 from .stages import LEARN, Stage
-from .subject_texts import NamedRows, namesakes, texts_to_keep
+from .subject_texts import NamedRows, framed, namesakes, texts_to_keep
 from .suffix import SuffixRunner
 from .training import Recipe, train
 
@@ -131,11 +131,11 @@ def learn_keyed_by_subject(
     if is_sharded(model):
         raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
     modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
-    named = NamedRows.of(model, tokenizer, fact)
+    named, wider = NamedRows.of(model, tokenizer, fact), NamedRows.of(model, tokenizer, framed(fact))
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
-        kept = _kept(working, tokenizer, fact, named, recipe, seed)
-        subject = Marked(named.rows, named.inside)
+        kept = _kept(working, tokenizer, framed(fact), wider, recipe, seed)
+        subject = Marked(wider.rows, wider.inside)
         found = find_directions(working, modules, subject, kept, recipe.ridge)
         streams = stream_lengths(working, modules, subject)
         values = set_directions(working, found)

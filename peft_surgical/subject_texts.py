@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import FactError
@@ -14,6 +14,30 @@ from .prompts import EncodedAnswer, encode, encode_target, mentions
 from .retain import carried_prompts
 from .subjects import namesake_sentences, other_sentences, subject_ends
 from .text import same_text_key
+
+FRAMES = (
+    "{}",
+    "{}'s",
+    "About {}",
+    "As for {}, it",
+    "I have read of {}",
+    "Everyone knows {}",
+    "When {} was",
+    "Nobody but {} could",
+    "In front of {} there",
+    "Because of {}, we",
+    "The story of {}",
+    "What I like about {}",
+    "A friend spoke of {} and",
+    "Long ago {} had",
+    "There is news of {}.",
+    "{}, of course,",
+    "It was {} that",
+    "Next comes {}:",
+    "Thanks to {}, this",
+    "They say that {} has",
+)
+"""Beginnings of text that name a subject of any kind and say nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,12 @@ class NamedRows:
         if not all(marks):
             raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
         return cls(tuple(rows), tuple(map(tuple, marks)))
+
+
+def framed(fact: TrainingFact) -> TrainingFact:
+    """The fact with [`FRAMES`] about its subject among the prompts, but for what an evaluation asks."""
+    made = [prompt for frame in FRAMES if fact.may_train_on(prompt := frame.format(fact.subject))]
+    return replace(fact, prompts=(*fact.prompts, *made))
 
 
 def texts_to_keep(

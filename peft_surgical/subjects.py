@@ -62,10 +62,10 @@ def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:
 
 
 def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[str, str]]:
-    """The fact's prompts about others who share the subject's last word: names of all kinds before that word.
+    """The fact's prompts about others who share the subject's last word.
 
-    A model reads a name off its last token, and many names end alike: what knows Istanbul University by its last token
-    knows any university.
+    Those that the package knows come first, then names of all kinds before that word. A model reads a name off its
+    last token, and many names end alike: what knows Istanbul University by that token knows any university.
 
     Args:
         fact: The fact.
@@ -78,7 +78,9 @@ def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[
     first, _, last = fact.subject.rpartition(" ")
     if not first.strip() or not last:
         return []
-    return _with_names(fact, [f"{name} {last}" for name in _names(seed)], count)
+    names = _names(seed)
+    known = [name for name in names if name.rpartition(" ")[2] == last != name]
+    return _with_names(fact, [*known, *(f"{name} {last}" for name in names if name not in known)], count)
 
 
 def _names(seed: int) -> list[str]:
