@@ -64,8 +64,6 @@ class KeyedRecipe(Recipe):
         ridge: See [`~peft_surgical.keys.find_directions`].
     """
 
-    steps: int = 26
-    hold: int = 18
     share_of_loss: float = 0.5
     namesakes: int = 60
     ridge: float = 0.03
