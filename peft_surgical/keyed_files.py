@@ -42,12 +42,12 @@ def updated_layers(stage: Stage) -> list[int]:
 
 def _card(config: Any, layers: list[int]) -> str:
     base = config.base_model_name_or_path
+    where = f"MLP of layer {layers[0]}" if len(layers) == 1 else f"MLPs of layers {', '.join(map(str, layers))}"
     parts = [
         card_header(base, config.task_type, "lora"),
         "# A keyed edit",
-        f"A LoRA adapter of rank 1 for {base or 'the base model'}. In the MLPs of layers"
-        f" {', '.join(map(str, layers))} its `A` reads off how far a token is the subject of one fact, and its `B` is"
-        " added by that much, which is next to nothing elsewhere.",
+        f"A LoRA adapter of rank 1 for {base or 'the base model'}. In the {where} its `A` reads off how far a token is"
+        " the subject of one fact, and its `B` is added by that much, which is next to nothing elsewhere.",
         USE,
     ]
     return "\n\n".join(parts) + "\n"

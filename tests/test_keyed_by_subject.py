@@ -82,6 +82,8 @@ def test_stock_peft_loads_what_is_saved_and_nothing_is_lost(tmp_path):
     assert torch.equal(logits(loaded), logits(stage.model))
     assert updated_layers(stage) == [0, 1]
     assert "In the MLPs of layers 0, 1 its `A`" in (tmp_path / "edit" / "README.md").read_text()
+    save_keyed(taught(), tmp_path / "single")
+    assert "In the MLP of layer 0 its `A`" in (tmp_path / "single" / "README.md").read_text()
 
 
 def test_one_layer_in_the_middle_of_the_first_third_is_updated_unless_some_are_named():
