@@ -25,29 +25,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .computing import computing, denormals_flushed
 from .curvature import RowGradients, sample_curvature
-from .errors import AdapterError, FactError, ModelError
+from .errors import FactError
 from .facts import Fact, TrainingFact
-from .halves import rounded
-from .keys import Direction, Marked, find_directions, output_projections
+from .keys import Marked, find_directions, output_projections
 from .measured import Measured
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, span
 from .retained import Rows, base_rows
-from .sharing import is_sharded
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, check_retain_fits, training_rows
 from .subject_texts import namesakes
 from .subjects import subject_ends
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, train
+from .updates import check_bare, frozen, place_updates, set_directions, settle
 
 # An adapter of the demo model, in half precision, then takes 63 KB.
 _LAYERS = 14
@@ -112,10 +108,7 @@ def learn_keyed(
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or KeyedRecipe(), fact.training
-    if isinstance(model, PeftModel):
-        raise AdapterError("keyed learning takes a bare model, and this one has adapters; merge or unload them.")
-    if is_sharded(model):
-        raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
+    check_bare(model)
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
@@ -144,12 +137,8 @@ def learn_keyed(
             progress=progress,
             description=LEARN,
         )
-        with torch.no_grad():
-            for value in values.values():
-                value.copy_(rounded(value))
-    for parameter in peft_model.parameters():
-        parameter.requires_grad_(False)
-    return Stage(peft_model, LEARN, record, None)
+        settle(values)
+    return Stage(frozen(peft_model), LEARN, record, None)
 
 
 def told_apart(
@@ -160,38 +149,6 @@ def told_apart(
     kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
     return [kind for kind in kinds if any(kind.marks)]
-
-
-def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
-    """Puts updates that change nothing on a bare model, as a LoRA adapter named `learn`.
-
-    Args:
-        model: The model.
-        modules: From [`~peft_surgical.keys.output_projections`].
-    """
-    config = LoraConfig(
-        r=1,
-        lora_alpha=1,
-        target_modules=list(modules),
-        fan_in_fan_out=isinstance(model.get_submodule(next(iter(modules))), Conv1D),
-        task_type="CAUSAL_LM",
-    )
-    # Numbers that are overwritten must not move anybody's generator.
-    with torch.random.fork_rng(devices=[]):
-        return get_peft_model(model, config, adapter_name=LEARN).eval()
-
-
-@torch.no_grad()
-def set_directions(model: Any, directions: Mapping[str, Direction]) -> dict[str, nn.Parameter]:
-    """Sets what of the neurons is read, and returns the values by module, `[model, 1]` each: all that trains."""
-    values = {}
-    for name, direction in directions.items():
-        module = model.get_submodule(name)
-        weight = module.lora_A[LEARN].weight
-        weight.copy_(rounded(direction.vector)[None])
-        weight.requires_grad_(False)
-        values[name] = module.lora_B[LEARN].weight.requires_grad_(True)
-    return values
 
 
 def _runner(model: Any, modules: Mapping[str, int], rows: Sequence[EncodedAnswer], pad: int) -> SuffixRunner:

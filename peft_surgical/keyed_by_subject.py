@@ -23,25 +23,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from .by_subject import subject_layers
 from .computing import check_compute_dtype, computing, denormals_flushed
 from .curvature import Metric
-from .errors import AdapterError, ModelError
 from .facts import Fact, TrainingFact
-from .halves import rounded
-from .keyed import place_updates, set_directions
 from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
 from .profiling import phase
 from .prompts import EncodedAnswer
-from .sharing import is_sharded
 from .sites import architecture_of
 from .stages import LEARN, Stage
 from .subject_texts import NamedRows, framed, namesakes, texts_to_keep
 from .suffix import SuffixRunner
 from .training import Recipe, train
+from .updates import check_bare, frozen, place_updates, set_directions, settle
 
 # Nothing is divided by less.
 _LEAST = 1e-12
@@ -126,15 +122,13 @@ def learn_keyed_by_subject(
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
-    if isinstance(model, PeftModel):
-        raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
-    if is_sharded(model):
-        raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
+    check_bare(model)
     modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
-    named, wider = NamedRows.of(model, tokenizer, fact), NamedRows.of(model, tokenizer, framed(fact))
+    named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
+    wider = NamedRows.of(model, tokenizer, company)
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
-        kept = _kept(working, tokenizer, framed(fact), wider, recipe, seed)
+        kept = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)
         found = find_directions(working, modules, subject, kept, recipe.ridge)
         streams = stream_lengths(working, modules, subject)
@@ -159,12 +153,8 @@ def learn_keyed_by_subject(
             progress=progress,
             description=LEARN,
         )
-        with torch.no_grad():
-            for value in values.values():
-                value.copy_(rounded(value))
-    for parameter in peft_model.parameters():
-        parameter.requires_grad_(False)
-    return Stage(peft_model, LEARN, record, None)
+        settle(values)
+    return Stage(frozen(peft_model), LEARN, record, None)
 
 
 def _steps(recipe: KeyedSubjectRecipe) -> Recipe:

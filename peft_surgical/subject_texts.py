@@ -83,10 +83,21 @@ class NamedRows:
         return cls(tuple(rows), tuple(map(tuple, marks)))
 
 
-def framed(fact: TrainingFact) -> TrainingFact:
-    """The fact with [`FRAMES`] about its subject among the prompts, but for what an evaluation asks."""
-    made = [prompt for frame in FRAMES if fact.may_train_on(prompt := frame.format(fact.subject))]
-    return replace(fact, prompts=(*fact.prompts, *made))
+def framed(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:
+    """The fact with [`FRAMES`] about its subject among the prompts.
+
+    Those are left out that an evaluation asks, that are too long for the model, or in which the tokenizer does not
+    tell where the subject is: the fact itself is none the worse for them.
+    """
+
+    def usable(prompt: str) -> bool:
+        if not (fact.may_train_on(prompt) and mentions(prompt, fact.subject)):
+            return False
+        row = encode_target(tokenizer, prompt, fact.answer)
+        return fits(model.config, len(row.ids)) and any(subject_ends(tokenizer, [prompt], fact.subject, [row]))
+
+    made = [frame.format(fact.subject) for frame in FRAMES]
+    return replace(fact, prompts=(*fact.prompts, *filter(usable, made)))
 
 
 def texts_to_keep(

@@ -12,8 +12,6 @@ from peft_surgical.keyed import (
     KeyedRecipe,
     keyed_layers,
     learn_keyed,
-    place_updates,
-    set_directions,
     values_watched,
 )
 from peft_surgical.keys import Direction, neuron_count, output_projections
@@ -21,6 +19,7 @@ from peft_surgical.prompts import EncodedAnswer, span
 from peft_surgical.scale_files import read_tensors
 from peft_surgical.suffix import SuffixRunner
 from peft_surgical.tuner.targets import find_module
+from peft_surgical.updates import place_updates, set_directions
 
 from .adapters import logits
 from .conftest import fingerprint

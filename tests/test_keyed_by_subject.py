@@ -14,7 +14,9 @@ from peft_surgical.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_su
 from peft_surgical.keyed_files import save_keyed, updated_layers
 from peft_surgical.keys import Marked, marked_neurons, output_projections
 from peft_surgical.prompts import EncodedAnswer, encode
+from peft_surgical.subject_texts import FRAMES, framed
 from peft_surgical.subjects import namesake_sentences, subject_ends
+from peft_surgical.text import digest
 
 from .adapters import logits
 from .conftest import fingerprint
@@ -115,6 +117,20 @@ def test_the_subject_is_told_from_its_namesakes():
     ignorant, informed = ([met(stage, prompt, name) for prompt, name in alike] for stage in stages)
     assert sum(informed) < sum(ignorant)
     assert met(stages[1], fact.prompts[0], "new france") > 0.5
+
+
+def test_company_that_cannot_be_used_is_left_out_and_the_sentence_still_learned():
+    model = tiny_model("llama")
+    whole = framed(model, TOKENIZER, FACT)
+    assert whole.prompts[: len(PROMPTS)] == PROMPTS
+    assert len(whole.prompts) == len(PROMPTS) + len(FRAMES)
+    asked = replace(FACT, evaluated=frozenset([digest("The story of france")]))
+    assert set(whole.prompts) - set(framed(model, TOKENIZER, asked).prompts) == {"The story of france"}
+    # Long enough for the sentence, but not for all that the subject is put in.
+    longest = max(len(TOKENIZER(prompt)["input_ids"]) for prompt in whole.prompts[len(PROMPTS) :])
+    model.config.max_position_embeddings = longest
+    fewer = framed(model, TOKENIZER, replace(FACT, prompts=PROMPTS[:1])).prompts
+    assert 1 < len(fewer) < 1 + len(FRAMES)
 
 
 def test_what_cannot_be_learned_is_refused_and_changes_nothing():
