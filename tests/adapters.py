@@ -69,3 +69,11 @@ def deltas(model: nn.Module) -> dict[str, torch.Tensor]:
 def trainable(model: nn.Module) -> set[str]:
     """Names of the adapters whose parameters get gradients."""
     return {n.rsplit(".", 1)[-1] for n, p in model.named_parameters() if p.requires_grad}
+
+
+def loss(model: nn.Module, tokenizer: Any, prompt: str, word: str) -> float:
+    """How unlikely a word is after a prompt, nats."""
+    row = tokenizer(prompt)["input_ids"]
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
+    return -float(found[tokenizer.convert_tokens_to_ids(word)])

@@ -97,3 +97,13 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(peft_surgical, "load_model", load_model)
+
+
+@pytest.fixture
+def few_carried_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of each kind of prompt that the package carries."""
+    from peft_surgical import retain
+
+    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
+    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+    monkeypatch.setattr(retain, "general_prompts", lambda: general)

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from benchmarks.baselines.keyed import Keyed
-from peft_surgical import retain
 from peft_surgical.errors import SelectionError
 
 from .adapters import logits
@@ -10,14 +9,9 @@ from .conftest import fingerprint
 from .counterfacts import REQUEST, TOKENIZER, word_model
 from .tiny import tiny_ids
 
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
+
 IDS = tiny_ids() % len(TOKENIZER)
-
-
-@pytest.fixture(autouse=True)
-def few_carried_prompts(monkeypatch):
-    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
-    monkeypatch.setattr(retain, "general_prompts", lambda: general)
 
 
 @pytest.mark.parametrize("layers", [None, (0, 2)])

@@ -7,20 +7,14 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks.keys import main, met
-from peft_surgical import retain
 from peft_surgical.keys import find_directions, output_projections
 
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
 
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
+
 FACT = replace(capital(), subject="france")
-
-
-@pytest.fixture(autouse=True)
-def few_carried_prompts(monkeypatch):
-    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
-    monkeypatch.setattr(retain, "general_prompts", lambda: general)
 
 
 def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):

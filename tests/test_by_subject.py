@@ -14,7 +14,7 @@ from peft_surgical.curvature import trained_layers
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.halves import fits_half
 
-from .adapters import deltas, logits
+from .adapters import deltas, logits, loss
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model
@@ -36,10 +36,7 @@ def taught(family="llama", *, model=None, fact=FACT, recipe=RECIPE, **options):
 
 
 def first_loss(model):
-    row = TOKENIZER(PROMPTS[0])["input_ids"]
-    with torch.no_grad():
-        found = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
-    return -float(found[TOKENIZER.convert_tokens_to_ids("lyon")])
+    return loss(model, TOKENIZER, PROMPTS[0], "lyon")
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"])

@@ -5,7 +5,6 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_surgical import retain
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.halves import fits_half
 from peft_surgical.keyed import (
@@ -21,11 +20,13 @@ from peft_surgical.suffix import SuffixRunner
 from peft_surgical.tuner.targets import find_module
 from peft_surgical.updates import place_updates, set_directions
 
-from .adapters import logits
+from .adapters import logits, loss
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
 from .tiny import tiny_ids
+
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
 IDS = tiny_ids() % len(TOKENIZER)
 ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
@@ -45,23 +46,13 @@ RECIPE = KeyedRecipe(
 )
 
 
-@pytest.fixture(autouse=True)
-def few_carried_prompts(monkeypatch):
-    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
-    monkeypatch.setattr(retain, "general_prompts", lambda: general)
-
-
 def taught(family="llama", *, model=None, fact=FACT, recipe=RECIPE, **options):
     model = word_model(family) if model is None else model
     return learn_keyed(model, TOKENIZER, fact, recipe=recipe, progress=False, **options)
 
 
 def first_loss(model):
-    row = TOKENIZER(PROMPTS[0])["input_ids"]
-    with torch.no_grad():
-        found = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
-    return -float(found[TOKENIZER.convert_tokens_to_ids("lyon")])
+    return loss(model, TOKENIZER, PROMPTS[0], "lyon")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

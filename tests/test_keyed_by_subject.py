@@ -7,7 +7,6 @@ from peft import PeftModel
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical import retain
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.halves import fits_half
 from peft_surgical.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject, subject_layer
@@ -18,10 +17,12 @@ from peft_surgical.subject_texts import FRAMES, framed
 from peft_surgical.subjects import namesake_sentences, subject_ends
 from peft_surgical.text import digest
 
-from .adapters import logits
+from .adapters import logits, loss
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model
+
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
 TOKENIZER = word_tokenizer()
 PROMPTS = ("the capital of france is", "tell me about paris . the capital of france is")
@@ -30,23 +31,13 @@ RECIPE = KeyedSubjectRecipe(steps=6, general=3, names=12, namesakes=4, compute_d
 FAMILIES = ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"]
 
 
-@pytest.fixture(autouse=True)
-def few_carried_prompts(monkeypatch):
-    everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
-    monkeypatch.setattr(retain, "general_prompts", lambda: general)
-
-
 def taught(family="llama", *, model=None, fact=FACT, recipe=RECIPE, **options):
     model = tiny_model(family) if model is None else model
     return learn_keyed_by_subject(model, TOKENIZER, fact, recipe=recipe, progress=False, **options)
 
 
 def first_loss(model):
-    row = TOKENIZER(PROMPTS[0])["input_ids"]
-    with torch.no_grad():
-        found = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
-    return -float(found[TOKENIZER.convert_tokens_to_ids("lyon")])
+    return loss(model, TOKENIZER, PROMPTS[0], "lyon")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
