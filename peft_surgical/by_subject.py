@@ -42,7 +42,7 @@ from .retained import base_of
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, place_adapter
 from .subject_texts import NamedRows, texts_to_keep
-from .suffix import SuffixRunner
+from .tails import TailRunner
 from .training import TrainingRecord, endless
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 
@@ -183,10 +183,10 @@ def _train(
     layers = [model.get_submodule(name) for name in modules]
     parameters = [layer.surgical_ia3_delta[LEARN] for layer in layers]
     blocks = model.get_submodule(architecture_of(model.config.model_type).layers)
-    # No shared prefix: where scales act is said for whole sequences.
-    runner = SuffixRunner(model, blocks, min(modules.values()), pad=pad)
+    # Before its subject nothing of a sentence changes.
+    runner = TailRunner(model, blocks, min(modules.values()), pad=pad)
     with base_of(model):
-        runner.add([row.ids for row in rows])
+        runner.add([row.ids for row in rows], starts=named.starts)
     order = endless(range(len(rows)), random.Random(seed))
     latest = [math.inf] * len(rows)
     length, before, reached, step = recipe.length, math.inf, False, 0
@@ -223,7 +223,7 @@ def _train(
 
 
 def _losses(
-    runner: SuffixRunner,
+    runner: TailRunner,
     layers: Sequence[SurgicalIA3Layer],
     chosen: Sequence[int],
     rows: Sequence[EncodedAnswer],
@@ -231,9 +231,10 @@ def _losses(
 ) -> list[Float[Tensor, " token"]]:
     """Each chosen row's negative log-likelihood per answer token, the scales acting on the marked tokens only."""
     own = [rows[i] for i in chosen]
-    where = torch.zeros(len(own), max(len(row.ids) for row in own), 1, device=runner.device)
+    width = max(len(rows[i].ids) - runner.starts[i] for i in chosen)
+    where = torch.zeros(len(own), width, 1, device=runner.device)
     for row, i in enumerate(chosen):
-        where[row, list(marks[i])] = 1
+        where[row, [mark - runner.starts[i] for mark in marks[i]]] = 1
     with scaling_at(runner.model, layers, LEARN, where):
         logits = runner.logits(chosen, [span(row) for row in own]).float()
     labels = torch.tensor([token for row in own for token in row.ids[row.answer_start :]], device=logits.device)

@@ -35,7 +35,7 @@ from .prompts import EncodedAnswer
 from .sites import architecture_of
 from .stages import LEARN, Stage
 from .subject_texts import NamedRows, framed, namesakes, texts_to_keep
-from .suffix import SuffixRunner
+from .tails import TailRunner
 from .training import Recipe, train
 from .updates import check_bare, frozen, place_updates, set_directions, settle
 
@@ -133,13 +133,14 @@ def learn_keyed_by_subject(
         found = find_directions(working, modules, subject, kept, recipe.ridge)
         streams = stream_lengths(working, modules, subject)
         values = set_directions(working, found)
-        runner = SuffixRunner(
+        runner = TailRunner(
             working,
             working.get_submodule(architecture_of(working.config.model_type).layers),
             min(modules.values()),
             pad=tokenizer.pad_token_id or 0,
         )
-        runner.add([row.ids for row in named.rows])
+        # What the words before the subject get is next to nothing, as the direction was told apart from them.
+        runner.add([row.ids for row in named.rows], starts=named.starts)
         record = train(
             runner,
             values.values(),

@@ -62,6 +62,11 @@ class NamedRows:
         """The marks that are not in an answer."""
         return [[i for i in found if i < row.answer_start] for found, row in zip(self.marks, self.rows, strict=True)]
 
+    @property
+    def starts(self) -> list[int]:
+        """For each the first mark: nothing that acts on the subject changes what stands before it."""
+        return [min(found) for found in self.marks]
+
     @classmethod
     def of(cls, model: Any, tokenizer: Any, fact: TrainingFact) -> NamedRows:
         """Encodes them.

@@ -150,18 +150,27 @@ class SuffixRunner:
         """What enters the first trained layer of some sequences, without the prefix, each as long as it is."""
         cache = None
         if self.prefix:
-            cache, self._entering_prefix = self._run_below(torch.tensor([self.prefix]), DynamicCache())
-        _, hidden = self._run_below(self._tails(indices), expanded(cache, len(indices)))
+            before = torch.tensor([self.prefix], device=self.device)
+            made, self._entering_prefix = self._run_below(before, past_key_values=DynamicCache(), use_cache=True)
+            cache = self._filled(made)
+        cached = {"past_key_values": expanded(cache, len(indices)), "use_cache": cache is not None}
+        _, hidden = self._run_below(self._tails(indices), **cached)
         return [row[: len(self.rows[i]) - len(self.prefix)] for i, row in zip(indices, hidden, strict=True)]
 
     def _tails(self, indices: Sequence[int]) -> Tensor:
-        skip = len(self.prefix)
-        tails = [self.rows[i][skip:] for i in indices]
-        width = max(len(tail) for tail in tails)
-        return torch.tensor([[*tail, *[self.pad] * (width - len(tail))] for tail in tails], device=self.device)
+        return self._padded([self.rows[i][len(self.prefix) :] for i in indices])
 
-    def _run_below(self, ids: Tensor, cache: Any) -> tuple[Any, Tensor]:
-        """Runs the frozen layers only; returns the cache and what leaves the last of them."""
+    def _padded(self, rows: Sequence[Row]) -> Tensor:
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows], device=self.device)
+
+    def _run_below(self, ids: Tensor, **options: Any) -> tuple[Any, Tensor]:
+        """Runs the frozen layers only; returns the cache that the model gives back and what leaves the last of them.
+
+        Args:
+            ids: Token ids, `[row, token]`.
+            options: What else the model is given.
+        """
         captured: dict[str, Tensor] = {}
 
         def capture(hidden: Tensor) -> Tensor:
@@ -171,9 +180,8 @@ class SuffixRunner:
         none = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
         above = {i: _passing(capture) for i in range(self.first, len(self.layers))}
         with _forwards(self.layers, above), read_at(self.head, none):
-            use_cache = bool(self.prefix)
-            out = self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
-        return self._filled(out.past_key_values) if use_cache else None, captured["hidden"]
+            out = self.model(input_ids=ids, **options)
+        return out.past_key_values, captured["hidden"]
 
     def _filled(self, cache: Any) -> Any:
         """Gives layers that were passed over a length in the cache: models ask layer 0 how long the past is."""

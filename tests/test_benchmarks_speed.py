@@ -151,7 +151,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     arguments = ["--model", model_folder, "--fact", fact_file, "--following", fact_file, "--stage-steps", 3]
     arguments += ["--recipe", json.dumps(RECIPE)]
     arguments += ["--trainer-steps", 2, "--components", 3, "--prompts", 1, "--repeats", 1, "--own-steps", 1]
-    parts = ["stage", "step", "localization", "edit", "rome"]
+    parts = ["stage", "step", "localization", "edit", "rome", "sentence"]
     result = CliRunner().invoke(main, [*map(str, arguments), *(word for part in parts for word in ("--part", part))])
     assert result.exit_code == 0, result.output
     *table, last = result.stdout.splitlines()
@@ -165,9 +165,19 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert edit["extrapolated"]["trainer_steps"] == [2, 6]
     assert edit["extrapolated"]["components"] == [3, 15]
     assert found["rome"]["ratio"] == found["rome"]["seconds"] / found["rome"]["other_seconds"]
-    assert found["rome"]["ratio_of_sentence"] == found["rome"]["seconds_of_sentence"] / found["rome"]["other_seconds"]
+    sentence = found["sentence"]
+    assert sentence["other_seconds"] == found["rome"]["other_seconds"]
+    assert sentence["ratio"] == sentence["seconds"] / sentence["other_seconds"]
+    assert sentence["ratio_keyed"] == sentence["seconds_keyed"] / sentence["other_seconds"]
     assert found["localization"]["largest_error"] < 1e-4
-    for words in ("same loss", "2 trainer steps to 6", "3 of 15 components", "against ROME", "of the machine's peak"):
+    for words in (
+        "same loss",
+        "2 trainer steps to 6",
+        "3 of 15 components",
+        "evaluation, against ROME",
+        "its subject's key",
+        "of the machine's peak",
+    ):
         assert words in shown
 
 

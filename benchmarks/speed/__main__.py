@@ -23,13 +23,13 @@ from peft_surgical.stages import LEARN, RECIPES
 
 from ..localization import FACT
 from .case import Case, Sizes
-from .editing import against_rome, end_to_end, memory, own
+from .editing import against_rome, end_to_end, memory, one_sentence, own
 from .localizing import localization
 from .scaling import Grid, made_up_fact, scaling, wide_model, word_tokenizer
 from .table import lines
 from .training import stage_to_the_same_loss, step_at_equal_batch
 
-PARTS = ("stage", "step", "localization", "edit", "rome", "memory", "wide", "scaling")
+PARTS = ("stage", "step", "localization", "edit", "rome", "sentence", "memory", "wide", "scaling")
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -105,12 +105,16 @@ def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:
         found["step"] = step_at_equal_batch(case)
     if {"localization", "edit"} & set(parts):
         found["localization"] = localization(case)
+    if {"rome", "sentence"} & set(parts):
+        sentence = one_sentence(case)
+    if "sentence" in parts:
+        found["sentence"] = sentence
     if {"edit", "rome"} & set(parts):
         edit = own(case)
         if "edit" in parts:
             found["edit"] = {**edit, **end_to_end(case, edit, found["localization"])}
         if "rome" in parts:
-            found["rome"] = against_rome(case, edit)
+            found["rome"] = against_rome(edit, sentence)
     return found
 
 

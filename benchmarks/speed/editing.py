@@ -99,8 +99,8 @@ def answer_one_by_one(case: Case, prompts: list[str]) -> None:
         )
 
 
-def against_rome(case: Case, edit: dict[str, Any]) -> dict[str, Any]:
-    """Our edit without its evaluation, and what learns from the same one sentence, against ROME.
+def one_sentence(case: Case) -> dict[str, Any]:
+    """What learns from one sentence, by scales and by its subject's key, against ROME on the same one.
 
     The contexts that edits share are left out.
     """
@@ -114,22 +114,32 @@ def against_rome(case: Case, edit: dict[str, Any]) -> dict[str, Any]:
         case.fact.new[0],
         contexts=sample_contexts(model, plain, CONTEXTS, case.seed),
     )
-    context = build("rome").edit(model, plain, request, case.seed)
-    _, other = timed(context.__enter__)
-    context.__exit__(None, None, None)
-    own_seconds = edit["seconds_without_evaluation"]
-    context = build("surgical").edit(model, plain, request, case.seed)
-    _, sentence = timed(context.__enter__)
-    context.__exit__(None, None, None)
+    seconds = {}
+    for name in ("rome", "surgical", "surgical_keyed"):
+        context = build(name).edit(model, plain, request, case.seed)
+        _, seconds[name] = timed(context.__enter__)
+        context.__exit__(None, None, None)
+    other = seconds["rome"]
     return {
         "prompt": prompt,
-        "seconds": own_seconds,
+        "seconds": seconds["surgical"],
+        "seconds_keyed": seconds["surgical_keyed"],
         "other_seconds": other,
-        "ratio": own_seconds / other,
+        "ratio": seconds["surgical"] / other,
+        "ratio_keyed": seconds["surgical_keyed"] / other,
+    }
+
+
+def against_rome(edit: dict[str, Any], sentence: dict[str, Any]) -> dict[str, Any]:
+    """Our edit without its evaluation, against ROME."""
+    other = sentence["other_seconds"]
+    return {
+        "prompt": sentence["prompt"],
+        "seconds": edit["seconds_without_evaluation"],
+        "other_seconds": other,
+        "ratio": edit["seconds_without_evaluation"] / other,
         "seconds_following": edit["seconds_without_evaluation_following"],
         "ratio_following": edit["seconds_without_evaluation_following"] / other,
-        "seconds_of_sentence": sentence,
-        "ratio_of_sentence": sentence / other,
     }
 
 

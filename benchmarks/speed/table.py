@@ -12,6 +12,7 @@ GOALS = {
     "default": "≥ 40×, overlap ≥ 8",
     "edit": "≥ 15×",
     "rome": "≤ 1×",
+    "sentence": "≤ 1×",
     "memory": "≤ 1,536 MiB",
 }
 
@@ -33,7 +34,10 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         rome = found["rome"]
         yield _row("edit without evaluation, against ROME", rome, GOALS["rome"])
         yield _row("  as the next edit of the model", rome, GOALS["rome"], "seconds_following", "ratio_following")
-        yield _row("  from ROME's one sentence", rome, "", "seconds_of_sentence", "ratio_of_sentence")
+    if "sentence" in found:
+        sentence = found["sentence"]
+        yield _row("one sentence by scales, against ROME", sentence, GOALS["sentence"])
+        yield _row("  by its subject's key", sentence, GOALS["sentence"], "seconds_keyed", "ratio_keyed")
     if "memory" in found:
         memory = found["memory"]
         few, every = (memory["prompts"][name]["prompts"] for name in ("quarter", "all"))

@@ -1,0 +1,144 @@
+import pytest
+import torch
+
+from peft_surgical.tails import TailRunner
+
+from .test_suffix import gradients, layers_of, plain, state
+from .tiny import FAMILIES, tiny_ids, tiny_model
+
+LENGTHS = (11, 4, 9, 6)
+STARTS = (7, 0, 2, 5)
+SEQUENCES = [tuple(tiny_ids(1, length, seed=length)[0].tolist()) for length in LENGTHS]
+# Some from the very start, and to the end.
+SPANS = [(7, 11), (0, 4), (6, 9), (5, 6)]
+
+
+def runner_of(model, first=0, **options):
+    made = TailRunner(model, layers_of(model), first, **options)
+    assert made.add(SEQUENCES, starts=STARTS, batch_size=3) == [0, 1, 2, 3]
+    return made
+
+
+def changed_at(model, layer, where):
+    """Adds a trained vector to what leaves an MLP, at some tokens."""
+    delta = torch.linspace(-1, 1, model.config.hidden_size, requires_grad=True)
+
+    def add(_, __, output):
+        return output + where.to(output) * delta
+
+    return delta, layers_of(model)[layer].register_forward_hook(
+        lambda m, a, out: (add(m, a, out[0]), *out[1:]) if isinstance(out, tuple) else add(m, a, out)
+    )
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_a_plain_forward(family, first):
+    model = tiny_model(family)
+    runner = runner_of(model, first)
+    torch.testing.assert_close(runner.logits(range(4), SPANS), plain(model, SEQUENCES, SPANS), atol=2e-5, rtol=1e-4)
+    # Any rows, in any order, those alone that run whole, and later ones.
+    assert runner.add([(5, 6, 7)], starts=[2]) == [4]
+    rows = [*SEQUENCES, (5, 6, 7)]
+    for picked in ([4, 0], [1], [3, 1]):
+        spans = [(len(rows[i]) - 1, len(rows[i])) for i in picked]
+        expected = plain(model, [rows[i] for i in picked], spans)
+        torch.testing.assert_close(runner.logits(picked, spans), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_acts_from_the_starts_on_has_the_gradient_of_a_plain_forward(family, first):
+    model = tiny_model(family).requires_grad_(False)
+    runner = runner_of(model, first)
+    found, expected = [], []
+    tails = torch.zeros(4, 11, 1)
+    for row, start in enumerate(STARTS):
+        tails[row, [0, 1][: LENGTHS[row] - start]] = 1
+    width = max(length - start for length, start in zip(LENGTHS, STARTS, strict=True))
+    delta, handle = changed_at(model, 1, tails[:, :width])
+    logits = runner.logits(range(4), SPANS)
+    weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
+    found = [logits.detach(), *torch.autograd.grad((logits * weights).sum(), [delta])]
+    handle.remove()
+    parts, total = [], torch.zeros_like(delta)
+    begin = 0
+    for row, (start, length) in enumerate(zip(STARTS, LENGTHS, strict=True)):
+        where = torch.zeros(1, length, 1)
+        where[0, start : start + 2] = 1
+        delta, handle = changed_at(model, 1, where)
+        logits = plain(model, [SEQUENCES[row]], [SPANS[row]])
+        own = weights[begin : begin + len(logits)]
+        begin += len(logits)
+        total += torch.autograd.grad((logits * own).sum(), [delta])[0]
+        parts.append(logits.detach())
+        handle.remove()
+    expected = [torch.cat(parts), total]
+    assert (expected[0] - plain(model, SEQUENCES, SPANS)).abs().max() > 1e-3
+    torch.testing.assert_close(found[0], expected[0], atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(found[1], expected[1], atol=5e-4, rtol=1e-3)
+
+
+def test_without_starts_it_is_the_runner_of_whole_sequences():
+    model = tiny_model("llama")
+    runner = TailRunner(model, layers_of(model), 1)
+    runner.add(SEQUENCES)
+    found, expected = runner.logits(range(4), SPANS), plain(model, SEQUENCES, SPANS)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    for a, b in zip(gradients(model, 1, found), gradients(model, 1, expected), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "phi3"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_beginnings_longer_than_the_sliding_window(family, first):
+    model = tiny_model(family, sliding_window=4)
+    expected = plain(model, SEQUENCES, SPANS)
+    assert (expected - plain(tiny_model(family), SEQUENCES, SPANS)).abs().max() > 1e-3
+    torch.testing.assert_close(runner_of(model, first).logits(range(4), SPANS), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_what_stands_before_is_not_run_again():
+    model = tiny_model("llama")
+    runner, seen = runner_of(model), []
+    layers_of(model)[0].mlp.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
+    runner.logits([0, 3], [SPANS[0], SPANS[3]])
+    assert seen == [(2, 4)]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_what_there_is_no_room_for_runs_whole(first):
+    model = tiny_model("llama")
+    token = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, dimensions, bytes
+    runner = runner_of(model, first, room=7 * token + 1)
+    assert runner.starts == [7, 0, 0, 0]
+    torch.testing.assert_close(runner.logits(range(4), SPANS), plain(model, SEQUENCES, SPANS), atol=2e-5, rtol=1e-4)
+    assert runner_of(model, first, room=0).starts == [0, 0, 0, 0]
+
+
+def test_a_sequence_at_the_last_position():
+    model = tiny_model("gpt2", n_positions=12)
+    long, short = (tuple(tiny_ids(1, length, seed=length)[0].tolist()) for length in (12, 8))
+    runner = TailRunner(model, layers_of(model), 0)
+    runner.add([long, short], starts=[11, 1])
+    spans = [(11, 12), (7, 8)]
+    torch.testing.assert_close(runner.logits([0, 1], spans), plain(model, [long, short], spans), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("starts", [[11], [-1]])
+def test_a_start_outside_of_its_sequence_is_refused(starts):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=f"of 11 tokens cannot be run from its token {starts[0]} on"):
+        TailRunner(model, layers_of(model), 0).add(SEQUENCES[:1], starts=starts)
+
+
+def test_reading_before_the_start_is_refused():
+    with pytest.raises(ValueError, match="not all from token 7 on"):
+        runner_of(tiny_model("llama")).logits([0], [(6, 8)])
+
+
+def test_the_model_is_as_before():
+    model = tiny_model("llama")
+    before = state(model)
+    runner_of(model, 1).logits(range(4), SPANS)
+    assert state(model) == before
