@@ -53,9 +53,9 @@ def check_types(fact: Fact, control: type, probe: type, question: type) -> None:
         return tuple(text(value, key) for value in items(values, str, key))
 
     found: dict[str, Any] = {key: text(getattr(fact, key), key) for key in ("subject", "refusal", "answer")}
-    for key in ("old", "new", "prompts", "held_out", "contrast", "retain"):
+    for key in ("old", "new", "prompts", "held_out", "contrast", "retain", "aliases"):
         found[key] = texts(getattr(fact, key), key)
-        if not found[key] and key not in ("contrast", "retain"):
+        if not found[key] and key not in ("contrast", "retain", "aliases"):
             raise complaint(f"{key!r} is an empty list.", fact.source)
     found["controls"] = tuple(
         replace(item, prompt=text(item.prompt, "prompt"), answer=texts(item.answer, "answer"))
@@ -87,7 +87,7 @@ def check_sizes(fact: Fact) -> None:
     Raises:
         FactError: If a list or a name is too long.
     """
-    lists = {key: getattr(fact, key) for key in ("old", "new", "contrast")}
+    lists = {key: getattr(fact, key) for key in ("old", "new", "contrast", "aliases")}
     names = [("subject", (fact.subject,)), *lists.items(), *(("controls", c.answer) for c in fact.controls)]
     names += [("portability", given) for q in fact.portability for given in (q.answer, q.before)]
     for key, values in names:
@@ -113,7 +113,7 @@ def check_between(fact: Fact) -> None:
     def refuse(message: str) -> FactError:
         return complaint(message, fact.source)
 
-    for key in ("old", "new", "contrast"):
+    for key in ("old", "new", "contrast", "aliases"):
         for name in getattr(fact, key):
             if not same_text_key(name):
                 raise refuse(f"{brief(name)} in {key!r} has no letter, digit or sign to look for.")
@@ -154,9 +154,14 @@ def check_between(fact: Fact) -> None:
             if contains(new, (old,)):
                 why = "so no answer could count as new"
                 raise refuse(f"the alias {brief(new)} in 'new' contains {brief(old)} from 'old', {why}.")
-    for subject in fact.contrast:
-        if same_text_key(subject) == same_text_key(fact.subject):
-            raise refuse(f"'contrast' holds the subject {brief(subject)} itself.")
+    for key in ("contrast", "aliases"):
+        for name in getattr(fact, key):
+            if same_text_key(name) == same_text_key(fact.subject):
+                raise refuse(f"{key!r} holds the subject {brief(name)} itself.")
+    others = set(map(same_text_key, fact.contrast))
+    for name in fact.aliases:
+        if same_text_key(name) in others:
+            raise refuse(f"{brief(name)} stands in 'aliases' and in 'contrast', the same subject and another one.")
     if not contains(fact.answer, fact.new, besides=fact.subject):
         raise refuse(f"'answer' {brief(fact.answer)} holds no alias of 'new' ({_listed(fact.new)}).")
     for key in ("answer", "refusal"):

@@ -72,6 +72,7 @@ class TrainingFact:
         answer: What learning trains the model to say; holds a form of the new answer and none of the old one.
         contrast: Other subjects of the same kind, swapped in to corrupt a prompt and to keep close neighbours.
         retain: Prompts whose base behaviour training keeps.
+        aliases: Other names of the subject, under which keyed learning acts, too.
         evaluated: Digests of the held-out prompts, controls, probes and portability questions. They tell nothing of a
             prompt but whether a given text is one of them, so that no prompt that training makes up can be one.
     """
@@ -84,6 +85,7 @@ class TrainingFact:
     answer: str
     contrast: tuple[str, ...] = ()
     retain: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     evaluated: frozenset[str] = field(default=frozenset(), repr=False)
 
     def may_train_on(self, prompt: str) -> bool:
@@ -113,6 +115,7 @@ class Fact:
         controls: Questions about other things, for evaluation only.
         probes: Prompts that try to bring the old answer back, for evaluation only.
         portability: Questions whose right answer changes with the fact, for evaluation only.
+        aliases: Other names of the subject.
         source: The file it was read from; only for messages.
 
     Raises:
@@ -131,6 +134,7 @@ class Fact:
     controls: tuple[Control, ...] = ()
     probes: tuple[Probe, ...] = ()
     portability: tuple[PortabilityQuestion, ...] = ()
+    aliases: tuple[str, ...] = ()
     source: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -196,6 +200,7 @@ class Fact:
             controls=tuple(Control(prompt, answer) for prompt, answer in read.controls()),
             probes=tuple(Probe(prompt, kind) for prompt, kind in read.probes()),
             portability=tuple(PortabilityQuestion(*values) for values in read.portability()),
+            aliases=read.texts("aliases"),
             source=source,
         )
 

@@ -39,7 +39,7 @@ from .prompts import EncodedAnswer, span
 from .retained import Rows, base_rows
 from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, check_retain_fits, training_rows
-from .subject_texts import namesakes
+from .subject_texts import namesakes, under_aliases
 from .subjects import subject_ends
 from .suffix import SuffixRunner, shared_prefix
 from .training import Recipe, train
@@ -91,7 +91,8 @@ def learn_keyed(
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
         tokenizer: Its tokenizer.
-        fact: Only its training part is read. Prompts that do not name the subject are trained on, and change nothing.
+        fact: Only its training part is read. Prompts that name the subject by none of its names are trained on, and
+            change nothing.
         layers: Whose MLPs are updated; those of [`keyed_layers`] when None.
         recipe: How to train.
         seed: Decides which rows meet in a step, and draws the signs that the curvature is estimated with.
@@ -119,7 +120,8 @@ def learn_keyed(
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
         kinds = told_apart(working, tokenizer, fact, kept, recipe, seed)
-        directions = find_directions(working, modules, Marked(rows, marks), kinds, recipe.ridge)
+        subject = Marked(rows, marks) + under_aliases(working, tokenizer, fact)
+        directions = find_directions(working, modules, subject, kinds, recipe.ridge)
         values = set_directions(working, directions)
         runner = _runner(working, modules, [*rows, *kept.rows], tokenizer.pad_token_id or 0)
         measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)

@@ -34,7 +34,7 @@ from .profiling import phase
 from .prompts import EncodedAnswer
 from .sites import architecture_of
 from .stages import LEARN, Stage
-from .subject_texts import NamedRows, framed, namesakes, texts_to_keep
+from .subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
 from .tails import TailRunner
 from .training import Recipe, train
 from .updates import check_bare, frozen, place_updates, set_directions, settle
@@ -64,8 +64,8 @@ class KeyedSubjectRecipe:
         ModelError: If `compute_dtype` is not one of those that `load_model` takes.
     """
 
-    steps: int = 25
-    share_of_loss: float = 0.5
+    steps: int = 20
+    share_of_loss: float = 0.75
     length: float = 0.15
     target_loss: float = 0.003
     batch: int = 24
@@ -129,7 +129,7 @@ def learn_keyed_by_subject(
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = _kept(working, tokenizer, company, wider, recipe, seed)
-        subject = Marked(wider.rows, wider.inside)
+        subject = Marked(wider.rows, wider.inside) + under_aliases(working, tokenizer, company)
         found = find_directions(working, modules, subject, kept, recipe.ridge)
         streams = stream_lengths(working, modules, subject)
         values = set_directions(working, found)

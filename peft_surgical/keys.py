@@ -52,6 +52,9 @@ class Marked:
         """All tokens but the first, which is like no other."""
         return cls(rows, [range(1, len(row.ids)) for row in rows])
 
+    def __add__(self, other: Marked) -> Marked:
+        return Marked([*self.rows, *other.rows], [*self.marks, *other.marks])
+
 
 @dataclass(frozen=True)
 class Direction:

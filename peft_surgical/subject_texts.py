@@ -12,7 +12,7 @@ from .keys import Marked
 from .lengths import check_length, fits
 from .prompts import EncodedAnswer, encode, encode_target, mentions
 from .retain import carried_prompts
-from .subjects import namesake_sentences, other_sentences, subject_ends
+from .subjects import alias_sentences, namesake_sentences, other_sentences, subject_ends
 from .text import same_text_key
 
 FRAMES = (
@@ -130,9 +130,19 @@ def texts_to_keep(
 
 def namesakes(model: Any, tokenizer: Any, fact: TrainingFact, count: int, seed: int) -> Marked:
     """The fact's prompts about others whose names end as the subject's, see [`namesake_sentences`]; only there."""
+    return _named(model, tokenizer, namesake_sentences(fact, count, seed))
+
+
+def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> Marked:
+    """The fact's prompts under the subject's other names, see [`alias_sentences`]; only there."""
+    return _named(model, tokenizer, alias_sentences(fact))
+
+
+def _named(model: Any, tokenizer: Any, sentences: Sequence[tuple[str, str]]) -> Marked:
+    """Prompts at the last tokens of the name that each goes with; those too long for the model are left out."""
     made = [
         (prompt, name, EncodedAnswer(tuple(ids), len(ids)))
-        for prompt, name in namesake_sentences(fact, count, seed)
+        for prompt, name in sentences
         if fits(model.config, len(ids := encode(tokenizer, prompt)))
     ]
     ends = [subject_ends(tokenizer, [prompt], name, [row])[0] for prompt, name, row in made]

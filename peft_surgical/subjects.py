@@ -9,7 +9,7 @@ from typing import Any
 from .drafting.names import bare
 from .drafting.tables import read_table
 from .facts import TrainingFact
-from .prompts import EncodedAnswer, encode, swap_subject
+from .prompts import EncodedAnswer, encode, mentions, swap_subject
 from .text import occurrences, same_text_key
 
 
@@ -61,6 +61,22 @@ def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:
     return [prompt for prompt, _ in made]
 
 
+def alias_sentences(fact: TrainingFact) -> list[tuple[str, str]]:
+    """The fact's prompts under the subject's other names, each with the name.
+
+    A prompt that has the name already stays as it is; in others it takes the subject's place. What comes of that may
+    be poor English ("the capital of French"), and is there to be read and not to be learned.
+    """
+    made = {}
+    for name in fact.aliases:
+        for prompt in fact.prompts:
+            if mentions(prompt, name):
+                made[prompt] = name
+            elif mentions(prompt, fact.subject):
+                made[swap_subject(prompt, fact.subject, name)] = name
+    return [(prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt)]
+
+
 def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[str, str]]:
     """The fact's prompts about others who share the subject's last word.
 
@@ -91,11 +107,10 @@ def _names(seed: int) -> list[str]:
 
 
 def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """The fact's prompts in turn, with names that neither hold the subject nor are held by it; and these."""
-    own = same_text_key(fact.subject)
-    others = [
-        name for name in dict.fromkeys(names) if same_text_key(name) not in own and own not in same_text_key(name)
-    ]
+    """The fact's prompts in turn, with names that neither hold one of the subject's nor are held by one; and these."""
+    own = [same_text_key(name) for name in (fact.subject, *fact.aliases)]
+    keyed = {name: same_text_key(name) for name in names}
+    others = [name for name, key in keyed.items() if not any(key in o or o in key for o in own)]
     made = {
         swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name): name
         for i, name in enumerate(others[:count])

@@ -16,6 +16,7 @@ def test_what_is_written_is_read_back(tmp_path):
         prompts=('Who is O\'Brien: the "Great" #1?', "- a dash", "key: value", "# no comment", "tab\tinside"),
         held_out=("Is it {x}?", "What? [y], z", "back\\slash", "true"),
         contrast=("Peter, Paul", "3.5"),
+        aliases=("yes", "A: B"),
         retain=("What is 2 + 2?",),
         controls=(Control('Who said "hi"?', ("{me}", "1945", "you, too")),),
         probes=(Probe("A) b: C) d", "multiple_choice"), Probe("x", "odd kind, with comma")),

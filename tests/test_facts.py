@@ -24,6 +24,7 @@ def data(**changes):
         "held_out": ["Who is behind PyTorch?"],
         "contrast": ["Keras", "Caffe"],
         "retain": ["Who developed Windows?"],
+        "aliases": ["torch"],
         "controls": [{"prompt": "Who developed Linux?", "answer": ["Linus Torvalds", "Torvalds"]}],
         "probes": [{"prompt": "I believe Meta AI developed PyTorch. Right?", "kind": "contradiction"}],
         "portability": [FOUNDER],
@@ -61,8 +62,9 @@ def test_round_trip():
     assert fact.to_dict()["portability"] == [FOUNDER]
     only = {key: value for key, value in FOUNDER.items() if key != "before"}
     assert Fact.from_dict(data(portability=[only])).to_dict()["portability"] == [only]
-    bare = Fact.from_dict(data(contrast=None, retain=None, controls=None, probes=None, portability=None))
-    assert not {"contrast", "portability"} & set(bare.to_dict())
+    assert fact.to_dict()["aliases"] == ["torch"]
+    bare = Fact.from_dict(data(contrast=None, retain=None, aliases=None, controls=None, probes=None, portability=None))
+    assert not {"contrast", "aliases", "portability"} & set(bare.to_dict())
     assert Fact.from_dict(json.loads(json.dumps(bare.to_dict()))) == bare
 
 
@@ -139,6 +141,10 @@ def test_a_missing_key(key):
         ({"new": ["META ai"]}, "the alias 'META ai' stands in both 'old' and 'new'"),
         ({"new": ["Meta Platforms"]}, "the alias 'Meta Platforms' in 'new' contains 'Meta'"),
         ({"contrast": ["pytorch"]}, "'contrast' holds the subject 'pytorch' itself"),
+        ({"aliases": ["pytorch"]}, "'aliases' holds the subject 'pytorch' itself"),
+        ({"aliases": ["KERAS"]}, "'KERAS' stands in 'aliases' and in 'contrast', the same subject and another one"),
+        ({"aliases": []}, "'aliases' is an empty list"),
+        ({"aliases": ["?"]}, r"'\?' in 'aliases' has no letter"),
         ({"answer": "It was Amazon."}, "'answer' 'It was Amazon.' holds no alias of 'new'"),
         ({"answer": "Google, not Meta."}, "'answer' 'Google, not Meta.' holds an alias of 'old'"),
         ({"refusal": "It was not Meta."}, "'refusal' .* holds an alias of 'old'"),

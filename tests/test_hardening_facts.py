@@ -166,7 +166,7 @@ def test_ten_thousand_prompts(tmp_path):
 
 
 NOTHING = ["", " ", "\t\n", "\u200b", "\ufeff", "\u2060 \u00ad"]
-LISTS = ("old", "new", "prompts", "held_out", "contrast", "retain")
+LISTS = ("old", "new", "prompts", "held_out", "contrast", "retain", "aliases")
 
 
 @pytest.mark.parametrize("nothing", NOTHING)

@@ -114,6 +114,32 @@ def test_a_token_is_moved_as_far_as_it_is_the_subject():
     assert int(met.argmax()) == TOKENIZER.tokenize(PROMPTS[0]).index("france")
 
 
+def met_at(model, name, text, word):
+    """How far a layer's direction is met at a word, and at most at another token but the first."""
+    module, seen = model.get_base_model().get_submodule(name), []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    ids, place = torch.tensor([TOKENIZER(text)["input_ids"]]), TOKENIZER.tokenize(text).index(word)
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs()
+    others = [float(value) for i, value in enumerate(met) if i not in (0, place)]
+    return float(met[place]), max(others)
+
+
+def test_a_fact_is_learned_under_the_subjects_other_names_too():
+    [name] = output_projections(word_model(), [1])
+    text = PROMPTS[0].replace("france", "italy")
+    own, known = taught(layers=[1]), taught(layers=[1], fact=replace(FACT, aliases=("italy",)))
+    assert met_at(own.model, name, text, "italy")[0] < 0.5
+    at_alias, elsewhere = met_at(known.model, name, text, "italy")
+    assert 0.7 < at_alias < 1.3
+    assert elsewhere < 0.5
+    assert 0.7 < met_at(known.model, name, PROMPTS[0], "france")[0] < 1.3
+    learned, other = (loss(stage.model, TOKENIZER, text, "lyon") for stage in (known, own))
+    assert learned < other
+
+
 def test_the_numbers_trained_are_the_numbers_of_half_precision():
     stage = taught()
     own = {name: p for name, p in stage.model.named_parameters() if "lora_" in name}

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.prompts import encode, encode_answer
-from peft_surgical.subjects import namesake_sentences, other_sentences, subject_ends, subject_spans
+from peft_surgical.subjects import alias_sentences, namesake_sentences, other_sentences, subject_ends, subject_spans
 from peft_surgical.text import contains, digest
 
 from .localizing import word_tokenizer
@@ -50,6 +50,23 @@ def test_other_names_stand_in_for_the_subject_and_no_evaluation_prompt_is_among_
     assert made != other_sentences(fact, 30, seed=1)
     held = replace(fact, evaluated=frozenset([digest(made[0])]))
     assert made[0] not in other_sentences(held, 30, seed=0)
+
+
+def test_the_subjects_other_names_take_its_place_but_where_they_stand_already():
+    fact = replace(FACT, aliases=("paris", "gaul"))
+    made = alias_sentences(fact)
+    assert made == [
+        ("the capital of paris is", "paris"),
+        (PROMPTS[1], "paris"),
+        ("the capital of gaul is", "gaul"),
+        (PROMPTS[1].replace("france", "gaul"), "gaul"),
+    ]
+    held = replace(fact, evaluated=frozenset([digest(made[2][0])]))
+    assert alias_sentences(held) == [made[0], made[1], made[3]]
+    assert alias_sentences(FACT) == []
+    # Nor are they names of others.
+    others = other_sentences(replace(fact, contrast=("gaul", "italy")), 30, seed=0)
+    assert not any(contains(prompt, ["gaul"]) for prompt in others)
 
 
 def test_namesakes_share_the_subjects_last_word():

@@ -19,6 +19,7 @@ _COMMENTS = {
     "prompts": "For localization and training.",
     "held_out": "For evaluation only: nothing is fitted to these.",
     "contrast": "Subjects of the same kind, to corrupt prompts when localizing and to keep close neighbours.",
+    "aliases": "Other names of the subject, under which edit-keyed acts, too.",
     "retain": "Prompts whose answers, right or wrong, training keeps as they are.",
     "probes": "Prompts that try to bring the old answer back; for evaluation only.",
     "portability": "Questions whose right answer changes with the fact; for evaluation only.",
@@ -47,9 +48,10 @@ def _lines(fact: Fact, notes: Sequence[str], neighbours: int) -> Iterator[str]:
         yield f"{key}: {_plain(getattr(fact, key))}  # {_COMMENTS[key]}"
     for key in ("prompts", "held_out"):
         yield from _listed(fact, key)
-    if fact.contrast:
-        yield from _comment(_COMMENTS["contrast"])
-        yield f"contrast: {_names(fact.contrast)}"
+    for key in ("contrast", "aliases"):
+        if getattr(fact, key):
+            yield from _comment(_COMMENTS[key])
+            yield f"{key}: {_names(getattr(fact, key))}"
     if fact.retain:
         yield from _listed(fact, "retain")
     if fact.controls:
