@@ -33,6 +33,7 @@ from .errors import FactError
 from .facts import Fact, TrainingFact
 from .keys import Marked, find_directions, output_projections
 from .measured import Measured
+from .passes import tokens_of
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, span
@@ -174,7 +175,7 @@ def _measured(
 ) -> Measured:
     """What a change of the values costs on what is kept, and the base's distributions there."""
     sample = partial(sample_curvature, runner, [*values.values()])
-    options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
+    options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
     kinds = (range(kept.near), range(kept.near, len(kept.rows)))
     with progress_bar(len(kept.rows), "what to keep", enabled=progress) as bar:
         near, far = (

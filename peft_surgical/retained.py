@@ -17,6 +17,7 @@ from .curvature import Curvature
 from .facts import TrainingFact
 from .lengths import fits
 from .measured import Measured
+from .passes import tokens_of
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, encode, span
@@ -155,7 +156,7 @@ def _measured(
     progress: bool,
 ) -> Measured:
     """The curvature of both kinds of retained rows, weighted, and the distributions met on the way."""
-    options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
+    options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
     far = range(kept.near, len(kept.rows))
     with progress_bar(kept.near + len(kept.carried), "what to keep", enabled=progress) as bar:
 

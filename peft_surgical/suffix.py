@@ -96,6 +96,10 @@ class SuffixRunner:
                 self.room -= size
         return list(range(start, len(self.rows)))
 
+    def length(self, index: int) -> int:
+        """How many tokens of a sequence run at each step."""
+        return len(self.rows[index]) - len(self.prefix)
+
     def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
         """Logits at the asked positions of some sequences, with whatever gradient the model's state asks for.
 

@@ -61,6 +61,10 @@ class TailRunner(SuffixRunner):
             self._run_before(rows[chunk : chunk + batch_size], given[chunk : chunk + batch_size])
         return super().add(rows, batch_size)
 
+    def length(self, index: int) -> int:
+        """How many tokens of a sequence run at each step."""
+        return len(self.rows[index]) - self.starts[index]
+
     def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
         """As [`SuffixRunner.logits`]; what is read must not stand before a sequence's start."""
         ids = self._tails(indices)

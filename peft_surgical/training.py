@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from .computing import check_compute_dtype
 from .curvature import Metric
 from .errors import ModelError
-from .passes import in_passes
+from .passes import in_passes, tokens_of
 from .profiling import phase
 from .progress import progress_bar
 from .prompts import EncodedAnswer, span
@@ -75,8 +75,8 @@ class Recipe:
         retain_tokens: The base's answers are held for so many tokens.
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
             row; the shared beginning of prompts counts where the curvature is measured, and not in a step. When None,
-            all of a step's rows of a kind do. Either way a pass of a step that the accelerator has no memory for is
-            done again in halves.
+            512 on a processor in float32, where more gain nothing, and all of a step's rows of a kind elsewhere.
+            Either way a pass of a step that the accelerator has no memory for is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
@@ -110,7 +110,9 @@ class Recipe:
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
         if self.pass_tokens is not None and self.pass_tokens < 1:
-            raise ModelError(f"pass_tokens must be 1 or more, or None for no limit; got {self.pass_tokens}.")
+            raise ModelError(
+                f"pass_tokens must be 1 or more, or None for what suits the processor; got {self.pass_tokens}."
+            )
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def _backward_facts(
 
     own = share(range(len(facts)))
     every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=runner.device) for i in facts]
-    for places, found in _passes(runner, parameters, own, [rows[facts[place]] for place in own], run, recipe):
+    for places, found in _passes(runner, parameters, own, [facts[place] for place in own], run, recipe):
         for place, losses in zip(places, found, strict=True):
             every[place] += losses.to(runner.device)
     together = torch.cat(every)
@@ -281,7 +283,7 @@ def _backward_kl(
 
     own = share(retains)
     total = torch.zeros((), device=runner.device)
-    for _, kl in _passes(runner, parameters, own, [rows[i] for i in own], run, recipe):
+    for _, kl in _passes(runner, parameters, own, [offset + i for i in own], run, recipe):
         total += kl.to(runner.device)
     add_up([total])
     return float(total)
@@ -291,12 +293,12 @@ def _passes(
     runner: SuffixRunner,
     parameters: Sequence[nn.Parameter],
     chosen: Sequence[int],
-    rows: Sequence[EncodedAnswer],
+    indices: Sequence[int],
     run: Callable[[Sequence[int]], Found],
     recipe: Recipe,
 ) -> list[tuple[list[int], Found]]:
-    lengths = [len(row.ids) - len(runner.prefix) for row in rows]
-    return in_passes(chosen, lengths, parameters, run, tokens=recipe.pass_tokens)
+    lengths = [runner.length(index) for index in indices]
+    return in_passes(chosen, lengths, parameters, run, tokens=tokens_of(recipe.pass_tokens, runner.model))
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from peft_surgical.errors import ModelError
-from peft_surgical.passes import in_passes, parts
+from peft_surgical.passes import in_passes, parts, tokens_of
 from peft_surgical.training import Recipe
 
 from .adapters import deltas
 from .test_training import ALL, Task
+from .tiny import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,17 @@ def test_training_in_parts_is_training_at_once(family, monkeypatch):
     assert task.parameters[0].grad is not None
 
 
+def test_a_processor_in_float32_gets_passes_that_are_no_larger_than_it_gains_by(monkeypatch):
+    model = tiny_model("llama")
+    assert tokens_of(None, model) == 512
+    assert tokens_of(None, model.to(torch.bfloat16)) is None
+    assert tokens_of(None, model.to("meta", torch.float32)) is None
+    assert tokens_of(7, model) == 7
+    cut = trained("llama", pass_tokens=10)[1]
+    monkeypatch.setattr("peft_surgical.passes._PROCESSOR_TOKENS", 10)
+    assert torch.equal(trained("llama")[1], cut)
+
+
 def test_training_goes_on_with_the_memory_there_is(monkeypatch):
     _, scales, _ = trained("llama")
     plain = Task().runner.__class__.logits
@@ -128,5 +140,5 @@ def test_training_goes_on_with_the_memory_there_is(monkeypatch):
 
 
 def test_a_limit_that_holds_nothing():
-    with pytest.raises(ModelError, match="pass_tokens must be 1 or more, or None for no limit; got 0"):
+    with pytest.raises(ModelError, match="pass_tokens must be 1 or more, or None for what suits the processor; got 0"):
         Recipe(pass_tokens=0)
