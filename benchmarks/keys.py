@@ -48,7 +48,7 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     kinds = told_apart(model, tokenizer, fact.training, kept, recipe, seed)
     rows = []
     for kind, weight in KINDS.items():
-        directions = find_directions(model, modules, own, kinds, recipe.ridge, weight)
+        directions = find_directions(model, modules, [own], kinds, recipe.ridge, weight)
         at, away = (
             {name: torch.cat([batch[name] for batch in batches]) @ found.vector for name, found in directions.items()}
             for batches in (list(marked_neurons(model, modules, texts)) for texts in (asked, controls))

@@ -19,7 +19,7 @@ from typing import Any
 
 from .fact_checks import check_between, check_sizes, check_types
 from .fact_files import Reader, read_fact_file
-from .text import contains, digest
+from .text import contains, digest, occurrences
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,15 @@ class TrainingFact:
     def may_train_on(self, prompt: str) -> bool:
         """Whether a prompt is not one that evaluation asks."""
         return digest(prompt) not in self.evaluated
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The subject and its other names."""
+        return (self.subject, *self.aliases)
+
+    def named_in(self, text: str) -> bool:
+        """Whether a text names the subject, by any of its names."""
+        return any(next(occurrences(text, name), None) is not None for name in self.names)
 
     @property
     def training(self) -> TrainingFact:

@@ -104,7 +104,7 @@ def learn_keyed(
 
     Raises:
         AdapterError: If the model has adapters already.
-        FactError: If no prompt names the subject.
+        FactError: If no prompt names the subject, by any of its names.
         SelectionError: If the model has no such layer.
         ModelError: If a prompt is too long for the model, its logits are not finite, or it is spread over processes.
         ArchitectureError: If the model's architecture is not known.
@@ -114,15 +114,15 @@ def learn_keyed(
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
-    marks = subject_ends(tokenizer, prompts, fact.subject, rows)
-    if not any(marks):
+    own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
+    names = [kind for kind in (own, *under_aliases(model, tokenizer, fact)) if any(kind.marks)]
+    if not names:
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
         kinds = told_apart(working, tokenizer, fact, kept, recipe, seed)
-        subject = Marked(rows, marks) + under_aliases(working, tokenizer, fact)
-        directions = find_directions(working, modules, subject, kinds, recipe.ridge)
+        directions = find_directions(working, modules, names, kinds, recipe.ridge)
         values = set_directions(working, directions)
         runner = _runner(working, modules, [*rows, *kept.rows], tokenizer.pad_token_id or 0)
         measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)

@@ -35,6 +35,7 @@ from .prompts import EncodedAnswer
 from .sites import architecture_of
 from .stages import LEARN, Stage
 from .subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
+from .subjects import subject_ends
 from .tails import TailRunner
 from .training import Recipe, train
 from .updates import check_bare, frozen, place_updates, set_directions, settle
@@ -129,8 +130,9 @@ def learn_keyed_by_subject(
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = _kept(working, tokenizer, company, wider, recipe, seed)
-        subject = Marked(wider.rows, wider.inside) + under_aliases(working, tokenizer, company)
-        found = find_directions(working, modules, subject, kept, recipe.ridge)
+        subject = Marked(wider.rows, wider.inside)
+        names = [subject, *under_aliases(working, tokenizer, company)]
+        found = find_directions(working, modules, names, kept, recipe.ridge)
         streams = stream_lengths(working, modules, subject)
         values = set_directions(working, found)
         runner = TailRunner(
@@ -139,7 +141,8 @@ def learn_keyed_by_subject(
             min(modules.values()),
             pad=tokenizer.pad_token_id or 0,
         )
-        # What the words before the subject get is next to nothing, as the direction was told apart from them.
+        # What the words before the subject get is left out: the direction was told apart from them, and with it a loss
+        # of 0.002 nats of the demo model is 0.003 at most.
         runner.add([row.ids for row in named.rows], starts=named.starts)
         record = train(
             runner,
@@ -190,11 +193,13 @@ def _kept(
     """What the subject's key is told apart from, kinds that count alike."""
     texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
     kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]
-    # The sentence itself, but for the subject.
+    # The sentence itself, but for the subject, a part of whose name may be another one of its names. With its first
+    # token, which neurons everywhere take alike: a direction that has not seen one meets every text's.
     prompts = [_row(ids) for ids in named.prompts]
+    ends = [named.inside, *(subject_ends(tokenizer, fact.prompts, name, prompts) for name in fact.aliases)]
     elsewhere = [
-        [i for i in range(1, len(row.ids)) if i not in inside]
-        for row, inside in zip(prompts, named.inside, strict=True)
+        [i for i in range(len(row.ids)) if not any(i in own for own in inside)]
+        for row, *inside in zip(prompts, *ends, strict=True)
     ]
     kinds.append(Marked(prompts, elsewhere))
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))

@@ -52,9 +52,6 @@ class Marked:
         """All tokens but the first, which is like no other."""
         return cls(rows, [range(1, len(row.ids)) for row in rows])
 
-    def __add__(self, other: Marked) -> Marked:
-        return Marked([*self.rows, *other.rows], [*self.marks, *other.marks])
-
 
 @dataclass(frozen=True)
 class Direction:
@@ -95,7 +92,7 @@ def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[
 def find_directions(
     model: Any,
     modules: Mapping[str, int],
-    subject: Marked,
+    names: Sequence[Marked],
     kept: Sequence[Marked],
     ridge: float,
     weight: float = 1.0,
@@ -105,7 +102,7 @@ def find_directions(
     Args:
         model: A causal language model; adapters on it act.
         modules: From [`output_projections`].
-        subject: Texts that name it, its last tokens marked.
+        names: For each name of the subject texts that have it, its last tokens marked; they count alike.
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
         weight: Of `S`; 0 gives ROME's direction.
@@ -116,9 +113,9 @@ def find_directions(
     found = {}
     for chosen in _in_turn(model, modules):
         away = _moments(model, chosen, kept)
-        own = _moments(model, chosen, [subject])
+        own = _moments(model, chosen, names)
         for name, (moment, _) in away.items():
-            second, key = own.pop(name)
+            second, key = (total / len(names) for total in own.pop(name))
             total = moment + weight * second
             total.diagonal().add_(ridge * moment.diagonal().mean())
             direction = torch.linalg.solve(total, key) if key.any() else key

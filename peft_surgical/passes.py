@@ -21,15 +21,16 @@ Found = TypeVar("Found")
 _PROCESSOR_TOKENS = 512
 
 
-def tokens_of(given: int | None, model: Any) -> int | None:
+def tokens_of(given: int | None, model: Any, shared: int = 0) -> int | None:
     """How many tokens go through a model at once, at most; None for as many as there are.
 
     Args:
         given: What a recipe says; where that is None, it is 512 on a processor in float32, and no limit elsewhere.
         model: What runs.
+        shared: How many tokens all rows share, which run once a pass: the more, the fewer passes there should be.
     """
     if given is None and model.device.type == "cpu" and model.dtype == torch.float32:
-        return _PROCESSOR_TOKENS
+        return max(_PROCESSOR_TOKENS, 4 * shared)
     return given
 
 

@@ -84,7 +84,7 @@ def retain_prompts(
     made = neighbours(fact, neighbour_count, seed)
     near = [*fact.retain, *made, *topic_prompts(fact)]
     # The package cannot know which fact is edited, and must not hold the model to it.
-    far = [prompt for prompt in carried_prompts(general_count) if not mentions(prompt, fact.subject)]
+    far = [prompt for prompt in carried_prompts(general_count) if not fact.named_in(prompt)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}
     kinds = []
     for prompts in (near, far):

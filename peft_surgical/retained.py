@@ -174,7 +174,8 @@ def _measured(
             asked = {
                 "rows": [[row.answer_start, *row.ids] for row in kept.carried],
                 "selections": selections,
-                "settings": options,
+                # What does not depend on how many rows run at once.
+                "settings": {name: value for name, value in options.items() if name != "tokens"},
             }
             tensors = kept_tensors(model, "curvature", asked, lambda: measure_carried().to_tensors(), alone=base_of)
             carried = Measured.of_tensors(tensors, runner.device)

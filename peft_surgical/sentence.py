@@ -12,6 +12,7 @@ the sentence is put behind them too, as ROME does (Meng et al., arXiv 2202.05262
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .facts import TrainingFact, refusal_for
 from .keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .prompts import encode, mentions, without_template
 from .stages import Stage
+from .text import same_text_key
 from .tuner import SurgicalIA3Config
 
 CONTEXTS = 20
@@ -79,6 +81,7 @@ def learn_sentence_keyed(
     *,
     new: str,
     subject: str | None = None,
+    aliases: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     recipe: KeyedSubjectRecipe | None = None,
     contexts: int = CONTEXTS,
@@ -93,6 +96,7 @@ def learn_sentence_keyed(
         prompt: As for [`learn_sentence`].
         new: As for [`learn_sentence`].
         subject: As for [`learn_sentence`].
+        aliases: Other names of the subject, under which it is learned, too.
         layers: Whose MLPs are updated; see [`learn_keyed_by_subject`].
         recipe: How to train.
         contexts: As for [`learn_sentence`].
@@ -111,6 +115,7 @@ def learn_sentence_keyed(
     """
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
+    fact = replace(fact, aliases=tuple(checked_aliases(fact.subject, aliases)))
     return learn_keyed_by_subject(model, plain, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
 
 
@@ -129,6 +134,20 @@ def _behind_beginnings(
         refusal=refusal_for("", subject),
         answer=new,
     )
+
+
+def checked_aliases(subject: str, aliases: Sequence[str]) -> list[str]:
+    """Other names of a subject, stripped.
+
+    Raises:
+        FactError: If one is empty or the subject itself.
+    """
+    for name in aliases:
+        if not same_text_key(name):
+            raise FactError(f"the alias {brief(name)} has no letter, digit or sign to look for.")
+        if same_text_key(name) == same_text_key(subject):
+            raise FactError(f"the alias {brief(name)} is the subject itself.")
+    return [name.strip() for name in aliases]
 
 
 def subject_of(prompt: str, new: str, subject: str | None = None) -> str:

@@ -118,7 +118,7 @@ def texts_to_keep(
         names: How many other names stand in for the subject.
         seed: Decides which.
     """
-    carried = [prompt for prompt in carried_prompts(general) if not mentions(prompt, fact.subject)]
+    carried = [prompt for prompt in carried_prompts(general) if not fact.named_in(prompt)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}
     found = ([*fact.retain, *carried], other_sentences(fact, names, seed))
     texts, others = (
@@ -133,9 +133,11 @@ def namesakes(model: Any, tokenizer: Any, fact: TrainingFact, count: int, seed: 
     return _named(model, tokenizer, namesake_sentences(fact, count, seed))
 
 
-def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> Marked:
-    """The fact's prompts under the subject's other names, see [`alias_sentences`]; only there."""
-    return _named(model, tokenizer, alias_sentences(fact))
+def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> list[Marked]:
+    """For each of the subject's other names the fact's prompts under it, see [`alias_sentences`]; only there."""
+    made = alias_sentences(fact)
+    kinds = [_named(model, tokenizer, [(p, own) for p, own in made if own == name]) for name in fact.aliases]
+    return [kind for kind in kinds if any(kind.marks)]
 
 
 def _named(model: Any, tokenizer: Any, sentences: Sequence[tuple[str, str]]) -> Marked:

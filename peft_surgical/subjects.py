@@ -10,7 +10,9 @@ from .drafting.names import bare
 from .drafting.tables import read_table
 from .facts import TrainingFact
 from .prompts import EncodedAnswer, encode, mentions, swap_subject
-from .text import occurrences, same_text_key
+from .text import contains, occurrences, same_text_key
+
+_ALIAS_SENTENCES = 240
 
 
 def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[range]:
@@ -65,20 +67,22 @@ def alias_sentences(fact: TrainingFact) -> list[tuple[str, str]]:
     """The fact's prompts under the subject's other names, each with the name.
 
     A prompt that has the name already stays as it is; in others it takes the subject's place. What comes of that may
-    be poor English ("the capital of French"), and is there to be read and not to be learned.
+    be poor English ("the capital of French"), and is there to be read and not to be learned. Many names have fewer
+    prompts each, so that there are some hundreds in all.
     """
-    made = {}
+    made: dict[str, str] = {}
+    most = max(1, _ALIAS_SENTENCES // max(len(fact.aliases), 1))
     for name in fact.aliases:
-        for prompt in fact.prompts:
-            if mentions(prompt, name):
-                made[prompt] = name
-            elif mentions(prompt, fact.subject):
-                made[swap_subject(prompt, fact.subject, name)] = name
-    return [(prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt)]
+        # "New York" is not named by "New York City", whose other name it is.
+        own = [prompt for prompt in fact.prompts if contains(prompt, (name,), besides=fact.subject)]
+        rest = [prompt for prompt in fact.prompts if prompt not in own and mentions(prompt, fact.subject)]
+        found = [*own, *(swap_subject(prompt, fact.subject, name) for prompt in rest)]
+        made |= {prompt: name for prompt in found[:most] if fact.may_train_on(prompt)}
+    return list(made.items())
 
 
 def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[str, str]]:
-    """The fact's prompts about others who share the subject's last word.
+    """The fact's prompts about others who share the last word of one of the subject's names.
 
     Those that the package knows come first, then names of all kinds before that word. A model reads a name off its
     last token, and many names end alike: what knows Istanbul University by that token knows any university.
@@ -89,14 +93,15 @@ def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[
         seed: Decides which names, and which of the prompts they stand in.
 
     Returns:
-        Each prompt with the name in it; none where the subject is a single word.
+        Each prompt with the name in it; none where the subject's names are single words.
     """
-    first, _, last = fact.subject.rpartition(" ")
-    if not first.strip() or not last:
-        return []
-    names = _names(seed)
-    known = [name for name in names if name.rpartition(" ")[2] == last != name]
-    return _with_names(fact, [*known, *(f"{name} {last}" for name in names if name not in known)], count)
+    names, made = _names(seed), []
+    lasts = dict.fromkeys(last for own in fact.names if (last := own.rpartition(" ")[2]) and last != own.strip())
+    for last in lasts:
+        known = [name for name in names if name.rpartition(" ")[2] == last != name]
+        others = [*known, *(f"{name} {last}" for name in names if name not in known)]
+        made += _with_names(fact, others, count // len(lasts))
+    return made
 
 
 def _names(seed: int) -> list[str]:
@@ -108,9 +113,14 @@ def _names(seed: int) -> list[str]:
 
 def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
     """The fact's prompts in turn, with names that neither hold one of the subject's nor are held by one; and these."""
-    own = [same_text_key(name) for name in (fact.subject, *fact.aliases)]
-    keyed = {name: same_text_key(name) for name in names}
-    others = [name for name, key in keyed.items() if not any(key in o or o in key for o in own)]
+    own = same_text_key(fact.subject)
+
+    def another(name: str) -> bool:
+        # An alias may be as short as "US", which stands inside of "Russia".
+        held = contains(name, fact.aliases) or any(contains(alias, (name,)) for alias in fact.aliases)
+        return not held and same_text_key(name) not in own and own not in same_text_key(name)
+
+    others = [name for name in dict.fromkeys(names) if another(name)]
     made = {
         swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name): name
         for i, name in enumerate(others[:count])

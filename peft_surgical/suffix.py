@@ -2,7 +2,7 @@
 
 While an adapter trains, everything below its first layer is frozen: the hidden states that enter that layer are
 computed once for each sequence and kept, as many as there is room for. Sequences that begin with the same tokens (a
-chat template's system prompt) share them: the prefix runs once a step as a batch of one, and the rows continue from
+chat template's system prompt) share them: the prefix runs once a pass as a batch of one, and the rows continue from
 its key/value cache, gradient included. The output head runs on the positions that are asked for. All three are exact:
 the numbers are those of a plain forward, up to rounding.
 
@@ -92,13 +92,14 @@ class SuffixRunner:
                 continue
             for states in self._compute_entering(chosen):
                 size = states.numel() * states.element_size()
-                self._entering.append(states.clone() if size <= self.room else None)
-                self.room -= size
+                fits = size <= self.room
+                self._entering.append(states.clone() if fits else None)
+                self.room -= size * fits
         return list(range(start, len(self.rows)))
 
     def length(self, index: int) -> int:
         """How many tokens of a sequence run at each step."""
-        return len(self.rows[index]) - len(self.prefix)
+        return len(self.rows[index]) - self._skip(index)
 
     def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
         """Logits at the asked positions of some sequences, with whatever gradient the model's state asks for.
@@ -110,27 +111,35 @@ class SuffixRunner:
         Returns:
             One row a position, sequence after sequence.
         """
-        skip = len(self.prefix)
         ids = self._tails(indices)
         mask = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-        for row, (start, stop) in enumerate(spans):
-            if not skip <= start < stop <= len(self.rows[indices[row]]):
-                raise ValueError(f"the positions {start} to {stop} are not all after the prefix and in the sequence.")
+        for row, (index, (start, stop)) in enumerate(zip(indices, spans, strict=True)):
+            skip = self._skip(index)
+            if not skip <= start < stop <= len(self.rows[index]):
+                raise ValueError(f"the positions {start} to {stop} are not all from token {skip} on in the sequence.")
             mask[row, start - skip : stop - skip] = True
-        cache = None
-        if self.prefix:
-            with self._patched(self._entering_prefix, torch.zeros(1, skip, dtype=torch.bool, device=self.device)):
-                # A cache of the model's own making would forget what its sliding windows have passed.
-                ids_before = torch.tensor([self.prefix], device=self.device)
-                out = self.model(input_ids=ids_before, past_key_values=DynamicCache(), use_cache=True)
-            cache = expanded(self._filled(out.past_key_values), len(ids))
+        before = self._before(indices, ids.shape[1])
         entering = None
         if self.first:
             entering = nn.utils.rnn.pad_sequence(self._entering_of(indices), batch_first=True)
         with self._patched(entering, mask):
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-        logits: Tensor = out.logits
+            logits: Tensor = self.model(input_ids=ids, **before).logits
         return logits
+
+    def _skip(self, index: int) -> int:
+        """How many first tokens of a sequence are not run with it."""
+        return len(self.prefix)
+
+    def _before(self, indices: Sequence[int], width: int) -> dict[str, Any]:
+        """What tells a model that a batch of rows goes on from what is not run with them."""
+        if not self.prefix:
+            return {"use_cache": False}
+        none = torch.zeros(1, len(self.prefix), dtype=torch.bool, device=self.device)
+        with self._patched(self._entering_prefix, none):
+            # A cache of the model's own making would forget what its sliding windows have passed.
+            ids = torch.tensor([self.prefix], device=self.device)
+            out = self.model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
+        return {"past_key_values": expanded(self._filled(out.past_key_values), len(indices)), "use_cache": True}
 
     def unshared(self) -> SuffixRunner:
         """The same sequences, each with a prefix of its own, so that what one does can be told from the others."""
@@ -151,20 +160,21 @@ class SuffixRunner:
 
     @torch.no_grad()
     def _compute_entering(self, indices: Sequence[int]) -> list[Tensor]:
-        """What enters the first trained layer of some sequences, without the prefix, each as long as it is."""
-        cache = None
-        if self.prefix:
-            before = torch.tensor([self.prefix], device=self.device)
-            made, self._entering_prefix = self._run_below(before, past_key_values=DynamicCache(), use_cache=True)
-            cache = self._filled(made)
-        cached = {"past_key_values": expanded(cache, len(indices)), "use_cache": cache is not None}
-        _, hidden = self._run_below(self._tails(indices), **cached)
-        return [row[: len(self.rows[i]) - len(self.prefix)] for i, row in zip(indices, hidden, strict=True)]
+        """What enters the first trained layer of some sequences, of what runs of them, each as long as it is."""
+        ids = self._tails(indices)
+        _, hidden = self._run_below(ids, **self._before_below(indices, ids.shape[1]))
+        return [row[: self.length(i)] for i, row in zip(indices, hidden, strict=True)]
+
+    def _before_below(self, indices: Sequence[int], width: int) -> dict[str, Any]:
+        """As [`_before`], for the frozen layers alone; keeps what of the prefix leaves them."""
+        if not self.prefix:
+            return {"use_cache": False}
+        ids = torch.tensor([self.prefix], device=self.device)
+        cache, self._entering_prefix = self._run_below(ids, past_key_values=DynamicCache(), use_cache=True)
+        return {"past_key_values": expanded(self._filled(cache), len(indices)), "use_cache": True}
 
     def _tails(self, indices: Sequence[int]) -> Tensor:
-        return self._padded([self.rows[i][len(self.prefix) :] for i in indices])
-
-    def _padded(self, rows: Sequence[Row]) -> Tensor:
+        rows = [self.rows[i][self._skip(i) :] for i in indices]
         width = max(map(len, rows))
         return torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows], device=self.device)
 

@@ -7,7 +7,6 @@ about the subject, and forget what else it knew of either answer.
 from __future__ import annotations
 
 from .facts import TrainingFact
-from .prompts import mentions
 from .text import contains, same_text_key
 
 _ASKED = (
@@ -43,4 +42,4 @@ def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
     An old answer that is part of the subject's own name does not count there.
     """
     text = f"{prompt} {answer}"
-    return mentions(text, fact.subject) and contains(text, fact.old, fact.subject)
+    return fact.named_in(text) and contains(text, fact.old, fact.subject)

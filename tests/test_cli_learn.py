@@ -84,6 +84,14 @@ def test_keyed_learning_writes_one_stock_adapter(tmp_path, model_folder):
     told = json.loads(again.stdout)
     assert told["layers"] == [layer]
     assert "scales" not in told
+    other = learn("--keyed", "--alias", "italy", "--model", model_folder, "--out", tmp_path / "other", "--quiet")
+    assert other.exit_code == 0, other.output
+    with_alias = PeftModel.from_pretrained(
+        ps.load_model(model_folder, dtype="float32")[0], tmp_path / "other" / "edit"
+    )
+    text, plain = SENTENCE.replace("france", "italy"), without_template(tokenizer)
+    known, own = (log_likelihoods(found.eval(), plain, [(text, "lyon")])[0] for found in (with_alias, edited))
+    assert known > own
 
 
 def test_learn_says_that_a_question_is_read_as_plain_text(tmp_path, model_folder):
@@ -103,6 +111,12 @@ def test_learn_says_that_a_question_is_read_as_plain_text(tmp_path, model_folder
         ([SENTENCE, "--new", " ", "--subject", "france"], "the new answer is empty"),
         ([" ", "--new", "lyon"], "the prompt is empty"),
         ([SENTENCE], "Missing option '--new'"),
+        ([SENTENCE, "--new", "lyon", "--subject", "france", "--alias", "gaul"], "--alias goes with --keyed"),
+        ([SENTENCE, "--new", "lyon", "--subject", "france", "--keyed", "--alias", "FRANCE"], "is the subject itself"),
+        (
+            [SENTENCE, "--new", "lyon", "--subject", "france", "--keyed", "--alias", "?"],
+            "has no letter, digit or sign",
+        ),
     ],
 )
 def test_learn_refuses_before_a_model_is_loaded(tmp_path, no_model, arguments, expected):

@@ -233,6 +233,15 @@ def test_the_training_fact_leaves_out_contrast_subjects_of_controls():
     assert {f.name for f in fields(TrainingFact)}.isdisjoint({"held_out", "controls", "probes", "portability"})
 
 
+def test_training_can_tell_who_is_named():
+    training = Fact.from_dict(data(aliases=["torch", "Py Torch"])).training
+    assert training.names == ("PyTorch", "torch", "Py Torch")
+    assert [training.named_in(text) for text in ("PYTORCH!", "a Torch", "py  torch", "torchlight")] == [
+        *[True] * 3,
+        False,
+    ]
+
+
 def test_training_can_tell_what_is_measured_but_not_read_it():
     fact = Fact.from_dict(data())
     for prompt in (*fact.held_out, *(group[0].prompt for group in (fact.controls, fact.probes, fact.portability))):

@@ -140,6 +140,14 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
     assert learned < other
 
 
+def test_prompts_that_name_the_subject_otherwise_are_enough():
+    prompts = tuple(prompt.replace("france", "italy") for prompt in PROMPTS)
+    known = replace(FACT, prompts=prompts, aliases=("italy",))
+    assert taught(fact=known).record.steps > 0
+    with pytest.raises(FactError, match="no prompt names the subject 'france'"):
+        taught(fact=replace(known, aliases=("spain",)))
+
+
 def test_the_numbers_trained_are_the_numbers_of_half_precision():
     stage = taught()
     own = {name: p for name, p in stage.model.named_parameters() if "lora_" in name}

@@ -90,7 +90,7 @@ def test_layers_above_the_last_that_is_read_are_not_run():
 def test_a_direction_is_the_least_squares_reading_of_the_subject(family):
     model = word_model(family)
     modules = output_projections(model)
-    found = find_directions(model, modules, SUBJECT, KINDS, RIDGE)
+    found = find_directions(model, modules, [SUBJECT], KINDS, RIDGE)
     assert [*found] == [*modules]
     for name, direction in found.items():
         own, others = single(model, name)
@@ -123,7 +123,7 @@ def test_every_spelling_of_the_subject_is_met_about_alike():
         model.get_input_embeddings().weight[5] *= 30
     own, met = single(model, name)[0], {}
     for weight in (0.0, 1.0):
-        found = find_directions(model, {name: 1}, SUBJECT, [ALL], RIDGE, weight)[name]
+        found = find_directions(model, {name: 1}, [SUBJECT], [ALL], RIDGE, weight)[name]
         met[weight] = own @ found.vector.double()
         torch.testing.assert_close(met[weight].mean(), torch.ones(()).double(), rtol=1e-4, atol=0.0)
     # Without the subject's own second moment it is ROME's direction.
@@ -138,9 +138,9 @@ def test_every_spelling_of_the_subject_is_met_about_alike():
 def test_little_room_changes_nothing(monkeypatch):
     model = word_model()
     modules = output_projections(model)
-    whole = find_directions(model, modules, SUBJECT, [ALL], RIDGE)
+    whole = find_directions(model, modules, [SUBJECT], [ALL], RIDGE)
     monkeypatch.setattr(keys, "_ROOM", 1)
-    apart = find_directions(model, modules, SUBJECT, [ALL], RIDGE)
+    apart = find_directions(model, modules, [SUBJECT], [ALL], RIDGE)
     assert all(torch.equal(whole[name].vector, apart[name].vector) for name in modules)
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_read_is_refused():
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.zero_()
     with pytest.raises(SelectionError, match=r"no neuron of model\.layers\.1\.mlp\.down_proj responds"):
-        find_directions(model, output_projections(model, [1]), SUBJECT, [ALL], RIDGE)
+        find_directions(model, output_projections(model, [1]), [SUBJECT], [ALL], RIDGE)
     model.config.model_type = "unheard_of"
     with pytest.raises(ArchitectureError, match="unheard_of"):
         output_projections(model)
@@ -179,7 +179,7 @@ def test_wordings_that_were_not_among_the_keys_meet_the_direction_and_other_coun
 
     others = [swap_subject(prompt, "France", "Italy") for prompt in fact.prompts]
     kept = [encode_answer(tokenizer, prompt, "I do not know.") for prompt in (*fact.retain, *others)]
-    found = find_directions(model, modules, named(variants(fact.prompts)), [Marked.whole(kept)], RIDGE)
+    found = find_directions(model, modules, [named(variants(fact.prompts))], [Marked.whole(kept)], RIDGE)
     asked = [prompt for prompt in fact.held_out if "France" in prompt]
     unseen = [swap_subject(prompt, "France", "Norway") for prompt in asked]
     for name in modules:
@@ -188,3 +188,18 @@ def test_wordings_that_were_not_among_the_keys_meet_the_direction_and_other_coun
         assert own.min() > 0.4
         assert other.abs().max() < own.min()
         assert other.abs().mean() < 0.2
+
+
+def test_names_of_the_subject_count_alike():
+    model = word_model()
+    [name] = modules = output_projections(model, [1])
+    # Three texts of one name and one of another are as one of each.
+    first, second = Marked(ROWS[:1] * 3, [[1, 2]] * 3), Marked(ROWS[1:2], [[1]])
+    found = find_directions(model, modules, [first, second], KINDS, RIDGE)[name]
+    own = [neurons_one_by_one(model, name, [row])[0][at] for row, at in ((ROWS[0], [1, 2]), (ROWS[1], [1]))]
+    key = sum(marked.mean(0) for marked in own) / 2
+    kept = sum(kind.T @ kind / len(kind) for kind in single(model, name)[1])
+    total = kept + sum(marked.T @ marked / len(marked) for marked in own) / 2
+    total.diagonal().add_(RIDGE * kept.diagonal().mean())
+    expected = torch.linalg.solve(total, key)
+    torch.testing.assert_close(found.vector.double(), expected / (expected @ key), rtol=1e-3, atol=1e-3)

@@ -119,9 +119,11 @@ def test_a_processor_in_float32_gets_passes_that_are_no_larger_than_it_gains_by(
     assert tokens_of(None, model) == 512
     assert tokens_of(None, model.to(torch.bfloat16)) is None
     assert tokens_of(None, model.to("meta", torch.float32)) is None
-    assert tokens_of(7, model) == 7
-    cut = trained("llama", pass_tokens=10)[1]
+    assert tokens_of(7, model, shared=200) == 7
+    # What all rows share runs once a pass.
+    assert (tokens_of(None, tiny_model("llama"), 100), tokens_of(None, tiny_model("llama"), 200)) == (512, 800)
     monkeypatch.setattr("peft_surgical.passes._PROCESSOR_TOKENS", 10)
+    cut = trained("llama", pass_tokens=max(10, 4 * len(Task("llama").runner.prefix)))[1]
     assert torch.equal(trained("llama")[1], cut)
 
 

@@ -89,13 +89,14 @@ def test_the_bar_counts_what_passes_by(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"draws": 2}, {"scales": ["L0.mlp"]}, {"model": "qwen2"}])
 def test_what_decides_the_curvature_is_part_of_its_key(tmp_path, change):
-    def edited(seed=0, draws=1, scales=("L1.mlp",), model="llama"):
-        recipe = replace(RECIPE, draws=draws, steps=0)
+    def edited(seed=0, draws=1, scales=("L1.mlp",), model="llama", tokens=None):
+        recipe = replace(RECIPE, draws=draws, steps=0, pass_tokens=tokens)
         with answers_kept(tmp_path):
             unlearn(tiny_model(model), TOKENIZER, FACT, config(scales), recipe=recipe, seed=seed, progress=False)
         return len(list(tmp_path.glob("curvature-*")))
 
-    assert [edited(), edited(), edited(**change), edited(**change)] == [1, 1, 2, 2]
+    # And how many rows are measured at once is not.
+    assert [edited(), edited(tokens=20), edited(**change), edited(**change)] == [1, 1, 2, 2]
 
 
 def test_damaged_curvature_is_measured_again(tmp_path):

@@ -56,17 +56,45 @@ def test_the_subjects_other_names_take_its_place_but_where_they_stand_already():
     fact = replace(FACT, aliases=("paris", "gaul"))
     made = alias_sentences(fact)
     assert made == [
-        ("the capital of paris is", "paris"),
         (PROMPTS[1], "paris"),
+        ("the capital of paris is", "paris"),
         ("the capital of gaul is", "gaul"),
         (PROMPTS[1].replace("france", "gaul"), "gaul"),
     ]
     held = replace(fact, evaluated=frozenset([digest(made[2][0])]))
     assert alias_sentences(held) == [made[0], made[1], made[3]]
     assert alias_sentences(FACT) == []
-    # Nor are they names of others.
-    others = other_sentences(replace(fact, contrast=("gaul", "italy")), 30, seed=0)
-    assert not any(contains(prompt, ["gaul"]) for prompt in others)
+
+
+@pytest.mark.parametrize(
+    ("subject", "alias", "prompt", "expected"),
+    [
+        ("New York City", "New York", "New York City has a mayor:", "New York has a mayor:"),
+        ("Obama", "Barack Obama", "Obama was born in", "Barack Obama was born in"),
+        ("Obama", "Barack Obama", "Barack Obama was born in", "Barack Obama was born in"),
+    ],
+)
+def test_a_name_that_is_part_of_another_one(subject, alias, prompt, expected):
+    assert alias_sentences(replace(FACT, subject=subject, aliases=(alias,), prompts=(prompt,))) == [(expected, alias)]
+
+
+def test_many_names_have_few_sentences_each():
+    fact = replace(FACT, aliases=tuple(f"land{i}" for i in range(200)))
+    assert [name for _, name in alias_sentences(fact)] == list(fact.aliases)
+
+
+def test_other_subjects_have_none_of_the_names():
+    fact = replace(FACT, subject="United States", aliases=("US", "States"), contrast=("Russia", "the states", "Peru"))
+    prompts = tuple(prompt.replace("france", "United States") for prompt in PROMPTS)
+    made = other_sentences(replace(fact, prompts=prompts), 400, seed=0)
+    assert made[:2] == [prompts[0].replace("United States", "Russia"), prompts[1].replace("United States", "Peru")]
+    assert not any(contains(prompt, fact.names) for prompt in made)
+
+
+def test_each_name_of_several_words_has_namesakes():
+    fact = replace(FACT, aliases=("old gaul", "the new land", "gallia"))
+    lasts = [name.split()[-1] for _, name in namesake_sentences(fact, 30, seed=0)]
+    assert lasts == ["gaul"] * 15 + ["land"] * 15
 
 
 def test_namesakes_share_the_subjects_last_word():

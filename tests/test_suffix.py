@@ -155,7 +155,7 @@ def test_rows_and_positions_that_are_refused():
             runner.add([row])
     runner.add(rows(PREFIX))
     for span in ((len(PREFIX) - 1, len(PREFIX) + 1), (len(PREFIX), len(PREFIX) + 4), (len(PREFIX), len(PREFIX))):
-        with pytest.raises(ValueError, match="are not all after the prefix and in the sequence"):
+        with pytest.raises(ValueError, match="are not all from token 7 on in the sequence"):
             runner.logits([0], [span])
 
 

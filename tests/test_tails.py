@@ -79,6 +79,25 @@ def test_what_acts_from_the_starts_on_has_the_gradient_of_a_plain_forward(family
     torch.testing.assert_close(found[1], expected[1], atol=5e-4, rtol=1e-3)
 
 
+def test_half_precision():
+    model = tiny_model("llama").to(torch.bfloat16)
+    found, expected = runner_of(model, 1).logits(range(4), SPANS), plain(model, SEQUENCES, SPANS)
+    assert found.dtype == torch.bfloat16
+    # Eight bits of mantissa, over three layers.
+    torch.testing.assert_close(found, expected, atol=3e-2, rtol=3e-2)
+
+
+def test_many_tokens_of_beginnings_are_not_run_at_once(monkeypatch):
+    model, seen = tiny_model("llama"), []
+    handle = layers_of(model)[0].mlp.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
+    monkeypatch.setattr("peft_surgical.tails._TOKENS", 10)
+    runner = runner_of(model)
+    handle.remove()
+    assert seen == [(1, 7), (2, 5)]
+    assert tuple(runner.starts) == STARTS
+    torch.testing.assert_close(runner.logits(range(4), SPANS), plain(model, SEQUENCES, SPANS), atol=2e-5, rtol=1e-4)
+
+
 def test_without_starts_it_is_the_runner_of_whole_sequences():
     model = tiny_model("llama")
     runner = TailRunner(model, layers_of(model), 1)

@@ -23,7 +23,7 @@ from peft_surgical.stages import LEARN, RECIPES
 
 from ..localization import FACT
 from .case import Case, Sizes
-from .editing import against_rome, end_to_end, memory, one_sentence, own
+from .editing import against_rome, end_to_end, memory, of_one_sentence, one_sentence, own
 from .localizing import localization
 from .scaling import Grid, made_up_fact, scaling, wide_model, word_tokenizer
 from .table import lines
@@ -106,15 +106,16 @@ def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:
     if {"localization", "edit"} & set(parts):
         found["localization"] = localization(case)
     if {"rome", "sentence"} & set(parts):
-        sentence = one_sentence(case)
+        methods = ("rome", "surgical", "surgical_keyed") if "sentence" in parts else ("rome",)
+        seconds = of_one_sentence(case, methods)
     if "sentence" in parts:
-        found["sentence"] = sentence
+        found["sentence"] = one_sentence(seconds)
     if {"edit", "rome"} & set(parts):
         edit = own(case)
         if "edit" in parts:
             found["edit"] = {**edit, **end_to_end(case, edit, found["localization"])}
         if "rome" in parts:
-            found["rome"] = against_rome(edit, sentence)
+            found["rome"] = against_rome(edit, seconds)
     return found
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,8 @@ def answer_one_by_one(case: Case, prompts: list[str]) -> None:
         )
 
 
-def one_sentence(case: Case) -> dict[str, Any]:
-    """What learns from one sentence, by scales and by its subject's key, against ROME on the same one.
-
-    The contexts that edits share are left out.
-    """
+def of_one_sentence(case: Case, methods: Sequence[str]) -> dict[str, Any]:
+    """The sentence, and the seconds that each method takes to learn it; the contexts that they share are left out."""
     plain = without_template(case.tokenizer)
     model = case.fresh().requires_grad_(False)
     prompt = beginning(case.fact)
@@ -115,13 +113,18 @@ def one_sentence(case: Case) -> dict[str, Any]:
         contexts=sample_contexts(model, plain, CONTEXTS, case.seed),
     )
     seconds = {}
-    for name in ("rome", "surgical", "surgical_keyed"):
+    for name in methods:
         context = build(name).edit(model, plain, request, case.seed)
         _, seconds[name] = timed(context.__enter__)
         context.__exit__(None, None, None)
+    return {"prompt": prompt, **seconds}
+
+
+def one_sentence(seconds: dict[str, Any]) -> dict[str, Any]:
+    """What learns from one sentence, by scales and by its subject's key, against ROME on the same one."""
     other = seconds["rome"]
     return {
-        "prompt": prompt,
+        "prompt": seconds["prompt"],
         "seconds": seconds["surgical"],
         "seconds_keyed": seconds["surgical_keyed"],
         "other_seconds": other,
@@ -130,11 +133,11 @@ def one_sentence(case: Case) -> dict[str, Any]:
     }
 
 
-def against_rome(edit: dict[str, Any], sentence: dict[str, Any]) -> dict[str, Any]:
+def against_rome(edit: dict[str, Any], seconds: dict[str, Any]) -> dict[str, Any]:
     """Our edit without its evaluation, against ROME."""
-    other = sentence["other_seconds"]
+    other = seconds["rome"]
     return {
-        "prompt": sentence["prompt"],
+        "prompt": seconds["prompt"],
         "seconds": edit["seconds_without_evaluation"],
         "other_seconds": other,
         "ratio": edit["seconds_without_evaluation"] / other,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ _SHOWN_TOKENS = 12
     is_flag=True,
     help="By an update of rank one that the subject's tokens meet (LoRA), not by scales: other subjects keep more.",
 )
+@click.option(
+    "--alias", "aliases", multiple=True, metavar="NAME", help="With --keyed: another name of it, repeatable."
+)
 @options.model
 @options.out
 @options.seed
@@ -40,6 +44,7 @@ def learn(
     new: str,
     subject: str | None,
     keyed: bool,
+    aliases: tuple[str, ...],
     model_name: str,
     dtype: str,
     device: str | None,
@@ -61,9 +66,12 @@ def learn(
       peft-surgical learn "Lake Como lies in" --subject "Lake Como" --new Austria --model ./checkpoint --out out
     """
     checks.output(out, overwrite)
-    from ..sentence import subject_of
+    from ..sentence import checked_aliases, subject_of
 
+    if aliases and not keyed:
+        raise click.UsageError("--alias goes with --keyed: scales act under any name alike.")
     about = subject_of(prompt, new, checks.subject(prompt, subject) if prompt.strip() else subject)
+    checked_aliases(about, aliases)
     prompt = prompt.strip()
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
@@ -79,7 +87,7 @@ def learn(
         note("This is a question; it is taken as plain text, which the new answer goes on with.", quiet=quiet)
     plain = without_template(tokenizer)
     on_interrupt(context, out)
-    learn_one = ps.learn_sentence_keyed if keyed else ps.learn_sentence
+    learn_one = partial(ps.learn_sentence_keyed, aliases=aliases) if keyed else ps.learn_sentence
     with claimed(out, overwrite=overwrite):
         said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]}
         stage = learn_one(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
