@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import peft_surgical as ps
-from peft_surgical import curvature, retain
+from peft_surgical import passes, retain
 from peft_surgical.cli.launch import launched
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.models import load_model
@@ -108,7 +108,7 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
         patch.setattr(SuffixRunner, "logits", counted)
         # So few rows would be one batch, and one batch is one process's.
-        patch.setattr(curvature, "_TOKENS", 1)
+        patch.setattr(passes, "_PROCESSOR_TOKENS", 1)
         options = {"retention_tokens": 48, "progress": False}
         if keyed:
             fact = replace(test_edit.FACT, subject="france")
