@@ -114,25 +114,22 @@ class TailRunner(SuffixRunner):
         return {
             "attention_mask": mask.long(),
             "position_ids": positions,
-            "past_key_values": self._cache(indices, before),
+            "past_key_values": self._cache(indices),
             "use_cache": True,
         }
 
-    def _cache(self, indices: Sequence[int], before: int) -> DynamicCache:
+    def _cache(self, indices: Sequence[int]) -> DynamicCache:
         """Keys and values of what stands before some tails, each ending where its tail begins."""
-        layers = zip(*(own for i in indices if (own := self._kept[i]) is not None), strict=True)
-        where = [row for row, i in enumerate(indices) if self._kept[i] is not None]
-        made = []
-        for layer in layers:
-            filled = []
-            for side in (0, 1):
-                heads, _, dim = layer[0][side].shape
-                whole = layer[0][side].new_zeros(len(indices), heads, before, dim)
-                for row, own in zip(where, layer, strict=True):
-                    whole[row, :, before - own[side].shape[1] :] = own[side]
-                filled.append(whole)
-            made.append(tuple(filled))
-        return DynamicCache(made)
+        kept = [self._kept[i] for i in indices]
+        some = next(own for own in kept if own is not None)
+        none = [(keys[:, :0], values[:, :0]) for keys, values in some]
+        layers = zip(*(own or none for own in kept), strict=True)
+        return DynamicCache([tuple(map(_ending_together, zip(*layer, strict=True))) for layer in layers])
 
     def _before_below(self, indices: Sequence[int], width: int) -> dict[str, Any]:
         return self._before(indices, width)
+
+
+def _ending_together(parts: Sequence[Float[Tensor, "head token dim"]]) -> Float[Tensor, "row head token dim"]:
+    by_token = [part.transpose(0, 1) for part in parts]
+    return nn.utils.rnn.pad_sequence(by_token, batch_first=True, padding_side="left").transpose(1, 2)
