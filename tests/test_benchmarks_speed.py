@@ -14,6 +14,7 @@ from benchmarks.speed import training
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.case import Case, Sizes, matrix_product_peak
 from benchmarks.speed.editing import beginning
+from benchmarks.speed.passes import TOKENS
 from benchmarks.speed.scaling import Grid, exponent, made_up_fact, scaling, wide_model, word_tokenizer
 from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_stock_adapter
 from benchmarks.speed.table import lines
@@ -151,7 +152,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     arguments = ["--model", model_folder, "--fact", fact_file, "--following", fact_file, "--stage-steps", 3]
     arguments += ["--recipe", json.dumps(RECIPE)]
     arguments += ["--trainer-steps", 2, "--components", 3, "--prompts", 1, "--repeats", 1, "--own-steps", 1]
-    parts = ["stage", "step", "localization", "edit", "rome", "sentence"]
+    parts = ["stage", "step", "passes", "localization", "edit", "rome", "sentence"]
     result = CliRunner().invoke(main, [*map(str, arguments), *(word for part in parts for word in ("--part", part))])
     assert result.exit_code == 0, result.output
     *table, last = result.stdout.splitlines()
@@ -170,6 +171,9 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert sentence["ratio"] == sentence["seconds"] / sentence["other_seconds"]
     assert sentence["ratio_keyed"] == sentence["seconds_keyed"] / sentence["other_seconds"]
     assert found["localization"]["largest_error"] < 1e-4
+    assert [*found["passes"]["tokens"]] == [*map(str, TOKENS)]
+    for cost in found["passes"]["tokens"].values():
+        assert min(cost[name]["seconds"] for name in ("step", "curvature")) > 0
     for words in (
         "same loss",
         "2 trainer steps to 6",
@@ -177,6 +181,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
         "evaluation, against ROME",
         "its subject's key",
         "of the machine's peak",
+        "tokens a pass",
     ):
         assert words in shown
 

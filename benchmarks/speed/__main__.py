@@ -25,11 +25,12 @@ from ..localization import FACT
 from .case import Case, Sizes
 from .editing import against_rome, end_to_end, memory, of_one_sentence, one_sentence, own
 from .localizing import localization
+from .passes import passes
 from .scaling import Grid, made_up_fact, scaling, wide_model, word_tokenizer
 from .table import lines
 from .training import stage_to_the_same_loss, step_at_equal_batch
 
-PARTS = ("stage", "step", "localization", "edit", "rome", "sentence", "memory", "wide", "scaling")
+PARTS = ("stage", "step", "localization", "edit", "rome", "sentence", "memory", "passes", "wide", "scaling")
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -103,6 +104,8 @@ def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:
         found["stage"] = stage_to_the_same_loss(case)
     if "step" in parts:
         found["step"] = step_at_equal_batch(case)
+    if "passes" in parts:
+        found["passes"] = passes(case)
     if {"localization", "edit"} & set(parts):
         found["localization"] = localization(case)
     if {"rome", "sentence"} & set(parts):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .passes import EVERY
+
 GOALS = {
     "stage": "≥ 10×",
     "step": "≥ 3×",
@@ -46,6 +48,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         low, low_few = memory["mib_low"], memory["mib_low_quarter"]
         yield f"{'the same with --low-memory':46}{low:>12.0f}{'':>22}  {GOALS['memory']}"
         yield f"  with {few} prompts {low_few:.0f} MiB, with all {every} {low:.0f} MiB"
+    if "passes" in found:
+        yield from _passes(found["passes"])
     if "scaling" in found:
         yield from _scaling(found["scaling"])
 
@@ -98,6 +102,16 @@ def _edit(found: dict[str, Any]) -> Iterator[str]:
     phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["other_phases"].items())
     scaled = ", ".join(f"{done} {name} to {all_}" for name, (done, all_) in found["extrapolated"].items())
     yield f"  against: {phases}; extrapolated from measured: {scaled.replace('_', ' ')}"
+
+
+def _passes(found: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"{'tokens a pass':>14}{'a step':>14}{'peak':>12}{'curvature':>14}{'peak':>12}"
+    for tokens, own in found["tokens"].items():
+        limit = "all" if tokens == EVERY else f"{tokens:,}"
+        costs = "".join(f"{own[n]['seconds']:>12.2f} s{own[n]['mib']:>8.0f} MiB" for n in ("step", "curvature"))
+        yield f"{limit:>14}{costs}"
+    yield f"  curvature: of {found['rows']} rows"
 
 
 def _scaling(found: dict[str, Any]) -> Iterator[str]:
