@@ -19,7 +19,7 @@ import click
 import torch
 
 import peft_surgical as ps
-from peft_surgical.keyed import KeyedRecipe, told_apart
+from peft_surgical.keyed import KeyedRecipe, run_from, told_apart
 from peft_surgical.keys import Marked, find_directions, marked_neurons, output_projections
 from peft_surgical.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.retained import base_rows
@@ -44,8 +44,10 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False)
     own = _named(tokenizer, fact, training_prompts(fact.training, recipe))
     asked = _named(tokenizer, fact, fact.held_out)
-    controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
-    kinds = told_apart(model, tokenizer, fact.training, kept, recipe, seed)
+    controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls], 1)
+    starts = run_from(own.rows, [own.marks], kept.rows)
+    before = Marked(own.rows, [range(start) for start, _ in zip(starts, own.rows, strict=False)])
+    kinds = told_apart(model, tokenizer, fact.training, before, kept, recipe, seed)
     rows = []
     for kind, weight in KINDS.items():
         directions = find_directions(model, modules, [own], kinds, recipe.ridge, weight)

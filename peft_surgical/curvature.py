@@ -203,13 +203,14 @@ def sample_curvature(
     # a refusal then spreads through the prefix to other questions.
     runner = runner.unshared()
     made = [parameter.new_zeros(draws, len(rows), parameter.numel()) for parameter in parameters]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    lengths = [runner.length(index) for index in indices]
+    order = sorted(range(len(rows)), key=lambda i: lengths[i])
     positions = sum(len(row.ids) - row.answer_start for row in rows)
-    batches = parts(order, [len(rows[i].ids) for i in order], tokens or _TOKENS)
+    batches = parts(order, [lengths[i] for i in order], tokens or _TOKENS)
     with watching as found:
         for chosen in share(batches):
             spans = [span(rows[i]) for i in chosen]
-            found.rows, found.tokens = len(chosen), max(len(rows[i].ids) for i in chosen)
+            found.rows, found.tokens = len(chosen), max(lengths[i] for i in chosen)
             logits = runner.logits([indices[i] for i in chosen], spans).float()
             # The sum shows what is not a number or too large, the least what is minus infinity.
             if not torch.isfinite(torch.stack([logits.detach().sum(), logits.detach().amin()])).all():

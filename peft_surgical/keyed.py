@@ -19,10 +19,11 @@ The updates are a stock LoRA adapter of rank 1 whose `A` holds the directions, f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ from .sites import ModelShape, architecture_of
 from .stages import LEARN, Stage, check_retain_fits, training_rows
 from .subject_texts import namesakes, under_aliases
 from .subjects import subject_ends
-from .suffix import SuffixRunner, shared_prefix
+from .suffix import shared_prefix
+from .tails import TailRunner
 from .training import Recipe, train
 from .updates import check_bare, frozen, place_updates, set_directions, settle
 
@@ -114,17 +116,25 @@ def learn_keyed(
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
-    own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
+    ends = {name: subject_ends(tokenizer, prompts, name, rows) for name in fact.names}
+    own = Marked(rows, ends[fact.subject])
     names = [kind for kind in (own, *under_aliases(model, tokenizer, fact)) if any(kind.marks)]
     if not names:
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
-        kinds = told_apart(working, tokenizer, fact, kept, recipe, seed)
-        directions = find_directions(working, modules, names, kinds, recipe.ridge)
-        values = set_directions(working, directions)
-        runner = _runner(working, modules, [*rows, *kept.rows], tokenizer.pad_token_id or 0)
+        starts = run_from(rows, ends.values(), kept.rows)
+        before = Marked(rows, [range(start) for start in starts[: len(rows)]])
+        kinds = told_apart(working, tokenizer, fact, before, kept, recipe, seed)
+        values = set_directions(working, find_directions(working, modules, names, kinds, recipe.ridge))
+        runner = TailRunner(
+            working,
+            working.get_submodule(architecture_of(working.config.model_type).layers),
+            min(modules.values()),
+            pad=tokenizer.pad_token_id or 0,
+        )
+        runner.add([row.ids for row in (*rows, *kept.rows)], starts=starts)
         measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
         record = train(
             runner,
@@ -144,27 +154,44 @@ def learn_keyed(
     return Stage(frozen(peft_model), LEARN, record, None)
 
 
+def run_from(
+    rows: Sequence[EncodedAnswer], ends: Iterable[Sequence[Sequence[int]]], kept: Sequence[EncodedAnswer]
+) -> list[int]:
+    """The token that each row is run from at every step: the first that ends one of the names, and where there is
+    none, the first after what all rows begin with.
+
+    What the updates do before that is left out: their directions are told apart from it.
+
+    Args:
+        rows: The fact's.
+        ends: For each of the subject's names its last tokens in each of them.
+        kept: What is kept, in which no name is looked for.
+
+    Returns:
+        A token for each of the fact's rows, then for each that is kept.
+    """
+    every = [*rows, *kept]
+    prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
+    found = [[*chain.from_iterable(marks)] for marks in zip(*ends, strict=True)]
+    # An answer is read from the token before it on, whether or not the name stands in it.
+    own = [min([*marks, span(row)[0]]) if marks else prefix for row, marks in zip(rows, found, strict=True)]
+    return [*(max(prefix, start) for start in own), *[prefix] * len(kept)]
+
+
 def told_apart(
-    model: Any, tokenizer: Any, fact: TrainingFact, kept: Rows, recipe: KeyedRecipe, seed: int
+    model: Any, tokenizer: Any, fact: TrainingFact, before: Marked, kept: Rows, recipe: KeyedRecipe, seed: int
 ) -> list[Marked]:
-    """What the subject's key is told apart from, kinds that count alike: what is kept, and its namesakes."""
+    """What the subject's key is told apart from, kinds that count alike: what is kept, its namesakes, and `before`,
+    what stands before the subject in the fact's own rows."""
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
     kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
-    kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
+    kinds += [namesakes(model, tokenizer, fact, recipe.namesakes, seed), before]
     return [kind for kind in kinds if any(kind.marks)]
-
-
-def _runner(model: Any, modules: Mapping[str, int], rows: Sequence[EncodedAnswer], pad: int) -> SuffixRunner:
-    prefix = shared_prefix([row.ids for row in rows], [span(row)[0] for row in rows])
-    layers = model.get_submodule(architecture_of(model.config.model_type).layers)
-    runner = SuffixRunner(model, layers, min(modules.values()), rows[0].ids[:prefix], pad=pad)
-    runner.add([row.ids for row in rows])
-    return runner
 
 
 @phase("curvature")
 def _measured(
-    runner: SuffixRunner,
+    runner: TailRunner,
     model: Any,
     values: Mapping[str, nn.Parameter],
     kept: Rows,

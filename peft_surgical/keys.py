@@ -22,12 +22,14 @@ import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from .errors import SelectionError
+from .generation import MIN_SHARED
 from .profiling import phase
 from .prompts import EncodedAnswer
 from .sites import architecture_of
-from .suffix import passed_over, read_at
+from .suffix import expanded, passed_over, read_at, shared_prefix
 from .tuner.fold import features
 
 _BATCH = 32
@@ -48,9 +50,9 @@ class Marked:
     marks: Sequence[Sequence[int]]
 
     @classmethod
-    def whole(cls, rows: Sequence[EncodedAnswer]) -> Marked:
-        """All tokens but the first, which is like no other."""
-        return cls(rows, [range(1, len(row.ids)) for row in rows])
+    def whole(cls, rows: Sequence[EncodedAnswer], start: int = 0) -> Marked:
+        """All tokens from one on."""
+        return cls(rows, [range(start, len(row.ids)) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -232,10 +234,26 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
 
 @torch.no_grad()
 def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Runs texts through the first layers, a batch at a time, and picks the marked tokens of what hooks have seen."""
+    """Runs texts through the first layers, a batch at a time, and picks the marked tokens of what hooks have seen.
+
+    What all of them begin with runs once.
+    """
     stack = model.get_submodule(architecture_of(model.config.model_type).layers)
     head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
     rows, marks = texts.rows, texts.marks
+
+    def states_of(ids: Tensor, cache: Any) -> dict[str, Tensor]:
+        nowhere = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        with passed_over(stack, above), read_at(head, nowhere):
+            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        return {name: own.reshape(*ids.shape, -1) for name, own in seen.items()}
+
+    length, begun, beginning = shared_prefix([row.ids for row in rows], [len(row.ids) - 1 for row in rows]), None, {}
+    if length < MIN_SHARED or len(rows) < 2:
+        length = 0
+    else:
+        begun = DynamicCache()
+        beginning = states_of(torch.tensor([rows[0].ids[:length]], device=device), begun)
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     for start in range(0, len(order), _BATCH):
@@ -245,6 +263,7 @@ def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) ->
         for row, i in enumerate(chosen):
             ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=device)
             marked[row, list(marks[i])] = True
-        with passed_over(stack, above), read_at(head, torch.zeros_like(marked)):
-            model(input_ids=ids, use_cache=False)
-        yield {name: own.reshape(*ids.shape, -1)[marked.to(own.device)].float() for name, own in seen.items()}
+        found = states_of(ids[:, length:], expanded(begun, len(chosen)))
+        for name, own in beginning.items():
+            found[name] = torch.cat([own.expand(len(chosen), -1, -1), found[name]], 1)
+        yield {name: own[marked.to(own.device)].float() for name, own in found.items()}

@@ -1,14 +1,14 @@
 """Forward passes from one token of each sequence on, for training that acts nowhere before it.
 
 What is learned by its subject acts on the subject's tokens. What stands before them is as it was at every step: keys
-and values of all layers are computed once a sequence and kept, and a step runs the rest only. That is exact where
-nothing that trains acts on what stands before (`by_subject`), and leaves out what it does there else
-(`keyed_by_subject`).
+and values of all layers are computed once for each beginning and kept, and a step runs the rest only. That is exact
+where nothing that trains acts on what stands before (`by_subject`), and leaves out what it does there else (`keyed`,
+`keyed_by_subject`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,10 +65,15 @@ class TailRunner(SuffixRunner):
         begun = len(self.starts)
         self.starts += [0] * len(rows)
         self._kept += [None] * len(rows)
-        before = [place for place, start in enumerate(given) if start]
-        for part in parts(before, [given[place] for place in before], _TOKENS):
+        # Many may begin alike, as with a template.
+        places: dict[Row, list[int]] = {}
+        for place, (row, start) in enumerate(zip(rows, given, strict=True)):
+            if start:
+                places.setdefault(row[:start], []).append(begun + place)
+        beginnings = [*places]
+        for part in parts(range(len(beginnings)), [*map(len, beginnings)], _TOKENS):
             if self.room > 0:
-                self._run_before([rows[place] for place in part], [given[place] for place in part], begun, part)
+                self._run_before({beginnings[i]: places[beginnings[i]] for i in part})
         return super().add(rows, batch_size)
 
     def _skip(self, index: int) -> int:
@@ -76,9 +81,9 @@ class TailRunner(SuffixRunner):
 
     @phase("beginnings")
     @torch.no_grad()
-    def _run_before(self, rows: Sequence[Row], starts: Sequence[int], begun: int, places: Sequence[int]) -> None:
-        beginnings = [row[:start] for row, start in zip(rows, starts, strict=True)]
-        ids, mask = (made.to(self.device) for made in left_pad(beginnings, self.pad))
+    def _run_before(self, beginnings: Mapping[Row, Sequence[int]]) -> None:
+        """Keeps the keys and values of some beginnings, for the sequences that begin so."""
+        ids, mask = (made.to(self.device) for made in left_pad([*beginnings], self.pad))
         with read_at(self.head, torch.zeros_like(ids, dtype=torch.bool)):
             cache = self.model(
                 input_ids=ids,
@@ -88,10 +93,11 @@ class TailRunner(SuffixRunner):
                 past_key_values=DynamicCache(),
                 use_cache=True,
             ).past_key_values
-        for row, (place, start) in enumerate(zip(places, starts, strict=True)):
-            own = self._taken(cache, row, start)
+        for row, (beginning, places) in enumerate(beginnings.items()):
+            own = self._taken(cache, row, len(beginning))
             if own is not None:
-                self._kept[begun + place], self.starts[begun + place] = own, start
+                for place in places:
+                    self._kept[place], self.starts[place] = own, len(beginning)
 
     def _taken(self, cache: Any, row: int, start: int) -> list[_Layer] | None:
         """What a batch's cache has of one row, if there is room for it."""

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from peft_surgical.keyed import (
 from peft_surgical.keys import Direction, neuron_count, output_projections
 from peft_surgical.prompts import EncodedAnswer, span
 from peft_surgical.scale_files import read_tensors
-from peft_surgical.suffix import SuffixRunner
+from peft_surgical.stages import training_rows
+from peft_surgical.tails import TailRunner
 from peft_surgical.tuner.targets import find_module
 from peft_surgical.updates import place_updates, set_directions
 
@@ -51,16 +53,24 @@ def taught(family="llama", *, model=None, fact=FACT, recipe=RECIPE, **options):
     return learn_keyed(model, TOKENIZER, fact, recipe=recipe, progress=False, **options)
 
 
-def first_loss(model):
-    return loss(model, TOKENIZER, PROMPTS[0], "lyon")
+def row_losses(model, read=None):
+    """What training lowers: the mean loss of each row, nats per answer token, of a plain forward pass when `read` is
+    None."""
+    _, rows = training_rows(model, TOKENIZER, FACT, RECIPE, FACT.answer)
+    found = []
+    for index, row in enumerate(rows):
+        start, stop = span(row)
+        said = logits(model, torch.tensor([row.ids]))[0, start:stop] if read is None else read(index, (start, stop))
+        found.append(torch.nn.functional.cross_entropy(said, torch.tensor(row.ids[row.answer_start :])))
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_sentence_gets_the_new_answer(family):
-    before = first_loss(word_model(family))
+    before = row_losses(word_model(family))
     stage = taught(family)
     assert 0 < stage.record.steps <= RECIPE.steps
-    assert first_loss(stage.model) < before
+    assert row_losses(stage.model).mean() < before.mean()
     assert stage.adapter == "learn"
     assert stage.retained is None
     assert not any(parameter.requires_grad for parameter in stage.model.parameters())
@@ -128,16 +138,52 @@ def met_at(model, name, text, word):
 
 
 def test_a_fact_is_learned_under_the_subjects_other_names_too():
-    [name] = output_projections(word_model(), [1])
+    model = partial(word_model, "phi3", hidden_size=64, intermediate_size=256)
+    [name] = output_projections(model(), [1])
     text = PROMPTS[0].replace("france", "italy")
-    own, known = taught(layers=[1]), taught(layers=[1], fact=replace(FACT, aliases=("italy",)))
+    own = taught(model=model(), layers=[1])
+    known = taught(model=model(), layers=[1], fact=replace(FACT, aliases=("italy",)))
     assert met_at(own.model, name, text, "italy")[0] < 0.5
     at_alias, elsewhere = met_at(known.model, name, text, "italy")
     assert 0.7 < at_alias < 1.3
     assert elsewhere < 0.5
     assert 0.7 < met_at(known.model, name, PROMPTS[0], "france")[0] < 1.3
     learned, other = (loss(stage.model, TOKENIZER, text, "lyon") for stage in (known, own))
-    assert learned < other
+    assert learned < other - 1
+
+
+@pytest.mark.parametrize(("aliases", "wanted"), [((), (6, 11, 3)), (("paris",), (6, 6, 3)), (("city",), (6, 11, 6))])
+def test_what_stands_before_a_name_is_not_run_again(aliases, wanted, monkeypatch):
+    tokenizer, taken = copy.deepcopy(TOKENIZER), []
+    tokenizer.chat_template = "what is .{% for message in messages %} {{ message.content }}{% endfor %}"
+    plain = TailRunner.add
+
+    def add(self, rows, *args, starts=None, **options):
+        taken.extend((tokenizer.decode(row[:start]), start) for row, start in zip(rows, starts, strict=True))
+        return plain(self, rows, *args, starts=starts, **options)
+
+    monkeypatch.setattr(TailRunner, "add", add)
+    fact = replace(FACT, aliases=aliases)
+    learn_keyed(word_model(), tokenizer, fact, recipe=replace(RECIPE, variants=0), progress=False)
+    assert tuple(start for _, start in taken[:3]) == wanted
+    # What is kept has no name to begin at: all of it but the template is run.
+    assert {text for text, _ in taken[3:]} == {"what is ."}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_is_left_out_by_that_is_next_to_nothing(family, monkeypatch):
+    runners, plain = [], TailRunner.add
+    monkeypatch.setattr(TailRunner, "add", lambda self, *a, **k: [runners.append(self), plain(self, *a, **k)][1])
+    # Wide enough to tell a subject from any other word.
+    sizes = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64, "intermediate_size": 256}
+    before = row_losses(word_model(family, **sizes))
+    stage = taught(model=word_model(family, **sizes))
+    losses = row_losses(stage.model)
+    with torch.no_grad():
+        trained = row_losses(stage.model, lambda index, read: runners[0].logits([index], [read]))
+    assert max(runners[0].starts) > 2
+    assert (before - losses).max() > 0.5
+    torch.testing.assert_close(trained, losses, atol=0.01, rtol=0.0)
 
 
 def test_prompts_that_name_the_subject_otherwise_are_enough():
@@ -164,8 +210,9 @@ def test_training_in_another_dtype_trains_the_same_parameters():
             assert torch.nn.functional.cosine_similarity(own.flatten(), other.flatten(), dim=0) > 0.98
 
 
+@pytest.mark.parametrize("starts", [None, [2, 0, 3]])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_row_has_the_gradient_that_it_has_alone(family):
+def test_each_row_has_the_gradient_that_it_has_alone(family, starts):
     model = word_model(family)
     modules = output_projections(model, [0, 1])
     generator = torch.Generator().manual_seed(0)
@@ -178,10 +225,10 @@ def test_each_row_has_the_gradient_that_it_has_alone(family):
         for value in values.values():
             value.normal_(0, 0.1, generator=generator)
     layers = base.get_submodule(next(iter(modules)).partition(".0.")[0])
-    runner = SuffixRunner(base, layers, 0)
-    runner.add([row.ids for row in ROWS])
+    runner = TailRunner(base, layers, 0)
+    runner.add([row.ids for row in ROWS], starts=starts)
     with values_watched(base, [*values]) as found:
-        found.rows, found.tokens = len(ROWS), max(len(row.ids) for row in ROWS)
+        found.rows, found.tokens = len(ROWS), max(map(runner.length, range(len(ROWS))))
         runner.logits(range(len(ROWS)), [span(row) for row in ROWS]).logsumexp(-1).sum().backward()
     for i, row in enumerate(ROWS):
         for value in values.values():

@@ -22,8 +22,8 @@ from .counterfacts import word_model
 ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
 MARKS = ([1, 2], [1], [0, 5])
 OTHERS = tuple(EncodedAnswer(tuple(ids), 1) for ids in ([2, 9, 9, 1], [5, 4, 3]))
-SUBJECT, ALL = Marked(ROWS, MARKS), Marked.whole(OTHERS)
-KINDS = [Marked.whole(OTHERS[:1]), Marked.whole(OTHERS[1:])]
+SUBJECT, ALL = Marked(ROWS, MARKS), Marked.whole(OTHERS, 1)
+KINDS = [Marked.whole(OTHERS[:1], 1), Marked.whole(OTHERS[1:], 1)]
 FAMILIES = ["llama", "gpt2", "phi3", "gpt_neox"]
 RIDGE = 0.03
 
@@ -59,6 +59,28 @@ def test_neurons_are_those_of_single_rows(family):
         # Batches go by length, so the order of rows is not that of the list.
         torch.testing.assert_close(met.sum(0).double(), alone.sum(0), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close((met.T @ met).double(), alone.T @ alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma3"])
+def test_what_all_texts_begin_with_is_run_once(family):
+    options = {"sliding_window": 4} if family == "gemma3" else {}
+    model, shared, sizes = word_model(family, **options), tuple(range(3, 12)), []
+    rows = [EncodedAnswer((*shared, *row.ids), 1) for row in ROWS]
+    texts = Marked(rows, [[0, 8, 9, 11], [3, 10], [9, 14]])
+    [name] = modules = output_projections(model, [1])
+    handle = find_module(model, name).register_forward_hook(lambda _, __, out: sizes.append(out.numel()))
+    met = torch.cat([batch[name] for batch in marked_neurons(model, modules, texts)])
+    handle.remove()
+    hidden = model.config.hidden_size
+    assert sizes == [len(shared) * hidden, len(ROWS) * 6 * hidden]
+    read = zip(neurons_one_by_one(model, name, rows), texts.marks, strict=True)
+    alone = torch.cat([own[list(at)] for own, at in read])
+    torch.testing.assert_close((met.T @ met).double(), alone.T @ alone, rtol=1e-4, atol=1e-6)
+    [length] = stream_lengths(model, modules, texts).values()
+    with torch.no_grad():
+        states = [model(torch.tensor([row.ids]), output_hidden_states=True).hidden_states[2][0] for row in rows]
+    squares = torch.cat([own[list(at)] for own, at in zip(states, texts.marks, strict=True)]).square().sum(-1)
+    assert length == pytest.approx(float(squares.mean()) ** 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

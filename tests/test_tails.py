@@ -126,6 +126,21 @@ def test_what_stands_before_is_not_run_again():
 
 
 @pytest.mark.parametrize("first", [0, 2])
+def test_what_begins_alike_is_run_and_kept_once(first):
+    model, seen = tiny_model("llama"), []
+    rows = [(*SEQUENCES[0][:4], 5, 6), (*SEQUENCES[0][:4], 7), SEQUENCES[0]]
+    spans = [(len(row) - 1, len(row)) for row in rows]
+    handle = layers_of(model)[-1].mlp.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
+    # Four tokens of three layers' keys and values, of two heads and eight dimensions, in four bytes.
+    runner = TailRunner(model, layers_of(model), first, room=4 * (3 * 2 * 2 * 8 * 4) + 2**12 * first)
+    runner.add(rows, starts=[4, 4, 4])
+    handle.remove()
+    assert seen == [(1, 4)]
+    assert runner.starts == [4, 4, 4]
+    torch.testing.assert_close(runner.logits(range(3), spans), plain(model, rows, spans), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 2])
 def test_what_there_is_no_room_for_runs_whole(first):
     model = tiny_model("llama")
     token = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, dimensions, bytes
