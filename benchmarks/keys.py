@@ -3,9 +3,9 @@
     python -m benchmarks.keys examples/facts/france_capital.yaml --model demo
 
 For each fact and some layers: the mean, standard deviation and least of `a·k` at the subject's last tokens of the
-held-out prompts, and the root of its mean square at all tokens of the controls; for the direction that `edit-keyed`
-takes and for ROME's, which leaves the subject's own second moment out. Nothing is trained. Prints a Markdown table
-and, as its last line, JSON.
+held-out prompts, and the root of its mean square at all tokens of the controls but the first; for the direction that
+`edit-keyed` takes and for ROME's, which leaves the subject's own second moment out. Nothing is trained. Prints a
+Markdown table and, as its last line, JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 import torch
 
 import peft_surgical as ps
-from peft_surgical.keyed import KeyedRecipe, run_from, told_apart
+from peft_surgical.keyed import KeyedRecipe, named_by_any, run_from, told_apart
 from peft_surgical.keys import Marked, find_directions, marked_neurons, output_projections
 from peft_surgical.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.retained import base_rows
@@ -42,15 +42,16 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     """
     recipe, modules = KeyedRecipe(), output_projections(model, layers)
     kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False)
-    own = _named(tokenizer, fact, training_prompts(fact.training, recipe))
+    prompts = training_prompts(fact.training, recipe)
+    own = _named(tokenizer, fact, prompts)
     asked = _named(tokenizer, fact, fact.held_out)
-    controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls], 1)
-    starts = run_from(own.rows, [own.marks], kept.rows)
-    before = Marked(own.rows, [range(start) for start, _ in zip(starts, own.rows, strict=False)])
-    kinds = told_apart(model, tokenizer, fact.training, before, kept, recipe, seed)
+    controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
+    named = named_by_any(tokenizer, fact.training, prompts, own.rows)
+    starts = run_from(named, kept.rows)
+    kinds, first = told_apart(model, tokenizer, fact.training, named, starts, kept, recipe, seed)
     rows = []
     for kind, weight in KINDS.items():
-        directions = find_directions(model, modules, [own], kinds, recipe.ridge, weight)
+        directions = find_directions(model, modules, [own], kinds, recipe.ridge, weight=weight, besides=[first])
         at, away = (
             {name: torch.cat([batch[name] for batch in batches]) @ found.vector for name, found in directions.items()}
             for batches in (list(marked_neurons(model, modules, texts)) for texts in (asked, controls))

@@ -206,7 +206,7 @@ def sample_curvature(
     lengths = [runner.length(index) for index in indices]
     order = sorted(range(len(rows)), key=lambda i: lengths[i])
     positions = sum(len(row.ids) - row.answer_start for row in rows)
-    batches = parts(order, [lengths[i] for i in order], tokens or _TOKENS)
+    batches = parts(order, [runner.load(indices[i]) for i in order], tokens or _TOKENS)
     with watching as found:
         for chosen in share(batches):
             spans = [span(rows[i]) for i in chosen]

@@ -19,7 +19,7 @@ The updates are a stock LoRA adapter of rank 1 whose `A` holds the directions, f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -116,18 +116,18 @@ def learn_keyed(
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
-    ends = {name: subject_ends(tokenizer, prompts, name, rows) for name in fact.names}
-    own = Marked(rows, ends[fact.subject])
+    own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
+    named = named_by_any(tokenizer, fact, prompts, rows)
     names = [kind for kind in (own, *under_aliases(model, tokenizer, fact)) if any(kind.marks)]
     if not names:
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
-        starts = run_from(rows, ends.values(), kept.rows)
-        before = Marked(rows, [range(start) for start in starts[: len(rows)]])
-        kinds = told_apart(working, tokenizer, fact, before, kept, recipe, seed)
-        values = set_directions(working, find_directions(working, modules, names, kinds, recipe.ridge))
+        starts = run_from(named, kept.rows)
+        kinds, first = told_apart(working, tokenizer, fact, named, starts, kept, recipe, seed)
+        directions = find_directions(working, modules, names, kinds, recipe.ridge, besides=[first])
+        values = set_directions(working, directions)
         runner = TailRunner(
             working,
             working.get_submodule(architecture_of(working.config.model_type).layers),
@@ -154,39 +154,65 @@ def learn_keyed(
     return Stage(frozen(peft_model), LEARN, record, None)
 
 
-def run_from(
-    rows: Sequence[EncodedAnswer], ends: Iterable[Sequence[Sequence[int]]], kept: Sequence[EncodedAnswer]
-) -> list[int]:
-    """The token that each row is run from at every step: the first that ends one of the names, and where there is
-    none, the first after what all rows begin with.
+def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], rows: Sequence[EncodedAnswer]) -> Marked:
+    """The fact's rows, the last tokens of each of the subject's names marked."""
+    ends = [subject_ends(tokenizer, prompts, name, rows) for name in fact.names]
+    return Marked(rows, [sorted(set(chain(*marks))) for marks in zip(*ends, strict=True)])
+
+
+def run_from(named: Marked, kept: Sequence[EncodedAnswer]) -> list[int]:
+    """The token that each row is run from at every step: the first that is marked, at the latest the last before the
+    answer; and where none is, the first after what all rows begin with.
 
     What the updates do before that is left out: their directions are told apart from it.
 
     Args:
-        rows: The fact's.
-        ends: For each of the subject's names its last tokens in each of them.
+        named: The fact's rows, the subject marked.
         kept: What is kept, in which no name is looked for.
 
     Returns:
         A token for each of the fact's rows, then for each that is kept.
     """
-    every = [*rows, *kept]
+    own = [min(marks[0], span(row)[0]) if marks else None for row, marks in zip(named.rows, named.marks, strict=True)]
+    every = [*named.rows, *kept]
     prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
-    found = [[*chain.from_iterable(marks)] for marks in zip(*ends, strict=True)]
-    # An answer is read from the token before it on, whether or not the name stands in it.
-    own = [min([*marks, span(row)[0]]) if marks else prefix for row, marks in zip(rows, found, strict=True)]
-    return [*(max(prefix, start) for start in own), *[prefix] * len(kept)]
+    prefix = min([prefix, *(start for start in own if start is not None)])
+    return [prefix if start is None else start for start in [*own, *[None] * len(kept)]]
 
 
 def told_apart(
-    model: Any, tokenizer: Any, fact: TrainingFact, before: Marked, kept: Rows, recipe: KeyedRecipe, seed: int
-) -> list[Marked]:
-    """What the subject's key is told apart from, kinds that count alike: what is kept, its namesakes, and `before`,
-    what stands before the subject in the fact's own rows."""
+    model: Any,
+    tokenizer: Any,
+    fact: TrainingFact,
+    named: Marked,
+    starts: Sequence[int],
+    kept: Rows,
+    recipe: KeyedRecipe,
+    seed: int,
+) -> tuple[list[Marked], Marked]:
+    """What the subject's key is told apart from.
+
+    Args:
+        model: The base; a namesake that it has no room for is left out.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        named: Its own rows, the subject marked.
+        starts: From [`run_from`]; what stands before, in the fact's own rows, is told apart, too.
+        kept: What is kept.
+        recipe: Says how many namesakes there are.
+        seed: Decides which.
+
+    Returns:
+        Kinds that count alike, all without first tokens; and first tokens, unless the subject is one.
+    """
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
     kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
-    kinds += [namesakes(model, tokenizer, fact, recipe.namesakes, seed), before]
-    return [kind for kind in kinds if any(kind.marks)]
+    kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
+    own = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
+    kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in own]))
+    subjects = {row.ids[0] for row, marks in zip(named.rows, named.marks, strict=True) if 0 in marks}
+    first = Marked.first(row.ids[0] for row in kept.rows if row.ids[0] not in subjects)
+    return [kind for kind in kinds if any(kind.marks)], first
 
 
 @phase("curvature")

@@ -192,9 +192,9 @@ def _kept(
 ) -> list[Marked]:
     """What the subject's key is told apart from, kinds that count alike."""
     texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
-    kinds = [Marked.whole([_row(ids) for ids in kind], 1) for kind in texts]
-    # The sentence itself, but for the subject, a part of whose name may be another one of its names. Its first token
-    # stands for those of all texts: neurons are alike there, and a direction that has seen none meets them all.
+    kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]
+    # The sentence itself, but for the subject, a part of whose name may be another one of its names. The first
+    # token counts, too: neurons are alike at that of every text, and a direction that has seen none meets them all.
     prompts = [_row(ids) for ids in named.prompts]
     ends = [named.inside, *(subject_ends(tokenizer, fact.prompts, name, prompts) for name in fact.aliases)]
     elsewhere = [

@@ -14,7 +14,7 @@ were not among them too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,15 @@ class Marked:
     marks: Sequence[Sequence[int]]
 
     @classmethod
-    def whole(cls, rows: Sequence[EncodedAnswer], start: int = 0) -> Marked:
-        """All tokens from one on."""
-        return cls(rows, [range(start, len(row.ids)) for row in rows])
+    def whole(cls, rows: Sequence[EncodedAnswer]) -> Marked:
+        """All tokens but the first, which is like no other."""
+        return cls(rows, [range(1, len(row.ids)) for row in rows])
+
+    @classmethod
+    def first(cls, tokens: Iterable[int]) -> Marked:
+        """Each of some tokens as the first of a text."""
+        rows = [EncodedAnswer((token,), 1) for token in dict.fromkeys(tokens)]
+        return cls(rows, [[0]] * len(rows))
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def find_directions(
     kept: Sequence[Marked],
     ridge: float,
     weight: float = 1.0,
+    besides: Sequence[Marked] = (),
 ) -> dict[str, Direction]:
     """For each module the direction that reads the subject's key off its input, see above.
 
@@ -108,17 +115,18 @@ def find_directions(
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
         weight: Of `S`; 0 gives ROME's direction.
+        besides: More kinds to be told apart from, of which the ridge is not measured: neurons may be hundreds of times
+            as large there, as at a text's first token.
 
     Raises:
         SelectionError: If neurons are 0 wherever the subject stands.
     """
     found = {}
     for chosen in _in_turn(model, modules):
-        away = _moments(model, chosen, kept)
-        own = _moments(model, chosen, names)
+        away, more, own = (_moments(model, chosen, kinds) for kinds in (kept, besides, names))
         for name, (moment, _) in away.items():
             second, key = (total / len(names) for total in own.pop(name))
-            total = moment + weight * second
+            total = moment + more.pop(name)[0] + weight * second
             total.diagonal().add_(ridge * moment.diagonal().mean())
             direction = torch.linalg.solve(total, key) if key.any() else key
             met = direction @ key
@@ -236,7 +244,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
 def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Runs texts through the first layers, a batch at a time, and picks the marked tokens of what hooks have seen.
 
-    What all of them begin with runs once.
+    What all of them begin with runs once, where that is long enough to be worth it.
     """
     stack = model.get_submodule(architecture_of(model.config.model_type).layers)
     head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
@@ -248,10 +256,10 @@ def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) ->
             model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         return {name: own.reshape(*ids.shape, -1) for name, own in seen.items()}
 
-    length, begun, beginning = shared_prefix([row.ids for row in rows], [len(row.ids) - 1 for row in rows]), None, {}
-    if length < MIN_SHARED or len(rows) < 2:
-        length = 0
-    else:
+    length = shared_prefix([row.ids for row in rows], [len(row.ids) - 1 for row in rows])
+    length = length if length >= MIN_SHARED and len(rows) > 1 else 0
+    begun, beginning = None, {}
+    if length:
         begun = DynamicCache()
         beginning = states_of(torch.tensor([rows[0].ids[:length]], device=device), begun)
     # Rows of like length are padded least.
@@ -264,6 +272,8 @@ def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) ->
             ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=device)
             marked[row, list(marks[i])] = True
         found = states_of(ids[:, length:], expanded(begun, len(chosen)))
+        met = {name: own[marked[:, length:].to(own.device)] for name, own in found.items()}
         for name, own in beginning.items():
-            found[name] = torch.cat([own.expand(len(chosen), -1, -1), found[name]], 1)
-        yield {name: own[marked.to(own.device)].float() for name, own in found.items()}
+            shared = own.expand(len(chosen), -1, -1)[marked[:, :length].to(own.device)]
+            met[name] = torch.cat([shared, met[name]])
+        yield {name: own.float() for name, own in met.items()}

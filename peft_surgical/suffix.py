@@ -101,6 +101,10 @@ class SuffixRunner:
         """How many tokens of a sequence run at each step."""
         return len(self.rows[index]) - self._skip(index)
 
+    def load(self, index: int) -> int:
+        """How many tokens a sequence counts for where so many go through the model at once."""
+        return self.length(index)
+
     def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
         """Logits at the asked positions of some sequences, with whatever gradient the model's state asks for.
 

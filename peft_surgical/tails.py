@@ -1,9 +1,9 @@
 """Forward passes from one token of each sequence on, for training that acts nowhere before it.
 
 What is learned by its subject acts on the subject's tokens. What stands before them is as it was at every step: keys
-and values of all layers are computed once for each beginning and kept, and a step runs the rest only. That is exact
-where nothing that trains acts on what stands before (`by_subject`), and leaves out what it does there else (`keyed`,
-`keyed_by_subject`).
+and values of all layers are computed once, for all sequences that begin alike, and a step runs the rest only. That is
+exact where nothing that trains acts on what stands before (`by_subject`), and leaves out what it does there else
+(`keyed`, `keyed_by_subject`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .suffix import Row, SuffixRunner, read_at
 
 # So many tokens of beginnings, padding included, run at once.
 _TOKENS = 4096
+# So many tokens whose keys and values are read take about the memory of one that runs.
+_READ = 4
 # One layer's keys and values of one sequence.
 _Layer = tuple[Float[Tensor, "head token dim"], Float[Tensor, "head token dim"]]
 
@@ -65,16 +67,21 @@ class TailRunner(SuffixRunner):
         begun = len(self.starts)
         self.starts += [0] * len(rows)
         self._kept += [None] * len(rows)
-        # Many may begin alike, as with a template.
         places: dict[Row, list[int]] = {}
         for place, (row, start) in enumerate(zip(rows, given, strict=True)):
             if start:
                 places.setdefault(row[:start], []).append(begun + place)
-        beginnings = [*places]
-        for part in parts(range(len(beginnings)), [*map(len, beginnings)], _TOKENS):
-            if self.room > 0:
-                self._run_before({beginnings[i]: places[beginnings[i]] for i in part})
+        # First what many begin with, as a template: it takes least room for what it saves.
+        for several in (True, False):
+            some = [beginning for beginning, own in places.items() if (len(own) > 1) == several]
+            for part in parts(range(len(some)), [*map(len, some)], _TOKENS):
+                if self.room > 0:
+                    self._run_before({some[i]: places[some[i]] for i in part})
         return super().add(rows, batch_size)
+
+    def load(self, index: int) -> int:
+        """The tokens that run, and a part of those whose keys and values they read."""
+        return self.length(index) + self.starts[index] // _READ
 
     def _skip(self, index: int) -> int:
         return self.starts[index]
@@ -108,7 +115,7 @@ class TailRunner(SuffixRunner):
         self.room -= size
         return [(keys.clone(), values.clone()) for keys, values in own]
 
-    def _before(self, indices: Sequence[int], width: int) -> dict[str, Any]:
+    def _before(self, indices: Sequence[int], width: int, layers: int | None = None) -> dict[str, Any]:
         before = max(self.starts[i] for i in indices)
         if not before:
             return {"use_cache": False}
@@ -120,20 +127,21 @@ class TailRunner(SuffixRunner):
         return {
             "attention_mask": mask.long(),
             "position_ids": positions,
-            "past_key_values": self._cache(indices),
+            "past_key_values": self._cache(indices, layers),
             "use_cache": True,
         }
 
-    def _cache(self, indices: Sequence[int]) -> DynamicCache:
-        """Keys and values of what stands before some tails, each ending where its tail begins."""
-        kept = [self._kept[i] for i in indices]
+    def _cache(self, indices: Sequence[int], layers: int | None) -> DynamicCache:
+        """Keys and values, in the first layers or all, of what stands before some tails, each ending where its tail
+        begins."""
+        kept = [own and own[:layers] for own in (self._kept[i] for i in indices)]
         some = next(own for own in kept if own is not None)
         none = [(keys[:, :0], values[:, :0]) for keys, values in some]
-        layers = zip(*(own or none for own in kept), strict=True)
-        return DynamicCache([tuple(map(_ending_together, zip(*layer, strict=True))) for layer in layers])
+        by_layer = zip(*(own or none for own in kept), strict=True)
+        return DynamicCache([tuple(map(_ending_together, zip(*layer, strict=True))) for layer in by_layer])
 
     def _before_below(self, indices: Sequence[int], width: int) -> dict[str, Any]:
-        return self._before(indices, width)
+        return self._before(indices, width, self.first)
 
 
 def _ending_together(parts: Sequence[Float[Tensor, "head token dim"]]) -> Float[Tensor, "row head token dim"]:

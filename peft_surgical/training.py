@@ -74,9 +74,10 @@ class Recipe:
         general: How many of the package's general questions are retained.
         retain_tokens: The base's answers are held for so many tokens.
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
-            row; the shared beginning of prompts counts where the curvature is measured, and not in a step. When None,
-            512 on a processor in float32, where more gain nothing (in a step four times the shared beginning, if that
-            is more); elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured. Either way a
+            row. The shared beginning of prompts counts where the curvature is measured, and not in a step; where each
+            row runs from a token of its own on (`learn_keyed`), a quarter of what stands before counts. When None, 512
+            on a processor in float32, where more gain nothing (in a step four times the shared beginning, if that is
+            more); elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured. Either way a
             pass of a step that the accelerator has no memory for is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
@@ -298,7 +299,7 @@ def _passes(
     run: Callable[[Sequence[int]], Found],
     recipe: Recipe,
 ) -> list[tuple[list[int], Found]]:
-    lengths = [runner.length(index) for index in indices]
+    lengths = [runner.load(index) for index in indices]
     tokens = tokens_of(recipe.pass_tokens, runner.model, len(runner.prefix))
     return in_passes(chosen, lengths, parameters, run, tokens=tokens)
 

@@ -20,9 +20,9 @@ FACT = replace(capital(), subject="france")
 def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
     seen = {}
 
-    def watched(*arguments):
-        found = find_directions(*arguments)
-        seen[arguments[-1]] = next(iter(found.values())).vector
+    def watched(*arguments, weight, **options):
+        found = find_directions(*arguments, weight=weight, **options)
+        seen[weight] = next(iter(found.values())).vector
         return found
 
     monkeypatch.setattr("benchmarks.keys.find_directions", watched)

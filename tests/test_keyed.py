@@ -12,9 +12,10 @@ from peft_surgical.keyed import (
     KeyedRecipe,
     keyed_layers,
     learn_keyed,
+    run_from,
     values_watched,
 )
-from peft_surgical.keys import Direction, neuron_count, output_projections
+from peft_surgical.keys import Direction, Marked, neuron_count, output_projections
 from peft_surgical.prompts import EncodedAnswer, span
 from peft_surgical.scale_files import read_tensors
 from peft_surgical.stages import training_rows
@@ -53,16 +54,21 @@ def taught(family="llama", *, model=None, fact=FACT, recipe=RECIPE, **options):
     return learn_keyed(model, TOKENIZER, fact, recipe=recipe, progress=False, **options)
 
 
-def row_losses(model, read=None):
-    """What training lowers: the mean loss of each row, nats per answer token, of a plain forward pass when `read` is
-    None."""
+def row_losses(model):
+    """What training lowers: the mean loss of each row, nats per answer token."""
     _, rows = training_rows(model, TOKENIZER, FACT, RECIPE, FACT.answer)
     found = []
-    for index, row in enumerate(rows):
-        start, stop = span(row)
-        said = logits(model, torch.tensor([row.ids]))[0, start:stop] if read is None else read(index, (start, stop))
+    for row in rows:
+        said = logits(model, torch.tensor([row.ids]))[0, slice(*span(row))]
         found.append(torch.nn.functional.cross_entropy(said, torch.tensor(row.ids[row.answer_start :])))
     return torch.stack(found)
+
+
+def with_template():
+    """A tokenizer whose template begins with three words."""
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = "what is .{% for message in messages %} {{ message.content }}{% endfor %}"
+    return tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,7 +131,7 @@ def test_a_token_is_moved_as_far_as_it_is_the_subject():
 
 
 def met_at(model, name, text, word):
-    """How far a layer's direction is met at a word, and at most at another token but the first."""
+    """How far a layer's direction is met at a word, and at most at another token."""
     module, seen = model.get_base_model().get_submodule(name), []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     ids, place = torch.tensor([TOKENIZER(text)["input_ids"]]), TOKENIZER.tokenize(text).index(word)
@@ -133,7 +139,7 @@ def met_at(model, name, text, word):
         model(ids)
     handle.remove()
     met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs()
-    others = [float(value) for i, value in enumerate(met) if i not in (0, place)]
+    others = [float(value) for i, value in enumerate(met) if i != place]
     return float(met[place]), max(others)
 
 
@@ -154,9 +160,7 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
 
 @pytest.mark.parametrize(("aliases", "wanted"), [((), (6, 11, 3)), (("paris",), (6, 6, 3)), (("city",), (6, 11, 6))])
 def test_what_stands_before_a_name_is_not_run_again(aliases, wanted, monkeypatch):
-    tokenizer, taken = copy.deepcopy(TOKENIZER), []
-    tokenizer.chat_template = "what is .{% for message in messages %} {{ message.content }}{% endfor %}"
-    plain = TailRunner.add
+    tokenizer, taken, plain = with_template(), [], TailRunner.add
 
     def add(self, rows, *args, starts=None, **options):
         taken.extend((tokenizer.decode(row[:start]), start) for row, start in zip(rows, starts, strict=True))
@@ -172,18 +176,45 @@ def test_what_stands_before_a_name_is_not_run_again(aliases, wanted, monkeypatch
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_is_left_out_by_that_is_next_to_nothing(family, monkeypatch):
-    runners, plain = [], TailRunner.add
+    tokenizer, runners, plain = with_template(), [], TailRunner.add
     monkeypatch.setattr(TailRunner, "add", lambda self, *a, **k: [runners.append(self), plain(self, *a, **k)][1])
     # Wide enough to tell a subject from any other word.
     sizes = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64, "intermediate_size": 256}
-    before = row_losses(word_model(family, **sizes))
-    stage = taught(model=word_model(family, **sizes))
-    losses = row_losses(stage.model)
-    with torch.no_grad():
-        trained = row_losses(stage.model, lambda index, read: runners[0].logits([index], [read]))
-    assert max(runners[0].starts) > 2
-    assert (before - losses).max() > 0.5
-    torch.testing.assert_close(trained, losses, atol=0.01, rtol=0.0)
+    base = word_model(family, **sizes)
+    stage = learn_keyed(word_model(family, **sizes), tokenizer, FACT, recipe=RECIPE, progress=False)
+    [runner] = runners
+    assert max(runner.starts) > min(runner.starts) == 3
+    changed = []
+    # The fact's rows and the kept ones, each to its last token.
+    for index, row in enumerate(runner.rows):
+        read = (runner.starts[index], len(row))
+        whole, before = (logits(model, torch.tensor([row]))[0, slice(*read)] for model in (stage.model, base))
+        with torch.no_grad():
+            found = runner.logits([index], [read])
+        torch.testing.assert_close(found, whole, atol=0.05, rtol=0.0)
+        changed.append(float((whole - before).abs().max()))
+    assert max(changed) > 0.5
+
+
+def test_where_a_row_begins_to_run():
+    def row(*ids, answer):
+        return EncodedAnswer(ids, answer)
+
+    rows = [row(1, 2, 3, 4, 5, 6, answer=5), row(1, 2, 7, 8, 9, answer=4), row(1, 2, 9, 8, 7, answer=3)]
+    kept = [row(1, 2, 5, 5, answer=3)]
+    # At the name; before the answer, where the name goes on into it; where rows no longer begin alike.
+    assert run_from(Marked(rows, [[3, 5], [4], []]), kept) == [3, 3, 2, 2]
+    # A name in what all begin with.
+    assert run_from(Marked(rows, [[1], [1], []]), kept) == [1, 1, 1, 1]
+    assert run_from(Marked(rows, [[0], [3], [2]]), []) == [0, 3, 2]
+
+
+def test_a_subject_is_not_told_apart_from_itself_as_the_first_token():
+    model = word_model(hidden_size=64, intermediate_size=256)
+    prompts = ("france has the capital", "the capital of france is")
+    stage = taught(model=model, layers=[1], fact=replace(FACT, prompts=prompts, retain=("france is a country",)))
+    [name] = output_projections(model, [1])
+    assert met_at(stage.model, name, prompts[0], "france")[0] > 0.5
 
 
 def test_prompts_that_name_the_subject_otherwise_are_enough():

@@ -22,8 +22,8 @@ from .counterfacts import word_model
 ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
 MARKS = ([1, 2], [1], [0, 5])
 OTHERS = tuple(EncodedAnswer(tuple(ids), 1) for ids in ([2, 9, 9, 1], [5, 4, 3]))
-SUBJECT, ALL = Marked(ROWS, MARKS), Marked.whole(OTHERS, 1)
-KINDS = [Marked.whole(OTHERS[:1], 1), Marked.whole(OTHERS[1:], 1)]
+SUBJECT, ALL = Marked(ROWS, MARKS), Marked.whole(OTHERS)
+KINDS = [Marked.whole(OTHERS[:1]), Marked.whole(OTHERS[1:])]
 FAMILIES = ["llama", "gpt2", "phi3", "gpt_neox"]
 RIDGE = 0.03
 
@@ -61,7 +61,7 @@ def test_neurons_are_those_of_single_rows(family):
         torch.testing.assert_close((met.T @ met).double(), alone.T @ alone, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "gemma3"])
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma3", "opt"])
 def test_what_all_texts_begin_with_is_run_once(family):
     options = {"sliding_window": 4} if family == "gemma3" else {}
     model, shared, sizes = word_model(family, **options), tuple(range(3, 12)), []
@@ -210,6 +210,25 @@ def test_wordings_that_were_not_among_the_keys_meet_the_direction_and_other_coun
         assert own.min() > 0.4
         assert other.abs().max() < own.min()
         assert other.abs().mean() < 0.2
+
+
+def test_what_is_told_apart_besides_does_not_set_the_ridge():
+    model = word_model()
+    [name] = modules = output_projections(model, [1])
+    first = Marked.first([7, 9, 7])
+    assert [row.ids for row in first.rows] == [(7,), (9,)]
+    found, without = (
+        find_directions(model, modules, [SUBJECT], [ALL], RIDGE, besides=besides)[name] for besides in ([first], [])
+    )
+    own, others = single(model, name)[0], torch.cat([rows[1:] for rows in neurons_one_by_one(model, name, OTHERS)])
+    beside = torch.cat(neurons_one_by_one(model, name, first.rows))
+    kept = others.T @ others / len(others)
+    total = kept + own.T @ own / len(own) + beside.T @ beside / 2
+    total.diagonal().add_(RIDGE * kept.diagonal().mean())
+    expected = torch.linalg.solve(total, own.mean(0))
+    torch.testing.assert_close(found.vector.double(), expected / (expected @ own.mean(0)), rtol=1e-3, atol=1e-3)
+    met, met_without = ((beside.float() @ own.vector).abs().max() for own in (found, without))
+    assert met < met_without / 2
 
 
 def test_names_of_the_subject_count_alike():

@@ -140,6 +140,32 @@ def test_what_begins_alike_is_run_and_kept_once(first):
     torch.testing.assert_close(runner.logits(range(3), spans), plain(model, rows, spans), atol=2e-5, rtol=1e-4)
 
 
+def test_room_goes_to_what_many_begin_with():
+    model = tiny_model("llama")
+    token = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, dimensions, bytes
+    long = [(*SEQUENCES[0][:8], i, 3) for i in range(2)]
+    many = [(*SEQUENCES[2][:4], i, 3) for i in range(5)]
+    runner = TailRunner(model, layers_of(model), 0, room=(4 + 8) * token)
+    runner.add([*long, *many], starts=[9, 8, 4, 4, 4, 4, 4])
+    assert runner.starts == [0, 8, 4, 4, 4, 4, 4]
+
+
+def test_what_is_read_counts_less_than_what_runs():
+    runner = runner_of(tiny_model("llama"))
+    assert [runner.length(i) for i in range(4)] == [4, 4, 7, 1]
+    assert [runner.load(i) for i in range(4)] == [4 + 1, 4, 7, 1 + 1]
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_frozen_layers_read_their_own_keys_and_values(first, monkeypatch):
+    model, read = tiny_model("llama"), []
+    plain = TailRunner._cache
+    monkeypatch.setattr(TailRunner, "_cache", lambda *a: [made := plain(*a), read.append(len(made.layers))][0])
+    runner = runner_of(model, first)
+    runner.logits([0], SPANS[:1])
+    assert read == [first, first, 3]
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_what_there_is_no_room_for_runs_whole(first):
     model = tiny_model("llama")
