@@ -4,6 +4,7 @@ A scorer is a function `scorer(context, **options) -> {site: scores}`. It looks 
 pairs of a clean and a corrupted prompt, and returns one number a head or neuron: larger means that it matters more. A
 whole scorer, the mean size of what each head writes:
 
+    @torch.no_grad()
     def head_size(context, *, power: int = 1):
         "Mean size of a head's output at the answer position."
         totals = {site: 0 for site in context.sites if site.of_heads}
@@ -11,7 +12,7 @@ whole scorer, the mean size of what each head writes:
             activations, logits = context.runs.capture(window, window.clean, list(totals))
             for site in totals:
                 totals[site] += activations[site][:, -1].norm(dim=-1).pow(power).sum(0)
-        return totals
+        return {site: total / len(context.pairs) for site, total in totals.items()}
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ def test_the_fact_file_page_has_every_key_and_metric_and_a_valid_example():
     text = prose("docs/fact-file.md")
     names = [f.name for f in fields(Fact) if f.name != "source"]
     assert not [name for name in (*names, *METRICS) if f"`{name}`" not in text]
-    ((_, example),) = blocks("docs/fact-file.md", "yaml")
+    (_, smallest), (_, example) = blocks("docs/fact-file.md", "yaml")
+    assert Fact.from_dict(yaml.safe_load(smallest)).controls
     fact = capital(**yaml.safe_load(example))
     assert [question.kind for question in fact.portability] == list(PORTABILITY_KINDS)
 
@@ -258,10 +259,9 @@ def test_the_python_of_the_readme(reader, place, monkeypatch):
     names = {}
     source = text.replace('"demo"', '"tiny"').replace('"out/', '"readme/')
     exec(compile(source, "<README.md>", "exec"), names)
-    assert {path.name for path in (place / "readme").iterdir()} == {"france", "unlearn", "learn", "edit"}
+    assert {path.name for path in (place / "readme").iterdir()} == {"france_python", "unlearn", "learn", "edit"}
     (load,) = (text for _, text in blocks("README.md", "python") if "peft_surgical need not" in text)
-    base, _ = names["ps"].load_model("tiny")
-    exec(load.replace('"out/', '"readme/'), {**names, "base": base})
+    exec(load.replace('"out/france/', '"readme/france_python/').replace('"demo"', '"tiny"'), names)
     # What the one call leaves and what the steps leave is the same edit.
-    one, steps = (names["ps"].Edit.load(place / "readme" / path) for path in ("france/edit", "edit"))
+    one, steps = (names["ps"].Edit.load(place / "readme" / path) for path in ("france_python/edit", "edit"))
     assert one.modules.keys() == steps.modules.keys()
