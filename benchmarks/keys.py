@@ -46,7 +46,7 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     own = _named(tokenizer, fact, prompts)
     asked = _named(tokenizer, fact, fact.held_out)
     controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
-    named = named_by_any(tokenizer, fact.training, prompts, own.rows)
+    named = named_by_any(tokenizer, fact.training, prompts, own)
     starts = run_from(named, kept.rows)
     kinds, first = told_apart(model, tokenizer, fact.training, named, starts, kept, recipe, seed)
     rows = []

@@ -117,7 +117,7 @@ def learn_keyed(
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
-    named = named_by_any(tokenizer, fact, prompts, rows)
+    named = named_by_any(tokenizer, fact, prompts, own)
     names = [kind for kind in (own, *under_aliases(model, tokenizer, fact)) if any(kind.marks)]
     if not names:
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
@@ -154,10 +154,10 @@ def learn_keyed(
     return Stage(frozen(peft_model), LEARN, record, None)
 
 
-def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], rows: Sequence[EncodedAnswer]) -> Marked:
-    """The fact's rows, the last tokens of each of the subject's names marked."""
-    ends = [subject_ends(tokenizer, prompts, name, rows) for name in fact.names]
-    return Marked(rows, [sorted(set(chain(*marks))) for marks in zip(*ends, strict=True)])
+def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own: Marked) -> Marked:
+    """The fact's rows, in which the subject is marked, with the last tokens of its other names marked too."""
+    others = (subject_ends(tokenizer, prompts, name, own.rows) for name in fact.aliases)
+    return Marked(own.rows, [sorted(set(chain(*marks))) for marks in zip(own.marks, *others, strict=True)])
 
 
 def run_from(named: Marked, kept: Sequence[EncodedAnswer]) -> list[int]:

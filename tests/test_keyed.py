@@ -177,7 +177,12 @@ def test_what_stands_before_a_name_is_not_run_again(aliases, wanted, monkeypatch
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_is_left_out_by_that_is_next_to_nothing(family, monkeypatch):
     tokenizer, runners, plain = with_template(), [], TailRunner.add
-    monkeypatch.setattr(TailRunner, "add", lambda self, *a, **k: [runners.append(self), plain(self, *a, **k)][1])
+
+    def add(self, *arguments, **options):
+        runners.append(self)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(TailRunner, "add", add)
     # Wide enough to tell a subject from any other word.
     sizes = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64, "intermediate_size": 256}
     base = word_model(family, **sizes)

@@ -160,7 +160,13 @@ def test_what_is_read_counts_less_than_what_runs():
 def test_frozen_layers_read_their_own_keys_and_values(first, monkeypatch):
     model, read = tiny_model("llama"), []
     plain = TailRunner._cache
-    monkeypatch.setattr(TailRunner, "_cache", lambda *a: [made := plain(*a), read.append(len(made.layers))][0])
+
+    def cache(*arguments):
+        made = plain(*arguments)
+        read.append(len(made.layers))
+        return made
+
+    monkeypatch.setattr(TailRunner, "_cache", cache)
     runner = runner_of(model, first)
     runner.logits([0], SPANS[:1])
     assert read == [first, first, 3]
