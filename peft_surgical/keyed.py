@@ -210,8 +210,7 @@ def told_apart(
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
     own = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
     kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in own]))
-    subjects = {row.ids[0] for row, marks in zip(named.rows, named.marks, strict=True) if 0 in marks}
-    first = Marked.first(row.ids[0] for row in kept.rows if row.ids[0] not in subjects)
+    first = Marked.first_of([*named.rows, *kept.rows], named.marks)
     return [kind for kind in kinds if any(kind.marks)], first
 
 

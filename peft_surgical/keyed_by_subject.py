@@ -129,10 +129,10 @@ def learn_keyed_by_subject(
     wider = NamedRows.of(model, tokenizer, company)
     peft_model = place_updates(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
-        kept = _kept(working, tokenizer, company, wider, recipe, seed)
+        kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)
         names = [subject, *under_aliases(working, tokenizer, company)]
-        found = find_directions(working, modules, names, kept, recipe.ridge)
+        found = find_directions(working, modules, names, kept, recipe.ridge, besides=[first])
         streams = stream_lengths(working, modules, subject)
         values = set_directions(working, found)
         runner = TailRunner(
@@ -189,21 +189,19 @@ def _metric(
 
 def _kept(
     model: Any, tokenizer: Any, fact: TrainingFact, named: NamedRows, recipe: KeyedSubjectRecipe, seed: int
-) -> list[Marked]:
-    """What the subject's key is told apart from, kinds that count alike."""
+) -> tuple[list[Marked], Marked]:
+    """What the subject's key is told apart from: kinds that count alike, all without first tokens; and first tokens,
+    unless the subject is one."""
     texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
     kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]
-    # The sentence itself, but for the subject, a part of whose name may be another one of its names. The first
-    # token counts, too: neurons are alike at that of every text, and a direction that has seen none meets them all.
+    # The sentence itself, but for the subject, a part of whose name may be another one of its names.
     prompts = [_row(ids) for ids in named.prompts]
     ends = [named.inside, *(subject_ends(tokenizer, fact.prompts, name, prompts) for name in fact.aliases)]
-    elsewhere = [
-        [i for i in range(len(row.ids)) if not any(i in own for own in inside)]
-        for row, *inside in zip(prompts, *ends, strict=True)
-    ]
+    marked = [{i for own in inside for i in own} for inside in zip(*ends, strict=True)]
+    elsewhere = [[i for i in range(1, len(row.ids)) if i not in own] for row, own in zip(prompts, marked, strict=True)]
     kinds.append(Marked(prompts, elsewhere))
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
-    return [kind for kind in kinds if any(kind.marks)]
+    return [kind for kind in kinds if any(kind.marks)], Marked.first_of(prompts, marked)
 
 
 def _row(ids: Sequence[int]) -> EncodedAnswer:

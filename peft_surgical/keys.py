@@ -55,10 +55,16 @@ class Marked:
         return cls(rows, [range(1, len(row.ids)) for row in rows])
 
     @classmethod
-    def first(cls, tokens: Iterable[int]) -> Marked:
-        """Each of some tokens as the first of a text."""
-        rows = [EncodedAnswer((token,), 1) for token in dict.fromkeys(tokens)]
-        return cls(rows, [[0]] * len(rows))
+    def first_of(cls, rows: Sequence[EncodedAnswer], subject: Iterable[Iterable[int]]) -> Marked:
+        """Each token that some texts begin with as the first of a text, but for those with which a subject does.
+
+        Args:
+            rows: The texts.
+            subject: The positions of the subject's last tokens in some of them, from the first on.
+        """
+        own = {row.ids[0] for row, marks in zip(rows, subject, strict=False) if 0 in marks}
+        begun = [EncodedAnswer((row.ids[0],), 1) for row in rows if row.ids[0] not in own]
+        return cls([*dict.fromkeys(begun)], [[0]] * len(set(begun)))
 
 
 @dataclass(frozen=True)

@@ -215,8 +215,10 @@ def test_wordings_that_were_not_among_the_keys_meet_the_direction_and_other_coun
 def test_what_is_told_apart_besides_does_not_set_the_ridge():
     model = word_model()
     [name] = modules = output_projections(model, [1])
-    first = Marked.first([7, 9, 7])
+    texts = [EncodedAnswer(ids, len(ids)) for ids in [(5, 7), (7, 5), (9, 5), (7, 9)]]
+    first = Marked.first_of(texts, [[0], [1]])
     assert [row.ids for row in first.rows] == [(7,), (9,)]
+    assert first.marks == [[0], [0]]
     found, without = (
         find_directions(model, modules, [SUBJECT], [ALL], RIDGE, besides=besides)[name] for besides in ([first], [])
     )
