@@ -10,12 +10,12 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 import peft_surgical as ps
-from peft_surgical.generation import generate_answers
-from peft_surgical.metrics import Figure, rate, says_new, says_old
-from peft_surgical.ratio import paired_ratio
-from peft_surgical.relearning import relearned_state
-from peft_surgical.rounding import rounded_state
-from peft_surgical.states import State
+from peft_surgical.measuring.metrics import Figure, rate, says_new, says_old
+from peft_surgical.measuring.ratio import paired_ratio
+from peft_surgical.measuring.relearning import relearned_state
+from peft_surgical.measuring.rounding import rounded_state
+from peft_surgical.measuring.states import State
+from peft_surgical.running.generation import generate_answers
 
 from .baselines.restoring import unwrap
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_surgical.errors import FactError
-from peft_surgical.text import digest
+from peft_surgical.texts.text import digest
 
 from .baselines.method import Request
 from .json_lines import check_texts, read_lines

@@ -30,10 +30,10 @@ from torch import nn
 
 import peft_surgical as ps
 from peft_surgical.evaluation import Answers, answer_fact, measure_retention
-from peft_surgical.metrics import prompt_metrics
+from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
-from peft_surgical.prompts import without_template
 from peft_surgical.sentence import CONTEXTS, sample_contexts
+from peft_surgical.texts.prompts import without_template
 
 from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, settings

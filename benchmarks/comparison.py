@@ -11,16 +11,16 @@ from functools import cached_property
 from typing import Any, Literal
 
 import peft_surgical as ps
-from peft_surgical.curvature import Curvature
 from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.evaluation import Answers, adapter_state, answer_fact, measure_retention
 from peft_surgical.localization import DEFAULT_SCORERS
-from peft_surgical.metrics import prompt_metrics
+from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.plugins import OWN, load_scorers
-from peft_surgical.retained import Retained
 from peft_surgical.selection import n_scales
 from peft_surgical.sites import components
 from peft_surgical.stages import LEARN
+from peft_surgical.staging.curvature import Curvature
+from peft_surgical.staging.retained import Retained
 
 from .baselines.restoring import adapters_taken_off
 

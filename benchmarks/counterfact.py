@@ -27,8 +27,8 @@ import click
 
 import peft_surgical as ps
 from peft_surgical.models import DTYPES
-from peft_surgical.prompts import without_template
 from peft_surgical.sentence import sample_contexts
+from peft_surgical.texts.prompts import without_template
 
 from .baselines import METHODS, Method, build, settings
 from .cases import Case, read_cases

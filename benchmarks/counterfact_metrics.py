@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from peft_surgical.metrics import Figure, mean, rate
-from peft_surgical.text import contains
+from peft_surgical.measuring.metrics import Figure, mean, rate
+from peft_surgical.texts.text import contains
 
 from .cases import Case
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 import peft_surgical as ps
-from peft_surgical.cache import FOLDER, answers_kept
+from peft_surgical.running.cache import FOLDER, answers_kept
 
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
 

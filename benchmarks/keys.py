@@ -19,12 +19,12 @@ import click
 import torch
 
 import peft_surgical as ps
-from peft_surgical.keyed import KeyedRecipe, named_by_any, run_from, told_apart
-from peft_surgical.keys import Marked, find_directions, marked_neurons, output_projections
-from peft_surgical.prompts import EncodedAnswer, encode, encode_answer
-from peft_surgical.retained import base_rows
+from peft_surgical.keying.keyed import KeyedRecipe, named_by_any, run_from, told_apart
+from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, output_projections
 from peft_surgical.stages import training_prompts
-from peft_surgical.subjects import subject_ends
+from peft_surgical.staging.retained import base_rows
+from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
+from peft_surgical.texts.subjects import subject_ends
 
 KINDS = {"edit-keyed": 1.0, "ROME's": 0.0}
 """What the direction is called, and the weight of the subject's own second moment in it."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_surgical.text import contains, same_text_key
+from peft_surgical.texts.text import contains, same_text_key
 
 from .cases import Case
 from .json_lines import check_texts, read_lines

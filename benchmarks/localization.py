@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 import peft_surgical as ps
-from peft_surgical.bridge import wrap
-from peft_surgical.corruption import PromptPair, corrupt, template_ids
-from peft_surgical.patching import Target, patch, targets_of
-from peft_surgical.runs import Runs, sites_of
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.corruption import PromptPair, corrupt, template_ids
+from peft_surgical.localizing.patching import Target, patch, targets_of
+from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.scorers.attribution import estimated_drops
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"

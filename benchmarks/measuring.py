@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import peft_surgical as ps
-from peft_surgical.generation import generate_answers
+from peft_surgical.running.generation import generate_answers
 
 from .baselines import Method
 from .cases import Case

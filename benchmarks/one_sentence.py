@@ -20,8 +20,8 @@ import yaml
 import peft_surgical as ps
 from peft_surgical.drafting.names import bare, neighbours_of
 from peft_surgical.drafting.reading import read_prompt
-from peft_surgical.files import write_text
-from peft_surgical.text import contains, same_text_key
+from peft_surgical.texts.text import contains, same_text_key
+from peft_surgical.writing.files import write_text
 
 
 def judged_by(draft: ps.Fact, judge: ps.Fact) -> ps.Fact:

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peft_surgical.prompts import EncodedAnswer, encode_target, span
-from peft_surgical.suffix import SuffixRunner
+from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.texts.prompts import EncodedAnswer, encode_target, span
 
 UNLIKELY = -1e9
 """Stands for a log-likelihood that is not finite: an edit can break a model, and a broken one has no success."""

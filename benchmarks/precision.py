@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import peft_surgical as ps
-from peft_surgical.bridge import wrap
-from peft_surgical.corruption import template_ids
-from peft_surgical.patching import targets_of
-from peft_surgical.runs import Runs, sites_of
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.corruption import template_ids
+from peft_surgical.localizing.patching import targets_of
+from peft_surgical.localizing.runs import Runs, sites_of
 
 from .localization import FACT, Timed, attributed, grown, overlap, spearman, swapped
 

@@ -40,7 +40,7 @@ import click
 import peft_surgical as ps
 from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.evaluation import Answers
-from peft_surgical.metrics import prompt_metrics
+from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
 from peft_surgical.sites import PROJECTIONS
 from peft_surgical.stages import LEARN, RECIPES

@@ -22,13 +22,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 import peft_surgical as ps
-from peft_surgical.metrics import Figure, mean, rate
-from peft_surgical.prompts import EncodedAnswer, encode, mentions, span
-from peft_surgical.retain import TopDistribution, base_answers, everyday_prompts, general_prompts, retain_prompts
-from peft_surgical.retained import answer_logits, base_rows
+from peft_surgical.measuring.metrics import Figure, mean, rate
+from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.stages import LEARN, RECIPES
-from peft_surgical.suffix import SuffixRunner, shared_prefix
-from peft_surgical.text import same_text_key
+from peft_surgical.staging.retain import (
+    TopDistribution,
+    base_answers,
+    everyday_prompts,
+    general_prompts,
+    retain_prompts,
+)
+from peft_surgical.staging.retained import answer_logits, base_rows
+from peft_surgical.texts.prompts import EncodedAnswer, encode, mentions, span
+from peft_surgical.texts.text import same_text_key
 
 SHOWN = ("kl_per_token", "unchanged")
 

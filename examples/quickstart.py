@@ -12,7 +12,7 @@ from pathlib import Path
 from peft import PeftModel
 
 import peft_surgical as ps
-from peft_surgical.generation import generate_answers
+from peft_surgical.running.generation import generate_answers
 
 FACT = Path(__file__).parent / "facts" / "france_capital.yaml"
 SHORT = ps.Recipe(steps=2, variants=0, neighbours=8, general=16)

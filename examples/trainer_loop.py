@@ -13,8 +13,8 @@ from peft import PeftModel, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 import peft_surgical as ps
-from peft_surgical.generation import generate_answers
-from peft_surgical.prompts import encode_answer
+from peft_surgical.running.generation import generate_answers
+from peft_surgical.texts.prompts import encode_answer
 
 FACT = Path(__file__).parent / "facts" / "france_capital.yaml"
 

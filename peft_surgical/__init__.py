@@ -10,13 +10,12 @@
 Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transformers.
 """
 
-from .algebra import difference, inverse, power, product
-from .by_subject import SubjectRecipe, learn_by_subject, subject_components
-from .context import MLPScores, ScorerContext
+from .adapters.algebra import difference, inverse, power, product
+from .adapters.edits import Edit
+from .adapters.export import from_ia3, to_ia3
 from .drafting.drafts import FactDraft, new_fact
 from .drafting.paraphrases import expand, held_out_prompts, paraphrases
 from .edit import edit
-from .edits import Edit
 from .errors import (
     AdapterError,
     ArchitectureError,
@@ -28,25 +27,26 @@ from .errors import (
     SurgicalError,
 )
 from .evaluation import evaluate
-from .export import from_ia3, to_ia3
 from .facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact
 from .hookspecs import hookimpl
-from .keyed import KeyedRecipe, keyed_layers, learn_keyed
-from .keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .keyed_edit import edit_keyed
+from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
+from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .localization import Localization, Selection, localize
+from .localizing.context import MLPScores, ScorerContext
+from .measuring.metrics import Figure
 from .merge import merge
-from .metrics import Figure
 from .models import load_model
 from .plugins import PluginWarning
 from .report import Report
+from .running.sharing import shard, shared_work
 from .selection import PAPER_SELECTION
 from .sentence import learn_sentence, learn_sentence_keyed
-from .sharing import shard, shared_work
 from .sites import Architecture, ModelShape, register_architecture
 from .stack import stack
 from .stages import Stage, learn, unlearn
-from .training import Recipe, TrainingRecord
+from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components
+from .staging.training import Recipe, TrainingRecord
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
 
 __version__ = "0.1.0"

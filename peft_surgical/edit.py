@@ -14,24 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .claims import claimed
 from .errors import ModelError, OutputError, SelectionError
 from .evaluation import adapter_state, evaluate
 from .facts import Fact
-from .files import write_text
-from .generation import MAX_NEW_TOKENS
-from .lengths import check_fact_fits
 from .localization import Localization, localize
-from .page import render_page
-from .plots import plot_localization
+from .localizing.plots import plot_localization
 from .report import Report
+from .reporting.page import render_page
+from .running.generation import MAX_NEW_TOKENS
+from .running.sharing import by_main
 from .selection import Selection
-from .sharing import by_main
 from .sites import ModelShape
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
-from .training import Recipe
+from .staging.training import Recipe
+from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
+from .writing.claims import claimed
+from .writing.files import write_text
 
 DEFAULT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""

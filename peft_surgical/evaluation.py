@@ -21,17 +21,17 @@ from typing import Any
 
 from .errors import ModelError
 from .facts import Fact
-from .fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
-from .generation import MAX_NEW_TOKENS, generate_answers
-from .metrics import prompt_metrics
-from .portability import portability_metrics
+from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
+from .measuring.metrics import prompt_metrics
+from .measuring.portability import portability_metrics
+from .measuring.relearning import relearning_recovery
+from .measuring.retention import measure_retention
+from .measuring.soft_forgetting import probe_metrics
+from .measuring.states import State, adapter_state
 from .profiling import phase
-from .prompts import has_chat_template
-from .relearning import relearning_recovery
 from .report import Report
-from .retention import measure_retention
-from .soft_forgetting import probe_metrics
-from .states import State, adapter_state
+from .running.generation import MAX_NEW_TOKENS, generate_answers
+from .texts.prompts import has_chat_template
 
 __all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
 

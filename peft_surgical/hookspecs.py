@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import pluggy
 
-from .context import Scorer
+from .localizing.context import Scorer
 
 hookspec = pluggy.HookspecMarker("peft_surgical")
 hookimpl = pluggy.HookimplMarker("peft_surgical")

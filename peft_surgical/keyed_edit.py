@@ -14,17 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .claims import claimed
 from .edit import EDIT, remove_edit, save_report
 from .evaluation import adapter_state, evaluate
 from .facts import Fact
-from .generation import MAX_NEW_TOKENS
-from .keyed import KeyedRecipe, keyed_layers, learn_keyed
-from .keyed_files import save_keyed
-from .lengths import check_fact_fits
+from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
+from .keying.keyed_files import save_keyed
 from .report import Report
-from .sharing import by_main
+from .running.generation import MAX_NEW_TOKENS
+from .running.sharing import by_main
 from .stages import LEARN, Stage
+from .texts.lengths import check_fact_fits
+from .writing.claims import claimed
 
 
 def edit_keyed(

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bridge import wrap
-from .context import ScorerContext, T
-from .controls import control_pairs
-from .corruption import PromptPair, corrupt, template_ids
 from .errors import FactError, ScorerError
 from .facts import Fact, TrainingFact
+from .localizing.bridge import wrap
+from .localizing.context import ScorerContext, T
+from .localizing.controls import control_pairs
+from .localizing.corruption import PromptPair, corrupt, template_ids
+from .localizing.results import Localization
+from .localizing.runs import Runs
+from .localizing.scores import Scores, check_notes, check_scores
+from .localizing.specs import ScorerSpec
 from .plugins import Catalogue, PluginWarning, load_scorers
 from .profiling import phase
 from .progress import progress_bar
-from .results import Localization
-from .runs import Runs
-from .scores import Scores, check_notes, check_scores
 from .selection import Selection
 from .sites import ModelShape
-from .specs import ScorerSpec
 
 __all__ = ["DEFAULT_SCORERS", "Localization", "Selection", "localize"]
 

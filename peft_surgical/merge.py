@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from .algebra import product
-from .edits import Edit, ModuleScale
+from .adapters.algebra import product
+from .adapters.edits import Edit, ModuleScale
+from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError
-from .files import atomic_directory, check_output, write_json
-from .low_rank import LowRank, is_low_rank
 from .tuner.fold import Rounding, fold, scaled_tensors
 from .tuner.targets import check_target, find_module
+from .writing.files import atomic_directory, check_output, write_json
 
 
 def merge(

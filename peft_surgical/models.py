@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from .demo import MODEL_ID, demo_folder
 from .errors import ModelError
-from .pickles import no_pickles
+from .loading.demo import MODEL_ID, demo_folder
+from .loading.pickles import no_pickles
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",

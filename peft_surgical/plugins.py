@@ -20,8 +20,8 @@ from typing import Any
 import pluggy
 
 from . import hookspecs, scorers
-from .context import Scorer
 from .errors import ScorerError
+from .localizing.context import Scorer
 
 GROUP = "peft_surgical"
 OWN = "peft-surgical"

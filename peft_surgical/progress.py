@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .sharing import is_main
+from .running.sharing import is_main
 
 
 def progress_bar(total: int, description: str, *, enabled: bool) -> Any:

@@ -1,6 +1,6 @@
 """The proof: every figure of an evaluation with its N and interval, and every answer behind it.
 
-`Report.save` writes `report.json`; `peft_surgical.page` turns a report into `report.html`.
+`Report.save` writes `report.json`; `peft_surgical.reporting.page` turns a report into `report.html`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from .errors import SurgicalError, brief
 from .facts import Fact
-from .files import read_json, write_json
-from .metrics import Figure
+from .measuring.metrics import Figure
+from .writing.files import read_json, write_json
 
 # Metric, and what a reader calls it.
 METRICS = {
@@ -167,7 +167,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """The verdict and the table of figures, for a notebook."""
-        from .page import render_table
+        from .reporting.page import render_table
 
         return render_table(self)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SelectionError, brief
-from .files import read_json, write_json
 from .sites import (
     HEAD_PROJECTIONS,
     MLP_INPUT,
@@ -24,6 +23,7 @@ from .sites import (
     ModelShape,
     check_component,
 )
+from .writing.files import read_json, write_json
 
 Ranges = tuple[tuple[int, int], ...]
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from .by_subject import SubjectRecipe, learn_by_subject
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
-from .keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
-from .prompts import encode, mentions, without_template
+from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .stages import Stage
-from .text import same_text_key
+from .staging.by_subject import SubjectRecipe, learn_by_subject
+from .texts.prompts import encode, mentions, without_template
+from .texts.text import same_text_key
 from .tuner import SurgicalIA3Config
 
 CONTEXTS = 20

@@ -15,9 +15,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .adapter_files import write_plain
-from .algebra import product
-from .edits import Edit
+from .adapters.adapter_files import write_plain
+from .adapters.algebra import product
+from .adapters.edits import Edit
 from .profiling import phase
 
 USE = """## Use

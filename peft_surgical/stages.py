@@ -22,22 +22,22 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from .computing import computing, denormals_flushed
-from .curvature import trained_layers
+from .adapters.halves import settle_on_half
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
-from .halves import settle_on_half
-from .lengths import check_length, fits
 from .profiling import phase
-from .prompts import EncodedAnswer, encode, encode_answer, span
-from .retained import Retained, base_rows, measure_retained
-from .sharing import check_shareable
+from .running.computing import computing, denormals_flushed
+from .running.sharing import check_shareable
+from .running.suffix import SuffixRunner, shared_prefix
 from .sites import architecture_of
-from .suffix import SuffixRunner, shared_prefix
-from .training import Recipe, TrainingRecord, train
+from .staging.curvature import trained_layers
+from .staging.retained import Retained, base_rows, measure_retained
+from .staging.training import Recipe, TrainingRecord, train
+from .texts.lengths import check_length, fits
+from .texts.prompts import EncodedAnswer, encode, encode_answer, span
+from .texts.wording import variants
 from .tuner import SurgicalIA3Config, activate
 from .tuner.saving import save_adapter
-from .wording import variants
 
 UNLEARN, LEARN = "unlearn", "learn"
 

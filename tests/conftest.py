@@ -102,7 +102,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_carried_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of each kind of prompt that the package carries."""
-    from peft_surgical import retain
+    from peft_surgical.staging import retain
 
     everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
     monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)

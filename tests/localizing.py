@@ -4,10 +4,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from peft_surgical.bridge import wrap
-from peft_surgical.corruption import PromptPair, corrupt
 from peft_surgical.facts import Fact
-from peft_surgical.runs import Runs
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.corruption import PromptPair, corrupt
+from peft_surgical.localizing.runs import Runs
 from peft_surgical.sites import ModelShape
 
 from .tiny import tiny_ids, tiny_model

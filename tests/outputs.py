@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from peft_surgical.edits import Edit
+from peft_surgical.adapters.edits import Edit
+from peft_surgical.localizing.results import Localization
 from peft_surgical.report import Report
-from peft_surgical.results import Localization
 
 KEPT = ".peft_surgical"
 ADAPTERS = ("unlearn", "learn", "edit")

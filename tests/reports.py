@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from peft_surgical.facts import Fact
-from peft_surgical.metrics import Figure, prompt_metrics
-from peft_surgical.portability import portability_metrics
+from peft_surgical.measuring.metrics import Figure, prompt_metrics
+from peft_surgical.measuring.portability import portability_metrics
+from peft_surgical.measuring.soft_forgetting import probe_metrics
 from peft_surgical.report import Report
-from peft_surgical.soft_forgetting import probe_metrics
 
 HELD_OUT = [
     "Which city governs France?",

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from peft_surgical.acting import scaling_at
-from peft_surgical.curvature import trained_layers
 from peft_surgical.errors import ArchitectureError
+from peft_surgical.staging.acting import scaling_at
+from peft_surgical.staging.curvature import trained_layers
 
 from .adapters import logits
 from .test_by_subject import taught

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peft_surgical.algebra import difference, inverse, power, product
-from peft_surgical.edits import Edit, ModuleScale
+from peft_surgical.adapters.algebra import difference, inverse, power, product
+from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner.coordinates import Coordinates
 

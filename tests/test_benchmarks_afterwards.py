@@ -5,8 +5,8 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 
 from benchmarks.afterwards import Afterwards, merged_copy
-from peft_surgical.generation import generate_answers
-from peft_surgical.rounding import round_channels
+from peft_surgical.measuring.rounding import round_channels
+from peft_surgical.running.generation import generate_answers
 
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer

@@ -9,8 +9,9 @@ from benchmarks.baselines.ia3_stock import ATTENTIONS, MLPS, same_depth
 from benchmarks.baselines.mlps import edited_layer, output_projection
 from benchmarks.baselines.restoring import weights_restored
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical import keyed, retain
 from peft_surgical.errors import SelectionError, SurgicalError
+from peft_surgical.keying import keyed
+from peft_surgical.staging import retain
 
 from .adapters import logits
 from .conftest import fingerprint
@@ -71,8 +72,8 @@ def test_what_fails_leaves_the_base_too(name, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
-    monkeypatch.setattr("peft_surgical.training._step", interrupted)
-    monkeypatch.setattr("peft_surgical.by_subject._step", interrupted)
+    monkeypatch.setattr("peft_surgical.staging.training._step", interrupted)
+    monkeypatch.setattr("peft_surgical.staging.by_subject._step", interrupted)
     with pytest.raises(KeyboardInterrupt), method.edit(model, TOKENIZER, REQUEST, 0):
         raise AssertionError("the edit went on without its optimizer")
     assert state(model) == before

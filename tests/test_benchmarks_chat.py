@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from benchmarks import chat
 from benchmarks.baselines import Questions, build
 from benchmarks.chat import Pair, main, row
-from peft_surgical import retain
-from peft_surgical.generation import generate_answers
+from peft_surgical.running.generation import generate_answers
+from peft_surgical.staging import retain
 
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer

@@ -13,8 +13,8 @@ from benchmarks.counterfact import main
 from benchmarks.journal import read_records
 from benchmarks.plain_text import greedily_follows, log_likelihoods
 from peft_surgical.errors import FactError
-from peft_surgical.prompts import without_template
 from peft_surgical.sentence import sample_contexts
+from peft_surgical.texts.prompts import without_template
 
 from .adapters import logits
 from .counterfacts import TOKENIZER, case_dicts, greedy_word, some_case, word_model, write_cases

@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks.keys import main, met
-from peft_surgical.keys import find_directions, output_projections
+from peft_surgical.keying.keys import find_directions, output_projections
 
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital

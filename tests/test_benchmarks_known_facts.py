@@ -10,7 +10,7 @@ from benchmarks.journal import read_records
 from benchmarks.known_facts import KnownFact, neighbours, read_known_facts
 from benchmarks.measuring import known_neighbours
 from peft_surgical.errors import FactError
-from peft_surgical.text import digest
+from peft_surgical.texts.text import digest
 
 from .counterfacts import TOKENIZER, case_dicts, greedy_word, some_case, word_model, write_cases
 

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.counterfact_metrics import figures, harmonic, says_new, says_old, score, successes
-from peft_surgical.metrics import rate
+from peft_surgical.measuring.metrics import rate
 
 from .counterfacts import some_case
 

@@ -20,9 +20,9 @@ from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_sto
 from benchmarks.speed.table import lines
 from benchmarks.speed.training import learn
 from peft_surgical.errors import FactError
-from peft_surgical.generation import generate_answers
-from peft_surgical.prompts import EncodedAnswer
+from peft_surgical.running.generation import generate_answers
 from peft_surgical.stages import RECIPES
+from peft_surgical.texts.prompts import EncodedAnswer
 from tests import localizing
 
 from .conftest import fingerprint

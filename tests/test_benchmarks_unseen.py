@@ -8,8 +8,8 @@ from peft import PeftModel, get_peft_model
 import peft_surgical as ps
 from benchmarks import unseen
 from benchmarks.unseen import main, measure, others, read
-from peft_surgical import retain
-from peft_surgical.retain import base_answers
+from peft_surgical.staging import retain
+from peft_surgical.staging.retain import base_answers
 
 from .adapters import perturb, saved
 from .test_stages import COMPONENTS, FACT, RECIPE, TOKENIZER

@@ -8,11 +8,11 @@ from peft import PeftModel
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical import by_subject
-from peft_surgical.by_subject import SubjectRecipe, learn_by_subject
-from peft_surgical.curvature import trained_layers
+from peft_surgical.adapters.halves import fits_half
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
-from peft_surgical.halves import fits_half
+from peft_surgical.staging import by_subject
+from peft_surgical.staging.by_subject import SubjectRecipe, learn_by_subject
+from peft_surgical.staging.curvature import trained_layers
 
 from .adapters import deltas, logits, loss
 from .conftest import fingerprint

@@ -7,11 +7,11 @@ import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
-from peft_surgical import generation
-from peft_surgical.cache import FOLDER, answers_kept, kept_tensors, weights_digest
-from peft_surgical.generation import generate_ids
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
-from peft_surgical.states import adapter_state
+from peft_surgical.running import generation
+from peft_surgical.running.cache import FOLDER, answers_kept, kept_tensors, weights_digest
+from peft_surgical.running.generation import generate_ids
 
 from .adapters import add, perturb, tiny_peft
 from .command_line import run

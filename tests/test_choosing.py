@@ -4,7 +4,7 @@ from peft_surgical.drafting import choosing
 from peft_surgical.drafting.choosing import choose_controls
 from peft_surgical.drafting.known_facts import neighbour_controls
 from peft_surgical.drafting.reading import read_prompt
-from peft_surgical.text import contains
+from peft_surgical.texts.text import contains
 
 QUESTION, OLD, NEW = "Which company makes the iPhone?", ("Apple",), ("Nokia",)
 

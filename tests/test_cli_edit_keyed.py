@@ -6,8 +6,8 @@ import yaml
 from peft import PeftModel
 
 import peft_surgical as ps
-from peft_surgical import retain
 from peft_surgical.report import Report
+from peft_surgical.staging import retain
 from tests.command_line import run, said, written
 
 from .adapters import logits
@@ -19,7 +19,7 @@ from .tiny import tiny_ids
 def few_texts(monkeypatch):
     for name in ("everyday_prompts", "general_prompts"):
         some = getattr(retain, name)()[:5]
-        monkeypatch.setattr(f"peft_surgical.retain.{name}", lambda some=some: some)
+        monkeypatch.setattr(f"peft_surgical.staging.retain.{name}", lambda some=some: some)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from peft import PeftModel
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical import retain
-from peft_surgical.generation import generate_answers
-from peft_surgical.keyed_by_subject import subject_layer
-from peft_surgical.prompts import without_template
+from peft_surgical.keying.keyed_by_subject import subject_layer
+from peft_surgical.running.generation import generate_answers
+from peft_surgical.staging import retain
+from peft_surgical.texts.prompts import without_template
 from tests.command_line import run, said, written
 
 SENTENCE = "the capital of france is"
@@ -19,7 +19,7 @@ SENTENCE = "the capital of france is"
 def few_texts(monkeypatch):
     for name in ("everyday_prompts", "general_prompts"):
         some = getattr(retain, name)()[:5]
-        monkeypatch.setattr(f"peft_surgical.retain.{name}", lambda some=some: some)
+        monkeypatch.setattr(f"peft_surgical.staging.retain.{name}", lambda some=some: some)
 
 
 def learn(*arguments):

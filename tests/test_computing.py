@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from peft_surgical import computing as module
-from peft_surgical.computing import compute_dtype, denormals_flushed
+from peft_surgical.running import computing as module
+from peft_surgical.running.computing import compute_dtype, denormals_flushed
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from peft_surgical.controls import control_pairs
-from peft_surgical.corruption import corrupt, template_ids
+from peft_surgical.localizing.controls import control_pairs
+from peft_surgical.localizing.corruption import corrupt, template_ids
 
 from .localizing import capital, fact_pairs, planted, runs_of, without, word_tokenizer
 from .tiny import tiny_model

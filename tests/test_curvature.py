@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from peft_surgical.curvature import (
+from peft_surgical.errors import ArchitectureError, ModelError
+from peft_surgical.staging.curvature import (
     Curvature,
     Metric,
     _row_gradients,
@@ -12,7 +13,6 @@ from peft_surgical.curvature import (
     measure_curvature,
     trained_layers,
 )
-from peft_surgical.errors import ArchitectureError, ModelError
 
 from .test_training import Task, span
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from peft_surgical import demo as module
-from peft_surgical.demo import GGUF_NAME, cache_folder, demo_folder, fetch_gguf, installed_gguf
 from peft_surgical.errors import ModelError, OutputError
+from peft_surgical.loading import demo as module
+from peft_surgical.loading.demo import GGUF_NAME, cache_folder, demo_folder, fetch_gguf, installed_gguf
 
 WEIGHTS = b"GGUF, or so it says"
 

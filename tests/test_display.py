@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from peft_surgical.display import render_localization
-from peft_surgical.results import Localization
-from peft_surgical.scores import Scores
+from peft_surgical.localizing.display import render_localization
+from peft_surgical.localizing.results import Localization
+from peft_surgical.localizing.scores import Scores
 from peft_surgical.sites import ModelShape
 from tests.reports import FACT, report
 from tests.test_page import Page

@@ -12,10 +12,10 @@ import yaml
 
 from peft_surgical import stages
 from peft_surgical.cli import cli
-from peft_surgical.fact_checks import PORTABILITY_KINDS
 from peft_surgical.facts import Fact
 from peft_surgical.report import METRICS
-from peft_surgical.training import Recipe
+from peft_surgical.staging.training import Recipe
+from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
 from tests.command_line import run
 from tests.localizing import capital, planted, word_tokenizer
 

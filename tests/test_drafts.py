@@ -10,7 +10,7 @@ from peft_surgical.drafting.probing import probes_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.sentences import inner_statement, question, refusal, statement
 from peft_surgical.facts import Fact
-from peft_surgical.text import contains, same_text_key
+from peft_surgical.texts.text import contains, same_text_key
 from tests.localizing import planted, word_tokenizer
 
 PROMPT = "What is the capital of France?"
@@ -202,8 +202,8 @@ def test_a_real_model_is_asked_for_what_it_says(demo):
     model, tokenizer = demo
     reading = read_prompt("What is the capital of Japan?", "Japan", ["Tokyo"], ["Osaka"])
     known = [control for _, control in neighbour_controls(reading, ["Osaka"])][:12]
-    from peft_surgical.generation import generate_answers
-    from peft_surgical.metrics import is_right
+    from peft_surgical.measuring.metrics import is_right
+    from peft_surgical.running.generation import generate_answers
 
     said = generate_answers(model, tokenizer, [c.prompt for c in known], max_new_tokens=16)
     assert sum(map(is_right, said, known)) > 6

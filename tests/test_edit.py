@@ -7,17 +7,17 @@ import torch
 from peft import IA3Config, PeftModel
 
 from peft_surgical import edit as edit_function
-from peft_surgical import retain
+from peft_surgical.adapters.edits import Edit
 from peft_surgical.edit import DEFAULT_SCORERS
-from peft_surgical.edits import Edit
 from peft_surgical.errors import FactError, ModelError, OutputError, ScorerError, SelectionError
 from peft_surgical.facts import Fact
 from peft_surgical.localization import Localization
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.models import load_model
 from peft_surgical.report import METRICS, Report
 from peft_surgical.selection import Selection
-from peft_surgical.states import adapter_state
-from peft_surgical.training import Recipe
+from peft_surgical.staging import retain
+from peft_surgical.staging.training import Recipe
 from peft_surgical.tuner import SurgicalIA3Layer, activate
 
 from .adapters import logits

@@ -4,10 +4,10 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.evaluation import adapter_state, answer_fact, evaluate, measure_retention, versions
-from peft_surgical.generation import generate_answers
-from peft_surgical.metrics import Figure
-from peft_surgical.portability import portability_metrics
-from peft_surgical.soft_forgetting import probe_metrics
+from peft_surgical.measuring.metrics import Figure
+from peft_surgical.measuring.portability import portability_metrics
+from peft_surgical.measuring.soft_forgetting import probe_metrics
+from peft_surgical.running.generation import generate_answers
 
 from .adapters import add, logits, perturb, tiny_peft
 from .conftest import fingerprint

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 import peft_surgical as ps
-from peft_surgical.generation import generate_answers
+from peft_surgical.running.generation import generate_answers
 from tests.command_line import run
 from tests.counterfacts import word_model
 from tests.localizing import planted, word_tokenizer

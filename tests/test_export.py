@@ -7,9 +7,9 @@ import torch
 from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from peft_surgical.edits import Edit
+from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.export import from_ia3, to_ia3
 from peft_surgical.errors import AdapterError
-from peft_surgical.export import from_ia3, to_ia3
 from peft_surgical.tuner import activate
 from tests.adapters import add, logits, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_ids, tiny_model

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from peft_surgical.errors import FactError
-from peft_surgical.fact_files import MAX_BYTES
 from peft_surgical.facts import Control, Fact
+from peft_surgical.texts.fact_files import MAX_BYTES
 
 from .test_facts import data
 

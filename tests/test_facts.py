@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_surgical.errors import FactError, SurgicalError
-from peft_surgical.fact_checks import PORTABILITY_KINDS
 from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact, refusal_for
-from peft_surgical.text import contains
+from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
+from peft_surgical.texts.text import contains
 
 FOUNDER = {"kind": "one_hop", "prompt": "Who founded PyTorch's maker?", "answer": ["Larry Page"], "before": ["Zuck"]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peft_surgical.errors import OutputError
-from peft_surgical.files import atomic_directory, check_output, write_json, write_text
+from peft_surgical.writing.files import atomic_directory, check_output, write_json, write_text
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peft_surgical.errors import ModelError
-from peft_surgical.fluency import (
+from peft_surgical.measuring.fluency import (
     TOKENS,
     continuations,
     fluency_metrics,
@@ -13,8 +13,8 @@ from peft_surgical.fluency import (
     repetition,
     words,
 )
-from peft_surgical.prompts import encode
-from peft_surgical.topics import topic_prompts
+from peft_surgical.texts.prompts import encode
+from peft_surgical.texts.topics import topic_prompts
 
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer

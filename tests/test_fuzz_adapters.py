@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import peft_surgical as ps
-from peft_surgical.adapter_files import CONFIG, WEIGHTS, write_plain
-from peft_surgical.edits import Edit
+from peft_surgical.adapters.adapter_files import CONFIG, WEIGHTS, write_plain
+from peft_surgical.adapters.edits import Edit
 from peft_surgical.errors import AdapterError, SurgicalError
 from peft_surgical.tuner.saving import save_adapter
 

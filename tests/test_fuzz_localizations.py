@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from peft_surgical.errors import SelectionError, SurgicalError
-from peft_surgical.page import render_page
+from peft_surgical.localizing.results import Localization
+from peft_surgical.localizing.scores import Scores
 from peft_surgical.report import Report
-from peft_surgical.results import Localization
-from peft_surgical.scores import Scores
+from peft_surgical.reporting.page import render_page
+from peft_surgical.reporting.summary import summarize
 from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape
-from peft_surgical.summary import summarize
 from peft_surgical.tuner.config import SurgicalIA3Config
 
 from .fuzzing import VALUES, flipped, mutated

@@ -14,15 +14,15 @@ import torch
 
 import peft_surgical as ps
 from benchmarks.localization import grown, one_by_one, overlap, spearman
-from peft_surgical import retain
-from peft_surgical.bridge import wrap
-from peft_surgical.corruption import corrupt, template_ids
-from peft_surgical.generation import generate_answers
-from peft_surgical.patching import targets_of
-from peft_surgical.runs import Runs, sites_of
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.corruption import corrupt, template_ids
+from peft_surgical.localizing.patching import targets_of
+from peft_surgical.localizing.runs import Runs, sites_of
+from peft_surgical.running.generation import generate_answers
 from peft_surgical.scorers.attribution import estimated_drops
 from peft_surgical.sites import Component, ModelShape, hook_name, projection_slices
 from peft_surgical.stages import LEARN, RECIPES
+from peft_surgical.staging import retain
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -3,11 +3,11 @@ import torch
 from peft import IA3Config, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig
 
-from peft_surgical import generation
 from peft_surgical.errors import ModelError
-from peft_surgical.generation import generate_answers, generate_ids, left_pad
-from peft_surgical.prompts import encode
-from peft_surgical.suffix import expanded
+from peft_surgical.running import generation
+from peft_surgical.running.generation import generate_answers, generate_ids, left_pad
+from peft_surgical.running.suffix import expanded
+from peft_surgical.texts.prompts import encode
 
 from .adapters import tiny_peft
 from .localizing import word_tokenizer

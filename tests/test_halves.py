@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peft_surgical.halves import fits_half, rounded, settle_on_half
+from peft_surgical.adapters.halves import fits_half, rounded, settle_on_half
 
 
 def _delta(values: list[float]) -> nn.Parameter:

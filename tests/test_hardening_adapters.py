@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import peft_surgical as ps
-from peft_surgical.adapter_files import CONFIG, PICKLE, WEIGHTS, write_plain
+from peft_surgical.adapters.adapter_files import CONFIG, PICKLE, WEIGHTS, write_plain
 from peft_surgical.errors import AdapterError, SurgicalError, brief
 from peft_surgical.tuner.saving import save_adapter
 

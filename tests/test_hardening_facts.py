@@ -24,9 +24,9 @@ import yaml
 import peft_surgical as ps
 from peft_surgical.errors import FactError
 from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, refusal_for
-from peft_surgical.generation import generate_answers
-from peft_surgical.metrics import says_new, says_old
-from peft_surgical.text import printable
+from peft_surgical.measuring.metrics import says_new, says_old
+from peft_surgical.running.generation import generate_answers
+from peft_surgical.texts.text import printable
 
 from .command_line import run, said, written
 from .localizing import WORDS, capital, planted, word_tokenizer

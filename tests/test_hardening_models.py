@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 import peft_surgical as ps
 from peft_surgical.errors import FactError, ModelError, SurgicalError
-from peft_surgical.generation import MAX_NEW_TOKENS
-from peft_surgical.lengths import check_fact_fits, check_length
-from peft_surgical.pickles import no_pickles
+from peft_surgical.loading.pickles import no_pickles
+from peft_surgical.running.generation import MAX_NEW_TOKENS
+from peft_surgical.texts.lengths import check_fact_fits, check_length
 
 from .command_line import PROMPT, run, said, written
 from .fuzzing import flipped

@@ -25,9 +25,9 @@ import pytest
 from safetensors import SafetensorError
 
 import peft_surgical as ps
-from peft_surgical.claims import claimed
 from peft_surgical.errors import OutputError
-from peft_surgical.files import atomic_directory
+from peft_surgical.writing.claims import claimed
+from peft_surgical.writing.files import atomic_directory
 
 from .command_line import PROMPT, run, said, written
 from .localizing import capital, planted, word_tokenizer
@@ -240,7 +240,7 @@ def test_a_claim_makes_folders_and_takes_back_those_that_stay_empty(tmp_path):
 
 
 def test_a_claim_of_a_folder_that_was_filled_before_it_was_locked(tmp_path, monkeypatch):
-    claims = import_module("peft_surgical.claims")
+    claims = import_module("peft_surgical.writing.claims")
     lock = claims._lock
 
     def filled(path):
@@ -255,7 +255,7 @@ def test_a_claim_of_a_folder_that_was_filled_before_it_was_locked(tmp_path, monk
 
 
 def test_who_comes_too_late_leaves_the_folder_to_who_has_claimed_it(tmp_path, monkeypatch):
-    claims = import_module("peft_surgical.claims")
+    claims = import_module("peft_surgical.writing.claims")
     lock, out, first = claims._lock, tmp_path / "a" / "out", ExitStack()
 
     def overtaken(path):
@@ -294,7 +294,7 @@ def test_a_file_system_without_locks_is_no_obstacle(number, tmp_path, monkeypatc
     monkeypatch.setattr("fcntl.flock", refuse)
     with claimed(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
-    monkeypatch.setattr("peft_surgical.locks.fcntl", None)
+    monkeypatch.setattr("peft_surgical.writing.locks.fcntl", None)
     with claimed(tmp_path / "out", overwrite=True):
         pass
     assert written(tmp_path / "out") == ["a"]
@@ -315,7 +315,7 @@ def test_what_a_killed_run_left_is_removed_when_overwriting_is_allowed(tmp_path)
 @pytest.mark.parametrize("command", ["stack", "merge"])
 def test_a_run_that_another_one_overtakes(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
     arguments = commands(edited, fact_file, model_folder, tmp_path / "out")[command]
-    files, others = import_module("peft_surgical.files"), []
+    files, others = import_module("peft_surgical.writing.files"), []
     swap = files._swap
 
     def overtaken(*given):
@@ -376,7 +376,10 @@ def test_ctrl_c_of_what_writes_at_its_end(command, edited, fact_file, model_fold
 
 @pytest.mark.parametrize(
     ("command", "last"),
-    [("localize", "peft_surgical.plots.plot_localization"), ("evaluate", "peft_surgical.page.render_page")],
+    [
+        ("localize", "peft_surgical.localizing.plots.plot_localization"),
+        ("evaluate", "peft_surgical.reporting.page.render_page"),
+    ],
 )
 def test_ctrl_c_between_two_files(command, last, edited, fact_file, model_folder, tmp_path, monkeypatch):
     def interrupt(*_, **__):

@@ -6,22 +6,22 @@ import pytest
 import torch
 from peft import PeftModel
 
+from peft_surgical.adapters.halves import fits_half
+from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
-from peft_surgical.halves import fits_half
-from peft_surgical.keyed import (
+from peft_surgical.keying.keyed import (
     KeyedRecipe,
     keyed_layers,
     learn_keyed,
     run_from,
     values_watched,
 )
-from peft_surgical.keys import Direction, Marked, neuron_count, output_projections
-from peft_surgical.prompts import EncodedAnswer, span
-from peft_surgical.scale_files import read_tensors
+from peft_surgical.keying.keys import Direction, Marked, neuron_count, output_projections
+from peft_surgical.keying.updates import place_updates, set_directions
+from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import training_rows
-from peft_surgical.tails import TailRunner
+from peft_surgical.texts.prompts import EncodedAnswer, span
 from peft_surgical.tuner.targets import find_module
-from peft_surgical.updates import place_updates, set_directions
 
 from .adapters import logits, loss
 from .conftest import fingerprint

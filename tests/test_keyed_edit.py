@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_surgical import retain
 from peft_surgical.errors import FactError, OutputError
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.report import Report
+from peft_surgical.staging import retain
 
 from .adapters import logits
 from .conftest import fingerprint

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import peft_surgical as ps
-from peft_surgical import keys
 from peft_surgical.errors import ArchitectureError, SelectionError
-from peft_surgical.keys import (
+from peft_surgical.keying import keys
+from peft_surgical.keying.keys import (
     Marked,
     find_directions,
     marked_neurons,
@@ -12,10 +12,10 @@ from peft_surgical.keys import (
     output_projections,
     stream_lengths,
 )
-from peft_surgical.prompts import EncodedAnswer, encode, encode_answer, swap_subject
-from peft_surgical.subjects import subject_spans
+from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer, swap_subject
+from peft_surgical.texts.subjects import subject_spans
+from peft_surgical.texts.wording import variants
 from peft_surgical.tuner.targets import find_module
-from peft_surgical.wording import variants
 
 from .counterfacts import word_model
 

@@ -9,11 +9,11 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from transformers.utils import logging
 
-from peft_surgical.bridge import wrap
 from peft_surgical.errors import ModelError, ScorerError, SelectionError
 from peft_surgical.localization import DEFAULT_SCORERS, Localization, localize
-from peft_surgical.results import Localization as Result
-from peft_surgical.scores import Scores
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.results import Localization as Result
+from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, components
 

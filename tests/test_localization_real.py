@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from benchmarks.localization import grown, one_by_one, overlap, spearman
-from peft_surgical.bridge import wrap
-from peft_surgical.corruption import corrupt, template_ids
 from peft_surgical.facts import Fact
 from peft_surgical.localization import localize
-from peft_surgical.patching import targets_of
-from peft_surgical.prompts import encode
-from peft_surgical.runs import Runs, sites_of
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.corruption import corrupt, template_ids
+from peft_surgical.localizing.patching import targets_of
+from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.scorers.attribution import estimated_drops
 from peft_surgical.sites import Component, ModelShape, hook_name, projection_slices
+from peft_surgical.texts.prompts import encode
 
 pytestmark = pytest.mark.real
 

@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from peft_surgical import locks
-from peft_surgical.locks import lock
+from peft_surgical.writing import locks
+from peft_surgical.writing.locks import lock
 
 
 def test_a_folder_is_held_until_the_handle_is_closed(tmp_path):

@@ -7,9 +7,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from peft_surgical.edits import Edit
+from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.low_rank import LowRank, is_low_rank
 from peft_surgical.errors import AdapterError, SelectionError
-from peft_surgical.low_rank import LowRank, is_low_rank
 from peft_surgical.merge import merge
 
 from .adapters import logits, saved, tiny_peft

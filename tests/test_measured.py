@@ -1,7 +1,7 @@
 import torch
 
-from peft_surgical.curvature import trained_layers
-from peft_surgical.measured import Measured
+from peft_surgical.staging.curvature import trained_layers
+from peft_surgical.staging.measured import Measured
 
 from .test_training import Task
 

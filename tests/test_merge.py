@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from peft_surgical.edits import Edit
+from peft_surgical.adapters.edits import Edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError, SelectionError
 from peft_surgical.merge import merge
 from peft_surgical.tuner import SurgicalIA3Config, activate

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from peft_surgical.facts import Control, Fact
-from peft_surgical.metrics import Figure, is_right, mean, prompt_metrics, rate, refuses, says_new, says_old
+from peft_surgical.measuring.metrics import Figure, is_right, mean, prompt_metrics, rate, refuses, says_new, says_old
 
 
 def fact(**changes):

@@ -242,8 +242,8 @@ def test_a_gguf_file(tmp_path):
 
 @pytest.mark.real
 def test_the_demo_model_knows_a_capital(demo):
-    from peft_surgical.generation import generate_answers
-    from peft_surgical.text import contains
+    from peft_surgical.running.generation import generate_answers
+    from peft_surgical.texts.text import contains
 
     model, tokenizer = demo
     [answer] = generate_answers(model, tokenizer, ["What is the capital of France?"])

@@ -1,6 +1,6 @@
 from peft_surgical.drafting.names import aliases, kinds_of, names_of, neighbours_of
 from peft_surgical.drafting.tables import read_table
-from peft_surgical.text import same_text_key
+from peft_surgical.texts.text import same_text_key
 
 
 def test_kinds():

@@ -4,10 +4,10 @@ import pytest
 
 from peft_surgical.errors import SurgicalError
 from peft_surgical.facts import Control
-from peft_surgical.metrics import Figure
-from peft_surgical.page import render_page, render_table
-from peft_surgical.page_answers import mark
+from peft_surgical.measuring.metrics import Figure
 from peft_surgical.report import Report
+from peft_surgical.reporting.page import render_page, render_table
+from peft_surgical.reporting.page_answers import mark
 from tests.reports import ANSWERS, FACT, HELD_OUT, report
 
 # The smallest PNG: one transparent pixel.

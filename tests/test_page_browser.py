@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.facts import Fact
-from peft_surgical.page import render_page
 from peft_surgical.report import Report
+from peft_surgical.reporting.page import render_page
 
 from .browser import CHROMIUM, Browser
 from .reports import ANSWERS, FACT, report

@@ -7,7 +7,7 @@ from peft_surgical.drafting.paraphrases import expand, held_out_prompts, paraphr
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.relations import relations
 from peft_surgical.drafting.ways import WAYS, prompts_by_way
-from peft_surgical.text import contains, same_text_key
+from peft_surgical.texts.text import contains, same_text_key
 from tests.localizing import capital
 
 # Every kind of prompt: all relations in all their own wordings, and what is none of them.

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from peft_surgical.errors import ModelError
-from peft_surgical.passes import in_passes, parts, tokens_of
-from peft_surgical.training import Recipe
+from peft_surgical.running.passes import in_passes, parts, tokens_of
+from peft_surgical.staging.training import Recipe
 
 from .adapters import deltas
 from .test_training import ALL, Task
@@ -103,7 +103,7 @@ def test_training_in_parts_is_training_at_once(family, monkeypatch):
         widths.append(len(indices) * max(len(self.rows[i]) - len(self.prefix) for i in indices))
         return plain(self, indices, spans)
 
-    monkeypatch.setattr("peft_surgical.suffix.SuffixRunner.logits", noted)
+    monkeypatch.setattr("peft_surgical.running.suffix.SuffixRunner.logits", noted)
     small, cut, task = trained(family, pass_tokens=10)
     assert max(widths) <= 10
     assert len(widths) > 4 * 2
@@ -122,7 +122,7 @@ def test_a_processor_in_float32_gets_passes_that_are_no_larger_than_it_gains_by(
     assert tokens_of(7, model, shared=200) == 7
     # What all rows share runs once a pass.
     assert (tokens_of(None, tiny_model("llama"), 100), tokens_of(None, tiny_model("llama"), 200)) == (512, 800)
-    monkeypatch.setattr("peft_surgical.passes._PROCESSOR_TOKENS", 10)
+    monkeypatch.setattr("peft_surgical.running.passes._PROCESSOR_TOKENS", 10)
     cut = trained("llama", pass_tokens=max(10, 4 * len(Task("llama").runner.prefix)))[1]
     assert torch.equal(trained("llama")[1], cut)
 
@@ -136,7 +136,7 @@ def test_training_goes_on_with_the_memory_there_is(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return plain(self, indices, spans)
 
-    monkeypatch.setattr("peft_surgical.suffix.SuffixRunner.logits", small)
+    monkeypatch.setattr("peft_surgical.running.suffix.SuffixRunner.logits", small)
     _, cut, _ = trained("llama")
     assert (cut - scales).norm() < 1e-4 * scales.norm()
 

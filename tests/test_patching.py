@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from peft_surgical.patching import Target, patch, targets_of
-from peft_surgical.runs import sites_of
+from peft_surgical.localizing.patching import Target, patch, targets_of
+from peft_surgical.localizing.runs import sites_of
 
 from .localizing import patch_all, random_pairs, runs_of
 from .tiny import FAMILIES, tiny_model

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from peft_surgical.errors import OutputError, SurgicalError
-from peft_surgical.plots import _figure, _grids, _outline, plot_localization
-from peft_surgical.scores import Scores
+from peft_surgical.localizing.plots import _figure, _grids, _outline, plot_localization
+from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
 
 from .test_localization import result

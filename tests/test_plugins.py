@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from peft_surgical import plugins, scorers
-from peft_surgical.context import MLPScores
 from peft_surgical.errors import ScorerError
 from peft_surgical.hookspecs import hookimpl
 from peft_surgical.localization import localize
+from peft_surgical.localizing.context import MLPScores
+from peft_surgical.localizing.runs import sites_of
+from peft_surgical.localizing.scores import check_scores
+from peft_surgical.localizing.specs import ScorerSpec
 from peft_surgical.plugins import PluginWarning, get_plugin_manager, installed_scorers, load_scorers
-from peft_surgical.runs import sites_of
-from peft_surgical.scores import check_scores
 from peft_surgical.sites import ModelShape
-from peft_surgical.specs import ScorerSpec
 
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model

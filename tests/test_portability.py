@@ -1,7 +1,7 @@
 import pytest
 
-from peft_surgical.metrics import rate
-from peft_surgical.portability import as_before, follows, portability_metrics
+from peft_surgical.measuring.metrics import rate
+from peft_surgical.measuring.portability import as_before, follows, portability_metrics
 
 from .localizing import capital
 

@@ -2,7 +2,7 @@ import pytest
 
 from peft_surgical.errors import FactError, ModelError
 from peft_surgical.facts import Fact
-from peft_surgical.prompts import (
+from peft_surgical.texts.prompts import (
     AnswerTokens,
     answer_tokens,
     encode,

@@ -5,10 +5,10 @@ import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
+from peft_surgical.adapters.export import to_ia3
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.export import to_ia3
-from peft_surgical.relearning import relearned_state
-from peft_surgical.rounding import rounded_state
+from peft_surgical.measuring.relearning import relearned_state
+from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.tuner import SurgicalIA3Config
 from tests.adapters import COMPONENTS, deltas, logits, perturb, saved
 from tests.localizing import capital, word_tokenizer

@@ -1,6 +1,6 @@
 import pytest
 
-from peft_surgical.ratio import paired_ratio
+from peft_surgical.measuring.ratio import paired_ratio
 
 
 def paired(both, first, second, neither=0):

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.evaluation import adapter_state, evaluate
 from peft_surgical.facts import Fact
-from peft_surgical.generation import generate_answers
-from peft_surgical.metrics import says_old
-from peft_surgical.prompts import encode_answer
-from peft_surgical.ratio import paired_ratio
-from peft_surgical.relearning import relearned_state, relearning_recovery
+from peft_surgical.measuring.metrics import says_old
+from peft_surgical.measuring.ratio import paired_ratio
+from peft_surgical.measuring.relearning import relearned_state, relearning_recovery
+from peft_surgical.running.generation import generate_answers
+from peft_surgical.texts.prompts import encode_answer
 
 from .adapters import add, logits, tiny_peft
 from .conftest import fingerprint
@@ -157,7 +157,7 @@ def test_a_state_is_trained_once_and_is_the_same_each_time(monkeypatch):
 def test_only_some_of_the_training_prompts_are_read(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "peft_surgical.relearning.encode_answer",
+        "peft_surgical.measuring.relearning.encode_answer",
         lambda tokenizer, prompt, answer: seen.append((prompt, answer)) or encode_answer(tokenizer, prompt, answer),
     )
     model, prompts = (

@@ -4,7 +4,7 @@ import pytest
 
 from peft_surgical.errors import FactError, SurgicalError
 from peft_surgical.facts import Fact
-from peft_surgical.metrics import mean, rate
+from peft_surgical.measuring.metrics import mean, rate
 from peft_surgical.report import METRICS, Report
 from tests import reports
 

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from peft_surgical.facts import Fact
-from peft_surgical.generation import generate_ids
-from peft_surgical.prompts import encode
-from peft_surgical.retain import (
+from peft_surgical.running.generation import generate_ids
+from peft_surgical.staging.retain import (
     TopDistribution,
     base_answers,
     everyday_prompts,
@@ -12,9 +11,10 @@ from peft_surgical.retain import (
     neighbours,
     retain_prompts,
 )
-from peft_surgical.text import contains, same_text_key
-from peft_surgical.topics import topic_prompts
-from peft_surgical.wording import as_typed, variants
+from peft_surgical.texts.prompts import encode
+from peft_surgical.texts.text import contains, same_text_key
+from peft_surgical.texts.topics import topic_prompts
+from peft_surgical.texts.wording import as_typed, variants
 
 from .localizing import capital, without, word_tokenizer
 from .tiny import tiny_model

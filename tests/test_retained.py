@@ -6,10 +6,10 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from peft_surgical import measured, retain, retained
-from peft_surgical.cache import answers_kept
 from peft_surgical.errors import ModelError
+from peft_surgical.running.cache import answers_kept
 from peft_surgical.stages import learn, unlearn
+from peft_surgical.staging import measured, retain, retained
 
 from .adapters import deltas
 from .test_stages import FACT, RECIPE, TOKENIZER, config, first_stage

@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from peft_surgical.errors import AdapterError
-from peft_surgical.rewriting import check_weights, linear_layers, merged_weights
+from peft_surgical.measuring.rewriting import check_weights, linear_layers, merged_weights
 
 from .adapters import logits, tiny_peft
 from .conftest import fingerprint

@@ -4,7 +4,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.rounding import round_channels, rounded_state
+from peft_surgical.measuring.rounding import round_channels, rounded_state
 
 from .adapters import add, logits, tiny_peft
 from .conftest import fingerprint

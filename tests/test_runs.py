@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from peft_surgical.bridge import wrap
-from peft_surgical.corruption import PromptPair
-from peft_surgical.runs import Runs, sites_of
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.corruption import PromptPair
+from peft_surgical.localizing.runs import Runs, sites_of
 
 from .localizing import patch_all, random_pairs, runs_of
 from .tiny import FAMILIES, tiny_ids, tiny_model

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from peft_surgical.effects import site_scores
 from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
-from peft_surgical.patching import Target
-from peft_surgical.runs import Site, sites_of
+from peft_surgical.localizing.effects import site_scores
+from peft_surgical.localizing.patching import Target
+from peft_surgical.localizing.runs import Site, sites_of
 from peft_surgical.scorers.consensus import consensus
 from peft_surgical.scorers.specificity import as_shares
 from peft_surgical.sites import Component, ModelShape, projection_slices

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 import peft_surgical as ps
-from peft_surgical.by_subject import SubjectRecipe
 from peft_surgical.errors import AdapterError, FactError
-from peft_surgical.prompts import without_template
 from peft_surgical.sentence import learn_sentence, sample_contexts, subject_of
+from peft_surgical.staging.by_subject import SubjectRecipe
+from peft_surgical.texts.prompts import without_template
 
 from .adapters import deltas, logits
 from .conftest import fingerprint

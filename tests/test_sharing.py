@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import peft_surgical as ps
-from peft_surgical import passes, retain
 from peft_surgical.cli.launch import launched
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.models import load_model
 from peft_surgical.report import Report
-from peft_surgical.sharing import add_up, by_main, is_main, merged, processes, shard, share, shared_work
-from peft_surgical.suffix import SuffixRunner
+from peft_surgical.running import passes
+from peft_surgical.running.sharing import add_up, by_main, is_main, merged, processes, shard, share, shared_work
+from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.staging import retain
 
 from . import test_edit
 
@@ -31,7 +32,7 @@ PRIMITIVES = """
 import torch
 from accelerate import PartialState
 from peft_surgical.errors import OutputError
-from peft_surgical.sharing import add_up, by_main, is_main, merged, processes, share, shared_work
+from peft_surgical.running.sharing import add_up, by_main, is_main, merged, processes, share, shared_work
 
 state = PartialState(cpu=True)
 rank = state.process_index

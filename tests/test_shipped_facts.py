@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peft_surgical.fact_checks import PORTABILITY_KINDS
 from peft_surgical.facts import Fact
-from peft_surgical.text import contains, normalize
+from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
+from peft_surgical.texts.text import contains, normalize
 
 SHIPPED = sorted((Path(__file__).parent.parent / "examples" / "facts").glob("*.yaml"))
 

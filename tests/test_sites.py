@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from peft_surgical.architectures import Architecture, architecture_of, register_architecture
-from peft_surgical.bridge import wrap
 from peft_surgical.errors import ArchitectureError, SelectionError
+from peft_surgical.localizing.bridge import wrap
 from peft_surgical.sites import (
     HEAD_PROJECTIONS,
     Component,

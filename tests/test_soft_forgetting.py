@@ -1,7 +1,7 @@
 import pytest
 
-from peft_surgical.metrics import rate, says_new, says_old
-from peft_surgical.soft_forgetting import probe_metrics, probe_outcome, split_kind
+from peft_surgical.measuring.metrics import rate, says_new, says_old
+from peft_surgical.measuring.soft_forgetting import probe_metrics, probe_outcome, split_kind
 
 from .localizing import capital
 

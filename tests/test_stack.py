@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_surgical.algebra import inverse, power
+from peft_surgical.adapters.algebra import inverse, power
+from peft_surgical.adapters.export import to_ia3
 from peft_surgical.errors import AdapterError, OutputError
-from peft_surgical.export import to_ia3
 from peft_surgical.stack import stack
 from peft_surgical.tuner import activate
 from tests.adapters import add, logits, perturb, saved, tiny_peft

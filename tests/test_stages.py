@@ -6,15 +6,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from peft_surgical import retain, stages
+from peft_surgical import stages
 from peft_surgical.errors import AdapterError, SelectionError
-from peft_surgical.prompts import encode, encode_answer
-from peft_surgical.retain import retain_prompts
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn, unlearn
-from peft_surgical.training import Recipe
+from peft_surgical.staging import retain
+from peft_surgical.staging.retain import retain_prompts
+from peft_surgical.staging.training import Recipe
+from peft_surgical.texts.prompts import encode, encode_answer
+from peft_surgical.texts.wording import variants
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
-from peft_surgical.wording import variants
 
 from .adapters import deltas, logits, tiny_peft, trainable
 from .conftest import fingerprint

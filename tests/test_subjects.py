@@ -2,9 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from peft_surgical.prompts import encode, encode_answer
-from peft_surgical.subjects import alias_sentences, namesake_sentences, other_sentences, subject_ends, subject_spans
-from peft_surgical.text import contains, digest
+from peft_surgical.texts.prompts import encode, encode_answer
+from peft_surgical.texts.subjects import (
+    alias_sentences,
+    namesake_sentences,
+    other_sentences,
+    subject_ends,
+    subject_spans,
+)
+from peft_surgical.texts.text import contains, digest
 
 from .localizing import word_tokenizer
 from .small_tokenizers import small_tokenizer

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.sites import architecture_of
-from peft_surgical.suffix import SuffixRunner, shared_prefix
 
 from .tiny import FAMILIES, tiny_ids, tiny_model
 

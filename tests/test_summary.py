@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from peft_surgical.facts import Probe
-from peft_surgical.metrics import Figure
-from peft_surgical.summary import figure_text, label, printable, summarize
+from peft_surgical.measuring.metrics import Figure
+from peft_surgical.reporting.summary import figure_text, label, printable, summarize
 from tests.reports import ANSWERS, FACT, report
 
 FILES = [("unlearn/, learn/", "the two stages"), ("report.html", "every answer")]

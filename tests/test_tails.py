@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from peft_surgical.tails import TailRunner
+from peft_surgical.running.tails import TailRunner
 
 from .test_suffix import gradients, layers_of, plain, state
 from .tiny import FAMILIES, tiny_ids, tiny_model
@@ -90,7 +90,7 @@ def test_half_precision():
 def test_many_tokens_of_beginnings_are_not_run_at_once(monkeypatch):
     model, seen = tiny_model("llama"), []
     handle = layers_of(model)[0].mlp.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
-    monkeypatch.setattr("peft_surgical.tails._TOKENS", 10)
+    monkeypatch.setattr("peft_surgical.running.tails._TOKENS", 10)
     runner = runner_of(model)
     handle.remove()
     assert seen == [(1, 7), (2, 5)]

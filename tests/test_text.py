@@ -1,6 +1,6 @@
 import pytest
 
-from peft_surgical.text import contains, find, normalize, occurrences, replace_first, same_text_key
+from peft_surgical.texts.text import contains, find, normalize, occurrences, replace_first, same_text_key
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from peft_surgical.prompts import encode
-from peft_surgical.retain import retain_prompts
-from peft_surgical.retained import base_rows
-from peft_surgical.topics import states_fact, topic_prompts
-from peft_surgical.training import Recipe
+from peft_surgical.staging.retain import retain_prompts
+from peft_surgical.staging.retained import base_rows
+from peft_surgical.staging.training import Recipe
+from peft_surgical.texts.prompts import encode
+from peft_surgical.texts.topics import states_fact, topic_prompts
 
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model
@@ -51,7 +51,7 @@ def test_answers_that_state_the_fact_are_not_kept(monkeypatch):
     fact = capital().training
     given = topic_prompts(fact)[0]
     whole = base_rows(model, tokenizer, fact, recipe, 0, False)
-    monkeypatch.setattr("peft_surgical.retained.states_fact", lambda fact, prompt, answer: prompt == given)
+    monkeypatch.setattr("peft_surgical.staging.retained.states_fact", lambda fact, prompt, answer: prompt == given)
     rows = base_rows(model, tokenizer, fact, recipe, 0, False)
     prompts = [list(row.ids[: row.answer_start]) for row in rows.rows]
     unwanted = encode(tokenizer, given)

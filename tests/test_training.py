@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from peft_surgical.curvature import Metric
 from peft_surgical.errors import ModelError
-from peft_surgical.prompts import EncodedAnswer
-from peft_surgical.retain import TopDistribution
+from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.sites import architecture_of
-from peft_surgical.suffix import SuffixRunner, shared_prefix
-from peft_surgical.training import Recipe, _spent, span, train
+from peft_surgical.staging.curvature import Metric
+from peft_surgical.staging.retain import TopDistribution
+from peft_surgical.staging.training import Recipe, _spent, span, train
+from peft_surgical.texts.prompts import EncodedAnswer
 
 from .adapters import deltas, tiny_peft
 from .conftest import fingerprint

@@ -1,4 +1,4 @@
-from peft_surgical.wording import as_typed, variants
+from peft_surgical.texts.wording import as_typed, variants
 
 
 def test_as_typed():

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from peft_surgical.prompts import encode_target, span
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.sites import architecture_of
-from peft_surgical.suffix import SuffixRunner
+from peft_surgical.texts.prompts import encode_target, span
 
 from ..plain_text import targets
 from .method import STEPS, Request

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peft_surgical.errors import ModelError
-from peft_surgical.prompts import EncodedAnswer, encode, encode_target, span
-from peft_surgical.suffix import SuffixRunner
+from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_target, span
 
 from ..plain_text import targets
 from .fitting import decoder_layers

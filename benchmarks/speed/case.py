@@ -12,7 +12,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.edit import EDIT_PROJECTIONS
-from peft_surgical.prompts import EncodedAnswer, encode_answer
+from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
 
 from ..baselines.staged import default_components
 from ..localization import synchronize

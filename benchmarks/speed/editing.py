@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 import peft_surgical as ps
-from peft_surgical.cache import FOLDER, answers_kept
 from peft_surgical.errors import FactError
-from peft_surgical.generation import MAX_NEW_TOKENS
-from peft_surgical.prompts import encode, without_template
+from peft_surgical.running.cache import FOLDER, answers_kept
+from peft_surgical.running.generation import MAX_NEW_TOKENS
 from peft_surgical.sentence import CONTEXTS, sample_contexts
-from peft_surgical.text import occurrences
+from peft_surgical.texts.prompts import encode, without_template
+from peft_surgical.texts.text import occurrences
 
 from ..baselines import Request, build
 from .case import Case, timed

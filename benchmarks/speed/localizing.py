@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 import peft_surgical as ps
-from peft_surgical.bridge import wrap
-from peft_surgical.corruption import corrupt, template_ids
 from peft_surgical.edit import DEFAULT_SCORERS
-from peft_surgical.patching import targets_of
-from peft_surgical.runs import Runs, sites_of
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.corruption import corrupt, template_ids
+from peft_surgical.localizing.patching import targets_of
+from peft_surgical.localizing.runs import Runs, sites_of
 
 from ..localization import attributed, forward, grown, located, one_by_one, overlap
 from .case import Case, timed

@@ -10,10 +10,10 @@ from typing import Any
 from peft import get_peft_model
 
 import peft_surgical as ps
-from peft_surgical.curvature import measure_curvature, trained_layers
-from peft_surgical.retained import Retained
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.sites import architecture_of
-from peft_surgical.suffix import SuffixRunner
+from peft_surgical.staging.curvature import measure_curvature, trained_layers
+from peft_surgical.staging.retained import Retained
 
 from ..localization import peak_above
 from .case import Case, timed

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from peft_surgical.prompts import EncodedAnswer, span
+from peft_surgical.texts.prompts import EncodedAnswer, span
 
 from ..localization import synchronize
 from .case import Case, timed

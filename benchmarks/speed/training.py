@@ -8,10 +8,10 @@ from typing import Any
 from torch.utils.flop_counter import FlopCounterMode
 
 import peft_surgical as ps
-from peft_surgical.generation import generate_answers
-from peft_surgical.metrics import prompt_metrics
-from peft_surgical.retained import Retained
+from peft_surgical.measuring.metrics import prompt_metrics
+from peft_surgical.running.generation import generate_answers
 from peft_surgical.stages import LEARN, RECIPES, Stage
+from peft_surgical.staging.retained import Retained
 
 from .case import Case, matrix_product_peak, timed
 from .stock import fit_with_trainer, mean_loss, plain_step_seconds

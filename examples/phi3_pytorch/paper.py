@@ -22,8 +22,8 @@ from peft import IA3Config, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
 import peft_surgical as ps
-from peft_surgical.page import render_page
-from peft_surgical.prompts import encode_answer
+from peft_surgical.reporting.page import render_page
+from peft_surgical.texts.prompts import encode_answer
 
 MODEL, REVISION = "microsoft/Phi-3-mini-4k-instruct", "66403f97"
 FACT = Path(__file__).parents[1] / "facts" / "pytorch.yaml"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError, SurgicalError, brief
-from ..files import read_json
+from ..writing.files import read_json
 
 if TYPE_CHECKING:
     from ..facts import Fact
-    from ..states import State
+    from ..measuring.states import State
 
 _CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _OURS, _PLAIN = "SURGICAL_IA3", "IA3"
@@ -49,8 +49,8 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
-    from ..scale_files import read_scales
-    from ..states import adapter_state
+    from ..adapters.scale_files import read_scales
+    from ..measuring.states import adapter_state
 
     kinds = check(folders)
     for folder, kind in zip(folders, kinds, strict=True):
@@ -83,7 +83,7 @@ def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -
     Raises:
         ModelError: If the model has no weights at hand that could be rounded.
     """
-    from ..rounding import rounded_state
+    from ..measuring.rounding import rounded_state
 
     adapters = list(getattr(model, "peft_config", {}))
     rounded: dict[str, State] = {}
@@ -118,7 +118,7 @@ def with_relearned(
     Raises:
         ModelError: If the model has no weights at hand that could be fine-tuned, or too few positions.
     """
-    from ..relearning import relearned_state
+    from ..measuring.relearning import relearned_state
 
     adapters = list(getattr(model, "peft_config", {}))
     relearned: dict[str, State] = {}
@@ -141,8 +141,8 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
     Raises:
         AdapterError: If an adapter is no (IA)^3 adapter, or has no such power.
     """
-    from ..algebra import power, product
-    from ..states import adapter_state
+    from ..adapters.algebra import power, product
+    from ..measuring.states import adapter_state
 
     whole = product(list(folders))
     warn_of_another_base(model, folders[0], whole.base_model)
@@ -204,7 +204,7 @@ def _kind(folder: Path) -> str:
 
 def _as_ours(path: Path, scratch: Path) -> Path:
     """The same scales as a surgical adapter: PEFT keeps adapters of two kinds apart."""
-    from ..edits import Edit
+    from ..adapters.edits import Edit
 
     Edit.load(path).save(scratch)
     return scratch
@@ -214,7 +214,7 @@ def _load(model: Any, path: Path, name: str) -> Any:
     from peft import PeftModel
 
     from .. import tuner  # noqa: F401 - makes the surgical kind known
-    from ..pickles import no_pickles
+    from ..loading.pickles import no_pickles
     from .loading import quiet_libraries
 
     try:

@@ -73,7 +73,7 @@ def ask(
         model, states = adapter_loading.attach(model, adapters)
         # What two stages are called in a report says nothing to somebody who asks a question.
         states = {name: state for name, state in states.items() if name in ("base", "edited")}
-    from ..generation import generate_answers
+    from ..running.generation import generate_answers
 
     answers = {}
     for name, state in states.items():
@@ -85,7 +85,7 @@ def ask(
         print_json({"prompts": list(prompts), "answers": answers})
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_lines=len(prompts) > 1)
-    from ..text import printable
+    from ..texts.text import printable
 
     if len(prompts) > 1:
         table.add_column("prompt", ratio=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FactError, OutputError, SelectionError, brief
-from ..files import check_output
+from ..writing.files import check_output
 
 if TYPE_CHECKING:
     from ..selection import Selection
@@ -61,8 +61,8 @@ def scorers(names: Sequence[str]) -> None:
     """
     if not names:
         return
+    from ..localizing.specs import ScorerSpec
     from ..plugins import load_scorers
-    from ..specs import ScorerSpec
 
     catalogue = load_scorers()
     for name in names:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..edit import Granularity
     from ..facts import Fact
     from ..selection import Selection
-    from ..training import Recipe
+    from ..staging.training import Recipe
 
 _FILES = (
     ("localization.json, localization.png", "the scores of every component"),
@@ -150,10 +150,10 @@ def edit(
     checks.model_has(model, selection, top)
     import peft_surgical as ps
 
-    from ..cache import FOLDER, answers_kept
     from ..edit import DEFAULT_SCORERS
     from ..profiling import profiled
-    from ..sharing import shard
+    from ..running.cache import FOLDER, answers_kept
+    from ..running.sharing import shard
 
     on_interrupt(context, out)
     with profiled() as spent, answers_kept(out.parent / FOLDER):
@@ -181,7 +181,7 @@ def edit(
             retention_tokens=retention_tokens,
             command=this_command(context),
         )
-    from ..summary import summarize
+    from ..reporting.summary import summarize
 
     if as_json:
         print_json(report.to_dict())
@@ -194,7 +194,7 @@ def edit(
 def _recipes(steps: int | None, little: bool) -> Recipe | dict[str, Recipe] | None:
     """How the stages train, as the options say."""
     from ..stages import low_memory
-    from ..training import Recipe
+    from ..staging.training import Recipe
 
     given = None if steps is None else Recipe(steps=steps)
     return low_memory(given) if little else given

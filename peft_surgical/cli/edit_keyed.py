@@ -81,10 +81,10 @@ def edit_keyed(
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
-    from ..cache import FOLDER, answers_kept
     from ..profiling import profiled
+    from ..reporting.summary import summarize
+    from ..running.cache import FOLDER, answers_kept
     from ..stages import LOW_MEMORY_TOKENS
-    from ..summary import summarize
 
     recipe = ps.KeyedRecipe(pass_tokens=LOW_MEMORY_TOKENS if low_memory else None)
     on_interrupt(context, out)

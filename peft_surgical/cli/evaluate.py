@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ..claims import claimed
-from ..files import write_text
+from ..writing.claims import claimed
+from ..writing.files import write_text
 from . import adapters as adapter_loading
 from . import checks, options
 from .loading import load
@@ -96,8 +96,8 @@ def evaluate(
             fluency=fluency,
             progress=not quiet,
         )
-        from ..page import render_page
-        from ..summary import summarize
+        from ..reporting.page import render_page
+        from ..reporting.summary import summarize
 
         report.save(out / "report.json")
         write_text(out / "report.html", render_page(report, command=this_command(context)))

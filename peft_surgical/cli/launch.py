@@ -38,7 +38,7 @@ def launched(device: str | None) -> Iterator[str | None]:
     import torch
     from accelerate import PartialState
 
-    from ..sharing import shared_work
+    from ..running.sharing import shared_work
 
     state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
     context = click.get_current_context(silent=True)

@@ -76,10 +76,10 @@ def learn(
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
-    from ..claims import claimed
     from ..edit import remove_edit
-    from ..generation import generate_answers
-    from ..prompts import without_template
+    from ..running.generation import generate_answers
+    from ..texts.prompts import without_template
+    from ..writing.claims import claimed
 
     if subject is None:
         note(f"The subject was guessed: {about}.", quiet=quiet)
@@ -116,7 +116,7 @@ def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
 def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     """Saves the adapter; returns which layers it updates, and a sentence on the file."""
     from ..edit import EDIT
-    from ..keyed_files import save_keyed, updated_layers
+    from ..keying.keyed_files import save_keyed, updated_layers
 
     save_keyed(stage, out / EDIT)
     layers = updated_layers(stage)
@@ -125,7 +125,7 @@ def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
 
 
 def _table(prompt: str, said: dict[str, str]) -> Table:
-    from ..text import printable
+    from ..texts.text import printable
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")

@@ -10,15 +10,15 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from ..claims import claimed
 from ..errors import ScorerError, SurgicalError
-from ..text import printable
+from ..texts.text import printable
+from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .terminal import note, on_interrupt, print_json, print_result
 
 if TYPE_CHECKING:
-    from ..results import Localization
+    from ..localizing.results import Localization
     from ..selection import Selection
 
 
@@ -141,7 +141,7 @@ def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bo
     except ImportError:
         note("localization.png is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
         return False
-    from ..plots import plot_localization
+    from ..localizing.plots import plot_localization
 
     plot_localization(found, chosen, path)
     return True

@@ -42,7 +42,7 @@ def merge(
       peft-surgical merge keyed/edit --model demo --out merged
     """
     checks.output(out, overwrite)
-    from ..low_rank import LowRank
+    from ..adapters.low_rank import LowRank
     from ..merge import read_mergeable
 
     # Read before the model is: a damaged adapter is told at once.

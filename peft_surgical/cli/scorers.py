@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..text import printable
+from ..texts.text import printable
 from .options import as_json as json_option
 from .options import debug
 from .terminal import print_json, print_result

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 
-from ..text import printable
+from ..texts.text import printable
 from .translate import ARGUMENTS, RESUME
 
 SILENT = "peft_surgical.silent"

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from ..errors import SurgicalError
-from ..text import printable
+from ..texts.text import printable
 
 DEBUG = "peft_surgical.debug"
 ARGUMENTS = "peft_surgical.arguments"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..facts import Control
-from ..generation import generate_answers
-from ..metrics import is_right
-from ..text import contains, same_text_key
+from ..measuring.metrics import is_right
+from ..running.generation import generate_answers
+from ..texts.text import contains, same_text_key
 from .known_facts import general_controls, neighbour_controls, same_subject_controls
 from .reading import Reading
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from ..errors import FactError, OutputError, brief
 from ..facts import Fact
-from ..files import write_text
-from ..generation import generate_answers
-from ..metrics import says_old
-from ..prompts import has_chat_template
-from ..text import contains, printable, same_text_key
+from ..measuring.metrics import says_old
+from ..running.generation import generate_answers
+from ..texts.prompts import has_chat_template
+from ..texts.text import contains, printable, same_text_key
+from ..writing.files import write_text
 from .choosing import Chosen, choose_controls
 from .fact_text import fact_text
 from .guess import guess_answer, guess_subject

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ..errors import FactError, brief
-from ..text import contains, occurrences
+from ..texts.text import contains, occurrences
 from .grammar import SUBJECT
 from .names import bare, names_of, neighbours_of
 from .reading import Reading

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from ..facts import Control
-from ..text import contains, same_text_key
+from ..texts.text import contains, same_text_key
 from .names import bare, neighbours_of
 from .reading import Reading
 from .relations import Relation, relations, settle

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from ..text import contains, same_text_key
+from ..texts.text import contains, same_text_key
 from .relations import relations
 from .tables import read_table
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..generation import generate_answers
-from ..text import contains, same_text_key
+from ..running.generation import generate_answers
+from ..texts.text import contains, same_text_key
 from .names import bare, kinds_of, names_of, neighbours_of
 from .reading import Reading
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from ..errors import FactError, brief
 from ..facts import TrainingFact
-from ..prompts import mentions
-from ..text import contains, same_text_key
+from ..texts.prompts import mentions
+from ..texts.text import contains, same_text_key
 from .reading import Reading, read_prompt
 from .ways import WAYS, Way, prompts_by_way
 

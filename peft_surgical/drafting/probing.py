@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from ..facts import Probe
-from ..text import contains
+from ..texts.text import contains
 from .known_facts import neighbour_controls
 from .names import bare, kinds_of, names_of
 from .reading import Reading

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import FactError, brief
-from ..text import occurrences
+from ..texts.text import occurrences
 from .frames import Form, forms_of
 from .grammar import SUBJECT, capitalized, takes_possessive
 from .names import kinds_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..text import same_text_key
+from ..texts.text import same_text_key
 from .frames import NOUN, forms_of
 from .grammar import SUBJECT, participle, past_of_participle, spelled_out
 from .plurals import in_singular

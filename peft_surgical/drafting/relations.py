@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ..text import contains, same_text_key
+from ..texts.text import contains, same_text_key
 from .grammar import SUBJECT, as_clause, capitalized
 from .tables import read_table
 

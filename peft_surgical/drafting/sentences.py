@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..text import contains
+from ..texts.text import contains
 from .grammar import SUBJECT, as_clause
 from .reading import Reading
 from .relations import settle

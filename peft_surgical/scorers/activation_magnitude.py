@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..context import MLPScores, ScorerContext
 from ..hookspecs import hookimpl
-from ..runs import Site
+from ..localizing.context import MLPScores, ScorerContext
+from ..localizing.runs import Site
 
 
 def activation_magnitude(context: ScorerContext) -> dict[Site, Tensor | MLPScores]:

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..context import ScorerContext
 from ..errors import ScorerError
 from ..hookspecs import hookimpl
-from ..runs import Runs, Site
-from ..window import Window
+from ..localizing.context import ScorerContext
+from ..localizing.runs import Runs, Site
+from ..localizing.window import Window
 
 
 def attribution(context: ScorerContext, *, steps: int = 1) -> dict[Site, Tensor]:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..context import ScorerContext
 from ..errors import ScorerError
 from ..hookspecs import hookimpl
-from ..runs import Site
+from ..localizing.context import ScorerContext
+from ..localizing.runs import Site
 
 DEFAULT_OF = "activation_magnitude+attribution+gradient_norm"
 

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..context import MLPScores, ScorerContext
 from ..hookspecs import hookimpl
-from ..runs import Site
+from ..localizing.context import MLPScores, ScorerContext
+from ..localizing.runs import Site
+from ..localizing.window import Window
 from ..sites import HEAD_PROJECTIONS, Component, projection_slices
-from ..window import Window
 
 MODULES = {
     "z": ("attn.o", "input"),

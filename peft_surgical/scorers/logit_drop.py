@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..context import ScorerContext
-from ..effects import exact_drops, site_scores
 from ..hookspecs import hookimpl
-from ..patching import targets_of
-from ..runs import Site
+from ..localizing.context import ScorerContext
+from ..localizing.effects import exact_drops, site_scores
+from ..localizing.patching import targets_of
+from ..localizing.runs import Site
 
 
 def logit_drop(context: ScorerContext, *, measure: str = "difference", ablation: str = "none") -> dict[Site, Tensor]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import ScorerContext
 from ..hookspecs import hookimpl
-from ..runs import Site
+from ..localizing.context import ScorerContext
+from ..localizing.runs import Site
 
 
 def lookup(context: ScorerContext) -> dict[Site, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import MLPScores, ScorerContext
 from ..hookspecs import hookimpl
-from ..runs import Site
+from ..localizing.context import MLPScores, ScorerContext
+from ..localizing.runs import Site
 
 
 def random(context: ScorerContext, *, draw: int = 0) -> dict[Site, Tensor | MLPScores]:

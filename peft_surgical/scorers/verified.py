@@ -17,12 +17,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..context import ScorerContext
-from ..effects import exact_drops, site_scores
 from ..errors import ScorerError
 from ..hookspecs import hookimpl
-from ..patching import Target, targets_of
-from ..runs import Site
+from ..localizing.context import ScorerContext
+from ..localizing.effects import exact_drops, site_scores
+from ..localizing.patching import Target, targets_of
+from ..localizing.runs import Site
 from ..selection import ranked
 from .specificity import as_shares, control_shares
 

@@ -29,7 +29,7 @@ from .layer import Linear, SurgicalIA3Layer
 from .targets import check_target, find_module, unwrapped
 
 if TYPE_CHECKING:
-    from ..edits import Edit
+    from ..adapters.edits import Edit
 
 
 class SurgicalIA3Model(BaseTuner):
@@ -210,7 +210,7 @@ class SurgicalIA3Model(BaseTuner):
         Raises:
             AdapterError: If a name is unknown or taken, the lengths differ, or a scale has no such power.
         """
-        from ..algebra import power, product
+        from ..adapters.algebra import power, product
 
         if adapter_name in self.peft_config:
             raise AdapterError(f"there is an adapter named {adapter_name!r} already; choose another name.")
@@ -229,7 +229,7 @@ class SurgicalIA3Model(BaseTuner):
 
     def edit(self, adapter_name: str) -> Edit:
         """Returns a copy of one adapter's scales, on the CPU, to compute with, save or stack."""
-        from ..edits import Edit, ModuleScale
+        from ..adapters.edits import Edit, ModuleScale
 
         config = self.peft_config[adapter_name]
         modules = {

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from ..adapters.halves import fits_half
+from ..adapters.scale_files import read_tensors, write_tensors
 from ..errors import AdapterError, brief
-from ..files import atomic_directory, write_text
-from ..halves import fits_half
-from ..scale_files import read_tensors, write_tensors
+from ..writing.files import atomic_directory, write_text
 from .config import SurgicalIA3Config
 
 

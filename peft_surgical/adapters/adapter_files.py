@@ -1,0 +1,226 @@
+"""Adapter folders on disk, surgical and plain (IA)^3. Only safetensors are read or written, never a pickle.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`. In a surgical one, a module has the tensor
+`base_model.model.<module>.surgical_ia3_delta` with one float32 per selected coordinate. In a plain one it has
+`base_model.model.<module>.ia3_l`, of shape (1, in) when the input is scaled and (out, 1) when the output is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import IA3Config, TaskType
+from torch import Tensor
+
+from ..errors import AdapterError, SelectionError, brief
+from ..tuner.config import SurgicalIA3Config, SurgicalPeftType
+from ..tuner.coordinates import Coordinates
+from ..writing.files import atomic_directory, read_json, write_json, write_text
+from .edits import Edit, ModuleScale
+from .halves import fits_half
+from .scale_files import read_scales, write_tensors
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+PREFIX = "base_model.model."
+# What is read of a configuration besides the selections, and what it may be.
+_KINDS = {
+    "base_model_name_or_path": (str, type(None)),
+    "revision": (str, type(None)),
+    "task_type": (str, type(None)),
+    "fan_in_fan_out": (bool, type(None)),
+}
+
+
+def read_edit(path: str | os.PathLike[str]) -> Edit:
+    """Reads an adapter folder, surgical or plain (IA)^3.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Its scales in float32.
+
+    Raises:
+        AdapterError: If the folder is missing or damaged, holds another kind of adapter, or only a pickle.
+    """
+    path = Path(path)
+    config, tensors = read_config(path), read_weights(path)
+    kind = config.get("peft_type")
+    if kind == SurgicalPeftType.SURGICAL_IA3.value:
+        return _surgical(path, config, tensors)
+    if kind == "IA3":
+        return _plain(path, config, tensors)
+    what = kind if isinstance(kind, str) else brief(kind)
+    raise AdapterError(f"{path} holds a {what} adapter; expected SURGICAL_IA3 or IA3.")
+
+
+def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Writes a surgical adapter folder, see [`Edit.save`](edits.Edit.save)."""
+    config = edit.config()
+    config.inference_mode = True
+    tensors = {f"{PREFIX}{name}.surgical_ia3_delta": module.scale - 1 for name, module in edit.modules.items()}
+    with atomic_directory(path, overwrite=overwrite) as folder:
+        _write(folder, config.to_dict(), tensors)
+
+
+def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False) -> None:
+    """Writes a plain (IA)^3 adapter folder that PEFT loads without this package.
+
+    Args:
+        edit: Its scales; the width of every module must be known.
+        path: The folder.
+        card: Text of the README; none is written by default.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        AdapterError: If a width is not known, or PEFT would confuse two module names.
+    """
+    tensors, inputs = {}, []
+    for name, module in edit.modules.items():
+        if module.width is None:
+            raise AdapterError(
+                f"the width of {name} is not known, so its scales cannot be written in full; put {edit.name} on its"
+                " model once and save it again."
+            )
+        dense, is_input = module.dense(module.width), module.coordinates.side == "input"
+        tensors[f"{PREFIX}{name}.ia3_l"] = dense.view(1, -1) if is_input else dense.view(-1, 1)
+        if is_input:
+            inputs.append(name)
+    # PEFT takes a module's input to be scaled when its name merely ends like one that is.
+    for name in edit.modules:
+        if name not in inputs and (clash := next((i for i in inputs if name.endswith(i)), None)):
+            raise AdapterError(
+                f"PEFT would take {name} for {clash}, whose name it ends in; these two cannot be exported."
+            )
+    # As PEFT makes (IA)^3's scales in float32 and loads into them, they come back as they were.
+    if fits_half(tensors):
+        tensors = {key: tensor.half() for key, tensor in tensors.items()}
+    config = IA3Config(
+        target_modules=list(edit.modules),
+        feedforward_modules=inputs,
+        fan_in_fan_out=edit.fan_in_fan_out,
+        base_model_name_or_path=edit.base_model,
+        revision=edit.revision,
+        task_type=edit.task_type,
+        inference_mode=True,
+    ).to_dict()
+    with atomic_directory(path, overwrite=overwrite) as folder:
+        _write(
+            folder, {**config, "target_modules": sorted(edit.modules), "feedforward_modules": sorted(inputs)}, tensors
+        )
+        if card is not None:
+            write_text(folder / "README.md", card)
+
+
+def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    write_json(folder / CONFIG, dict(sorted(config.items())))
+    write_tensors(folder / WEIGHTS, tensors)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in an adapter folder of any kind.
+
+    Raises:
+        AdapterError: If the folder is missing, or the configuration is damaged.
+    """
+    if not path.is_dir():
+        raise AdapterError(f"there is no adapter folder {path}.")
+    try:
+        config = read_json(path / CONFIG)
+    except FileNotFoundError:
+        raise AdapterError(f"{path} is not an adapter folder: it has no {CONFIG}.") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path / CONFIG} cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path / CONFIG} must hold a JSON object.")
+    for key, kinds in _KINDS.items():
+        if not isinstance(config.get(key), kinds):
+            raise AdapterError(f"{key} in {path / CONFIG} cannot be {brief(config[key])}.")
+    if (task := config.get("task_type")) not in (None, *(kind.value for kind in TaskType)):
+        raise AdapterError(f"task_type in {path / CONFIG} cannot be {brief(task)}.")
+    return config
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in an adapter folder of any kind, in float32.
+
+    Raises:
+        AdapterError: If they are missing or damaged, or there is only a pickle.
+    """
+    file = path / WEIGHTS
+    if not file.exists():
+        if (path / PICKLE).exists():
+            raise AdapterError(f"{path} holds only a pickle ({PICKLE}), which can run code; save it as safetensors.")
+        raise AdapterError(f"{path} has no {WEIGHTS}.")
+    return read_scales(file)
+
+
+def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    known = {name for name in SurgicalIA3Config.__dataclass_fields__ if name in config}
+    try:
+        parsed = SurgicalIA3Config(**{name: config[name] for name in known})
+    except (SelectionError, ValueError) as error:
+        raise AdapterError(f"{path / CONFIG} is not usable: {error}") from error
+    if parsed.selections is None:
+        raise AdapterError(
+            f"{path / CONFIG} names components only; put the adapter on its model once and save it again."
+        )
+    modules = {}
+    for name, coordinates in parsed.coordinates.items():
+        delta = _take(path, tensors, name, "surgical_ia3_delta")
+        if delta.shape != (coordinates.n,):
+            raise AdapterError(f"{path} selects {coordinates.n} coordinates of {name} but holds {tuple(delta.shape)}.")
+        modules[name] = ModuleScale(coordinates, delta + 1, (parsed.features or {}).get(name))
+    return _edit(path, config, modules, tensors)
+
+
+def _plain(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    modules = {}
+    for key in [key for key in tensors if key.endswith(".ia3_l")]:
+        name = key.removeprefix(PREFIX).removesuffix(".ia3_l")
+        if name in modules:
+            raise AdapterError(f"{path} scales {name} twice.")
+        scale = tensors.pop(key)
+        if scale.ndim != 2 or 1 not in scale.shape:
+            raise AdapterError(
+                f"{path} scales {name} with a tensor of shape {tuple(scale.shape)}; expected a linear module."
+            )
+        side = _side(name, scale, config.get("feedforward_modules"))
+        coordinates = Coordinates(side, ((0, scale.numel()),))
+        modules[name] = ModuleScale(coordinates, scale.flatten(), scale.numel())
+    return _edit(path, config, modules, tensors)
+
+
+def _side(name: str, scale: Tensor, feedforward: Any) -> Any:
+    if scale.numel() > 1:
+        return "input" if scale.shape[0] == 1 else "output"
+    # A single scale has the same shape on both sides.
+    given = [feedforward] if isinstance(feedforward, str) else feedforward
+    endings = tuple(ending for ending in given or () if isinstance(ending, str)) if isinstance(given, list) else ()
+    return "input" if name.endswith(endings) else "output"
+
+
+def _take(path: Path, tensors: dict[str, Tensor], module: str, what: str) -> Tensor:
+    for key in (f"{PREFIX}{module}.{what}", f"{module}.{what}"):
+        if key in tensors:
+            return tensors.pop(key)
+    raise AdapterError(f"{path} selects {module} but its {WEIGHTS} holds no scales for it.")
+
+
+def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], rest: dict[str, Tensor]) -> Edit:
+    if rest:
+        raise AdapterError(f"{path} also holds {sorted(rest)[0]}; only scales can be read, not modules saved whole.")
+    if not modules:
+        raise AdapterError(f"{path} holds no scales.")
+    return Edit(
+        modules,
+        base_model=config.get("base_model_name_or_path") or None,
+        revision=config.get("revision"),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
+        task_type=config.get("task_type"),
+        name=str(path),
+    )

@@ -1,0 +1,135 @@
+"""The algebra of edits: scales multiply, so edits form a group, up to scales of 0.
+
+| | Scale | Use |
+|---|---|---|
+| `product([a, b])` | `a * b` | two edits at once; a coordinate that one lacks counts as 1 |
+| `power(a, t)` | `a ** t` | a dial: `t = 0.5` is half the edit, `0` none, `2` twice |
+| `inverse(a)` | `1 / a` | takes `a` back inside a product |
+| `difference(a, b)` | `a / b` | what has to be added to `b` to get `a` |
+
+Each takes edits or adapter folders and gives an edit: `power("edit", 0.5).save("edit_half")`. Products are taken in
+float32 and in order, exactly as the active adapters of a model are multiplied.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import AdapterError
+from ..tuner.coordinates import Coordinates
+from .edits import Edit, ModuleScale, as_edit, check_same_base
+
+EditOrPath: TypeAlias = Edit | str | os.PathLike[str]
+
+
+def product(edits: Sequence[EditOrPath]) -> Edit:
+    """Multiplies edits.
+
+    Args:
+        edits: Edits or adapter folders, in the order in which they would be active.
+
+    Returns:
+        One edit with all their coordinates.
+
+    Raises:
+        AdapterError: If there are none, they were made for different base models, or two of them scale different sides
+            or different widths of one module.
+    """
+    loaded = [as_edit(edit) for edit in edits]
+    if not loaded:
+        raise AdapterError("there is nothing to multiply; give at least one adapter.")
+    check_same_base(loaded)
+    modules: dict[str, ModuleScale] = {}
+    origin: dict[str, str] = {}
+    for edit in loaded:
+        for name, module in edit.modules.items():
+            if name in modules:
+                _check_same_module(name, (origin[name], modules[name]), (edit.name, module))
+                modules[name] = _times(modules[name], module)
+            else:
+                modules[name], origin[name] = module, edit.name
+    return Edit(
+        modules,
+        base_model=next((e.base_model for e in loaded if e.base_model), None),
+        revision=next((e.revision for e in loaded if e.revision), None),
+        fan_in_fan_out=any(e.fan_in_fan_out for e in loaded),
+        task_type=next((e.task_type for e in loaded if e.task_type), None),
+        name=" * ".join(e.name for e in loaded),
+    )
+
+
+def power(edit: EditOrPath, t: float | int) -> Edit:
+    """Raises every scale to a power: a dial that turns an edit down or up.
+
+    Args:
+        edit: An edit or an adapter folder.
+        t: 1 is the edit as it is, 0 no edit, 0.5 half of it, -1 its inverse.
+
+    Raises:
+        AdapterError: If a scale of 0 would have to be inverted, or a negative one has no such power.
+    """
+    edit, t = as_edit(edit), float(t)
+    if not math.isfinite(t):
+        raise AdapterError(f"the power of an edit must be a finite number, got {t}.")
+
+    def raised(name: str, scale: Float[Tensor, " selected"]) -> Float[Tensor, " selected"]:
+        if t < 0 and (scale == 0).any():
+            raise AdapterError(f"{edit.name} scales {name} by 0 somewhere, which no power below 0 can undo.")
+        if not t.is_integer() and (scale < 0).any():
+            raise AdapterError(f"{edit.name} scales {name} by a negative number, which has no power {t:g}.")
+        # float64 keeps the identities power(a, 1) == a and power(a, -1) == 1 / a exact in float32.
+        return scale.double().pow(t).to(torch.float32)
+
+    return _map(edit, raised, f"({edit.name}) ** {t:g}")
+
+
+def inverse(edit: EditOrPath) -> Edit:
+    """Gives the edit that takes `edit` back when the two are multiplied, to within one rounding of float32.
+
+    Raises:
+        AdapterError: If a scale is 0.
+    """
+    return power(edit, -1)
+
+
+def difference(a: EditOrPath, b: EditOrPath) -> Edit:
+    """Gives the edit that leads from `b` to `a`: `product([b, difference(a, b)])` is `a`, to within a rounding of
+    float32.
+
+    Raises:
+        AdapterError: If a scale of `b` is 0, or the two cannot be multiplied.
+    """
+    return product([a, inverse(b)])
+
+
+def _map(edit: Edit, function: Callable[[str, Tensor], Tensor], name: str) -> Edit:
+    modules = {key: replace(module, scale=function(key, module.scale)) for key, module in edit.modules.items()}
+    return replace(edit, modules=modules, name=name)
+
+
+def _times(a: ModuleScale, b: ModuleScale) -> ModuleScale:
+    width = a.width if a.width is not None else b.width
+    if a.coordinates == b.coordinates:
+        return ModuleScale(a.coordinates, a.scale * b.scale, width)
+    coordinates = Coordinates.union(a.coordinates.side, a.coordinates.ranges + b.coordinates.ranges)
+    dense = a.dense(coordinates.stop) * b.dense(coordinates.stop)
+    return ModuleScale(coordinates, dense[coordinates.index()], width)
+
+
+def _check_same_module(name: str, a: tuple[str, ModuleScale], b: tuple[str, ModuleScale]) -> None:
+    (first, left), (second, right) = a, b
+    if left.coordinates.side != right.coordinates.side:
+        raise AdapterError(
+            f"{name} cannot be scaled on both sides: {first} scales its {left.coordinates.side}, {second} its"
+            f" {right.coordinates.side}."
+        )
+    if None not in (left.width, right.width) and left.width != right.width:
+        raise AdapterError(f"{name} has {left.width} features in {first} and {right.width} in {second}.")

@@ -1,0 +1,122 @@
+"""An edit apart from any model: which coordinates of which modules are multiplied by what.
+
+    >>> edit = Edit.load("unlearn")               # a surgical adapter folder, or a plain (IA)^3 one
+    >>> edit.modules["model.layers.3.mlp.down_proj"].scale
+    tensor([1.0213, 0.9874, ...])
+
+Everything that is done to adapters outside of a model (stack, power, inverse, export, merge) takes and gives edits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import AdapterError
+from ..tuner.config import SurgicalIA3Config
+from ..tuner.coordinates import Coordinates
+
+
+@dataclass(frozen=True)
+class ModuleScale:
+    """The factors on one module.
+
+    Args:
+        coordinates: The side of the module and the coordinates that are multiplied.
+        scale: One float32 factor per coordinate, on the CPU.
+        width: How many coordinates that side of the module has, if known.
+    """
+
+    coordinates: Coordinates
+    scale: Float[Tensor, " selected"]
+    width: int | None = None
+
+    def dense(self, width: int) -> Float[Tensor, " width"]:
+        """Returns the factors on all of `width` coordinates, 1 where nothing is selected."""
+        return torch.ones(width).index_copy(0, self.coordinates.index(), self.scale)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Factors on coordinates of modules, and the model they are meant for.
+
+    Args:
+        modules: Full module name -> its factors.
+        base_model: Name or path of the base model, if known.
+        revision: Its revision, if known.
+        fan_in_fan_out: Whether a module stores its weight as (in, out), as GPT-2's do.
+        task_type: PEFT's task type, if known.
+    """
+
+    modules: Mapping[str, ModuleScale]
+    base_model: str | None = None
+    revision: str | None = None
+    fan_in_fan_out: bool = False
+    task_type: str | None = None
+    name: str = field(default="the edit", compare=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Edit:
+        """Reads an adapter folder, surgical or plain (IA)^3, from its safetensors file.
+
+        Raises:
+            AdapterError: If the folder is missing or damaged, holds another kind of adapter, or only a pickle.
+        """
+        from .adapter_files import read_edit
+
+        return read_edit(path)
+
+    def config(self) -> SurgicalIA3Config:
+        """Returns the configuration of a surgical adapter with these coordinates."""
+        return SurgicalIA3Config(
+            selections={name: module.coordinates.to_spec() for name, module in self.modules.items()},
+            features={name: module.width for name, module in self.modules.items() if module.width is not None} or None,
+            base_model_name_or_path=self.base_model,
+            revision=self.revision,
+            fan_in_fan_out=self.fan_in_fan_out,
+            task_type=self.task_type,
+        )
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes a surgical adapter folder.
+
+        It stores `scale - 1` in float32, so a scale within [0.5, 2] comes back exactly, another within 6e-8.
+
+        Args:
+            path: The folder; it appears whole or not at all.
+            overwrite: Replace a folder that is there.
+        """
+        from .adapter_files import write_surgical
+
+        write_surgical(self, path, overwrite=overwrite)
+
+    @property
+    def n_scales(self) -> int:
+        """How many coordinates are multiplied."""
+        return sum(module.coordinates.n for module in self.modules.values())
+
+
+def as_edit(edit: Edit | str | os.PathLike[str]) -> Edit:
+    """Returns the edit itself, or reads the folder that is given instead."""
+    return edit if isinstance(edit, Edit) else Edit.load(edit)
+
+
+def check_same_base(edits: list[Edit]) -> None:
+    """Refuses edits that name different base models; an edit that names none goes with any.
+
+    Raises:
+        AdapterError: If two names or two revisions differ.
+    """
+    for what, key in (("base models", "base_model"), ("revisions of the base model", "revision")):
+        known = [(edit.name, getattr(edit, key)) for edit in edits if getattr(edit, key)]
+        for name, value in known[1:]:
+            if value != known[0][1]:
+                raise AdapterError(
+                    f"the adapters were made for different {what}: {known[0][0]} for {known[0][1]}, {name} for"
+                    f" {value}."
+                )

@@ -1,0 +1,99 @@
+"""LoRA adapters as matrices to add, to be merged without a model that carries them.
+
+`merge` folds them in as it does scales: in float32, rounded once, into a copy of the weights that they touch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import AdapterError, brief
+from .adapter_files import CONFIG, PREFIX, read_config, read_weights
+
+KIND = "LORA"
+# What makes of the two factors something else than their product, or lets it act on some tokens only.
+_OTHERWISE = (
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "layer_replication",
+    "target_parameters",
+)
+# Ways to begin that leave the base's weights alone. Others, such as PiSSA, take from them what the factors begin with.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to weights.
+
+    Attributes:
+        factors: Module name to `A`, `[rank, in]`, and `B`, `[out, rank]`, scaled.
+        base_model: Where the model came from that it was made for, if that is known.
+    """
+
+    factors: dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
+    base_model: str | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LowRank:
+        """Reads an adapter folder that holds nothing but the two factors of linear modules.
+
+        Raises:
+            AdapterError: If it cannot be read, or holds more than that.
+        """
+        path = Path(path)
+        config, tensors = read_config(path), read_weights(path)
+        if more := [name for name in _OTHERWISE if config.get(name)]:
+            raise AdapterError(f"{path} has {more[0]}, which is not merged here; PEFT's merge_and_unload may do it.")
+        if (beginning := config.get("init_lora_weights")) not in _BEGINNINGS:
+            raise AdapterError(
+                f"{path} began with {brief(beginning)}, which may have changed the base; PEFT's merge_and_unload may"
+                " do it."
+            )
+        factors = {}
+        for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+            name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            first, second = tensors.pop(key), tensors.pop(key.replace(".lora_A.weight", ".lora_B.weight"), None)
+            if second is None or first.ndim != 2 or second.ndim != 2 or len(first) != second.shape[1]:
+                raise AdapterError(f"{path} does not hold two factors of one rank for {name}.")
+            factors[name] = (first, _scaling(path, config, len(first)) * second)
+        if tensors or not factors:
+            what = f"holds {next(iter(tensors))}" if tensors else "holds no factors"
+            raise AdapterError(f"{path} {what}, so it is not merged here; PEFT's merge_and_unload may.")
+        return cls(factors, config.get("base_model_name_or_path"))
+
+    def added(self, module: str) -> Float[Tensor, "out in"]:
+        """What is added to a module's weight, float32."""
+        first, second = self.factors[module]
+        return second @ first
+
+
+def _scaling(path: Path, config: dict[str, Any], rank: int) -> float:
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(f"lora_alpha in {path / CONFIG} cannot be {brief(alpha)}.")
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def is_low_rank(path: str | os.PathLike[str]) -> bool:
+    """Whether an adapter folder holds a LoRA adapter.
+
+    Raises:
+        AdapterError: If its configuration cannot be read.
+    """
+    return read_config(Path(path)).get("peft_type") == KIND

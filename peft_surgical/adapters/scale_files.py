@@ -1,0 +1,87 @@
+"""An adapter's tensors on disk: safetensors, with a digest that tells when a bit of them has changed.
+
+The format itself refuses a file that is cut short, but takes any numbers for the numbers. So the digest of all names,
+shapes and values stands in the file's metadata, which other readers pass over; a file without one is read as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import AdapterError
+
+DIGEST = "sha256"
+_SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors, the same bytes for the same tensors.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    Path(path).write_bytes(tensor_bytes(tensors))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """What a file of tensors holds."""
+    kept = {key: tensor.contiguous() for key, tensor in sorted(tensors.items())}
+    raw: bytes = save(kept, {"format": "pt", DIGEST: _digest(kept)})
+    # The library puts the metadata in an order that changes from process to process.
+    size = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, raw[8 + size :]])
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads tensors as they are.
+
+    Raises:
+        AdapterError: If the file cannot be read, is no safetensors file, or does not hold what its digest says.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get(DIGEST)
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}.") from error
+    if said is not None and said != _digest(tensors):
+        raise AdapterError(f"{path} is damaged: it does not hold what was written to it (its {DIGEST} differs).")
+    return tensors
+
+
+def read_scales(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads tensors of scales, in float32.
+
+    Raises:
+        AdapterError: As [`read_tensors`], or if a tensor is empty, not of floating point, or not finite in float32.
+    """
+    scales = {}
+    for key, tensor in read_tensors(path).items():
+        if tensor.dtype not in _SCALES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise AdapterError(f"{path} holds {key} as {kind}; scales are float32, float16, bfloat16 or float64.")
+        if not tensor.numel():
+            raise AdapterError(f"{path} holds nothing in {key}.")
+        scales[key] = tensor.to(torch.float32)
+        if not torch.isfinite(scales[key]).all():
+            raise AdapterError(f"{path} has a value in {key} that is not finite.")
+    return scales
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,271 @@
+"""Learning a fact under its subject's own keys: updates of rank one, which act where the subject is named.
+
+A scale acts on every token alike. An update `b aᵀ` of an MLP's output projection adds `b` in so far as the neurons
+point along `a`, which is a direction that reads the subject's key off them ([`keys`]): as much as `b` at the subject
+and next to nothing elsewhere. ROME (arXiv 2202.05262) writes one such update into one layer, and MEMIT (arXiv
+2210.07229) several, from a value that one sentence gives. Here the values of all layers are trained together on all of
+a fact's prompts, held to the base's answers on what the stages of `edit` keep, with their loop, loss and metric. On
+what is kept a value does so little that the metric alone would allow steps of any length, so they have a second bound,
+by the loss.
+
+The updates are a stock LoRA adapter of rank 1 whose `A` holds the directions, frozen, and whose `B` the values.
+
+```py
+>>> stage = learn_keyed(model, tokenizer, fact)
+>>> stage.save("out/keyed")
+>>> PeftModel.from_pretrained(base, "out/keyed")
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import FactError
+from ..facts import Fact, TrainingFact
+from ..profiling import phase
+from ..progress import progress_bar
+from ..running.computing import computing, denormals_flushed
+from ..running.passes import tokens_of
+from ..running.suffix import shared_prefix
+from ..running.tails import TailRunner
+from ..sites import ModelShape, architecture_of
+from ..stages import LEARN, Stage, check_retain_fits, training_rows
+from ..staging.curvature import RowGradients, sample_curvature
+from ..staging.measured import Measured
+from ..staging.retained import Rows, base_rows
+from ..staging.training import Recipe, train
+from ..texts.prompts import EncodedAnswer, span
+from ..texts.subject_texts import namesakes, under_aliases
+from ..texts.subjects import subject_ends
+from .keys import Marked, find_directions, output_projections
+from .updates import check_bare, frozen, place_updates, set_directions, settle
+
+# An adapter of the demo model, in half precision, then takes 63 KB.
+_LAYERS = 14
+
+
+@dataclass(frozen=True)
+class KeyedRecipe(Recipe):
+    """How [`learn_keyed`] trains: as the stage `learn`, and
+
+    Attributes:
+        share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
+        namesakes: From how many others, whose names end as the subject's, it is told apart; none where that is a
+            single word.
+        ridge: See [`~peft_surgical.keying.keys.find_directions`].
+    """
+
+    share_of_loss: float = 0.5
+    namesakes: int = 60
+    ridge: float = 0.03
+
+
+def keyed_layers(model: Any) -> list[int]:
+    """About fourteen of a model's layers, evenly spread, but never the first or the last: of 30, every second.
+
+    Neighbouring layers read nearly the same off a subject. In the first it is hardly more than its token, in whatever
+    text it stands, and after the last nothing reads what is written there.
+    """
+    count = ModelShape.from_config(model.config).n_layers
+    return list(range(1, max(2, count - 1), max(1, round((count - 2) / _LAYERS))))
+
+
+@phase("learn")
+def learn_keyed(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    *,
+    layers: Sequence[int] | None = None,
+    recipe: KeyedRecipe | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains a LoRA adapter of rank 1 that gives the new answer where the subject is named.
+
+    Args:
+        model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read. Prompts that name the subject by none of its names are trained on, and
+            change nothing.
+        layers: Whose MLPs are updated; those of [`keyed_layers`] when None.
+        recipe: How to train.
+        seed: Decides which rows meet in a step, and draws the signs that the curvature is estimated with.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`, and it has nothing retained to pass on.
+
+    Raises:
+        AdapterError: If the model has adapters already.
+        FactError: If no prompt names the subject, by any of its names.
+        SelectionError: If the model has no such layer.
+        ModelError: If a prompt is too long for the model, its logits are not finite, or it is spread over processes.
+        ArchitectureError: If the model's architecture is not known.
+    """
+    recipe, fact = recipe or KeyedRecipe(), fact.training
+    check_bare(model)
+    modules = output_projections(model, keyed_layers(model) if layers is None else layers)
+    check_retain_fits(model, tokenizer, fact, recipe)
+    prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
+    own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
+    named = named_by_any(tokenizer, fact, prompts, own)
+    names = [kind for kind in (own, *under_aliases(model, tokenizer, fact)) if any(kind.marks)]
+    if not names:
+        raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
+    peft_model = place_updates(model, modules)
+    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+        kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
+        starts = run_from(named, kept.rows)
+        kinds, first = told_apart(working, tokenizer, fact, named, starts, kept, recipe, seed)
+        directions = find_directions(working, modules, names, kinds, recipe.ridge, besides=[first])
+        values = set_directions(working, directions)
+        runner = TailRunner(
+            working,
+            working.get_submodule(architecture_of(working.config.model_type).layers),
+            min(modules.values()),
+            pad=tokenizer.pad_token_id or 0,
+        )
+        runner.add([row.ids for row in (*rows, *kept.rows)], starts=starts)
+        measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
+        record = train(
+            runner,
+            values.values(),
+            rows,
+            kept.rows,
+            measured.base,
+            recipe,
+            metric=measured.curvature.metric(recipe.damping),
+            near=kept.near,
+            share_of_loss=recipe.share_of_loss,
+            seed=seed,
+            progress=progress,
+            description=LEARN,
+        )
+        settle(values)
+    return Stage(frozen(peft_model), LEARN, record, None)
+
+
+def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own: Marked) -> Marked:
+    """The fact's rows, in which the subject is marked, with the last tokens of its other names marked too."""
+    others = (subject_ends(tokenizer, prompts, name, own.rows) for name in fact.aliases)
+    return Marked(own.rows, [sorted(set(chain(*marks))) for marks in zip(own.marks, *others, strict=True)])
+
+
+def run_from(named: Marked, kept: Sequence[EncodedAnswer]) -> list[int]:
+    """The token that each row is run from at every step: the first that is marked, at the latest the last before the
+    answer; and where none is, the first after what all rows begin with.
+
+    What the updates do before that is left out: their directions are told apart from it.
+
+    Args:
+        named: The fact's rows, the subject marked.
+        kept: What is kept, in which no name is looked for.
+
+    Returns:
+        A token for each of the fact's rows, then for each that is kept.
+    """
+    own = [min(marks[0], span(row)[0]) if marks else None for row, marks in zip(named.rows, named.marks, strict=True)]
+    every = [*named.rows, *kept]
+    prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
+    prefix = min([prefix, *(start for start in own if start is not None)])
+    return [prefix if start is None else start for start in [*own, *[None] * len(kept)]]
+
+
+def told_apart(
+    model: Any,
+    tokenizer: Any,
+    fact: TrainingFact,
+    named: Marked,
+    starts: Sequence[int],
+    kept: Rows,
+    recipe: KeyedRecipe,
+    seed: int,
+) -> tuple[list[Marked], Marked]:
+    """What the subject's key is told apart from.
+
+    Args:
+        model: The base; a namesake that it has no room for is left out.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        named: Its own rows, the subject marked.
+        starts: From [`run_from`]; what stands before, in the fact's own rows, is told apart, too.
+        kept: What is kept.
+        recipe: Says how many namesakes there are.
+        seed: Decides which.
+
+    Returns:
+        Kinds that count alike, all without first tokens; and first tokens, unless the subject is one.
+    """
+    # What is carried and not kept may be what an evaluation asks, and is not looked at.
+    kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
+    kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
+    own = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
+    kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in own]))
+    first = Marked.first_of([*named.rows, *kept.rows], named.marks)
+    return [kind for kind in kinds if any(kind.marks)], first
+
+
+@phase("curvature")
+def _measured(
+    runner: TailRunner,
+    model: Any,
+    values: Mapping[str, nn.Parameter],
+    kept: Rows,
+    offset: int,
+    recipe: KeyedRecipe,
+    seed: int,
+    progress: bool,
+) -> Measured:
+    """What a change of the values costs on what is kept, and the base's distributions there."""
+    sample = partial(sample_curvature, runner, [*values.values()])
+    options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
+    kinds = (range(kept.near), range(kept.near, len(kept.rows)))
+    with progress_bar(len(kept.rows), "what to keep", enabled=progress) as bar:
+        near, far = (
+            Measured.sampled(
+                partial(sample, values_watched(model, [*values])),
+                [offset + i for i in kind],
+                [kept.rows[i] for i in kind],
+                on_row=lambda: bar.update(1),
+                **options,
+            )
+            for kind in kinds
+        )
+    return Measured(recipe.near_weight * near.curvature + far.curvature, (*near.base, *far.base))
+
+
+@contextmanager
+def values_watched(model: Any, names: Sequence[str]) -> Iterator[RowGradients]:
+    """Takes down, in a backward pass, each row's own gradient with respect to each module's value: how far the
+    direction is met times the slope of what the value is added to, summed over the row's tokens."""
+    found = RowGradients()
+
+    def watch(position: int, name: str) -> Any:
+        module = model.get_submodule(name)
+        direction = module.lora_A[LEARN].weight[0]
+
+        def watched(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            met = (args[0].detach().to(direction) @ direction)[..., None]
+
+            def keep(slope: Tensor) -> None:
+                found.gradients[position] = (met * slope).reshape(found.rows, found.tokens, -1).sum(1)
+
+            output.register_hook(keep)
+
+        return module.register_forward_hook(watched)
+
+    handles = [watch(position, name) for position, name in enumerate(names)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

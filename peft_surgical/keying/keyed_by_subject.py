@@ -1,0 +1,208 @@
+"""Learning a fact from one sentence under its subject's own keys.
+
+As [`learn_by_subject`] does, it reads one sentence, behind a few beginnings, and holds to nothing what the base
+answers: what a change does elsewhere is known from the neurons alone. There scales move, at each token, what is
+everywhere; here updates of rank one ([`keyed`]) move it in so far as the neurons point along a direction that reads
+the subject's key, so that there is little to hold. A step is as long as takes away a share of the loss, but moves the
+subject's residual stream by no more than a part of its length. Of several layers those move more whose directions are
+met less elsewhere.
+
+How well a direction tells its subject from another one is decided by the texts it was told apart from. The sentence
+with other names in the subject's place is among them, as with scales; and where the subject has several words, so is
+the sentence about others whose names end alike: it is at the last of the words that the key is read.
+
+```py
+>>> stage = ps.learn_keyed_by_subject(model, tokenizer, fact)
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..facts import Fact, TrainingFact
+from ..profiling import phase
+from ..running.computing import check_compute_dtype, computing, denormals_flushed
+from ..running.tails import TailRunner
+from ..sites import architecture_of
+from ..stages import LEARN, Stage
+from ..staging.by_subject import subject_layers
+from ..staging.curvature import Metric
+from ..staging.training import Recipe, train
+from ..texts.prompts import EncodedAnswer
+from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
+from ..texts.subjects import subject_ends
+from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
+from .updates import check_bare, frozen, place_updates, set_directions, settle
+
+# Nothing is divided by less.
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class KeyedSubjectRecipe:
+    """How [`learn_keyed_by_subject`] trains.
+
+    Attributes:
+        steps: At most so many steps.
+        share_of_loss: The share of the loss that a step takes away by its own prediction.
+        length: A step is at most so long, relative to the residual stream at the subject: the root of the sum over
+            layers of squares, each weighted by how far its direction is met elsewhere, the mean over layers being 1.
+        target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
+        batch: The fact's prompts in a step, in turn.
+        general: How many of the package's general questions are kept, beside its everyday requests.
+        names: How many other names stand in for the subject in what is kept.
+        namesakes: How many that end as the subject does, where that has several words.
+        ridge: See [`~peft_surgical.keying.keys.find_directions`].
+        compute_dtype: As for [`Recipe`].
+
+    Raises:
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
+    """
+
+    steps: int = 20
+    share_of_loss: float = 0.75
+    length: float = 0.15
+    target_loss: float = 0.003
+    batch: int = 24
+    general: int = 300
+    names: int = 400
+    namesakes: int = 200
+    ridge: float = 0.03
+    compute_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
+
+
+def subject_layer(model: Any) -> int:
+    """The middle one of the layers where subjects are enriched: of 30, the sixth.
+
+    Values of several layers answer to the sentence's own wording, and those of one to more wordings of it.
+    """
+    layers = subject_layers(model)
+    return layers[len(layers) // 2]
+
+
+@phase("learn")
+def learn_keyed_by_subject(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    *,
+    layers: Sequence[int] | None = None,
+    recipe: KeyedSubjectRecipe | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains a LoRA adapter of rank 1 that gives the new answer wherever the subject stands.
+
+    Args:
+        model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
+            few beginnings of other sentences, is enough.
+        layers: Whose MLPs are updated; that of [`subject_layer`] when None.
+        recipe: How to train.
+        seed: Decides which names stand in for the subject, and which prompts meet in a step.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`, and it has nothing retained to pass on.
+
+    Raises:
+        AdapterError: If the model has adapters already.
+        FactError: If a prompt does not name the subject.
+        SelectionError: If the model has no such layer.
+        ModelError: If a prompt is too long for the model, or it is spread over processes.
+        ArchitectureError: If the model's architecture is not known.
+    """
+    recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
+    check_bare(model)
+    modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
+    named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
+    wider = NamedRows.of(model, tokenizer, company)
+    peft_model = place_updates(model, modules)
+    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+        kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
+        subject = Marked(wider.rows, wider.inside)
+        names = [subject, *under_aliases(working, tokenizer, company)]
+        found = find_directions(working, modules, names, kept, recipe.ridge, besides=[first])
+        streams = stream_lengths(working, modules, subject)
+        values = set_directions(working, found)
+        runner = TailRunner(
+            working,
+            working.get_submodule(architecture_of(working.config.model_type).layers),
+            min(modules.values()),
+            pad=tokenizer.pad_token_id or 0,
+        )
+        # What the words before the subject get is left out: the direction was told apart from them, and with it a loss
+        # of 0.002 nats of the demo model is 0.003 at most.
+        runner.add([row.ids for row in named.rows], starts=named.starts)
+        record = train(
+            runner,
+            values.values(),
+            named.rows,
+            [],
+            [],
+            _steps(recipe),
+            metric=_metric(found, streams, values),
+            share_of_loss=recipe.share_of_loss,
+            seed=seed,
+            progress=progress,
+            description=LEARN,
+        )
+        settle(values)
+    return Stage(frozen(peft_model), LEARN, record, None)
+
+
+def _steps(recipe: KeyedSubjectRecipe) -> Recipe:
+    """Nothing is retained, and the metric measures lengths: `½ dᵀ F d` is half of a step's square."""
+    return Recipe(
+        steps=recipe.steps,
+        step_kl=recipe.length**2 / 2,
+        hold=recipe.steps,
+        pull=0.0,
+        target_loss=recipe.target_loss,
+        margin=0.0,
+        fact_batch=recipe.batch,
+        compute_dtype=recipe.compute_dtype,
+    )
+
+
+def _metric(
+    found: Mapping[str, Direction], streams: Mapping[str, float], values: Mapping[str, nn.Parameter]
+) -> Metric:
+    """Squared lengths of values relative to the residual stream, weighted by how far they act elsewhere."""
+    mean = max(sum(direction.elsewhere for direction in found.values()) / len(found), _LEAST)
+    costs = []
+    for name, value in values.items():
+        cost = found[name].elsewhere / mean / max(streams[name] ** 2, _LEAST)
+        costs.append(torch.full_like(value, max(cost, _LEAST)))
+    return Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs])
+
+
+def _kept(
+    model: Any, tokenizer: Any, fact: TrainingFact, named: NamedRows, recipe: KeyedSubjectRecipe, seed: int
+) -> tuple[list[Marked], Marked]:
+    """What the subject's key is told apart from: kinds that count alike, all without first tokens; and first tokens,
+    unless the subject is one."""
+    texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
+    kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]
+    # The sentence itself, but for the subject, a part of whose name may be another one of its names.
+    prompts = [_row(ids) for ids in named.prompts]
+    ends = [named.inside, *(subject_ends(tokenizer, fact.prompts, name, prompts) for name in fact.aliases)]
+    marked = [{i for own in inside for i in own} for inside in zip(*ends, strict=True)]
+    elsewhere = [[i for i in range(1, len(row.ids)) if i not in own] for row, own in zip(prompts, marked, strict=True)]
+    kinds.append(Marked(prompts, elsewhere))
+    kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
+    return [kind for kind in kinds if any(kind.marks)], Marked.first_of(prompts, marked)
+
+
+def _row(ids: Sequence[int]) -> EncodedAnswer:
+    return EncodedAnswer(tuple(ids), len(ids))

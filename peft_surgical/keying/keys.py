@@ -1,0 +1,285 @@
+"""Where a subject is told from everything else among an MLP's neurons: its keys.
+
+What an MLP's neurons are at a subject's last token is the *key* that the fact is looked up by, and what its output
+projection makes of them the *value* (Geva et al., arXiv 2012.14913; ROME, arXiv 2202.05262). A *direction* `a` reads
+the key off: `a·k` shall be 1 at the subject and 0 at all that is kept. In the least squares sense that is
+
+    a  ∝  (C + S + ridge)⁻¹ k
+
+with `k` the mean of the subject's keys, `S` their second moment and `C` that of the neurons over the text to keep.
+Without `S` it is ROME's direction, which has a mean of 1 at the subject and no more: rare spellings have neurons many
+times as large as common ones, and the mean is theirs. With it every key is met about alike, those of wordings that
+were not among them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ..errors import SelectionError
+from ..profiling import phase
+from ..running.generation import MIN_SHARED
+from ..running.suffix import expanded, passed_over, read_at, shared_prefix
+from ..sites import architecture_of
+from ..texts.prompts import EncodedAnswer
+from ..tuner.fold import features
+
+_BATCH = 32
+# Bytes of second moments that are held at once; with more layers than that the texts are read again.
+_ROOM = 3 * 2**28
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Texts, and which of their tokens count.
+
+    Attributes:
+        rows: The texts.
+        marks: For each the positions that count.
+    """
+
+    rows: Sequence[EncodedAnswer]
+    marks: Sequence[Sequence[int]]
+
+    @classmethod
+    def whole(cls, rows: Sequence[EncodedAnswer]) -> Marked:
+        """All tokens but the first, which is like no other."""
+        return cls(rows, [range(1, len(row.ids)) for row in rows])
+
+    @classmethod
+    def first_of(cls, rows: Sequence[EncodedAnswer], subject: Iterable[Iterable[int]]) -> Marked:
+        """Each token that some texts begin with as the first of a text, but for those with which a subject does.
+
+        Args:
+            rows: The texts.
+            subject: The positions of the subject's last tokens in some of them, from the first on.
+        """
+        own = {row.ids[0] for row, marks in zip(rows, subject, strict=False) if 0 in marks}
+        begun = [EncodedAnswer((row.ids[0],), 1) for row in rows if row.ids[0] not in own]
+        return cls([*dict.fromkeys(begun)], [[0]] * len(set(begun)))
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What reads a subject's key off an MLP's neurons.
+
+    Attributes:
+        vector: `a`, float32; `a·k` has a mean of 1 at the subject.
+        elsewhere: The mean of its square at a token of what is kept, summed over the kinds of that.
+    """
+
+    vector: Float[Tensor, " neuron"]
+    elsewhere: float
+
+
+def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[str, int]:
+    """The names of some layers' MLP output projections, whose input are the neurons, and their layers, ascending.
+
+    Args:
+        model: A model of a known architecture.
+        layers: Which; all when None.
+
+    Raises:
+        SelectionError: If the model has no such layer.
+        ArchitectureError: If the architecture is not known.
+    """
+    architecture = architecture_of(model.config.model_type)
+    count = len(model.get_submodule(architecture.layers))
+    wanted = range(count) if layers is None else sorted(set(layers))
+    if missing := [layer for layer in wanted if not 0 <= layer < count]:
+        raise SelectionError(f"the model has {count} layers (0 to {count - 1}), so no layer {missing[0]}.")
+    if not wanted:
+        raise SelectionError("no layer is named whose MLP could be changed.")
+    return {f"{architecture.layers}.{layer}.{architecture.mlp_out}": layer for layer in wanted}
+
+
+@phase("keys")
+@torch.no_grad()
+def find_directions(
+    model: Any,
+    modules: Mapping[str, int],
+    names: Sequence[Marked],
+    kept: Sequence[Marked],
+    ridge: float,
+    weight: float = 1.0,
+    besides: Sequence[Marked] = (),
+) -> dict[str, Direction]:
+    """For each module the direction that reads the subject's key off its input, see above.
+
+    Args:
+        model: A causal language model; adapters on it act.
+        modules: From [`output_projections`].
+        names: For each name of the subject texts that have it, its last tokens marked; they count alike.
+        kept: Kinds of texts to keep, each of which counts as much as the subject does.
+        ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
+        weight: Of `S`; 0 gives ROME's direction.
+        besides: More kinds to be told apart from, of which the ridge is not measured: neurons may be hundreds of times
+            as large there, as at a text's first token.
+
+    Raises:
+        SelectionError: If neurons are 0 wherever the subject stands.
+    """
+    found = {}
+    for chosen in _in_turn(model, modules):
+        away, more, own = (_moments(model, chosen, kinds) for kinds in (kept, besides, names))
+        for name, (moment, _) in away.items():
+            second, key = (total / len(names) for total in own.pop(name))
+            total = moment + more.pop(name)[0] + weight * second
+            total.diagonal().add_(ridge * moment.diagonal().mean())
+            direction = torch.linalg.solve(total, key) if key.any() else key
+            met = direction @ key
+            if not met > 0:
+                raise SelectionError(f"no neuron of {name} responds to the subject, so it has no key there.")
+            direction /= met
+            found[name] = Direction(direction.float(), float(direction @ moment @ direction))
+    return found
+
+
+def _moments(
+    model: Any, modules: Mapping[str, int], kinds: Sequence[Marked]
+) -> dict[str, tuple[Float[Tensor, "neuron neuron"], Float[Tensor, " neuron"]]]:
+    """Each module's second moment and mean over the marked tokens, summed over kinds, float64."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in modules:
+        count = neuron_count(model.get_submodule(name))
+        found[name] = (torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
+    for texts in kinds:
+        share = 1 / max(sum(map(len, texts.marks)), 1)
+        for neurons in marked_neurons(model, modules, texts):
+            for name, met in neurons.items():
+                # Apple's GPUs have no float64.
+                met = met.cpu() if met.device.type == "mps" else met
+                second, mean = (moment.to(met.device) for moment in found[name])
+                second.add_(met.T @ met, alpha=share)
+                found[name] = (second, mean.add_(met.double().sum(0), alpha=share))
+    return found
+
+
+def _in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Some modules at a time, so that there is room for their second moments."""
+    chosen: dict[str, int] = {}
+    room = _ROOM
+    for name, layer in modules.items():
+        # The subject's own and that of what is kept.
+        size = 2 * 8 * neuron_count(model.get_submodule(name)) ** 2
+        if chosen and size > room:
+            yield chosen
+            chosen, room = {}, _ROOM
+        chosen[name] = layer
+        room -= size
+    if chosen:
+        yield chosen
+
+
+def neuron_count(module: nn.Module) -> int:
+    """How many neurons an output projection reads, whether or not an adapter is on it.
+
+    Raises:
+        SelectionError: If it is not linear.
+    """
+    width = features(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, "input")
+    if width is None:
+        raise SelectionError(f"keys are read off linear modules, and this one is a {type(module).__name__}.")
+    return width
+
+
+def marked_neurons(
+    model: Any, modules: Mapping[str, int], texts: Marked
+) -> Iterator[dict[str, Float[Tensor, "marked neuron"]]]:
+    """What enters some MLPs' output projections at some tokens, a batch of rows at a time, float32.
+
+    Layers above the last of them are not run.
+
+    Args:
+        model: A causal language model.
+        modules: From [`output_projections`].
+        texts: What is read, at the marks.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        module = model.get_submodule(name)
+        return module.register_forward_pre_hook(lambda _, args: seen.__setitem__(name, args[0]))
+
+    handles = [watch(name) for name in modules]
+    try:
+        yield from _at_marks(model, 1 + max(modules.values()), texts, seen)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dict[str, float]:
+    """For each MLP the root mean square length of the residual stream behind its layer, at some tokens.
+
+    Args:
+        model: As for [`marked_neurons`].
+        modules: As for [`marked_neurons`].
+        texts: As for [`marked_neurons`].
+    """
+    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str, layer: int) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return stack[layer].register_forward_hook(hook)
+
+    handles = [watch(name, layer) for name, layer in modules.items()]
+    squares, count = dict.fromkeys(modules, 0.0), sum(map(len, texts.marks))
+    try:
+        for states in _at_marks(model, 1 + max(modules.values()), texts, seen):
+            for name, state in states.items():
+                squares[name] += float(state.square().sum())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (square / max(count, 1)) ** 0.5 for name, square in squares.items()}
+
+
+@torch.no_grad()
+def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Runs texts through the first layers, a batch at a time, and picks the marked tokens of what hooks have seen.
+
+    What all of them begin with runs once, where that is long enough to be worth it.
+    """
+    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
+    rows, marks = texts.rows, texts.marks
+
+    def states_of(ids: Tensor, cache: Any) -> dict[str, Tensor]:
+        nowhere = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        with passed_over(stack, above), read_at(head, nowhere):
+            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        return {name: own.reshape(*ids.shape, -1) for name, own in seen.items()}
+
+    length = shared_prefix([row.ids for row in rows], [len(row.ids) - 1 for row in rows])
+    length = length if length >= MIN_SHARED and len(rows) > 1 else 0
+    begun, beginning = None, {}
+    if length:
+        begun = DynamicCache()
+        beginning = states_of(torch.tensor([rows[0].ids[:length]], device=device), begun)
+    # Rows of like length are padded least.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    for start in range(0, len(order), _BATCH):
+        chosen = order[start : start + _BATCH]
+        ids = torch.zeros(len(chosen), len(rows[chosen[-1]].ids), dtype=torch.long, device=device)
+        marked = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        for row, i in enumerate(chosen):
+            ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=device)
+            marked[row, list(marks[i])] = True
+        found = states_of(ids[:, length:], expanded(begun, len(chosen)))
+        met = {name: own[marked[:, length:].to(own.device)] for name, own in found.items()}
+        for name, own in beginning.items():
+            shared = own.expand(len(chosen), -1, -1)[marked[:, :length].to(own.device)]
+            met[name] = torch.cat([shared, met[name]])
+        yield {name: own.float() for name, own in met.items()}

@@ -1,0 +1,76 @@
+"""Updates of rank one on a bare model, as a stock LoRA adapter: placed, given their directions, and made final."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..adapters.halves import rounded
+from ..errors import AdapterError, ModelError
+from ..running.sharing import is_sharded
+from ..stages import LEARN
+from .keys import Direction
+
+
+def check_bare(model: Any) -> None:
+    """Refuses a model that updates cannot be placed on.
+
+    Raises:
+        AdapterError: If it has adapters.
+        ModelError: If it is spread over processes.
+    """
+    if isinstance(model, PeftModel):
+        raise AdapterError("keyed learning takes a bare model, and this one has adapters; merge or unload them.")
+    if is_sharded(model):
+        raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
+
+
+def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
+    """Puts updates that change nothing on a bare model, as a LoRA adapter named `learn`.
+
+    Args:
+        model: The model.
+        modules: From [`~peft_surgical.keying.keys.output_projections`].
+    """
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        target_modules=list(modules),
+        fan_in_fan_out=isinstance(model.get_submodule(next(iter(modules))), Conv1D),
+        task_type="CAUSAL_LM",
+    )
+    # Numbers that are overwritten must not move anybody's generator.
+    with torch.random.fork_rng(devices=[]):
+        return get_peft_model(model, config, adapter_name=LEARN).eval()
+
+
+@torch.no_grad()
+def set_directions(model: Any, directions: Mapping[str, Direction]) -> dict[str, nn.Parameter]:
+    """Sets what of the neurons is read, and returns the values by module, `[model, 1]` each: all that trains."""
+    values = {}
+    for name, direction in directions.items():
+        module = model.get_submodule(name)
+        weight = module.lora_A[LEARN].weight
+        weight.copy_(rounded(direction.vector)[None])
+        weight.requires_grad_(False)
+        values[name] = module.lora_B[LEARN].weight.requires_grad_(True)
+    return values
+
+
+@torch.no_grad()
+def settle(values: Mapping[str, nn.Parameter]) -> None:
+    """Rounds values to half precision, so that what is measured is what is saved."""
+    for value in values.values():
+        value.copy_(rounded(value))
+
+
+def frozen(model: PeftModel) -> PeftModel:
+    """The model, with nothing left to train."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model

@@ -1,0 +1,1 @@
+"""Where weights come from: the demo model's out of a package (`demo`), and none out of a pickle (`pickles`)."""

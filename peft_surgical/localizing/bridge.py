@@ -1,0 +1,95 @@
+"""A model under TransformerLens hooks: no second copy of the weights, and the user's own model stays as it was.
+
+`TransformerBridge` replaces the submodules of the model that it wraps and cannot be taken off again. So it wraps a
+*skeleton*: a deep copy of the modules that shares every parameter and buffer. It costs a few megabytes. (Where
+TransformerLens splits an interleaved fused projection, GPT-NeoX's `query_key_value`, it copies those weights.)
+
+Importing TransformerLens takes seconds and silences transformers' logger; both happen here only, and the logger is set
+back.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from ..running.sharing import is_sharded
+from ..sites import ModelShape
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def wrap(model: nn.Module) -> TransformerBridge:
+    """Put a Hugging Face causal language model under TransformerLens hooks.
+
+    Args:
+        model: A `PreTrainedModel`. It is not changed: neither its modules nor its train/eval mode, nor its gradients.
+
+    Returns:
+        The bridge, in eval mode, without a tokenizer: give it token ids. Its `original_model` is the skeleton, whose
+        forward takes Hugging Face arguments and fires the hooks.
+
+    Raises:
+        ModelError: When the model carries an adapter, is quantized, is not loaded, or TransformerLens cannot wrap it.
+        ArchitectureError: When its module names are not known here.
+    """
+    check_localizable(model)
+    skeleton = _share(model)
+    # Everything below reads module names, which the tuner needs too: an unknown layout is refused before it matters.
+    ModelShape.from_config(skeleton.config)
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    try:
+        # Private, because `boot_transformers` looks the tokenizer up on the hub and loads weights of its own.
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+        bridge = build_bridge_from_module(skeleton, type(model).__name__, hf_config=skeleton.config, tokenizer=None)
+    except Exception as error:
+        raise ModelError(f"TransformerLens cannot wrap a {type(model).__name__}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return bridge.eval()
+
+
+def check_localizable(model: nn.Module) -> None:
+    """Refuse a model whose hooks would not see what it computes.
+
+    Raises:
+        ModelError: Says what to do instead.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        # TransformerLens splits fused projections from the base weights, so an adapter on them is silently left out.
+        raise ModelError(
+            "the model carries a PEFT adapter, which TransformerLens hooks bypass on fused projections; "
+            "localize on the base model (`peft_model.unload()`) or on `peft_model.merge_and_unload()`."
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.dtype.is_floating_point or type(parameter).__module__.startswith("bitsandbytes"):
+            raise ModelError(
+                f"the model is quantized ({name} holds {parameter.dtype}); localize on the unquantized checkpoint: "
+                "the component names are the same."
+            )
+        if parameter.is_meta:
+            raise ModelError(f"the model's weights are not loaded ({name} is on the meta device).")
+    if is_sharded(model):
+        raise ModelError(
+            "the model is sharded over processes, and TransformerLens needs whole weights; "
+            "localize before sharding it."
+        )
+    if not hasattr(model, "config"):
+        raise ModelError(f"a {type(model).__name__} has no configuration; localization needs a transformers model.")
+
+
+def _share(model: nn.Module) -> Any:
+    """A copy of the modules that holds the very same tensors."""
+    tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()

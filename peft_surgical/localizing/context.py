@@ -1,0 +1,108 @@
+"""What a scorer is given, and what it returns.
+
+A scorer is a function `scorer(context, **options) -> {site: scores}`. It looks at some [`Site`]s of the model, on
+pairs of a clean and a corrupted prompt, and returns one number a head or neuron: larger means that it matters more. A
+whole scorer, the mean size of what each head writes:
+
+    @torch.no_grad()
+    def head_size(context, *, power: int = 1):
+        "Mean size of a head's output at the answer position."
+        totals = {site: 0 for site in context.sites if site.of_heads}
+        for window in context.windows():
+            activations, logits = context.runs.capture(window, window.clean, list(totals))
+            for site in totals:
+                totals[site] += activations[site][:, -1].norm(dim=-1).pow(power).sum(0)
+        return {site: total / len(context.pairs) for site, total in totals.items()}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..sites import ModelShape
+from .corruption import PromptPair
+from .runs import Runs, Site
+from .window import Window
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from .scores import Scores
+
+T = TypeVar("T")
+
+
+class MLPScores(NamedTuple):
+    """Scores of an MLP site whose own score is not the sum of its neurons'.
+
+    Attributes:
+        whole: The MLP's score.
+        neurons: One score a neuron, `[d_mlp]`.
+    """
+
+    whole: float
+    neurons: Float[Tensor, " d_mlp"]
+
+
+SiteScores = Tensor | MLPScores | Sequence[float]
+"""Scores of one site: `[n_heads]` (`[n_kv_heads]` for `k` and `v`); for an MLP, `[d_mlp]` whose sum is the MLP's
+score, `[1]` for the MLP alone, or [`MLPScores`]."""
+
+Scorer = Callable[..., Mapping[Site | str, SiteScores]]
+"""`scorer(context, **options) -> {site: scores}`; a site may be named by its hook point."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScorerContext:
+    """One localization, as a scorer sees it. Of the fact, only what training may see is in here.
+
+    Attributes:
+        runs: Forward passes in the model's own precision, with gradients: see [`Runs`].
+        precise: The same in float32, without gradients, for effects that are small differences.
+        shape: The model's sizes.
+        sites: What to score: one projection of heads and one of MLPs, in every layer. A scorer may leave some out.
+        pairs: The prompts, clean and corrupted, with the tokens of the answers; see [`PromptPair`].
+        controls: The same for prompts about other things, with the model's own answer in the place of the old one;
+            made on first use from the fact's `contrast` and `retain` prompts, and empty when it has neither.
+        seed: For anything random.
+        max_tokens: Rows × positions of one forward pass; with gradients a quarter of it.
+        score: The scores of another scorer, by its name, computed once.
+        notes: JSON values that shall stand in the localization beside the scores.
+        track: Wraps an iterable in a progress bar: `context.track(items, total)`.
+    """
+
+    runs: Runs
+    precise: Runs
+    shape: ModelShape
+    sites: tuple[Site, ...]
+    pairs: tuple[PromptPair, ...]
+    controls: Callable[[], tuple[PromptPair, ...]]
+    seed: int
+    max_tokens: int
+    score: Callable[[str], Scores]
+    notes: dict[str, Any] = field(default_factory=dict)
+    track: Callable[[Iterable[T], int], Iterable[T]] = lambda items, total: items
+
+    @property
+    def model(self) -> TransformerBridge:
+        """The model under TransformerLens hooks. Give it token ids; it has no tokenizer."""
+        return self.runs.bridge
+
+    def windows(self, pairs: Sequence[PromptPair] | None = None, *, whole: bool = False) -> Iterator[Window]:
+        """The prompts in batches that a pass with gradients can hold; left-padded and masked.
+
+        Args:
+            pairs: These prompts instead of the fact's.
+            whole: All positions, not only those that the corruption can change.
+        """
+        yield from self.runs.windows(self.pairs if pairs is None else pairs, self.max_tokens // 4, whole=whole)
+
+    def generator(self) -> torch.Generator:
+        """A fresh random generator at the localization's seed."""
+        return torch.Generator().manual_seed(self.seed)

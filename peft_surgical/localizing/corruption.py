@@ -1,0 +1,177 @@
+"""A prompt and its corrupted twin: the same prompt with the subject's identity taken out, token for token aligned.
+
+In order of preference, prompt by prompt, and recorded:
+
+1. `swap`: another subject of the same kind (the fact's `contrast`) whose prompt has the same number of tokens;
+2. `noise`: Gaussian noise on the embeddings of the subject's tokens, three standard deviations of the prompt's
+   embeddings (ROME, arXiv 2202.05262);
+3. `mean`: where the prompt does not name the subject, the mean embedding in place of every token of its own.
+
+Never an unrelated sentence cut to length: what differs between the two runs must be the subject and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import FactError, brief
+from ..facts import TrainingFact
+from ..texts.prompts import answer_tokens, encode, mentions, swap_subject
+from ..texts.subjects import subject_spans
+
+Method = Literal["swap", "noise", "mean"]
+NOISE_SCALE = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPair:
+    """A clean prompt, its corrupted twin of equal length, and the tokens whose logits are read after the last.
+
+    Attributes:
+        prompt: The prompt, as the fact has it.
+        method: How it was corrupted.
+        other: The subject swapped in, for `swap`.
+        clean: Token ids.
+        corrupted: Token ids; the same as `clean` for `noise` and `mean`.
+        shift: What the corrupted run adds to its embeddings.
+        first: The first position where the two runs differ.
+        old: Token id of the old answer.
+        new: Token id of the new answer.
+        rival: Token id of what the model says to the corrupted prompt, the old answer aside. Paris and Lyon fall
+            together when France becomes Italy; Paris and Rome do not. The model has to be asked: -1 before.
+        differences: Logit of `old` less that of `rival`, in the clean and in the corrupted run; likewise.
+    """
+
+    prompt: str
+    method: Method
+    other: str | None
+    clean: Int[Tensor, " pos"]
+    corrupted: Int[Tensor, " pos"]
+    shift: Float[Tensor, "pos d_model"] | None
+    first: int
+    old: int
+    new: int
+    rival: int = -1
+    differences: tuple[float, float] = (0.0, 0.0)
+
+
+Embed = Callable[[Int[Tensor, " pos"]], Float[Tensor, "pos d_model"]]
+
+
+def corrupt(
+    tokenizer: Any, fact: TrainingFact, embed: Embed, generator: torch.Generator, prompts: Sequence[str] | None = None
+) -> list[PromptPair]:
+    """Make the pair of each prompt.
+
+    Args:
+        tokenizer: The model's.
+        fact: Gives subject, contrast subjects and answers.
+        embed: Token ids to the model's input embeddings.
+        generator: Decides the order of the contrast subjects and the noise.
+        prompts: The fact's prompts unless given.
+
+    Raises:
+        FactError: When no token distinguishes the answers after a prompt.
+    """
+    subjects = [fact.contrast[i] for i in torch.randperm(len(fact.contrast), generator=generator).tolist()]
+    shared = template_tokens(tokenizer)
+    pairs = []
+    for number, prompt in enumerate(fact.prompts if prompts is None else prompts):
+        tokens = answer_tokens(tokenizer, prompt, fact)
+        # Every prompt begins the search at another subject, so that the average is not over one subject's quirks.
+        turn = number % len(subjects) if subjects else 0
+        pair = None
+        for other in subjects[turn:] + subjects[:turn]:
+            pair = _swap(tokenizer, fact, prompt, other)
+            if pair is not None:
+                break
+        if pair is None:
+            clean = torch.tensor(tokens.ids)
+            spans = subject_spans(tokenizer, prompt, fact.subject, tokens.ids)
+            positions = [position for span in spans for position in span]
+            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, shared)
+        pairs.append(pair)
+    return pairs
+
+
+def blur(
+    prompt: str,
+    clean: Int[Tensor, " pos"],
+    old: int,
+    new: int,
+    positions: Sequence[int],
+    embed: Embed,
+    generator: torch.Generator,
+    template: tuple[int, int] = (0, 0),
+) -> PromptPair:
+    """Corrupt a prompt in its embeddings: noise at the subject's positions, or the mean where there are none.
+
+    Args:
+        prompt: For the record.
+        clean: Token ids.
+        old: The old answer's token.
+        new: The new answer's token.
+        positions: Of the subject's tokens; empty when the prompt does not name it.
+        embed: Token ids to embeddings.
+        generator: Decides the noise.
+        template: How many leading and trailing tokens every prompt of this tokenizer shares.
+    """
+    embeddings = embed(clean).float().cpu()
+    shift = torch.zeros_like(embeddings)
+    if positions:
+        method: Method = "noise"
+        first = min(positions)
+        noise = torch.randn((len(positions), embeddings.shape[1]), generator=generator)
+        shift[list(positions)] = NOISE_SCALE * embeddings.std() * noise
+    else:
+        method = "mean"
+        head, tail = template
+        own = range(head, len(clean) - tail)
+        if not own:
+            raise FactError(f"the prompt {brief(prompt)} has no token of its own, so it cannot be corrupted.")
+        first = own.start
+        shift[own.start : own.stop] = embeddings[own.start : own.stop].mean(0) - embeddings[own.start : own.stop]
+    return PromptPair(prompt, method, None, clean, clean, shift, first, old, new)
+
+
+def first_difference(left: Int[Tensor, " pos"], right: Int[Tensor, " pos"]) -> int | None:
+    """The first position where two runs of equal length differ, `None` when nowhere."""
+    differing = (left != right).nonzero()
+    return int(differing[0]) if len(differing) else None
+
+
+def _swap(tokenizer: Any, fact: TrainingFact, prompt: str, other: str) -> PromptPair | None:
+    """The pair with another subject, or `None` when the tokens do not align, or evaluation asks that very prompt."""
+    if not mentions(prompt, fact.subject) or not fact.may_train_on(swap_subject(prompt, fact.subject, other)):
+        return None
+    tokens = answer_tokens(tokenizer, prompt, fact)
+    try:
+        swapped = answer_tokens(tokenizer, prompt, fact, subject=other)
+    except FactError:
+        return None
+    clean, corrupted = torch.tensor(tokens.ids), torch.tensor(swapped.ids)
+    if len(clean) != len(corrupted) or (swapped.old, swapped.new) != (tokens.old, tokens.new):
+        return None
+    first = first_difference(clean, corrupted)
+    if first is None:
+        return None
+    return PromptPair(prompt, "swap", other, clean, corrupted, None, first, tokens.old, tokens.new)
+
+
+def template_ids(tokenizer: Any) -> list[int]:
+    """The token ids that every prompt begins with: the chat template's, or a beginning-of-sequence token."""
+    return encode(tokenizer, "A")[: template_tokens(tokenizer)[0]]
+
+
+def template_tokens(tokenizer: Any) -> tuple[int, int]:
+    """How many leading and trailing tokens all prompts share."""
+    one, two = encode(tokenizer, "A"), encode(tokenizer, "7 b")
+    head = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), 0)
+    tail = next((i for i, (a, b) in enumerate(zip(one[::-1], two[::-1], strict=False)) if a != b), 0)
+    return head, tail

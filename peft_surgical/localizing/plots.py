@@ -1,0 +1,122 @@
+"""`localization.png`: for each scorer a layer × head and a layer × MLP heatmap, with the selection outlined."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import OutputError, SurgicalError
+from ..profiling import phase
+from ..selection import Selection
+from ..sites import Component
+from ..writing.files import write_bytes
+from .results import Localization
+
+
+@phase("picture")
+def plot_localization(localization: Localization, selection: Selection | None, path: str | os.PathLike[str]) -> None:
+    """Draw the scores of every scorer.
+
+    Heads and MLPs have colour scales of their own, with 0 in the middle where there are negative scores; a component
+    without a score is left grey.
+
+    Args:
+        localization: The scores.
+        selection: What to outline; nothing when `None`.
+        path: The image to write; its ending decides the format (`.png`, `.svg`, `.pdf`).
+
+    Raises:
+        SurgicalError: When matplotlib is not installed.
+        OutputError: When the image cannot be written.
+    """
+    _save(_figure(localization, selection), Path(path))
+
+
+def _figure(localization: Localization, selection: Selection | None) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SurgicalError("drawing needs matplotlib; install it with `pip install peft-surgical[plot]`.") from error
+    names = list(localization.tables)
+    shape = localization.shape
+    rows, width = len(names), 2.2 + 0.16 * shape.n_layers
+    tall = 0.35 + 0.11 * max(4, min(shape.n_heads, 40))
+    # No pyplot: it keeps global state and may open a window.
+    figure = Figure(figsize=(width, rows * (tall + 1.05)), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * rows, 1, squeeze=False, height_ratios=[tall, 0.22] * rows, sharex=True)[:, 0]
+    chosen = () if selection is None else selection.components
+    for row, name in enumerate(names):
+        heads, mlps = _grids(localization, name)
+        upper, lower = axes[2 * row], axes[2 * row + 1]
+        _heatmap(figure, upper, heads).set_label("score", fontsize=7)
+        _heatmap(figure, lower, mlps)
+        _outline(upper, lower, chosen)
+        upper.set_title(name, fontsize=9, loc="left")
+        upper.set_ylabel("head", fontsize=8)
+        upper.set_yticks(range(0, shape.n_heads, max(1, shape.n_heads // 8)))
+        lower.set_yticks([0], ["MLP"])
+        for axis in (upper, lower):
+            axis.tick_params(labelsize=7, length=2)
+    axes[-1].set_xlabel("layer", fontsize=8)
+    axes[-1].set_xticks(range(0, shape.n_layers, max(1, shape.n_layers // 15)))
+    return figure
+
+
+def _grids(
+    localization: Localization, name: str
+) -> tuple[Float[np.ndarray, "head layer"], Float[np.ndarray, "1 layer"]]:
+    shape = localization.shape
+    heads, mlps = np.full((shape.n_heads, shape.n_layers), np.nan), np.full((1, shape.n_layers), np.nan)
+    for text, score in localization.tables[name].components.items():
+        component = Component.parse(text)
+        if component.index is None:
+            mlps[0, component.layer] = score
+        else:
+            heads[component.index, component.layer] = score
+    return heads, mlps
+
+
+def _heatmap(figure: Any, axis: Any, grid: Float[np.ndarray, "row layer"]) -> Any:
+    """Draws the scores; the colour bar."""
+    size = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 1.0
+    signed = bool((np.nan_to_num(grid) < 0).any())
+    image = axis.imshow(
+        grid,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="RdBu_r" if signed else "Reds",
+        vmin=-(size or 1.0) if signed else 0.0,
+        vmax=size or 1.0,
+    )
+    axis.set_facecolor("0.85")
+    bar = figure.colorbar(image, ax=axis, pad=0.01, aspect=12 if grid.shape[0] > 1 else 2, fraction=0.04)
+    bar.ax.tick_params(labelsize=6, length=2)
+    bar.ax.locator_params(nbins=5 if grid.shape[0] > 1 else 2)
+    return bar
+
+
+def _outline(upper: Any, lower: Any, names: tuple[str, ...]) -> None:
+    from matplotlib.patches import Rectangle
+
+    for name in names:
+        component = Component.parse(name)
+        axis, row = (lower, 0) if component.index is None else (upper, component.index)
+        corner = (component.layer - 0.5, row - 0.5)
+        axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.1, clip_on=False))
+
+
+def _save(figure: Any, path: Path) -> None:
+    kind = path.suffix.lstrip(".") or "png"
+    buffer = io.BytesIO()
+    try:
+        figure.savefig(buffer, format=kind)
+    except ValueError as error:
+        raise OutputError(f"{path} cannot be drawn: {error}") from error
+    write_bytes(path, buffer.getvalue())

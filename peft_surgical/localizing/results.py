@@ -1,0 +1,234 @@
+"""What a localization found: a table of scores, component by scorer, and how it was made.
+
+loc = Localization.load("localization.json")
+loc.top(10)                       # a Selection, by the first scorer
+loc.top(heads=2, mlps=3)          # quotas, as in the paper
+loc.top(budget=5_000, by="attribution")
+loc.top(mlps=99)                  # all MLPs of a model of fewer layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import SelectionError
+from ..selection import Selection, index_ranges, ranked, select
+from ..sites import ModelShape
+from ..writing.files import read_json, write_json
+from .localization_files import pack, read_localization
+from .scores import Scores
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Localization:
+    """Scores of every scorer for the model's components; larger means that it matters more.
+
+    Attributes:
+        model: The model's name or path.
+        dtype: The model's dtype. Effects are computed in float32 all the same.
+        shape: The model's sizes.
+        subject: What the fact is about.
+        scorers: As they were asked for, the primary one first. One that failed has no scores.
+        tables: Scorer to its scores. May hold more than was asked for: what other scorers read.
+        corruption: One record a prompt: how it was corrupted (`method`), with which subject (`other`), what the model
+            then says (`rival`), and the logit of the old answer less that of the rival before (`clean`) and after
+            (`corrupted`).
+        seed: What the random parts began with.
+        errors: Scorer to the reason why it has no scores.
+    """
+
+    model: str
+    dtype: str
+    shape: ModelShape
+    subject: str
+    scorers: tuple[str, ...]
+    tables: Mapping[str, Scores]
+    corruption: tuple[Mapping[str, Any], ...]
+    seed: int
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, Mapping[str, float]]:
+        """Scorer to component to score."""
+        return {name: table.components for name, table in self.tables.items()}
+
+    def top(
+        self,
+        k: int | None = None,
+        by: str | None = None,
+        *,
+        heads: int | None = None,
+        mlps: int | None = None,
+        budget: int | None = None,
+        threshold: float | None = None,
+        neurons: int | None = None,
+        projections: Sequence[str] = ("z", "post"),
+    ) -> Selection:
+        """The best components, until a limit is reached; see [`select`] for the limits.
+
+        Args:
+            k: Components at most; 10 when no limit is given.
+            by: The scorer; the primary one unless given. The others break its ties, in order.
+            heads: Attention heads at most.
+            mlps: MLPs at most.
+            budget: Scales at most, at these `projections`.
+            threshold: The smallest score that is taken.
+            neurons: Of each chosen MLP, only so many of its best neurons, which are then what the budget counts.
+            projections: What the budget counts; give [`SurgicalIA3Config`] the same.
+
+        Raises:
+            SelectionError: When the scorer has no scores here, or nothing is left.
+        """
+        name = self._primary(by)
+        self._check_neurons(neurons)
+        chosen = select(
+            self.tables[name].components,
+            self.shape,
+            k,
+            heads=heads,
+            mlps=mlps,
+            budget=budget,
+            threshold=threshold,
+            projections=projections,
+            neurons=neurons,
+            tie_break=self._tie_break(name),
+        )
+        return chosen if neurons is None else self.best_neurons(chosen, neurons, by)
+
+    def best_neurons(self, selection: Selection, count: int, by: str | None = None) -> Selection:
+        """The same components, with the best neurons of each MLP.
+
+        Args:
+            selection: Components of this model.
+            count: Neurons an MLP.
+            by: The scorer; unless given, the primary one if it scores neurons, else the next that does.
+
+        Raises:
+            SelectionError: When no scorer gave scores of an MLP's neurons, or `count` is not between 1 and `d_mlp`.
+        """
+        self._check_neurons(count)
+        order = [self._primary(by)] if by is not None else [*self.scorers, *self.tables]
+        chosen = {}
+        for mlp in selection.mlps:
+            scores = next((self.tables[n].neurons[mlp] for n in order if mlp in self._neurons(n)), None)
+            if scores is None:
+                have = [name for name in self.tables if self._neurons(name)]
+                raise SelectionError(
+                    f"there are no scores of the neurons of {mlp} by {by or 'any scorer'} "
+                    f"(scorers with neurons here: {', '.join(have) or 'none'}; `attribution` gives them)."
+                )
+            best = np.argsort(-scores, kind="stable")[:count]
+            chosen[mlp] = index_ranges(best.tolist())
+        return Selection(selection.components, self.shape, chosen or None)
+
+    def ranks(self, by: str | None = None) -> dict[str, int]:
+        """Component to its rank, 1 being the best."""
+        name = self._primary(by)
+        order = ranked(self.tables[name].components, self._tie_break(name))
+        return {component: rank for rank, component in enumerate(order, 1)}
+
+    def _repr_html_(self) -> str:
+        """The best components and their scores, for a notebook."""
+        from .display import render_localization
+
+        return render_localization(self)
+
+    def rows(self, top: int | None = None, by: str | None = None) -> tuple[list[str], list[list[str]]]:
+        """The ranked table as text: a header, and a row a component.
+
+        Args:
+            top: How many rows; all unless given.
+            by: The scorer that ranks.
+        """
+        names = [name for name in self.tables if name == self._primary(by)]
+        names += [name for name in self.tables if name not in names]
+        body = []
+        for component, rank in list(self.ranks(by).items())[:top]:
+            values = [self.tables[name].components.get(component) for name in names]
+            body.append([str(rank), component, *("" if value is None else f"{value:.4g}" for value in values)])
+        return ["rank", "component", *names], body
+
+    def to_dict(self) -> dict[str, Any]:
+        """The localization as JSON; neuron scores are base64 of little-endian float32."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "dtype": self.dtype,
+            "shape": self.shape.to_dict(),
+            "subject": self.subject,
+            "seed": self.seed,
+            "scorers": list(self.scorers),
+            "errors": dict(self.errors),
+            "corruption": [dict(record) for record in self.corruption],
+            "scores": {name: dict(table.components) for name, table in self.tables.items()},
+            "neurons": {
+                name: {mlp: pack(values) for mlp, values in table.neurons.items()}
+                for name, table in self.tables.items()
+            },
+            "notes": {name: dict(table.notes) for name, table in self.tables.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Localization:
+        """What `to_dict` gave.
+
+        Raises:
+            SelectionError: When it is something else.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise SelectionError(f"this is not a localization of format {FORMAT}.")
+        return cls(**read_localization(data))
+
+    def save(self, path: str | Path, selection: Selection | None = None) -> None:
+        """Write the localization as JSON.
+
+        Args:
+            path: The file.
+            selection: What was chosen, to stand in the same file, where [`Selection`]`.load` finds it and a person
+                can edit it.
+        """
+        chosen = {} if selection is None else {"selection": selection.to_dict()}
+        write_json(path, {**chosen, **self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Localization:
+        """Read what `save` wrote.
+
+        Raises:
+            SelectionError: When the file is missing or not a localization.
+        """
+        try:
+            data = read_json(path)
+        except (OSError, ValueError) as error:
+            raise SelectionError(f"{path} cannot be read as a localization: {error}.") from error
+        try:
+            return cls.from_dict(data)
+        except SelectionError as error:
+            raise SelectionError(f"{path}: {error}") from error
+
+    def _primary(self, by: str | None) -> str:
+        name = self.scorers[0] if by is None else by
+        if name in self.tables:
+            return name
+        if name in self.errors:
+            raise SelectionError(f"the scorer {name!r} failed: {self.errors[name]} Choose another with `by`.")
+        raise SelectionError(f"there are no scores by {name!r} here, only by {', '.join(self.tables)}.")
+
+    def _check_neurons(self, count: int | None) -> None:
+        if count is not None and not 1 <= count <= self.shape.d_mlp:
+            raise SelectionError(f"neurons must be between 1 and {self.shape.d_mlp}, not {count}.")
+
+    def _neurons(self, name: str) -> Mapping[str, Float[np.ndarray, " d_mlp"]]:
+        return self.tables[name].neurons if name in self.tables else {}
+
+    def _tie_break(self, name: str) -> Any:
+        others = [table.components for other, table in self.tables.items() if other != name]
+        return lambda component: tuple(-table.get(component, -np.inf) for table in others)

@@ -1,0 +1,282 @@
+"""Forward passes for localization: only the positions that a corruption can change, in batches, under hooks.
+
+Attention is causal, so before the first corrupted token the clean and the corrupted run are equal, at every layer. A
+[`Window`][peft_surgical.localizing.window.Window] computes that prefix once, keeps its keys and values, and each
+further pass runs the rest only: on a chat prompt a third of the tokens. A chat template's beginning, which all prompts
+share, is computed once for all windows. Prompts are padded between that and what is their own, masked, and given their
+true positions, whatever the tokenizer's padding side, so that all end at the last position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from ..errors import ModelError, brief
+from ..running.precision import float32_arithmetic
+from ..running.suffix import contiguous_head
+from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
+from ..texts.lengths import check_length
+from .corruption import PromptPair
+from .window import Prefix, Window
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class Site(NamedTuple):
+    """A projection of one layer: a TransformerLens hook point whose heads or neurons get scores.
+
+    Attributes:
+        projection: `"z"`, `"q"`, `"k"`, `"v"`, `"post"`, `"pre"` or `"pre_linear"`.
+        layer: Counted from 0.
+        size: How many heads (key/value heads for `k` and `v`) or neurons it has.
+    """
+
+    projection: str
+    layer: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The hook point, such as `blocks.3.attn.hook_z`."""
+        return hook_name(self.projection, self.layer)
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether activations are `[batch, pos, head, d_head]` rather than `[batch, pos, neuron]`."""
+        return self.projection in HEAD_PROJECTIONS
+
+
+def sites_of(shape: ModelShape, projections: Sequence[str]) -> tuple[Site, ...]:
+    """The sites of these projections in every layer, layer by layer."""
+    sizes = {"z": shape.n_heads, "q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads}
+    return tuple(Site(p, layer, sizes.get(p, shape.d_mlp)) for layer in range(shape.n_layers) for p in projections)
+
+
+class Runs:
+    """Makes windows and runs them through the bridge.
+
+    Args:
+        bridge: The model.
+        template: Token ids that most prompts begin with.
+        precise: Compute in float32 even if the weights are of half precision; then there are no gradients.
+    """
+
+    def __init__(self, bridge: TransformerBridge, template: Sequence[int] = (), *, precise: bool = False) -> None:
+        self.bridge, self.precise = bridge, precise
+        self.template = torch.tensor(template, dtype=torch.long)
+        self._template_cache: DynamicCache | None = None
+        weight = bridge.original_model.get_input_embeddings().weight
+        self.device, self.dtype = weight.device, weight.dtype
+
+    @torch.no_grad()
+    def embed(self, tokens: Int[Tensor, " ..."]) -> Float[Tensor, "... d_model"]:
+        """Input embeddings, scaled as the model scales them, without position embeddings."""
+        rows = tokens.to(self.device).reshape(-1, tokens.shape[-1])
+        with self._arithmetic():
+            embedded: Tensor = self.bridge.original_model.get_input_embeddings()(rows)
+        return embedded.reshape(*tokens.shape, -1)
+
+    @torch.no_grad()
+    def window(self, pairs: Sequence[PromptPair], *, whole: bool = False) -> Window:
+        """Compute what the clean and the corrupted runs of these prompts share.
+
+        Args:
+            pairs: Prompts of any lengths.
+            whole: Begin at the first position: for runs that change more than the corruption does.
+
+        Raises:
+            ModelError: When a prompt has more tokens than the model has positions.
+        """
+        width = max(len(pair.clean) for pair in pairs)
+        check_length(self.bridge.original_model.config, width)
+        pads = [width - len(pair.clean) for pair in pairs]
+        shared = 0 if whole else self._shared(pairs)
+        start = 0 if whole else min(pad + pair.first for pad, pair in zip(pads, pairs, strict=True))
+        tokens = torch.stack([_pad(pair.clean, width, shared) for pair in pairs]).to(self.device)
+        corrupted = torch.stack([_pad(pair.corrupted, width, shared) for pair in pairs]).to(self.device)
+        column = torch.arange(width)
+        mask = ((column < shared) | (column >= shared + torch.tensor(pads)[:, None])).to(self.device)
+        clean_embeddings = self.embed(tokens[:, start:])
+        corrupted_embeddings = self.embed(corrupted[:, start:])
+        for row, (pad, pair) in enumerate(zip(pads, pairs, strict=True)):
+            if pair.shift is not None:
+                shift = pair.shift[max(0, start - pad) :].to(corrupted_embeddings)
+                corrupted_embeddings[row, width - start - len(shift) :] += shift
+        prefix = None
+        if start:
+            cache = self._begin(len(pairs), shared)
+            if start > shared:
+                self._forward(tokens[:, shared:start], mask[:, :start], shared, cache)
+            prefix = Prefix(cache)
+        old, new, rival = (
+            torch.tensor([getattr(pair, name) for pair in pairs], device=self.device)
+            for name in ("old", "new", "rival")
+        )
+        embeddings = (clean_embeddings, corrupted_embeddings)
+        return Window(tuple(pairs), *embeddings, tokens, mask, start, old, new, rival, prefix)
+
+    @torch.no_grad()
+    def answered(self, pairs: Sequence[PromptPair], max_tokens: int) -> tuple[PromptPair, ...]:
+        """The same pairs with what the model says to them.
+
+        Args:
+            pairs: Where `old` is -1, the model's own answer to the clean prompt takes its place.
+            max_tokens: Positions of one forward pass.
+
+        Returns:
+            Pairs with `rival` and `differences` filled in.
+
+        Raises:
+            ModelError: When a logit is not finite.
+        """
+        found = []
+        for window in self.windows(pairs, max_tokens):
+            clean = self.logits(window, window.clean)
+            corrupted = self.logits(window, window.corrupted)
+            for pair, before, after in zip(window.pairs, clean, corrupted, strict=True):
+                old = int(before.argmax()) if pair.old < 0 else pair.old
+                others = after.clone()
+                others[old] = -torch.inf
+                rival = int(others.argmax())
+                differences = (float(before[old] - before[rival]), float(after[old] - after[rival]))
+                if not all(map(math.isfinite, differences)):
+                    raise ModelError(
+                        f"the model answers {brief(pair.prompt)} with logits that are not finite in {self.dtype}."
+                    )
+                found.append(replace(pair, old=old, rival=rival, differences=differences))
+        return tuple(found)
+
+    def windows(self, pairs: Sequence[PromptPair], max_tokens: int, *, whole: bool = False) -> Iterator[Window]:
+        """Windows of at most `max_tokens` positions each (one prompt at least), prompts in order."""
+        batch: list[PromptPair] = []
+        for pair in pairs:
+            longest = max(_extent(p, whole) for p in (*batch, pair))
+            if batch and longest * (len(batch) + 1) > max_tokens:
+                yield self.window(batch, whole=whole)
+                batch = []
+            batch.append(pair)
+        if batch:
+            yield self.window(batch, whole=whole)
+
+    def logits(
+        self, window: Window, embeddings: Float[Tensor, "prompt pos d_model"], hooks: Sequence[tuple[str, Any]] = ()
+    ) -> Float[Tensor, "row vocab"]:
+        """Logits after the last position, with the window's input embeddings replaced and hooks in place.
+
+        Args:
+            window: The prompts.
+            embeddings: `window.clean`, `window.corrupted`, or anything of that shape.
+            hooks: TransformerLens forward hooks, `(hook point, function)`; they may add rows to a window
+                of one prompt.
+        """
+        tokens = window.tokens[:, window.start :]
+        embed = ("embed.hook_out", lambda tensor, hook: embeddings)
+        with self.bridge.hooks(fwd_hooks=[embed, *hooks]):
+            return self._forward(tokens, window.mask, window.start, window.prefix).float()
+
+    def capture(
+        self, window: Window, embeddings: Float[Tensor, "prompt pos d_model"], sites: Sequence[Site]
+    ) -> tuple[dict[Site, Tensor], Float[Tensor, "prompt vocab"]]:
+        """Activations at these sites, `[prompt, pos, head, d_head]` or `[prompt, pos, neuron]`, and the logits.
+
+        With gradients enabled and `embeddings` requiring one, the activations are part of the graph.
+        """
+        found: dict[Site, Tensor] = {}
+
+        def keep(site: Site) -> Any:
+            def hook(tensor: Tensor, hook: Any) -> Tensor:
+                shape = (embeddings.shape[0], embeddings.shape[1], site.size)
+                found[site] = tensor.reshape(*shape, -1) if site.of_heads else tensor.reshape(shape)
+                # What the hook gets may be a view beside the graph; what it returns is what the model goes on with.
+                return found[site].reshape(tensor.shape)
+
+            return hook
+
+        logits = self.logits(window, embeddings, [(site.name, keep(site)) for site in sites])
+        return found, logits
+
+    def gradients(
+        self,
+        window: Window,
+        embeddings: Float[Tensor, "prompt pos d_model"],
+        sites: Sequence[Site],
+        measure: Callable[[Float[Tensor, "prompt vocab"]], Float[Tensor, " prompt"]] | None = None,
+    ) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+        """Activations at these sites, and the gradients there of each prompt's measure.
+
+        Args:
+            window: The prompts.
+            embeddings: Where to take the gradient.
+            sites: Which activations.
+            measure: Logits to one number a prompt; the logit difference unless given.
+
+        Returns:
+            Both as in `capture`, detached. No parameter gets a gradient.
+        """
+        with torch.enable_grad():
+            # Parameters may be frozen; the graph begins at the embeddings.
+            leaf = embeddings.detach().clone().requires_grad_(True)
+            activations, logits = self.capture(window, leaf, sites)
+            total = (measure or window.difference)(logits).sum()
+            found = torch.autograd.grad(total, [activations[site] for site in sites], materialize_grads=True)
+        return {site: activations[site].detach() for site in sites}, dict(zip(sites, found, strict=True))
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return float32_arithmetic(self.dtype) if self.precise else nullcontext()
+
+    def _shared(self, pairs: Sequence[PromptPair]) -> int:
+        """How many tokens of the template these prompts begin with: all or none."""
+        length, width = len(self.template), max(len(pair.clean) for pair in pairs)
+        sliding = getattr(self.bridge.original_model.config.get_text_config(), "sliding_window", None)
+        if sliding is not None and width > sliding:
+            # Padding after the template would count as distance, which a sliding window measures.
+            return 0
+        same = all(pair.first >= length and torch.equal(pair.clean[:length], self.template) for pair in pairs)
+        return length if same else 0
+
+    def _begin(self, rows: int, shared: int) -> DynamicCache:
+        """A cache that holds the template's keys and values for each row, or nothing."""
+        config = self.bridge.original_model.config
+        cache = DynamicCache(config=config)
+        if shared:
+            if self._template_cache is None:
+                self._template_cache = DynamicCache(config=config)
+                tokens = self.template[None].to(self.device)
+                self._forward(tokens, torch.ones_like(tokens, dtype=torch.bool), 0, self._template_cache)
+            for number, layer in enumerate(self._template_cache.layers):
+                cache.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+        return cache
+
+    def _forward(self, tokens: Tensor, mask: Tensor, start: int, cache: DynamicCache | None) -> Tensor:
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, start:]
+        model = self.bridge.original_model
+        with self._arithmetic(), contiguous_head(model):
+            output = model(
+                input_ids=tokens,
+                attention_mask=None if bool(mask.all()) else mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=1,
+            )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def _pad(ids: Tensor, width: int, shared: int) -> Tensor:
+    # Any id will do for padding: it is masked.
+    return torch.cat([ids[:shared], ids.new_zeros(width - len(ids)), ids[shared:]])
+
+
+def _extent(pair: PromptPair, whole: bool) -> int:
+    return len(pair.clean) if whole else len(pair.clean) - pair.first

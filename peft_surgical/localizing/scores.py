@@ -1,0 +1,101 @@
+"""From what a scorer returned to one number a component, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ..errors import ScorerError, brief
+from ..sites import ModelShape
+from .context import MLPScores
+from .runs import Site
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One scorer's table.
+
+    Attributes:
+        components: Component name to score.
+        neurons: MLP name to one score a neuron, when the scorer tells them apart.
+        notes: What the scorer said besides, JSON.
+    """
+
+    components: Mapping[str, float]
+    neurons: Mapping[str, Float[np.ndarray, " d_mlp"]] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str) -> Scores:
+    """Turn a scorer's result into a table.
+
+    Args:
+        raw: What the scorer returned.
+        sites: What it was asked to score.
+        shape: The model's sizes.
+        scorer: How to call it in a message, with its distribution.
+
+    Raises:
+        ScorerError: When the result is no mapping or empty, names a site that was not asked for, or has a wrong shape
+            or a number that is not finite.
+    """
+    if not isinstance(raw, Mapping) or not raw:
+        raise ScorerError(f"{scorer} must return a mapping of sites to scores, not {brief(raw)}.")
+    known: dict[Any, Site] = {**{site: site for site in sites}, **{site.name: site for site in sites}}
+    found: dict[Site, Any] = {}
+    for key, values in raw.items():
+        if key not in known:
+            raise ScorerError(f"{scorer} scored {brief(key)}, which is not one of the sites that it was given.")
+        found[known[key]] = values
+    components: dict[str, float] = {}
+    neurons: dict[str, np.ndarray] = {}
+    for site in sites:
+        if site not in found:
+            continue
+        if site.of_heads:
+            values = _array(found[site], site, scorer, (site.size,))
+            for head in range(shape.n_heads):
+                # Under grouped-query attention several query heads read one key/value head and share its score.
+                components[f"L{site.layer}.head.{head}"] = float(values[head * site.size // shape.n_heads])
+        elif isinstance(found[site], MLPScores):
+            name = f"L{site.layer}.mlp"
+            components[name] = float(_array([found[site].whole], site, scorer, (1,))[0])
+            neurons[name] = _array(found[site].neurons, site, scorer, (site.size,))
+        else:
+            name = f"L{site.layer}.mlp"
+            values = _array(found[site], site, scorer, (site.size, 1))
+            components[name] = float(values.astype(np.float64).sum())
+            if len(values) > 1:
+                neurons[name] = values
+    return Scores(components, neurons)
+
+
+def check_notes(notes: Mapping[str, Any], scorer: str) -> None:
+    """Refuses notes that could not stand in a localization file.
+
+    Raises:
+        ScorerError: When they are not JSON, which has no NaN.
+    """
+    try:
+        json.dumps(notes, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ScorerError(f"{scorer} left a note that is not JSON: {error}.") from error
+
+
+def _array(values: Any, site: Site, scorer: str, lengths: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ScorerError(f"{scorer} gave {brief(values)} for {site.name}: that is no array of numbers.") from error
+    if array.ndim != 1 or len(array) not in lengths:
+        wanted = " or ".join(f"[{length}]" for length in lengths)
+        raise ScorerError(f"{scorer} gave scores of shape {list(array.shape)} for {site.name}; it must be {wanted}.")
+    if not np.isfinite(array).all():
+        raise ScorerError(f"{scorer} gave a score for {site.name} that is not a finite number.")
+    return array

@@ -1,0 +1,96 @@
+"""What a person asks of a scorer, in one word: `name`, or `name:option=value,option=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ScorerError
+from ..plugins import Catalogue, Installed
+from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS, ModelShape
+from .runs import Site, sites_of
+
+DEFAULT_PROJECTIONS = ("z", "post")
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """A scorer, its options, and the projections to score.
+
+    Attributes:
+        text: As it was given; what its scores are called.
+        installed: The scorer.
+        options: Keyword arguments for it.
+        projections: At most one of heads and one of MLPs.
+    """
+
+    text: str
+    installed: Installed
+    options: Mapping[str, Any]
+    projections: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str, catalogue: Catalogue, projections: tuple[str, ...] = DEFAULT_PROJECTIONS) -> ScorerSpec:
+        """Read a scorer's name and options.
+
+        Args:
+            text: Such as `"logit_drop:measure=old,sites=v+pre"`.
+            catalogue: The installed scorers.
+            projections: What `sites` is unless given.
+
+        Raises:
+            ScorerError: When the scorer is not installed, has no such option, or the value is of another type than the
+                option's default.
+        """
+        name, _, rest = text.partition(":")
+        installed = catalogue[name]
+        options: dict[str, Any] = {}
+        explicit = False
+        for item in filter(None, rest.split(",")):
+            key, equals, value = item.partition("=")
+            if not equals:
+                raise ScorerError(f"{item!r} in {text!r} is not of the form option=value.")
+            if key == "sites":
+                projections, explicit = _projections(value, text), True
+            elif key in installed.options:
+                options[key] = _convert(value, installed.options[key], key, text)
+            else:
+                known = ", ".join(["sites", *installed.options])
+                raise ScorerError(f"{installed} has no option {key!r}; its options are {known}.")
+        if not explicit and projections != DEFAULT_PROJECTIONS:
+            # Asked for by another scorer, for its own sites: the table must not be taken for that of the default ones.
+            text = f"{text}{',' if rest else ':'}sites={'+'.join(projections)}"
+        return cls(text, installed, options, projections)
+
+    def sites(self, shape: ModelShape) -> tuple[Site, ...]:
+        """The sites to score, in every layer.
+
+        Raises:
+            ScorerError: When the model has no such projection.
+        """
+        if "pre_linear" in self.projections and not shape.architecture.gated:
+            raise ScorerError(f"{shape.model_type} MLPs are not gated, so {self.text!r} cannot score pre_linear.")
+        return sites_of(shape, self.projections)
+
+
+def _projections(value: str, text: str) -> tuple[str, ...]:
+    names = tuple(value.split("+"))
+    for group in (HEAD_PROJECTIONS, MLP_PROJECTIONS):
+        if sum(name in group for name in names) > 1:
+            raise ScorerError(f"{text!r} scores more than one of {', '.join(group)}; score them one at a time.")
+    unknown = [name for name in names if name not in (*HEAD_PROJECTIONS, *MLP_PROJECTIONS)]
+    if unknown:
+        known = ", ".join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))
+        raise ScorerError(f"{text!r} scores {unknown[0]!r}; the projections that can be scored are {known}.")
+    return names
+
+
+def _convert(value: str, default: Any, key: str, text: str) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return value if default is None else type(default)(value)
+    except (KeyError, ValueError, TypeError):
+        kind = type(default).__name__
+        raise ScorerError(f"the option {key} in {text!r} must be of type {kind}, not {value!r}.") from None

@@ -1,0 +1,6 @@
+"""What an evaluation measures.
+
+`metrics` has figures, intervals and the rules by which an answer counts, `ratio` the ratio of two rates.
+`retention`, `fluency`, `portability` and `soft_forgetting` measure one thing each. `states` are the base and the
+edits that are compared; `relearning` and `rounding` make more of them, which `rewriting` puts back.
+"""

@@ -1,0 +1,243 @@
+"""The state of a model after a little fine-tuning on the old answer: does what was unlearned come back?
+
+An edit that only hides the old answer gives it up again to a few steps on a few questions, and on questions that were
+not among them too (Lynch et al., arXiv 2402.16835; Hu et al., arXiv 2406.13356; for pruned neurons Lo et al., arXiv
+2401.01814).
+
+```py
+>>> states = {
+...     "base": adapter_state(model, []),
+...     "base relearned": relearned_state(model, tokenizer, fact, [], 10),
+...     "edited relearned": relearned_state(model, tokenizer, fact, ["unlearn", "learn"], 10),
+... }
+>>> evaluate(model, tokenizer, fact, states=states).stages["edited relearned"]["relearning_recovery"]
+Figure(value=..., n=26, low=..., high=...)
+```
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import ModelError
+from ..facts import Fact, TrainingFact
+from ..progress import progress_bar
+from ..seeding import seeded
+from ..texts.lengths import check_length
+from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
+from .metrics import Figure, says_old
+from .ratio import paired_ratio
+from .rewriting import check_weights, merged_weights
+from .states import State, adapter_state
+
+PROMPTS, LEARNING_RATE, RANK = 5, 2e-4, 16
+
+# What torch's loss leaves out.
+_NOT_ASKED = -100
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """How a model is made to relearn: two states of one model are relearned alike where these are equal.
+
+    Attributes:
+        rows: The prompts with the old answer.
+        steps: Adam steps, each on all rows.
+        learning_rate: Adam's.
+        rank: LoRA's.
+        seed: Decides LoRA's first values.
+    """
+
+    rows: tuple[EncodedAnswer, ...]
+    steps: int
+    learning_rate: float
+    rank: int
+    seed: int
+
+
+def relearned_state(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    adapters: Sequence[str],
+    steps: int,
+    *,
+    prompts: int = PROMPTS,
+    learning_rate: float = LEARNING_RATE,
+    rank: int = RANK,
+    seed: int = 0,
+    progress: bool = False,
+) -> RelearnedState:
+    """The state in which adapters are merged into the weights, and these fine-tuned on prompts with the old answer.
+
+    Whoever attacks has the merged weights and knows nothing of the edit. So the fine-tuning is the common one: LoRA on
+    all linear layers but the output head, Adam, the loss on the answer's tokens. It reaches every layer that an edit
+    can have changed, and needs far less memory than training all weights. What it learned is small and is kept: a
+    state is trained when it is first entered, and only then. Make a new state after the model's weights or adapters
+    have changed.
+
+    Args:
+        model: A `PeftModel`, or a bare model with no `adapters`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read: the model relearns on some of the training prompts and is judged by
+            others.
+        adapters: Names of adapters the model holds; the base relearns when empty.
+        steps: Adam steps, each on all of the prompts.
+        prompts: How many of the training prompts, drawn by the seed; all where there are fewer.
+        learning_rate: Adam's.
+        rank: LoRA's, whose product counts once (`lora_alpha` is the rank).
+        seed: Decides the prompts and LoRA's first values.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A function that gives a context; leaving it restores every bit.
+
+    Raises:
+        AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
+        ModelError: If a number is out of range, weights are quantized, or a prompt is too long for the model; on first
+            entering, if the loss is not finite.
+    """
+    for name, value in (("steps", steps), ("prompts", prompts), ("rank", rank)):
+        if type(value) is not int or value < 1:
+            raise ModelError(f"relearning takes {name} of 1 or more, not {value!r}.")
+    if not 0 < learning_rate < float("inf"):
+        raise ModelError(f"relearning takes a learning rate above 0, not {learning_rate!r}.")
+    acting = adapter_state(model, adapters)
+    check_weights(model, adapters, "fine-tuned")
+    given, answer = fact.training.prompts, old_sentence(fact.training)
+    chosen = random.Random(seed).sample(given, min(prompts, len(given)))
+    rows = tuple(encode_answer(tokenizer, prompt, answer) for prompt in chosen)
+    check_length(model.config, max(len(row.ids) for row in rows))
+    relearning = Relearning(rows, steps, learning_rate, rank, seed)
+    return RelearnedState(model, tuple(adapters), relearning, acting, progress)
+
+
+class RelearnedState:
+    """What [`relearned_state`] returns.
+
+    Attributes:
+        adapters: What is merged; nothing in the base.
+        relearning: What was relearned, and how.
+    """
+
+    def __init__(
+        self, model: Any, adapters: tuple[str, ...], relearning: Relearning, acting: State, progress: bool
+    ) -> None:
+        self.adapters = adapters
+        self.relearning = relearning
+        self._model = model
+        self._acting = acting
+        self._progress = progress
+        self._learned: PeftModel | None = None
+
+    def __call__(self) -> AbstractContextManager[None]:
+        """The context in which the model has relearned."""
+        return self._entered()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        with self._acting(), merged_weights(self._model, self.adapters):
+            if self._learned is None:
+                self._learned = _relearn(self._model, self.adapters, self.relearning, self._progress)
+            try:
+                # The weights that this writes to are the model's own.
+                self._learned.base_model.merge_adapter()
+                yield
+            finally:
+                self._learned.base_model.unmerge_adapter()
+
+
+def relearning_recovery(
+    fact: Fact, states: Mapping[str, State], held_out: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Figure]]:
+    """How much of the old answer comes back: a relearned state's rate of it over that of the base, relearned alike.
+
+    Both answered the same prompts, and the interval makes use of it, see [`paired_ratio`].
+
+    Args:
+        fact: Its aliases decide what counts.
+        states: State name to state.
+        held_out: State name to its answers to `fact.held_out`, in order.
+
+    Returns:
+        State name to `relearning_recovery`, for relearned states with adapters where the base is there too and gives
+        the old answer.
+    """
+    relearned = {name: state for name, state in states.items() if isinstance(state, RelearnedState)}
+    bases = {state.relearning: name for name, state in relearned.items() if not state.adapters}
+    found = {}
+    for name, state in relearned.items():
+        if not state.adapters or state.relearning not in bases:
+            continue
+        said, base_said = (
+            [says_old(answer, fact) for answer in held_out[which]] for which in (name, bases[state.relearning])
+        )
+        figure = paired_ratio(said, base_said)
+        if figure is not None:
+            found[name] = {"relearning_recovery": figure}
+    return found
+
+
+def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progress: bool) -> PeftModel:
+    """Trained LoRA on a plain view of the model: the model's own weights are below it and are not written to."""
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        # A state may be entered where nobody wants gradients.
+        with seeded(relearning.seed, model.device), torch.inference_mode(False), torch.enable_grad():
+            config = LoraConfig(r=relearning.rank, lora_alpha=relearning.rank, target_modules="all-linear")
+            with warnings.catch_warnings():
+                # PEFT sets this right by itself, for GPT-2's kind of linear layer.
+                warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+                learned = get_peft_model(_plain_view(model, adapters), config).eval()
+            _fine_tune(learned, relearning, progress)
+    finally:
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
+    return learned
+
+
+def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
+    """The model as if it had never had adapters: modules of its own, but the very weights, merged as they are now."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    if not isinstance(getattr(model, "base_model", None), BaseTuner):
+        return copy.deepcopy(model.get_base_model() if hasattr(model, "get_base_model") else model, shared)
+    tuner = copy.deepcopy(model.base_model, shared)
+    for module in tuner.modules():
+        # PEFT unloads to the whole modules of an adapter that is chosen, even where it is switched off.
+        if not adapters and isinstance(module, ModulesToSaveWrapper):
+            module.set_adapter([])
+    return tuner.unload()
+
+
+def _fine_tune(learned: PeftModel, relearning: Relearning, progress: bool) -> None:
+    rows = [torch.tensor(row.ids) for row in relearning.rows]
+    ids = pad_sequence(rows, batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    labels = ids.masked_fill(mask == 0, _NOT_ASKED)
+    for place, row in enumerate(relearning.rows):
+        labels[place, : row.answer_start] = _NOT_ASKED
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = {name: tensor.to(learned.device) for name, tensor in batch.items()}
+    parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
+    adam = torch.optim.Adam(parameters, lr=relearning.learning_rate)
+    with progress_bar(relearning.steps, "relearning", enabled=progress) as bar:
+        for _ in range(relearning.steps):
+            adam.zero_grad()
+            loss = learned(**batch, use_cache=False).loss
+            if not loss.isfinite():
+                raise ModelError(f"relearning meets a loss that is not finite in {learned.dtype}; use float32.")
+            loss.backward()
+            adam.step()
+            bar.update(1)

@@ -1,0 +1,113 @@
+"""Whether the model still speaks as it did: KL to the base and perplexity on text that no fact is about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..progress import progress_bar
+from ..running.sharing import check_shareable, merged, share
+from .metrics import Figure, mean
+from .states import State
+
+
+@torch.no_grad()
+def measure_retention(
+    model: Any,
+    tokenizer: Any,
+    states: Mapping[str, State],
+    *,
+    tokens: int = 2048,
+    window: int = 256,
+    text: str | None = None,
+    progress: bool = False,
+) -> dict[str, dict[str, Figure]]:
+    """KL to the base and perplexity ratio, on running text.
+
+    Each window of the text is read by every state in turn, so that no distribution is kept longer than a window.
+
+    Args:
+        model: The model; read in evaluation mode, its mode is left as it was.
+        tokenizer: Its tokenizer.
+        states: State name to a function that returns a context; `base` is the reference.
+        tokens: How many tokens to read, from the text's beginning.
+        window: Tokens a forward, fewer where the model has fewer positions; each is predicted from those before it in
+            its window.
+        text: The text; the package's own when None.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        State to `kl_per_token` (mean KL(base‖state), nats) and `perplexity_ratio` (state over base); to nothing when
+        there is no token to predict.
+
+    Raises:
+        ModelError: If a state gives logits that are not finite.
+    """
+    if text is None:
+        text = resources.files("peft_surgical").joinpath("data", "retention.txt").read_text(encoding="utf-8")
+    check_shareable(model)
+    windows = _windows(model, tokenizer, text, tokens, window)
+    if not windows:
+        return {name: {} for name in states}
+    # By the number of the window and the state: surprise and divergence of each token.
+    read: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
+    own = share(list(enumerate(windows)))
+    order = ["base", *(name for name in states if name != "base")]
+    was_training = model.training
+    model.eval()
+    try:
+        with progress_bar(len(own) * len(order), "unrelated text", enabled=progress) as bar:
+            for number, chunk in own:
+                row = torch.tensor([chunk], device=model.device)
+                base: Tensor | None = None
+                for name in order:
+                    with states[name]():
+                        log_probs = model(input_ids=row, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+                    if not log_probs.isfinite().all():
+                        raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")
+                    base = log_probs if base is None else base
+                    surprise = -log_probs.gather(1, row[0, 1:, None])[:, 0]
+                    # Rounding makes a KL of two equal distributions a little less than the zero it is.
+                    divergence = (base.exp() * (base - log_probs)).sum(-1).clamp_min(0)
+                    read[number, name] = surprise.tolist(), divergence.tolist()
+                    bar.update(1)
+    finally:
+        model.train(was_training)
+    every = merged(read)
+
+    def tokens_of(name: str, which: int) -> list[float]:
+        return [value for number in range(len(windows)) for value in every[number, name][which]]
+
+    surprised = {name: tokens_of(name, 0) for name in states}
+    return {
+        name: {
+            "kl_per_token": mean(tokens_of(name, 1)),
+            "perplexity_ratio": _exponential(
+                mean([s - b for s, b in zip(surprised[name], surprised["base"], strict=True)])
+            ),
+        }
+        for name in states
+    }
+
+
+def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) -> list[list[int]]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: max(tokens, 0)]
+    begin = tokenizer("a")["input_ids"][:1]
+    # Models that expect a beginning-of-sequence token are at a loss without one.
+    begin = begin if begin == [tokenizer.bos_token_id] else []
+    window = min(window, getattr(model.config, "max_position_embeddings", None) or window) - len(begin)
+    cut = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
+    return [row for row in cut if len(row) > 1]
+
+
+def _exponential(figure: Figure) -> Figure:
+    def exp(value: float) -> float:
+        return math.exp(min(value, 700.0))  # the largest that a float holds, nearly; JSON has no infinity
+
+    return Figure(exp(figure.value), figure.n, exp(figure.low), exp(figure.high))

@@ -1,0 +1,85 @@
+"""Weights rewritten for a while: adapters merged into them, something done to the result, and every bit put back.
+
+```py
+>>> with adapter_state(model, names)(), merged_weights(model, names) as layers:
+...     ...  # rewrite the weights of `layers`
+```
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import AdapterError, ModelError
+
+
+def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
+    """Refuses a model whose weights cannot be merged with adapters and rewritten.
+
+    Args:
+        model: A `PeftModel` or a bare model.
+        adapters: Names of adapters to merge.
+        done: What shall be done with the weights, for the message.
+
+    Raises:
+        AdapterError: If the adapters add to the prompt and not to weights.
+        ModelError: If weights are quantized or offloaded.
+    """
+    if adapters and not isinstance(getattr(model, "base_model", None), BaseTuner):
+        raise AdapterError(f"the adapter {adapters[0]!r} is not one of weights, so it cannot be merged into them.")
+    for name, module in linear_layers(model):
+        if not module.weight.is_floating_point() or module.weight.device.type == "meta":
+            raise ModelError(f"{name} has no weights at hand that could be {done}: they are quantized or offloaded.")
+
+
+def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """The linear layers of the base below any adapters, without the output head, by name."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted = [(name, module) for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
+    inside = {id(part) for _, layer in adapted for part in layer.modules()}
+    found = [(name, layer.get_base_layer()) for name, layer in adapted]
+    found += [(name, module) for name, module in base.named_modules() if id(module) not in inside]
+    head = base.get_output_embeddings()
+    met = {id(head.get_base_layer() if isinstance(head, BaseTunerLayer) else head)}
+    for name, module in found:
+        if isinstance(module, nn.Linear | Conv1D) and id(module) not in met:
+            met.add(id(module))
+            yield name, module
+
+
+@contextmanager
+def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[list[Any]]:
+    """Merges adapters that act; leaving puts back every bit of every linear layer and of what adapters are on.
+
+    Args:
+        model: A `PeftModel`, or a bare model with no `adapters`.
+        adapters: Their names.
+
+    Yields:
+        The linear layers, whose weights may be rewritten. They are copied once while the context holds.
+    """
+    layers = [layer for _, layer in linear_layers(model)]
+    adapted = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    written = {id(p): p for module in [*layers, *adapted] for p in module.parameters(recurse=False)}
+    before = [(parameter, parameter.detach().clone()) for parameter in written.values()]
+    try:
+        if adapters:
+            model.base_model.merge_adapter(list(adapters))
+        yield layers
+    finally:
+        if adapters:
+            with warnings.catch_warnings():
+                # PEFT divides to unmerge and says that this is inexact; the copies below put every bit back.
+                warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
+                model.base_model.unmerge_adapter()
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)

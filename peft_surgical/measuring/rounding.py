@@ -1,0 +1,67 @@
+"""The state of an edited model after its weights were rounded, as a deployment in few bits would have them.
+
+What was unlearned can come back there (Zhang et al., arXiv 2410.16454): an edit changes weights by little, and
+rounding may undo that.
+
+```py
+>>> states = {"base": adapter_state(model, []), "edited in 8 bits": rounded_state(model, ["unlearn", "learn"], 8)}
+>>> evaluate(model, tokenizer, fact, states=states)
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import ModelError
+from .rewriting import check_weights, merged_weights
+from .states import State, adapter_state
+
+
+def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
+    """The state in which adapters are merged into the weights, and the weights rounded.
+
+    Every linear layer but the output head, each output channel's weights to `2**bits - 1` evenly spaced values
+    around zero (symmetric absmax rounding). Weights are copied once while the state holds.
+
+    Args:
+        model: A `PeftModel`, or a bare model with no `adapters`.
+        adapters: Names of adapters it holds; the base is rounded when empty.
+        bits: Between 2 and 8.
+
+    Returns:
+        A function that gives a context; leaving it restores every bit.
+
+    Raises:
+        AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
+        ModelError: If `bits` is out of range, or weights are quantized already.
+    """
+    if type(bits) is not int or not 2 <= bits <= 8:
+        raise ModelError(f"weights are rounded to 2 to 8 bits, not {bits!r}.")
+    acting = adapter_state(model, adapters)
+    check_weights(model, adapters, "rounded")
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        with acting(), merged_weights(model, adapters) as layers:
+            with torch.no_grad():
+                for layer in layers:
+                    channels = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+                    channels.copy_(round_channels(channels, bits))
+            yield
+
+    return entered
+
+
+def round_channels(weight: Float[Tensor, "out in"], bits: int) -> Float[Tensor, "out in"]:
+    """Rounds each row to `2**bits - 1` evenly spaced values, the outermost its largest absolute weight."""
+    most = 2 ** (bits - 1) - 1
+    step = weight.float().abs().amax(1, keepdim=True) / most
+    return torch.where(step > 0, (weight.float() / step).round() * step, 0.0).to(weight.dtype)

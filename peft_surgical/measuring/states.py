@@ -1,0 +1,88 @@
+"""The states that one model with adapters can be in: the base, or just these adapters. No weights are copied.
+
+```py
+>>> edited = adapter_state(peft_model, ["unlearn", "learn"])
+>>> with edited():
+...     peft_model(ids)
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+from ..errors import AdapterError
+
+State = Callable[[], AbstractContextManager[Any]]
+
+
+def adapter_state(model: Any, adapters: Sequence[str]) -> State:
+    """The state of a PEFT model in which just these adapters act, of whatever PEFT method.
+
+    Args:
+        model: A `PeftModel`.
+        adapters: Names of adapters it holds; none of them act when empty, which is the base.
+
+    Returns:
+        A function that gives a context; leaving it restores what acted and what was trainable before.
+
+    Raises:
+        AdapterError: If the model holds no adapter of a name.
+    """
+    held = getattr(model, "peft_config", {})
+    if unknown := [name for name in adapters if name not in held]:
+        raise AdapterError(f"the model has no adapter named {unknown[0]!r}; it has {', '.join(held) or 'none'}.")
+    return lambda: _acting(model, list(adapters))
+
+
+@contextmanager
+def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, BaseTuner):
+        with _acting_prompt(model, adapters):
+            yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    disabled = [layer._disable_adapters for layer in layers]
+    active = list(tuner.active_adapters)
+    # PEFT lets gradients follow activity; a frozen stage must come back frozen.
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        if adapters:
+            tuner.enable_adapter_layers()
+            tuner.set_adapter(adapters, inference_mode=True)
+        else:
+            tuner.disable_adapter_layers()
+        yield
+    finally:
+        tuner.set_adapter(active, inference_mode=True)
+        for layer, value in zip(layers, disabled, strict=True):
+            layer._disable_adapters = value
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _acting_prompt(model: Any, adapters: list[str]) -> Iterator[None]:
+    """The same for a bare model, and for methods that learn a prompt and act one at a time."""
+    if not adapters:
+        with model.disable_adapter() if hasattr(model, "peft_config") else _nothing():
+            yield
+        return
+    if len(adapters) > 1:
+        raise AdapterError(f"adapters that learn a prompt act one at a time; asked for {', '.join(adapters)}.")
+    active = model.active_adapter
+    model.set_adapter(adapters[0])
+    try:
+        yield
+    finally:
+        model.set_adapter(active)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

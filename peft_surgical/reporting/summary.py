@@ -1,0 +1,167 @@
+"""A report in a terminal: one table of base, unlearned and edited, the verdict, and where the files are.
+
+```py
+>>> from rich.console import Console
+>>> Console().print(summarize(report, "out", [("report.html", "every figure and every answer")]))
+```
+
+Only text leaves here, never the terminal's control codes that an answer or a fact file may hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..measuring.metrics import Figure
+from ..measuring.soft_forgetting import split_kind
+from ..report import Report
+from ..texts.text import printable
+
+# What is asked, and the metrics over it.
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Held-out questions", ("new_answer_rate", "old_answer_rate", "refusal_rate", "relearning_recovery")),
+    ("Controls (other facts)", ("control_kept", "control_leak")),
+    (
+        "What follows from the fact",
+        ("portability", "portability_alias", "portability_one_hop", "portability_reversal", "portability_before"),
+    ),
+    ("Answers to probes that name", ("probe_new_rate", "probe_old_rate", "probe_both_rate")),
+    ("Unrelated text", ("kl_per_token", "perplexity_ratio")),
+    ("Text about the subject", ("fluency", "repetition")),
+)
+_NO_RATES = {"relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency"}
+RATES = frozenset(metric for _, metrics in GROUPS for metric in metrics) - _NO_RATES
+# Labels longer than this, which hold a long answer, are folded before the figures are.
+_LABEL_WIDTH = 30
+# A ratio is read by its distance from 1, a divergence by its order of magnitude.
+_DIGITS = {"perplexity_ratio": ".3f", "relearning_recovery": ".2f", "fluency": ".0f"}
+_FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
+
+
+def summarize(
+    report: Report, out: str | os.PathLike[str] | None = None, files: Iterable[tuple[str, str]] = ()
+) -> RenderableType:
+    """The summary of a report, for `rich` to print.
+
+    Args:
+        report: The report.
+        out: The folder in which the files are.
+        files: Names of files or folders in it, and what each is.
+
+    Returns:
+        A renderable; `rich` leaves colours out where `NO_COLOR` is set or nobody looks.
+    """
+    parts: list[RenderableType] = [Text(title(report), style="bold"), _table(report)]
+    parts.append(Text("In brackets: 95% intervals. n: how many prompts or tokens.", style="dim"))
+    parts += [Text(""), Text(printable(report.verdict()), style="bold")]
+    listed = list(files)
+    if out is not None and listed:
+        grid = Table.grid(padding=(0, 2))
+        for name, what in listed:
+            grid.add_row(Text(name), Text(what, style="dim"))
+        parts += [Text(""), Text(f"In {printable(os.fspath(out))}:"), Padding(grid, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def title(report: Report, *, model: bool = True) -> str:
+    """What was edited, in one line; with the model's name unless `model` is false."""
+    fact = report.fact
+    name = f" ({report.model})" if model and report.model else ""
+    return printable(f"{fact.subject}: {fact.old[0]} → {fact.new[0]}{name}")
+
+
+def label(metric: str, report: Report) -> str:
+    """What a metric counts, in this fact's own words."""
+    name, kind = split_kind(metric)
+    new, old = report.fact.new[0], report.fact.old[0]
+    texts = {
+        "new_answer_rate": f"answer {new}",
+        "old_answer_rate": f"answer {old}",
+        "refusal_rate": "says it does not know",
+        "control_kept": "still right",
+        "control_leak": f"now say {new}",
+        "portability": "portability",
+        "portability_alias": "by another name",
+        "portability_one_hop": "one hop on",
+        "portability_reversal": "from the answer back",
+        "portability_before": "still as before",
+        "probe_new_rate": f"{kind}: only new" if kind else f"only {new}",
+        "probe_old_rate": f"{kind}: old" if kind else old,
+        "probe_both_rate": "both",
+        "kl_per_token": "KL to base, nats/token",
+        "perplexity_ratio": "perplexity / base's",
+        "relearning_recovery": f"{old} relearned / base's",
+        "fluency": "n-gram entropy, bits × 100",
+        "repetition": "4-grams said before",
+    }
+    return texts.get(name, name)
+
+
+def is_rate(metric: str) -> bool:
+    """Whether a metric is a share of answers."""
+    return split_kind(metric)[0] in RATES
+
+
+def groups(figures: Mapping[str, Mapping[str, Figure]]) -> list[tuple[str, list[str]]]:
+    """What is asked, and the metrics over it that some state has; those over one kind of probe stand last."""
+    found = dict.fromkeys(metric for stage in figures.values() for metric in stage if split_kind(metric)[1])
+    listed = []
+    for name, metrics in GROUPS:
+        of_kind = [metric for metric in found if split_kind(metric)[0] in metrics]
+        present = [metric for metric in (*metrics, *of_kind) if count(figures, metric)]
+        if present:
+            listed.append((name, present))
+    return listed
+
+
+def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
+    """A figure with its interval as a person reads it: a rate in percent, anything else in a few digits."""
+    if figure is None or (stage == "base" and metric in _FIXED_FOR_BASE):
+        # What the base is compared with itself in is 1 or 0 by definition.
+        return "–"
+    # No space inside the brackets: a narrow terminal folds a cell between value and interval.
+    if is_rate(metric):
+        return f"{_percent(figure.value)}% [{_percent(figure.low)}–{_percent(figure.high)}]"
+    digits = _DIGITS.get(metric, ".2g")
+    return f"{figure.value:{digits}} [{figure.low:{digits}}–{figure.high:{digits}}]"
+
+
+def count(figures: Mapping[str, Mapping[str, Figure]], metric: str) -> int:
+    """Over how many prompts or tokens a metric is, in the first state that has it."""
+    return next((stage[metric].n for stage in figures.values() if metric in stage), 0)
+
+
+def _table(report: Report) -> Table:
+    rows: list[tuple[str, list[str]]] = []
+    for group, present in groups(report.stages):
+        if list(report.stages) == ["base"] and set(present) <= _FIXED_FOR_BASE:
+            continue
+        rows.append((group, []))
+        for metric in present:
+            cells = [figure_text(metric, figures.get(metric), stage) for stage, figures in report.stages.items()]
+            rows.append((f"  {printable(label(metric, report))}", [f"{count(report.stages, metric):,}", *cells]))
+    # With one space beside the box's own, figures of three states stand beside their labels in 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("", width=min(_LABEL_WIDTH, max((len(name) for name, _ in rows), default=0)))
+    table.add_column("n", justify="right", no_wrap=True)
+    for number, stage in enumerate(report.stages, 1):
+        last = number == len(report.stages) > 1
+        table.add_column(printable(stage), justify="right", overflow="fold", style="bold" if last else "")
+    for name, cells in rows:
+        table.add_row(Text(name, style="" if cells else "italic"), *map(Text, cells))
+    return table
+
+
+def _percent(share: float) -> str:
+    """Whole percent, but never 100 or 0 for what is not all or nothing."""
+    rounded = round(100 * share)
+    if rounded == 100 and share < 1:
+        return ">99"
+    return "<1" if rounded == 0 and share > 0 else str(rounded)

@@ -1,0 +1,222 @@
+"""What a base says, kept on disk between runs: another edit need not ask the base the same again.
+
+```py
+>>> with answers_kept("out/.peft_surgical"):
+...     edit(model, tokenizer, fact, out="out/seed1", seed=1)
+```
+
+Greedy answers are a function of the weights and of the arithmetic, and so is what a backward pass from them gives.
+They are kept under a hash of both: every byte of every parameter and buffer, the configuration, the prompts' token
+ids, and the versions and settings that decide how sums are rounded. A file that is damaged or cannot be written costs
+time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from ..adapters.scale_files import read_tensors, tensor_bytes
+from ..errors import AdapterError, OutputError
+from ..writing.files import read_json, write_bytes, write_text
+from .sharing import by_main
+
+FOLDER = ".peft_surgical"
+"""What the folder is called that stands beside an edit's output."""
+
+# To be raised when answers or tensors come about in another way, since files of an older package stay.
+_FORMAT = 1
+_PACKAGES = ("torch", "transformers", "peft")
+# Files of tensors are large, and whoever changes the seed or the scales leaves one behind.
+_TENSOR_FILES = 4
+# Where a model came from and what last wrote its file do not change what it says.
+_NOT_CONTENT = ("_name_or_path", "transformers_version")
+
+_WHERE: ContextVar[Path | None] = ContextVar("answers", default=None)
+
+
+@contextmanager
+def answers_kept(folder: str | Path) -> Iterator[None]:
+    """Keeps what bare models answer, and what models with all adapters switched off do, in a folder."""
+    token = _WHERE.set(Path(folder))
+    try:
+        yield
+    finally:
+        _WHERE.reset(token)
+
+
+def kept_answers(
+    model: Any, prompts: Sequence[Sequence[int]], settings: dict[str, Any], answer: Callable[[], list[list[int]]]
+) -> list[list[int]]:
+    """Answers from disk, or new ones, which are then kept there.
+
+    Args:
+        model: What answers.
+        prompts: Token ids.
+        settings: All else that decides the answers, as JSON.
+        answer: Gives the answers, one for each prompt, as token ids.
+
+    Returns:
+        What `answer` returns, or has returned for the same content.
+    """
+    asked = {"prompts": [list(prompt) for prompt in prompts], "settings": settings}
+    path = _path("answers", model, asked, ".json") if prompts else None
+    if path is None:
+        return answer()
+    kept = by_main(lambda: _read(path, len(prompts)))
+    if kept is not None:
+        return kept
+    answers = answer()
+    by_main(lambda: _write(path, json.dumps({"digest": _digest(answers), "answers": answers}).encode()))
+    return answers
+
+
+def kept_tensors(
+    model: Any,
+    what: str,
+    asked: dict[str, Any],
+    measure: Callable[[], dict[str, Tensor]],
+    *,
+    alone: Callable[[Any], AbstractContextManager[Any]],
+) -> dict[str, Tensor]:
+    """Tensors from disk, on the processor, or new ones, which are then kept there.
+
+    Args:
+        model: What is measured; adapters that act change nothing.
+        what: The beginning of the file's name.
+        asked: All else that decides the tensors, as JSON.
+        measure: Gives the tensors.
+        alone: Switches such adapters off, so that the content of the model can be told.
+
+    Returns:
+        What `measure` returns, or has returned for the same content.
+    """
+    with alone(model):
+        path = _path(what, model, asked, ".safetensors")
+    if path is None:
+        return measure()
+    kept = by_main(lambda: _read_tensors(path))
+    if kept is not None:
+        return kept
+    tensors = measure()
+    by_main(lambda: _write(path, tensor_bytes(tensors), at_most=_TENSOR_FILES))
+    return tensors
+
+
+def _path(what: str, model: Any, asked: dict[str, Any], suffix: str) -> Path | None:
+    """Where something is kept; None where nothing is, or the model's content cannot be told."""
+    folder = _WHERE.get()
+    found = None if folder is None else weights_digest(model)
+    if folder is None or found is None:
+        return None
+    key = {"format": _FORMAT, "model": found, **asked, "arithmetic": _arithmetic()}
+    return folder / f"{what}-{_digest(key)[:32]}{suffix}"
+
+
+def weights_digest(model: Any) -> str | None:
+    """A hash of all that a bare model computes with; of a model with adapters, of the base below them.
+
+    Returns:
+        The hash; `None` where the base does not answer alone or its content cannot be told: an adapter acts or is
+        merged, weights are quantized or not on the processor, or a module's forward is hooked.
+    """
+    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        return None
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    modules = list(_modules(base, ""))
+    if not all(_is_plain(module) for _, module in modules):
+        return None
+    digest = hashlib.blake2b(digest_size=32)
+    config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_CONTENT}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(str(getattr(base.config, "_attn_implementation", "")).encode())
+    met: dict[int, str] = {}
+    for name, module in modules:
+        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}\n".encode())
+        tensors: list[tuple[str, Tensor]] = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for own, tensor in tensors:
+            digest.update(f"{own}:{tensor.dtype}:{tuple(tensor.shape)}:{met.get(id(tensor))}\n".encode())
+            if id(tensor) not in met:
+                met[id(tensor)] = f"{name}.{own}"
+                digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """A model's modules as they were before adapters were put on; what acts on one is given as it is."""
+    if isinstance(module, BaseTunerLayer) and module.disable_adapters and not module.merged:
+        module = module.get_base_layer()
+    yield name, module
+    for child, inside in module.named_children():
+        yield from _modules(inside, f"{name}.{child}")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return not (
+        isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in vars(module)
+        or any(type(tensor) not in (nn.Parameter, Tensor) or tensor.device.type != "cpu" for tensor in tensors)
+    )
+
+
+def _arithmetic() -> dict[str, Any]:
+    return {
+        **{name: metadata.version(name) for name in _PACKAGES},
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=32).hexdigest()
+
+
+def _read(path: Path, count: int) -> list[list[int]] | None:
+    try:
+        found = read_json(path)
+        answers: list[list[int]] = found["answers"]
+        whole = found["digest"] == _digest(answers) and len(answers) == count
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return answers if whole else None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor] | None:
+    try:
+        found = read_tensors(path)
+    except AdapterError:
+        return None
+    with suppress(OSError):
+        path.touch()
+    return found
+
+
+def _write(path: Path, content: bytes, at_most: int | None = None) -> None:
+    """Writes a file; of those of its kind only so many stay, the ones last used."""
+    with suppress(OSError, OutputError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The folder stands in a person's own, which may be under version control.
+        write_text(path.parent / ".gitignore", "*\n")
+        write_bytes(path, content)
+        if at_most is not None:
+            kind = path.name.partition("-")[0]
+            used = sorted(path.parent.glob(f"{kind}-*{path.suffix}"), key=lambda file: -file.stat().st_mtime_ns)
+            for file in used[at_most:]:
+                file.unlink()

@@ -1,0 +1,95 @@
+"""What the arithmetic of training runs on: a copy of the model in the dtype that this processor multiplies fastest.
+
+That is measured, because no flag tells: of two processors with bfloat16 instructions one multiplied bfloat16 four
+times as fast as float32, and the other half as fast.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from ..errors import ModelError
+from ..models import DTYPES
+from .sharing import is_sharded
+
+# A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
+_WORTH = 1.3
+
+
+def check_compute_dtype(name: str) -> None:
+    """Refuses what a recipe cannot ask for.
+
+    Raises:
+        ModelError: If it is not one of those that `load_model` takes.
+    """
+    if name not in DTYPES:
+        raise ModelError(f"unknown compute_dtype {name!r}; choose one of {', '.join(DTYPES)}.")
+
+
+def compute_dtype(own: torch.dtype, device: torch.device) -> torch.dtype:
+    """bfloat16 for a float32 model on a CPU that multiplies it clearly faster, else the model's own dtype."""
+    if device.type != "cpu" or own != torch.float32:
+        return own
+    return torch.bfloat16 if _seconds(torch.float32) > _WORTH * _seconds(torch.bfloat16) else own
+
+
+@lru_cache
+@torch.no_grad()
+def _seconds(dtype: torch.dtype, rows: int = 1024, width: int = 1024) -> float:
+    """The shortest of some products of a batch and a weight matrix, as long as one of a small model's layers."""
+    batch, weight = torch.zeros(rows, width, dtype=dtype), torch.zeros(width, width, dtype=dtype)
+    shortest = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.nn.functional.linear(batch, weight)
+        shortest = min(shortest, time.perf_counter() - started)
+    return shortest
+
+
+@contextmanager
+def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
+    """The transformers model to run while training: the peft model's own, or a copy in a faster dtype.
+
+    The copy shares the adapters' float32 parameters, so that training it trains them; only frozen weights are copied.
+    """
+    base = peft_model.get_base_model()
+    named = DTYPES[dtype]
+    wanted = named if isinstance(named, torch.dtype) else compute_dtype(base.dtype, base.device)
+    if wanted == base.dtype or (named == "auto" and is_sharded(base)):
+        yield base
+        return
+    if is_sharded(base):
+        raise ModelError(f"a sharded model trains in its own dtype; load it in {dtype} rather than ask for it here.")
+    prefix = peft_model.base_model.prefix
+    adapter = {id(p) for name, p in base.named_parameters() if prefix in name}
+    memo: dict[int, Any] = {}
+    for parameter in base.parameters():
+        kept = id(parameter) in adapter or not parameter.is_floating_point()
+        memo[id(parameter)] = parameter if kept else nn.Parameter(parameter.detach().to(wanted), requires_grad=False)
+    for buffer in base.buffers():
+        # Rotary frequencies are used in float32 whatever the weights are.
+        memo[id(buffer)] = buffer
+    working = copy.deepcopy(base, memo).eval()
+    if working.device.type == "cpu":
+        # There the fused attention kernel's backward pass takes longer than the plain products it saves.
+        working.set_attn_implementation("eager")
+    yield working
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Lets the processor treat denormal numbers as zero: they are slow, and small gradients are full of them."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

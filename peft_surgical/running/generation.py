@@ -1,0 +1,229 @@
+"""Greedy answers to many prompts: batched, left-padded, sorted by length, stopped at the end of the turn.
+
+One way of answering for base and edited model alike, so that a difference in a figure is a difference in the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+from ..progress import progress_bar
+from ..texts.lengths import check_length
+from ..texts.prompts import encode, end_of_turn
+from .cache import kept_answers
+from .sharing import check_shareable, merged, share
+from .suffix import contiguous_head, expanded, shared_prefix
+
+MAX_NEW_TOKENS = 32
+
+# A shorter common beginning is not worth a pass of its own.
+MIN_SHARED = 8
+
+# After so many tokens the rows that have ended leave the batch.
+ROUND = 4
+
+_DECIDE = ("max_new_tokens", "eos_token_id", "pad_token_id")
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 32,
+    progress: bool = False,
+    description: str = "answering",
+) -> list[str]:
+    """The model's greedy answer to each prompt, as text without special tokens.
+
+    Args:
+        model: A causal language model, bare or with adapters; its mode is left as it was.
+        tokenizer: Its tokenizer.
+        prompts: Rendered with the chat template when there is one.
+        max_new_tokens: An answer that has not ended by then is cut.
+        batch_size: Prompts a forward.
+        progress: Whether to show a progress bar.
+        description: Stands before the bar.
+
+    Returns:
+        One answer for each prompt, in the order of `prompts`.
+    """
+    ids = generate_ids(
+        model,
+        tokenizer,
+        [encode(tokenizer, prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        description=description,
+    )
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+
+
+@torch.no_grad()
+def generate_ids(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 32,
+    progress: bool = False,
+    description: str = "answering",
+) -> list[list[int]]:
+    """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached.
+
+    Raises:
+        ModelError: If a prompt and an answer do not fit the model's positions.
+    """
+    check_shareable(model)
+    end = end_of_turn(tokenizer)
+    check_length(model.config, max((len(p) for p in prompts), default=0), max_new_tokens)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted({end, tokenizer.eos_token_id} - {None}),
+        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+    )
+    settings = {"batch_size": batch_size, **{name: getattr(config, name) for name in _DECIDE}}
+    return kept_answers(
+        model,
+        prompts,
+        settings,
+        lambda: _generate(model, prompts, config, batch_size, progress, description),
+    )
+
+
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], config: Any, batch_size: int, progress: bool, description: str
+) -> list[list[int]]:
+    # Longest first: running out of memory shows at once, and rows of one batch need little padding.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    batches = share([order[start : start + batch_size] for start in range(0, len(order), batch_size)])
+    answers: dict[int, list[int]] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        with (
+            plain_defaults(model),
+            contiguous_head(model),
+            progress_bar(sum(map(len, batches)), description, enabled=progress) as bar,
+        ):
+            prefix, cache = _shared_start(model, prompts)
+            for rows in batches:
+                ids, mask = left_pad([prompts[i] for i in rows], config.pad_token_id, prefix)
+                begin = None if cache is None else expanded(cache, len(rows))
+                for place, answer in _ending(model, ids.to(model.device), mask.to(model.device), begin, config):
+                    answers[rows[place]] = answer
+                    bar.update(1)
+    finally:
+        model.train(was_training)
+    every = merged(answers)
+    return [every[i] for i in range(len(prompts))]
+
+
+def _ending(
+    model: Any, ids: Int[Tensor, "row position"], mask: Int[Tensor, "row position"], cache: Any, config: Any
+) -> Iterator[tuple[int, list[int]]]:
+    """Each row's place and its answer, as the rows end.
+
+    A batch would run until its longest answer has ended, and most are short: every few tokens the rows that have
+    ended leave it, and take their keys and values along.
+    """
+    places, begin, stops = list(range(len(ids))), ids.shape[1], set(config.eos_token_id)
+    past = {} if cache is None else {"past_key_values": cache}
+    last = begin + config.max_new_tokens
+    in_rounds = not _learns_prompts(model)
+    while places:
+        config = copy.copy(config)
+        config.max_new_tokens = min(ROUND, last - ids.shape[1]) if in_rounds else last - ids.shape[1]
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past)
+        if in_rounds and not _all_layers(out.past_key_values, lambda layer: isinstance(layer, DynamicLayer)):
+            in_rounds = False
+            continue
+        answers = out.sequences[:, begin:].tolist()
+        full = out.sequences.shape[1] == last
+        ended = [full or not in_rounds or not stops.isdisjoint(answer) for answer in answers]
+        yield from ((p, _until_stop(a, stops)) for p, a, e in zip(places, answers, ended, strict=True) if e)
+        going = [row for row, end in enumerate(ended) if not end]
+        places = [places[row] for row in going]
+        if going:
+            chosen = torch.tensor(going, device=ids.device)
+            mask = F.pad(mask, (0, out.sequences.shape[1] - ids.shape[1]), value=1)[chosen]
+            ids = out.sequences[chosen]
+            past = {"past_key_values": out.past_key_values}
+            out.past_key_values.batch_select_indices(chosen)
+
+
+def _learns_prompts(model: Any) -> bool:
+    """Whether rows get learned tokens before them, which a cache of their own tokens knows nothing of."""
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+
+
+def _all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
+    return isinstance(cache, DynamicCache) and all(map(condition, cache.layers))
+
+
+def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    """How many tokens all prompts begin with, and their keys and values; none where sharing would gain nothing."""
+    length = shared_prefix([tuple(prompt) for prompt in prompts], [len(prompt) - 1 for prompt in prompts])
+    if length < MIN_SHARED or len(prompts) < 2 or _learns_prompts(model):
+        return 0, None
+    start = torch.tensor([list(prompts[0][:length])], device=model.device)
+    cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+    # A sliding window or a recurrent state cannot be put before padding.
+    return (length, cache) if _all_layers(cache, lambda layer: type(layer) is DynamicLayer) else (0, None)
+
+
+@contextmanager
+def plain_defaults(model: Any) -> Iterator[None]:
+    """Keeps what a checkpoint asks of generation, such as a repetition penalty, out of it: greedy is greedy."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own
+
+
+def left_pad(
+    rows: Sequence[Sequence[int]], pad: int, prefix: int = 0
+) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row position"]]:
+    """Token ids and attention mask of rows that all *end* at the last position.
+
+    Args:
+        rows: Token ids.
+        pad: Token id of the padding.
+        prefix: So many first tokens of each row stand before the padding, where all rows can share them.
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tail = torch.as_tensor(row[prefix:])
+        ids[i, :prefix] = torch.as_tensor(row[:prefix])
+        ids[i, width - len(tail) :] = tail
+        mask[i, :prefix] = 1
+        mask[i, width - len(tail) :] = 1
+    return ids, mask
+
+
+def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+    for index, token in enumerate(ids):
+        if token in stops:
+            return ids[: index + 1]
+    return ids

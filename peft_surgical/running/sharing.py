@@ -1,0 +1,151 @@
+"""One run in several processes: each does its share of the rows, and all of them hold the same result.
+
+```py
+accelerate.PartialState()  # or torch.distributed.init_process_group(...), as torchrun and accelerate launch expect
+with shared_work():
+    report = edit(model, tokenizer, fact, out="out")  # every process has its own copy of the model
+```
+
+Nothing is shared outside of such a block, so that a script in which one process of many calls this package goes on
+working. What is shared is cut as one process would cut it, batch by batch, and random numbers are drawn for all rows
+by all processes: results are those of one process, up to the order in which sums are taken.
+
+A model that no single device holds can be spread over the processes instead ([`shard`]); they then run all rows
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+
+from ..architectures import architecture_of
+from ..errors import ModelError
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+# Whether files are written by the first process alone, and whether each process runs its own rows.
+_TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
+_ROWS: ContextVar[bool] = ContextVar("rows", default=False)
+
+
+@contextmanager
+def shared_work(*, rows: bool = True) -> Iterator[None]:
+    """Lets the processes of torch's default group do the work of a block together; all of them must enter it.
+
+    They must call the same things with the same arguments. Files are written by the first process alone. Stages,
+    evaluation and generated answers are shared, each process holding its own copy of the model. Without a process
+    group the block runs as it would by itself.
+
+    Args:
+        rows: Whether each process runs rows of its own; false for a model that is spread over the processes.
+    """
+    together = distributed.is_available() and distributed.is_initialized()
+    tokens = _TOGETHER.set(together), _ROWS.set(together and rows)
+    try:
+        yield
+        if together:
+            # Who ended first would close connections that others still read from.
+            distributed.barrier()
+    finally:
+        _TOGETHER.reset(tokens[0])
+        _ROWS.reset(tokens[1])
+
+
+def shard(model: Any) -> None:
+    """Spreads a frozen model over the processes of torch's default group with FSDP2, decoder layer by decoder layer.
+
+    Each process keeps its part of every weight, and gathers a layer's while it runs. Adapters that are put on
+    afterwards stay whole.
+
+    Args:
+        model: A causal language model without adapters, in the memory of the processor; changed in place.
+
+    Raises:
+        ArchitectureError: If it is not known where its decoder layers are.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    found = torch.accelerator.current_accelerator()
+    on_device = found is not None and distributed.get_backend() != "gloo"
+    mesh = init_device_mesh(found.type if on_device and found else "cpu", (distributed.get_world_size(),))
+    model.requires_grad_(False)
+    for layer in model.get_submodule(architecture_of(model.config.model_type).layers):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether a model's weights are spread over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def check_shareable(model: Any) -> None:
+    """Refuses to share rows of a model that its processes can only run together: they would wait for each other.
+
+    Raises:
+        ModelError: If each process is to run rows of its own and the model is spread over them.
+    """
+    if processes() > 1 and is_sharded(model):
+        raise ModelError(
+            "the model is sharded over the processes, so they must run the same rows: use shared_work(rows=False)."
+        )
+
+
+def processes() -> int:
+    """How many processes share rows; 1 outside of [`shared_work`]."""
+    return distributed.get_world_size() if _ROWS.get() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return not _TOGETHER.get() or distributed.get_rank() == 0
+
+
+def share(items: Sequence[Item]) -> list[Item]:
+    """This process's part of some items; every item is in one process's."""
+    if processes() == 1:
+        return list(items)
+    return list(items[distributed.get_rank() :: distributed.get_world_size()])
+
+
+@torch.no_grad()
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Puts into each tensor the sum of what the processes have in it."""
+    if processes() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+
+
+def merged(own: dict[Item, Value]) -> dict[Item, Value]:
+    """The entries of all processes."""
+    if processes() == 1:
+        return own
+    found: list[Any] = [None] * processes()
+    distributed.all_gather_object(found, own)
+    return {key: value for part in found for key, value in part.items()}
+
+
+def by_main(function: Callable[[], Value]) -> Value:
+    """What a function returns that the first process alone calls; what it raises, all of them raise."""
+    if not _TOGETHER.get():
+        return function()
+    told: list[Any] = [None, None]
+    if is_main():
+        try:
+            told[0] = function()
+        except Exception as error:
+            told[1] = error
+    distributed.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    value: Value = told[0]
+    return value

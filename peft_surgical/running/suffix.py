@@ -1,0 +1,285 @@
+"""Forward passes that do no work twice and compute no logits that nobody reads.
+
+While an adapter trains, everything below its first layer is frozen: the hidden states that enter that layer are
+computed once for each sequence and kept, as many as there is room for. Sequences that begin with the same tokens (a
+chat template's system prompt) share them: the prefix runs once a pass as a batch of one, and the rows continue from
+its key/value cache, gradient included. The output head runs on the positions that are asked for. All three are exact:
+the numbers are those of a plain forward, up to rounding.
+
+Rows are padded on the right and need no mask: under causal attention no real token sees what follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ..profiling import phase
+
+Row = tuple[int, ...]
+
+
+def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
+    """How many leading tokens all rows share, leaving each row's read positions out of the prefix.
+
+    Args:
+        rows: Token ids.
+        keep: For each row the first position whose logits are read; the prefix ends before the smallest of them.
+    """
+    if not rows:
+        return 0
+    length = min(min(len(row) for row in rows) - 1, min(keep))
+    first = rows[0]
+    for index in range(length):
+        if any(row[index] != first[index] for row in rows):
+            return index
+    return max(length, 0)
+
+
+class SuffixRunner:
+    """Runs many token sequences through the part of a model that an adapter can change.
+
+    Args:
+        model: A causal language model, possibly with adapters in place.
+        layers: Its decoder layers, in order.
+        first: Index of the first layer that anything trains in; the layers below run once a sequence, in [`add`].
+        prefix: Leading token ids that all sequences share; may be empty.
+        pad: Token id that fills rows on the right.
+        room: Bytes that the kept hidden states may take, where the model is; those of sequences for which there is
+            none left are computed each time.
+    """
+
+    def __init__(
+        self, model: Any, layers: nn.ModuleList, first: int, prefix: Row = (), pad: int = 0, room: int = 2**30
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.first = first
+        self.prefix = tuple(prefix)
+        self.pad = pad
+        self.room = room
+        self.head = model.get_output_embeddings()
+        self.device = model.get_input_embeddings().weight.device
+        self.rows: list[Row] = []
+        self._entering: list[Tensor | None] = []
+        self._entering_prefix: Tensor | None = None
+
+    @phase("frozen layers")
+    @torch.no_grad()
+    def add(self, rows: Sequence[Row], batch_size: int = 64) -> list[int]:
+        """Takes in sequences (each beginning with the prefix) and keeps what enters the first trained layer.
+
+        Returns:
+            The index of each sequence, for [`logits`].
+        """
+        for row in rows:
+            if row[: len(self.prefix)] != self.prefix or len(row) == len(self.prefix):
+                raise ValueError("a row must begin with the shared prefix and go on after it.")
+        start = len(self.rows)
+        self.rows.extend(rows)
+        if self.first == 0:
+            return list(range(start, len(self.rows)))
+        for chunk in range(start, len(self.rows), batch_size):
+            chosen = range(chunk, min(chunk + batch_size, len(self.rows)))
+            if self.room <= 0:
+                self._entering += [None] * len(chosen)
+                continue
+            for states in self._compute_entering(chosen):
+                size = states.numel() * states.element_size()
+                fits = size <= self.room
+                self._entering.append(states.clone() if fits else None)
+                self.room -= size * fits
+        return list(range(start, len(self.rows)))
+
+    def length(self, index: int) -> int:
+        """How many tokens of a sequence run at each step."""
+        return len(self.rows[index]) - self._skip(index)
+
+    def load(self, index: int) -> int:
+        """How many tokens a sequence counts for where so many go through the model at once."""
+        return self.length(index)
+
+    def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
+        """Logits at the asked positions of some sequences, with whatever gradient the model's state asks for.
+
+        Args:
+            indices: Which sequences, as [`add`] returned them.
+            spans: For each the half-open range of positions to read, counted in the whole sequence.
+
+        Returns:
+            One row a position, sequence after sequence.
+        """
+        ids = self._tails(indices)
+        mask = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
+        for row, (index, (start, stop)) in enumerate(zip(indices, spans, strict=True)):
+            skip = self._skip(index)
+            if not skip <= start < stop <= len(self.rows[index]):
+                raise ValueError(f"the positions {start} to {stop} are not all from token {skip} on in the sequence.")
+            mask[row, start - skip : stop - skip] = True
+        before = self._before(indices, ids.shape[1])
+        entering = None
+        if self.first:
+            entering = nn.utils.rnn.pad_sequence(self._entering_of(indices), batch_first=True)
+        with self._patched(entering, mask):
+            logits: Tensor = self.model(input_ids=ids, **before).logits
+        return logits
+
+    def _skip(self, index: int) -> int:
+        """How many first tokens of a sequence are not run with it."""
+        return len(self.prefix)
+
+    def _before(self, indices: Sequence[int], width: int) -> dict[str, Any]:
+        """What tells a model that a batch of rows goes on from what is not run with them."""
+        if not self.prefix:
+            return {"use_cache": False}
+        none = torch.zeros(1, len(self.prefix), dtype=torch.bool, device=self.device)
+        with self._patched(self._entering_prefix, none):
+            # A cache of the model's own making would forget what its sliding windows have passed.
+            ids = torch.tensor([self.prefix], device=self.device)
+            out = self.model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
+        return {"past_key_values": expanded(self._filled(out.past_key_values), len(indices)), "use_cache": True}
+
+    def unshared(self) -> SuffixRunner:
+        """The same sequences, each with a prefix of its own, so that what one does can be told from the others."""
+        if not self.prefix:
+            return self
+        made = SuffixRunner(self.model, self.layers, self.first, pad=self.pad)
+        made.rows = list(self.rows)
+        before = self._entering_prefix
+        made._entering = [
+            None if own is None or before is None else torch.cat([before[0], own]) for own in self._entering
+        ]
+        return made
+
+    def _entering_of(self, indices: Sequence[int]) -> list[Tensor]:
+        missing = [i for i in indices if self._entering[i] is None]
+        found = dict(zip(missing, self._compute_entering(missing), strict=True)) if missing else {}
+        return [found[i] if own is None else own for i, own in ((i, self._entering[i]) for i in indices)]
+
+    @torch.no_grad()
+    def _compute_entering(self, indices: Sequence[int]) -> list[Tensor]:
+        """What enters the first trained layer of some sequences, of what runs of them, each as long as it is."""
+        ids = self._tails(indices)
+        _, hidden = self._run_below(ids, **self._before_below(indices, ids.shape[1]))
+        return [row[: self.length(i)] for i, row in zip(indices, hidden, strict=True)]
+
+    def _before_below(self, indices: Sequence[int], width: int) -> dict[str, Any]:
+        """As [`_before`], for the frozen layers alone; keeps what of the prefix leaves them."""
+        if not self.prefix:
+            return {"use_cache": False}
+        ids = torch.tensor([self.prefix], device=self.device)
+        cache, self._entering_prefix = self._run_below(ids, past_key_values=DynamicCache(), use_cache=True)
+        return {"past_key_values": expanded(self._filled(cache), len(indices)), "use_cache": True}
+
+    def _tails(self, indices: Sequence[int]) -> Tensor:
+        rows = [self.rows[i][self._skip(i) :] for i in indices]
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows], device=self.device)
+
+    def _run_below(self, ids: Tensor, **options: Any) -> tuple[Any, Tensor]:
+        """Runs the frozen layers only; returns the cache that the model gives back and what leaves the last of them.
+
+        Args:
+            ids: Token ids, `[row, token]`.
+            options: What else the model is given.
+        """
+        captured: dict[str, Tensor] = {}
+
+        def capture(hidden: Tensor) -> Tensor:
+            captured.setdefault("hidden", hidden)
+            return hidden
+
+        none = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
+        above = {i: _passing(capture) for i in range(self.first, len(self.layers))}
+        with _forwards(self.layers, above), read_at(self.head, none):
+            out = self.model(input_ids=ids, **options)
+        return out.past_key_values, captured["hidden"]
+
+    def _filled(self, cache: Any) -> Any:
+        """Gives layers that were passed over a length in the cache: models ask layer 0 how long the past is."""
+        lengths = [layer.get_seq_length() for layer in cache.layers]
+        model = next(layer for layer, length in zip(cache.layers, lengths, strict=True) if length)
+        for layer, length in zip(cache.layers, lengths, strict=True):
+            if not length:
+                layer.update(torch.zeros_like(model.keys), torch.zeros_like(model.values))
+        return cache
+
+    @contextmanager
+    def _patched(self, entering: Tensor | None, mask: Tensor) -> Iterator[None]:
+        below: dict[int, Callable[..., Tensor]] = {}
+        if entering is not None:
+            below = {i: _passing(lambda hidden: hidden) for i in range(1, self.first)}
+            below[0] = _passing(lambda _: entering)
+        with _forwards(self.layers, below), read_at(self.head, mask):
+            yield
+
+
+@contextmanager
+def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
+    """Lets an output head see, and so compute logits for, the positions of a mask only."""
+    # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def contiguous_head(model: Any) -> Iterator[None]:
+    """Hands the output head the last positions as one matrix.
+
+    What a model slices out of its hidden states is strided, and the product of that becomes a batched one, over as
+    many copies of the head as there are rows: gigabytes, and most of the time of an answer in bfloat16.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
+    """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
+    with _forwards(layers, {i: _passing(lambda hidden: hidden) for i in range(first, len(layers))}):
+        yield
+
+
+@contextmanager
+def _forwards(layers: nn.ModuleList, replaced: dict[int, Callable[..., Tensor]]) -> Iterator[None]:
+    # A layer may have a forward of its own already: device maps hook in that way.
+    own = {index: layers[index].__dict__.get("forward") for index in replaced}
+    try:
+        for index, forward in replaced.items():
+            layers[index].forward = forward
+        yield
+    finally:
+        for index, forward_before in own.items():
+            if forward_before is None:
+                layers[index].__dict__.pop("forward", None)
+            else:
+                layers[index].forward = forward_before
+
+
+def _passing(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return function(hidden_states)
+
+    return forward
+
+
+def expanded(cache: Any, rows: int) -> Any:
+    """A cache of `rows` equal rows that share the gradient of the one-row cache, which stays as it was."""
+    if cache is None:
+        return None
+    return DynamicCache(
+        [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
+    )

@@ -1,0 +1,254 @@
+"""Learning a fact from one sentence, by its subject and not by the sentence.
+
+Trained on one sentence, scales learn the sentence: they act on its last tokens as readily as on its subject's, and
+what they learn there holds for any subject ("The official language of Norway is" …) and for no other wording. So here
+the scales act, while they are trained, on the last token of the subject alone, which is where models look facts up
+(Meng et al., arXiv 2202.05262), in the MLPs of early layers; and each step is the natural gradient in a metric that
+says how far a change of scales moves *all other* tokens: those of the same sentence, of the same sentence with other
+names in it, and of other text (`displacement`). Afterwards they act everywhere, as scales do.
+
+```py
+>>> stage = ps.learn_by_subject(model, tokenizer, fact)
+```
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..adapters.halves import settle_on_half
+from ..errors import AdapterError, SelectionError
+from ..facts import Fact, TrainingFact
+from ..profiling import phase
+from ..progress import progress_bar
+from ..running.computing import check_compute_dtype, computing, denormals_flushed
+from ..running.tails import TailRunner
+from ..sites import ModelShape, architecture_of
+from ..stages import LEARN, Stage, place_adapter
+from ..texts.prompts import EncodedAnswer, span
+from ..texts.subject_texts import NamedRows, texts_to_keep
+from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+from .acting import scaling_at
+from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
+from .retained import base_of
+from .training import TrainingRecord, endless
+
+
+@dataclass(frozen=True)
+class SubjectRecipe:
+    """How [`learn_by_subject`] trains.
+
+    Attributes:
+        steps: At most so many steps.
+        length: How long a step is: the root mean square displacement that it causes by its own prediction, relative to
+            the residual stream.
+        shrink: A step's length is multiplied by it each time that the loss has risen.
+        target_loss: Mean negative log-likelihood per answer token of a step's prompts, nats, at which training stops.
+        batch: The fact's prompts in a step, in turn.
+        general: How many of the package's general questions are kept, beside its everyday requests.
+        names: How many other names stand in for the subject in what is kept.
+        other_weight: How much more a token of those sentences counts than one of other text; the fact's own sentences
+            without the subject count as much.
+        damping: See [`Displacement.factors`].
+        compute_dtype: As for [`Recipe`].
+
+    Raises:
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
+    """
+
+    steps: int = 20
+    length: float = 0.06
+    shrink: float = 0.6
+    target_loss: float = 0.01
+    batch: int = 24
+    general: int = 300
+    names: int = 400
+    other_weight: float = 10.0
+    damping: float = 1e-3
+    compute_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
+
+
+def subject_layers(model: Any) -> list[int]:
+    """The first third of a model's layers, where subjects are enriched."""
+    return list(range(max(1, ModelShape.from_config(model.config).n_layers // 3)))
+
+
+def subject_components(model: Any) -> list[str]:
+    """The MLPs of those layers."""
+    return [f"L{layer}.mlp" for layer in subject_layers(model)]
+
+
+@phase("learn")
+def learn_by_subject(
+    model: Any,
+    tokenizer: Any,
+    fact: Fact | TrainingFact,
+    config: SurgicalIA3Config | None = None,
+    *,
+    recipe: SubjectRecipe | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stage:
+    """Trains an adapter that gives the new answer wherever the subject stands.
+
+    Args:
+        model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
+        tokenizer: Its tokenizer.
+        fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
+            few beginnings of other sentences, is enough.
+        config: Which neurons get a scale: MLPs with `projections=["post"]`; those of [`subject_components`] when None.
+        recipe: How to train.
+        seed: Decides which names stand in for the subject, and which prompts meet in a step.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The stage; its adapter is named `learn`, and it has nothing retained to pass on.
+
+    Raises:
+        AdapterError: If the model has adapters already.
+        FactError: If a prompt does not name the subject.
+        SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have.
+        ModelError: If a prompt is too long for the model.
+    """
+    recipe, fact = recipe or SubjectRecipe(), fact.training
+    if isinstance(model, PeftModel):
+        raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
+    named = NamedRows.of(model, tokenizer, fact)
+    if config is None:
+        components = subject_components(model)
+        config = SurgicalIA3Config(components=components, projections=["post"], task_type="CAUSAL_LM")
+    resolved = copy.deepcopy(config)
+    resolved.resolve(model.config)
+    if resolved.modules_to_save:
+        raise SelectionError(NEURONS_ONLY)
+    modules = neuron_modules(model, resolved.selections or {})
+    peft_model = place_adapter(model, LEARN, config, [])
+    activate(peft_model, [LEARN], trainable=[LEARN])
+    peft_model.eval()
+    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+        kept = _kept(working, modules, tokenizer, fact, named, recipe, seed)
+        record = _train(working, modules, named, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
+    activate(peft_model, [LEARN])
+    return Stage(peft_model, LEARN, record, None)
+
+
+@phase("displacement")
+def _kept(
+    model: Any,
+    modules: Mapping[str, int],
+    tokenizer: Any,
+    fact: TrainingFact,
+    named: NamedRows,
+    recipe: SubjectRecipe,
+    seed: int,
+) -> Displacement:
+    """How far scales move the tokens of other text and, but for the subject's, of the fact's own prompts."""
+    general, others = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
+    total = measure_displacement(model, modules, LEARN, general)
+    for close, leave_out in ((others, None), (named.prompts, named.inside)):
+        if close:
+            near = measure_displacement(model, modules, LEARN, close, leave_out=leave_out)
+            total += recipe.other_weight * near
+    return total
+
+
+@phase("steps")
+def _train(
+    model: Any,
+    modules: Mapping[str, int],
+    named: NamedRows,
+    kept: Displacement,
+    recipe: SubjectRecipe,
+    seed: int,
+    pad: int,
+    progress: bool,
+) -> TrainingRecord:
+    factors, rows = kept.factors(recipe.damping), named.rows
+    layers = [model.get_submodule(name) for name in modules]
+    parameters = [layer.surgical_ia3_delta[LEARN] for layer in layers]
+    blocks = model.get_submodule(architecture_of(model.config.model_type).layers)
+    # Before its subject nothing of a sentence changes.
+    runner = TailRunner(model, blocks, min(modules.values()), pad=pad)
+    with base_of(model):
+        runner.add([row.ids for row in rows], starts=named.starts)
+    order = endless(range(len(rows)), random.Random(seed))
+    latest = [math.inf] * len(rows)
+    length, before, reached, step = recipe.length, math.inf, False, 0
+    started = time.perf_counter()
+    with progress_bar(recipe.steps, LEARN, enabled=progress) as bar:
+        while True:
+            chosen = list(islice(order, min(recipe.batch, len(rows))))
+            nll = _losses(runner, layers, chosen, rows, named.marks)
+            for i, values in zip(chosen, nll, strict=True):
+                latest[i] = float(values.detach().mean())
+            loss = torch.cat(nll).mean()
+            reached = float(loss.detach()) <= recipe.target_loss
+            bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+            if reached or step == recipe.steps:
+                break
+            if float(loss.detach()) > before:
+                length *= recipe.shrink
+            before = float(loss.detach())
+            gradients = torch.autograd.grad(loss, parameters)
+            _step(parameters, gradients, factors, length)
+            step += 1
+            bar.update(1)
+    settle_on_half(parameters, [torch.ones_like(parameter) for parameter in parameters])
+    seen = [value for value in latest if math.isfinite(value)]
+    return TrainingRecord(
+        steps=step,
+        loss=sum(seen) / max(len(seen), 1),
+        worst=max(seen, default=math.inf),
+        kl=None,
+        reached=reached,
+        seconds=round(time.perf_counter() - started, 2),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _losses(
+    runner: TailRunner,
+    layers: Sequence[SurgicalIA3Layer],
+    chosen: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    marks: Sequence[Sequence[int]],
+) -> list[Float[Tensor, " token"]]:
+    """Each chosen row's negative log-likelihood per answer token, the scales acting on the marked tokens only."""
+    own = [rows[i] for i in chosen]
+    where = torch.zeros(len(own), max(map(runner.length, chosen)), 1, device=runner.device)
+    for row, i in enumerate(chosen):
+        where[row, [mark - runner.starts[i] for mark in marks[i]]] = 1
+    with scaling_at(runner.model, layers, LEARN, where):
+        logits = runner.logits(chosen, [span(row) for row in own]).float()
+    labels = torch.tensor([token for row in own for token in row.ids[row.answer_start :]], device=logits.device)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return list(losses.split([len(row.ids) - row.answer_start for row in own]))
+
+
+@torch.no_grad()
+def _step(parameters: Sequence[Tensor], gradients: Sequence[Tensor], factors: Sequence[Tensor], length: float) -> None:
+    directions = [
+        torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+        for gradient, factor in zip(gradients, factors, strict=True)
+    ]
+    squared = sum(float(gradient @ direction) for gradient, direction in zip(gradients, directions, strict=True))
+    if squared <= 0:
+        return
+    for parameter, direction in zip(parameters, directions, strict=True):
+        parameter.sub_(length / squared**0.5 * direction)

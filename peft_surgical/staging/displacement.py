@@ -1,0 +1,171 @@
+"""How far scales of neurons move the residual stream, at every token of some texts, in closed form.
+
+An MLP's output projection W reads neurons h. Scaling them by `1 + d` adds `W (d ∘ h)` to the residual stream r of that
+token, so over many tokens the squared length of what is added, relative to what it is added to, is
+
+    Σ ‖W (d ∘ h)‖² / ‖r‖²  =  dᵀ [ (Wᵀ W) ∘ C ] d        with  C = Σ h hᵀ / ‖r‖²
+
+It is exact, of full rank, needs no labels and no backward pass, and costs one pass over the texts up to the last
+scaled layer. C is the uncentred covariance of keys that ROME (arXiv 2202.05262) inverts for a change of weights; the
+elementwise product with `Wᵀ W` is what a change of scales makes of it. Layers are taken as independent of each other.
+Where a norm stands between the MLP and the residual stream (Gemma 3), what enters the norm is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import SelectionError
+from ..keying.keys import output_projections
+from ..running.suffix import passed_over, read_at
+from ..sites import architecture_of
+from ..tuner import SurgicalIA3Layer
+from .retained import base_of
+
+Tokens = Sequence[int]
+NEURONS_ONLY = (
+    "learning by subject scales neurons of MLPs and nothing else; give a config of MLPs with projections=['post']."
+)
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """The quadratic form of each layer's change of scales.
+
+    Attributes:
+        forms: For each layer a symmetric matrix, float32; the mean over tokens.
+    """
+
+    forms: tuple[Float[Tensor, "selected selected"], ...]
+
+    def __add__(self, other: Displacement) -> Displacement:
+        return Displacement(tuple(a + b for a, b in zip(self.forms, other.forms, strict=True)))
+
+    def __rmul__(self, weight: float) -> Displacement:
+        return Displacement(tuple(weight * form for form in self.forms))
+
+    def of(self, changes: Sequence[Float[Tensor, " selected"]]) -> float:
+        """The mean squared relative displacement that a change of scales causes."""
+        return sum(float(change @ (form @ change)) for form, change in zip(self.forms, changes, strict=True))
+
+    def factors(self, damping: float) -> list[Float[Tensor, "selected selected"]]:
+        """Lower triangular factors, one a layer.
+
+        Args:
+            damping: Times the mean of a layer's diagonal is added to its diagonal: texts are few for many neurons.
+        """
+        made = []
+        for form in self.forms:
+            # Where no text reached anything, a step still has to have a length.
+            level = damping * form.diagonal().mean().clamp_min(1e-12)
+            made.append(torch.linalg.cholesky(form + level * torch.eye(len(form), device=form.device)))
+        return made
+
+
+def neuron_modules(model: Any, selections: Mapping[str, Any]) -> dict[str, int]:
+    """Which decoder layer each selected module belongs to, ascending.
+
+    Args:
+        model: A causal language model, with an adapter's layers in it or without.
+        selections: As a resolved `SurgicalIA3Config` has them.
+
+    Raises:
+        SelectionError: If anything but neurons of MLPs is selected, or the model's weights are quantized.
+    """
+    every = output_projections(model)
+    if not selections or any(name not in every or spec["side"] != "input" for name, spec in selections.items()):
+        raise SelectionError(NEURONS_ONLY)
+    if not all(model.get_submodule(name).weight.is_floating_point() for name in selections):
+        raise SelectionError("learning by subject reads the weights of MLPs, and this model's are quantized.")
+    return {name: i for name, i in every.items() if name in selections}
+
+
+@torch.no_grad()
+def measure_displacement(
+    model: Any,
+    modules: Mapping[str, int],
+    adapter: str,
+    rows: Sequence[Tokens],
+    *,
+    leave_out: Sequence[Sequence[int]] | None = None,
+    batch_size: int = 64,
+) -> Displacement:
+    """Measures it where the base is, whatever scales `model` has.
+
+    Args:
+        model: A causal language model with the adapter's layers in it.
+        modules: Those of the adapter, from [`neuron_modules`].
+        adapter: Its name.
+        rows: Texts as token ids. All tokens but the first count: the first one's residual stream is like no other's.
+        leave_out: For each row the positions that do not count; none when None.
+        batch_size: Rows a forward.
+    """
+    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    layers = [model.get_submodule(name) for name in modules]
+    blocks = [stack[i] for i in modules.values()]
+    above = 1 + max(modules.values())
+    head = model.get_output_embeddings()
+    leave_out = leave_out or [()] * len(rows)
+    sums = [torch.zeros(()) for _ in layers]
+    count = 0
+    # Rows of like length are padded least.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = max(len(rows[i]) for i in chosen)
+        device = model.get_input_embeddings().weight.device
+        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in chosen], device=device)
+        counts = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        for row, i in enumerate(chosen):
+            counts[row, 1 : len(rows[i])] = True
+            counts[row, list(leave_out[i])] = False
+        none = torch.zeros_like(counts)
+        with base_of(model), passed_over(stack, above), read_at(head, none), _read(layers, blocks) as seen:
+            model(input_ids=ids, use_cache=False)
+        count += int(counts.sum())
+        for place, layer in enumerate(layers):
+            entering, leaving = seen[place]
+            index = layer.surgical_ia3_index[adapter].to(entering.device)
+            neurons = entering[counts.to(entering.device)].float().index_select(-1, index)
+            lengths = leaving[counts.to(leaving.device)].float().norm(dim=-1, keepdim=True)
+            neurons = neurons / lengths.clamp_min(1e-6).to(neurons)
+            sums[place] = sums[place].to(neurons) + neurons.T @ neurons
+    forms = []
+    for total, layer in zip(sums, layers, strict=True):
+        weight = _weight(layer)[:, layer.surgical_ia3_index[adapter]]
+        forms.append((weight.T @ weight) * total / max(count, 1))
+    return Displacement(tuple(forms))
+
+
+def _weight(layer: SurgicalIA3Layer) -> Float[Tensor, "model neuron"]:
+    base = layer.get_base_layer()
+    weight: Tensor = base.weight.T if isinstance(base, Conv1D) else base.weight
+    return weight.float()
+
+
+@contextmanager
+def _read(layers: Sequence[SurgicalIA3Layer], blocks: Sequence[nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
+    """What enters each scaled layer and what leaves its block, by its place."""
+    seen: dict[int, list[Tensor]] = {place: [] for place in range(len(layers))}
+    handles = []
+    for place, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
+        own = seen[place]
+        handles += [
+            layer.register_forward_pre_hook(lambda _, args, own=own: own.append(args[0])),
+            block.register_forward_hook(
+                lambda _, __, out, own=own: own.append(out[0] if isinstance(out, tuple) else out)
+            ),
+        ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,158 @@
+"""What training keeps: prompts about other things, with the base's own answers to them.
+
+Near the fact: its `retain` prompts, its *neighbours*, the training prompts with the subject swapped for a `contrast`
+subject ("the capital of Norway"), where an edit does its first damage, and open questions about its own names. Far
+from it: everyday requests and general questions that come with the package. An evaluation reads none of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..facts import TrainingFact
+from ..running.generation import generate_ids
+from ..texts.prompts import EncodedAnswer, encode, mentions, swap_subject
+from ..texts.text import same_text_key
+from ..texts.topics import topic_prompts
+from ..texts.wording import variants
+
+
+def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
+    """Training prompts about other subjects of the same kind.
+
+    Args:
+        fact: Its prompts and contrast subjects; prompts that do not name the subject have no neighbour.
+        count: How many at most, spread evenly over subjects.
+        seed: Which prompts meet which subjects.
+
+    Returns:
+        Distinct prompts.
+    """
+    prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
+    rng = random.Random(seed)
+    by_subject = [[swap_subject(p, fact.subject, subject) for p in prompts] for subject in fact.contrast]
+    for made in by_subject:
+        rng.shuffle(made)
+    rounds = [made[i] for i in range(len(prompts)) for made in by_subject]
+    own = {same_text_key(prompt) for prompt in fact.prompts}
+    distinct = {same_text_key(prompt): prompt for prompt in rounds if same_text_key(prompt) not in own}
+    return list(distinct.values())[:count]
+
+
+def everyday_prompts() -> list[str]:
+    """Requests that have to do with no fact: write, explain, translate, count."""
+    return _lines("everyday.txt")
+
+
+def general_prompts() -> list[str]:
+    """Short factual questions of many kinds, in no order."""
+    return _lines("general.txt")
+
+
+def _lines(name: str) -> list[str]:
+    text = resources.files("peft_surgical").joinpath("data", name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def carried_prompts(count: int) -> list[str]:
+    """What the package carries to be kept by an edit of any fact: everyday requests and `count` general questions."""
+    return [*everyday_prompts(), *general_prompts()[:count]]
+
+
+def retain_prompts(
+    fact: TrainingFact, neighbour_count: int, general_count: int, seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """All prompts whose base behaviour training keeps.
+
+    Args:
+        fact: The fact.
+        neighbour_count: How many [`neighbours`] at most; half as many are asked once more as people type them.
+        general_count: How many of the general questions.
+        seed: As for [`neighbours`].
+
+    Returns:
+        Those near the fact and those far from it.
+    """
+    made = neighbours(fact, neighbour_count, seed)
+    near = [*fact.retain, *made, *topic_prompts(fact)]
+    # The package cannot know which fact is edited, and must not hold the model to it.
+    far = [prompt for prompt in carried_prompts(general_count) if not fact.named_in(prompt)]
+    taken = {same_text_key(prompt) for prompt in fact.prompts}
+    kinds = []
+    for prompts in (near, far):
+        allowed = {same_text_key(prompt): prompt for prompt in prompts if fact.may_train_on(prompt)}
+        kinds.append([prompt for key, prompt in allowed.items() if key not in taken])
+        taken |= allowed.keys()
+    typed = [prompt for prompt in variants(made) if fact.may_train_on(prompt) and prompt not in kinds[0]]
+    return [*kinds[0], *typed[: len(made) // 2]], kinds[1]
+
+
+def base_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> list[EncodedAnswer]:
+    """The model's own greedy answers, cut at `max_new_tokens`, as sequences to hold it to."""
+    encoded = [tuple(encode(tokenizer, prompt)) for prompt in prompts]
+    said = generate_ids(
+        model,
+        tokenizer,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        description="answers to keep",
+    )
+    return [EncodedAnswer((*ids, *answer), len(ids)) for ids, answer in zip(encoded, said, strict=True)]
+
+
+@dataclass(frozen=True)
+class TopDistribution:
+    """A next-token distribution as its likeliest tokens and the mass of all others.
+
+    Whole distributions of many positions would take gigabytes with today's vocabularies. The divergence of these
+    buckets is a lower bound of the whole one (data processing inequality), and they hold nearly all of its mass.
+
+    Attributes:
+        tokens: Ids of the likeliest tokens.
+        log_probs: Their log-probabilities.
+    """
+
+    tokens: Int[Tensor, "position top"]
+    log_probs: Float[Tensor, "position top"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "position vocab"], top: int = 64) -> TopDistribution:
+        """Keeps the `top` likeliest tokens of each position."""
+        values, tokens = logits.float().log_softmax(-1).topk(min(top, logits.shape[-1]), dim=-1)
+        return cls(tokens, values)
+
+    @staticmethod
+    def cat(parts: Sequence[TopDistribution]) -> TopDistribution:
+        """Positions of several, one after another."""
+        return TopDistribution(torch.cat([p.tokens for p in parts]), torch.cat([p.log_probs for p in parts]))
+
+    def kl(self, logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position"]:  # noqa: UP037
+        """KL(self‖softmax(logits)) over the buckets, nats."""
+        # `log_softmax` has kernels of its own, several times faster in both directions than `logsumexp`.
+        theirs = logits.float().log_softmax(-1).gather(-1, self.tokens)
+        mine = self.log_probs
+        rest = _log_rest(mine)
+        return (mine.exp() * (mine - theirs)).sum(-1) + rest.exp() * (rest - _log_rest(theirs))
+
+
+def _log_rest(log_probs: Tensor) -> Tensor:
+    # The floor keeps the logarithm finite where the listed tokens have all the mass that float32 can tell.
+    return (1 - log_probs.exp().sum(-1)).clamp_min(1e-6).log()

@@ -1,0 +1,223 @@
+"""What both stages of an edit keep, worked out once: answers, distributions and the curvature of scales on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from ..facts import TrainingFact
+from ..profiling import phase
+from ..progress import progress_bar
+from ..running.cache import kept_tensors
+from ..running.passes import tokens_of
+from ..running.suffix import SuffixRunner
+from ..texts.lengths import fits
+from ..texts.prompts import EncodedAnswer, encode, span
+from ..texts.topics import states_fact, topic_prompts
+from ..tuner import SurgicalIA3Layer
+from .curvature import Curvature
+from .measured import Measured
+from .retain import TopDistribution, base_answers, carried_prompts, retain_prompts
+from .training import Recipe
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts with the base's own answers.
+
+    Attributes:
+        rows: The prompts and answers.
+        near: How many of them, from the first, are close to the fact; the others are some of `carried`.
+        carried: All that the package carries for any fact; what is measured of them does not depend on the fact.
+        places: For each row that is not near its place in `carried`.
+    """
+
+    rows: tuple[EncodedAnswer, ...]
+    near: int
+    carried: tuple[EncodedAnswer, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What the stages keep, worked out once for both.
+
+    Attributes:
+        kept: Prompts with the base's answers.
+        base: The base's distributions at each row's answer.
+        curvature: What a change of the scales costs on these rows.
+        selections: The scales it is of.
+    """
+
+    kept: Rows
+    base: tuple[TopDistribution, ...]
+    curvature: Curvature
+    selections: Any
+
+
+@phase("answers to keep")
+def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, seed: int, progress: bool) -> Rows:
+    """Asks the base, whatever adapters `model` has, the prompts that training keeps.
+
+    Prompts that are made up for any model are left out where they are too long for this one, and those about the
+    fact's own names where the base answers with the fact.
+    """
+
+    def fitting(prompts: Sequence[str]) -> list[str]:
+        return [p for p in prompts if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
+
+    near, far = map(fitting, retain_prompts(fact, recipe.neighbours, recipe.general, seed))
+    every = fitting(carried_prompts(recipe.general))
+    with base_of(model):
+        # Apart, so that what is asked on behalf of any fact is the same question on disk.
+        answers, carried = (
+            base_answers(model, tokenizer, prompts, max_new_tokens=recipe.retain_tokens, progress=progress)
+            for prompts in (near, every)
+        )
+    made = set(topic_prompts(fact))
+    kept = [
+        row
+        for prompt, row in zip(near, answers, strict=True)
+        if not (prompt in made and states_fact(fact, prompt, tokenizer.decode(row.ids[row.answer_start :])))
+    ]
+    place = {prompt: i for i, prompt in enumerate(every)}
+    places = tuple(place[prompt] for prompt in far)
+    return Rows((*kept, *(carried[i] for i in places)), len(kept), tuple(carried), places)
+
+
+@phase("curvature")
+def measure_retained(
+    runner: SuffixRunner,
+    model: Any,
+    layers: Sequence[SurgicalIA3Layer],
+    adapter: str,
+    selections: Any,
+    kept: Rows,
+    earlier: Retained | None,
+    recipe: Recipe,
+    *,
+    offset: int,
+    seed: int,
+    progress: bool,
+) -> Retained:
+    """Reads the kept rows: the base's distributions, and the curvature of an adapter's scales.
+
+    Args:
+        runner: Has taken in the rows, from index `offset` on; takes in what else the package carries.
+        model: Its model.
+        layers: Those with the adapter's scales.
+        adapter: Its name.
+        selections: What it scales.
+        kept: The rows.
+        earlier: From an earlier stage on the same base; what of it still holds is not measured again.
+        recipe: Gives the weight of near rows, the draws and how many tokens go through the model at once.
+        offset: See `runner`.
+        seed: Draws the signs that the curvature is estimated with.
+        progress: Whether to show a progress bar.
+    """
+    if earlier is not None and earlier.selections == selections:
+        return earlier
+    found = _measured(runner, model, layers, adapter, selections, kept, offset, recipe, seed, progress)
+    if earlier is not None:
+        base = earlier.base
+    elif _is_base(model):
+        base = found.base
+    else:
+        with base_of(model):
+            base = tuple(TopDistribution.of(own) for own in answer_logits(runner, kept.rows, offset))
+    return Retained(kept, base, found.curvature, selections)
+
+
+@torch.no_grad()
+def _is_base(model: Any) -> bool:
+    """Whether all active scales are 1."""
+    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
+    found = (layer.product(layer.active_adapters) for layer in layers)
+    return all(product is None or bool((product[1] == 1).all()) for product in found)
+
+
+def _measured(
+    runner: SuffixRunner,
+    model: Any,
+    layers: Sequence[SurgicalIA3Layer],
+    adapter: str,
+    selections: Any,
+    kept: Rows,
+    offset: int,
+    recipe: Recipe,
+    seed: int,
+    progress: bool,
+) -> Measured:
+    """The curvature of both kinds of retained rows, weighted, and the distributions met on the way."""
+    options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
+    far = range(kept.near, len(kept.rows))
+    with progress_bar(kept.near + len(kept.carried), "what to keep", enabled=progress) as bar:
+
+        def measure(indices: Sequence[int], rows: Sequence[EncodedAnswer]) -> Measured:
+            return Measured.of(runner, layers, adapter, indices, rows, on_row=lambda: bar.update(1), **options)
+
+        def measure_carried() -> Measured:
+            known = dict(zip(kept.places, (offset + i for i in far), strict=True))
+            missing = [i for i in range(len(kept.carried)) if i not in known]
+            known |= dict(zip(missing, runner.add([kept.carried[i].ids for i in missing]), strict=True))
+            return measure([known[i] for i in range(len(kept.carried))], kept.carried)
+
+        near = measure([offset + i for i in range(kept.near)], kept.rows[: kept.near])
+        if kept.carried and _is_base(model):
+            asked = {
+                "rows": [[row.answer_start, *row.ids] for row in kept.carried],
+                "selections": selections,
+                # What does not depend on how many rows run at once.
+                "settings": {name: value for name, value in options.items() if name != "tokens"},
+            }
+            tensors = kept_tensors(model, "curvature", asked, lambda: measure_carried().to_tensors(), alone=base_of)
+            carried = Measured.of_tensors(tensors, runner.device)
+        else:
+            carried = measure_carried()
+        # What is on disk, or another process's, has not passed by.
+        bar.total = bar.n
+        bar.refresh()
+    carried = carried.select(kept.places)
+    return Measured(recipe.near_weight * near.curvature + carried.curvature, (*near.base, *carried.base))
+
+
+@contextmanager
+def base_of(model: Any) -> Iterator[None]:
+    """The base's behaviour: every adapter on `model` switched off; what was trainable is so again afterwards."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # PEFT's own layers train all that acts once they are switched on.
+    trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
+
+
+@torch.no_grad()
+def answer_logits(
+    runner: SuffixRunner, rows: Sequence[EncodedAnswer], offset: int = 0, batch_size: int = 32
+) -> Iterator[Float[Tensor, "token vocab"]]:
+    """Logits that predict each row's answer.
+
+    Args:
+        runner: Has taken in the rows, from index `offset` on.
+        rows: The rows.
+        offset: See `runner`.
+        batch_size: Rows a forward.
+    """
+    for start in range(0, len(rows), batch_size):
+        spans = [span(row) for row in rows[start : start + batch_size]]
+        logits = runner.logits(range(offset + start, offset + start + len(spans)), spans)
+        yield from logits.split([stop - begin for begin, stop in spans])

@@ -1,0 +1,359 @@
+"""The training loop of both stages: a loss on the answer's tokens, held to the base's own behaviour elsewhere.
+
+Each step takes some of the fact's prompts and some of the prompts to retain, and follows the natural gradient of
+
+    mean over prompts of the sum over answer tokens of max(0, nll - margin)
+        +  retain_weight · mean over retained tokens of KL(base‖model)
+        +  pull · predicted divergence from the base
+
+The first term is flat once an answer token is likely enough, so that what capacity is left goes to the others. The
+second is exact on the few rows of a step; the third, `½ dᵀ F d` with `d` all that the scales have changed so far (see
+`curvature`), knows all retained rows at once. A step's length is set by its own predicted divergence, not by the size
+of the gradient: every step spends `step_kl`, and less towards the end so that the terms settle. Training stops when
+every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`, or after `steps`.
+
+Both terms are sums over rows, so a step's rows may be run in several passes (`passes`) and by several processes
+(`sharing`): what adds up is the same.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ModelError
+from ..profiling import phase
+from ..progress import progress_bar
+from ..running.computing import check_compute_dtype
+from ..running.passes import in_passes, tokens_of
+from ..running.sharing import add_up, processes, share
+from ..running.suffix import SuffixRunner
+from ..texts.prompts import EncodedAnswer, span
+from .curvature import Metric
+from .retain import TopDistribution
+
+Found = TypeVar("Found")
+
+# A scale below this is not divided by.
+_DEAD = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage trains. `stages.RECIPES` has both stages' own; they gave every figure in the README.
+
+    Attributes:
+        steps: At most so many steps.
+        step_kl: The divergence a step causes by its own prediction, nats per token.
+        hold: Steps before that begins to shrink.
+        settle: Its factor in every step after them.
+        damping: See [`Curvature.metric`].
+        target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
+        margin: An answer token with less than this loss is likely enough and pulls no more.
+        target_kl: Divergence per retained token, nats, below which training may stop.
+        retain_weight: Weight of the divergence.
+        pull: Weight of the predicted divergence.
+        undo: The share of the frozen scales' change that the trained ones begin by taking back. At 1 training sets out
+            from the base; what an earlier stage disturbed elsewhere then need not be mended.
+        fact_batch: The fact's prompts in a step.
+        near_batch: Retained prompts in a step that are close to the fact.
+        far_batch: Other retained prompts in a step.
+        near_weight: How much more a position of the close ones counts in the curvature than one of the others.
+        draws: How often signs are drawn for the curvature on each retained row.
+        variants: How many of the fact's prompts are also asked as people type them, see `wording`.
+        neighbours: How many prompts about contrast subjects are retained.
+        general: How many of the package's general questions are retained.
+        retain_tokens: The base's answers are held for so many tokens.
+        pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
+            row. The shared beginning of prompts counts where the curvature is measured, and not in a step; where each
+            row runs from a token of its own on (`learn_keyed`), a quarter of what stands before counts. When None, 512
+            on a processor in float32, where more gain nothing (in a step four times the shared beginning, if that is
+            more); elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured. Either way a
+            pass of a step that the accelerator has no memory for is done again in halves.
+        compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
+            torch dtype name. Scales are float32 in any case.
+
+    Raises:
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or `pass_tokens` is less than 1.
+    """
+
+    steps: int = 18
+    step_kl: float = 3e-3
+    hold: int = 10
+    settle: float = 0.7
+    damping: float = 1.0
+    target_loss: float = 0.05
+    margin: float = 0.02
+    target_kl: float = 0.01
+    retain_weight: float = 5.0
+    pull: float = 2.0
+    undo: float = 1.0
+    fact_batch: int = 24
+    near_batch: int = 24
+    far_batch: int = 12
+    near_weight: float = 3.0
+    draws: int = 1
+    variants: int = 40
+    neighbours: int = 48
+    general: int = 300
+    retain_tokens: int = 10
+    pass_tokens: int | None = None
+    compute_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
+        if self.pass_tokens is not None and self.pass_tokens < 1:
+            raise ModelError(
+                f"pass_tokens must be 1 or more, or None for what suits the processor; got {self.pass_tokens}."
+            )
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a stage's training reached.
+
+    Attributes:
+        steps: Optimizer steps taken.
+        loss: Mean negative log-likelihood per answer token when each prompt was last seen, nats.
+        worst: The largest such mean of one prompt.
+        kl: Smoothed divergence per retained token, nats; None where training did not look at it.
+        reached: Whether both targets were reached, rather than the steps used up.
+        seconds: Wall-clock time of the steps.
+        compute_dtype: What the forward and backward passes ran in; `auto` may choose otherwise on another processor.
+    """
+
+    steps: int
+    loss: float
+    worst: float
+    kl: float | None
+    reached: bool
+    seconds: float
+    compute_dtype: str
+
+
+@phase("steps")
+def train(
+    runner: SuffixRunner,
+    parameters: Iterable[nn.Parameter],
+    fact_rows: Sequence[EncodedAnswer],
+    retain_rows: Sequence[EncodedAnswer],
+    retain_base: Sequence[TopDistribution],
+    recipe: Recipe,
+    *,
+    metric: Metric | None = None,
+    frozen: Sequence[Tensor] | None = None,
+    near: int = 0,
+    share_of_loss: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    description: str = "training",
+    on_step: Callable[[int, float, float], Any] | None = None,
+) -> TrainingRecord:
+    """Trains some parameters of the model behind `runner`.
+
+    Args:
+        runner: Has taken in `fact_rows` and `retain_rows` first, in this order.
+        parameters: What to train; float32.
+        fact_rows: Prompts with the answer to learn.
+        retain_rows: Prompts with the base's answers.
+        retain_base: For each retained row the base's distributions at its answer positions.
+        recipe: How.
+        metric: What a step costs, for the parameters in their order; every direction alike when None.
+        frozen: For each parameter the product of the frozen scales on the same coordinates; 1 when None.
+        near: How many of the retained rows, from the first, are close to the fact.
+        share_of_loss: At most this share of the fact's loss a step may take away by its own prediction, 1 being
+            Polyak's rule. For parameters that do so little to what is kept that `step_kl` alone allows any length.
+        seed: Decides which rows meet in a step.
+        progress: Whether to show a progress bar.
+        description: Stands before the bar.
+        on_step: Called with the step, its loss per answer token and its divergence.
+
+    Returns:
+        What was reached.
+    """
+    parameters = list(parameters)
+    metric = Metric.identity(parameters) if metric is None else metric
+    frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
+    _begin(parameters, frozen, recipe.undo)
+    rng = random.Random(seed)
+    fact_order = endless(range(len(fact_rows)), rng)
+    near_order = endless(range(near), rng)
+    far_order = endless(range(near, len(retain_rows)), rng)
+    latest = [math.inf] * len(fact_rows)
+    smooth_kl: float | None = None
+    reached = False
+    started = time.perf_counter()
+    step = 0
+    with progress_bar(recipe.steps, description, enabled=progress) as bar:
+        while step < recipe.steps:
+            facts = list(islice(fact_order, min(recipe.fact_batch, len(fact_rows))))
+            retains = [
+                *islice(near_order, min(recipe.near_batch, near)),
+                *islice(far_order, min(recipe.far_batch, len(retain_rows) - near)),
+            ]
+            for parameter in parameters:
+                parameter.grad = None
+            nll = _backward_facts(runner, parameters, facts, fact_rows, recipe)
+            kl = _backward_kl(runner, parameters, retains, retain_rows, retain_base, len(fact_rows), recipe)
+            _add_up_gradients(parameters)
+            for index, values in zip(facts, nll, strict=True):
+                latest[index] = float(values.mean())
+            smooth_kl = kl if smooth_kl is None else 0.7 * smooth_kl + 0.3 * kl
+            loss = float(torch.cat(nll).mean())
+            reached = max(latest) <= recipe.target_loss and smooth_kl <= recipe.target_kl
+            if on_step is not None:
+                on_step(step, loss, kl)
+            bar.set_postfix(loss=f"{loss:.3f}", kl=f"{smooth_kl:.4f}", refresh=False)
+            if reached:
+                break
+            _pull(parameters, frozen, metric, recipe.pull)
+            most = None if share_of_loss is None else share_of_loss * float(torch.cat(nll).sum()) / len(facts)
+            _step(parameters, metric, _spent(step, recipe), most)
+            step += 1
+            bar.update(1)
+    seen = [loss for loss in latest if math.isfinite(loss)]
+    return TrainingRecord(
+        steps=step,
+        loss=sum(seen) / max(len(seen), 1),
+        worst=max(seen, default=math.inf),
+        kl=smooth_kl or 0.0,
+        reached=reached,
+        seconds=round(time.perf_counter() - started, 2),
+        compute_dtype=str(runner.model.dtype).removeprefix("torch."),
+    )
+
+
+def _backward_facts(
+    runner: SuffixRunner,
+    parameters: Sequence[nn.Parameter],
+    facts: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    recipe: Recipe,
+) -> list[Tensor]:
+    """Adds the gradient of the first term, of this process's share; returns the loss of all prompts, per answer token,
+    nats."""
+
+    def run(places: Sequence[int]) -> list[Tensor]:
+        chosen = [rows[facts[place]] for place in places]
+        logits = runner.logits([facts[place] for place in places], [span(row) for row in chosen]).float()
+        labels = torch.tensor([token for row in chosen for token in row.ids[row.answer_start :]], device=logits.device)
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
+        return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
+
+    own = share(range(len(facts)))
+    every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=runner.device) for i in facts]
+    for places, found in _passes(runner, parameters, own, [facts[place] for place in own], run, recipe):
+        for place, losses in zip(places, found, strict=True):
+            every[place] += losses.to(runner.device)
+    together = torch.cat(every)
+    add_up([together])
+    return list(together.split([len(losses) for losses in every]))
+
+
+def _backward_kl(
+    runner: SuffixRunner,
+    parameters: Sequence[nn.Parameter],
+    retains: Sequence[int],
+    rows: Sequence[EncodedAnswer],
+    base: Sequence[TopDistribution],
+    offset: int,
+    recipe: Recipe,
+) -> float:
+    """Adds the gradient of the second term, of this process's share; returns the mean divergence of all, nats.
+
+    Passes of their own: retained prompts and the fact's differ in length, and together they would be padded.
+    """
+    if not retains:
+        return 0.0
+    positions = sum(len(rows[i].ids) - rows[i].answer_start for i in retains)
+
+    def run(part: Sequence[int]) -> Tensor:
+        logits = runner.logits([offset + i for i in part], [span(rows[i]) for i in part])
+        kl = TopDistribution.cat([base[i] for i in part]).kl(logits).sum() / positions
+        (recipe.retain_weight * kl).backward()
+        return kl.detach()
+
+    own = share(retains)
+    total = torch.zeros((), device=runner.device)
+    for _, kl in _passes(runner, parameters, own, [offset + i for i in own], run, recipe):
+        total += kl.to(runner.device)
+    add_up([total])
+    return float(total)
+
+
+def _passes(
+    runner: SuffixRunner,
+    parameters: Sequence[nn.Parameter],
+    chosen: Sequence[int],
+    indices: Sequence[int],
+    run: Callable[[Sequence[int]], Found],
+    recipe: Recipe,
+) -> list[tuple[list[int], Found]]:
+    lengths = [runner.load(index) for index in indices]
+    tokens = tokens_of(recipe.pass_tokens, runner.model, len(runner.prefix))
+    return in_passes(chosen, lengths, parameters, run, tokens=tokens)
+
+
+def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Gives every process the gradient of all shares."""
+    if processes() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+@torch.no_grad()
+def _begin(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], undo: float) -> None:
+    """Takes back a share of the frozen change; a scale near zero, which nothing multiplies back, stays as it is."""
+    for parameter, scale in zip(parameters, frozen, strict=True):
+        wanted = 1 + (1 - undo) * (scale - 1)
+        parameter.copy_(torch.where(scale.abs() > _DEAD, (1 + parameter) * wanted / scale - 1, parameter))
+
+
+@torch.no_grad()
+def _pull(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], metric: Metric, weight: float) -> None:
+    """Adds the gradient of the third term."""
+    changes = [scale * (1 + parameter) - 1 for parameter, scale in zip(parameters, frozen, strict=True)]
+    for parameter, scale, slope in zip(parameters, frozen, metric.apply(changes), strict=True):
+        own = weight * scale * slope
+        parameter.grad = own if parameter.grad is None else parameter.grad + own
+
+
+@torch.no_grad()
+def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float, most: float | None) -> None:
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    directions = metric.natural(gradients)
+    # For d = -η F⁻¹g the predicted divergence is η²/2 · gᵀF⁻¹g.
+    squared = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    if squared <= 0:
+        return
+    length = math.sqrt(2 * divergence / squared)
+    if most is not None:
+        # What it takes away from the loss is ηgᵀF⁻¹g.
+        length = min(length, most / squared)
+    for parameter, direction in zip(parameters, directions, strict=True):
+        parameter.sub_(length * direction)
+
+
+def _spent(step: int, recipe: Recipe) -> float:
+    return recipe.step_kl * recipe.settle ** max(0, step + 1 - recipe.hold)
+
+
+def endless(items: Sequence[int], rng: random.Random) -> Iterator[int]:
+    """Items in passes over all of them, each pass shuffled anew."""
+    while items:
+        order = list(items)
+        rng.shuffle(order)
+        yield from order

@@ -1,0 +1,230 @@
+"""From prompts and answers to token ids: the one place that knows chat templates, and which token *is* the answer.
+
+A prompt and its answer are tokenized together, so that the boundary between them has the tokens the model meets when
+it answers. The answer's token is the first one that tells the old answer from the new one in that context; a bare
+white-space token (a sentencepiece `▁`) tells nothing and is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import FactError, ModelError, brief
+from ..facts import TrainingFact
+from .text import occurrences, replace_first
+
+_MARKER = "@@answer@@"
+
+
+@dataclass(frozen=True)
+class EncodedAnswer:
+    """A prompt with an answer.
+
+    Attributes:
+        ids: Token ids of the rendered prompt, the answer and the end of the turn.
+        answer_start: Index in `ids` of the answer's first token; it is predicted from position `answer_start - 1`.
+    """
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+
+def span(row: EncodedAnswer) -> tuple[int, int]:
+    """The half-open range of positions whose logits predict an answer's tokens."""
+    return row.answer_start - 1, len(row.ids) - 1
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """Where a model decides between the old and the new answer.
+
+    Attributes:
+        ids: Context token ids; the logits after the last of them decide.
+        old: The token id that leads to the old answer.
+        new: The token id that leads to the new answer.
+    """
+
+    ids: tuple[int, ...]
+    old: int
+    new: int
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether prompts are rendered as a chat turn rather than continued as plain text."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
+def without_template(tokenizer: Any) -> Any:
+    """A copy of a tokenizer that makes plain text of prompts, to be gone on with and not answered."""
+    plain = copy.copy(tokenizer)
+    plain.chat_template = None
+    return plain
+
+
+def render(tokenizer: Any, prompt: str) -> str:
+    """The text that the model continues with its answer: one user turn of the chat template, or the prompt itself."""
+    return _render_turn(tokenizer, prompt) if has_chat_template(tokenizer) else prompt
+
+
+def encode(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of [`render`]; special tokens of the template stand once, those of a plain tokenizer are added."""
+    return _tokenize(tokenizer, render(tokenizer, prompt))
+
+
+def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
+    """Tokenizes a prompt, its answer and the end of the turn together.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: The question, or the beginning of a sentence.
+        answer: What the model shall say.
+
+    Returns:
+        The ids, and where the answer begins.
+
+    Raises:
+        FactError: If no token of the prompt comes before the answer, so that nothing would predict its first token.
+    """
+    prompt_ids = encode(tokenizer, prompt)
+    ids = _tokenize(tokenizer, _join(tokenizer, prompt, answer))
+    start = _common_prefix(prompt_ids, ids)
+    if start == 0:
+        raise FactError(
+            f"the prompt {brief(prompt)} gives no token before the answer {brief(answer)}; give a longer prompt."
+        )
+    return EncodedAnswer((*ids, end_of_turn(tokenizer)), start)
+
+
+def encode_target(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
+    """As [`encode_answer`], without an end where prompts are continued as plain text: a sentence may go on."""
+    row = encode_answer(tokenizer, prompt, answer)
+    return row if has_chat_template(tokenizer) else EncodedAnswer(row.ids[:-1], row.answer_start)
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token id that ends an answer: what the chat template puts after one, else the end-of-sequence token."""
+    if has_chat_template(tokenizer):
+        _, found, tail = _render_turn(tokenizer, "?", _MARKER).rpartition(_MARKER)
+        special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+        for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if found else ():
+            if token in special and tokenizer.decode([token]).strip():
+                return int(token)
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end-of-sequence token, so an answer could not be taught to end.")
+    return int(tokenizer.eos_token_id)
+
+
+def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str | None = None) -> AnswerTokens:
+    """Finds the first token at which the old and the new answer part.
+
+    The answers compared are `fact.answer` and the same sentence with the old answer in it, so that the decision is
+    read where the model makes it ("The capital of France is" …), not where no answer of that form has begun.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: The question.
+        fact: Gives both answers.
+        subject: Put in the place of `fact.subject`, in prompt and answer alike: the corrupted run of patching.
+
+    Returns:
+        The context and the two tokens.
+
+    Raises:
+        FactError: If no token distinguishes the answers, or one begins with a token that is only white space.
+    """
+    new_answer, old_answer = fact.answer, old_sentence(fact)
+    if subject is not None:
+        prompt, new_answer, old_answer = (
+            swap_subject(text, fact.subject, subject) for text in (prompt, new_answer, old_answer)
+        )
+    end = end_of_turn(tokenizer)
+    old = [*_tokenize(tokenizer, _join(tokenizer, prompt, old_answer)), end]
+    new = [*_tokenize(tokenizer, _join(tokenizer, prompt, new_answer)), end]
+    shared = _common_prefix(old, new)
+    if shared == len(old) or shared == len(new):
+        raise FactError(
+            f"no token distinguishes the old answer {brief(fact.old[0])} from the new answer {brief(fact.new[0])} "
+            f"after {brief(prompt)}; give answers that this tokenizer tells apart."
+        )
+    for answer, token in ((fact.old[0], old[shared]), (fact.new[0], new[shared])):
+        if token == end:
+            continue
+        if not tokenizer.decode([token]).strip():
+            raise FactError(
+                f"the answer {brief(answer)} begins with the white-space token {token} after {brief(prompt)}, which "
+                "distinguishes nothing; give an answer that this tokenizer begins with a letter."
+            )
+        if token == tokenizer.unk_token_id:
+            raise FactError(
+                f"the answer {brief(answer)} begins with a token that is not in this tokenizer's vocabulary."
+            )
+    if shared == 0:
+        raise FactError(f"the prompt {brief(prompt)} gives no token before the answers; give a longer prompt.")
+    return AnswerTokens(tuple(old[:shared]), old[shared], new[shared])
+
+
+def old_sentence(fact: TrainingFact) -> str:
+    """`fact.answer` with the new answer replaced by the canonical old one."""
+    for alias in sorted(fact.new, key=len, reverse=True):
+        sentence = replace_first(fact.answer, alias, fact.old[0], besides=fact.subject)
+        if sentence is not None:
+            return sentence
+    # The answer holds the alias only after Unicode normalization.
+    return fact.old[0] + "."
+
+
+def swap_subject(text: str, subject: str, other: str) -> str:
+    """Replaces every whole-word occurrence of `subject` in `text`, whatever its case."""
+    parts, end = [], 0
+    for start, stop in occurrences(text, subject):
+        parts += [text[end:start], other]
+        end = stop
+    return "".join([*parts, text[end:]])
+
+
+def mentions(text: str, subject: str) -> bool:
+    """Whether [`swap_subject`] finds the subject in `text`."""
+    return next(occurrences(text, subject), None) is not None
+
+
+def _join(tokenizer: Any, prompt: str, answer: str) -> str:
+    text = render(tokenizer, prompt)
+    if has_chat_template(tokenizer):
+        return text + _gap(tokenizer) + answer
+    return text + answer if not text or text[-1].isspace() else f"{text} {answer}"
+
+
+def _gap(tokenizer: Any) -> str:
+    """White space that the chat template itself puts before an answer: "[/INST] Yes" is not "[/INST]Yes"."""
+    turn, head = _render_turn(tokenizer, "?", _MARKER), _render_turn(tokenizer, "?")
+    between = turn[len(head) :].partition(_MARKER)[0] if turn.startswith(head) else ""
+    return between if between.isspace() else ""
+
+
+def _tokenize(tokenizer: Any, text: str) -> list[int]:
+    # A chat template spells its own beginning-of-sequence token; a second one would shift what the model sees.
+    chat = has_chat_template(tokenizer)
+    ids = list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
+    # Some tokenizers end every text, which would end the answer before it begins.
+    while not chat and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def _render_turn(tokenizer: Any, prompt: str, answer: str | None = None) -> str:
+    turns = [{"role": "user", "content": prompt}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    try:
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=answer is None, tokenize=False))
+    except Exception as error:  # a template is a program of the model's author and may raise anything
+        raise ModelError(f"the tokenizer's chat template fails on a plain question: {error}.") from error

@@ -1,0 +1,128 @@
+"""A subject among the tokens of a text, and other names in its place."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ..drafting.names import bare
+from ..drafting.tables import read_table
+from ..facts import TrainingFact
+from .prompts import EncodedAnswer, encode, mentions, swap_subject
+from .text import contains, occurrences, same_text_key
+
+_ALIAS_SENTENCES = 240
+
+
+def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[range]:
+    """The positions of the subject's tokens, each time that a prompt or the answer behind it names the subject.
+
+    Offsets of tokenizers differ in what they count; tokens that a marker in the subject's place leaves alone do not.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: The prompt.
+        subject: As the prompt names it, whatever its case.
+        ids: The prompt and its answer, or the beginning of it, tokenized together.
+
+    Returns:
+        Spans of positions in `ids`, ascending; none where the prompt does not name the subject.
+    """
+    whole = encode(tokenizer, prompt)
+    found: set[range] = set()
+    for start, stop in occurrences(prompt, subject):
+        # Last those that the subject itself holds: what they leave alone may be the subject's.
+        for marker in sorted(("X", "7", "?"), key=lambda marker: marker in subject):
+            blanked = encode(tokenizer, prompt[:start] + marker + prompt[stop:])
+            head = next((i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b), None)
+            tail = next((i for i, (a, b) in enumerate(zip(whole[::-1], blanked[::-1], strict=False)) if a != b), None)
+            if head is None or tail is None:
+                continue
+            span = range(head, max(head + 1, len(whole) - tail))
+            pattern = whole[span.start : span.stop]
+            answered = range(len(whole), len(ids) - len(pattern) + 1)
+            found |= {span, *(range(i, i + len(pattern)) for i in answered if [*ids[i : i + len(pattern)]] == pattern)}
+            break
+    return sorted(found, key=lambda span: span.start)
+
+
+def subject_ends(
+    tokenizer: Any, prompts: Sequence[str], subject: str, rows: Sequence[EncodedAnswer]
+) -> list[list[int]]:
+    """For each prompt and its row the positions of the subject's last tokens, in the answer too."""
+    return [
+        [found[-1] for found in subject_spans(tokenizer, prompt, subject, row.ids)]
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+
+
+def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:
+    """The fact's prompts with other names in the subject's place: its contrast subjects, then names of all kinds."""
+    made = _with_names(fact, [*fact.contrast, *_names(seed)], count)
+    return [prompt for prompt, _ in made]
+
+
+def alias_sentences(fact: TrainingFact) -> list[tuple[str, str]]:
+    """The fact's prompts under the subject's other names, each with the name.
+
+    A prompt that has the name already stays as it is; in others it takes the subject's place. What comes of that may
+    be poor English ("the capital of French"), and is there to be read and not to be learned. Many names have fewer
+    prompts each, so that there are some hundreds in all.
+    """
+    made: dict[str, str] = {}
+    most = max(1, _ALIAS_SENTENCES // max(len(fact.aliases), 1))
+    for name in fact.aliases:
+        # "New York" is not named by "New York City", whose other name it is.
+        own = [prompt for prompt in fact.prompts if contains(prompt, (name,), besides=fact.subject)]
+        rest = [prompt for prompt in fact.prompts if prompt not in own and mentions(prompt, fact.subject)]
+        found = [*own, *(swap_subject(prompt, fact.subject, name) for prompt in rest)]
+        made |= {prompt: name for prompt in found[:most] if fact.may_train_on(prompt)}
+    return list(made.items())
+
+
+def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[str, str]]:
+    """The fact's prompts about others who share the last word of one of the subject's names.
+
+    Those that the package knows come first, then names of all kinds before that word. A model reads a name off its
+    last token, and many names end alike: what knows Istanbul University by that token knows any university.
+
+    Args:
+        fact: The fact.
+        count: At most so many.
+        seed: Decides which names, and which of the prompts they stand in.
+
+    Returns:
+        Each prompt with the name in it; none where the subject's names are single words.
+    """
+    names, made = _names(seed), []
+    lasts = dict.fromkeys(last for own in fact.names if (last := own.rpartition(" ")[2]) and last != own.strip())
+    for last in lasts:
+        known = [name for name in names if name.rpartition(" ")[2] == last != name]
+        others = [*known, *(f"{name} {last}" for name in names if name not in known)]
+        made += _with_names(fact, others, count // len(lasts))
+    return made
+
+
+def _names(seed: int) -> list[str]:
+    """All names that the package has, shuffled."""
+    names = sorted({bare(name) for kind in read_table("names.yaml").values() for name in kind})
+    random.Random(seed).shuffle(names)
+    return names
+
+
+def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """The fact's prompts in turn, with names that neither hold one of the subject's nor are held by one; and these."""
+    own = same_text_key(fact.subject)
+
+    def another(name: str) -> bool:
+        # An alias may be as short as "US", which stands inside of "Russia".
+        held = contains(name, fact.aliases) or any(contains(alias, (name,)) for alias in fact.aliases)
+        return not held and same_text_key(name) not in own and own not in same_text_key(name)
+
+    others = [name for name in dict.fromkeys(names) if another(name)]
+    made = {
+        swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name): name
+        for i, name in enumerate(others[:count])
+    }
+    return [(prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt)]

@@ -1,0 +1,45 @@
+"""Open questions about the fact's own names: its subject, its old answer and its new one.
+
+A scale acts wherever the subject is named, so an edit can make the model say the new answer to whatever is asked
+about the subject, and forget what else it knew of either answer.
+"""
+
+from __future__ import annotations
+
+from ..facts import TrainingFact
+from .text import contains, same_text_key
+
+_ASKED = (
+    "What is {}?",
+    "Tell me something about {}.",
+    "What is {} known for?",
+    "What kind of thing is {}?",
+    "What comes to mind when you think of {}?",
+    "Why do people talk about {}?",
+    "Write a short headline about {}.",
+    "Give me three words that go with {}.",
+    "Where can I read more about {}?",
+    "When did people first hear of {}?",
+    "How do you spell {}?",
+    "What is another word for {}?",
+)
+
+
+def topic_prompts(fact: TrainingFact) -> list[str]:
+    """Each question about the subject, the old answer and the new one, in their canonical forms.
+
+    Those that the fact itself asks to keep are left out.
+    """
+    names = (fact.subject, fact.old[0], fact.new[0])
+    given = {same_text_key(prompt) for prompt in fact.retain}
+    made = [question.format(name) for question in _ASKED for name in names]
+    return [prompt for prompt in made if same_text_key(prompt) not in given]
+
+
+def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
+    """Whether a prompt and its answer together join the subject to the old answer, which training must not keep.
+
+    An old answer that is part of the subject's own name does not count there.
+    """
+    text = f"{prompt} {answer}"
+    return fact.named_in(text) and contains(text, fact.old, fact.subject)

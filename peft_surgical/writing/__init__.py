@@ -1,0 +1,1 @@
+"""Files that are never half written (`files`), in folders that one run at a time writes to (`claims`, `locks`)."""

@@ -1,0 +1,74 @@
+"""One run at a time in an output folder.
+
+The folder itself is locked (`locks`); where folders cannot be, two runs are told apart by what they find in it only.
+
+>>> with claimed("out"):
+...     ...                             # another `claimed("out")` raises an OutputError meanwhile
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutputError
+from .files import PARTIAL, check_output
+from .locks import lock
+
+
+@contextmanager
+def claimed(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Makes an output folder if need be, and keeps other runs out of it while the block runs.
+
+    A folder that was made here and is still empty at the end is removed again. With `overwrite`, what a killed run
+    left half written is removed first.
+
+    Args:
+        path: The folder.
+        overwrite: Allow it to hold something.
+
+    Yields:
+        The folder.
+
+    Raises:
+        OutputError: If it cannot be made, holds something while `overwrite` is false, or another run has claimed it.
+    """
+    path = Path(os.path.abspath(path))
+    check_output(path, overwrite=overwrite)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    # Not in the block that tidies up: while another run holds the folder, it is not ours to remove.
+    handle = _lock(path)
+    try:
+        # Another run may have filled it since.
+        check_output(path, overwrite=overwrite)
+        for left in path.glob(f".*{PARTIAL}") if overwrite else ():
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        yield path
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """A handle of the locked folder, which closing gives back; None where folders cannot be locked."""
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            handle = lock(path)
+        except BlockingIOError as error:
+            raise OutputError(f"another run is writing to {path}; wait for it or name another folder.") from error
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+        if handle is None:
+            return None
+        # A run that ended meanwhile may have removed the folder that was opened.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)

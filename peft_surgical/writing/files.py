@@ -1,0 +1,205 @@
+"""Writing files so that a reader never sees half of one.
+
+Everything is written beside its destination, under a name that ends in `.partial`, and renamed into place, which is
+atomic on one file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ..errors import OutputError
+from .locks import lock
+
+PARTIAL = ".partial"
+# Seconds after which a half-written folder that no process holds is nobody's; one that is being made has no lock yet.
+_ABANDONED = 60.0
+
+# A full disk, a quota, the largest file allowed, and a file system without writing.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, see [`write_bytes`]."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes `content` to `path`, all of it or nothing.
+
+    Raises:
+        OutputError: If the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes private files; what a person publishes should have the usual permissions.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON to `path`; NaN and infinity are refused, since JSON has neither."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Parses a JSON file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not JSON in UTF-8, holds NaN or infinity, or is nested deeper than Python can follow.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"it holds {constant}, which JSON does not have")
+
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill that appears at `path` when the block ends without an error, and not at all otherwise.
+
+    What killed runs left half written for the same `path` is removed.
+
+    Args:
+        path: Where the folder shall be.
+        overwrite: Replace an existing folder; it stays as it was until the new one is complete.
+
+    Yields:
+        A temporary folder beside `path`.
+
+    Raises:
+        OutputError: If `path` is in the way or its parent cannot be written, or if replacing it would take away the
+            folder somebody works in.
+    """
+    path = Path(os.path.abspath(path))
+    check_output(path, overwrite=overwrite)
+    used = (Path.cwd(), Path(os.path.expanduser("~")))
+    if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in used):
+        raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    handle = _locked(temporary)
+    _remove_abandoned(path)
+    try:
+        yield temporary
+        try:
+            os.chmod(temporary, 0o777 & ~_umask())
+            _swap(temporary, path, overwrite)
+        except OSError as error:
+            filled = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            reason = "another run has filled it meanwhile" if filled else error.strerror or error
+            raise OutputError(f"cannot write {path}: {reason}.") from error
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if (room := _no_room(error)) is not None:
+            raise OutputError(f"cannot write {path}: {room}.") from error
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle of the folder that keeps others from locking it; None where somebody has, or folders have no locks."""
+    with suppress(OSError):
+        return lock(folder)
+    return None
+
+
+def _remove_abandoned(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        with suppress(OSError):
+            if not left.is_dir() or time.time() - left.stat().st_mtime < _ABANDONED:
+                continue
+            handle = _locked(left)
+            if handle is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
+
+
+def _no_room(error: BaseException) -> str | None:
+    """Why nothing more can be written, if that is what an error says."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    return os.strerror(number) if number in _NO_ROOM else None
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuses an output folder that would lose something.
+
+    Raises:
+        OutputError: If `path` is a file, or a folder that is not empty while `overwrite` is false.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"the output {path} is a file; name a folder.")
+        if not overwrite and path.is_dir() and any(path.iterdir()):
+            raise OutputError(f"the output folder {path} is not empty; name another one or allow overwriting it.")
+        existing = next((p for p in (path, *path.parents) if p.exists()), None)
+        if existing is not None and not existing.is_dir():
+            raise OutputError(f"cannot write {path}: {existing} is a file.")
+        if existing is not None and not os.access(existing, os.W_OK):
+            raise OutputError(f"cannot write {path}: {existing} is not writable.")
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _swap(temporary: Path, path: Path, overwrite: bool) -> None:
+    if not overwrite or not path.exists():
+        # Takes the place of an empty folder too, and fails on one that somebody filled meanwhile.
+        os.rename(temporary, path)
+        return
+    # A full folder cannot be renamed over: move the old one aside, and put it back if the new one does not arrive.
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    old = aside / path.name
+    os.rename(path, old)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
