@@ -38,7 +38,8 @@ DEFAULT_SCORERS = ("lookup", "attribution")
 
 EDIT_PROJECTIONS = ("z", "in")
 """An MLP is scaled at what its up projection reads, not at its neurons: a coordinate of the residual stream goes into
-all neurons, so fewer scales reach as many wordings of a fact, at no more cost to others (docs/measurements.md)."""
+all neurons, so fewer scales reach as many wordings of a fact, at no more cost to others
+(docs/measurements/scales.md)."""
 
 NEURON_PROJECTIONS = ("z", "post", "pre")
 """Where only some neurons are meant: behind their activation function and before it, which act on different tokens."""

@@ -1,8 +1,8 @@
 """float32 arithmetic on half-precision weights, without a float32 copy of the model.
 
 bfloat16 ranks exact patching effects badly: an effect is the small difference of two large logits (figures are in
-docs/measurements.md). Under [`float32_arithmetic`] each operation sees its half-precision tensors as float32, one
-weight matrix at a time. It is for forward passes without a graph, since a graph would keep every widened weight.
+docs/measurements/speed.md). Under [`float32_arithmetic`] each operation sees its half-precision tensors as float32,
+one weight matrix at a time. It is for forward passes without a graph, since a graph would keep every widened weight.
 """
 
 from __future__ import annotations
