@@ -36,6 +36,7 @@ class Architecture:
         gate: The gate projection of a gated MLP, when it is a module of its own.
         up: The MLP's input projection.
         gate_up: The fused gate and up projection (gate first), instead of `gate` and `up`.
+        mlp_norm: The RMS norm between the MLP's output and the residual stream, where there is one.
     """
 
     layers: str
@@ -49,6 +50,7 @@ class Architecture:
     gate: str | None = None
     up: str | None = None
     gate_up: str | None = None
+    mlp_norm: str | None = None
 
     def __post_init__(self) -> None:
         separate = (self.q, self.k, self.v)
@@ -75,11 +77,11 @@ _LLAMA = Architecture(
     gate="mlp.gate_proj",
     up="mlp.up_proj",
 )
+_GEMMA = replace(_LLAMA, mlp_norm="post_feedforward_layernorm")
 _KNOWN: dict[str, Architecture] = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "granite"), _LLAMA
-    ),
-    "gemma3": replace(_LLAMA, layers="model.language_model.layers"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "granite"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+    "gemma3": replace(_GEMMA, layers="model.language_model.layers"),
     "phi3": Architecture(
         layers="model.layers",
         attention_out="self_attn.o_proj",

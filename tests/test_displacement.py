@@ -48,7 +48,7 @@ def seen(model, layer, block, ids):
     return [found[name][:, 1:].flatten(0, 1) for name in ("mlp", "block")]
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox"])
 def test_the_form_is_the_squared_relative_length_of_what_scales_add(family):
     model, modules = scaled(family)
     ids = tiny_ids(3, 7)
@@ -68,6 +68,32 @@ def test_the_form_is_the_squared_relative_length_of_what_scales_add(family):
         assert form.of(changes) == pytest.approx(float(relative.square().mean()), rel=1e-4)
         with torch.no_grad():
             delta.zero_()
+
+
+def test_what_goes_through_a_norm_is_as_long_as_that_can_make_it():
+    model, modules = scaled("gemma3", components=("L1.mlp",))
+    ids = tiny_ids(3, 7)
+    [layer] = layers_of(model, modules)
+    block = model.get_submodule(architecture_of(model.config.model_type).layers)[1]
+    norm = block.post_feedforward_layernorm
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        norm.weight.normal_(std=3, generator=generator)
+    [form] = (measured(model, modules, ids.tolist())).forms
+    before, residual = seen(model, layer, block, ids)
+    delta = layer.surgical_ia3_delta[ADAPTER]
+    with torch.no_grad():
+        delta.normal_(std=1e-3, generator=generator)
+    after, moved = seen(model, layer, block, ids)
+    gains = 1 + norm.weight.detach()
+    longest = gains * (after - before) / before.square().mean(-1, keepdim=True).sqrt()
+    lengths = residual.norm(dim=-1)
+    change = delta.detach()
+    predicted = float(change @ (form @ change))
+    assert predicted == pytest.approx(float((longest.norm(dim=-1) / lengths).square().mean()), rel=1e-3)
+    # What only makes the norm's input longer is divided away again; it is a small part.
+    found = float(((moved - residual).norm(dim=-1) / lengths).square().mean())
+    assert 0.8 * predicted < found < 1.01 * predicted
 
 
 def test_it_is_of_the_base_whatever_the_scales_are():

@@ -8,7 +8,9 @@ token, so over many tokens the squared length of what is added, relative to what
 It is exact, of full rank, needs no labels and no backward pass, and costs one pass over the texts up to the last
 scaled layer. C is the uncentred covariance of keys that ROME (arXiv 2202.05262) inverts for a change of weights; the
 elementwise product with `Wᵀ W` is what a change of scales makes of it. Layers are taken as independent of each other.
-Where a norm stands between the MLP and the residual stream (Gemma 3), what enters the norm is measured.
+
+Where an RMS norm with gains g stands between the MLP and the residual stream (Gemma 3), it divides by the root mean
+square m of what enters it. A small change leaves it at most as long as `g ∘ W (d ∘ h) / m`, and that is what counts.
 """
 
 from __future__ import annotations
@@ -111,6 +113,7 @@ def measure_displacement(
     stack = model.get_submodule(architecture_of(model.config.model_type).layers)
     layers = [model.get_submodule(name) for name in modules]
     blocks = [stack[i] for i in modules.values()]
+    norms = [_norm_of(model, block) for block in blocks]
     above = 1 + max(modules.values())
     head = model.get_output_embeddings()
     leave_out = leave_out or [()] * len(rows)
@@ -132,17 +135,29 @@ def measure_displacement(
             model(input_ids=ids, use_cache=False)
         count += int(counts.sum())
         for place, layer in enumerate(layers):
-            entering, leaving = seen[place]
+            entering, made, leaving = seen[place]
             index = layer.surgical_ia3_index[adapter].to(entering.device)
             neurons = entering[counts.to(entering.device)].float().index_select(-1, index)
             lengths = leaving[counts.to(leaving.device)].float().norm(dim=-1, keepdim=True)
+            if norms[place] is not None:
+                lengths = lengths * made[counts.to(made.device)].float().square().mean(-1, keepdim=True).sqrt().to(
+                    lengths
+                )
             neurons = neurons / lengths.clamp_min(1e-6).to(neurons)
             sums[place] = sums[place].to(neurons) + neurons.T @ neurons
     forms = []
-    for total, layer in zip(sums, layers, strict=True):
+    for total, layer, norm in zip(sums, layers, norms, strict=True):
         weight = _weight(layer)[:, layer.surgical_ia3_index[adapter]]
+        if norm is not None:
+            # What a norm makes of ones are its gains, whichever way it holds them.
+            weight = norm(torch.ones_like(weight[:, 0]))[:, None] * weight
         forms.append((weight.T @ weight) * total / max(count, 1))
     return Displacement(tuple(forms))
+
+
+def _norm_of(model: Any, block: nn.Module) -> nn.Module | None:
+    name = architecture_of(model.config.model_type).mlp_norm
+    return None if name is None else block.get_submodule(name)
 
 
 def _weight(layer: SurgicalIA3Layer) -> Float[Tensor, "model neuron"]:
@@ -153,13 +168,14 @@ def _weight(layer: SurgicalIA3Layer) -> Float[Tensor, "model neuron"]:
 
 @contextmanager
 def _read(layers: Sequence[SurgicalIA3Layer], blocks: Sequence[nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
-    """What enters each scaled layer and what leaves its block, by its place."""
+    """What enters each scaled layer, what leaves it and what leaves its block, by its place."""
     seen: dict[int, list[Tensor]] = {place: [] for place in range(len(layers))}
     handles = []
     for place, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
         own = seen[place]
         handles += [
             layer.register_forward_pre_hook(lambda _, args, own=own: own.append(args[0])),
+            layer.register_forward_hook(lambda _, __, out, own=own: own.append(out)),
             block.register_forward_hook(
                 lambda _, __, out, own=own: own.append(out[0] if isinstance(out, tuple) else out)
             ),
