@@ -79,7 +79,7 @@ def test_what_goes_through_a_norm_is_as_long_as_that_can_make_it():
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         norm.weight.normal_(std=3, generator=generator)
-    [form] = (measured(model, modules, ids.tolist())).forms
+    [form] = measured(model, modules, ids.tolist()).forms
     before, residual = seen(model, layer, block, ids)
     delta = layer.surgical_ia3_delta[ADAPTER]
     with torch.no_grad():

@@ -140,9 +140,8 @@ def measure_displacement(
             neurons = entering[counts.to(entering.device)].float().index_select(-1, index)
             lengths = leaving[counts.to(leaving.device)].float().norm(dim=-1, keepdim=True)
             if norms[place] is not None:
-                lengths = lengths * made[counts.to(made.device)].float().square().mean(-1, keepdim=True).sqrt().to(
-                    lengths
-                )
+                divisor = made[counts.to(made.device)].float().square().mean(-1, keepdim=True).sqrt()
+                lengths = lengths * divisor.to(lengths)
             neurons = neurons / lengths.clamp_min(1e-6).to(neurons)
             sums[place] = sums[place].to(neurons) + neurons.T @ neurons
     forms = []
