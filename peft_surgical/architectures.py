@@ -14,7 +14,9 @@ register_architecture(
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, cast
+
+from torch import nn
 
 from .errors import ArchitectureError
 
@@ -135,3 +137,12 @@ def architecture_of(model_type: str) -> Architecture:
             f"the layout of model type {model_type!r} is not known (known: {', '.join(sorted(_KNOWN))}); "
             "register_architecture(model_type, Architecture(...)) teaches it."
         ) from None
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """A model's decoder layers, in order.
+
+    Raises:
+        ArchitectureError: When the architecture is not known.
+    """
+    return cast(nn.ModuleList, model.get_submodule(architecture_of(model.config.model_type).layers))

@@ -3,12 +3,13 @@ import torch
 
 from benchmarks.baselines import METHODS, Request, build, settings
 from benchmarks.baselines.adapters import module_names
-from benchmarks.baselines.fitting import decoder_layers, first_trained, fit
+from benchmarks.baselines.fitting import first_trained, fit
 from benchmarks.baselines.ft_l import ConstrainedFineTuning
 from benchmarks.baselines.ia3_stock import ATTENTIONS, MLPS, same_depth
 from benchmarks.baselines.mlps import edited_layer, output_projection
 from benchmarks.baselines.restoring import weights_restored
 from benchmarks.plain_text import log_likelihoods
+from peft_surgical.architectures import decoder_layers
 from peft_surgical.errors import SelectionError, SurgicalError
 from peft_surgical.keying import keyed
 from peft_surgical.staging import retain

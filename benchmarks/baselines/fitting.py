@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from peft_surgical.architectures import decoder_layers
 from peft_surgical.running.suffix import SuffixRunner
-from peft_surgical.sites import architecture_of
 from peft_surgical.texts.prompts import encode_target, span
 
 from ..plain_text import targets
@@ -53,12 +53,6 @@ def fit(
         optimizer.step()
         with torch.no_grad():
             after_step()
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder layers, in order."""
-    layers: nn.ModuleList = model.get_submodule(architecture_of(model.config.model_type).layers)
-    return layers
 
 
 def first_trained(layers: nn.ModuleList, parameters: Iterable[nn.Parameter]) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft_surgical.architectures import decoder_layers
 from peft_surgical.errors import SelectionError
 from peft_surgical.sites import architecture_of
-
-from .fitting import decoder_layers
 
 LAYER = 5
 """The layer that EasyEdit's ROME edits in Llama models."""

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from peft_surgical.architectures import decoder_layers
 from peft_surgical.errors import ModelError
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_target, span
 
 from ..plain_text import targets
-from .fitting import decoder_layers
 from .method import STEPS, Request
 from .mlps import edited_layer, output_projection
 from .restoring import weights_restored

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import peft_surgical as ps
+from peft_surgical.architectures import decoder_layers
 from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.stages import LEARN, UNLEARN
 
-from .fitting import decoder_layers
 from .method import Request
 from .restoring import adapters_taken_off
 

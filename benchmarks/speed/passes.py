@@ -10,8 +10,8 @@ from typing import Any
 from peft import get_peft_model
 
 import peft_surgical as ps
+from peft_surgical.architectures import decoder_layers
 from peft_surgical.running.suffix import SuffixRunner
-from peft_surgical.sites import architecture_of
 from peft_surgical.staging.curvature import measure_curvature, trained_layers
 from peft_surgical.staging.retained import Retained
 
@@ -57,7 +57,7 @@ def _step(case: Case, recipe: ps.Recipe, retained: Retained) -> float:
 def _curvature(case: Case, tokens: int, retained: Retained) -> float:
     model = get_peft_model(case.fresh(), copy.deepcopy(case.config)).eval().get_base_model()
     layers = trained_layers(model, "default")
-    runner = SuffixRunner(model, model.get_submodule(architecture_of(model.config.model_type).layers), 0)
+    runner = SuffixRunner(model, decoder_layers(model), 0)
     rows = retained.kept.rows[:ROWS]
     indices = runner.add([row.ids for row in rows])
     _, seconds = timed(measure_curvature, runner, layers, "default", indices, rows, seed=case.seed, tokens=tokens)

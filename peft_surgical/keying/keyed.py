@@ -28,6 +28,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..architectures import decoder_layers
 from ..errors import FactError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
@@ -36,7 +37,7 @@ from ..running.computing import computing, denormals_flushed
 from ..running.passes import tokens_of
 from ..running.suffix import shared_prefix
 from ..running.tails import TailRunner
-from ..sites import ModelShape, architecture_of
+from ..sites import ModelShape
 from ..stages import LEARN, Stage, check_retain_fits, training_rows
 from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
@@ -130,7 +131,7 @@ def learn_keyed(
         values = set_directions(working, directions)
         runner = TailRunner(
             working,
-            working.get_submodule(architecture_of(working.config.model_type).layers),
+            decoder_layers(working),
             min(modules.values()),
             pad=tokenizer.pad_token_id or 0,
         )

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..architectures import decoder_layers
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed
 from ..running.tails import TailRunner
-from ..sites import architecture_of
 from ..stages import LEARN, Stage
 from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
@@ -53,6 +53,7 @@ class KeyedSubjectRecipe:
         share_of_loss: The share of the loss that a step takes away by its own prediction.
         length: A step is at most so long, relative to the residual stream at the subject: the root of the sum over
             layers of squares, each weighted by how far its direction is met elsewhere, the mean over layers being 1.
+            Where a norm stands behind the MLP (Gemma 3), that is what enters it; what leaves it may be longer.
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         batch: The fact's prompts in a step, in turn.
         general: How many of the package's general questions are kept, beside its everyday requests.
@@ -137,7 +138,7 @@ def learn_keyed_by_subject(
         values = set_directions(working, found)
         runner = TailRunner(
             working,
-            working.get_submodule(architecture_of(working.config.model_type).layers),
+            decoder_layers(working),
             min(modules.values()),
             pad=tokenizer.pad_token_id or 0,
         )

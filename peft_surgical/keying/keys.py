@@ -24,11 +24,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ..architectures import architecture_of, decoder_layers
 from ..errors import SelectionError
 from ..profiling import phase
 from ..running.generation import MIN_SHARED
 from ..running.suffix import expanded, passed_over, read_at, shared_prefix
-from ..sites import architecture_of
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
 
@@ -63,8 +63,8 @@ class Marked:
             subject: The positions of the subject's last tokens in some of them, from the first on.
         """
         own = {row.ids[0] for row, marks in zip(rows, subject, strict=False) if 0 in marks}
-        begun = [EncodedAnswer((row.ids[0],), 1) for row in rows if row.ids[0] not in own]
-        return cls([*dict.fromkeys(begun)], [[0]] * len(set(begun)))
+        begun = dict.fromkeys(EncodedAnswer((row.ids[0],), 1) for row in rows if row.ids[0] not in own)
+        return cls([*begun], [[0]] * len(begun))
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
         modules: As for [`marked_neurons`].
         texts: As for [`marked_neurons`].
     """
-    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    stack = decoder_layers(model)
     seen: dict[str, Tensor] = {}
 
     def watch(name: str, layer: int) -> Any:
@@ -252,7 +252,7 @@ def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) ->
 
     What all of them begin with runs once, where that is long enough to be worth it.
     """
-    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    stack = decoder_layers(model)
     head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
     rows, marks = texts.rows, texts.marks
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
-from ..architectures import architecture_of
+from ..architectures import decoder_layers
 from ..errors import ModelError
 
 Item = TypeVar("Item")
@@ -78,7 +78,7 @@ def shard(model: Any) -> None:
     on_device = found is not None and distributed.get_backend() != "gloo"
     mesh = init_device_mesh(found.type if on_device and found else "cpu", (distributed.get_world_size(),))
     model.requires_grad_(False)
-    for layer in model.get_submodule(architecture_of(model.config.model_type).layers):
+    for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

@@ -30,13 +30,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters.halves import settle_on_half
+from ..architectures import decoder_layers
 from ..errors import AdapterError, SelectionError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype, computing, denormals_flushed
 from ..running.tails import TailRunner
-from ..sites import ModelShape, architecture_of
+from ..sites import ModelShape
 from ..stages import LEARN, Stage, place_adapter
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subject_texts import NamedRows, texts_to_keep
@@ -182,7 +183,7 @@ def _train(
     factors, rows = kept.factors(recipe.damping), named.rows
     layers = [model.get_submodule(name) for name in modules]
     parameters = [layer.surgical_ia3_delta[LEARN] for layer in layers]
-    blocks = model.get_submodule(architecture_of(model.config.model_type).layers)
+    blocks = decoder_layers(model)
     # Before its subject nothing of a sentence changes.
     runner = TailRunner(model, blocks, min(modules.values()), pad=pad)
     with base_of(model):

@@ -25,10 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..architectures import architecture_of, decoder_layers
 from ..errors import SelectionError
 from ..keying.keys import output_projections
 from ..running.suffix import passed_over, read_at
-from ..sites import architecture_of
 from ..tuner import SurgicalIA3Layer
 from .retained import base_of
 
@@ -110,7 +110,7 @@ def measure_displacement(
         leave_out: For each row the positions that do not count; none when None.
         batch_size: Rows a forward.
     """
-    stack = model.get_submodule(architecture_of(model.config.model_type).layers)
+    stack = decoder_layers(model)
     layers = [model.get_submodule(name) for name in modules]
     blocks = [stack[i] for i in modules.values()]
     norms = [_norm_of(model, block) for block in blocks]
