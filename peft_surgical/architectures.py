@@ -14,11 +14,12 @@ register_architecture(
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -145,4 +146,4 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     Raises:
         ArchitectureError: When the architecture is not known.
     """
-    return cast(nn.ModuleList, model.get_submodule(architecture_of(model.config.model_type).layers))
+    return cast("nn.ModuleList", model.get_submodule(architecture_of(model.config.model_type).layers))

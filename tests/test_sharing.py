@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def launch(*arguments, **environment):
     )
 
 
+@contextmanager
+def one_thread():
+    """A launched process has one, and sums of two threads round otherwise: long steps on a tiny model amplify that."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def edit(model_folder, out, *, sharded=False, keyed=False):
     """Edits, and returns how many rows this process ran in each pass of training."""
     rows = []
@@ -105,7 +117,7 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
             ps.localize(model, tokenizer, test_edit.FACT, progress=False)
         with shared_work(), pytest.raises(ModelError, match="so they must run the same rows"):
             ps.learn(model, tokenizer, test_edit.FACT, recipe=test_edit.RECIPE)
-    with pytest.MonkeyPatch.context() as patch, shared_work(rows=not sharded):
+    with pytest.MonkeyPatch.context() as patch, one_thread(), shared_work(rows=not sharded):
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
         patch.setattr(SuffixRunner, "logits", counted)
         # So few rows would be one batch, and one batch is one process's.
