@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of several workers wait for each other; said before anything imports torch.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 
@@ -26,6 +29,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in slow]
     config.hook.pytest_deselected(items=slow)
     config.stash[LEFT_OUT] = [item.nodeid for item in slow]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    # Every worker collects all tests, and so leaves out the same.
+    if hasattr(node, "workeroutput"):
+        node.config.stash[LEFT_OUT] = node.workeroutput["left_out"]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
