@@ -16,12 +16,11 @@ from peft_surgical.keying.keyed import (
     run_from,
     values_watched,
 )
-from peft_surgical.keying.keys import Direction, Marked, neuron_count, output_projections
-from peft_surgical.keying.updates import place_updates, set_directions
+from peft_surgical.keying.keys import Marked, output_projections
+from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer, span
-from peft_surgical.tuner.targets import find_module
 
 from .adapters import logits, loss
 from .conftest import fingerprint
@@ -99,7 +98,7 @@ def test_the_same_seed_gives_the_same_values_and_another_does_not():
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
 def test_stock_peft_loads_the_adapter_in_half_precision_and_nothing_is_lost(family, tmp_path):
     stage = taught(family)
     stage.save(tmp_path / "edit")
@@ -131,31 +130,34 @@ def test_a_token_is_moved_as_far_as_it_is_the_subject():
 
 
 def met_at(model, name, text, word):
-    """How far a layer's direction is met at a word, and at most at another token."""
+    """How far a layer's neuron fires at a word, and at most at another token."""
     module, seen = model.get_base_model().get_submodule(name), []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     ids, place = torch.tensor([TOKENIZER(text)["input_ids"]]), TOKENIZER.tokenize(text).index(word)
     with torch.no_grad():
         model(ids)
     handle.remove()
-    met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs()
+    # In units of what the neuron is fitted to.
+    met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs() / torch.nn.functional.silu(torch.tensor(4.0))
     others = [float(value) for i, value in enumerate(met) if i != place]
     return float(met[place]), max(others)
 
 
 def test_a_fact_is_learned_under_the_subjects_other_names_too():
-    model = partial(word_model, "phi3", hidden_size=64, intermediate_size=256)
+    model = partial(word_model, "phi3", hidden_size=128, intermediate_size=256)
     [name] = output_projections(model(), [1])
     text = PROMPTS[0].replace("france", "italy")
-    own = taught(model=model(), layers=[1])
-    known = taught(model=model(), layers=[1], fact=replace(FACT, aliases=("italy",)))
+    # One neuron of a model of random weights teaches it little, and that only in small steps.
+    recipe = replace(RECIPE, steps=20, share_of_loss=0.1)
+    own = taught(model=model(), layers=[1], recipe=recipe)
+    known = taught(model=model(), layers=[1], recipe=recipe, fact=replace(FACT, aliases=("italy",)))
     assert met_at(own.model, name, text, "italy")[0] < 0.5
     at_alias, elsewhere = met_at(known.model, name, text, "italy")
     assert 0.7 < at_alias < 1.3
     assert elsewhere < 0.5
     assert 0.7 < met_at(known.model, name, PROMPTS[0], "france")[0] < 1.3
     learned, other = (loss(stage.model, TOKENIZER, text, "lyon") for stage in (known, own))
-    assert learned < other - 1
+    assert learned < other - 0.25
 
 
 @pytest.mark.parametrize(("aliases", "wanted"), [((), (6, 11, 3)), (("paris",), (6, 6, 3)), (("city",), (6, 11, 6))])
@@ -184,7 +186,7 @@ def test_what_is_left_out_by_that_is_next_to_nothing(family, monkeypatch):
 
     monkeypatch.setattr(TailRunner, "add", add)
     # Wide enough to tell a subject from any other word.
-    sizes = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64, "intermediate_size": 256}
+    sizes = {"n_embd": 128} if family == "gpt2" else {"hidden_size": 128, "intermediate_size": 256}
     base = word_model(family, **sizes)
     stage = learn_keyed(word_model(family, **sizes), tokenizer, FACT, recipe=RECIPE, progress=False)
     [runner] = runners
@@ -252,11 +254,13 @@ def test_each_row_has_the_gradient_that_it_has_alone(family, starts):
     model = word_model(family)
     modules = output_projections(model, [0, 1])
     generator = torch.Generator().manual_seed(0)
-    directions = {
-        n: Direction(torch.randn(neuron_count(find_module(model, n)), generator=generator), 0.0) for n in modules
+    width = model.config.hidden_size
+    neurons = {
+        name: Neuron(3, tuple(torch.randn(width, generator=generator) for _ in reading_rows(model, name)))
+        for name in modules
     }
-    base = place_updates(model, modules).get_base_model()
-    values = set_directions(base, directions)
+    base = place_neurons(model, modules).get_base_model()
+    values = set_neurons(base, neurons)
     with torch.no_grad():
         for value in values.values():
             value.normal_(0, 0.1, generator=generator)
@@ -274,11 +278,11 @@ def test_each_row_has_the_gradient_that_it_has_alone(family, starts):
             torch.testing.assert_close(found.gradients[position][i], value.grad[:, 0], rtol=1e-3, atol=1e-5)
 
 
-def test_layers_in_between_are_updated_unless_some_are_named():
+def test_neurons_of_a_few_layers_are_rewritten_unless_some_are_named():
     model = word_model()
     assert keyed_layers(model) == [1]
     # Of GPT-2, the demo model and larger ones.
-    for count, wanted in ((2, [1]), (12, range(1, 11)), (30, range(1, 29, 2)), (80, range(1, 79, 6))):
+    for count, wanted in ((1, [0]), (2, [1]), (12, [2, 4, 6, 8]), (30, [5, 10, 15, 20]), (80, [13, 26, 40, 53])):
         model.config.num_hidden_layers = count
         assert keyed_layers(model) == list(wanted)
     model.config.num_hidden_layers = 3

@@ -1,14 +1,14 @@
-"""Learning a fact under its subject's own keys: updates of rank one, which act where the subject is named.
+"""Learning a fact under its subject's own keys: a neuron in each of a few layers, which fires where it is named.
 
-A scale acts on every token alike. An update `b aᵀ` of an MLP's output projection adds `b` in so far as the neurons
-point along `a`, which is a direction that reads the subject's key off them ([`keys`]): as much as `b` at the subject
-and next to nothing elsewhere. ROME (arXiv 2202.05262) writes one such update into one layer, and MEMIT (arXiv
-2210.07229) several, from a value that one sentence gives. Here the values of all layers are trained together on all of
-a fact's prompts, held to the base's answers on what the stages of `edit` keep, with their loop, loss and metric. On
-what is kept a value does so little that the metric alone would allow steps of any length, so they have a second bound,
-by the loss.
+A scale acts on every token alike. A neuron that is rewritten to fire at the subject ([`neurons`]) adds what it writes,
+its value, there and next to nothing elsewhere. ROME (arXiv 2202.05262) writes one key and value into one layer, and
+MEMIT (arXiv 2210.07229) into several, from a value that one sentence gives. Here the values of all layers are trained
+together on all of a fact's prompts, held to the base's answers on what the stages of `edit` keep, with their loop,
+loss and metric. On what is kept a value does so little that the metric alone would allow steps of any length, so they
+have a second bound, by the loss.
 
-The updates are a stock LoRA adapter of rank 1 whose `A` holds the directions, frozen, and whose `B` the values.
+The neurons are a stock LoRA adapter of rank 1 (2 where one module is a gated MLP's whole input): on the input
+projections the difference of a row, frozen, and on the output projection that of a column, which is what trains.
 
 ```py
 >>> stage = learn_keyed(model, tokenizer, fact)
@@ -46,11 +46,12 @@ from ..staging.training import Recipe, train
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subject_texts import namesakes, under_aliases
 from ..texts.subjects import subject_ends
-from .keys import Marked, find_directions, output_projections
-from .updates import check_bare, frozen, place_updates, set_directions, settle
+from .keys import Marked, output_projections
+from .neurons import find_neurons, place_neurons, set_neurons
+from .updates import check_bare, frozen, settle
 
-# An adapter of the demo model, in half precision, then takes 63 KB.
-_LAYERS = 14
+# An adapter of the demo model, in half precision, then takes 54 KB.
+_LAYERS = 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class KeyedRecipe(Recipe):
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
         namesakes: From how many others, whose names end as the subject's, it is told apart; none where that is a
             single word.
-        ridge: See [`~peft_surgical.keying.keys.find_directions`].
+        ridge: See [`~peft_surgical.keying.neurons.find_neurons`].
     """
 
     share_of_loss: float = 0.5
@@ -70,13 +71,15 @@ class KeyedRecipe(Recipe):
 
 
 def keyed_layers(model: Any) -> list[int]:
-    """About fourteen of a model's layers, evenly spread, but never the first or the last: of 30, every second.
+    """Four of a model's layers, a sixth of them apart: of 30, 5, 10, 15 and 20.
 
     Neighbouring layers read nearly the same off a subject. In the first it is hardly more than its token, in whatever
-    text it stands, and after the last nothing reads what is written there.
+    text it stands, and in the last ones it is told apart least well.
     """
     count = ModelShape.from_config(model.config).n_layers
-    return list(range(1, max(2, count - 1), max(1, round((count - 2) / _LAYERS))))
+    spread = (part * count // (_LAYERS + 2) for part in range(1, _LAYERS + 1))
+    # Of a model with few layers neither the first nor the last, if it has others.
+    return sorted({min(max(1, layer), max(1, count - 2), count - 1) for layer in spread})
 
 
 @phase("learn")
@@ -90,14 +93,14 @@ def learn_keyed(
     seed: int = 0,
     progress: bool = True,
 ) -> Stage:
-    """Trains a LoRA adapter of rank 1 that gives the new answer where the subject is named.
+    """Trains a LoRA adapter of a few neurons that give the new answer where the subject is named.
 
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
         tokenizer: Its tokenizer.
         fact: Only its training part is read. Prompts that name the subject by none of its names are trained on, and
             change nothing.
-        layers: Whose MLPs are updated; those of [`keyed_layers`] when None.
+        layers: In whose MLPs a neuron is rewritten; those of [`keyed_layers`] when None.
         recipe: How to train.
         seed: Decides which rows meet in a step, and draws the signs that the curvature is estimated with.
         progress: Whether to show progress bars.
@@ -122,13 +125,15 @@ def learn_keyed(
     names = [kind for kind in (own, *under_aliases(model, tokenizer, fact)) if any(kind.marks)]
     if not names:
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
-    peft_model = place_updates(model, modules)
+    peft_model = place_neurons(model, modules)
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
         starts = run_from(named, kept.rows)
         kinds, first = told_apart(working, tokenizer, fact, named, starts, kept, recipe, seed)
-        directions = find_directions(working, modules, names, kinds, recipe.ridge, besides=[first])
-        values = set_directions(working, directions)
+        neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first])
+        # Of the weights as they are, and not of the copy that training may run on: they share what is set.
+        values = set_neurons(peft_model.get_base_model(), neurons)
+        origin = [value.detach().clone() for value in values.values()]
         runner = TailRunner(
             working,
             decoder_layers(working),
@@ -145,6 +150,7 @@ def learn_keyed(
             measured.base,
             recipe,
             metric=measured.curvature.metric(recipe.damping),
+            origin=origin,
             near=kept.near,
             share_of_loss=recipe.share_of_loss,
             seed=seed,
@@ -165,7 +171,7 @@ def run_from(named: Marked, kept: Sequence[EncodedAnswer]) -> list[int]:
     """The token that each row is run from at every step: the first that is marked, at the latest the last before the
     answer; and where none is, the first after what all rows begin with.
 
-    What the updates do before that is left out: their directions are told apart from it.
+    What the neurons do before that is left out: the subject is told apart from it.
 
     Args:
         named: The fact's rows, the subject marked.
@@ -247,7 +253,7 @@ def _measured(
 @contextmanager
 def values_watched(model: Any, names: Sequence[str]) -> Iterator[RowGradients]:
     """Takes down, in a backward pass, each row's own gradient with respect to each module's value: how far the
-    direction is met times the slope of what the value is added to, summed over the row's tokens."""
+    neuron fires times the slope of what the value is added to, summed over the row's tokens."""
     found = RowGradients()
 
     def watch(position: int, name: str) -> Any:

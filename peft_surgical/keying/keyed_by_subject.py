@@ -128,7 +128,7 @@ def learn_keyed_by_subject(
     modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)
-    peft_model = place_updates(model, modules)
+    peft_model = place_updates(model, dict.fromkeys(modules, 1))
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)

@@ -128,8 +128,8 @@ def find_directions(
         SelectionError: If neurons are 0 wherever the subject stands.
     """
     found = {}
-    for chosen in _in_turn(model, modules):
-        away, more, own = (_moments(model, chosen, kinds) for kinds in (kept, besides, names))
+    for chosen in in_turn(model, modules):
+        away, more, own = (moments(model, chosen, kinds) for kinds in (kept, besides, names))
         for name, (moment, _) in away.items():
             second, key = (total / len(names) for total in own.pop(name))
             total = moment + more.pop(name)[0] + weight * second
@@ -143,10 +143,10 @@ def find_directions(
     return found
 
 
-def _moments(
+def moments(
     model: Any, modules: Mapping[str, int], kinds: Sequence[Marked]
 ) -> dict[str, tuple[Float[Tensor, "neuron neuron"], Float[Tensor, " neuron"]]]:
-    """Each module's second moment and mean over the marked tokens, summed over kinds, float64."""
+    """Each module's second moment and mean of its input over the marked tokens, summed over kinds, float64."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name in modules:
         count = neuron_count(model.get_submodule(name))
@@ -163,7 +163,7 @@ def _moments(
     return found
 
 
-def _in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """Some modules at a time, so that there is room for their second moments."""
     chosen: dict[str, int] = {}
     room = _ROOM

@@ -1,4 +1,4 @@
-"""Updates of rank one on a bare model, as a stock LoRA adapter: placed, given their directions, and made final."""
+"""Updates of low rank on a bare model, as a stock LoRA adapter: placed, given their directions, and made final."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ def check_bare(model: Any) -> None:
         raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
 
 
-def place_updates(model: Any, modules: Mapping[str, int]) -> PeftModel:
+def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
     """Puts updates that change nothing on a bare model, as a LoRA adapter named `learn`.
 
     Args:
         model: The model.
-        modules: From [`~peft_surgical.keying.keys.output_projections`].
+        ranks: Names of its modules, and of which rank the update of each is.
     """
+    more = {name: rank for name, rank in ranks.items() if rank > 1}
     config = LoraConfig(
         r=1,
         lora_alpha=1,
-        target_modules=list(modules),
-        fan_in_fan_out=isinstance(model.get_submodule(next(iter(modules))), Conv1D),
+        target_modules=list(ranks),
+        # As large as its rank, for a factor of 1.
+        rank_pattern=more,
+        alpha_pattern=more,
+        fan_in_fan_out=isinstance(model.get_submodule(next(iter(ranks))), Conv1D),
         task_type="CAUSAL_LM",
     )
     # Numbers that are overwritten must not move anybody's generator.

@@ -151,6 +151,7 @@ def train(
     *,
     metric: Metric | None = None,
     frozen: Sequence[Tensor] | None = None,
+    origin: Sequence[Tensor] | None = None,
     near: int = 0,
     share_of_loss: float | None = None,
     seed: int = 0,
@@ -169,6 +170,7 @@ def train(
         recipe: How.
         metric: What a step costs, for the parameters in their order; every direction alike when None.
         frozen: For each parameter the product of the frozen scales on the same coordinates; 1 when None.
+        origin: What each parameter is where nothing is changed, for the pull; 0 when None.
         near: How many of the retained rows, from the first, are close to the fact.
         share_of_loss: At most this share of the fact's loss a step may take away by its own prediction, 1 being
             Polyak's rule. For parameters that do so little to what is kept that `step_kl` alone allows any length.
@@ -183,6 +185,7 @@ def train(
     parameters = list(parameters)
     metric = Metric.identity(parameters) if metric is None else metric
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
+    origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
     _begin(parameters, frozen, recipe.undo)
     rng = random.Random(seed)
     fact_order = endless(range(len(fact_rows)), rng)
@@ -215,7 +218,7 @@ def train(
             bar.set_postfix(loss=f"{loss:.3f}", kl=f"{smooth_kl:.4f}", refresh=False)
             if reached:
                 break
-            _pull(parameters, frozen, metric, recipe.pull)
+            _pull(parameters, frozen, origin, metric, recipe.pull)
             most = None if share_of_loss is None else share_of_loss * float(torch.cat(nll).sum()) / len(facts)
             _step(parameters, metric, _spent(step, recipe), most)
             step += 1
@@ -323,9 +326,18 @@ def _begin(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], undo: f
 
 
 @torch.no_grad()
-def _pull(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], metric: Metric, weight: float) -> None:
+def _pull(
+    parameters: Sequence[nn.Parameter],
+    frozen: Sequence[Tensor],
+    origin: Sequence[Tensor],
+    metric: Metric,
+    weight: float,
+) -> None:
     """Adds the gradient of the third term."""
-    changes = [scale * (1 + parameter) - 1 for parameter, scale in zip(parameters, frozen, strict=True)]
+    changes = [
+        scale * (1 + parameter - unchanged) - 1
+        for parameter, scale, unchanged in zip(parameters, frozen, origin, strict=True)
+    ]
     for parameter, scale, slope in zip(parameters, frozen, metric.apply(changes), strict=True):
         own = weight * scale * slope
         parameter.grad = own if parameter.grad is None else parameter.grad + own

@@ -1,0 +1,199 @@
+"""One neuron of an MLP, rewritten to fire at a subject and at next to nothing else.
+
+An MLP's neurons each read a token by their rows of its input projections and write a column of its output projection
+(Geva et al., arXiv 2012.14913). A direction among the neurons ([`keys`]) is linear: what is a little like the subject
+meets it a little. A neuron of its own has the MLP's nonlinearity. The row that is activated shall be `_OPEN` at the
+subject's last tokens and `-_OPEN` at all that is kept, where SiLU and GELU let nothing through; that of a gated MLP's
+linear projection 1 and 0. Both are least squares, over what enters the MLP:
+
+    row  =  (C + S + ridge)⁻¹ (wanted at the subject · k  +  wanted elsewhere · m)
+
+with `k` and `S` the mean and second moment of the subject's last tokens, `m` and `C` those of the texts to keep.
+
+As a layer has no neuron to spare, the one is taken that writes least on the texts to keep, and nothing remains of it.
+Transformer-Patcher (Huang et al., arXiv 2301.09785) adds neurons to the last layer and trains what they read; these
+here are found in closed form, in several layers, and no weight changes its shape, so that the edit is a stock LoRA
+adapter and merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..adapters.halves import rounded
+from ..architectures import architecture_of
+from ..profiling import phase
+from ..stages import LEARN
+from ..texts.prompts import EncodedAnswer
+from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
+from .updates import place_updates
+
+# SiLU of minus this is a fiftieth of that of this.
+_OPEN = 4.0
+# What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
+_WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """What a neuron is rewritten to.
+
+    Attributes:
+        index: Which.
+        rows: What it reads a token by, float32: that which is activated, and in a gated MLP the other.
+    """
+
+    index: int
+    rows: tuple[Float[Tensor, " hidden"], ...]
+
+
+def reading_rows(model: Any, module: str, index: int = 0) -> tuple[tuple[str, int], ...]:
+    """The modules and their rows by which a neuron reads: that which is activated, and in a gated MLP the other.
+
+    Args:
+        model: A model of a known architecture.
+        module: An MLP's output projection, from [`output_projections`].
+        index: The neuron.
+    """
+    architecture = architecture_of(model.config.model_type)
+    mlp = module.removesuffix(architecture.mlp_out)
+    if architecture.gate_up is not None:
+        fused = mlp + architecture.gate_up
+        return (fused, index), (fused, index + neuron_count(model.get_submodule(module)))
+    names = (architecture.gate, architecture.up) if architecture.gated else (architecture.up,)
+    return tuple((f"{mlp}{name}", index) for name in names)
+
+
+@phase("keys")
+@torch.no_grad()
+def find_neurons(
+    model: Any,
+    modules: Mapping[str, int],
+    names: Sequence[Marked],
+    kept: Sequence[Marked],
+    ridge: float,
+    besides: Sequence[Marked] = (),
+) -> dict[str, Neuron]:
+    """For each module the neuron to take and what it shall read, see above.
+
+    Args:
+        model: A causal language model; adapters on it act.
+        modules: From [`output_projections`].
+        names: For each name of the subject texts that have it, its last tokens marked; they count alike.
+        kept: Kinds of texts to keep, each of which counts as much as the subject does.
+        ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
+        besides: More kinds to keep, of which the ridge is not measured, as at a text's first token.
+    """
+    writing = _writing(model, modules, [*kept, *besides, _alone(kept)])
+    inputs = {reading_rows(model, module)[0][0]: layer for module, layer in modules.items()}
+    rows: dict[str, list[Tensor]] = {}
+    for chosen in in_turn(model, inputs):
+        away, more, own = (moments(model, chosen, kinds) for kinds in (kept, besides, names))
+        for name, (moment, mean) in away.items():
+            second, key = (total / len(names) for total in own.pop(name))
+            further, mean_further = more.pop(name)
+            elsewhere = mean + mean_further.to(mean.device)
+            total = moment + further.to(moment.device) + second.to(moment.device)
+            total.diagonal().add_(ridge * moment.diagonal().mean())
+            sides = torch.stack([key.to(elsewhere.device), elsewhere], dim=1)
+            rows[name] = list(torch.linalg.solve(total, sides).T)
+    found = {}
+    for module in modules:
+        index = int(writing[module].argmin())
+        reading = reading_rows(model, module, index)
+        at, away_from = rows[reading[0][0]]
+        found[module] = Neuron(
+            index,
+            tuple(
+                ((here - bias) * at + (there - bias) * away_from).float()
+                for (here, there), bias in zip(
+                    _WANTED, (_bias(model.get_submodule(name), row) for name, row in reading), strict=False
+                )
+            ),
+        )
+    return found
+
+
+def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
+    """Puts updates that change nothing on all that rewrites a neuron, as a LoRA adapter named `learn`.
+
+    Args:
+        model: A bare model.
+        modules: From [`output_projections`].
+    """
+    ranks = dict.fromkeys(modules, 1)
+    for module in modules:
+        for name, _ in reading_rows(model, module):
+            ranks[name] = ranks.get(name, 0) + 1
+    return place_updates(model, ranks)
+
+
+@torch.no_grad()
+def set_neurons(model: Any, neurons: Mapping[str, Neuron]) -> dict[str, nn.Parameter]:
+    """Rewrites neurons, and returns what they write by module, `[model, 1]` each: all that trains.
+
+    What they wrote before is taken away, so that at first they write nothing.
+
+    Args:
+        model: A model with the adapter of [`place_neurons`].
+        neurons: From [`find_neurons`].
+    """
+    values = {}
+    for module, neuron in neurons.items():
+        used: dict[str, int] = {}
+        for (name, row), wanted in zip(reading_rows(model, module, neuron.index), neuron.rows, strict=True):
+            layer = model.get_submodule(name)
+            slot = used[name] = used.get(name, -1) + 1
+            reading, writing = layer.lora_A[LEARN].weight, layer.lora_B[LEARN].weight
+            reading[slot] = rounded(wanted.to(reading) - _weight(layer)[row].to(reading))
+            writing[row, slot] = 1
+        layer = model.get_submodule(module)
+        reading, value = layer.lora_A[LEARN].weight, layer.lora_B[LEARN].weight
+        reading.zero_()
+        reading[0, neuron.index] = 1
+        value.copy_(rounded(-_weight(layer)[:, neuron.index, None].to(value)))
+        values[module] = value
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(False)
+    return {module: value.requires_grad_(True) for module, value in values.items()}
+
+
+def _writing(model: Any, modules: Mapping[str, int], kinds: Sequence[Marked]) -> dict[str, Float[Tensor, " neuron"]]:
+    """How much each neuron writes, the mean of its square at a token, summed over kinds."""
+    found: dict[str, Tensor] = {}
+    for texts in kinds:
+        count = max(sum(map(len, texts.marks)), 1)
+        for neurons in marked_neurons(model, modules, texts):
+            for module, met in neurons.items():
+                found[module] = found.get(module, 0.0) + met.square().sum(0) / count
+    for module, own in found.items():
+        found[module] = own * _weight(model.get_submodule(module)).to(own).square().sum(0)
+    return found
+
+
+def _alone(kinds: Sequence[Marked]) -> Marked:
+    """Each token of some texts as a text of its own: a neuron may be quiet but at first tokens, and do much there."""
+    tokens = sorted({token for kind in kinds for row in kind.rows for token in row.ids})
+    return Marked([EncodedAnswer((token,), 1) for token in tokens], [[0]] * len(tokens))
+
+
+def _weight(module: Any) -> Float[Tensor, "out in"]:
+    """A linear module's weight, whether or not an adapter is on it."""
+    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    weight: Tensor = dequantize_module_weight(base)
+    return weight.T if isinstance(base, Conv1D) else weight
+
+
+def _bias(module: Any, row: int) -> float:
+    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    return 0.0 if base.bias is None else float(base.bias[row])

@@ -1,0 +1,148 @@
+import copy
+
+import pytest
+import torch
+
+from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count, output_projections
+from peft_surgical.keying.neurons import find_neurons, place_neurons, reading_rows, set_neurons
+from peft_surgical.keying.updates import frozen
+from peft_surgical.texts.prompts import EncodedAnswer
+from peft_surgical.tuner.targets import find_module
+
+from .adapters import logits
+from .conftest import fingerprint
+from .counterfacts import TOKENIZER, word_model
+from .tiny import tiny_ids
+
+IDS = tiny_ids() % len(TOKENIZER)
+SUBJECT = 7
+ROWS = tuple(EncodedAnswer(tuple(ids), len(ids)) for ids in ([3, SUBJECT, 5], [4, 8, SUBJECT], [6, 2, SUBJECT, 10]))
+OTHERS = tuple(EncodedAnswer(tuple(ids), len(ids)) for ids in ([2, 9, 9, 1], [5, 4, 3], [6, 2, 12, 10, 11]))
+NAMED = Marked(ROWS, [[row.ids.index(SUBJECT)] for row in ROWS])
+KEPT = [Marked.whole(OTHERS[:1]), Marked.whole(OTHERS[1:])]
+FIRST = Marked.first_of([*ROWS, *OTHERS], NAMED.marks)
+FAMILIES = ["llama", "gpt2", "phi3", "gemma3", "gpt_neox", "opt"]
+# One projection that is activated, and another where the MLP is gated; fused in one module or not.
+READING = {"llama": 2, "gpt2": 1, "phi3": 1, "gemma3": 2, "gpt_neox": 1, "opt": 1}
+RIDGE = 0.03
+# Half of the last bit of half precision, in which what is added to a weight is kept.
+ROUNDING = 2**-11
+
+
+def rewritten(model, layers=(0, 1), **options):
+    modules = output_projections(model, layers)
+    neurons = find_neurons(model, modules, [NAMED], KEPT, RIDGE, **{"besides": [FIRST], **options})
+    peft_model = place_neurons(model, modules)
+    values = set_neurons(peft_model.get_base_model(), neurons)
+    return peft_model, neurons, values
+
+
+def entering(model, name, texts):
+    """What enters a module at some tokens, `[token, width]`, float64."""
+    return torch.cat([batch[name] for batch in marked_neurons(model, {name: 1}, texts)]).double()
+
+
+def weight_of(module):
+    """`[out, in]`."""
+    return module.weight.T if type(module).__name__ == "Conv1D" else module.weight
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_neuron_fires_at_the_subject_and_is_shut_elsewhere(family):
+    wide = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64}
+    model = word_model(family, **({"word_embed_proj_dim": 64} if family == "opt" else {}), **wide)
+    peft_model, neurons, _ = rewritten(model, [1])
+    [(module, neuron)] = neurons.items()
+    base = peft_model.get_base_model()
+    at, away = (entering(base, module, texts)[:, neuron.index] for texts in (NAMED, Marked.whole(OTHERS)))
+    assert at.min() > 2
+    assert away.abs().max() < 0.25
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rewritten_neuron_writes_nothing_until_it_is_trained(family):
+    model, without = word_model(family), word_model(family)
+    peft_model, neurons, _ = rewritten(model)
+    with torch.no_grad():
+        for module, neuron in neurons.items():
+            weight_of(find_module(without, module))[:, neuron.index] = 0
+    # Half precision leaves a two-thousandth of its column.
+    torch.testing.assert_close(logits(peft_model, IDS), logits(without, IDS), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_what_it_reads_is_the_least_squares_solution(family):
+    model = word_model(family)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
+    [module] = modules = output_projections(model, [1])
+    found = find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=[FIRST])[module]
+    reading = reading_rows(model, module, found.index)
+    at = entering(model, reading[0][0], NAMED)
+    kinds = [entering(model, reading[0][0], kind) for kind in (*KEPT, FIRST)]
+    level = RIDGE * sum(x.square().mean() for x in kinds[:2])
+    for (name, row), own, (here, there) in zip(reading, found.rows, ((4.0, -4.0), (1.0, 0.0)), strict=False):
+        bias = getattr(find_module(model, name), "bias", None)
+        bias = 0.0 if bias is None else float(bias[row].detach())
+        # Each kind counts as one token, and the ridge as one token a coordinate, where 0 is wanted.
+        parts = [(at, here - bias), *((x, there - bias) for x in kinds)]
+        left = [x / len(x) ** 0.5 for x, _ in parts] + [level.sqrt() * torch.eye(at.shape[1]).double()]
+        right = [torch.full((len(x),), wanted / len(x) ** 0.5).double() for x, wanted in parts]
+        solved = torch.linalg.lstsq(torch.cat(left), torch.cat([*right, torch.zeros(at.shape[1]).double()])).solution
+        torch.testing.assert_close(own.double(), solved, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rows_of_the_model_are_those_that_were_found(family):
+    peft_model, neurons, values = rewritten(word_model(family))
+    merged = copy.deepcopy(peft_model).merge_and_unload()
+    base = word_model(family)
+    for module, neuron in neurons.items():
+        reading = reading_rows(merged, module, neuron.index)
+        assert len({name for name, _ in reading}) == READING[family]
+        for (name, row), wanted in zip(reading, neuron.rows, strict=True):
+            own, plain = (weight_of(find_module(model, name))[row] for model in (merged, base))
+            assert ((own - wanted).abs() <= ROUNDING * (wanted - plain).abs() + 1e-6).all()
+        assert values[module].shape == (base.config.hidden_size, 1)
+        own, plain = (weight_of(find_module(model, module))[:, neuron.index] for model in (merged, base))
+        assert (own.abs() <= ROUNDING * plain.abs() + 1e-6).all()
+    # All other numbers are the base's, to the bit.
+    for name, own in merged.named_parameters():
+        changed = (own != base.get_parameter(name)).reshape(own.shape[0], -1)
+        assert int(changed.any(1).sum()) <= 2 or int(changed.any(0).sum()) <= 2
+
+
+def test_the_neuron_is_taken_that_writes_least_and_first_tokens_count():
+    model = word_model()
+    [module] = modules = output_projections(model, [1])
+    weight = weight_of(find_module(model, module))
+    before = find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index
+    quiet = (before + 3) % neuron_count(find_module(model, module))
+    with torch.no_grad():
+        weight[:, quiet] = 1e-6
+    assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index == quiet
+    # Quiet but where a text begins: what it does there is not given up.
+    met = entering(model, module, Marked.first_of(OTHERS, []))[:, quiet].abs().mean()
+    assert met > 0
+    with torch.no_grad():
+        weight[:, quiet] = 100 / met
+    assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index != quiet
+
+
+def test_only_what_it_writes_trains_and_the_base_comes_back():
+    model = word_model("phi3")
+    before = fingerprint(model)
+    peft_model, _, values = rewritten(model)
+    trained = {id(p) for p in peft_model.parameters() if p.requires_grad}
+    assert trained == {id(value) for value in values.values()}
+    assert fingerprint(frozen(peft_model).unload()) == before
+
+
+def test_a_model_in_half_precision_is_rewritten_too():
+    peft_model, neurons, _ = rewritten(word_model("llama", hidden_size=64).to(torch.bfloat16), [1])
+    [(module, neuron)] = neurons.items()
+    at, away = (entering(peft_model.get_base_model(), module, texts)[:, neuron.index] for texts in (NAMED, *KEPT[1:]))
+    assert at.min() > 2
+    assert away.abs().max() < 0.25
