@@ -1,17 +1,19 @@
-"""How far held-out prompts meet the directions that keyed edits read a subject off by, and how far controls do.
+"""How far held-out prompts meet what keyed edits read a subject off by, and how far controls do.
 
     python -m benchmarks.keys examples/facts/france_capital.yaml --model demo
 
-For each fact and some layers: the mean, standard deviation and least of `a·k` at the subject's last tokens of the
-held-out prompts, and the root of its mean square at all tokens of the controls but the first; for the direction that
-`edit-keyed` takes and for ROME's, which leaves the subject's own second moment out. Nothing is trained. Prints a
-Markdown table and, as its last line, JSON.
+For each fact and some layers: the mean, standard deviation and least at the subject's last tokens of the held-out
+prompts, and the root of the mean square and the largest at all tokens of the controls but the first, of how far the
+neuron fires that `edit-keyed` rewrites, as a multiple of its mean over the training prompts, and of `a·k` for two
+directions among the neurons that there are: the one that `learn --keyed` takes, told apart from what `edit-keyed` is
+told apart from, and ROME's, which leaves the subject's own second moment out. Nothing is trained. Prints a Markdown
+table and, as its last line, JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,20 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.keying.keyed import KeyedRecipe, named_by_any, run_from, told_apart
-from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, output_projections
+from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, neuron_count, output_projections
+from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
 from peft_surgical.stages import training_prompts
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.texts.subjects import subject_ends
 
-KINDS = {"edit-keyed": 1.0, "ROME's": 0.0}
-"""What the direction is called, and the weight of the subject's own second moment in it."""
+NEURON = "neuron"
+KINDS = {"direction": 1.0, "ROME's direction": 0.0}
+"""What a direction is called, and the weight of the subject's own second moment in it."""
 
 
 def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None, seed: int) -> list[dict[str, Any]]:
-    """A row a layer and kind of direction.
+    """A row a layer and kind of reading.
 
     Args:
         model: The base.
@@ -52,23 +56,48 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     rows = []
     for kind, weight in KINDS.items():
         directions = find_directions(model, modules, [own], kinds, recipe.ridge, weight=weight, besides=[first])
-        at, away = (
-            {name: torch.cat([batch[name] for batch in batches]) @ found.vector for name, found in directions.items()}
-            for batches in (list(marked_neurons(model, modules, texts)) for texts in (asked, controls))
-        )
-        rows += [
-            {
-                "layer": layer,
-                "direction": kind,
-                "mean": float(at[name].mean()),
-                "deviation": float(at[name].std()),
-                "least": float(at[name].min()),
-                "n": len(at[name]),
-                "controls": float(away[name].square().mean().sqrt()),
-            }
-            for name, layer in modules.items()
-        ]
+        vectors = {name: found.vector for name, found in directions.items()}
+        rows += _rows(model, modules, kind, vectors, asked, controls)
+    neurons = find_neurons(model, modules, [own], kinds, recipe.ridge, besides=[first])
+    peft_model = place_neurons(model, modules)
+    base = peft_model.get_base_model()
+    set_neurons(base, neurons)
+    vectors = {}
+    fired = [*marked_neurons(base, modules, own)]
+    for name, neuron in neurons.items():
+        vectors[name] = torch.zeros(neuron_count(base.get_submodule(name)))
+        vectors[name][neuron.index] = 1 / torch.cat([batch[name][:, neuron.index] for batch in fired]).mean()
+    rows += _rows(base, modules, NEURON, vectors, asked, controls)
+    peft_model.unload()
     return sorted(rows, key=lambda row: row["layer"])
+
+
+def _rows(
+    model: Any,
+    modules: Mapping[str, int],
+    kind: str,
+    vectors: Mapping[str, torch.Tensor],
+    asked: Marked,
+    controls: Marked,
+) -> list[dict[str, Any]]:
+    """What a vector a module makes of the neurons."""
+    at, away = (
+        {name: torch.cat([batch[name] for batch in batches]) @ vector for name, vector in vectors.items()}
+        for batches in (list(marked_neurons(model, modules, texts)) for texts in (asked, controls))
+    )
+    return [
+        {
+            "layer": layer,
+            "kind": kind,
+            "mean": float(at[name].mean()),
+            "deviation": float(at[name].std()),
+            "least": float(at[name].min()),
+            "n": len(at[name]),
+            "controls": float(away[name].square().mean().sqrt()),
+            "most": float(away[name].abs().max()),
+        }
+        for name, layer in modules.items()
+    ]
 
 
 def _named(tokenizer: Any, fact: ps.Fact, prompts: Sequence[str]) -> Marked:
@@ -93,13 +122,13 @@ def main(facts: tuple[Path, ...], model: str, layers: tuple[int, ...], seed: int
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     click.echo(
-        "| Fact | layer | direction | mean | standard deviation | least | N | controls, rms |\n" + "|---" * 8 + "|"
+        "| Fact | layer | what | mean | standard deviation | least | N | controls, rms | most |\n" + "|---" * 9 + "|"
     )
     for name, rows in found.items():
         for row in rows:
             figures = " | ".join(f"{row[key]:.2f}" for key in ("mean", "deviation", "least"))
-            where = f"{name} | {row['layer']} | {row['direction']}"
-            click.echo(f"| {where} | {figures} | {row['n']} | {row['controls']:.3f} |")
+            where = f"{name} | {row['layer']} | {row['kind']}"
+            click.echo(f"| {where} | {figures} | {row['n']} | {row['controls']:.3f} | {row['most']:.2f} |")
     click.echo(json.dumps(found))
 
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from benchmarks.keys import main, met
 from peft_surgical.keying.keys import find_directions, output_projections
 
+from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
 
@@ -28,7 +29,11 @@ def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
     monkeypatch.setattr("benchmarks.keys.find_directions", watched)
     model = word_model()
     rows = met(model, TOKENIZER, FACT, [1], 0)
-    assert [(row["layer"], row["direction"]) for row in rows] == [(1, "edit-keyed"), (1, "ROME's")]
+    assert [(row["layer"], row["kind"]) for row in rows] == [
+        (1, "direction"),
+        (1, "ROME's direction"),
+        (1, "neuron"),
+    ]
     [name] = output_projections(model, [1])
     # The subject's last token of each held-out prompt that names it, read by hand.
     neurons = []
@@ -41,11 +46,20 @@ def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
             places.append(words.index("france"))
     handle.remove()
     keys = torch.stack([own[at] for own, at in zip(neurons, places, strict=True)])
-    for row, weight in zip(rows, (1.0, 0.0), strict=True):
+    for row, weight in zip(rows[:2], (1.0, 0.0), strict=True):
         by_hand = keys @ seen[weight]
         assert row["n"] == len(keys) > 0
         torch.testing.assert_close(row["mean"], float(by_hand.mean()), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(row["least"], float(by_hand.min()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_neuron_fires_at_held_out_prompts_and_less_at_controls():
+    model = word_model(hidden_size=64, intermediate_size=128)
+    before = fingerprint(model)
+    *_, row = met(model, TOKENIZER, FACT, [1], 0)
+    assert 0.5 < row["least"] <= row["mean"]
+    assert row["controls"] <= row["most"] < 0.2
+    assert fingerprint(model) == before
 
 
 def test_the_command_prints_a_table_and_json(tmp_path, model_folder):
@@ -54,8 +68,8 @@ def test_the_command_prints_a_table_and_json(tmp_path, model_folder):
     result = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "0", "--layer", "1"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert len(lines) == 2 + 4 + 1
-    assert [row["layer"] for row in json.loads(lines[-1])["fact.yaml"]] == [0, 0, 1, 1]
+    assert len(lines) == 2 + 6 + 1
+    assert [row["layer"] for row in json.loads(lines[-1])["fact.yaml"]] == [0, 0, 0, 1, 1, 1]
     wrong = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "9"])
     assert wrong.exit_code == 1
     assert "no layer 9" in wrong.output

@@ -39,7 +39,7 @@ def test_it_writes_an_adapter_and_the_proof(tmp_path, model_folder, fact_file):
     assert [*report.stages] == ["base", "edited"]
     assert report.selection["components"] == ["L0.mlp", "L1.mlp"]
     assert report.training["learn"]["steps"] == 2
-    assert "LoRA of rank 1" in result.stdout
+    assert "LoRA that stock PEFT loads" in result.stdout
     assert "curvature" in result.stdout
     model, _ = ps.load_model(model_folder, dtype="float32")
     names = {name for name, _ in PeftModel.from_pretrained(model, out / "edit").named_parameters() if "lora_B" in name}

@@ -49,7 +49,7 @@ def test_the_folder_holds_an_adapter_for_stock_peft_and_the_proof(tmp_path):
     card = (out / "edit" / "README.md").read_text()
     assert card.startswith("---\n")
     assert "- lora\n- peft-surgical" in card
-    assert "In the MLP of layer 1 its" in card
+    assert "one neuron in the MLP of layer 1, so that" in card
 
 
 def test_a_full_folder_is_refused_before_anything_is_changed_and_replaced_when_asked(tmp_path):

@@ -32,7 +32,11 @@ def lora(family, folder, **options):
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
+# Of one module more or less than of the others, by name or by pattern.
+OWN = {"rank_pattern": {"layers.0.mlp.down_proj": 4}, "alpha_pattern": {r".*\.1\..*(down|c)_proj": 7}}
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, OWN])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merging_is_pefts_own_merge_and_leaves_the_model(family, options, tmp_path):
     model = lora(family, tmp_path / "lora", **options)
@@ -60,10 +64,9 @@ def test_what_half_precision_loses_is_said(tmp_path):
 
 
 def test_what_is_more_than_two_factors_is_left_to_peft(tmp_path):
-    for name, options in (("dora", {"use_dora": True}), ("ranks", {"rank_pattern": {"down_proj": 1}})):
-        lora("llama", tmp_path / name, **options)
-        with pytest.raises(AdapterError, match="merge_and_unload"):
-            LowRank.load(tmp_path / name)
+    lora("llama", tmp_path / "dora", use_dora=True)
+    with pytest.raises(AdapterError, match="merge_and_unload"):
+        LowRank.load(tmp_path / "dora")
     # An adapter that acts after some tokens only, and one that took its beginning out of the base's weights.
     lora("llama", tmp_path / "lora")
     config = tmp_path / "lora" / "adapter_config.json"
@@ -102,6 +105,10 @@ def test_a_damaged_folder_is_one_sentence(tmp_path):
     for alpha in (None, True, "3"):
         config.write_text(json.dumps({**whole, "lora_alpha": alpha}))
         with pytest.raises(AdapterError, match=r"lora_alpha in .* cannot be"):
+            LowRank.load(tmp_path / "lora")
+    for own in ([3], {"(": 2}, "mlp"):
+        config.write_text(json.dumps({**whole, "alpha_pattern": own}))
+        with pytest.raises(AdapterError, match=r"alpha_pattern in .* cannot be"):
             LowRank.load(tmp_path / "lora")
     config.write_text(json.dumps(whole))
     first = next(key for key in tensors if "lora_B" in key)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
+from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ..errors import AdapterError, brief
@@ -20,8 +22,6 @@ from .adapter_files import CONFIG, PREFIX, read_config, read_weights
 KIND = "LORA"
 # What makes of the two factors something else than their product, or lets it act on some tokens only.
 _OTHERWISE = (
-    "rank_pattern",
-    "alpha_pattern",
     "modules_to_save",
     "use_dora",
     "use_qalora",
@@ -71,7 +71,7 @@ class LowRank:
             first, second = tensors.pop(key), tensors.pop(key.replace(".lora_A.weight", ".lora_B.weight"), None)
             if second is None or first.ndim != 2 or second.ndim != 2 or len(first) != second.shape[1]:
                 raise AdapterError(f"{path} does not hold two factors of one rank for {name}.")
-            factors[name] = (first, _scaling(path, config, len(first)) * second)
+            factors[name] = (first, _scaling(path, config, name, len(first)) * second)
         if tensors or not factors:
             what = f"holds {next(iter(tensors))}" if tensors else "holds no factors"
             raise AdapterError(f"{path} {what}, so it is not merged here; PEFT's merge_and_unload may.")
@@ -83,8 +83,13 @@ class LowRank:
         return second @ first
 
 
-def _scaling(path: Path, config: dict[str, Any], rank: int) -> float:
+def _scaling(path: Path, config: dict[str, Any], module: str, rank: int) -> float:
     alpha = config.get("lora_alpha")
+    own = config.get("alpha_pattern") or {}
+    try:
+        alpha = own.get(get_pattern_key(own, module), alpha)
+    except (AttributeError, TypeError, re.error):
+        raise AdapterError(f"alpha_pattern in {path / CONFIG} cannot be {brief(own)}.") from None
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise AdapterError(f"lora_alpha in {path / CONFIG} cannot be {brief(alpha)}.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -14,7 +14,7 @@ from .loading import load
 from .terminal import on_interrupt, print_json, print_result, this_command
 
 _FILES = (
-    ("edit/", "the adapter, LoRA of rank 1 that stock PEFT loads"),
+    ("edit/", "the adapter, LoRA that stock PEFT loads"),
     ("report.json, report.html", "every figure and every answer"),
 )
 
@@ -28,7 +28,7 @@ _FILES = (
     "layers",
     multiple=True,
     type=click.IntRange(min=0),
-    help="Update this layer's MLP; may be repeated.  [default: about 14, evenly spread, not the first or last]",
+    help="Rewrite a neuron of this layer's MLP; may be repeated.  [default: 4, evenly spread over two thirds]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes.")
@@ -62,8 +62,8 @@ def edit_keyed(
 
     Kept more of other facts than `edit` on seven of nine facts measured, and changes little where the subject has a
     name that is not among the fact's `aliases`: after an edit of France without any, the capital of "the French" is
-    what it was. Writes a LoRA adapter of rank 1, whose updates act at the subject's tokens and next to nothing
-    elsewhere, instead of (IA)^3 scales; nothing is localized.
+    what it was. Writes a LoRA adapter that rewrites one neuron in each of four layers, so that it fires at the
+    subject's tokens and next to nowhere else, instead of (IA)^3 scales; nothing is localized.
 
     \b
     Example:

@@ -1,5 +1,6 @@
-"""Facts written under their subject's own keys, by updates of rank one.
+"""Facts written under their subject's own keys.
 
-`keys` finds the directions that read a subject off, `updates` puts them on a model. `keyed` trains a fact file's
-prompts so and `keyed_by_subject` one sentence; `keyed_files` saves what they made.
+`keyed` trains a fact file's prompts, by neurons that fire at the subject, which `neurons` finds and rewrites;
+`keyed_by_subject` trains one sentence, by an update of rank one along a direction that reads the subject off, which
+`keys` finds. `updates` puts either on a model as LoRA, `keyed_files` saves what they made.
 """
