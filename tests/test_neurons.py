@@ -3,10 +3,13 @@ import copy
 import pytest
 import torch
 
+import peft_surgical as ps
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count, output_projections
 from peft_surgical.keying.neurons import find_neurons, place_neurons, reading_rows, set_neurons
 from peft_surgical.keying.updates import frozen
-from peft_surgical.texts.prompts import EncodedAnswer
+from peft_surgical.texts.prompts import EncodedAnswer, encode_answer, swap_subject
+from peft_surgical.texts.subjects import subject_ends
+from peft_surgical.texts.wording import variants
 from peft_surgical.tuner.targets import find_module
 
 from .adapters import logits
@@ -146,3 +149,38 @@ def test_a_model_in_half_precision_is_rewritten_too():
     at, away = (entering(peft_model.get_base_model(), module, texts)[:, neuron.index] for texts in (NAMED, *KEPT[1:]))
     assert at.min() > 2
     assert away.abs().max() < 0.25
+
+
+@pytest.mark.real
+def test_wordings_that_were_not_among_those_fitted_fire_and_other_countries_do_not(demo):
+    model, tokenizer = demo
+    fact = ps.Fact.from_file("examples/facts/france_capital.yaml")
+    [module] = modules = output_projections(model, [10])
+
+    def named(prompts, subject):
+        rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
+        return Marked(rows, subject_ends(tokenizer, prompts, subject, rows))
+
+    others = [swap_subject(prompt, "France", "Italy") for prompt in fact.prompts]
+    kept = [Marked.whole([encode_answer(tokenizer, text, "I do not know.") for text in (*fact.retain, *others)])]
+    neuron = find_neurons(model, modules, [named(variants(fact.prompts), "France")], kept, RIDGE)[module]
+    peft_model = place_neurons(model, modules)
+    try:
+        base = peft_model.get_base_model()
+        set_neurons(base, {module: neuron})
+        asked = [prompt for prompt in fact.held_out if "France" in prompt]
+        unseen = [swap_subject(prompt, "France", "Norway") for prompt in asked]
+        at, away = (
+            torch.cat([b[module] for b in marked_neurons(peft_model.get_base_model(), modules, texts)])[
+                :, neuron.index
+            ]
+            for texts in (named(asked, "France"), named(unseen, "Norway"))
+        )
+    finally:
+        peft_model.unload()
+    full = torch.nn.functional.silu(torch.tensor(4.0))
+    assert at.mean() > 0.8 * full
+    assert at.min() > 0.4 * full
+    # A direction's mean there is up to a fifth of what it is at the subject.
+    assert away.abs().mean() < 0.05 * full
+    assert away.abs().max() < 0.4 * at.min()

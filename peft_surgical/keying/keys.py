@@ -144,16 +144,31 @@ def find_directions(
 
 
 def moments(
-    model: Any, modules: Mapping[str, int], kinds: Sequence[Marked]
+    model: Any,
+    modules: Mapping[str, int],
+    kinds: Sequence[Marked],
+    further: Mapping[str, int] | None = None,
+    squares: dict[str, Tensor] | None = None,
 ) -> dict[str, tuple[Float[Tensor, "neuron neuron"], Float[Tensor, " neuron"]]]:
-    """Each module's second moment and mean of its input over the marked tokens, summed over kinds, float64."""
+    """Each module's second moment and mean of its input over the marked tokens, summed over kinds, float64.
+
+    Args:
+        model: As for [`marked_neurons`].
+        modules: As for [`marked_neurons`].
+        kinds: Texts.
+        further: More modules, of which the mean of squares alone is wanted; read in the same passes.
+        squares: Gets that added.
+    """
+    further, squares = further or {}, {} if squares is None else squares
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name in modules:
         count = neuron_count(model.get_submodule(name))
         found[name] = (torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
     for texts in kinds:
         share = 1 / max(sum(map(len, texts.marks)), 1)
-        for neurons in marked_neurons(model, modules, texts):
+        for neurons in marked_neurons(model, {**modules, **further}, texts):
+            for name in further:
+                squares[name] = share * neurons.pop(name).square().sum(0) + squares.get(name, 0.0)
             for name, met in neurons.items():
                 # Apple's GPUs have no float64.
                 met = met.cpu() if met.device.type == "mps" else met

@@ -34,7 +34,7 @@ from ..architectures import architecture_of
 from ..profiling import phase
 from ..stages import LEARN
 from ..texts.prompts import EncodedAnswer
-from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
+from .keys import Marked, in_turn, moments, neuron_count
 from .updates import place_updates
 
 # SiLU of minus this is a fiftieth of that of this.
@@ -93,11 +93,14 @@ def find_neurons(
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
         besides: More kinds to keep, of which the ridge is not measured, as at a text's first token.
     """
-    writing = _writing(model, modules, [*kept, *besides, _alone(kept)])
-    inputs = {reading_rows(model, module)[0][0]: layer for module, layer in modules.items()}
+    inputs = {reading_rows(model, module)[0][0]: module for module in modules}
     rows: dict[str, list[Tensor]] = {}
-    for chosen in in_turn(model, inputs):
-        away, more, own = (moments(model, chosen, kinds) for kinds in (kept, besides, names))
+    squares: dict[str, Tensor] = {}
+    for chosen in in_turn(model, {name: modules[module] for name, module in inputs.items()}):
+        watched = {inputs[name]: layer for name, layer in chosen.items()}
+        away, more = (moments(model, chosen, kinds, watched, squares) for kinds in (kept, besides))
+        own = moments(model, chosen, names)
+        moments(model, {}, [_alone(kept)], watched, squares)
         for name, (moment, mean) in away.items():
             second, key = (total / len(names) for total in own.pop(name))
             further, mean_further = more.pop(name)
@@ -108,7 +111,8 @@ def find_neurons(
             rows[name] = list(torch.linalg.solve(total, sides).T)
     found = {}
     for module in modules:
-        index = int(writing[module].argmin())
+        writes = _weight(model.get_submodule(module)).to(squares[module]).square().sum(0)
+        index = int((squares[module] * writes).argmin())
         reading = reading_rows(model, module, index)
         at, away_from = rows[reading[0][0]]
         found[module] = Neuron(
@@ -166,19 +170,6 @@ def set_neurons(model: Any, neurons: Mapping[str, Neuron]) -> dict[str, nn.Param
         if "lora_" in name:
             parameter.requires_grad_(False)
     return {module: value.requires_grad_(True) for module, value in values.items()}
-
-
-def _writing(model: Any, modules: Mapping[str, int], kinds: Sequence[Marked]) -> dict[str, Float[Tensor, " neuron"]]:
-    """How much each neuron writes, the mean of its square at a token, summed over kinds."""
-    found: dict[str, Tensor] = {}
-    for texts in kinds:
-        count = max(sum(map(len, texts.marks)), 1)
-        for neurons in marked_neurons(model, modules, texts):
-            for module, met in neurons.items():
-                found[module] = found.get(module, 0.0) + met.square().sum(0) / count
-    for module, own in found.items():
-        found[module] = own * _weight(model.get_submodule(module)).to(own).square().sum(0)
-    return found
 
 
 def _alone(kinds: Sequence[Marked]) -> Marked:
