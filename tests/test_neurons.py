@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import peft_surgical as ps
+from peft_surgical.errors import SelectionError
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count, output_projections
 from peft_surgical.keying.neurons import find_neurons, place_neurons, reading_rows, set_neurons
 from peft_surgical.keying.updates import frozen
@@ -132,6 +133,13 @@ def test_the_neuron_is_taken_that_writes_least_and_first_tokens_count():
     with torch.no_grad():
         weight[:, quiet] = 100 / met
     assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index != quiet
+
+
+def test_a_subject_that_is_everywhere_is_refused():
+    model = word_model()
+    modules = output_projections(model, [1])
+    with pytest.raises(SelectionError, match=r"no neuron of model\.layers\.1\.mlp\.down_proj can be made to fire"):
+        find_neurons(model, modules, [Marked.whole(OTHERS)], [*KEPT, Marked.whole(OTHERS)], RIDGE)
 
 
 def test_only_what_it_writes_trains_and_the_base_comes_back():

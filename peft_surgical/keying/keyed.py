@@ -111,7 +111,7 @@ def learn_keyed(
     Raises:
         AdapterError: If the model has adapters already.
         FactError: If no prompt names the subject, by any of its names.
-        SelectionError: If the model has no such layer.
+        SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: If a prompt is too long for the model, its logits are not finite, or it is spread over processes.
         ArchitectureError: If the model's architecture is not known.
     """

@@ -31,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..adapters.halves import rounded
 from ..architectures import architecture_of
+from ..errors import SelectionError
 from ..profiling import phase
 from ..stages import LEARN
 from ..texts.prompts import EncodedAnswer
@@ -92,38 +93,33 @@ def find_neurons(
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
         besides: More kinds to keep, of which the ridge is not measured, as at a text's first token.
+
+    Raises:
+        SelectionError: If what enters an MLP at the subject is too much like what enters it elsewhere.
     """
     inputs = {reading_rows(model, module)[0][0]: module for module in modules}
-    rows: dict[str, list[Tensor]] = {}
-    squares: dict[str, Tensor] = {}
+    found: dict[str, Neuron] = {}
     for chosen in in_turn(model, {name: modules[module] for name, module in inputs.items()}):
         watched = {inputs[name]: layer for name, layer in chosen.items()}
+        squares: dict[str, Tensor] = {}
         away, more = (moments(model, chosen, kinds, watched, squares) for kinds in (kept, besides))
         own = moments(model, chosen, names)
         moments(model, {}, [_alone(kept)], watched, squares)
         for name, (moment, mean) in away.items():
-            second, key = (total / len(names) for total in own.pop(name))
-            further, mean_further = more.pop(name)
-            elsewhere = mean + mean_further.to(mean.device)
-            total = moment + further.to(moment.device) + second.to(moment.device)
+            module = inputs[name]
+            second, key = (total.to(mean.device) / len(names) for total in own.pop(name))
+            further, mean_further = (total.to(mean.device) for total in more.pop(name))
+            total = moment + further + second
             total.diagonal().add_(ridge * moment.diagonal().mean())
-            sides = torch.stack([key.to(elsewhere.device), elsewhere], dim=1)
-            rows[name] = list(torch.linalg.solve(total, sides).T)
-    found = {}
-    for module in modules:
-        writes = _weight(model.get_submodule(module)).to(squares[module]).square().sum(0)
-        index = int((squares[module] * writes).argmin())
-        reading = reading_rows(model, module, index)
-        at, away_from = rows[reading[0][0]]
-        found[module] = Neuron(
-            index,
-            tuple(
-                ((here - bias) * at + (there - bias) * away_from).float()
-                for (here, there), bias in zip(
-                    _WANTED, (_bias(model.get_submodule(name), row) for name, row in reading), strict=False
-                )
-            ),
-        )
+            at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
+            index = int((squares[module] * _lengths(model.get_submodule(module)).to(squares[module])).argmin())
+            rows = []
+            for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):
+                bias = _bias(model.get_submodule(reading), row)
+                rows.append(((here - bias) * at + (there - bias) * elsewhere).float())
+                if not rows[-1].double() @ key + bias > 0:
+                    raise SelectionError(f"no neuron of {module} can be made to fire at the subject alone.")
+            found[module] = Neuron(index, tuple(rows))
     return found
 
 
@@ -183,6 +179,11 @@ def _weight(module: Any) -> Float[Tensor, "out in"]:
     base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     weight: Tensor = dequantize_module_weight(base)
     return weight.T if isinstance(base, Conv1D) else weight
+
+
+def _lengths(module: Any) -> Float[Tensor, " in"]:
+    """The squared length of what each input of a module writes."""
+    return _weight(module).float().square().sum(0)
 
 
 def _bias(module: Any, row: int) -> float:
