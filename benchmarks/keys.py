@@ -13,7 +13,8 @@ table and, as its last line, JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neuron
 from peft_surgical.stages import training_prompts
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
+from peft_surgical.texts.subject_texts import under_aliases
 from peft_surgical.texts.subjects import subject_ends
 
 NEURON = "neuron"
@@ -53,23 +55,32 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     named = named_by_any(tokenizer, fact.training, prompts, own)
     starts = run_from(named, kept.rows)
     kinds, first = told_apart(model, tokenizer, fact.training, named, starts, kept, recipe, seed)
+    names = [texts for texts in (own, *under_aliases(model, tokenizer, fact.training)) if any(texts.marks)]
     rows = []
     for kind, weight in KINDS.items():
-        directions = find_directions(model, modules, [own], kinds, recipe.ridge, weight=weight, besides=[first])
+        directions = find_directions(model, modules, names, kinds, recipe.ridge, weight=weight, besides=[first])
         vectors = {name: found.vector for name, found in directions.items()}
         rows += _rows(model, modules, kind, vectors, asked, controls)
-    neurons = find_neurons(model, modules, [own], kinds, recipe.ridge, besides=[first])
+    neurons = find_neurons(model, modules, names, kinds, recipe.ridge, besides=[first])
     peft_model = place_neurons(model, modules)
-    base = peft_model.get_base_model()
-    set_neurons(base, neurons)
-    vectors = {}
-    fired = [*marked_neurons(base, modules, own)]
-    for name, neuron in neurons.items():
-        vectors[name] = torch.zeros(neuron_count(base.get_submodule(name)))
-        vectors[name][neuron.index] = 1 / torch.cat([batch[name][:, neuron.index] for batch in fired]).mean()
-    rows += _rows(base, modules, NEURON, vectors, asked, controls)
-    peft_model.unload()
+    with taken_off(peft_model) as base:
+        set_neurons(base, neurons)
+        fired = [*marked_neurons(base, modules, own)]
+        vectors = {}
+        for name, neuron in neurons.items():
+            vectors[name] = torch.zeros(neuron_count(base.get_submodule(name)))
+            vectors[name][neuron.index] = 1 / torch.cat([batch[name][:, neuron.index] for batch in fired]).mean()
+        rows += _rows(base, modules, NEURON, vectors, asked, controls)
     return sorted(rows, key=lambda row: row["layer"])
+
+
+@contextmanager
+def taken_off(peft_model: Any) -> Iterator[Any]:
+    """The base, which is as it was afterwards."""
+    try:
+        yield peft_model.get_base_model()
+    finally:
+        peft_model.unload()
 
 
 def _rows(

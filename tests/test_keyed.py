@@ -21,6 +21,7 @@ from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, se
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer, span
+from peft_surgical.tuner.targets import find_module
 
 from .adapters import logits, loss
 from .conftest import fingerprint
@@ -244,7 +245,15 @@ def test_training_in_another_dtype_trains_the_same_parameters():
     assert stage.record.compute_dtype == "bfloat16"
     for (name, own), other in zip(stage.model.named_parameters(), plain.model.parameters(), strict=True):
         assert own.dtype == torch.float32
-        if "lora_" in name:
+        if "down_proj.lora_B" in name:
+            # What trains, less what it began with: the neuron's own column, taken away.
+            layer = find_module(stage.model.get_base_model(), name.split("base_model.model.")[-1].split(".lora_B")[0])
+            [index] = layer.lora_A["learn"].weight[0].nonzero()
+            began = -layer.get_base_layer().weight[:, index]
+            assert torch.nn.functional.cosine_similarity((own - began)[:, 0], (other - began)[:, 0], dim=0) > 0.98
+        elif "lora_B" in name:
+            assert torch.equal(own, other)
+        elif "lora_A" in name:
             assert torch.nn.functional.cosine_similarity(own.flatten(), other.flatten(), dim=0) > 0.98
 
 
@@ -291,7 +300,7 @@ def test_neurons_of_a_few_layers_are_rewritten_unless_some_are_named():
         assert {int(name.partition(".layers.")[2].partition(".")[0]) for name in named} == wanted
 
 
-def test_what_cannot_be_used_leaves_no_adapter():
+def test_what_cannot_be_used_leaves_no_adapter(monkeypatch):
     model = word_model()
     before = fingerprint(model)
     for error, match, options in (
@@ -302,5 +311,22 @@ def test_what_cannot_be_used_leaves_no_adapter():
         with pytest.raises(error, match=match):
             taught(model=model, **options)
     assert fingerprint(model) == before
-    with pytest.raises(AdapterError, match="takes a bare model"):
-        taught(model=taught().model)
+    # Found out when the adapter is in its place already.
+    monkeypatch.setattr("peft_surgical.keying.keyed.find_neurons", refused)
+    with pytest.raises(SelectionError, match="not elsewhere"):
+        taught(model=model)
+    assert fingerprint(model) == before
+    monkeypatch.undo()
+    stage = taught()
+    for adapted in (stage.model, stage.model.get_base_model()):
+        with pytest.raises(AdapterError, match="takes a bare model"):
+            taught(model=adapted)
+    for name in ("down_proj", "gate_proj"):
+        model = word_model()
+        getattr(model.model.layers[1].mlp, name).weight = torch.nn.Parameter(torch.ones(1, dtype=torch.int8), False)
+        with pytest.raises(ModelError, match=f"{name} has no weights at hand .* quantized or offloaded"):
+            taught(model=model, layers=[1])
+
+
+def refused(*_, **__):
+    raise SelectionError("no neuron can be made to fire at the subject and not elsewhere.")

@@ -106,7 +106,7 @@ def test_a_damaged_folder_is_one_sentence(tmp_path):
         config.write_text(json.dumps({**whole, "lora_alpha": alpha}))
         with pytest.raises(AdapterError, match=r"lora_alpha in .* cannot be"):
             LowRank.load(tmp_path / "lora")
-    for own in ([3], {"(": 2}, "mlp"):
+    for own in ([3], {"(": 2}, "mlp", {"down_proj": "x"}):
         config.write_text(json.dumps({**whole, "alpha_pattern": own}))
         with pytest.raises(AdapterError, match=r"alpha_pattern in .* cannot be"):
             LowRank.load(tmp_path / "lora")

@@ -84,14 +84,17 @@ class LowRank:
 
 
 def _scaling(path: Path, config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = config.get("lora_alpha")
+    key, alpha = "lora_alpha", config.get("lora_alpha")
     own = config.get("alpha_pattern") or {}
     try:
-        alpha = own.get(get_pattern_key(own, module), alpha)
+        # As PEFT reads it: the first pattern that the module's name ends with.
+        pattern = get_pattern_key(own.keys(), module)
+        if pattern in own:
+            key, alpha = "alpha_pattern", own[pattern]
     except (AttributeError, TypeError, re.error):
         raise AdapterError(f"alpha_pattern in {path / CONFIG} cannot be {brief(own)}.") from None
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(f"lora_alpha in {path / CONFIG} cannot be {brief(alpha)}.")
+        raise AdapterError(f"{key} in {path / CONFIG} cannot be {brief(alpha)}.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 

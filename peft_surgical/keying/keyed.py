@@ -3,9 +3,9 @@
 A scale acts on every token alike. A neuron that is rewritten to fire at the subject ([`neurons`]) adds what it writes,
 its value, there and next to nothing elsewhere. ROME (arXiv 2202.05262) writes one key and value into one layer, and
 MEMIT (arXiv 2210.07229) into several, from a value that one sentence gives. Here the values of all layers are trained
-together on all of a fact's prompts, held to the base's answers on what the stages of `edit` keep, with their loop,
-loss and metric. On what is kept a value does so little that the metric alone would allow steps of any length, so they
-have a second bound, by the loss.
+together on all of a fact's prompts, with the loop, loss and metric of the stages of `edit`. On what those keep they are
+held to what the base answers without the few neurons that are taken, which is nearly the same. There a value does so
+little that the metric alone would allow steps of any length, so they have a second bound, by the loss.
 
 The neurons are a stock LoRA adapter of rank 1 (2 where one module is a gated MLP's whole input): on the input
 projections the difference of a row, frozen, and on the output projection that of a column, which is what trains.
@@ -48,7 +48,7 @@ from ..texts.subject_texts import namesakes, under_aliases
 from ..texts.subjects import subject_ends
 from .keys import Marked, output_projections
 from .neurons import find_neurons, place_neurons, set_neurons
-from .updates import check_bare, frozen, settle
+from .updates import check_bare, frozen, settle, taken_off_on_failure
 
 # An adapter of the demo model, in half precision, then takes 54 KB.
 _LAYERS = 4
@@ -112,7 +112,8 @@ def learn_keyed(
         AdapterError: If the model has adapters already.
         FactError: If no prompt names the subject, by any of its names.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
-        ModelError: If a prompt is too long for the model, its logits are not finite, or it is spread over processes.
+        ModelError: If a prompt is too long for the model, its logits are not finite, its weights are quantized or
+            offloaded, or it is spread over processes.
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or KeyedRecipe(), fact.training
@@ -126,7 +127,11 @@ def learn_keyed(
     if not names:
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     peft_model = place_neurons(model, modules)
-    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+    with (
+        taken_off_on_failure(peft_model),
+        denormals_flushed(),
+        computing(peft_model, recipe.compute_dtype) as working,
+    ):
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
         starts = run_from(named, kept.rows)
         kinds, first = told_apart(working, tokenizer, fact, named, starts, kept, recipe, seed)
@@ -232,7 +237,7 @@ def _measured(
     seed: int,
     progress: bool,
 ) -> Measured:
-    """What a change of the values costs on what is kept, and the base's distributions there."""
+    """What a change of the values costs on what is kept, and the distributions there before any."""
     sample = partial(sample_curvature, runner, [*values.values()])
     options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
     kinds = (range(kept.near), range(kept.near, len(kept.rows)))

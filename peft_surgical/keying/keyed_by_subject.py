@@ -2,7 +2,7 @@
 
 As [`learn_by_subject`] does, it reads one sentence, behind a few beginnings, and holds to nothing what the base
 answers: what a change does elsewhere is known from the neurons alone. There scales move, at each token, what is
-everywhere; here updates of rank one ([`keyed`]) move it in so far as the neurons point along a direction that reads
+everywhere; here updates of rank one ([`keys`]) move it in so far as the neurons point along a direction that reads
 the subject's key, so that there is little to hold. A step is as long as takes away a share of the loss, but moves the
 subject's residual stream by no more than a part of its length. Of several layers those move more whose directions are
 met less elsewhere.
@@ -38,7 +38,7 @@ from ..texts.prompts import EncodedAnswer
 from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
 from ..texts.subjects import subject_ends
 from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
-from .updates import check_bare, frozen, place_updates, set_directions, settle
+from .updates import check_bare, frozen, place_updates, set_directions, settle, taken_off_on_failure
 
 # Nothing is divided by less.
 _LEAST = 1e-12
@@ -129,7 +129,11 @@ def learn_keyed_by_subject(
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)
     peft_model = place_updates(model, dict.fromkeys(modules, 1))
-    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+    with (
+        taken_off_on_failure(peft_model),
+        denormals_flushed(),
+        computing(peft_model, recipe.compute_dtype) as working,
+    ):
         kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)
         names = [subject, *under_aliases(working, tokenizer, company)]

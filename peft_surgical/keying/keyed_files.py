@@ -61,10 +61,11 @@ def _card(config: Any, layers: list[int], neurons: bool) -> str:
         else f"In the {where} its `A` reads off how far a token is the subject of one fact, and its `B` is added by"
         " that much, which is next to nothing elsewhere."
     )
+    rank = max([config.r, *config.rank_pattern.values()])
     parts = [
         card_header(base, config.task_type, "lora"),
         "# A keyed edit",
-        f"A LoRA adapter of rank {config.r} for {base or 'the base model'}. {what}",
+        f"A LoRA adapter of rank {rank} for {base or 'the base model'}. {what}",
         USE,
     ]
     return "\n\n".join(parts) + "\n"

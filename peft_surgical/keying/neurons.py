@@ -8,7 +8,8 @@ linear projection 1 and 0. Both are least squares, over what enters the MLP:
 
     row  =  (C + S + ridge)⁻¹ (wanted at the subject · k  +  wanted elsewhere · m)
 
-with `k` and `S` the mean and second moment of the subject's last tokens, `m` and `C` those of the texts to keep.
+with `k` and `S` the mean and second moment of the subject's last tokens, `m` and `C` those of the texts to keep, and
+what is wanted less the row's bias where there is one.
 
 As a layer has no neuron to spare, the one is taken that writes least on the texts to keep, and nothing remains of it.
 Transformer-Patcher (Huang et al., arXiv 2301.09785) adds neurons to the last layer and trains what they read; these
@@ -25,14 +26,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.halves import rounded
 from ..architectures import architecture_of
-from ..errors import SelectionError
+from ..errors import ModelError, SelectionError
 from ..profiling import phase
+from ..running.sharing import by_main
 from ..stages import LEARN
 from ..texts.prompts import EncodedAnswer
 from .keys import Marked, in_turn, moments, neuron_count
@@ -42,6 +43,7 @@ from .updates import place_updates
 _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def reading_rows(model: Any, module: str, index: int = 0) -> tuple[tuple[str, in
 
     Args:
         model: A model of a known architecture.
-        module: An MLP's output projection, from [`output_projections`].
+        module: An MLP's output projection, from [`~peft_surgical.keying.keys.output_projections`].
         index: The neuron.
     """
     architecture = architecture_of(model.config.model_type)
@@ -88,7 +90,7 @@ def find_neurons(
 
     Args:
         model: A causal language model; adapters on it act.
-        modules: From [`output_projections`].
+        modules: From [`~peft_surgical.keying.keys.output_projections`].
         names: For each name of the subject texts that have it, its last tokens marked; they count alike.
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
@@ -112,13 +114,17 @@ def find_neurons(
             total = moment + further + second
             total.diagonal().add_(ridge * moment.diagonal().mean())
             at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
-            index = int((squares[module] * _lengths(model.get_submodule(module)).to(squares[module])).argmin())
+            writing = squares[module] * _lengths(model.get_submodule(module)).to(squares[module])
+            # Of two that write alike, sums that are rounded otherwise may choose either.
+            index = by_main(lambda writing=writing: int(writing.argmin()))
             rows = []
             for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):
                 bias = _bias(model.get_submodule(reading), row)
                 rows.append(((here - bias) * at + (there - bias) * elsewhere).float())
-                if not rows[-1].double() @ key + bias > 0:
-                    raise SelectionError(f"no neuron of {module} can be made to fire at the subject alone.")
+                if not rows[-1].double() @ key + bias > here / 2:
+                    raise SelectionError(
+                        f"no neuron of {module} can be made to fire at the subject and not elsewhere."
+                    )
             found[module] = Neuron(index, tuple(rows))
     return found
 
@@ -128,10 +134,19 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
 
     Args:
         model: A bare model.
-        modules: From [`output_projections`].
+        modules: From [`~peft_surgical.keying.keys.output_projections`].
+
+    Raises:
+        ModelError: If its weights are quantized or offloaded.
     """
     ranks = dict.fromkeys(modules, 1)
     for module in modules:
+        for name in (module, *(name for name, _ in reading_rows(model, module))):
+            weight = model.get_submodule(name).weight
+            if weight.dtype not in _PLAIN or weight.device.type == "meta":
+                raise ModelError(
+                    f"{name} has no weights at hand to rewrite a neuron: they are quantized or offloaded."
+                )
         for name, _ in reading_rows(model, module):
             ranks[name] = ranks.get(name, 0) + 1
     return place_updates(model, ranks)
@@ -177,7 +192,7 @@ def _alone(kinds: Sequence[Marked]) -> Marked:
 def _weight(module: Any) -> Float[Tensor, "out in"]:
     """A linear module's weight, whether or not an adapter is on it."""
     base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-    weight: Tensor = dequantize_module_weight(base)
+    weight: Tensor = base.weight
     return weight.T if isinstance(base, Conv1D) else weight
 
 
