@@ -3,9 +3,9 @@
 A scale acts on every token alike. A neuron that is rewritten to fire at the subject ([`neurons`]) adds what it writes,
 its value, there and next to nothing elsewhere. ROME (arXiv 2202.05262) writes one key and value into one layer, and
 MEMIT (arXiv 2210.07229) into several, from a value that one sentence gives. Here the values of all layers are trained
-together on all of a fact's prompts, with the loop, loss and metric of the stages of `edit`. On what those keep they are
-held to what the base answers without the few neurons that are taken, which is nearly the same. There a value does so
-little that the metric alone would allow steps of any length, so they have a second bound, by the loss.
+together on all of a fact's prompts, with the loop, loss and metric of the stages of `edit`. On what those keep they
+are held to what the base answers without the few neurons that are taken, which is nearly the same. There a value does
+so little that the metric alone would allow steps of any length, so they have a second bound, by the loss.
 
 The neurons are a stock LoRA adapter of rank 1 (2 where one module is a gated MLP's whole input): on the input
 projections the difference of a row, frozen, and on the output projection that of a column, which is what trains.

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,15 +117,13 @@ def find_neurons(
             at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
             writing = squares[module] * _lengths(model.get_submodule(module)).to(squares[module])
             # Of two that write alike, sums that are rounded otherwise may choose either.
-            index = by_main(lambda writing=writing: int(writing.argmin()))
+            index = by_main(partial(_quietest, writing))
             rows = []
             for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):
                 bias = _bias(model.get_submodule(reading), row)
                 rows.append(((here - bias) * at + (there - bias) * elsewhere).float())
                 if not rows[-1].double() @ key + bias > here / 2:
-                    raise SelectionError(
-                        f"no neuron of {module} can be made to fire at the subject and not elsewhere."
-                    )
+                    raise SelectionError(f"no neuron of {module} can be made to fire at the subject alone.")
             found[module] = Neuron(index, tuple(rows))
     return found
 
@@ -144,9 +143,7 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
         for name in (module, *(name for name, _ in reading_rows(model, module))):
             weight = model.get_submodule(name).weight
             if weight.dtype not in _PLAIN or weight.device.type == "meta":
-                raise ModelError(
-                    f"{name} has no weights at hand to rewrite a neuron: they are quantized or offloaded."
-                )
+                raise ModelError(f"{name} has no weights at hand to be rewritten: they are quantized or offloaded.")
         for name, _ in reading_rows(model, module):
             ranks[name] = ranks.get(name, 0) + 1
     return place_updates(model, ranks)
@@ -199,6 +196,10 @@ def _weight(module: Any) -> Float[Tensor, "out in"]:
 def _lengths(module: Any) -> Float[Tensor, " in"]:
     """The squared length of what each input of a module writes."""
     return _weight(module).float().square().sum(0)
+
+
+def _quietest(writing: Float[Tensor, " neuron"]) -> int:
+    return int(writing.argmin())
 
 
 def _bias(module: Any, row: int) -> float:
