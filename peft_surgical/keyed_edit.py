@@ -1,6 +1,6 @@
-"""All of an edit by keyed updates: learn, save, evaluate, and the files that prove it.
+"""All of a keyed edit: learn, save, evaluate, and the files that prove it.
 
-Nothing is localized and nothing unlearned first: the updates act where the subject is named, in layers that are known
+Nothing is localized and nothing unlearned first: neurons fire where the subject is named, in layers that are known
 before. Each file is complete or absent, as for [`edit`].
 """
 
@@ -63,7 +63,7 @@ def edit_keyed(
         OutputError: If `out` is not empty and `overwrite` is false.
         AdapterError: If the model has adapters already.
         FactError: If no prompt names the subject.
-        SelectionError: If the model has no such layer.
+        SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: As for [`learn_keyed`].
     """
     recipe = recipe or KeyedRecipe()

@@ -1,4 +1,4 @@
-"""Updates of rank one that are keyed to the subject, trained as the stages of `edit` are."""
+"""Neurons that fire at the subject, trained as the stages of `edit` are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Keyed(Staged):
     """One stage.
 
     Attributes:
-        layers: Whose MLPs are updated; the default ones when None.
+        layers: In whose MLPs a neuron is rewritten; the default ones when None.
     """
 
     name: ClassVar[str] = "keyed"

@@ -28,7 +28,7 @@ _FILES = (
     "layers",
     multiple=True,
     type=click.IntRange(min=0),
-    help="Rewrite a neuron of this layer's MLP; may be repeated.  [default: 4, evenly spread over two thirds]",
+    help="Rewrite a neuron of this layer's MLP; may be repeated.  [default: 4, a sixth of the layers apart]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes.")

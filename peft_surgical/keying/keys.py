@@ -195,7 +195,7 @@ def in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
 
 
 def neuron_count(module: nn.Module) -> int:
-    """How many neurons an output projection reads, whether or not an adapter is on it.
+    """How many numbers a linear module reads, of an output projection the neurons, whether or not an adapter is on it.
 
     Raises:
         SelectionError: If it is not linear.
@@ -209,13 +209,13 @@ def neuron_count(module: nn.Module) -> int:
 def marked_neurons(
     model: Any, modules: Mapping[str, int], texts: Marked
 ) -> Iterator[dict[str, Float[Tensor, "marked neuron"]]]:
-    """What enters some MLPs' output projections at some tokens, a batch of rows at a time, float32.
+    """What enters some modules of decoder layers at some tokens, a batch of rows at a time, float32.
 
     Layers above the last of them are not run.
 
     Args:
         model: A causal language model.
-        modules: From [`output_projections`].
+        modules: Names of linear modules, such as [`output_projections`], and their layers.
         texts: What is read, at the marks.
     """
     seen: dict[str, Tensor] = {}
