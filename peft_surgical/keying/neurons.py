@@ -122,8 +122,8 @@ def find_neurons(
             for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):
                 bias = _bias(model.get_submodule(reading), row)
                 rows.append(((here - bias) * at + (there - bias) * elsewhere).float())
-                if not rows[-1].double() @ key + bias > here / 2:
-                    raise SelectionError(f"no neuron of {module} can be made to fire at the subject alone.")
+                if not rows[-1].double() @ key + bias > 0:
+                    raise SelectionError(f"what {module} gets at the subject is too much like what it gets elsewhere.")
             found[module] = Neuron(index, tuple(rows))
     return found
 
