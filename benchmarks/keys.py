@@ -13,8 +13,7 @@ table and, as its last line, JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.texts.subject_texts import under_aliases
 from peft_surgical.texts.subjects import subject_ends
+
+from .baselines.restoring import adapters_taken_off
 
 NEURON = "neuron"
 KINDS = {"direction": 1.0, "ROME's direction": 0.0}
@@ -62,8 +63,8 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
         vectors = {name: found.vector for name, found in directions.items()}
         rows += _rows(model, modules, kind, vectors, asked, controls)
     neurons = find_neurons(model, modules, names, kinds, recipe.ridge, besides=[first])
-    peft_model = place_neurons(model, modules)
-    with taken_off(peft_model) as base:
+    with adapters_taken_off(model):
+        base = place_neurons(model, modules).get_base_model()
         set_neurons(base, neurons)
         fired = [*marked_neurons(base, modules, own)]
         vectors = {}
@@ -72,15 +73,6 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
             vectors[name][neuron.index] = 1 / torch.cat([batch[name][:, neuron.index] for batch in fired]).mean()
         rows += _rows(base, modules, NEURON, vectors, asked, controls)
     return sorted(rows, key=lambda row: row["layer"])
-
-
-@contextmanager
-def taken_off(peft_model: Any) -> Iterator[Any]:
-    """The base, which is as it was afterwards."""
-    try:
-        yield peft_model.get_base_model()
-    finally:
-        peft_model.unload()
 
 
 def _rows(

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -140,11 +141,12 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
     """
     ranks = dict.fromkeys(modules, 1)
     for module in modules:
-        for name in (module, *(name for name, _ in reading_rows(model, module))):
+        reading = [name for name, _ in reading_rows(model, module)]
+        for name in (module, *reading):
             weight = model.get_submodule(name).weight
             if weight.dtype not in _PLAIN or weight.device.type == "meta":
                 raise ModelError(f"{name} has no weights at hand to be rewritten: they are quantized or offloaded.")
-        for name, _ in reading_rows(model, module):
+        for name in reading:
             ranks[name] = ranks.get(name, 0) + 1
     return place_updates(model, ranks)
 
@@ -188,7 +190,7 @@ def _alone(kinds: Sequence[Marked]) -> Marked:
 
 def _weight(module: Any) -> Float[Tensor, "out in"]:
     """A linear module's weight, whether or not an adapter is on it."""
-    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    base = _base(module)
     weight: Tensor = base.weight
     return weight.T if isinstance(base, Conv1D) else weight
 
@@ -203,5 +205,9 @@ def _quietest(writing: Float[Tensor, " neuron"]) -> int:
 
 
 def _bias(module: Any, row: int) -> float:
-    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-    return 0.0 if base.bias is None else float(base.bias[row])
+    bias = _base(module).bias
+    return 0.0 if bias is None else float(bias[row])
+
+
+def _base(module: Any) -> Any:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
