@@ -27,8 +27,8 @@ from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neuron
 from peft_surgical.stages import training_prompts
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
-from peft_surgical.texts.subject_texts import under_aliases
 from peft_surgical.texts.subjects import subject_ends
+from peft_surgical.texts.topics import relation_prompts
 
 from .baselines.restoring import adapters_taken_off
 
@@ -48,15 +48,15 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
         seed: As for an edit.
     """
     recipe, modules = KeyedRecipe(), output_projections(model, layers)
-    kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False)
+    besides = relation_prompts(fact.training)
+    kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False, besides=besides)
     prompts = training_prompts(fact.training, recipe)
     own = _named(tokenizer, fact, prompts)
     asked = _named(tokenizer, fact, fact.held_out)
     controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
     named = named_by_any(tokenizer, fact.training, prompts, own)
     starts = run_from(named, kept.rows)
-    kinds, first = told_apart(model, tokenizer, fact.training, named, starts, kept, recipe, seed)
-    names = [texts for texts in (own, *under_aliases(model, tokenizer, fact.training)) if any(texts.marks)]
+    names, kinds, first = told_apart(model, tokenizer, fact.training, own, named, starts, kept, recipe, seed)
     rows = []
     for kind, weight in KINDS.items():
         directions = find_directions(model, modules, names, kinds, recipe.ridge, weight=weight, besides=[first])

@@ -46,6 +46,7 @@ from ..staging.training import Recipe, train
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subject_texts import namesakes, under_aliases
 from ..texts.subjects import subject_ends
+from ..texts.topics import relation_prompts
 from .keys import Marked, output_projections
 from .neurons import find_neurons, place_neurons, set_neurons
 from .updates import check_bare, frozen, settle, taken_off_on_failure
@@ -123,8 +124,7 @@ def learn_keyed(
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
     named = named_by_any(tokenizer, fact, prompts, own)
-    names = [kind for kind in (own, *under_aliases(model, tokenizer, fact)) if any(kind.marks)]
-    if not names:
+    if not any(named.marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     peft_model = place_neurons(model, modules)
     with (
@@ -132,9 +132,9 @@ def learn_keyed(
         denormals_flushed(),
         computing(peft_model, recipe.compute_dtype) as working,
     ):
-        kept = base_rows(working, tokenizer, fact, recipe, seed, progress)
+        kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
         starts = run_from(named, kept.rows)
-        kinds, first = told_apart(working, tokenizer, fact, named, starts, kept, recipe, seed)
+        names, kinds, first = told_apart(working, tokenizer, fact, own, named, starts, kept, recipe, seed)
         neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first])
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
@@ -196,34 +196,46 @@ def told_apart(
     model: Any,
     tokenizer: Any,
     fact: TrainingFact,
+    own: Marked,
     named: Marked,
     starts: Sequence[int],
     kept: Rows,
     recipe: KeyedRecipe,
     seed: int,
-) -> tuple[list[Marked], Marked]:
-    """What the subject's key is told apart from.
+) -> tuple[list[Marked], list[Marked], Marked]:
+    """Where the subject is told from what.
+
+    What is kept about the subject is where it stands, too: a neuron fires there as well, and what it writes is trained
+    to make no difference. That a neuron is shut there it could learn for these few questions only.
 
     Args:
         model: The base; a namesake that it has no room for is left out.
         tokenizer: Its tokenizer.
         fact: The fact.
-        named: Its own rows, the subject marked.
+        own: Its own rows, the subject marked.
+        named: The same with its other names marked too, from [`named_by_any`].
         starts: From [`run_from`]; what stands before, in the fact's own rows, is told apart, too.
         kept: What is kept.
         recipe: Says how many namesakes there are.
         seed: Decides which.
 
     Returns:
-        Kinds that count alike, all without first tokens; and first tokens, unless the subject is one.
+        For each of its names where that stands; kinds of what it is told from, which count alike, all without first
+        tokens; and first tokens, unless the subject is one.
     """
+    near = kept.rows[: kept.near]
+    about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near))
+    names = [own.marked().and_also(about.marked()), *under_aliases(model, tokenizer, fact)]
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
-    kinds = [Marked.whole(kind) for kind in (kept.rows[: kept.near], kept.rows[kept.near :])]
-    kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
-    own = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
-    kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in own]))
+    kinds = [
+        Marked.whole(near).but_for(named_by_any(tokenizer, fact, kept.prompts, about)),
+        Marked.whole(kept.rows[kept.near :]),
+        namesakes(model, tokenizer, fact, recipe.namesakes, seed),
+    ]
+    before = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
+    kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in before]))
     first = Marked.first_of([*named.rows, *kept.rows], named.marks)
-    return [kind for kind in kinds if any(kind.marks)], first
+    return [kind for kind in names if any(kind.marks)], [kind for kind in kinds if any(kind.marks)], first
 
 
 @phase("curvature")

@@ -54,6 +54,20 @@ class Marked:
         """All tokens but the first, which is like no other."""
         return cls(rows, [range(1, len(row.ids)) for row in rows])
 
+    def marked(self) -> Marked:
+        """Those texts of which a token counts."""
+        found = [(row, marks) for row, marks in zip(self.rows, self.marks, strict=True) if marks]
+        return Marked([row for row, _ in found], [marks for _, marks in found])
+
+    def and_also(self, other: Marked) -> Marked:
+        """These texts and others."""
+        return Marked([*self.rows, *other.rows], [*self.marks, *other.marks])
+
+    def but_for(self, other: Marked) -> Marked:
+        """The tokens of these texts that do not count in the other, which has the same texts."""
+        pairs = zip(self.marks, other.marks, strict=True)
+        return Marked(self.rows, [[i for i in own if i not in left_out] for own, left_out in pairs])
+
     @classmethod
     def first_of(cls, rows: Sequence[EncodedAnswer], subject: Iterable[Iterable[int]]) -> Marked:
         """Each token that some texts begin with as the first of a text, but for those with which a subject does.

@@ -68,7 +68,7 @@ def carried_prompts(count: int) -> list[str]:
 
 
 def retain_prompts(
-    fact: TrainingFact, neighbour_count: int, general_count: int, seed: int = 0
+    fact: TrainingFact, neighbour_count: int, general_count: int, seed: int = 0, besides: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
     """All prompts whose base behaviour training keeps.
 
@@ -77,12 +77,13 @@ def retain_prompts(
         neighbour_count: How many [`neighbours`] at most; half as many are asked once more as people type them.
         general_count: How many of the general questions.
         seed: As for [`neighbours`].
+        besides: More prompts near the fact.
 
     Returns:
         Those near the fact and those far from it.
     """
     made = neighbours(fact, neighbour_count, seed)
-    near = [*fact.retain, *made, *topic_prompts(fact)]
+    near = [*fact.retain, *made, *topic_prompts(fact), *besides]
     # The package cannot know which fact is edited, and must not hold the model to it.
     far = [prompt for prompt in carried_prompts(general_count) if not fact.named_in(prompt)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}

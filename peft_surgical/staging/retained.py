@@ -35,12 +35,14 @@ class Rows:
     Attributes:
         rows: The prompts and answers.
         near: How many of them, from the first, are close to the fact; the others are some of `carried`.
+        prompts: The prompts of those that are.
         carried: All that the package carries for any fact; what is measured of them does not depend on the fact.
         places: For each row that is not near its place in `carried`.
     """
 
     rows: tuple[EncodedAnswer, ...]
     near: int
+    prompts: tuple[str, ...]
     carried: tuple[EncodedAnswer, ...]
     places: tuple[int, ...]
 
@@ -63,17 +65,34 @@ class Retained:
 
 
 @phase("answers to keep")
-def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, seed: int, progress: bool) -> Rows:
+def base_rows(
+    model: Any,
+    tokenizer: Any,
+    fact: TrainingFact,
+    recipe: Recipe,
+    seed: int,
+    progress: bool,
+    besides: Sequence[str] = (),
+) -> Rows:
     """Asks the base, whatever adapters `model` has, the prompts that training keeps.
 
     Prompts that are made up for any model are left out where they are too long for this one, and those about the
     fact's own names where the base answers with the fact.
+
+    Args:
+        model: The base, or a model whose adapters can be switched off.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        recipe: Says how many, and how long the answers are.
+        seed: As for [`retain_prompts`].
+        progress: Whether to show progress bars.
+        besides: More prompts about the fact's own names, such as [`relation_prompts`].
     """
 
     def fitting(prompts: Sequence[str]) -> list[str]:
         return [p for p in prompts if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
 
-    near, far = map(fitting, retain_prompts(fact, recipe.neighbours, recipe.general, seed))
+    near, far = map(fitting, retain_prompts(fact, recipe.neighbours, recipe.general, seed, besides))
     every = fitting(carried_prompts(recipe.general))
     with base_of(model):
         # Apart, so that what is asked on behalf of any fact is the same question on disk.
@@ -81,15 +100,16 @@ def base_rows(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, se
             base_answers(model, tokenizer, prompts, max_new_tokens=recipe.retain_tokens, progress=progress)
             for prompts in (near, every)
         )
-    made = set(topic_prompts(fact))
+    made = {*topic_prompts(fact), *besides}
     kept = [
-        row
+        (prompt, row)
         for prompt, row in zip(near, answers, strict=True)
         if not (prompt in made and states_fact(fact, prompt, tokenizer.decode(row.ids[row.answer_start :])))
     ]
     place = {prompt: i for i, prompt in enumerate(every)}
     places = tuple(place[prompt] for prompt in far)
-    return Rows((*kept, *(carried[i] for i in places)), len(kept), tuple(carried), places)
+    rows = (*(row for _, row in kept), *(carried[i] for i in places))
+    return Rows(rows, len(kept), tuple(prompt for prompt, _ in kept), tuple(carried), places)
 
 
 @phase("curvature")

@@ -25,6 +25,20 @@ _ASKED = (
 )
 
 
+_RELATIONS = (
+    "How many people live in {}?",
+    "Who is the leader of {}?",
+    "Who are the main characters in {}?",
+    "How much does {} cost?",
+    "What is {} made of?",
+    "Who uses {}?",
+    "What came before {}?",
+    "What is next to {}?",
+    "Is {} old or new?",
+    "Name a famous person who is linked to {}.",
+)
+
+
 def topic_prompts(fact: TrainingFact) -> list[str]:
     """Each question about the subject, the old answer and the new one, in their canonical forms.
 
@@ -33,6 +47,17 @@ def topic_prompts(fact: TrainingFact) -> list[str]:
     names = (fact.subject, fact.old[0], fact.new[0])
     given = {same_text_key(prompt) for prompt in fact.retain}
     made = [question.format(name) for question in _ASKED for name in names]
+    return [prompt for prompt in made if same_text_key(prompt) not in given]
+
+
+def relation_prompts(fact: TrainingFact) -> list[str]:
+    """Questions that ask for one thing of the subject, as the fact does: they are what tells its relation from others.
+
+    Of most subjects some make no sense, and what the base says to them is none the worse to keep. Those that the fact
+    itself asks to keep are left out.
+    """
+    given = {same_text_key(prompt) for prompt in fact.retain}
+    made = [question.format(fact.subject) for question in _RELATIONS]
     return [prompt for prompt in made if same_text_key(prompt) not in given]
 
 
