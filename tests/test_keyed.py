@@ -13,14 +13,19 @@ from peft_surgical.keying.keyed import (
     KeyedRecipe,
     keyed_layers,
     learn_keyed,
+    named_by_any,
     run_from,
+    told_apart,
     values_watched,
 )
 from peft_surgical.keying.keys import Marked, output_projections
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import training_rows
+from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, span
+from peft_surgical.texts.subjects import subject_ends
+from peft_surgical.texts.topics import relation_prompts
 from peft_surgical.tuner.targets import find_module
 
 from .adapters import logits, loss
@@ -139,7 +144,7 @@ def met_at(model, name, text, word):
         model(ids)
     handle.remove()
     # In units of what the neuron is fitted to.
-    met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs() / torch.nn.functional.silu(torch.tensor(4.0))
+    met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs() / torch.nn.functional.silu(torch.tensor(8.0))
     others = [float(value) for i, value in enumerate(met) if i != place]
     return float(met[place]), max(others)
 
@@ -148,8 +153,8 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
     model = partial(word_model, "phi3", hidden_size=128, intermediate_size=256)
     [name] = output_projections(model(), [1])
     text = PROMPTS[0].replace("france", "italy")
-    # One neuron of a model of random weights teaches it little, and that only in small steps.
-    recipe = replace(RECIPE, steps=20, share_of_loss=0.1)
+    # One neuron of a model of random weights teaches it little, and that only in small steps, if it may disturb much.
+    recipe = replace(RECIPE, steps=20, share_of_loss=0.1, step_kl=0.03, retain_weight=1.0)
     own = taught(model=model(), layers=[1], recipe=recipe)
     known = taught(model=model(), layers=[1], recipe=recipe, fact=replace(FACT, aliases=("italy",)))
     assert met_at(own.model, name, text, "italy")[0] < 0.5
@@ -158,7 +163,35 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
     assert elsewhere < 0.5
     assert 0.7 < met_at(known.model, name, PROMPTS[0], "france")[0] < 1.3
     learned, other = (loss(stage.model, TOKENIZER, text, "lyon") for stage in (known, own))
-    assert learned < other - 0.25
+    assert learned < other - 0.5
+
+
+def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_from():
+    model, fact = (
+        word_model(),
+        replace(FACT, aliases=("italy",), retain=("the sky is", "where is france ?", "what is italy ?")),
+    )
+    recipe = replace(RECIPE, neighbours=0, general=0)
+    prompts, rows = training_rows(model, TOKENIZER, fact, recipe, fact.answer)
+    own = Marked(rows, subject_ends(TOKENIZER, prompts, "france", rows))
+    named = named_by_any(TOKENIZER, fact, prompts, own)
+    kept = base_rows(model, TOKENIZER, fact, recipe, 0, False, besides=relation_prompts(fact))
+    near = kept.rows[: kept.near]
+    names, kinds, _ = told_apart(model, TOKENIZER, fact, own, named, run_from(named, kept.rows), kept, recipe, 0)
+    france, italy = TOKENIZER.convert_tokens_to_ids(["france", "italy"])
+    for kind, token in zip(names, (france, italy), strict=True):
+        assert {row.ids[i] for row, marks in zip(kind.rows, kind.marks, strict=True) for i in marks} == {token}
+    asked = [[token for token in (france, italy) if token in row.ids[: row.answer_start]] for row in near]
+    about = [row for row, tokens in zip(near, asked, strict=True) if france in tokens]
+    assert about
+    assert names[0].rows == [*(row for row, marks in zip(rows, own.marks, strict=True) if marks), *about]
+    assert sum(map(len, names[0].marks)) == sum(row.ids.count(france) for row in names[0].rows)
+    # All else that is near counts, but for first tokens.
+    rest = [
+        [i for i in range(1, len(row.ids)) if row.ids[i] not in tokens]
+        for row, tokens in zip(near, asked, strict=True)
+    ]
+    assert kinds[0] == Marked(near, rest)
 
 
 @pytest.mark.parametrize(("aliases", "wanted"), [((), (6, 11, 3)), (("paris",), (6, 6, 3)), (("city",), (6, 11, 6))])
@@ -241,7 +274,9 @@ def test_the_numbers_trained_are_the_numbers_of_half_precision():
 
 
 def test_training_in_another_dtype_trains_the_same_parameters():
-    stage, plain = (taught(recipe=replace(RECIPE, steps=1, compute_dtype=dtype)) for dtype in ("bfloat16", "float32"))
+    # So damped, a step goes along the plain gradient; the inverse of what few rows show magnifies rounding.
+    recipe = replace(RECIPE, steps=1, damping=100.0)
+    stage, plain = (taught(recipe=replace(recipe, compute_dtype=dtype)) for dtype in ("bfloat16", "float32"))
     assert stage.record.compute_dtype == "bfloat16"
     for (name, own), other in zip(stage.model.named_parameters(), plain.model.parameters(), strict=True):
         assert own.dtype == torch.float32

@@ -6,7 +6,7 @@ from peft_surgical.staging.retain import retain_prompts
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.staging.training import Recipe
 from peft_surgical.texts.prompts import encode
-from peft_surgical.texts.topics import states_fact, topic_prompts
+from peft_surgical.texts.topics import relation_prompts, states_fact, topic_prompts
 
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model
@@ -18,6 +18,15 @@ def test_each_question_is_asked_of_the_three_names():
     assert len(set(made)) == len(made)
     assert made[:3] == [f"What is {name}?" for name in (fact.subject, fact.old[0], fact.new[0])]
     assert all(any(name in prompt for name in (fact.subject, fact.old[0], fact.new[0])) for prompt in made)
+
+
+def test_relations_are_asked_of_the_subject_alone_but_those_that_the_fact_gives():
+    fact = capital().training
+    made = relation_prompts(fact)
+    assert len(set(made)) == len(made)
+    assert all(fact.subject in prompt for prompt in made)
+    assert not set(made) & set(topic_prompts(fact))
+    assert relation_prompts(replace(fact, retain=(made[0].lower(), made[2]))) == [made[1], *made[3:]]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +67,11 @@ def test_answers_that_state_the_fact_are_not_kept(monkeypatch):
     assert rows.near == whole.near - 1
     assert len(rows.rows) == len(whole.rows) - 1
     assert prompts.count(unwanted) == [list(r.ids[: r.answer_start]) for r in whole.rows].count(unwanted) - 1
+    # More questions about its names are kept as those are.
+    more = base_rows(model, tokenizer, fact, recipe, 0, False, besides=["Who lives there?", "Who lived there?"])
+    assert more.prompts == (*rows.prompts, "Who lives there?", "Who lived there?")
+    assert rows.prompts == tuple(prompt for prompt in whole.prompts if prompt != given)
+    assert given not in base_rows(model, tokenizer, fact, recipe, 0, False, besides=[given]).prompts
     # What the fact itself asks to keep is kept, however it is spelled.
     for spelled in (given, given.lower()):
         fact = replace(capital().training, retain=(spelled,))
