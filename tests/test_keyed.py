@@ -144,7 +144,7 @@ def met_at(model, name, text, word):
         model(ids)
     handle.remove()
     # In units of what the neuron is fitted to.
-    met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs() / torch.nn.functional.silu(torch.tensor(8.0))
+    met = (seen[0][0] @ module.lora_A["learn"].weight[0]).abs() / torch.nn.functional.silu(torch.tensor(4.0))
     others = [float(value) for i, value in enumerate(met) if i != place]
     return float(met[place]), max(others)
 
