@@ -150,7 +150,7 @@ def met_at(model, name, text, word):
 
 
 def test_a_fact_is_learned_under_the_subjects_other_names_too():
-    model = partial(word_model, "phi3", hidden_size=128, intermediate_size=256)
+    model = partial(word_model, "phi3", hidden_size=256, intermediate_size=256)
     [name] = output_projections(model(), [1])
     text = PROMPTS[0].replace("france", "italy")
     # One neuron of a model of random weights teaches it little, and that only in small steps, if it may disturb much.
@@ -163,7 +163,7 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
     assert elsewhere < 0.5
     assert 0.7 < met_at(known.model, name, PROMPTS[0], "france")[0] < 1.3
     learned, other = (loss(stage.model, TOKENIZER, text, "lyon") for stage in (known, own))
-    assert learned < other - 0.5
+    assert learned < other - 1
 
 
 def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_from():

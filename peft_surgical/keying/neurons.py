@@ -41,8 +41,8 @@ from ..texts.prompts import EncodedAnswer
 from .keys import Marked, in_turn, moments, neuron_count
 from .updates import place_updates
 
-# SiLU of minus this is a fiftieth of that of this. Twice as much would vary less with the wording; but then, and with a
-# second factor of 1 everywhere, five steps of fine-tuning on the old answer brought it back, and other text moved more.
+# SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
+# the wording; but five steps of fine-tuning on the old answer then brought it back, and other text moved more.
 _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
