@@ -206,7 +206,7 @@ def told_apart(
     """Where the subject is told from what.
 
     What is kept about the subject is where it stands, too: a neuron fires there as well, and what it writes is trained
-    to make no difference. That a neuron is shut there it could learn for these few questions only.
+    to make no difference. Told to be shut there, it would learn these few questions and no others.
 
     Args:
         model: The base; a namesake that it has no room for is left out.
