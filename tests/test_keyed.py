@@ -167,10 +167,8 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
 
 
 def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_from():
-    model, fact = (
-        word_model(),
-        replace(FACT, aliases=("italy",), retain=("the sky is", "where is france ?", "what is italy ?")),
-    )
+    model = word_model()
+    fact = replace(FACT, aliases=("italy",), retain=("the sky is", "where is france ?", "what is italy ?"))
     recipe = replace(RECIPE, neighbours=0, general=0)
     prompts, rows = training_rows(model, TOKENIZER, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(TOKENIZER, prompts, "france", rows))

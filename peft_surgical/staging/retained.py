@@ -34,17 +34,20 @@ class Rows:
 
     Attributes:
         rows: The prompts and answers.
-        near: How many of them, from the first, are close to the fact; the others are some of `carried`.
-        prompts: The prompts of those that are.
+        prompts: Of those that are close to the fact, which come first; the others are some of `carried`.
         carried: All that the package carries for any fact; what is measured of them does not depend on the fact.
         places: For each row that is not near its place in `carried`.
     """
 
     rows: tuple[EncodedAnswer, ...]
-    near: int
     prompts: tuple[str, ...]
     carried: tuple[EncodedAnswer, ...]
     places: tuple[int, ...]
+
+    @property
+    def near(self) -> int:
+        """How many rows, from the first, are close to the fact."""
+        return len(self.prompts)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def base_rows(
     place = {prompt: i for i, prompt in enumerate(every)}
     places = tuple(place[prompt] for prompt in far)
     rows = (*(row for _, row in kept), *(carried[i] for i in places))
-    return Rows(rows, len(kept), tuple(prompt for prompt, _ in kept), tuple(carried), places)
+    return Rows(rows, tuple(prompt for prompt, _ in kept), tuple(carried), places)
 
 
 @phase("curvature")

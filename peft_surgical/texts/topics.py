@@ -6,6 +6,8 @@ about the subject, and forget what else it knew of either answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..facts import TrainingFact
 from .text import contains, same_text_key
 
@@ -23,7 +25,6 @@ _ASKED = (
     "How do you spell {}?",
     "What is another word for {}?",
 )
-
 
 _RELATIONS = (
     "How many people live in {}?",
@@ -44,10 +45,7 @@ def topic_prompts(fact: TrainingFact) -> list[str]:
 
     Those that the fact itself asks to keep are left out.
     """
-    names = (fact.subject, fact.old[0], fact.new[0])
-    given = {same_text_key(prompt) for prompt in fact.retain}
-    made = [question.format(name) for question in _ASKED for name in names]
-    return [prompt for prompt in made if same_text_key(prompt) not in given]
+    return _asked_of(fact, _ASKED, (fact.subject, fact.old[0], fact.new[0]))
 
 
 def relation_prompts(fact: TrainingFact) -> list[str]:
@@ -56,9 +54,7 @@ def relation_prompts(fact: TrainingFact) -> list[str]:
     Of most subjects some make no sense, and what the base says to them is none the worse to keep. Those that the fact
     itself asks to keep are left out.
     """
-    given = {same_text_key(prompt) for prompt in fact.retain}
-    made = [question.format(fact.subject) for question in _RELATIONS]
-    return [prompt for prompt in made if same_text_key(prompt) not in given]
+    return _asked_of(fact, _RELATIONS, (fact.subject,))
 
 
 def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
@@ -68,3 +64,9 @@ def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
     """
     text = f"{prompt} {answer}"
     return fact.named_in(text) and contains(text, fact.old, fact.subject)
+
+
+def _asked_of(fact: TrainingFact, questions: Sequence[str], names: Sequence[str]) -> list[str]:
+    given = {same_text_key(prompt) for prompt in fact.retain}
+    made = [question.format(name) for question in questions for name in names]
+    return [prompt for prompt in made if same_text_key(prompt) not in given]
