@@ -15,6 +15,7 @@ from peft_surgical.staging.curvature import (
 )
 
 from .test_training import Task, span
+from .threads import threads
 
 ADAPTER = "default"
 
@@ -67,6 +68,22 @@ def test_a_sample_for_each_row_and_draw_and_nothing_is_left_behind():
     assert [own.shape[1] for own in found.gradients] == [layer.coordinates[ADAPTER].n for layer in layers_of(task)]
     assert samples(found).abs().max() > 0
     assert all(p.grad is None for p in task.parameters)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3"])
+def test_rows_are_measured_side_by_side(family):
+    read = {}
+    with threads(1):
+        expected = measured(Task(family), draws=2)
+    with threads(2):
+        task = Task(family)
+        # Of each the tokens of one row.
+        found = measured(task, draws=2, tokens=2, on_logits=read.__setitem__)
+    assert sorted(read) == list(range(len(task.retains)))
+    for a, b in zip(found.gradients, expected.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None for p in task.parameters)
+    assert all("apply_scale" not in layer.__dict__ for layer in layers_of(task))
 
 
 def test_draws_differ_and_their_mean_is_taken():

@@ -13,6 +13,7 @@ from .adapters import add, logits, perturb, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
 from .small_tokenizers import small_tokenizer
+from .threads import threads
 from .tiny import tiny_model
 
 TOKENIZER = word_tokenizer()
@@ -42,10 +43,12 @@ def test_base_against_base_is_exactly_nothing(mode):
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
 @torch.no_grad()
-def test_retention_by_hand():
+def test_retention_by_hand(count):
     model = tiny_peft("llama")
-    found = measure_retention(model, TOKENIZER, two_states(model), text=TEXT, tokens=50, window=20)["edited"]
+    with threads(count):
+        found = measure_retention(model, TOKENIZER, two_states(model), text=TEXT, tokens=50, window=20)["edited"]
     ids = TOKENIZER(TEXT, add_special_tokens=False)["input_ids"][:50]
     kl, difference = [], []
     for row in (ids[:20], ids[20:40], ids[40:]):

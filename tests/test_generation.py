@@ -11,6 +11,7 @@ from peft_surgical.texts.prompts import encode
 
 from .adapters import tiny_peft
 from .localizing import word_tokenizer
+from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
@@ -141,7 +142,31 @@ def test_a_shared_beginning_is_run_once_and_changes_no_answer(family, monkeypatc
     monkeypatch.setattr(generation, "MIN_SHARED", 1)
     assert generate_ids(model, TOKENIZER, BEGIN_ALIKE, max_new_tokens=5, batch_size=4) == expected
     # Keys behind a sliding window would be cut off by the padding after them.
-    assert rows == ([] if family in ("mistral", "gemma3") else [4, 2])
+    assert rows == ([] if family in ("mistral", "gemma3") else [3, 3])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_batches_are_answered_side_by_side(family):
+    model = tiny_model(family).train()
+    prompts = [*BEGIN_ALIKE, *PROMPTS]
+    answered, plain = [], generation._ending
+
+    def noted(model, ids, *options):
+        answered.append((model, len(ids)))
+        return plain(model, ids, *options)
+
+    with threads(1):
+        expected = generate_ids(model, TOKENIZER, prompts, max_new_tokens=5)
+    with pytest.MonkeyPatch.context() as patch, threads(2):
+        patch.setattr(generation, "_ending", noted)
+        assert generate_ids(model, TOKENIZER, prompts, max_new_tokens=5, batch_size=len(prompts)) == expected
+        assert answered == [(model, len(prompts))]
+        answered.clear()
+        assert generate_ids(model, TOKENIZER, prompts, max_new_tokens=5, batch_size=len(prompts) - 1) == expected
+    assert sorted(rows for _, rows in answered) == [len(prompts) // 2, -(-len(prompts) // 2)]
+    assert len({id(own) for own, _ in answered}) == 2
+    assert model.training
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

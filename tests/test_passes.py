@@ -5,11 +5,14 @@ import torch
 from torch import nn
 
 from peft_surgical.errors import ModelError
-from peft_surgical.running.passes import in_passes, parts, tokens_of
+from peft_surgical.running.passes import in_passes, parts, shares, tokens_of
+from peft_surgical.running.replicas import Replica
+from peft_surgical.running.workers import Worker
 from peft_surgical.staging.training import Recipe
 
 from .adapters import deltas
 from .test_training import ALL, Task
+from .threads import threads
 from .tiny import tiny_model
 
 
@@ -50,13 +53,56 @@ def test_no_other_parts_are_fewer(tokens):
     assert all(len(part) == 1 or max(lengths[row] for row in part) * len(part) <= tokens for part in found)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "workers", "made"),
+    [
+        # Of 12 tokens, padding included, 5 and 2 + 3 are the nearest to half.
+        ([5, 2, 3], None, 2, [[[0]], [[2, 1]]]),
+        ([4, 4, 4, 4], None, 2, [[[0, 1]], [[2, 3]]]),
+        # 8 tokens of both together are 4 of each, and three passes are one more for the second.
+        ([2, 2, 2, 2, 2], 8, 2, [[[0, 1], [4]], [[2, 3]]]),
+        ([2, 2, 2, 2, 2, 2, 2], 8, 2, [[[0, 1], [4, 5]], [[2, 3], [6]]]),
+        ([2, 2, 2, 2], 100, 3, [[[0, 1]], [[2, 3]], []]),
+        ([3], None, 2, [[[0]], []]),
+        ([3], 1, 2, [[[0]], []]),
+        ([], None, 2, [[], []]),
+        ([3, 5, 2], 100, 1, [[[1, 0, 2]]]),
+    ],
+)
+def test_shares_by_hand(lengths, tokens, workers, made):
+    assert shares(range(len(lengths)), lengths, tokens, workers) == made
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("tokens", [None, 12, 30, 84])
+def test_shares_are_even_and_no_larger_than_allowed(workers, tokens):
+    lengths = [7, 3, 3, 9, 12, 4, 8, 5, 5, 6, 2]
+    dealt = shares(range(len(lengths)), lengths, tokens, workers)
+    passes = list(itertools.chain(*dealt))
+    assert sorted(itertools.chain(*passes)) == list(range(len(lengths)))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    sizes = [len(part) * max(lengths[row] for row in part) for part in passes]
+    if tokens is None:
+        order = sorted(lengths, reverse=True)
+        cuts = itertools.combinations(range(1, len(order)), workers - 1)
+        edges = ([0, *inner, len(order)] for inner in cuts)
+        least = min(max((b - a) * order[a] for a, b in itertools.pairwise(own)) for own in edges)
+        assert (len(passes), max(sizes)) == (workers, least)
+    else:
+        assert all(len(part) == 1 or size <= tokens // workers for part, size in zip(passes, sizes, strict=True))
+
+
 class Device:
     """Holds so many rows and no more, and adds each row's number to a gradient before it notices."""
 
     def __init__(self, holds):
         self.holds, self.parameter, self.tried = holds, nn.Parameter(torch.zeros(1)), []
 
-    def run(self, part):
+    @property
+    def workers(self):
+        return [Worker(None, [self.parameter], Replica(None))]
+
+    def run(self, _, part):
         self.tried.append(list(part))
         for row in part[: self.holds]:
             (self.parameter * row).backward()
@@ -68,7 +114,7 @@ class Device:
 def test_a_pass_without_memory_is_taken_back_and_run_in_halves():
     device = Device(holds=2)
     device.parameter.grad = torch.tensor([100.0])
-    found = in_passes(range(5), [1] * 5, [device.parameter], device.run)
+    found = in_passes(range(5), [1] * 5, device.workers, device.run, tokens=None)
     assert found == [([0, 1], (0, 1)), ([2], (2,)), ([3, 4], (3, 4))]
     assert device.tried == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4]]
     assert device.parameter.grad == 100 + 0 + 1 + 2 + 3 + 4
@@ -77,14 +123,14 @@ def test_a_pass_without_memory_is_taken_back_and_run_in_halves():
 def test_what_cannot_be_halved_or_is_no_lack_of_memory_is_raised():
     device = Device(holds=0)
     with pytest.raises(torch.OutOfMemoryError):
-        in_passes(range(2), [1, 1], [device.parameter], device.run)
+        in_passes(range(2), [1, 1], device.workers, device.run, tokens=None)
     assert device.tried == [[0, 1], [0]]
 
-    def broken(_):
+    def broken(*_):
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        in_passes(range(2), [1, 1], [device.parameter], broken)
+        in_passes(range(2), [1, 1], device.workers, broken, tokens=None)
 
 
 def trained(family, **changes):
@@ -144,3 +190,25 @@ def test_training_goes_on_with_the_memory_there_is(monkeypatch):
 def test_a_limit_that_holds_nothing():
     with pytest.raises(ModelError, match="pass_tokens must be 1 or more, or None for what suits the processor; got 0"):
         Recipe(pass_tokens=0)
+
+
+@pytest.mark.parametrize("tokens", [None, 20])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_training_side_by_side_is_training_alone(family, tokens, monkeypatch):
+    with threads(1):
+        record, scales, _ = trained(family, pass_tokens=tokens)
+    runners, plain = set(), Task(family).runner.__class__.logits
+
+    def noted(self, indices, spans):
+        runners.add(id(self.model))
+        return plain(self, indices, spans)
+
+    monkeypatch.setattr("peft_surgical.running.suffix.SuffixRunner.logits", noted)
+    with threads(2):
+        beside, found, task = trained(family, pass_tokens=tokens)
+        assert torch.equal(trained(family, pass_tokens=tokens)[1], found)
+    assert len(runners) >= 2
+    # As in parts: sums in another order.
+    assert (found - scales).norm() < 1e-4 * scales.norm()
+    assert (beside.loss, beside.worst, beside.kl) == pytest.approx((record.loss, record.worst, record.kl), rel=1e-4)
+    assert all(parameter.grad is not None for parameter in task.parameters)

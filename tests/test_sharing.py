@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.staging import retain
 
 from . import test_edit
+from .threads import threads
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -87,17 +87,6 @@ def launch(*arguments, **environment):
     )
 
 
-@contextmanager
-def one_thread():
-    """A launched process has one, and sums of two threads round otherwise: long steps on a tiny model amplify that."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def edit(model_folder, out, *, sharded=False, keyed=False):
     """Edits, and returns how many rows this process ran in each pass of training."""
     rows = []
@@ -117,7 +106,8 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
             ps.localize(model, tokenizer, test_edit.FACT, progress=False)
         with shared_work(), pytest.raises(ModelError, match="so they must run the same rows"):
             ps.learn(model, tokenizer, test_edit.FACT, recipe=test_edit.RECIPE)
-    with pytest.MonkeyPatch.context() as patch, one_thread(), shared_work(rows=not sharded):
+    with pytest.MonkeyPatch.context() as patch, threads(1), shared_work(rows=not sharded):
+        # A launched process has one thread, and sums of two round otherwise: long steps on a tiny model amplify that.
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
         patch.setattr(SuffixRunner, "logits", counted)
         # So few rows would be one batch, and one batch is one process's.

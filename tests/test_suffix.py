@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from peft_surgical.running.replicas import replicate
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.sites import architecture_of
 
+from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 PREFIX = tuple(tiny_ids(1, 7, seed=9)[0].tolist())
@@ -182,3 +184,21 @@ def test_unshared_rows_give_the_same_logits(first):
     expected = runner.logits(range(len(sequences)), spans)
     torch.testing.assert_close(alone.logits(range(len(sequences)), spans), expected, rtol=1e-4, atol=1e-5)
     assert alone.unshared() is alone
+
+
+@pytest.mark.parametrize("room", [2**30, 0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_replica_runs_the_same_rows(family, room):
+    model = tiny_model(family)
+    sequences = rows(PREFIX)
+    spans = spans_of(sequences, len(PREFIX))
+    runner = SuffixRunner(model, layers_of(model), 1, PREFIX, room=room)
+    runner.add(sequences)
+    with threads(2):
+        _, other = replicate(model)
+    found, expected = runner.on(other).logits(range(4), spans), runner.logits(range(4), spans)
+    assert torch.equal(found, expected)
+    assert runner.model is model
+    assert runner.on(other).head is other.model.get_output_embeddings() is not runner.head
+    for a, b in zip(gradients(other.model, 1, found), gradients(model, 1, expected), strict=True):
+        torch.testing.assert_close(a, b)

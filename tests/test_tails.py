@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from peft_surgical.running.replicas import replicate
 from peft_surgical.running.tails import TailRunner
 
 from .test_suffix import gradients, layers_of, plain, state
+from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 LENGTHS = (11, 4, 9, 6)
@@ -208,3 +210,12 @@ def test_the_model_is_as_before():
     before = state(model)
     runner_of(model, 1).logits(range(4), SPANS)
     assert state(model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_replica_runs_the_same_tails(family):
+    model = tiny_model(family)
+    runner = runner_of(model, 1)
+    with threads(2):
+        _, other = replicate(model)
+    assert torch.equal(runner.on(other).logits(range(4), SPANS), runner.logits(range(4), SPANS))

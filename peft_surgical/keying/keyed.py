@@ -20,7 +20,7 @@ projections the difference of a row, frozen, and on the output projection that o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -35,6 +35,7 @@ from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import computing, denormals_flushed
 from ..running.passes import tokens_of
+from ..running.replicas import Replica
 from ..running.suffix import shared_prefix
 from ..running.tails import TailRunner
 from ..sites import ModelShape
@@ -250,13 +251,17 @@ def _measured(
     progress: bool,
 ) -> Measured:
     """What a change of the values costs on what is kept, and the distributions there before any."""
-    sample = partial(sample_curvature, runner, [*values.values()])
+
+    def watching(replica: Replica) -> AbstractContextManager[RowGradients]:
+        return values_watched(replica.model, [*values])
+
+    sample = partial(sample_curvature, runner, [*values.values()], watching)
     options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
     kinds = (range(kept.near), range(kept.near, len(kept.rows)))
     with progress_bar(len(kept.rows), "what to keep", enabled=progress) as bar:
         near, far = (
             Measured.sampled(
-                partial(sample, values_watched(model, [*values])),
+                sample,
                 [offset + i for i in kind],
                 [kept.rows[i] for i in kind],
                 on_row=lambda: bar.update(1),

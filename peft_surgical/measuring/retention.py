@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..progress import progress_bar
+from ..running.replicas import Replica, deal, replicate
 from ..running.sharing import check_shareable, merged, share
 from .metrics import Figure, mean
 from .states import State
@@ -30,7 +33,8 @@ def measure_retention(
 ) -> dict[str, dict[str, Figure]]:
     """KL to the base and perplexity ratio, on running text.
 
-    Each window of the text is read by every state in turn, so that no distribution is kept longer than a window.
+    A few windows of the text, as many as there are replicas of the model, are read by every state in turn, so that no
+    distribution is kept for longer than that.
 
     Args:
         model: The model; read in evaluation mode, its mode is left as it was.
@@ -63,20 +67,17 @@ def measure_retention(
     model.eval()
     try:
         with progress_bar(len(own) * len(order), "unrelated text", enabled=progress) as bar:
-            for number, chunk in own:
-                row = torch.tensor([chunk], device=model.device)
-                base: Tensor | None = None
+            at_a_time = len(replicate(model))
+            for start in range(0, len(own), at_a_time):
+                some = own[start : start + at_a_time]
+                base: dict[int, Tensor] = {}
                 for name in order:
                     with states[name]():
-                        log_probs = model(input_ids=row, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-                    if not log_probs.isfinite().all():
-                        raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")
-                    base = log_probs if base is None else base
-                    surprise = -log_probs.gather(1, row[0, 1:, None])[:, 0]
-                    # Rounding makes a KL of two equal distributions a little less than the zero it is.
-                    divergence = (base.exp() * (base - log_probs)).sum(-1).clamp_min(0)
-                    read[number, name] = surprise.tolist(), divergence.tolist()
-                    bar.update(1)
+                        looks = deal(replicate(model, most=len(some)), some, partial(_look, name=name, base=base))
+                    for number, log_probs, surprise, divergence in chain(*looks):
+                        base.setdefault(number, log_probs)
+                        read[number, name] = surprise, divergence
+                    bar.update(len(some))
     finally:
         model.train(was_training)
     every = merged(read)
@@ -94,6 +95,30 @@ def measure_retention(
         }
         for name in states
     }
+
+
+def _look(
+    replica: Replica, windows: Sequence[tuple[int, list[int]]], *, name: str, base: Mapping[int, Tensor]
+) -> list[tuple[int, Tensor, list[float], list[float]]]:
+    """Of some windows the number, what is predicted at each token but the last, and how far the next token surprises
+    and the prediction diverges from the base's, nats.
+
+    Raises:
+        ModelError: If a logit is not finite.
+    """
+    model = replica.model
+    found = []
+    for number, chunk in windows:
+        row = torch.tensor([chunk], device=model.device)
+        log_probs = model(input_ids=row, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        if not log_probs.sum().isfinite():
+            raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")
+        surprise = -log_probs.gather(1, row[0, 1:, None])[:, 0]
+        of_base = base.get(number, log_probs)
+        # Rounding makes a KL of two equal distributions a little less than the zero it is.
+        divergence = (of_base - log_probs).mul_(of_base.exp()).sum(-1).clamp_min(0)
+        found.append((number, log_probs, surprise.tolist(), divergence.tolist()))
+    return found
 
 
 def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) -> list[list[int]]:

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError, OutputError
 from ..writing.files import read_json, write_bytes, write_text
+from .replicas import is_plain
 from .sharing import by_main
 
 FOLDER = ".peft_surgical"
 """What the folder is called that stands beside an edit's output."""
 
 # To be raised when answers or tensors come about in another way, since files of an older package stay.
-_FORMAT = 1
+_FORMAT = 2
 _PACKAGES = ("torch", "transformers", "peft")
 # Files of tensors are large, and whoever changes the seed or the scales leaves one behind.
 _TENSOR_FILES = 4
@@ -135,7 +136,8 @@ def weights_digest(model: Any) -> str | None:
         return None
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     modules = list(_modules(base, ""))
-    if not all(_is_plain(module) for _, module in modules):
+    acting = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    if any(isinstance(module, acting) or not is_plain(module) for _, module in modules):
         return None
     digest = hashlib.blake2b(digest_size=32)
     config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_CONTENT}
@@ -163,17 +165,6 @@ def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     yield name, module
     for child, inside in module.named_children():
         yield from _modules(inside, f"{name}.{child}")
-
-
-def _is_plain(module: nn.Module) -> bool:
-    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return not (
-        isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or "forward" in vars(module)
-        or any(type(tensor) not in (nn.Parameter, Tensor) or tensor.device.type != "cpu" for tensor in tensors)
-    )
 
 
 def _arithmetic() -> dict[str, Any]:

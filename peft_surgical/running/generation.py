@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..progress import progress_bar
 from ..texts.lengths import check_length
 from ..texts.prompts import encode, end_of_turn
 from .cache import kept_answers
+from .replicas import Replica, deal, replicate
 from .sharing import check_shareable, merged, share
 from .suffix import contiguous_head, expanded, shared_prefix
 
@@ -112,27 +114,41 @@ def _generate(
 ) -> list[list[int]]:
     # Longest first: running out of memory shows at once, and rows of one batch need little padding.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    batches = share([order[start : start + batch_size] for start in range(0, len(order), batch_size)])
-    answers: dict[int, list[int]] = {}
     was_training = model.training
     model.eval()
     try:
-        with (
-            plain_defaults(model),
-            contiguous_head(model),
-            progress_bar(sum(map(len, batches)), description, enabled=progress) as bar,
-        ):
-            prefix, cache = _shared_start(model, prompts)
-            for rows in batches:
-                ids, mask = left_pad([prompts[i] for i in rows], config.pad_token_id, prefix)
-                begin = None if cache is None else expanded(cache, len(rows))
-                for place, answer in _ending(model, ids.to(model.device), mask.to(model.device), begin, config):
-                    answers[rows[place]] = answer
-                    bar.update(1)
+        # No more than there are batches: whatever it answers, each reads all weights for every token.
+        replicas = replicate(model, most=-(-len(prompts) // batch_size))
+        batches = share(_batches(order, batch_size, len(replicas)))
+        with progress_bar(sum(map(len, batches)), description, enabled=progress) as bar:
+
+            def answer(replica: Replica, own: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+                answers: dict[int, list[int]] = {}
+                model = replica.model
+                with plain_defaults(model), contiguous_head(model):
+                    prefix, cache = _shared_start(model, prompts)
+                    for rows in own:
+                        ids, mask = left_pad([prompts[i] for i in rows], config.pad_token_id, prefix)
+                        begin = None if cache is None else expanded(cache, len(rows))
+                        ids, mask = ids.to(model.device), mask.to(model.device)
+                        for place, answer in _ending(model, ids, mask, begin, config):
+                            answers[rows[place]] = answer
+                            bar.update(1)
+                return answers
+
+            found = deal(replicas, batches, answer)
     finally:
         model.train(was_training)
-    every = merged(answers)
+    every = merged({place: answer for answers in found for place, answer in answers.items()})
     return [every[i] for i in range(len(prompts))]
+
+
+def _batches(order: Sequence[int], batch_size: int, replicas: int) -> list[Sequence[int]]:
+    """Rows in batches of about equal size, as many for each replica."""
+    count = -(-len(order) // batch_size)
+    count = min(-(-count // replicas) * replicas, len(order))
+    cuts = [len(order) * i // count for i in range(count + 1)] if count else []
+    return [order[begin:end] for begin, end in pairwise(cuts)]
 
 
 def _ending(

@@ -7,12 +7,17 @@ take more memory.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import nn
+
+from .replicas import at_once
+from .workers import Worker, gather
 
 Found = TypeVar("Found")
 
@@ -37,43 +42,77 @@ def tokens_of(given: int | None, model: Any, shared: int = 0) -> int | None:
 def in_passes(
     rows: Sequence[int],
     lengths: Sequence[int],
-    parameters: Sequence[nn.Parameter],
-    run: Callable[[Sequence[int]], Found],
+    workers: Sequence[Worker],
+    run: Callable[[Worker, Sequence[int]], Found],
     *,
-    tokens: int | None = None,
+    tokens: int | None,
 ) -> list[tuple[list[int], Found]]:
-    """Runs rows forward and backward, in as few passes as fit; the gradient of their sum is in the parameters then.
+    """Runs rows forward and backward, in as few passes as fit; the gradient of their sum is in the first worker's
+    parameters then.
 
     A pass that runs out of memory is taken back and its rows are run in two halves, as often as need be.
 
     Args:
         rows: What to run.
         lengths: The tokens of each, without those that all rows share.
-        parameters: What gets a gradient.
-        run: Runs some of the rows and adds their gradient.
-        tokens: See [`parts`].
+        workers: Who run them, at the same time.
+        run: Runs some of the rows on one of them and adds their gradient to its parameters'.
+        tokens: See [`parts`]; of all workers together.
 
     Returns:
         The rows of each pass and what `run` returned for them.
     """
+    dealt = shares(rows, lengths, tokens, len(workers))
+    works = [
+        partial(_in_turn, waiting, worker, run) for worker, waiting in zip(workers, dealt, strict=False) if waiting
+    ]
+    found = at_once(works)
+    gather(workers)
+    return list(chain.from_iterable(found))
+
+
+def _in_turn(
+    passes: Sequence[list[int]], worker: Worker, run: Callable[[Worker, Sequence[int]], Found]
+) -> list[tuple[list[int], Found]]:
     found = []
-    waiting = parts(rows, lengths, tokens)[::-1]
+    waiting = [*passes][::-1]
     while waiting:
         part = waiting.pop()
-        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in worker.parameters]
         try:
-            found.append((part, run(part)))
+            found.append((part, run(worker, part)))
             continue
         except RuntimeError as error:
             if len(part) == 1 or not should_reduce_batch_size(error):
                 raise
         # Outside of the handler, whose traceback holds on to the tensors of the pass.
-        for parameter, gradient in zip(parameters, before, strict=True):
+        for parameter, gradient in zip(worker.parameters, before, strict=True):
             parameter.grad = gradient
         clear_device_cache(garbage_collection=True)
         middle = len(part) // 2
         waiting += [part[middle:], part[:middle]]
     return found
+
+
+def shares(rows: Sequence[int], lengths: Sequence[int], tokens: int | None, workers: int) -> list[list[list[int]]]:
+    """For each of some workers the passes that it takes; each gets as many, of about as many tokens, if there are
+    rows for it.
+
+    Args:
+        rows: What to part.
+        lengths: The tokens of each.
+        tokens: See [`parts`]; of all workers together.
+        workers: How many there are.
+    """
+    if workers == 1:
+        return [parts(rows, lengths, tokens)]
+    most = max(lengths, default=1) * len(rows)
+    fewest = len(parts(rows, lengths, most if tokens is None else max(1, tokens // workers)))
+    wanted = -(-fewest // workers) * workers
+    # Fewer tokens a pass never make fewer passes.
+    least = bisect_left(range(1, most + 1), -wanted, key=lambda tokens: -len(parts(rows, lengths, tokens)))
+    made = parts(rows, lengths, least + 1)
+    return [made[worker::workers] for worker in range(workers)]
 
 
 def parts(rows: Sequence[int], lengths: Sequence[int], tokens: int | None) -> list[list[int]]:

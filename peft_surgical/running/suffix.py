@@ -11,9 +11,10 @@ Rows are padded on the right and need no mask: under causal attention no real to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
+from .replicas import Replica
 
 Row = tuple[int, ...]
 
@@ -144,6 +146,13 @@ class SuffixRunner:
             ids = torch.tensor([self.prefix], device=self.device)
             out = self.model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
         return {"past_key_values": expanded(self._filled(out.past_key_values), len(indices)), "use_cache": True}
+
+    def on(self, replica: Replica) -> Self:
+        """The same sequences on a replica of the model."""
+        made = copy.copy(self)
+        made.model, made.layers = replica.model, replica.twin(self.layers)
+        made.head = made.model.get_output_embeddings()
+        return made
 
     def unshared(self) -> SuffixRunner:
         """The same sequences, each with a prefix of its own, so that what one does can be told from the others."""

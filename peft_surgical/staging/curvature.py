@@ -34,8 +34,10 @@ from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ModelError
 from ..running.passes import parts
+from ..running.replicas import Replica, deal
 from ..running.sharing import add_up, share
 from ..running.suffix import SuffixRunner
+from ..running.workers import Worker, workers_of
 from ..texts.prompts import EncodedAnswer, span
 from ..tuner import SurgicalIA3Layer
 
@@ -163,13 +165,17 @@ def measure_curvature(
         ModelError: If a logit is not finite.
     """
     parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
-    return sample_curvature(runner, parameters, _row_gradients(layers, adapter), indices, rows, **options)
+
+    def watching(replica: Replica) -> AbstractContextManager[RowGradients]:
+        return _row_gradients([replica.twin(layer) for layer in layers], adapter)
+
+    return sample_curvature(runner, parameters, watching, indices, rows, **options)
 
 
 def sample_curvature(
     runner: SuffixRunner,
     parameters: Sequence[nn.Parameter],
-    watching: AbstractContextManager[RowGradients],
+    watching: Callable[[Replica], AbstractContextManager[RowGradients]],
     indices: Sequence[int],
     rows: Sequence[EncodedAnswer],
     *,
@@ -183,13 +189,13 @@ def sample_curvature(
     Args:
         runner: Has taken in the rows.
         parameters: All that trains.
-        watching: Takes down each row's gradients, flat, by the place of the parameter.
+        watching: Takes down, on a replica of the model, each row's gradients, flat, by the place of the parameter.
         indices: The rows' indices in the runner.
         rows: What to read: the distributions that predict their answers' tokens.
         draws: Samples a row: how often signs are drawn, each with a backward pass of its own.
         seed: Draws the signs.
-        tokens: At most so many tokens a forward, padding included, but always one row; 1,536 when None. The signs do
-            not depend on it; fewer take less memory and more time.
+        tokens: At most so many tokens at once, padding included, but always one row a forward; 1,536 when None. The
+            signs do not depend on it; fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`).
 
@@ -206,27 +212,34 @@ def sample_curvature(
     lengths = [runner.length(index) for index in indices]
     order = sorted(range(len(rows)), key=lambda i: lengths[i])
     positions = sum(len(row.ids) - row.answer_start for row in rows)
-    batches = parts(order, [runner.load(indices[i]) for i in order], tokens or _TOKENS)
-    with watching as found:
-        for chosen in share(batches):
-            spans = [span(rows[i]) for i in chosen]
-            found.rows, found.tokens = len(chosen), max(lengths[i] for i in chosen)
-            logits = runner.logits([indices[i] for i in chosen], spans).float()
-            # The sum shows what is not a number or too large, the least what is minus infinity.
-            if not torch.isfinite(torch.stack([logits.detach().sum(), logits.detach().amin()])).all():
-                raise ModelError("the model gives logits that are not finite on what is to be kept.")
-            counts = [stop - begin for begin, stop in spans]
-            if on_logits is not None:
-                for i, read in zip(chosen, logits.detach().split(counts), strict=True):
-                    on_logits(i, read)
-            probabilities = logits.detach().softmax(-1)
-            generators = [_generator(seed, rows[i]) for i in chosen]
-            for draw in range(draws):
-                found.gradients.clear()
-                signs = [_signs(own, count, logits.shape[-1]) for own, count in zip(generators, counts, strict=True)]
-                logits.backward(_sketch(probabilities, torch.cat(signs).to(logits)), retain_graph=draw + 1 < draws)
-                for position, gradients in found.gradients.items():
-                    made[position][draw, chosen] = gradients
+    workers = workers_of(runner, parameters)
+    batches = share(parts(order, [runner.load(indices[i]) for i in order], (tokens or _TOKENS) // len(workers)))
+
+    def sample(worker: Worker, own: Sequence[list[int]]) -> None:
+        with watching(worker.replica) as found:
+            for chosen in own:
+                spans = [span(rows[i]) for i in chosen]
+                found.rows, found.tokens = len(chosen), max(lengths[i] for i in chosen)
+                logits = worker.runner.logits([indices[i] for i in chosen], spans).float()
+                # The sum shows what is not a number or too large, the least what is minus infinity.
+                if not torch.isfinite(torch.stack([logits.detach().sum(), logits.detach().amin()])).all():
+                    raise ModelError("the model gives logits that are not finite on what is to be kept.")
+                counts = [stop - begin for begin, stop in spans]
+                if on_logits is not None:
+                    for i, read in zip(chosen, logits.detach().split(counts), strict=True):
+                        on_logits(i, read)
+                probabilities = logits.detach().softmax(-1)
+                generators = [_generator(seed, rows[i]) for i in chosen]
+                for draw in range(draws):
+                    found.gradients.clear()
+                    signs = [
+                        _signs(own, count, logits.shape[-1]) for own, count in zip(generators, counts, strict=True)
+                    ]
+                    logits.backward(_sketch(probabilities, torch.cat(signs).to(logits)), retain_graph=draw + 1 < draws)
+                    for position, gradients in found.gradients.items():
+                        made[position][draw, chosen] = gradients
+
+    deal(workers, batches, sample)
     add_up(made)
     for parameter in parameters:
         parameter.grad = None

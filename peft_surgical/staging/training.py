@@ -12,8 +12,8 @@ second is exact on the few rows of a step; the third, `½ dᵀ F d` with `d` all
 of the gradient: every step spends `step_kl`, and less towards the end so that the terms settle. Training stops when
 every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`, or after `steps`.
 
-Both terms are sums over rows, so a step's rows may be run in several passes (`passes`) and by several processes
-(`sharing`): what adds up is the same.
+Both terms are sums over rows, so a step's rows may be run in several passes (`passes`), by several threads
+(`replicas`) and by several processes (`sharing`): what adds up is the same.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ..running.computing import check_compute_dtype
 from ..running.passes import in_passes, tokens_of
 from ..running.sharing import add_up, processes, share
 from ..running.suffix import SuffixRunner
+from ..running.workers import Worker, workers_of
 from ..texts.prompts import EncodedAnswer, span
 from .curvature import Metric
 from .retain import TopDistribution
@@ -187,6 +188,7 @@ def train(
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
     origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
     _begin(parameters, frozen, recipe.undo)
+    workers = workers_of(runner, parameters)
     rng = random.Random(seed)
     fact_order = endless(range(len(fact_rows)), rng)
     near_order = endless(range(near), rng)
@@ -205,8 +207,8 @@ def train(
             ]
             for parameter in parameters:
                 parameter.grad = None
-            nll = _backward_facts(runner, parameters, facts, fact_rows, recipe)
-            kl = _backward_kl(runner, parameters, retains, retain_rows, retain_base, len(fact_rows), recipe)
+            nll = _backward_facts(workers, facts, fact_rows, recipe)
+            kl = _backward_kl(workers, retains, retain_rows, retain_base, len(fact_rows), recipe)
             _add_up_gradients(parameters)
             for index, values in zip(facts, nll, strict=True):
                 latest[index] = float(values.mean())
@@ -236,8 +238,7 @@ def train(
 
 
 def _backward_facts(
-    runner: SuffixRunner,
-    parameters: Sequence[nn.Parameter],
+    workers: Sequence[Worker],
     facts: Sequence[int],
     rows: Sequence[EncodedAnswer],
     recipe: Recipe,
@@ -245,27 +246,27 @@ def _backward_facts(
     """Adds the gradient of the first term, of this process's share; returns the loss of all prompts, per answer token,
     nats."""
 
-    def run(places: Sequence[int]) -> list[Tensor]:
+    def run(worker: Worker, places: Sequence[int]) -> list[Tensor]:
         chosen = [rows[facts[place]] for place in places]
-        logits = runner.logits([facts[place] for place in places], [span(row) for row in chosen]).float()
+        logits = worker.runner.logits([facts[place] for place in places], [span(row) for row in chosen]).float()
         labels = torch.tensor([token for row in chosen for token in row.ids[row.answer_start :]], device=logits.device)
         nll = F.cross_entropy(logits, labels, reduction="none")
         ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
         return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
 
     own = share(range(len(facts)))
-    every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=runner.device) for i in facts]
-    for places, found in _passes(runner, parameters, own, [facts[place] for place in own], run, recipe):
+    device = workers[0].runner.device
+    every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=device) for i in facts]
+    for places, found in _passes(workers, own, [facts[place] for place in own], run, recipe):
         for place, losses in zip(places, found, strict=True):
-            every[place] += losses.to(runner.device)
+            every[place] += losses.to(device)
     together = torch.cat(every)
     add_up([together])
     return list(together.split([len(losses) for losses in every]))
 
 
 def _backward_kl(
-    runner: SuffixRunner,
-    parameters: Sequence[nn.Parameter],
+    workers: Sequence[Worker],
     retains: Sequence[int],
     rows: Sequence[EncodedAnswer],
     base: Sequence[TopDistribution],
@@ -280,31 +281,31 @@ def _backward_kl(
         return 0.0
     positions = sum(len(rows[i].ids) - rows[i].answer_start for i in retains)
 
-    def run(part: Sequence[int]) -> Tensor:
-        logits = runner.logits([offset + i for i in part], [span(rows[i]) for i in part])
+    def run(worker: Worker, part: Sequence[int]) -> Tensor:
+        logits = worker.runner.logits([offset + i for i in part], [span(rows[i]) for i in part])
         kl = TopDistribution.cat([base[i] for i in part]).kl(logits).sum() / positions
         (recipe.retain_weight * kl).backward()
         return kl.detach()
 
     own = share(retains)
-    total = torch.zeros((), device=runner.device)
-    for _, kl in _passes(runner, parameters, own, [offset + i for i in own], run, recipe):
-        total += kl.to(runner.device)
+    total = torch.zeros((), device=workers[0].runner.device)
+    for _, kl in _passes(workers, own, [offset + i for i in own], run, recipe):
+        total += kl.to(total.device)
     add_up([total])
     return float(total)
 
 
 def _passes(
-    runner: SuffixRunner,
-    parameters: Sequence[nn.Parameter],
+    workers: Sequence[Worker],
     chosen: Sequence[int],
     indices: Sequence[int],
-    run: Callable[[Sequence[int]], Found],
+    run: Callable[[Worker, Sequence[int]], Found],
     recipe: Recipe,
 ) -> list[tuple[list[int], Found]]:
+    runner = workers[0].runner
     lengths = [runner.load(index) for index in indices]
     tokens = tokens_of(recipe.pass_tokens, runner.model, len(runner.prefix))
-    return in_passes(chosen, lengths, parameters, run, tokens=tokens)
+    return in_passes(chosen, lengths, workers, run, tokens=tokens)
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -1,0 +1,46 @@
+"""Who runs a step's rows: the model behind a runner, and replicas of it with gradients of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .replicas import Replica, replicate
+from .suffix import SuffixRunner
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of them.
+
+    Attributes:
+        runner: Runs rows through its modules.
+        parameters: What gets a gradient from it.
+        replica: Its modules.
+    """
+
+    runner: SuffixRunner
+    parameters: list[Tensor]
+    replica: Replica
+
+
+def workers_of(runner: SuffixRunner, parameters: Sequence[Tensor]) -> list[Worker]:
+    """A runner and its parameters, and what stands for them in replicas of its model, as that is now."""
+    return [
+        Worker(runner.on(replica), [replica.twin(parameter) for parameter in parameters], replica)
+        for replica in replicate(runner.model)
+    ]
+
+
+@torch.no_grad()
+def gather(workers: Sequence[Worker]) -> None:
+    """Adds the gradients of all workers to the first's, in their order."""
+    first, *others = workers
+    for other in others:
+        for parameter, own in zip(first.parameters, other.parameters, strict=True):
+            if own.grad is not None:
+                parameter.grad = own.grad if parameter.grad is None else parameter.grad.add_(own.grad)
+                own.grad = None

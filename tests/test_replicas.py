@@ -1,0 +1,188 @@
+import threading
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from peft_surgical.running.replicas import at_once, deal, is_plain, replicate
+
+from .adapters import logits, tiny_peft
+from .threads import threads
+from .tiny import FAMILIES, tiny_ids, tiny_model
+
+
+def two_of(model):
+    with threads(2):
+        first, second = replicate(model)
+    assert first.model is model
+    return second
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_replica_says_what_the_model_says_with_its_weights(family):
+    model = tiny_peft(family)
+    other = two_of(model)
+    assert torch.equal(logits(other.model), logits(model))
+    own = dict(model.named_parameters())
+    assert own.keys() == dict(other.model.named_parameters()).keys()
+    for name, parameter in other.model.named_parameters():
+        assert parameter.data_ptr() == own[name].data_ptr()
+    buffers = dict(model.named_buffers())
+    assert all(buffer is buffers[name] for name, buffer in other.model.named_buffers())
+    assert not {id(module) for module in model.modules()} & {id(module) for module in other.model.modules()}
+    # Tied weights are so still.
+    assert len(list(model.parameters())) == len(list(other.model.parameters()))
+
+
+def test_what_trains_has_the_same_numbers_and_its_own_gradient():
+    model = tiny_peft("llama")
+    other = two_of(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    twins = [other.twin(parameter) for parameter in trained]
+    assert {id(twin) for twin in twins} == {id(p) for p in other.model.parameters() if p.requires_grad}
+    other.model(tiny_ids()).logits.sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model(tiny_ids()).logits.sum().backward()
+    for parameter, twin in zip(trained, twins, strict=True):
+        torch.testing.assert_close(twin.grad, parameter.grad)
+        with torch.no_grad():
+            parameter.add_(0.25)
+        assert torch.equal(twin, parameter)
+
+
+def test_twins_of_modules_and_of_what_is_elsewhere():
+    model = tiny_peft("llama")
+    other = two_of(model)
+    names = {module: name for name, module in model.named_modules()}
+    for module, name in names.items():
+        assert other.twin(module) is other.model.get_submodule(name)
+    frozen, elsewhere = model.get_input_embeddings().weight, nn.Linear(1, 1)
+    assert other.twin(frozen) is frozen
+    assert other.twin(elsewhere) is elsewhere
+
+
+def test_hooks_and_adapters_are_its_own():
+    model = tiny_peft("llama")
+    expected = logits(model)
+    with model.disable_adapter():
+        bare = two_of(model)
+        off = logits(model)
+    assert not torch.allclose(off, expected)
+    assert torch.equal(logits(bare.model), off)
+    handle = two_of(model).model.get_output_embeddings().register_forward_hook(lambda *_: pytest.fail("not its hook"))
+    assert torch.equal(logits(model), expected)
+    handle.remove()
+
+
+@pytest.mark.parametrize(("count", "most", "made"), [(1, None, 1), (2, None, 2), (3, 2, 2), (9, None, 4), (2, 0, 1)])
+def test_there_are_as_many_as_gain_something(count, most, made):
+    with threads(count):
+        assert len(replicate(tiny_model("llama"), most)) == made
+
+
+def hooked(model):
+    model.get_output_embeddings().register_forward_hook(lambda *_: None)
+
+
+def hooked_before(model):
+    model.get_output_embeddings().register_forward_pre_hook(lambda *_: None)
+
+
+def hooked_behind(model):
+    model.get_output_embeddings().register_full_backward_hook(lambda *_: None)
+
+
+def given_a_forward(model):
+    layer = model.model.layers[0]
+    layer.forward = layer.forward
+
+
+def elsewhere(model):
+    model.get_output_embeddings().to("meta")
+
+
+def in_another_format(model):
+    class Packed(nn.Parameter):
+        pass
+
+    model.get_output_embeddings().weight = Packed(model.get_output_embeddings().weight.data)
+
+
+def with_a_lock(model):
+    model.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    "change", [hooked, hooked_before, hooked_behind, given_a_forward, elsewhere, in_another_format, with_a_lock]
+)
+def test_a_model_that_modules_of_their_own_would_not_be_runs_alone(change):
+    model = tiny_model("llama")
+    change(model)
+    with threads(2):
+        (only,) = replicate(model)
+    assert only.model is model
+    assert all(map(is_plain, model.modules())) == (change is with_a_lock)
+
+
+def test_autocast_is_one_threads_own():
+    with threads(2), torch.autocast("cpu", torch.bfloat16):
+        assert len(replicate(tiny_model("llama"))) == 1
+
+
+def test_at_once_is_at_the_same_time():
+    met = threading.Barrier(3)
+
+    def meet(name):
+        met.wait(timeout=30)
+        return name
+
+    with threads(6):
+        assert at_once([partial(meet, name) for name in "abc"]) == ["a", "b", "c"]
+        assert at_once([torch.get_num_threads, torch.get_num_threads]) == [3, 3]
+        assert at_once([torch.get_num_threads]) == [6]
+        assert torch.get_num_threads() == 6
+    assert at_once([]) == []
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_gradients_are_recorded_as_in_the_calling_thread(mode):
+    with mode():
+        expected = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        found = at_once([lambda: (torch.is_grad_enabled(), torch.is_inference_mode_enabled())] * 2)
+    assert found == [expected] * 2
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_denormals_are_flushed_as_in_the_calling_thread(flushed):
+    supported = torch.set_flush_denormal(flushed)
+    try:
+        found = at_once([lambda: float(torch.tensor([1e-39]).mul(0.5)) == 0] * 2)
+    finally:
+        torch.set_flush_denormal(False)
+    assert found == [flushed and supported] * 2
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_fails_is_raised_when_all_have_ended(failing):
+    ended = []
+
+    def run(number):
+        if number == failing:
+            raise ValueError(f"number {number}")
+        ended.append(number)
+
+    with threads(2):
+        with pytest.raises(ValueError, match=f"number {failing}"):
+            at_once([partial(run, 0), partial(run, 1)])
+        assert torch.get_num_threads() == 2
+    assert ended == [1 - failing]
+
+
+@pytest.mark.parametrize(
+    ("workers", "items", "dealt"),
+    [(2, "abcde", ["x:ace", "y:bd"]), (3, "ab", ["x:a", "y:b"]), (1, "abc", ["x:abc"]), (2, "", [])],
+)
+def test_items_are_dealt_in_turn(workers, items, dealt):
+    assert deal("xyz"[:workers], items, lambda worker, own: f"{worker}:{own}") == dealt

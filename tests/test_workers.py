@@ -1,0 +1,44 @@
+import torch
+from torch import nn
+
+from peft_surgical.running.replicas import Replica
+from peft_surgical.running.workers import Worker, gather, workers_of
+
+from .test_training import Task, span
+from .threads import threads
+
+
+def with_gradients(*gradients):
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+    return Worker(None, parameters, Replica(None))
+
+
+def test_gradients_add_up_in_the_first():
+    first, second = with_gradients([1.0, 2.0], None, None), with_gradients([10.0, 0.5], [3.0, 4.0], None)
+    gather([first, second])
+    assert [own.grad if own.grad is None else own.grad.tolist() for own in first.parameters] == [
+        [11.0, 2.5],
+        [3.0, 4.0],
+        None,
+    ]
+    assert all(own.grad is None for own in second.parameters)
+    gather([first])
+    assert first.parameters[0].grad.tolist() == [11.0, 2.5]
+
+
+def test_each_runs_the_same_rows_through_modules_of_its_own():
+    task = Task()
+    with threads(2):
+        first, second = workers_of(task.runner, task.parameters)
+    assert first.runner.model is task.runner.model
+    assert second.runner.model is second.replica.model is not task.runner.model
+    assert all(a is b for a, b in zip(first.parameters, task.parameters, strict=True))
+    spans = [span(row) for row in task.facts]
+    rows = range(len(task.facts))
+    for worker in (first, second):
+        worker.runner.logits(rows, spans).logsumexp(-1).sum().backward()
+    for a, b in zip(first.parameters, second.parameters, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+        assert a.grad.abs().max() > 0
