@@ -152,7 +152,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     arguments = ["--model", model_folder, "--fact", fact_file, "--following", fact_file, "--stage-steps", 3]
     arguments += ["--recipe", json.dumps(RECIPE)]
     arguments += ["--trainer-steps", 2, "--components", 3, "--prompts", 1, "--repeats", 1, "--own-steps", 1]
-    parts = ["stage", "step", "passes", "localization", "edit", "rome", "sentence"]
+    parts = ["stage", "step", "passes", "beside", "localization", "edit", "rome", "sentence"]
     result = CliRunner().invoke(main, [*map(str, arguments), *(word for part in parts for word in ("--part", part))])
     assert result.exit_code == 0, result.output
     *table, last = result.stdout.splitlines()
@@ -174,8 +174,13 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert [*found["passes"]["tokens"]] == [*map(str, TOKENS)]
     for cost in found["passes"]["tokens"].values():
         assert min(cost[name]["seconds"] for name in ("step", "curvature")) > 0
+    beside = found["beside"]
+    assert beside["replicas"] == torch.get_num_threads()
+    for name in ("steps", "before", "answers"):
+        assert beside[name]["ratio"] == beside[name]["other_seconds"] / beside[name]["seconds"]
     for words in (
         "same loss",
+        "rows side by side",
         "2 trainer steps to 6",
         "3 of 15 components",
         "evaluation, against ROME",

@@ -4,8 +4,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from peft_surgical.running.replicas import at_once, deal, is_plain, replicate
+from peft_surgical.running.replicas import alone, at_once, deal, is_plain, replicate
 
 from .adapters import logits, tiny_peft
 from .threads import threads
@@ -126,9 +128,24 @@ def test_a_model_that_modules_of_their_own_would_not_be_runs_alone(change):
     assert all(map(is_plain, model.modules())) == (change is with_a_lock)
 
 
-def test_autocast_is_one_threads_own():
-    with threads(2), torch.autocast("cpu", torch.bfloat16):
-        assert len(replicate(tiny_model("llama"))) == 1
+@pytest.mark.parametrize(
+    "mode",
+    [partial(torch.autocast, "cpu", torch.bfloat16), partial(FlopCounterMode, display=False), BaseTorchFunctionMode],
+)
+def test_what_holds_for_one_thread_keeps_to_it(mode):
+    model = tiny_model("llama")
+    with threads(2):
+        with mode():
+            assert len(replicate(model)) == 1
+        assert len(replicate(model)) == 2
+
+
+def test_alone():
+    model = tiny_model("llama")
+    with threads(2):
+        with alone():
+            assert len(replicate(model)) == 1
+        assert len(replicate(model)) == 2
 
 
 def test_at_once_is_at_the_same_time():

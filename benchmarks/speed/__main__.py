@@ -22,6 +22,7 @@ import peft_surgical as ps
 from peft_surgical.stages import LEARN, RECIPES
 
 from ..localization import FACT
+from .beside import beside
 from .case import Case, Sizes
 from .editing import against_rome, end_to_end, memory, of_one_sentence, one_sentence, own
 from .localizing import localization
@@ -30,7 +31,7 @@ from .scaling import Grid, made_up_fact, scaling, wide_model, word_tokenizer
 from .table import lines
 from .training import stage_to_the_same_loss, step_at_equal_batch
 
-PARTS = ("stage", "step", "localization", "edit", "rome", "sentence", "memory", "passes", "wide", "scaling")
+PARTS = ("stage", "step", "localization", "edit", "rome", "sentence", "memory", "passes", "beside", "wide", "scaling")
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -106,6 +107,8 @@ def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:
         found["step"] = step_at_equal_batch(case)
     if "passes" in parts:
         found["passes"] = passes(case)
+    if "beside" in parts:
+        found["beside"] = beside(case)
     if {"localization", "edit"} & set(parts):
         found["localization"] = localization(case)
     if {"rome", "sentence"} & set(parts):

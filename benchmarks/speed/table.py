@@ -50,6 +50,12 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  with {few} prompts {low_few:.0f} MiB, with all {every} {low:.0f} MiB"
     if "passes" in found:
         yield from _passes(found["passes"])
+    if "beside" in found:
+        yield ""
+        own = found["beside"]
+        yield f"rows side by side ({own['replicas']} threads), against all threads on every operation"
+        for name, what in (("steps", "training steps"), ("before", "what to keep"), ("answers", "answers")):
+            yield _row(f"  {what}", own[name], "")
     if "scaling" in found:
         yield from _scaling(found["scaling"])
 

@@ -14,19 +14,25 @@ have the same numbers and a gradient of their own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 Item = TypeVar("Item")
 Thing = TypeVar("Thing")
 Value = TypeVar("Value")
 Worker = TypeVar("Worker")
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 # Python runs one thread at a time, so many threads wait for it; more cores than this share a replica's operations.
 _MOST = 4
@@ -55,14 +61,15 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
 
     That is one for each of torch's threads, four at most. It is the model alone where modules of their own would not
     do the same: off the processor, with weights in a format of their own (quantized, sharded), with hooks or forwards
-    that stand on its modules, under autocast, and where it holds what Python cannot copy.
+    that stand on its modules, under autocast and torch's other modes, which are one thread's, within [`alone`], and
+    where it holds what Python cannot copy.
 
     Args:
         model: A causal language model, bare or with adapters.
         most: At most so many.
     """
     count = min(torch.get_num_threads(), _MOST, _MOST if most is None else most)
-    if count <= 1 or torch.is_autocast_enabled("cpu") or not all(map(is_plain, model.modules())):
+    if count <= 1 or _ALONE.get() or _in_a_mode() or not all(map(is_plain, model.modules())):
         return [Replica(model)]
     made = [Replica(model)]
     for _ in range(count - 1):
@@ -75,6 +82,26 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
         except (TypeError, RuntimeError):
             return [Replica(model)]
     return made
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Lets models run without replicas in a block: all threads share every operation.
+
+    On a model whose products are most of its time that may be the faster way.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _in_a_mode() -> bool:
+    """Whether something watches or changes the operations of this thread, and so not of others."""
+    return bool(
+        torch.is_autocast_enabled("cpu") or _get_current_dispatch_mode_stack() or _get_current_function_mode_stack()
+    )
 
 
 def is_plain(module: nn.Module) -> bool:
