@@ -195,6 +195,7 @@ def test_a_limit_that_holds_nothing():
 @pytest.mark.parametrize("tokens", [None, 20])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_training_side_by_side_is_training_alone(family, tokens, monkeypatch):
+    monkeypatch.setattr("peft_surgical.running.workers._LEAST", 10)
     with threads(1):
         record, scales, _ = trained(family, pass_tokens=tokens)
     runners, plain = set(), Task(family).runner.__class__.logits

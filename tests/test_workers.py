@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -31,7 +32,7 @@ def test_gradients_add_up_in_the_first():
 def test_each_runs_the_same_rows_through_modules_of_its_own():
     task = Task()
     with threads(2):
-        first, second = workers_of(task.runner, task.parameters)
+        first, second = workers_of(task.runner, task.parameters, None)
     assert first.runner.model is task.runner.model
     assert second.runner.model is second.replica.model is not task.runner.model
     assert all(a is b for a, b in zip(first.parameters, task.parameters, strict=True))
@@ -42,3 +43,10 @@ def test_each_runs_the_same_rows_through_modules_of_its_own():
     for a, b in zip(first.parameters, second.parameters, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
         assert a.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(None, 3), (800, 3), (767, 2), (512, 2), (511, 1), (1, 1)])
+def test_few_tokens_are_not_shared_out(tokens, count):
+    task = Task()
+    with threads(3):
+        assert len(workers_of(task.runner, task.parameters, tokens)) == count

@@ -11,6 +11,9 @@ from torch import Tensor
 from .replicas import Replica, replicate
 from .suffix import SuffixRunner
 
+# Of a pass with fewer tokens most of the time is its own cost.
+_LEAST = 256
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -27,11 +30,18 @@ class Worker:
     replica: Replica
 
 
-def workers_of(runner: SuffixRunner, parameters: Sequence[Tensor]) -> list[Worker]:
-    """A runner and its parameters, and what stands for them in replicas of its model, as that is now."""
+def workers_of(runner: SuffixRunner, parameters: Sequence[Tensor], tokens: int | None) -> list[Worker]:
+    """A runner and its parameters, and what stands for them in replicas of its model, as that is now.
+
+    Args:
+        runner: Runs the rows.
+        parameters: What gets a gradient.
+        tokens: At most so many tokens go through the model at once; the fewer, the fewer workers share them.
+    """
+    replicas = replicate(runner.model, None if tokens is None else tokens // _LEAST)
     return [
         Worker(runner.on(replica), [replica.twin(parameter) for parameter in parameters], replica)
-        for replica in replicate(runner.model)
+        for replica in replicas
     ]
 
 

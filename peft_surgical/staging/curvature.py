@@ -212,8 +212,9 @@ def sample_curvature(
     lengths = [runner.length(index) for index in indices]
     order = sorted(range(len(rows)), key=lambda i: lengths[i])
     positions = sum(len(row.ids) - row.answer_start for row in rows)
-    workers = workers_of(runner, parameters)
-    batches = share(parts(order, [runner.load(indices[i]) for i in order], (tokens or _TOKENS) // len(workers)))
+    tokens = tokens or _TOKENS
+    workers = workers_of(runner, parameters, tokens)
+    batches = share(parts(order, [runner.load(indices[i]) for i in order], tokens // len(workers)))
 
     def sample(worker: Worker, own: Sequence[list[int]]) -> None:
         with watching(worker.replica) as found:

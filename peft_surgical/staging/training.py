@@ -188,7 +188,8 @@ def train(
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
     origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
     _begin(parameters, frozen, recipe.undo)
-    workers = workers_of(runner, parameters)
+    tokens = tokens_of(recipe.pass_tokens, runner.model, len(runner.prefix))
+    workers = workers_of(runner, parameters, tokens)
     rng = random.Random(seed)
     fact_order = endless(range(len(fact_rows)), rng)
     near_order = endless(range(near), rng)
@@ -207,8 +208,8 @@ def train(
             ]
             for parameter in parameters:
                 parameter.grad = None
-            nll = _backward_facts(workers, facts, fact_rows, recipe)
-            kl = _backward_kl(workers, retains, retain_rows, retain_base, len(fact_rows), recipe)
+            nll = _backward_facts(workers, facts, fact_rows, recipe, tokens)
+            kl = _backward_kl(workers, retains, retain_rows, retain_base, len(fact_rows), recipe, tokens)
             _add_up_gradients(parameters)
             for index, values in zip(facts, nll, strict=True):
                 latest[index] = float(values.mean())
@@ -242,6 +243,7 @@ def _backward_facts(
     facts: Sequence[int],
     rows: Sequence[EncodedAnswer],
     recipe: Recipe,
+    tokens: int | None,
 ) -> list[Tensor]:
     """Adds the gradient of the first term, of this process's share; returns the loss of all prompts, per answer token,
     nats."""
@@ -257,7 +259,7 @@ def _backward_facts(
     own = share(range(len(facts)))
     device = workers[0].runner.device
     every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=device) for i in facts]
-    for places, found in _passes(workers, own, [facts[place] for place in own], run, recipe):
+    for places, found in _passes(workers, own, [facts[place] for place in own], run, tokens):
         for place, losses in zip(places, found, strict=True):
             every[place] += losses.to(device)
     together = torch.cat(every)
@@ -272,6 +274,7 @@ def _backward_kl(
     base: Sequence[TopDistribution],
     offset: int,
     recipe: Recipe,
+    tokens: int | None,
 ) -> float:
     """Adds the gradient of the second term, of this process's share; returns the mean divergence of all, nats.
 
@@ -289,7 +292,7 @@ def _backward_kl(
 
     own = share(retains)
     total = torch.zeros((), device=workers[0].runner.device)
-    for _, kl in _passes(workers, own, [offset + i for i in own], run, recipe):
+    for _, kl in _passes(workers, own, [offset + i for i in own], run, tokens):
         total += kl.to(total.device)
     add_up([total])
     return float(total)
@@ -300,11 +303,9 @@ def _passes(
     chosen: Sequence[int],
     indices: Sequence[int],
     run: Callable[[Worker, Sequence[int]], Found],
-    recipe: Recipe,
+    tokens: int | None,
 ) -> list[tuple[list[int], Found]]:
-    runner = workers[0].runner
-    lengths = [runner.load(index) for index in indices]
-    tokens = tokens_of(recipe.pass_tokens, runner.model, len(runner.prefix))
+    lengths = [workers[0].runner.load(index) for index in indices]
     return in_passes(chosen, lengths, workers, run, tokens=tokens)
 
 
