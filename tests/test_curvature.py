@@ -78,8 +78,14 @@ def test_rows_are_measured_side_by_side(family, monkeypatch):
         expected = measured(Task(family), draws=2)
     with threads(2):
         task = Task(family)
-        # Of each the tokens of one row.
-        found = measured(task, draws=2, tokens=2, on_logits=read.__setitem__)
+        ran, plain = set(), type(task.runner).logits
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                type(task.runner), "logits", lambda self, *args: ran.add(id(self.model)) or plain(self, *args)
+            )
+            # Of each worker the tokens of one row.
+            found = measured(task, draws=2, tokens=2, on_logits=read.__setitem__)
+    assert len(ran) == 2
     assert sorted(read) == list(range(len(task.retains)))
     for a, b in zip(found.gradients, expected.gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

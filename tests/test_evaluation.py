@@ -4,6 +4,7 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.evaluation import adapter_state, answer_fact, evaluate, measure_retention, versions
+from peft_surgical.measuring import retention
 from peft_surgical.measuring.metrics import Figure
 from peft_surgical.measuring.portability import portability_metrics
 from peft_surgical.measuring.soft_forgetting import probe_metrics
@@ -45,8 +46,15 @@ def test_base_against_base_is_exactly_nothing(mode):
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 @torch.no_grad()
-def test_retention_by_hand(count):
-    model = tiny_peft("llama")
+def test_retention_by_hand(count, monkeypatch):
+    model, looked = tiny_peft("llama"), []
+    look = retention._look
+
+    def noted(replica, own, **given):
+        looked.append(replica)
+        return look(replica, own, **given)
+
+    monkeypatch.setattr(retention, "_look", noted)
     with threads(count):
         found = measure_retention(model, TOKENIZER, two_states(model), text=TEXT, tokens=50, window=20)["edited"]
     ids = TOKENIZER(TEXT, add_special_tokens=False)["input_ids"][:50]
@@ -57,6 +65,9 @@ def test_retention_by_hand(count):
             base = logits(model, torch.tensor([row]))[0, :-1].log_softmax(-1)
         kl += [float((b.exp() * (b - e)).sum()) for b, e in zip(base, edited, strict=True)]
         difference += [float(b[t] - e[t]) for b, e, t in zip(base, edited, row[1:], strict=True)]
+    # Three windows in two states, one at a time, two and one, or two on one of two replicas with two threads each.
+    models = len({id(replica.model) for replica in looked})
+    assert (len(looked), models) == {1: (6, 1), 2: (6, 3), 4: (4, 3)}[count]
     assert found["kl_per_token"].n == 47
     assert found["kl_per_token"].value == pytest.approx(sum(kl) / 47, rel=1e-4)
     assert found["perplexity_ratio"].value == pytest.approx(torch.tensor(difference).mean().exp().item(), rel=1e-4)

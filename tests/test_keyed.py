@@ -32,6 +32,7 @@ from .adapters import logits, loss
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
+from .threads import threads
 from .tiny import tiny_ids
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
@@ -318,6 +319,17 @@ def test_each_row_has_the_gradient_that_it_has_alone(family, starts):
         runner.logits([i], [span(row)]).logsumexp(-1).sum().backward()
         for position, value in enumerate(values.values()):
             torch.testing.assert_close(found.gradients[position][i], value.grad[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_two_threads_teach_what_one_does():
+    found = []
+    for count in (1, 2):
+        with threads(count):
+            model = taught().model
+        found.append(torch.cat([p.detach().flatten() for name, p in model.named_parameters() if "lora_B" in name]))
+    one, two = found
+    assert one.norm() > 0
+    assert (two - one).norm() < 1e-3 * one.norm()
 
 
 def test_neurons_of_a_few_layers_are_rewritten_unless_some_are_named():

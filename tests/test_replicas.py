@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from peft_surgical.running.replicas import alone, at_once, deal, is_plain, replicate
+from peft_surgical.running.replicas import _shared_out, alone, at_once, deal, is_plain, replicate
 
 from .adapters import logits, tiny_peft
 from .threads import threads
@@ -78,7 +78,29 @@ def test_hooks_and_adapters_are_its_own():
     handle.remove()
 
 
-@pytest.mark.parametrize(("count", "most", "made"), [(1, None, 1), (2, None, 2), (3, 2, 2), (9, None, 4), (2, 0, 1)])
+def test_merged_adapters_would_take_themselves_out_of_the_weights_in_every_thread():
+    model = tiny_peft("llama")
+    model.merge_adapter()
+    with threads(2):
+        assert len(replicate(model)) == 1
+        model.unmerge_adapter()
+        assert len(replicate(model)) == 2
+
+
+def test_processes_that_share_rows_cut_them_alike(monkeypatch):
+    monkeypatch.setattr("peft_surgical.running.replicas.processes", lambda: 2)
+    with threads(2):
+        assert len(replicate(tiny_model("llama"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "made"),
+    # Three of six threads have two each, where four would leave two without work.
+    [
+        *[(1, None, 1), (2, None, 2), (3, None, 3), (5, None, 4), (6, None, 3), (8, None, 4), (64, None, 4)],
+        *[(3, 2, 2), (2, 1, 1), (2, 0, 1)],
+    ],
+)
 def test_there_are_as_many_as_gain_something(count, most, made):
     with threads(count):
         assert len(replicate(tiny_model("llama"), most)) == made
@@ -116,8 +138,31 @@ def with_a_lock(model):
     model.lock = threading.Lock()
 
 
+def hooked_at_a_parameter(model):
+    model.get_output_embeddings().weight.register_hook(lambda gradient: 0 * gradient)
+
+
+def that_refuses_to_be_copied(model):
+    class Kept:
+        def __deepcopy__(self, _):
+            raise ValueError("there is one of me")
+
+    model.kept = Kept()
+
+
 @pytest.mark.parametrize(
-    "change", [hooked, hooked_before, hooked_behind, given_a_forward, elsewhere, in_another_format, with_a_lock]
+    "change",
+    [
+        hooked,
+        hooked_before,
+        hooked_behind,
+        hooked_at_a_parameter,
+        given_a_forward,
+        elsewhere,
+        in_another_format,
+        with_a_lock,
+        that_refuses_to_be_copied,
+    ],
 )
 def test_a_model_that_modules_of_their_own_would_not_be_runs_alone(change):
     model = tiny_model("llama")
@@ -125,7 +170,7 @@ def test_a_model_that_modules_of_their_own_would_not_be_runs_alone(change):
     with threads(2):
         (only,) = replicate(model)
     assert only.model is model
-    assert all(map(is_plain, model.modules())) == (change is with_a_lock)
+    assert all(map(is_plain, model.modules())) == (change in (with_a_lock, that_refuses_to_be_copied))
 
 
 @pytest.mark.parametrize(
@@ -202,4 +247,34 @@ def test_what_fails_is_raised_when_all_have_ended(failing):
     [(2, "abcde", ["x:ace", "y:bd"]), (3, "ab", ["x:a", "y:b"]), (1, "abc", ["x:abc"]), (2, "", [])],
 )
 def test_items_are_dealt_in_turn(workers, items, dealt):
-    assert deal("xyz"[:workers], items, lambda worker, own: f"{worker}:{own}") == dealt
+    assert deal("xyz"[:workers], items, lambda worker, own: f"{worker}:{''.join(own)}") == dealt
+
+
+@pytest.mark.parametrize("failing", ["x", "y"])
+def test_when_one_fails_the_others_get_nothing_more(failing):
+    met, taken = threading.Barrier(2), []
+
+    def run(worker, own):
+        for item in own:
+            taken.append(item)
+            if len(taken) <= 2:
+                met.wait(timeout=30)
+            if worker == failing:
+                raise KeyboardInterrupt
+            while not failed.wait(0.01):
+                pass
+
+    failed = threading.Event()
+    threading.Timer(0.2, failed.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        deal("xy", "abcdef", run)
+    assert sorted(taken) == ["a", "b"]
+
+
+def test_threads_are_given_back_when_the_last_block_ends():
+    with threads(4):
+        with _shared_out(2):
+            assert torch.get_num_threads() == 2
+            with _shared_out(4):
+                assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import resources
 from itertools import chain
@@ -75,7 +75,8 @@ def measure_retention(
                     with states[name]():
                         looks = deal(replicate(model, most=len(some)), some, partial(_look, name=name, base=base))
                     for number, log_probs, surprise, divergence in chain(*looks):
-                        base.setdefault(number, log_probs)
+                        if log_probs is not None:
+                            base[number] = log_probs
                         read[number, name] = surprise, divergence
                     bar.update(len(some))
     finally:
@@ -98,10 +99,10 @@ def measure_retention(
 
 
 def _look(
-    replica: Replica, windows: Sequence[tuple[int, list[int]]], *, name: str, base: Mapping[int, Tensor]
-) -> list[tuple[int, Tensor, list[float], list[float]]]:
-    """Of some windows the number, what is predicted at each token but the last, and how far the next token surprises
-    and the prediction diverges from the base's, nats.
+    replica: Replica, windows: Iterator[tuple[int, list[int]]], *, name: str, base: Mapping[int, Tensor]
+) -> list[tuple[int, Tensor | None, list[float], list[float]]]:
+    """Of some windows the number, what the base predicts at each token but the last if that is not known yet, and how
+    far the next token surprises and the prediction diverges from the base's, nats.
 
     Raises:
         ModelError: If a logit is not finite.
@@ -117,7 +118,7 @@ def _look(
         of_base = base.get(number, log_probs)
         # Rounding makes a KL of two equal distributions a little less than the zero it is.
         divergence = (of_base - log_probs).mul_(of_base.exp()).sum(-1).clamp_min(0)
-        found.append((number, log_probs, surprise.tolist(), divergence.tolist()))
+        found.append((number, None if number in base else log_probs, surprise.tolist(), divergence.tolist()))
     return found
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError, OutputError
 from ..writing.files import read_json, write_bytes, write_text
-from .replicas import is_plain
+from .replicas import is_alone, is_plain
 from .sharing import by_main
 
 FOLDER = ".peft_surgical"
@@ -171,6 +171,7 @@ def _arithmetic() -> dict[str, Any]:
     return {
         **{name: metadata.version(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
+        "alone": is_alone(),
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
 

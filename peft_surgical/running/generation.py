@@ -55,7 +55,7 @@ def generate_answers(
         tokenizer: Its tokenizer.
         prompts: Rendered with the chat template when there is one.
         max_new_tokens: An answer that has not ended by then is cut.
-        batch_size: Prompts a forward.
+        batch_size: Prompts a forward, of which replicas run several at the same time.
         progress: Whether to show a progress bar.
         description: Stands before the bar.
 
@@ -121,12 +121,13 @@ def _generate(
         replicas = replicate(model, most=-(-len(prompts) // batch_size))
         batches = share(_batches(order, batch_size, len(replicas)))
         with progress_bar(sum(map(len, batches)), description, enabled=progress) as bar:
+            with contiguous_head(model):
+                prefix, cache = _shared_start(model, prompts)
 
-            def answer(replica: Replica, own: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+            def answer(replica: Replica, own: Iterator[Sequence[int]]) -> dict[int, list[int]]:
                 answers: dict[int, list[int]] = {}
                 model = replica.model
                 with plain_defaults(model), contiguous_head(model):
-                    prefix, cache = _shared_start(model, prompts)
                     for rows in own:
                         ids, mask = left_pad([prompts[i] for i in rows], config.pad_token_id, prefix)
                         begin = None if cache is None else expanded(cache, len(rows))

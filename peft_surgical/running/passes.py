@@ -21,8 +21,8 @@ from .workers import Worker, gather
 
 Found = TypeVar("Found")
 
-# On two cores 256 took a fifth more time in a step and half as much again for the curvature; 1,024 and all gained
-# nothing and took two and four times the memory.
+# Where two threads shared every operation, 256 took a fifth more time in a step and half as much again for the
+# curvature; 1,024 and all gained nothing and took two and four times the memory. To a thread by itself 256 is enough.
 _PROCESSOR_TOKENS = 512
 
 
@@ -47,8 +47,8 @@ def in_passes(
     *,
     tokens: int | None,
 ) -> list[tuple[list[int], Found]]:
-    """Runs rows forward and backward, in as few passes as fit; the gradient of their sum is in the first worker's
-    parameters then.
+    """Runs rows forward and backward, in as few passes as fit and give each worker as many; the gradient of their sum
+    is in the first worker's parameters then.
 
     A pass that runs out of memory is taken back and its rows are run in two halves, as often as need be.
 
@@ -57,7 +57,7 @@ def in_passes(
         lengths: The tokens of each, without those that all rows share.
         workers: Who run them, at the same time.
         run: Runs some of the rows on one of them and adds their gradient to its parameters'.
-        tokens: See [`parts`]; of all workers together.
+        tokens: At most so many tokens at once, padding included, but always one row a worker.
 
     Returns:
         The rows of each pass and what `run` returned for them.
@@ -95,13 +95,12 @@ def _in_turn(
 
 
 def shares(rows: Sequence[int], lengths: Sequence[int], tokens: int | None, workers: int) -> list[list[list[int]]]:
-    """For each of some workers the passes that it takes; each gets as many, of about as many tokens, if there are
-    rows for it.
+    """For each of some workers the passes that it takes, of about as many tokens; the first ones may get one more.
 
     Args:
         rows: What to part.
         lengths: The tokens of each.
-        tokens: See [`parts`]; of all workers together.
+        tokens: As for [`in_passes`].
         workers: How many there are.
     """
     if workers == 1:

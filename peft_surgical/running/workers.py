@@ -17,7 +17,7 @@ _LEAST = 256
 
 @dataclass(frozen=True)
 class Worker:
-    """One of them.
+    """Modules that run rows, and what gets a gradient there.
 
     Attributes:
         runner: Runs rows through its modules.
@@ -36,9 +36,11 @@ def workers_of(runner: SuffixRunner, parameters: Sequence[Tensor], tokens: int |
     Args:
         runner: Runs the rows.
         parameters: What gets a gradient.
-        tokens: At most so many tokens go through the model at once; the fewer, the fewer workers share them.
+        tokens: At most so many tokens go through the model at once; the fewer, the fewer workers share them. Each runs
+            what all rows share.
     """
-    replicas = replicate(runner.model, None if tokens is None else tokens // _LEAST)
+    least = max(_LEAST, 2 * len(runner.prefix))
+    replicas = replicate(runner.model, None if tokens is None else tokens // least)
     return [
         Worker(runner.on(replica), [replica.twin(parameter) for parameter in parameters], replica)
         for replica in replicas
@@ -51,6 +53,6 @@ def gather(workers: Sequence[Worker]) -> None:
     first, *others = workers
     for other in others:
         for parameter, own in zip(first.parameters, other.parameters, strict=True):
-            if own.grad is not None:
+            if own is not parameter and own.grad is not None:
                 parameter.grad = own.grad if parameter.grad is None else parameter.grad.add_(own.grad)
                 own.grad = None

@@ -197,7 +197,8 @@ def sample_curvature(
         tokens: At most so many tokens at once, padding included, but always one row a forward; 1,536 when None. The
             signs do not depend on it; fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
-            process reads: of all rows, but where processes share the work (`sharing`).
+            process reads: of all rows, but where processes share the work (`sharing`). Workers call it at the same
+            time.
 
     Returns:
         As [`measure_curvature`].
@@ -216,7 +217,7 @@ def sample_curvature(
     workers = workers_of(runner, parameters, tokens)
     batches = share(parts(order, [runner.load(indices[i]) for i in order], tokens // len(workers)))
 
-    def sample(worker: Worker, own: Sequence[list[int]]) -> None:
+    def sample(worker: Worker, own: Iterator[list[int]]) -> None:
         with watching(worker.replica) as found:
             for chosen in own:
                 spans = [span(rows[i]) for i in chosen]
