@@ -77,7 +77,7 @@ def evaluate(
         retention_tokens: How many tokens of the package's unrelated text to read; 0 leaves retention out.
         fluency: Whether each state also writes 100 tokens about the subject after each of ten open prompts, of which
             the n-gram entropy is measured; that takes as long as the answers or longer.
-        batch_size: Prompts a forward.
+        batch_size: Prompts a forward, of which replicas run several at the same time.
         selection: Recorded in the report.
         seconds: Earlier steps' times, recorded with the evaluation's own.
         progress: Whether to show progress bars.

@@ -21,7 +21,7 @@ from benchmarks.speed.table import lines
 from benchmarks.speed.training import learn
 from peft_surgical.errors import FactError
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.running.replicas import replicate
+from peft_surgical.running.replicas import is_alone, replicate
 from peft_surgical.stages import RECIPES
 from peft_surgical.texts.prompts import EncodedAnswer
 from tests import localizing
@@ -204,7 +204,7 @@ def test_memory_is_measured_as_the_option_has_it(model_folder, fact_file, monkey
     given = {}
 
     def edited(*_, recipe, **__):
-        given.update(recipe)
+        given.update(recipe, alone=is_alone())
 
     monkeypatch.setattr("peft_surgical.edit", edited)
     monkeypatch.setattr(memory_module, "give_back_freed", lambda: given.update(given_back=True))
@@ -212,6 +212,7 @@ def test_memory_is_measured_as_the_option_has_it(model_folder, fact_file, monkey
     monkeypatch.setattr(sys, "argv", arguments)
     memory_module.main()
     assert given.pop("given_back")
+    assert given.pop("alone")
     assert given == {stage: replace(own, pass_tokens=256) for stage, own in RECIPES.items()}
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] > 1
 

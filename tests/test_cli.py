@@ -14,6 +14,7 @@ from peft_surgical.cli.options import DTYPE_NAMES
 from peft_surgical.cli.translate import Commands
 from peft_surgical.models import DTYPES
 from peft_surgical.report import Report
+from peft_surgical.running.replicas import is_alone
 from peft_surgical.stages import RECIPES
 from tests.command_line import run, said, written
 from tests.localizing import capital, planted, word_tokenizer
@@ -279,14 +280,14 @@ def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
 
 def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fake_model):
     given, freed = {}, []
-    monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
+    monkeypatch.setattr(ps, "edit", lambda *_, **options: given.update(options, alone=is_alone()) or report())
     monkeypatch.setattr(EDIT_COMMAND, "give_back_freed", lambda: freed.append(True))
     options = ["--out", tmp_path / "out", "--quiet", "--overwrite"]
     assert run("edit", fact_file, *options).exit_code == 0
-    assert (given["recipe"], freed) == (None, [])
+    assert (given["recipe"], given["alone"], freed) == (None, False, [])
     assert run("edit", fact_file, *options, "--low-memory").exit_code == 0
     assert given["recipe"] == {stage: replace(own, pass_tokens=256) for stage, own in RECIPES.items()}
-    assert freed == [True]
+    assert (given["alone"], is_alone(), freed) == (True, False, [True])
     assert run("edit", fact_file, *options, "--low-memory", "--steps", 7).exit_code == 0
     assert given["recipe"] == dict.fromkeys(RECIPES, ps.Recipe(steps=7, pass_tokens=256))
 

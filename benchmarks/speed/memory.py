@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.cli.allocator import give_back_freed
+from peft_surgical.running.replicas import alone
 from peft_surgical.stages import low_memory
 
 from ..localization import peak_above
@@ -42,14 +44,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def edit() -> None:
-            ps.edit(
-                model,
-                tokenizer,
-                fact,
-                out=Path(folder) / "out",
-                recipe=low_memory(given) if low else given,
-                progress=False,
-            )
+            with alone() if low else nullcontext():
+                ps.edit(
+                    model,
+                    tokenizer,
+                    fact,
+                    out=Path(folder) / "out",
+                    recipe=low_memory(given) if low else given,
+                    progress=False,
+                )
 
         peak = peak_above(model, edit)
     print(json.dumps({"mib": peak, "prompts": len(prompts)}))

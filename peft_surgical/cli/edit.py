@@ -153,8 +153,11 @@ def edit(
     from ..edit import DEFAULT_SCORERS
     from ..profiling import profiled
     from ..running.cache import FOLDER, answers_kept
+    from ..running.replicas import alone
     from ..running.sharing import shard
 
+    if low_memory:
+        context.with_resource(alone())
     on_interrupt(context, out)
     with profiled() as spent, answers_kept(out.parent / FOLDER):
         localization = None

@@ -84,9 +84,12 @@ def edit_keyed(
     from ..profiling import profiled
     from ..reporting.summary import summarize
     from ..running.cache import FOLDER, answers_kept
+    from ..running.replicas import alone
     from ..stages import LOW_MEMORY_TOKENS
 
     recipe = ps.KeyedRecipe(pass_tokens=LOW_MEMORY_TOKENS if low_memory else None)
+    if low_memory:
+        context.with_resource(alone())
     on_interrupt(context, out)
     with profiled() as spent, answers_kept(out.parent / FOLDER):
         report = ps.edit_keyed(

@@ -7,8 +7,8 @@ with shared_work():
 ```
 
 Nothing is shared outside of such a block, so that a script in which one process of many calls this package goes on
-working. What is shared is cut as one process would cut it, batch by batch, and random numbers are drawn for all rows
-by all processes: results are those of one process, up to the order in which sums are taken.
+working. What is shared is cut as one process that runs alone (`replicas`) would cut it, and random numbers are drawn
+for all rows by all processes: results are those of one process, up to the order in which sums are taken.
 
 A model that no single device holds can be spread over the processes instead ([`shard`]); they then run all rows
 together.
