@@ -31,7 +31,7 @@ _FILES = (
     help="Rewrite a neuron of this layer's MLP; may be repeated.  [default: 4, a sixth of the layers apart]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
-@click.option("--low-memory", is_flag=True, help="Train in smaller passes.")
+@click.option("--low-memory", is_flag=True, help="Train in smaller passes, none side by side.")
 @options.retention_tokens
 @options.seed
 @options.overwrite
