@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..progress import progress_bar
-from ..running.replicas import Replica, deal, replicate
+from ..running.at_once import deal
+from ..running.replicas import Replica, replicate
 from ..running.sharing import check_shareable, merged, share
 from .metrics import Figure, mean
 from .states import State

@@ -21,8 +21,9 @@ from transformers.cache_utils import DynamicLayer
 from ..progress import progress_bar
 from ..texts.lengths import check_length
 from ..texts.prompts import encode, end_of_turn
+from .at_once import deal
 from .cache import kept_answers
-from .replicas import Replica, deal, replicate
+from .replicas import Replica, replicate
 from .sharing import check_shareable, merged, share
 from .suffix import contiguous_head, expanded, shared_prefix
 

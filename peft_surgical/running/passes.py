@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from .replicas import at_once
+from .at_once import at_once
 from .workers import Worker, gather
 
 Found = TypeVar("Found")

@@ -33,8 +33,9 @@ from jaxtyping import Float, Float64, Int8
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ModelError
+from ..running.at_once import deal
 from ..running.passes import parts
-from ..running.replicas import Replica, deal
+from ..running.replicas import Replica
 from ..running.sharing import add_up, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, workers_of

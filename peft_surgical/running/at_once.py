@@ -1,0 +1,99 @@
+"""Functions that run at the same time, each in a thread of its own with a part of torch's threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Worker = TypeVar("Worker")
+
+# How many blocks share out torch's threads now, and how many there were before.
+_LOCK = threading.Lock()
+_BLOCKS, _THREADS = 0, 1
+
+
+def deal(
+    workers: Sequence[Worker], items: Sequence[Item], run: Callable[[Worker, Iterator[Item]], Value]
+) -> list[Value]:
+    """Runs items at the same time: of n workers the first takes the first item, the one after n more, and so on.
+
+    Args:
+        workers: Such as replicas.
+        items: What to run.
+        run: Runs some of the items on one of them. When it fails on one, the others get no further items.
+
+    Returns:
+        What `run` returned for each worker that got items.
+
+    Raises:
+        Exception: As [`at_once`].
+    """
+    failed = threading.Event()
+
+    def until_one_fails(own: Sequence[Item]) -> Iterator[Item]:
+        for item in own:
+            if failed.is_set():
+                return
+            yield item
+
+    def work(worker: Worker, own: Sequence[Item]) -> Value:
+        try:
+            return run(worker, until_one_fails(own))
+        except BaseException:
+            failed.set()
+            raise
+
+    each = [items[i :: len(workers)] for i in range(len(workers))]
+    return at_once([partial(work, worker, own) for worker, own in zip(workers, each, strict=True) if own])
+
+
+def at_once(functions: Sequence[Callable[[], Value]]) -> list[Value]:
+    """What some functions return that run at the same time; torch's threads are shared out among them.
+
+    Whether gradients are recorded and denormals flushed is as in the calling thread, which runs the first of them. How
+    many threads torch has is the whole process's: others that begin to use it meanwhile have fewer.
+
+    Raises:
+        Exception: What the first of them raises that fails, when all of them have ended.
+    """
+    if len(functions) <= 1:
+        return [function() for function in functions]
+    flushed = bool(torch.tensor([1e-39], dtype=torch.float32).mul(0.5) == 0)
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def beside(function: Callable[[], Value]) -> Value:
+        torch.set_flush_denormal(flushed)
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return function()
+
+    with _shared_out(len(functions)), ThreadPoolExecutor(len(functions) - 1) as pool:
+        others = [pool.submit(beside, function) for function in functions[1:]]
+        first = functions[0]()
+    return [first, *(other.result() for other in others)]
+
+
+@contextmanager
+def _shared_out(parts: int) -> Iterator[None]:
+    """Leaves each of some threads a part of torch's; what was set is set again when the last such block ends."""
+    global _BLOCKS, _THREADS
+    with _LOCK:
+        if not _BLOCKS:
+            _THREADS = torch.get_num_threads()
+        _BLOCKS += 1
+        # New threads begin with what is set when they do.
+        torch.set_num_threads(max(1, _THREADS // parts))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _BLOCKS -= 1
+            if not _BLOCKS:
+                torch.set_num_threads(_THREADS)

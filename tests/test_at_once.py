@@ -1,0 +1,96 @@
+import threading
+from functools import partial
+
+import pytest
+import torch
+
+from peft_surgical.running.at_once import _shared_out, at_once, deal
+
+from .threads import threads
+
+
+def test_at_once_is_at_the_same_time():
+    met = threading.Barrier(3)
+
+    def meet(name):
+        met.wait(timeout=30)
+        return name
+
+    with threads(6):
+        assert at_once([partial(meet, name) for name in "abc"]) == ["a", "b", "c"]
+        assert at_once([torch.get_num_threads, torch.get_num_threads]) == [3, 3]
+        assert at_once([torch.get_num_threads]) == [6]
+        assert torch.get_num_threads() == 6
+    assert at_once([]) == []
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_gradients_are_recorded_as_in_the_calling_thread(mode):
+    with mode():
+        expected = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        found = at_once([lambda: (torch.is_grad_enabled(), torch.is_inference_mode_enabled())] * 2)
+    assert found == [expected] * 2
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_denormals_are_flushed_as_in_the_calling_thread(flushed):
+    supported = torch.set_flush_denormal(flushed)
+    try:
+        found = at_once([lambda: float(torch.tensor([1e-39]).mul(0.5)) == 0] * 2)
+    finally:
+        torch.set_flush_denormal(False)
+    assert found == [flushed and supported] * 2
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_fails_is_raised_when_all_have_ended(failing):
+    ended = []
+
+    def run(number):
+        if number == failing:
+            raise ValueError(f"number {number}")
+        ended.append(number)
+
+    with threads(2):
+        with pytest.raises(ValueError, match=f"number {failing}"):
+            at_once([partial(run, 0), partial(run, 1)])
+        assert torch.get_num_threads() == 2
+    assert ended == [1 - failing]
+
+
+@pytest.mark.parametrize(
+    ("workers", "items", "dealt"),
+    [(2, "abcde", ["x:ace", "y:bd"]), (3, "ab", ["x:a", "y:b"]), (1, "abc", ["x:abc"]), (2, "", [])],
+)
+def test_items_are_dealt_in_turn(workers, items, dealt):
+    assert deal("xyz"[:workers], items, lambda worker, own: f"{worker}:{''.join(own)}") == dealt
+
+
+@pytest.mark.parametrize("failing", ["x", "y"])
+def test_when_one_fails_the_others_get_nothing_more(failing):
+    met, taken = threading.Barrier(2), []
+
+    def run(worker, own):
+        for item in own:
+            taken.append(item)
+            if len(taken) <= 2:
+                met.wait(timeout=30)
+            if worker == failing:
+                raise KeyboardInterrupt
+            while not failed.wait(0.01):
+                pass
+
+    failed = threading.Event()
+    threading.Timer(0.2, failed.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        deal("xy", "abcdef", run)
+    assert sorted(taken) == ["a", "b"]
+
+
+def test_threads_are_given_back_when_the_last_block_ends():
+    with threads(4):
+        with _shared_out(2):
+            assert torch.get_num_threads() == 2
+            with _shared_out(4):
+                assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 4
