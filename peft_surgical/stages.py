@@ -26,7 +26,7 @@ from .adapters.halves import settle_on_half
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
 from .profiling import phase
-from .running.computing import computing, denormals_flushed
+from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
 from .sites import architecture_of
@@ -187,35 +187,36 @@ def _stage(
         runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
         runner.add([row.ids for row in every])
         scaled = trained_layers(working, name)
-        retained = measure_retained(
-            runner,
-            working,
-            scaled,
-            name,
-            configs[-1].selections,
-            kept,
-            retained,
-            recipe,
-            offset=len(fact_rows),
-            seed=seed,
-            progress=progress,
-        )
-        parameters = [layer.surgical_ia3_delta[name] for layer in scaled]
-        frozen = [layer.others_scale(name, before).detach() for layer in scaled]
-        record = train(
-            runner,
-            parameters,
-            fact_rows,
-            kept.rows,
-            retained.base,
-            recipe,
-            metric=retained.curvature.metric(recipe.damping),
-            frozen=frozen,
-            near=kept.near,
-            seed=seed,
-            progress=progress,
-            description=name,
-        )
+        with plain_attention(working):
+            retained = measure_retained(
+                runner,
+                working,
+                scaled,
+                name,
+                configs[-1].selections,
+                kept,
+                retained,
+                recipe,
+                offset=len(fact_rows),
+                seed=seed,
+                progress=progress,
+            )
+            parameters = [layer.surgical_ia3_delta[name] for layer in scaled]
+            frozen = [layer.others_scale(name, before).detach() for layer in scaled]
+            record = train(
+                runner,
+                parameters,
+                fact_rows,
+                kept.rows,
+                retained.base,
+                recipe,
+                metric=retained.curvature.metric(recipe.damping),
+                frozen=frozen,
+                near=kept.near,
+                seed=seed,
+                progress=progress,
+                description=name,
+            )
         settle_on_half(parameters, frozen)
     activate(peft_model, [*before, name])
     return Stage(peft_model, name, record, retained)

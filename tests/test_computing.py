@@ -2,7 +2,10 @@ import pytest
 import torch
 
 from peft_surgical.running import computing as module
-from peft_surgical.running.computing import compute_dtype, denormals_flushed
+from peft_surgical.running.attention import GROUPED
+from peft_surgical.running.computing import compute_dtype, computing, denormals_flushed, plain_attention
+
+from .adapters import tiny_peft
 
 CPU = torch.device("cpu")
 
@@ -37,3 +40,20 @@ def test_denormals_are_flushed_inside_only():
     with pytest.raises(RuntimeError), denormals_flushed():
         raise RuntimeError
     assert float(tiny * 0.5) > 0
+
+
+def test_only_a_copy_gets_another_attention(monkeypatch):
+    peft_model = tiny_peft("llama", ("L1.mlp",))
+    base = peft_model.get_base_model()
+    own = base.config._attn_implementation
+    with computing(peft_model, "bfloat16") as copy:
+        assert copy.config._attn_implementation == own
+        with plain_attention(copy):
+            assert copy.config._attn_implementation == GROUPED
+        assert copy.config._attn_implementation == own
+        monkeypatch.setattr(module, "has_plain_attention", lambda _: False)
+        with plain_attention(copy):
+            assert copy.config._attn_implementation == "eager"
+    with computing(peft_model, "float32") as same, plain_attention(same):
+        assert same is base
+        assert base.config._attn_implementation == own

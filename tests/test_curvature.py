@@ -93,6 +93,31 @@ def test_rows_are_measured_side_by_side(family, monkeypatch):
     assert all("apply_scale" not in layer.__dict__ for layer in layers_of(task))
 
 
+@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3", "qwen3"])
+def test_a_prefix_that_runs_once_changes_no_sample(family, draws, monkeypatch):
+    monkeypatch.setattr("peft_surgical.running.suffix._WORTH", 1)
+    task = Task(family)
+    with torch.no_grad():
+        for parameter in task.parameters:
+            parameter.uniform_(-0.3, 0.3)
+    ran, plain = [], type(task.runner).logits
+
+    def noted(self, *args):
+        ran.append(len(self.prefix))
+        return plain(self, *args)
+
+    monkeypatch.setattr(type(task.runner), "logits", noted)
+    assert len(task.runner.prefix) == 4
+    found = samples(measured(task, draws=draws, tokens=10))
+    shared, ran = ran, []
+    monkeypatch.setattr(type(task.runner), "tells_rows_apart", lambda *_: False)
+    expected = samples(measured(task, draws=draws, tokens=10))
+    assert set(shared) == {4}
+    assert set(ran) == {0}
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_draws_differ_and_their_mean_is_taken():
     one, two = samples(measured(Task(), seed=0)), samples(measured(Task(), seed=0, draws=2))
     rows = len(one)

@@ -1,11 +1,13 @@
 import itertools
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from peft_surgical.errors import ModelError
-from peft_surgical.running.passes import in_passes, parts, shares, tokens_of
+from peft_surgical.running.passes import Term, in_passes, parts, shares, tokens_of
 from peft_surgical.running.replicas import Replica
 from peft_surgical.running.workers import Worker
 from peft_surgical.staging.training import Recipe
@@ -93,44 +95,63 @@ def test_shares_are_even_and_no_larger_than_allowed(workers, tokens):
 
 
 class Device:
-    """Holds so many rows and no more, and adds each row's number to a gradient before it notices."""
+    """Holds so many rows and no more, and adds each row's number to two gradients before it notices: a parameter's and
+    that of what all rows share."""
 
     def __init__(self, holds):
-        self.holds, self.parameter, self.tried = holds, nn.Parameter(torch.zeros(1)), []
+        self.holds, self.tried = holds, []
+        self.parameter, self.shared = (nn.Parameter(torch.zeros(1)) for _ in range(2))
 
     @property
     def workers(self):
-        return [Worker(None, [self.parameter], Replica(None))]
+        runner = SimpleNamespace(prefix_once=lambda: nullcontext(SimpleNamespace(leaves=[self.shared])))
+        return [Worker(runner, [self.parameter], Replica(None))]
 
     def run(self, _, part):
         self.tried.append(list(part))
         for row in part[: self.holds]:
-            (self.parameter * row).backward()
+            ((self.parameter + self.shared) * row).backward()
         if len(part) > self.holds:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return tuple(part)
+
+    def term(self, rows, run=None):
+        return Term(rows, [1] * len(rows), run or self.run)
 
 
 def test_a_pass_without_memory_is_taken_back_and_run_in_halves():
     device = Device(holds=2)
     device.parameter.grad = torch.tensor([100.0])
-    found = in_passes(range(5), [1] * 5, device.workers, device.run, tokens=None)
+    [found] = in_passes([device.term(range(5))], device.workers, tokens=None)
     assert found == [([0, 1], (0, 1)), ([2], (2,)), ([3, 4], (3, 4))]
     assert device.tried == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4]]
     assert device.parameter.grad == 100 + 0 + 1 + 2 + 3 + 4
+    assert device.shared.grad == 0 + 1 + 2 + 3 + 4
 
 
 def test_what_cannot_be_halved_or_is_no_lack_of_memory_is_raised():
     device = Device(holds=0)
     with pytest.raises(torch.OutOfMemoryError):
-        in_passes(range(2), [1, 1], device.workers, device.run, tokens=None)
+        in_passes([device.term(range(2))], device.workers, tokens=None)
     assert device.tried == [[0, 1], [0]]
 
     def broken(*_):
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        in_passes(range(2), [1, 1], device.workers, broken, tokens=None)
+        in_passes([device.term(range(2), broken)], device.workers, tokens=None)
+
+
+def test_terms_share_workers_and_no_pass():
+    first, second = Device(holds=9), Device(holds=9)
+    terms = [first.term(range(4)), second.term([10, 11]), first.term([])]
+    learned, kept, none = in_passes(terms, [*first.workers, *second.workers], tokens=None)
+    # Of two workers each has half of every term.
+    assert learned == [([0, 1], (0, 1)), ([2, 3], (2, 3))]
+    assert kept == [([10], (10,)), ([11], (11,))]
+    assert none == []
+    assert sorted(first.tried) == [[0, 1], [2, 3]]
+    assert sorted(second.tried) == [[10], [11]]
 
 
 def trained(family, **changes):
@@ -165,12 +186,9 @@ def test_a_processor_in_float32_gets_passes_that_are_no_larger_than_it_gains_by(
     assert tokens_of(None, model) == 512
     assert tokens_of(None, model.to(torch.bfloat16)) is None
     assert tokens_of(None, model.to("meta", torch.float32)) is None
-    assert tokens_of(7, model, shared=200) == 7
-    # What all rows share runs once a pass.
-    assert (tokens_of(None, tiny_model("llama"), 100), tokens_of(None, tiny_model("llama"), 200)) == (512, 800)
+    assert tokens_of(7, tiny_model("llama")) == 7
     monkeypatch.setattr("peft_surgical.running.passes._PROCESSOR_TOKENS", 10)
-    cut = trained("llama", pass_tokens=max(10, 4 * len(Task("llama").runner.prefix)))[1]
-    assert torch.equal(trained("llama")[1], cut)
+    assert torch.equal(trained("llama")[1], trained("llama", pass_tokens=10)[1])
 
 
 def test_training_goes_on_with_the_memory_there_is(monkeypatch):

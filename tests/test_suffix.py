@@ -66,6 +66,99 @@ def test_logits_and_gradients_are_those_of_a_plain_forward(family, prefix, first
     )
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_that_runs_once_gives_the_same_gradients(family, first):
+    model = tiny_model(family)
+    sequences = rows(PREFIX)
+    spans = spans_of(sequences, len(PREFIX))
+    runner = SuffixRunner(model, layers_of(model), first, PREFIX)
+    runner.add(sequences)
+    parameters = [p for i, layer in enumerate(layers_of(model)) if i >= first for p in layer.parameters()]
+    prefixes = []
+    model.get_input_embeddings().register_forward_hook(lambda _, args, __: prefixes.append(args[0].tolist()))
+
+    def back(rows):
+        runner.logits(rows, [spans[row] for row in rows]).square().sum().backward()
+
+    def taken():
+        found = [p.grad.clone() for p in parameters]
+        model.zero_grad()
+        return found
+
+    for row in range(4):
+        back([row])
+    expected, count = taken(), prefixes.count([list(PREFIX)])
+    prefixes.clear()
+    with runner.prefix_once() as begun:
+        back([0, 2])
+        back([1, 3])
+        stopped = [leaf.grad.clone() for leaf in begun.leaves if leaf.grad is not None]
+    assert (count, prefixes.count([list(PREFIX)])) == (4, 1)
+    assert all(gradient.abs().sum() > 0 for gradient in stopped)
+    for a, b in zip(taken(), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+    # Outside of the block each pass runs it again, and what happened inside is forgotten.
+    back([0])
+    assert prefixes.count([list(PREFIX)]) == 2
+    model.zero_grad()
+    with pytest.raises(RuntimeError, match="failed"), runner.prefix_once():
+        raise RuntimeError("failed")
+    back([0])
+    assert prefixes.count([list(PREFIX)]) == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_each_row_does_through_a_prefix_is_told_apart(family):
+    model = tiny_model(family)
+    prefix = tuple(tiny_ids(1, 9, seed=9)[0].tolist())
+    sequences = rows(prefix)
+    spans = spans_of(sequences, len(prefix))
+    runner = SuffixRunner(model, layers_of(model), 0, prefix)
+    runner.add(sequences)
+    parameters = [*layers_of(model)[0].parameters()]
+    assert runner.tells_rows_apart(parameters)
+    every = []
+    for row in range(4):
+        with runner.prefix_once():
+            runner.logits([row], [spans[row]]).square().sum().backward()
+        every.append([p.grad.clone() for p in parameters])
+        model.zero_grad()
+    with runner.prefix_once(apart=True) as begun:
+        for chosen in ([3, 0, 1], [2]):
+            runner.logits(chosen, [spans[row] for row in chosen]).square().sum().backward()
+            beside = [p.grad.clone() for p in parameters]
+            through = begun.of_each(parameters)
+            assert all(leaf.grad is None for leaf in begun.leaves)
+            model.zero_grad()
+            for place, own in enumerate(through):
+                expected = torch.stack([every[row][place] for row in chosen])
+                found = torch.zeros_like(expected) if own is None else own
+                # What rows do themselves is in the sum alone.
+                torch.testing.assert_close(
+                    found.sum(0) + beside[place], expected.sum(0), atol=2e-4, rtol=1e-3, msg=f"parameter {place}"
+                )
+        # Without rows that went on and went back nothing arrives.
+        begun.going_on(2)
+        assert begun.of_each(parameters) == [None] * len(parameters)
+    alone = runner.unshared()
+    assert not alone.tells_rows_apart(parameters)
+
+
+def test_rows_are_not_told_apart_where_that_gains_nothing_or_cannot_be(monkeypatch):
+    model = tiny_model("llama")
+    parameters = [*layers_of(model)[0].parameters()]
+    short, long = (SuffixRunner(model, layers_of(model), 0, tuple(tiny_ids(1, n, seed=9)[0].tolist())) for n in (7, 9))
+    assert not short.tells_rows_apart(parameters)
+    assert long.tells_rows_apart(parameters)
+
+    def unknown(*_):
+        raise RuntimeError("Batching rule not implemented")
+
+    monkeypatch.setattr("peft_surgical.running.beginnings.Beginning.of_each", unknown)
+    assert not long.tells_rows_apart(parameters)
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma3", "phi3"])
 @pytest.mark.parametrize("first", [0, 2])
 def test_a_prefix_longer_than_the_sliding_window(family, first):

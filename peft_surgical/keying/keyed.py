@@ -33,7 +33,7 @@ from ..errors import FactError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
-from ..running.computing import computing, denormals_flushed
+from ..running.computing import computing, denormals_flushed, plain_attention
 from ..running.passes import tokens_of
 from ..running.replicas import Replica
 from ..running.suffix import shared_prefix
@@ -147,22 +147,23 @@ def learn_keyed(
             pad=tokenizer.pad_token_id or 0,
         )
         runner.add([row.ids for row in (*rows, *kept.rows)], starts=starts)
-        measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
-        record = train(
-            runner,
-            values.values(),
-            rows,
-            kept.rows,
-            measured.base,
-            recipe,
-            metric=measured.curvature.metric(recipe.damping),
-            origin=origin,
-            near=kept.near,
-            share_of_loss=recipe.share_of_loss,
-            seed=seed,
-            progress=progress,
-            description=LEARN,
-        )
+        with plain_attention(working):
+            measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
+            record = train(
+                runner,
+                values.values(),
+                rows,
+                kept.rows,
+                measured.base,
+                recipe,
+                metric=measured.curvature.metric(recipe.damping),
+                origin=origin,
+                near=kept.near,
+                share_of_loss=recipe.share_of_loss,
+                seed=seed,
+                progress=progress,
+                description=LEARN,
+            )
         settle(values)
     return Stage(frozen(peft_model), LEARN, record, None)
 

@@ -28,7 +28,7 @@ from torch import nn
 from ..architectures import decoder_layers
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
-from ..running.computing import check_compute_dtype, computing, denormals_flushed
+from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
 from ..stages import LEARN, Stage
 from ..staging.by_subject import subject_layers
@@ -149,19 +149,20 @@ def learn_keyed_by_subject(
         # What the words before the subject get is left out: the direction was told apart from them, and with it a loss
         # of 0.002 nats of the demo model is 0.003 at most.
         runner.add([row.ids for row in named.rows], starts=named.starts)
-        record = train(
-            runner,
-            values.values(),
-            named.rows,
-            [],
-            [],
-            _steps(recipe),
-            metric=_metric(found, streams, values),
-            share_of_loss=recipe.share_of_loss,
-            seed=seed,
-            progress=progress,
-            description=LEARN,
-        )
+        with plain_attention(working):
+            record = train(
+                runner,
+                values.values(),
+                named.rows,
+                [],
+                [],
+                _steps(recipe),
+                metric=_metric(found, streams, values),
+                share_of_loss=recipe.share_of_loss,
+                seed=seed,
+                progress=progress,
+                description=LEARN,
+            )
         settle(values)
     return Stage(frozen(peft_model), LEARN, record, None)
 

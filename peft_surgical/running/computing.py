@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,10 +20,14 @@ from torch import nn
 
 from ..errors import ModelError
 from ..models import DTYPES
+from .attention import GROUPED, has_plain_attention
 from .sharing import is_sharded
 
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
 _WORTH = 1.3
+
+# Those that stand nowhere but here, and may be set as suits a computation.
+_COPIES: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def check_compute_dtype(name: str) -> None:
@@ -79,10 +84,26 @@ def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
         # Rotary frequencies are used in float32 whatever the weights are.
         memo[id(buffer)] = buffer
     working = copy.deepcopy(base, memo).eval()
-    if working.device.type == "cpu":
-        # There the fused attention kernel's backward pass takes longer than the plain products it saves.
-        working.set_attn_implementation("eager")
+    _COPIES.add(working)
     yield working
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Lets such a copy compute attention by plain products, for gradients on a processor.
+
+    There the backward pass of the fused kernel takes longer than the products it saves. Its forward pass does not, and
+    a model that is not a copy keeps what its owner chose.
+    """
+    if model not in _COPIES or model.device.type != "cpu":
+        yield
+        return
+    own = model.config._attn_implementation
+    model.set_attn_implementation(GROUPED if has_plain_attention(model) else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 @contextmanager

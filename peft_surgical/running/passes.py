@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
 
 from .at_once import at_once
 from .workers import Worker, gather
@@ -26,59 +28,79 @@ Found = TypeVar("Found")
 _PROCESSOR_TOKENS = 512
 
 
-def tokens_of(given: int | None, model: Any, shared: int = 0) -> int | None:
+def tokens_of(given: int | None, model: Any) -> int | None:
     """How many tokens go through a model at once, at most; None for as many as there are.
 
     Args:
         given: What a recipe says; where that is None, it is 512 on a processor in float32, and no limit elsewhere.
         model: What runs.
-        shared: How many tokens all rows share, which run once a pass: the more, the fewer passes there should be.
     """
     if given is None and model.device.type == "cpu" and model.dtype == torch.float32:
-        return max(_PROCESSOR_TOKENS, 4 * shared)
+        return _PROCESSOR_TOKENS
     return given
 
 
-def in_passes(
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    workers: Sequence[Worker],
-    run: Callable[[Worker, Sequence[int]], Found],
-    *,
-    tokens: int | None,
-) -> list[tuple[list[int], Found]]:
-    """Runs rows forward and backward, in as few passes as fit and give each worker as many; the gradient of their sum
-    is in the first worker's parameters then.
+@dataclass(frozen=True)
+class Term(Generic[Found]):
+    """Some rows of a step, of one kind.
 
-    A pass that runs out of memory is taken back and its rows are run in two halves, as often as need be.
-
-    Args:
+    Attributes:
         rows: What to run.
         lengths: The tokens of each, without those that all rows share.
-        workers: Who run them, at the same time.
-        run: Runs some of the rows on one of them and adds their gradient to its parameters'.
+        run: Runs some of the rows on a worker and adds their gradient to its parameters'.
+    """
+
+    rows: Sequence[int]
+    lengths: Sequence[int]
+    run: Callable[[Worker, Sequence[int]], Found]
+
+
+def in_passes(
+    terms: Sequence[Term[Any]], workers: Sequence[Worker], *, tokens: int | None
+) -> list[list[tuple[list[int], Any]]]:
+    """Runs the terms of a step forward and backward, each in as few passes as fit and give each worker as many; the
+    gradient of their sum is in the first worker's parameters then.
+
+    Terms do not share passes: their rows differ in length, and together they would be padded. A pass that runs out of
+    memory is taken back and its rows are run in two halves, as often as need be.
+
+    Args:
+        terms: What to run.
+        workers: Who run them, at the same time; each runs what all rows share once.
         tokens: At most so many tokens at once, padding included, but always one row a worker.
 
     Returns:
-        The rows of each pass and what `run` returned for them.
+        For each term the rows of each pass and what `run` returned for them.
     """
-    dealt = shares(rows, lengths, tokens, len(workers))
-    works = [
-        partial(_in_turn, waiting, worker, run) for worker, waiting in zip(workers, dealt, strict=False) if waiting
-    ]
-    found = at_once(works)
+    dealt = [shares(term.rows, term.lengths, tokens, len(workers)) for term in terms]
+    each = [[(term, own[place]) for term, own in enumerate(dealt)] for place in range(len(workers))]
+
+    def work(worker: Worker, own: Sequence[tuple[int, list[list[int]]]]) -> list[tuple[int, tuple[list[int], Any]]]:
+        with worker.runner.prefix_once() as begun:
+            gathering = [*worker.parameters, *(begun.leaves if begun else [])]
+            return [
+                (term, found)
+                for term, waiting in own
+                for found in _in_turn(waiting, worker, terms[term].run, gathering)
+            ]
+
+    busy = [(worker, own) for worker, own in zip(workers, each, strict=True) if any(waiting for _, waiting in own)]
+    found = [*chain.from_iterable(at_once([partial(work, worker, own) for worker, own in busy]))]
     gather(workers)
-    return list(chain.from_iterable(found))
+    return [[passed for place, passed in found if place == term] for term in range(len(terms))]
 
 
 def _in_turn(
-    passes: Sequence[list[int]], worker: Worker, run: Callable[[Worker, Sequence[int]], Found]
+    passes: Sequence[list[int]],
+    worker: Worker,
+    run: Callable[[Worker, Sequence[int]], Found],
+    gathering: Sequence[Tensor],
 ) -> list[tuple[list[int], Found]]:
     found = []
     waiting = [*passes][::-1]
     while waiting:
         part = waiting.pop()
-        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in worker.parameters]
+        before = [None if tensor.grad is None else tensor.grad.clone() for tensor in gathering]
         try:
             found.append((part, run(worker, part)))
             continue
@@ -86,8 +108,8 @@ def _in_turn(
             if len(part) == 1 or not should_reduce_batch_size(error):
                 raise
         # Outside of the handler, whose traceback holds on to the tensors of the pass.
-        for parameter, gradient in zip(worker.parameters, before, strict=True):
-            parameter.grad = gradient
+        for tensor, gradient in zip(gathering, before, strict=True):
+            tensor.grad = gradient
         clear_device_cache(garbage_collection=True)
         middle = len(part) // 2
         waiting += [part[middle:], part[:middle]]

@@ -2,9 +2,9 @@
 
 While an adapter trains, everything below its first layer is frozen: the hidden states that enter that layer are
 computed once for each sequence and kept, as many as there is room for. Sequences that begin with the same tokens (a
-chat template's system prompt) share them: the prefix runs once a pass as a batch of one, and the rows continue from
-its key/value cache, gradient included. The output head runs on the positions that are asked for. All three are exact:
-the numbers are those of a plain forward, up to rounding.
+chat template's system prompt) share them: the prefix runs once as a batch of one, for a pass or for several
+([`SuffixRunner.prefix_once`]), and the rows continue from its key/value cache, gradient included. The output head runs
+on the positions that are asked for. All three are exact: the numbers are those of a plain forward, up to rounding.
 
 Rows are padded on the right and need no mask: under causal attention no real token sees what follows it.
 """
@@ -22,9 +22,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
+from .beginnings import Beginning
 from .replicas import Replica
+from .sharing import is_sharded
 
 Row = tuple[int, ...]
+
+# To go back through a shorter prefix for each row apart takes as long as to run it with each row.
+_WORTH = 8
 
 
 def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
@@ -71,6 +76,7 @@ class SuffixRunner:
         self.rows: list[Row] = []
         self._entering: list[Tensor | None] = []
         self._entering_prefix: Tensor | None = None
+        self._begun: Beginning | None = None
 
     @phase("frozen layers")
     @torch.no_grad()
@@ -140,12 +146,59 @@ class SuffixRunner:
         """What tells a model that a batch of rows goes on from what is not run with them."""
         if not self.prefix:
             return {"use_cache": False}
+        rows = len(indices)
+        cache = expanded(self._run_prefix(), rows) if self._begun is None else self._begun.going_on(rows)
+        return {"past_key_values": cache, "use_cache": True}
+
+    def _run_prefix(self) -> Any:
+        """The cache of the shared prefix, with its gradient."""
         none = torch.zeros(1, len(self.prefix), dtype=torch.bool, device=self.device)
         with self._patched(self._entering_prefix, none):
             # A cache of the model's own making would forget what its sliding windows have passed.
             ids = torch.tensor([self.prefix], device=self.device)
             out = self.model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
-        return {"past_key_values": expanded(self._filled(out.past_key_values), len(indices)), "use_cache": True}
+        return self._filled(out.past_key_values)
+
+    @contextmanager
+    def prefix_once(self, apart: bool = False) -> Iterator[Beginning | None]:
+        """Runs the shared prefix once for all passes of a block, forward when it begins.
+
+        Backward passes in the block stop at the prefix's keys and values, and gradients gather there. A model that is
+        spread over processes expects its passes one after another; there each runs the prefix for itself.
+
+        Args:
+            apart: Whether to tell the gradients of rows apart ([`Beginning.of_each`]). Otherwise the sum of all goes
+                back through the prefix when the block ends.
+
+        Yields:
+            The prefix; None where there is none, or each pass runs it.
+        """
+        if not self.prefix or is_sharded(self.model):
+            yield None
+            return
+        self._begun = Beginning(self._run_prefix(), apart)
+        try:
+            yield self._begun
+            if not apart:
+                self._begun.back()
+        finally:
+            self._begun = None
+
+    def tells_rows_apart(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether that is possible with this prefix and model, and worth it."""
+        if len(self.prefix) < _WORTH:
+            return False
+        try:
+            with self.prefix_once(apart=True) as begun:
+                if begun is None:
+                    return False
+                begun.going_on(1)
+                for leaf in begun.leaves:
+                    leaf.grad = torch.zeros_like(leaf)
+                begun.of_each(parameters)
+        except RuntimeError:  # what torch cannot do, or has no memory for
+            return False
+        return True
 
     def on(self, replica: Replica) -> Self:
         """The same sequences on a replica of the model."""

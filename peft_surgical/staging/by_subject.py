@@ -35,7 +35,7 @@ from ..errors import AdapterError, SelectionError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
-from ..running.computing import check_compute_dtype, computing, denormals_flushed
+from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
 from ..sites import ModelShape
 from ..stages import LEARN, Stage, place_adapter
@@ -144,7 +144,8 @@ def learn_by_subject(
     peft_model.eval()
     with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
         kept = _kept(working, modules, tokenizer, fact, named, recipe, seed)
-        record = _train(working, modules, named, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
+        with plain_attention(working):
+            record = _train(working, modules, named, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
     activate(peft_model, [LEARN])
     return Stage(peft_model, LEARN, record, None)
 

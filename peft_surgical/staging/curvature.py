@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int8
+from jaxtyping import Float, Float64, Int8, Num
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ModelError
@@ -207,9 +207,10 @@ def sample_curvature(
     Raises:
         ModelError: If a logit is not finite.
     """
-    # A shared prefix would add up what all rows of a batch do through it, and a step finds what that sum does not see:
-    # a refusal then spreads through the prefix to other questions.
-    runner = runner.unshared()
+    # What each row does through a shared prefix has to be told apart: a step finds what their sum does not see, and a
+    # refusal then spreads through the prefix to other questions.
+    if not runner.tells_rows_apart(parameters):
+        runner = runner.unshared()
     made = [parameter.new_zeros(draws, len(rows), parameter.numel()) for parameter in parameters]
     lengths = [runner.length(index) for index in indices]
     order = sorted(range(len(rows)), key=lambda i: lengths[i])
@@ -219,7 +220,7 @@ def sample_curvature(
     batches = share(parts(order, [runner.load(indices[i]) for i in order], tokens // len(workers)))
 
     def sample(worker: Worker, own: Iterator[list[int]]) -> None:
-        with watching(worker.replica) as found:
+        with worker.runner.prefix_once(apart=True) as begun, watching(worker.replica) as found:
             for chosen in own:
                 spans = [span(rows[i]) for i in chosen]
                 found.rows, found.tokens = len(chosen), max(lengths[i] for i in chosen)
@@ -238,9 +239,14 @@ def sample_curvature(
                     signs = [
                         _signs(own, count, logits.shape[-1]) for own, count in zip(generators, counts, strict=True)
                     ]
-                    logits.backward(_sketch(probabilities, torch.cat(signs).to(logits)), retain_graph=draw + 1 < draws)
+                    slopes = _sketch(probabilities, torch.cat(signs).to(logits.device))
+                    logits.backward(slopes, retain_graph=draw + 1 < draws)
                     for position, gradients in found.gradients.items():
                         made[position][draw, chosen] = gradients
+                    through = [] if begun is None else begun.of_each(worker.parameters)
+                    for position, further in enumerate(through):
+                        if further is not None:
+                            made[position][draw, chosen] += further.flatten(1)
 
     deal(workers, batches, sample)
     add_up(made)
@@ -263,11 +269,12 @@ def _signs(generator: torch.Generator, positions: int, vocab: int) -> Int8[Tenso
 
 
 def _sketch(
-    probabilities: Float[Tensor, "position vocab"], signs: Float[Tensor, "position vocab"]
+    probabilities: Float[Tensor, "position vocab"], signs: Num[Tensor, "position vocab"]
 ) -> Float[Tensor, "position vocab"]:
     """Slopes `u` of logits whose `u uᵀ` is, in the mean over signs, the Fisher information of a distribution."""
     roots = probabilities.sqrt().mul_(signs)
-    return roots - probabilities * roots.sum(-1, keepdim=True)
+    # In place: of all that a pass holds these are the largest.
+    return roots.addcmul_(probabilities, roots.sum(-1, keepdim=True), value=-1)
 
 
 @dataclass

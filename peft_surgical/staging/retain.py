@@ -102,7 +102,7 @@ def base_answers(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    batch_size: int = 64,
+    batch_size: int = 128,
     progress: bool = False,
 ) -> list[EncodedAnswer]:
     """The model's own greedy answers, cut at `max_new_tokens`, as sequences to hold it to."""

@@ -199,6 +199,8 @@ def _measured(
                 "selections": selections,
                 # What does not depend on how many rows run at once.
                 "settings": {name: value for name, value in options.items() if name != "tokens"},
+                # How much of them runs once changes how sums round.
+                "shared": len(runner.prefix),
             }
             tensors = kept_tensors(model, "curvature", asked, lambda: measure_carried().to_tensors(), alone=base_of)
             carried = Measured.of_tensors(tensors, runner.device)

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +34,13 @@ from ..errors import ModelError
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype
-from ..running.passes import in_passes, tokens_of
+from ..running.passes import Term, in_passes, tokens_of
 from ..running.sharing import add_up, processes, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, workers_of
 from ..texts.prompts import EncodedAnswer, span
 from .curvature import Metric
 from .retain import TopDistribution
-
-Found = TypeVar("Found")
 
 # A scale below this is not divided by.
 _DEAD = 0.05
@@ -77,9 +75,9 @@ class Recipe:
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
             row. The shared beginning of prompts counts where the curvature is measured, and not in a step; where each
             row runs from a token of its own on (`learn_keyed`), a quarter of what stands before counts. When None, 512
-            on a processor in float32, where more gain nothing (in a step four times the shared beginning, if that is
-            more); elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured. Either way a
-            pass of a step that the accelerator has no memory for is done again in halves.
+            on a processor in float32, where more gain nothing; elsewhere all of a step's rows of a kind, and 1,536
+            where the curvature is measured. Either way a pass of a step that the accelerator has no memory for is done
+            again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
@@ -188,7 +186,7 @@ def train(
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
     origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
     _begin(parameters, frozen, recipe.undo)
-    tokens = tokens_of(recipe.pass_tokens, runner.model, len(runner.prefix))
+    tokens = tokens_of(recipe.pass_tokens, runner.model)
     workers = workers_of(runner, parameters, tokens)
     rng = random.Random(seed)
     fact_order = endless(range(len(fact_rows)), rng)
@@ -208,8 +206,7 @@ def train(
             ]
             for parameter in parameters:
                 parameter.grad = None
-            nll = _backward_facts(workers, facts, fact_rows, recipe, tokens)
-            kl = _backward_kl(workers, retains, retain_rows, retain_base, len(fact_rows), recipe, tokens)
+            nll, kl = _backward(workers, facts, retains, fact_rows, retain_rows, retain_base, recipe, tokens)
             _add_up_gradients(parameters)
             for index, values in zip(facts, nll, strict=True):
                 latest[index] = float(values.mean())
@@ -238,15 +235,40 @@ def train(
     )
 
 
-def _backward_facts(
+def _backward(
     workers: Sequence[Worker],
     facts: Sequence[int],
-    rows: Sequence[EncodedAnswer],
+    retains: Sequence[int],
+    fact_rows: Sequence[EncodedAnswer],
+    retain_rows: Sequence[EncodedAnswer],
+    base: Sequence[TopDistribution],
     recipe: Recipe,
     tokens: int | None,
-) -> list[Tensor]:
-    """Adds the gradient of the first term, of this process's share; returns the loss of all prompts, per answer token,
-    nats."""
+) -> tuple[list[Tensor], float]:
+    """Adds the gradient of the first two terms, of this process's share; returns the loss of all prompts, per answer
+    token, and the mean divergence of all that is retained, nats."""
+    device = workers[0].runner.device
+    every = [torch.zeros(len(fact_rows[i].ids) - fact_rows[i].answer_start, device=device) for i in facts]
+    total = torch.zeros((), device=device)
+    terms: list[Term[Any]] = [
+        _fact_term(workers[0].runner, facts, fact_rows, recipe),
+        _kept_term(workers[0].runner, retains, retain_rows, base, len(fact_rows), recipe),
+    ]
+    learned, kept = in_passes(terms, workers, tokens=tokens)
+    for places, found in learned:
+        for place, losses in zip(places, found, strict=True):
+            every[place] += losses.to(device)
+    for _, kl in kept:
+        total += kl.to(device)
+    together = torch.cat(every)
+    add_up([together, total])
+    return list(together.split([len(losses) for losses in every])), float(total)
+
+
+def _fact_term(
+    runner: SuffixRunner, facts: Sequence[int], rows: Sequence[EncodedAnswer], recipe: Recipe
+) -> Term[list[Tensor]]:
+    """The answer's loss; its rows are places in `facts`."""
 
     def run(worker: Worker, places: Sequence[int]) -> list[Tensor]:
         chosen = [rows[facts[place]] for place in places]
@@ -257,31 +279,18 @@ def _backward_facts(
         return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
 
     own = share(range(len(facts)))
-    device = workers[0].runner.device
-    every = [torch.zeros(len(rows[i].ids) - rows[i].answer_start, device=device) for i in facts]
-    for places, found in _passes(workers, own, [facts[place] for place in own], run, tokens):
-        for place, losses in zip(places, found, strict=True):
-            every[place] += losses.to(device)
-    together = torch.cat(every)
-    add_up([together])
-    return list(together.split([len(losses) for losses in every]))
+    return Term(own, [runner.load(facts[place]) for place in own], run)
 
 
-def _backward_kl(
-    workers: Sequence[Worker],
+def _kept_term(
+    runner: SuffixRunner,
     retains: Sequence[int],
     rows: Sequence[EncodedAnswer],
     base: Sequence[TopDistribution],
     offset: int,
     recipe: Recipe,
-    tokens: int | None,
-) -> float:
-    """Adds the gradient of the second term, of this process's share; returns the mean divergence of all, nats.
-
-    Passes of their own: retained prompts and the fact's differ in length, and together they would be padded.
-    """
-    if not retains:
-        return 0.0
+) -> Term[Tensor]:
+    """The divergence from the base."""
     positions = sum(len(rows[i].ids) - rows[i].answer_start for i in retains)
 
     def run(worker: Worker, part: Sequence[int]) -> Tensor:
@@ -291,22 +300,7 @@ def _backward_kl(
         return kl.detach()
 
     own = share(retains)
-    total = torch.zeros((), device=workers[0].runner.device)
-    for _, kl in _passes(workers, own, [offset + i for i in own], run, tokens):
-        total += kl.to(total.device)
-    add_up([total])
-    return float(total)
-
-
-def _passes(
-    workers: Sequence[Worker],
-    chosen: Sequence[int],
-    indices: Sequence[int],
-    run: Callable[[Worker, Sequence[int]], Found],
-    tokens: int | None,
-) -> list[tuple[list[int], Found]]:
-    lengths = [workers[0].runner.load(index) for index in indices]
-    return in_passes(chosen, lengths, workers, run, tokens=tokens)
+    return Term(own, [runner.load(offset + i) for i in own], run)
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -1,0 +1,82 @@
+"""What many sequences begin with, run once, and the way back through it.
+
+Sequences go on from its keys and values, and their backward passes stop there. What has arrived there is led on
+through the beginning afterwards: for all sequences together, or for each by itself, in one batched backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+Keys = Float[Tensor, "row head token dim"]
+
+
+class Beginning:
+    """A beginning that has run, cut off from the graph behind it, which is kept.
+
+    Args:
+        cache: Its keys and values, of one row.
+        apart: Whether the gradients of rows that go on from it are to be told apart.
+
+    Attributes:
+        leaves: The keys and values where gradients arrive: of one row, or of all that went on last. None where nothing
+            trains before them.
+    """
+
+    def __init__(self, cache: Any, apart: bool = False) -> None:
+        self._own = [(layer.keys, layer.values) for layer in cache.layers]
+        self._ends = [part for layer in self._own for part in layer if part.requires_grad]
+        self._apart = apart
+        self.leaves: list[Keys] = [end.detach().requires_grad_() for end in self._ends]
+
+    def going_on(self, rows: int) -> DynamicCache:
+        """The cache for a batch of rows that go on from here."""
+        if self._apart:
+            self.leaves = [end.detach().expand(rows, -1, -1, -1).requires_grad_() for end in self._ends]
+        leaves = iter(self.leaves)
+        layers = [[next(leaves) if part.requires_grad else part for part in layer] for layer in self._own]
+        return DynamicCache([tuple(part.expand(rows, -1, -1, -1) for part in layer) for layer in layers])
+
+    def back(self) -> None:
+        """Leads what has arrived on to the parameters, and ends the graph."""
+        reached = [
+            (end, leaf.grad) for end, leaf in zip(self._ends, self.leaves, strict=True) if leaf.grad is not None
+        ]
+        if reached:
+            torch.autograd.backward([end for end, _ in reached], [gradient for _, gradient in reached])
+
+    def of_each(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """What arrived from each row that went on last, with respect to some parameters; takes it away.
+
+        Args:
+            parameters: Any of the model's.
+
+        Returns:
+            For each parameter its gradients, `[row, *shape]`; None where the beginning does not depend on it.
+
+        Raises:
+            RuntimeError: If torch cannot run a backward pass of this model for many gradients at once.
+        """
+        reached = [
+            (end, leaf.grad) for end, leaf in zip(self._ends, self.leaves, strict=True) if leaf.grad is not None
+        ]
+        for leaf in self.leaves:
+            leaf.grad = None
+        if not reached:
+            return [None] * len(parameters)
+        return list(
+            torch.autograd.grad(
+                [end for end, _ in reached],
+                list(parameters),
+                [gradient[:, None] for _, gradient in reached],
+                is_grads_batched=True,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        )
