@@ -153,7 +153,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     arguments = ["--model", model_folder, "--fact", fact_file, "--following", fact_file, "--stage-steps", 3]
     arguments += ["--recipe", json.dumps(RECIPE)]
     arguments += ["--trainer-steps", 2, "--components", 3, "--prompts", 1, "--repeats", 1, "--own-steps", 1]
-    parts = ["stage", "step", "passes", "beside", "localization", "edit", "rome", "sentence"]
+    parts = ["stage", "step", "passes", "beside", "once", "localization", "edit", "rome", "sentence"]
     result = CliRunner().invoke(main, [*map(str, arguments), *(word for part in parts for word in ("--part", part))])
     assert result.exit_code == 0, result.output
     *table, last = result.stdout.splitlines()
@@ -179,6 +179,8 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert beside["replicas"] == len(replicate(torch.nn.Linear(1, 1)))
     for name in ("steps", "before", "answers"):
         assert beside[name]["ratio"] == beside[name]["other_seconds"] / beside[name]["seconds"]
+    for own in (found["once"][name][row] for name in ("prefix", "attention") for row in ("steps", "before")):
+        assert own["ratio"] == own["other_seconds"] / own["seconds"]
     for words in (
         "same loss",
         "rows side by side",

@@ -26,12 +26,26 @@ from .beside import beside
 from .case import Case, Sizes
 from .editing import against_rome, end_to_end, memory, of_one_sentence, one_sentence, own
 from .localizing import localization
+from .once import once
 from .passes import passes
 from .scaling import Grid, made_up_fact, scaling, wide_model, word_tokenizer
 from .table import lines
 from .training import stage_to_the_same_loss, step_at_equal_batch
 
-PARTS = ("stage", "step", "localization", "edit", "rome", "sentence", "memory", "passes", "beside", "wide", "scaling")
+PARTS = (
+    "stage",
+    "step",
+    "localization",
+    "edit",
+    "rome",
+    "sentence",
+    "memory",
+    "passes",
+    "beside",
+    "once",
+    "wide",
+    "scaling",
+)
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -109,6 +123,8 @@ def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:
         found["passes"] = passes(case)
     if "beside" in parts:
         found["beside"] = beside(case)
+    if "once" in parts:
+        found["once"] = once(case)
     if {"localization", "edit"} & set(parts):
         found["localization"] = localization(case)
     if {"rome", "sentence"} & set(parts):

@@ -56,6 +56,15 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"rows side by side ({own['replicas']} threads), against all threads on every operation"
         for name, what in (("steps", "training steps"), ("before", "what to keep"), ("answers", "answers")):
             yield _row(f"  {what}", own[name], "")
+    if "once" in found:
+        yield ""
+        for name, title in (
+            ("prefix", "the shared beginning once, against in every pass and row"),
+            ("attention", "attention by groups, against transformers' plain one"),
+        ):
+            yield title
+            for row, what in (("steps", "training steps"), ("before", "what to keep")):
+                yield _row(f"  {what}", found["once"][name][row], "")
     if "scaling" in found:
         yield from _scaling(found["scaling"])
 

@@ -1,6 +1,7 @@
 """Running a model without doing work twice or for nobody.
 
-`suffix` runs what changes above frozen layers and `tails` what changes behind a token; `passes` says how many rows
-go at once, `computing` and `precision` in which arithmetic. `generation` gives greedy answers, `cache` keeps them on
-disk, and `sharing` shares all of it among processes.
+`suffix` runs what changes above frozen layers, `tails` what changes behind a token, and `beginnings` what all rows
+begin with. `passes` says how many rows go at once, `computing` and `precision` in which arithmetic, `attention` how
+heads read. `generation` gives greedy answers, and `cache` keeps them on disk. `replicas`, `workers` and `at_once`
+share the work among threads, `sharing` among processes.
 """

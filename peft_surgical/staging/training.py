@@ -73,11 +73,10 @@ class Recipe:
         general: How many of the package's general questions are retained.
         retain_tokens: The base's answers are held for so many tokens.
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
-            row. The shared beginning of prompts counts where the curvature is measured, and not in a step; where each
-            row runs from a token of its own on (`learn_keyed`), a quarter of what stands before counts. When None, 512
-            on a processor in float32, where more gain nothing; elsewhere all of a step's rows of a kind, and 1,536
-            where the curvature is measured. Either way a pass of a step that the accelerator has no memory for is done
-            again in halves.
+            row. The shared beginning of prompts, which runs once, does not count; where each row runs from a token of
+            its own on (`learn_keyed`), a quarter of what stands before does. When None, 512 on a processor in float32,
+            where more gain nothing; elsewhere all of a step's rows of a kind, and 1,536 where the curvature is
+            measured. Either way a pass of a step that the accelerator has no memory for is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 

@@ -1,0 +1,44 @@
+"""What it gains to run once what prompts begin with, and to let heads of a group read their keys together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from peft_surgical.running import computing
+from peft_surgical.running.suffix import SuffixRunner
+
+from .case import Case, timed
+from .training import learn, recipe_of
+
+
+def once(case: Case) -> dict[str, Any]:
+    """Seconds of training steps and of measuring what to keep before them: as they are, with the shared beginning in
+    every pass of a step and every row of the curvature, and with transformers' plain attention."""
+    found: dict[str, Any] = {"prefix": {}, "attention": {}}
+    recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0)
+    ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "": nullcontext,
+        "prefix": _prefix_in_every_pass,
+        "attention": lambda: patch.object(computing, "has_plain_attention", lambda _: False),
+    }
+    seconds = {}
+    for name, way in ways.items():
+        with way():
+            stage, whole = timed(learn, case, recipe)
+        # What the base answers, the curvature, and what little is besides.
+        seconds[name] = {"steps": stage.record.seconds, "before": whole - stage.record.seconds}
+    for name, own in found.items():
+        for row, other in seconds[name].items():
+            own[row] = {"seconds": seconds[""][row], "other_seconds": other, "ratio": other / seconds[""][row]}
+    return found
+
+
+def _prefix_in_every_pass() -> AbstractContextManager[Any]:
+    ways = ExitStack()
+    ways.enter_context(patch.object(SuffixRunner, "prefix_once", lambda *_, **__: nullcontext()))
+    ways.enter_context(patch.object(SuffixRunner, "tells_rows_apart", lambda *_: False))
+    return ways
