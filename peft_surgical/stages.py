@@ -185,9 +185,9 @@ def _stage(
         configs = [peft_model.peft_config[adapter] for adapter in [*before, name]]
         layers, first = _first_layer(working, configs)
         runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
-        runner.add([row.ids for row in every])
         scaled = trained_layers(working, name)
         with plain_attention(working):
+            runner.add([row.ids for row in every])
             retained = measure_retained(
                 runner,
                 working,

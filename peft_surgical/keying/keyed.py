@@ -146,8 +146,8 @@ def learn_keyed(
             min(modules.values()),
             pad=tokenizer.pad_token_id or 0,
         )
-        runner.add([row.ids for row in (*rows, *kept.rows)], starts=starts)
         with plain_attention(working):
+            runner.add([row.ids for row in (*rows, *kept.rows)], starts=starts)
             measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
             record = train(
                 runner,

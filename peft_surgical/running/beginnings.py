@@ -45,11 +45,9 @@ class Beginning:
 
     def back(self) -> None:
         """Leads what has arrived on to the parameters, and ends the graph."""
-        reached = [
-            (end, leaf.grad) for end, leaf in zip(self._ends, self.leaves, strict=True) if leaf.grad is not None
-        ]
-        if reached:
-            torch.autograd.backward([end for end, _ in reached], [gradient for _, gradient in reached])
+        ends, gradients = self._arrived()
+        if ends:
+            torch.autograd.backward(ends, gradients)
 
     def of_each(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """What arrived from each row that went on last, with respect to some parameters; takes it away.
@@ -63,20 +61,23 @@ class Beginning:
         Raises:
             RuntimeError: If torch cannot run a backward pass of this model for many gradients at once.
         """
-        reached = [
-            (end, leaf.grad) for end, leaf in zip(self._ends, self.leaves, strict=True) if leaf.grad is not None
-        ]
+        ends, gradients = self._arrived()
         for leaf in self.leaves:
             leaf.grad = None
-        if not reached:
+        if not ends:
             return [None] * len(parameters)
         return list(
             torch.autograd.grad(
-                [end for end, _ in reached],
+                ends,
                 list(parameters),
-                [gradient[:, None] for _, gradient in reached],
+                [gradient[:, None] for gradient in gradients],
                 is_grads_batched=True,
                 retain_graph=True,
                 allow_unused=True,
             )
         )
+
+    def _arrived(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of the graph, and the gradients that have arrived for them."""
+        pairs = [(end, leaf.grad) for end, leaf in zip(self._ends, self.leaves, strict=True) if leaf.grad is not None]
+        return [end for end, _ in pairs], [gradient for _, gradient in pairs]

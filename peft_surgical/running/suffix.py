@@ -28,7 +28,7 @@ from .sharing import is_sharded
 
 Row = tuple[int, ...]
 
-# To go back through a shorter prefix for each row apart takes as long as to run it with each row.
+# A shorter prefix is not worth a batched backward pass of its own.
 _WORTH = 8
 
 

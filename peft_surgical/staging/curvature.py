@@ -195,8 +195,8 @@ def sample_curvature(
         rows: What to read: the distributions that predict their answers' tokens.
         draws: Samples a row: how often signs are drawn, each with a backward pass of its own.
         seed: Draws the signs.
-        tokens: At most so many tokens at once, padding included, but always one row a forward; 1,536 when None. The
-            signs do not depend on it; fewer take less memory and more time.
+        tokens: At most so many tokens at once, padding included but not a shared prefix that runs once, and always one
+            row a forward; 1,536 when None. The signs do not depend on it; fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`). Workers call it at the same
             time.
