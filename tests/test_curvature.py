@@ -96,7 +96,7 @@ def test_rows_are_measured_side_by_side(family, monkeypatch):
 @pytest.mark.parametrize("draws", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3", "qwen3"])
 def test_a_prefix_that_runs_once_changes_no_sample(family, draws, monkeypatch):
-    monkeypatch.setattr("peft_surgical.running.suffix._WORTH", 1)
+    monkeypatch.setattr("peft_surgical.running.suffix.MIN_SHARED", 1)
     task = Task(family)
     with torch.no_grad():
         for parameter in task.parameters:

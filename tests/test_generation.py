@@ -5,8 +5,8 @@ from transformers import GenerationConfig
 
 from peft_surgical.errors import ModelError
 from peft_surgical.running import generation
+from peft_surgical.running.beginnings import expanded
 from peft_surgical.running.generation import generate_answers, generate_ids, left_pad
-from peft_surgical.running.suffix import expanded
 from peft_surgical.texts.prompts import encode
 
 from .adapters import tiny_peft

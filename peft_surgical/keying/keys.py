@@ -27,8 +27,8 @@ from transformers import DynamicCache
 from ..architectures import architecture_of, decoder_layers
 from ..errors import SelectionError
 from ..profiling import phase
-from ..running.generation import MIN_SHARED
-from ..running.suffix import expanded, passed_over, read_at, shared_prefix
+from ..running.beginnings import MIN_SHARED, expanded
+from ..running.suffix import passed_over, read_at, shared_prefix
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
 

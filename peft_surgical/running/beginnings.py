@@ -6,7 +6,7 @@ through the beginning afterwards: for all sequences together, or for each by its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 Keys = Float[Tensor, "row head token dim"]
+
+# A shorter common beginning is not worth a pass of its own.
+MIN_SHARED = 8
 
 
 class Beginning:
@@ -41,7 +44,7 @@ class Beginning:
             self.leaves = [end.detach().expand(rows, -1, -1, -1).requires_grad_() for end in self._ends]
         leaves = iter(self.leaves)
         layers = [[next(leaves) if part.requires_grad else part for part in layer] for layer in self._own]
-        return DynamicCache([tuple(part.expand(rows, -1, -1, -1) for part in layer) for layer in layers])
+        return _of_rows(layers, rows)
 
     def back(self) -> None:
         """Leads what has arrived on to the parameters, and ends the graph."""
@@ -81,3 +84,14 @@ class Beginning:
         """Keys and values of the graph, and the gradients that have arrived for them."""
         pairs = [(end, leaf.grad) for end, leaf in zip(self._ends, self.leaves, strict=True) if leaf.grad is not None]
         return [end for end, _ in pairs], [gradient for _, gradient in pairs]
+
+
+def expanded(cache: Any, rows: int) -> Any:
+    """A cache of `rows` equal rows that share the gradient of the one-row cache, which stays as it was."""
+    if cache is None:
+        return None
+    return _of_rows([(layer.keys, layer.values) for layer in cache.layers], rows)
+
+
+def _of_rows(layers: Iterable[Iterable[Keys]], rows: int) -> DynamicCache:
+    return DynamicCache([tuple(part.expand(rows, -1, -1, -1) for part in layer) for layer in layers])

@@ -26,7 +26,7 @@ from .sharing import is_sharded
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
 _WORTH = 1.3
 
-# Those that stand nowhere but here, and may be set as suits a computation.
+# The copies: they are used nowhere else, and may be set as suits a computation.
 _COPIES: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -90,7 +90,7 @@ def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
-    """Lets such a copy compute attention by plain products, for gradients on a processor.
+    """Lets a copy that [`computing`] made compute attention by plain products, for gradients on a processor.
 
     There the backward pass of the fused kernel takes longer than the products it saves. Its forward pass does not, and
     a model that is not a copy keeps what its owner chose.

@@ -22,15 +22,13 @@ from ..progress import progress_bar
 from ..texts.lengths import check_length
 from ..texts.prompts import encode, end_of_turn
 from .at_once import deal
+from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
 from .replicas import Replica, replicate
 from .sharing import check_shareable, merged, share
-from .suffix import contiguous_head, expanded, shared_prefix
+from .suffix import contiguous_head, shared_prefix
 
 MAX_NEW_TOKENS = 32
-
-# A shorter common beginning is not worth a pass of its own.
-MIN_SHARED = 8
 
 # After so many tokens the rows that have ended leave the batch.
 ROUND = 4

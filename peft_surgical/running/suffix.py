@@ -22,14 +22,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
-from .beginnings import Beginning
+from .beginnings import MIN_SHARED, Beginning, expanded
 from .replicas import Replica
 from .sharing import is_sharded
 
 Row = tuple[int, ...]
-
-# A shorter prefix is not worth a batched backward pass of its own.
-_WORTH = 8
 
 
 def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
@@ -186,7 +183,7 @@ class SuffixRunner:
 
     def tells_rows_apart(self, parameters: Sequence[Tensor]) -> bool:
         """Whether that is possible with this prefix and model, and worth it."""
-        if len(self.prefix) < _WORTH:
+        if len(self.prefix) < MIN_SHARED:
             return False
         try:
             with self.prefix_once(apart=True) as begun:
@@ -336,12 +333,3 @@ def _passing(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
         return function(hidden_states)
 
     return forward
-
-
-def expanded(cache: Any, rows: int) -> Any:
-    """A cache of `rows` equal rows that share the gradient of the one-row cache, which stays as it was."""
-    if cache is None:
-        return None
-    return DynamicCache(
-        [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
-    )
