@@ -78,11 +78,9 @@ def test_rows_are_measured_side_by_side(family, monkeypatch):
         expected = measured(Task(family), draws=2)
     with threads(2):
         task = Task(family)
-        ran, plain = set(), type(task.runner).logits
+        ran, plain = set(), type(task.runner).read
         with monkeypatch.context() as patch:
-            patch.setattr(
-                type(task.runner), "logits", lambda self, *args: ran.add(id(self.model)) or plain(self, *args)
-            )
+            patch.setattr(type(task.runner), "read", lambda self, *args: ran.add(id(self.model)) or plain(self, *args))
             # Of each worker the tokens of one row.
             found = measured(task, draws=2, tokens=2, on_logits=read.__setitem__)
     assert len(ran) == 2
@@ -101,13 +99,13 @@ def test_a_prefix_that_runs_once_changes_no_sample(family, draws, monkeypatch):
     with torch.no_grad():
         for parameter in task.parameters:
             parameter.uniform_(-0.3, 0.3)
-    ran, plain = [], type(task.runner).logits
+    ran, plain = [], type(task.runner).read
 
     def noted(self, *args):
         ran.append(len(self.prefix))
         return plain(self, *args)
 
-    monkeypatch.setattr(type(task.runner), "logits", noted)
+    monkeypatch.setattr(type(task.runner), "read", noted)
     assert len(task.runner.prefix) == 4
     found = samples(measured(task, draws=draws, tokens=10))
     shared, ran = ran, []

@@ -16,7 +16,7 @@ from peft_surgical.cli.launch import launched
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.models import load_model
 from peft_surgical.report import Report
-from peft_surgical.running import passes
+from peft_surgical.running import workers
 from peft_surgical.running.sharing import add_up, by_main, is_main, merged, processes, shard, share, shared_work
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.staging import retain
@@ -90,7 +90,7 @@ def launch(*arguments, **environment):
 def edit(model_folder, out, *, sharded=False, keyed=False):
     """Edits, and returns how many rows this process ran in each pass of training."""
     rows = []
-    plain = SuffixRunner.logits
+    plain = SuffixRunner.read
 
     def counted(self, indices, spans):
         rows.append(len(indices))
@@ -109,9 +109,9 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
     with pytest.MonkeyPatch.context() as patch, threads(1), shared_work(rows=not sharded):
         # A launched process has one thread, and sums of two round otherwise: long steps on a tiny model amplify that.
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
-        patch.setattr(SuffixRunner, "logits", counted)
+        patch.setattr(SuffixRunner, "read", counted)
         # So few rows would be one batch, and one batch is one process's.
-        patch.setattr(passes, "_PROCESSOR_TOKENS", 1)
+        patch.setattr(workers, "_OWN", 1)
         options = {"retention_tokens": 48, "progress": False}
         if keyed:
             fact = replace(test_edit.FACT, subject="france")

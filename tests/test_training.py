@@ -138,8 +138,8 @@ def test_every_prompt_is_seen_before_targets_count():
 @pytest.mark.parametrize("batches", [{}, {"fact_batch": 2, "far_batch": 3}])
 def test_steps_visit_all_rows_in_passes(batches):
     task, asked = Task(), []
-    logits = task.runner.logits
-    task.runner.logits = lambda indices, spans: asked.append(list(indices)) or logits(indices, spans)
+    read = task.runner.read
+    task.runner.read = lambda indices, spans: asked.append(list(indices)) or read(indices, spans)
     task.train(Recipe(steps=5, **batches))
     facts, retains = asked[::2], asked[1::2]
     if batches:
@@ -263,8 +263,8 @@ def test_a_scale_of_zero_is_not_divided_by():
 
 def test_near_and_far_rows_have_batches_of_their_own():
     task, asked = Task(), []
-    logits = task.runner.logits
-    task.runner.logits = lambda indices, spans: asked.append(list(indices)) or logits(indices, spans)
+    read = task.runner.read
+    task.runner.read = lambda indices, spans: asked.append(list(indices)) or read(indices, spans)
     task.train(Recipe(steps=2, near_batch=1, far_batch=2), near=2)
     for step in asked[1::2]:
         assert sum(i < 7 for i in step) == 1

@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from peft_surgical.running.replicas import Replica
-from peft_surgical.running.workers import Worker, gather, workers_of
+from peft_surgical.running.workers import Worker, gather, tokens_of, workers_of
 
 from .test_training import Task, span
 from .threads import threads
@@ -50,3 +52,13 @@ def test_few_tokens_are_not_shared_out(tokens, count):
     task = Task()
     with threads(3):
         assert len(workers_of(task.runner, task.parameters, tokens)) == count
+
+
+def test_each_gets_as_many_tokens_as_a_processor_gains_by():
+    task = Task()
+    worker = Worker(task.runner, task.parameters, Replica(task.model))
+    assert [tokens_of(None, [worker] * count) for count in (1, 2, 4)] == [640, 640, 1280]
+    assert tokens_of(7, [worker] * 2) == 7
+    elsewhere = copy.copy(task.runner)
+    elsewhere.device = torch.device("meta")
+    assert tokens_of(None, [Worker(elsewhere, [], worker.replica)]) is None

@@ -34,7 +34,6 @@ from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import computing, denormals_flushed, plain_attention
-from ..running.passes import tokens_of
 from ..running.replicas import Replica
 from ..running.suffix import shared_prefix
 from ..running.tails import TailRunner
@@ -257,7 +256,7 @@ def _measured(
         return values_watched(replica.model, [*values])
 
     sample = partial(sample_curvature, runner, [*values.values()], watching)
-    options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
+    options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
     kinds = (range(kept.near), range(kept.near, len(kept.rows)))
     with progress_bar(len(kept.rows), "what to keep", enabled=progress) as bar:
         near, far = (

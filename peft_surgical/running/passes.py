@@ -1,8 +1,6 @@
 """How many rows go through the model at once: all of a step where memory holds them, fewer where it does not.
 
 What a step is made of is a sum over rows, so that it may be taken in parts: gradients add up in the parameters.
-A processor that multiplies in float32 is as fast with a few hundred tokens at a time as with thousands, which only
-take more memory.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
@@ -22,22 +19,6 @@ from .at_once import at_once
 from .workers import Worker, gather
 
 Found = TypeVar("Found")
-
-# Where two threads shared every operation, 256 took a fifth more time in a step and half as much again for the
-# curvature; 1,024 and all gained nothing and took two and four times the memory. To a thread by itself 256 is enough.
-_PROCESSOR_TOKENS = 512
-
-
-def tokens_of(given: int | None, model: Any) -> int | None:
-    """How many tokens go through a model at once, at most; None for as many as there are.
-
-    Args:
-        given: What a recipe says; where that is None, it is 512 on a processor in float32, and no limit elsewhere.
-        model: What runs.
-    """
-    if given is None and model.device.type == "cpu" and model.dtype == torch.float32:
-        return _PROCESSOR_TOKENS
-    return given
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from transformers import DynamicCache
 
 from ..profiling import phase
 from .beginnings import MIN_SHARED, Beginning, expanded
+from .forwards import forwards, passing
+from .pieces import Pieces, unembedding_of
 from .replicas import Replica
 from .sharing import is_sharded
 
@@ -120,6 +122,24 @@ class SuffixRunner:
         Returns:
             One row a position, sequence after sequence.
         """
+        with self._ready(indices, spans) as inputs:
+            logits: Tensor = self.model(**inputs).logits
+        return logits
+
+    def read(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Pieces:
+        """As [`logits`], but made piece by piece when they are looked at; they are never all there at once."""
+        counts = [stop - start for start, stop in spans]
+        unembedding = unembedding_of(self.model)
+        pieces = None
+        if unembedding is not None:
+            with self._ready(indices, spans) as inputs, unembedding.taking():
+                self.model(**inputs)
+            pieces = unembedding.pieces(counts)
+        return Pieces(self.logits(indices, spans), counts) if pieces is None else pieces
+
+    @contextmanager
+    def _ready(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+        """What to call the model with in the block for some sequences, the head reading the asked positions."""
         ids = self._tails(indices)
         mask = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
         for row, (index, (start, stop)) in enumerate(zip(indices, spans, strict=True)):
@@ -132,8 +152,7 @@ class SuffixRunner:
         if self.first:
             entering = nn.utils.rnn.pad_sequence(self._entering_of(indices), batch_first=True)
         with self._patched(entering, mask):
-            logits: Tensor = self.model(input_ids=ids, **before).logits
-        return logits
+            yield {"input_ids": ids, **before}
 
     def _skip(self, index: int) -> int:
         """How many first tokens of a sequence are not run with it."""
@@ -255,8 +274,8 @@ class SuffixRunner:
             return hidden
 
         none = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-        above = {i: _passing(capture) for i in range(self.first, len(self.layers))}
-        with _forwards(self.layers, above), read_at(self.head, none):
+        above = {layer: passing(capture) for layer in self.layers[self.first :]}
+        with forwards(above), read_at(self.head, none):
             out = self.model(input_ids=ids, **options)
         return out.past_key_values, captured["hidden"]
 
@@ -271,11 +290,11 @@ class SuffixRunner:
 
     @contextmanager
     def _patched(self, entering: Tensor | None, mask: Tensor) -> Iterator[None]:
-        below: dict[int, Callable[..., Tensor]] = {}
+        below: dict[nn.Module, Callable[..., Tensor]] = {}
         if entering is not None:
-            below = {i: _passing(lambda hidden: hidden) for i in range(1, self.first)}
-            below[0] = _passing(lambda _: entering)
-        with _forwards(self.layers, below), read_at(self.head, mask):
+            below = {layer: passing(lambda hidden: hidden) for layer in self.layers[1 : self.first]}
+            below[self.layers[0]] = passing(lambda _: entering)
+        with forwards(below), read_at(self.head, mask):
             yield
 
 
@@ -308,28 +327,5 @@ def contiguous_head(model: Any) -> Iterator[None]:
 @contextmanager
 def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
     """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
-    with _forwards(layers, {i: _passing(lambda hidden: hidden) for i in range(first, len(layers))}):
+    with forwards({layer: passing(lambda hidden: hidden) for layer in layers[first:]}):
         yield
-
-
-@contextmanager
-def _forwards(layers: nn.ModuleList, replaced: dict[int, Callable[..., Tensor]]) -> Iterator[None]:
-    # A layer may have a forward of its own already: device maps hook in that way.
-    own = {index: layers[index].__dict__.get("forward") for index in replaced}
-    try:
-        for index, forward in replaced.items():
-            layers[index].forward = forward
-        yield
-    finally:
-        for index, forward_before in own.items():
-            if forward_before is None:
-                layers[index].__dict__.pop("forward", None)
-            else:
-                layers[index].forward = forward_before
-
-
-def _passing(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return function(hidden_states)
-
-    return forward

@@ -14,6 +14,10 @@ from .suffix import SuffixRunner
 # Of a pass with fewer tokens most of the time is its own cost.
 _LEAST = 256
 
+# A processor is nearly as fast with a few hundred tokens at a time as with thousands, which take several times the
+# memory. Products of as few are not worth sharing: threads that share them get twice as many.
+_OWN = 320
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -45,6 +49,19 @@ def workers_of(runner: SuffixRunner, parameters: Sequence[Tensor], tokens: int |
         Worker(runner.on(replica), [replica.twin(parameter) for parameter in parameters], replica)
         for replica in replicas
     ]
+
+
+def tokens_of(given: int | None, workers: Sequence[Worker]) -> int | None:
+    """How many tokens go through a model at once, all workers together, at most; None for as many as there are.
+
+    Args:
+        given: What a recipe says. Where that is None, it is 320 for each worker on a processor, 640 for one by itself,
+            and no limit elsewhere.
+        workers: Who run them.
+    """
+    if given is None and workers[0].runner.device.type == "cpu":
+        return _OWN * max(2, len(workers))
+    return given
 
 
 @torch.no_grad()

@@ -35,17 +35,18 @@ from torch import Tensor, nn
 from ..errors import ArchitectureError, ModelError
 from ..running.at_once import deal
 from ..running.passes import parts
+from ..running.pieces import Pieces
 from ..running.replicas import Replica
 from ..running.sharing import add_up, share
 from ..running.suffix import SuffixRunner
-from ..running.workers import Worker, workers_of
+from ..running.workers import Worker, tokens_of, workers_of
 from ..texts.prompts import EncodedAnswer, span
 from ..tuner import SurgicalIA3Layer
 
 # How much more a sampled direction costs than it was measured to: a step may as well avoid it.
 _WEIGHT = 10.0
 
-# What goes through the model at once where nothing else is said.
+# What goes through the model at once where nothing else limits it.
 _TOKENS = 1536
 
 
@@ -196,7 +197,8 @@ def sample_curvature(
         draws: Samples a row: how often signs are drawn, each with a backward pass of its own.
         seed: Draws the signs.
         tokens: At most so many tokens at once, padding included but not a shared prefix that runs once, and always one
-            row a forward; 1,536 when None. The signs do not depend on it; fewer take less memory and more time.
+            row a forward. When None, 320 a worker on a processor, 640 for one by itself, and 1,536 elsewhere. The
+            signs do not depend on it; fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`). Workers call it at the same
             time.
@@ -215,8 +217,8 @@ def sample_curvature(
     lengths = [runner.length(index) for index in indices]
     order = sorted(range(len(rows)), key=lambda i: lengths[i])
     positions = sum(len(row.ids) - row.answer_start for row in rows)
-    tokens = tokens or _TOKENS
     workers = workers_of(runner, parameters, tokens)
+    tokens = tokens_of(tokens, workers) or _TOKENS
     batches = share(parts(order, [runner.load(indices[i]) for i in order], tokens // len(workers)))
 
     def sample(worker: Worker, own: Iterator[list[int]]) -> None:
@@ -224,23 +226,16 @@ def sample_curvature(
             for chosen in own:
                 spans = [span(rows[i]) for i in chosen]
                 found.rows, found.tokens = len(chosen), max(lengths[i] for i in chosen)
-                logits = worker.runner.logits([indices[i] for i in chosen], spans).float()
-                # The sum shows what is not a number or too large, the least what is minus infinity.
-                if not torch.isfinite(torch.stack([logits.detach().sum(), logits.detach().amin()])).all():
-                    raise ModelError("the model gives logits that are not finite on what is to be kept.")
+                pieces = worker.runner.read([indices[i] for i in chosen], spans)
                 counts = [stop - begin for begin, stop in spans]
-                if on_logits is not None:
-                    for i, read in zip(chosen, logits.detach().split(counts), strict=True):
-                        on_logits(i, read)
-                probabilities = logits.detach().softmax(-1)
                 generators = [_generator(seed, rows[i]) for i in chosen]
                 for draw in range(draws):
                     found.gradients.clear()
-                    signs = [
-                        _signs(own, count, logits.shape[-1]) for own, count in zip(generators, counts, strict=True)
-                    ]
-                    slopes = _sketch(probabilities, torch.cat(signs).to(logits.device))
-                    logits.backward(slopes, retain_graph=draw + 1 < draws)
+                    for places, logits in _sketched(pieces, counts, generators):
+                        if on_logits is not None and draw == 0:
+                            for place, read in zip(places, logits.split([counts[i] for i in places]), strict=True):
+                                on_logits(chosen[place], read)
+                    pieces.back(retain_graph=draw + 1 < draws)
                     for position, gradients in found.gradients.items():
                         made[position][draw, chosen] = gradients
                     through = [] if begun is None else begun.of_each(worker.parameters)
@@ -255,6 +250,20 @@ def sample_curvature(
     scale = 1 / math.sqrt(draws * max(positions, 1))
     # In place: they are the largest thing that training holds.
     return Curvature(tuple(own.flatten(0, 1).mul_(scale) for own in made))
+
+
+def _sketched(
+    pieces: Pieces, counts: Sequence[int], generators: Sequence[torch.Generator]
+) -> Iterator[tuple[range, Float[Tensor, "read vocab"]]]:
+    """Leads slopes back from logits, piece after piece; yields the places of each piece's rows and its logits."""
+    for places, read in pieces:
+        logits = read.detach().float()
+        # The sum shows what is not a number or too large, the least what is minus infinity.
+        if not torch.isfinite(torch.stack([logits.sum(), logits.amin()])).all():
+            raise ModelError("the model gives logits that are not finite on what is to be kept.")
+        signs = torch.cat([_signs(generators[i], counts[i], logits.shape[-1]) for i in places])
+        read.backward(_sketch(logits.softmax(-1), signs.to(logits.device)).to(read))
+        yield places, logits
 
 
 def _generator(seed: int, row: EncodedAnswer) -> torch.Generator:

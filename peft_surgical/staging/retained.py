@@ -16,7 +16,6 @@ from ..facts import TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.cache import kept_tensors
-from ..running.passes import tokens_of
 from ..running.suffix import SuffixRunner
 from ..texts.lengths import fits
 from ..texts.prompts import EncodedAnswer, encode, span
@@ -179,7 +178,7 @@ def _measured(
     progress: bool,
 ) -> Measured:
     """The curvature of both kinds of retained rows, weighted, and the distributions met on the way."""
-    options = {"draws": recipe.draws, "seed": seed, "tokens": tokens_of(recipe.pass_tokens, runner.model)}
+    options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
     far = range(kept.near, len(kept.rows))
     with progress_bar(kept.near + len(kept.carried), "what to keep", enabled=progress) as bar:
 
@@ -244,5 +243,5 @@ def answer_logits(
     """
     for start in range(0, len(rows), batch_size):
         spans = [span(row) for row in rows[start : start + batch_size]]
-        logits = runner.logits(range(offset + start, offset + start + len(spans)), spans)
-        yield from logits.split([stop - begin for begin, stop in spans])
+        for part, logits in runner.read(range(offset + start, offset + start + len(spans)), spans):
+            yield from logits.split([spans[i][1] - spans[i][0] for i in part])

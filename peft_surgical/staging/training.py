@@ -23,7 +23,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -34,10 +34,10 @@ from ..errors import ModelError
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype
-from ..running.passes import Term, in_passes, tokens_of
+from ..running.passes import Term, in_passes
 from ..running.sharing import add_up, processes, share
 from ..running.suffix import SuffixRunner
-from ..running.workers import Worker, workers_of
+from ..running.workers import Worker, tokens_of, workers_of
 from ..texts.prompts import EncodedAnswer, span
 from .curvature import Metric
 from .retain import TopDistribution
@@ -74,9 +74,10 @@ class Recipe:
         retain_tokens: The base's answers are held for so many tokens.
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
             row. The shared beginning of prompts, which runs once, does not count; where each row runs from a token of
-            its own on (`learn_keyed`), a quarter of what stands before does. When None, 512 on a processor in float32,
-            where more gain nothing; elsewhere all of a step's rows of a kind, and 1,536 where the curvature is
-            measured. Either way a pass of a step that the accelerator has no memory for is done again in halves.
+            its own on (`learn_keyed`), a quarter of what stands before does. When None, 320 for each of the threads
+            that run rows side by side on a processor, and 640 for one that runs them alone; elsewhere all of a step's
+            rows of a kind, and 1,536 where the curvature is measured. Either way a pass of a step that the accelerator
+            has no memory for is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
@@ -185,8 +186,8 @@ def train(
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
     origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
     _begin(parameters, frozen, recipe.undo)
-    tokens = tokens_of(recipe.pass_tokens, runner.model)
-    workers = workers_of(runner, parameters, tokens)
+    workers = workers_of(runner, parameters, recipe.pass_tokens)
+    tokens = tokens_of(recipe.pass_tokens, workers)
     rng = random.Random(seed)
     fact_order = endless(range(len(fact_rows)), rng)
     near_order = endless(range(near), rng)
@@ -271,11 +272,16 @@ def _fact_term(
 
     def run(worker: Worker, places: Sequence[int]) -> list[Tensor]:
         chosen = [rows[facts[place]] for place in places]
-        logits = worker.runner.logits([facts[place] for place in places], [span(row) for row in chosen]).float()
-        labels = torch.tensor([token for row in chosen for token in row.ids[row.answer_start :]], device=logits.device)
-        nll = F.cross_entropy(logits, labels, reduction="none")
-        ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
-        return list(nll.detach().split([len(row.ids) - row.answer_start for row in chosen]))
+        pieces = worker.runner.read([facts[place] for place in places], [span(row) for row in chosen])
+        losses: list[Tensor] = []
+        for part, logits in pieces:
+            answers = [chosen[i].ids[chosen[i].answer_start :] for i in part]
+            labels = torch.tensor([*chain.from_iterable(answers)], device=logits.device)
+            nll = F.cross_entropy(logits.float(), labels, reduction="none")
+            ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
+            losses += nll.detach().split([*map(len, answers)])
+        pieces.back()
+        return losses
 
     own = share(range(len(facts)))
     return Term(own, [runner.load(facts[place]) for place in own], run)
@@ -293,10 +299,14 @@ def _kept_term(
     positions = sum(len(rows[i].ids) - rows[i].answer_start for i in retains)
 
     def run(worker: Worker, part: Sequence[int]) -> Tensor:
-        logits = worker.runner.logits([offset + i for i in part], [span(rows[i]) for i in part])
-        kl = TopDistribution.cat([base[i] for i in part]).kl(logits).sum() / positions
-        (recipe.retain_weight * kl).backward()
-        return kl.detach()
+        pieces = worker.runner.read([offset + i for i in part], [span(rows[i]) for i in part])
+        total = torch.zeros((), device=worker.runner.device)
+        for some, logits in pieces:
+            kl = TopDistribution.cat([base[part[i]] for i in some]).kl(logits).sum() / positions
+            (recipe.retain_weight * kl).backward()
+            total += kl.detach().to(total.device)
+        pieces.back()
+        return total
 
     own = share(retains)
     return Term(own, [runner.load(offset + i) for i in own], run)

@@ -1,0 +1,39 @@
+"""Putting other functions in the place of modules' forwards for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Lets modules do something else in a block; their hooks stay.
+
+    Args:
+        replaced: What to call instead of each one's forward.
+    """
+    # A module may have a forward of its own already: device maps hook in that way.
+    own = {module: vars(module).get("forward") for module in replaced}
+    try:
+        for module, forward in replaced.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, forward_before in own.items():
+            if forward_before is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward_before
+
+
+def passing(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A forward that looks at its first argument only."""
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return function(hidden_states)
+
+    return forward
