@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..progress import progress_bar
 from ..running.at_once import deal
+from ..running.freed import release_freed
 from ..running.replicas import Replica, replicate
 from ..running.sharing import check_shareable, merged, share
 from .metrics import Figure, mean
@@ -62,6 +63,7 @@ def measure_retention(
         return {name: {} for name in states}
     # By the number of the window and the state: surprise and divergence of each token.
     read: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
+    release_freed()
     own = share(list(enumerate(windows)))
     order = ["base", *(name for name in states if name != "base")]
     was_training = model.training

@@ -21,6 +21,7 @@ from torch import nn
 from ..errors import ModelError
 from ..models import DTYPES
 from .attention import GROUPED, has_plain_attention
+from .freed import release_freed
 from .sharing import is_sharded
 
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
@@ -76,6 +77,7 @@ def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
         raise ModelError(f"a sharded model trains in its own dtype; load it in {dtype} rather than ask for it here.")
     prefix = peft_model.base_model.prefix
     adapter = {id(p) for name, p in base.named_parameters() if prefix in name}
+    release_freed()
     memo: dict[int, Any] = {}
     for parameter in base.parameters():
         kept = id(parameter) in adapter or not parameter.is_floating_point()

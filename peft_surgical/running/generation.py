@@ -24,6 +24,7 @@ from ..texts.prompts import encode, end_of_turn
 from .at_once import deal
 from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
+from .freed import release_freed
 from .replicas import Replica, replicate
 from .sharing import check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
@@ -115,6 +116,7 @@ def _generate(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     was_training = model.training
     model.eval()
+    release_freed()
     try:
         # No more than there are batches: whatever it answers, each reads all weights for every token.
         replicas = replicate(model, most=-(-len(prompts) // batch_size))

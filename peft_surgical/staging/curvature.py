@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ModelError
 from ..running.at_once import deal
+from ..running.freed import release_freed
 from ..running.passes import parts
 from ..running.pieces import Pieces
 from ..running.replicas import Replica
@@ -213,6 +214,7 @@ def sample_curvature(
     # refusal then spreads through the prefix to other questions.
     if not runner.tells_rows_apart(parameters):
         runner = runner.unshared()
+    release_freed()
     made = [parameter.new_zeros(draws, len(rows), parameter.numel()) for parameter in parameters]
     lengths = [runner.length(index) for index in indices]
     order = sorted(range(len(rows)), key=lambda i: lengths[i])

@@ -34,6 +34,7 @@ from ..errors import ModelError
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype
+from ..running.freed import release_freed
 from ..running.passes import Term, in_passes
 from ..running.sharing import add_up, processes, share
 from ..running.suffix import SuffixRunner
@@ -186,6 +187,7 @@ def train(
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
     origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
     _begin(parameters, frozen, recipe.undo)
+    release_freed()
     workers = workers_of(runner, parameters, recipe.pass_tokens)
     tokens = tokens_of(recipe.pass_tokens, workers)
     rng = random.Random(seed)
