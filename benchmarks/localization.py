@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -30,6 +29,7 @@ from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import PromptPair, corrupt, template_ids
 from peft_surgical.localizing.patching import Target, patch, targets_of
 from peft_surgical.localizing.runs import Runs, sites_of
+from peft_surgical.running.freed import release_freed
 from peft_surgical.scorers.attribution import estimated_drops
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"
@@ -202,9 +202,8 @@ def peak_above(model: Any, function: Any, *arguments: Any) -> float:
         before = torch.cuda.memory_allocated()
         function(*arguments)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with contextlib.suppress(OSError, AttributeError):
-        # What earlier calls freed would hide what this one takes.
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    # What earlier calls freed would hide what this one takes.
+    release_freed()
     with watched() as peak:
         function(*arguments)
     return peak[0] / 2**20
