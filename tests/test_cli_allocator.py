@@ -58,6 +58,5 @@ def test_who_has_set_it_is_left_alone(monkeypatch, name):
 
 
 def test_another_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    monkeypatch.setattr("ctypes.CDLL", None)
+    monkeypatch.setattr("peft_surgical.cli.allocator.glibc", lambda: None)
     assert not give_back_freed()

@@ -37,10 +37,10 @@ def test_what_was_freed_goes_back():
 
 
 def test_another_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(freed, "_glibc", lambda: None)
+    monkeypatch.setattr(freed, "glibc", lambda: None)
     assert not freed.release_freed()
 
 
 def test_the_library_is_looked_up_by_its_name(monkeypatch):
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    assert freed._glibc.__wrapped__() is None
+    assert freed.glibc.__wrapped__() is None

@@ -1,4 +1,4 @@
-"""Giving freed memory back, for commands that train in a process of their own.
+"""Giving memory back as soon as it is freed, for commands that train in a process of their own.
 
 glibc maps large blocks one by one, and gives them back when they are freed. But it raises the size from which it does
 to that of what was freed, up to 32 MiB, and smaller blocks stay on a heap, where passes of ever other shapes leave
@@ -7,9 +7,9 @@ holes: an edit then holds twice the memory that it uses. Where that size is set,
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
+
+from ..running.freed import glibc
 
 # Of `mallopt`, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -25,7 +25,7 @@ def give_back_freed() -> bool:
     Returns:
         Whether it is done.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SET_BY_USERS):
+    library = glibc()
+    if library is None or any(name in os.environ for name in _SET_BY_USERS):
         return False
-    library = ctypes.CDLL(None)
     return all(library.mallopt(option, value) == 1 for option, value in _SETTINGS.items())

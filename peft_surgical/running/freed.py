@@ -18,10 +18,11 @@ def release_freed() -> bool:
     Returns:
         Whether there was any; false, too, where another C library than glibc is used.
     """
-    library = _glibc()
+    library = glibc()
     return library is not None and bool(library.malloc_trim(0))
 
 
 @cache
-def _glibc() -> Any:
+def glibc() -> Any:
+    """The C library, to call its functions; None where it is another one."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

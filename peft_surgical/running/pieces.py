@@ -49,14 +49,15 @@ class Pieces:
 
         A backward pass from logits stops at the states they are made of; its gradient waits for [`back`].
         """
+        stop = 0
         for rows in _together(self._counts):
-            start, count = sum(self._counts[: rows.start]), sum(self._counts[i] for i in rows)
-            states = self._states.detach()[start : start + count].requires_grad_(self._states.requires_grad)
+            start, stop = stop, stop + sum(self._counts[i] for i in rows)
+            states = self._states.detach()[start:stop].requires_grad_(self._states.requires_grad)
             yield rows, states if self._unembed is None else self._unembed(states)
             if states.grad is not None:
                 if self._gradient is None:
-                    self._gradient = torch.zeros_like(self._states, memory_format=torch.contiguous_format)
-                self._gradient[start : start + count] += states.grad
+                    self._gradient = torch.zeros_like(self._states)
+                self._gradient[start:stop] += states.grad
 
     def back(self, retain_graph: bool = False) -> None:
         """Leads what has arrived on through the decoder, and takes it away.
