@@ -116,6 +116,17 @@ def test_a_prefix_that_runs_once_changes_no_sample(family, draws, monkeypatch):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3"])
+def test_filling_rows_and_pieces_changes_no_sample(family, monkeypatch):
+    task = Task(family)
+    expected = samples(measured(task))
+    monkeypatch.setattr("peft_surgical.running.shapes._EACH", 0)
+    longest = max(map(task.runner.length, range(len(task.facts) + len(task.retains))))
+    monkeypatch.setattr("peft_surgical.running.suffix._MULTIPLE", longest + 3)
+    assert task.runner.width([0]) == longest + 3
+    torch.testing.assert_close(samples(measured(task)), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_draws_differ_and_their_mean_is_taken():
     one, two = samples(measured(Task(), seed=0)), samples(measured(Task(), seed=0, draws=2))
     rows = len(one)

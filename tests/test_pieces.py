@@ -67,6 +67,8 @@ def weighed(pieces, weights):
 @pytest.mark.parametrize(("name", "first"), [*((name, 0) for name in MODELS), *((name, 2) for name in FAMILIES)])
 def test_logits_and_gradients_are_those_of_one_piece(name, first, monkeypatch):
     monkeypatch.setattr("peft_surgical.running.pieces._POSITIONS", 4)
+    monkeypatch.setattr("peft_surgical.running.pieces._MULTIPLE", 4)
+    monkeypatch.setattr("peft_surgical.running.shapes._EACH", 2)
     model = MODELS[name]()
     runner, spans = runner_of(model, first)
     expected = runner.logits(range(4), spans)
@@ -81,8 +83,8 @@ def test_logits_and_gradients_are_those_of_one_piece(name, first, monkeypatch):
     count, products[:] = len(passes), []
     found = weighed(pieces, weights)
     pieces.back()
-    # Rows of 3, 3, 1 and 3 positions.
-    assert [len(own) for own in found] == products == [3, 4, 3]
+    # Rows of 3, 3, 1 and 3 positions; the head gets multiples of 4.
+    assert ([len(own) for own in found], products) == ([3, 4, 3], [4, 4, 4])
     assert len(passes) == count
     torch.testing.assert_close(torch.cat(found), expected.detach(), atol=1e-6, rtol=1e-5)
     for parameter, slope in zip(trained, slopes, strict=True):

@@ -68,6 +68,38 @@ def test_logits_and_gradients_are_those_of_a_plain_forward(family, prefix, first
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
+def test_long_rows_are_filled_to_like_shapes_and_give_the_same(family, first):
+    model = tiny_model(family)
+    sequences = [(*PREFIX, *tiny_ids(1, length, seed=length)[0].tolist()) for length in (18, 21, 17, 9)]
+    spans = spans_of(sequences, len(PREFIX))
+    runner = SuffixRunner(model, layers_of(model), first, PREFIX)
+    runner.add(sequences)
+    assert [runner.length(i) for i in range(4)] == [18, 21, 17, 9]
+    assert [runner.load(i) for i in range(4)] == [20, 24, 20, 9]
+    shapes = []
+    layers_of(model)[-1].register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[:2]))
+    found = runner.logits(range(4), spans)
+    assert shapes == [(1, 7), (4, 24)]
+    assert runner.width([0, 2]) == 20
+    expected = plain(model, sequences, spans)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    for a, b in zip(gradients(model, first, found), gradients(model, first, expected), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def test_a_row_that_fills_the_last_position_is_not_filled_beyond_it():
+    model = tiny_model("gpt2")
+    positions = model.config.max_position_embeddings
+    sequences = [(*PREFIX, *tiny_ids(1, positions - 7 - left, seed=left)[0].tolist()) for left in (0, 2, 4)]
+    runner = SuffixRunner(model, layers_of(model), 0, PREFIX)
+    runner.add(sequences)
+    spans = spans_of(sequences, len(PREFIX))
+    assert [runner.width([i]) for i in range(3)] == [positions - 7, positions - 8, positions - 8]
+    torch.testing.assert_close(runner.logits(range(3), spans), plain(model, sequences, spans), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_that_runs_once_gives_the_same_gradients(family, first):
     model = tiny_model(family)
     sequences = rows(PREFIX)

@@ -13,15 +13,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .forwards import forwards
+from .shapes import filled
 from .sharing import is_sharded
 
 # Products of fewer wait for the head's weights, and more gain nothing.
 _POSITIONS = 48
+# They are filled to multiples of so many.
+_MULTIPLE = 16
 
 States = Float[Tensor, "read width"]
 Logits = Float[Tensor, "read vocab"]
@@ -112,6 +116,8 @@ class Unembedding:
 
     def __call__(self, states: States) -> Logits:
         """What the model makes of states, scaled and capped as it does."""
+        read = len(states)
+        states = F.pad(states, (0, 0, 0, filled(read, _MULTIPLE) - read))
         own = states[None]
         out = self._kind(last_hidden_state=own) if issubclass(self._kind, ModelOutput) else (own,)
         # What the model does to them on their way to the head was done when they were taken.
@@ -122,7 +128,7 @@ class Unembedding:
                 logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
         finally:
             handle.remove()
-        return logits
+        return logits[:read]
 
 
 def unembedding_of(model: Any) -> Unembedding | None:

@@ -17,18 +17,24 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
+from ..texts.lengths import fits
 from .beginnings import MIN_SHARED, Beginning, expanded
 from .forwards import forwards, passing
 from .pieces import Pieces, unembedding_of
 from .replicas import Replica
+from .shapes import filled
 from .sharing import is_sharded
 
 Row = tuple[int, ...]
+
+# Rows are filled to multiples of so many tokens.
+_MULTIPLE = 4
 
 
 def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
@@ -108,9 +114,16 @@ class SuffixRunner:
         """How many tokens of a sequence run at each step."""
         return len(self.rows[index]) - self._skip(index)
 
+    def width(self, indices: Sequence[int]) -> int:
+        """How many tokens of each of some sequences run when they run together, padding included."""
+        longest = max(map(self.length, indices))
+        width = filled(longest, _MULTIPLE)
+        start = max(map(self._skip, indices))
+        return width if fits(self.model.config, start + width) else longest
+
     def load(self, index: int) -> int:
         """How many tokens a sequence counts for where so many go through the model at once."""
-        return self.length(index)
+        return self.width([index])
 
     def logits(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Float[Tensor, "read vocab"]:
         """Logits at the asked positions of some sequences, with whatever gradient the model's state asks for.
@@ -150,7 +163,9 @@ class SuffixRunner:
         before = self._before(indices, ids.shape[1])
         entering = None
         if self.first:
-            entering = nn.utils.rnn.pad_sequence(self._entering_of(indices), batch_first=True)
+            own = self._entering_of(indices)
+            own[0] = F.pad(own[0], (0, 0, 0, ids.shape[1] - len(own[0])))
+            entering = nn.utils.rnn.pad_sequence(own, batch_first=True)
         with self._patched(entering, mask):
             yield {"input_ids": ids, **before}
 
@@ -257,7 +272,7 @@ class SuffixRunner:
 
     def _tails(self, indices: Sequence[int]) -> Tensor:
         rows = [self.rows[i][self._skip(i) :] for i in indices]
-        width = max(map(len, rows))
+        width = self.width(indices)
         return torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows], device=self.device)
 
     def _run_below(self, ids: Tensor, **options: Any) -> tuple[Any, Tensor]:

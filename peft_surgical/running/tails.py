@@ -81,7 +81,7 @@ class TailRunner(SuffixRunner):
 
     def load(self, index: int) -> int:
         """The tokens that run, and a part of those whose keys and values they read."""
-        return self.length(index) + self.starts[index] // _READ
+        return self.width([index]) + self.starts[index] // _READ
 
     def _skip(self, index: int) -> int:
         return self.starts[index]

@@ -216,8 +216,7 @@ def sample_curvature(
         runner = runner.unshared()
     release_freed()
     made = [parameter.new_zeros(draws, len(rows), parameter.numel()) for parameter in parameters]
-    lengths = [runner.length(index) for index in indices]
-    order = sorted(range(len(rows)), key=lambda i: lengths[i])
+    order = sorted(range(len(rows)), key=lambda i: runner.length(indices[i]))
     positions = sum(len(row.ids) - row.answer_start for row in rows)
     workers = workers_of(runner, parameters, tokens)
     tokens = tokens_of(tokens, workers) or _TOKENS
@@ -226,9 +225,9 @@ def sample_curvature(
     def sample(worker: Worker, own: Iterator[list[int]]) -> None:
         with worker.runner.prefix_once(apart=True) as begun, watching(worker.replica) as found:
             for chosen in own:
-                spans = [span(rows[i]) for i in chosen]
-                found.rows, found.tokens = len(chosen), max(lengths[i] for i in chosen)
-                pieces = worker.runner.read([indices[i] for i in chosen], spans)
+                read_from, spans = [indices[i] for i in chosen], [span(rows[i]) for i in chosen]
+                found.rows, found.tokens = len(chosen), worker.runner.width(read_from)
+                pieces = worker.runner.read(read_from, spans)
                 counts = [stop - begin for begin, stop in spans]
                 generators = [_generator(seed, rows[i]) for i in chosen]
                 for draw in range(draws):
