@@ -164,6 +164,7 @@ class SuffixRunner:
         entering = None
         if self.first:
             own = self._entering_of(indices)
+            # All are padded to the longest.
             own[0] = F.pad(own[0], (0, 0, 0, ids.shape[1] - len(own[0])))
             entering = nn.utils.rnn.pad_sequence(own, batch_first=True)
         with self._patched(entering, mask):
