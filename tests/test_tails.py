@@ -50,6 +50,18 @@ def test_logits_are_those_of_a_plain_forward(family, first):
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
+def test_tails_that_are_filled_give_the_same(family, first, monkeypatch):
+    monkeypatch.setattr("peft_surgical.running.shapes._EACH", 0)
+    monkeypatch.setattr("peft_surgical.running.suffix._MULTIPLE", 10)
+    model = tiny_model(family)
+    runner = runner_of(model, first)
+    assert [runner.length(i) for i in range(4)] == [4, 4, 7, 1]
+    assert runner.width(range(4)) == 10
+    torch.testing.assert_close(runner.logits(range(4), SPANS), plain(model, SEQUENCES, SPANS), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_acts_from_the_starts_on_has_the_gradient_of_a_plain_forward(family, first):
     model = tiny_model(family).requires_grad_(False)
     runner = runner_of(model, first)

@@ -117,7 +117,9 @@ class Unembedding:
     def __call__(self, states: States) -> Logits:
         """What the model makes of states, scaled and capped as it does."""
         read = len(states)
-        states = F.pad(states, (0, 0, 0, filled(read, _MULTIPLE) - read))
+        more = filled(read, _MULTIPLE) - read
+        if more:
+            states = F.pad(states, (0, 0, 0, more))
         own = states[None]
         out = self._kind(last_hidden_state=own) if issubclass(self._kind, ModelOutput) else (own,)
         # What the model does to them on their way to the head was done when they were taken.
@@ -128,7 +130,7 @@ class Unembedding:
                 logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
         finally:
             handle.remove()
-        return logits[:read]
+        return logits[:read] if more else logits
 
 
 def unembedding_of(model: Any) -> Unembedding | None:
