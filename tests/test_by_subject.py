@@ -16,6 +16,7 @@ from peft_surgical.staging.curvature import trained_layers
 
 from .adapters import deltas, logits, loss
 from .conftest import fingerprint
+from .filling import fill_rows
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model
 
@@ -81,8 +82,7 @@ def test_rows_that_are_filled_train_the_same(monkeypatch):
     # Before its end is rounded, where the last bit could decide.
     monkeypatch.setattr(by_subject, "settle_on_half", lambda *_: None)
     expected = deltas(taught().model)
-    monkeypatch.setattr("peft_surgical.running.shapes._EACH", 0)
-    monkeypatch.setattr("peft_surgical.running.suffix._MULTIPLE", 11)
+    fill_rows(monkeypatch, 11)
     found = deltas(taught().model)
     assert any(delta.abs().max() > 1e-2 for delta in expected.values())
     for name, delta in expected.items():

@@ -14,6 +14,7 @@ from peft_surgical.staging.curvature import (
     trained_layers,
 )
 
+from .filling import fill_rows
 from .test_training import Task, span
 from .threads import threads
 
@@ -120,9 +121,8 @@ def test_a_prefix_that_runs_once_changes_no_sample(family, draws, monkeypatch):
 def test_filling_rows_and_pieces_changes_no_sample(family, monkeypatch):
     task = Task(family)
     expected = samples(measured(task))
-    monkeypatch.setattr("peft_surgical.running.shapes._EACH", 0)
     longest = max(map(task.runner.length, range(len(task.facts) + len(task.retains))))
-    monkeypatch.setattr("peft_surgical.running.suffix._MULTIPLE", longest + 3)
+    fill_rows(monkeypatch, longest + 3)
     assert task.runner.width([0]) == longest + 3
     torch.testing.assert_close(samples(measured(task)), expected, rtol=1e-4, atol=1e-6)
 

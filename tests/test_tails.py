@@ -4,6 +4,7 @@ import torch
 from peft_surgical.running.replicas import replicate
 from peft_surgical.running.tails import TailRunner
 
+from .filling import fill_rows
 from .test_suffix import gradients, layers_of, plain, state
 from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_model
@@ -51,8 +52,7 @@ def test_logits_are_those_of_a_plain_forward(family, first):
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tails_that_are_filled_give_the_same(family, first, monkeypatch):
-    monkeypatch.setattr("peft_surgical.running.shapes._EACH", 0)
-    monkeypatch.setattr("peft_surgical.running.suffix._MULTIPLE", 10)
+    fill_rows(monkeypatch, 10)
     model = tiny_model(family)
     runner = runner_of(model, first)
     assert [runner.length(i) for i in range(4)] == [4, 4, 7, 1]

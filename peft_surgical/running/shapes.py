@@ -1,8 +1,8 @@
 """Matrices of few shapes.
 
-oneDNN, which multiplies for torch on a processor, makes a program for each shape that it meets, and keeps a thousand
-of them, of some hundred kilobytes each. Texts come in all lengths: in their own an edit of a small model ended with
-250 MiB more of programs, and with the holes of what was freed between them.
+oneDNN, which multiplies for torch on a processor, makes a program for each shape that it meets, and keeps up to a
+thousand of them. Texts come in all lengths. Programs for each, and the holes of what was freed between them, were a
+sixth of an edit's memory.
 """
 
 # Up to here every count has its own shape: so few are not worth the filling.
