@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from .adapters.algebra import product
-from .adapters.edits import Edit, ModuleScale
+from .adapters.edits import Edit, ModuleScale, several
 from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError
 from .tuner.fold import Rounding, fold, scaled_tensors
+from .tuner.mergeable import shared_with
 from .tuner.targets import check_target, find_module
 from .writing.files import atomic_directory, check_output, write_json
+
+Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
 
 
 def merge(
     model: PreTrainedModel,
-    adapters: Sequence[Edit | LowRank | str | os.PathLike[str]],
+    adapters: Mergeable | Sequence[Mergeable],
     out: str | os.PathLike[str],
     dtype: torch.dtype | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -56,14 +60,16 @@ def merge(
     """
     target = _dtype(dtype)
     _check_model(model)
+    _check_generation_config(model)
     check_output(out, overwrite=overwrite)
     edit = read_mergeable(adapters)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
     roundings = []
     for key, (values, rounding) in found.items():
-        state[key] = values
+        before, state[key] = state[key], values
         roundings.append(rounding)
+        _check_finite(key, values, before)
     total = Rounding.total(roundings)
     total.warn(target or model.dtype)
     if target is not None:
@@ -83,12 +89,13 @@ def merge(
             tokenizer.save_pretrained(folder)
 
 
-def read_mergeable(adapters: Sequence[Edit | LowRank | str | os.PathLike[str]]) -> Edit | LowRank:
+def read_mergeable(adapters: Mergeable | Sequence[Mergeable]) -> Edit | LowRank:
     """What merging some adapters comes to: the product of scales, or what one LoRA adapter adds.
 
     Raises:
         AdapterError: If an adapter cannot be read, or they are of both kinds or several LoRA adapters.
     """
+    adapters = several(adapters)
     low_rank = [
         adapter
         for adapter in adapters
@@ -135,8 +142,8 @@ def _added(
 
 
 def _check_untied(key: str, state: dict[str, Tensor]) -> None:
-    if any(other.data_ptr() == state[key].data_ptr() for k, other in state.items() if k != key):
-        raise AdapterError(f"{key} is tied to another weight, so an edit of it cannot be merged.")
+    if other := shared_with(state, key, state[key]):
+        raise AdapterError(f"{key} is tied to another weight, {other}, so an edit of it cannot be merged.")
 
 
 def _folded(
@@ -161,9 +168,19 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     cast = {}
     for key, tensor in state.items():
         if tensor.is_floating_point():
-            tensor = seen.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+            place = (tensor.data_ptr(), tensor.shape)
+            if place not in seen:
+                seen[place] = tensor.to(dtype)
+                _check_finite(key, seen[place], tensor)
+            tensor = seen[place]
         cast[key] = tensor
     return cast
+
+
+def _check_finite(key: str, new: Tensor, old: Tensor) -> None:
+    if not torch.isfinite(new).all() and torch.isfinite(old).all():
+        dtype = str(new.dtype).removeprefix("torch.")
+        raise AdapterError(f"the merged {key} does not fit into {dtype}; merge in float32, or edit less.")
 
 
 def _with_dtype(config: Any, dtype: torch.dtype) -> Any:
@@ -181,6 +198,17 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is not None and found not in (torch.float32, torch.bfloat16, torch.float16):
         raise ModelError(f"the dtype of a merge must be float32, bfloat16 or float16, got {dtype}.")
     return found
+
+
+def _check_generation_config(model: PreTrainedModel) -> None:
+    if (config := getattr(model, "generation_config", None)) is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config.save_pretrained(folder)
+        except ValueError as error:
+            why = " ".join(str(error).split())
+            raise ModelError(f"the model's generation_config cannot be saved: {why}") from error
 
 
 def _check_model(model: PreTrainedModel) -> None:

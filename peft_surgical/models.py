@@ -107,7 +107,7 @@ def as_plain_model(model: PreTrainedModel) -> None:
 
 
 def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
-    path = Path(name)
+    path = Path(name).expanduser()
     local = str(name) == "demo" or path.suffix == ".gguf" or path.is_dir()
     if local and revision is not None:
         raise ModelError(f"a revision ({revision!r}) is for a hub id, and {str(name)!r} is not one.")

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
-from .adapters.edits import Edit
+from .adapters.edits import Edit, EditOrPath
 from .profiling import phase
 
 USE = """## Use
@@ -35,7 +35,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @phase("stack")
 def stack(
-    adapters: Sequence[Edit | str | os.PathLike[str]],
+    adapters: EditOrPath | Sequence[EditOrPath],
     out: str | os.PathLike[str],
     *,
     card: str | None = None,

@@ -104,3 +104,19 @@ def test_folders_are_read(tmp_path):
     power(tmp_path / "a", 2).save(tmp_path / "b")
     assert dense(Edit.load(tmp_path / "b")).tolist()[:2] == [2.25, 0.5625]
     assert difference(tmp_path / "b", tmp_path / "a").modules["m"].scale.tolist() == [1.5, 0.75]
+
+
+def test_one_edit_may_be_given_alone():
+    assert product(edit([2.0, 3.0])) == edit([2.0, 3.0])
+
+
+def test_edits_are_equal_when_their_scales_are():
+    assert edit([2.0, 3.0]) == edit([2.0, 3.0], name="another")
+    assert edit([2.0, 3.0]) != edit([2.0, 4.0])
+    assert edit([2.0, 3.0]) != edit([2.0, 3.0], ((1, 3),))
+
+
+@pytest.mark.parametrize("function", [lambda: power(edit([2.0, 3.0]), 2000), lambda: product([edit([1e30, 1.0])] * 2)])
+def test_what_float32_cannot_hold_is_refused(function):
+    with pytest.raises(AdapterError, match="scales m by more than float32 can hold"):
+        function()

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import from_ia3, to_ia3
 from peft_surgical.errors import AdapterError
-from peft_surgical.tuner import activate
-from tests.adapters import add, logits, saved, tiny_peft
+from peft_surgical.tuner import SurgicalIA3Config, activate
+from tests.adapters import add, logits, perturb, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_ids, tiny_model
 
 STOCK_TARGETS = {
@@ -202,3 +202,20 @@ def test_unknown_width_is_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"the width of .* is not known"):
         to_ia3(folder, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
+
+
+def test_the_class_of_the_base_is_passed_on(tmp_path):
+    mapping = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+    folder = saved(tiny_peft(auto_mapping=mapping), tmp_path / "surgical")
+    to_ia3(folder, tmp_path / "plain")
+    from_ia3(tmp_path / "plain", tmp_path / "again")
+    for name in ("surgical", "plain", "again"):
+        assert json.loads((tmp_path / name / "adapter_config.json").read_text())["auto_mapping"] == mapping
+
+
+def test_a_scaled_output_head_that_peft_saved_can_be_read(tmp_path):
+    selections = {"lm_head": {"side": "input", "ranges": [[0, 8]]}}
+    model = get_peft_model(tiny_model("llama"), SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
+    perturb(model)
+    model.save_pretrained(tmp_path / "peft")
+    assert Edit.load(tmp_path / "peft") == model.base_model.edit("default")

@@ -89,6 +89,16 @@ def test_no_pickle_is_opened_while_a_model_is_read(tmp_path):
     assert torch.load(tmp_path / "a.pt") == {"a": 1}
 
 
+def test_pickles_can_be_read_again_once_overlapping_reads_of_models_have_ended():
+    before, first, second = torch.load, no_pickles(), no_pickles()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.load is not before
+    second.__exit__(None, None, None)
+    assert torch.load is before
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "model-00002.safetensors"])
 def test_a_checkpoint_without_a_file(name, checkpoint, tmp_path):
     if name == "model-00002.safetensors":

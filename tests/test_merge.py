@@ -138,3 +138,29 @@ def test_a_tied_head_is_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"lm_head\.weight is tied"):
         merge(tiny_model("qwen2"), [edit], tmp_path / "merged")
     merge(tiny_model("llama"), [edit], tmp_path / "merged")
+
+
+def test_one_adapter_may_be_given_alone(tmp_path):
+    adapters, _ = stages(tmp_path)
+    for name, given in (("alone", adapters[0]), ("listed", adapters[:1])):
+        merge(tiny_model("llama"), given, tmp_path / name)
+    files = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "listed")]
+    assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
+
+
+def test_a_weight_that_the_dtype_cannot_hold_is_refused(tmp_path):
+    adapters, _ = stages(tmp_path)
+    model = tiny_model("llama")
+    model.model.norm.weight.data[0] = 1e5
+    with pytest.raises(AdapterError, match=r"norm\.weight does not fit into float16"):
+        merge(model, adapters, tmp_path / "merged", dtype="float16")
+    assert not (tmp_path / "merged").exists()
+    merge(model, adapters, tmp_path / "merged", dtype="bfloat16")
+
+
+def test_a_generation_config_that_cannot_be_saved_is_refused_first(tmp_path):
+    adapters, _ = stages(tmp_path)
+    model = tiny_model("llama")
+    model.generation_config.temperature = 0.6
+    with pytest.raises(ModelError, match=r"generation_config cannot be saved: .*temperature"):
+        merge(model, adapters, tmp_path / "merged")

@@ -37,6 +37,12 @@ def test_a_folder(folder):
     assert load_model(folder, dtype=torch.float16, device="cpu")[0].dtype == torch.float16
 
 
+def test_a_folder_below_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    model, _ = load_model(f"~/{folder.name}")
+    assert torch.equal(logits(model), logits(load_model(folder)[0]))
+
+
 def test_save_and_load_again_give_the_same_logits(folder, tmp_path):
     model, tokenizer = load_model(folder)
     model.save_pretrained(tmp_path / "again")

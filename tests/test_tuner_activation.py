@@ -121,3 +121,24 @@ def test_delete_keeps_the_other_stage_active_and_frozen():
     model.delete_adapter("learn")
     assert model.active_adapters == ["default"]
     assert trainable(model) == set()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_follows_a_deleted_adapter_is_trained_if_that_was(frozen):
+    model = tiny_peft(modules_to_save=["lm_head"])
+    add(model, "other", modules_to_save=["lm_head"])
+    model.set_adapter("default", inference_mode=frozen)
+    model.delete_adapter("default")
+    assert model.active_adapters == ["other"]
+    assert {p.requires_grad for n, p in model.named_parameters() if n.endswith(".other")} == {not frozen}
+    assert {p.requires_grad for n, p in model.named_parameters() if ".other." in n} == {not frozen}
+
+
+def test_none_or_one_may_be_activated():
+    model = tiny_peft()
+    edited = logits(model)
+    activate(model, [])
+    assert torch.equal(logits(model), logits(tiny_model("llama")))
+    activate(model, "default", trainable="default")
+    assert torch.equal(logits(model), edited)
+    assert trainable(model) == {"default"}

@@ -53,3 +53,40 @@ def test_mixed_batch_refusals():
     model.merge_adapter()
     with pytest.raises(AdapterError, match="not merged"):
         logits(model, adapter_names=["default", "default"])
+
+
+def test_each_row_meets_the_modules_that_its_own_adapter_saves():
+    model = tiny_peft(modules_to_save=["lm_head"])
+    add(model, "other", modules_to_save=["lm_head"])
+    add(model, "none saved")
+    head = model.base_model.model.lm_head.modules_to_save
+    head["default"].weight.data.mul_(1.5)
+    head["other"].weight.data.mul_(-3)
+    names, ids = ["default", "other", "__base__", "none saved"], tiny_ids(batch=4)
+    for active in ("default", "none saved"):
+        model.set_adapter(active)
+        mixed = logits(model, ids, adapter_names=names)
+        assert torch.equal(mixed[2], logits(tiny_model("llama"), ids)[2])
+        for row in (0, 1, 3):
+            model.set_adapter(names[row])
+            assert torch.equal(logits(model, ids)[row], mixed[row])
+    assert len(model.generate(input_ids=ids, adapter_names=names, num_beams=3, max_new_tokens=2, do_sample=False)) == 4
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_names_are_counted_against_the_input_and_no_other_tensor(task_type):
+    model = tiny_peft(task_type=task_type)
+    add(model, "other")
+    with pytest.raises(AdapterError, match="2 names for a batch of 4 rows"):
+        logits(model, tiny_ids(batch=4), adapter_names=["default", "other"])
+    with pytest.raises(AdapterError, match="2 names for a batch of 4 rows"):
+        model.generate(input_ids=tiny_ids(batch=4), adapter_names=["default", "other"])
+    with pytest.raises(AdapterError, match="adapter_names is empty"):
+        logits(model, adapter_names=[])
+    ids, names = tiny_ids(batch=3), ["default", "__base__", "other"]
+    positions = torch.arange(ids.shape[1])[None]
+    expected = logits(model, ids, adapter_names=names)
+    with torch.no_grad():
+        found = model(position_ids=positions, input_ids=ids, adapter_names=names).logits
+    assert torch.equal(found, expected)
+    model.generate(eos_token_id=torch.tensor(5), input_ids=ids, adapter_names=names, max_new_tokens=1)

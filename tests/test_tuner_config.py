@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from peft_surgical.errors import ArchitectureError, SelectionError
@@ -176,3 +176,11 @@ def test_every_family_has_the_modules_that_its_components_name(family, granulari
     found = resolve(["L0.head.1", "L1.mlp"], shape(family), granularity)
     for name in found:
         model.get_submodule(name)
+
+
+def test_a_configuration_that_was_resolved_for_one_model_is_refused_by_one_with_other_heads():
+    config = SurgicalIA3Config(components=["L0.head.1"])
+    get_peft_model(tiny_model("llama"), config)
+    get_peft_model(tiny_model("llama"), config)
+    with pytest.raises(SelectionError, match="what they are in another one"):
+        get_peft_model(tiny_model("llama", num_attention_heads=8, num_key_value_heads=2), config)

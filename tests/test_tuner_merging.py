@@ -5,9 +5,7 @@ import warnings
 
 import pytest
 import torch
-from peft import (
-    get_peft_model,
-)
+from peft import LoraConfig, get_peft_model
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
@@ -87,6 +85,72 @@ def test_safe_merge_refuses_what_is_not_finite():
         model.merge_and_unload(safe_merge=True)
 
 
+@pytest.mark.parametrize("before", [[], ["other"]])
+def test_a_refused_merge_leaves_the_weights_and_the_layers(before):
+    model = tiny_peft()
+    model.base_model.layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
+    add(model, "other")
+    if before:
+        model.merge_adapter(before)
+    weights = copy.deepcopy(model.state_dict())
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(AdapterError, match="NaNs detected"):
+            merge(safe_merge=True, adapter_names=["default"])
+        assert model.get_model_status().merged_adapters == before
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+
+
+def test_merging_and_unloading_safely_is_the_same():
+    adapters = [tiny_peft(), tiny_peft()]
+    unsafe = adapters[0].merge_and_unload().state_dict()
+    safe = adapters[1].merge_and_unload(safe_merge=True).state_dict()
+    assert all(torch.equal(value, safe[key]) for key, value in unsafe.items())
+
+
+def test_merging_an_unknown_adapter_is_refused():
+    model = tiny_peft()
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(AdapterError, match="no adapter named 'typo'; the model has default"):
+            merge(adapter_names=["typo"])
+
+
+def test_scales_over_another_methods_adapter_are_not_taken_off_with_it():
+    base = tiny_model("llama")
+    base.add_adapter(LoraConfig(target_modules=["down_proj"], init_lora_weights=False))
+    model = get_peft_model(base.eval(), SurgicalIA3Config(components=["L1.mlp"], projections=["post"]))
+    perturb(model)
+    edited = logits(model)
+    for take in (model.merge_adapter, model.merge_and_unload, model.unload):
+        with pytest.raises(AdapterError, match=r"layers\.1\.mlp\.down_proj has an adapter of another method on it"):
+            take()
+    assert torch.equal(logits(model), edited)
+
+
+class Tied(torch.nn.Module):
+    """Two linear modules of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+
+
+def test_what_is_tied_is_seen_in_memory_and_not_by_name():
+    first = {"side": "input", "ranges": [[0, 2]]}
+    model = get_peft_model(Tied(), SurgicalIA3Config(selections={"b": first}))
+    with pytest.raises(AdapterError, match=r"b shares its weight with a\.weight"):
+        model.merge_adapter()
+    untied = tiny_model("qwen2")
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(untied, SurgicalIA3Config(selections={"lm_head": first}))
+    perturb(model)
+    edited = logits(model)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), edited, atol=1e-5, rtol=1e-5)
+
+
 def test_a_tied_head_is_scaled_but_not_merged():
     config = SurgicalIA3Config(selections={"lm_head": {"side": "input", "ranges": [[0, 4]]}})
     with pytest.warns(UserWarning, match="tied"):
@@ -136,3 +200,12 @@ def test_weights_of_one_half_keep_two_identities_an_identity():
 def test_bad_weighted_products_are_refused(adapters, weights, name, message):
     with pytest.raises(AdapterError, match=message):
         tiny_peft().add_weighted_adapter(adapters, weights, name)
+
+
+def test_a_weighted_product_does_not_ask_what_its_adapters_call_their_base():
+    model = tiny_peft()
+    add(model, "other")
+    model.peft_config["default"].base_model_name_or_path = "org/base"
+    model.peft_config["other"].base_model_name_or_path = "somewhere/base"
+    model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "new")
+    assert model.peft_config["new"].base_model_name_or_path == "org/base"

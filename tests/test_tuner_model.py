@@ -321,3 +321,29 @@ def test_device_map(tmp_path):
     mapped = AutoModelForCausalLM.from_pretrained(tmp_path / "base", device_map="auto")
     model = PeftModel.from_pretrained(mapped, folder, device_map="auto")
     assert torch.equal(logits(model), logits(tiny_peft()))
+
+
+class Shared(nn.Module):
+    """A module that goes by two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Linear(4, 4)
+        self.third = nn.Linear(4, 4)
+
+
+def test_a_second_name_of_a_module_is_refused():
+    spec = {"side": "input", "ranges": [[0, 2]]}
+    model = Shared()
+    with pytest.raises(SelectionError, match="second is another name of first"):
+        get_peft_model(model, SurgicalIA3Config(selections={"third": spec, "second": spec}))
+    assert type(model.third) is nn.Linear
+
+
+def test_a_scaled_module_is_not_saved_whole_by_another_adapter():
+    model = tiny_peft()
+    whole = ["model.layers.1.mlp.down_proj"]
+    with pytest.raises(SelectionError, match=r"layers\.1\.mlp\.down_proj cannot be scaled and be in modules_to_save"):
+        model.add_adapter("b", SurgicalIA3Config(components=["L0.mlp"], modules_to_save=whole))
+    assert "model.layers.0.mlp.down_proj" not in model.targeted_module_names
+    assert not any("b" in layer.coordinates for layer in model.base_model.layers())

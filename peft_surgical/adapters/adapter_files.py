@@ -31,6 +31,7 @@ _KINDS = {
     "base_model_name_or_path": (str, type(None)),
     "revision": (str, type(None)),
     "task_type": (str, type(None)),
+    "auto_mapping": (dict, type(None)),
     "fan_in_fan_out": (bool, type(None)),
 }
 
@@ -106,6 +107,7 @@ def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = 
         base_model_name_or_path=edit.base_model,
         revision=edit.revision,
         task_type=edit.task_type,
+        auto_mapping=edit.auto_mapping,
         inference_mode=True,
     ).to_dict()
     with atomic_directory(path, overwrite=overwrite) as folder:
@@ -211,8 +213,10 @@ def _take(path: Path, tensors: dict[str, Tensor], module: str, what: str) -> Ten
     raise AdapterError(f"{path} selects {module} but its {WEIGHTS} holds no scales for it.")
 
 
-def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], rest: dict[str, Tensor]) -> Edit:
-    if rest:
+def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], tensors: dict[str, Tensor]) -> Edit:
+    # PEFT also writes the weights of an embedding or output head that an adapter is on: the base's own, frozen.
+    frozen = tuple(f"{prefix}{name}.base_layer." for name in modules for prefix in (PREFIX, ""))
+    if rest := [key for key in tensors if not key.startswith(frozen)]:
         raise AdapterError(f"{path} also holds {sorted(rest)[0]}; only scales can be read, not modules saved whole.")
     if not modules:
         raise AdapterError(f"{path} holds no scales.")
@@ -222,5 +226,6 @@ def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], r
         revision=config.get("revision"),
         fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
         task_type=config.get("task_type"),
+        auto_mapping=config.get("auto_mapping"),
         name=str(path),
     )

@@ -14,10 +14,8 @@ float32 and in order, exactly as the active adapters of a model are multiplied.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,12 +23,10 @@ from torch import Tensor
 
 from ..errors import AdapterError
 from ..tuner.coordinates import Coordinates
-from .edits import Edit, ModuleScale, as_edit, check_same_base
-
-EditOrPath: TypeAlias = Edit | str | os.PathLike[str]
+from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
 
 
-def product(edits: Sequence[EditOrPath]) -> Edit:
+def product(edits: EditOrPath | Sequence[EditOrPath]) -> Edit:
     """Multiplies edits.
 
     Args:
@@ -40,10 +36,11 @@ def product(edits: Sequence[EditOrPath]) -> Edit:
         One edit with all their coordinates.
 
     Raises:
-        AdapterError: If there are none, they were made for different base models, or two of them scale different sides
-            or different widths of one module.
+        AdapterError: If there are none, they were made for different base models, two of them scale different sides
+            or different widths of one module, or a product is not finite.
     """
-    loaded = [as_edit(edit) for edit in edits]
+    given: list[EditOrPath] = several(edits)
+    loaded = [as_edit(edit) for edit in given]
     if not loaded:
         raise AdapterError("there is nothing to multiply; give at least one adapter.")
     check_same_base(loaded)
@@ -56,13 +53,16 @@ def product(edits: Sequence[EditOrPath]) -> Edit:
                 modules[name] = _times(modules[name], module)
             else:
                 modules[name], origin[name] = module, edit.name
+    name = " * ".join(e.name for e in loaded)
+    _check_finite(name, modules)
     return Edit(
         modules,
         base_model=next((e.base_model for e in loaded if e.base_model), None),
         revision=next((e.revision for e in loaded if e.revision), None),
         fan_in_fan_out=any(e.fan_in_fan_out for e in loaded),
         task_type=next((e.task_type for e in loaded if e.task_type), None),
-        name=" * ".join(e.name for e in loaded),
+        auto_mapping=next((e.auto_mapping for e in loaded if e.auto_mapping), None),
+        name=name,
     )
 
 
@@ -74,7 +74,8 @@ def power(edit: EditOrPath, t: float | int) -> Edit:
         t: 1 is the edit as it is, 0 no edit, 0.5 half of it, -1 its inverse.
 
     Raises:
-        AdapterError: If a scale of 0 would have to be inverted, or a negative one has no such power.
+        AdapterError: If a scale of 0 would have to be inverted, a negative one has no such power, or a power is too
+            large for float32.
     """
     edit, t = as_edit(edit), float(t)
     if not math.isfinite(t):
@@ -112,7 +113,13 @@ def difference(a: EditOrPath, b: EditOrPath) -> Edit:
 
 def _map(edit: Edit, function: Callable[[str, Tensor], Tensor], name: str) -> Edit:
     modules = {key: replace(module, scale=function(key, module.scale)) for key, module in edit.modules.items()}
+    _check_finite(name, modules)
     return replace(edit, modules=modules, name=name)
+
+
+def _check_finite(name: str, modules: Mapping[str, ModuleScale]) -> None:
+    if wrong := next((key for key, module in modules.items() if not torch.isfinite(module.scale).all()), None):
+        raise AdapterError(f"{name} scales {wrong} by more than float32 can hold.")
 
 
 def _times(a: ModuleScale, b: ModuleScale) -> ModuleScale:

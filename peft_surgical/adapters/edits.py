@@ -10,8 +10,9 @@ Everything that is done to adapters outside of a model (stack, power, inverse, e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,8 +22,10 @@ from ..errors import AdapterError
 from ..tuner.config import SurgicalIA3Config
 from ..tuner.coordinates import Coordinates
 
+Given = TypeVar("Given")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class ModuleScale:
     """The factors on one module.
 
@@ -35,6 +38,13 @@ class ModuleScale:
     coordinates: Coordinates
     scale: Float[Tensor, " selected"]
     width: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another one multiplies the same coordinates by the same numbers."""
+        if not isinstance(other, ModuleScale):
+            return NotImplemented
+        same = (self.coordinates, self.width) == (other.coordinates, other.width)
+        return same and torch.equal(self.scale, other.scale)
 
     def dense(self, width: int) -> Float[Tensor, " width"]:
         """Returns the factors on all of `width` coordinates, 1 where nothing is selected."""
@@ -51,6 +61,8 @@ class Edit:
         revision: Its revision, if known.
         fan_in_fan_out: Whether a module stores its weight as (in, out), as GPT-2's do.
         task_type: PEFT's task type, if known.
+        auto_mapping: The class of the base model, by which PEFT finds it where there is no task type, if known.
+        name: What messages call it.
     """
 
     modules: Mapping[str, ModuleScale]
@@ -58,6 +70,7 @@ class Edit:
     revision: str | None = None
     fan_in_fan_out: bool = False
     task_type: str | None = None
+    auto_mapping: Mapping[str, str] | None = None
     name: str = field(default="the edit", compare=False)
 
     @classmethod
@@ -80,6 +93,7 @@ class Edit:
             revision=self.revision,
             fan_in_fan_out=self.fan_in_fan_out,
             task_type=self.task_type,
+            auto_mapping=None if self.auto_mapping is None else dict(self.auto_mapping),
         )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -99,6 +113,16 @@ class Edit:
     def n_scales(self) -> int:
         """How many coordinates are multiplied."""
         return sum(module.coordinates.n for module in self.modules.values())
+
+
+EditOrPath: TypeAlias = Edit | str | os.PathLike[str]
+
+
+def several(edits: Given | Sequence[Given]) -> list[Given]:
+    """One edit or folder, or several, as a list."""
+    if isinstance(edits, Sequence) and not isinstance(edits, str):
+        return list(edits)
+    return [edits]
 
 
 def as_edit(edit: Edit | str | os.PathLike[str]) -> Edit:

@@ -14,6 +14,7 @@ peft_surgical.errors.ModelError: evil.bin is read as a pickle, which can run cod
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,11 @@ from typing import Any
 import torch
 
 from ..errors import ModelError, brief
+
+# Blocks of several threads overlap in any order.
+_lock = threading.Lock()
+_blocks = 0
+_before: Any = torch.load
 
 
 @contextmanager
@@ -30,12 +36,18 @@ def no_pickles() -> Iterator[None]:
     Raises:
         ModelError: In place of opening a pickle.
     """
-    before = torch.load
-    torch.load = _refuse  # type: ignore[assignment]
+    global _before, _blocks
+    with _lock:
+        if not _blocks:
+            _before, torch.load = torch.load, _refuse  # type: ignore[assignment]
+        _blocks += 1
     try:
         yield
     finally:
-        torch.load = before
+        with _lock:
+            _blocks -= 1
+            if not _blocks:
+                torch.load = _before
 
 
 def _refuse(file: Any, *_: Any, **__: Any) -> Any:

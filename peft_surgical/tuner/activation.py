@@ -11,7 +11,7 @@ from .layer import SurgicalIA3Layer
 from .model import SurgicalIA3Model
 
 
-def activate(model: nn.Module, adapters: Iterable[str], trainable: Iterable[str] = ()) -> None:
+def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | Iterable[str] = ()) -> None:
     """Makes several adapters active at once, and only the named ones trainable.
 
     PEFT's `PeftModel.set_adapter` takes one name only, and the tuner's own makes every active adapter trainable; a
@@ -21,13 +21,13 @@ def activate(model: nn.Module, adapters: Iterable[str], trainable: Iterable[str]
 
     Args:
         model: A `PeftModel`, or any model with surgical layers in it.
-        adapters: The adapters that multiply in the forward pass, in this order.
+        adapters: The adapters that multiply in the forward pass, in this order; one, several, or none.
         trainable: Those of `adapters` that get gradients.
 
     Raises:
         AdapterError: If the model has no surgical adapter of a name, or a trainable adapter is not active.
     """
-    adapters, trainable = list(adapters), list(trainable)
+    adapters, trainable = names_of(adapters), names_of(trainable)
     layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
     known = {name for layer in layers for name in layer.coordinates}
     if unknown := [name for name in adapters if name not in known]:
@@ -45,5 +45,11 @@ def activate(model: nn.Module, adapters: Iterable[str], trainable: Iterable[str]
             layer.set_adapter(adapters, inference_mode=True)
             layer.set_requires_grad(trainable, True)
     # A PeftModel takes the configuration of its "active adapter" from one name.
-    if tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str):
+    known_by_one = tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str)
+    if known_by_one and adapters:
         setattr(model, "active_adapter", (trainable or adapters)[-1])  # noqa: B010 - Module's annotations forbid a str
+
+
+def names_of(adapters: str | Iterable[str]) -> list[str]:
+    """One name, or several, as a list."""
+    return [adapters] if isinstance(adapters, str) else list(adapters)

@@ -7,36 +7,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
 
 from ..errors import AdapterError
 from .layer import BASE, SurgicalIA3Layer
 
 
 @contextmanager
-def rows_of(layers: Iterable[nn.Module], adapter_names: Sequence[str], known: Iterable[str]) -> Iterator[None]:
-    """While the block runs, row `i` of every batch is scaled by `adapter_names[i]` alone.
+def rows_of(tuner: nn.Module, adapter_names: Sequence[str], known: Iterable[str]) -> Iterator[None]:
+    """While the block runs, row `i` of every batch is scaled by `adapter_names[i]` alone, and meets the modules that
+    this adapter saves whole.
 
     Args:
-        layers: The surgical layers of a model.
+        tuner: What holds the model with its surgical layers.
         adapter_names: One adapter, or `__base__`, per row.
         known: The names of the model's adapters.
 
     Raises:
-        AdapterError: If a name is not known, or the model is merged.
+        AdapterError: If a name is not known, or the model is merged; and in the block, if a batch that the tuner is
+            called with has another number of rows.
     """
-    known, layers = [BASE, *known], list(layers)
-    if unknown := [name for name in adapter_names if name not in known]:
+    names, known = list(adapter_names), [BASE, *known]
+    if unknown := [name for name in names if name not in known]:
         raise AdapterError(f"there is no adapter named {unknown[0]!r}; a row can have one of {', '.join(known)}.")
-    if any(isinstance(layer, SurgicalIA3Layer) and layer.merged for layer in layers):
+    layers = [module for module in tuner.modules() if isinstance(module, SurgicalIA3Layer)]
+    if any(layer.merged for layer in layers):
         raise AdapterError("adapter_names needs adapters that are not merged; call unmerge_adapter() first.")
-    hook = partial(_with_names, list(adapter_names))
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    wrappers = [module for module in tuner.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    hooks: list[tuple[nn.Module, Any]] = [(tuner, partial(_checked, names))]
+    hooks += [(layer, partial(_with_names, names)) for layer in layers]
+    hooks += [(wrapper, partial(_with_own_names, names)) for wrapper in wrappers]
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
     try:
         yield
     finally:
@@ -44,5 +51,38 @@ def rows_of(layers: Iterable[nn.Module], adapter_names: Sequence[str], known: It
             handle.remove()
 
 
+def check_rows(names: Sequence[str], model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses names that are not as many as the rows of what a model is called with.
+
+    Args:
+        names: One per row.
+        model: What is called.
+        args: Its positional arguments; the first is its input.
+        kwargs: Its named arguments.
+
+    Raises:
+        AdapterError: If there are no names, or an input is among them and has another number of rows.
+    """
+    if not names:
+        raise AdapterError("adapter_names is empty; give one name for each row of the batch.")
+    inputs = (getattr(model, "main_input_name", "input_ids"), "inputs", "inputs_embeds")
+    given = [value for value in (*args[:1], *(kwargs.get(name) for name in inputs)) if isinstance(value, Tensor)]
+    if given and len(given[0]) != len(names):
+        raise AdapterError(f"adapter_names has {len(names)} names for a batch of {len(given[0])} rows.")
+
+
+def _checked(names: list[str], tuner: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    # A generating model does not come this way: its batches may hold each row once per beam.
+    check_rows(names, tuner.model, args, kwargs)
+
+
 def _with_names(names: list[str], _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return args, {**kwargs, "adapter_names": names}
+
+
+def _with_own_names(names: list[str], wrapper: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    # PEFT's wrapper has no module for an adapter that saves none, and wants one name for each row that generation
+    # made.
+    own = [name if name in wrapper._adapters else BASE for name in names]
+    copies = len(args[0]) // len(names)
+    return args, {**kwargs, "adapter_names": [name for name in own for _ in range(copies)]}

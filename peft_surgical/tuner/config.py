@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peft.config import PeftConfig
 
-from ..errors import SelectionError, brief
+from ..errors import ArchitectureError, SelectionError, brief
 from ..sites import WIDEST
 from .coordinates import Coordinates
 from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, resolve
@@ -165,16 +165,39 @@ class SurgicalIA3Config(PeftConfig):
             ArchitectureError: If the model's type is not known.
             SelectionError: If the model does not have a component.
         """
-        if self.selections is not None:
+        if self.selections is None:
+            self.selections = self._resolved(model_config)
+            self._derive()
+
+    def check_made_for(self, model_config: Any) -> None:
+        """Refuses a model in which `components` are other coordinates than those that are selected.
+
+        Args:
+            model_config: Its configuration, as an object or a dict. Of a type that is not known nothing is checked.
+
+        Raises:
+            SelectionError: If they are.
+        """
+        if self.selections is None or not self.components:
             return
+        try:
+            here = self._resolved(model_config)
+        except ArchitectureError:
+            return
+        if here != self.selections:
+            raise SelectionError(
+                f"the configuration does not select what {brief(', '.join(self.components))} are in this model, but"
+                " what they are in another one; make a new configuration for this model."
+            )
+
+    def _resolved(self, model_config: Any) -> dict[str, Any]:
         from ..sites import ModelShape
 
         shape = ModelShape.from_config(model_config)
         resolved = resolve(
             self.components or [], shape, self.granularity, projections=self.projections, neurons=self.neurons
         )
-        self.selections = {module: c.to_spec() for module, c in resolved.items()}
-        self._derive()
+        return {module: c.to_spec() for module, c in resolved.items()}
 
     @classmethod
     def from_localization(

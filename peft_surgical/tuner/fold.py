@@ -98,6 +98,19 @@ def scaled_tensors(module: nn.Module, side: Side) -> dict[str, int]:
     return tensors
 
 
+def check_not_quantized(weight: Tensor) -> None:
+    """Refuses a weight that holds steps of a grid instead of numbers.
+
+    Raises:
+        AdapterError: If it does.
+    """
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise AdapterError(
+            f"a quantized weight ({str(weight.dtype).removeprefix('torch.')}) cannot take an edit; load the model in"
+            " bfloat16 or float32 to merge."
+        )
+
+
 @dataclass
 class Folded:
     """What is needed to take scales out of a module's weights again, exactly.
@@ -135,11 +148,7 @@ class Folded:
             AdapterError: If the weight is quantized, or `safe_for` is given and a value is not finite.
         """
         weight: Any = module.weight
-        if not weight.is_floating_point() or weight.element_size() < 2:
-            raise AdapterError(
-                f"a quantized weight ({str(weight.dtype).removeprefix('torch.')}) cannot take an edit; load the model"
-                " in bfloat16 or float32 to merge."
-            )
+        check_not_quantized(weight)
         axes, index = scaled_tensors(module, coordinates.side), coordinates.index(weight.device)
         folded = {name: fold(getattr(module, name).data, index, scale, axis) for name, axis in axes.items()}
         if safe_for is not None and not all(torch.isfinite(values).all() for values, _ in folded.values()):

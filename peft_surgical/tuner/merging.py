@@ -43,9 +43,15 @@ class Merging(BaseTunerLayer):
         try:
             self._fold_in(before + names, names[-1] if safe_merge else None)
         except AdapterError:
-            if before:
-                self._fold_in(before)
+            self.merge_only(before)
             raise
+
+    def merge_only(self, adapter_names: list[str]) -> None:
+        """Leaves these adapters of the layer folded into the base weight and no others."""
+        if self.merged_adapters != adapter_names:
+            self._restore()
+            if adapter_names:
+                self._fold_in(adapter_names)
 
     def _fold_in(self, names: list[str], safe_for: str | None = None) -> None:
         found = self.product(names)

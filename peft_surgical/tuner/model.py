@@ -11,21 +11,24 @@ several adapters is rounded once, and undone exactly; `add_weighted_adapter` mul
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils.other import AuxiliaryTrainingWrapper, _set_adapter
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
-from .batches import rows_of
+from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .fold import Rounding
 from .layer import Linear, SurgicalIA3Layer
+from .mergeable import check_alone, check_known, check_mergeable
 from .targets import check_target, find_module, unwrapped
 
 if TYPE_CHECKING:
@@ -54,11 +57,17 @@ class SurgicalIA3Model(BaseTuner):
         # Everything is checked here, before the first module is replaced, so that a refusal leaves the model as it
         # was.
         saved_whole = tuple(peft_config.modules_to_save or ())
+        first_names = {id(module): name for name, module in model.named_modules()}
+        scaled = [name for name, module in model.named_modules() if isinstance(module, SurgicalIA3Layer)]
+        if saved_whole:
+            for name in (*scaled, *peft_config.coordinates):
+                if any(part in saved_whole for part in _suffixes(name)):
+                    raise SelectionError(f"{name} cannot be scaled and be in modules_to_save at once.")
         widths, transposed = {}, False
         for name, coordinates in peft_config.coordinates.items():
-            if any(part in saved_whole for part in _suffixes(name)):
-                raise SelectionError(f"{name} cannot be scaled and be in modules_to_save at once.")
             module = find_module(model, name)
+            if (first := first_names[id(module)]) != name:
+                raise SelectionError(f"{name} is another name of {first}; select that one.")
             widths[name] = check_target(name, module, coordinates, (peft_config.features or {}).get(name))
             if isinstance(module, SurgicalIA3Layer) and module.side != coordinates.side:
                 raise SelectionError(
@@ -66,6 +75,7 @@ class SurgicalIA3Model(BaseTuner):
                     f" {coordinates.side}."
                 )
             transposed |= isinstance(unwrapped(module), Conv1D)
+        peft_config.check_made_for(self.get_model_config(model))
         peft_config.features, peft_config.fan_in_fan_out = widths, transposed
 
     @staticmethod
@@ -147,18 +157,21 @@ class SurgicalIA3Model(BaseTuner):
         """Deletes an adapter. Others that are active stay active, and frozen if they were.
 
         Args:
-            adapter_name: Which one. If it is the only active one, the first of those that are left becomes active.
+            adapter_name: Which one. If it is the only active one, the first of those that are left becomes active, and
+                trainable if the deleted one was.
         """
+        layers = [layer for layer in self.layers() if adapter_name in layer.coordinates]
+        was_trained = any(layer.surgical_ia3_delta[adapter_name].requires_grad for layer in layers)
         was_active, left = adapter_name in self.active_adapters, [n for n in self.active_adapters if n != adapter_name]
         trainable = {p: p.requires_grad for layer in self.layers() for p in layer.surgical_ia3_delta.values()}
         super().delete_adapter(adapter_name)
         # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
         active = left if left or not was_active else list(self.peft_config)[:1]
         if was_active and not left and active:
-            _set_adapter(self.model, active)
+            _set_adapter(self.model, active, inference_mode=not was_trained)
         with self._memory_kept():
             for layer in self.layers():
-                layer.set_adapter(active)
+                layer.set_adapter(active, inference_mode=not was_trained)
         self.active_adapter = active
         if left or not was_active:
             for parameter, requires_grad in trainable.items():
@@ -169,15 +182,15 @@ class SurgicalIA3Model(BaseTuner):
         names = kwargs.get("adapter_names")
         if names is not None and self.training:
             raise AdapterError("adapter_names works in eval mode only; call model.eval() first.")
-        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        if names is not None and inputs and inputs[0].shape[0] != len(names):
-            raise AdapterError(f"adapter_names has {len(names)} names for a batch of {inputs[0].shape[0]} rows.")
-        with nullcontext() if names is None else rows_of(self.layers(), names, self.peft_config):
+        if names is None:
+            yield
+            return
+        check_rows(names, self.model, args, kwargs)
+        with rows_of(self, names, self.peft_config):
             yield
 
     def _check_merge_allowed(self) -> None:
-        if tied := self._get_tied_target_modules(self.model):
-            raise AdapterError(f"{tied[0]} shares its weight with the embeddings, so its scales cannot be merged.")
+        check_mergeable(self.model)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Folds adapters into the base weights; `unmerge_adapter` puts back the very same weights.
@@ -185,14 +198,39 @@ class SurgicalIA3Model(BaseTuner):
         Args:
             adapter_names: Which adapters; the active ones by default.
             safe_merge: Refuse a result that is not finite.
+
+        Raises:
+            AdapterError: If a name is unknown, a weight cannot take an edit (see `mergeable`), or `safe_merge` finds a
+                value that is not finite. Either way the weights are as they were.
         """
-        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        check_known(adapter_names, self.peft_config)
+        before = [(layer, list(layer.merged_adapters)) for layer in self.layers()]
+        try:
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        except AdapterError:
+            for layer, names in before:
+                with onload_layer(layer):
+                    layer.merge_only(names)
+            raise
         _warn_of_rounding(self.layers())
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
         layers = self.layers()
-        model: nn.Module = super()._unload_and_optionally_merge(merge, *args, **kwargs)
-        if merge:
+        check_known(adapter_names, self.peft_config)
+        check_alone(self.model)
+        with warnings.catch_warnings():
+            if merge and safe_merge:
+                # Layer by layer, the first ones would be plain modules when a later one is refused.
+                self.merge_adapter(adapter_names, safe_merge=True)
+                warnings.filterwarnings("ignore", "All adapters are already merged")
+            model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        if merge and not safe_merge:
             _warn_of_rounding(layers)
         return model
 
@@ -224,7 +262,11 @@ class SurgicalIA3Model(BaseTuner):
             )
         if any(self.peft_config[name].modules_to_save for name in adapters):
             raise AdapterError("adapters with modules_to_save cannot be multiplied: whole modules have no product.")
-        edit = product([power(self.edit(name), t) for name, t in zip(adapters, weights, strict=True)])
+        # That they fit this model is not in question, whatever each one's own configuration calls it.
+        edits = [replace(self.edit(name), base_model=None, revision=None, name=repr(name)) for name in adapters]
+        first = self.peft_config[adapters[0]]
+        edit = product([power(edit, t) for edit, t in zip(edits, weights, strict=True)])
+        edit = replace(edit, base_model=first.base_model_name_or_path or None, revision=first.revision)
         self.add_edit(edit, adapter_name)
 
     def edit(self, adapter_name: str) -> Edit:
@@ -245,6 +287,7 @@ class SurgicalIA3Model(BaseTuner):
             revision=config.revision,
             fan_in_fan_out=config.fan_in_fan_out,
             task_type=config.task_type,
+            auto_mapping=config.auto_mapping,
         )
 
     def add_edit(self, edit: Edit, adapter_name: str) -> None:

@@ -1,0 +1,68 @@
+"""What is refused before a merge changes the first weight, so that a refusal leaves the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..errors import AdapterError
+from .fold import check_not_quantized
+from .layer import SurgicalIA3Layer
+
+
+def check_mergeable(model: nn.Module) -> None:
+    """Refuses a model with layers whose scales cannot be folded into their weights.
+
+    Args:
+        model: What holds them.
+
+    Raises:
+        AdapterError: If a weight is quantized, is also used elsewhere, or has an adapter of another method on it.
+    """
+    check_alone(model)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    for name, layer in model.named_modules():
+        if not isinstance(layer, SurgicalIA3Layer):
+            continue
+        weight = layer.get_base_layer().weight
+        check_not_quantized(weight)
+        if other := shared_with(tensors, f"{name}.base_layer.weight", weight):
+            what = "the embeddings" if tensors[other] is getattr(embeddings, "weight", None) else other
+            raise AdapterError(f"{name} shares its weight with {what}, so its scales cannot be merged.")
+
+
+def check_alone(model: nn.Module) -> None:
+    """Refuses layers that lie over an adapter of another method: PEFT takes both off together.
+
+    Raises:
+        AdapterError: If there is one.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, SurgicalIA3Layer) and layer.base_layer is not layer.get_base_layer():
+            raise AdapterError(f"{name} has an adapter of another method on it; merge or delete that one first.")
+
+
+def check_known(adapter_names: Sequence[str] | None, known: Iterable[str]) -> None:
+    """Refuses adapters that there are not.
+
+    Raises:
+        AdapterError: If a name is not known.
+    """
+    known = list(known)
+    if unknown := [name for name in adapter_names or () if name not in known]:
+        raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known)}.")
+
+
+def shared_with(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> str | None:
+    """The name of another tensor in the same memory, if there is one.
+
+    Args:
+        tensors: All of a model's, by name.
+        name: Which one of them it is.
+        tensor: The tensor.
+    """
+    place = tensor.data_ptr()
+    # What is offloaded, or another process's, is nowhere.
+    return next((key for key, other in tensors.items() if place and key != name and other.data_ptr() == place), None)
