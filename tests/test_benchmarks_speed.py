@@ -88,6 +88,15 @@ def test_a_bound_is_called_one(case):
     assert found["lower_bound"] == (not found["other_reached"])
     assert found["other_reached"] == (found["other_loss"] <= found["loss"])
     assert found["ratio"] == found["other_seconds"] / found["seconds"]
+    assert found["seconds_of_a_step_of_prompts"] > 0
+
+
+def test_a_step_of_prompts_alone_takes_each_once_and_nothing_else(case, monkeypatch):
+    seen, retained = [], learn(case).retained
+    monkeypatch.setattr(training, "learn", lambda *given: seen.append(given[1]) or learn(*given))
+    training.step_of_prompts(case, retained)
+    (recipe,) = seen
+    assert (recipe.fact_batch, recipe.near_batch, recipe.far_batch) == (len(case.rows), 0, 0)
 
 
 def test_a_base_keeps_what_it_says_right_and_nonsense_does_not(case):

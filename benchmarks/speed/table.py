@@ -80,6 +80,7 @@ def _stage(found: dict[str, Any]) -> Iterator[str]:
         f"  ours: {found['steps']} steps to {found['loss']:.4f} nats per answer token; "
         f"Trainer: {found['other_steps']} steps to {found['other_loss']:.4f}"
     )
+    yield f"  a step of ours of the prompts alone: {found['seconds_of_a_step_of_prompts']:.2f} s"
     if found["kept"] and found["other_kept"]:
         kept, other = found["kept"]["value"], found["other_kept"]["value"]
         yield f"  controls still right: {kept:.2f}, and {other:.2f} after the Trainer"

@@ -50,6 +50,7 @@ def stage_to_the_same_loss(case: Case) -> dict[str, Any]:
         "seconds": seconds,
         "seconds_following": seconds_following,
         "seconds_of_steps": alone.record.seconds,
+        "seconds_of_a_step_of_prompts": step_of_prompts(case, alone.retained),
         "steps": alone.record.steps,
         "loss": loss,
         "other_seconds": other.seconds,
@@ -60,6 +61,15 @@ def stage_to_the_same_loss(case: Case) -> dict[str, Any]:
         "ratio_following": other.seconds / seconds_following,
         "lower_bound": not other.reached,
     }
+
+
+def step_of_prompts(case: Case, retained: Retained | None) -> float:
+    """A step of ours that takes each of the prompts once and nothing of what is kept: the least that learning by them
+    can take."""
+    alone: dict[str, Any] = {"fact_batch": len(case.rows), "variants": 0, "near_batch": 0, "far_batch": 0}
+    recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0, **alone)
+    record = learn(case, recipe, retained).record
+    return record.seconds / record.steps
 
 
 def _kept(case: Case, model: Any) -> dict[str, float]:
