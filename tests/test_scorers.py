@@ -85,6 +85,26 @@ def test_verified_measures_candidates_and_early_mlps_only(tokenizer):
         run_failing(planted(), tokenizer, "verified:candidates=0")
 
 
+def test_verified_measures_the_key_value_heads_that_attribution_finds(tokenizer):
+    # Two key/value heads a layer, each read by two query heads, which share its score.
+    attribution, verified = "attribution:sites=v", "verified:sites=v,candidates=6"
+    fact = without("contrast", "retain")
+    loc = run(tiny_model("llama"), tokenizer, verified, attribution, "logit_drop:sites=v", fact=fact)
+    best = loc.top(6, by=attribution).components
+    assert "L1.head.2" in best
+    exact = loc.scores["logit_drop:sites=v"]
+    assert loc.scores[verified] == pytest.approx(
+        {name: exact[name] if name in best else 0 for name in exact}, abs=1e-5
+    )
+    assert loc.tables[verified].notes["measured"].keys() == {name for name in best if int(name[-1]) % 2 == 0}
+
+
+@pytest.mark.parametrize("margin", ["nan", "inf"])
+def test_a_margin_that_is_no_number_is_refused(tokenizer, margin):
+    with pytest.raises(ScorerError, match=f"margin must be a finite number, not {margin}"):
+        run_failing(planted(), tokenizer, f"verified:margin={margin}")
+
+
 MEASURES = {
     "old": lambda logits, pair: logits[pair.old],
     "new": lambda logits, pair: logits[pair.old] - logits[pair.new],

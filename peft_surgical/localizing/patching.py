@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..sites import ModelShape
 from .runs import Runs, Site
 from .window import Window
 
@@ -33,6 +34,17 @@ class Target:
 def targets_of(sites: Sequence[Site]) -> list[Target]:
     """Every head and every MLP of these sites."""
     return [Target(site, index) for site in sites for index in (range(site.size) if site.of_heads else (None,))]
+
+
+def component_of(target: Target, shape: ModelShape) -> str:
+    """The component that a target patches; of query heads that share a key/value head, the first.
+
+    Args:
+        target: What is patched.
+        shape: The model's sizes.
+    """
+    layer, size = target.site.layer, target.site.size
+    return f"L{layer}.mlp" if target.index is None else f"L{layer}.head.{target.index * shape.n_heads // size}"
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import ScorerError
 from ..hookspecs import hookimpl
 from ..localizing.context import ScorerContext
+from ..localizing.patching import component_of, targets_of
 from ..localizing.runs import Site
 
 DEFAULT_OF = "activation_magnitude+attribution+gradient_norm"
@@ -52,14 +53,10 @@ def consensus(context: ScorerContext, *, of: str = DEFAULT_OF) -> dict[Site, Ten
                 share = 1 - (rank - 1) / max(1, len(scored) - 1)
                 standing[component] = standing.get(component, 0.0) + share / len(names)
     context.notes["ranks"] = ranks
-    heads = context.shape.n_heads
-
-    def names_of(site: Site) -> list[str]:
-        if site.of_heads:
-            return [f"L{site.layer}.head.{index * heads // site.size}" for index in range(site.size)]
-        return [f"L{site.layer}.mlp"]
-
-    found = {site: [standing.get(name) for name in names_of(site)] for site in context.sites}
+    found = {
+        site: [standing.get(component_of(target, context.shape)) for target in targets_of([site])]
+        for site in context.sites
+    }
     return {site: torch.tensor(values) for site, values in found.items() if None not in values}
 
 

@@ -21,7 +21,7 @@ from ..errors import ScorerError
 from ..hookspecs import hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.effects import exact_drops, site_scores
-from ..localizing.patching import Target, targets_of
+from ..localizing.patching import component_of, targets_of
 from ..localizing.runs import Site
 from ..selection import ranked
 from .specificity import as_shares, control_shares
@@ -40,10 +40,12 @@ def verified(
     """
     if min(candidates, prompts) < 1:
         raise ScorerError(f"candidates and prompts must be at least 1, not {candidates} and {prompts}.")
+    if not math.isfinite(margin):
+        raise ScorerError(f"margin must be a finite number, not {margin}.")
     estimate = context.score("attribution").components
     early = math.ceil(context.shape.n_layers / 4)
     wanted = {*ranked(estimate)[:candidates], *(f"L{layer}.mlp" for layer in range(early))}
-    targets = [target for target in targets_of(context.sites) if component_of(target) in wanted]
+    targets = [target for target in targets_of(context.sites) if component_of(target, context.shape) in wanted]
     pairs = context.pairs[:: max(1, len(context.pairs) // max(1, prompts))][:prompts]
     drops, totals = exact_drops(context, pairs, targets)
     effect = drops.mean(0)
@@ -59,17 +61,11 @@ def verified(
         excess, specific = torch.zeros_like(effect), torch.ones_like(effect, dtype=torch.bool)
         context.notes["filter"] = f"none: {error}"
     context.notes["measured"] = {
-        component_of(target): {"drop": round(float(drop), 5), "excess_share": round(float(more), 5)}
+        component_of(target, context.shape): {"drop": round(float(drop), 5), "excess_share": round(float(more), 5)}
         for target, drop, more in zip(targets, effect, excess, strict=True)
     }
     scores = site_scores(targets, torch.where(specific, effect, 0.0))
     return {site: scores.get(site, torch.zeros(site.size if site.of_heads else 1)) for site in context.sites}
-
-
-def component_of(target: Target) -> str:
-    """The component that a target of a whole head or MLP patches."""
-    site = target.site
-    return f"L{site.layer}.head.{target.index}" if site.of_heads else f"L{site.layer}.mlp"
 
 
 @hookimpl
