@@ -30,7 +30,8 @@ def register_scorers(register: Callable[[str, Scorer], None]) -> None:
 
     Args:
         register: Called as `register(name, scorer)`. The name consists of letters, digits and underscores and must be
-            free. A scorer is called as `scorer(context, **options)` and returns `{site: scores}`; its options are its
-            keyword-only parameters, each with a default; the first line of its docstring says what it reads. See
+            that of no other scorer; what entry points are called does not matter. A scorer is called as
+            `scorer(context, **options)` and returns `{site: scores}`; its options are its keyword-only parameters,
+            each with a default and none called `sites`; the first line of its docstring says what it reads. See
             [`ScorerContext`][peft_surgical.ScorerContext].
     """

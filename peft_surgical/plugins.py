@@ -47,14 +47,14 @@ class Installed:
 
     @property
     def reads(self) -> str:
-        """What the scorer reads: the first line of its docstring."""
-        return (inspect.getdoc(self.scorer) or "").partition("\n")[0]
+        """What the scorer reads: the first line of its docstring, or of the function's that a partial calls."""
+        described = self._function if self.scorer.__doc__ == partial.__doc__ else self.scorer
+        return (inspect.getdoc(described) or "").partition("\n")[0]
 
     @property
     def code(self) -> str:
         """The function that runs, with its module."""
-        function = getattr(self.scorer, "func", self.scorer)  # of a functools.partial
-        owner = function if hasattr(function, "__qualname__") else type(function)
+        owner = self._function if hasattr(self._function, "__qualname__") else type(self._function)
         return f"{owner.__module__}:{owner.__qualname__}"
 
     @property
@@ -62,6 +62,10 @@ class Installed:
         """Option names and their defaults: the scorer's keyword-only parameters."""
         parameters = inspect.signature(self.scorer).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def _function(self) -> Any:
+        return getattr(self.scorer, "func", self.scorer)  # of a functools.partial
 
     def __str__(self) -> str:
         return f"the scorer {self.name!r} of {self.distribution}"
@@ -132,17 +136,19 @@ def load_scorers() -> Catalogue:
     found: dict[str, Installed] = {}
     plugins: list[Plugin] = []
     for name in sorted(module.name for module in iter_modules(scorers.__path__)):
-        _add(manager, import_module(f"{scorers.__name__}.{name}"), name, OWN, found)
+        _add(manager, import_module(f"{scorers.__name__}.{name}"), f"{OWN}:{name}", OWN, found)
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
         fault = None
         try:
-            _add(manager, point.load(), point.name, distribution, found)
+            # Entry points of two distributions may share a name, so that alone would not do as the plugin's.
+            _add(manager, point.load(), f"{distribution}:{point.name}:{point.value}", distribution, found)
         except (Exception, SystemExit) as error:  # whatever a plugin does wrong, the others go on
             reason = str(error) if isinstance(error, ScorerError) else f"{type(error).__name__}: {error}"
             fault = f"the plugin {point.name!r} of {distribution} was left out: {reason}"
             warnings.warn(fault, PluginWarning, stacklevel=2)
-        file = getattr(sys.modules.get(point.value.partition(":")[0]), "__file__", None)
+        # A malformed entry point has no module.
+        file = getattr(sys.modules.get(getattr(point, "module", "")), "__file__", None)
         plugins.append(Plugin(point.name, point.value, distribution, file, fault))
     return Catalogue(found, tuple(plugins))
 
@@ -158,10 +164,13 @@ def _add(
     """Register one plugin and its scorers, or none of them.
 
     Raises:
-        ScorerError: For a hook that does not exist, or a scorer that cannot be registered.
+        ScorerError: For a plugin that is registered already, a hook that does not exist, or a scorer that cannot be
+            registered.
     """
+    if manager.is_registered(plugin):
+        raise ScorerError("what it names is registered already, by another entry point.")
     if manager.register(plugin, name=name) is None:
-        raise ScorerError(f"the name {name!r} is blocked.")
+        raise ScorerError("it names None, not a module.")
     new: dict[str, Installed] = {}
     try:
         # Pluggy keeps quiet about a misspelled hook until asked.
@@ -193,4 +202,6 @@ def _register(
     parameters = list(inspect.signature(scorer).parameters.values())
     if not parameters or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
         raise ScorerError(f"the scorer {name!r} must take a context, and options only with a default.")
+    if any(p.kind is p.KEYWORD_ONLY and p.name == "sites" for p in parameters):
+        raise ScorerError(f"the scorer {name!r} has an option 'sites', which says of any scorer what it is to score.")
     new[name] = Installed(name, scorer, distribution)

@@ -64,6 +64,10 @@ class Installed:
     def __init__(self, brings, name="a_plugin"):
         self.brings, self.name, self.value, self.dist = brings, name, name, None
 
+    @property
+    def module(self):
+        return self.value
+
     def load(self):
         if isinstance(self.brings, BaseException):
             raise self.brings

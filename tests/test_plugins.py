@@ -1,5 +1,7 @@
 import sys
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +38,10 @@ class EntryPoint:
     plugin: object
     dist: Distribution | None
     value: str = "somewhere"
+
+    @property
+    def module(self):
+        return self.value
 
     def load(self):
         if isinstance(self.plugin, Exception):
@@ -120,6 +126,8 @@ def test_a_plugins_scorer_is_listed_with_its_distribution(install):
         (module(**{"a b": good}), "letters, digits and underscores"),
         (module(number=3), "is not a function"),
         (module(needs=lambda context, *, option: {}), "options only with a default"),
+        (module(where=lambda context, *, sites="": {}), "the scorer 'where' has an option 'sites'"),
+        (None, "it names None, not a module."),
     ],
 )
 def test_a_faulty_plugin_is_left_out_by_name_and_the_others_go_on(install, plugin, fault):
@@ -131,6 +139,50 @@ def test_a_faulty_plugin_is_left_out_by_name_and_the_others_go_on(install, plugi
     assert text.startswith("the plugin 'broken' of dist-broken 1.0 was left out: ")
     assert fault in text
     assert [str(warning.message) for warning in caught] == [text]
+
+
+def test_entry_points_may_be_called_as_scorers_and_as_one_another(monkeypatch, recwarn):
+    points = [
+        EntryPoint("attribution", module(mine=good), Distribution("one")),
+        EntryPoint("scorer", module(ours=good), Distribution("two")),
+        EntryPoint("scorer", module(theirs=good), Distribution("three")),
+    ]
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: points)
+    assert set(load_scorers().scorers) == {*BUILT_IN, "mine", "ours", "theirs"}
+    assert not recwarn
+
+
+def test_a_module_under_two_names_is_a_plugin_once(install):
+    same = module(good=good)
+    install(one=same, two=same)
+    with pytest.warns(
+        PluginWarning, match=r"'two' of dist-two 1\.0 was left out: what it names is registered already"
+    ):
+        catalogue = load_scorers()
+    assert catalogue["good"].distribution == "dist-one 1.0"
+    [fault] = catalogue.faults
+    assert "\n" not in fault
+
+
+def test_the_file_of_an_entry_point(monkeypatch):
+    plugin = module(good=good)
+    plugin.__file__ = "/somewhere/my_plug.py"
+    monkeypatch.setitem(sys.modules, "my_plug", plugin)
+    points = [
+        metadata.EntryPoint(f"{n}", value, "peft_surgical") for n, value in enumerate(["my_plug [x]", "my plug!"])
+    ]
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: points)
+    with pytest.warns(PluginWarning, match="the plugin '1' of my plug! was left out"):
+        catalogue = load_scorers()
+    assert [found.file for found in catalogue.plugins] == ["/somewhere/my_plug.py", None]
+
+
+def test_what_a_partial_reads(install):
+    described = partial(good)
+    described.__doc__ = "Its own."
+    install(theirs=module(half=partial(good), described=described))
+    reads = {name: text for name, text, _ in installed_scorers()}
+    assert (reads["half"], reads["described"]) == ("Reads nothing.", "Its own.")
 
 
 def test_two_plugins_with_one_name_clash(install):
@@ -151,6 +203,7 @@ FAULTS = {
     "raises": (lambda context: 1 / 0, "failed with ZeroDivisionError"),
     "nothing": (lambda context: None, "must return a mapping of sites to scores, not None"),
     "empty": (lambda context: {}, "must return a mapping"),
+    "none": (lambda context: {}, r"scored none of the sites \(z\+post\)"),
     "shape": (
         lambda context: {context.sites[0]: torch.ones(3)},
         r"shape \[3\] for blocks.0.attn.hook_z; it must be \[4\]",
@@ -227,6 +280,14 @@ def test_options_are_read_by_the_type_of_their_default(install):
 def test_malformed_options_are_refused(text, message):
     with pytest.raises(ScorerError, match=message):
         ScorerSpec.parse(text, load_scorers())
+
+
+@pytest.mark.parametrize("default", [(1, 2), [1], {}, b"x"])
+def test_an_option_that_text_cannot_give_is_refused(install, default):
+    install(theirs=module(mine=lambda context, *, layers=default: {}))
+    kind = type(default).__name__
+    with pytest.raises(ScorerError, match=f"the option layers in .* cannot be given as text, since its .* a {kind}"):
+        ScorerSpec.parse("mine:layers=34", load_scorers())
 
 
 def test_a_projection_that_the_model_lacks_is_refused():

@@ -45,8 +45,11 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
         ScorerError: When the result is no mapping or empty, names a site that was not asked for, or has a wrong shape
             or a number that is not finite.
     """
-    if not isinstance(raw, Mapping) or not raw:
+    if not isinstance(raw, Mapping):
         raise ScorerError(f"{scorer} must return a mapping of sites to scores, not {brief(raw)}.")
+    if not raw:
+        given = "+".join(dict.fromkeys(site.projection for site in sites))
+        raise ScorerError(f"{scorer} scored none of the sites ({given}); it must return a mapping of some to scores.")
     known: dict[Any, Site] = {**{site: site for site in sites}, **{site.name: site for site in sites}}
     found: dict[Site, Any] = {}
     for key, values in raw.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ScorerError
+from ..errors import ScorerError, brief
 from ..plugins import Catalogue, Installed
 from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS, ModelShape
 from .runs import Site, sites_of
@@ -41,8 +41,10 @@ class ScorerSpec:
 
         Raises:
             ScorerError: When the scorer is not installed, has no such option, or the value is of another type than the
-                option's default.
+                option's default, which must be text, a number, a truth value or None.
         """
+        if not isinstance(text, str) or not text.isprintable():
+            raise ScorerError(f"a scorer is given as text, such as 'attribution:steps=5', not {brief(text)}.")
         name, _, rest = text.partition(":")
         installed = catalogue[name]
         options: dict[str, Any] = {}
@@ -87,10 +89,12 @@ def _projections(value: str, text: str) -> tuple[str, ...]:
 
 
 def _convert(value: str, default: Any, key: str, text: str) -> Any:
+    kind = type(default).__name__
+    if default is not None and not isinstance(default, (str, int, float)):
+        raise ScorerError(f"the option {key} in {text!r} cannot be given as text, since its default is a {kind}.")
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
         return value if default is None else type(default)(value)
     except (KeyError, ValueError, TypeError):
-        kind = type(default).__name__
         raise ScorerError(f"the option {key} in {text!r} must be of type {kind}, not {value!r}.") from None
