@@ -19,7 +19,7 @@ from torch import nn
 
 from .errors import FactError, ScorerError
 from .facts import Fact, TrainingFact
-from .localizing.bridge import wrap
+from .localizing.bridge import left_as_found, wrap
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair, corrupt, template_ids
@@ -32,6 +32,7 @@ from .profiling import phase
 from .progress import progress_bar
 from .selection import Selection
 from .sites import ModelShape
+from .texts.text import printable
 
 __all__ = ["DEFAULT_SCORERS", "Localization", "Selection", "localize"]
 
@@ -135,8 +136,9 @@ class _Session:
             try:
                 self.score(spec)
             except ScorerError as error:
-                errors[spec.text] = str(error)
-                warnings.warn(str(error), PluginWarning, stacklevel=3)
+                # What a plugin says goes into a file and onto a terminal.
+                errors[spec.text] = printable(str(error))
+                warnings.warn(errors[spec.text], PluginWarning, stacklevel=3)
         requested = [spec.text for spec in specs if spec.text in self._tables]
         return {name: self._tables[name] for name in [*requested, *self._tables]}, errors
 
@@ -159,7 +161,8 @@ class _Session:
                 track=self._track(spec.text),
             )
             try:
-                raw = spec.installed.scorer(context, **spec.options)
+                with left_as_found(self.runs.bridge):
+                    raw = spec.installed.scorer(context, **spec.options)
             except ScorerError as error:
                 raise ScorerError(f"{spec.installed}: {error}") from error
             except (Exception, SystemExit) as error:  # a plugin may raise anything

@@ -5,6 +5,8 @@
 | gives NaN, infinity, a wrong shape, nothing | left out with a warning; refused when nothing else ranks |
 | leaves notes that are no JSON (NaN, a tensor) | the same |
 | raises anything, ends the process with `sys.exit` | the same |
+| notes or says what UTF-8 does not have | the same |
+| leaves hooks in the model, or gradients off | the next scorer finds neither |
 | is installed | named by `peft-surgical scorers` with its distribution, module and file |
 """
 
@@ -23,6 +25,7 @@ from peft_surgical.plugins import PluginWarning, load_scorers
 
 from .command_line import run, written
 from .localizing import capital, planted, word_tokenizer
+from .tiny import tiny_model
 
 
 def fine(context):
@@ -42,6 +45,10 @@ def noted(value):
     return scorer
 
 
+def undecodable(context):
+    raise ValueError("cannot decode \ud83d")
+
+
 def ends(context):
     sys.exit(0)
 
@@ -53,6 +60,8 @@ BAD = {
     "nothing": (lambda context: None, "must return a mapping"),
     "nan_note": (noted(float("nan")), "a note that is not JSON"),
     "tensor_note": (noted(torch.ones(2)), "a note that is not JSON"),
+    "surrogate_note": (noted("\ud83d"), "a note that is not JSON"),
+    "undecodable": (undecodable, "failed with ValueError: cannot decode \ufffd"),
     "raises": (lambda context: 1 / 0, "failed with ZeroDivisionError"),
     "ends": (ends, "failed with SystemExit"),
 }
@@ -114,6 +123,57 @@ def test_a_scorer_that_fails(name, tmp_path):
     with pytest.warns(PluginWarning), pytest.raises(SelectionError, match=f"the scorer '{name}' failed"):
         ps.edit(model, tokenizer, capital(), out=tmp_path / "out", scorers=[name, "fine"], progress=False)
     assert written(tmp_path) == ["loc.json"]
+
+
+def hooked(context):
+    context.model.add_hook("blocks.0.mlp.hook_post", lambda tensor, hook: tensor * 0)
+    return fine(context)
+
+
+def hooked_for_good(context):
+    context.model.add_perma_hook("blocks.0.mlp.hook_post", lambda tensor, hook: tensor * 0)
+    return fine(context)
+
+
+def hooked_and_raises(context):
+    hooked(context)
+    raise ValueError("halfway")
+
+
+def without_gradients(context):
+    torch.set_grad_enabled(False)
+    return fine(context)
+
+
+def asks(context):
+    context.model.add_hook("blocks.0.mlp.hook_post", seen := Seen())
+    context.score("fine")
+    before = len(seen)
+    context.runs.logits(*next((window, window.clean) for window in context.windows()))
+    context.notes["still there"] = len(seen) > before
+    return fine(context)
+
+
+class Seen(list):
+    def __call__(self, tensor, hook):
+        self.append(tensor.shape)
+
+
+@pytest.mark.parametrize("scorer", [hooked, hooked_for_good, hooked_and_raises, without_gradients])
+@pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
+def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
+    install(Installed(module(fine=fine, messy=scorer)))
+    model, tokenizer = tiny_model("llama"), word_tokenizer()
+    alone = localize(model, tokenizer, capital(), ["attribution"], progress=False)
+    after = localize(model, tokenizer, capital(), ["messy", "attribution"], progress=False)
+    assert torch.is_grad_enabled()
+    assert after.scores["attribution"] == alone.scores["attribution"]
+
+
+def test_a_scorer_keeps_its_own_hooks_while_it_asks_for_the_scores_of_another(install):
+    install(Installed(module(fine=fine, asks=asks)))
+    found = localize(planted(), word_tokenizer(), capital(), ["asks"], progress=False)
+    assert found.tables["asks"].notes["still there"]
 
 
 @pytest.mark.usefixtures("bad")

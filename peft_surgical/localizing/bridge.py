@@ -11,6 +11,8 @@ back.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +57,26 @@ def wrap(model: nn.Module) -> TransformerBridge:
     finally:
         logging.set_verbosity(verbosity)
     return bridge.eval()
+
+
+@contextmanager
+def left_as_found(bridge: TransformerBridge) -> Iterator[None]:
+    """Take away the hooks that the code within adds and leaves, permanent ones too, and set the gradient mode back.
+
+    Args:
+        bridge: The model. Hooks that it has before stay: those of whoever asks, and TransformerLens's own on OPT.
+    """
+    points = list(bridge.hook_points())
+    before = [handle for point in points for handle in (*point.fwd_hooks, *point.bwd_hooks)]
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            for point in points:
+                for handles in (point.fwd_hooks, point.bwd_hooks):
+                    for handle in [handle for handle in handles if handle not in before]:
+                        handle.hook.remove()
+                        handles.remove(handle)
 
 
 def check_localizable(model: nn.Module) -> None:

@@ -86,7 +86,8 @@ def check_notes(notes: Mapping[str, Any], scorer: str) -> None:
         ScorerError: When they are not JSON, which has no NaN.
     """
     try:
-        json.dumps(notes, allow_nan=False)
+        # Encoded as the file will be: UTF-8 has no lone surrogates.
+        json.dumps(notes, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ScorerError(f"{scorer} left a note that is not JSON: {error}.") from error
 
