@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import FactError, ScorerError
+from .errors import FactError, ModelError, ScorerError, brief
 from .facts import Fact, TrainingFact
 from .localizing.bridge import left_as_found, wrap
 from .localizing.context import ScorerContext, T
@@ -62,7 +62,8 @@ def localize(
         scorers: Names of installed scorers, with options after a colon: `"attribution"`, `"attribution:steps=5"`,
             `"logit_drop:measure=old,sites=v+pre"`. `sites` (any scorer) says which projections to score: one of `z`,
             `v`, `q`, `k` for heads and one of `post`, `pre`, `pre_linear` for MLPs; `z+post` unless given. The first
-            scorer is the one that `Localization.top` goes by. [`DEFAULT_SCORERS`] unless given.
+            scorer is the one that `Localization.top` goes by. A single name is one scorer. [`DEFAULT_SCORERS`] unless
+            given.
         seed: For the order of contrast subjects, for noise, and for scorers that draw.
         prompts: Use only the first so many of the fact's prompts.
         max_tokens: Bounds the memory above the weights: rows × positions of one forward pass; a quarter of it with
@@ -73,13 +74,23 @@ def localize(
         The scores. A scorer that fails is left out with a [`PluginWarning`], and stands in `errors`; the others go on.
 
     Raises:
-        ScorerError: When a scorer is not installed or has no such option, or when all failed.
-        FactError: When a prompt has no token that distinguishes the answers.
-        ModelError: When the model carries an adapter, is quantized, or is not known.
+        ScorerError: When a scorer is not installed or has no such option, when all failed, or when `seed` or
+            `max_tokens` is no whole number or out of range.
+        FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
+        ModelError: When the model carries an adapter, is quantized, or is not known, or under
+            `torch.inference_mode()`.
     """
     fact = fact.training
-    if prompts is not None and not prompts >= 1:
-        raise FactError(f"prompts must be at least 1, not {prompts}.")
+    if prompts is not None and (type(prompts) is not int or prompts < 1):
+        raise FactError(f"prompts must be a whole number of at least 1, not {brief(prompts)}.")
+    if type(seed) is not int or not -(2**63) <= seed < 2**64:
+        raise ScorerError(f"seed must be a whole number from -2**63 to 2**64 - 1, not {brief(seed)}.")
+    if type(max_tokens) is not int or max_tokens < 1:
+        raise ScorerError(f"max_tokens must be a whole number of at least 1, not {brief(max_tokens)}.")
+    if torch.is_inference_mode_enabled():
+        raise ModelError("localization takes gradients, which torch.inference_mode() rules out; call it outside.")
+    if isinstance(scorers, str):
+        scorers = [scorers]
     catalogue = load_scorers()
     specs = [ScorerSpec.parse(text, catalogue) for text in (DEFAULT_SCORERS if scorers is None else scorers)]
     if not specs:

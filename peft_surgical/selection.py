@@ -189,19 +189,25 @@ def select(
         budget: Scales at most, when heads and MLPs are scaled at `projections`: at `z` and `post`, `d_head` a head and
             `d_mlp` an MLP. A component that does not fit is passed over.
         threshold: The smallest score that is taken.
-        projections: What the budget counts, see `peft_surgical.sites`. A component that has none is passed over.
+        projections: What the budget counts, see `peft_surgical.sites`; one alone may be text. A component that has
+            none is passed over.
         neurons: The budget counts only so many neurons of each MLP.
         tie_break: A sort key for components of equal score; their order in `scores` otherwise.
 
     Raises:
-        SelectionError: When a limit is negative, a projection is not known, or nothing is left.
+        SelectionError: When there are no scores, a limit is negative or no number, a projection is not known, or
+            nothing is left.
     """
+    if not scores:
+        raise SelectionError("there are no scores to choose by.")
+    if isinstance(projections, str):
+        projections = (projections,)
     limits = {"k": k, "heads": heads, "mlps": mlps, "budget": budget}
-    for name, limit in limits.items():
+    for name, limit in {**limits, "neurons": neurons}.items():
         if limit is not None and (type(limit) is not int or limit < 0):
-            raise SelectionError(f"{name} must be a whole number, not {limit!r}.")
-    if threshold is not None and not math.isfinite(threshold):
-        raise SelectionError(f"threshold must be a finite number, not {threshold!r}.")
+            raise SelectionError(f"{name} must be a whole number of at least 0, not {brief(limit)}.")
+    if threshold is not None and not _is_finite(threshold):
+        raise SelectionError(f"threshold must be a finite number, not {brief(threshold)}.")
     if threshold is None and all(limit is None for limit in limits.values()):
         k = 10
     if k is None and (heads is None) != (mlps is None):
@@ -258,6 +264,13 @@ def index_ranges(indices: Iterable[int]) -> Ranges:
         else:
             ranges.append((index, index + 1))
     return tuple(ranges)
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _pairs(name: str, ranges: Any) -> Ranges:

@@ -9,9 +9,9 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from transformers.utils import logging
 
-from peft_surgical.errors import ModelError, ScorerError, SelectionError
+from peft_surgical.errors import ModelError, ScorerError, SelectionError, SurgicalError
 from peft_surgical.localization import DEFAULT_SCORERS, Localization, localize
-from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.bridge import left_as_found, wrap
 from peft_surgical.localizing.results import Localization as Result
 from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
@@ -234,11 +234,51 @@ def test_other_models_that_cannot_be_localized_are_refused(tokenizer, monkeypatc
         (["nonsense"], {}, "no scorer 'nonsense'"),
         ([], {}, "at least one scorer"),
         (["random"], {"prompts": 0}, "prompts"),
+        (["random"], {"prompts": 2.5}, "prompts must be a whole number of at least 1, not 2.5"),
+        (["random"], {"prompts": "3"}, "prompts must be"),
+        (["random"], {"prompts": True}, "prompts must be"),
+        (["random"], {"seed": 1.5}, "seed must be a whole number from"),
+        (["random"], {"seed": 2**64}, "seed must be a whole number from"),
+        (["random"], {"max_tokens": "x"}, "max_tokens must be a whole number of at least 1, not 'x'"),
+        ([3], {}, "a scorer is given as text, such as 'attribution:steps=5', not 3"),
+        (["random:draw=\ud83d"], {}, "a scorer is given as text"),
     ],
 )
 def test_wrong_arguments_are_refused(tokenizer, scorers, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         localize(tiny_model("llama"), tokenizer, capital(), scorers, progress=False, **options)
+    assert isinstance(caught.value, SurgicalError)
+
+
+def test_one_scorer_may_be_text(tokenizer):
+    assert localize(planted(), tokenizer, capital(), "random", progress=False).scorers == ("random",)
+
+
+def test_inference_mode_is_refused(tokenizer):
+    with torch.inference_mode(), pytest.raises(ModelError, match=r"takes gradients, which torch.inference_mode\(\)"):
+        run(planted(), tokenizer, "attribution")
+
+
+def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():
+    bridge = wrap(tiny_model("opt"))
+    point = bridge.hook_dict["blocks.0.hook_in"]
+    point.add_hook(lambda tensor, hook: None)
+
+    def hooks():
+        return [handle for point in bridge.hook_points() for handle in (*point.fwd_hooks, *point.bwd_hooks)]
+
+    before = hooks()
+    # TransformerLens's own, without which hooks of OPT's MLPs do not fire.
+    assert any(handle.is_permanent for handle in before)
+    with torch.no_grad():
+        with left_as_found(bridge):
+            point.add_hook(lambda tensor, hook: None)
+            point.add_perma_hook(lambda tensor, hook: None)
+            point.add_hook(lambda tensor, hook: None, dir="bwd")
+            torch.set_grad_enabled(True)
+        assert not torch.is_grad_enabled()
+    assert hooks() == before
+    assert len(point._forward_hooks) == 1
 
 
 SHAPE = ModelShape("llama", n_layers=2, n_heads=1, n_kv_heads=1, d_head=4, d_mlp=5, d_model=4)
@@ -277,6 +317,9 @@ def test_neurons_are_those_of_the_first_scorer_that_has_them():
         loc.top(2, by="first", neurons=3)
     with pytest.raises(SelectionError, match="between 1 and 5"):
         loc.top(2, neurons=6)
+    for neurons in (2.5, True):
+        with pytest.raises(SelectionError, match=f"neurons must be a whole number, not {neurons}"):
+            loc.top(2, neurons=neurons)
 
 
 def test_the_table_for_the_terminal():

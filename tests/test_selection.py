@@ -46,7 +46,13 @@ def test_ties_are_broken_by_the_key():
         ({"k": -1}, "k must be"),
         ({"budget": 1.5}, "budget must be"),
         ({"projections": ("post", "inn")}, "the projection 'inn' is not one of z, v, q, k, post, pre, pre_linear, in"),
+        ({"k": -1}, "k must be a whole number of at least 0, not -1"),
+        ({"k": -(10**5000)}, "k must be a whole number of at least 0"),
+        ({"neurons": 2.5}, "neurons must be a whole number of at least 0, not 2.5"),
+        ({"neurons": True}, "neurons must be"),
         ({"threshold": float("nan")}, "threshold must be"),
+        ({"threshold": "x"}, "threshold must be a finite number, not 'x'"),
+        ({"threshold": 10**400}, "threshold must be"),
         ({"budget": 3}, r"no component fits budget=3; the best score is 9"),
         ({"threshold": 10.0}, "no component fits threshold=10"),
     ],
@@ -54,6 +60,15 @@ def test_ties_are_broken_by_the_key():
 def test_limits_that_select_nothing_are_refused(limits, message):
     with pytest.raises(SelectionError, match=message):
         select(SCORES, SHAPE, **limits)
+
+
+def test_no_scores_are_refused():
+    with pytest.raises(SelectionError, match="there are no scores to choose by"):
+        select({}, SHAPE)
+
+
+def test_one_projection_may_be_text():
+    assert select(SCORES, SHAPE, budget=20, projections="post").components == ("L0.mlp", "L1.mlp")
 
 
 def test_a_selection_by_hand():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import SelectionError
+from ..errors import SelectionError, brief
 from ..selection import Selection, index_ranges, ranked, select
 from ..sites import ModelShape
 from ..writing.files import read_json, write_json
@@ -85,7 +85,7 @@ class Localization:
             projections: What the budget counts; give [`SurgicalIA3Config`] the same.
 
         Raises:
-            SelectionError: When the scorer has no scores here, or nothing is left.
+            SelectionError: When the scorer has no scores here, a limit is no number, or nothing is left.
         """
         name = self._primary(by)
         self._check_neurons(neurons)
@@ -223,8 +223,10 @@ class Localization:
         raise SelectionError(f"there are no scores by {name!r} here, only by {', '.join(self.tables)}.")
 
     def _check_neurons(self, count: int | None) -> None:
+        if count is not None and type(count) is not int:
+            raise SelectionError(f"neurons must be a whole number, not {brief(count)}.")
         if count is not None and not 1 <= count <= self.shape.d_mlp:
-            raise SelectionError(f"neurons must be between 1 and {self.shape.d_mlp}, not {count}.")
+            raise SelectionError(f"neurons must be between 1 and {self.shape.d_mlp}, not {brief(count)}.")
 
     def _neurons(self, name: str) -> Mapping[str, Float[np.ndarray, " d_mlp"]]:
         return self.tables[name].neurons if name in self.tables else {}
