@@ -66,7 +66,8 @@ class ScorerContext:
         runs: Forward passes in the model's own precision, with gradients: see [`Runs`].
         precise: The same in float32, without gradients, for effects that are small differences.
         shape: The model's sizes.
-        sites: What to score: one projection of heads and one of MLPs, in every layer. A scorer may leave some out.
+        sites: What to score: at most one projection of heads and at most one of MLPs, in every layer. A scorer may
+            leave some out.
         pairs: The prompts, clean and corrupted, with the tokens of the answers; see [`PromptPair`].
         controls: The same for prompts about other things, with the model's own answer in the place of the old one;
             made on first use from the fact's `contrast` and `retain` prompts, and empty when it has neither.
