@@ -224,3 +224,12 @@ def test_edit_says_where_the_time_went(tmp_path, model_folder, fact_file):
         assert any(line.strip().startswith(name) for line in lines), name
     assert lines[-1].split()[0] == "total"
     assert lines[-1].endswith("100.0%")
+
+
+def test_nothing_is_kept_in_modes_that_round_otherwise(tmp_path, computed):
+    answer(tiny_model("llama"), tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer(tiny_model("llama"), tmp_path)
+        answer(tiny_model("llama"), tmp_path, PROMPTS[:2])
+    assert len(computed) == 3
+    assert len(files(tmp_path)) == 1

@@ -57,3 +57,14 @@ def test_only_a_copy_gets_another_attention(monkeypatch):
     with computing(peft_model, "float32") as same, plain_attention(same):
         assert same is base
         assert base.config._attn_implementation == own
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_what_was_set_of_denormals_is_set_again(flushed):
+    supported = torch.set_flush_denormal(flushed)
+    try:
+        with denormals_flushed():
+            pass
+        assert (float(torch.tensor([1e-39]) * 0.5) == 0) == (flushed and supported)
+    finally:
+        torch.set_flush_denormal(False)

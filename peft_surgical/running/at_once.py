@@ -66,7 +66,7 @@ def at_once(functions: Sequence[Callable[[], Value]]) -> list[Value]:
     """
     if len(functions) <= 1:
         return [function() for function in functions]
-    flushed = bool(torch.tensor([1e-39], dtype=torch.float32).mul(0.5) == 0)
+    flushed = flushes_denormals()
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def beside(function: Callable[[], Value]) -> Value:
@@ -78,6 +78,11 @@ def at_once(functions: Sequence[Callable[[], Value]]) -> list[Value]:
         others = [pool.submit(beside, function) for function in functions[1:]]
         first = functions[0]()
     return [first, *(other.result() for other in others)]
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread treats denormal numbers as zero; torch tells what was set of it by doing it alone."""
+    return bool(torch.tensor([1e-39], dtype=torch.float32, device="cpu").mul(0.5) == 0)
 
 
 @contextmanager

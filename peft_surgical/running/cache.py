@@ -7,8 +7,8 @@
 
 Greedy answers are a function of the weights and of the arithmetic, and so is what a backward pass from them gives.
 They are kept under a hash of both: every byte of every parameter and buffer, the configuration, the prompts' token
-ids, and the versions and settings that decide how sums are rounded. A file that is damaged or cannot be written costs
-time and nothing else.
+ids, and the versions and settings that decide how sums are rounded. Under autocast and torch's other modes, which
+round as they like, nothing is kept. A file that is damaged or cannot be written costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError, OutputError
 from ..writing.files import read_json, write_bytes, write_text
-from .replicas import is_alone, is_plain
+from .replicas import in_a_mode, is_alone, is_plain
 from .sharing import by_main
 
 FOLDER = ".peft_surgical"
@@ -116,8 +116,8 @@ def kept_tensors(
 
 
 def _path(what: str, model: Any, asked: dict[str, Any], suffix: str) -> Path | None:
-    """Where something is kept; None where nothing is, or the model's content cannot be told."""
-    folder = _WHERE.get()
+    """Where something is kept; None where nothing is, or the model's content or arithmetic cannot be told."""
+    folder = None if in_a_mode() else _WHERE.get()
     found = None if folder is None else weights_digest(model)
     if folder is None or found is None:
         return None

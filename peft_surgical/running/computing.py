@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..models import DTYPES
+from .at_once import flushes_denormals
 from .attention import GROUPED, has_plain_attention
 from .freed import release_freed
 from .sharing import is_sharded
@@ -111,8 +112,9 @@ def plain_attention(model: Any) -> Iterator[None]:
 @contextmanager
 def denormals_flushed() -> Iterator[None]:
     """Lets the processor treat denormal numbers as zero: they are slow, and small gradients are full of them."""
+    before = flushes_denormals()
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)

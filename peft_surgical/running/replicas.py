@@ -68,7 +68,7 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
         most: At most so many.
     """
     count = _count(torch.get_num_threads(), _MOST if most is None else min(most, _MOST))
-    if count <= 1 or is_alone() or processes() > 1 or _in_a_mode() or not all(map(_is_replicable, model.modules())):
+    if count <= 1 or is_alone() or processes() > 1 or in_a_mode() or not all(map(_is_replicable, model.modules())):
         return [Replica(model)]
     made = [Replica(model)]
     for _ in range(count - 1):
@@ -108,7 +108,7 @@ def is_alone() -> bool:
     return _ALONE.get()
 
 
-def _in_a_mode() -> bool:
+def in_a_mode() -> bool:
     """Whether something watches or changes the operations of this thread, and so not of others."""
     return bool(
         torch.is_autocast_enabled("cpu") or _get_current_dispatch_mode_stack() or _get_current_function_mode_stack()
