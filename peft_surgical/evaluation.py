@@ -86,7 +86,7 @@ def evaluate(
         The report.
 
     Raises:
-        ModelError: If `states` lacks `base`, or the prompts do not fit the model.
+        ModelError: If `states` lacks `base`, the prompts do not fit the model, or a count is less than 1.
     """
     started = time.perf_counter()
     if states is None:

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 
 from .drafting.guess import guess_subject
-from .errors import FactError, brief
+from .errors import FactError, ModelError, brief
 from .facts import TrainingFact, refusal_for
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
+from .running.devices import input_device
+from .running.modes import evaluating
 from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
+from .texts.lengths import check_length
 from .texts.prompts import encode, mentions, without_template
 from .texts.text import same_text_key
 from .tuner import SurgicalIA3Config
@@ -140,8 +143,10 @@ def checked_aliases(subject: str, aliases: Sequence[str]) -> list[str]:
     """Other names of a subject, stripped.
 
     Raises:
-        FactError: If one is empty or the subject itself.
+        FactError: If one is empty or the subject itself, or they are a single text.
     """
+    if isinstance(aliases, str):
+        raise FactError(f"aliases are a list of names; got the text {brief(aliases)}.")
     for name in aliases:
         if not same_text_key(name):
             raise FactError(f"the alias {brief(name)} has no letter, digit or sign to look for.")
@@ -180,15 +185,22 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
         tokenizer: Without a chat template.
         count: How many, over five first words and two lengths in turn.
         seed: Decides what is drawn among the five likeliest tokens.
+
+    Raises:
+        ModelError: If a beginning does not fit the model's positions, or its logits are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    made = []
-    for number in range(count):
-        start = encode(tokenizer, STARTS[number % len(STARTS)])
-        ids = list(start)
-        while len(ids) - len(start) < LENGTHS[number // len(STARTS) % len(LENGTHS)]:
-            logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
-            best = logits.float().cpu().topk(TOP)
-            ids.append(int(best.indices[torch.multinomial(best.values.softmax(-1), 1, generator=generator)]))
-        made.append(tokenizer.decode(ids, skip_special_tokens=True).strip() + ". ")
+    made, device = [], input_device(model)
+    with evaluating(model):
+        for number in range(count):
+            ids = encode(tokenizer, STARTS[number % len(STARTS)])
+            length = LENGTHS[number // len(STARTS) % len(LENGTHS)]
+            check_length(model.config, len(ids), length)
+            for _ in range(length):
+                logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
+                best = logits.float().cpu().topk(TOP)
+                if not best.values[0].isfinite():
+                    raise ModelError(f"the model gives logits that are not finite in {model.dtype}.")
+                ids.append(int(best.indices[torch.multinomial(best.values.softmax(-1), 1, generator=generator)]))
+            made.append(tokenizer.decode(ids, skip_special_tokens=True).strip() + ". ")
     return tuple(made)

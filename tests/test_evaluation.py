@@ -13,6 +13,7 @@ from peft_surgical.running.generation import generate_answers
 from .adapters import add, logits, perturb, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
+from .offloading import offloaded
 from .small_tokenizers import small_tokenizer
 from .threads import threads
 from .tiny import tiny_model
@@ -258,3 +259,20 @@ def test_adapters_that_are_not_there():
 
 def test_versions_are_those_of_what_runs():
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_retention_leaves_each_module_in_its_own_mode_and_reads_offloaded_ones():
+    model = tiny_model("llama")
+    model.model.layers[1].train()
+    before = fingerprint(model)
+    found = measure_retention(model, TOKENIZER, {"base": adapter_state(model, [])}, text=TEXT, window=32)
+    assert fingerprint(model) == before
+    model = offloaded(tiny_model("llama"), ["model", "lm_head"])
+    assert measure_retention(model, TOKENIZER, {"base": adapter_state(model, [])}, text=TEXT, window=32) == found
+
+
+@pytest.mark.parametrize("count", [{"batch_size": 0}, {"max_new_tokens": 0}])
+def test_counts_of_nothing_are_refused(count):
+    [name] = count
+    with pytest.raises(ModelError, match=f"{name} must be a whole number of 1 or more; got 0"):
+        evaluate(tiny_model("llama"), TOKENIZER, capital(), progress=False, **count)

@@ -18,6 +18,7 @@ from peft_surgical.texts.topics import topic_prompts
 
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
+from .offloading import offloaded
 from .tiny import tiny_model
 
 TOKENIZER = word_tokenizer()
@@ -116,3 +117,15 @@ def test_a_model_with_too_few_positions_is_refused():
     model = tiny_model("llama", vocab_size=len(TOKENIZER), max_position_embeddings=TOKENS)
     with pytest.raises(ModelError, match="an answer of 100 do not fit the model's 100 positions"):
         continuations(model, TOKENIZER, PROMPTS)
+
+
+def test_each_module_is_left_in_its_own_mode():
+    model = tiny_model("llama", vocab_size=len(TOKENIZER))
+    model.model.layers[1].train()
+    before = fingerprint(model)
+    texts = continuations(model, TOKENIZER, PROMPTS[:1])
+    assert fingerprint(model) == before
+    whole = offloaded(tiny_model("llama", vocab_size=len(TOKENIZER)), ["model", "lm_head"])
+    assert continuations(whole, TOKENIZER, PROMPTS[:1]) == texts
+    with pytest.raises(ModelError, match="batch_size must be a whole number of 1 or more"):
+        continuations(model, TOKENIZER, PROMPTS, batch_size=0)

@@ -10,7 +10,9 @@ from peft_surgical.running.generation import generate_answers, generate_ids, lef
 from peft_surgical.texts.prompts import encode
 
 from .adapters import tiny_peft
+from .conftest import fingerprint
 from .localizing import word_tokenizer
+from .offloading import offloaded
 from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
@@ -248,3 +250,24 @@ def test_learned_prompts_stand_before_every_row():
     expected = [greedy(model, prompt, 9) for prompt in prompts]
     assert expected != [greedy(tiny_model("llama"), prompt, 9) for prompt in prompts]
     assert generate_ids(model, word_tokenizer(), prompts, max_new_tokens=9) == expected
+
+
+def test_each_module_is_left_in_its_own_mode():
+    model = tiny_model("gpt2", resid_pdrop=0.5)
+    model.transformer.h[1].train()
+    before = fingerprint(model)
+    generate_ids(model, TOKENIZER, PROMPTS, max_new_tokens=4)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("names", [["model.embed_tokens"], ["model", "lm_head"]], ids=["embedding", "whole"])
+def test_an_offloaded_model_answers_the_same(names):
+    expected = generate_ids(tiny_model("llama"), TOKENIZER, PROMPTS, max_new_tokens=6)
+    assert generate_ids(offloaded(tiny_model("llama"), names), TOKENIZER, PROMPTS, max_new_tokens=6) == expected
+
+
+@pytest.mark.parametrize("count", [{"batch_size": 0}, {"max_new_tokens": 0}])
+def test_counts_of_nothing_are_refused(count):
+    [name] = count
+    with pytest.raises(ModelError, match=f"{name} must be a whole number of 1 or more; got 0"):
+        generate_ids(tiny_model("llama"), TOKENIZER, PROMPTS, **count)

@@ -28,6 +28,7 @@ from ..architectures import architecture_of, decoder_layers
 from ..errors import SelectionError
 from ..profiling import phase
 from ..running.beginnings import MIN_SHARED, expanded
+from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at, shared_prefix
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
@@ -282,7 +283,7 @@ def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) ->
     What all of them begin with runs once, where that is long enough to be worth it.
     """
     stack = decoder_layers(model)
-    head, device = model.get_output_embeddings(), model.get_input_embeddings().weight.device
+    head, device = model.get_output_embeddings(), input_device(model)
     rows, marks = texts.rows, texts.marks
 
     def states_of(ids: Tensor, cache: Any) -> dict[str, Tensor]:

@@ -23,9 +23,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from ..counts import check_counts
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
+from ..running.devices import input_device
 from ..running.generation import left_pad, plain_defaults
+from ..running.modes import evaluating
 from ..seeding import seeded
 from ..texts.lengths import check_length
 from ..texts.prompts import encode, end_of_turn
@@ -114,8 +117,9 @@ def continuations(
         The texts without their prompts, in the order of `prompts`.
 
     Raises:
-        ModelError: If a prompt and 100 tokens do not fit the model's positions.
+        ModelError: If a prompt and 100 tokens do not fit the model's positions, or `batch_size` is less than 1.
     """
+    check_counts(1, batch_size=batch_size)
     check_fluency_fits(model, tokenizer, prompts)
     end = end_of_turn(tokenizer)
     config = GenerationConfig(
@@ -127,24 +131,19 @@ def continuations(
         pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
     texts: list[str] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with (
-            plain_defaults(model),
-            seeded(seed, model.device),
-            progress_bar(len(prompts), description, enabled=progress) as bar,
-        ):
-            for start in range(0, len(prompts), batch_size):
-                rows = [encode(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
-                ids, mask = left_pad(rows, config.pad_token_id)
-                out = model.generate(
-                    input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-                )
-                texts += tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-                bar.update(len(rows))
-    finally:
-        model.train(was_training)
+    device = input_device(model)
+    with (
+        evaluating(model),
+        plain_defaults(model),
+        seeded(seed, device),
+        progress_bar(len(prompts), description, enabled=progress) as bar,
+    ):
+        for start in range(0, len(prompts), batch_size):
+            rows = [encode(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
+            ids, mask = left_pad(rows, config.pad_token_id)
+            out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+            texts += tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+            bar.update(len(rows))
     return texts
 
 

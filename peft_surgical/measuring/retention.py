@@ -15,7 +15,9 @@ from torch import Tensor
 from ..errors import ModelError
 from ..progress import progress_bar
 from ..running.at_once import deal
+from ..running.devices import input_device
 from ..running.freed import release_freed
+from ..running.modes import evaluating
 from ..running.replicas import Replica, replicate
 from ..running.sharing import check_shareable, merged, share
 from .metrics import Figure, mean
@@ -66,24 +68,19 @@ def measure_retention(
     release_freed()
     own = share(list(enumerate(windows)))
     order = ["base", *(name for name in states if name != "base")]
-    was_training = model.training
-    model.eval()
-    try:
-        with progress_bar(len(own) * len(order), "unrelated text", enabled=progress) as bar:
-            at_a_time = len(replicate(model))
-            for start in range(0, len(own), at_a_time):
-                some = own[start : start + at_a_time]
-                base: dict[int, Tensor] = {}
-                for name in order:
-                    with states[name]():
-                        looks = deal(replicate(model, most=len(some)), some, partial(_look, name=name, base=base))
-                    for number, log_probs, surprise, divergence in chain(*looks):
-                        if log_probs is not None:
-                            base[number] = log_probs
-                        read[number, name] = surprise, divergence
-                    bar.update(len(some))
-    finally:
-        model.train(was_training)
+    with evaluating(model), progress_bar(len(own) * len(order), "unrelated text", enabled=progress) as bar:
+        at_a_time = len(replicate(model))
+        for start in range(0, len(own), at_a_time):
+            some = own[start : start + at_a_time]
+            base: dict[int, Tensor] = {}
+            for name in order:
+                with states[name]():
+                    looks = deal(replicate(model, most=len(some)), some, partial(_look, name=name, base=base))
+                for number, log_probs, surprise, divergence in chain(*looks):
+                    if log_probs is not None:
+                        base[number] = log_probs
+                    read[number, name] = surprise, divergence
+                bar.update(len(some))
     every = merged(read)
 
     def tokens_of(name: str, which: int) -> list[float]:
@@ -113,7 +110,7 @@ def _look(
     model = replica.model
     found = []
     for number, chunk in windows:
-        row = torch.tensor([chunk], device=model.device)
+        row = torch.tensor([chunk], device=input_device(model))
         log_probs = model(input_ids=row, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         if not log_probs.sum().isfinite():
             raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")

@@ -18,13 +18,16 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from ..counts import check_counts
 from ..progress import progress_bar
 from ..texts.lengths import check_length
 from ..texts.prompts import encode, end_of_turn
 from .at_once import deal
 from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
+from .devices import input_device
 from .freed import release_freed
+from .modes import evaluating
 from .replicas import Replica, replicate
 from .sharing import check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
@@ -61,6 +64,9 @@ def generate_answers(
 
     Returns:
         One answer for each prompt, in the order of `prompts`.
+
+    Raises:
+        ModelError: As for [`generate_ids`].
     """
     ids = generate_ids(
         model,
@@ -88,8 +94,9 @@ def generate_ids(
     """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached.
 
     Raises:
-        ModelError: If a prompt and an answer do not fit the model's positions.
+        ModelError: If a prompt and an answer do not fit the model's positions, or a count is less than 1.
     """
+    check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     check_shareable(model)
     end = end_of_turn(tokenizer)
     check_length(model.config, max((len(p) for p in prompts), default=0), max_new_tokens)
@@ -114,10 +121,9 @@ def _generate(
 ) -> list[list[int]]:
     # Longest first: running out of memory shows at once, and rows of one batch need little padding.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    was_training = model.training
-    model.eval()
+    device = input_device(model)
     release_freed()
-    try:
+    with evaluating(model):
         # No more than there are batches: whatever it answers, each reads all weights for every token.
         replicas = replicate(model, most=-(-len(prompts) // batch_size))
         batches = share(_batches(order, batch_size, len(replicas)))
@@ -132,15 +138,13 @@ def _generate(
                     for rows in own:
                         ids, mask = left_pad([prompts[i] for i in rows], config.pad_token_id, prefix)
                         begin = None if cache is None else expanded(cache, len(rows))
-                        ids, mask = ids.to(model.device), mask.to(model.device)
+                        ids, mask = ids.to(device), mask.to(device)
                         for place, answer in _ending(model, ids, mask, begin, config):
                             answers[rows[place]] = answer
                             bar.update(1)
                 return answers
 
             found = deal(replicas, batches, answer)
-    finally:
-        model.train(was_training)
     every = merged({place: answer for answers in found for place, answer in answers.items()})
     return [every[i] for i in range(len(prompts))]
 
@@ -200,7 +204,7 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
     length = shared_prefix([tuple(prompt) for prompt in prompts], [len(prompt) - 1 for prompt in prompts])
     if length < MIN_SHARED or len(prompts) < 2 or _learns_prompts(model):
         return 0, None
-    start = torch.tensor([list(prompts[0][:length])], device=model.device)
+    start = torch.tensor([list(prompts[0][:length])], device=input_device(model))
     cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
     # A sliding window or a recurrent state cannot be put before padding.
     return (length, cache) if _all_layers(cache, lambda layer: type(layer) is DynamicLayer) else (0, None)

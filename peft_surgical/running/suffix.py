@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from ..profiling import phase
 from ..texts.lengths import fits
 from .beginnings import MIN_SHARED, Beginning, expanded
+from .devices import input_device
 from .forwards import forwards, passing
 from .pieces import Pieces, unembedding_of
 from .replicas import Replica
@@ -77,7 +78,7 @@ class SuffixRunner:
         self.pad = pad
         self.room = room
         self.head = model.get_output_embeddings()
-        self.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.rows: list[Row] = []
         self._entering: list[Tensor | None] = []
         self._entering_prefix: Tensor | None = None

@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from ..architectures import architecture_of, decoder_layers
 from ..errors import SelectionError
 from ..keying.keys import output_projections
+from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at
 from ..tuner import SurgicalIA3Layer
 from .retained import base_of
@@ -124,7 +125,7 @@ def measure_displacement(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         width = max(len(rows[i]) for i in chosen)
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in chosen], device=device)
         counts = torch.zeros(ids.shape, dtype=torch.bool, device=device)
         for row, i in enumerate(chosen):

@@ -1,0 +1,25 @@
+"""Where a model takes its token ids, even if some of its weights are offloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+
+
+def input_device(model: Any) -> torch.device:
+    """The device of what embeds token ids; of an offloaded one, that which its weights are brought to.
+
+    Raises:
+        ModelError: If its weights are nowhere.
+    """
+    embedding = model.get_input_embeddings()
+    device = embedding.weight.device
+    if device.type == "meta":
+        # accelerate's hooks bring weights in for a pass, and say where.
+        device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        if device is None:
+            raise ModelError("the model's input embedding has no weights at hand: they are on the meta device.")
+    return torch.device(device)
