@@ -27,7 +27,9 @@ from .selection import Selection
 from .sites import ModelShape
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
+from .staging.placeable import check_whole
 from .staging.training import Recipe
+from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
 from .writing.claims import claimed
@@ -103,11 +105,13 @@ def edit(
 
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false.
+        AdapterError: If the model has adapters of a PEFT model that is not given.
         FactError: If no token distinguishes the two answers.
         SelectionError: If `selection` or `localization` is not of this model, or limits are given beside a selection,
             or nothing is within the limits, or `neurons`, `granularity` and `budget` disagree.
         ModelError: If `recipe` names another stage.
     """
+    check_whole(model)
     if (neurons is None) == (granularity == "neuron"):
         raise SelectionError(
             f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
@@ -122,7 +126,7 @@ def edit(
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
-    with ExitStack() as claim:
+    with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
         seconds: dict[str, float] = {}
         started = time.perf_counter()

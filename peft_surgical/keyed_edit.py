@@ -23,6 +23,7 @@ from .report import Report
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
 from .stages import LEARN, Stage
+from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
 from .writing.claims import claimed
 
@@ -69,7 +70,7 @@ def edit_keyed(
     recipe = recipe or KeyedRecipe()
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = keyed_layers(model) if layers is None else sorted(set(layers))
-    with ExitStack() as claim:
+    with unchanged_on_failure(model), ExitStack() as claim:
         folder = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
         started = time.perf_counter()
         stage = learn_keyed(model, tokenizer, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)

@@ -14,6 +14,7 @@ The second adapter begins by taking back what the first one changed (`Recipe.und
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +32,10 @@ from .running.sharing import check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
 from .sites import architecture_of
 from .staging.curvature import trained_layers
+from .staging.placeable import check_at_hand, check_whole
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import Recipe, TrainingRecord, train
+from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_length, fits
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
@@ -72,7 +75,9 @@ class Stage:
 
     def to_dict(self) -> dict[str, Any]:
         """What training reached, as JSON."""
-        return asdict(self.record)
+        worst = self.record.worst
+        # JSON has no infinity, and that is the worst of no prompt seen.
+        return {**asdict(self.record), "worst": worst if math.isfinite(worst) else None}
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
@@ -112,11 +117,13 @@ def unlearn(
         The stage; its adapter is named `unlearn`.
 
     Raises:
-        AdapterError: If the model already has an adapter of that name.
+        AdapterError: If the model already has an adapter of that name, or adapters of a PEFT model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
-        ModelError: If a prompt is too long for the model, or its logits are not finite.
+        ModelError: If a prompt is too long for the model, its logits are not finite, or weights that `config` scales
+            are offloaded.
     """
-    return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
+    with unchanged_on_failure(model):
+        return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
 
 
 @phase("learn")
@@ -148,10 +155,11 @@ def learn(
 
     Raises:
         AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
-            named `learn`.
+            named `learn`, or adapters of a PEFT model that is not given.
         ModelError: As for [`unlearn`].
     """
-    return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
+    with unchanged_on_failure(model):
+        return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
 
 
 def _stage(
@@ -167,6 +175,7 @@ def _stage(
     progress: bool,
 ) -> Stage:
     check_shareable(model)
+    check_whole(model)
     recipe = recipe or RECIPES[name]
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
     _, fact_rows = training_rows(model, tokenizer, fact, recipe, answer)
@@ -265,6 +274,7 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
 
     Raises:
         AdapterError: If the name is taken, the model has adapters of another kind, or there is no config.
+        ModelError: If weights that it would scale are offloaded.
     """
     if isinstance(model, PeftModel):
         if name in model.peft_config:
@@ -281,17 +291,15 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
         raise AdapterError(
             f"{name} needs a config on a model without adapters that act: there is none to take it from."
         )
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, _trainable(config))
-        return model
-    return get_peft_model(model, _trainable(config), adapter_name=name)
-
-
-def _trainable(config: SurgicalIA3Config) -> SurgicalIA3Config:
-    """A copy of its own, since PEFT writes into the configuration that it is given."""
+    # A copy of its own, since PEFT writes into the configuration that it is given.
     own = copy.deepcopy(config)
     own.inference_mode = False
-    return own
+    own.resolve(model.config)
+    check_at_hand(model, own.selections or {})
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, own)
+        return model
+    return get_peft_model(model, own, adapter_name=name)
 
 
 def _first_layer(model: Any, configs: list[SurgicalIA3Config]) -> tuple[nn.ModuleList, int]:

@@ -18,6 +18,7 @@ from .adapters import deltas, logits, loss
 from .conftest import fingerprint
 from .filling import fill_rows
 from .localizing import capital, word_tokenizer
+from .offloading import offloaded
 from .tiny import tiny_model
 
 TOKENIZER = word_tokenizer()
@@ -168,6 +169,46 @@ def test_a_model_with_adapters_is_refused():
 def test_a_dtype_that_there_is_not_is_refused():
     with pytest.raises(ModelError, match="unknown compute_dtype 'float8'"):
         SubjectRecipe(compute_dtype="float8")
+
+
+def test_a_model_that_carries_adapters_unseen_is_refused():
+    model = tiny_model("llama")
+    stage = taught(model=model)
+    said = logits(stage.model)
+    for given in (model, stage.model.get_base_model()):
+        with pytest.raises(AdapterError, match="takes a bare model"):
+            taught(model=given)
+    assert torch.equal(logits(stage.model), said)
+
+
+def test_logits_that_are_not_finite_leave_no_adapter():
+    model = tiny_model("llama")
+    model.lm_head.weight.data[7] = math.inf
+    before = fingerprint(model)
+    with pytest.raises(ModelError, match=r"the model gives logits that are not finite in torch\.float32"):
+        taught(model=model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("names", [["model.embed_tokens"], ["model.layers.2"]])
+def test_what_is_not_scaled_may_be_offloaded(names):
+    expected = deltas(taught().model)
+    found = deltas(taught(model=offloaded(tiny_model("llama"), names)).model)
+    assert all(torch.equal(found[name], delta) for name, delta in expected.items())
+
+
+def test_what_is_scaled_may_not_be_offloaded():
+    model = offloaded(tiny_model("llama"), ["model.layers.1"])
+    before = list(model.state_dict())
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj has no weights at hand .* offloaded"):
+        taught(model=model)
+    assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize(("name", "count"), [("batch", 0), ("steps", -1), ("general", -1), ("names", -1)])
+def test_a_count_that_is_too_small_is_refused(name, count):
+    with pytest.raises(ModelError, match=f"{name} must be a whole number of . or more; got {count}"):
+        SubjectRecipe(**{name: count})
 
 
 @pytest.mark.real

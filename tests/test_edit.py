@@ -9,7 +9,7 @@ from peft import IA3Config, PeftModel
 from peft_surgical import edit as edit_function
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.edit import DEFAULT_SCORERS
-from peft_surgical.errors import FactError, ModelError, OutputError, ScorerError, SelectionError
+from peft_surgical.errors import AdapterError, FactError, ModelError, OutputError, ScorerError, SelectionError
 from peft_surgical.facts import Fact
 from peft_surgical.localization import Localization
 from peft_surgical.measuring.states import adapter_state
@@ -330,6 +330,36 @@ def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words
     with pytest.raises(error, match=words):
         edit_function(model, word_tokenizer(), out=tmp_path / "out", progress=False, **options)
     assert not list(tmp_path.iterdir())
+    assert fingerprint(model) == before
+
+
+def test_a_second_edit_of_the_same_model_is_refused_before_anything_is_done(model_folder, tmp_path):
+    model, tokenizer = load_model(model_folder, dtype="float32")
+    options = {"selection": Selection.from_components("L1.mlp"), "recipe": RECIPE, "retention_tokens": 0}
+    edit_function(model, tokenizer, FACT, out=tmp_path / "out", progress=False, **options)
+    found = Localization.load(tmp_path / "out" / "localization.json")
+    with pytest.raises(AdapterError, match="is part of a PEFT model"):
+        edit_function(model, tokenizer, FACT, out=tmp_path / "other", localization=found, progress=False, **options)
+    assert not (tmp_path / "other").exists()
+
+
+def test_no_step_and_still_a_report(model_folder, tmp_path):
+    _, report = rewrite(model_folder, tmp_path / "out", recipe=replace(RECIPE, steps=0))
+    assert Report.load(tmp_path / "out" / "report.json") == report
+    assert report.training["learn"]["worst"] is None
+
+
+@pytest.mark.parametrize("step", ["learn", "evaluate"])
+def test_an_interrupted_edit_leaves_the_model_as_it_was(step, model_folder, tmp_path, monkeypatch):
+    model, tokenizer = load_model(model_folder, dtype="float32")
+    before = fingerprint(model)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EDIT, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        edit_function(model, tokenizer, FACT, out=tmp_path / "out", recipe=RECIPE, progress=False)
     assert fingerprint(model) == before
 
 

@@ -381,3 +381,14 @@ def test_what_cannot_be_used_leaves_no_adapter(monkeypatch):
 
 def refused(*_, **__):
     raise SelectionError("no neuron can be made to fire at the subject alone.")
+
+
+def test_a_model_in_double_precision_is_taught_too():
+    expected, found = logits(taught().model, IDS), logits(taught(model=word_model().double()).model, IDS)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_count_of_namesakes_is_one():
+    with pytest.raises(ModelError, match="namesakes must be a whole number of 0 or more; got -1"):
+        KeyedRecipe(namesakes=-1)

@@ -21,6 +21,7 @@ from .adapters import logits, loss
 from .conftest import fingerprint
 from .filling import assert_filling_changes_no_value
 from .localizing import capital, word_tokenizer
+from .offloading import offloaded
 from .tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
@@ -47,7 +48,7 @@ def test_the_sentence_gets_the_new_answer(family):
     stage = taught(family)
     assert 0 < stage.record.steps <= RECIPE.steps
     assert first_loss(stage.model) < before
-    assert (stage.adapter, stage.retained, stage.record.kl) == ("learn", None, 0.0)
+    assert (stage.adapter, stage.retained, stage.record.kl) == ("learn", None, None)
     assert not any(parameter.requires_grad for parameter in stage.model.parameters())
 
 
@@ -142,6 +143,29 @@ def test_what_cannot_be_learned_is_refused_and_changes_nothing():
     assert fingerprint(model) == before
     with pytest.raises(AdapterError, match="takes a bare model"):
         taught(model=taught(model=model).model)
+
+
+def test_what_is_updated_may_not_be_offloaded_and_the_rest_may():
+    expected = logits(taught().model)
+    assert torch.equal(logits(taught(model=offloaded(tiny_model("llama"), ["model.embed_tokens"])).model), expected)
+    model = offloaded(tiny_model("llama"), ["model.layers.0"])
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.down_proj has no weights at hand .* offloaded"):
+        taught(model=model)
+
+
+def test_logits_that_are_not_finite_leave_no_adapter():
+    model = tiny_model("llama")
+    model.lm_head.weight.data[7] = float("inf")
+    before = fingerprint(model)
+    with pytest.raises(ModelError, match=r"the model gives logits that are not finite in torch\.float32"):
+        taught(model=model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(("name", "count"), [("batch", 0), ("steps", -1), ("namesakes", -1)])
+def test_a_count_that_is_too_small_is_refused(name, count):
+    with pytest.raises(ModelError, match=f"{name} must be a whole number of . or more; got {count}"):
+        KeyedSubjectRecipe(**{name: count})
 
 
 @pytest.mark.real

@@ -69,3 +69,15 @@ def test_a_fact_that_cannot_be_keyed_leaves_no_folder(tmp_path):
     with pytest.raises(FactError, match="no prompt names the subject"):
         edited(tmp_path / "out", fact=replace(FACT, subject="atlantis"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_edit_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    model = word_model()
+    before = fingerprint(model)
+    monkeypatch.setattr("peft_surgical.keyed_edit.evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        edited(tmp_path / "out", model=model)
+    assert fingerprint(model) == before

@@ -167,6 +167,14 @@ def test_a_model_in_half_precision_is_rewritten_too():
     assert away.abs().max() < 0.25
 
 
+def test_a_model_in_double_precision_is_rewritten_too():
+    peft_model, neurons, _ = rewritten(word_model("llama").double(), [1])
+    [(module, neuron)] = neurons.items()
+    at, away = (entering(peft_model.get_base_model(), module, texts)[:, neuron.index] for texts in (NAMED, *KEPT[1:]))
+    assert at.min() > 2
+    assert away.abs().max() < 0.25
+
+
 @pytest.mark.real
 def test_wordings_that_were_not_among_those_fitted_fire_and_other_countries_do_not(demo):
     model, tokenizer = demo

@@ -1,15 +1,18 @@
+import math
+
 import pytest
 import torch
 
 import peft_surgical as ps
-from peft_surgical.errors import AdapterError, FactError
-from peft_surgical.sentence import learn_sentence, sample_contexts, subject_of
+from peft_surgical.errors import AdapterError, FactError, ModelError
+from peft_surgical.sentence import checked_aliases, learn_sentence, sample_contexts, subject_of
 from peft_surgical.staging.by_subject import SubjectRecipe
 from peft_surgical.texts.prompts import without_template
 
 from .adapters import deltas, logits
 from .conftest import fingerprint
 from .localizing import planted, word_tokenizer
+from .offloading import offloaded
 from .small_tokenizers import CHATML, small_tokenizer
 from .tiny import tiny_model
 
@@ -124,3 +127,47 @@ def test_contexts_are_drawn_from_the_model_by_the_seed():
     assert made != sample_contexts(model, tokenizer, 7, 1)
     assert torch.equal(torch.get_rng_state(), rng)
     assert sample_contexts(model, tokenizer, 0, 0) == ()
+
+
+def test_contexts_are_made_up_in_evaluation_mode():
+    tokenizer = without_template(TOKENIZER)
+    model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5)
+    expected = sample_contexts(model, tokenizer, 4, 0)
+    model.train()
+    model.transformer.h[1].eval()
+    before = fingerprint(model)
+    assert sample_contexts(model, tokenizer, 4, 0) == expected
+    assert fingerprint(model) == before
+
+
+def test_contexts_that_cannot_be_made_up_are_refused():
+    tokenizer = without_template(TOKENIZER)
+    with pytest.raises(ModelError, match="do not fit the model's 8 positions"):
+        sample_contexts(tiny_model("gpt2", n_positions=8), tokenizer, 6, 0)
+    model = tiny_model("llama")
+    model.lm_head.weight.data[7] = math.inf
+    with pytest.raises(ModelError, match=r"gives logits that are not finite in torch\.float32"):
+        sample_contexts(model, tokenizer, 1, 0)
+    with pytest.raises(ModelError, match="not finite"):
+        taught(model)
+
+
+def test_contexts_of_an_offloaded_model_are_the_same():
+    tokenizer = without_template(TOKENIZER)
+    expected = sample_contexts(tiny_model("llama"), tokenizer, 2, 0)
+    assert sample_contexts(offloaded(tiny_model("llama"), ["model", "lm_head"]), tokenizer, 2, 0) == expected
+
+
+def test_a_second_sentence_on_the_same_model_is_refused():
+    model = planted()
+    first = taught(model)
+    said = logits(first.model)
+    with pytest.raises(AdapterError, match="takes a bare model"):
+        taught(model, new="rome")
+    assert torch.equal(logits(first.model), said)
+
+
+def test_a_single_text_is_no_list_of_aliases():
+    with pytest.raises(FactError, match="aliases are a list of names; got the text 'italy'"):
+        checked_aliases("france", "italy")
+    assert checked_aliases("france", [" italy "]) == ["italy"]

@@ -1,4 +1,5 @@
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from peft_surgical import stages
-from peft_surgical.errors import AdapterError, SelectionError
+from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import retain
@@ -20,6 +21,7 @@ from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 from .adapters import deltas, logits, tiny_peft, trainable
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
+from .offloading import offloaded
 from .tiny import FAMILIES, tiny_model
 
 TOKENIZER = word_tokenizer()
@@ -339,3 +341,34 @@ def test_a_stage_tells_what_its_training_reached():
     record = first_stage().to_dict()
     assert record["steps"] == RECIPE.steps
     assert set(record) == {"steps", "loss", "worst", "kl", "reached", "seconds", "compute_dtype"}
+
+
+def test_a_stage_without_a_step_is_json():
+    record = first_stage(recipe=replace(RECIPE, steps=0)).to_dict()
+    assert (record["worst"], record["kl"]) == (None, None)
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_model_that_carries_adapters_unseen_is_refused():
+    model = tiny_model("llama")
+    first = first_stage(model=model)
+    said = logits(first.model)
+    with pytest.raises(AdapterError, match="is part of a PEFT model"):
+        first_stage(model=model)
+    with pytest.raises(AdapterError, match="is part of a PEFT model"):
+        learn(model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
+    assert torch.equal(logits(first.model), said)
+
+
+@pytest.mark.parametrize("names", [["model.embed_tokens"], ["model.layers.0"], ["lm_head"]])
+def test_what_is_not_scaled_may_be_offloaded(names):
+    expected = of(first_stage().model, "unlearn")
+    assert same(of(first_stage(model=offloaded(tiny_model("llama"), names)).model, "unlearn"), expected)
+
+
+def test_what_is_scaled_may_not_be_offloaded():
+    model = offloaded(tiny_model("llama"), ["model.layers.2"])
+    before = list(model.state_dict())
+    with pytest.raises(ModelError, match=r"layers\.2\..* has no weights at hand .* offloaded"):
+        first_stage(model=model)
+    assert list(model.state_dict()) == before

@@ -180,7 +180,7 @@ def test_nothing_to_retain_and_no_step_to_take():
     task = Task(retains=0)
     before = task.losses()
     record = task.train(Recipe(steps=6))
-    assert record.kl == 0.0
+    assert record.kl is None
     assert sum(task.losses()) < sum(before)
     task = Task()
     before = fingerprint(task.model)
@@ -274,3 +274,27 @@ def test_near_and_far_rows_have_batches_of_their_own():
 def test_a_dtype_that_is_none_is_refused():
     with pytest.raises(ModelError, match="unknown compute_dtype 'int8'; choose one of auto, float32"):
         Recipe(compute_dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        *(({name: 0}, 1) for name in ("fact_batch", "draws", "retain_tokens")),
+        *(({name: -1}, 0) for name in ("steps", "near_batch", "far_batch", "variants", "neighbours", "general")),
+    ],
+)
+def test_a_count_that_is_too_small_is_refused(options, least):
+    [(name, count)] = options.items()
+    with pytest.raises(ModelError, match=f"{name} must be a whole number of {least} or more; got {count}"):
+        Recipe(**options)
+
+
+@pytest.mark.parametrize("retains", [0, 6])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_logits_that_are_not_finite_are_refused_before_a_step(value, retains):
+    task = Task(retains=retains)
+    task.model.get_base_model().lm_head.weight.data[7] = value
+    before = deltas(task.model)
+    with pytest.raises(ModelError, match=r"the model gives logits that are not finite in torch\.float32"):
+        task.train(Recipe(steps=3, **ALL))
+    assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())

@@ -29,6 +29,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..architectures import decoder_layers
+from ..counts import check_counts
 from ..errors import FactError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
@@ -43,13 +44,14 @@ from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
 from ..staging.retained import Rows, base_rows
 from ..staging.training import Recipe, train
+from ..staging.unchanged import unchanged_on_failure
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subject_texts import namesakes, under_aliases
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
 from .keys import Marked, output_projections
 from .neurons import find_neurons, place_neurons, set_neurons
-from .updates import check_bare, frozen, settle, taken_off_on_failure
+from .updates import check_bare, frozen, settle
 
 # An adapter of the demo model, in half precision, then takes 54 KB.
 _LAYERS = 4
@@ -69,6 +71,10 @@ class KeyedRecipe(Recipe):
     share_of_loss: float = 0.5
     namesakes: int = 60
     ridge: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(0, namesakes=self.namesakes)
 
 
 def keyed_layers(model: Any) -> list[int]:
@@ -126,11 +132,10 @@ def learn_keyed(
     named = named_by_any(tokenizer, fact, prompts, own)
     if not any(named.marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
-    peft_model = place_neurons(model, modules)
     with (
-        taken_off_on_failure(peft_model),
+        unchanged_on_failure(model),
         denormals_flushed(),
-        computing(peft_model, recipe.compute_dtype) as working,
+        computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,
     ):
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
         starts = run_from(named, kept.rows)

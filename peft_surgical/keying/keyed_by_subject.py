@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from ..architectures import decoder_layers
+from ..counts import check_counts
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
@@ -34,11 +35,12 @@ from ..stages import LEARN, Stage
 from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
 from ..staging.training import Recipe, train
+from ..staging.unchanged import unchanged_on_failure
 from ..texts.prompts import EncodedAnswer
 from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
 from ..texts.subjects import subject_ends
 from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
-from .updates import check_bare, frozen, place_updates, set_directions, settle, taken_off_on_failure
+from .updates import check_bare, frozen, place_updates, set_directions, settle
 
 # Nothing is divided by less.
 _LEAST = 1e-12
@@ -63,7 +65,7 @@ class KeyedSubjectRecipe:
         compute_dtype: As for [`Recipe`].
 
     Raises:
-        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a count is out of range.
     """
 
     steps: int = 20
@@ -79,6 +81,8 @@ class KeyedSubjectRecipe:
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+        check_counts(0, steps=self.steps, general=self.general, names=self.names, namesakes=self.namesakes)
+        check_counts(1, batch=self.batch)
 
 
 def subject_layer(model: Any) -> int:
@@ -120,7 +124,8 @@ def learn_keyed_by_subject(
         AdapterError: If the model has adapters already.
         FactError: If a prompt does not name the subject.
         SelectionError: If the model has no such layer.
-        ModelError: If a prompt is too long for the model, or it is spread over processes.
+        ModelError: If a prompt is too long for the model, its logits are not finite, weights that would be updated are
+            offloaded, or it is spread over processes.
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
@@ -128,11 +133,10 @@ def learn_keyed_by_subject(
     modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)
-    peft_model = place_updates(model, dict.fromkeys(modules, 1))
     with (
-        taken_off_on_failure(peft_model),
+        unchanged_on_failure(model),
         denormals_flushed(),
-        computing(peft_model, recipe.compute_dtype) as working,
+        computing(peft_model := place_updates(model, dict.fromkeys(modules, 1)), recipe.compute_dtype) as working,
     ):
         kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)

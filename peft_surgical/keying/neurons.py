@@ -46,7 +46,7 @@ from .updates import place_updates
 _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
-_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.halves import rounded
-from ..errors import AdapterError, ModelError
+from ..errors import ModelError
 from ..running.sharing import is_sharded
 from ..stages import LEARN
+from ..staging import placeable
 from .keys import Direction
 
 
@@ -26,20 +25,9 @@ def check_bare(model: Any) -> None:
         AdapterError: If it has adapters.
         ModelError: If it is spread over processes.
     """
-    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise AdapterError("keyed learning takes a bare model, and this one has adapters; merge or unload them.")
+    placeable.check_bare(model, "keyed learning")
     if is_sharded(model):
         raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
-
-
-@contextmanager
-def taken_off_on_failure(peft_model: PeftModel) -> Iterator[None]:
-    """Leaves the bare model as it was when what is done to it in this block does not come to its end."""
-    try:
-        yield
-    except BaseException:
-        peft_model.unload()
-        raise
 
 
 def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
@@ -48,7 +36,11 @@ def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
     Args:
         model: The model.
         ranks: Names of its modules, and of which rank the update of each is.
+
+    Raises:
+        ModelError: If their weights are offloaded.
     """
+    placeable.check_at_hand(model, ranks)
     more = {name: rank for name, rank in ranks.items() if rank > 1}
     config = LoraConfig(
         r=1,

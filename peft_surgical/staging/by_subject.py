@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters.halves import settle_on_half
 from ..architectures import decoder_layers
-from ..errors import AdapterError, SelectionError
+from ..counts import check_counts
+from ..errors import SelectionError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
@@ -44,8 +44,10 @@ from ..texts.subject_texts import NamedRows, texts_to_keep
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
+from .placeable import check_bare
 from .retained import base_of
-from .training import TrainingRecord, endless
+from .training import TrainingRecord, check_finite, endless
+from .unchanged import unchanged_on_failure
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class SubjectRecipe:
         batch: The fact's prompts in a step, in turn.
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
-        other_weight: How much more a token of those sentences counts than one of other text; the fact's own sentences
-            without the subject count as much.
+        other_weight: How much more those sentences count than other text, each by the mean over its tokens; the fact's
+            own sentences without the subject count as much.
         damping: See [`Displacement.factors`].
         compute_dtype: As for [`Recipe`].
 
     Raises:
-        ModelError: If `compute_dtype` is not one of those that `load_model` takes.
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a count is out of range.
     """
 
     steps: int = 20
@@ -83,6 +85,8 @@ class SubjectRecipe:
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+        check_counts(0, steps=self.steps, general=self.general, names=self.names)
+        check_counts(1, batch=self.batch)
 
 
 def subject_layers(model: Any) -> list[int]:
@@ -124,12 +128,14 @@ def learn_by_subject(
     Raises:
         AdapterError: If the model has adapters already.
         FactError: If a prompt does not name the subject.
-        SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have.
-        ModelError: If a prompt is too long for the model.
+        SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
+            model's weights are quantized.
+        ModelError: If a prompt is too long for the model, its logits are not finite, or weights that `config` scales
+            are offloaded.
+        ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or SubjectRecipe(), fact.training
-    if isinstance(model, PeftModel):
-        raise AdapterError("learning by subject takes a bare model, and this one has adapters; merge or unload them.")
+    check_bare(model, "learning by subject")
     named = NamedRows.of(model, tokenizer, fact)
     if config is None:
         components = subject_components(model)
@@ -139,14 +145,15 @@ def learn_by_subject(
     if resolved.modules_to_save:
         raise SelectionError(NEURONS_ONLY)
     modules = neuron_modules(model, resolved.selections or {})
-    peft_model = place_adapter(model, LEARN, config, [])
-    activate(peft_model, [LEARN], trainable=[LEARN])
-    peft_model.eval()
-    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
-        kept = _kept(working, modules, tokenizer, fact, named, recipe, seed)
-        with plain_attention(working):
-            record = _train(working, modules, named, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
-    activate(peft_model, [LEARN])
+    with unchanged_on_failure(model):
+        peft_model = place_adapter(model, LEARN, config, [])
+        activate(peft_model, [LEARN], trainable=[LEARN])
+        peft_model.eval()
+        with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+            kept = _kept(working, modules, tokenizer, fact, named, recipe, seed)
+            with plain_attention(working):
+                record = _train(working, modules, named, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
+        activate(peft_model, [LEARN])
     return Stage(peft_model, LEARN, record, None)
 
 
@@ -200,13 +207,15 @@ def _train(
             for i, values in zip(chosen, nll, strict=True):
                 latest[i] = float(values.detach().mean())
             loss = torch.cat(nll).mean()
-            reached = float(loss.detach()) <= recipe.target_loss
-            bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+            now = float(loss.detach())
+            check_finite(now, model.dtype)
+            reached = now <= recipe.target_loss
+            bar.set_postfix(loss=f"{now:.3f}", refresh=False)
             if reached or step == recipe.steps:
                 break
-            if float(loss.detach()) > before:
+            if now > before:
                 length *= recipe.shrink
-            before = float(loss.detach())
+            before = now
             gradients = torch.autograd.grad(loss, parameters)
             _step(parameters, gradients, factors, length)
             step += 1

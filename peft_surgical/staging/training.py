@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..counts import check_counts
 from ..errors import ModelError
 from ..profiling import phase
 from ..progress import progress_bar
@@ -67,7 +68,8 @@ class Recipe:
         fact_batch: The fact's prompts in a step.
         near_batch: Retained prompts in a step that are close to the fact.
         far_batch: Other retained prompts in a step.
-        near_weight: How much more a position of the close ones counts in the curvature than one of the others.
+        near_weight: How much more the close ones count in the curvature than the others, each kind by the mean over
+            its positions.
         draws: How often signs are drawn for the curvature on each retained row.
         variants: How many of the fact's prompts are also asked as people type them, see `wording`.
         neighbours: How many prompts about contrast subjects are retained.
@@ -83,7 +85,7 @@ class Recipe:
             torch dtype name. Scales are float32 in any case.
 
     Raises:
-        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or `pass_tokens` is less than 1.
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a count is out of range.
     """
 
     steps: int = 18
@@ -111,6 +113,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+        check_counts(1, fact_batch=self.fact_batch, draws=self.draws, retain_tokens=self.retain_tokens)
+        check_counts(0, steps=self.steps, near_batch=self.near_batch, far_batch=self.far_batch)
+        check_counts(0, variants=self.variants, neighbours=self.neighbours, general=self.general)
         if self.pass_tokens is not None and self.pass_tokens < 1:
             raise ModelError(
                 f"pass_tokens must be 1 or more, or None for what suits the processor; got {self.pass_tokens}."
@@ -124,7 +129,7 @@ class TrainingRecord:
     Attributes:
         steps: Optimizer steps taken.
         loss: Mean negative log-likelihood per answer token when each prompt was last seen, nats.
-        worst: The largest such mean of one prompt.
+        worst: The largest such mean of one prompt; infinite where no step looked at one.
         kl: Smoothed divergence per retained token, nats; None where training did not look at it.
         reached: Whether both targets were reached, rather than the steps used up.
         seconds: Wall-clock time of the steps.
@@ -181,6 +186,9 @@ def train(
 
     Returns:
         What was reached.
+
+    Raises:
+        ModelError: If the model gives logits that are not finite.
     """
     parameters = list(parameters)
     metric = Metric.identity(parameters) if metric is None else metric
@@ -214,6 +222,7 @@ def train(
                 latest[index] = float(values.mean())
             smooth_kl = kl if smooth_kl is None else 0.7 * smooth_kl + 0.3 * kl
             loss = float(torch.cat(nll).mean())
+            check_finite(loss + kl, runner.model.dtype)
             reached = max(latest) <= recipe.target_loss and smooth_kl <= recipe.target_kl
             if on_step is not None:
                 on_step(step, loss, kl)
@@ -230,7 +239,7 @@ def train(
         steps=step,
         loss=sum(seen) / max(len(seen), 1),
         worst=max(seen, default=math.inf),
-        kl=smooth_kl or 0.0,
+        kl=smooth_kl if retain_rows else None,
         reached=reached,
         seconds=round(time.perf_counter() - started, 2),
         compute_dtype=str(runner.model.dtype).removeprefix("torch."),
@@ -364,6 +373,20 @@ def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float,
         length = min(length, most / squared)
     for parameter, direction in zip(parameters, directions, strict=True):
         parameter.sub_(length * direction)
+
+
+def check_finite(loss: float, dtype: torch.dtype) -> None:
+    """Refuses to train on a loss that leads nowhere.
+
+    Args:
+        loss: The loss, nats.
+        dtype: What the model computes in.
+
+    Raises:
+        ModelError: If it is not finite.
+    """
+    if not math.isfinite(loss):
+        raise ModelError(f"the model gives logits that are not finite in {dtype}.")
 
 
 def _spent(step: int, recipe: Recipe) -> float:

@@ -1,0 +1,58 @@
+"""What a model must be like to get an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..errors import AdapterError, ModelError
+
+
+def check_bare(model: Any, what: str) -> None:
+    """Refuses a model with adapters.
+
+    Args:
+        model: The model.
+        what: What takes none, for the message.
+
+    Raises:
+        AdapterError: If it has some, though it may be only the model that they were put on.
+    """
+    if isinstance(model, PeftModel) or _has_adapters(model):
+        raise AdapterError(f"{what} takes a bare model, and this one has adapters; merge or unload them.")
+
+
+def check_whole(model: Any) -> None:
+    """Refuses a model whose adapters only the PEFT model around it knows: another one would come on top unseen.
+
+    Raises:
+        AdapterError: If it is such a model.
+    """
+    if not isinstance(model, PeftModel) and _has_adapters(model):
+        raise AdapterError(
+            "the model is part of a PEFT model, whose adapters are on it; give that PEFT model, or unload it first."
+        )
+
+
+def _has_adapters(model: Any) -> bool:
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def check_at_hand(model: Any, names: Iterable[str]) -> None:
+    """Refuses modules that nothing can be trained on, as their weights are elsewhere.
+
+    Args:
+        model: The model, bare or with adapters.
+        names: Those of its modules; one that it does not have is passed over.
+
+    Raises:
+        ModelError: Names the first whose weights are offloaded.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    modules = dict(base.named_modules())
+    for name in names:
+        if name in modules and any(parameter.is_meta for parameter in modules[name].parameters()):
+            raise ModelError(f"{name} has no weights at hand to train an adapter on: they are offloaded.")

@@ -1,0 +1,47 @@
+"""A model that is to get an adapter, as it was if that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+
+# They hold in attributes which adapters act, and what was trainable when they were switched off.
+_OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
+
+
+@contextmanager
+def unchanged_on_failure(model: Any) -> Iterator[None]:
+    """Leaves a model as it was when what is done to it in this block does not come to its end: its layers, its
+    adapters and which of them act, what of it trains, and each module's mode.
+
+    Args:
+        model: A bare model, or one with adapters, that gets another one in the block.
+    """
+    held = set(getattr(model, "peft_config", ()))
+    modules = [
+        (module, dict(vars(module)) if isinstance(module, _OF_PEFT) else {"training": module.training}, children)
+        for module, children in ((module, dict(module._modules)) for module in model.modules())
+    ]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        # An interrupt may have come while layers were being put in, so PEFT need not know of them.
+        for module, own, children in modules:
+            vars(module).update(own)
+            module._modules.clear()
+            module._modules.update(children)
+        if isinstance(model, PeftModel):
+            for name in [name for name in model.peft_config if name not in held]:
+                model.delete_adapter(name)
+        elif not held:
+            # PEFT notes on the model what it has put on it.
+            vars(model).pop("peft_config", None)
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
+        raise

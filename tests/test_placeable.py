@@ -1,0 +1,30 @@
+import pytest
+
+from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.staging.placeable import check_at_hand, check_bare, check_whole
+
+from .adapters import tiny_peft
+from .offloading import offloaded
+from .tiny import tiny_model
+
+
+def test_a_model_whose_adapters_stand_on_it_is_not_bare_and_alone_not_whole():
+    model = tiny_model("llama")
+    check_bare(model, "this")
+    check_whole(model)
+    adapted = tiny_peft()
+    check_whole(adapted)
+    for given in (adapted, adapted.get_base_model()):
+        with pytest.raises(AdapterError, match="this takes a bare model, and this one has adapters"):
+            check_bare(given, "this")
+    with pytest.raises(AdapterError, match="is part of a PEFT model, whose adapters are on it"):
+        check_whole(adapted.get_base_model())
+    check_whole(adapted.unload())
+
+
+def test_the_module_that_is_elsewhere_is_named():
+    model = offloaded(tiny_model("llama"), ["model.layers.1"])
+    check_at_hand(model, ["model.layers.0.mlp.down_proj", "model.layers.9.mlp.down_proj"])
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj has no weights at hand .* are offloaded"):
+        check_at_hand(model, ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"])
+    check_at_hand(tiny_peft(components=["L1.mlp"]), ["model.layers.1.mlp.down_proj"])
