@@ -27,7 +27,7 @@ from .selection import Selection
 from .sites import ModelShape
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
-from .staging.placeable import check_whole
+from .staging.placeable import check_free, check_whole
 from .staging.training import Recipe
 from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
@@ -105,13 +105,14 @@ def edit(
 
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false.
-        AdapterError: If the model has adapters of a PEFT model that is not given.
+        AdapterError: If the model has adapters of a PEFT model that is not given, or one of a stage's name.
         FactError: If no token distinguishes the two answers.
         SelectionError: If `selection` or `localization` is not of this model, or limits are given beside a selection,
             or nothing is within the limits, or `neurons`, `granularity` and `budget` disagree.
         ModelError: If `recipe` names another stage.
     """
     check_whole(model)
+    check_free(model, RECIPES)
     if (neurons is None) == (granularity == "neuron"):
         raise SelectionError(
             f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."

@@ -32,7 +32,7 @@ from .running.sharing import check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
 from .sites import architecture_of
 from .staging.curvature import trained_layers
-from .staging.placeable import check_at_hand, check_whole
+from .staging.placeable import check_at_hand, check_free, check_whole
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import Recipe, TrainingRecord, train
 from .staging.unchanged import unchanged_on_failure
@@ -276,9 +276,8 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
         AdapterError: If the name is taken, the model has adapters of another kind, or there is no config.
         ModelError: If weights that it would scale are offloaded.
     """
+    check_free(model, [name])
     if isinstance(model, PeftModel):
-        if name in model.peft_config:
-            raise AdapterError(f"the model already has an adapter named {name!r}; delete it first.")
         others = [c for c in model.peft_config.values() if not isinstance(c, SurgicalIA3Config)]
         if others:
             raise AdapterError(

@@ -20,7 +20,7 @@ from peft_surgical.staging import retain
 from peft_surgical.staging.training import Recipe
 from peft_surgical.tuner import SurgicalIA3Layer, activate
 
-from .adapters import logits
+from .adapters import logits, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
 
@@ -341,6 +341,12 @@ def test_a_second_edit_of_the_same_model_is_refused_before_anything_is_done(mode
     with pytest.raises(AdapterError, match="is part of a PEFT model"):
         edit_function(model, tokenizer, FACT, out=tmp_path / "other", localization=found, progress=False, **options)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_with_an_adapter_of_a_stages_name_is_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(AdapterError, match="already has an adapter named 'learn'"):
+        edit_function(tiny_peft(adapter="learn"), word_tokenizer(), FACT, out=tmp_path / "out", progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_step_and_still_a_report(model_folder, tmp_path):

@@ -298,3 +298,14 @@ def test_logits_that_are_not_finite_are_refused_before_a_step(value, retains):
     with pytest.raises(ModelError, match=r"the model gives logits that are not finite in torch\.float32"):
         task.train(Recipe(steps=3, **ALL))
     assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
+
+
+def test_a_last_step_into_the_infinite_is_noticed():
+    task = Task()
+    parameter = task.parameters[0]
+
+    def overflow(*_):
+        parameter.grad = torch.full_like(parameter, math.inf)
+
+    with pytest.raises(ModelError, match="not finite"):
+        task.train(Recipe(steps=1, **ALL), on_step=overflow)

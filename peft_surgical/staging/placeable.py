@@ -37,6 +37,20 @@ def check_whole(model: Any) -> None:
         )
 
 
+def check_free(model: Any, names: Iterable[str]) -> None:
+    """Refuses a model that has an adapter of a name already.
+
+    Args:
+        model: The model, bare or with adapters.
+        names: The names of the adapters to come.
+
+    Raises:
+        AdapterError: If one of them is taken.
+    """
+    if isinstance(model, PeftModel) and (taken := next((name for name in names if name in model.peft_config), None)):
+        raise AdapterError(f"the model already has an adapter named {taken!r}; delete it first.")
+
+
 def _has_adapters(model: Any) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 

@@ -234,6 +234,8 @@ def train(
             _step(parameters, metric, _spent(step, recipe), most)
             step += 1
             bar.update(1)
+    # No loss tells what the last step gave.
+    check_finite(sum(float(parameter.detach().sum()) for parameter in parameters), runner.model.dtype)
     seen = [loss for loss in latest if math.isfinite(loss)]
     return TrainingRecord(
         steps=step,
