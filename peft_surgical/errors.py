@@ -49,3 +49,9 @@ def brief(value: object) -> str:
         return _SHORT.repr(value)
     except Exception:  # a number of 5,000 digits has no decimal form, and a stranger's `__repr__` may do anything
         return f"a {type(value).__name__}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is no heading, as libraries begin with; without its full stop."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__).rstrip(".")

@@ -7,6 +7,7 @@
 | a configuration that is cut, of another kind, or lies about names, ranges and widths | refused |
 | an adapter for a model of another width, depth, MLP or architecture | refused |
 | an adapter for a model of the same shapes and another name | a warning |
+| LoRA weights, ours or not, that are flipped in one bit, cut or NaN | refused |
 | a pickle, alone or beside safetensors | refused, or not looked at |
 | a configuration that names further adapters to load, or a module to import | refused, nothing of either is done |
 | an adapter name that leads out of the folder | refused, nothing written |
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 import peft_surgical as ps
 from peft_surgical.adapters.adapter_files import CONFIG, PICKLE, WEIGHTS, write_plain
+from peft_surgical.adapters.scale_files import write_tensors
 from peft_surgical.errors import AdapterError, SurgicalError, brief
 from peft_surgical.tuner.saving import save_adapter
 
@@ -176,6 +178,21 @@ def test_an_adapter_of_the_same_shapes_for_another_model(good, tmp_path, fact_fi
             words = f"made for 'somebody/another'; this model is {brief(str(model_folder))}."
             assert result.stderr.splitlines() == [f"Warning: the adapter {adapter} was {words}"] * warned
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("what", ["cut", "a bit flipped", "NaN", "too large"])
+def test_a_damaged_low_rank_adapter(what, tmp_path, fact_file, model_folder):
+    adapter = tmp_path / "adapter"
+    get_peft_model(planted(), LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(adapter)
+    # As keyed edits are saved, with a digest.
+    write_tensors(adapter / WEIGHTS, load_file(adapter / WEIGHTS))
+    given = commands(adapter, fact_file, model_folder, tmp_path / "out")
+    assert run(*given["ask"]).exit_code == 0
+    change, words = DAMAGES[what]
+    change(adapter)
+    for name in ("merge", "evaluate", "ask"):
+        assert words in said(run(*given[name]), 2)
+    assert written(tmp_path) == ["adapter", "fact.yaml"]
 
 
 class Payload:

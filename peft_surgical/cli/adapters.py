@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AdapterError, SurgicalError, brief
+from ..errors import AdapterError, SurgicalError, brief, first_line
 from ..writing.files import read_json
 
 if TYPE_CHECKING:
@@ -49,14 +49,11 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
-    from ..adapters.scale_files import read_scales
     from ..measuring.states import adapter_state
 
     kinds = check(folders)
     for folder, kind in zip(folders, kinds, strict=True):
-        if kind in (_OURS, _PLAIN):
-            # PEFT takes whatever numbers it finds.
-            read_scales(folder / _WEIGHTS)
+        _check_weights(folder, kind)
     if not folders:
         return model, {"base": nullcontext}
     for folder in folders:
@@ -202,6 +199,24 @@ def _kind(folder: Path) -> str:
     return str(kind)
 
 
+def _check_weights(folder: Path, kind: str) -> None:
+    """Reads an adapter's weights once before PEFT does, which takes whatever numbers it finds."""
+    from ..adapters.scale_files import read_scales, read_tensors
+
+    file = folder / _WEIGHTS
+    if kind in (_OURS, _PLAIN):
+        read_scales(file)
+        return
+    try:
+        tensors = read_tensors(file)
+    except AdapterError as error:
+        raise AdapterError(f"the adapter {folder} cannot be put on this model: {first_line(error)}.") from error
+    for key, tensor in tensors.items():
+        # Other kinds may hold whole numbers too, such as indices.
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise AdapterError(f"{file} has a value in {key} that is not finite.")
+
+
 def _as_ours(path: Path, scratch: Path) -> Path:
     """The same scales as a surgical adapter: PEFT keeps adapters of two kinds apart."""
     from ..adapters.edits import Edit
@@ -230,11 +245,4 @@ def _load(model: Any, path: Path, name: str) -> Any:
     except (
         Exception
     ) as error:  # PEFT, safetensors and torch each raise kinds of their own for a file that does not fit
-        raise AdapterError(f"the adapter {path} cannot be put on this model: {_reason(error)}.") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a message that says something: torch begins with a heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if not line.endswith(":")), type(error).__name__)
-    return said.rstrip(".")
+        raise AdapterError(f"the adapter {path} cannot be put on this model: {first_line(error)}.") from error
