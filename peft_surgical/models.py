@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from .errors import ModelError
+from .errors import ModelError, brief, first_line
 from .loading.demo import MODEL_ID, demo_folder
 from .loading.pickles import no_pickles
 
@@ -20,6 +20,8 @@ DTYPES: dict[str, str | torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+_NO_TOKENIZER = "it has no tokenizer that can be read, such as a tokenizer.json beside the weights."
 
 
 def load_model(
@@ -57,6 +59,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": device_map}
     # transformers would fall back on a pickle, which can run code.
     options["use_safetensors"] = True
+    if str(name) != "demo" and os.path.isfile(name) and not str(name).endswith(".gguf"):
+        raise ModelError(f"the model {name} is a file; name the folder of a checkpoint, or a file that ends in .gguf.")
     source, extra = _locate(name, revision)
     is_gguf = "gguf_file" in extra
     if is_gguf and dtype == "auto":
@@ -71,17 +75,21 @@ def load_model(
     except ImportError as error:
         if is_gguf:
             raise ModelError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.") from error
-        raise ModelError(f"the model {name} needs a package that is not installed: {_first_line(error)}") from error
+        raise ModelError(f"the model {name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
         raise ModelError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
+    # Of some kinds transformers makes an empty one where there is none.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"cannot load the model {str(name)!r}: {_NO_TOKENIZER}")
     _check_weights(name, info)
+    _check_layers(name, model)
     if is_gguf:
         as_plain_model(model)
     if device is not None:
         try:
             model.to(device)
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise ModelError(f"cannot put the model on {str(device)!r}: {_first_line(error)}") from error
+            raise ModelError(f"cannot put the model on {str(device)!r}: {_sentence(error)}") from error
     if str(name) == "demo":
         # Not the cache folder of this machine: adapters record this name as their base.
         model.config._name_or_path = model.name_or_path = MODEL_ID
@@ -151,15 +159,28 @@ def _check_weights(name: str | os.PathLike[str], info: Mapping[str, Any]) -> Non
         )
 
 
+def _check_layers(name: str | os.PathLike[str], model: PreTrainedModel) -> None:
+    """Refuses a checkpoint that says it has no layers: transformers builds, and loads, what is left.
+
+    Raises:
+        ModelError: If it does.
+    """
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        raise ModelError(f"cannot load the model {str(name)!r}: its configuration asks for {brief(layers)} layers.")
+
+
 def _reason(error: Exception) -> str:
     text = str(error)
     if "use_safetensors" in text:
         return "it has no safetensors file, and a pickle is not read, since it can run code; convert it first."
     if "trust_remote_code" in text:
         return "it comes with Python code, which runs only if you trust it (--trust-remote-code)."
-    return _first_line(error)
+    if "instantiate the backend tokenizer" in text:
+        return _NO_TOKENIZER
+    return _sentence(error)
 
 
-def _first_line(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text if text.endswith((".", "!", "?")) else text + "."
+def _sentence(error: BaseException) -> str:
+    text = first_line(error)
+    return text if text.endswith(("!", "?")) else text + "."

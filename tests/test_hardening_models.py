@@ -6,6 +6,8 @@
 | weights that are cut, or whose header is flipped in one bit; a GGUF file that is cut | refused |
 | a checkpoint without a configuration, a tokenizer or one of its shards | refused |
 | a checkpoint that comes with Python code | refused; with `--trust-remote-code` it runs, and that is said |
+| a configuration that asks for no layers, or fewer | refused |
+| a tokenizer whose chat template renders nothing | refused |
 | weights that hold NaN | refused by name of what is not finite, nothing written |
 | prompts, answers, refusals or held-out prompts longer than the context | refused before anything is done |
 
@@ -115,6 +117,24 @@ def test_a_checkpoint_without_a_file(name, checkpoint, tmp_path):
     assert str(checkpoint) in line
     assert len(line) < 500
     assert written(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("layers", [0, -1])
+def test_a_checkpoint_without_layers(layers, checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    assert said(asked(checkpoint), 2).endswith(f"its configuration asks for {layers} layers.")
+
+
+def test_a_chat_template_that_renders_nothing(checkpoint, tmp_path, fact_file):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ '' }}"
+    tokenizer.save_pretrained(checkpoint)
+    assert f"the prompt {PROMPT!r} gives no token to go on from." in said(asked(checkpoint), 2)
+    for command in ("edit", "evaluate"):
+        line = said(run(command, fact_file, "--model", checkpoint, "--out", tmp_path / "out"), 2)
+        assert "gives no token" in line
+    assert written(tmp_path) == ["fact.yaml", "model"]
 
 
 def test_a_pickle_beside_safetensors_is_not_looked_at(checkpoint, tmp_path):

@@ -146,6 +146,23 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     refused(tmp_path, "cannot load the model")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_tokenizer_is_called_so(family, tmp_path):
+    # Of some families transformers makes an empty one.
+    tiny_model(family).save_pretrained(tmp_path)
+    refused(tmp_path, r"it has no tokenizer that can be read, such as a tokenizer\.json beside the weights\.")
+
+
+def test_a_reason_is_no_heading(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "x"}))
+    refused(folder, r"cannot load the model .*Field 'hidden_size' expected int, got str")
+
+
+def test_a_file_that_is_no_model(folder):
+    refused(folder / "config.json", r"config\.json is a file; name the folder of a checkpoint, or a file that ends in")
+
+
 def test_a_package_that_is_not_installed(folder, monkeypatch):
     def missing(*_, **__):
         raise ImportError("needs einops\nmore")

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from peft_surgical.errors import FactError, ModelError
@@ -162,6 +164,10 @@ def test_a_prompt_without_a_token():
         encode_answer(tokenizer, "", "Paris")
     with pytest.raises(FactError, match="the prompt '' gives no token before the answers"):
         answer_tokens(tokenizer, "", fact(answer="Google."))
+    for nothing in (tokenizer, small_tokenizer("byte_level", "{{ '' }}")):
+        prompt = "" if nothing is tokenizer else PROMPT
+        with pytest.raises(FactError, match=re.escape(f"the prompt {prompt!r} gives no token to go on")):
+            encode(nothing, prompt)
 
 
 @pytest.mark.parametrize("call", [render, lambda tokenizer, _: end_of_turn(tokenizer)])

@@ -69,8 +69,15 @@ def render(tokenizer: Any, prompt: str) -> str:
 
 
 def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of [`render`]; special tokens of the template stand once, those of a plain tokenizer are added."""
-    return _tokenize(tokenizer, render(tokenizer, prompt))
+    """Token ids of [`render`]; special tokens of the template stand once, those of a plain tokenizer are added.
+
+    Raises:
+        FactError: If there are none, so that the model had nothing to go on from.
+    """
+    ids = _tokenize(tokenizer, render(tokenizer, prompt))
+    if not ids:
+        raise FactError(f"as this tokenizer renders it, the prompt {brief(prompt)} gives no token to go on from.")
+    return ids
 
 
 def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
@@ -87,7 +94,7 @@ def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     Raises:
         FactError: If no token of the prompt comes before the answer, so that nothing would predict its first token.
     """
-    prompt_ids = encode(tokenizer, prompt)
+    prompt_ids = _tokenize(tokenizer, render(tokenizer, prompt))
     ids = _tokenize(tokenizer, _join(tokenizer, prompt, answer))
     start = _common_prefix(prompt_ids, ids)
     if start == 0:
