@@ -11,6 +11,7 @@ import pytest
 import peft_surgical as ps
 from peft_surgical.cli import cli
 from peft_surgical.cli.options import DTYPE_NAMES
+from peft_surgical.cli.terminal import note, print_json, print_result
 from peft_surgical.cli.translate import Commands
 from peft_surgical.models import DTYPES
 from peft_surgical.report import Report
@@ -95,6 +96,14 @@ def test_dtype_names_are_the_library_s():
         (["edit", "FACT", "--out", "OUT", "--top", "0"], "'--top'"),
         (["edit", "FACT", "--out", "OUT", "--top", "x"], "'--top'"),
         (["edit", "FACT", "--out", "OUT", "--seed", "-1"], "'--seed'"),
+        (["edit", "FACT", "--out", "OUT", "--seed", str(2**64)], "'--seed': 18446744073709551616 is not in the range"),
+        (["edit", "FACT", "--out", "OUT", "--model", ""], "'--model' / '-m': it is empty."),
+        (["edit", "FACT", "--out", ""], "'--out' / '-o': it is empty."),
+        (["edit", "", "--out", "OUT"], "'FACT': it is empty."),
+        (["stack", "ADAPTER", "", "--out", "OUT"], "'ADAPTER...': it is empty."),
+        (["ask", "hello", "--adapter", ""], "'--adapter': it is empty."),
+        (["ask", "caf\udce9"], "the argument 'caf\\udce9' is not valid UTF-8."),
+        (["edit", "FACT", "--out", "o\udce9"], "the argument 'o\\udce9' is not valid UTF-8."),
         (["edit", "FACT", "--out", "OUT", "--dtype", "int8"], "'int8' is not one of 'auto', 'float32'"),
         (["edit", "FACT", "--out", "OUT", "--top", "3", "--component", "L1.mlp"], "exclude each other"),
         (
@@ -121,6 +130,8 @@ def test_dtype_names_are_the_library_s():
         (["edit", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'; installed are"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "random:x=1"], "no option 'x'"),
         (["edit", "FACT", "--out", "OUT", "--device", "nonsense"], "the device 'nonsense' cannot be used"),
+        (["ask", "hello", "--device", "hpu"], "the device 'hpu' cannot be used: No module named 'torch.hpu'."),
+        (["ask", "hello", "--device", "meta"], "the device 'meta' cannot be used: it holds shapes, and no weights."),
         (["localize", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'"),
         (["edit", "MISSING", "--out", "OUT"], "missing.yaml: cannot be read"),
         (["edit", "BROKEN", "--out", "OUT"], "is not valid YAML"),
@@ -173,6 +184,24 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, expected, tmp_pat
     assert expected in line
     assert written(tmp_path) == before
     assert written(tmp_path / "full") == ["thesis.txt"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_what_torch_says_of_a_device_is_cut_at_its_first_sentence(monkeypatch):
+    def refuse(*_, device):
+        raise NotImplementedError("Could not run 'a.b' with the 'MPS' backend. This could be because\nof much.")
+
+    monkeypatch.setattr("torch.empty", refuse)
+    line = said(run("ask", "hello", "--device", "mps"), 2)
+    assert line == "Error: the device 'mps' cannot be used: Could not run 'a.b' with the 'MPS' backend."
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_gets_nothing(stream, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    print_result("text", as_json=stream == "stderr")
+    print_json({})
+    note("text", quiet=False)
 
 
 @pytest.mark.parametrize(

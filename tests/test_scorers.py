@@ -261,6 +261,11 @@ def test_activation_magnitude_is_the_mean_size_at_the_last_position(tokenizer):
     assert scores["L1.mlp"] == pytest.approx(float(torch.stack(seen[1::2]).abs().mean()), rel=1e-4)
 
 
+def test_random_scores_of_the_last_seed(tokenizer):
+    loc = run(tiny_model("llama"), tokenizer, "random", "random:draw=1", seed=2**64 - 1)
+    assert loc.scores["random"] != loc.scores["random:draw=1"]
+
+
 def test_random_scores_follow_the_seed(tokenizer):
     model = tiny_model("llama")
     one, same = (run(model, tokenizer, "random", "random:draw=1", seed=3) for _ in range(2))

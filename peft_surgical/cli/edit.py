@@ -52,7 +52,7 @@ _FILES = (
 @click.option(
     "--selection",
     "selection_file",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     metavar="FILE",
     help="Scale the components of this JSON file instead: a localization.json, a report.json, or one by hand.",
 )

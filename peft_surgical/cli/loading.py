@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .terminal import note
 from .translate import DEBUG
 
@@ -82,7 +82,10 @@ def _check_device(device: str | None) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # After the first sentence torch lists its backends.
+        reason = first_line(error).partition(". ")[0]
         raise ModelError(f"the device {device!r} cannot be used: {reason}.") from error
+    if found.type == "meta":
+        raise ModelError(f"the device {device!r} cannot be used: it holds shapes, and no weights.")

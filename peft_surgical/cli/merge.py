@@ -13,7 +13,7 @@ from .terminal import print_json, print_result
 
 
 @click.command(short_help="Fold adapters into the weights of a checkpoint.")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=options.PATH)
 @options.model
 @options.out
 @options.overwrite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,24 @@ def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) 
         context.meta[DEBUG] = True
 
 
+class _Path(click.Path):
+    """A path; an empty one, which Python takes for the current folder, is a variable of a script's that is not set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("it is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
+
+
+def _named(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not value:
+        raise click.BadParameter("it is empty.")
+    return value
+
+
 debug = click.option(
     "--debug",
     is_flag=True,
@@ -30,13 +49,13 @@ debug = click.option(
     help="Show tracebacks and the libraries' own messages (also: PEFT_SURGICAL_DEBUG=1).",
 )
 quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors, warnings and --json.")
-seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For all that is random.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="For all that is random."
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Allow the output folder to hold files; they are replaced.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-out = click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write."
-)
-fact = click.argument("fact_file", metavar="FACT", type=click.Path(path_type=Path))
+out = click.option("--out", "-o", required=True, type=PATH, metavar="DIR", help="The folder to write.")
+fact = click.argument("fact_file", metavar="FACT", type=PATH)
 scorer = click.option(
     "--scorer",
     "scorers",
@@ -59,7 +78,7 @@ adapter = click.option(
     "--adapter",
     "adapters",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="An adapter folder; may be repeated, in the order of training.",
 )
@@ -69,6 +88,7 @@ _MODEL = (
         "--model",
         "-m",
         "model_name",
+        callback=_named,
         default="demo",
         show_default=True,
         metavar="M",

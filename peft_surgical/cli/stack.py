@@ -11,7 +11,7 @@ from .terminal import print_json, print_result
 
 
 @click.command(short_help="Multiply adapters into one plain (IA)^3 adapter.")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=options.PATH)
 @options.out
 @options.overwrite
 @options.as_json

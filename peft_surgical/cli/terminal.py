@@ -30,9 +30,11 @@ def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool =
     """
     if quiet or _silent():
         return
+    stream = sys.stderr if as_json else sys.stdout
+    if stream is None:  # closed by who started the command
+        return
     if isinstance(result, str):
         result = printable(result)
-    stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
     Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(result)
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from ..errors import SurgicalError
+from ..errors import SurgicalError, brief
 from ..texts.text import printable
 
 DEBUG = "peft_surgical.debug"
@@ -39,7 +39,15 @@ class Commands(click.Group):
     """A group that ends every failure of its commands with one line and the right exit status."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keeps the arguments as they were given, for the report's "how to do this again"."""
+        """Keeps the arguments as they were given, for the report's "how to do this again".
+
+        Raises:
+            click.UsageError: If one is not UTF-8: it could be neither tokenized nor written into a report.
+        """
+        for argument in args:
+            # What of it is not UTF-8 arrives as lone surrogates.
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):
+                raise click.UsageError(f"the argument {brief(argument)} is not valid UTF-8.", ctx)
         ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 

@@ -17,7 +17,8 @@ def random(context: ScorerContext, *, draw: int = 0) -> dict[Site, Tensor | MLPS
         context: The localization.
         draw: Which of the seed's draws, to have several baselines in one localization.
     """
-    generator = torch.Generator().manual_seed(context.seed + 1_000_003 * draw)
+    # torch's seeds have 64 bits.
+    generator = torch.Generator().manual_seed((context.seed + 1_000_003 * draw) % 2**64)
 
     def uniform(size: int) -> Tensor:
         return torch.rand(size, generator=generator)
