@@ -27,6 +27,7 @@ from .tuner.fold import Rounding, fold, scaled_tensors
 from .tuner.mergeable import shared_with
 from .tuner.targets import check_target, find_module
 from .writing.files import atomic_directory, check_output, write_json
+from .writing.inputs import check_inputs_stay
 
 Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
 
@@ -56,12 +57,13 @@ def merge(
         AdapterError: If an adapter cannot be read, or was made for another model, or touches a weight that is tied to
             another.
         ModelError: If the model has adapters on it, is quantized, or has weights that are not in memory.
-        OutputError: If `out` cannot be written.
+        OutputError: If `out` cannot be written, or is or holds the model's folder or one of the adapters.
     """
     target = _dtype(dtype)
     _check_model(model)
     _check_generation_config(model)
     check_output(out, overwrite=overwrite)
+    check_inputs_stay(out, [*adapters, model.name_or_path])
     edit = read_mergeable(adapters)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)

@@ -19,6 +19,7 @@ from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
 from .adapters.edits import Edit, EditOrPath
 from .profiling import phase
+from .writing.inputs import check_inputs_stay
 
 USE = """## Use
 
@@ -55,8 +56,9 @@ def stack(
     Raises:
         AdapterError: If an adapter cannot be read, they were made for different base models, or two of them scale
             different sides of one module.
-        OutputError: If `out` cannot be written.
+        OutputError: If `out` cannot be written, or is or holds one of the adapters.
     """
+    check_inputs_stay(out, adapters)
     edit = product(adapters)
     edit = replace(edit, task_type=edit.task_type or "CAUSAL_LM")
     write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)

@@ -6,6 +6,8 @@
 | the output, its parent, or the file system cannot be written | refused before a model is loaded |
 | two runs into one folder at once | one finishes, the other is refused: at once where it would take long to notice |
 | a run into a folder that another run has filled meanwhile | refused |
+| an output file that is there and is no file: a pipe, a link to nothing | refused, with `--overwrite` too |
+| an output folder that is, or holds, an adapter or the model that is read | refused, with `--overwrite` too |
 | Ctrl-C | exit status 130; what is there is whole; says what that is and how to go on; running again works |
 
 Refused is one line on standard error and exit status 2.
@@ -14,6 +16,7 @@ Refused is one line on standard error and exit status 2.
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,6 +28,7 @@ import pytest
 from safetensors import SafetensorError
 
 import peft_surgical as ps
+from peft_surgical.drafting.drafts import FactDraft
 from peft_surgical.errors import OutputError
 from peft_surgical.writing.claims import claimed
 from peft_surgical.writing.files import atomic_directory
@@ -173,6 +177,40 @@ def test_where_nothing_can_be_written(command, edited, fact_file, model_folder, 
     assert line.endswith(f"{tmp_path} is not writable.")
     assert written(tmp_path) == ["fact.yaml", "file"]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["pipe", "dangling", "loop"])
+@pytest.mark.usefixtures("no_model")
+def test_what_is_no_file_is_not_replaced_by_one(name, tmp_path):
+    path = tmp_path / name
+    {"pipe": os.mkfifo, "dangling": lambda p: p.symlink_to("nowhere"), "loop": lambda p: p.symlink_to(p)}[name](path)
+    before = path.lstat()
+    for overwrite in ([], ["--overwrite"]):
+        line = said(run("new", PROMPT, "--new", "lyon", "--out", path, *overwrite), 2)
+        assert line == f"Error: the output {path} is there and is no regular file; name another one."
+        with pytest.raises(OutputError, match="is no regular file"):
+            FactDraft(capital()).save(path, overwrite=bool(overwrite))
+    assert path.lstat() == before
+
+
+def test_what_is_read_is_not_replaced(edited, model_folder, tmp_path):
+    out, model = tmp_path / "out", shutil.copytree(model_folder, tmp_path / "models" / "tiny")
+    shutil.copytree(edited, out)
+    (tmp_path / "link").symlink_to(out)
+    stages = [out / "unlearn", out / "learn"]
+    before = sorted(tmp_path.rglob("*"))
+    for place in (out, tmp_path / "link", out / "learn"):
+        for command in (["stack", *stages], ["merge", *stages, "--model", model_folder]):
+            line = said(run(*command, "--out", place, "--overwrite"), 2)
+            assert f"the output {place} would replace {out}" in line
+    for place in (model, model.parent):
+        line = said(run("merge", *stages, "--model", model, "--out", place, "--overwrite"), 2)
+        assert line == f"Error: the output {place} would replace {model}, which is read for it; name another folder."
+        with pytest.raises(OutputError, match="which is read for it"):
+            ps.merge(ps.load_model(model)[0], [ps.product(stages)], place, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    # Beside them there is room.
+    assert run("stack", *stages, "--out", out / "edit", "--overwrite").exit_code == 0
 
 
 # Two at once

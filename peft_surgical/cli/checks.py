@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FactError, OutputError, SelectionError, brief
-from ..writing.files import check_output
+from ..writing.files import check_output, check_output_file
 
 if TYPE_CHECKING:
     from ..selection import Selection
@@ -28,10 +28,9 @@ def output_file(path: Path, overwrite: bool) -> None:
     """The same of an output that is one file.
 
     Raises:
-        OutputError: If it is there while `overwrite` is false, is a folder, or its folder cannot be written.
+        OutputError: If it is there while `overwrite` is false, is no file, or its folder cannot be written.
     """
-    if path.is_dir():
-        raise OutputError(f"the output {path} is a folder; name a file.")
+    check_output_file(path, overwrite=True)
     if path.exists() and not overwrite:
         raise OutputError(f"the file {path} exists; name another one or give --overwrite.")
     check_output(path.parent if path.exists() else path, overwrite=True)

@@ -44,7 +44,10 @@ def merge(
     checks.output(out, overwrite)
     from ..adapters.low_rank import LowRank
     from ..merge import read_mergeable
+    from ..writing.inputs import check_inputs_stay
 
+    # `demo` is no folder, whatever is called so here.
+    check_inputs_stay(out, [*adapters, *({model_name} - {"demo"})])
     # Read before the model is: a damaged adapter is told at once.
     edit = read_mergeable(adapters)
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)

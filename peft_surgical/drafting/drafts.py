@@ -22,7 +22,7 @@ from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
 from ..texts.prompts import has_chat_template
 from ..texts.text import contains, printable, same_text_key
-from ..writing.files import write_text
+from ..writing.files import check_output_file, write_text
 from .choosing import Chosen, choose_controls
 from .fact_text import fact_text
 from .guess import guess_answer, guess_subject
@@ -68,10 +68,9 @@ class FactDraft:
             overwrite: Replace a file that is there.
 
         Raises:
-            OutputError: If there is such a file and it may not be replaced, or it cannot be written.
+            OutputError: If what is there may not be replaced or is no file, or it cannot be written.
         """
-        if Path(path).exists() and not overwrite:
-            raise OutputError(f"the file {path} exists; name another one or allow overwriting it.")
+        check_output_file(path, overwrite=overwrite)
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -181,6 +181,23 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
+def check_output_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuses an output file that would lose something.
+
+    Raises:
+        OutputError: If `path` is there and is no file, such as a folder, a pipe, a device or a link to nothing; or is
+            a file while `overwrite` is false.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"the output {path} is a folder; name a file.")
+    # A link that leads nowhere does not exist for `exists`.
+    if os.path.lexists(path) and not path.is_file():
+        raise OutputError(f"the output {path} is there and is no regular file; name another one.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"the file {path} exists; name another one or allow overwriting it.")
+
+
 def _swap(temporary: Path, path: Path, overwrite: bool) -> None:
     if not overwrite or not path.exists():
         # Takes the place of an empty folder too, and fails on one that somebody filled meanwhile.
