@@ -53,6 +53,18 @@ def test_fits_eighty_columns_and_names_verdict_and_files():
     assert "report.html" in text
 
 
+@pytest.mark.parametrize("width", [24, 40, 60])
+def test_a_narrow_terminal_gets_a_list_in_which_figures_stay_whole(width):
+    text = shown(report(), width=width, files=[])
+    lines = [line.strip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= width
+    at = lines.index("answer Lyon (n 3)")
+    assert lines[at + 1 : at + 4] == ["base: 0% [0–56]", "unlearned: 0% [0–56]", "edited: 33% [6–79]"]
+    assert "Controls (other facts)" in lines
+    for figure in ("100% [44–100]", "0.012", "[0.011–0.014]"):
+        assert figure in text
+
+
 def test_an_unedited_model_has_no_rows_of_comparison():
     text = shown(report("base"))
     assert "answer Paris" in text

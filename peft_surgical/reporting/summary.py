@@ -11,10 +11,11 @@ Only text leaves here, never the terminal's control codes that an answer or a fa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -40,6 +41,8 @@ _NO_RATES = {"relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency
 RATES = frozenset(metric for _, metrics in GROUPS for metric in metrics) - _NO_RATES
 # Labels longer than this, which hold a long answer, are folded before the figures are.
 _LABEL_WIDTH = 30
+# More columns than any table needs.
+_ROOM = 10_000
 # A ratio is read by its distance from 1, a divergence by its order of magnitude.
 _DIGITS = {"perplexity_ratio": ".3f", "relearning_recovery": ".2f", "fluency": ".0f"}
 _FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
@@ -58,7 +61,7 @@ def summarize(
     Returns:
         A renderable; `rich` leaves colours out where `NO_COLOR` is set or nobody looks.
     """
-    parts: list[RenderableType] = [Text(title(report), style="bold"), _table(report)]
+    parts: list[RenderableType] = [Text(title(report), style="bold"), _Figures(report)]
     parts.append(Text("In brackets: 95% intervals. n: how many prompts or tokens.", style="dim"))
     parts += [Text(""), Text(printable(report.verdict()), style="bold")]
     listed = list(files)
@@ -138,7 +141,22 @@ def count(figures: Mapping[str, Mapping[str, Figure]], metric: str) -> int:
     return next((stage[metric].n for stage in figures.values() if metric in stage), 0)
 
 
-def _table(report: Report) -> Table:
+class _Figures:
+    """The figures as a table, or where that is too narrow for a figure or an interval to stay whole, as a list."""
+
+    def __init__(self, report: Report) -> None:
+        self.states = [printable(state) for state in report.stages]
+        self.rows = _rows(report)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        table = _table(self.states, self.rows)
+        # A table is never said to need more than there is, so it is asked with more room than that.
+        needed = Measurement.get(console, options.update(max_width=_ROOM), table).minimum
+        yield table if needed <= options.max_width else _list(self.states, self.rows)
+
+
+def _rows(report: Report) -> list[tuple[str, list[str]]]:
+    """Names, and what stands beside them: nothing for what is asked; for a metric over how many it is, and figures."""
     rows: list[tuple[str, list[str]]] = []
     for group, present in groups(report.stages):
         if list(report.stages) == ["base"] and set(present) <= _FIXED_FOR_BASE:
@@ -147,13 +165,25 @@ def _table(report: Report) -> Table:
         for metric in present:
             cells = [figure_text(metric, figures.get(metric), stage) for stage, figures in report.stages.items()]
             rows.append((f"  {printable(label(metric, report))}", [f"{count(report.stages, metric):,}", *cells]))
+    return rows
+
+
+def _list(states: Sequence[str], rows: Iterable[tuple[str, list[str]]]) -> RenderableType:
+    lines = []
+    for name, cells in rows:
+        lines.append(Text(f"{name} (n {cells[0]})" if cells else name, style="" if cells else "italic"))
+        lines += [Text(f"    {state}: {cell}") for state, cell in zip(states, cells[1:], strict=False)]
+    return Group(*lines)
+
+
+def _table(states: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
     # With one space beside the box's own, figures of three states stand beside their labels in 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("", width=min(_LABEL_WIDTH, max((len(name) for name, _ in rows), default=0)))
     table.add_column("n", justify="right", no_wrap=True)
-    for number, stage in enumerate(report.stages, 1):
-        last = number == len(report.stages) > 1
-        table.add_column(printable(stage), justify="right", overflow="fold", style="bold" if last else "")
+    for number, state in enumerate(states, 1):
+        last = number == len(states) > 1
+        table.add_column(state, justify="right", overflow="fold", style="bold" if last else "")
     for name, cells in rows:
         table.add_row(Text(name, style="" if cells else "italic"), *map(Text, cells))
     return table
