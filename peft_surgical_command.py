@@ -1,0 +1,19 @@
+"""The script `peft-surgical`, beside the package, since importing anything of that imports torch, which takes seconds.
+
+Ctrl-C within them ends the command as it does later.
+"""
+
+import logging
+import sys
+
+
+def main() -> None:
+    """The console script."""
+    # Where bitsandbytes is installed, PEFT imports it, and it says that its kernels for processors are not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        from peft_surgical.cli import main as command
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing is half written; run the command again.", file=sys.stderr)
+        sys.exit(130)
+    command()
