@@ -204,6 +204,26 @@ def test_the_old_sentence():
     assert old_sentence(chrome) == "Google Chrome is by Opera."
 
 
+def test_the_answers_part_at_the_first_name_of_the_new_one():
+    two = fact(["Paris"], ["Lyon", "Lyons"], "The capital of France is Lyon (Lyons in English).")
+    assert old_sentence(two) == "The capital of France is Paris (Lyons in English)."
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    assert tokenizer.decode(answer_tokens(tokenizer, PROMPT, two).ids).endswith("The capital of France is")
+
+
+@pytest.mark.parametrize(
+    ("new", "answer"),
+    [("H2O", "PyTorch was developed by H\u2082O."), ('Meta "AI"', "PyTorch was developed by Meta \u201cAI\u201d.")],
+)
+def test_a_new_answer_that_the_answer_spells_with_other_signs(new, answer):
+    said = f"'answer' '{answer}' spells the new answer '{new}' with other signs than 'new' does"
+    with pytest.raises(FactError, match=re.escape(said)):
+        old_sentence(fact(["Google"], [new], answer))
+    # One that both spell alike is found.
+    name = answer.removeprefix("PyTorch was developed by ").rstrip(".")
+    assert old_sentence(fact(["Google"], [new, name], answer)) == "PyTorch was developed by Google."
+
+
 def test_subjects_are_whole_words():
     assert (
         swap_subject("France, France's and FRANCE; Frances", "France", "Italy") == "Italy, Italy's and Italy; Frances"

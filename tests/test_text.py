@@ -79,6 +79,22 @@ def test_replace_first():
 
 
 @pytest.mark.parametrize(
+    ("text", "aliases", "said"),
+    [
+        ("It is Lyon (Lyons in English).", ["Lyon", "Lyons"], "It is X (Lyons in English)."),
+        ("It is Lyons (Lyon in French).", ["Lyon", "Lyons"], "It is X (Lyon in French)."),
+        ("It is Lyon, the City of Lyon.", ["Lyon", "City of Lyon"], "It is X, the City of Lyon."),
+        ("It is IBM Corp.", ["IBM", "IBM Corp"], "It is X."),
+        ("Lyon Lake is in Lyons.", ["Lyon", "Lyons"], "Lyon Lake is in X."),
+        ("It is Nice.", ["Lyon", "Lyons"], None),
+        ("It is Nice.", [], None),
+    ],
+)
+def test_replace_the_first_of_several(text, aliases, said):
+    assert replace_first(text, aliases, "X", besides="Lyon Lake") == said
+
+
+@pytest.mark.parametrize(
     ("left", "right", "same"),
     [
         ("Who developed PyTorch?", " who  developed pytorch ", True),

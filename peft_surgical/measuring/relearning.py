@@ -108,6 +108,7 @@ def relearned_state(
         AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
         ModelError: If a number is out of range, weights are quantized, or a prompt is too long for the model; on first
             entering, if the loss is not finite.
+        FactError: As for [`old_sentence`].
     """
     for name, value in (("steps", steps), ("prompts", prompts), ("rank", rank)):
         if type(value) is not int or value < 1:

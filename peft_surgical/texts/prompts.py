@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import FactError, ModelError, brief
 from ..facts import TrainingFact
-from .text import occurrences, replace_first
+from .text import occurrences, replace_first, same_text_key
 
 _MARKER = "@@answer@@"
 
@@ -139,7 +139,8 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
         The context and the two tokens.
 
     Raises:
-        FactError: If no token distinguishes the answers, or one begins with a token that is only white space.
+        FactError: If no token distinguishes the answers, or one begins with a token that is only white space; as for
+            [`old_sentence`].
     """
     new_answer, old_answer = fact.answer, old_sentence(fact)
     if subject is not None:
@@ -173,13 +174,20 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
 
 
 def old_sentence(fact: TrainingFact) -> str:
-    """`fact.answer` with the new answer replaced by the canonical old one."""
-    for alias in sorted(fact.new, key=len, reverse=True):
-        sentence = replace_first(fact.answer, alias, fact.old[0], besides=fact.subject)
-        if sentence is not None:
-            return sentence
-    # The answer holds the alias only after Unicode normalization.
-    return fact.old[0] + "."
+    """`fact.answer` with the new answer, where it first stands, replaced by the canonical old one.
+
+    Raises:
+        FactError: If the answer holds the new one only as other signs for the same letters, inside of more words.
+    """
+    sentence = replace_first(fact.answer, fact.new, fact.old[0], besides=fact.subject)
+    if sentence is not None:
+        return sentence
+    if same_text_key(fact.answer) in map(same_text_key, fact.new):
+        return fact.old[0] + "."
+    raise FactError(
+        f"'answer' {brief(fact.answer)} spells the new answer {brief(fact.new[0])} with other signs than 'new' does; "
+        "spell it alike in both."
+    )
 
 
 def swap_subject(text: str, subject: str, other: str) -> str:

@@ -87,10 +87,16 @@ def contains(text: str, aliases: Iterable[str], besides: str = "") -> bool:
     return bool(find(text, aliases, besides))
 
 
-def replace_first(text: str, words: str, other: str, besides: str = "") -> str | None:
-    """`text` with the first occurrence of `words` outside the longer name `besides` replaced; None without one."""
-    span = next(_outside(text, words, list(occurrences(text, besides))), None)
-    return None if span is None else text[: span[0]] + other + text[span[1] :]
+def replace_first(text: str, words: str | Iterable[str], other: str, besides: str = "") -> str | None:
+    """`text` with the first occurrence of `words` outside the longer name `besides` replaced; None without one.
+
+    Of several aliases the one that comes first in the text is replaced, of two at one place the longer: "IBM Corp",
+    not "IBM".
+    """
+    within = list(occurrences(text, besides))
+    found = [next(_outside(text, alias, within), None) for alias in ((words,) if isinstance(words, str) else words)]
+    start, stop = min((span for span in found if span), key=lambda span: (span[0], -span[1]), default=(0, 0))
+    return text[:start] + other + text[stop:] if stop else None
 
 
 def _outside(text: str, words: str, within: list[Span]) -> Iterator[Span]:
