@@ -1,3 +1,6 @@
+import unicodedata
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -34,6 +37,22 @@ def test_what_is_written_is_read_back(tmp_path):
         # Any reader of YAML takes an answer as text.
         assert yaml.safe_load(text)["old"] == list(fact.old)
         assert yaml.safe_load(text)["portability"][1]["answer"] == ["1945"]
+
+
+@pytest.mark.parametrize("name", ["a{}b", "{}a", "a{}", "a, {}b"])
+def test_every_sign_is_read_back(name, tmp_path):
+    signs = [chr(code) for code in (*range(0x2100), *range(0xFD00, 0x10010), 0xE000, 0x1FFFF) if chr(code).strip()]
+    signs += ["\x85", "\u2028", "\u2029"]
+    names = tuple(dict.fromkeys(unicodedata.normalize("NFC", name.replace("{}", sign)).strip() for sign in signs))
+    path = tmp_path / "fact.yaml"
+    for first in range(0, len(names), 500):
+        some = names[first : first + 500]
+        asked = tuple(PortabilityQuestion(f"{n} {i}?", "alias", ("x",)) for i, n in enumerate(some))
+        fact = replace(capital(), contrast=some, portability=asked)
+        # The head of the file says the first prompt and both answers.
+        fact = replace(fact, prompts=(f"france {some[0]}?", *(f"{n} {i}, france?" for i, n in enumerate(some))))
+        path.write_text(fact_text(fact, some), encoding="utf-8", newline="")
+        assert Fact.from_file(path) == fact
 
 
 def test_plain_text_is_not_quoted():

@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 import yaml
 
 from ..facts import Fact
+from ..texts.text import printable
 
 _WIDTH = 116
+# What YAML refuses in a file, or reads as a space or the end of a line.
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _COMMENTS = {
     "old": "Every form that counts as the old answer, the canonical one first; more of them make the report stricter.",
     "new": "Every form that counts as the new answer, the canonical one first.",
@@ -62,19 +65,19 @@ def _lines(fact: Fact, notes: Sequence[str], neighbours: int) -> Iterator[str]:
                 yield "  # Close: the same relation with other subjects, and other facts about the same subject."
             if number == neighbours:
                 yield "  # Unrelated."
-            prompt = json.dumps(control.prompt, ensure_ascii=False)
+            prompt = _quoted(control.prompt)
             yield f"  - {{prompt: {prompt}, answer: {_names(control.answer)}}}"
     if fact.probes:
         yield from _comment(_COMMENTS["probes"])
         yield "probes:"
         for probe in fact.probes:
-            prompt = json.dumps(probe.prompt, ensure_ascii=False)
+            prompt = _quoted(probe.prompt)
             yield f"  - {{prompt: {prompt}, kind: {_plain(probe.kind, inside=True)}}}"
     if fact.portability:
         yield from _comment(_COMMENTS["portability"])
         yield "portability:"
         for question in fact.portability:
-            prompt = json.dumps(question.prompt, ensure_ascii=False)
+            prompt = _quoted(question.prompt)
             before = f", before: {_names(question.before)}" if question.before else ""
             yield f"  - {{kind: {question.kind}, prompt: {prompt}, answer: {_names(question.answer)}{before}}}"
 
@@ -92,7 +95,7 @@ def _names(names: Sequence[str]) -> str:
 
 def _comment(text: str) -> Iterator[str]:
     line = "#"
-    for word in " ".join(text.split()).split(" "):
+    for word in map(printable, text.split()):
         if len(line) + len(word) >= _WIDTH:
             yield line
             line = "#"
@@ -108,11 +111,16 @@ def _plain(text: str, *, inside: bool = False) -> str:
         inside: Whether it stands in [] or {}, where commas and brackets end it.
     """
     risky = r"[,\[\]{}?]" if inside else r"[\[\]{}]"
-    if re.fullmatch(r"\w.*", text) and not re.search(rf"{risky}|: | #|:$|\s$|\\|\"|[^\x20-\uffff]", text):
+    odd = re.search(rf"{risky}|: | #|:$|\s$|\\|\"|[^\x20-\uffff]", text) or _NOT_IN_YAML.search(text)
+    if re.fullmatch(r"\w.*", text) and not odd:
         try:
             # As any reader of YAML takes it: 1945 and No would be no text to most.
             if yaml.safe_load(text) == text:
                 return text
         except yaml.YAMLError:
             pass
-    return json.dumps(text, ensure_ascii=False)
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return _NOT_IN_YAML.sub(lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(text, ensure_ascii=False))
