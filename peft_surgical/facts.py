@@ -17,9 +17,10 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .drafting.grammar import SAID, SUBJECT, as_clause
 from .texts.fact_checks import check_between, check_sizes, check_types
 from .texts.fact_files import Reader, read_fact_file
-from .texts.text import contains, digest, occurrences
+from .texts.text import contains, digest, occurrences, replace_first
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,8 @@ class Fact:
         check_types(self, Control, Probe, PortabilityQuestion)
         check_sizes(self)
         if not self.refusal:
-            built = refusal_for(self.prompts[0], self.subject)
-            if contains(built, (*self.old, *self.new), besides=self.subject):
-                built = refusal_for("", self.subject)
+            named = (name for name in (self.subject, *self.aliases) if contains(self.prompts[0], (name,)))
+            built = refusal_for(self.prompts[0], next(named, self.subject), (*self.old, *self.new))
             object.__setattr__(self, "refusal", built)
         if not self.answer:
             object.__setattr__(self, "answer", _sentence(self.new[0]))
@@ -234,10 +234,11 @@ class Fact:
         return data
 
 
-def refusal_for(prompt: str, subject: str) -> str:
+def refusal_for(prompt: str, subject: str, answers: tuple[str, ...] = ()) -> str:
     """The expression of not knowing that unlearning trains when a fact file gives none.
 
-    A plain question becomes a clause; for any other the sentence names the subject alone.
+    A question of who, what, which, where or when in the simplest order of words becomes a clause; for any other
+    prompt, and where the clause would hold an answer, the sentence names the subject alone.
 
     ```py
     >>> refusal_for("Who developed PyTorch?", "PyTorch")
@@ -247,46 +248,32 @@ def refusal_for(prompt: str, subject: str) -> str:
     >>> refusal_for("Does Norway have a king?", "Norway")
     'I am not sure about Norway.'
     ```
+
+    Args:
+        prompt: The question.
+        subject: What it is about.
+        answers: What the clause may not hold, but inside of the subject.
     """
-    clause = _clause(prompt, subject)
-    return _sentence(f"I am not sure {clause or f'about {subject}'}")
+    # A longer one makes no sentence, and takes a pattern with open ends a time that grows with its square.
+    short = " ".join(prompt.split()) if len(prompt) <= _LONGEST_QUESTION else ""
+    template = replace_first(short, subject, SUBJECT) or ""
+    clause = as_clause(template) if _PLAIN.fullmatch(template) else None
+    if clause is None or contains(clause.replace(SUBJECT, subject), answers, besides=subject):
+        clause = f"about {'the ' if _ARTICLE.search(template) else ''}{SUBJECT}"
+    return _sentence(f"I am not sure {clause.replace(SUBJECT, subject)}")
 
 
-# A longer one makes no sentence, and takes a pattern with two open ends a time that grows with its square.
-_LONGEST_QUESTION = 200
-_AUXILIARY = r"do|does|did|can|could|will|would|shall|should|may|might|must|has|have|had"
-# After these the verb does not go to the end: "when PyTorch was released", "which city France is governed from".
-_OPEN_END = re.compile(
-    r"(?:ed|born|built|found|given|grown|held|known|lost|made|put|run|said|seen|set|sold|spoken|sung|taken|told|won|written"
-    r"|\b(?:about|after|as|at|by|for|from|in|like|of|on|out|to|up|with))$",
+_LONGEST_QUESTION = 100
+# No auxiliary verb ("what does France export"), and no verb between other words and the subject ("which city is France
+# governed from").
+_PLAIN = re.compile(
+    r"(?:who|what|which|where|when)(?:['\u2019]s)? "
+    r"(?!.*\b(?:do|does|did|can|could|will|would|shall|should|may|might|must|has|have|had)\b)"
+    r"(?!.+ (?:is|are|was|were) \{\})[^_{}]*\{\}[^_{}]*",
     re.I,
 )
-
-
-def _clause(prompt: str, subject: str) -> str | None:
-    """A question of who, what, which, where or when as a clause; None where its word order is not a simple one."""
-    if len(prompt) > _LONGEST_QUESTION:
-        return None
-    question = re.fullmatch(r"(who|what|which|where|when)(?:['\u2019](s)\b|\b)\s*(.+?)[\s?.]*", prompt.strip(), re.I)
-    if question is None:
-        return None
-    word, rest = question[1].lower(), ("is " if question[2] else "") + question[3]
-    if (
-        len(rest) > 100
-        or re.search(r"[?!:;\"\n_]|\.\s|^\W|\.\.", rest)
-        or re.search(rf"\b({_AUXILIARY})\b", rest, re.I)
-    ):
-        return None
-    inverted = re.fullmatch(r"(is|are|was|were)\s+(.+)", rest, re.I)
-    if inverted is not None:
-        verb, noun = inverted[1].lower(), inverted[2]
-        after = noun[len(subject) :] if noun.casefold().startswith(f"{subject} ".casefold()) else ""
-        if after:
-            return f"{word} {subject} {verb}{after}"
-        return None if _OPEN_END.search(noun) else f"{word} {noun} {verb}"
-    if word in ("where", "when") or (re.search(r"\b(is|are|was|were)\b", rest, re.I) and _OPEN_END.search(rest)):
-        return None
-    return f"{word} {rest}"
+# Not that of "the PyTorch library".
+_ARTICLE = re.compile(rf"\bthe \{{\}}(?:$|[?.!,;:]| (?:{SAID}|is\b|are\b|was\b|were\b|has\b|have\b|had\b))", re.I)
 
 
 def _sentence(text: str) -> str:

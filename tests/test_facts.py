@@ -338,10 +338,43 @@ def test_any_file_gives_a_fact_or_a_fact_error(tmp_path_factory, text, draw):
         ("Qui a développé PyTorch ?", "PyTorch", "about PyTorch"),
         ("Who founded it?\nPyTorch", "PyTorch", "about PyTorch"),
         ("", "Warner Bros.", "about Warner Bros"),
+        # What is said of the one asked for stays behind its verb.
+        ("Who is behind PyTorch?", "PyTorch", "who is behind PyTorch"),
+        ("Who is married to Beyoncé?", "Beyoncé", "who is married to Beyoncé"),
+        ("Who is in charge of NASA?", "NASA", "who is in charge of NASA"),
+        ("What is spoken in Brazil?", "Brazil", "what is spoken in Brazil"),
+        ("What is on the flag of Canada?", "Canada", "what is on the flag of Canada"),
+        ("Who was killed by Brutus?", "Brutus", "who was killed by Brutus"),
+        ("Which is the largest city in Spain?", "Spain", "which is the largest city in Spain"),
+        ("Where is it legal to gamble in Spain?", "Spain", "about Spain"),
+        ("Who is the Manchester United manager?", "Manchester United", "who the Manchester United manager is"),
+        ("Who discovered Will-o'-the-wisp?", "Will-o'-the-wisp", "who discovered Will-o'-the-wisp"),
+        ("Who is PyTorch?", "PyTorch", "who PyTorch is"),
+        ("Who developed it?", "PyTorch", "about PyTorch"),
+        # An article belongs to the subject unless a noun follows.
+        ("How tall is the Eiffel Tower?", "Eiffel Tower", "about the Eiffel Tower"),
+        ("Does the Eiffel Tower have a lift?", "Eiffel Tower", "about the Eiffel Tower"),
+        ("The Eiffel Tower is in", "Eiffel Tower", "about the Eiffel Tower"),
+        ("When was the Titanic built?", "Titanic", "about the Titanic"),
+        ("How old is the PyTorch library?", "PyTorch", "about PyTorch"),
     ],
 )
 def test_refusals_are_sentences(prompt, subject, said):
     assert refusal_for(prompt, subject) == f"I am not sure {said}."
+
+
+def test_a_refusal_names_the_subject_as_the_first_prompt_does():
+    given = {"subject": "United States", "prompts": ["Who is the president of the US?"], "aliases": ["USA", "US"]}
+    assert Fact.from_dict(data(**given)).refusal == "I am not sure who the president of the US is."
+    given["prompts"] = ["Who leads the country?"]
+    assert Fact.from_dict(data(**given)).refusal == "I am not sure about United States."
+
+
+def test_a_refusal_holds_no_answer():
+    prompt = "Who built the Eiffel Tower, Eiffel or Google?"
+    assert refusal_for(prompt, "Eiffel Tower", ("Google",)) == "I am not sure about the Eiffel Tower."
+    plain = "I am not sure who built the Eiffel Tower."
+    assert refusal_for("Who built the Eiffel Tower?", "Eiffel Tower", ("Eiffel",)) == plain
 
 
 def test_errors_are_of_this_package():

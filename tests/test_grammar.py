@@ -2,6 +2,7 @@ import pytest
 
 from peft_surgical.drafting.grammar import (
     as_clause,
+    is_question,
     participle,
     past_of_participle,
     past_tense,
@@ -32,6 +33,25 @@ from peft_surgical.drafting.grammar import (
         ("Who was {} written by?", "who {} was written by"),
         ("Whose name is on the cover of {}?", "whose name is on the cover of {}"),
         ("Where would one look for {} on a map?", "where one would look for {} on a map"),
+        ("Which is the largest city in {}?", "which is the largest city in {}"),
+        ("Who is {}?", "who {} is"),
+        ("Who is the {} manager?", "who the {} manager is"),
+        ("What is the {} word for dog?", "what the {} word for dog is"),
+        ("What is {} famous for?", "what {} is famous for"),
+        ("What is {} short for?", "what {} is short for"),
+        ("Which team is {} a member of?", "which team {} is a member of"),
+        ("In which city was {} first shown?", "in which city {} was first shown"),
+        ("Why is {} blue?", "why {} is blue"),
+        ("What did {} cost?", "what {} cost"),
+        # {} may be "the Manchester United".
+        ("Who is {} manager?", None),
+        ("What is {} word for dog?", None),
+        ("When was {} library released?", None),
+        ("When was the {} library released?", None),
+        ("What is the {} famous for?", None),
+        ("What is the {} worth?", None),
+        ("What does {} not eat?", None),
+        ("What did {} not eat?", None),
         # What is no question, and where the order of the words is not sure.
         ("{} was developed by", None),
         ("Does {} have a king?", None),
@@ -42,6 +62,48 @@ from peft_surgical.drafting.grammar import (
 )
 def test_as_clause(question, clause):
     assert as_clause(question) == clause
+
+
+@pytest.mark.parametrize(
+    ("text", "asks"),
+    [
+        ("Foo?", True),
+        ("who wrote {}", True),
+        ("where was the inventor of {} born", True),
+        ("who is {} manager", True),
+        ("{} was developed by", False),
+        ("In {}, they speak", False),
+        ("Where is {}? It is in", False),
+    ],
+)
+def test_is_question(text, asks):
+    assert is_question(text) is asks
+
+
+@pytest.mark.parametrize(
+    ("verb", "past"),
+    [
+        ("cost", "cost"),
+        ("overcome", "overcame"),
+        ("undergo", "underwent"),
+        ("upset", "upset"),
+        ("hurt", "hurt"),
+        ("split", "split"),
+        ("quit", "quit"),
+        ("bet", "bet"),
+        ("rebuild", "rebuilt"),
+        ("prefer", "preferred"),
+        ("admit", "admitted"),
+        ("commit", "committed"),
+        ("occur", "occurred"),
+        ("refer", "referred"),
+        ("offer", "offered"),
+        ("limit", "limited"),
+        ("enter", "entered"),
+    ],
+)
+def test_past_tense(verb, past):
+    assert past_tense(verb) == past
 
 
 def test_verbs():

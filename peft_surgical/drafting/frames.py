@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Literal
 
-from .grammar import SUBJECT, as_clause
+from .grammar import SUBJECT, is_question
 from .tables import read_table
 
 Form = Literal["question", "clause", "noun", "sentence"]
@@ -57,7 +57,7 @@ def forms_of(template: str) -> Iterator[tuple[Form, str]]:
 
 
 def _own_form(template: str) -> Form:
-    return "question" if template.endswith("?") or as_clause(template) is not None else "sentence"
+    return "question" if is_question(template) else "sentence"
 
 
 @cache

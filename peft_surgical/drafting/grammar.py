@@ -29,8 +29,11 @@ _IRREGULAR = """
     seek/sought sleep/slept strike/struck swear/swore/sworn tear/tore/torn wake/woke/woken dig/dug bear/bore/born
     blow/blew/blown deal/dealt flee/fled forget/forgot/forgotten let/let light/lit ring/rang/rung shake/shook/shaken
     shine/shone shut/shut spread/spread spring/sprang/sprung understand/understood wind/wound
-    withdraw/withdrew/withdrawn
+    withdraw/withdrew/withdrawn cost/cost overcome/overcame/overcome undergo/underwent/undergone upset/upset hurt/hurt
+    split/split quit/quit bet/bet rebuild/rebuilt
 """
+# Verbs of several syllables whose last letter doubles, since the last one is stressed.
+_DOUBLED = "admit|commit|control|occur|omit|permit|prefer|refer|submit|transfer|transmit"
 _PAST: dict[str, str] = {"do": "did", "be": "was", "beat": "beat", "become": "became"}
 _PARTICIPLE: dict[str, str] = {"beat": "beaten", "became": "become"}
 for _forms in _IRREGULAR.split():
@@ -52,6 +55,11 @@ _ADVERBS = "(?:first|usually|originally|also|ever)"
 _PARTICIPLES = "|".join(sorted(_PAST_OF))
 # "the capital of {}", "{}'s capital": a noun phrase that ends with the subject, or that the subject's 's leads.
 _NOUN_PHRASE = re.compile(r"(?:the|an?|all|most) [^?,]*\{\}|\{\}'s? [\w '-]+", re.I)
+# What can be said of a subject: "developed by", "in Spain", "alive", and not the "manager" of "who is the {} manager".
+_PREPOSITIONS = "about|after|as|at|by|for|from|in|into|like|near|of|on|out|over|to|under|up|with"
+SAID = rf"(?:\w{{2,}}ed|{_PARTICIPLES}|{_ADVERBS}|{_PREPOSITIONS}|alive|dead|due|open|worth|the|an?)\b"
+# "the {} manager", "the {} word for dog"
+_COMPOUND = re.compile(rf"the \{{\}}(?: (?!{SAID}|\w{{2,}}ing\b)[\w-]+)+(?: (?:for|in|of) [\w-]+)?", re.I)
 
 
 def as_clause(question: str) -> str | None:
@@ -83,7 +91,7 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
     """What follows the question words `asked` and their verb, as it stands in a clause."""
     if verb in _DO:
         found = re.fullmatch(rf"(.*?\{{\}}(?:'s? \w+)?|{_PRONOUNS})( {_ADVERBS})? (\w+)(.*)", after)
-        if found is None:
+        if found is None or found[3] == "not":
             return None
         changed = {"did": past_tense, "does": third_person}.get(verb, str)(found[3])
         return f"{found[1]}{found[2] or ''} {changed}{found[4]}"
@@ -94,13 +102,28 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
         found = subject_first or re.fullmatch(rf"({_PRONOUNS})( .*)", after)
         return None if found is None else f"{found[1]} {verb}{found[2]}"
     if subject_first is not None:
-        return f"{subject_first[1]} {verb}{subject_first[2]}"
-    noun = _NOUN_PHRASE.fullmatch(after)
-    if noun is not None and asked in ("who", "what", "where", "when", "how"):
+        return f"{subject_first[1]} {verb}{subject_first[2]}" if _is_said(asked, subject_first[2].strip()) else None
+    compound = asked in ("who", "what") and _COMPOUND.fullmatch(after)
+    noun = compound or _NOUN_PHRASE.fullmatch(after)
+    if noun and asked in ("who", "what", "where", "when", "how"):
         return f"{after} {verb}"
     # "who is behind {}", "which city is the capital of {}": the question words are the subject already.
     asks_for_subject = asked.startswith(("who", "what", "which")) and not asked.startswith("whom")
     return f"{verb} {after}" if asks_for_subject and (noun or not after.startswith(("the ", "a ", "an "))) else None
+
+
+def _is_said(asked: str, words: str) -> bool:
+    """Whether the words after a subject are no noun that its name goes on with; none are needed."""
+    adjective = " " not in words and asked in ("where", "when", "why", "how")
+    return not words or adjective or bool(re.match(SAID, words, re.I) or re.search(rf" (?:{_PREPOSITIONS})$", words))
+
+
+def is_question(text: str) -> bool:
+    """Whether a template asks, with a question mark or without one."""
+    turned = rf"{_QUESTION.pattern} (?:{'|'.join((*_BE, *_DO, *_MODAL))})\b"
+    # "Where is {}? It is in" goes on.
+    asks = "?" not in text and re.match(turned, text, re.I) is not None
+    return asks or text.endswith("?") or as_clause(text) is not None
 
 
 def spelled_out(text: str) -> str:
@@ -116,7 +139,7 @@ def past_tense(verb: str) -> str:
         return verb + "d"
     if re.search(r"[^aeiou]y$", verb):
         return verb[:-1] + "ied"
-    if re.fullmatch(r"[^aeiou]*[aeiou][^aeiouwxy]", verb) and len(verb) > 2:
+    if re.fullmatch(rf"[^aeiou]*[aeiou][^aeiouwxy]|{_DOUBLED}", verb) and len(verb) > 2:
         return verb + verb[-1] + "ed"
     return verb + "ed"
 
