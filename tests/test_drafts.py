@@ -179,6 +179,12 @@ def test_sentences():
     assert statement(tall, "8 m") is inner_statement(tall, "8 m") is None
     assert refusal(tall) == "I am not sure how tall Mount Everest is."
     assert question(read_prompt("Foo bars the", "Foo")) is None
+    founders = read_prompt("Who are the founders of Google?", "Google", ["Larry Page"], ["Ada Lovelace"])
+    assert statement(founders, "Ada Lovelace") == "The founders of Google are Ada Lovelace"
+    assert refusal(founders) == "I am not sure who the founders of Google are."
+    manager = read_prompt("Who is the Manchester United manager?", "Manchester United")
+    assert refusal(manager) == "I am not sure who the Manchester United manager is."
+    assert refusal(read_prompt("When was the PyTorch library opened to all?", "PyTorch")) == ""
 
 
 def test_probes():

@@ -1,7 +1,10 @@
+import re
+
 import pytest
 
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
+from peft_surgical.texts.text import contains
 
 
 def named(prompt, subject, old=(), new=()):
@@ -73,6 +76,56 @@ def test_a_relation_is_made_from_a_noun_or_a_verb():
     assert "{} was killed by" in read_prompt("Who killed Caesar?", "Caesar").wordings().sentences
     assert "By whom was {} drawn?" in read_prompt("Asterix was drawn by", "Asterix").wordings().questions
     assert read_prompt("How tall is Mount Everest?", "Mount Everest").wordings().questions == ()
+
+
+@pytest.mark.parametrize("noun", ["founders", "members", "authors", "colors", "languages", "best friends"])
+def test_a_noun_in_the_plural_stays_one(noun):
+    for prompt in (f"What are the {noun} of Foo?", f"What are Foo's {noun}?", f"The {noun} of Foo are"):
+        reading = read_prompt(prompt, "Foo", ["French"], ["German"])
+        for side in (reading.wordings(), reading.wordings(held_out=True)):
+            made = (*side.questions, *side.sentences)
+            assert side.questions
+            assert not any(re.search(rf"(?:is|was) (?:the|{{}})|(?:{noun}|{{}}) (?:is|was)|[Ww]hich", t) for t in made)
+        assert f"The {noun} of {{}} are" in reading.wordings().sentences
+    past = read_prompt(f"Who were the {noun} of Foo?", "Foo").wordings()
+    assert past.questions == (f"Who were the {noun} of {{}}?", f"Who were {{}}'s {noun}?")
+    assert "The language of {} is" in read_prompt("What is the language of Foo?", "Foo").wordings().sentences
+
+
+@pytest.mark.parametrize(
+    ("prompt", "old", "new", "which"),
+    [
+        ("Who is the mayor of Foo?", ["Ed Koch"], ["Bloomberg"], ""),
+        ("Who is the mayor of Foo?", ["Apple"], ["Google"], ""),
+        ("What is the longest river in Foo?", ["Amazon"], ["Orinoco"], ""),
+        ("What is the longest river in Foo?", [], ["Amazon"], ""),
+        ("What is the biggest employer in Foo?", ["Apple"], ["Google"], "company"),
+        ("Foo was baked by", ["Apple"], ["Google"], "company"),
+        ("Which baker baked Foo?", ["Apple"], ["Google"], "baker"),
+    ],
+)
+def test_what_which_asks_for_takes_both_answers(prompt, old, new, which):
+    reading = read_prompt(prompt, "Foo", old, new)
+    assert reading.relation.name == ""
+    assert reading.which == which
+    questions = (*reading.wordings().questions, *reading.wordings(held_out=True).questions)
+    assert any(contains(question, ["which"]) for question in questions) is bool(which)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "phrase", "core"),
+    [
+        ("Who is the Manchester United manager?", "Manchester United", "Manchester United", "Who is the {} manager?"),
+        ("who is the us president", "US", "us", "who is the {} president"),
+        ("What is the German word for dog?", "German", "German", "What is the {} word for dog?"),
+        ("Where is the Foo Tower?", "Foo Tower", "the Foo Tower", "Where is {}?"),
+        ("Why is the sky blue?", "sky", "the sky", "Why is {} blue?"),
+        ("What is the highest peak in the Rockies?", "Rockies", "the Rockies", "What is the highest peak in {}?"),
+    ],
+)
+def test_an_article_may_belong_to_a_noun_behind_the_subject(prompt, subject, phrase, core):
+    reading = read_prompt(prompt, subject)
+    assert (reading.phrase, reading.core, reading.form) == (phrase, core, "question")
 
 
 def test_tense_number_and_possessive_follow_the_prompt():

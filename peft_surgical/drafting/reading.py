@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..errors import FactError, brief
 from ..texts.text import occurrences
 from .frames import Form, forms_of
-from .grammar import SUBJECT, capitalized, takes_possessive
+from .grammar import SUBJECT, as_clause, capitalized, takes_possessive
 from .names import kinds_of
 from .plurals import in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize
@@ -127,12 +127,13 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
         return Reading(
             prompt, subject, subject, prompt, "question" if prompt.endswith("?") else "sentence", Relation()
         )
-    # "the {subject}" is one phrase; more words before it may be anything.
-    phrase, template = next((d for d in drafts if d[0].casefold() == f"the {subject}".casefold()), drafts[0])
+    # "the {subject}" is one phrase, but in "the {subject} manager"; more words before it may be anything.
+    likely = [d for d in drafts if d[0].casefold() == f"the {subject}".casefold()] + drafts[:1]
+    phrase, template = next((draft for draft in likely if as_clause(draft[1]) is not None), likely[0])
     form, core = list(forms_of(template))[-1]
     relation, which = made_from(core)
     past = bool(re.search(r"\b(?:was|were|did|had)\b", core))
-    return Reading(prompt, subject, phrase, core, form, relation, which or kinds.asked, past, is_plural(core))
+    return Reading(prompt, subject, phrase, core, form, relation, which or kinds.asked_of(core), past, is_plural(core))
 
 
 def _drafts(prompt: str, start: int, stop: int) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from .grammar import SUBJECT, participle, past_of_participle, spelled_out
 from .plurals import in_singular
 from .relations import Relation, by_wording, from_noun, from_verb
 
+_BE = "is|are|was|were"
 # With so few letters besides the subject ("{}, in") its answers or its subject have to tell what is meant.
 _VAGUE = 4
 # Kinds of answer that "which …" can ask for by their own name.
@@ -38,6 +39,13 @@ class Kinds:
         """What both answers are, if that has a name to ask by."""
         both = self.old & self.new if self.old and self.new else self.answer
         return next((kind for kind in _ASKED_BY_NAME if kind in both), "")
+
+    def asked_of(self, core: str) -> str:
+        """[`asked`] for a prompt of no known relation, of which one answer that happens to be known tells too little.
+
+        "Who is the mayor of {}?" asks for no company, whatever else is called Bloomberg.
+        """
+        return self.asked if self.old and self.new and not re.match(r"who\b", core, re.I) else ""
 
     def fitting(self, relation: Relation) -> str:
         """What "which …" usually asks for in a relation, unless the answers are something else."""
@@ -109,12 +117,12 @@ def made_from(core: str) -> tuple[Relation, str]:
     """A relation from the noun or the verb of a template, an empty one without either, and what "which …" asks for."""
     text = spelled_out(core).rstrip("?. ")
     noun = (
-        re.fullmatch(rf"(?P<asks>who|what|which [\w -]+?) (?:is|are|was|were) (?P<noun>{NOUN})", text, re.I)
-        or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN}) (?:is|are|was|were)", text, re.I)
-        or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN})", text, re.I)
+        re.fullmatch(rf"(?P<asks>who|what|which [\w -]+?) (?P<verb>{_BE}) (?P<noun>{NOUN})", text, re.I)
+        or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN}) (?P<verb>{_BE})", text, re.I)
+        or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN})(?P<verb>)", text, re.I)
     )
     if noun is not None:
-        return _of_noun(noun["noun"], noun["asks"].lower())
+        return _of_noun(noun["noun"], noun["asks"].lower(), plural=noun["verb"].lower() in ("are", "were"))
     verb = re.fullmatch(r"(?:(?:which|what) (?P<which>[a-z][\w -]*?)|who) (?P<past>[a-z]+) \{\}", text, re.I)
     done = re.fullmatch(r"\{\} (?:is|are|was|were) (?P<done>[a-z]+) by(?: whom)?", text) or re.fullmatch(
         r"(?:by whom|who) (?:is|are|was|were) \{\} (?P<done>[a-z]+)(?: by)?", text, re.I
@@ -126,7 +134,7 @@ def made_from(core: str) -> tuple[Relation, str]:
     return Relation(answer="person", training=training, held_out=held_out), (verb and verb["which"]) or ""
 
 
-def _of_noun(noun: str, asks: str) -> tuple[Relation, str]:
+def _of_noun(noun: str, asks: str, *, plural: bool) -> tuple[Relation, str]:
     noun = noun[0].lower() + noun[1:]
     owned = re.fullmatch(r"\{\}'s? (.+)", noun)
     of = re.fullmatch(r"the ([\w' -]+) of \{\}", noun)
@@ -134,6 +142,6 @@ def _of_noun(noun: str, asks: str) -> tuple[Relation, str]:
         noun, possessive = f"the {owned[1]} of {SUBJECT}", f"{SUBJECT}'s {owned[1]}"
     else:
         possessive = f"{SUBJECT}'s {of[1]}" if of and not re.search(rf"\b{NO_NOUN}\b", of[1]) else ""
-    training, held_out = from_noun(noun, who=asks.startswith("who"), possessive=possessive)
+    training, held_out = from_noun(noun, who=asks.startswith("who"), possessive=possessive, plural=plural)
     person = "person" if asks.startswith("who") else ""
     return Relation(answer=person, training=training, held_out=held_out), asks.partition(" ")[2]

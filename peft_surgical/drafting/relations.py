@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -86,7 +86,9 @@ def settle(template: str, which: str, *, past: bool = False) -> str | None:
     return _ALTERNATIVE.sub(lambda m: m[2 if past else 1], template).replace(WHICH, which)
 
 
-def from_noun(noun: str, *, who: bool, possessive: str = "", number: int = 0) -> tuple[Wordings, Wordings]:
+def from_noun(
+    noun: str, *, who: bool, possessive: str = "", number: int = 0, plural: bool = False
+) -> tuple[Wordings, Wordings]:
     """The wordings, for training and held-out prompts, of a noun such as "the capital of {}".
 
     Args:
@@ -94,20 +96,24 @@ def from_noun(noun: str, *, who: bool, possessive: str = "", number: int = 0) ->
         who: Whether it is a person or a company.
         possessive: "{}'s capital", where there is one.
         number: Which of a relation's nouns it is, so that not all begin a held-out sentence in the same way.
+        plural: Whether it is a plural ("the founders of {}"), of which none asks "which person".
     """
     asks = "Who" if who else "What"
     first = capitalized(noun)
-    training = Wordings(
-        (f"{asks} [is/was] {noun}?", f"Which {WHICH} [is/was] {noun}?"), (f"{first} [is/was]",), (noun,)
-    )
+    be = "[are/were]" if plural else "[is/was]"
+    training = Wordings((f"{asks} {be} {noun}?", f"Which {WHICH} {be} {noun}?"), (f"{first} {be}",), (noun,))
     held_out = Wordings(
-        (f"{first} [is/was] which {WHICH}?", f"{asks} would you say [is/was] {noun}?"),
-        (f"{_LEADS[number % len(_LEADS)]} {noun} [is/was]",),
+        (f"{first} {be} which {WHICH}?", f"{asks} would you say {be} {noun}?"),
+        (f"{_LEADS[number % len(_LEADS)]} {noun} {be}",),
     )
     if possessive:
-        training += Wordings((f"{asks} [is/was] {possessive}?",), (f"{possessive} [is/was]",), (possessive,))
-        held_out += Wordings((f"Which {WHICH} [is/was] {possessive}?",))
-    return training, held_out
+        training += Wordings((f"{asks} {be} {possessive}?",), (f"{possessive} {be}",), (possessive,))
+        held_out += Wordings((f"Which {WHICH} {be} {possessive}?",))
+    return (_without_which(training), _without_which(held_out)) if plural else (training, held_out)
+
+
+def _without_which(wordings: Wordings) -> Wordings:
+    return replace(wordings, questions=tuple(q for q in wordings.questions if WHICH not in q))
 
 
 def from_verb(past: str, participle: str) -> tuple[Wordings, Wordings]:
