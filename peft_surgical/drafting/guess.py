@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ..errors import FactError, brief
+from ..measuring.metrics import sounds_unsure
 from ..texts.text import contains, occurrences
 from .grammar import SUBJECT
 from .names import bare, names_of, neighbours_of
@@ -19,17 +20,30 @@ _BEGINNINGS = re.compile(
     re.I,
 )
 _LINK = re.compile(r"(?:an?|and|the|of|in|on|at|for|to|with|de|del|della|da|di|du|la|le|van|von|der|den|&|y|\d+)")
-_ASKS_NUMBER = re.compile(r"how (?:many|much|old)\b|(?:in )?wh(?:at|ich) year\b", re.I)
+_ASKS_NUMBER = re.compile(r"how (?:many|much|old)\b", re.I)
+_ASKS_YEAR = re.compile(r"(?:in )?wh(?:at|ich) year\b", re.I)
 # What no longer belongs to an answer that ends a sentence: "Tokyo, which", "William Shakespeare in 1600".
 _END = re.compile(r"[,;(:]| (?:and|but|who|which|in|on|for|with|by|because|since|as|is|was|at)\b")
+_QUOTED = re.compile('["\u201c]([^"\u201d]+)["\u201d]')
+# A full stop behind these ends no sentence and no name: "Dr. Seuss", "J.R.R. Tolkien".
+_TITLES = ("Dr", "Mr", "Mrs", "Ms", "Prof", "St")
+_SHORTENED = re.compile(rf"(?:[^\W\d_]\.)+|(?:{'|'.join(_TITLES)})\.")
+_NO_TITLE = "".join(rf"(?<!\b{title})" for title in _TITLES)
+_SENTENCE_END = re.compile(rf"{_NO_TITLE}(?<=[^\W\d_]{{2}})[.!?](?:\s|$)|\n")
+# What a model says before it comes to the point, and words that are no answer though they have a capital.
+_PREFACE = re.compile(
+    r"(?:as of (?:\w+ )?\d{4}\b,?|(?:as of|as an?|according to|based on|to the best of|to my knowledge)\b[^,]*,) ",
+    re.I,
+)
+_NO_ANSWER = re.compile(r"i(?:['\u2019]\w+)?|as|it|he|she|they|this|that|there|sorry|unfortunately|well", re.I)
 _MOST_WORDS, _SHORT = 6, 3
 
 
 def guess_subject(prompt: str) -> str:
     """What a prompt is most likely about.
 
-    In order of preference: what a known wording leaves open ("Who wrote …?"), or the name in it; what stands in
-    quotation marks; the longest name, which is a run of words with capitals.
+    In order of preference: what a known wording leaves open ("Who wrote …?"), or the title or name in it; what stands
+    in quotation marks; the longest name, which is a run of words with capitals.
 
     ```py
     >>> guess_subject("who wrote romeo and juliet?"), guess_subject("How tall is the Eiffel Tower?")
@@ -40,10 +54,12 @@ def guess_subject(prompt: str) -> str:
         FactError: If there is no such thing.
     """
     prompt = " ".join(prompt.split())
+    quoted = _QUOTED.search(prompt)
     open_part = next(_open_parts(prompt, is_worded), None) or next(_open_parts(prompt, is_of_something), None)
+    if quoted and open_part and open_part.endswith(quoted[0]):
+        return quoted[1].rstrip("?.,!")
     if open_part is not None:
         return _longest_name(open_part) or re.sub(r"^(?:the|an?) ", "", open_part, flags=re.I)
-    quoted = re.search('["\u201c]([^"\u201d]+)["\u201d]', prompt)
     found = quoted[1] if quoted else _longest_name(prompt)
     if not found:
         raise FactError(f"it is not clear what the prompt {brief(prompt)} is about; name the subject.")
@@ -69,8 +85,8 @@ def _names(text: str) -> list[str]:
     """The names in a text, in order: runs of words with capitals, and of the small words between them."""
     runs: list[list[str]] = [[]]
     for number, word in enumerate(text.split()):
-        initial = re.fullmatch(r"[^\W\d_]\.", word)
-        bare_word = word if initial else re.sub(r"^\W+|(?:['\u2019]s)?\W*$", "", word)
+        # A lone "&" stays as it is.
+        bare_word = word if _SHORTENED.fullmatch(word) else re.sub(r"^\W+|(?:['\u2019]s)?\W*$", "", word) or word
         begins = number == 0 and _BEGINNINGS.fullmatch(bare_word) is not None
         named = any(sign.isupper() for sign in bare_word) and not begins
         if named or (runs[-1] and _LINK.fullmatch(bare_word)):
@@ -103,10 +119,14 @@ def guess_answer(said: str, reading: Reading) -> str | None:
     'Tokyo'
     ```
     """
-    sentence = re.split(r"(?<=[^\W\d_]{2})[.!?](?:\s|$)|\n", said.strip(), maxsplit=1)[0].strip(" .!?\"'*")
-    if not sentence:
+    sentence = _SENTENCE_END.split(_PREFACE.sub("", said.strip(), count=1), maxsplit=1)[0].strip(" .!?\"'*")
+    if not sentence or sounds_unsure(sentence):
         return None
     rest = _after_a_wording(sentence, reading)
+    asks_year = reading.relation.answer == "year" or _ASKS_YEAR.match(reading.core)
+    years = re.findall(r"\b\d{4}\b", (rest or sentence).replace(reading.subject, "")) if asks_year else []
+    if years:
+        return str(years[0])
     if rest is not None:
         cut = _END.split(rest, maxsplit=1)[0].strip()
         cut = _core(re.sub(r"^(?:the|an?) ", "", cut), reading)
@@ -115,7 +135,7 @@ def guess_answer(said: str, reading: Reading) -> str | None:
     known = [span for name in names for span in occurrences(sentence, name)]
     if known:
         return sentence[slice(*min(known, key=lambda span: (span[0], -span[1])))]
-    if reading.relation.answer == "year" or _ASKS_NUMBER.match(reading.core):
+    if asks_year or _ASKS_NUMBER.match(reading.core):
         number = re.search(r"\b\d[\d,.]*\b", sentence)
         return number[0] if number else None
     return _name_near(sentence, reading.subject)
@@ -146,7 +166,9 @@ def _name_near(sentence: str, subject: str) -> str | None:
     """The first name after the subject, else the first one before it; a short answer is a name as it is."""
     place = next(occurrences(sentence, subject), None)
     parts = [sentence] if place is None else [sentence[place[1] :], sentence[: place[0]]]
-    found = next((name for part in parts for name in _names(part)), None)
-    if found is None and place is None and len(sentence.split()) <= _SHORT:
+    names = (name for part in parts for name in _names(part))
+    found = next((name for name in names if not _NO_ANSWER.fullmatch(name)), None)
+    words = sentence.split()
+    if found is None and place is None and len(words) <= _SHORT and not _NO_ANSWER.fullmatch(words[0]):
         return sentence
     return found

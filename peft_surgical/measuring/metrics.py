@@ -88,7 +88,12 @@ def says_old(answer: str, fact: Fact) -> bool:
 
 def refuses(answer: str, fact: Fact) -> bool:
     """Whether an answer expresses not knowing: the fact's own refusal or a common wording."""
-    return contains(answer, [fact.refusal.rstrip(". ")]) or bool(_REFUSALS.search(normalize(answer)))
+    return contains(answer, [fact.refusal.rstrip(". ")]) or sounds_unsure(answer)
+
+
+def sounds_unsure(answer: str) -> bool:
+    """Whether an answer expresses not knowing in a common wording."""
+    return bool(_REFUSALS.search(normalize(answer)))
 
 
 def is_right(answer: str, control: Control) -> bool:
