@@ -63,8 +63,9 @@ def merge(
     _check_model(model)
     _check_generation_config(model)
     check_output(out, overwrite=overwrite)
-    check_inputs_stay(out, [*adapters, model.name_or_path])
-    edit = read_mergeable(adapters)
+    given: list[Mergeable] = several(adapters)
+    check_inputs_stay(out, [*given, model.name_or_path])
+    edit = read_mergeable(given)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
     roundings = []
@@ -91,13 +92,12 @@ def merge(
             tokenizer.save_pretrained(folder)
 
 
-def read_mergeable(adapters: Mergeable | Sequence[Mergeable]) -> Edit | LowRank:
+def read_mergeable(adapters: Sequence[Mergeable]) -> Edit | LowRank:
     """What merging some adapters comes to: the product of scales, or what one LoRA adapter adds.
 
     Raises:
         AdapterError: If an adapter cannot be read, or they are of both kinds or several LoRA adapters.
     """
-    adapters = several(adapters)
     low_rank = [
         adapter
         for adapter in adapters

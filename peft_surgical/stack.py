@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
-from .adapters.edits import Edit, EditOrPath
+from .adapters.edits import Edit, EditOrPath, several
 from .profiling import phase
 from .writing.inputs import check_inputs_stay
 
@@ -58,8 +58,9 @@ def stack(
             different sides of one module.
         OutputError: If `out` cannot be written, or is or holds one of the adapters.
     """
-    check_inputs_stay(out, adapters)
-    edit = product(adapters)
+    given: list[EditOrPath] = several(adapters)
+    check_inputs_stay(out, given)
+    edit = product(given)
     edit = replace(edit, task_type=edit.task_type or "CAUSAL_LM")
     write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)
     return edit
