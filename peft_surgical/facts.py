@@ -17,9 +17,9 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .drafting.grammar import SAID, SUBJECT, as_clause
 from .texts.fact_checks import check_between, check_sizes, check_types
 from .texts.fact_files import Reader, read_fact_file
+from .texts.grammar import SAID, SUBJECT, as_clause
 from .texts.text import contains, digest, occurrences, replace_first
 
 

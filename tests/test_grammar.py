@@ -1,6 +1,6 @@
 import pytest
 
-from peft_surgical.drafting.grammar import (
+from peft_surgical.texts.grammar import (
     as_clause,
     is_question,
     participle,

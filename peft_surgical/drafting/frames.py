@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Literal
 
-from .grammar import SUBJECT, is_question
+from ..texts.grammar import SUBJECT, is_question
 from .tables import read_table
 
 Form = Literal["question", "clause", "noun", "sentence"]

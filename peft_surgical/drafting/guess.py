@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from ..errors import FactError, brief
 from ..measuring.metrics import sounds_unsure
+from ..texts.grammar import SUBJECT
 from ..texts.text import contains, occurrences
-from .grammar import SUBJECT
 from .names import bare, names_of, neighbours_of
 from .reading import Reading
 from .recognition import is_of_something, is_worded

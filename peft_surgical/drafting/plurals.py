@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .grammar import SUBJECT
+from ..texts.grammar import SUBJECT
 
 
 def is_plural(template: str) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import FactError, brief
+from ..texts.grammar import SUBJECT, as_clause, capitalized, takes_possessive
 from ..texts.text import occurrences
 from .frames import Form, forms_of
-from .grammar import SUBJECT, as_clause, capitalized, takes_possessive
 from .names import kinds_of
 from .plurals import in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..texts.grammar import SUBJECT, participle, past_of_participle, spelled_out
 from ..texts.text import same_text_key
 from .frames import NOUN, forms_of
-from .grammar import SUBJECT, participle, past_of_participle, spelled_out
 from .plurals import in_singular
 from .relations import Relation, by_wording, from_noun, from_verb
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from ..texts.grammar import SUBJECT, as_clause, capitalized
 from ..texts.text import contains, same_text_key
-from .grammar import SUBJECT, as_clause, capitalized
 from .tables import read_table
 
 WHICH = "{which}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ..texts.grammar import SUBJECT, as_clause
 from ..texts.text import contains
-from .grammar import SUBJECT, as_clause
 from .reading import Reading
 from .relations import settle
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal, get_args
 
+from ..texts.grammar import as_clause
 from ..texts.text import contains, same_text_key
 from .frames import SLOT, frames
-from .grammar import as_clause
 from .reading import Reading
 
 Way = Literal["wording", "frame", "turn", "context"]
