@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -56,12 +55,12 @@ def merge(
     Raises:
         AdapterError: If an adapter cannot be read, or was made for another model, or touches a weight that is tied to
             another.
-        ModelError: If the model has adapters on it, is quantized, or has weights that are not in memory.
+        ModelError: If the model has adapters on it, is quantized, has weights that are not in memory, or has a
+            configuration that transformers does not save.
         OutputError: If `out` cannot be written, or is or holds the model's folder or one of the adapters.
     """
     target = _dtype(dtype)
     _check_model(model)
-    _check_generation_config(model)
     check_output(out, overwrite=overwrite)
     given: list[Mergeable] = several(adapters)
     check_inputs_stay(out, [*given, model.name_or_path])
@@ -83,6 +82,9 @@ def merge(
         model.config = copy.deepcopy(config)
         try:
             model.save_pretrained(folder, state_dict=state)
+        except ValueError as error:
+            # Such as one about a generation_config that was changed, which transformers looks at here only.
+            raise ModelError(f"the model cannot be saved: {' '.join(str(error).split())}") from error
         finally:
             model.config = config
         if target is not None:
@@ -200,17 +202,6 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is not None and found not in (torch.float32, torch.bfloat16, torch.float16):
         raise ModelError(f"the dtype of a merge must be float32, bfloat16 or float16, got {dtype}.")
     return found
-
-
-def _check_generation_config(model: PreTrainedModel) -> None:
-    if (config := getattr(model, "generation_config", None)) is None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            config.save_pretrained(folder)
-        except ValueError as error:
-            why = " ".join(str(error).split())
-            raise ModelError(f"the model's generation_config cannot be saved: {why}") from error
 
 
 def _check_model(model: PreTrainedModel) -> None:
