@@ -4,13 +4,15 @@ Ctrl-C within them ends the command as it does later.
 """
 
 import logging
+import os
 import sys
 
 
 def main() -> None:
     """The console script."""
-    # Where bitsandbytes is installed, PEFT imports it, and it says that its kernels for processors are not there.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if "--debug" not in sys.argv and not os.environ.get("PEFT_SURGICAL_DEBUG"):
+        # Where bitsandbytes is installed, PEFT imports it, and it says that its kernels for processors are not there.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         from peft_surgical.cli import main as command
     except KeyboardInterrupt:

@@ -16,5 +16,5 @@ def check_counts(least: int, **counts: object) -> None:
         ModelError: Names the first that is not so.
     """
     for name, count in counts.items():
-        if not isinstance(count, int) or count < least:
+        if type(count) is not int or count < least:
             raise ModelError(f"{name} must be a whole number of {least} or more; got {brief(count)}.")

@@ -53,5 +53,6 @@ def brief(value: object) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is no heading, as libraries begin with; without its full stop."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__).rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.endswith(":")] or lines or [type(error).__name__]
+    return said[0].rstrip(".")

@@ -273,7 +273,9 @@ _PLAIN = re.compile(
     re.I,
 )
 # Not that of "the PyTorch library".
-_ARTICLE = re.compile(rf"\bthe \{{\}}(?:$|[?.!,;:]| (?:{SAID}|is\b|are\b|was\b|were\b|has\b|have\b|had\b))", re.I)
+_ARTICLE = re.compile(
+    rf"\bthe \{{\}}(?:$|[?.!,;:]|['\u2019]s?(?= )| (?:{SAID}|is\b|are\b|was\b|were\b|has\b|have\b|had\b))", re.I
+)
 
 
 def _sentence(text: str) -> str:

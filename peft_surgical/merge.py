@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -33,7 +33,7 @@ Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
 
 def merge(
     model: PreTrainedModel,
-    adapters: Mergeable | Sequence[Mergeable],
+    adapters: Mergeable | Iterable[Mergeable],
     out: str | os.PathLike[str],
     dtype: torch.dtype | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -63,7 +63,9 @@ def merge(
     _check_model(model)
     check_output(out, overwrite=overwrite)
     given: list[Mergeable] = several(adapters)
-    check_inputs_stay(out, [*given, model.name_or_path])
+    # Another name may be a hub id, and a folder of that name what was written before.
+    source = [model.name_or_path] if os.path.isabs(model.name_or_path or "") else []
+    check_inputs_stay(out, [*given, *source])
     edit = read_mergeable(given)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from .drafting.guess import guess_subject
-from .errors import FactError, ModelError, brief
+from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .running.devices import input_device
 from .running.modes import evaluating
 from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
+from .staging.training import check_finite
 from .texts.lengths import check_length
 from .texts.prompts import encode, mentions, without_template
 from .texts.text import same_text_key
@@ -199,8 +200,7 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
             for _ in range(length):
                 logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
                 best = logits.float().cpu().topk(TOP)
-                if not best.values[0].isfinite():
-                    raise ModelError(f"the model gives logits that are not finite in {model.dtype}.")
+                check_finite(float(best.values[0]), model.dtype)
                 ids.append(int(best.indices[torch.multinomial(best.values.softmax(-1), 1, generator=generator)]))
             made.append(tokenizer.decode(ids, skip_special_tokens=True).strip() + ". ")
     return tuple(made)

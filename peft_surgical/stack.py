@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from .adapters.adapter_files import write_plain
@@ -36,7 +36,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @phase("stack")
 def stack(
-    adapters: EditOrPath | Sequence[EditOrPath],
+    adapters: EditOrPath | Iterable[EditOrPath],
     out: str | os.PathLike[str],
     *,
     card: str | None = None,

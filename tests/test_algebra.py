@@ -108,6 +108,7 @@ def test_folders_are_read(tmp_path):
 
 def test_one_edit_may_be_given_alone():
     assert product(edit([2.0, 3.0])) == edit([2.0, 3.0])
+    assert product({"a": edit([2.0, 3.0]), "b": edit([3.0, 1.0])}.values()) == edit([6.0, 3.0])
 
 
 def test_edits_are_equal_when_their_scales_are():

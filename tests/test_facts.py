@@ -351,6 +351,13 @@ def test_any_file_gives_a_fact_or_a_fact_error(tmp_path_factory, text, draw):
         ("Who discovered Will-o'-the-wisp?", "Will-o'-the-wisp", "who discovered Will-o'-the-wisp"),
         ("Who is PyTorch?", "PyTorch", "who PyTorch is"),
         ("Who developed it?", "PyTorch", "about PyTorch"),
+        ("Who was the Titanic's captain?", "Titanic", "who the Titanic's captain was"),
+        ("What is the Netherlands' capital?", "Netherlands", "what the Netherlands' capital is"),
+        ("What is Japan's currency called?", "Japan", "about Japan"),
+        ("Is the Nile's length known?", "Nile", "about the Nile"),
+        ("Where are the Galapagos Islands?", "Galapagos", "where the Galapagos Islands are"),
+        ("When is Ramadan this year?", "Ramadan", "when Ramadan is this year"),
+        ("What is Louvre Museum famous for?", "Louvre", "about Louvre"),
         # An article belongs to the subject unless a noun follows.
         ("How tall is the Eiffel Tower?", "Eiffel Tower", "about the Eiffel Tower"),
         ("Does the Eiffel Tower have a lift?", "Eiffel Tower", "about the Eiffel Tower"),

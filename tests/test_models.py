@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peft_surgical import models
-from peft_surgical.errors import ModelError
+from peft_surgical.errors import ModelError, first_line
 from peft_surgical.models import as_plain_model, load_model
 
 from .localizing import word_tokenizer
@@ -273,3 +273,11 @@ def test_the_demo_model_knows_a_capital(demo):
     assert contains(answer, ["Paris"])
     assert model.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert not getattr(model, "is_quantized", False)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [("", "ValueError"), ("One of:", "One of:"), ("One of:\n\n a, b.\nc", "a, b"), ("so.\nthen", "so")],
+)
+def test_the_first_line_that_says_something(message, line):
+    assert first_line(ValueError(message)) == line

@@ -1,4 +1,5 @@
 import pytest
+from peft import LoraConfig
 
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.staging.placeable import check_at_hand, check_bare, check_whole
@@ -20,6 +21,8 @@ def test_a_model_whose_adapters_stand_on_it_is_not_bare_and_alone_not_whole():
     with pytest.raises(AdapterError, match="is part of a PEFT model, whose adapters are on it"):
         check_whole(adapted.get_base_model())
     check_whole(adapted.unload())
+    model.add_adapter(LoraConfig(target_modules=["down_proj"]))
+    check_whole(model)
 
 
 def test_the_module_that_is_elsewhere_is_named():

@@ -142,3 +142,14 @@ def test_none_or_one_may_be_activated():
     activate(model, "default", trainable="default")
     assert torch.equal(logits(model), edited)
     assert trainable(model) == {"default"}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_deleting_while_the_scales_are_off_is_remembered_too(frozen):
+    model = tiny_peft()
+    add(model, "other")
+    model.set_adapter("default", inference_mode=frozen)
+    with model.disable_adapter():
+        model.delete_adapter("default")
+        assert trainable(model) == set()
+    assert trainable(model) == (set() if frozen else {"other"})

@@ -63,7 +63,7 @@ def test_each_row_meets_the_modules_that_its_own_adapter_saves():
     head["default"].weight.data.mul_(1.5)
     head["other"].weight.data.mul_(-3)
     names, ids = ["default", "other", "__base__", "none saved"], tiny_ids(batch=4)
-    for active in ("default", "none saved"):
+    for active in ("default", "other", "none saved"):
         model.set_adapter(active)
         mixed = logits(model, ids, adapter_names=names)
         assert torch.equal(mixed[2], logits(tiny_model("llama"), ids)[2])
@@ -90,3 +90,12 @@ def test_names_are_counted_against_the_input_and_no_other_tensor(task_type):
         found = model(position_ids=positions, input_ids=ids, adapter_names=names).logits
     assert torch.equal(found, expected)
     model.generate(eos_token_id=torch.tensor(5), input_ids=ids, adapter_names=names, max_new_tokens=1)
+
+
+def test_modules_saved_whole_whose_rows_cannot_be_told_apart():
+    model = tiny_peft(modules_to_save=["self_attn"], components=["L1.mlp"])
+    add(model, "other", components=["L1.mlp"])
+    expected = logits(model)
+    assert torch.equal(logits(model, adapter_names=["default", "default"]), expected)
+    with pytest.raises(AdapterError, match=r"the rows of .*self_attn, which adapters save whole, cannot be told"):
+        logits(model, adapter_names=["default", "other"])

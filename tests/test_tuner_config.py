@@ -182,5 +182,13 @@ def test_a_configuration_that_was_resolved_for_one_model_is_refused_by_one_with_
     config = SurgicalIA3Config(components=["L0.head.1"])
     get_peft_model(tiny_model("llama"), config)
     get_peft_model(tiny_model("llama"), config)
-    with pytest.raises(SelectionError, match="what they are in another one"):
+    with pytest.raises(SelectionError, match="in the one that they were resolved for"):
         get_peft_model(tiny_model("llama", num_attention_heads=8, num_key_value_heads=2), config)
+
+
+def test_selections_that_were_changed_by_hand_are_taken_as_they_are():
+    config = SurgicalIA3Config(components=["L0.mlp", "L1.mlp"])
+    config.resolve(tiny_config("llama"))
+    narrowed = {name: {"side": "input", "ranges": [[0, 10]]} for name in config.selections}
+    model = get_peft_model(tiny_model("llama"), SurgicalIA3Config(components=config.components, selections=narrowed))
+    assert model.peft_config["default"].selections == narrowed

@@ -209,3 +209,31 @@ def test_a_weighted_product_does_not_ask_what_its_adapters_call_their_base():
     model.peft_config["other"].base_model_name_or_path = "somewhere/base"
     model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "new")
     assert model.peft_config["new"].base_model_name_or_path == "org/base"
+
+
+class Twice(torch.nn.Module):
+    """A block that runs twice, under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh())
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_a_block_that_goes_by_two_names_is_merged_for_both():
+    model = get_peft_model(Twice(), SurgicalIA3Config(selections={"first.0": {"side": "input", "ranges": [[0, 2]]}}))
+    perturb(model)
+    x = torch.ones(1, 4)
+    edited = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), edited)
+
+
+def test_a_module_that_another_name_calls_unscaled_is_not_merged():
+    both = Tied()
+    both.b = both.a
+    model = get_peft_model(both, SurgicalIA3Config(selections={"a": {"side": "input", "ranges": [[0, 2]]}}))
+    with pytest.raises(AdapterError, match=r"a shares its weight with b\.weight"):
+        model.merge_adapter()

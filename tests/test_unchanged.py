@@ -118,6 +118,19 @@ def test_an_interrupt_leaves_other_adapters_as_they_were(options, switched_off, 
     assert {name.rsplit(".", 1)[-1] for name, p in model.named_parameters() if p.requires_grad} == {"idle"}
 
 
+def test_an_interrupt_leaves_what_was_merged_merged(monkeypatch):
+    model = tiny_peft(components=["L1.mlp", "L1.head.0"])
+    model.merge_adapter()
+    before, weights = logits(model), {name: value.clone() for name, value in model.state_dict().items()}
+    with interrupted_after(monkeypatch, stages, "train"):
+        stage(model, components=["L1.mlp", "L2.mlp"])
+    assert model.get_model_status().merged_adapters == ["default"]
+    assert torch.equal(logits(model), before)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), logits(tiny_peft(components=["L1.mlp", "L1.head.0"])))
+
+
 def test_an_interrupt_while_layers_are_put_in_leaves_none(monkeypatch):
     model = mixed()
     before = state(model)

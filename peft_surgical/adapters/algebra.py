@@ -14,7 +14,7 @@ float32 and in order, exactly as the active adapters of a model are multiplied.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -26,7 +26,7 @@ from ..tuner.coordinates import Coordinates
 from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
 
 
-def product(edits: EditOrPath | Sequence[EditOrPath]) -> Edit:
+def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
     """Multiplies edits.
 
     Args:

@@ -10,7 +10,7 @@ Everything that is done to adapters outside of a model (stack, power, inverse, e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -118,11 +118,11 @@ class Edit:
 EditOrPath: TypeAlias = Edit | str | os.PathLike[str]
 
 
-def several(edits: Given | Sequence[Given]) -> list[Given]:
+def several(edits: Given | Iterable[Given]) -> list[Given]:
     """One edit or folder, or several, as a list."""
-    if isinstance(edits, Sequence) and not isinstance(edits, str):
-        return list(edits)
-    return [edits]
+    if isinstance(edits, (str, os.PathLike)) or not isinstance(edits, Iterable):
+        return [edits]
+    return list(edits)
 
 
 def as_edit(edit: Edit | str | os.PathLike[str]) -> Edit:

@@ -47,7 +47,7 @@ def merge(
     from ..writing.inputs import check_inputs_stay
 
     # `demo` is no folder, whatever is called so here.
-    check_inputs_stay(out, [*adapters, *({model_name} - {"demo"})])
+    check_inputs_stay(out, adapters if model_name == "demo" else [*adapters, model_name])
     # Read before the model is: a damaged adapter is told at once.
     edit = read_mergeable(adapters)
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)

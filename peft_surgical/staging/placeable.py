@@ -9,6 +9,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError
+from ..tuner import SurgicalIA3Layer
 
 
 def check_bare(model: Any, what: str) -> None:
@@ -21,17 +22,17 @@ def check_bare(model: Any, what: str) -> None:
     Raises:
         AdapterError: If it has some, though it may be only the model that they were put on.
     """
-    if isinstance(model, PeftModel) or _has_adapters(model):
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(f"{what} takes a bare model, and this one has adapters; merge or unload them.")
 
 
 def check_whole(model: Any) -> None:
-    """Refuses a model whose adapters only the PEFT model around it knows: another one would come on top unseen.
+    """Refuses a model whose surgical adapters only the PEFT model around it knows: another would come on top unseen.
 
     Raises:
         AdapterError: If it is such a model.
     """
-    if not isinstance(model, PeftModel) and _has_adapters(model):
+    if not isinstance(model, PeftModel) and any(isinstance(module, SurgicalIA3Layer) for module in model.modules()):
         raise AdapterError(
             "the model is part of a PEFT model, whose adapters are on it; give that PEFT model, or unload it first."
         )
@@ -49,10 +50,6 @@ def check_free(model: Any, names: Iterable[str]) -> None:
     """
     if isinstance(model, PeftModel) and (taken := next((name for name in names if name in model.peft_config), None)):
         raise AdapterError(f"the model already has an adapter named {taken!r}; delete it first.")
-
-
-def _has_adapters(model: Any) -> bool:
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def check_at_hand(model: Any, names: Iterable[str]) -> None:

@@ -234,8 +234,9 @@ def train(
             _step(parameters, metric, _spent(step, recipe), most)
             step += 1
             bar.update(1)
-    # No loss tells what the last step gave.
-    check_finite(sum(float(parameter.detach().sum()) for parameter in parameters), runner.model.dtype)
+    # No loss tells what the last step led to.
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise ModelError(f"the last step led to values that are not finite, by gradients in {runner.model.dtype}.")
     seen = [loss for loss in latest if math.isfinite(loss)]
     return TrainingRecord(
         steps=step,
@@ -378,10 +379,10 @@ def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float,
 
 
 def check_finite(loss: float, dtype: torch.dtype) -> None:
-    """Refuses to train on a loss that leads nowhere.
+    """Refuses what leads nowhere.
 
     Args:
-        loss: The loss, nats.
+        loss: A loss, nats, or a logit.
         dtype: What the model computes in.
 
     Raises:

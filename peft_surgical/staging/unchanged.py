@@ -10,6 +10,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from ..tuner import SurgicalIA3Layer
+
 # They hold in attributes which adapters act, and what was trainable when they were switched off.
 _OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
 
@@ -23,10 +25,8 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
         model: A bare model, or one with adapters, that gets another one in the block.
     """
     held = set(getattr(model, "peft_config", ()))
-    modules = [
-        (module, dict(vars(module)) if isinstance(module, _OF_PEFT) else {"training": module.training}, children)
-        for module, children in ((module, dict(module._modules)) for module in model.modules())
-    ]
+    modules = [(module, _own(module), dict(module._modules)) for module in model.modules()]
+    merged = [(m, list(m.merged_adapters)) for m in model.modules() if isinstance(m, SurgicalIA3Layer)]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -36,6 +36,9 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
             vars(module).update(own)
             module._modules.clear()
             module._modules.update(children)
+        for layer, names in merged:
+            # To make others act takes what is merged out of the weights.
+            layer.merge_only(names)
         if isinstance(model, PeftModel):
             for name in [name for name in model.peft_config if name not in held]:
                 model.delete_adapter(name)
@@ -45,3 +48,10 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
         raise
+
+
+def _own(module: Any) -> dict[str, Any]:
+    """What of a module's attributes is to be put back, but what tells of its weights."""
+    if not isinstance(module, _OF_PEFT):
+        return {"training": module.training}
+    return {name: value for name, value in vars(module).items() if name not in ("merged_adapters", "_folded")}

@@ -54,10 +54,12 @@ _PRONOUNS = "we|you|I|one|people|viewers|chemists|travellers|the public"
 _ADVERBS = "(?:first|usually|originally|also|ever)"
 _PARTICIPLES = "|".join(sorted(_PAST_OF))
 # "the capital of {}", "{}'s capital": a noun phrase that ends with the subject, or that the subject's 's leads.
-_NOUN_PHRASE = re.compile(r"(?:the|an?|all|most) [^?,]*\{\}|\{\}'s? [\w '-]+", re.I)
+_NOUN_PHRASE = re.compile(
+    rf"(?:the|an?|all|most) [^?,]*\{{\}}|(?!.* (?:\w{{2,}}ed|{_PARTICIPLES})$)(?:the )?\{{\}}'s? [\w '-]+", re.I
+)
 # What can be said of a subject: "developed by", "in Spain", "alive", and not the "manager" of "who is the {} manager".
 _PREPOSITIONS = "about|after|as|at|by|for|from|in|into|like|near|of|on|out|over|to|under|up|with"
-SAID = rf"(?:\w{{2,}}ed|{_PARTICIPLES}|{_ADVERBS}|{_PREPOSITIONS}|alive|dead|due|open|worth|the|an?)\b"
+SAID = rf"(?:\w{{2,}}ed|{_PARTICIPLES}|{_ADVERBS}|{_PREPOSITIONS}|alive|dead|due|open|worth|the|an?|this|next|last)\b"
 # "the {} manager", "the {} word for dog"
 _COMPOUND = re.compile(rf"the \{{\}}(?: (?!{SAID}|\w{{2,}}ing\b)[\w-]+)+(?: (?:for|in|of) [\w-]+)?", re.I)
 
@@ -103,19 +105,20 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
         return None if found is None else f"{found[1]} {verb}{found[2]}"
     if subject_first is not None:
         return f"{subject_first[1]} {verb}{subject_first[2]}" if _is_said(asked, subject_first[2].strip()) else None
-    compound = asked in ("who", "what") and _COMPOUND.fullmatch(after)
+    compound = asked in ("who", "what", "where", "when") and _COMPOUND.fullmatch(after)
     noun = compound or _NOUN_PHRASE.fullmatch(after)
     if noun and asked in ("who", "what", "where", "when", "how"):
         return f"{after} {verb}"
     # "who is behind {}", "which city is the capital of {}": the question words are the subject already.
     asks_for_subject = asked.startswith(("who", "what", "which")) and not asked.startswith("whom")
-    return f"{verb} {after}" if asks_for_subject and (noun or not after.startswith(("the ", "a ", "an "))) else None
+    begun = after.startswith(("the ", "a ", "an ", f"{SUBJECT}'"))
+    return f"{verb} {after}" if asks_for_subject and (noun or not begun) else None
 
 
 def _is_said(asked: str, words: str) -> bool:
     """Whether the words after a subject are no noun that its name goes on with; none are needed."""
     adjective = " " not in words and asked in ("where", "when", "why", "how")
-    return not words or adjective or bool(re.match(SAID, words, re.I) or re.search(rf" (?:{_PREPOSITIONS})$", words))
+    return not words or adjective or bool(re.match(rf"(?i:{SAID})|[a-z].* (?:{_PREPOSITIONS})$", words))
 
 
 def is_question(text: str) -> bool:

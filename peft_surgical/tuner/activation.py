@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import AdapterError
 from .layer import SurgicalIA3Layer
 from .model import SurgicalIA3Model
+from .names import names_of
 
 
 def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | Iterable[str] = ()) -> None:
@@ -48,8 +49,3 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
     known_by_one = tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str)
     if known_by_one and adapters:
         setattr(model, "active_adapter", (trainable or adapters)[-1])  # noqa: B010 - Module's annotations forbid a str
-
-
-def names_of(adapters: str | Iterable[str]) -> list[str]:
-    """One name, or several, as a list."""
-    return [adapters] if isinstance(adapters, str) else list(adapters)

@@ -39,10 +39,10 @@ def rows_of(tuner: nn.Module, adapter_names: Sequence[str], known: Iterable[str]
     layers = [module for module in tuner.modules() if isinstance(module, SurgicalIA3Layer)]
     if any(layer.merged for layer in layers):
         raise AdapterError("adapter_names needs adapters that are not merged; call unmerge_adapter() first.")
-    wrappers = [module for module in tuner.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    wrappers = {name: module for name, module in tuner.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)}
     hooks: list[tuple[nn.Module, Any]] = [(tuner, partial(_checked, names))]
     hooks += [(layer, partial(_with_names, names)) for layer in layers]
-    hooks += [(wrapper, partial(_with_own_names, names)) for wrapper in wrappers]
+    hooks += [(wrapper, partial(_with_own_names, names, name)) for name, wrapper in wrappers.items()]
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
     try:
         yield
@@ -80,9 +80,15 @@ def _with_names(names: list[str], _: nn.Module, args: Any, kwargs: dict[str, Any
     return args, {**kwargs, "adapter_names": names}
 
 
-def _with_own_names(names: list[str], wrapper: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _with_own_names(
+    names: list[str], called: str, wrapper: Any, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     # PEFT's wrapper has no module for an adapter that saves none, and wants one name for each row that generation
     # made.
     own = [name if name in wrapper._adapters else BASE for name in names]
-    copies = len(args[0]) // len(names)
+    if own == [next(iter(wrapper.active_adapters), BASE)] * len(own):
+        return args, kwargs
+    copies, rest = divmod(len(args[0]), len(names)) if args else (0, 0)
+    if rest or not copies:
+        raise AdapterError(f"the rows of {called}, which adapters save whole, cannot be told apart in one batch.")
     return args, {**kwargs, "adapter_names": [name for name in own for _ in range(copies)]}

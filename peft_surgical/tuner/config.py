@@ -102,6 +102,8 @@ class SurgicalIA3Config(PeftConfig):
         """Validates, and derives what depends on the selections."""
         super().__post_init__()
         self.peft_type = SurgicalPeftType.SURGICAL_IA3
+        # The selections that components were resolved to; not a field, since a file need not tell.
+        self._of_components: dict[str, Any] | None = None
         if self.granularity not in GRANULARITIES:
             raise SelectionError(
                 f"the granularity must be one of {', '.join(GRANULARITIES)}, got {brief(self.granularity)}."
@@ -168,9 +170,12 @@ class SurgicalIA3Config(PeftConfig):
         if self.selections is None:
             self.selections = self._resolved(model_config)
             self._derive()
+            self._of_components = self.selections
 
     def check_made_for(self, model_config: Any) -> None:
-        """Refuses a model in which `components` are other coordinates than those that are selected.
+        """Refuses a model in which `components` are other coordinates than those that they were resolved to.
+
+        Selections that were given, read from a file or changed by hand are taken as they are.
 
         Args:
             model_config: Its configuration, as an object or a dict. Of a type that is not known nothing is checked.
@@ -178,7 +183,7 @@ class SurgicalIA3Config(PeftConfig):
         Raises:
             SelectionError: If they are.
         """
-        if self.selections is None or not self.components:
+        if self._of_components is None or self._of_components != self.selections:
             return
         try:
             here = self._resolved(model_config)
@@ -186,8 +191,8 @@ class SurgicalIA3Config(PeftConfig):
             return
         if here != self.selections:
             raise SelectionError(
-                f"the configuration does not select what {brief(', '.join(self.components))} are in this model, but"
-                " what they are in another one; make a new configuration for this model."
+                f"the configuration does not select what {brief(', '.join(self.components or []))} are in this model,"
+                " but what they are in the one that they were resolved for; make a new configuration for this model."
             )
 
     def _resolved(self, model_config: Any) -> dict[str, Any]:
@@ -253,4 +258,6 @@ class SurgicalIA3Config(PeftConfig):
                 components, selection.shape, granularity, projections=config["projections"], neurons=config["neurons"]
             )
             config["selections"] = {module: c.to_spec() for module, c in resolved.items()}
-        return cls(**config)
+        made = cls(**config)
+        made._of_components = made.selections
+        return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -21,7 +21,15 @@ def check_mergeable(model: nn.Module) -> None:
         AdapterError: If a weight is quantized, is also used elsewhere, or has an adapter of another method on it.
     """
     check_alone(model)
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    # By the modules that hold them: one that goes by several names is listed once, and what is merged is merged there.
+    tensors = {
+        f"{name}.{child}.{key}".lstrip("."): parameter
+        for name, module in model.named_modules()
+        for child, held in module._modules.items()
+        if held is not None
+        for key, parameter in held._parameters.items()
+        if parameter is not None
+    }
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     for name, layer in model.named_modules():
         if not isinstance(layer, SurgicalIA3Layer):
@@ -42,17 +50,6 @@ def check_alone(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, SurgicalIA3Layer) and layer.base_layer is not layer.get_base_layer():
             raise AdapterError(f"{name} has an adapter of another method on it; merge or delete that one first.")
-
-
-def check_known(adapter_names: Sequence[str] | None, known: Iterable[str]) -> None:
-    """Refuses adapters that there are not.
-
-    Raises:
-        AdapterError: If a name is not known.
-    """
-    known = list(known)
-    if unknown := [name for name in adapter_names or () if name not in known]:
-        raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known)}.")
 
 
 def shared_with(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> str | None:

@@ -28,7 +28,8 @@ from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .fold import Rounding
 from .layer import Linear, SurgicalIA3Layer
-from .mergeable import check_alone, check_known, check_mergeable
+from .mergeable import check_alone, check_mergeable
+from .names import check_known
 from .targets import check_target, find_module, unwrapped
 
 if TYPE_CHECKING:
@@ -161,18 +162,27 @@ class SurgicalIA3Model(BaseTuner):
                 trainable if the deleted one was.
         """
         layers = [layer for layer in self.layers() if adapter_name in layer.coordinates]
-        was_trained = any(layer.surgical_ia3_delta[adapter_name].requires_grad for layer in layers)
+        # While the scales are off, it is remembered which of them train.
+        was_trained = any(
+            (layer._was_trainable or {}).get(adapter_name, layer.surgical_ia3_delta[adapter_name].requires_grad)
+            for layer in layers
+        )
         was_active, left = adapter_name in self.active_adapters, [n for n in self.active_adapters if n != adapter_name]
         trainable = {p: p.requires_grad for layer in self.layers() for p in layer.surgical_ia3_delta.values()}
-        super().delete_adapter(adapter_name)
-        # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
-        active = left if left or not was_active else list(self.peft_config)[:1]
-        if was_active and not left and active:
-            _set_adapter(self.model, active, inference_mode=not was_trained)
         with self._memory_kept():
+            super().delete_adapter(adapter_name)
+            # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
+            active = left if left or not was_active else list(self.peft_config)[:1]
+            if was_active and not left and active:
+                _set_adapter(self.model, active, inference_mode=not was_trained)
             for layer in self.layers():
                 layer.set_adapter(active, inference_mode=not was_trained)
         self.active_adapter = active
+        if was_active and not left:
+            for layer in self.layers():
+                if layer._was_trainable is not None:
+                    layer._was_trainable.update({n: was_trained for n in active if n in layer._was_trainable})
+                    layer.surgical_ia3_delta.requires_grad_(False)
         if left or not was_active:
             for parameter, requires_grad in trainable.items():
                 parameter.requires_grad_(requires_grad)
@@ -203,7 +213,7 @@ class SurgicalIA3Model(BaseTuner):
             AdapterError: If a name is unknown, a weight cannot take an edit (see `mergeable`), or `safe_merge` finds a
                 value that is not finite. Either way the weights are as they were.
         """
-        check_known(adapter_names, self.peft_config)
+        check_known(adapter_names or (), self.peft_config)
         before = [(layer, list(layer.merged_adapters)) for layer in self.layers()]
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -222,7 +232,7 @@ class SurgicalIA3Model(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         layers = self.layers()
-        check_known(adapter_names, self.peft_config)
+        check_known(adapter_names or (), self.peft_config)
         check_alone(self.model)
         with warnings.catch_warnings():
             if merge and safe_merge:
@@ -252,10 +262,7 @@ class SurgicalIA3Model(BaseTuner):
 
         if adapter_name in self.peft_config:
             raise AdapterError(f"there is an adapter named {adapter_name!r} already; choose another name.")
-        if unknown := [name for name in adapters if name not in self.peft_config]:
-            raise AdapterError(
-                f"there is no adapter named {unknown[0]!r}; the model has {', '.join(self.peft_config)}."
-            )
+        check_known(adapters, self.peft_config)
         if len(adapters) != len(weights) or not adapters:
             raise AdapterError(
                 f"each adapter needs one weight; got {len(adapters)} adapters and {len(weights)} weights."
