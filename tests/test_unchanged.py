@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 
 import peft_surgical as ps
 from peft_surgical import stages
@@ -129,6 +129,18 @@ def test_an_interrupt_leaves_what_was_merged_merged(monkeypatch):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())
     model.unmerge_adapter()
     assert torch.equal(logits(model), logits(tiny_peft(components=["L1.mlp", "L1.head.0"])))
+
+
+def test_an_interrupt_leaves_an_adapter_that_transformers_put_in(monkeypatch):
+    model = tiny_model("llama")
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    before, configs = logits(model), dict(model.peft_config)
+    with interrupted_after(monkeypatch, stages, "train"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stage(model)
+    assert model.peft_config == configs
+    assert torch.equal(logits(model), before)
+    assert not any(isinstance(module, SurgicalIA3Layer) for module in model.modules())
 
 
 def test_an_interrupt_while_layers_are_put_in_leaves_none(monkeypatch):

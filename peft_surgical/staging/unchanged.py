@@ -24,7 +24,8 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
     Args:
         model: A bare model, or one with adapters, that gets another one in the block.
     """
-    held = set(getattr(model, "peft_config", ()))
+    held = vars(model).get("peft_config") if not isinstance(model, PeftModel) else model.peft_config
+    configs = dict(held or {})
     modules = [(module, _own(module), dict(module._modules)) for module in model.modules()]
     merged = [(m, list(m.merged_adapters)) for m in model.modules() if isinstance(m, SurgicalIA3Layer)]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -40,11 +41,15 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
             # To make others act takes what is merged out of the weights.
             layer.merge_only(names)
         if isinstance(model, PeftModel):
-            for name in [name for name in model.peft_config if name not in held]:
+            for name in [name for name in model.peft_config if name not in configs]:
                 model.delete_adapter(name)
-        elif not held:
+        else:
             # PEFT notes on the model what it has put on it.
             vars(model).pop("peft_config", None)
+            if held is not None:
+                held.clear()
+                held.update(configs)
+                vars(model)["peft_config"] = held
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
         raise
