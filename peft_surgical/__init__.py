@@ -46,7 +46,7 @@ from .sites import Architecture, ModelShape, register_architecture
 from .stack import stack
 from .stages import Stage, learn, unlearn
 from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components
-from .staging.training import Recipe, TrainingRecord
+from .staging.recipe import Recipe, TrainingRecord
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
 
 __version__ = "0.1.0"

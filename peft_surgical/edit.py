@@ -28,7 +28,7 @@ from .sites import ModelShape
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
 from .staging.placeable import check_free, check_whole
-from .staging.training import Recipe
+from .staging.recipe import Recipe
 from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config

@@ -33,8 +33,9 @@ from .running.suffix import SuffixRunner, shared_prefix
 from .sites import architecture_of
 from .staging.curvature import trained_layers
 from .staging.placeable import check_at_hand, check_free, check_whole
+from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained, base_rows, measure_retained
-from .staging.training import Recipe, TrainingRecord, train
+from .staging.training import train
 from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_length, fits
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span

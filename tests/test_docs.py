@@ -14,7 +14,7 @@ from peft_surgical import stages
 from peft_surgical.cli import cli
 from peft_surgical.facts import Fact
 from peft_surgical.report import METRICS
-from peft_surgical.staging.training import Recipe
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
 from tests.command_line import run
 from tests.localizing import capital, planted, word_tokenizer

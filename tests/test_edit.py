@@ -17,7 +17,7 @@ from peft_surgical.models import load_model
 from peft_surgical.report import METRICS, Report
 from peft_surgical.selection import Selection
 from peft_surgical.staging import retain
-from peft_surgical.staging.training import Recipe
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.tuner import SurgicalIA3Layer, activate
 
 from .adapters import logits, tiny_peft

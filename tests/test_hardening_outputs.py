@@ -18,9 +18,8 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -253,101 +252,6 @@ def test_two_edits_at_once(tmp_path):
     assert any("another run is writing" in result for result in results)
     assert set(complete(tmp_path / "out")) == set(WRITTEN)
     assert leftovers(tmp_path) == []
-
-
-def test_a_claim_makes_folders_and_takes_back_those_that_stay_empty(tmp_path):
-    deep = tmp_path / "a" / "b" / "out"
-    with claimed(deep) as folder:
-        assert folder == deep
-        assert deep.is_dir()
-    assert written(tmp_path) == []
-
-    def fail():
-        with claimed(deep):
-            (deep / "kept").write_text("1")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert written(deep) == ["kept"]
-    with pytest.raises(OutputError, match="is not empty"), claimed(deep):
-        pytest.fail("the block ran")
-    with claimed(deep, overwrite=True), pytest.raises(OutputError, match="another run"), claimed(deep, overwrite=True):
-        pytest.fail("the block ran")
-    assert written(deep) == ["kept"]
-
-
-def test_a_claim_of_a_folder_that_was_filled_before_it_was_locked(tmp_path, monkeypatch):
-    claims = import_module("peft_surgical.writing.claims")
-    lock = claims._lock
-
-    def filled(path):
-        path.mkdir()
-        (path / "theirs").write_text("1")
-        return lock(path)
-
-    monkeypatch.setattr(claims, "_lock", filled)
-    with pytest.raises(OutputError, match="is not empty"), claimed(tmp_path / "out"):
-        pytest.fail("the block ran")
-    assert written(tmp_path / "out") == ["theirs"]
-
-
-def test_who_comes_too_late_leaves_the_folder_to_who_has_claimed_it(tmp_path, monkeypatch):
-    claims = import_module("peft_surgical.writing.claims")
-    lock, out, first = claims._lock, tmp_path / "a" / "out", ExitStack()
-
-    def overtaken(path):
-        # The other run makes and locks the folder after this one has seen that there is none.
-        monkeypatch.setattr(claims, "_lock", lock)
-        first.enter_context(claimed(out))
-        return lock(path)
-
-    monkeypatch.setattr(claims, "_lock", overtaken)
-    with first:
-        with pytest.raises(OutputError, match="another run"), claimed(out):
-            pytest.fail("the block ran")
-        assert out.is_dir()
-        (out / "mine").write_text("1")
-    assert written(out) == ["mine"]
-
-
-def test_the_claim_of_a_killed_run_is_gone(tmp_path):
-    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(1, flush=True); input()"
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        holder.stdout.readline()
-        with pytest.raises(OutputError, match="another run"), claimed(tmp_path):
-            pytest.fail("the block ran")
-        holder.kill()
-        holder.wait()
-    with claimed(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_no_obstacle(number, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with claimed(tmp_path / "out") as folder:
-        (folder / "a").write_text("1")
-    monkeypatch.setattr("peft_surgical.writing.locks.fcntl", None)
-    with claimed(tmp_path / "out", overwrite=True):
-        pass
-    assert written(tmp_path / "out") == ["a"]
-
-
-def test_what_a_killed_run_left_is_removed_when_overwriting_is_allowed(tmp_path):
-    (tmp_path / ".learn.x.partial").mkdir()
-    (tmp_path / ".learn.x.partial" / "half").write_text("")
-    (tmp_path / ".report.json.y.partial").write_text("")
-    (tmp_path / ".mine").write_text("")
-    with pytest.raises(OutputError), claimed(tmp_path):
-        pytest.fail("the block ran")
-    assert len(written(tmp_path)) == 3
-    with claimed(tmp_path, overwrite=True):
-        assert written(tmp_path) == [".mine"]
 
 
 @pytest.mark.parametrize("command", ["stack", "merge"])

@@ -10,7 +10,7 @@ from peft_surgical.errors import ModelError
 from peft_surgical.running.passes import Term, in_passes, parts, shares
 from peft_surgical.running.replicas import Replica
 from peft_surgical.running.workers import Worker
-from peft_surgical.staging.training import Recipe
+from peft_surgical.staging.recipe import Recipe
 
 from .adapters import deltas
 from .test_training import ALL, Task

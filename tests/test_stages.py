@@ -12,8 +12,8 @@ from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import retain
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import retain_prompts
-from peft_surgical.staging.training import Recipe
 from peft_surgical.texts.prompts import encode, encode_answer
 from peft_surgical.texts.wording import variants
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate

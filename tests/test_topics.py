@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import retain_prompts
 from peft_surgical.staging.retained import base_rows
-from peft_surgical.staging.training import Recipe
 from peft_surgical.texts.prompts import encode
 from peft_surgical.texts.topics import relation_prompts, states_fact, topic_prompts
 

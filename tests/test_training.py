@@ -8,8 +8,9 @@ from peft_surgical.errors import ModelError
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.sites import architecture_of
 from peft_surgical.staging.curvature import Metric
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import TopDistribution
-from peft_surgical.staging.training import Recipe, _spent, span, train
+from peft_surgical.staging.training import _spent, span, train
 from peft_surgical.texts.prompts import EncodedAnswer
 
 from .adapters import deltas, tiny_peft
@@ -269,24 +270,6 @@ def test_near_and_far_rows_have_batches_of_their_own():
     for step in asked[1::2]:
         assert sum(i < 7 for i in step) == 1
         assert sum(i >= 7 for i in step) == 2
-
-
-def test_a_dtype_that_is_none_is_refused():
-    with pytest.raises(ModelError, match="unknown compute_dtype 'int8'; choose one of auto, float32"):
-        Recipe(compute_dtype="int8")
-
-
-@pytest.mark.parametrize(
-    ("options", "least"),
-    [
-        *(({name: 0}, 1) for name in ("fact_batch", "draws", "retain_tokens")),
-        *(({name: -1}, 0) for name in ("steps", "near_batch", "far_batch", "variants", "neighbours", "general")),
-    ],
-)
-def test_a_count_that_is_too_small_is_refused(options, least):
-    [(name, count)] = options.items()
-    with pytest.raises(ModelError, match=f"{name} must be a whole number of {least} or more; got {count}"):
-        Recipe(**options)
 
 
 @pytest.mark.parametrize("retains", [0, 6])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..edit import Granularity
     from ..facts import Fact
     from ..selection import Selection
-    from ..staging.training import Recipe
+    from ..staging.recipe import Recipe
 
 _FILES = (
     ("localization.json, localization.png", "the scores of every component"),
@@ -197,7 +197,7 @@ def edit(
 def _recipes(steps: int | None, little: bool) -> Recipe | dict[str, Recipe] | None:
     """How the stages train, as the options say."""
     from ..stages import low_memory
-    from ..staging.training import Recipe
+    from ..staging.recipe import Recipe
 
     given = None if steps is None else Recipe(steps=steps)
     return low_memory(given) if little else given

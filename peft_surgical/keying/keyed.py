@@ -42,8 +42,9 @@ from ..sites import ModelShape
 from ..stages import LEARN, Stage, check_retain_fits, training_rows
 from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
+from ..staging.recipe import Recipe
 from ..staging.retained import Rows, base_rows
-from ..staging.training import Recipe, train
+from ..staging.training import train
 from ..staging.unchanged import unchanged_on_failure
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subject_texts import namesakes, under_aliases

@@ -34,7 +34,8 @@ from ..running.tails import TailRunner
 from ..stages import LEARN, Stage
 from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
-from ..staging.training import Recipe, train
+from ..staging.recipe import Recipe
+from ..staging.training import train
 from ..staging.unchanged import unchanged_on_failure
 from ..texts.prompts import EncodedAnswer
 from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases

@@ -45,8 +45,9 @@ from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .placeable import check_bare
+from .recipe import TrainingRecord
 from .retained import base_of
-from .training import TrainingRecord, check_finite, endless
+from .training import check_finite, endless
 from .unchanged import unchanged_on_failure
 
 

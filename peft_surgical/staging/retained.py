@@ -23,8 +23,8 @@ from ..texts.topics import states_fact, topic_prompts
 from ..tuner import SurgicalIA3Layer
 from .curvature import Curvature
 from .measured import Measured
+from .recipe import Recipe
 from .retain import TopDistribution, base_answers, carried_prompts, retain_prompts
-from .training import Recipe
 
 
 @dataclass(frozen=True)

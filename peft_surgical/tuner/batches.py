@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,20 +20,19 @@ from .layer import BASE, SurgicalIA3Layer
 
 
 @contextmanager
-def rows_of(tuner: nn.Module, adapter_names: Sequence[str], known: Iterable[str]) -> Iterator[None]:
+def rows_of(tuner: Any, adapter_names: Sequence[str]) -> Iterator[None]:
     """While the block runs, row `i` of every batch is scaled by `adapter_names[i]` alone, and meets the modules that
     this adapter saves whole.
 
     Args:
-        tuner: What holds the model with its surgical layers.
+        tuner: The [`SurgicalIA3Model`] that holds the model with its surgical layers.
         adapter_names: One adapter, or `__base__`, per row.
-        known: The names of the model's adapters.
 
     Raises:
         AdapterError: If a name is not known, or the model is merged; and in the block, if a batch that the tuner is
             called with has another number of rows.
     """
-    names, known = list(adapter_names), [BASE, *known]
+    names, known = list(adapter_names), [BASE, *tuner.peft_config]
     if unknown := [name for name in names if name not in known]:
         raise AdapterError(f"there is no adapter named {unknown[0]!r}; a row can have one of {', '.join(known)}.")
     layers = [module for module in tuner.modules() if isinstance(module, SurgicalIA3Layer)]

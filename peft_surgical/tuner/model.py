@@ -196,7 +196,7 @@ class SurgicalIA3Model(BaseTuner):
             yield
             return
         check_rows(names, self.model, args, kwargs)
-        with rows_of(self, names, self.peft_config):
+        with rows_of(self, names):
             yield
 
     def _check_merge_allowed(self) -> None:
