@@ -60,7 +60,7 @@ _LAYERS = 4
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
-    """How [`learn_keyed`] trains: as the stage `learn`, and
+    """How [`learn_keyed`] trains: as the stage `learn`, on fewer rows, and
 
     Attributes:
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
@@ -69,6 +69,12 @@ class KeyedRecipe(Recipe):
         ridge: See [`~peft_surgical.keying.neurons.find_neurons`].
     """
 
+    # At nearly all that is kept the neurons are shut, where more rows would say the same.
+    fact_batch: int = 12
+    near_batch: int = 6
+    far_batch: int = 2
+    neighbours: int = 24
+    general: int = 60
     share_of_loss: float = 0.5
     namesakes: int = 60
     ridge: float = 0.03
