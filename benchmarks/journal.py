@@ -71,12 +71,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         OutputError: If it cannot be read or is not a journal.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        # What stands behind the last line feed was not finished, perhaps not even its last character.
+        *lines, rest = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise OutputError(f"cannot read {path}: {error}.") from error
     records = []
-    # What stands behind the last line feed was not finished.
-    for number, line in enumerate(lines[:-1], 1):
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -84,7 +84,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict) or "kind" not in record or (number == 1) != (record["kind"] == "header"):
             raise OutputError(f"{path}, line {number}: this is not a benchmark's file; name another one.")
         records.append(record)
-    if not records and lines[-1].strip() and not lines[-1].startswith('{"kind": "header"'):
+    if not records and rest.strip() and not rest.startswith(b'{"kind": "header"'):
         raise OutputError(f"{path} is not a benchmark's file; name another one.")
     return records
 

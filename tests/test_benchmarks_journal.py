@@ -33,6 +33,17 @@ def test_a_journal_goes_on(tmp_path):
     assert journal.of_kind("resumed") == [{"kind": "resumed", "command": "again"}]
 
 
+def test_a_line_that_was_cut_inside_of_a_character_is_dropped(tmp_path):
+    path = tmp_path / "results.jsonl"
+    Journal(path, RUN, ABOUT)
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"kind": "case", "said": "São'.encode()[:-2])
+    assert [r["kind"] for r in read_records(path)] == ["header"]
+    Journal(path, RUN, ABOUT).append({"kind": "case", "said": "São"})
+    assert path.read_bytes().startswith(whole)
+    assert [r["kind"] for r in read_records(path)] == ["header", "resumed", "case"]
+
+
 def test_a_header_that_was_cut_short_is_begun_again(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"kind": "header", "ru')
