@@ -41,12 +41,13 @@ class Journal:
         if not self.records:
             self.append({"kind": "header", "run": dict(run), **about})
             return
-        before = self.records[0].get("run", {})
-        for key, value in json.loads(json.dumps(dict(run))).items():
-            if before.get(key) != value:
+        before, now = self.records[0].get("run", {}), json.loads(json.dumps(dict(run)))
+        # A value that is not given is one, too: a run without it goes on from none that has it.
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
                 raise OutputError(
-                    f"{path} holds a run with {key} {before.get(key)!r}, and this run has {value!r}; name another"
-                    " file."
+                    f"{path} holds a run with {key} {before.get(key)!r}, and this run has {now.get(key)!r}; name"
+                    " another file."
                 )
         self._file.writelines(map(_line, self.records))
         self._file.truncate()

@@ -75,6 +75,9 @@ def test_another_run_is_refused(tmp_path):
     with pytest.raises(OutputError, match=r"holds a run with seed 0, and this run has 1; name another file"):
         Journal(path, {**RUN, "seed": 1}, ABOUT)
     assert path.read_text() == before
+    with pytest.raises(OutputError, match=r"holds a run with seed 0, and this run has None; name another file"):
+        Journal(path, {"data": RUN["data"]}, ABOUT)
+    assert path.read_text() == before
     with pytest.raises(OutputError, match="cannot read"):
         Journal(tmp_path, RUN, ABOUT)
 
