@@ -38,7 +38,7 @@ from peft_surgical.texts.prompts import without_template
 from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, settings
 from .comparison import asked_digest, asked_only
-from .counterfact import learning_rates
+from .counterfact import check_settings, learning_rates
 from .journal import Journal, surroundings
 from .speed.editing import beginning
 
@@ -268,6 +268,7 @@ def main(
             },
             {"command": command(), **surroundings(loaded.device)},
         )
+        check_settings(journal, "row", methods)
         base, found, after = copy.deepcopy(loaded), {}, Afterwards(bits, relearn)
         for file, fact in read.items():
             found[file] = run(loaded, base, tokenizer, fact, file, methods, journal, seed, after)

@@ -103,7 +103,7 @@ def run(
         facts: Where more neighbours of a case are looked for.
     """
     contexts = tuple(journal.of_kind("contexts")[0]["contexts"])
-    check_settings(journal, methods)
+    check_settings(journal, "case", methods)
     chosen = known_cases(model, tokenizer, cases, count, journal)
     if len(chosen) < count:
         click.echo(f"the base knows {len(chosen)} cases only; asked for {count}", err=True)
@@ -127,14 +127,19 @@ def run(
     return result
 
 
-def check_settings(journal: Journal, methods: Sequence[Method]) -> None:
-    """Refuses to add to a method's results others that it would reach with other settings.
+def check_settings(journal: Journal, kind: str, methods: Sequence[Method]) -> None:
+    """Refuses to add to a method's results others that it would reach with other settings, or to give them for these.
+
+    Args:
+        journal: Holds the results.
+        kind: What its records of them are.
+        methods: With the settings of this run.
 
     Raises:
         OutputError: Names the method and both settings.
     """
     wanted = {method.name: json.loads(json.dumps(settings(method))) for method in methods}
-    for record in journal.of_kind("case"):
+    for record in journal.of_kind(kind):
         name = record["method"]
         if name in wanted and record["settings"] != wanted[name]:
             raise ps.OutputError(

@@ -86,6 +86,9 @@ def test_the_benchmark_goes_on_where_it_stopped(tmp_path, model_folder, fact_tex
     other = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--bits", "8"])))
     assert other.exit_code == 1
     assert "out.jsonl" in other.output
+    faster = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--learning-rate", "lora=1"])))
+    assert faster.exit_code == 1
+    assert "holds lora with {'learning_rate': 0.0002" in faster.output
     refused = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--learning-rate", "ft=1"])))
     assert "a learning rate is given for 'ft', which does not run" in refused.output
 
