@@ -3,11 +3,11 @@
     python -m benchmarks.chat --model demo --fact examples/facts/windows_maker.yaml --out out/chat.jsonl
 
 Adapters and fine-tuning get the fact's training prompts with its answer, all in every step, for at most 25 steps; the
-stages of `edit` (`staged`) and rewritten neurons (`keyed`, 18 steps) get the same and what the fact keeps. ROME and
-`surgical` edit one sentence, behind sampled beginnings, as they do on CounterFact: the fact's answer up to the new
-answer. Held-out prompts and controls are asked in the chat template after each, greedily. With `--bits` and
-`--relearn` held-out prompts are asked again after every edit's weights, merged, were rounded, or fine-tuned on the old
-answer.
+stages of `edit` (`staged`) and rewritten neurons (`keyed`, 18 steps) get the same and what the fact keeps. ROME,
+`surgical` and `surgical_keyed` edit one sentence, behind sampled beginnings, as they do on CounterFact: the fact's
+answer up to the new answer. Held-out prompts and controls are asked in the chat template after each, greedily. With
+`--bits` and `--relearn` held-out prompts are asked again after every edit's weights, merged, were rounded, or
+fine-tuned on the old answer.
 
 Every row is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table a fact and,
 as its last line, JSON: fact file to method to metric to `{value, n, low, high}`.
@@ -42,7 +42,7 @@ from .counterfact import check_settings, learning_rates
 from .journal import Journal, surroundings
 from .speed.editing import beginning
 
-FROM_A_SENTENCE = ("surgical", "rome", "rome_cov")
+FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov")
 NOTHING = Afterwards()
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
 

@@ -24,13 +24,14 @@ def few_everyday_prompts(monkeypatch):
     monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
 
 
-def test_what_methods_are_given():
+@pytest.mark.parametrize("method", ["rome", "rome_cov", "surgical", "surgical_keyed"])
+def test_what_methods_are_given(method):
     model = planted()
     tokenizer, asked = chat._request(model, TOKENIZER, FACT, "lora", 0)
     assert tokenizer is TOKENIZER
     assert isinstance(asked, Questions)
     assert (asked.prompts, asked.new, asked.fact) == (FACT.prompts, FACT.answer, FACT.training)
-    plain, sentence = chat._request(model, TOKENIZER, FACT, "rome", 0)
+    plain, sentence = chat._request(model, TOKENIZER, FACT, method, 0)
     assert plain.chat_template is None
     assert (sentence.prompt, sentence.new) == ("the capital of france is", "lyon")
     assert sentence.prompts[0] == sentence.prompt
