@@ -136,7 +136,8 @@ def _request(model: Any, tokenizer: Any, fact: ps.Fact, name: str, seed: int) ->
         return tokenizer, Questions(fact.subject, fact.prompts[0], fact.old[0], fact.answer, training=fact.training)
     plain = without_template(tokenizer)
     contexts = sample_contexts(model, plain, CONTEXTS, seed)
-    return plain, Request(fact.subject, beginning(fact), fact.old[0], fact.new[0], contexts)
+    evaluated = fact.training.evaluated
+    return plain, Request(fact.subject, beginning(fact), fact.old[0], fact.new[0], contexts, evaluated)
 
 
 def run(

@@ -40,6 +40,7 @@ def test_what_methods_are_given(method):
     # None of either is asked in evaluation.
     evaluated = {*FACT.held_out, *(control.prompt for control in FACT.controls)}
     assert evaluated.isdisjoint([*asked.prompts, *sentence.prompts])
+    assert not any(made.fact.may_train_on(prompt) for made in (asked, sentence) for prompt in evaluated)
 
 
 def test_a_pair_is_one_model_in_two_states():
