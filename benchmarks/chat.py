@@ -39,6 +39,7 @@ from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, settings
 from .comparison import asked_digest, asked_only
 from .counterfact import check_settings, learning_rates
+from .fact_files import read_facts
 from .journal import Journal, surroundings
 from .speed.editing import beginning
 
@@ -252,9 +253,7 @@ def main(
         if unused := [name for name in rates if name not in wanted]:
             raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
         methods = [build(name, rates.get(name)) for name in dict.fromkeys(wanted)]
-        read = {path.name: ps.Fact.from_file(path) for path in paths}
-        if len(read) < len(paths):
-            raise ps.SurgicalError("two facts have files of one name, by which the rows are told apart; rename one.")
+        read = {path.name: fact for path, fact in read_facts(paths).items()}
         loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
         loaded.requires_grad_(False)
         journal = Journal(

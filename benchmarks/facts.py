@@ -16,6 +16,8 @@ import click
 import peft_surgical as ps
 from peft_surgical.running.cache import FOLDER, answers_kept
 
+from .fact_files import read_facts
+
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
 
 
@@ -29,9 +31,7 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
     """Edits each fact in a fresh copy of the model."""
     reports: dict[str, ps.Report] = {}
     try:
-        # All of them are read before the first edit: a mistake in the last should not cost the time of the others.
-        read = {path: ps.Fact.from_file(path) for path in facts}
-        for path, fact in read.items():
+        for path, fact in read_facts(facts).items():
             loaded, tokenizer = ps.load_model(model)
             target = out / path.stem
             with answers_kept(out / FOLDER):

@@ -31,6 +31,7 @@ from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.topics import relation_prompts
 
 from .baselines.restoring import adapters_taken_off
+from .fact_files import read_facts
 
 NEURON = "neuron"
 KINDS = {"direction": 1.0, "ROME's direction": 0.0}
@@ -118,7 +119,7 @@ def main(facts: tuple[Path, ...], model: str, layers: tuple[int, ...], seed: int
     """Reads the options, runs, prints."""
     found = {}
     try:
-        read = {path.name: ps.Fact.from_file(path) for path in facts}
+        read = {path.name: fact for path, fact in read_facts(facts).items()}
         loaded, tokenizer = ps.load_model(model, dtype="float32")
         for name, fact in read.items():
             found[name] = met(loaded, tokenizer, fact, layers or None, seed)

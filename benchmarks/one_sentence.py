@@ -23,6 +23,8 @@ from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.texts.text import contains, same_text_key
 from peft_surgical.writing.files import write_text
 
+from .fact_files import read_facts
+
 
 def judged_by(draft: ps.Fact, judge: ps.Fact) -> ps.Fact:
     """The training half of a drafted fact with what another fact on the same subject evaluates.
@@ -68,19 +70,19 @@ def _same_relation(draft: ps.Fact) -> list[str]:
 def main(facts: tuple[Path, ...], model: str, out: Path, seed: int) -> None:
     """Drafts each fact, and writes it as a fact file."""
     try:
-        read = {path: ps.Fact.from_file(path) for path in facts}
+        read = read_facts(facts)
+        for path in facts:
+            if (out / path.name).exists():
+                raise ps.OutputError(f"the file {out / path.name} exists; name another folder.")
         loaded, tokenizer = ps.load_model(model)
         for path, judge in read.items():
             draft = ps.new_fact(loaded, tokenizer, judge.prompts[0], new=judge.new[0], seed=seed, progress=True)
             fact = judged_by(draft.fact, judge)
-            target = out / path.name
-            if target.exists():
-                raise ps.OutputError(f"the file {target} exists; name another folder.")
             out.mkdir(parents=True, exist_ok=True)
             note = (
                 f"# Trained from the first prompt and the new answer of {path.name}, judged by what that evaluates.\n"
             )
-            write_text(target, note + yaml.safe_dump(fact.to_dict(), sort_keys=False, allow_unicode=True))
+            write_text(out / path.name, note + yaml.safe_dump(fact.to_dict(), sort_keys=False, allow_unicode=True))
             click.echo(f"{path.name}: {len(fact.prompts)} prompts, {len(fact.retain)} to keep")
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error

@@ -46,6 +46,7 @@ from peft_surgical.sites import PROJECTIONS
 from peft_surgical.stages import LEARN, RECIPES
 
 from .comparison import HEADS, Comparison, asked_digest, row_names
+from .fact_files import read_facts
 from .journal import Journal, surroundings
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"
@@ -201,9 +202,7 @@ def main(
     recipe = RECIPES[LEARN] if steps is None else replace(RECIPES[LEARN], steps=steps)
     try:
         wanted = choose(only, row_names(seeds, heads))
-        read = {path.name: ps.Fact.from_file(path) for path in facts}
-        if len(read) < len(facts):
-            raise ps.SurgicalError("two facts have files of one name, by which the rows are told apart; rename one.")
+        read = {path.name: fact for path, fact in read_facts(facts).items()}
         digests = {name: asked_digest(fact) for name, fact in read.items()}
         loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
         with tempfile.TemporaryDirectory() as scratch:

@@ -36,6 +36,8 @@ from peft_surgical.staging.retained import answer_logits, base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, mentions, span
 from peft_surgical.texts.text import same_text_key
 
+from .fact_files import read_facts
+
 SHOWN = ("kl_per_token", "unchanged")
 
 
@@ -113,7 +115,7 @@ def main(facts: tuple[Path, ...], name: str, edits: Path, seed: int) -> None:
     """Measure each fact's edit in a fresh copy of the model."""
     found = {}
     try:
-        given = {path.stem: ps.Fact.from_file(path) for path in facts}
+        given = {path.stem: fact for path, fact in read_facts(facts).items()}
         # All of them are looked for before the first is measured: a missing one should not cost the others' time.
         for stem in given:
             if not (edits / stem / "edit").is_dir():
