@@ -235,6 +235,21 @@ def test_states_act_and_are_restored(make, outside):
     assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_whole_modules_of_an_adapter_act_with_it(disabled):
+    model = tiny_peft("llama", modules_to_save=["lm_head"])
+    model.get_output_embeddings().modules_to_save["default"].weight.data.mul_(1.5)
+    edited, base = logits(model), logits(tiny_model("llama"))
+    if disabled:
+        model.base_model.disable_adapter_layers()
+    before, said = peft_states(model), logits(model)
+    for adapters, expected in (([], base), (["default"], edited)):
+        with adapter_state(model, adapters)():
+            assert torch.equal(logits(model), expected)
+        assert peft_states(model) == before
+        assert torch.equal(logits(model), said)
+
+
 def test_a_learned_prompt_is_a_state_too():
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     with torch.random.fork_rng(devices=[]):

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ..errors import AdapterError
 
@@ -46,7 +47,8 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
         with _acting_prompt(model, adapters):
             yield
         return
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # Whole modules of an adapter (`modules_to_save`) are switched on and off with its layers.
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     disabled = [layer._disable_adapters for layer in layers]
     active = list(tuner.active_adapters)
     # PEFT lets gradients follow activity; a frozen stage must come back frozen.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 
 from ..facts import TrainingFact
@@ -215,7 +216,7 @@ def _measured(
 @contextmanager
 def base_of(model: Any) -> Iterator[None]:
     """The base's behaviour: every adapter on `model` switched off; what was trainable is so again afterwards."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     # PEFT's own layers train all that acts once they are switched on.
     trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     try:
