@@ -162,7 +162,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     arguments = ["--model", model_folder, "--fact", fact_file, "--following", fact_file, "--stage-steps", 3]
     arguments += ["--recipe", json.dumps(RECIPE)]
     arguments += ["--trainer-steps", 2, "--components", 3, "--prompts", 1, "--repeats", 1, "--own-steps", 1]
-    parts = ["stage", "step", "passes", "beside", "once", "localization", "edit", "rome", "sentence"]
+    parts = ["stage", "step", "passes", "beside", "once", "localization", "edit", "rome", "keyed", "sentence"]
     result = CliRunner().invoke(main, [*map(str, arguments), *(word for part in parts for word in ("--part", part))])
     assert result.exit_code == 0, result.output
     *table, last = result.stdout.splitlines()
@@ -176,6 +176,9 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert edit["extrapolated"]["trainer_steps"] == [2, 6]
     assert edit["extrapolated"]["components"] == [3, 15]
     assert found["rome"]["ratio"] == found["rome"]["seconds"] / found["rome"]["other_seconds"]
+    keyed = found["keyed"]
+    assert keyed["ratio"] == keyed["seconds"] / found["rome"]["other_seconds"]
+    assert keyed["edit"]["seconds"] > keyed["seconds"] == keyed["edit"]["phases"]["learn"] > 0
     sentence = found["sentence"]
     assert sentence["other_seconds"] == found["rome"]["other_seconds"]
     assert sentence["ratio"] == sentence["seconds"] / sentence["other_seconds"]

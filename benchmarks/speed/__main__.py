@@ -38,6 +38,7 @@ PARTS = (
     "localization",
     "edit",
     "rome",
+    "keyed",
     "sentence",
     "memory",
     "passes",
@@ -127,7 +128,7 @@ def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:
         found["once"] = once(case)
     if {"localization", "edit"} & set(parts):
         found["localization"] = localization(case)
-    if {"rome", "sentence"} & set(parts):
+    if {"rome", "keyed", "sentence"} & set(parts):
         methods = ("rome", "surgical", "surgical_keyed") if "sentence" in parts else ("rome",)
         seconds = of_one_sentence(case, methods)
     if "sentence" in parts:
@@ -138,6 +139,9 @@ def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:
             found["edit"] = {**edit, **end_to_end(case, edit, found["localization"])}
         if "rome" in parts:
             found["rome"] = against_rome(edit, seconds)
+    if "keyed" in parts:
+        edit = own(case, keyed=True)
+        found["keyed"] = {**against_rome(edit, seconds), "edit": edit}
     return found
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,29 @@ from .stock import fit_with_trainer
 STATES = 3
 
 
-def own(case: Case) -> dict[str, Any]:
+def own(case: Case, *, keyed: bool = False) -> dict[str, Any]:
     """Our edit: all of it, and the same without the evaluation.
 
     And the next edit of the model, which finds on disk what the first measured on the package's own questions.
+
+    Args:
+        case: What is edited.
+        keyed: By neurons that fire at the subject, instead of scales.
     """
+    edit = ps.edit_keyed if keyed else partial(ps.edit, recipe=case.sizes.recipe)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, answers_kept(Path(folder) / FOLDER):
         for suffix, fact in (("", case.fact), ("_following", case.following or case.fact)):
             report, seconds = timed(
-                ps.edit,
+                edit,
                 case.fresh(),
                 case.tokenizer,
                 fact,
                 out=Path(folder) / f"out{suffix}",
-                recipe=case.sizes.recipe,
                 seed=case.seed,
                 progress=False,
             )
-            training = sum(report.seconds[name] for name in ("localize", "unlearn", "learn"))
+            training = sum(report.seconds.get(name, 0.0) for name in ("localize", "unlearn", "learn"))
             found |= {
                 f"seconds{suffix}": seconds,
                 f"seconds_without_evaluation{suffix}": training,

@@ -32,10 +32,12 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             yield from _localization(found[name], "" if name == "localization" else ", wide random Phi-3")
     if "edit" in found:
         yield from _edit(found["edit"])
-    if "rome" in found:
-        rome = found["rome"]
-        yield _row("edit without evaluation, against ROME", rome, GOALS["rome"])
-        yield _row("  as the next edit of the model", rome, GOALS["rome"], "seconds_following", "ratio_following")
+    for name, what in (("rome", "edit"), ("keyed", "edit-keyed")):
+        if name in found:
+            yield _row(f"{what} without evaluation, against ROME", found[name], GOALS["rome"])
+            yield _row(
+                "  as the next edit of the model", found[name], GOALS["rome"], "seconds_following", "ratio_following"
+            )
     if "sentence" in found:
         sentence = found["sentence"]
         yield _row("one sentence by scales, against ROME", sentence, GOALS["sentence"])
