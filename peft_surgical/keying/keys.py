@@ -222,7 +222,7 @@ def neuron_count(module: nn.Module) -> int:
 
 
 def marked_neurons(
-    model: Any, modules: Mapping[str, int], texts: Marked
+    model: Any, modules: Mapping[str, int], texts: Marked, batch: int = _BATCH
 ) -> Iterator[dict[str, Float[Tensor, "marked neuron"]]]:
     """What enters some modules of decoder layers at some tokens, a batch of rows at a time, float32.
 
@@ -232,6 +232,7 @@ def marked_neurons(
         model: A causal language model.
         modules: Names of linear modules, such as [`output_projections`], and their layers.
         texts: What is read, at the marks.
+        batch: Rows at a time.
     """
     seen: dict[str, Tensor] = {}
 
@@ -241,7 +242,7 @@ def marked_neurons(
 
     handles = [watch(name) for name in modules]
     try:
-        yield from _at_marks(model, 1 + max(modules.values()), texts, seen)
+        yield from _at_marks(model, 1 + max(modules.values()), texts, seen, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -267,7 +268,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
     handles = [watch(name, layer) for name, layer in modules.items()]
     squares, count = dict.fromkeys(modules, 0.0), sum(map(len, texts.marks))
     try:
-        for states in _at_marks(model, 1 + max(modules.values()), texts, seen):
+        for states in _at_marks(model, 1 + max(modules.values()), texts, seen, _BATCH):
             for name, state in states.items():
                 squares[name] += float(state.square().sum())
     finally:
@@ -277,7 +278,9 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
 
 
 @torch.no_grad()
-def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _at_marks(
+    model: Any, above: int, texts: Marked, seen: dict[str, Tensor], batch: int
+) -> Iterator[dict[str, Tensor]]:
     """Runs texts through the first layers, a batch at a time, and picks the marked tokens of what hooks have seen.
 
     What all of them begin with runs once, where that is long enough to be worth it.
@@ -300,8 +303,8 @@ def _at_marks(model: Any, above: int, texts: Marked, seen: dict[str, Tensor]) ->
         beginning = states_of(torch.tensor([rows[0].ids[:length]], device=device), begun)
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    for start in range(0, len(order), _BATCH):
-        chosen = order[start : start + _BATCH]
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
         ids = torch.zeros(len(chosen), len(rows[chosen[-1]].ids), dtype=torch.long, device=device)
         marked = torch.zeros(ids.shape, dtype=torch.bool, device=device)
         for row, i in enumerate(chosen):

@@ -38,7 +38,7 @@ from ..profiling import phase
 from ..running.sharing import by_main
 from ..stages import LEARN
 from ..texts.prompts import EncodedAnswer
-from .keys import Marked, in_turn, moments, neuron_count
+from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
 from .updates import place_updates
 
 # SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
@@ -46,6 +46,8 @@ from .updates import place_updates
 _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
+# Of texts of one token.
+_AT_ONCE = 1024
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -109,7 +111,10 @@ def find_neurons(
         squares: dict[str, Tensor] = {}
         away, more = (moments(model, chosen, kinds, watched, squares) for kinds in (kept, besides))
         own = moments(model, chosen, names)
-        moments(model, {}, [_alone(kept)], watched, squares)
+        alone = _alone(kept)
+        for met in marked_neurons(model, watched, alone, _AT_ONCE):
+            for name, each in met.items():
+                squares[name] = squares[name] + each.square().sum(0) / len(alone.rows)
         for name, (moment, mean) in away.items():
             module = inputs[name]
             second, key = (total.to(mean.device) / len(names) for total in own.pop(name))
