@@ -6,6 +6,7 @@ import torch
 from peft_surgical.errors import ModelError
 from peft_surgical.measuring.fluency import (
     TOKENS,
+    check_fluency_fits,
     continuations,
     fluency_metrics,
     fluency_prompts,
@@ -117,6 +118,10 @@ def test_a_model_with_too_few_positions_is_refused():
     model = tiny_model("llama", vocab_size=len(TOKENIZER), max_position_embeddings=TOKENS)
     with pytest.raises(ModelError, match="an answer of 100 do not fit the model's 100 positions"):
         continuations(model, TOKENIZER, PROMPTS)
+
+
+def test_without_prompts_any_model_has_positions_enough():
+    check_fluency_fits(tiny_model("llama", max_position_embeddings=64), TOKENIZER, [])
 
 
 def test_each_module_is_left_in_its_own_mode():

@@ -86,7 +86,8 @@ def check_fluency_fits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> No
     Raises:
         ModelError: If a prompt and 100 tokens after it do not fit the model's positions.
     """
-    check_length(model.config, max((len(encode(tokenizer, prompt)) for prompt in prompts), default=0), TOKENS)
+    for prompt in prompts:
+        check_length(model.config, len(encode(tokenizer, prompt)), TOKENS)
 
 
 @torch.no_grad()
