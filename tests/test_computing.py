@@ -26,6 +26,13 @@ def test_models_of_other_dtypes_and_devices_keep_theirs(monkeypatch):
     assert compute_dtype(torch.float32, torch.device("cuda")) == torch.float32
 
 
+def test_processes_compute_in_what_the_first_one_chose(monkeypatch):
+    monkeypatch.setattr(module, "_seconds", {torch.float32: 1.0, torch.bfloat16: 1.0}.__getitem__)
+    monkeypatch.setattr(module, "by_main", lambda _: torch.bfloat16)
+    with computing(tiny_peft("llama"), "auto") as working:
+        assert working.dtype == torch.bfloat16
+
+
 def test_it_is_measured():
     assert module._seconds(torch.float32, 8, 8) > 0
 

@@ -23,7 +23,7 @@ from ..models import DTYPES
 from .at_once import flushes_denormals
 from .attention import GROUPED, has_plain_attention
 from .freed import release_freed
-from .sharing import is_sharded
+from .sharing import by_main, is_sharded
 
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.
 _WORTH = 1.3
@@ -70,7 +70,8 @@ def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
     """
     base = peft_model.get_base_model()
     named = DTYPES[dtype]
-    wanted = named if isinstance(named, torch.dtype) else compute_dtype(base.dtype, base.device)
+    # Processes that each measure for themselves may choose unlike dtypes.
+    wanted = named if isinstance(named, torch.dtype) else by_main(lambda: compute_dtype(base.dtype, base.device))
     if wanted == base.dtype or (named == "auto" and is_sharded(base)):
         yield base
         return
