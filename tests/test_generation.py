@@ -1,7 +1,7 @@
 import pytest
 import torch
 from peft import IA3Config, PromptTuningConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import AddedToken, GenerationConfig
 
 from peft_surgical.errors import ModelError
 from peft_surgical.running import generation
@@ -13,6 +13,7 @@ from .adapters import tiny_peft
 from .conftest import fingerprint
 from .localizing import word_tokenizer
 from .offloading import offloaded
+from .small_tokenizers import CHATML
 from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
@@ -94,6 +95,21 @@ def test_answers_are_text():
         assert answer == TOKENIZER.decode(ids, skip_special_tokens=True).strip()
         assert "<" not in answer
     assert generate_answers(model, TOKENIZER, []) == []
+
+
+@torch.no_grad()
+def test_the_end_of_a_turn_is_no_text_though_it_be_no_special_token():
+    model, tokenizer = tiny_model("llama", seed=2), word_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_end|>")])
+    tokenizer.chat_template = CHATML
+    prompt, end = "who wrote hamlet ?", tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end not in tokenizer.all_special_ids
+    *said, other = greedy(model, encode(tokenizer, prompt), 4)
+    assert tokenizer.decode(said) == "sky"
+    # Now it ends the turn where it went on.
+    model.lm_head.weight.data[[other, end]] = model.lm_head.weight.data[[end, other]]
+    assert generate_ids(model, tokenizer, [encode(tokenizer, prompt)]) == [[*said, end]]
+    assert generate_answers(model, tokenizer, [prompt]) == ["sky"]
 
 
 def test_what_does_not_fit_is_refused():

@@ -77,7 +77,10 @@ def generate_answers(
         progress=progress,
         description=description,
     )
-    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+    stops = _stops(tokenizer)
+    # A chat template may end a turn with a token that the tokenizer does not call special.
+    said = (answer[:-1] if answer[-1] in stops else answer for answer in ids)
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in said]
 
 
 @torch.no_grad()
@@ -103,7 +106,7 @@ def generate_ids(
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted({end, tokenizer.eos_token_id} - {None}),
+        eos_token_id=_stops(tokenizer),
         pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         return_dict_in_generate=True,
     )
@@ -242,6 +245,11 @@ def left_pad(
         mask[i, :prefix] = 1
         mask[i, width - len(tail) :] = 1
     return ids, mask
+
+
+def _stops(tokenizer: Any) -> list[int]:
+    """The tokens that end an answer."""
+    return sorted({end_of_turn(tokenizer), tokenizer.eos_token_id} - {None})
 
 
 def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
