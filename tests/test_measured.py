@@ -1,7 +1,9 @@
 import torch
 
-from peft_surgical.staging.curvature import trained_layers
+from peft_surgical.staging import measured as module
+from peft_surgical.staging.curvature import Curvature, trained_layers
 from peft_surgical.staging.measured import Measured
+from peft_surgical.staging.retain import TopDistribution
 
 from .test_training import Task
 
@@ -49,6 +51,23 @@ def test_no_row_of_some_or_none():
     assert [len(own) for own in every.select([]).curvature.gradients] == [0] * len(every.curvature.gradients)
     none = measured([])
     assert same(none.select([]), none)
+
+
+def test_processes_tell_each_other_on_the_processor_what_each_then_has_where_it_computes(monkeypatch):
+    """One that is told of another's accelerator could not compute with it."""
+    moved = []
+    monkeypatch.setattr(TopDistribution, "to", lambda self, device: moved.append(str(device)) or self)
+    monkeypatch.setattr(module, "merged", lambda own: moved.append("told") or own)
+    monkeypatch.setattr(module, "processes", lambda: 2)
+    gradients = (torch.zeros(2, 3, device="meta"),)
+
+    def sample(indices, rows, *, on_logits):
+        for place in range(len(rows)):
+            on_logits(place, torch.zeros(1, 4))
+        return Curvature(gradients)
+
+    Measured.sampled(sample, [0, 1], [None, None], on_row=lambda: None)
+    assert moved == ["cpu", "cpu", "told", "meta", "meta"]
 
 
 def test_nothing_is_lost_in_a_file():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..running.sharing import merged
+from ..running.sharing import merged, processes
 from ..running.suffix import SuffixRunner
 from ..texts.prompts import EncodedAnswer
 from ..tuner import SurgicalIA3Layer
@@ -84,8 +84,11 @@ class Measured:
             on_row()
 
         curvature = sample(indices, rows, on_logits=keep, **options)
-        every = merged(distributions)
-        return cls(curvature, tuple(every[i] for i in range(len(rows))))
+        if processes() > 1:
+            # Each may have a device of its own, which the others do not compute on.
+            every = merged({i: own.to("cpu") for i, own in distributions.items()})
+            distributions = {i: own.to(curvature.gradients[0].device) for i, own in every.items()}
+        return cls(curvature, tuple(distributions[i] for i in range(len(rows))))
 
     def select(self, rows: Sequence[int]) -> Measured:
         """Some of the rows, as they would be if they alone had been measured: the sum is again in nats a position."""

@@ -145,6 +145,10 @@ class TopDistribution:
         """Positions of several, one after another."""
         return TopDistribution(torch.cat([p.tokens for p in parts]), torch.cat([p.log_probs for p in parts]))
 
+    def to(self, device: torch.device | str) -> TopDistribution:
+        """The same on a device."""
+        return TopDistribution(self.tokens.to(device), self.log_probs.to(device))
+
     def kl(self, logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position"]:  # noqa: UP037
         """KL(self‖softmax(logits)) over the buckets, nats."""
         # `log_softmax` has kernels of its own, several times faster in both directions than `logsumexp`.
