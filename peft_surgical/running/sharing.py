@@ -40,9 +40,9 @@ _ROWS: ContextVar[bool] = ContextVar("rows", default=False)
 def shared_work(*, rows: bool = True) -> Iterator[None]:
     """Lets the processes of torch's default group do the work of a block together; all of them must enter it.
 
-    They must call the same things with the same arguments. Files are written by the first process alone. Stages,
-    evaluation and generated answers are shared, each process holding its own copy of the model. Without a process
-    group the block runs as it would by itself.
+    They must call the same things with the same arguments. Stages, evaluation and generated answers are shared, each
+    process holding its own copy of the model. [`edit`] and [`edit_keyed`] let the first process alone write files;
+    what else is to be saved is for one process to save. Without a process group the block runs as it would by itself.
 
     Args:
         rows: Whether each process runs rows of its own; false for a model that is spread over the processes.
