@@ -22,6 +22,7 @@ from .adapters.algebra import product
 from .adapters.edits import Edit, ModuleScale, several
 from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError
+from .running.sharing import is_sharded
 from .tuner.fold import Rounding, fold, scaled_tensors
 from .tuner.mergeable import shared_with
 from .tuner.targets import check_target, find_module
@@ -55,8 +56,8 @@ def merge(
     Raises:
         AdapterError: If an adapter cannot be read, or was made for another model, or touches a weight that is tied to
             another.
-        ModelError: If the model has adapters on it, is quantized, has weights that are not in memory, or has a
-            configuration that transformers does not save.
+        ModelError: If the model has adapters on it, is quantized, has weights that are not in memory or spread over
+            processes, or has a configuration that transformers does not save.
         OutputError: If `out` cannot be written, or is or holds the model's folder or one of the adapters.
     """
     target = _dtype(dtype)
@@ -217,3 +218,5 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ModelError("the model is quantized; load it in bfloat16 or float32 to merge.")
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ModelError("some weights of the model are offloaded; load it whole to merge.")
+    if is_sharded(model):
+        raise ModelError("the model is sharded over processes; load it whole to merge.")

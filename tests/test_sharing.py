@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 import peft_surgical as ps
 from peft_surgical.cli.launch import launched
 from peft_surgical.errors import ModelError, OutputError
+from peft_surgical.measuring.relearning import relearned_state
+from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.models import load_model
 from peft_surgical.report import Report
 from peft_surgical.running import workers
@@ -22,7 +25,9 @@ from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.staging import retain
 
 from . import test_edit
+from .localizing import word_tokenizer
 from .threads import threads
+from .tiny import tiny_model
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -211,6 +216,37 @@ def test_the_command_in_two_processes(fsdp, tmp_path, model_folder, fact_file):
     assert result.stderr.count("Loading") == 1
     assert Report.load(tmp_path / "out" / "report.json").stages["edited"]["kl_per_token"].n > 0
     assert (tmp_path / "out" / "edit" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture
+def sharded():
+    """A tiny model, sharded over the one process of a group."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    model = tiny_model("llama")
+    shard(model)
+    yield model
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda m: rounded_state(m, [], 4), "spread over processes cannot be rounded"),
+        (lambda m: relearned_state(m, word_tokenizer(), test_edit.FACT, [], 1), "cannot be fine-tuned"),
+        (lambda m: ps.learn_by_subject(m, word_tokenizer(), test_edit.FACT), "this model's are spread over processes"),
+        (lambda m: ps.merge(m, [], "merged"), "sharded over processes; load it whole to merge"),
+    ],
+)
+def test_what_needs_whole_weights_refuses_a_sharded_model(use, message, sharded):
+    with pytest.raises(ModelError, match=message):
+        use(sharded)
+
+
+def test_a_model_is_sharded_over_processes_that_there_are():
+    model = tiny_model("llama")
+    with pytest.raises(ModelError, match="the processes of torch's default group, and there is none"):
+        shard(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("device", "yielded"), [(None, None), ("cuda:1", "cuda:1"), ("auto", "auto")])

@@ -106,8 +106,8 @@ def relearned_state(
 
     Raises:
         AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
-        ModelError: If a number is out of range, weights are quantized, or a prompt is too long for the model; on first
-            entering, if the loss is not finite.
+        ModelError: If a number is out of range, weights are quantized or spread over processes, or a prompt is too
+            long for the model; on first entering, if the loss is not finite.
         FactError: As for [`old_sentence`].
     """
     for name, value in (("steps", steps), ("prompts", prompts), ("rank", rank)):

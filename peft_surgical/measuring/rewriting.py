@@ -19,6 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, ModelError
+from ..running.sharing import is_sharded
 
 
 def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
@@ -31,8 +32,10 @@ def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
 
     Raises:
         AdapterError: If the adapters add to the prompt and not to weights.
-        ModelError: If weights are quantized or offloaded.
+        ModelError: If weights are quantized, offloaded or spread over processes.
     """
+    if is_sharded(model):
+        raise ModelError(f"weights that are spread over processes cannot be {done}; use a model that is not sharded.")
     if adapters and not isinstance(getattr(model, "base_model", None), BaseTuner):
         raise AdapterError(f"the adapter {adapters[0]!r} is not one of weights, so it cannot be merged into them.")
     for name, module in linear_layers(model):

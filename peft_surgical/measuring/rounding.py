@@ -41,7 +41,7 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
 
     Raises:
         AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
-        ModelError: If `bits` is out of range, or weights are quantized already.
+        ModelError: If `bits` is out of range, or weights are quantized already or spread over processes.
     """
     if type(bits) is not int or not 2 <= bits <= 8:
         raise ModelError(f"weights are rounded to 2 to 8 bits, not {bits!r}.")

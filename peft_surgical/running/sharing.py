@@ -69,8 +69,14 @@ def shard(model: Any) -> None:
         model: A causal language model without adapters, in the memory of the processor; changed in place.
 
     Raises:
+        ModelError: If there is no such group.
         ArchitectureError: If it is not known where its decoder layers are.
     """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ModelError(
+            "a model is sharded over the processes of torch's default group, and there is none: start several with"
+            " torchrun or accelerate launch, and call torch.distributed.init_process_group or accelerate.PartialState."
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

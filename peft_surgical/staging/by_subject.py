@@ -31,11 +31,12 @@ from torch.nn import functional as F
 from ..adapters.halves import settle_on_half
 from ..architectures import decoder_layers
 from ..counts import check_counts
-from ..errors import SelectionError
+from ..errors import ModelError, SelectionError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
+from ..running.sharing import is_sharded
 from ..running.tails import TailRunner
 from ..sites import ModelShape
 from ..stages import LEARN, Stage, place_adapter
@@ -131,12 +132,14 @@ def learn_by_subject(
         FactError: If a prompt does not name the subject.
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
             model's weights are quantized.
-        ModelError: If a prompt is too long for the model, its logits are not finite, or weights that `config` scales
-            are offloaded.
+        ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
+            offloaded, or it is spread over processes.
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or SubjectRecipe(), fact.training
     check_bare(model, "learning by subject")
+    if is_sharded(model):
+        raise ModelError("learning by subject reads whole modules, and this model's are spread over processes.")
     named = NamedRows.of(model, tokenizer, fact)
     if config is None:
         components = subject_components(model)
