@@ -93,4 +93,26 @@ def test_threads_are_given_back_when_the_last_block_ends():
             assert torch.get_num_threads() == 2
             with _shared_out(4):
                 assert torch.get_num_threads() == 1
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 4
+
+
+def test_a_thread_gets_its_own_back_though_another_is_not_done():
+    begun, go_on, found = threading.Event(), threading.Event(), []
+
+    def other():
+        with _shared_out(2):
+            begun.set()
+            go_on.wait(timeout=30)
+        found.append(torch.get_num_threads())
+
+    with threads(4):
+        thread = threading.Thread(target=other)
+        with _shared_out(2):
+            thread.start()
+            begun.wait(timeout=30)
+        assert torch.get_num_threads() == 4
+        go_on.set()
+        thread.join()
+        assert found == [4]
         assert torch.get_num_threads() == 4

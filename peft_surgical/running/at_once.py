@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 Worker = TypeVar("Worker")
 
-# How many blocks share out torch's threads now, and how many there were before.
+# How many blocks share out torch's threads now, and how many there were before the first of them.
 _LOCK = threading.Lock()
 _BLOCKS, _THREADS = 0, 1
 
@@ -87,11 +87,13 @@ def flushes_denormals() -> bool:
 
 @contextmanager
 def _shared_out(parts: int) -> Iterator[None]:
-    """Leaves each of some threads a part of torch's; what was set is set again when the last such block ends."""
+    """Leaves each of some threads a part of torch's; this thread has as many as before when the block ends, and when
+    the last such block ends new threads do, too."""
     global _BLOCKS, _THREADS
     with _LOCK:
+        own = torch.get_num_threads()
         if not _BLOCKS:
-            _THREADS = torch.get_num_threads()
+            _THREADS = own
         _BLOCKS += 1
         # New threads begin with what is set when they do.
         torch.set_num_threads(max(1, _THREADS // parts))
@@ -100,5 +102,5 @@ def _shared_out(parts: int) -> Iterator[None]:
     finally:
         with _LOCK:
             _BLOCKS -= 1
-            if not _BLOCKS:
-                torch.set_num_threads(_THREADS)
+            # Each thread has a number of its own. One that began to use torch within another's block had too few.
+            torch.set_num_threads(own if _BLOCKS else _THREADS)
