@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
@@ -101,6 +103,12 @@ def test_retention_keeps_to_the_models_positions_and_says_when_there_is_nothing(
     for options in ({"tokens": 0}, {"tokens": -1}, {"tokens": 1}, {"text": ""}, {"text": "what"}):
         assert measure_retention(model, TOKENIZER, states, **{"text": TEXT, **options}) == {"base": {}}
     assert measure_retention(model, TOKENIZER, states, tokens=32)["base"]["kl_per_token"].n == 30  # the package's text
+
+
+@pytest.mark.parametrize("window", [-5, 0, 1])
+def test_a_window_without_a_token_to_predict_is_refused(window):
+    with pytest.raises(ModelError, match="window must be a whole number of 2 or more"):
+        measure_retention(tiny_model("llama"), TOKENIZER, {"base": nullcontext}, text=TEXT, window=window)
 
 
 def test_logits_that_are_not_finite_are_no_figure():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..counts import check_counts
 from ..errors import ModelError
 from ..progress import progress_bar
 from ..running.at_once import deal
@@ -55,8 +56,9 @@ def measure_retention(
         there is no token to predict.
 
     Raises:
-        ModelError: If a state gives logits that are not finite.
+        ModelError: If `window` is less than 2, or a state gives logits that are not finite.
     """
+    check_counts(2, window=window)
     if text is None:
         text = resources.files("peft_surgical").joinpath("data", "retention.txt").read_text(encoding="utf-8")
     check_shareable(model)
