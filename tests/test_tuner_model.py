@@ -14,6 +14,7 @@ from peft import (
 from safetensors.torch import load_file
 from torch import nn
 
+from peft_surgical.adapters.algebra import power
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer
 from tests.adapters import COMPONENTS, add, deltas, logits, perturb, saved, tiny_peft, trainable
@@ -347,3 +348,16 @@ def test_a_scaled_module_is_not_saved_whole_by_another_adapter():
         model.add_adapter("b", SurgicalIA3Config(components=["L0.mlp"], modules_to_save=whole))
     assert "model.layers.0.mlp.down_proj" not in model.targeted_module_names
     assert not any("b" in layer.coordinates for layer in model.base_model.layers())
+
+
+def test_an_edit_goes_in_under_a_name_of_its_own_and_comes_out_by_one_that_there_is():
+    model = tiny_peft()
+    tuner, said = model.base_model, logits(model)
+    edit = tuner.edit("default")
+    with pytest.raises(AdapterError, match="there is an adapter named 'default' already"):
+        tuner.add_edit(power(edit, 2), "default")
+    assert torch.equal(logits(model), said)
+    tuner.add_edit(edit, "again")
+    assert tuner.edit("again").modules == edit.modules
+    with pytest.raises(AdapterError, match="no adapter named 'nobody'"):
+        tuner.edit("nobody")

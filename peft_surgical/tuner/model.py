@@ -210,8 +210,8 @@ class SurgicalIA3Model(BaseTuner):
             safe_merge: Refuse a result that is not finite.
 
         Raises:
-            AdapterError: If a name is unknown, a weight cannot take an edit (see `mergeable`), or `safe_merge` finds a
-                value that is not finite. Either way the weights are as they were.
+            AdapterError: If a name is unknown, a weight is quantized, tied to another or under an adapter of another
+                method, or `safe_merge` finds a value that is not finite. Either way the weights are as they were.
         """
         check_known(adapter_names or (), self.peft_config)
         before = [(layer, list(layer.merged_adapters)) for layer in self.layers()]
@@ -260,8 +260,7 @@ class SurgicalIA3Model(BaseTuner):
         """
         from ..adapters.algebra import power, product
 
-        if adapter_name in self.peft_config:
-            raise AdapterError(f"there is an adapter named {adapter_name!r} already; choose another name.")
+        self._check_free(adapter_name)
         check_known(adapters, self.peft_config)
         if len(adapters) != len(weights) or not adapters:
             raise AdapterError(
@@ -276,10 +275,22 @@ class SurgicalIA3Model(BaseTuner):
         edit = replace(edit, base_model=first.base_model_name_or_path or None, revision=first.revision)
         self.add_edit(edit, adapter_name)
 
+    def _check_free(self, adapter_name: str) -> None:
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"there is an adapter named {adapter_name!r} already; choose another name.")
+
     def edit(self, adapter_name: str) -> Edit:
-        """Returns a copy of one adapter's scales, on the CPU, to compute with, save or stack."""
+        """Returns a copy of one adapter's scales, on the CPU, to compute with, save or stack.
+
+        Args:
+            adapter_name: Which adapter.
+
+        Raises:
+            AdapterError: If the model has none of that name.
+        """
         from ..adapters.edits import Edit, ModuleScale
 
+        check_known([adapter_name], self.peft_config)
         config = self.peft_config[adapter_name]
         modules = {
             name: ModuleScale(
@@ -303,7 +314,12 @@ class SurgicalIA3Model(BaseTuner):
         Args:
             edit: Its scales.
             adapter_name: Name of the new adapter.
+
+        Raises:
+            AdapterError: If the name is taken.
+            SelectionError: If the model does not have the coordinates.
         """
+        self._check_free(adapter_name)
         self.peft_config[adapter_name] = edit.config()
         try:
             self.inject_adapter(self.model, adapter_name)
