@@ -23,6 +23,7 @@ from tests.reports import report
 
 # A command of this name is in the way of its module.
 EDIT_COMMAND = import_module("peft_surgical.cli.edit")
+EDIT, LOCALIZATION = import_module("peft_surgical.edit"), import_module("peft_surgical.localization")
 COMMANDS = ("new", "scorers", "localize", "edit", "edit-keyed", "learn", "stack", "merge", "evaluate", "ask")
 
 
@@ -81,6 +82,14 @@ def test_commands_import_nothing_heavy_before_they_run():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("[]\n"), done.stdout[-300:] + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"), [("edit", EDIT.DEFAULT_SCORERS), ("localize", LOCALIZATION.DEFAULT_SCORERS)]
+)
+def test_the_help_names_the_default_scorers(command, defaults):
+    (option,) = (option for option in cli.commands[command].params if option.name == "scorers")
+    assert option.help.endswith(f"[default: {' and '.join(defaults)}]")
 
 
 def test_dtype_names_are_the_library_s():

@@ -34,7 +34,7 @@ def _finite(context: click.Context, parameter: click.Parameter, values: tuple[fl
     type=click.FloatRange(0, 1.5),
     callback=_finite,
     metavar="T",
-    help="Turn the edit down or up: 0 is the base, 0.5 half the edit, 1 the edit, 1.5 the most; may be repeated.",
+    help="Turn an (IA)^3 edit down or up: 0 is the base, 0.5 half of it, 1 the edit, 1.5 the most; may be repeated.",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longer answers are cut."

@@ -33,7 +33,7 @@ _FILES = (
 @options.fact
 @options.model
 @options.out
-@options.scorer
+@options.scorer("lookup and attribution")
 @click.option(
     "--top",
     type=click.IntRange(min=1),

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 @options.fact
 @options.model
 @options.out
-@options.scorer
-@click.option("--top", type=click.IntRange(min=1), help="Components to list, outline and keep.  [default: 10]")
+@options.scorer("verified and attribution")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="Components to list, outline and keep.  [default: 10, or as others limit it]",
+)
 @options.heads
 @options.mlps
 @click.option("--budget", type=click.IntRange(min=1), help="Scales at most, counted where `edit` puts them.")

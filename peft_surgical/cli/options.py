@@ -56,14 +56,6 @@ overwrite = click.option("--overwrite", is_flag=True, help="Allow the output fol
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 out = click.option("--out", "-o", required=True, type=PATH, metavar="DIR", help="The folder to write.")
 fact = click.argument("fact_file", metavar="FACT", type=PATH)
-scorer = click.option(
-    "--scorer",
-    "scorers",
-    multiple=True,
-    metavar="NAME",
-    help="A scorer to localize with, `name` or `name:option=value,…`; may be repeated, the first one ranks. "
-    "`peft-surgical scorers` lists them.",
-)
 heads = click.option("--heads", type=click.IntRange(min=1), help="Attention heads at most; alone, no MLPs.")
 mlps = click.option("--mlps", type=click.IntRange(min=1), help="MLPs at most; alone, no heads.")
 retention_tokens = click.option(
@@ -108,6 +100,22 @@ _MODEL = (
     ),
     click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."),
 )
+
+
+def scorer(default: str) -> Callable[[Decorated], Decorated]:
+    """Adds `--scorer`.
+
+    Args:
+        default: What is localized with unless it is given, in words.
+    """
+    return click.option(
+        "--scorer",
+        "scorers",
+        multiple=True,
+        metavar="NAME",
+        help="A scorer to localize with, `name` or `name:option=value,…`; may be repeated, the first one ranks. "
+        f"`peft-surgical scorers` lists them.  [default: {default}]",
+    )
 
 
 def model(command: Decorated) -> Decorated:
