@@ -40,6 +40,9 @@ class Architecture:
         up: The MLP's input projection.
         gate_up: The fused gate and up projection (gate first), instead of `gate` and `up`.
         mlp_norm: The RMS norm between the MLP's output and the residual stream, where there is one.
+
+    Raises:
+        ArchitectureError: When it has both separate and fused projections, or neither.
     """
 
     layers: str

@@ -74,14 +74,17 @@ def edit(
     retention_tokens: int = 2048,
     command: str | None = None,
 ) -> Report:
-    """Rewrites one fact and measures what that did.
+    """Rewrites one fact and measures what that did: localizes, unlearns, learns, stacks and evaluates.
+
+    The two stages are those of "Surgical Knowledge Rewrite in Compact LLMs" (arXiv 2508.07075), trained otherwise: see
+    [`unlearn`] and [`learn`].
 
     Args:
         model: A causal language model without adapters; it carries the two adapters afterwards.
         tokenizer: Its tokenizer.
         fact: The fact.
         out: A folder for the localization, the adapters and the report.
-        scorers: Scorers to localize with, the first of them ranks; [`DEFAULT_SCORERS`] when None.
+        scorers: Scorers to localize with, of which the first ranks; `lookup` and `attribution` when None.
         localization: What localizing with `scorers` gave earlier, which is then not done again.
         top: How many components to scale, best first, heads and MLPs alike. The MLPs of all layers when neither it nor
             another limit is given.
@@ -91,9 +94,10 @@ def edit(
         selection: Components to scale, instead of the best-scored ones; then there are no such limits.
         granularity: `component`, `module` or `neuron`, see [`SurgicalIA3Config`].
         neurons: For `neuron`: how many of each MLP's neurons to scale, best first.
-        projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; when None, [`EDIT_PROJECTIONS`], or
-            [`NEURON_PROJECTIONS`] where some neurons are chosen. Not used by the granularity `module`.
-        recipe: How both stages train, or how each does, by its name as in `stages.RECIPES`; what that holds when None.
+        projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; when None, `z` and `in`, or `z`,
+            `post` and `pre` where some neurons are chosen. Not used by the granularity `module`.
+        recipe: One for both stages, or a mapping from `unlearn` and `learn` to the recipe of each. A stage for which
+            none is given has its own of `peft_surgical.stages.RECIPES`.
         seed: For corruption, training order and any scorer that draws.
         overwrite: Allow `out` to hold an earlier edit, which is replaced.
         progress: Whether to show progress bars.
@@ -105,11 +109,15 @@ def edit(
 
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false.
-        AdapterError: If the model has adapters of a PEFT model that is not given, or one of a stage's name.
-        FactError: If no token distinguishes the two answers.
+        AdapterError: If the model has an adapter named `unlearn` or `learn`, or lies within a PEFT model, whose
+            adapters it carries: give it unloaded.
+        FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
+        ScorerError: If a scorer is not installed or has no such option, or all of them failed.
         SelectionError: If `selection` or `localization` is not of this model, or limits are given beside a selection,
             or nothing is within the limits, or `neurons`, `granularity` and `budget` disagree.
-        ModelError: If `recipe` names another stage.
+        ModelError: If the model has other adapters, is quantized or gives logits that are not finite, weights that
+            would be scaled are offloaded, or `recipe` names another stage.
+        ArchitectureError: If the model's architecture is not known.
     """
     check_whole(model)
     check_free(model, RECIPES)

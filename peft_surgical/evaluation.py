@@ -86,7 +86,8 @@ def evaluate(
         The report.
 
     Raises:
-        ModelError: If `states` lacks `base`, the prompts do not fit the model, or a count is less than 1.
+        ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
+            finite, or `max_new_tokens` or `batch_size` is less than 1.
     """
     started = time.perf_counter()
     if states is None:

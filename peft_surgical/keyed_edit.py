@@ -42,7 +42,7 @@ def edit_keyed(
     retention_tokens: int = 2048,
     command: str | None = None,
 ) -> Report:
-    """Rewrites one fact where its subject is named, and measures what that did.
+    """Rewrites one fact where its subject is named, and measures what that did; see [`learn_keyed`].
 
     Args:
         model: A causal language model without adapters; it carries the adapter afterwards.
@@ -63,9 +63,10 @@ def edit_keyed(
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false.
         AdapterError: If the model has adapters already.
-        FactError: If no prompt names the subject.
+        FactError: If no prompt names the subject, or a prompt and its answer are too long for the model.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: As for [`learn_keyed`].
+        ArchitectureError: As for [`learn_keyed`].
     """
     recipe = recipe or KeyedRecipe()
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)

@@ -77,8 +77,9 @@ def localize(
         ScorerError: When a scorer is not installed or has no such option, when all failed, or when `seed` or
             `max_tokens` is no whole number or out of range.
         FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
-        ModelError: When the model carries an adapter, is quantized, or is not known, or under
-            `torch.inference_mode()`.
+        ModelError: When the model carries an adapter, is quantized, sharded or not loaded, or gives logits that are
+            not finite, when a prompt is too long for it, or under `torch.inference_mode()`.
+        ArchitectureError: When its architecture is not known.
     """
     fact = fact.training
     if prompts is not None and (type(prompts) is not int or prompts < 1):

@@ -48,7 +48,7 @@ class Report:
         dtype: The base's dtype during evaluation.
         seed: The seed of the run.
         versions: Package and Python versions.
-        selection: The components that were edited, best first, and how they were chosen; empty when unknown.
+        selection: The components that were edited, best first, with the granularity; empty when unknown.
         seconds: Step to wall-clock seconds.
         stages: State (`base`, `unlearned`, `edited`, …) to metric to figure.
         answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's
@@ -114,7 +114,11 @@ class Report:
             raise SurgicalError(f"this is not a report: {error!r}.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report as JSON, whole or not at all."""
+        """Writes the report as JSON, whole or not at all.
+
+        Raises:
+            OutputError: If its folder does not exist or cannot be written.
+        """
         write_json(path, self.to_dict())
 
     @classmethod

@@ -41,6 +41,10 @@ class Selection:
         shape: The model's sizes, when known. A selection made by hand has none: the tuner then checks it against the
             model that it is put on.
         neurons: For the MLPs of which only some neurons are meant, their index ranges `(start, stop)`, ascending.
+
+    Raises:
+        SelectionError: For no component at all, one that is malformed, repeated or not in a model of this shape, or
+            neuron ranges that are not ascending or not of a selected MLP.
     """
 
     components: tuple[str, ...]
@@ -136,7 +140,11 @@ class Selection:
         return cls(tuple(names), None if shape is None else ModelShape.from_dict(shape), neurons)
 
     def save(self, path: str | Path) -> None:
-        """Write the selection as JSON, for a person to read and edit."""
+        """Write the selection as JSON, for a person to read and edit.
+
+        Raises:
+            OutputError: When its folder does not exist or cannot be written.
+        """
         write_json(path, self.to_dict())
 
     @classmethod

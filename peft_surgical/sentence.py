@@ -72,6 +72,7 @@ def learn_sentence(
         AdapterError: As for [`learn_by_subject`].
         SelectionError: As for [`learn_by_subject`].
         ModelError: As for [`learn_by_subject`].
+        ArchitectureError: As for [`learn_by_subject`].
     """
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
@@ -92,7 +93,7 @@ def learn_sentence_keyed(
     seed: int = 0,
     progress: bool = True,
 ) -> Stage:
-    """The same by updates of rank one instead of scales; see [`learn_keyed_by_subject`].
+    """Does what [`learn_sentence`] does by an update of rank one instead of scales; see [`learn_keyed_by_subject`].
 
     Args:
         model: As for [`learn_sentence`].
@@ -111,7 +112,7 @@ def learn_sentence_keyed(
         The stage; its adapter is named `learn`.
 
     Raises:
-        FactError: As for [`learn_sentence`].
+        FactError: As for [`learn_sentence`], or if an alias is empty or the subject itself.
         AdapterError: As for [`learn_keyed_by_subject`].
         SelectionError: As for [`learn_keyed_by_subject`].
         ModelError: As for [`learn_keyed_by_subject`].

@@ -54,8 +54,8 @@ def stack(
         The product.
 
     Raises:
-        AdapterError: If an adapter cannot be read, they were made for different base models, or two of them scale
-            different sides of one module.
+        AdapterError: If an adapter cannot be read, the width of a module is not known, or they cannot be multiplied,
+            see [`product`].
         OutputError: If `out` cannot be written, or is or holds one of the adapters.
     """
     given: list[EditOrPath] = several(adapters)

@@ -71,7 +71,14 @@ class Stage:
 
     @phase("save")
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`."""
+        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`.
+
+        Args:
+            path: The folder; it appears whole or not at all.
+
+        Raises:
+            OutputError: If it holds something or cannot be written.
+        """
         save_adapter(self.model, self.adapter, path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +109,10 @@ def unlearn(
     seed: int = 0,
     progress: bool = True,
 ) -> Stage:
-    """Trains an adapter that answers the fact's prompts with its refusal.
+    """Trains an adapter that answers the fact's prompts with its refusal: the first stage of arXiv 2508.07075.
+
+    Steps follow the natural gradient (Amari 1998). A step is as long as the divergence allows that it causes on what
+    is kept, by its own prediction.
 
     Args:
         model: A causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
@@ -118,7 +128,8 @@ def unlearn(
         The stage; its adapter is named `unlearn`.
 
     Raises:
-        AdapterError: If the model already has an adapter of that name, or adapters of a PEFT model that is not given.
+        AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters of a PEFT
+            model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
         ModelError: If a prompt is too long for the model, its logits are not finite, or weights that `config` scales
             are offloaded.
@@ -141,6 +152,8 @@ def learn(
 ) -> Stage:
     """Trains an adapter that answers the fact's prompts with its new answer, on top of what is active.
 
+    It is the second stage of arXiv 2508.07075, trained as [`unlearn`] is.
+
     Args:
         model: The model of an `unlearn` stage, whose adapter is frozen; or a bare model, to learn in one stage.
         tokenizer: Its tokenizer.
@@ -156,7 +169,8 @@ def learn(
 
     Raises:
         AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
-            named `learn`, or adapters of a PEFT model that is not given.
+            named `learn`, or adapters of another kind, or adapters of a PEFT model that is not given.
+        SelectionError: As for [`unlearn`].
         ModelError: As for [`unlearn`].
     """
     with unchanged_on_failure(model):

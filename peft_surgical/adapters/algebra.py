@@ -27,7 +27,7 @@ from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, seve
 
 
 def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
-    """Multiplies edits.
+    """Multiplies edits, coordinate by coordinate; one that an edit lacks counts as 1.
 
     Args:
         edits: Edits or adapter folders, in the order in which they would be active.

@@ -56,7 +56,8 @@ class Edit:
     """Factors on coordinates of modules, and the model they are meant for.
 
     Args:
-        modules: Full module name -> its factors.
+        modules: Full module name -> its `coordinates` (a side and index ranges), a float32 `scale` for each of them,
+            `[selected]`, and the `width` of that side, if known.
         base_model: Name or path of the base model, if known.
         revision: Its revision, if known.
         fan_in_fan_out: Whether a module stores its weight as (in, out), as GPT-2's do.
@@ -99,11 +100,15 @@ class Edit:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes a surgical adapter folder.
 
-        It stores `scale - 1` in float32, so a scale within [0.5, 2] comes back exactly, another within 6e-8.
+        It stores `scale - 1` in float32, so a scale of 0.5 or more comes back exactly, one between -1 and 0.5 within
+        6e-8.
 
         Args:
             path: The folder; it appears whole or not at all.
             overwrite: Replace a folder that is there.
+
+        Raises:
+            OutputError: If it cannot be written, or holds something and `overwrite` is false.
         """
         from .adapter_files import write_surgical
 

@@ -32,6 +32,7 @@ def to_ia3(
 
     Raises:
         AdapterError: If the edit cannot be read or the widths of its modules are not known.
+        OutputError: If `out` cannot be written, or holds something and `overwrite` is false.
     """
     write_plain(as_edit(edit), out, card=card, overwrite=overwrite)
 
@@ -47,14 +48,15 @@ def from_ia3(
 
     Args:
         adapter: The adapter's folder.
-        out: Also write it as a surgical adapter folder. That stores `scale - 1`, so a scale within [0.5, 2] comes back
-            exactly, another within 6e-8.
+        out: Also write it as a surgical adapter folder. That stores `scale - 1`, so a scale of 0.5 or more comes back
+            exactly, one between -1 and 0.5 within 6e-8.
         only_changed: Keep only coordinates whose scale is not exactly 1; all of them otherwise, so that training can
             go on where it was.
         overwrite: Replace a folder that is there.
 
     Raises:
         AdapterError: If the folder cannot be read, or `only_changed` leaves nothing.
+        OutputError: If `out` cannot be written, or holds something and `overwrite` is false.
     """
     edit = Edit.load(adapter)
     if only_changed:

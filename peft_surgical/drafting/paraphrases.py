@@ -55,7 +55,8 @@ def paraphrases(
         new: The new answer's forms, likewise.
         count: How many at most.
         seed: Decides which.
-        ways: What may be done to the prompt, see [`Way`]; all of it unless given.
+        ways: What may be done to the prompt: `wording` (other words), `frame` (a sentence around it), `turn` (a
+            question as the beginning of a sentence, or the other way round) and `context` (a sentence before it).
 
     Returns:
         Distinct prompts, `prompt` not among them. The subject stands in each as it does in `prompt`.
@@ -79,6 +80,18 @@ def held_out_prompts(
     """As [`paraphrases`], but for evaluation: from wordings, frames and contexts that training never uses.
 
     No prompt that [`paraphrases`] can make of the same prompt, with any seed, is among them.
+
+    Args:
+        prompt: As for [`paraphrases`], and so are all others.
+        subject: What it is about, as the prompt names it.
+        old: The old answer's forms.
+        new: The new answer's forms.
+        count: How many at most.
+        seed: Decides which.
+        ways: What may be done to the prompt.
+
+    Raises:
+        FactError: As for [`paraphrases`].
     """
     return _some(prompt, subject, _forms(old), _forms(new), count, seed, ways, held_out=True)
 
@@ -93,7 +106,7 @@ def expand(fact: TrainingFact, count: int = COUNT, *, seed: int = 0, ways: Itera
         ways: As in [`paraphrases`].
 
     Raises:
-        FactError: If no prompt of the fact names its subject.
+        FactError: If no prompt of the fact names its subject, or a way is not known.
     """
     named = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     if not named:

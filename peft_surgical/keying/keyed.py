@@ -60,13 +60,17 @@ _LAYERS = 4
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
-    """How [`learn_keyed`] trains: as the stage `learn`, on fewer rows, and
+    """How [`learn_keyed`] trains: by all that a [`Recipe`] holds, on fewer rows, and by three numbers more.
 
     Attributes:
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
         namesakes: From how many others, whose names end as the subject's, it is told apart; none where that is a
             single word.
-        ridge: See [`~peft_surgical.keying.neurons.find_neurons`].
+        ridge: Of the second moment of what is kept, this multiple of the mean of its diagonal is added to that
+            diagonal.
+
+    Raises:
+        ModelError: As for [`Recipe`].
     """
 
     # At nearly all that is kept the neurons are shut, where more rows would say the same.
@@ -85,10 +89,16 @@ class KeyedRecipe(Recipe):
 
 
 def keyed_layers(model: Any) -> list[int]:
-    """Four of a model's layers, a sixth of them apart: of 30, 5, 10, 15 and 20.
+    """Four of a model's layers, a sixth of all apart: of 30 they are 5, 10, 15 and 20. Fewer where it has few.
 
     Neighbouring layers read nearly the same off a subject. In the first it is hardly more than its token, in whatever
     text it stands, and in the last ones it is told apart least well.
+
+    Args:
+        model: A causal language model.
+
+    Raises:
+        ArchitectureError: If the model's architecture is not known.
     """
     count = ModelShape.from_config(model.config).n_layers
     spread = (part * count // (_LAYERS + 2) for part in range(1, _LAYERS + 1))
@@ -108,6 +118,8 @@ def learn_keyed(
     progress: bool = True,
 ) -> Stage:
     """Trains a LoRA adapter of a few neurons that give the new answer where the subject is named.
+
+    What a neuron reads is found in closed form, by a key as in ROME (arXiv 2202.05262), and what it writes is trained.
 
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.

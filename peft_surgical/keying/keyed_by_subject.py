@@ -62,7 +62,8 @@ class KeyedSubjectRecipe:
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
         namesakes: How many that end as the subject does, where that has several words.
-        ridge: See [`~peft_surgical.keying.keys.find_directions`].
+        ridge: Of the second moment of what is kept, this multiple of the mean of its diagonal is added to that
+            diagonal.
         compute_dtype: As for [`Recipe`].
 
     Raises:
@@ -108,12 +109,14 @@ def learn_keyed_by_subject(
 ) -> Stage:
     """Trains a LoRA adapter of rank 1 that gives the new answer wherever the subject stands.
 
+    As ROME (arXiv 2202.05262) it writes a value under the subject's key into the output projection of an MLP.
+
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
         tokenizer: Its tokenizer.
         fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
             few beginnings of other sentences, is enough.
-        layers: Whose MLPs are updated; that of [`subject_layer`] when None.
+        layers: Whose MLPs are updated; when None one, the middle of those that [`subject_components`] names.
         recipe: How to train.
         seed: Decides which names stand in for the subject, and which prompts meet in a step.
         progress: Whether to show progress bars.
@@ -123,7 +126,7 @@ def learn_keyed_by_subject(
 
     Raises:
         AdapterError: If the model has adapters already.
-        FactError: If a prompt does not name the subject.
+        FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
         SelectionError: If the model has no such layer.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that would be updated are
             offloaded, or it is spread over processes.

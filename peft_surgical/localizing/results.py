@@ -72,14 +72,14 @@ class Localization:
         neurons: int | None = None,
         projections: Sequence[str] = ("z", "post"),
     ) -> Selection:
-        """The best components, until a limit is reached; see [`select`] for the limits.
+        """The best components, until every given limit is reached.
 
         Args:
             k: Components at most; 10 when no limit is given.
             by: The scorer; the primary one unless given. The others break its ties, in order.
-            heads: Attention heads at most.
-            mlps: MLPs at most.
-            budget: Scales at most, at these `projections`.
+            heads: Attention heads at most; without `mlps` and `k`, no MLPs.
+            mlps: MLPs at most; without `heads` and `k`, no heads.
+            budget: Scales at most, at these `projections`. A component that does not fit is passed over.
             threshold: The smallest score that is taken.
             neurons: Of each chosen MLP, only so many of its best neurons, which are then what the budget counts.
             projections: What the budget counts; give [`SurgicalIA3Config`] the same.
@@ -130,7 +130,14 @@ class Localization:
         return Selection(selection.components, self.shape, chosen or None)
 
     def ranks(self, by: str | None = None) -> dict[str, int]:
-        """Component to its rank, 1 being the best."""
+        """Component to its rank, 1 being the best.
+
+        Args:
+            by: The scorer; the primary one unless given.
+
+        Raises:
+            SelectionError: When the scorer has no scores here.
+        """
         name = self._primary(by)
         order = ranked(self.tables[name].components, self._tie_break(name))
         return {component: rank for rank, component in enumerate(order, 1)}
@@ -146,7 +153,10 @@ class Localization:
 
         Args:
             top: How many rows; all unless given.
-            by: The scorer that ranks.
+            by: The scorer that ranks; the primary one unless given.
+
+        Raises:
+            SelectionError: When the scorer has no scores here.
         """
         names = [name for name in self.tables if name == self._primary(by)]
         names += [name for name in self.tables if name not in names]
@@ -192,8 +202,11 @@ class Localization:
 
         Args:
             path: The file.
-            selection: What was chosen, to stand in the same file, where [`Selection`]`.load` finds it and a person
-                can edit it.
+            selection: What was chosen, to stand in the same file, where `Selection.load` finds it and a person can
+                edit it.
+
+        Raises:
+            OutputError: When its folder does not exist or cannot be written.
         """
         chosen = {} if selection is None else {"selection": selection.to_dict()}
         write_json(path, {**chosen, **self.to_dict()})

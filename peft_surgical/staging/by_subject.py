@@ -67,7 +67,7 @@ class SubjectRecipe:
         names: How many other names stand in for the subject in what is kept.
         other_weight: How much more those sentences count than other text, each by the mean over its tokens; the fact's
             own sentences without the subject count as much.
-        damping: See [`Displacement.factors`].
+        damping: Of each layer's metric, this multiple of the mean of its diagonal is added to that diagonal.
         compute_dtype: As for [`Recipe`].
 
     Raises:
@@ -97,7 +97,14 @@ def subject_layers(model: Any) -> list[int]:
 
 
 def subject_components(model: Any) -> list[str]:
-    """The MLPs of those layers."""
+    """The MLPs of the first third of a model's layers, where models look subjects up (arXiv 2202.05262).
+
+    Args:
+        model: A causal language model.
+
+    Raises:
+        ArchitectureError: If the model's architecture is not known.
+    """
     return [f"L{layer}.mlp" for layer in subject_layers(model)]
 
 
@@ -114,6 +121,9 @@ def learn_by_subject(
 ) -> Stage:
     """Trains an adapter that gives the new answer wherever the subject stands.
 
+    While it trains, its scales act on the subject's last token alone, where models look facts up (arXiv 2202.05262);
+    afterwards they act everywhere.
+
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
         tokenizer: Its tokenizer.
@@ -129,7 +139,7 @@ def learn_by_subject(
 
     Raises:
         AdapterError: If the model has adapters already.
-        FactError: If a prompt does not name the subject.
+        FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
             model's weights are quantized.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are

@@ -11,14 +11,15 @@ from ..running.computing import check_compute_dtype
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage trains. `stages.RECIPES` has both stages' own; they gave every figure in the README.
+    """How a stage trains. The defaults are those of `learn`; `peft_surgical.stages.RECIPES` has both stages' own.
 
     Attributes:
         steps: At most so many steps.
         step_kl: The divergence a step causes by its own prediction, nats per token.
         hold: Steps before that begins to shrink.
         settle: Its factor in every step after them.
-        damping: See [`Curvature.metric`].
+        damping: Of the curvature, this multiple of the mean of its diagonal is added to that diagonal: it stands for
+            what the retained prompts did not show.
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         margin: An answer token with less than this loss is likely enough and pulls no more.
         target_kl: Divergence per retained token, nats, below which training may stop.
@@ -32,7 +33,8 @@ class Recipe:
         near_weight: How much more the close ones count in the curvature than the others, each kind by the mean over
             its positions.
         draws: How often signs are drawn for the curvature on each retained row.
-        variants: How many of the fact's prompts are also asked as people type them, see `wording`.
+        variants: At most so many more prompts are made of the fact's, put as people type them: without capitals and
+            closing signs, or with a few words around.
         neighbours: How many prompts about contrast subjects are retained.
         general: How many of the package's general questions are retained.
         retain_tokens: The base's answers are held for so many tokens.

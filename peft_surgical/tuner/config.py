@@ -39,7 +39,7 @@ class SurgicalPeftType(str, Enum):
 
 @dataclass
 class SurgicalIA3Config(PeftConfig):
-    """Configuration of a [`SurgicalIA3Model`].
+    """Configuration of a [`SurgicalIA3Model`]: (IA)^3 (arXiv 2205.05638) on selected coordinates only.
 
     Give either `selections` or `components`; the rest is derived or filled in when the adapter is put on a model.
 
@@ -51,8 +51,10 @@ class SurgicalIA3Config(PeftConfig):
             configuration.
         granularity: How `components` become coordinates: `component` (a head's or an MLP's own), `module` (whole
             projections, as in the paper) or `neuron` (the given neurons of each MLP).
-        projections: Where heads and MLPs are scaled: of `z`, `v`, `q`, `k` for heads and `post`, `pre`, `pre_linear`,
-            `in` for MLPs, see `peft_surgical.sites`. Not used by the granularity `module`.
+        projections: Where heads and MLPs are scaled; `z` and `post` by default. Of heads `z` (what the output
+            projection reads of a head), `v`, `q` or `k`; of MLPs `post` (neurons behind the activation function),
+            `pre` (before it), `pre_linear` (the other factor of a gated MLP) or `in` (what the up projection reads:
+            coordinates of the residual stream, no neurons). Not used by the granularity `module`.
         neurons: MLP component name -> ranges of its neurons, for the granularity `neuron`.
         modules_to_save: Modules that are trained and saved whole beside the scales, as in every PEFT method.
         init_weights: Whether all scales start at exactly 1. False starts them at random, which is of use in tests
@@ -64,7 +66,8 @@ class SurgicalIA3Config(PeftConfig):
         feedforward_modules: Those whose input is scaled. Derived.
 
     Raises:
-        SelectionError: If a selection is malformed or a derived field contradicts it.
+        SelectionError: If there are neither selections nor components, a selection is malformed, or a derived field
+            contradicts it.
     """
 
     selections: dict[str, Any] | None = field(

@@ -30,11 +30,18 @@ BASE = "__base__"
 
 
 class SurgicalIA3Layer(Merging):
-    """What every layer with surgical scales has; see the module's docstring for the arithmetic.
+    """What every layer with surgical scales has.
+
+    An adapter multiplies coordinate `i` of one side by `1 + delta[i]` if it selects `i` and by exactly 1 otherwise;
+    several multiply. `delta` is float32, `[selected]`, and 0 at the start; the product is taken in float32 and cast
+    back to the activation's dtype.
 
     Args:
         base_layer: The linear module that is wrapped.
         side: Whether the input or the output of `base_layer` is scaled; one per layer, for all of its adapters.
+
+    Raises:
+        SelectionError: If `base_layer` is neither Linear nor Conv1D.
     """
 
     adapter_layer_names = ("surgical_ia3_delta",)
