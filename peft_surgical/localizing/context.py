@@ -63,12 +63,16 @@ class ScorerContext:
     """One localization, as a scorer sees it. Of the fact, only what training may see is in here.
 
     Attributes:
-        runs: Forward passes in the model's own precision, with gradients: see [`Runs`].
+        runs: Forward passes in the model's own precision. `capture(window, window.clean, sites)` gives activations by
+            site, `[prompt, pos, head, d_head]` or `[prompt, pos, neuron]`, and logits after the last position,
+            `[prompt, vocab]`; `gradients(window, window.clean, sites)` activations and their gradients of the logit
+            difference.
         precise: The same in float32, without gradients, for effects that are small differences.
         shape: The model's sizes.
         sites: What to score: at most one projection of heads and at most one of MLPs, in every layer. A scorer may
-            leave some out.
-        pairs: The prompts, clean and corrupted, with the tokens of the answers; see [`PromptPair`].
+            leave some out. Each has a hook point `name`, a `layer`, a `size` and `of_heads`.
+        pairs: The prompts. Each has token ids `clean` and `corrupted`, `[pos]`, and the tokens of the answers: `old`,
+            `new` and `rival`, which is what the model says to the corrupted prompt.
         controls: The same for prompts about other things, with the model's own answer in the place of the old one;
             made on first use from the fact's `contrast` and `retain` prompts, and empty when it has neither.
         seed: For anything random.
@@ -101,6 +105,13 @@ class ScorerContext:
         Args:
             pairs: These prompts instead of the fact's.
             whole: All positions, not only those that the corruption can change.
+
+        Yields:
+            Windows with input embeddings `clean` and `corrupted`, `[prompt, pos, d_model]`, whose last position is the
+            one that the answer follows, and `difference(logits)`: logits of `old` less those of `rival`, `[prompt]`.
+
+        Raises:
+            ModelError: If a prompt is too long for the model.
         """
         yield from self.runs.windows(self.pairs if pairs is None else pairs, self.max_tokens // 4, whole=whole)
 

@@ -107,7 +107,7 @@ class SurgicalIA3Model(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Puts an adapter of `peft_config` on the model, see [`~peft.tuners.tuners_utils.BaseTuner`]."""
+        """Puts an adapter of `peft_config` on the model, as PEFT's `BaseTuner.inject_adapter` does."""
         with self._memory_kept():
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         # PEFT shortens long lists of targets to common endings, and the saved file would say so.
@@ -145,7 +145,7 @@ class SurgicalIA3Model(BaseTuner):
         self._was_trainable = of_wrappers
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`; see also `activate`.
+        """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`; see [`activate`].
 
         Args:
             adapter_name: One adapter, or several, which multiply in this order.
