@@ -58,7 +58,8 @@ def merge(
             tied to another, or a merged weight does not fit into `dtype`.
         SelectionError: If the model does not have a module of the adapter, or has it in another width.
         ModelError: If the model has adapters on it, is quantized, has weights that are not in memory or spread over
-            processes, or has a configuration that transformers does not save, or `dtype` is none of float32, bfloat16 and float16.
+            processes, or has a configuration that transformers does not save, or `dtype` is none of float32, bfloat16
+            and float16.
         OutputError: If `out` cannot be written, or is or holds the model's folder or one of the adapters.
     """
     target = _dtype(dtype)
