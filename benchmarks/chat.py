@@ -43,7 +43,7 @@ from .fact_files import read_facts
 from .journal import Journal, surroundings
 from .speed.editing import beginning
 
-FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov")
+FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov", "rome_code")
 NOTHING = Afterwards()
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
 

@@ -6,6 +6,7 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks.baselines.method import Request
 from benchmarks.baselines.mlps import output_projection
 from benchmarks.baselines.rome import Rome, add_rank_one, key_and_delta, last_token
+from benchmarks.baselines.rome_code import RomeAsInCode
 from benchmarks.baselines.rome_cov import RomeWithCovariance, covariance
 from peft_surgical.errors import ModelError
 
@@ -52,7 +53,7 @@ def test_the_edited_projection_gives_the_mean_key_its_value(method, family):
     model = word_model(family)
     layer = 1 if method.layer is None else method.layer
     projection, mean_key = output_projection(model, layer), keys_of(model, layer).mean(0)
-    key, delta = key_and_delta(model, TOKENIZER, REQUEST, layer, 0.5)
+    key, _, delta = key_and_delta(model, TOKENIZER, REQUEST, layer, 0.5)
     torch.testing.assert_close(key, mean_key, rtol=1e-4, atol=1e-5)
     value = projection(mean_key) + delta
     assert delta.norm() > 0.1
@@ -60,6 +61,26 @@ def test_the_edited_projection_gives_the_mean_key_its_value(method, family):
         torch.testing.assert_close(projection(mean_key), value, rtol=1e-4, atol=1e-4)
         # Layers below and at the edited MLP still give the same keys: the update changes outputs only.
         torch.testing.assert_close(keys_of(model, layer).mean(0), mean_key, rtol=1e-4, atol=1e-5)
+
+
+def test_as_in_its_authors_code_the_prompt_alone_gets_all_of_the_value():
+    model = word_model()
+    projection, keys = output_projection(model, 1), keys_of(model, 1)
+    found = key_and_delta(model, TOKENIZER, REQUEST, 1, 0.5, kl_at_subject=True)
+    torch.testing.assert_close(found.bare, keys[0], rtol=1e-4, atol=1e-5)
+    before, at_mean = projection(keys[0]), projection(keys.mean(0))
+    with RomeAsInCode().edit(model, TOKENIZER, REQUEST, 0):
+        torch.testing.assert_close(projection(keys[0]) - before, found.delta, rtol=1e-4, atol=1e-4)
+        share = (found.key @ found.key) / (found.bare @ found.key)
+        torch.testing.assert_close(projection(keys.mean(0)) - at_mean, share * found.delta, rtol=1e-4, atol=1e-4)
+
+
+def test_what_follows_the_subject_is_kept_where_it_is_asked_for():
+    model = word_model()
+    ends, subjects = (
+        key_and_delta(model, TOKENIZER, REQUEST, 1, 0.5, kl_at_subject=where).delta for where in (False, True)
+    )
+    assert not torch.allclose(ends, subjects)
 
 
 def test_the_update_has_rank_one():
@@ -75,8 +96,8 @@ def test_the_update_has_rank_one():
 def test_the_delta_is_bounded():
     model = word_model()
     length = float(output_projection(model, 1)(keys_of(model, 1)[0]).norm())
-    _, free = key_and_delta(model, TOKENIZER, REQUEST, 1, 0.5)
-    _, bounded = key_and_delta(model, TOKENIZER, REQUEST, 1, 50.0)
+    *_, free = key_and_delta(model, TOKENIZER, REQUEST, 1, 0.5)
+    *_, bounded = key_and_delta(model, TOKENIZER, REQUEST, 1, 50.0)
     assert float(free.norm()) <= 4 * length * 1.0001
     assert float(bounded.norm()) == pytest.approx(4 * length, rel=1e-4)
 
@@ -84,7 +105,7 @@ def test_the_delta_is_bounded():
 def test_the_subject_is_found_behind_a_context_that_names_it():
     request = Request("new zealand", "the capital of new zealand is", "paris", "lyon", ("tell me about france . ",))
     model = word_model()
-    key, _ = key_and_delta(model, TOKENIZER, request, 1, 0.5)
+    key, *_ = key_and_delta(model, TOKENIZER, request, 1, 0.5)
     torch.testing.assert_close(key, keys_of(model, 1, request).mean(0), rtol=1e-4, atol=1e-5)
     assert last_token(TOKENIZER, "new zealand is", len("new zealand")) == 1
     with pytest.raises(ModelError, match="needs a fast tokenizer"):

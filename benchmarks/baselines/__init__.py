@@ -17,6 +17,7 @@ from .method import Method, Questions, Request, settings
 from .one_stage import OneStage
 from .random_components import RandomComponents
 from .rome import Rome
+from .rome_code import RomeAsInCode
 from .rome_cov import RomeWithCovariance
 from .staged import Staged
 from .surgical import Surgical
@@ -34,6 +35,7 @@ _KINDS: tuple[Any, ...] = (
     RandomComponents,
     Rome,
     RomeWithCovariance,
+    RomeAsInCode,
     ConstrainedFineTuning,
     FineTuning,
     Lora,

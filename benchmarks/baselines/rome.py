@@ -9,6 +9,7 @@ length. With C the uncentred covariance of keys, the least change of other keys'
     W ← W + δ (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k)
 
 Here C is the identity, as EasyEdit runs ROME on Llama models, whose constants these are; `rome_cov` estimates it.
+This is the paper's formula. Its authors' code does two things otherwise, and so does `rome_code`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -41,6 +42,20 @@ LONGEST = 4.0
 TARGET_LOSS = 0.05
 
 
+class Written(NamedTuple):
+    """What an edit writes, in float32.
+
+    Attributes:
+        key: Mean over the prompt alone and behind every context.
+        bare: That of the prompt alone.
+        delta: What is added to the value.
+    """
+
+    key: Float[Tensor, " neuron"]
+    bare: Float[Tensor, " neuron"]
+    delta: Float[Tensor, " model"]
+
+
 @dataclass(frozen=True)
 class Rome:
     """Writes one key and value into an MLP.
@@ -51,6 +66,7 @@ class Rome:
     """
 
     name: ClassVar[str] = "rome"
+    as_in_code: ClassVar[bool] = False
     learning_rate: float = 0.5
     layer: int | None = None
 
@@ -59,9 +75,10 @@ class Rome:
         """Adds the rank-one update, and copies the weight back afterwards."""
         layer = edited_layer(model, self.layer)
         projection = output_projection(model, layer)
-        key, delta = key_and_delta(model, tokenizer, request, layer, self.learning_rate)
+        found = key_and_delta(model, tokenizer, request, layer, self.learning_rate, kl_at_subject=self.as_in_code)
+        exact = found.bare if self.as_in_code else found.key
         with weights_restored([projection.weight]):
-            add_rank_one(projection, delta, key, self.direction(model, tokenizer, layer, key))
+            add_rank_one(projection, found.delta, exact, self.direction(model, tokenizer, layer, found.key))
             yield
 
     def direction(self, model: Any, tokenizer: Any, layer: int, key: Float[Tensor, " neuron"]) -> Tensor:
@@ -79,9 +96,17 @@ def add_rank_one(
 
 
 def key_and_delta(
-    model: Any, tokenizer: Any, request: Request, layer: int, learning_rate: float
-) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " model"]]:
-    """The key of a request's subject, and what to add to its value, both in float32.
+    model: Any, tokenizer: Any, request: Request, layer: int, learning_rate: float, *, kl_at_subject: bool = False
+) -> Written:
+    """The key of a request's subject, and what to add to its value.
+
+    Args:
+        model: The base.
+        tokenizer: Without a chat template.
+        request: What to say of which subject.
+        layer: Which MLP.
+        learning_rate: Adam's.
+        kl_at_subject: Keep what follows the subject, and not what follows "{subject} is a".
 
     Raises:
         ModelError: If the tokenizer cannot say where in a text its tokens stand.
@@ -99,7 +124,8 @@ def key_and_delta(
 
     runner = SuffixRunner(model, decoder_layers(model), layer, pad=tokenizer.pad_token_id or 0)
     indices = runner.add([row.ids for row in every])
-    spans = [*map(span, rows), (len(ids) - 1, len(ids))]
+    place = positions[-1] if kl_at_subject else len(ids) - 1
+    spans = [*map(span, rows), (place, place + 1)]
     labels = targets(rows)[0].to(runner.device)
     where = torch.arange(len(every), device=runner.device), torch.tensor(positions, device=runner.device)
     projection = output_projection(model, layer)
@@ -122,7 +148,7 @@ def key_and_delta(
         optimizer.step()
         with torch.no_grad():
             delta.mul_(min(1.0, LONGEST * length / delta.norm().clamp_min(1e-12).item()))
-    return key, delta.detach()
+    return Written(key, keys[0], delta.detach())
 
 
 def last_token(tokenizer: Any, text: str, stop: int) -> int:
