@@ -1,6 +1,7 @@
 """A file of JSON lines that a benchmark adds to and goes on from: a header first, then one record a line.
 
-Each record is on disk before the next is begun. A line that an interruption cut short is dropped.
+Each record is on disk before the next is begun. A line that an interruption cut short is dropped. One process writes a
+file at a time: the lines of two would run into each other.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 
 from peft_surgical.errors import OutputError
 from peft_surgical.evaluation import versions
+from peft_surgical.writing.locks import lock
 
 
 class Journal:
@@ -27,15 +30,32 @@ class Journal:
         about: What is only told: the command, versions, machine. A run that goes on adds its own.
 
     Raises:
-        OutputError: If the file cannot be written, is something else, or belongs to a run with other values.
+        OutputError: If the file cannot be written, another run writes it, or it is something else or belongs to a run
+            with other values.
     """
 
     def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.records = read_records(self.path) if self.path.exists() else []
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("r+" if self.records else "w", encoding="utf-8")
+            self.path.touch()
+            held = lock(self.path)
+        except BlockingIOError:
+            raise OutputError(f"another run is writing {path}; wait for its end, or name another file.") from None
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+        # Held for as long as the journal is there, which a failure in here may not wait for.
+        release = (lambda: None) if held is None else weakref.finalize(self, os.close, held)
+        try:
+            self._begin(run, about)
+        except BaseException:
+            release()
+            raise
+
+    def _begin(self, run: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        path, self.records = self.path, read_records(self.path)
+        try:
+            self._file = path.open("r+" if self.records else "w", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
         if not self.records:

@@ -82,6 +82,17 @@ def test_another_run_is_refused(tmp_path):
         Journal(tmp_path, RUN, ABOUT)
 
 
+def test_one_run_writes_a_file_at_a_time(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first = Journal(path, RUN, ABOUT)
+    with pytest.raises(OutputError, match=r"another run is writing .*results\.jsonl; wait for its end"):
+        Journal(path, RUN, ABOUT)
+    first.append({"kind": "case"})
+    assert read_records(path) == first.records
+    del first
+    assert [r["kind"] for r in Journal(path, RUN, ABOUT).records] == ["header", "case", "resumed"]
+
+
 def test_the_machine_is_told():
     found = surroundings(torch.device("cpu"))
     assert found["machine"]["device"] == "cpu"

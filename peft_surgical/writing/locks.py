@@ -1,4 +1,4 @@
-"""Locks on folders, by the operating system: no lock file stands in one, and a killed process holds none."""
+"""Locks on folders and files, by the operating system: there is no lock file, and a killed process holds none."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
 
-def lock(folder: str | os.PathLike[str]) -> int | None:
-    """Locks a folder, without waiting.
+def lock(path: str | os.PathLike[str]) -> int | None:
+    """Locks a folder or a file, without waiting.
 
     Returns:
-        A handle, which closing gives back; None where folders cannot be locked, as on some network file systems.
+        A handle, which closing gives back; None where there are no such locks, as on some network file systems.
 
     Raises:
         BlockingIOError: If another process, or another handle of this one, holds it.
@@ -22,7 +22,7 @@ def lock(folder: str | os.PathLike[str]) -> int | None:
     """
     if fcntl is None:
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException as error:
