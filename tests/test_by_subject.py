@@ -41,7 +41,7 @@ def first_loss(model):
     return loss(model, TOKENIZER, PROMPTS[0], "lyon")
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma3", "gpt_neox", "opt"])
 def test_the_sentence_gets_the_new_answer(family):
     before = first_loss(tiny_model(family))
     stage = taught(family)

@@ -45,10 +45,10 @@ def seen(model, layer, block, ids):
         model(input_ids=ids)
     for handle in handles:
         handle.remove()
-    return [found[name][:, 1:].flatten(0, 1) for name in ("mlp", "block")]
+    return [found[name].reshape(*ids.shape, -1)[:, 1:].flatten(0, 1) for name in ("mlp", "block")]
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox", "opt"])
 def test_the_form_is_the_squared_relative_length_of_what_scales_add(family):
     model, modules = scaled(family)
     ids = tiny_ids(3, 7)

@@ -33,13 +33,15 @@ def scaling_at(
     def scaled(layer: SurgicalIA3Layer) -> Any:
         def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0]
-            if x.shape[:-1] != where.shape[:-1]:
+            # OPT lays the tokens of all rows one after the other before its MLPs.
+            if x.shape[:-1] not in (where.shape[:-1], (where.numel(),)):
                 raise ArchitectureError(
                     f"scales act on some tokens of a batch of {list(where.shape[:-1])} only in modules that see all of"
                     f" them; one got {list(x.shape[:-1])}."
                 )
             change = layer.dense_scale(adapter) - 1
-            return ((x * (1 + where.to(x.device) * change)).to(x.dtype), *args[1:])
+            marks = where.to(x.device).reshape(*x.shape[:-1], 1)
+            return ((x * (1 + marks * change)).to(x.dtype), *args[1:])
 
         return hook
 

@@ -136,7 +136,8 @@ def measure_displacement(
             model(input_ids=ids, use_cache=False)
         count += int(counts.sum())
         for place, layer in enumerate(layers):
-            entering, made, leaving = seen[place]
+            # OPT lays the tokens of all rows one after the other before its MLPs.
+            entering, made, leaving = (states.reshape(*ids.shape, -1) for states in seen[place])
             index = layer.surgical_ia3_index[adapter].to(entering.device)
             neurons = entering[counts.to(entering.device)].float().index_select(-1, index)
             lengths = leaving[counts.to(leaving.device)].float().norm(dim=-1, keepdim=True)
