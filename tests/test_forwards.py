@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from peft_surgical.running.forwards import forwards, passing
+from peft_surgical.running.forwards import form_of, forwards, passing
 
 
 def test_forwards_are_replaced_in_a_block_and_hooks_stay():
@@ -29,3 +29,19 @@ def test_forwards_come_back_after_an_exception():
     with pytest.raises(RuntimeError, match="broken"), forwards({layer: passing(abs)}):
         raise RuntimeError("broken")
     assert "forward" not in vars(layer)
+
+
+def test_what_passes_a_layer_by_has_the_form_in_which_another_gives_it():
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), None
+
+    x = torch.ones(1, 2)
+    for kind, expected in ((nn.Linear, False), (Pair, True)):
+        layer, other = kind(2, 2), kind(2, 2)
+        with form_of(layer) as in_tuple, forwards({other: passing(lambda hidden: hidden, in_tuple)}):
+            layer(x)
+            given = other(x)
+        assert isinstance(given, tuple) == expected
+        assert (given[0] if expected else given) is x
+        assert not layer._forward_hooks

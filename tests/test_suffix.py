@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import GPTJConfig, GPTJForCausalLM
 
 from peft_surgical.running.replicas import replicate
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
@@ -64,6 +65,21 @@ def test_logits_and_gradients_are_those_of_a_plain_forward(family, prefix, first
         atol=2e-5,
         rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("prefix", [(), PREFIX], ids=["alone", "shared"])
+def test_layers_that_give_tuples_are_skipped_too(prefix, first):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 128, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4}
+    model = GPTJForCausalLM(GPTJConfig(**sizes, bos_token_id=1, eos_token_id=2)).eval()
+    sequences = rows(prefix)
+    spans = spans_of(sequences, len(prefix))
+    runner = SuffixRunner(model, model.transformer.h, first, prefix)
+    runner.add(sequences)
+    expected = plain(model, sequences, spans)
+    for one in (runner, runner.unshared()):
+        torch.testing.assert_close(one.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -30,10 +30,31 @@ def forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 module.forward = forward_before
 
 
-def passing(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """A forward that looks at its first argument only."""
+def passing(function: Callable[[Tensor], Tensor], in_tuple: Callable[[], bool] | None = None) -> Callable[..., Any]:
+    """A forward that looks at its first argument only.
 
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return function(hidden_states)
+    Args:
+        function: What it makes of that.
+        in_tuple: Whether its caller expects a tuple, asked each time; it does not when None.
+    """
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        given = function(hidden_states)
+        return (given, None) if in_tuple and in_tuple() else given
 
     return forward
+
+
+@contextmanager
+def form_of(layer: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Tells whether a decoder layer that runs in the block gives a tuple, as GPT-J's and Bloom's do.
+
+    Args:
+        layer: The layer.
+    """
+    seen: list[bool] = []
+    handle = layer.register_forward_hook(lambda _, __, out: seen.append(isinstance(out, tuple)))
+    try:
+        yield lambda: any(seen)
+    finally:
+        handle.remove()

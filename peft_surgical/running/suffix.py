@@ -26,7 +26,7 @@ from ..profiling import phase
 from ..texts.lengths import fits
 from .beginnings import MIN_SHARED, Beginning, expanded
 from .devices import input_device
-from .forwards import forwards, passing
+from .forwards import form_of, forwards, passing
 from .pieces import Pieces, unembedding_of
 from .replicas import Replica
 from .shapes import filled
@@ -83,6 +83,7 @@ class SuffixRunner:
         self._entering: list[Tensor | None] = []
         self._entering_prefix: Tensor | None = None
         self._begun: Beginning | None = None
+        self._in_tuple = False
 
     @phase("frozen layers")
     @torch.no_grad()
@@ -246,6 +247,7 @@ class SuffixRunner:
             return self
         made = SuffixRunner(self.model, self.layers, self.first, pad=self.pad)
         made.rows = list(self.rows)
+        made._in_tuple = self._in_tuple
         before = self._entering_prefix
         made._entering = [
             None if own is None or before is None else torch.cat([before[0], own]) for own in self._entering
@@ -291,9 +293,10 @@ class SuffixRunner:
             return hidden
 
         none = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-        above = {layer: passing(capture) for layer in self.layers[self.first :]}
-        with forwards(above), read_at(self.head, none):
-            out = self.model(input_ids=ids, **options)
+        with form_of(self.layers[self.first - 1]) as in_tuple, read_at(self.head, none):
+            with forwards({layer: passing(capture, in_tuple) for layer in self.layers[self.first :]}):
+                out = self.model(input_ids=ids, **options)
+            self._in_tuple = in_tuple()
         return out.past_key_values, captured["hidden"]
 
     def _filled(self, cache: Any) -> Any:
@@ -307,10 +310,11 @@ class SuffixRunner:
 
     @contextmanager
     def _patched(self, entering: Tensor | None, mask: Tensor) -> Iterator[None]:
-        below: dict[nn.Module, Callable[..., Tensor]] = {}
+        below: dict[nn.Module, Callable[..., Any]] = {}
         if entering is not None:
-            below = {layer: passing(lambda hidden: hidden) for layer in self.layers[1 : self.first]}
-            below[self.layers[0]] = passing(lambda _: entering)
+            in_tuple = self._in_tuple
+            below = {layer: passing(lambda hidden: hidden, lambda: in_tuple) for layer in self.layers[1 : self.first]}
+            below[self.layers[0]] = passing(lambda _: entering, lambda: in_tuple)
         with forwards(below), read_at(self.head, mask):
             yield
 
@@ -344,5 +348,6 @@ def contiguous_head(model: Any) -> Iterator[None]:
 @contextmanager
 def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
     """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
-    with forwards({layer: passing(lambda hidden: hidden) for layer in layers[first:]}):
-        yield
+    with form_of(layers[first - 1]) as in_tuple:
+        with forwards({layer: passing(lambda hidden: hidden, in_tuple) for layer in layers[first:]}):
+            yield
