@@ -18,7 +18,7 @@ from peft_surgical.texts.prompts import (
 )
 
 from .localizing import word_tokenizer
-from .small_tokenizers import CHATML, INST, small_tokenizer
+from .small_tokenizers import CHATML, INST, THINKING, small_tokenizer
 
 KINDS = ["byte_level", "unigram", "bpe", "legacy"]
 TEMPLATES = [None, CHATML, INST]
@@ -69,6 +69,17 @@ def test_the_turn_ends_where_the_template_ends_it(kind):
     assert end_of_turn(tokenizer) == tokenizer.eos_token_id
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}: "  # drops the answer
     assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_model_that_may_think_first_is_asked_for_its_answer():
+    tokenizer = small_tokenizer("byte_level", THINKING)
+    asked = render(tokenizer, PROMPT)
+    assert asked.endswith("assistant\n<think>\n\n</think>\n\n")
+    row = encode_answer(tokenizer, PROMPT, "Google")
+    turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Google"}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert tokenizer.decode(row.ids) == whole.rstrip("\n")
+    assert tokenizer.decode(row.ids[row.answer_start :]) == "Google<|im_end|>"
 
 
 def test_a_template_may_change():

@@ -239,7 +239,9 @@ def _render_turn(tokenizer: Any, prompt: str, answer: str | None = None) -> str:
     turns = [{"role": "user", "content": prompt}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
+    # An answer is what follows the question, and a model that may think first does so for longer than answers are.
+    mute = {"enable_thinking": False} if "enable_thinking" in str(tokenizer.chat_template) else {}
     try:
-        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=answer is None, tokenize=False))
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=answer is None, tokenize=False, **mute))
     except Exception as error:  # a template is a program of the model's author and may raise anything
         raise ModelError(f"the tokenizer's chat template fails on a plain question: {error}.") from error
