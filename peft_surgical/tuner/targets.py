@@ -9,6 +9,9 @@ from ..errors import SelectionError
 from .coordinates import Coordinates
 from .fold import features
 
+# Mamba multiplies by `dt_proj`'s weight, and its fused kernels, which training may run, take that of the others too.
+_READ_BY_MAMBA = ("dt_proj", "x_proj", "out_proj")
+
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
     """Returns the module of that full name.
@@ -23,10 +26,12 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
         near = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] == last and ".base_layer" not in n]
         hint = f"; it has {near[0]}" if near else ""
         raise SelectionError(f"the model has no module named {name}{hint}.") from None
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
+    above, _, last = name.rpartition(".")
+    parent = model.get_submodule(above)
+    mamba = last in _READ_BY_MAMBA and hasattr(parent, "A_log") and hasattr(parent, "D")
+    if mamba or isinstance(parent, nn.MultiheadAttention):
         raise SelectionError(
-            f"{name} belongs to a MultiheadAttention, which reads its weight without calling it, so a scale on it"
+            f"{name} belongs to a {type(parent).__name__}, which reads its weight without calling it, so a scale on it"
             " would have no effect."
         )
     return module
