@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .architectures import architecture_of
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
@@ -127,6 +128,8 @@ def learn_sentence_keyed(
 def _behind_beginnings(
     model: Any, plain: Any, prompt: str, new: str, subject: str | None, contexts: int, seed: int
 ) -> TrainingFact:
+    # Of another kind of model, such as one with an encoder, nothing could be drawn.
+    architecture_of(model.config.model_type)
     subject = subject_of(prompt, new, subject)
     # A space at the end would stand twice, and as a token of its own.
     prompt, new = prompt.strip(), new.strip()

@@ -30,10 +30,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .architectures import Architecture, architecture_of, register_architecture
 from .errors import ArchitectureError, SelectionError, brief
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "HEAD_PROJECTIONS",
@@ -46,6 +49,7 @@ __all__ = [
     "Slice",
     "architecture_of",
     "check_component",
+    "check_layout",
     "components",
     "hook_name",
     "module_slices",
@@ -297,6 +301,22 @@ def module_slices(shape: ModelShape, component: Component) -> tuple[Slice, ...]:
         widths = [(n, w) for n, w in zip(names, (q_width, kv_width, kv_width), strict=True) if n is not None]
     widths.append((architecture.attention_out, shape.d_model))
     return tuple(Slice(_path(architecture, layer, name), "output", 0, width) for name, width in widths)
+
+
+def check_layout(model: nn.Module, shape: ModelShape) -> None:
+    """Refuse a model that lacks a module which its architecture names, as one with experts in the place of an MLP.
+
+    Raises:
+        ArchitectureError: Names the module.
+    """
+    there = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    for component in components(shape):
+        for piece in module_slices(shape, component):
+            if piece.module not in there:
+                raise ArchitectureError(
+                    f"the layout of model type {shape.model_type!r} names {piece.module}, and this model has no such"
+                    " module; what differs from layer to layer and mixtures of experts are not supported."
+                )
 
 
 def hook_name(site: Component | str, layer: int | None = None) -> str:

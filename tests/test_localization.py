@@ -9,7 +9,8 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from transformers.utils import logging
 
-from peft_surgical.errors import ModelError, ScorerError, SelectionError, SurgicalError
+from peft_surgical import architectures
+from peft_surgical.errors import ArchitectureError, ModelError, ScorerError, SelectionError, SurgicalError
 from peft_surgical.localization import DEFAULT_SCORERS, Localization, localize
 from peft_surgical.localizing.bridge import left_as_found, wrap
 from peft_surgical.localizing.results import Localization as Result
@@ -18,7 +19,7 @@ from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, components
 
 from .localizing import capital, planted, word_tokenizer
-from .tiny import FAMILIES, tiny_ids, tiny_model
+from .tiny import FAMILIES, tiny_experts, tiny_ids, tiny_model
 
 ALL = [
     "logit_drop",
@@ -383,3 +384,9 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
 def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
     with pytest.raises(ScorerError, match="steps must be at least 1"):
         run(tiny_model("llama"), tokenizer, "attribution:steps=0")
+
+
+def test_experts_in_the_place_of_an_mlp_are_refused(tokenizer, monkeypatch):
+    monkeypatch.setitem(architectures._KNOWN, "mixtral", architectures.architecture_of("llama"))
+    with pytest.raises(ArchitectureError, match=r"names model\.layers\.0\.mlp\.gate_proj, and this model has no such"):
+        localize(tiny_experts(), tokenizer, capital(), progress=False)

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 import peft_surgical as ps
-from peft_surgical.errors import AdapterError, FactError, ModelError
+from peft_surgical.errors import AdapterError, ArchitectureError, FactError, ModelError
 from peft_surgical.sentence import checked_aliases, learn_sentence, sample_contexts, subject_of
 from peft_surgical.staging.by_subject import SubjectRecipe
 from peft_surgical.texts.prompts import without_template
@@ -40,6 +41,14 @@ def test_the_sentence_ends_with_the_new_answer():
     assert chance(stage.model, "lyon") > before
     with stage.model.disable_adapter():
         assert torch.equal(logits(stage.model), said)
+
+
+@pytest.mark.parametrize("learn", [learn_sentence, ps.learn_sentence_keyed])
+def test_a_model_of_another_kind_is_refused_before_it_runs(learn):
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    with pytest.raises(ArchitectureError, match="model type 't5' is not known"):
+        learn(model, TOKENIZER, PROMPT, new="lyon", subject="france", progress=False)
 
 
 def test_it_is_learn_by_subject_behind_sampled_beginnings():

@@ -22,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Phi3Config,
@@ -140,3 +142,10 @@ def tiny_ids(batch: int = 2, length: int = 9, seed: int = 0) -> torch.Tensor:
     """Returns random token ids `[batch, length]` without padding, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB, (batch, length), generator=generator)
+
+
+def tiny_experts() -> PreTrainedModel:
+    """A random model whose layers have experts in the place of an MLP, its attention laid out as Llama's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MixtralForCausalLM(MixtralConfig(**_GROUPED, num_local_experts=4)).eval()

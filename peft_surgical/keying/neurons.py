@@ -38,6 +38,7 @@ from ..profiling import phase
 from ..running.sharing import by_main
 from ..stages import LEARN
 from ..texts.prompts import EncodedAnswer
+from ..tuner.targets import find_module
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
 from .updates import place_updates
 
@@ -143,13 +144,14 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
         modules: From [`~peft_surgical.keying.keys.output_projections`].
 
     Raises:
+        SelectionError: If the model has no such module.
         ModelError: If its weights are quantized or offloaded.
     """
     ranks = dict.fromkeys(modules, 1)
     for module in modules:
         reading = [name for name, _ in reading_rows(model, module)]
         for name in (module, *reading):
-            weight = model.get_submodule(name).weight
+            weight = find_module(model, name).weight
             if weight.dtype not in _PLAIN or weight.device.type == "meta":
                 raise ModelError(f"{name} has no weights at hand to be rewritten: they are quantized or offloaded.")
         for name in reading:

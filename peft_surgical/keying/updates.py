@@ -15,6 +15,7 @@ from ..errors import ModelError
 from ..running.sharing import is_sharded
 from ..stages import LEARN
 from ..staging import placeable
+from ..tuner.targets import find_module
 from .keys import Direction
 
 
@@ -38,8 +39,11 @@ def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
         ranks: Names of its modules, and of which rank the update of each is.
 
     Raises:
+        SelectionError: If the model has no such module.
         ModelError: If their weights are offloaded.
     """
+    for name in ranks:
+        find_module(model, name)
     placeable.check_at_hand(model, ranks)
     more = {name: rank for name, rank in ranks.items() if rank > 1}
     config = LoraConfig(

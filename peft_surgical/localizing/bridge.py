@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..running.sharing import is_sharded
-from ..sites import ModelShape
+from ..sites import ModelShape, check_layout
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -38,12 +38,12 @@ def wrap(model: nn.Module) -> TransformerBridge:
 
     Raises:
         ModelError: When the model carries an adapter, is quantized, is not loaded, or TransformerLens cannot wrap it.
-        ArchitectureError: When its module names are not known here.
+        ArchitectureError: When its module names are not known here, or it lacks one of them.
     """
     check_localizable(model)
     skeleton = _share(model)
     # Everything below reads module names, which the tuner needs too: an unknown layout is refused before it matters.
-    ModelShape.from_config(skeleton.config)
+    check_layout(skeleton, ModelShape.from_config(skeleton.config))
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -31,6 +31,7 @@ from ..keying.keys import output_projections
 from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at
 from ..tuner import SurgicalIA3Layer
+from ..tuner.targets import find_module
 from .retained import base_of
 
 Tokens = Sequence[int]
@@ -81,11 +82,14 @@ def neuron_modules(model: Any, selections: Mapping[str, Any]) -> dict[str, int]:
         selections: As a resolved `SurgicalIA3Config` has them.
 
     Raises:
-        SelectionError: If anything but neurons of MLPs is selected, or the model's weights are quantized.
+        SelectionError: If anything but neurons of MLPs is selected, or what the model does not have, or its weights
+            are quantized.
     """
     every = output_projections(model)
     if not selections or any(name not in every or spec["side"] != "input" for name, spec in selections.items()):
         raise SelectionError(NEURONS_ONLY)
+    for name in selections:
+        find_module(model, name)
     if not all(model.get_submodule(name).weight.is_floating_point() for name in selections):
         raise SelectionError("learning by subject reads the weights of MLPs, and this model's are quantized.")
     return {name: i for name, i in every.items() if name in selections}
