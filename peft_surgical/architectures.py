@@ -143,6 +143,11 @@ def architecture_of(model_type: str) -> Architecture:
         ) from None
 
 
+def residual_factor(model: Any) -> float:
+    """By what a model multiplies what its MLPs write before it is added to the residual stream, as Granite does."""
+    return float(getattr(model.config, "residual_multiplier", 1.0))
+
+
 def decoder_layers(model: Any) -> nn.ModuleList:
     """A model's decoder layers, in order.
 

@@ -7,7 +7,7 @@ from peft_surgical.sites import architecture_of
 from peft_surgical.staging.displacement import Displacement, measure_displacement, neuron_modules
 from peft_surgical.tuner import SurgicalIA3Config
 
-from .tiny import tiny_ids, tiny_model
+from .tiny import tiny_granite, tiny_ids, tiny_model
 
 ADAPTER = "default"
 
@@ -99,6 +99,22 @@ def test_what_goes_through_a_norm_is_as_long_as_that_can_make_it():
     predicted *= small**2
     found = float(((moved - residual).norm(dim=-1) / lengths).square().mean())
     assert 0.8 * predicted < found < 1.01 * predicted
+
+
+def test_what_is_multiplied_on_its_way_into_the_residual_stream_moves_it_so_much():
+    config = SurgicalIA3Config(components=["L1.mlp"], projections=["post"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_granite(0.25), config).eval().get_base_model()
+    modules = neuron_modules(model, {"model.layers.1.mlp.down_proj": {"side": "input", "ranges": [[0, 48]]}})
+    ids = tiny_ids(3, 7)
+    form = measured(model, modules, ids.tolist())
+    [layer] = layers_of(model, modules)
+    _, before = seen(model, layer, model.model.layers[1], ids)
+    delta = layer.surgical_ia3_delta[ADAPTER]
+    with torch.no_grad():
+        delta.normal_(generator=torch.Generator().manual_seed(0))
+    _, after = seen(model, layer, model.model.layers[1], ids)
+    relative = (after - before).norm(dim=-1) / before.norm(dim=-1)
+    assert form.of([delta.detach()]) == pytest.approx(float(relative.square().mean()), rel=1e-4)
 
 
 def test_it_is_of_the_base_whatever_the_scales_are():

@@ -23,7 +23,7 @@ from .conftest import fingerprint
 from .filling import assert_filling_changes_no_value
 from .localizing import capital, word_tokenizer
 from .offloading import offloaded
-from .tiny import tiny_experts, tiny_model
+from .tiny import tiny_experts, tiny_granite, tiny_model
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
@@ -209,3 +209,17 @@ def test_experts_in_the_place_of_an_mlp_are_refused(monkeypatch):
     with pytest.raises(SelectionError, match=r"no module named model\.layers\.[01]\.mlp\.down_proj"):
         learn_keyed_by_subject(model, TOKENIZER, FACT, recipe=RECIPE, progress=False)
     assert fingerprint(model) == before
+
+
+def test_what_is_multiplied_on_its_way_into_the_residual_stream_moves_it_so_much():
+    step = replace(RECIPE, steps=1, share_of_loss=1.0, length=0.01)
+    found = []
+    for factor in (1.0, 0.25):
+        model = tiny_granite(factor)
+        # The layer is the first, and so reads the same neurons, which meet the same stream.
+        model.model.layers[0].mlp.down_proj.weight.data.zero_()
+        model.model.layers[0].self_attn.o_proj.weight.data.zero_()
+        stage = learn_keyed_by_subject(model, TOKENIZER, FACT, layers=[0], recipe=step, progress=False)
+        [value] = [p for name, p in stage.model.named_parameters() if "lora_B" in name]
+        found.append(float(value.norm()))
+    assert found[1] == pytest.approx(4 * found[0], rel=0.01)

@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -149,3 +151,10 @@ def tiny_experts() -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return MixtralForCausalLM(MixtralConfig(**_GROUPED, num_local_experts=4)).eval()
+
+
+def tiny_granite(factor: float) -> PreTrainedModel:
+    """A random model that multiplies by a factor what it adds to the residual stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GraniteForCausalLM(GraniteConfig(**_GROUPED, residual_multiplier=factor)).eval()

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..architectures import decoder_layers
+from ..architectures import decoder_layers, residual_factor
 from ..counts import check_counts
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
@@ -165,7 +165,7 @@ def learn_keyed_by_subject(
                 [],
                 [],
                 _steps(recipe),
-                metric=_metric(found, streams, values),
+                metric=_metric(found, streams, values, residual_factor(working)),
                 share_of_loss=recipe.share_of_loss,
                 seed=seed,
                 progress=progress,
@@ -190,13 +190,13 @@ def _steps(recipe: KeyedSubjectRecipe) -> Recipe:
 
 
 def _metric(
-    found: Mapping[str, Direction], streams: Mapping[str, float], values: Mapping[str, nn.Parameter]
+    found: Mapping[str, Direction], streams: Mapping[str, float], values: Mapping[str, nn.Parameter], factor: float
 ) -> Metric:
-    """Squared lengths of values relative to the residual stream, weighted by how far they act elsewhere."""
+    """Squared lengths of what values add, relative to the residual stream, weighted by how far they act elsewhere."""
     mean = max(sum(direction.elsewhere for direction in found.values()) / len(found), _LEAST)
     costs = []
     for name, value in values.items():
-        cost = found[name].elsewhere / mean / max(streams[name] ** 2, _LEAST)
+        cost = factor**2 * (found[name].elsewhere / mean / max(streams[name] ** 2, _LEAST))
         costs.append(torch.full_like(value, max(cost, _LEAST)))
     return Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs])
 

@@ -11,6 +11,7 @@ elementwise product with `Wᵀ W` is what a change of scales makes of it. Layers
 
 Where an RMS norm with gains g stands between the MLP and the residual stream (Gemma 3), it divides by the root mean
 square m of what enters it. A small change leaves it at most as long as `g ∘ W (d ∘ h) / m`, and that is what counts.
+Where a model multiplies by a factor what its MLPs write (Granite), W is that much longer or shorter.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..architectures import architecture_of, decoder_layers
+from ..architectures import architecture_of, decoder_layers, residual_factor
 from ..errors import SelectionError
 from ..keying.keys import output_projections
 from ..running.devices import input_device
@@ -152,7 +153,7 @@ def measure_displacement(
             sums[place] = sums[place].to(neurons) + neurons.T @ neurons
     forms = []
     for total, layer, norm in zip(sums, layers, norms, strict=True):
-        weight = _weight(layer)[:, layer.surgical_ia3_index[adapter]]
+        weight = residual_factor(model) * _weight(layer)[:, layer.surgical_ia3_index[adapter]]
         if norm is not None:
             # What a norm makes of ones are its gains, whichever way it holds them.
             weight = norm(torch.ones_like(weight[:, 0]))[:, None] * weight
