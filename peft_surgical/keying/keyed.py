@@ -74,7 +74,6 @@ class KeyedRecipe(Recipe):
     """
 
     # At nearly all that is kept the neurons are shut, where more rows would say the same.
-    fact_batch: int = 12
     near_batch: int = 12
     far_batch: int = 2
     neighbours: int = 24
