@@ -47,7 +47,7 @@ from .updates import place_updates
 _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
-# Of texts of one token.
+# So many texts of one token are read at a time.
 _AT_ONCE = 1024
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
