@@ -122,3 +122,29 @@ def few_carried_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
     monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
     monkeypatch.setattr(retain, "general_prompts", lambda: general)
+
+
+@pytest.fixture
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Loading a model gives a small one with a planted fact; holds what was asked for."""
+    import peft_surgical
+    from tests.localizing import planted, word_tokenizer
+
+    model, tokenizer, asked = planted(), word_tokenizer(), {}
+
+    def load_model(name: str, **options: Any) -> tuple[Any, Any]:
+        asked.update(options, name=name)
+        return model, tokenizer
+
+    monkeypatch.setattr(peft_surgical, "load_model", load_model)
+    return asked
+
+
+@pytest.fixture
+def experts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model with experts in the place of an MLP, of a type that is registered in Llama's layout."""
+    from peft_surgical import architectures
+    from tests.tiny import tiny_experts
+
+    monkeypatch.setitem(architectures._KNOWN, "mixtral", architectures.architecture_of("llama"))
+    return tiny_experts()

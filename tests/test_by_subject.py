@@ -8,7 +8,6 @@ from peft import PeftModel
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical import architectures
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.staging import by_subject
@@ -20,7 +19,7 @@ from .conftest import fingerprint
 from .filling import fill_rows
 from .localizing import capital, word_tokenizer
 from .offloading import offloaded
-from .tiny import tiny_experts, tiny_model
+from .tiny import tiny_model
 
 TOKENIZER = word_tokenizer()
 PROMPTS = ("the capital of france is", "tell me about paris . the capital of france is")
@@ -236,10 +235,8 @@ def test_a_subject_of_the_real_model_in_another_wording(demo):
     assert not preferred("The capital of Italy is", "Lyon", "Rome")
 
 
-def test_experts_in_the_place_of_an_mlp_are_refused(monkeypatch):
-    monkeypatch.setitem(architectures._KNOWN, "mixtral", architectures.architecture_of("llama"))
-    model = tiny_experts()
-    before = fingerprint(model)
+def test_experts_in_the_place_of_an_mlp_are_refused(experts):
+    before = fingerprint(experts)
     with pytest.raises(SelectionError, match=r"no module named model\.layers\.[01]\.mlp\.down_proj"):
-        learn_by_subject(model, TOKENIZER, FACT, recipe=RECIPE, progress=False)
-    assert fingerprint(model) == before
+        learn_by_subject(experts, TOKENIZER, FACT, recipe=RECIPE, progress=False)
+    assert fingerprint(experts) == before

@@ -14,29 +14,13 @@ from peft_surgical.cli.options import DTYPE_NAMES
 from peft_surgical.cli.terminal import note, print_json, print_result
 from peft_surgical.cli.translate import Commands
 from peft_surgical.models import DTYPES
-from peft_surgical.report import Report
-from peft_surgical.running.replicas import is_alone
-from peft_surgical.stages import RECIPES
 from tests.command_line import run, said, written
-from tests.localizing import capital, planted, word_tokenizer
-from tests.reports import report
+from tests.localizing import planted
 
 # A command of this name is in the way of its module.
 EDIT_COMMAND = import_module("peft_surgical.cli.edit")
 EDIT, LOCALIZATION = import_module("peft_surgical.edit"), import_module("peft_surgical.localization")
 COMMANDS = ("new", "scorers", "localize", "edit", "edit-keyed", "learn", "stack", "merge", "evaluate", "ask")
-
-
-@pytest.fixture
-def fake_model(monkeypatch):
-    model, tokenizer, asked = planted(), word_tokenizer(), {}
-
-    def load_model(name, **options):
-        asked.update(options, name=name)
-        return model, tokenizer
-
-    monkeypatch.setattr(ps, "load_model", load_model)
-    return asked
 
 
 def test_the_entry_point_is_the_group_and_lists_every_command():
@@ -289,109 +273,6 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, fact_file):
         "Interrupted. Nothing is half written; run the command again.",
         f"Interrupted. What is complete is in {out}; run the command again with --overwrite to start over.",
     ]
-
-
-def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
-    given = {}
-
-    def edit(model, tokenizer, fact, **options):
-        given.update(options, fact=fact)
-        return report()
-
-    monkeypatch.setattr(ps, "edit", edit)
-    options = ["--model", "some/model", "--dtype", "bfloat16", "--device", "cpu", "--trust-remote-code", "--seed", 5]
-    options += ["--component", "L2.mlp", "--component", "L0.head.1", "--granularity", "module", "--steps", 7]
-    options += ["--retention-tokens", 64, "--overwrite", "--scorer", "random", "--scorer", "logit_drop:measure=old"]
-    result = run("edit", fact_file, "--out", tmp_path / "my out", *options)
-    assert result.exit_code == 0, result.output
-    assert fake_model == {"name": "some/model", "dtype": "bfloat16", "device": "cpu", "trust_remote_code": True}
-    assert given["fact"] == capital()
-    assert given["selection"].components == ("L2.mlp", "L0.head.1")
-    assert (given["out"], given["top"], given["granularity"]) == (tmp_path / "my out", None, "module")
-    assert given["recipe"] == ps.Recipe(steps=7)
-    assert (given["seed"], given["overwrite"], given["retention_tokens"]) == (5, True, 64)
-    assert given["scorers"] == ["random", "logit_drop:measure=old"]
-    assert given["progress"] is True
-    assert given["command"].startswith(f"peft-surgical edit {fact_file} --out '{tmp_path}/my out' --model some/model")
-    assert "code that comes with some/model" in result.stderr
-
-
-def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fake_model):
-    given, freed = {}, []
-    monkeypatch.setattr(ps, "edit", lambda *_, **options: given.update(options, alone=is_alone()) or report())
-    monkeypatch.setattr(EDIT_COMMAND, "give_back_freed", lambda: freed.append(True))
-    options = ["--out", tmp_path / "out", "--quiet", "--overwrite"]
-    assert run("edit", fact_file, *options).exit_code == 0
-    assert (given["recipe"], given["alone"], freed) == (None, False, [])
-    assert run("edit", fact_file, *options, "--low-memory").exit_code == 0
-    assert given["recipe"] == {stage: replace(own, pass_tokens=256) for stage, own in RECIPES.items()}
-    assert (given["alone"], is_alone(), freed) == (True, False, [True])
-    assert run("edit", fact_file, *options, "--low-memory", "--steps", 7).exit_code == 0
-    assert given["recipe"] == dict.fromkeys(RECIPES, ps.Recipe(steps=7, pass_tokens=256))
-
-
-def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fake_model):
-    given = {}
-    monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
-    assert run("edit", fact_file, "--out", tmp_path / "out", "--quiet").exit_code == 0
-    assert fake_model["name"] == "demo"
-    assert all(given[name] is None for name in ("scorers", "top", "selection", "projections", "recipe"))
-    assert given["progress"] is False
-    options = ["--projection", "z", "--projection", "post", "--overwrite", "--quiet"]
-    assert run("edit", fact_file, "--out", tmp_path / "out", *options).exit_code == 0
-    assert given["projections"] == ("z", "post")
-
-
-def test_limits_and_a_selection_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
-    given = {}
-    monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
-    command = ["edit", fact_file, "--out", tmp_path / "out", "--overwrite", "--quiet"]
-    assert run(*command, "--top", 5, "--heads", 2, "--mlps", 3, "--budget", 400).exit_code == 0
-    assert [given[name] for name in ("top", "heads", "mlps", "budget", "selection")] == [5, 2, 3, 400, None]
-    chosen = ps.Selection(("L2.mlp", "L0.head.1"), neurons={"L2.mlp": ((3, 5),)})
-    chosen.save(tmp_path / "selection.json")
-    assert run(*command, "--selection", tmp_path / "selection.json").exit_code == 0
-    assert given["selection"] == chosen
-    assert all(given[name] is None for name in ("top", "heads", "mlps", "budget"))
-
-
-@pytest.mark.usefixtures("fake_model")
-def test_json_is_all_of_standard_output(monkeypatch, tmp_path, fact_file):
-    monkeypatch.setattr(ps, "edit", lambda *args, **options: report())
-    result = run("edit", fact_file, "--out", tmp_path / "out", "--json")
-    assert json.loads(result.stdout) == report().to_dict()
-    assert "held-out questions" in result.stderr
-    result = run("edit", fact_file, "--out", tmp_path / "out", "--json", "--quiet")
-    assert Report.from_dict(json.loads(result.stdout)) == report()
-    assert result.stderr == ""
-
-
-@pytest.mark.usefixtures("no_model")
-def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
-    result = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--top", 3, "--scorer", "random")
-    assert result.exit_code == 0
-    for words in (
-        "from paris to lyon",
-        "the best 3 components by random",
-        "on 3 prompts",
-        "report.html",
-        "Nothing was",
-    ):
-        assert words in result.stdout
-    plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
-    assert plan["fact"] == capital().to_dict()
-    assert plan["top"] is None
-    limits = ["--heads", 2, "--mlps", 3, "--budget", 4000]
-    plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *limits).stdout
-    assert "the best components by lookup, at most 2 heads and 3 mlps and 4,000 scales" in plan
-    (tmp_path / "selection.json").write_text('{"components": ["L2.mlp"]}')
-    by_hand = ["--selection", tmp_path / "selection.json", "--json"]
-    plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *by_hand).stdout)
-    assert plan["components"] == ["L2.mlp"]
-    (tmp_path / "selection.json").unlink()
-    assert "the MLPs of all layers" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
-    assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
-    assert written(tmp_path) == ["fact.yaml"]
 
 
 def test_scorers():

@@ -9,7 +9,6 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from transformers.utils import logging
 
-from peft_surgical import architectures
 from peft_surgical.errors import ArchitectureError, ModelError, ScorerError, SelectionError, SurgicalError
 from peft_surgical.localization import DEFAULT_SCORERS, Localization, localize
 from peft_surgical.localizing.bridge import left_as_found, wrap
@@ -19,7 +18,7 @@ from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, components
 
 from .localizing import capital, planted, word_tokenizer
-from .tiny import FAMILIES, tiny_experts, tiny_ids, tiny_model
+from .tiny import FAMILIES, tiny_ids, tiny_model
 
 ALL = [
     "logit_drop",
@@ -386,7 +385,6 @@ def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
         run(tiny_model("llama"), tokenizer, "attribution:steps=0")
 
 
-def test_experts_in_the_place_of_an_mlp_are_refused(tokenizer, monkeypatch):
-    monkeypatch.setitem(architectures._KNOWN, "mixtral", architectures.architecture_of("llama"))
+def test_experts_in_the_place_of_an_mlp_are_refused(tokenizer, experts):
     with pytest.raises(ArchitectureError, match=r"names model\.layers\.0\.mlp\.gate_proj, and this model has no such"):
-        localize(tiny_experts(), tokenizer, capital(), progress=False)
+        localize(experts, tokenizer, capital(), progress=False)

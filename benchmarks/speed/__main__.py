@@ -86,7 +86,8 @@ def main(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     changed: dict[str, Any] = json.loads(recipe)
-    given = Sizes(**sizes, recipe=ps.Recipe(**changed) if changed else None)
+    recipes = (ps.Recipe(**changed), ps.KeyedRecipe(**changed)) if changed else (None, None)
+    given = Sizes(**sizes, recipe=recipes[0], keyed_recipe=recipes[1])
     wanted = parts or PARTS
     found: dict[str, Any] = {}
     if set(wanted) - {"wide", "scaling", "memory"}:

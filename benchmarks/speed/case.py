@@ -35,6 +35,7 @@ class Sizes:
         answers: Prompts that the plain evaluation answers, one at a time.
         max_tokens: As for [`~peft_surgical.localize`].
         recipe: Of our stages; their own when None.
+        keyed_recipe: Of keyed edits; their own when None.
     """
 
     stage_steps: int = 1000
@@ -46,6 +47,7 @@ class Sizes:
     answers: int = 8
     max_tokens: int = 2048
     recipe: ps.Recipe | None = None
+    keyed_recipe: ps.KeyedRecipe | None = None
 
 
 @dataclass

@@ -37,7 +37,9 @@ def own(case: Case, *, keyed: bool = False) -> dict[str, Any]:
         case: What is edited.
         keyed: By neurons that fire at the subject, instead of scales.
     """
-    edit = ps.edit_keyed if keyed else partial(ps.edit, recipe=case.sizes.recipe)
+    edit = (
+        partial(ps.edit_keyed, recipe=case.sizes.keyed_recipe) if keyed else partial(ps.edit, recipe=case.sizes.recipe)
+    )
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, answers_kept(Path(folder) / FOLDER):
         for suffix, fact in (("", case.fact), ("_following", case.following or case.fact)):
