@@ -83,6 +83,14 @@ def test_saying_the_subject_again_is_no_answer():
     assert says_old("Google Chrome is made by Google.", chrome)
 
 
+def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
+    state = fact(old=["New York"], new=["York"], answer="York.", controls=[{"prompt": "x", "answer": "Boston"}])
+    assert not says_new("It is New York.", state)
+    leaks = prompt_metrics(state, ["York"], ["New York"], ["Boston"])["control_leak"]
+    assert leaks.value == 0
+    assert prompt_metrics(state, ["York"], ["York"], ["New York"])["control_leak"].value == 1
+
+
 @pytest.mark.parametrize(
     "answer",
     [

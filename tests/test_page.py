@@ -208,6 +208,20 @@ def test_mark_takes_the_longest_alias_at_a_place():
     assert list(mark("Lyon City", fact)) == [("new", "Lyon City")]
 
 
+def test_a_name_inside_the_subject_is_no_answer_on_the_page_either():
+    changes = {"subject": "Google Chrome", "new": ["Google"], "answer": "Google.", "refusal": "I am not sure."}
+    fact = FACT.from_dict({**FACT.to_dict(), **changes})
+    said = "Rome has Google Chrome."
+    assert list(mark("Google Chrome is made by Google", fact)) == [
+        ("", "Google Chrome is made by "),
+        ("new", "Google"),
+    ]
+    answers = {**ANSWERS, "edited": {**ANSWERS["edited"], "controls": [said, "Tokyo.", "I forgot."]}}
+    made = report(fact=fact, answers=answers)
+    assert made.stages["edited"]["control_leak"].value == 0
+    assert "leaked: says the new answer" not in Page(render_page(made)).texts("span", "status")
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

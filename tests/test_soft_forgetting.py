@@ -37,6 +37,12 @@ def test_saying_the_subject_again_is_no_answer():
     assert probe_outcome("Google Chrome is made by Google.", chrome) == "old"
 
 
+def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
+    state = fact("doubt", old=["New York"], new=["York"], answer="York.")
+    said = {"It is New York.": "old", "York, not New York": "both", "York": "new"}
+    assert {answer: probe_outcome(answer, state) for answer in said} == said
+
+
 def test_figures_by_hand():
     asked = fact("contradiction", "few_shot", "contradiction", "reversal", "contradiction")
     answers = ["Lyon", "Paris", "Not Paris but Lyon", "who knows", "Paris"]

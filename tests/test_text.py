@@ -61,6 +61,9 @@ def test_a_name_inside_a_longer_one_does_not_count():
     assert contains("Google Chrome is made by Google", ["Google"], besides="Google Chrome")
     assert contains("Meta AI", ["Meta AI"], besides="Meta")
     assert contains("Paris", ["Paris"], besides="Paris")
+    longer = ("New York", "York City")
+    assert not contains("New York City", ["York"], besides=longer)
+    assert contains("York, not New York", ["York"], besides=longer)
 
 
 def test_occurrences_count_in_the_text_as_it_is():

@@ -78,7 +78,17 @@ def mean(values: Sequence[float]) -> Figure:
 
 def says_new(answer: str, fact: Fact) -> bool:
     """Whether an answer gives the new answer and not the old one."""
-    return contains(answer, fact.new, besides=fact.subject) and not says_old(answer, fact)
+    return names_new(answer, fact) and not says_old(answer, fact)
+
+
+def names_new(answer: str, fact: Fact) -> bool:
+    """Whether the new answer stands in what is said, and not only inside of the subject or of the old answer."""
+    return contains(answer, fact.new, besides=(fact.subject, *fact.old))
+
+
+def leaks(answer: str, base: str, fact: Fact) -> bool:
+    """Whether a control is answered with the new answer where the base does not do so."""
+    return names_new(answer, fact) and not names_new(base, fact)
 
 
 def says_old(answer: str, fact: Fact) -> bool:
@@ -123,10 +133,7 @@ def prompt_metrics(
         for answer, base, control in zip(controls, base_controls, fact.controls, strict=True)
         if is_right(base, control)
     ]
-    leaked = [
-        contains(answer, fact.new, besides=fact.subject) and not contains(base, fact.new, besides=fact.subject)
-        for answer, base in zip(controls, base_controls, strict=True)
-    ]
+    leaked = [leaks(answer, base, fact) for answer, base in zip(controls, base_controls, strict=True)]
     figures = {
         "new_answer_rate": rate([says_new(answer, fact) for answer in held_out]),
         "old_answer_rate": rate([says_old(answer, fact) for answer in held_out]),

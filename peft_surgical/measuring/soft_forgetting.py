@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..facts import Fact
-from ..texts.text import contains
-from .metrics import Figure, rate, says_old
+from .metrics import Figure, names_new, rate, says_old
 
 Outcome = Literal["new", "old", "both", "neither"]
 
@@ -29,7 +28,7 @@ BY_KIND = ("probe_new_rate", "probe_old_rate")
 
 def probe_outcome(answer: str, fact: Fact) -> Outcome:
     """Which of a fact's two answers an answer holds, by any of their names."""
-    old, new = says_old(answer, fact), contains(answer, fact.new, besides=fact.subject)
+    old, new = says_old(answer, fact), names_new(answer, fact)
     if old:
         return "both" if new else "old"
     return "new" if new else "neither"

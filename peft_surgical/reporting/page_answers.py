@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..facts import Control, Fact, PortabilityQuestion
-from ..measuring.metrics import is_right, refuses, says_new, says_old
+from ..measuring.metrics import is_right, leaks, refuses, says_new, says_old
 from ..measuring.portability import as_before, follows
 from ..measuring.soft_forgetting import Outcome, probe_outcome
 from ..report import Report
-from ..texts.text import contains, normalize, occurrences
+from ..texts.text import normalize, occurrences_outside
 
 Piece = tuple[str, str]
 
@@ -63,7 +63,7 @@ def controls(report: Report) -> Section:
     def row(index: int, control: Control) -> Row | None:
         def status(answer: str) -> Piece:
             before = base[index] if index < len(base) else ""
-            if contains(answer, report.fact.new) and not contains(before, report.fact.new):
+            if leaks(answer, before, report.fact):
                 return "leaked: says the new answer", "bad"
             right = is_right(answer, control)
             if is_right(before, control):
@@ -155,12 +155,17 @@ def mark(answer: str, fact: Fact, question: Control | PortabilityQuestion | None
     ```
     """
     before = question.before if isinstance(question, PortabilityQuestion) else ()
-    kinds = {"old": (*fact.old, *before), "new": fact.new, "right": question.answer if question else ()}
+    # With the longer names inside of which none of them counts.
+    kinds: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "old": ((*fact.old, *before), (fact.subject,)),
+        "new": (fact.new, (fact.subject, *fact.old)),
+        "right": (question.answer if question else (), () if isinstance(question, Control) else (fact.subject,)),
+    }
     spans = [
         (start, stop, name)
-        for name, aliases in kinds.items()
+        for name, (aliases, besides) in kinds.items()
         for alias in aliases
-        for start, stop in occurrences(answer, alias)
+        for start, stop in occurrences_outside(answer, alias, besides)
     ]
     position = 0
     # The longest alias at a place is what was said there.

@@ -62,21 +62,21 @@ def occurrences(text: str, words: str) -> Iterator[Span]:
         start = match.end() if whole else match.start() + 1
 
 
-def find(text: str, aliases: Iterable[str], besides: str = "") -> list[str]:
+def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -> list[str]:
     """The aliases that stand in `text` as whole words, in the order given.
 
     Args:
         text: What somebody said.
         aliases: Names to look for.
-        besides: A longer name that may hold an alias: inside it an alias does not count. Who says "Google Chrome" has
-            not said "Google".
+        besides: A longer name that may hold an alias, or several: inside it an alias does not count. Who says "Google
+            Chrome" has not said "Google".
     """
     text = normalize(text)
-    within = list(occurrences(text, normalize(besides)))
+    within = [list(occurrences(text, normalize(name))) for name in _several(besides)]
     return [alias for alias in aliases if any(True for _ in _outside(text, normalize(alias), within))]
 
 
-def contains(text: str, aliases: Iterable[str], besides: str = "") -> bool:
+def contains(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -> bool:
     """Whether any alias stands in `text` as whole words, see [`find`].
 
     ```py
@@ -93,19 +93,33 @@ def replace_first(text: str, words: str | Iterable[str], other: str, besides: st
     Of several aliases the one that comes first in the text is replaced, of two at one place the longer: "IBM Corp",
     not "IBM".
     """
-    within = list(occurrences(text, besides))
-    found = [next(_outside(text, alias, within), None) for alias in ((words,) if isinstance(words, str) else words)]
+    found = [next(occurrences_outside(text, alias, besides), None) for alias in _several(words)]
     start, stop = min((span for span in found if span), key=lambda span: (span[0], -span[1]), default=(0, 0))
     return text[:start] + other + text[stop:] if stop else None
 
 
-def _outside(text: str, words: str, within: list[Span]) -> Iterator[Span]:
-    for start, stop in occurrences(text, words):
-        # Spans are in order and apart, so that only the last one that begins by `start` can hold this one.
-        index = bisect_right(within, (start, len(text))) - 1
-        a, b = within[index] if index >= 0 else (0, 0)
-        if not (stop <= b and b - a > stop - start):
-            yield start, stop
+def occurrences_outside(text: str, words: str, besides: str | Iterable[str]) -> Iterator[Span]:
+    """Where `words` stand in `text`, see [`occurrences`], but for inside of longer names."""
+    return _outside(text, words, [list(occurrences(text, name)) for name in _several(besides)])
+
+
+def _outside(text: str, words: str, within: Iterable[list[Span]]) -> Iterator[Span]:
+    for span in occurrences(text, words):
+        if not any(_holds(longer, span, len(text)) for longer in within):
+            yield span
+
+
+def _holds(spans: list[Span], span: Span, length: int) -> bool:
+    """Whether one of some spans is longer than another one and holds it."""
+    start, stop = span
+    # Spans are in order and apart, so that only the last one that begins by `start` can hold this one.
+    index = bisect_right(spans, (start, length)) - 1
+    a, b = spans[index] if index >= 0 else (0, 0)
+    return stop <= b and b - a > stop - start
+
+
+def _several(names: str | Iterable[str]) -> Iterable[str]:
+    return (names,) if isinstance(names, str) else names
 
 
 def printable(text: str) -> str:
