@@ -66,9 +66,8 @@ def merge(
     _check_model(model)
     check_output(out, overwrite=overwrite)
     given: list[Mergeable] = several(adapters)
-    # Another name may be a hub id, and a folder of that name what was written before.
-    source = [model.name_or_path] if os.path.isabs(model.name_or_path or "") else []
-    check_inputs_stay(out, [*given, *source])
+    # A folder of that name is what would be loaded by it, be it also a hub id.
+    check_inputs_stay(out, [*given, model.name_or_path or ""])
     edit = read_mergeable(given)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)

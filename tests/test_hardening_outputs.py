@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
 from peft_surgical.drafting.drafts import FactDraft
@@ -192,7 +193,7 @@ def test_what_is_no_file_is_not_replaced_by_one(name, tmp_path):
     assert path.lstat() == before
 
 
-def test_what_is_read_is_not_replaced(edited, model_folder, tmp_path):
+def test_what_is_read_is_not_replaced(edited, model_folder, tmp_path, monkeypatch):
     out, model = tmp_path / "out", shutil.copytree(model_folder, tmp_path / "models" / "tiny")
     shutil.copytree(edited, out)
     (tmp_path / "link").symlink_to(out)
@@ -207,6 +208,12 @@ def test_what_is_read_is_not_replaced(edited, model_folder, tmp_path):
         assert line == f"Error: the output {place} would replace {model}, which is read for it; name another folder."
         with pytest.raises(OutputError, match="which is read for it"):
             ps.merge(ps.load_model(model)[0], [ps.product(stages)], place, overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/tiny", "./models/tiny/"):
+        # By a relative path, which transformers takes down as it is.
+        model_here = AutoModelForCausalLM.from_pretrained(name)
+        with pytest.raises(OutputError, match="which is read for it"):
+            ps.merge(model_here, [ps.product(stages)], "models/tiny", overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
     # Beside them there is room.
     assert run("stack", *stages, "--out", out / "edit", "--overwrite").exit_code == 0
