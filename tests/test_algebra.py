@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_surgical.adapters.algebra import difference, inverse, power, product
-from peft_surgical.adapters.edits import Edit, ModuleScale
+from peft_surgical.adapters.edits import Edit, ModuleScale, same_model
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner.coordinates import Coordinates
 
@@ -87,6 +87,27 @@ def test_what_has_no_power_is_refused():
 def test_edits_that_do_not_fit_together_are_refused(other, message):
     with pytest.raises(AdapterError, match=message):
         product([edit([1.0, 2.0], base_model="a", revision="1"), other])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("model", "./model/", True),
+        ("model", "/elsewhere/Model", True),
+        ("folder/model", "/elsewhere/model", True),
+        (".", "link", True),
+        ("hub/model", "hub/Model", True),
+        ("model", "/elsewhere/other", False),
+        ("hub/model", "others/model", False),
+        ("../a/model", "../b/other", False),
+    ],
+)
+def test_a_base_model_by_another_path_is_the_same(one, other, same, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert same_model(one, other) is same_model(other, one) is same
+    if same:
+        assert product([edit([1.0, 2.0], base_model=one), edit([1.0, 2.0], base_model=other)]).base_model == one
 
 
 def test_a_base_model_that_is_not_known_goes_with_any():

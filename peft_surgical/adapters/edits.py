@@ -9,8 +9,10 @@ Everything that is done to adapters outside of a model (stack, power, inverse, e
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -135,16 +137,37 @@ def as_edit(edit: Edit | str | os.PathLike[str]) -> Edit:
     return edit if isinstance(edit, Edit) else Edit.load(edit)
 
 
+def same_model(one: str, other: str) -> bool:
+    """Whether two names can be those of one model, by what they say.
+
+    Folders of a name are taken for the same model, wherever they are: a path is relative, or of another machine. Ids
+    of the hub are not.
+    """
+    if one.lower() == other.lower():
+        return True
+    if all(_HUB_ID.fullmatch(name) and not os.path.exists(name) for name in (one, other)):
+        return False
+    first, second = (os.path.basename(os.path.abspath(name)).lower() for name in (one, other))
+    return first == second or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+
+
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
+
+
 def check_same_base(edits: list[Edit]) -> None:
-    """Refuses edits that name different base models; an edit that names none goes with any.
+    """Refuses edits that name different base models, see [`same_model`]; an edit that names none goes with any.
 
     Raises:
         AdapterError: If two names or two revisions differ.
     """
-    for what, key in (("base models", "base_model"), ("revisions of the base model", "revision")):
+    alike: dict[tuple[str, str], Callable[[str, str], bool]] = {
+        ("base models", "base_model"): same_model,
+        ("revisions of the base model", "revision"): operator.eq,
+    }
+    for (what, key), same in alike.items():
         known = [(edit.name, getattr(edit, key)) for edit in edits if getattr(edit, key)]
         for name, value in known[1:]:
-            if value != known[0][1]:
+            if not same(known[0][1], value):
                 raise AdapterError(
                     f"the adapters were made for different {what}: {known[0][0]} for {known[0][1]}, {name} for"
                     f" {value}."

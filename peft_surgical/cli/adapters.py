@@ -155,12 +155,11 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
 
 
 def warn_of_another_base(model: Any, folder: Path, made_for: Any) -> None:
-    """Warns of an adapter that was made for a model of another name: if the shapes are the same, it fits all the same.
+    """Warns of an adapter for a model of another name: it fits all the same if the shapes are."""
+    from ..adapters.edits import same_model
 
-    Folders of a name are taken for the same model, wherever they are.
-    """
     here = getattr(model, "name_or_path", "")
-    if here and isinstance(made_for, str) and made_for and Path(here).name.lower() != Path(made_for).name.lower():
+    if here and isinstance(made_for, str) and made_for and not same_model(here, made_for):
         warnings.warn(
             f"the adapter {folder} was made for {brief(made_for)}; this model is {brief(here)}.", stacklevel=2
         )
