@@ -70,8 +70,9 @@ def evaluate(
         tokenizer: Its tokenizer.
         fact: Held-out prompts, controls, probes and portability questions; none of them was trained on.
         states: Name to a function that returns a context in which the model is in that state. `base` must be among
-            them: controls count where the base answers right. Just `base` when None. Relearned states have a ratio to
-            the base if that is among them relearned alike.
+            them: controls count where the base answers right. It comes first in the report, which is about the last
+            of the others. Just `base` when None. Relearned states have a ratio to the base if that is among them
+            relearned alike.
         seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.
         retention_tokens: How many tokens of the package's unrelated text to read; 0 leaves retention out.
@@ -94,6 +95,8 @@ def evaluate(
         states = {"base": nullcontext}
     if "base" not in states:
         raise ModelError(f"states must include 'base', which the others are compared with; got {', '.join(states)}.")
+    # A report is about its last state.
+    states = {"base": states["base"], **states}
     open_prompts = fluency_prompts(fact, chat=has_chat_template(tokenizer)) if fluency else []
     check_fluency_fits(model, tokenizer, open_prompts)
     answers: dict[str, Answers] = {}

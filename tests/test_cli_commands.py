@@ -265,6 +265,10 @@ def test_ours_and_plain_together_are_their_product(edited, tmp_path):
 
 def test_adapters_that_cannot_be_used(tmp_path, edited):
     out, _ = edited
+    whole = LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"])
+    folders = [stock(whole, tmp_path / name) for name in ("one", "two")]
+    with pytest.raises(ps.AdapterError, match="the adapters adapter_1, adapter_2 cannot act at once"):
+        adapters.attach(planted(), folders)
     lora = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "lora")
     with pytest.raises(ps.AdapterError, match="LORA and SURGICAL_IA3 cannot be active at once"):
         adapters.check([lora, out / "edit" / ".." / "learn"])

@@ -177,6 +177,15 @@ def test_evaluating_a_bare_model():
         evaluate(tiny_model("llama"), TOKENIZER, capital(), states={"edited": adapter_state(tiny_model("llama"), [])})
 
 
+def test_the_base_comes_first_whatever_the_order_of_states():
+    states = dict(reversed(two_states(model := tiny_peft("llama")).items()))
+    assert list(states) == ["edited", "base"]
+    options = {"max_new_tokens": 2, "retention_tokens": 0, "progress": False}
+    report = evaluate(model, TOKENIZER, capital(), states=states, **options)
+    assert list(report.stages) == list(report.answers) == ["base", "edited"]
+    assert "the edited model answers" in report.verdict()
+
+
 def trainability(model):
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
@@ -271,6 +280,17 @@ def test_a_learned_prompt_is_a_state_too():
     with pytest.raises(AdapterError, match="act one at a time; asked for default, second"):
         with adapter_state(model, ["default", "second"])():
             pass
+
+
+def test_adapters_that_cannot_act_at_once():
+    model = tiny_peft("llama", modules_to_save=["lm_head"])
+    model.add_adapter("second", model.peft_config["default"])
+    before, said = peft_states(model), logits(model)
+    words = r"the adapters default, second cannot act at once: Only one adapter can be set at a time for \w+\.$"
+    with pytest.raises(AdapterError, match=words), adapter_state(model, ["default", "second"])():
+        pass
+    assert peft_states(model) == before
+    assert torch.equal(logits(model), said)
 
 
 def test_adapters_that_are_not_there():

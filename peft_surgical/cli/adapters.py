@@ -66,7 +66,9 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
         for path, name in zip(paths, names, strict=True):
             model = _load(model, path, name)
     model.eval()
-    return model, {label: adapter_state(model, names[:count]) for label, count in _labels(len(names)).items()}
+    states = {label: adapter_state(model, names[:count]) for label, count in _labels(len(names)).items()}
+    with states["edited"]():  # Adapters that cannot act at once are told before anything is measured.
+        return model, states
 
 
 def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -> dict[str, State]:

@@ -16,7 +16,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from ..errors import AdapterError
+from ..errors import AdapterError, first_line
 
 State = Callable[[], AbstractContextManager[Any]]
 
@@ -32,7 +32,7 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
         A function that gives a context; leaving it restores what acted and what was trainable before.
 
     Raises:
-        AdapterError: If the model holds no adapter of a name.
+        AdapterError: If the model holds no adapter of a name; on entering, if they cannot act at once.
     """
     held = getattr(model, "peft_config", {})
     if unknown := [name for name in adapters if name not in held]:
@@ -56,7 +56,7 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
     try:
         if adapters:
             tuner.enable_adapter_layers()
-            tuner.set_adapter(adapters, inference_mode=True)
+            _set_adapters(tuner, adapters)
         else:
             tuner.disable_adapter_layers()
         yield
@@ -66,6 +66,15 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
             layer._disable_adapters = value
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
+
+
+def _set_adapters(tuner: BaseTuner, adapters: list[str]) -> None:
+    try:
+        tuner.set_adapter(adapters, inference_mode=True)
+    except ValueError as error:
+        # Such as of two that each save a whole module. What PEFT says ends with the module printed.
+        reason = first_line(error).partition("(")[0]
+        raise AdapterError(f"the adapters {', '.join(adapters)} cannot act at once: {reason}.") from error
 
 
 @contextmanager
