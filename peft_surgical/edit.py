@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .adapters.adapter_files import CONFIG
 from .errors import ModelError, OutputError, SelectionError
 from .evaluation import adapter_state, evaluate
 from .facts import Fact
@@ -48,7 +49,8 @@ NEURON_PROJECTIONS = ("z", "post", "pre")
 
 EDIT = "edit"
 Granularity = Literal["component", "module", "neuron"]
-_WRITTEN = ("localization.json", "localization.png", UNLEARN, LEARN, EDIT, "report.json", "report.html")
+_FOLDERS = (UNLEARN, LEARN, EDIT)
+_WRITTEN = ("localization.json", "localization.png", *_FOLDERS, "report.json", "report.html")
 
 
 def edit(
@@ -108,7 +110,8 @@ def edit(
         The report, also written to `out`.
 
     Raises:
-        OutputError: If `out` is not empty and `overwrite` is false.
+        OutputError: If `out` is not empty and `overwrite` is false, or has a folder of the name of an adapter of an
+            edit that holds something else.
         AdapterError: If the model has an adapter named `unlearn` or `learn`, or lies within a PEFT model, whose
             adapters it carries: give it unloaded.
         FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
@@ -136,7 +139,7 @@ def edit(
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
     with unchanged_on_failure(model), ExitStack() as claim:
-        out = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
+        out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         seconds: dict[str, float] = {}
         started = time.perf_counter()
 
@@ -161,6 +164,10 @@ def edit(
             )
         elif neurons is not None:
             selection = localization.best_neurons(selection, neurons)
+        if neurons is not None and not selection.mlps:
+            raise SelectionError(
+                f"no MLP is selected ({', '.join(selection.components)}), and only MLPs have neurons."
+            )
         config = SurgicalIA3Config.from_localization(
             selection,
             granularity=granularity,
@@ -241,16 +248,41 @@ def _start_output(out: Path, overwrite: bool, localization: Localization, select
     return _picture(localization, selection, out / "localization.png")
 
 
+@contextmanager
+def claimed_for_edit(out: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
+    """Claims the folder of an edit, see [`claimed`].
+
+    Raises:
+        OutputError: As for [`claimed`] and [`check_edit_folder`].
+    """
+    with claimed(out, overwrite=overwrite) as folder:
+        check_edit_folder(folder)
+        yield folder
+
+
+def check_edit_folder(out: Path) -> None:
+    """Refuses a folder from which removing an earlier edit would take something else of the same name.
+
+    Raises:
+        OutputError: If one of an edit's folders is there and holds something, but no adapter.
+    """
+    for name in _FOLDERS:
+        path = out / name
+        if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
+            raise OutputError(f"{path} holds no adapter, so it is not replaced; name another output folder.")
+
+
 def remove_edit(out: Path) -> None:
     """Removes what an edit writes, and nothing else, from its folder.
 
     Raises:
-        OutputError: If something cannot be removed.
+        OutputError: If something cannot be removed, or as [`check_edit_folder`].
     """
+    check_edit_folder(out)
     try:
         for name in _WRITTEN:
             path = out / name
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .edit import EDIT, remove_edit, save_report
+from .edit import EDIT, claimed_for_edit, remove_edit, save_report
 from .evaluation import adapter_state, evaluate
 from .facts import Fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
@@ -25,7 +25,6 @@ from .running.sharing import by_main
 from .stages import LEARN, Stage
 from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
-from .writing.claims import claimed
 
 
 def edit_keyed(
@@ -61,7 +60,7 @@ def edit_keyed(
         The report, also written to `out`; its stages are `base` and `edited`.
 
     Raises:
-        OutputError: If `out` is not empty and `overwrite` is false.
+        OutputError: As for [`edit`].
         AdapterError: If the model has adapters already.
         FactError: If no prompt names the subject, or a prompt and its answer are too long for the model.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
@@ -72,7 +71,7 @@ def edit_keyed(
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = keyed_layers(model) if layers is None else sorted(set(layers))
     with unchanged_on_failure(model), ExitStack() as claim:
-        folder = by_main(lambda: claim.enter_context(claimed(out, overwrite=overwrite)))
+        folder = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         started = time.perf_counter()
         stage = learn_keyed(model, tokenizer, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
         by_main(lambda: _save(stage, folder, overwrite))

@@ -240,6 +240,30 @@ def test_a_full_folder_is_refused_before_anything_is_done(tmp_path, monkeypatch)
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("work", ["edit", "keyed_edit"])
+def test_a_folder_that_holds_no_adapter_is_not_taken_for_an_earlier_edit_s(work, tmp_path, monkeypatch):
+    module = import_module(f"peft_surgical.{work}")
+    monkeypatch.setattr(module, "localize" if work == "edit" else "learn_keyed", forbidden)
+    thesis = tmp_path / "edit" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    run = module.edit if work == "edit" else module.edit_keyed
+    with pytest.raises(OutputError, match="edit holds no adapter, so it is not replaced"):
+        run(planted(), word_tokenizer(), FACT, out=tmp_path, overwrite=True)
+    with pytest.raises(OutputError, match="edit holds no adapter"):
+        EDIT.remove_edit(tmp_path)
+    assert thesis.read_text() == "mine"
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "adapter_config.json").write_text("{}")
+    (tmp_path / "learn").symlink_to(tmp_path / "elsewhere")
+    EDIT.remove_edit(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    assert (tmp_path / "elsewhere" / "adapter_config.json").exists()
+
+
 def forbidden(*_, **__):
     raise AssertionError("the work was begun")
 
@@ -319,6 +343,11 @@ def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, model_
         ),
         ({"granularity": "neuron"}, SelectionError, "go together; got 'neuron' and None"),
         ({"neurons": 5}, SelectionError, "go together; got 'component' and 5"),
+        (
+            {"granularity": "neuron", "neurons": 5, "heads": 1, "scorers": ["random"]},
+            SelectionError,
+            r"no MLP is selected \(L\d\.head\.\d\), and only MLPs have neurons",
+        ),
         ({"granularity": "layer"}, SelectionError, "layer"),
         ({"fact": capital(new=["oslo"], answer="oslo")}, FactError, "not in this tokenizer's vocabulary"),
     ],

@@ -76,10 +76,9 @@ def learn(
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     import peft_surgical as ps
 
-    from ..edit import remove_edit
+    from ..edit import claimed_for_edit, remove_edit
     from ..running.generation import generate_answers
     from ..texts.prompts import without_template
-    from ..writing.claims import claimed
 
     if subject is None:
         note(f"The subject was guessed: {about}.", quiet=quiet)
@@ -88,7 +87,7 @@ def learn(
     plain = without_template(tokenizer)
     on_interrupt(context, out)
     learn_one = partial(ps.learn_sentence_keyed, aliases=aliases) if keyed else ps.learn_sentence
-    with claimed(out, overwrite=overwrite):
+    with claimed_for_edit(out, overwrite):
         said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]}
         stage = learn_one(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
         said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]
