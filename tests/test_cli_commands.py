@@ -291,3 +291,10 @@ def test_adapters_that_cannot_be_used(tmp_path, edited):
     (lora / "adapter_config.json").write_text("{}")
     with pytest.raises(ps.AdapterError, match="cannot be read as an adapter's configuration"):
         adapters.check([lora])
+
+
+def test_asked_quietly_there_are_answers_and_nothing_else(model_folder):
+    result = run("ask", PROMPT, "--model", model_folder, "--max-tokens", 1, "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.split()[0] == "base"
+    assert "Print nothing but answers, errors and warnings." in " ".join(run("ask", "--help").stdout.split())

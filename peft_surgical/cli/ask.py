@@ -40,7 +40,7 @@ def _finite(context: click.Context, parameter: click.Parameter, values: tuple[fl
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longer answers are cut."
 )
 @options.as_json
-@options.quiet
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but answers, errors and warnings.")
 @options.debug
 def ask(
     prompts: tuple[str, ...],
