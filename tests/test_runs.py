@@ -8,7 +8,7 @@ from peft_surgical.localizing.corruption import PromptPair
 from peft_surgical.localizing.runs import Runs, sites_of
 
 from .localizing import patch_all, random_pairs, runs_of
-from .tiny import FAMILIES, tiny_ids, tiny_model
+from .tiny import FAMILIES, tiny_granite, tiny_ids, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -22,6 +22,25 @@ def test_a_padded_window_gives_each_prompts_own_logits(family, whole):
             logits = runs.logits(window, run)
             for row, pair in enumerate(window.pairs):
                 expected = model(getattr(pair, name)[None]).logits[0, -1]
+                torch.testing.assert_close(logits[row], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_scales_its_embeddings_gives_its_own_logits(dtype):
+    model = tiny_granite(0.3, of_embeddings=6.0).to(dtype)
+    runs = Runs(wrap(model), precise=True)
+    pairs = random_pairs(runs, 2)
+    noise = torch.randn(len(pairs[0].clean), 32, generator=torch.Generator().manual_seed(0))
+    pairs = [*pairs, replace(pairs[0], corrupted=pairs[0].clean, shift=noise, first=0)]
+    window, exact = runs.window(pairs), model.float()
+    embedded = exact.get_input_embeddings()
+    with torch.no_grad():
+        for run, name in ((window.clean, "clean"), (window.corrupted, "corrupted")):
+            logits = runs.logits(window, run)
+            for row, pair in enumerate(pairs):
+                # The noise is of the size of what enters the first layer.
+                shift = noise / 6.0 if pair.shift is not None and name == "corrupted" else 0.0
+                expected = exact(inputs_embeds=embedded(getattr(pair, name)[None]) + shift).logits[0, -1]
                 torch.testing.assert_close(logits[row], expected, atol=2e-5, rtol=1e-4)
 
 

@@ -153,8 +153,9 @@ def tiny_experts() -> PreTrainedModel:
         return MixtralForCausalLM(MixtralConfig(**_GROUPED, num_local_experts=4)).eval()
 
 
-def tiny_granite(factor: float) -> PreTrainedModel:
-    """A random model that multiplies by a factor what it adds to the residual stream."""
+def tiny_granite(factor: float, of_embeddings: float = 1.0) -> PreTrainedModel:
+    """A random model that multiplies by a factor what it adds to the residual stream, and by one what it begins with."""
+    factors = {"residual_multiplier": factor, "embedding_multiplier": of_embeddings}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GraniteForCausalLM(GraniteConfig(**_GROUPED, residual_multiplier=factor)).eval()
+        return GraniteForCausalLM(GraniteConfig(**_GROUPED, **factors)).eval()

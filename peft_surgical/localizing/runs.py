@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+# Where a model's input embeddings are read and replaced.
+_EMBEDDED = "embed.hook_out"
+
+
 class Site(NamedTuple):
     """A projection of one layer: a TransformerLens hook point whose heads or neurons get scores.
 
@@ -80,11 +84,13 @@ class Runs:
 
     @torch.no_grad()
     def embed(self, tokens: Int[Tensor, " ..."]) -> Float[Tensor, "... d_model"]:
-        """Input embeddings, scaled as the model scales them, without position embeddings."""
+        """Input embeddings, scaled as the hook point shows them, without position embeddings."""
         rows = tokens.to(self.device).reshape(-1, tokens.shape[-1])
-        with self._arithmetic():
-            embedded: Tensor = self.bridge.original_model.get_input_embeddings()(rows)
-        return embedded.reshape(*tokens.shape, -1)
+        found: list[Tensor] = []
+        # Of Granite the hook point shows, and takes, embeddings times a factor, which the module itself does not give.
+        with self._arithmetic(), self.bridge.hooks(fwd_hooks=[(_EMBEDDED, lambda tensor, hook: found.append(tensor))]):
+            self.bridge.original_model.get_input_embeddings()(rows)
+        return found[0].reshape(*tokens.shape, -1)
 
     @torch.no_grad()
     def window(self, pairs: Sequence[PromptPair], *, whole: bool = False) -> Window:
@@ -180,7 +186,7 @@ class Runs:
                 of one prompt.
         """
         tokens = window.tokens[:, window.start :]
-        embed = ("embed.hook_out", lambda tensor, hook: embeddings)
+        embed = (_EMBEDDED, lambda tensor, hook: embeddings)
         with self.bridge.hooks(fwd_hooks=[embed, *hooks]):
             return self._forward(tokens, window.mask, window.start, window.prefix).float()
 
