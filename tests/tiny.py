@@ -154,7 +154,7 @@ def tiny_experts() -> PreTrainedModel:
 
 
 def tiny_granite(factor: float, of_embeddings: float = 1.0) -> PreTrainedModel:
-    """A random model that multiplies by a factor what it adds to the residual stream, and by one what it begins with."""
+    """A random model that multiplies by factors what it adds to the residual stream, and its embeddings."""
     factors = {"residual_multiplier": factor, "embedding_multiplier": of_embeddings}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
