@@ -140,6 +140,7 @@ class _Session:
         self.pairs = self.runs.answered(pairs, max_tokens)
         self._controls: tuple[PromptPair, ...] | None = None
         self._tables: dict[str, Scores] = {}
+        self._under_way: list[str] = []
 
     def run(self, specs: Sequence[ScorerSpec]) -> tuple[dict[str, Scores], dict[str, str]]:
         """Tables of all scorers, the requested ones first, and the reasons of those that failed."""
@@ -156,6 +157,9 @@ class _Session:
 
     def score(self, spec: ScorerSpec) -> Scores:
         """The scores of one scorer, computed once."""
+        if spec.text in self._under_way:
+            circle = " → ".join([*self._under_way[self._under_way.index(spec.text) :], spec.text])
+            raise ScorerError(f"scorers ask for each other's scores in a circle: {circle}.")
         if spec.text not in self._tables:
             notes: dict[str, Any] = {}
             started = time.perf_counter()
@@ -172,6 +176,7 @@ class _Session:
                 notes=notes,
                 track=self._track(spec.text),
             )
+            self._under_way.append(spec.text)
             try:
                 with left_as_found(self.runs.bridge):
                     raw = spec.installed.scorer(context, **spec.options)
@@ -179,6 +184,8 @@ class _Session:
                 raise ScorerError(f"{spec.installed}: {error}") from error
             except (Exception, SystemExit) as error:  # a plugin may raise anything
                 raise ScorerError(f"{spec.installed} failed with {type(error).__name__}: {error}") from error
+            finally:
+                self._under_way.pop()
             found = check_scores(raw, context.sites, self.shape, str(spec.installed))
             check_notes(notes, str(spec.installed))
             notes["seconds"] = round(time.perf_counter() - started, 3)

@@ -154,20 +154,65 @@ def asks(context):
     return fine(context)
 
 
+def trains(context):
+    context.model.train()
+    context.model.requires_grad_(False)
+    return fine(context)
+
+
+def by_backward(context):
+    window = next(context.windows(whole=True))
+    with torch.enable_grad():
+        window.difference(context.runs.logits(window, window.clean)).sum().backward()
+    size = sum(float(p.grad.norm()) for p in context.model.parameters() if p.grad is not None)
+    return {site: torch.full((site.size,), size) for site in context.sites}
+
+
+def asks_by_backward(context):
+    own = by_backward(context)
+    assert context.score("again").components == context.score("by_backward").components
+    after = by_backward(context)
+    # What another one's backward pass gave has not come on top, and its own is still there.
+    site = context.sites[0]
+    torch.testing.assert_close(after[site], 2 * own[site])
+    return own
+
+
 class Seen(list):
     def __call__(self, tensor, hook):
         self.append(tensor.shape)
 
 
-@pytest.mark.parametrize("scorer", [hooked, hooked_for_good, hooked_and_raises, without_gradients])
+@pytest.mark.parametrize("scorer", [hooked, hooked_for_good, hooked_and_raises, without_gradients, trains])
 @pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
 def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
     install(Installed(module(fine=fine, messy=scorer)))
-    model, tokenizer = tiny_model("llama"), word_tokenizer()
+    model, tokenizer = tiny_model("llama", attention_dropout=0.5), word_tokenizer()
     alone = localize(model, tokenizer, capital(), ["attribution"], progress=False)
     after = localize(model, tokenizer, capital(), ["messy", "attribution"], progress=False)
     assert torch.is_grad_enabled()
     assert after.scores["attribution"] == alone.scores["attribution"]
+
+
+@pytest.mark.filterwarnings("error::peft_surgical.plugins.PluginWarning")
+def test_a_scorers_backward_pass_leaves_no_gradient_in_the_model_nor_for_another(install):
+    install(Installed(module(by_backward=by_backward, again=by_backward, asks=asks_by_backward)))
+    model = planted()
+    model.requires_grad_(False).lm_head.weight.requires_grad_(True)
+    kept = model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+    found = localize(model, word_tokenizer(), capital(), ["by_backward", "again", "asks"], progress=False)
+    first, *others = (found.scores[name] for name in ("by_backward", "again", "asks"))
+    assert next(iter(first.values())) > 0
+    assert all(other == first for other in others)
+    assert model.lm_head.weight.grad is kept
+    assert bool((kept == 1).all())
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+
+
+def test_scorers_that_ask_for_each_other_are_refused(install):
+    install(Installed(module(one=lambda context: context.score("two"), two=lambda context: context.score("one"))))
+    with pytest.warns(PluginWarning), pytest.raises(ScorerError, match="in a circle: one → two → one"):
+        localize(planted(), word_tokenizer(), capital(), ["one"], progress=False)
 
 
 def test_a_scorer_keeps_its_own_hooks_while_it_asks_for_the_scores_of_another(install):

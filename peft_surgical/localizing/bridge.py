@@ -1,8 +1,9 @@
 """A model under TransformerLens hooks: no second copy of the weights, and the user's own model stays as it was.
 
 `TransformerBridge` replaces the submodules of the model that it wraps and cannot be taken off again. So it wraps a
-*skeleton*: a deep copy of the modules that shares every parameter and buffer. It costs a few megabytes. (Where
-TransformerLens splits an interleaved fused projection, GPT-NeoX's `query_key_value`, it copies those weights.)
+*skeleton*: a deep copy of the modules whose parameters are views of the model's, with gradients of their own, and
+whose buffers are the model's. It costs a few megabytes. (Where TransformerLens splits an interleaved fused projection,
+GPT-NeoX's `query_key_value`, it copies those weights.)
 
 Importing TransformerLens takes seconds and silences transformers' logger; both happen here only, and the logger is set
 back.
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..running.modes import evaluating
 from ..running.sharing import is_sharded
 from ..sites import ModelShape, check_layout
 
@@ -61,17 +63,26 @@ def wrap(model: nn.Module) -> TransformerBridge:
 
 @contextmanager
 def left_as_found(bridge: TransformerBridge) -> Iterator[None]:
-    """Take away the hooks that the code within adds and leaves, permanent ones too, and set the gradient mode back.
+    """Take away the hooks that the code within adds and leaves, permanent ones too, and set the gradient mode, the
+    model's mode and what its parameters say of gradients back.
+
+    The code within begins in eval mode and without gradients.
 
     Args:
         bridge: The model. Hooks that it has before stay: those of whoever asks, and TransformerLens's own on OPT.
     """
     points = list(bridge.hook_points())
     before = [handle for point in points for handle in (*point.fwd_hooks, *point.bwd_hooks)]
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
+    held = [(parameter, parameter.grad, parameter.requires_grad) for parameter in bridge.parameters()]
+    for parameter, _, _ in held:
+        parameter.grad = None
+    with torch.set_grad_enabled(torch.is_grad_enabled()), evaluating(bridge):
         try:
             yield
         finally:
+            for parameter, gradient, flag in held:
+                parameter.grad = gradient
+                parameter.requires_grad_(flag)
             for point in points:
                 for handles in (point.fwd_hooks, point.bwd_hooks):
                     for handle in [handle for handle in handles if handle not in before]:
@@ -112,6 +123,8 @@ def check_localizable(model: nn.Module) -> None:
 
 
 def _share(model: nn.Module) -> Any:
-    """A copy of the modules that holds the very same tensors."""
-    tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    """A copy of the modules over the same memory, in which gradients are not the model's."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo).eval()
