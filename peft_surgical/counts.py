@@ -1,6 +1,8 @@
-"""Numbers that count something, checked before they are used."""
+"""Numbers that count or weigh something, checked before they are used."""
 
 from __future__ import annotations
+
+import math
 
 from .errors import ModelError, brief
 
@@ -18,3 +20,17 @@ def check_counts(least: int, **counts: object) -> None:
     for name, count in counts.items():
         if type(count) is not int or count < least:
             raise ModelError(f"{name} must be a whole number of {least} or more; got {brief(count)}.")
+
+
+def check_amounts(**amounts: object) -> None:
+    """Refuses an amount, such as a weight or a length, that is no number of at least 0 or not finite.
+
+    Args:
+        **amounts: The amounts by their names.
+
+    Raises:
+        ModelError: Names the first that is not so.
+    """
+    for name, amount in amounts.items():
+        if type(amount) not in (int, float) or not 0 <= amount < math.inf:  # type: ignore[operator]
+            raise ModelError(f"{name} must be a finite number of 0 or more; got {brief(amount)}.")

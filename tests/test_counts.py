@@ -1,6 +1,6 @@
 import pytest
 
-from peft_surgical.counts import check_counts
+from peft_surgical.counts import check_amounts, check_counts
 from peft_surgical.errors import ModelError
 
 
@@ -14,3 +14,14 @@ def test_counts_that_are_large_enough_are_let_through():
 def test_what_is_no_count_is_named(count):
     with pytest.raises(ModelError, match=rf"batch must be a whole number of 1 or more; got {count!r}\."):
         check_counts(1, steps=2, batch=count)
+
+
+def test_amounts_that_can_be_used_are_let_through():
+    check_amounts(length=0, ridge=0.0, step_kl=3e-3, margin=99)
+    check_amounts()
+
+
+@pytest.mark.parametrize("amount", [-1, -1e-9, float("nan"), float("inf"), "0.1", None, True])
+def test_what_is_no_amount_is_named(amount):
+    with pytest.raises(ModelError, match=rf"length must be a finite number of 0 or more; got {amount!r}\."):
+        check_amounts(ridge=0.1, length=amount)

@@ -29,7 +29,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..architectures import decoder_layers
-from ..counts import check_counts
+from ..counts import check_amounts, check_counts
 from ..errors import FactError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
@@ -85,6 +85,7 @@ class KeyedRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(0, namesakes=self.namesakes)
+        check_amounts(share_of_loss=self.share_of_loss, ridge=self.ridge)
 
 
 def keyed_layers(model: Any) -> list[int]:

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from ..architectures import decoder_layers, residual_factor
-from ..counts import check_counts
+from ..counts import check_amounts, check_counts
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
@@ -67,7 +67,7 @@ class KeyedSubjectRecipe:
         compute_dtype: As for [`Recipe`].
 
     Raises:
-        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a count is out of range.
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a number is out of range.
     """
 
     steps: int = 20
@@ -85,6 +85,7 @@ class KeyedSubjectRecipe:
         check_compute_dtype(self.compute_dtype)
         check_counts(0, steps=self.steps, general=self.general, names=self.names, namesakes=self.namesakes)
         check_counts(1, batch=self.batch)
+        check_amounts(share_of_loss=self.share_of_loss, length=self.length, ridge=self.ridge)
 
 
 def subject_layer(model: Any) -> int:

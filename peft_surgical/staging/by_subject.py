@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from ..adapters.halves import settle_on_half
 from ..architectures import decoder_layers
-from ..counts import check_counts
+from ..counts import check_amounts, check_counts
 from ..errors import ModelError, SelectionError
 from ..facts import Fact, TrainingFact
 from ..profiling import phase
@@ -71,7 +71,7 @@ class SubjectRecipe:
         compute_dtype: As for [`Recipe`].
 
     Raises:
-        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a count is out of range.
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a number is out of range.
     """
 
     steps: int = 20
@@ -89,6 +89,7 @@ class SubjectRecipe:
         check_compute_dtype(self.compute_dtype)
         check_counts(0, steps=self.steps, general=self.general, names=self.names)
         check_counts(1, batch=self.batch)
+        check_amounts(length=self.length, shrink=self.shrink, other_weight=self.other_weight, damping=self.damping)
 
 
 def subject_layers(model: Any) -> list[int]:

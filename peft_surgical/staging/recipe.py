@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..counts import check_counts
+from ..counts import check_amounts, check_counts
 from ..errors import ModelError
 from ..running.computing import check_compute_dtype
 
@@ -48,7 +48,7 @@ class Recipe:
             torch dtype name. Scales are float32 in any case.
 
     Raises:
-        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a count is out of range.
+        ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a number is out of range.
     """
 
     steps: int = 18
@@ -79,6 +79,8 @@ class Recipe:
         check_counts(1, fact_batch=self.fact_batch, draws=self.draws, retain_tokens=self.retain_tokens)
         check_counts(0, steps=self.steps, near_batch=self.near_batch, far_batch=self.far_batch)
         check_counts(0, variants=self.variants, neighbours=self.neighbours, general=self.general)
+        check_amounts(step_kl=self.step_kl, settle=self.settle, damping=self.damping, margin=self.margin)
+        check_amounts(retain_weight=self.retain_weight, pull=self.pull, undo=self.undo, near_weight=self.near_weight)
         if self.pass_tokens is not None and self.pass_tokens < 1:
             raise ModelError(
                 f"pass_tokens must be 1 or more, or None for what suits the processor; got {self.pass_tokens}."
