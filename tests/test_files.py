@@ -134,6 +134,33 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("renamed", [0, 1])
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupted_rename_loses_nothing(call, renamed, link, tmp_path, monkeypatch):
+    place, real = tmp_path / "place", tmp_path / "real"
+    place.mkdir()
+    out = place / "out"
+    (real if link else out).mkdir()
+    if link:
+        out.symlink_to(Path("..", "real"))
+    (out / "old").write_text("1")
+    rename, calls = os.rename, []
+
+    def interrupted(source, target):
+        calls.append(source)
+        if len(calls) != call or renamed:
+            rename(source, target)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(out, overwrite=True) as temporary:
+        (temporary / "new").write_text("2")
+    assert names(out) == ["new" if (call, renamed) == (2, 1) else "old"]
+    assert names(place) == ["out"]
+
+
 def test_an_empty_folder_is_taken_but_not_one_filled_meanwhile(tmp_path):
     out = tmp_path / "out"
     out.mkdir()

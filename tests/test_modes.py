@@ -18,3 +18,17 @@ def test_each_module_has_its_own_mode_again(mode):
     with pytest.raises(RuntimeError), evaluating(model):
         raise RuntimeError
     assert fingerprint(model) == before
+
+
+def test_an_interrupt_on_the_way_in_leaves_each_module_its_own_mode(monkeypatch):
+    model = tiny_peft("gpt2").train()
+    before = fingerprint(model)
+
+    def half_done():
+        model.base_model.eval()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "eval", half_done)
+    with pytest.raises(KeyboardInterrupt), evaluating(model):
+        raise AssertionError
+    assert fingerprint(model) == before

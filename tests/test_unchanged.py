@@ -91,6 +91,17 @@ def test_an_interrupt_leaves_a_bare_model_as_it_was(module, name, train, monkeyp
     assert torch.equal(logits(again), logits(train(mixed()).model))
 
 
+@pytest.mark.parametrize(
+    ("module", "train"), [(module, train) for module, _, train in TRAINED if module in (keyed, keyed_by_subject)]
+)
+def test_an_interrupt_at_the_very_end_of_a_keyed_stage_leaves_the_model_as_it_was(module, train, monkeypatch):
+    model = mixed()
+    before = state(model)
+    with interrupted_after(monkeypatch, module, "frozen"):
+        train(model)
+    assert state(model) == before
+
+
 def test_another_selection_after_an_interrupt_is_trained_alone(monkeypatch):
     model = tiny_model("llama")
     with interrupted_after(monkeypatch, stages, "train"):

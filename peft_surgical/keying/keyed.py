@@ -188,7 +188,7 @@ def learn_keyed(
                 description=LEARN,
             )
         settle(values)
-    return Stage(frozen(peft_model), LEARN, record, None)
+        return Stage(frozen(peft_model), LEARN, record, None)
 
 
 def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own: Marked) -> Marked:

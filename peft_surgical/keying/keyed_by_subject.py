@@ -173,7 +173,7 @@ def learn_keyed_by_subject(
                 description=LEARN,
             )
         settle(values)
-    return Stage(frozen(peft_model), LEARN, record, None)
+        return Stage(frozen(peft_model), LEARN, record, None)
 
 
 def _steps(recipe: KeyedSubjectRecipe) -> Recipe:

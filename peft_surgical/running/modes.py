@@ -11,8 +11,8 @@ from typing import Any
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode in a block; afterwards each module has its own mode again, which need not be its parent's."""
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         # Parents come first, so what they tell their children is put right after.

@@ -203,16 +203,16 @@ def _swap(temporary: Path, path: Path, overwrite: bool) -> None:
         # Takes the place of an empty folder too, and fails on one that somebody filled meanwhile.
         os.rename(temporary, path)
         return
-    # A full folder cannot be renamed over: move the old one aside, and put it back if the new one does not arrive.
+    # A full folder cannot be renamed over: move the old one aside, and put it back if the new one does not arrive, be
+    # it for an interrupt.
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     old = aside / path.name
-    os.rename(path, old)
     try:
+        os.rename(path, old)
         os.rename(temporary, path)
-    except OSError:
-        os.rename(old, path)
-        raise
     finally:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.rename(old, path)
         shutil.rmtree(aside, ignore_errors=True)
 
 
