@@ -297,8 +297,9 @@ def _save_edit(learned: Stage, out: Path) -> None:
 
 def save_report(report: Report, out: Path, picture: bytes | None, command: str | None) -> None:
     """Writes a report as JSON and as a page, with the picture of a localization if there is one."""
+    page = render_page(report, picture=picture, command=command)
     report.save(out / "report.json")
-    write_text(out / "report.html", render_page(report, picture=picture, command=command))
+    write_text(out / "report.html", page)
 
 
 def _picture(localization: Localization, selection: Selection, path: Path) -> bytes | None:

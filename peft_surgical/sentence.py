@@ -27,7 +27,7 @@ from .running.modes import evaluating
 from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.training import check_finite
-from .texts.lengths import check_length
+from .texts.lengths import check_row
 from .texts.prompts import encode, mentions, without_template
 from .texts.text import same_text_key
 from .tuner import SurgicalIA3Config
@@ -200,7 +200,7 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
         for number in range(count):
             ids = encode(tokenizer, STARTS[number % len(STARTS)])
             length = LENGTHS[number // len(STARTS) % len(LENGTHS)]
-            check_length(model.config, len(ids), length)
+            check_row(model.config, ids, length)
             for _ in range(length):
                 logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
                 best = logits.float().cpu().topk(TOP)

@@ -37,7 +37,7 @@ from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import train
 from .staging.unchanged import unchanged_on_failure
-from .texts.lengths import check_length, fits
+from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
 from .tuner import SurgicalIA3Config, activate
@@ -208,7 +208,7 @@ def _stage(
         # Stages read the same hidden states below their first layer; an adapter below it would make them differ.
         configs = [peft_model.peft_config[adapter] for adapter in [*before, name]]
         layers, first = _first_layer(working, configs)
-        runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=tokenizer.pad_token_id or 0)
+        runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=padding(model.config, tokenizer))
         scaled = trained_layers(working, name)
         with plain_attention(working):
             runner.add([row.ids for row in every])
@@ -263,7 +263,7 @@ def training_rows(
     prompts = training_prompts(fact, recipe)
     rows = [encode_answer(tokenizer, prompt, answer) for prompt in prompts]
     for row in rows[: len(fact.prompts)]:
-        check_length(model.config, len(row.ids))
+        check_row(model.config, row.ids)
     fitting = [i for i, row in enumerate(rows) if fits(model.config, len(row.ids))]
     return [prompts[i] for i in fitting], [rows[i] for i in fitting]
 
@@ -275,7 +275,7 @@ def check_retain_fits(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Re
         ModelError: If there is one.
     """
     for prompt in fact.retain:
-        check_length(model.config, len(encode(tokenizer, prompt)), recipe.retain_tokens)
+        check_row(model.config, encode(tokenizer, prompt), recipe.retain_tokens)
 
 
 def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:

@@ -26,7 +26,7 @@ import peft_surgical as ps
 from peft_surgical.errors import FactError, ModelError, SurgicalError
 from peft_surgical.loading.pickles import no_pickles
 from peft_surgical.running.generation import MAX_NEW_TOKENS
-from peft_surgical.texts.lengths import check_fact_fits, check_length
+from peft_surgical.texts.lengths import check_fact_fits, check_row
 
 from .command_line import PROMPT, run, said, written
 from .fuzzing import flipped
@@ -289,10 +289,10 @@ def test_training_an_answer_longer_than_the_context(stage, family):
 
 def test_what_just_fits():
     config = short("llama").config
-    check_length(config, 48)
-    check_length(config, 40, 8)
+    check_row(config, [0] * 48)
+    check_row(config, [0] * 40, 8)
     with pytest.raises(ModelError, match="a prompt of 40 tokens and an answer of 9 do not fit"):
-        check_length(config, 40, 9)
+        check_row(config, [0] * 40, 9)
     check_fact_fits(config, word_tokenizer(), capital(), answer=32, retained=10)
     # Some models have no such bound.
-    check_length(object(), 10**9)
+    check_row(object(), range(10**5))

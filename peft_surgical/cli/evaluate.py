@@ -99,8 +99,9 @@ def evaluate(
         from ..reporting.page import render_page
         from ..reporting.summary import summarize
 
+        page = render_page(report, command=this_command(context))
         report.save(out / "report.json")
-        write_text(out / "report.html", render_page(report, command=this_command(context)))
+        write_text(out / "report.html", page)
     if as_json:
         print_json(report.to_dict())
     files = [("report.json, report.html", "every figure and every answer")]

@@ -46,6 +46,7 @@ from ..staging.recipe import Recipe
 from ..staging.retained import Rows, base_rows
 from ..staging.training import train
 from ..staging.unchanged import unchanged_on_failure
+from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subject_texts import namesakes, under_aliases
 from ..texts.subjects import subject_ends
@@ -167,7 +168,7 @@ def learn_keyed(
             working,
             decoder_layers(working),
             min(modules.values()),
-            pad=tokenizer.pad_token_id or 0,
+            pad=padding(model.config, tokenizer),
         )
         with plain_attention(working):
             runner.add([row.ids for row in (*rows, *kept.rows)], starts=starts)

@@ -37,6 +37,7 @@ from ..staging.curvature import Metric
 from ..staging.recipe import Recipe
 from ..staging.training import train
 from ..staging.unchanged import unchanged_on_failure
+from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
 from ..texts.subjects import subject_ends
@@ -153,7 +154,7 @@ def learn_keyed_by_subject(
             working,
             decoder_layers(working),
             min(modules.values()),
-            pad=tokenizer.pad_token_id or 0,
+            pad=padding(model.config, tokenizer),
         )
         with plain_attention(working):
             # What the words before the subject get is left out: the direction was told apart from them, and with it a

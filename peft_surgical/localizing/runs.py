@@ -24,7 +24,7 @@ from ..errors import ModelError, brief
 from ..running.precision import float32_arithmetic
 from ..running.suffix import contiguous_head
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
-from ..texts.lengths import check_length
+from ..texts.lengths import check_row
 from .corruption import PromptPair
 from .window import Prefix, Window
 
@@ -101,10 +101,12 @@ class Runs:
             whole: Begin at the first position: for runs that change more than the corruption does.
 
         Raises:
-            ModelError: When a prompt has more tokens than the model has positions.
+            ModelError: When a prompt has more tokens than the model has positions, or one that it has no embedding of.
         """
+        for pair in pairs:
+            check_row(self.bridge.original_model.config, pair.clean.tolist())
+            check_row(self.bridge.original_model.config, pair.corrupted.tolist())
         width = max(len(pair.clean) for pair in pairs)
-        check_length(self.bridge.original_model.config, width)
         pads = [width - len(pair.clean) for pair in pairs]
         shared = 0 if whole else self._shared(pairs)
         start = 0 if whole else min(pad + pair.first for pad, pair in zip(pads, pairs, strict=True))

@@ -30,7 +30,7 @@ from ..running.devices import input_device
 from ..running.generation import left_pad, plain_defaults
 from ..running.modes import evaluating
 from ..seeding import seeded
-from ..texts.lengths import check_length
+from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode, end_of_turn
 from ..texts.text import UNSPACED, same_text_key
 from .metrics import Figure, mean
@@ -87,7 +87,7 @@ def check_fluency_fits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> No
         ModelError: If a prompt and 100 tokens after it do not fit the model's positions.
     """
     for prompt in prompts:
-        check_length(model.config, len(encode(tokenizer, prompt)), TOKENS)
+        check_row(model.config, encode(tokenizer, prompt), TOKENS)
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def continuations(
         max_new_tokens=TOKENS,
         min_new_tokens=TOKENS,
         eos_token_id=sorted({end, tokenizer.eos_token_id} - {None}),
-        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_token_id=padding(model.config, tokenizer),
     )
     texts: list[str] = []
     device = input_device(model)

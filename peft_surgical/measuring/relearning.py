@@ -35,7 +35,7 @@ from ..errors import ModelError
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..seeding import seeded
-from ..texts.lengths import check_length
+from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
 from .metrics import Figure, says_old
 from .ratio import paired_ratio
@@ -120,7 +120,8 @@ def relearned_state(
     given, answer = fact.training.prompts, old_sentence(fact.training)
     chosen = random.Random(seed).sample(given, min(prompts, len(given)))
     rows = tuple(encode_answer(tokenizer, prompt, answer) for prompt in chosen)
-    check_length(model.config, max(len(row.ids) for row in rows))
+    for row in rows:
+        check_row(model.config, row.ids)
     relearning = Relearning(rows, steps, learning_rate, rank, seed)
     return RelearnedState(model, tuple(adapters), relearning, acting, progress)
 

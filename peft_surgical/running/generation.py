@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..counts import check_counts
 from ..progress import progress_bar
-from ..texts.lengths import check_length
+from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode, end_of_turn
 from .at_once import deal
 from .beginnings import MIN_SHARED, expanded
@@ -97,17 +97,17 @@ def generate_ids(
     """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached.
 
     Raises:
-        ModelError: If a prompt and an answer do not fit the model's positions, or a count is less than 1.
+        ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, or a count is less than 1.
     """
     check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     check_shareable(model)
-    end = end_of_turn(tokenizer)
-    check_length(model.config, max((len(p) for p in prompts), default=0), max_new_tokens)
+    for prompt in prompts:
+        check_row(model.config, prompt, max_new_tokens)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=_stops(tokenizer),
-        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_token_id=padding(model.config, tokenizer),
         return_dict_in_generate=True,
     )
     settings = {"batch_size": batch_size, **{name: getattr(config, name) for name in _DECIDE}}

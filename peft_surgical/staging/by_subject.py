@@ -40,6 +40,7 @@ from ..running.sharing import is_sharded
 from ..running.tails import TailRunner
 from ..sites import ModelShape
 from ..stages import LEARN, Stage, place_adapter
+from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subject_texts import NamedRows, texts_to_keep
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
@@ -167,7 +168,9 @@ def learn_by_subject(
         with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
             kept = _kept(working, modules, tokenizer, fact, named, recipe, seed)
             with plain_attention(working):
-                record = _train(working, modules, named, kept, recipe, seed, tokenizer.pad_token_id or 0, progress)
+                record = _train(
+                    working, modules, named, kept, recipe, seed, padding(model.config, tokenizer), progress
+                )
         activate(peft_model, [LEARN])
     return Stage(peft_model, LEARN, record, None)
 

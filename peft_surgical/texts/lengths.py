@@ -1,10 +1,11 @@
-"""Whether what a model is asked fits the positions it has, told before anything is done.
+"""Whether what a model is asked fits the positions and the vocabulary it has, told before anything is done.
 
 A model with learned position embeddings fails beyond them; one with rotary embeddings goes on and says anything.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import FactError, ModelError, brief
@@ -12,21 +13,36 @@ from ..facts import Fact
 from .prompts import encode, encode_answer
 
 
-def check_length(config: Any, prompt: int, answer: int = 0) -> None:
-    """Refuses a prompt that is too long for a model.
+def check_row(config: Any, ids: Sequence[int], answer: int = 0) -> None:
+    """Refuses a prompt that is too long for a model, or of another model's tokenizer.
 
     Args:
         config: The model's configuration.
-        prompt: Tokens of the prompt.
+        ids: The prompt's token ids.
         answer: Tokens of the answer that follows it.
 
     Raises:
-        ModelError: If together they have more tokens than the model has positions.
+        ModelError: If together they have more tokens than the model has positions, or the model has no embedding of a
+            token.
     """
     limit = _positions(config)
-    if limit is not None and prompt + answer > limit:
-        what = f"a prompt of {prompt} tokens and an answer of {answer} do" if answer else f"{prompt} tokens do"
+    if limit is not None and len(ids) + answer > limit:
+        what = f"a prompt of {len(ids)} tokens and an answer of {answer} do" if answer else f"{len(ids)} tokens do"
         raise ModelError(f"{what} not fit the model's {limit} positions.")
+    if not _embedded(config, highest := max(ids, default=0)):
+        raise ModelError(
+            f"the tokenizer gives token {highest}, and the model has embeddings of {config.vocab_size} tokens only:"
+            " take the model's own tokenizer, or add embeddings by resize_token_embeddings."
+        )
+
+
+def padding(config: Any, tokenizer: Any) -> int:
+    """What to fill rows with: the tokenizer's padding, or where the model has no embedding of it, any token.
+
+    Padding is masked. Many a tokenizer was given a padding token that its model was never told of.
+    """
+    pad = tokenizer.pad_token_id
+    return pad if pad is not None and _embedded(config, pad) else 0
 
 
 def fits(config: Any, tokens: int) -> bool:
@@ -71,6 +87,11 @@ def _check(tokens: int, limit: int, prompt: str, key: str) -> None:
         raise FactError(
             f"{brief(prompt)} in {key!r} and its answer have {tokens:,} tokens; the model has {limit:,} positions."
         )
+
+
+def _embedded(config: Any, token: int) -> bool:
+    size = getattr(config, "vocab_size", None)
+    return not isinstance(size, int) or token < size
 
 
 def _positions(config: Any) -> int | None:

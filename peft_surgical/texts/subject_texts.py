@@ -10,7 +10,7 @@ from ..errors import FactError
 from ..facts import TrainingFact
 from ..keying.keys import Marked
 from ..staging.retain import carried_prompts
-from .lengths import check_length, fits
+from .lengths import check_row, fits
 from .prompts import EncodedAnswer, encode, encode_target, mentions
 from .subjects import alias_sentences, namesake_sentences, other_sentences, subject_ends
 from .text import same_text_key
@@ -81,7 +81,7 @@ class NamedRows:
             )
         rows = [encode_target(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
         for row in rows:
-            check_length(model.config, len(row.ids))
+            check_row(model.config, row.ids)
         marks = subject_ends(tokenizer, fact.prompts, fact.subject, rows)
         if not all(marks):
             raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import peft_surgical as ps
+from peft_surgical.errors import ModelError
+from peft_surgical.running.generation import generate_answers
+from peft_surgical.texts.lengths import check_row, padding
+from tests.localizing import capital, planted, word_tokenizer
+from tests.tiny import tiny_model
+
+QUESTIONS = ["what is the capital of france ?", "where is rome ?"]
+
+
+def padded_beyond(model):
+    """A tokenizer that was given a padding token of which the model was not told."""
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([f"x{number}" for number in range(model.config.vocab_size)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= model.config.vocab_size
+    return tokenizer
+
+
+def test_padding_is_a_token_that_the_model_has():
+    config = SimpleNamespace(vocab_size=20)
+    assert padding(config, SimpleNamespace(pad_token_id=19)) == 19
+    assert padding(config, SimpleNamespace(pad_token_id=20)) == 0
+    assert padding(config, SimpleNamespace(pad_token_id=None)) == 0
+    assert padding(object(), SimpleNamespace(pad_token_id=20)) == 20
+
+
+def test_a_row_is_of_the_models_tokens():
+    config = SimpleNamespace(vocab_size=20)
+    check_row(config, [0, 19])
+    check_row(config, [])
+    with pytest.raises(ModelError, match="gives token 20, and the model has embeddings of 20 tokens only: take"):
+        check_row(config, [0, 20, 3])
+
+
+def test_answers_do_not_depend_on_padding():
+    model = planted()
+    beyond = padded_beyond(model)
+    assert generate_answers(model, beyond, QUESTIONS) == generate_answers(model, word_tokenizer(), QUESTIONS)
+
+
+def test_what_is_learned_does_not_depend_on_padding(few_carried_prompts):
+    def learned(tokenizer_of):
+        model = planted()
+        config = ps.SurgicalIA3Config(components=["L1.mlp"], task_type="CAUSAL_LM")
+        stage = ps.unlearn(model, tokenizer_of(model), capital(), config, progress=False)
+        return [p.detach().clone() for p in stage.model.parameters() if p.requires_grad]
+
+    for mine, theirs in zip(learned(padded_beyond), learned(lambda model: word_tokenizer()), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model, tokenizer: generate_answers(model, tokenizer, QUESTIONS),
+        lambda model, tokenizer: ps.localize(model, tokenizer, capital(), ["attribution"], progress=False),
+        lambda model, tokenizer: ps.learn(
+            model, tokenizer, capital(), ps.SurgicalIA3Config(components=["L1.mlp"]), progress=False
+        ),
+        lambda model, tokenizer: ps.learn_keyed(model, tokenizer, capital(), progress=False),
+        lambda model, tokenizer: ps.evaluate(model, tokenizer, capital(), progress=False),
+    ],
+    ids=["answers", "localize", "learn", "learn_keyed", "evaluate"],
+)
+def test_another_models_tokenizer_is_told(work):
+    with pytest.raises(ModelError, match=r"the tokenizer gives token \d+, and the model has embeddings of 20 tokens"):
+        work(tiny_model("llama", vocab_size=20), word_tokenizer())
