@@ -26,7 +26,7 @@ from .running.sharing import is_sharded
 from .tuner.fold import Rounding, fold, scaled_tensors
 from .tuner.mergeable import shared_with
 from .tuner.targets import check_target, find_module
-from .writing.files import atomic_directory, check_output, write_json
+from .writing.files import CHECKPOINT, atomic_directory, check_output, write_json
 from .writing.inputs import check_inputs_stay
 
 Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
@@ -51,7 +51,7 @@ def merge(
         dtype: Of the checkpoint, such as `"float32"`; the model's by default. A half-precision merge that rounds a
             part of the edit away warns.
         tokenizer: Saved beside the weights if given.
-        overwrite: Replace a folder that is there.
+        overwrite: Replace the folder if it holds a checkpoint.
 
     Raises:
         AdapterError: If an adapter cannot be read, they cannot be multiplied, one of them touches a weight that is
@@ -60,14 +60,15 @@ def merge(
         ModelError: If the model has adapters on it, is quantized, has weights that are not in memory or spread over
             processes, or has a configuration that transformers does not save, or `dtype` is none of float32, bfloat16
             and float16.
-        OutputError: If `out` cannot be written, or is or holds the model's folder or one of the adapters.
+        OutputError: If `out` cannot be written, is or holds the model's folder or one of the adapters, or holds
+            something else than a checkpoint.
     """
     target = _dtype(dtype)
     _check_model(model)
-    check_output(out, overwrite=overwrite)
     given: list[Mergeable] = several(adapters)
     # A folder of that name is what would be loaded by it, be it also a hub id.
     check_inputs_stay(out, [*given, model.name_or_path or ""])
+    check_output(out, overwrite=overwrite, content=CHECKPOINT)
     edit = read_mergeable(given)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
@@ -80,7 +81,7 @@ def merge(
     total.warn(target or model.dtype)
     if target is not None:
         state = _cast(state, target)
-    with atomic_directory(out, overwrite=overwrite) as folder:
+    with atomic_directory(out, overwrite=overwrite, content=CHECKPOINT) as folder:
         config = model.config
         # save_pretrained notes the dtype and the class in the configuration of the model that it saves.
         model.config = copy.deepcopy(config)

@@ -19,6 +19,7 @@ from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
 from .adapters.edits import Edit, EditOrPath, several
 from .profiling import phase
+from .writing.files import ADAPTER, check_output
 from .writing.inputs import check_inputs_stay
 
 USE = """## Use
@@ -48,7 +49,7 @@ def stack(
         adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained.
         out: The folder to write; it appears whole or not at all.
         card: Markdown about the edit for the model card, such as the fact and what was measured.
-        overwrite: Replace a folder that is there.
+        overwrite: Replace the folder if it holds an adapter.
 
     Returns:
         The product.
@@ -56,10 +57,12 @@ def stack(
     Raises:
         AdapterError: If an adapter cannot be read, the width of a module is not known, or they cannot be multiplied,
             see [`product`].
-        OutputError: If `out` cannot be written, or is or holds one of the adapters.
+        OutputError: If `out` cannot be written, is or holds one of the adapters, or holds something else than an
+            adapter.
     """
     given: list[EditOrPath] = several(adapters)
     check_inputs_stay(out, given)
+    check_output(out, overwrite=overwrite, content=ADAPTER)
     edit = product(given)
     edit = replace(edit, task_type=edit.task_type or "CAUSAL_LM")
     write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)

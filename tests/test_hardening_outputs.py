@@ -8,6 +8,7 @@
 | a run into a folder that another run has filled meanwhile | refused |
 | an output file that is there and is no file: a pipe, a link to nothing | refused, with `--overwrite` too |
 | an output folder that is, or holds, an adapter or the model that is read | refused, with `--overwrite` too |
+| an output folder of `stack` or `merge` that holds something else than they write | refused, with `--overwrite` too |
 | Ctrl-C | exit status 130; what is there is whole; says what that is and how to go on; running again works |
 
 Refused is one line on standard error and exit status 2.
@@ -217,6 +218,17 @@ def test_what_is_read_is_not_replaced(edited, model_folder, tmp_path, monkeypatc
     assert sorted(tmp_path.rglob("*")) == before
     # Beside them there is room.
     assert run("stack", *stages, "--out", out / "edit", "--overwrite").exit_code == 0
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(("command", "content"), [("stack", "adapter"), ("merge", "checkpoint")])
+def test_what_holds_something_else_is_not_replaced(command, content, edited, fact_file, model_folder, tmp_path):
+    # An edit's folder, in which an adapter is one of several things.
+    out = shutil.copytree(edited, tmp_path / "out")
+    before = sorted(out.rglob("*"))
+    line = said(run(*commands(edited, fact_file, model_folder, out)[command], "--overwrite"), 2)
+    assert line == f"Error: {out} holds no {content}, so it is not replaced; name another output folder."
+    assert sorted(out.rglob("*")) == before
 
 
 # Two at once

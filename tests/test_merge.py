@@ -126,8 +126,20 @@ def test_refusals(tmp_path):
     (tmp_path / "full" / "x").write_text("x")
     with pytest.raises(OutputError, match="not empty"):
         merge(tiny_model("llama"), [folder], tmp_path / "full")
+    with pytest.raises(OutputError, match="full holds no checkpoint, so it is not replaced"):
+        merge(tiny_model("llama"), [folder], tmp_path / "full", overwrite=True)
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "full"]
+
+
+@pytest.mark.parametrize("shard", ["50GB", "20KB"])
+def test_an_earlier_checkpoint_is_replaced_whole(shard, tmp_path):
+    adapters, _ = stages(tmp_path)
+    tiny_model("llama").save_pretrained(tmp_path / "merged", max_shard_size=shard)
+    (tmp_path / "merged" / "notes.txt").write_text("of the earlier one")
+    merge(tiny_model("llama"), adapters, tmp_path / "merged", overwrite=True)
+    names = sorted(path.name for path in (tmp_path / "merged").iterdir())
+    assert names == ["config.json", "generation_config.json", "model.safetensors"]
 
 
 def test_a_tied_head_is_refused(tmp_path):

@@ -58,6 +58,10 @@ def test_a_folder_that_is_not_empty_is_replaced_only_on_demand(tmp_path):
     with pytest.raises(OutputError, match="is not empty"):
         save_adapter(model, "default", out)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    with pytest.raises(OutputError, match="out holds no adapter, so it is not replaced"):
+        save_adapter(model, "default", out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    (out / CONFIG).write_text("{}")
     save_adapter(model, "default", out, overwrite=True)
     assert not (out / "notes.txt").exists()
     assert json.loads((out / CONFIG).read_text())["peft_type"] == "SURGICAL_IA3"

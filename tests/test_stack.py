@@ -105,6 +105,12 @@ def test_an_output_that_would_lose_something_is_refused(tmp_path):
     (tmp_path / "edit" / "precious").write_text("x")
     with pytest.raises(OutputError, match="not empty"):
         stack([folder], tmp_path / "edit")
+    # What holds no adapter is not an earlier one.
+    for writes in (stack, lambda edit, out, **given: to_ia3(edit[0], out, **given)):
+        with pytest.raises(OutputError, match=r"edit holds no adapter, so it is not replaced; name another"):
+            writes([folder], tmp_path / "edit", overwrite=True)
+    assert [path.name for path in (tmp_path / "edit").iterdir()] == ["precious"]
+    (tmp_path / "edit" / "adapter_config.json").write_text("{}")
     stack([folder], tmp_path / "edit", overwrite=True)
     assert not (tmp_path / "edit" / "precious").exists()
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from ..errors import AdapterError, SelectionError, brief
 from ..tuner.config import SurgicalIA3Config, SurgicalPeftType
 from ..tuner.coordinates import Coordinates
-from ..writing.files import atomic_directory, read_json, write_json, write_text
+from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .edits import Edit, ModuleScale
 from .halves import fits_half
 from .scale_files import read_scales, write_tensors
 
-CONFIG = "adapter_config.json"
+CONFIG = ADAPTER.file
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -64,7 +64,7 @@ def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool 
     config = edit.config()
     config.inference_mode = True
     tensors = {f"{PREFIX}{name}.surgical_ia3_delta": module.scale - 1 for name, module in edit.modules.items()}
-    with atomic_directory(path, overwrite=overwrite) as folder:
+    with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
         _write(folder, config.to_dict(), tensors)
 
 
@@ -75,7 +75,7 @@ def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = 
         edit: Its scales; the width of every module must be known.
         path: The folder.
         card: Text of the README; none is written by default.
-        overwrite: Replace a folder that is there.
+        overwrite: Replace the folder if it holds an adapter.
 
     Raises:
         AdapterError: If a width is not known, or PEFT would confuse two module names.
@@ -110,7 +110,7 @@ def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = 
         auto_mapping=edit.auto_mapping,
         inference_mode=True,
     ).to_dict()
-    with atomic_directory(path, overwrite=overwrite) as folder:
+    with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
         _write(
             folder, {**config, "target_modules": sorted(edit.modules), "feedforward_modules": sorted(inputs)}, tensors
         )

@@ -107,10 +107,10 @@ class Edit:
 
         Args:
             path: The folder; it appears whole or not at all.
-            overwrite: Replace a folder that is there.
+            overwrite: Replace the folder if it holds an adapter.
 
         Raises:
-            OutputError: If it cannot be written, or holds something and `overwrite` is false.
+            OutputError: If it cannot be written, or holds something and may not be replaced.
         """
         from .adapter_files import write_surgical
 

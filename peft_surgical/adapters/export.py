@@ -28,11 +28,11 @@ def to_ia3(
         edit: An edit or an adapter folder.
         out: The folder to write.
         card: Text of its README.
-        overwrite: Replace a folder that is there.
+        overwrite: Replace the folder if it holds an adapter.
 
     Raises:
         AdapterError: If the edit cannot be read or the widths of its modules are not known.
-        OutputError: If `out` cannot be written, or holds something and `overwrite` is false.
+        OutputError: If `out` cannot be written, or holds something and may not be replaced.
     """
     write_plain(as_edit(edit), out, card=card, overwrite=overwrite)
 
@@ -52,11 +52,11 @@ def from_ia3(
             exactly, one between -1 and 0.5 within 6e-8.
         only_changed: Keep only coordinates whose scale is not exactly 1; all of them otherwise, so that training can
             go on where it was.
-        overwrite: Replace a folder that is there.
+        overwrite: Replace the folder if it holds an adapter.
 
     Raises:
         AdapterError: If the folder cannot be read, or `only_changed` leaves nothing.
-        OutputError: If `out` cannot be written, or holds something and `overwrite` is false.
+        OutputError: If `out` cannot be written, or holds something and may not be replaced.
     """
     edit = Edit.load(adapter)
     if only_changed:

@@ -16,7 +16,7 @@ from .terminal import print_json, print_result
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=options.PATH)
 @options.model
 @options.out
-@options.overwrite
+@click.option("--overwrite", is_flag=True, help="Replace the output folder if it holds a checkpoint.")
 @options.as_json
 @options.quiet
 @options.debug
@@ -44,10 +44,12 @@ def merge(
     checks.output(out, overwrite)
     from ..adapters.low_rank import LowRank
     from ..merge import read_mergeable
+    from ..writing.files import CHECKPOINT, check_output
     from ..writing.inputs import check_inputs_stay
 
     # `demo` is no folder, whatever is called so here.
     check_inputs_stay(out, adapters if model_name == "demo" else [*adapters, model_name])
+    check_output(out, overwrite=overwrite, content=CHECKPOINT)
     # Read before the model is: a damaged adapter is told at once.
     edit = read_mergeable(adapters)
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)

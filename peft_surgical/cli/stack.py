@@ -13,7 +13,7 @@ from .terminal import print_json, print_result
 @click.command(short_help="Multiply adapters into one plain (IA)^3 adapter.")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=options.PATH)
 @options.out
-@options.overwrite
+@click.option("--overwrite", is_flag=True, help="Replace the output folder if it holds an adapter.")
 @options.as_json
 @options.quiet
 @options.debug

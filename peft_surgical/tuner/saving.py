@@ -11,7 +11,7 @@ from peft import PeftModel
 from ..adapters.halves import fits_half
 from ..adapters.scale_files import read_tensors, write_tensors
 from ..errors import AdapterError, brief
-from ..writing.files import atomic_directory, write_text
+from ..writing.files import ADAPTER, atomic_directory, write_text
 from .config import SurgicalIA3Config
 
 
@@ -32,17 +32,20 @@ def save_adapter(
         adapter: Which adapter.
         path: The folder.
         card: Text of the README; PEFT's own when None.
-        overwrite: Replace a folder that is not empty.
+        overwrite: Replace the folder if it holds an adapter.
 
     Raises:
         AdapterError: If the model has no such adapter, or its name would lead out of the folder.
-        OutputError: If `path` cannot be written.
+        OutputError: If `path` cannot be written, or holds something and may not be replaced.
     """
     if not adapter or adapter != os.path.basename(adapter) or adapter in (os.curdir, os.pardir):
         raise AdapterError(f"the adapter name {brief(adapter)} cannot be the name of a folder.")
     if adapter not in model.peft_config:
         raise AdapterError(f"there is no adapter named {adapter!r}; the model has {sorted(model.peft_config)}.")
-    with atomic_directory(path, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with (
+        atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder,
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+    ):
         # Scales are all there is to save; PEFT would add whole embeddings where the vocabulary was enlarged.
         model.save_pretrained(
             scratch, selected_adapters=[adapter], safe_serialization=True, save_embedding_layers=False

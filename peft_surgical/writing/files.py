@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -30,6 +30,17 @@ _ABANDONED = 60.0
 
 # A full disk, a quota, the largest file allowed, and a file system without writing.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class Content(NamedTuple):
+    """What a folder that is written as a whole holds, and a pattern of a file's name that tells so."""
+
+    name: str
+    file: str
+
+
+ADAPTER = Content("adapter", "adapter_config.json")
+CHECKPOINT = Content("checkpoint", "model*.safetensors")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -85,7 +96,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    path: str | os.PathLike[str], *, overwrite: bool = False, content: Content | None = None
+) -> Iterator[Path]:
     """A folder to fill that appears at `path` when the block ends without an error, and not at all otherwise.
 
     What killed runs left half written for the same `path` is removed.
@@ -93,16 +106,17 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
     Args:
         path: Where the folder shall be.
         overwrite: Replace an existing folder; it stays as it was until the new one is complete.
+        content: What a folder must hold to be replaced; anything when None.
 
     Yields:
         A temporary folder beside `path`.
 
     Raises:
         OutputError: If `path` is in the way or its parent cannot be written, or if replacing it would take away the
-            folder somebody works in.
+            folder somebody works in, or one that holds something else.
     """
     path = Path(os.path.abspath(path))
-    check_output(path, overwrite=overwrite)
+    check_output(path, overwrite=overwrite, content=content)
     used = (Path.cwd(), Path(os.path.expanduser("~")))
     if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in used):
         raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
@@ -158,18 +172,27 @@ def _no_room(error: BaseException) -> str | None:
     return os.strerror(number) if number in _NO_ROOM else None
 
 
-def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, content: Content | None = None) -> None:
     """Refuses an output folder that would lose something.
 
+    Args:
+        path: The folder.
+        overwrite: Allow it to hold something.
+        content: What it must hold then, if it is not empty, since all of it will be replaced; anything when None.
+
     Raises:
-        OutputError: If `path` is a file, or a folder that is not empty while `overwrite` is false.
+        OutputError: If `path` is a file, or a folder that is not empty while `overwrite` is false or that holds
+            something else.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_dir():
             raise OutputError(f"the output {path} is a file; name a folder.")
-        if not overwrite and path.is_dir() and any(path.iterdir()):
+        filled = path.is_dir() and any(path.iterdir())
+        if filled and not overwrite:
             raise OutputError(f"the output folder {path} is not empty; name another one or allow overwriting it.")
+        if filled and content is not None and not any(path.glob(content.file)):
+            raise OutputError(f"{path} holds no {content.name}, so it is not replaced; name another output folder.")
         existing = next((p for p in (path, *path.parents) if p.exists()), None)
         if existing is not None and not existing.is_dir():
             raise OutputError(f"cannot write {path}: {existing} is a file.")
