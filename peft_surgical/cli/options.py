@@ -23,12 +23,15 @@ def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) 
 
 
 class _Path(click.Path):
-    """A path; an empty one, which Python takes for the current folder, is a variable of a script's that is not set."""
+    """A path, in which `~` is the home folder: shells leave it in `--out=~/x`, and the hub's client expands it, too.
+
+    An empty one, which Python takes for the current folder, is a variable of a script's that is not set.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):
             self.fail("it is empty.", param, ctx)
-        return super().convert(value, param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 PATH = _Path(path_type=Path)
