@@ -24,7 +24,7 @@ from .report import Report
 from .reporting.page import render_page
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
-from .selection import Selection
+from .selection import Selection, sure_components
 from .sites import ModelShape
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
@@ -128,13 +128,16 @@ def edit(
         raise SelectionError(
             f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
         )
-    limited = any(limit is not None for limit in (top, heads, mlps, budget))
+    limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
+    limited = any(limit is not None for limit in limits.values())
     _check_selection(model, selection, granularity, limited=limited, budget=budget)
     if localization is not None and localization.shape != ModelShape.from_config(model.config):
         raise SelectionError("the localization was made on a model of other sizes; localize this one.")
     if projections is None:
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
+    if sure := sure_components(selection, **limits):
+        _check_places(model, sure, selection, granularity, neurons, projections)
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
@@ -238,6 +241,25 @@ def _check_selection(
         selection.check(ModelShape.from_config(model.config))
     if budget is not None and granularity == "module":
         raise SelectionError("a budget and the granularity 'module' exclude each other: components share modules.")
+
+
+def _check_places(
+    model: Any,
+    sure: Sequence[str],
+    selection: Selection | None,
+    granularity: Granularity,
+    neurons: int | None,
+    projections: Sequence[str],
+) -> None:
+    """Refuses projections at which what will be scaled in any case cannot be."""
+    some = {} if selection is None or selection.neurons is None else dict(selection.neurons)
+    if neurons is not None:
+        # Which ones is not known yet, and they are all in the same place.
+        some = {name: ((0, 1),) for name in sure if name.endswith(".mlp")}
+    config = SurgicalIA3Config(
+        components=list(sure), granularity=granularity, projections=list(projections), neurons=some or None
+    )
+    config.resolve(model.config)
 
 
 def _start_output(out: Path, overwrite: bool, localization: Localization, selection: Selection) -> bytes | None:

@@ -242,6 +242,31 @@ def select(
     return Selection(tuple(chosen), shape)
 
 
+def sure_components(
+    selection: Selection | None,
+    *,
+    top: int | None = None,
+    heads: int | None = None,
+    mlps: int | None = None,
+    budget: int | None = None,
+) -> tuple[str, ...]:
+    """What an edit will scale in any case, as far as that is known before scores are: one name for each kind.
+
+    Args:
+        selection: Components chosen by hand, which are all named; then there are no limits.
+        top: As [`Localization.top`] takes it, like the others. With none of them all MLPs are scaled.
+        heads: Heads at most.
+        mlps: MLPs at most.
+        budget: Scales at most; what has none is passed over.
+    """
+    if selection is not None:
+        return selection.components
+    if top is None and heads is None and mlps is None and budget is None:
+        return ("L0.mlp",)
+    kinds = [name for name, limit in (("L0.head.0", heads), ("L0.mlp", mlps)) if limit]
+    return tuple(kinds) if top is None and (budget is None or len(kinds) == 1) else ()
+
+
 def n_scales(shape: ModelShape, kind: str, projections: Iterable[str], neurons: int | None = None) -> int:
     """How many scales a `head` or an `mlp` has at these projections; those of the other kind count nothing.
 

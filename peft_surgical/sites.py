@@ -28,7 +28,7 @@ module is both gate and up projection.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -54,6 +54,7 @@ __all__ = [
     "hook_name",
     "module_slices",
     "projection_slices",
+    "projections_of",
     "register_architecture",
 ]
 
@@ -220,6 +221,23 @@ def check_component(shape: ModelShape, component: Component) -> None:
         raise SelectionError(
             f"the model has {shape.n_heads} heads a layer (0 to {shape.n_heads - 1}), so no {component}."
         )
+
+
+def projections_of(component: Component, projections: Iterable[str]) -> list[str]:
+    """Those of `projections` at which a component is scaled.
+
+    Raises:
+        SelectionError: When none is, or one is unknown.
+    """
+    if unknown := set(projections) - set(PROJECTIONS):
+        raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
+    known = HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
+    chosen = [projection for projection in projections if projection in known]
+    if not chosen:
+        raise SelectionError(
+            f"{component} needs one of the projections {', '.join(known)}; got {', '.join(projections)}."
+        )
+    return chosen
 
 
 def projection_slices(shape: ModelShape, component: Component, projection: str) -> Slice:

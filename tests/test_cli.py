@@ -119,6 +119,12 @@ def test_dtype_names_are_the_library_s():
         (["edit", "FACT", "--out", "OUT", "--granularity", "neuron"], "go together"),
         (["edit", "FACT", "--out", "OUT", "--neurons", "5"], "go together"),
         (["edit", "FACT", "--out", "OUT", "--projection", "post", "--granularity", "module"], "exclude each other"),
+        (["edit", "FACT", "--out", "OUT", "--projection", "z"], "L0.mlp needs one of the projections post"),
+        (["edit", "FACT", "--out", "OUT", "--projection", "z", "--dry-run"], "L0.mlp needs one of the projections"),
+        (
+            ["edit", "FACT", "--out", "OUT", "--projection", "in", "--component", "L1.head.2"],
+            "L1.head.2 needs one of the projections z, v, q, k; got in.",
+        ),
         (["edit", "FACT", "--out", "OUT", "--projection", "pst"], "'pst' is not one of 'z', 'v'"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'; installed are"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "random:x=1"], "no option 'x'"),
@@ -177,6 +183,19 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, expected, tmp_pat
     assert expected in line
     assert written(tmp_path) == before
     assert written(tmp_path / "full") == ["thesis.txt"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_the_home_folder_is_meant_wherever_a_path_is_given(tmp_path, fact_file, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("do not lose")
+    plan = json.loads(run("edit", "~/fact.yaml", "--out=~/out", "--dry-run", "--json").stdout)
+    assert plan["out"] == str(tmp_path / "out")
+    assert f"folder {tmp_path / 'full'} is not empty" in said(run("edit", fact_file, "--out", "~/full"), 2)
+    for command in (["stack", "~/none", "--out", "~/out"], ["ask", "hello", "--adapter=~/none"]):
+        assert said(run(*command), 2) == f"Error: there is no adapter folder {tmp_path / 'none'}."
+    assert written(tmp_path) == ["fact.yaml", "full"]
 
 
 @pytest.mark.usefixtures("no_model")

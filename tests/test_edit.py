@@ -362,6 +362,31 @@ def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"projections": ["z"]}, r"L0\.mlp needs one of the projections post, pre, pre_linear, in; got z\."),
+        ({"projections": ["z", "post"], "selection": Selection.from_components("L1.mlp", "L2.head.0")}, None),
+        ({"projections": ["z"], "selection": Selection.from_components("L2.head.0", "L1.mlp")}, r"L1\.mlp needs one"),
+        ({"projections": ["in"], "heads": 2}, r"L0\.head\.0 needs one of the projections z, v, q, k; got in\."),
+        ({"projections": ["in"], "heads": 2, "mlps": 1}, r"L0\.head\.0 needs one"),
+        ({"projections": ["in"], "heads": 2, "mlps": 1, "budget": 99}, None),
+        ({"projections": ["z"], "top": 2}, None),
+        ({"projections": ["in", "pre_linear"]}, "cannot be scaled on both sides"),
+        ({"projections": ["in"], "granularity": "neuron", "neurons": 4}, "which has no neurons"),
+        ({"granularity": "neuron", "neurons": 4}, None),
+        ({"granularity": "layer"}, "the granularity must be one of"),
+    ],
+)
+def test_projections_that_cannot_do_are_told_before_localizing(options, words, tmp_path, monkeypatch):
+    def localizes(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(EDIT, "localize", localizes)
+    with pytest.raises(InterruptedError if words is None else SelectionError, match=words):
+        edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", **options)
+
+
 def test_a_second_edit_of_the_same_model_is_refused_before_anything_is_done(model_folder, tmp_path):
     model, tokenizer = load_model(model_folder, dtype="float32")
     options = {"selection": Selection.from_components("L1.mlp"), "recipe": RECIPE, "retention_tokens": 0}

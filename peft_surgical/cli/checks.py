@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,19 @@ def selection(names: Sequence[str], path: Path | None = None) -> Selection | Non
     from ..selection import Selection
 
     return Selection.from_components(*names) if path is None else Selection.load(path)
+
+
+def projections(names: Sequence[str], chosen: Selection | None, limits: Mapping[str, int | None]) -> None:
+    """Refuses projections that are none of what will be scaled in any case; the model may have more to say.
+
+    Raises:
+        SelectionError: For the first such component.
+    """
+    from ..selection import sure_components
+    from ..sites import Component, projections_of
+
+    for name in sure_components(chosen, **limits) if names else ():
+        projections_of(Component.parse(name), names)
 
 
 def model_has(model: Any, chosen: Selection | None, top: int | None) -> None:

@@ -140,6 +140,7 @@ def edit(
     checks.output(out, overwrite)
     checks.scorers(scorers)
     selection = checks.selection(components, selection_file)
+    checks.projections(projections, selection, limits)
     if dry_run:
         _tell(fact, model_name, scorers, limits, selection, out, as_json)
         return

@@ -72,17 +72,9 @@ def _projected(
     *,
     required: bool,
 ) -> Iterable[Slice]:
-    from ..sites import HEAD_PROJECTIONS, MLP_INPUT, MLP_PROJECTIONS, PROJECTIONS, projection_slices
+    from ..sites import MLP_INPUT, MLP_PROJECTIONS, projection_slices, projections_of
 
-    known = HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
-    if unknown := set(projections) - set(PROJECTIONS):
-        raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
-    chosen = [projection for projection in projections if projection in known]
-    if not chosen:
-        raise SelectionError(
-            f"{component} needs one of the projections {', '.join(known)}; got {', '.join(projections)}."
-        )
-    for projection in chosen:
+    for projection in projections_of(component, projections):
         whole = projection_slices(shape, component, projection)
         ranges = neurons.get(str(component)) if component.kind == "mlp" else None
         if not ranges:
