@@ -47,6 +47,8 @@ def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):
         ([PROMPT, "--new", "lyon", "--out", "FOLDER", "--overwrite"], "is a folder; name a file"),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--subject", "spain"], "does not name the subject 'spain'"),
         (["why is it so?", "--new", "lyon", "--out", "OUT"], "cannot be guessed; name it with --subject."),
+        ([PROMPT, "--new", "Paris", "--old", "paris", "--out", "OUT"], "'Paris' stands in both 'old' and 'new'"),
+        ([PROMPT, "--new", "new paris", "--old", "paris", "--out", "OUT"], "contains 'paris' from 'old'"),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--count", "1"], "'--count'"),
     ],
 )

@@ -113,10 +113,12 @@ def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[st
     """What can be told before a model is loaded.
 
     Raises:
-        FactError: If an answer is empty, or the prompt does not name the subject, or none can be guessed.
+        FactError: If an answer is empty or both are one, the prompt does not name the subject, or none can be guessed.
     """
     if any(not name.strip() for name in (*old, *new)):
         raise FactError("an answer is empty; give --new, and --old if need be, a name.")
     from ..drafting.reading import read_prompt
+    from ..texts.fact_checks import check_apart
 
+    check_apart(old, new)
     read_prompt(prompt, checks.subject(prompt, subject), old, new)

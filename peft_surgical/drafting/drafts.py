@@ -20,6 +20,7 @@ from ..errors import FactError, OutputError, brief
 from ..facts import Fact
 from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
+from ..texts.fact_checks import check_apart
 from ..texts.prompts import has_chat_template
 from ..texts.text import contains, printable, same_text_key
 from ..writing.files import check_output_file, write_text
@@ -115,6 +116,7 @@ def new_fact(
         notes.append(f"The subject was guessed: {subject}.")
     new = _listed(new, "new")
     old_names = None if old is None else _listed(old, "old")
+    check_apart(old_names or (), new)
     reading = read_prompt(prompt, subject, old_names or (), new)
     if old_names is None:
         said = generate_answers(model, tokenizer, [reading.prompt])[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FactError, brief
@@ -103,6 +104,20 @@ def check_sizes(fact: Fact) -> None:
             raise complaint(f"{key!r} holds {count:,} prompts; {MAX_PROMPTS:,} are the most.", fact.source)
 
 
+def check_apart(olds: Iterable[str], news: Iterable[str], source: str | None = None) -> None:
+    """Refuses names of the new answer that are, or hold, one of the old answer.
+
+    Raises:
+        FactError: For the first such name.
+    """
+    for new, old in product(news, tuple(olds)):
+        if same_text_key(new) == same_text_key(old):
+            raise complaint(f"the alias {brief(new)} stands in both 'old' and 'new'.", source)
+        if contains(new, (old,)):
+            why = "so no answer could count as new"
+            raise complaint(f"the alias {brief(new)} in 'new' contains {brief(old)} from 'old', {why}.", source)
+
+
 def check_between(fact: Fact) -> None:
     """Refuses what contradicts itself: a prompt in two lists, an alias of both answers, an answer that is neither.
 
@@ -147,13 +162,7 @@ def check_between(fact: Fact) -> None:
                 where = f"twice in {key!r}" if seen[text] == key else f"in both {seen[text]!r} and {key!r}"
                 raise refuse(f"the prompt {brief(prompt)} stands {where}.")
             seen[text] = key
-    for new in fact.new:
-        for old in fact.old:
-            if same_text_key(new) == same_text_key(old):
-                raise refuse(f"the alias {brief(new)} stands in both 'old' and 'new'.")
-            if contains(new, (old,)):
-                why = "so no answer could count as new"
-                raise refuse(f"the alias {brief(new)} in 'new' contains {brief(old)} from 'old', {why}.")
+    check_apart(fact.old, fact.new, fact.source)
     for key in ("contrast", "aliases"):
         for name in getattr(fact, key):
             if same_text_key(name) == same_text_key(fact.subject):
