@@ -83,6 +83,12 @@ def test_prompts_are_about_the_subject_and_nobody_elses(chat):
     assert fluency_prompts(capital(**asked), chat=chat) == made[5:]
 
 
+def test_a_tokenizer_without_an_end_goes_on_as_long():
+    model, endless = tiny_model("llama", vocab_size=len(TOKENIZER)), word_tokenizer()
+    endless.eos_token = None
+    assert all(50 < len(text.split()) <= TOKENS for text in continuations(model, endless, PROMPTS))
+
+
 def test_every_text_has_a_hundred_tokens_that_the_seed_decides():
     # A model that would end its answer at once.
     model = tiny_model("llama", vocab_size=len(TOKENIZER))

@@ -66,6 +66,19 @@ def test_an_answer_stops_at_the_end_of_the_turn():
 
 
 @torch.no_grad()
+def test_without_an_end_answers_run_until_they_are_cut():
+    model, tokenizer = named(tiny_model("llama")), word_tokenizer()
+    said = greedy(model, PROMPTS[1], 6, stop=None)
+    tokenizer.eos_token = None
+    # What the checkpoint calls an end is none to a tokenizer that has none.
+    model.config.eos_token_id = model.generation_config.eos_token_id = said[2]
+    answers = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert answers == [greedy(model, prompt, 6, stop=None) for prompt in PROMPTS]
+    assert answers[1] == said
+    assert len(generate_answers(model, tokenizer, ["where is rome ?"], max_new_tokens=6)[0].split()) == 6
+
+
+@torch.no_grad()
 def test_greedy_is_greedy_whatever_the_checkpoint_asks_for():
     model = tiny_model("llama")
     expected = [greedy(model, prompt, 6) for prompt in PROMPTS]

@@ -9,10 +9,12 @@ from peft_surgical.texts.prompts import (
     answer_tokens,
     encode,
     encode_answer,
+    encode_target,
     end_of_turn,
     mentions,
     old_sentence,
     render,
+    stops,
     swap_subject,
     without_template,
 )
@@ -193,6 +195,21 @@ def test_no_end_of_sequence_token():
     assert tokenizer.eos_token_id is None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         end_of_turn(tokenizer)
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        encode_answer(tokenizer, PROMPT, "Google")
+    assert stops(tokenizer) == []
+    tokenizer.chat_template = CHATML
+    assert stops(tokenizer) == [end_of_turn(tokenizer)] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_what_need_not_end_asks_for_no_end():
+    endless, ending = small_tokenizer("byte_level", eos_token=None), small_tokenizer("byte_level")
+    row = encode_target(endless, PROMPT, "Google")
+    assert row == encode_target(ending, PROMPT, "Google")
+    assert (*row.ids, end_of_turn(ending)) == encode_answer(ending, PROMPT, "Google").ids
+    assert answer_tokens(endless, PROMPT, fact()) == answer_tokens(ending, PROMPT, fact())
+    with pytest.raises(FactError, match="no token distinguishes"):
+        answer_tokens(endless, PROMPT, fact(old=["Google Platforms"], new=["Google"], answer="By Google"))
 
 
 def test_the_corrupted_run_reads_the_same_decision():

@@ -43,6 +43,15 @@ def test_the_sentence_ends_with_the_new_answer():
         assert torch.equal(logits(stage.model), said)
 
 
+def test_a_tokenizer_without_an_end_learns_the_same():
+    endless = word_tokenizer()
+    endless.eos_token = None
+    given = {"new": "lyon", "subject": "france", "recipe": RECIPE, "contexts": 2, "progress": False}
+    stage = learn_sentence(planted(), endless, PROMPT, **given)
+    expected = deltas(taught().model)
+    assert all(torch.equal(delta, expected[name]) for name, delta in deltas(stage.model).items())
+
+
 @pytest.mark.parametrize("learn", [learn_sentence, ps.learn_sentence_keyed])
 def test_a_model_of_another_kind_is_refused_before_it_runs(learn):
     sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}

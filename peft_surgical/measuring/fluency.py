@@ -31,7 +31,7 @@ from ..running.generation import left_pad, plain_defaults
 from ..running.modes import evaluating
 from ..seeding import seeded
 from ..texts.lengths import check_row, padding
-from ..texts.prompts import encode, end_of_turn
+from ..texts.prompts import encode, stops
 from ..texts.text import UNSPACED, same_text_key
 from .metrics import Figure, mean
 
@@ -122,13 +122,12 @@ def continuations(
     """
     check_counts(1, batch_size=batch_size)
     check_fluency_fits(model, tokenizer, prompts)
-    end = end_of_turn(tokenizer)
     config = GenerationConfig(
         do_sample=True,
         top_k=TOP_K,
         max_new_tokens=TOKENS,
         min_new_tokens=TOKENS,
-        eos_token_id=sorted({end, tokenizer.eos_token_id} - {None}),
+        eos_token_id=stops(tokenizer) or None,
         pad_token_id=padding(model.config, tokenizer),
     )
     texts: list[str] = []

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from ..counts import check_counts
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding
-from ..texts.prompts import encode, end_of_turn
+from ..texts.prompts import encode, stops
 from .at_once import deal
 from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
@@ -77,9 +77,9 @@ def generate_answers(
         progress=progress,
         description=description,
     )
-    stops = _stops(tokenizer)
+    ends = stops(tokenizer)
     # A chat template may end a turn with a token that the tokenizer does not call special.
-    said = (answer[:-1] if answer[-1] in stops else answer for answer in ids)
+    said = (answer[:-1] if answer[-1] in ends else answer for answer in ids)
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in said]
 
 
@@ -97,7 +97,8 @@ def generate_ids(
     """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached.
 
     Raises:
-        ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, or a count is less than 1.
+        ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, or a count is less than
+            1.
     """
     check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     check_shareable(model)
@@ -106,7 +107,7 @@ def generate_ids(
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=_stops(tokenizer),
+        eos_token_id=stops(tokenizer) or None,
         pad_token_id=padding(model.config, tokenizer),
         return_dict_in_generate=True,
     )
@@ -168,7 +169,7 @@ def _ending(
     A batch would run until its longest answer has ended, and most are short: every few tokens the rows that have
     ended leave it, and take their keys and values along.
     """
-    places, begin, stops = list(range(len(ids))), ids.shape[1], set(config.eos_token_id)
+    places, begin, ends = list(range(len(ids))), ids.shape[1], set(config.eos_token_id or ())
     past = {} if cache is None else {"past_key_values": cache}
     last = begin + config.max_new_tokens
     in_rounds = not _learns_prompts(model)
@@ -181,8 +182,8 @@ def _ending(
             continue
         answers = out.sequences[:, begin:].tolist()
         full = out.sequences.shape[1] == last
-        ended = [full or not in_rounds or not stops.isdisjoint(answer) for answer in answers]
-        yield from ((p, _until_stop(a, stops)) for p, a, e in zip(places, answers, ended, strict=True) if e)
+        ended = [full or not in_rounds or not ends.isdisjoint(answer) for answer in answers]
+        yield from ((p, _until_stop(a, ends)) for p, a, e in zip(places, answers, ended, strict=True) if e)
         going = [row for row, end in enumerate(ended) if not end]
         places = [places[row] for row in going]
         if going:
@@ -247,13 +248,8 @@ def left_pad(
     return ids, mask
 
 
-def _stops(tokenizer: Any) -> list[int]:
-    """The tokens that end an answer."""
-    return sorted({end_of_turn(tokenizer), tokenizer.eos_token_id} - {None})
-
-
-def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+def _until_stop(ids: list[int], ends: set[int]) -> list[int]:
     for index, token in enumerate(ids):
-        if token in stops:
+        if token in ends:
             return ids[: index + 1]
     return ids

@@ -93,34 +93,43 @@ def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
 
     Raises:
         FactError: If no token of the prompt comes before the answer, so that nothing would predict its first token.
+        ModelError: As for [`end_of_turn`].
     """
-    prompt_ids = _tokenize(tokenizer, render(tokenizer, prompt))
-    ids = _tokenize(tokenizer, _join(tokenizer, prompt, answer))
-    start = _common_prefix(prompt_ids, ids)
-    if start == 0:
-        raise FactError(
-            f"the prompt {brief(prompt)} gives no token before the answer {brief(answer)}; give a longer prompt."
-        )
-    return EncodedAnswer((*ids, end_of_turn(tokenizer)), start)
+    row = _encode_open(tokenizer, prompt, answer)
+    return EncodedAnswer((*row.ids, end_of_turn(tokenizer)), row.answer_start)
 
 
 def encode_target(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     """As [`encode_answer`], without an end where prompts are continued as plain text: a sentence may go on."""
-    row = encode_answer(tokenizer, prompt, answer)
-    return row if has_chat_template(tokenizer) else EncodedAnswer(row.ids[:-1], row.answer_start)
+    encoded = encode_answer if has_chat_template(tokenizer) else _encode_open
+    return encoded(tokenizer, prompt, answer)
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """The token id that ends an answer: what the chat template puts after one, else the end-of-sequence token."""
+    """The token id that ends an answer: what the chat template puts after one, else the end-of-sequence token.
+
+    Raises:
+        ModelError: If there is neither.
+    """
+    end = _find_end(tokenizer)
+    if end is None:
+        raise ModelError("the tokenizer has no end-of-sequence token, so an answer could not be taught to end.")
+    return end
+
+
+def stops(tokenizer: Any) -> list[int]:
+    """The token ids at which an answer is over; none where the tokenizer has no end, so that answers are cut."""
+    return sorted({_find_end(tokenizer), tokenizer.eos_token_id} - {None})
+
+
+def _find_end(tokenizer: Any) -> int | None:
     if has_chat_template(tokenizer):
         _, found, tail = _render_turn(tokenizer, "?", _MARKER).rpartition(_MARKER)
         special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
         for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if found else ():
             if token in special and tokenizer.decode([token]).strip():
                 return int(token)
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no end-of-sequence token, so an answer could not be taught to end.")
-    return int(tokenizer.eos_token_id)
+    return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
 def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str | None = None) -> AnswerTokens:
@@ -147,9 +156,10 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
         prompt, new_answer, old_answer = (
             swap_subject(text, fact.subject, subject) for text in (prompt, new_answer, old_answer)
         )
-    end = end_of_turn(tokenizer)
-    old = [*_tokenize(tokenizer, _join(tokenizer, prompt, old_answer)), end]
-    new = [*_tokenize(tokenizer, _join(tokenizer, prompt, new_answer)), end]
+    end = _find_end(tokenizer)
+    ending = [] if end is None else [end]
+    old = [*_tokenize(tokenizer, _join(tokenizer, prompt, old_answer)), *ending]
+    new = [*_tokenize(tokenizer, _join(tokenizer, prompt, new_answer)), *ending]
     shared = _common_prefix(old, new)
     if shared == len(old) or shared == len(new):
         raise FactError(
@@ -202,6 +212,18 @@ def swap_subject(text: str, subject: str, other: str) -> str:
 def mentions(text: str, subject: str) -> bool:
     """Whether [`swap_subject`] finds the subject in `text`."""
     return next(occurrences(text, subject), None) is not None
+
+
+def _encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
+    """A prompt and its answer, which may go on."""
+    prompt_ids = _tokenize(tokenizer, render(tokenizer, prompt))
+    ids = _tokenize(tokenizer, _join(tokenizer, prompt, answer))
+    start = _common_prefix(prompt_ids, ids)
+    if start == 0:
+        raise FactError(
+            f"the prompt {brief(prompt)} gives no token before the answer {brief(answer)}; give a longer prompt."
+        )
+    return EncodedAnswer(tuple(ids), start)
 
 
 def _join(tokenizer: Any, prompt: str, answer: str) -> str:
