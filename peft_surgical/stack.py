@@ -11,28 +11,16 @@ without this package, and gives the same logits bit for bit.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
+from .adapters.cards import card_header, card_use, hub_id
 from .adapters.edits import Edit, EditOrPath, several
 from .profiling import phase
 from .writing.files import ADAPTER, check_output
 from .writing.inputs import check_inputs_stay
-
-USE = """## Use
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
-```
-
-To undo the edit, do not load it."""
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @phase("stack")
@@ -76,9 +64,10 @@ def model_card(edit: Edit, about: str | None = None) -> str:
         edit: What the adapter does.
         about: Markdown about the edit.
     """
-    base = edit.base_model or "the base model"
+    base = hub_id(edit.base_model) or "the base model"
     rows = [
-        f"| `{name}` | {module.coordinates.side} | {module.coordinates.n} |" for name, module in edit.modules.items()
+        f"| `{name}` | {module.coordinates.side} | {module.coordinates.n} |"
+        for name, module in sorted(edit.modules.items(), key=lambda item: _numbered(item[0]))
     ]
     parts = [
         card_header(edit.base_model, edit.task_type, "ia3"),
@@ -87,23 +76,11 @@ def model_card(edit: Edit, about: str | None = None) -> str:
         f"An (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)} modules;"
         " every other scale is exactly 1.",
         "\n".join(["| Module | Side | Scales |", "|---|---|---|", *rows]),
-        USE,
+        card_use(edit.base_model),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def card_header(base_model: str | None, task_type: str | None, kind: str) -> str:
-    """The metadata at the head of a model card, as the hub reads them.
-
-    Args:
-        base_model: Where the base model came from.
-        task_type: PEFT's.
-        kind: PEFT's, as a tag.
-    """
-    header = ["---", "library_name: peft", "tags:", f"- {kind}", "- peft-surgical"]
-    # A path of somebody's machine says nothing to others, and the hub refuses it.
-    if base_model and _HUB_ID.fullmatch(base_model) and not os.path.exists(base_model):
-        header[1:1] = [f"base_model: {base_model}"]
-    if task_type == "CAUSAL_LM":
-        header.insert(1, "pipeline_tag: text-generation")
-    return "\n".join([*header, "---"])
+def _numbered(name: str) -> list[tuple[int, str]]:
+    """A key by which layer 9 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

@@ -5,10 +5,12 @@ import torch
 from peft import PeftModel
 
 from peft_surgical.adapters.algebra import inverse, power
+from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.export import to_ia3
 from peft_surgical.errors import AdapterError, OutputError
-from peft_surgical.stack import stack
+from peft_surgical.stack import model_card, stack
 from peft_surgical.tuner import activate
+from peft_surgical.tuner.coordinates import Coordinates
 from tests.adapters import add, logits, perturb, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_model
 
@@ -73,10 +75,34 @@ def test_model_card_names_a_hub_id_and_no_path(tmp_path):
         model = tiny_peft(base_model_name_or_path=base or None)
         model.peft_config["default"].base_model_name_or_path = base or None
         stack([saved(model, tmp_path / "adapter")], tmp_path / "edit", overwrite=True)
-        header = (tmp_path / "edit" / "README.md").read_text().split("---")[1]
-        assert ("base_model:" in header) == named
+        card = (tmp_path / "edit" / "README.md").read_text()
+        assert ("base_model:" in card.split("---")[1]) == named
+        assert ('AutoModelForCausalLM.from_pretrained("someone/model-1")' in card) == named
+        assert str(tmp_path) not in card
         config = json.loads((tmp_path / "edit" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == (base or None)
+
+
+def test_what_the_model_card_says_to_run_runs(tmp_path):
+    first, second, _ = staged(tmp_path)
+    stack([first, second], tmp_path / "edit")
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    code = (tmp_path / "edit" / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    code = code.replace("path/to/the/base", str(tmp_path / "base")).replace(
+        "path/to/this/folder", str(tmp_path / "edit")
+    )
+    found: dict = {}
+    exec(code, found)
+    assert torch.equal(
+        logits(found["model"]), logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "edit"))
+    )
+
+
+def test_the_model_card_counts_layers_as_numbers():
+    coordinates = Coordinates("input", ((0, 2),))
+    names = [f"model.layers.{layer}.mlp.up_proj" for layer in (10, 9, 2)]
+    card = model_card(Edit({name: ModuleScale(coordinates, torch.ones(2)) for name in names}))
+    assert [line.split("`")[1] for line in card.splitlines() if line.startswith("| `")] == names[::-1]
 
 
 def test_different_base_models_are_refused(tmp_path):

@@ -7,8 +7,8 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
+from ..adapters.cards import card_header, card_use, hub_id
 from ..profiling import phase
-from ..stack import USE, card_header
 from ..stages import Stage
 from ..tuner.saving import save_adapter
 from .keys import output_projections
@@ -65,7 +65,7 @@ def _card(config: Any, layers: list[int], neurons: bool) -> str:
     parts = [
         card_header(base, config.task_type, "lora"),
         "# A keyed edit",
-        f"A LoRA adapter of rank {rank} for {base or 'the base model'}. {what}",
-        USE,
+        f"A LoRA adapter of rank {rank} for {hub_id(base) or 'the base model'}. {what}",
+        card_use(base),
     ]
     return "\n\n".join(parts) + "\n"

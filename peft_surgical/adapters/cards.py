@@ -1,0 +1,55 @@
+"""What the model cards of adapters have in common.
+
+A path of somebody's machine says nothing to others, and the hub refuses it: a card names a base by its id or not at
+all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def card_header(base_model: str | None, task_type: str | None, kind: str) -> str:
+    """The metadata at the head of a model card, as the hub reads them.
+
+    Args:
+        base_model: Where the base model came from.
+        task_type: PEFT's.
+        kind: PEFT's, as a tag.
+    """
+    header = ["---", "library_name: peft", "tags:", f"- {kind}", "- peft-surgical"]
+    if base := hub_id(base_model):
+        header[1:1] = [f"base_model: {base}"]
+    if task_type == "CAUSAL_LM":
+        header.insert(1, "pipeline_tag: text-generation")
+    return "\n".join([*header, "---"])
+
+
+def card_use(base_model: str | None) -> str:
+    """The section that says how to load an adapter, to be copied as it stands where the base has an id.
+
+    Args:
+        base_model: Where the base model came from.
+    """
+    base = hub_id(base_model)
+    name = f'"{base}"' if base else '"path/to/the/base"'
+    return f"""## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({name})  # the very weights that were edited
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+
+To undo the edit, do not load it."""
+
+
+def hub_id(base_model: str | None) -> str | None:
+    """A base's name if it can be an id of the hub, and is no path here."""
+    found = base_model and _HUB_ID.fullmatch(base_model) and not os.path.exists(base_model)
+    return base_model if found else None
