@@ -339,7 +339,7 @@ def test_ctrl_c_of_what_writes_at_its_end(command, edited, fact_file, model_fold
     ("command", "last"),
     [
         ("localize", "peft_surgical.localizing.plots.plot_localization"),
-        ("evaluate", "peft_surgical.reporting.page.render_page"),
+        ("evaluate", "peft_surgical.cli.evaluate.write_text"),
     ],
 )
 def test_ctrl_c_between_two_files(command, last, edited, fact_file, model_folder, tmp_path, monkeypatch):
