@@ -42,7 +42,7 @@ def card_use(base_model: str | None) -> str:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({name})  # the very weights that were edited
+base = AutoModelForCausalLM.from_pretrained({name})  # or where the weights that were edited are
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 
