@@ -16,7 +16,8 @@ from dataclasses import replace
 
 from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
-from .adapters.cards import card_header, card_use, hub_id
+from .adapters.bases import hub_id
+from .adapters.cards import card_header, card_use
 from .adapters.edits import Edit, EditOrPath, several
 from .profiling import phase
 from .writing.files import ADAPTER, check_output

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_surgical.adapters.algebra import difference, inverse, power, product
-from peft_surgical.adapters.edits import Edit, ModuleScale, same_model
+from peft_surgical.adapters.bases import same_model
+from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner.coordinates import Coordinates
 

@@ -71,7 +71,7 @@ def test_model_card_and_size(tmp_path):
 
 
 def test_model_card_names_a_hub_id_and_no_path(tmp_path):
-    for base, named in (("someone/model-1", True), (str(tmp_path), False), ("", False)):
+    for base, named in (("someone/model-1", True), (str(tmp_path), False), ("./moved", False), ("", False)):
         model = tiny_peft(base_model_name_or_path=base or None)
         model.peft_config["default"].base_model_name_or_path = base or None
         stack([saved(model, tmp_path / "adapter")], tmp_path / "edit", overwrite=True)

@@ -6,10 +6,7 @@ all.
 
 from __future__ import annotations
 
-import os
-import re
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+from .bases import hub_id
 
 
 def card_header(base_model: str | None, task_type: str | None, kind: str) -> str:
@@ -47,9 +44,3 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 
 To undo the edit, do not load it."""
-
-
-def hub_id(base_model: str | None) -> str | None:
-    """A base's name if it can be an id of the hub, and is no path here."""
-    found = base_model and _HUB_ID.fullmatch(base_model) and not os.path.exists(base_model)
-    return base_model if found else None

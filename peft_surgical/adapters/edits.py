@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
@@ -23,6 +22,7 @@ from torch import Tensor
 from ..errors import AdapterError
 from ..tuner.config import SurgicalIA3Config
 from ..tuner.coordinates import Coordinates
+from .bases import same_model
 
 Given = TypeVar("Given")
 
@@ -135,23 +135,6 @@ def several(edits: Given | Iterable[Given]) -> list[Given]:
 def as_edit(edit: Edit | str | os.PathLike[str]) -> Edit:
     """Returns the edit itself, or reads the folder that is given instead."""
     return edit if isinstance(edit, Edit) else Edit.load(edit)
-
-
-def same_model(one: str, other: str) -> bool:
-    """Whether two names can be those of one model, by what they say.
-
-    Folders of a name are taken for the same model, wherever they are: a path is relative, or of another machine. Ids
-    of the hub are not.
-    """
-    if one.lower() == other.lower():
-        return True
-    if all(_HUB_ID.fullmatch(name) and not os.path.exists(name) for name in (one, other)):
-        return False
-    first, second = (os.path.basename(os.path.abspath(name)).lower() for name in (one, other))
-    return first == second or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
-
-
-_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
 def check_same_base(edits: list[Edit]) -> None:

@@ -158,7 +158,7 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
 
 def warn_of_another_base(model: Any, folder: Path, made_for: Any) -> None:
     """Warns of an adapter for a model of another name: it fits all the same if the shapes are."""
-    from ..adapters.edits import same_model
+    from ..adapters.bases import same_model
 
     here = getattr(model, "name_or_path", "")
     if here and isinstance(made_for, str) and made_for and not same_model(here, made_for):

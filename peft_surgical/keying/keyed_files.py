@@ -7,7 +7,8 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
-from ..adapters.cards import card_header, card_use, hub_id
+from ..adapters.bases import hub_id
+from ..adapters.cards import card_header, card_use
 from ..profiling import phase
 from ..stages import Stage
 from ..tuner.saving import save_adapter

@@ -1,0 +1,27 @@
+"""Names of base models: what can be an id of the hub, and which two can be of one model."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+
+
+def hub_id(name: str | None) -> str | None:
+    """A base's name if it can be an id of the hub, and is no path here."""
+    return name if name and _HUB_ID.fullmatch(name) and not os.path.exists(name) else None
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names can be those of one model, by what they say.
+
+    Folders of a name are taken for the same model, wherever they are: a path is relative, or of another machine. Ids
+    of the hub are not.
+    """
+    if one.lower() == other.lower():
+        return True
+    if all("/" in name and hub_id(name) for name in (one, other)):
+        return False
+    first, second = (os.path.basename(os.path.abspath(name)).lower() for name in (one, other))
+    return first == second or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))

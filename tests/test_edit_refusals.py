@@ -1,0 +1,121 @@
+"""What an edit refuses, and that nothing was done by then."""
+
+from importlib import import_module
+
+import pytest
+
+from peft_surgical import edit as edit_function
+from peft_surgical.errors import AdapterError, FactError, OutputError, ScorerError, SelectionError
+from peft_surgical.selection import Selection
+
+from .adapters import tiny_peft
+from .conftest import fingerprint
+from .localizing import capital, planted, word_tokenizer
+
+# The package's attribute of this name is the function.
+EDIT = import_module("peft_surgical.edit")
+FACT = capital()
+
+
+def forbidden(*_, **__):
+    raise AssertionError("the work was begun")
+
+
+def test_a_full_folder_is_refused_before_anything_is_done(tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    model = planted()
+    before = fingerprint(model)
+    monkeypatch.setattr(EDIT, "localize", forbidden)
+    with pytest.raises(OutputError, match="is not empty"):
+        edit_function(model, word_tokenizer(), FACT, out=tmp_path)
+    with pytest.raises(OutputError, match="is a file"):
+        edit_function(model, word_tokenizer(), FACT, out=tmp_path / "notes.txt", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("work", ["edit", "keyed_edit"])
+def test_a_folder_that_holds_no_adapter_is_not_taken_for_an_earlier_edit_s(work, tmp_path, monkeypatch):
+    module = import_module(f"peft_surgical.{work}")
+    monkeypatch.setattr(module, "localize" if work == "edit" else "learn_keyed", forbidden)
+    thesis = tmp_path / "edit" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    run = module.edit if work == "edit" else module.edit_keyed
+    with pytest.raises(OutputError, match="edit holds no adapter, so it is not replaced"):
+        run(planted(), word_tokenizer(), FACT, out=tmp_path, overwrite=True)
+    with pytest.raises(OutputError, match="edit holds no adapter"):
+        EDIT.remove_edit(tmp_path)
+    assert thesis.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"scorers": ["nope"]}, ScorerError, "there is no scorer 'nope'"),
+        ({"scorers": []}, ScorerError, "name at least one scorer"),
+        ({"selection": Selection.from_components("L9.mlp")}, SelectionError, r"L9\.mlp is not one of them"),
+        ({"top": 0}, SelectionError, "no component fits k=0"),
+        ({"budget": 7}, SelectionError, "no component fits budget=7"),
+        ({"budget": 99, "granularity": "module"}, SelectionError, "a budget and the granularity 'module' exclude"),
+        ({"selection": Selection.from_components("L1.mlp"), "mlps": 1}, SelectionError, "exclude each other"),
+        (
+            {"selection": Selection(("L1.mlp",), neurons={"L1.mlp": ((0, 2),)}), "granularity": "module"},
+            SelectionError,
+            "scales whole modules, and the selection names neurons",
+        ),
+        (
+            {"granularity": "neuron", "neurons": 99},
+            SelectionError,
+            "neurons must be between 1 and 48, not 99",
+        ),
+        ({"granularity": "neuron"}, SelectionError, "go together; got 'neuron' and None"),
+        ({"neurons": 5}, SelectionError, "go together; got 'component' and 5"),
+        (
+            {"granularity": "neuron", "neurons": 5, "heads": 1, "scorers": ["random"]},
+            SelectionError,
+            r"no MLP is selected \(L\d\.head\.\d\), and only MLPs have neurons",
+        ),
+        ({"granularity": "layer"}, SelectionError, "layer"),
+        ({"fact": capital(new=["oslo"], answer="oslo")}, FactError, "not in this tokenizer's vocabulary"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words, tmp_path):
+    model = planted()
+    before = fingerprint(model)
+    options = {"fact": FACT, **options}
+    with pytest.raises(error, match=words):
+        edit_function(model, word_tokenizer(), out=tmp_path / "out", progress=False, **options)
+    assert not list(tmp_path.iterdir())
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"projections": ["z"]}, r"L0\.mlp needs one of the projections post, pre, pre_linear, in; got z\."),
+        ({"projections": ["z", "post"], "selection": Selection.from_components("L1.mlp", "L2.head.0")}, None),
+        ({"projections": ["z"], "selection": Selection.from_components("L2.head.0", "L1.mlp")}, r"L1\.mlp needs one"),
+        ({"projections": ["in"], "heads": 2}, r"L0\.head\.0 needs one of the projections z, v, q, k; got in\."),
+        ({"projections": ["in"], "heads": 2, "mlps": 1}, r"L0\.head\.0 needs one"),
+        ({"projections": ["in"], "heads": 2, "mlps": 1, "budget": 99}, None),
+        ({"projections": ["z"], "top": 2}, None),
+        ({"projections": ["in", "pre_linear"]}, "cannot be scaled on both sides"),
+        ({"projections": ["in"], "granularity": "neuron", "neurons": 4}, "which has no neurons"),
+        ({"granularity": "neuron", "neurons": 4}, None),
+        ({"granularity": "layer"}, "the granularity must be one of"),
+    ],
+)
+def test_projections_that_cannot_do_are_told_before_localizing(options, words, tmp_path, monkeypatch):
+    def localizes(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(EDIT, "localize", localizes)
+    with pytest.raises(InterruptedError if words is None else SelectionError, match=words):
+        edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", **options)
+
+
+def test_a_model_with_an_adapter_of_a_stages_name_is_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(AdapterError, match="already has an adapter named 'learn'"):
+        edit_function(tiny_peft(adapter="learn"), word_tokenizer(), FACT, out=tmp_path / "out", progress=False)
+    assert not list(tmp_path.iterdir())
