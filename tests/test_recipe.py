@@ -23,7 +23,10 @@ def test_a_dtype_that_is_none_is_refused():
     ("options", "least"),
     [
         *(({name: 0}, 1) for name in ("fact_batch", "draws", "retain_tokens")),
-        *(({name: -1}, 0) for name in ("steps", "near_batch", "far_batch", "variants", "neighbours", "general")),
+        *(
+            ({name: -1}, 0)
+            for name in ("steps", "near_batch", "far_batch", "variants", "neighbours", "everyday", "general")
+        ),
     ],
 )
 def test_a_count_that_is_too_small_is_refused(options, least):

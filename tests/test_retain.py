@@ -3,6 +3,7 @@ import torch
 
 from peft_surgical.facts import Fact
 from peft_surgical.running.generation import generate_ids
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import (
     TopDistribution,
     base_answers,
@@ -38,6 +39,12 @@ def test_half_of_the_neighbours_are_asked_once_more_as_people_type_them():
     assert far == everyday_prompts()
     asked = capital(held_out=[as_typed(made[0])]).training
     assert as_typed(made[0]) not in retain_prompts(asked, 4, 0)[0]
+
+
+def test_so_many_of_the_everyday_requests_are_kept_as_a_recipe_says():
+    every = everyday_prompts()
+    assert retain_prompts(capital().training, 0, 0, everyday_count=5)[1] == every[:5]
+    assert Recipe().everyday == len(every) == len({same_text_key(prompt) for prompt in every})
 
 
 def test_general_questions_are_kept_unless_they_are_about_the_subject():

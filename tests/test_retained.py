@@ -43,6 +43,11 @@ def test_a_stage_with_other_scales_measures_their_curvature_and_no_more(monkeypa
     assert len(first.retained.curvature.gradients) == 4
 
 
+def test_no_more_everyday_requests_are_kept_than_the_recipe_says():
+    kept = retained.base_rows(tiny_model("llama"), TOKENIZER, FACT.training, replace(RECIPE, everyday=2), 0, False)
+    assert len(kept.carried) == len(kept.places) == len(kept.rows) - kept.near == 2
+
+
 def test_what_the_package_carries_is_measured_once_for_all_facts(tmp_path, monkeypatch):
     asked, plain = [], measured.measure_curvature
 

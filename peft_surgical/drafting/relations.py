@@ -65,11 +65,6 @@ class Relation:
     reverse: tuple[str, ...] = ()
     tell: str = ""
 
-    @property
-    def asks_who(self) -> bool:
-        """Whether its nouns are persons or companies, so that one asks who and not what."""
-        return self.answer in ("person", "company") or any(q.startswith("Who ") for q in self.training.questions)
-
 
 def settle(template: str, which: str, *, past: bool = False) -> str | None:
     """A template with its tense and `{which}` decided; None where it needs a `{which}` and there is none to be had.

@@ -78,7 +78,8 @@ class KeyedRecipe(Recipe):
     near_batch: int = 12
     far_batch: int = 2
     neighbours: int = 24
-    general: int = 60
+    everyday: int = 12
+    general: int = 12
     share_of_loss: float = 0.5
     namesakes: int = 60
     ridge: float = 0.03

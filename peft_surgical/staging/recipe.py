@@ -36,7 +36,8 @@ class Recipe:
         variants: At most so many more prompts are made of the fact's, put as people type them: without capitals and
             closing signs, or with a few words around.
         neighbours: How many prompts about contrast subjects are retained.
-        general: How many of the package's general questions are retained.
+        everyday: How many of the package's everyday requests are retained.
+        general: How many of its general questions are.
         retain_tokens: The base's answers are held for so many tokens.
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
             row. The shared beginning of prompts, which runs once, does not count; where each row runs from a token of
@@ -69,6 +70,7 @@ class Recipe:
     draws: int = 1
     variants: int = 40
     neighbours: int = 48
+    everyday: int = 124
     general: int = 300
     retain_tokens: int = 10
     pass_tokens: int | None = None
@@ -78,7 +80,8 @@ class Recipe:
         check_compute_dtype(self.compute_dtype)
         check_counts(1, fact_batch=self.fact_batch, draws=self.draws, retain_tokens=self.retain_tokens)
         check_counts(0, steps=self.steps, near_batch=self.near_batch, far_batch=self.far_batch)
-        check_counts(0, variants=self.variants, neighbours=self.neighbours, general=self.general)
+        check_counts(0, variants=self.variants, neighbours=self.neighbours)
+        check_counts(0, everyday=self.everyday, general=self.general)
         check_amounts(step_kl=self.step_kl, settle=self.settle, damping=self.damping, margin=self.margin)
         check_amounts(retain_weight=self.retain_weight, pull=self.pull, undo=self.undo, near_weight=self.near_weight)
         if self.pass_tokens is not None and self.pass_tokens < 1:

@@ -62,13 +62,19 @@ def _lines(name: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def carried_prompts(count: int) -> list[str]:
-    """What the package carries to be kept by an edit of any fact: everyday requests and `count` general questions."""
-    return [*everyday_prompts(), *general_prompts()[:count]]
+def carried_prompts(general: int, everyday: int | None = None) -> list[str]:
+    """What the package carries to be kept by an edit of any fact: so many of its everyday requests, all when None, and
+    of its general questions."""
+    return [*everyday_prompts()[:everyday], *general_prompts()[:general]]
 
 
 def retain_prompts(
-    fact: TrainingFact, neighbour_count: int, general_count: int, seed: int = 0, besides: Sequence[str] = ()
+    fact: TrainingFact,
+    neighbour_count: int,
+    general_count: int,
+    seed: int = 0,
+    besides: Sequence[str] = (),
+    everyday_count: int | None = None,
 ) -> tuple[list[str], list[str]]:
     """All prompts whose base behaviour training keeps.
 
@@ -78,6 +84,7 @@ def retain_prompts(
         general_count: How many of the general questions.
         seed: As for [`neighbours`].
         besides: More prompts near the fact.
+        everyday_count: How many of the everyday requests; all when None.
 
     Returns:
         Those near the fact and those far from it.
@@ -85,7 +92,7 @@ def retain_prompts(
     made = neighbours(fact, neighbour_count, seed)
     near = [*fact.retain, *made, *topic_prompts(fact), *besides]
     # The package cannot know which fact is edited, and must not hold the model to it.
-    far = [prompt for prompt in carried_prompts(general_count) if not fact.named_in(prompt)]
+    far = [prompt for prompt in carried_prompts(general_count, everyday_count) if not fact.named_in(prompt)]
     taken = {same_text_key(prompt) for prompt in fact.prompts}
     kinds = []
     for prompts in (near, far):

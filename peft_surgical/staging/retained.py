@@ -95,8 +95,9 @@ def base_rows(
     def fitting(prompts: Sequence[str]) -> list[str]:
         return [p for p in prompts if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
 
-    near, far = map(fitting, retain_prompts(fact, recipe.neighbours, recipe.general, seed, besides))
-    every = fitting(carried_prompts(recipe.general))
+    found = retain_prompts(fact, recipe.neighbours, recipe.general, seed, besides, recipe.everyday)
+    near, far = map(fitting, found)
+    every = fitting(carried_prompts(recipe.general, recipe.everyday))
     with base_of(model):
         # Apart, so that what is asked on behalf of any fact is the same question on disk.
         answers, carried = (
