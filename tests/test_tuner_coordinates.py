@@ -52,7 +52,9 @@ def test_from_index_holds_exactly_the_indices_in_as_few_ranges_as_possible(indic
 def test_pieces_tile_the_axis(indices, beyond):
     coordinates = Coordinates.from_index("input", indices)
     width = coordinates.stop + beyond
-    mask = torch.cat([torch.full((length,), selected) for length, selected in coordinates.pieces(width)])
+    pieces = coordinates.pieces(width)
+    assert all(length > 0 for length, _ in pieces)
+    mask = torch.cat([torch.full((length,), selected) for length, selected in pieces])
     assert mask.nonzero().flatten().tolist() == sorted(indices)
     assert len(mask) == width
     assert coordinates.covers(width) == (len(indices) == width)
@@ -60,3 +62,4 @@ def test_pieces_tile_the_axis(indices, beyond):
 
 def test_union_joins_what_touches_or_overlaps():
     assert Coordinates.union("input", [(4, 6), (0, 2), (2, 3), (5, 9)]).ranges == ((0, 3), (4, 9))
+    assert Coordinates.union("input", [(0, 9), (2, 4)]).ranges == ((0, 9),)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.tuner import Coordinates
+from peft_surgical.tuner.fold import Rounding
 from peft_surgical.tuner.layer import Linear
 from peft_surgical.tuner.scaling import MAX_PIECES
 
@@ -20,6 +21,7 @@ RANGES = {
     "first": lambda width: ((0, 3),),
     "middle": lambda width: ((2, 5),),
     "two": lambda width: ((1, 3), (5, width)),
+    "three": lambda width: ((0, 1), (2, 4), (5, 8)),
     "scattered": lambda width: tuple((i, i + 1) for i in range(0, width, 2)),
 }
 
@@ -109,7 +111,7 @@ def test_gradient_is_that_of_the_formula(side, name):
 
 def test_the_cut_and_the_dense_way_are_both_exercised():
     pieces = {name: len(Coordinates("output", ranges(OUT)).pieces(OUT)) for name, ranges in RANGES.items()}
-    assert pieces["two"] <= MAX_PIECES < pieces["scattered"]
+    assert pieces["two"] < pieces["three"] <= MAX_PIECES < pieces["scattered"]
 
 
 @pytest.mark.parametrize(("first", "second"), [("two", "two"), ("two", "middle"), ("whole", "scattered")])
@@ -126,6 +128,34 @@ def test_several_adapters_multiply_in_float32(first, second):
         ((inputs.float() * layer.dense_scale("a")).bfloat16().float() * layer.dense_scale("b")).bfloat16()
     )
     assert not torch.equal(expected, rounded_twice)
+
+
+def three_adapters(dtype=torch.float32):
+    """The first and the last on the same coordinates, the one between them on others."""
+    layer = surgical(base(dtype=dtype), "output", "two", "a")
+    for seed, (name, where) in enumerate({"b": "middle", "c": "two"}.items()):
+        layer.update_layer(name, Coordinates("output", RANGES[where](OUT)))
+        layer.surgical_ia3_delta[name].data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(seed))
+    layer.set_adapter(["a", "b", "c"])
+    return layer
+
+
+def test_each_of_three_adapters_multiplies_the_two_others():
+    layer = three_adapters()
+    dense = {name: layer.dense_scale(name) for name in "abc"}
+    torch.testing.assert_close(layer(x()), base()(x()) * dense["a"] * dense["b"] * dense["c"])
+    for name, first, second in ("abc", "bac", "cab"):
+        expected = (dense[first] * dense[second])[layer.surgical_ia3_index[name]]
+        torch.testing.assert_close(layer.others_scale(name, ["a", "b", "elsewhere", "c"]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_of_a_mixed_batch_has_the_bits_that_its_adapter_gives_it(dtype):
+    layer, rows = three_adapters(dtype), x(dtype)[:1].expand(4, -1, -1)
+    mixed = layer(rows, adapter_names=["a", "b", "c", "__base__"])
+    for row, active in enumerate((["a"], ["b"], ["c"], [])):
+        layer.set_adapter(active)
+        assert torch.equal(layer(rows)[row], mixed[row])
 
 
 def test_one_side_per_layer():
@@ -201,6 +231,33 @@ def test_rounding_is_counted():
     assert (layer.rounding.touched, layer.rounding.unchanged) == (2, 1)
     layer.unmerge()
     assert layer.rounding.touched == 0
+
+
+def test_rounding_is_counted_of_what_should_move_in_the_weight_and_in_the_bias():
+    module = nn.Linear(2, 2).to(torch.bfloat16)
+    module.weight.data = torch.tensor([[1.0, 1.9921875], [1.0, 1.0]], dtype=torch.bfloat16)
+    module.bias.data = torch.ones(2, dtype=torch.bfloat16)
+    layer = Linear(module, "a", Coordinates("output", ((0, 2),)))
+    # A scale of 1 moves nothing, and need not.
+    layer.surgical_ia3_delta["a"].data = torch.tensor([0.003, 0.0])
+    layer.merge()
+    assert layer.rounding == Rounding(3, 2)
+
+
+def test_the_rounding_of_all_weights_decides_whether_it_is_worth_a_warning(recwarn):
+    assert Rounding.total([Rounding(3, 2), Rounding(5, 1)]) == Rounding(8, 3)
+    Rounding.total([]).warn(torch.bfloat16)
+    Rounding(200, 2).warn(torch.bfloat16)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"1\.5% of the weights .* in bfloat16"):
+        Rounding(200, 3).warn(torch.bfloat16)
+
+
+def test_safe_merge_looks_at_the_bias_too():
+    module = base()
+    module.bias.data[1] = float("inf")
+    with pytest.raises(AdapterError, match="NaNs detected"):
+        surgical(module, "output").merge(safe_merge=True)
 
 
 def test_embedding_is_refused():
