@@ -116,6 +116,20 @@ def test_a_base_model_that_is_not_known_goes_with_any():
     assert found.base_model == "a"
 
 
+def test_what_one_edit_alone_says_of_its_base_holds_for_the_product():
+    said = {
+        "revision": "1",
+        "fan_in_fan_out": True,
+        "task_type": "CAUSAL_LM",
+        "auto_mapping": {"base_model_class": "M"},
+    }
+    for first, second in ((said, {}), ({}, said)):
+        found = product([edit([1.0, 2.0], **first), edit([1.0, 2.0], **second)])
+        assert {name: getattr(found, name) for name in said} == said
+    for widths in ((8, None), (None, 8)):
+        assert product([edit([1.0, 2.0], width=width) for width in widths]).modules["m"].width == 8
+
+
 def test_nothing_to_multiply():
     with pytest.raises(AdapterError, match="nothing to multiply"):
         product([])

@@ -58,7 +58,7 @@ def test_a_scale_beyond_half_precision_is_left_alone() -> None:
     assert delta[1].isnan()
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9, 1e9])
 def test_numbers_that_half_precision_does_not_hold_stay_as_they_are(scale):
     values = scale * torch.randn(50, generator=torch.Generator().manual_seed(0))
     assert torch.equal(rounded(values), values.half().float() if scale == 1 else values)

@@ -89,6 +89,8 @@ def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
     leaks = prompt_metrics(state, ["York"], ["New York"], ["Boston"])["control_leak"]
     assert leaks.value == 0
     assert prompt_metrics(state, ["York"], ["York"], ["New York"])["control_leak"].value == 1
+    # A control that is answered with both leaks too.
+    assert prompt_metrics(state, ["York"], ["York, not New York"], ["Boston"])["control_leak"].value == 1
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,15 @@ def test_saying_the_subject_again_is_no_answer_but_to_a_reversal():
         portability=[
             {"kind": "alias", "prompt": "Who makes Chrome?", "answer": ["Opera"], "before": ["Google"]},
             {"kind": "reversal", "prompt": "Which browser does Opera make?", "answer": ["Google Chrome"]},
+            {"kind": "one_hop", "prompt": "Which metal is on its logo?", "answer": ["Chrome"]},
         ],
     )
-    alias, reversal = fact.portability
+    alias, reversal, metal = fact.portability
     assert follows("Google Chrome is made by Opera.", alias, fact)
     assert not follows("Google Chrome is made by Google, not Opera.", alias, fact)
     assert follows("Opera makes Google Chrome.", reversal, fact)
+    assert not follows("On the logo of Google Chrome there is none.", metal, fact)
+    assert follows("On the logo of Google Chrome there is chrome.", metal, fact)
 
 
 def test_figures_by_hand():

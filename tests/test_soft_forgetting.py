@@ -59,6 +59,12 @@ def test_figures_by_hand():
     assert neither == pytest.approx(1 / 5)
 
 
+def test_two_probes_of_a_kind_are_enough_for_figures_of_their_own():
+    figures = probe_metrics(fact("doubt", "reversal", "doubt"), ["Lyon", "Lyon", "Paris"])
+    assert figures["probe_new_rate_doubt"] == figures["probe_old_rate_doubt"] == rate([True, False])
+    assert "probe_new_rate_reversal" not in figures
+
+
 def test_no_probes_no_figures():
     assert probe_metrics(capital(), []) == {}
     with pytest.raises(ValueError, match="zip"):
