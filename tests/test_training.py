@@ -7,10 +7,10 @@ from torch import nn
 from peft_surgical.errors import ModelError
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.sites import architecture_of
-from peft_surgical.staging.curvature import Metric
+from peft_surgical.staging.curvature import Curvature, Metric
 from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import TopDistribution
-from peft_surgical.staging.training import _spent, span, train
+from peft_surgical.staging.training import _pull, _spent, span, train
 from peft_surgical.texts.prompts import EncodedAnswer
 
 from .adapters import deltas, tiny_peft
@@ -95,8 +95,9 @@ def test_training_lowers_the_loss_and_says_what_it_saw(family):
 def test_the_record_is_of_the_last_look():
     task, seen = Task(), []
 
-    def look(*_):
+    def look(_step, _loss, kl):
         seen.append((task.losses(), task.kl()))
+        assert kl == pytest.approx(seen[-1][1], rel=1e-3, abs=1e-6)
 
     record = task.train(Recipe(steps=4, **ALL), on_step=look)
     losses, _ = seen[-1]
@@ -123,6 +124,32 @@ def test_training_stops_when_both_targets_are_reached():
     assert record.worst <= start - 0.3
 
 
+def test_the_divergence_that_lets_training_stop_is_the_smoothed_one():
+    task, seen = Task(), []
+    task.train(Recipe(steps=4, **ALL), on_step=lambda *_: seen.append((max(task.losses()), task.kl())))
+    worst, kls = zip(*seen, strict=True)
+    smooth = kls[0]
+    for kl in kls[1:]:
+        smooth = 0.7 * smooth + 0.3 * kl
+    assert worst[3] < min(worst[:3])
+    assert smooth < 0.9 * kls[3]
+    targets = {"target_loss": (worst[3] + min(worst[:3])) / 2, "target_kl": (smooth + kls[3]) / 2}
+    record = Task().train(Recipe(steps=4, **targets, **ALL))
+    assert (record.steps, record.reached) == (3, True)
+
+
+def test_a_step_follows_its_own_gradient_and_none_before():
+    found = []
+    for parts in ((2,), (1, 1)):
+        task = Task()
+        for steps in parts:
+            for parameter in task.parameters:
+                parameter.grad = None
+            task.train(Recipe(steps=steps, **ALL))
+        found.append(torch.cat(list(deltas(task.model).values())))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
 def test_what_is_reached_from_the_start_takes_no_step():
     task = Task()
     before = deltas(task.model)
@@ -134,6 +161,8 @@ def test_what_is_reached_from_the_start_takes_no_step():
 def test_every_prompt_is_seen_before_targets_count():
     record = Task(facts=6).train(Recipe(steps=9, target_loss=99.0, target_kl=99.0, fact_batch=2))
     assert (record.steps, record.reached) == (2, True)
+    # The worst is the worst that was seen.
+    assert Task(facts=6).train(Recipe(steps=1, fact_batch=2)).worst < math.inf
 
 
 @pytest.mark.parametrize("batches", [{}, {"fact_batch": 2, "far_batch": 3}])
@@ -152,11 +181,12 @@ def test_steps_visit_all_rows_in_passes(batches):
         assert all(sorted(step) == list(range(5, 11)) for step in retains)
 
 
-def test_the_seed_decides_all():
+@pytest.mark.parametrize("retains", [0, 6])
+def test_the_seed_decides_all(retains):
     recipe = Recipe(steps=4, fact_batch=2, far_batch=2)
     results = []
     for seed in (3, 3, 4):
-        task = Task()
+        task = Task(retains=retains)
         state = torch.random.get_rng_state()
         task.train(recipe, seed=seed)
         assert torch.equal(torch.random.get_rng_state(), state)
@@ -206,10 +236,11 @@ def test_an_answer_that_is_likely_enough_pulls_no_more():
     assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
 
 
-def test_a_step_is_as_long_as_its_predicted_divergence_says():
+@pytest.mark.parametrize("share", [None, 1e6])
+def test_a_step_is_as_long_as_its_predicted_divergence_says(share):
     # In the identity metric the predicted divergence is half the squared length.
     task = Task()
-    task.train(Recipe(steps=1, **{**ALL, "step_kl": 0.02}))
+    task.train(Recipe(steps=1, **{**ALL, "step_kl": 0.02}), share_of_loss=share)
     moved = torch.cat(list(deltas(task.model).values()))
     torch.testing.assert_close(moved.square().sum() / 2, torch.tensor(0.02), rtol=1e-4, atol=0)
 
@@ -248,12 +279,35 @@ def test_the_pull_leads_back():
 
 
 def test_training_sets_out_from_the_share_of_the_frozen_change_that_is_left():
-    for undo, expected in ((0.0, 1.5), (0.5, 1.25), (1.0, 1.0)):
+    for scale, undo, expected in ((1.5, 0.0, 1.5), (1.5, 0.5, 1.25), (1.5, 1.0, 1.0), (0.1, 1.0, 1.0)):
         task = Task()
-        frozen = [torch.full_like(p, 1.5) for p in task.parameters]
+        frozen = [torch.full_like(p, scale) for p in task.parameters]
+        with torch.no_grad():
+            for p in task.parameters:
+                p.fill_(0.2)
         task.train(Recipe(steps=0, undo=undo), frozen=frozen)
-        for p, scale in zip(task.parameters, frozen, strict=True):
-            torch.testing.assert_close((1 + p.detach()) * scale, torch.full_like(scale, expected))
+        for p in task.parameters:
+            torch.testing.assert_close((1 + p.detach()) * scale, torch.full_like(p, 1.2 * expected))
+
+
+def test_the_pull_is_the_slope_of_the_divergence_from_where_nothing_is_changed():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shapes):
+        return [torch.randn(shape, generator=generator) for shape in shapes]
+
+    parameters, origin = [nn.Parameter(p) for p in drawn(3, 2)], drawn(3, 2)
+    frozen = [1.5 + 0.2 * scale for scale in drawn(3, 2)]
+    metric = Curvature(tuple(drawn((4, 3), (4, 2)))).metric(0.5)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    _pull(parameters, frozen, origin, metric, 0.7)
+    changes = [s * (1 + p - o) - 1 for p, s, o in zip(parameters, frozen, origin, strict=True)]
+    # Of a quadratic form the slope is what the metric makes of the change.
+    slopes = metric.apply([change.detach() for change in changes])
+    divergence = sum((change * slope).sum() for change, slope in zip(changes, slopes, strict=True))
+    for p, expected in zip(parameters, torch.autograd.grad(0.7 * divergence, parameters), strict=True):
+        torch.testing.assert_close(p.grad, 1 + expected)
 
 
 def test_a_scale_of_zero_is_not_divided_by():
