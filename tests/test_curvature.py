@@ -7,13 +7,17 @@ from peft_surgical.errors import ArchitectureError, ModelError
 from peft_surgical.staging.curvature import (
     Curvature,
     Metric,
+    _generator,
     _row_gradients,
     _signs,
     _sketch,
     measure_curvature,
     trained_layers,
 )
+from peft_surgical.texts.prompts import EncodedAnswer
+from peft_surgical.tuner import activate
 
+from .adapters import add
 from .filling import fill_rows
 from .test_training import Task, span
 from .threads import threads
@@ -33,9 +37,13 @@ def whole(curvature):
     return samples(curvature).T @ samples(curvature)
 
 
+@pytest.mark.parametrize("frozen", [(), ("other",)])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3"])
-def test_each_row_has_the_gradient_that_it_has_alone(family):
+def test_each_row_has_the_gradient_that_it_has_alone(family, frozen):
     task = Task(family)
+    for name in frozen:
+        add(task.model, name)
+    activate(task.model, [*frozen, ADAPTER], trainable=[ADAPTER])
     layers = layers_of(task)
     parameters = [layer.surgical_ia3_delta[ADAPTER] for layer in layers]
     with torch.no_grad():
@@ -168,6 +176,12 @@ def test_signs_are_as_often_plus_as_minus():
     assert drawn.abs().eq(1).all()
     # Three standard deviations of a mean of 20,000.
     assert drawn.mean().abs() < 0.022
+
+
+def test_rows_have_signs_of_their_own():
+    rows = [EncodedAnswer((3, 4, 5), 2), EncodedAnswer((3, 6, 5), 2), EncodedAnswer((3, 4, 5), 1)]
+    drawn = {tuple(_signs(_generator(seed, row), 1, 64)[0].tolist()) for row in rows for seed in (0, 1)}
+    assert len(drawn) == 6
 
 
 def test_a_row_has_its_own_signs_whatever_passes_with_it():

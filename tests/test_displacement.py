@@ -146,6 +146,15 @@ def test_positions_left_out_do_not_count():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
+def test_each_row_leaves_out_its_own_positions():
+    model, modules = scaled()
+    long, short = rows()[0], rows()[1][:4]
+    expected = measured(model, modules, [long[:5], short[:3]])
+    found = measured(model, modules, [long, short], leave_out=[[5, 6], [3]])
+    for a, b in zip(expected.forms, found.forms, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
 def test_the_forms_are_symmetric_and_no_change_has_a_negative_length():
     model, modules = scaled()
     for form in measured(model, modules, rows()).forms:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -39,6 +41,11 @@ def test_half_of_the_neighbours_are_asked_once_more_as_people_type_them():
     assert far == everyday_prompts()
     asked = capital(held_out=[as_typed(made[0])]).training
     assert as_typed(made[0]) not in retain_prompts(asked, 4, 0)[0]
+    # One that is typed so already is not asked twice.
+    plain = capital(prompts=["the capital of france is"]).training
+    near, _ = retain_prompts(plain, 4, 0)
+    assert len(set(near)) == len(near)
+    assert {"the capital of italy is", "the capital of spain is"} <= set(near)
 
 
 def test_so_many_of_the_everyday_requests_are_kept_as_a_recipe_says():
@@ -205,6 +212,10 @@ def test_the_divergence_worked_by_hand():
     assert top.tokens.tolist() == [[0]]
     # 0.5 log(0.5 / 0.25) + 0.5 log(0.5 / 0.75)
     assert float(top.kl(other)) == pytest.approx(0.5 * 0.6931472 + 0.5 * -0.4054651, abs=1e-6)
+    # What is left to all other tokens counts where it is little, too.
+    base, other = torch.tensor([[0.999, 0.0005, 0.0005]]).log(), torch.tensor([[0.995, 0.0025, 0.0025]]).log()
+    expected = 0.999 * math.log(0.999 / 0.995) + 0.001 * math.log(0.001 / 0.005)
+    assert float(TopDistribution.of(base, 1).kl(other)) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
@@ -232,3 +243,5 @@ def test_positions_of_several_stand_one_after_another():
     parts = [TopDistribution.of(base[:2], 5), TopDistribution.of(base[2:], 5)]
     assert torch.equal(TopDistribution.cat(parts).kl(other), TopDistribution.of(base, 5).kl(other))
     assert TopDistribution.of(base.bfloat16(), 5).log_probs.dtype == torch.float32
+    rough = other.bfloat16()
+    assert torch.equal(TopDistribution.of(base, 5).kl(rough), TopDistribution.of(base, 5).kl(rough.float()))
