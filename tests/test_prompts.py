@@ -202,6 +202,17 @@ def test_no_end_of_sequence_token():
     assert stops(tokenizer) == [end_of_turn(tokenizer)] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
+def test_an_answer_is_over_at_the_end_of_the_turn_and_of_the_sequence():
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    assert tokenizer.eos_token_id != end_of_turn(tokenizer)
+    assert stops(tokenizer) == sorted([tokenizer.eos_token_id, end_of_turn(tokenizer)])
+
+
+def test_a_prompt_that_ends_with_a_space_gets_no_other():
+    tokenizer = small_tokenizer("byte_level")
+    assert encode_answer(tokenizer, "It is ", "Google").ids == encode_answer(tokenizer, "It is", "Google").ids
+
+
 def test_what_need_not_end_asks_for_no_end():
     endless, ending = small_tokenizer("byte_level", eos_token=None), small_tokenizer("byte_level")
     row = encode_target(endless, PROMPT, "Google")
@@ -224,7 +235,7 @@ def test_the_corrupted_run_reads_the_same_decision():
 
 
 def test_the_old_sentence():
-    assert old_sentence(fact()) == "PyTorch was developed by Meta AI."
+    assert old_sentence(fact(old=["Meta AI", "Facebook"])) == "PyTorch was developed by Meta AI."
     longest_first = fact(new=["IBM", "IBM Corp"], answer="It was IBM Corp, PyTorch.")
     assert old_sentence(longest_first) == "It was Meta AI, PyTorch."
     assert old_sentence(fact(new=["Straße"], answer="STRASSE!")) == "Meta AI."

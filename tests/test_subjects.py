@@ -26,6 +26,9 @@ def test_the_subjects_tokens_each_time_that_it_is_named():
     words = [TOKENIZER.convert_ids_to_tokens([row.ids[i] for i in span]) for span in found]
     assert words == [["new", "zealand"]] * 3
     assert [span.start for span in found] == sorted({span.start for span in found})
+    # It may be the last that there is.
+    assert row.ids[found[-1][-1] + 1 :] == (TOKENIZER.eos_token_id,)
+    assert subject_spans(TOKENIZER, prompt, subject, row.ids[:-1]) == found
     assert subject_spans(TOKENIZER, "the capital of france is", subject, row.ids) == []
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from peft_surgical.texts.text import contains, find, normalize, occurrences, replace_first, same_text_key
+from peft_surgical.texts.text import contains, digest, find, normalize, occurrences, replace_first, same_text_key
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,8 @@ from peft_surgical.texts.text import contains, find, normalize, occurrences, rep
         ("There are 7.", "7"),
         ("In 1945, it ended", "1945"),
         ("from 1939-1945", "1945"),
+        ("Paris,75001", "Paris"),
+        ("aa a a", "a a"),
     ],
 )
 def test_an_alias_is_found(text, alias):
@@ -60,6 +62,7 @@ def test_a_name_inside_a_longer_one_does_not_count():
     assert not contains("Google Chrome is a browser", ["Google"], besides="Google Chrome")
     assert contains("Google Chrome is made by Google", ["Google"], besides="Google Chrome")
     assert contains("Meta AI", ["Meta AI"], besides="Meta")
+    assert not contains("It is New York", ["York"], besides="New York")
     assert contains("Paris", ["Paris"], besides="Paris")
     longer = ("New York", "York City")
     assert not contains("New York City", ["York"], besides=longer)
@@ -112,6 +115,14 @@ def test_replace_the_first_of_several(text, aliases, said):
 )
 def test_the_same_prompt_to_a_reader(left, right, same):
     assert (same_text_key(left) == same_text_key(right)) is same
+
+
+def test_the_same_prompt_has_the_same_digest():
+    assert digest("Who developed PyTorch?") == digest(" who  developed pytorch ") != digest("Who developed it?")
+
+
+def test_occurrences_do_not_overlap():
+    assert list(occurrences("a a a", "a a")) == [(0, 3)]
 
 
 def test_normalize_is_idempotent():
