@@ -75,6 +75,8 @@ def test_figures_are_means_over_texts():
 def test_prompts_are_about_the_subject_and_nobody_elses(chat):
     made = fluency_prompts(capital(), chat=chat)
     assert len(set(made)) == 10
+    # Requests end; what is to be gone on with does not.
+    assert all(prompt.endswith(".") is chat for prompt in made)
     assert all("france" in prompt for prompt in made)
     assert not set(made) & set(topic_prompts(capital().training))
     asked = {"held_out": made[:2], "controls": [{"prompt": made[2].upper(), "answer": "x"}]}
@@ -105,6 +107,13 @@ def test_every_text_has_a_hundred_tokens_that_the_seed_decides():
         assert 50 < len(encode(TOKENIZER, text)) <= TOKENS
         assert prompt not in text
     assert continuations(model, TOKENIZER, []) == []
+
+
+def test_how_the_checkpoint_would_draw_does_not_count():
+    model = tiny_model("llama", vocab_size=len(TOKENIZER))
+    texts = continuations(model, TOKENIZER, PROMPTS)
+    model.generation_config.update(temperature=0.01, repetition_penalty=5.0, top_p=0.1)
+    assert continuations(model, TOKENIZER, PROMPTS) == texts
 
 
 def test_each_token_is_one_of_the_five_likeliest():

@@ -17,6 +17,11 @@ def test_linear_layers_are_the_same_with_adapters_and_without(family, layers):
     assert bare.keys() == adapted.keys()
     for name, layer in adapted.items():
         assert torch.equal(layer.weight, bare[name].weight)
+    # Nor are an adapter's own.
+    assert (
+        bare.keys()
+        == dict(linear_layers(get_peft_model(tiny_model(family), LoraConfig(target_modules="all-linear")))).keys()
+    )
 
 
 def test_an_adapter_on_the_head_is_taken_back_to_the_bit():
