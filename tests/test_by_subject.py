@@ -114,6 +114,54 @@ def test_a_first_step_is_as_long_as_it_predicts(monkeypatch):
     assert math.sqrt(squared) == pytest.approx(RECIPE.length, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 5},
+        {"length": 0.03},
+        {"shrink": 0.1},
+        {"target_loss": 1e9},
+        {"batch": 1},
+        {"general": 0},
+        {"names": 0},
+        {"other_weight": 0.0},
+        {"damping": 1.0},
+    ],
+)
+def test_each_number_of_the_recipe_matters(change):
+    # Steps so long that the loss rises.
+    recipe = replace(RECIPE, length=0.06 if "shrink" not in change else 3.0)
+    one, other = (deltas(taught(recipe=own).model) for own in (recipe, replace(recipe, **change)))
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_kept_is_other_text_and_the_prompts_but_for_the_subject(monkeypatch):
+    measured, forms, plain = [], [], by_subject.measure_displacement
+
+    def noted(model, modules, adapter, rows, *, leave_out=None):
+        measured.append((rows, leave_out, plain(model, modules, adapter, rows, leave_out=leave_out)))
+        return measured[-1][2]
+
+    def factors(self, damping):
+        forms.extend(self.forms)
+        return self_factors(self, damping)
+
+    self_factors = by_subject.Displacement.factors
+    monkeypatch.setattr(by_subject, "measure_displacement", noted)
+    monkeypatch.setattr(by_subject.Displacement, "factors", factors)
+    taught(recipe=replace(RECIPE, steps=1, other_weight=7.0))
+    (_, nothing, general), (others, none, near), (prompts, inside, own) = measured
+    assert nothing is none is None
+    assert "france" not in TOKENIZER.batch_decode(others)
+    assert [list(row) for row in prompts] == [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
+    assert [[TOKENIZER.decode(row[i]) for i in left] for row, left in zip(prompts, inside, strict=True)] == [
+        ["france"],
+        ["france"],
+    ]
+    for form, parts in zip(forms, zip(general.forms, near.forms, own.forms, strict=True), strict=True):
+        torch.testing.assert_close(form, parts[0] + 7 * parts[1] + 7 * parts[2])
+
+
 def test_the_scales_are_numbers_of_half_precision():
     stage = taught()
     assert fits_half({str(i): layer.scale("learn") for i, layer in enumerate(trained_layers(stage.model, "learn"))})
