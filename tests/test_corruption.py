@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from peft_surgical.localizing.controls import control_pairs
-from peft_surgical.localizing.corruption import corrupt, template_ids
+from peft_surgical.localizing.corruption import corrupt, first_difference, template_ids
 
 from .localizing import capital, fact_pairs, planted, runs_of, without, word_tokenizer
 from .tiny import tiny_model
@@ -92,6 +92,15 @@ def test_a_chat_template_is_found_and_never_blurred(runs):
     words = tokenizer.convert_ids_to_tokens(pair.clean)
     touched = pair.shift.abs().sum(1).nonzero()[:, 0].tolist()
     assert [words[i] for i in touched] == ["which", "city", "has", "the", "government"]
+    assert pair.first == touched[0]
+    own = runs.embed(pair.clean)[touched]
+    torch.testing.assert_close(own + pair.shift[touched], own.mean(0).expand_as(own))
+
+
+def test_runs_differ_from_the_first_position_on_where_they_do():
+    one = torch.tensor([1, 2, 3, 4])
+    assert first_difference(one, torch.tensor([1, 5, 3, 6])) == 1
+    assert first_difference(one, one.clone()) is None
 
 
 def test_the_rival_is_what_the_model_says_to_the_corrupted_prompt(tokenizer):
@@ -115,15 +124,31 @@ def test_controls_ask_about_other_things_and_keep_the_models_own_answer(tokenize
         assert pair.rival != pair.old
     for pair in swaps:
         assert "france" not in tokenizer.convert_ids_to_tokens(pair.clean)
+        assert pair.first == first_difference(pair.clean, pair.corrupted)
     assert {pair.prompt for pair in blurred} == set(fact.retain)
+
+
+def test_few_controls_of_each_kind_are_drawn_and_none_twice(tokenizer):
+    runs, _ = runs_of(planted())
+    asked = ["who wrote hamlet ?", "what color has the sky ?", "where is the sky ?", "who has the town ?"]
+    fact = capital(prompts=capital().prompts[:2], contrast=["italy", "spain"], retain=asked).training
+
+    def drawn(seed):
+        pairs = control_pairs(tokenizer, fact, runs, torch.Generator().manual_seed(seed), 10_000)
+        swaps = [tuple(pair.clean.tolist()) for pair in pairs if pair.method == "swap"]
+        blurred = [pair.prompt for pair in pairs if pair.method == "mean"]
+        assert len(swaps) == len(set(swaps)) == len(blurred) == len(set(blurred)) == 3
+        return tuple(swaps)
+
+    assert len({drawn(seed) for seed in range(6)}) > 1
 
 
 def test_a_swapped_prompt_that_evaluation_asks_is_never_used(tokenizer):
     runs, _ = runs_of(planted())
-    asked = [{"prompt": "What is the capital of italy ?", "answer": ["rome"]}]
+    asked = {"controls": [{"prompt": "What is the capital of italy ?", "answer": ["rome"]}]}
     prompts = ["what is the capital of france ?"]
-    for controls, used in (([], True), (asked, False)):
-        fact = capital(prompts=prompts, contrast=["italy", "japan"], **({"controls": controls} if controls else {}))
+    for changes, used in (({}, True), (asked, False), ({"held_out": ["What is the capital of ITALY?"]}, False)):
+        fact = capital(prompts=prompts, contrast=["italy", "japan"], **changes)
         drafts = make(tokenizer, fact, runs)
         others = control_pairs(tokenizer, fact.training, runs, torch.Generator().manual_seed(0), 10_000)
         texts = [

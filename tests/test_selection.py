@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.errors import SelectionError
-from peft_surgical.selection import PAPER_SELECTION, Selection, index_ranges, ranked, select
+from peft_surgical.selection import PAPER_SELECTION, Selection, index_ranges, ranked, select, sure_components
 from peft_surgical.sites import Component, ModelShape, module_slices
 
 SHAPE = ModelShape("llama", n_layers=3, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=10, d_model=8)
@@ -186,3 +186,22 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_index_ranges_cover_exactly_the_indices():
     assert index_ranges([7, 1, 2, 3, 9, 8, 3]) == ((1, 4), (7, 10))
     assert index_ranges([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("limits", "sure"),
+    [
+        ({}, ("L0.mlp",)),
+        ({"heads": 2}, ("L0.head.0",)),
+        ({"heads": 0, "mlps": 2}, ("L0.mlp",)),
+        ({"heads": 1, "mlps": 1}, ("L0.head.0", "L0.mlp")),
+        # The budget may go to one kind alone, and the best may be of either.
+        ({"heads": 1, "mlps": 1, "budget": 9}, ()),
+        ({"heads": 1, "budget": 9}, ("L0.head.0",)),
+        ({"budget": 9}, ()),
+        ({"top": 3, "mlps": 1}, ()),
+    ],
+)
+def test_what_will_be_scaled_in_any_case(limits, sure):
+    assert sure_components(None, **limits) == sure
+    assert sure_components(Selection.from_components("L1.mlp", "L2.head.0"), **limits) == ("L1.mlp", "L2.head.0")
