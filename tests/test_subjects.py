@@ -88,7 +88,7 @@ def test_a_name_that_is_part_of_another_one(subject, alias, prompt, expected):
 
 
 def test_many_names_have_few_sentences_each():
-    fact = replace(FACT, aliases=tuple(f"land{i}" for i in range(200)))
+    fact = replace(FACT, aliases=tuple(f"land{i}" for i in range(300)))
     assert [name for _, name in alias_sentences(fact)] == list(fact.aliases)
 
 
@@ -98,6 +98,21 @@ def test_other_subjects_have_none_of_the_names():
     made = other_sentences(replace(fact, prompts=prompts), 400, seed=0)
     assert made[:2] == [prompts[0].replace("United States", "Russia"), prompts[1].replace("United States", "Peru")]
     assert not any(contains(prompt, fact.names) for prompt in made)
+
+
+@pytest.mark.parametrize(
+    ("subject", "alias", "other"),
+    [
+        ("france", "republic of spain", "spain"),
+        ("france", "spain", "new spain"),
+        ("new spain", "gaul", "spain"),
+        ("spain", "gaul", "new spain"),
+    ],
+)
+def test_a_name_that_holds_one_of_the_subjects_or_is_held_is_no_other(subject, alias, other):
+    prompts = tuple(prompt.replace("france", subject) for prompt in PROMPTS)
+    fact = replace(FACT, subject=subject, aliases=(alias,), contrast=(other, "peru"), prompts=prompts)
+    assert other_sentences(fact, 1, seed=0) == [prompts[0].replace(subject, "peru")]
 
 
 def test_each_name_of_several_words_has_namesakes():

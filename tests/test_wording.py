@@ -7,13 +7,13 @@ def test_as_typed():
 
 
 def test_every_prompt_is_typed_and_some_are_wrapped():
-    prompts = [f"Who wrote book {i}?" for i in range(8)]
+    prompts = [f"Who wrote book {i}?" for i in range(24)]
     made = variants(prompts)
     assert [p for p in made if p in map(as_typed, prompts)] == [as_typed(p) for p in prompts]
     wrapped = [p for p in made if p not in map(as_typed, prompts)]
-    assert len(wrapped) == 4
+    assert len(wrapped) == 12
     around = [text.replace(prompt, "") for prompt, text in zip(prompts[1::2], wrapped, strict=True)]
     # Each holds its prompt, and in other words than the next.
     assert all(len(words) < len(text) for words, text in zip(around, wrapped, strict=True))
-    assert len(set(around)) == 4
+    assert len(set(around)) == 12
     assert len(set(made)) == len(made)
