@@ -39,7 +39,7 @@ def test_half_of_the_neighbours_are_asked_once_more_as_people_type_them():
     made = neighbours(fact, 4)
     assert near == [*fact.retain, *made, *topic_prompts(fact), as_typed(made[0]), as_typed(made[1])]
     assert far == everyday_prompts()
-    asked = capital(held_out=[as_typed(made[0])]).training
+    asked = capital(prompts=fact.prompts, held_out=[as_typed(made[0])]).training
     assert as_typed(made[0]) not in retain_prompts(asked, 4, 0)[0]
     # One that is typed so already is not asked twice.
     plain = capital(prompts=["the capital of france is"]).training
