@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -67,6 +68,31 @@ def test_the_same_seed_gives_the_same_values_and_another_does_not():
     first, again, other = ([p.clone() for p in taught(seed=seed).model.parameters()] for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@cache
+def with_namesakes(recipe):
+    prompts = tuple(prompt.replace("france", "new france") for prompt in PROMPTS)
+    return [*taught(fact=replace(FACT, subject="new france", prompts=prompts), recipe=recipe).model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 5},
+        {"share_of_loss": 1e-4},
+        {"length": 0.001},
+        {"target_loss": 1e9},
+        {"batch": 1},
+        {"general": 0},
+        {"names": 0},
+        {"namesakes": 0},
+        {"ridge": 1.0},
+    ],
+)
+def test_each_number_of_the_recipe_matters(change):
+    found = with_namesakes(replace(RECIPE, **change))
+    assert not all(torch.equal(a, b) for a, b in zip(found, with_namesakes(RECIPE), strict=True))
 
 
 def test_rows_that_are_filled_train_the_same(monkeypatch):

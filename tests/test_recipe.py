@@ -1,10 +1,16 @@
+from dataclasses import replace
+from functools import cache
+
 import pytest
+import torch
 
 from peft_surgical.errors import ModelError
 from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe
 from peft_surgical.staging.by_subject import SubjectRecipe
 from peft_surgical.staging.recipe import Recipe
+
+from .test_keyed import FACT, PROMPTS, RECIPE, taught
 
 AMOUNTS = {
     Recipe: ("step_kl", "settle", "damping", "margin", "retain_weight", "pull", "undo", "near_weight"),
@@ -39,3 +45,45 @@ def test_a_count_that_is_too_small_is_refused(options, least):
 def test_an_amount_that_leads_nowhere_is_refused(recipe, name):
     with pytest.raises(ModelError, match=f"{name} must be a finite number of 0 or more; got -1.0"):
         recipe(**{name: -1.0})
+
+
+def keyed(recipe):
+    """What neurons write after training; their subject has namesakes."""
+    prompts = tuple(prompt.replace("france", "new france") for prompt in PROMPTS)
+    return [*taught(fact=replace(FACT, subject="new france", prompts=prompts), recipe=recipe).model.parameters()]
+
+
+@cache
+def keyed_as_it_is():
+    return keyed(RECIPE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 4},
+        {"step_kl": 1e-5},
+        {"hold": 0},
+        {"damping": 9.0},
+        {"target_loss": 1e9, "target_kl": 1e9},
+        {"margin": 9.0},
+        {"retain_weight": 0.0},
+        {"pull": 0.0},
+        {"fact_batch": 1},
+        {"near_batch": 0},
+        {"far_batch": 0},
+        {"near_weight": 0.0},
+        {"draws": 2},
+        {"variants": 0},
+        {"neighbours": 0},
+        {"general": 0},
+        {"retain_tokens": 1},
+        {"share_of_loss": 1e-4},
+        {"namesakes": 0},
+        {"ridge": 1.0},
+    ],
+)
+@pytest.mark.usefixtures("few_carried_prompts")
+def test_each_number_of_a_recipe_matters(change):
+    found = keyed(replace(RECIPE, **change))
+    assert not all(torch.equal(a, b) for a, b in zip(found, keyed_as_it_is(), strict=True))
