@@ -189,7 +189,12 @@ def test_a_prompt_without_the_subject_is_refused_before_the_model_changes():
 
 @pytest.mark.parametrize(
     "options",
-    [{"components": ["L0.head.1"], "projections": ["z"]}, {"projections": ["in"]}, {"projections": ["post", "pre"]}],
+    [
+        {"components": ["L0.head.1"], "projections": ["z"]},
+        {"projections": ["in"]},
+        {"projections": ["post", "pre"]},
+        {"modules_to_save": ["lm_head"]},
+    ],
 )
 def test_what_is_not_neurons_is_refused_before_the_model_changes(options):
     model = tiny_model("llama")

@@ -106,6 +106,11 @@ def test_the_same_seed_gives_the_same_values_and_another_does_not():
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def test_before_a_first_step_nothing_diverges_from_what_is_kept():
+    assert taught(recipe=replace(RECIPE, steps=1)).record.kl == pytest.approx(0, abs=1e-5)
+    assert taught().record.kl > 1e-4
+
+
 def test_rows_that_are_filled_train_the_same(monkeypatch):
     untrained = taught(recipe=replace(RECIPE, steps=0)).model
     assert_filling_changes_no_value(monkeypatch, untrained, lambda: taught().model)

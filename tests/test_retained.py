@@ -119,6 +119,11 @@ def test_damaged_curvature_is_measured_again(tmp_path):
     assert file.read_bytes() == bytes(content)
 
 
+def test_before_a_first_step_nothing_diverges_from_the_base():
+    assert first_stage(recipe=replace(RECIPE, steps=1)).record.kl == pytest.approx(0, abs=1e-5)
+    assert first_stage().record.kl > 1e-4
+
+
 def test_near_rows_weigh_more():
     light, heavy = (first_stage(recipe=replace(RECIPE, steps=0, near_weight=weight)).retained for weight in (1.0, 4.0))
     near = RECIPE.draws * light.kept.near
