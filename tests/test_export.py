@@ -7,10 +7,10 @@ import torch
 from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.export import from_ia3, to_ia3
-from peft_surgical.errors import AdapterError
-from peft_surgical.tuner import SurgicalIA3Config, activate
+from peft_surgical.errors import AdapterError, OutputError
+from peft_surgical.tuner import Coordinates, SurgicalIA3Config, activate
 from tests.adapters import add, logits, perturb, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_ids, tiny_model
 
@@ -219,3 +219,34 @@ def test_a_scaled_output_head_that_peft_saved_can_be_read(tmp_path):
     perturb(model)
     model.save_pretrained(tmp_path / "peft")
     assert Edit.load(tmp_path / "peft") == model.base_model.edit("default")
+
+
+def test_what_an_edit_says_of_its_base_comes_back_from_either_kind_of_folder(tmp_path):
+    said = {
+        "base_model": "org/base",
+        "revision": "abc",
+        "fan_in_fan_out": True,
+        "task_type": "CAUSAL_LM",
+        "auto_mapping": {"base_model_class": "Model", "parent_library": "library"},
+    }
+    scale = ModuleScale(Coordinates("input", ((0, 2),)), torch.tensor([2.0, 3.0]), 4)
+    edit = Edit({"m": scale}, **said)
+    edit.save(tmp_path / "surgical")
+    to_ia3(edit, tmp_path / "plain")
+    for kind in ("surgical", "plain"):
+        found = Edit.load(tmp_path / kind)
+        assert {name: getattr(found, name) for name in said} == said
+        assert torch.equal(found.modules["m"].dense(4), scale.dense(4))
+    for write in (edit.save, lambda path: to_ia3(edit, path)):
+        with pytest.raises(OutputError):
+            write(tmp_path / "plain")
+    edit.save(tmp_path / "plain", overwrite=True)
+    assert Edit.load(tmp_path / "plain") == edit
+
+
+def test_two_names_that_peft_would_confuse_are_refused(tmp_path):
+    scales = [ModuleScale(Coordinates(side, ((0, 1),)), torch.tensor([2.0]), 4) for side in ("input", "output")]
+    edit = Edit(dict(zip(("proj", "x.proj"), scales, strict=True)))
+    with pytest.raises(AdapterError, match=r"PEFT would take x\.proj for proj"):
+        to_ia3(edit, tmp_path / "plain")
+    to_ia3(Edit(dict(zip(("x.proj", "proj"), scales, strict=True))), tmp_path / "plain")
