@@ -141,6 +141,17 @@ def test_each_number_of_the_recipe_matters(change):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_steps_are_shorter_only_after_the_loss_has_risen():
+    one, other = learned(RECIPE), learned(replace(RECIPE, shrink=0.0))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_seed_decides_which_prompts_meet_too():
+    recipe = replace(RECIPE, steps=1, names=0, batch=1)
+    found = [deltas(taught(recipe=recipe, seed=seed).model) for seed in range(4)]
+    assert any(not torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
+
+
 def test_what_is_kept_is_other_text_and_the_prompts_but_for_the_subject(monkeypatch):
     measured, forms, plain = [], [], by_subject.measure_displacement
 
