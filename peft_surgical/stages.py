@@ -133,6 +133,8 @@ def unlearn(
         SelectionError: If the model does not have the coordinates of `config`.
         ModelError: If a prompt is too long for the model, its logits are not finite, or weights that `config` scales
             are offloaded.
+        ArchitectureError: If `config` names components of a model whose architecture is not known, or modules that do
+            not see all tokens of a text, such as experts.
     """
     with unchanged_on_failure(model):
         return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
@@ -172,6 +174,7 @@ def learn(
             named `learn`, or adapters of another kind, or adapters of a PEFT model that is not given.
         SelectionError: As for [`unlearn`].
         ModelError: As for [`unlearn`].
+        ArchitectureError: As for [`unlearn`].
     """
     with unchanged_on_failure(model):
         return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)

@@ -256,7 +256,8 @@ class SurgicalIA3Model(BaseTuner):
             adapter_name: Name of the new adapter.
 
         Raises:
-            AdapterError: If a name is unknown or taken, the lengths differ, or a scale has no such power.
+            AdapterError: If a name is unknown or taken, the lengths differ or are 0, an adapter saves whole modules,
+                or a scale has no such power.
         """
         from ..adapters.algebra import power, product
 
