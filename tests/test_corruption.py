@@ -103,6 +103,15 @@ def test_runs_differ_from_the_first_position_on_where_they_do():
     assert first_difference(one, one.clone()) is None
 
 
+def test_what_is_blurred_does_not_depend_on_how_the_answer_begins(runs):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "what is . {{ messages[0]['content'] }} please ?"
+    for answer in ("lyon", "the capital of france is lyon"):
+        [pair] = make(tokenizer, capital(prompts=["which city has the government"], answer=answer), runs)
+        touched = pair.shift.abs().sum(1).nonzero()[:, 0].tolist()
+        assert touched == [3, 4, 5, 6, 7]
+
+
 def test_the_rival_is_what_the_model_says_to_the_corrupted_prompt(tokenizer):
     runs, _ = runs_of(planted())
     for pair in fact_pairs(runs, capital(contrast=["italy"]), tokenizer):

@@ -95,7 +95,10 @@ def corrupt(
             clean = torch.tensor(tokens.ids)
             spans = subject_spans(tokenizer, prompt, fact.subject, tokens.ids)
             positions = [position for span in spans for position in span]
-            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, shared)
+            # Between the template's last tokens and the decision may stand the beginning of an answer.
+            begun = max(0, len(clean) - len(encode(tokenizer, prompt)))
+            template = (shared[0], shared[1] + begun)
+            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, template)
         pairs.append(pair)
     return pairs
 
@@ -120,7 +123,7 @@ def blur(
         positions: Of the subject's tokens; empty when the prompt does not name it.
         embed: Token ids to embeddings.
         generator: Decides the noise.
-        template: How many leading and trailing tokens every prompt of this tokenizer shares.
+        template: How many leading and trailing tokens are not the prompt's own.
     """
     embeddings = embed(clean).float().cpu()
     shift = torch.zeros_like(embeddings)
