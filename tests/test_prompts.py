@@ -84,6 +84,29 @@ def test_a_model_that_may_think_first_is_asked_for_its_answer():
     assert tokenizer.decode(row.ids[row.answer_start :]) == "Google<|im_end|>"
 
 
+# Opens thoughts that it does not let be left out, and names the channel of what is said.
+OPENED = THINKING.replace(
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}", "<think>\n"
+)
+CHANNEL = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %} final{% endif %}: {{ m.content }}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [OPENED, CHANNEL], ids=["thinking", "channel"])
+def test_what_a_template_puts_before_an_answer_is_learned_with_it(template):
+    tokenizer = small_tokenizer("byte_level", template)
+    assert template != THINKING
+    asked, row = encode(tokenizer, PROMPT), encode_answer(tokenizer, PROMPT, "Google")
+    turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Google"}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+    assert tokenizer.decode(row.ids) == whole
+    assert whole.endswith(tokenizer.decode(row.ids[row.answer_start :]))
+    # A line end may be one token with the next.
+    assert len(asked) - row.answer_start in (0, 1)
+
+
 def test_a_template_may_change():
     tokenizer = small_tokenizer("byte_level", CHATML)
     first = render(tokenizer, PROMPT)

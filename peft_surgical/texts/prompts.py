@@ -234,10 +234,10 @@ def _join(tokenizer: Any, prompt: str, answer: str) -> str:
 
 
 def _gap(tokenizer: Any) -> str:
-    """White space that the chat template itself puts before an answer: "[/INST] Yes" is not "[/INST]Yes"."""
+    """What the chat template itself puts before an answer: a space ("[/INST] Yes"), or the end of its thoughts."""
     turn, head = _render_turn(tokenizer, "?", _MARKER), _render_turn(tokenizer, "?")
-    between = turn[len(head) :].partition(_MARKER)[0] if turn.startswith(head) else ""
-    return between if between.isspace() else ""
+    between, found, _ = turn[len(head) :].partition(_MARKER) if turn.startswith(head) else ("", "", "")
+    return between if found else ""
 
 
 def _tokenize(tokenizer: Any, text: str) -> list[int]:
