@@ -141,6 +141,21 @@ def test_a_tokenizer_that_ends_every_text():
     assert encode_answer(tokenizer, "Who?", "Paris").ids.count(tokenizer.eos_token_id) == 1
 
 
+def test_a_tokenizer_that_separates_every_text():
+    tokenizer = small_tokenizer("byte_level", sep_token="<|im_end|>")
+    from tokenizers import processors
+
+    plain = tokenizer(PROMPT)["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.sep_token_id)]
+    )
+    assert tokenizer(PROMPT)["input_ids"][-1] == tokenizer.sep_token_id
+    assert encode(tokenizer, PROMPT) == plain
+    row = encode_target(tokenizer, PROMPT, "Google")
+    assert row == encode_target(small_tokenizer("byte_level"), PROMPT, "Google")
+    assert row.answer_start == len(plain)
+
+
 @everywhere
 def test_the_answers_token_is_the_first_that_distinguishes(kind, template):
     tokenizer = small_tokenizer(kind, template)

@@ -244,8 +244,9 @@ def _tokenize(tokenizer: Any, text: str) -> list[int]:
     # A chat template spells its own beginning-of-sequence token; a second one would shift what the model sees.
     chat = has_chat_template(tokenizer)
     ids = list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
-    # Some tokenizers end every text, which would end the answer before it begins.
-    while not chat and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+    # Some tokenizers end every text, BERT's by a separator, which would end the answer before it begins.
+    ends = {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)}
+    while not chat and len(ids) > 1 and ids[-1] in ends:
         ids.pop()
     return ids
 
