@@ -156,6 +156,23 @@ def test_a_tokenizer_that_separates_every_text():
     assert row.answer_start == len(plain)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "between"),
+    [
+        ("法国的首都是", "里昂", ""),
+        ("法国的首都是哪里？", "里昂", ""),
+        ("フランスの首都は", "リヨン", ""),
+        ("เมืองหลวงของฝรั่งเศสคือ", "ลียง", ""),
+        ("프랑스의 수도는", "리옹", " "),
+        ("The capital of France is", "Lyon", " "),
+    ],
+)
+def test_plain_text_goes_on_as_its_script_does(prompt, answer, between):
+    tokenizer = small_tokenizer("byte_level")
+    row = encode_target(tokenizer, prompt, answer)
+    assert list(row.ids) == tokenizer(prompt + between + answer)["input_ids"]
+
+
 @everywhere
 def test_the_answers_token_is_the_first_that_distinguishes(kind, template):
     tokenizer = small_tokenizer(kind, template)

@@ -1,6 +1,15 @@
 import pytest
 
-from peft_surgical.texts.text import contains, digest, find, normalize, occurrences, replace_first, same_text_key
+from peft_surgical.texts.text import (
+    contains,
+    digest,
+    find,
+    goes_on_unspaced,
+    normalize,
+    occurrences,
+    replace_first,
+    same_text_key,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,13 @@ def test_an_alias_is_found(text, alias):
 )
 def test_an_alias_is_not_found(text, alias):
     assert not contains(text, [alias])
+
+
+def test_scripts_without_spaces_go_on_without_one():
+    for text in ("法国的首都是", "首都是哪里？", "フランスの首都は", "เมืองหลวงของฝรั่งเศสคือ"):
+        assert goes_on_unspaced(text)
+    for text in ("프랑스의 수도는", "The capital is", "In 1945", "Paris?", ""):
+        assert not goes_on_unspaced(text)
 
 
 def test_find_keeps_the_order_of_the_aliases():

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import FactError, ModelError, brief
 from ..facts import TrainingFact
-from .text import occurrences, replace_first, same_text_key
+from .text import goes_on_unspaced, occurrences, replace_first, same_text_key
 
 _MARKER = "@@answer@@"
 
@@ -230,7 +230,7 @@ def _join(tokenizer: Any, prompt: str, answer: str) -> str:
     text = render(tokenizer, prompt)
     if has_chat_template(tokenizer):
         return text + _gap(tokenizer) + answer
-    return text + answer if not text or text[-1].isspace() else f"{text} {answer}"
+    return text + answer if not text or text[-1].isspace() or goes_on_unspaced(text) else f"{text} {answer}"
 
 
 def _gap(tokenizer: Any) -> str:

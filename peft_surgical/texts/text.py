@@ -32,6 +32,10 @@ UNSPACED = re.compile(
 )
 
 
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+_WIDE_SIGNS = re.compile("[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
+
+
 @lru_cache(maxsize=65536)
 def normalize(text: str) -> str:
     """NFKC, one kind of apostrophe, hyphen and quotation mark, nothing invisible, case folded, spaces collapsed."""
@@ -120,6 +124,12 @@ def _holds(spans: list[Span], span: Span, length: int) -> bool:
 
 def _several(names: str | Iterable[str]) -> Iterable[str]:
     return (names,) if isinstance(names, str) else names
+
+
+def goes_on_unspaced(text: str) -> bool:
+    """Whether what follows a text follows without a space: Thai, Chinese or Japanese, but not Korean."""
+    last = text[-1:]
+    return bool(_WIDE_SIGNS.match(last) or (UNSPACED.match(last) and not _HANGUL.match(last)))
 
 
 def printable(text: str) -> str:
