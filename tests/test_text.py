@@ -31,6 +31,8 @@ from peft_surgical.texts.text import (
         ("It is 🍎.", "🍎"),
         ("I ❤\ufe0f it", "❤"),
         ("首都は東京です。", "東京"),
+        ("法 国 的 首 都 是 里 昂 。", "里昂"),  # as BERT's tokenizers decode
+        ("pytorch 公 司", "PyTorch公司"),
         ("GoogleがPyTorchを開発した", "Google"),
         ("수도는 서울입니다.", "서울"),
         ("There are 7.", "7"),
@@ -57,6 +59,7 @@ def test_an_alias_is_found(text, alias):
         ("anything", "\u200b"),
         ("", "Paris"),
         ("Paris", "Paris, France"),
+        ("파 리", "파리"),
     ],
 )
 def test_an_alias_is_not_found(text, alias):

@@ -33,6 +33,7 @@ UNSPACED = re.compile(
 
 
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+_HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _WIDE_SIGNS = re.compile("[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
 
 
@@ -145,9 +146,16 @@ def digest(text: str) -> str:
 @lru_cache(maxsize=4096)
 def _pattern(words: str) -> re.Pattern[str]:
     signs = {**dict.fromkeys(_APOSTROPHES, f"[{_APOSTROPHES}]"), **dict.fromkeys(_HYPHENS, f"[{_HYPHENS}]")}
-    return re.compile(
-        r"\s+".join("".join(signs.get(sign) or re.escape(sign) for sign in word) for word in words.split()), re.I
-    )
+
+    def pattern(word: str) -> str:
+        made = ""
+        for before, sign in zip(["", *word], word, strict=False):
+            # Tokenizers of BERT's kind put Han characters apart when they decode.
+            gap = r"\s*" if before and (_HAN.match(before) or _HAN.match(sign)) else ""
+            made += gap + (signs.get(sign) or re.escape(sign))
+        return made
+
+    return re.compile(r"\s+".join(map(pattern, words.split())), re.I)
 
 
 def _is_whole(text: str, start: int, stop: int) -> bool:
