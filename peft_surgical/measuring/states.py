@@ -1,4 +1,5 @@
-"""The states that one model with adapters can be in: the base, or just these adapters. No weights are copied.
+"""The states that one model with adapters can be in: the base, or just these adapters. No weights are copied
+but those that adapters are merged into.
 
 ```py
 >>> edited = adapter_state(peft_model, ["unlearn", "learn"])
@@ -9,10 +10,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -53,19 +56,40 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
     active = list(tuner.active_adapters)
     # PEFT lets gradients follow activity; a frozen stage must come back frozen.
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with _unmerged([layer for layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]):
+        try:
+            if adapters:
+                tuner.enable_adapter_layers()
+                _set_adapters(tuner, adapters)
+            else:
+                tuner.disable_adapter_layers()
+            yield
+        finally:
+            tuner.set_adapter(active, inference_mode=True)
+            for layer, value in zip(layers, disabled, strict=True):
+                layer._disable_adapters = value
+            for parameter, flag in trainable:
+                parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _unmerged(layers: Sequence[Any]) -> Iterator[None]:
+    """Takes merged adapters out of the weights for a while: PEFT would in a forward, after weights were rewritten."""
+    merged = [(layer, list(layer.merged_adapters)) for layer in layers]
+    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)]
+    before = [(weight, weight.detach().clone()) for weight in weights]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
+        for layer in layers:
+            layer.unmerge()
     try:
-        if adapters:
-            tuner.enable_adapter_layers()
-            _set_adapters(tuner, adapters)
-        else:
-            tuner.disable_adapter_layers()
         yield
     finally:
-        tuner.set_adapter(active, inference_mode=True)
-        for layer, value in zip(layers, disabled, strict=True):
-            layer._disable_adapters = value
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
+        for layer, names in merged:
+            layer.merge(adapter_names=names)
+        with torch.no_grad():
+            for weight, value in before:
+                weight.copy_(value)
 
 
 def _set_adapters(tuner: BaseTuner, adapters: list[str]) -> None:
