@@ -13,6 +13,18 @@ from .test_evaluation import peft_states, two_ia3, two_lora, two_surgical
 NAMES = ["default", "second"]
 
 
+@pytest.mark.parametrize("adapters", [[], ["default"], ["second"]])
+def test_what_trained_before_adapters_were_switched_off_trains_again_after_a_state(adapters):
+    model = two_surgical()
+    before = peft_states(model)
+    with model.disable_adapter():
+        inside = peft_states(model)
+        with adapter_state(model, adapters)():
+            pass
+        assert peft_states(model) == inside
+    assert peft_states(model) == before
+
+
 @pytest.mark.parametrize("make", [two_surgical, two_lora, two_ia3])
 @pytest.mark.parametrize("merged", [["default"], ["second"], NAMES])
 def test_what_is_merged_is_taken_out_for_a_state_and_merged_again(make, merged):

@@ -10,6 +10,7 @@ but those that adapters are merged into.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -56,6 +57,8 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
     active = list(tuner.active_adapters)
     # PEFT lets gradients follow activity; a frozen stage must come back frozen.
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # What surgical adapters that are switched off shall train when they are on again.
+    remembered = [(m, copy.copy(m._was_trainable)) for m in model.modules() if hasattr(m, "_was_trainable")]
     with _unmerged([layer for layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]):
         try:
             if adapters:
@@ -70,6 +73,8 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
                 layer._disable_adapters = value
             for parameter, flag in trainable:
                 parameter.requires_grad_(flag)
+            for module, memory in remembered:
+                module._was_trainable = memory
 
 
 @contextmanager
