@@ -146,7 +146,7 @@ def _added(
         _check_untied(key, state)
         new = (old.float() + added.to(old.device)).to(dtype or old.dtype)
         moved = added.to(old.device) != 0
-        found[key] = (new, Rounding(int(moved.sum()), int((moved & (new == old)).sum())))
+        found[key] = (new, Rounding(int(moved.sum()), int((moved & (new == old.to(new.dtype))).sum())))
     return found
 
 

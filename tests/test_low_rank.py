@@ -63,6 +63,16 @@ def test_what_half_precision_loses_is_said(tmp_path):
     assert {t.dtype for t in load_file(tmp_path / "full" / "model.safetensors").values()} == {torch.float32}
 
 
+def test_what_a_smaller_dtype_loses_is_said(tmp_path):
+    model = lora("llama", tmp_path / "lora")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data[:] = 1e-5
+    model.save_pretrained(tmp_path / "small")
+    with pytest.warns(UserWarning, match="merge in float32 to keep it"):
+        merge(tiny_model("llama"), [tmp_path / "small"], tmp_path / "merged", dtype="bfloat16")
+
+
 def test_what_is_more_than_two_factors_is_left_to_peft(tmp_path):
     lora("llama", tmp_path / "dora", use_dora=True)
     with pytest.raises(AdapterError, match="merge_and_unload"):

@@ -84,6 +84,20 @@ def test_what_rounding_loses_is_said(tmp_path):
     assert changed[0] == 1 > changed[1] > 0
 
 
+def test_what_a_smaller_dtype_rounds_away_is_said(tmp_path):
+    """A float32 weight and its bfloat16 are seldom equal, so they do not tell what the edit changed."""
+    model = tiny_peft()
+    for layer in model.base_model.layers():
+        layer.surgical_ia3_delta["default"].data[:] = 0.0003
+    folder = saved(model, tmp_path / "adapter")
+    base = tiny_model("llama")
+    with pytest.warns(UserWarning, match=r"9\d\.\d% of the weights that should change stay .* bfloat16; .* float32"):
+        merge(base, [folder], tmp_path / "half", dtype="bfloat16")
+    key = "model.layers.1.mlp.down_proj.weight"
+    half = load_file(tmp_path / "half" / "model.safetensors")[key]
+    assert (half != base.get_parameter(key).bfloat16()).float().mean() < 0.1
+
+
 def test_one_rounding_is_closer_than_two(tmp_path):
     adapters, _ = stages(tmp_path, dtype=torch.bfloat16)
     base = tiny_model("llama", dtype=torch.bfloat16)

@@ -85,7 +85,8 @@ def fold(
     factor = scale.to(values.device).view(shape)
     new = (old * factor).to(dtype or values.dtype)
     touched = (factor != 1) & (old != 0)
-    unchanged = touched & (new == old)
+    # Against what is there without the edit, in the same dtype.
+    unchanged = touched & (new == old.to(new.dtype))
     return new, Rounding(int(touched.sum()), int(unchanged.sum()))
 
 
