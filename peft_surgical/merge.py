@@ -144,7 +144,8 @@ def _added(
             there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
             raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
         _check_untied(key, state)
-        new = (old.float() + added.to(old.device)).to(dtype or old.dtype)
+        exact = old.to(torch.promote_types(old.dtype, torch.float32))
+        new = (exact + added.to(old.device)).to(dtype or old.dtype)
         moved = added.to(old.device) != 0
         found[key] = (new, Rounding(int(moved.sum()), int((moved & (new == old.to(new.dtype))).sum())))
     return found

@@ -73,6 +73,17 @@ def test_what_a_smaller_dtype_loses_is_said(tmp_path):
         merge(tiny_model("llama"), [tmp_path / "small"], tmp_path / "merged", dtype="bfloat16")
 
 
+def test_weights_in_double_precision_keep_it(tmp_path):
+    lora("llama", tmp_path / "lora")
+    base = tiny_model("llama").double()
+    for parameter in base.parameters():
+        parameter.data += 1e-10
+    merge(base, [tmp_path / "lora"], tmp_path / "merged")
+    key = "model.layers.1.mlp.down_proj.weight"
+    added = LowRank.load(tmp_path / "lora").added(key.removesuffix(".weight"))
+    assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")[key], base.get_parameter(key) + added)
+
+
 def test_what_is_more_than_two_factors_is_left_to_peft(tmp_path):
     lora("llama", tmp_path / "dora", use_dora=True)
     with pytest.raises(AdapterError, match="merge_and_unload"):
