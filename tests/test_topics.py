@@ -20,6 +20,12 @@ def test_each_question_is_asked_of_the_three_names():
     assert all(any(name in prompt for name in (fact.subject, fact.old[0], fact.new[0])) for prompt in made)
 
 
+def test_a_fact_made_by_hand_may_have_no_old_answer():
+    fact = capital().training
+    left = [prompt for prompt in topic_prompts(fact) if fact.old[0] not in prompt]
+    assert topic_prompts(replace(fact, old=())) == left != topic_prompts(fact)
+
+
 def test_relations_are_asked_of_the_subject_alone_but_those_that_the_fact_gives():
     fact = capital().training
     made = relation_prompts(fact)

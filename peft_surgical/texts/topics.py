@@ -43,9 +43,9 @@ _RELATIONS = (
 def topic_prompts(fact: TrainingFact) -> list[str]:
     """Each question about the subject, the old answer and the new one, in their canonical forms.
 
-    Those that the fact itself asks to keep are left out.
+    A fact made by hand may have no old answer. Those that the fact itself asks to keep are left out.
     """
-    return _asked_of(fact, _ASKED, (fact.subject, fact.old[0], fact.new[0]))
+    return _asked_of(fact, _ASKED, (fact.subject, *fact.old[:1], *fact.new[:1]))
 
 
 def relation_prompts(fact: TrainingFact) -> list[str]:
