@@ -225,7 +225,7 @@ def _to_take(squares: Float[Tensor, " neuron"], lengths: Float[Tensor, " neuron"
     """The neuron to rewrite, see above, by the mean squares of neurons and the squared lengths of what they write."""
     hidden = (squares < _LITTLE * squares.median()) & (lengths >= _LITTLE * lengths.median())
     writing = (squares * lengths).masked_fill(hidden, math.inf)
-    quiet = (writing <= _QUIET * writing.min()).nonzero().flatten().tolist()
+    quiet: list[int] = (writing <= _QUIET * writing.min()).nonzero().flatten().tolist()
     return min(quiet, key=lambda i: hashlib.sha256(f"{whose} {i}".encode()).digest())
 
 
