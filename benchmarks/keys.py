@@ -63,7 +63,7 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
         directions = find_directions(model, modules, names, kinds, recipe.ridge, weight=weight, besides=[first])
         vectors = {name: found.vector for name, found in directions.items()}
         rows += _rows(model, modules, kind, vectors, asked, controls)
-    neurons = find_neurons(model, modules, names, kinds, recipe.ridge, besides=[first], subject=fact.subject)
+    neurons = find_neurons(model, modules, names, kinds, recipe.ridge, besides=[first])
     with adapters_taken_off(model):
         base = place_neurons(model, modules).get_base_model()
         set_neurons(base, neurons)

@@ -5,7 +5,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.errors import SelectionError
-from peft_surgical.keying.keys import Marked, marked_neurons, output_projections
+from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count, output_projections
 from peft_surgical.keying.neurons import _to_take, find_neurons, place_neurons, reading_rows, set_neurons
 from peft_surgical.keying.updates import frozen
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer, swap_subject
@@ -126,65 +126,53 @@ def test_the_rows_of_the_model_are_those_that_were_found(family):
         assert torch.equal(own, plain)
 
 
-def taken(model, module, **options):
-    """The neurons that edits of twenty subjects take."""
-    found = (
-        find_neurons(model, {module: 1}, [NAMED], KEPT, RIDGE, subject=f"the {i}th", **options) for i in range(20)
-    )
-    return {neurons[module].index for neurons in found}
-
-
-def test_a_neuron_is_taken_that_writes_little_and_the_subject_decides_which():
-    squares, lengths = torch.ones(48), torch.ones(48)
-
-    def found():
-        return {_to_take(squares, lengths, f"the {i}th") for i in range(40)}
-
-    assert found() <= set(range(48))
-    assert len(found()) > 16
-    lengths[[3, 8, 20, 30]] = torch.tensor([0.1, 0.1, 0.14, 0.16])
-    assert found() == {3, 8, 20}
-    # One that hardly fires and could write is something else's; one that can write nothing is nobody's.
-    squares[5] = 0.001
-    assert found() == {3, 8, 20}
-    lengths[5] = 0.001
-    assert found() == {5}
-    # Where most never fire that says nothing.
-    squares[:] = 0.0
-    assert len(found()) > 16
-
-
-def test_those_are_taken_that_write_least_and_first_tokens_count():
+def test_the_neuron_is_taken_that_writes_least_and_first_tokens_count():
     model = word_model()
-    [module] = output_projections(model, [1])
+    [module] = modules = output_projections(model, [1])
     weight = weight_of(find_module(model, module))
-    quiet = min(set(range(48)) - taken(model, module))
+    before = find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index
+    quiet = (before + 3) % neuron_count(find_module(model, module))
     with torch.no_grad():
         weight[:, quiet] = 1e-6
-    assert quiet in taken(model, module)
+    assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index == quiet
     # Quiet but where a text begins: what it does there is not given up.
     met = entering(model, module, Marked.first_of(OTHERS, []))[:, quiet].abs().mean()
     assert met > 0
     with torch.no_grad():
         weight[:, quiet] = 100 / met
-    assert quiet not in taken(model, module)
+    assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index != quiet
+
+
+def test_a_neuron_that_hardly_fires_is_taken_only_where_it_could_write_nothing():
+    squares, lengths = torch.ones(48), torch.ones(48)
+    lengths[[8, 30]] = torch.tensor([0.1, 0.16])
+    assert _to_take(squares, lengths) == 8
+    squares[5] = 0.001
+    assert _to_take(squares, lengths) == 8
+    lengths[5] = 0.001
+    assert _to_take(squares, lengths) == 5
+    # Where most never fire that says nothing.
+    squares[:] = 0.0
+    squares[0] = 1.0
+    assert _to_take(squares, lengths) != 0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma3", "gpt_neox"])
 def test_an_earlier_edits_neuron_is_left_alone(family):
     wide = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64}
     model = word_model(family, **wide)
-    peft_model, neurons, values = rewritten(model, [1], subject="france")
+    modules = output_projections(model, [1])
+    peft_model, neurons, values = rewritten(model, [1])
     [(module, neuron)] = neurons.items()
     with torch.no_grad():
         for value in values.values():
             value.fill_(1.0)
     edited = peft_model.merge_and_unload()
-    assert neuron.index not in taken(edited, module)
+    assert find_neurons(edited, modules, [NAMED], KEPT, RIDGE)[module].index != neuron.index
     # Not for what it is: with a column of next to nothing there is nothing to lose.
     with torch.no_grad():
         weight_of(find_module(edited, module))[:, neuron.index] = 1e-6
-    assert neuron.index in taken(edited, module)
+    assert find_neurons(edited, modules, [NAMED], KEPT, RIDGE)[module].index == neuron.index
 
 
 def test_a_subject_that_is_everywhere_is_refused():

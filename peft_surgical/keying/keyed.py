@@ -75,12 +75,10 @@ class KeyedRecipe(Recipe):
     """
 
     # At nearly all that is kept the neurons are shut, where more rows would say the same.
-    fact_batch: int = 12
-    near_batch: int = 6
+    near_batch: int = 12
     far_batch: int = 2
     neighbours: int = 24
-    everyday: int = 12
-    general: int = 12
+    general: int = 60
     share_of_loss: float = 0.5
     namesakes: int = 60
     ridge: float = 0.03
@@ -162,7 +160,7 @@ def learn_keyed(
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
         starts = run_from(named, kept.rows)
         names, kinds, first = told_apart(working, tokenizer, fact, own, named, starts, kept, recipe, seed)
-        neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first], subject=fact.subject)
+        neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first])
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
         origin = [value.detach().clone() for value in values.values()]

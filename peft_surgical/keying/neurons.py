@@ -11,17 +11,15 @@ linear projection 1 and 0. Both are least squares, over what enters the MLP:
 with `k` and `S` the mean and second moment of the subject's last tokens, `m` and `C` those of the texts to keep, and
 what is wanted less the row's bias where there is one.
 
-As a layer has no neuron to spare, one is taken of the few that write least on the texts to keep, and nothing remains
-of it. Which of them the subject's name decides, so that edits of two subjects mostly take others. One that hardly
-fires at all, and could write as much as others do, is there for something that these texts do not show, such as an
-earlier edit, and is left alone. Transformer-Patcher (Huang et al., arXiv 2301.09785) adds neurons to the last layer
-and trains what they read; these here are found in closed form, in several layers, and no weight changes its shape, so
-that the edit is a stock LoRA adapter and merges.
+As a layer has no neuron to spare, the one is taken that writes least on the texts to keep, and nothing remains of it.
+But one that hardly fires at all, and could write as much as others do, is there for something that these texts do not
+show, such as an earlier edit, and is left alone. Transformer-Patcher (Huang et al., arXiv 2301.09785) adds neurons to
+the last layer and trains what they read; these here are found in closed form, in several layers, and no weight changes
+its shape, so that the edit is a stock LoRA adapter and merges.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,19 +40,15 @@ from ..profiling import phase
 from ..running.sharing import by_main
 from ..stages import LEARN
 from ..texts.prompts import EncodedAnswer
-from ..texts.text import normalize
 from ..tuner.targets import find_module
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
 from .updates import place_updates
 
 # SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
-# the wording; but five steps of fine-tuning on the old answer then brought it back, and other text moved more.
+# the wording, but other text then moved more.
 _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
-# A neuron may be taken that writes so many times as much as the one that writes least, in the mean square. With twice
-# as much, answers far from the subject change that otherwise do not.
-_QUIET = 1.5
 # Below this part of the mean square, or of the squared length, that half of the neurons exceed, one is silent or void.
 # A rewritten neuron fires at a thousandth of it, and the demo model's own at a tenth or more.
 _LITTLE = 0.01
@@ -102,7 +96,6 @@ def find_neurons(
     kept: Sequence[Marked],
     ridge: float,
     besides: Sequence[Marked] = (),
-    subject: str = "",
 ) -> dict[str, Neuron]:
     """For each module the neuron to take and what it shall read, see above.
 
@@ -113,7 +106,6 @@ def find_neurons(
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
         besides: More kinds to keep, of which the ridge is not measured, as at a text's first token.
-        subject: Decides which of the quietest neurons is taken.
 
     Raises:
         SelectionError: If what enters an MLP at the subject is too much like what enters it elsewhere.
@@ -138,7 +130,7 @@ def find_neurons(
             at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
             lengths = _lengths(model.get_submodule(module)).to(squares[module])
             # Of two that write alike, sums that are rounded otherwise may choose either.
-            index = by_main(partial(_to_take, squares[module], lengths, f"{normalize(subject)} {module}"))
+            index = by_main(partial(_to_take, squares[module], lengths))
             rows = []
             for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):
                 bias = _bias(model.get_submodule(reading), row)
@@ -221,12 +213,10 @@ def _lengths(module: Any) -> Float[Tensor, " in"]:
     return _weight(module).float().square().sum(0)
 
 
-def _to_take(squares: Float[Tensor, " neuron"], lengths: Float[Tensor, " neuron"], whose: str) -> int:
+def _to_take(squares: Float[Tensor, " neuron"], lengths: Float[Tensor, " neuron"]) -> int:
     """The neuron to rewrite, see above, by the mean squares of neurons and the squared lengths of what they write."""
     hidden = (squares < _LITTLE * squares.median()) & (lengths >= _LITTLE * lengths.median())
-    writing = (squares * lengths).masked_fill(hidden, math.inf)
-    quiet: list[int] = (writing <= _QUIET * writing.min()).nonzero().flatten().tolist()
-    return min(quiet, key=lambda i: hashlib.sha256(f"{whose} {i}".encode()).digest())
+    return int((squares * lengths).masked_fill(hidden, math.inf).argmin())
 
 
 def _bias(module: Any, row: int) -> float:
