@@ -114,7 +114,8 @@ def read_mergeable(adapters: Sequence[Mergeable]) -> Edit | LowRank:
         return product([adapter for adapter in adapters if not isinstance(adapter, LowRank)])
     if len(adapters) > 1:
         raise AdapterError(
-            f"a LoRA adapter is merged alone, and there are {len(adapters)} adapters; merge them one after the other."
+            f"a LoRA adapter is merged alone, and there are {len(adapters)} adapters; merge them one after the other,"
+            " each made on the model that the last was merged into."
         )
     return low_rank[0] if isinstance(low_rank[0], LowRank) else LowRank.load(low_rank[0])
 

@@ -50,7 +50,8 @@ _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
 # Below this part of the mean square, or of the squared length, that half of the neurons exceed, one is silent or void.
-# A rewritten neuron fires at a thousandth of it, and the demo model's own at a tenth or more.
+# What a rewritten neuron writes is about a thousandth of what half of the others do, or less, and of the demo model's
+# own none writes less than a tenth.
 _LITTLE = 0.01
 # So many texts of one token are read at a time.
 _AT_ONCE = 1024
