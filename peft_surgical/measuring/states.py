@@ -83,11 +83,11 @@ def _unmerged(layers: Sequence[Any]) -> Iterator[None]:
     merged = [(layer, list(layer.merged_adapters)) for layer in layers]
     weights = [weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)]
     before = [(weight, weight.detach().clone()) for weight in weights]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
-        for layer in layers:
-            layer.unmerge()
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
+            for layer in layers:
+                layer.unmerge()
         yield
     finally:
         for layer, names in merged:
