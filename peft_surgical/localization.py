@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -140,6 +140,7 @@ class _Session:
         self.pairs = self.runs.answered(pairs, max_tokens)
         self._controls: tuple[PromptPair, ...] | None = None
         self._tables: dict[str, Scores] = {}
+        self._shared: dict[Hashable, Any] = {}
         self._under_way: list[str] = []
 
     def run(self, specs: Sequence[ScorerSpec]) -> tuple[dict[str, Scores], dict[str, str]]:
@@ -173,6 +174,7 @@ class _Session:
                 seed=self.seed,
                 max_tokens=self.max_tokens,
                 score=lambda text: self.score(ScorerSpec.parse(text, self.catalogue, spec.projections)),
+                once=self._once,
                 notes=notes,
                 track=self._track(spec.text),
             )
@@ -191,6 +193,11 @@ class _Session:
             notes["seconds"] = round(time.perf_counter() - started, 3)
             self._tables[spec.text] = Scores(found.components, found.neurons, notes)
         return self._tables[spec.text]
+
+    def _once(self, key: Hashable, function: Callable[[], Any]) -> Any:
+        if key not in self._shared:
+            self._shared[key] = function()
+        return self._shared[key]
 
     def controls(self) -> tuple[PromptPair, ...]:
         """Control-like prompts, made on first use."""

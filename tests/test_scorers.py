@@ -7,7 +7,7 @@ from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
 from peft_surgical.localizing.effects import site_scores
 from peft_surgical.localizing.patching import Target
-from peft_surgical.localizing.runs import Site, sites_of
+from peft_surgical.localizing.runs import Runs, Site, sites_of
 from peft_surgical.scorers.specificity import as_shares
 from peft_surgical.sites import Component, ModelShape, projection_slices
 
@@ -65,6 +65,20 @@ def test_specificity_tells_a_general_component_from_a_specific_one(tokenizer):
     assert loc.scores["specificity"][OTHER] < 0 < 0.5 < loc.scores["specificity"][HEAD]
     assert loc.scores["verified"][OTHER] == 0
     assert loc.scores["verified"][HEAD] == pytest.approx(loc.scores["logit_drop"][HEAD], abs=1e-4)
+
+
+def test_lookup_and_attribution_share_their_passes_and_score_as_each_does_alone(tokenizer, monkeypatch):
+    passes = []
+    gradients = Runs.gradients
+    monkeypatch.setattr(Runs, "gradients", lambda *args: passes.append(args[2]) or gradients(*args))
+    alone = {name: run(planted(), tokenizer, name).tables[name] for name in ("lookup", "attribution")}
+    apart = len(passes)
+    both = run(planted(), tokenizer, "lookup", "attribution", "lookup:sites=v+pre").tables
+    assert len(passes) - apart == apart, "those of one estimate, and of the other sites"
+    for name, scores in alone.items():
+        assert both[name].components == scores.components
+        assert all((both[name].neurons[mlp] == own).all() for mlp, own in scores.neurons.items())
+    assert both["lookup"].components != both["attribution"].components
 
 
 def test_verified_says_when_it_could_not_filter(tokenizer):

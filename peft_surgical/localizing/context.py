@@ -17,7 +17,7 @@ whole scorer, the mean size of what each head writes:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -78,6 +78,9 @@ class ScorerContext:
         seed: For anything random.
         max_tokens: Rows × positions of one forward pass; with gradients a quarter of it.
         score: The scores of another scorer, by its name, computed once.
+        once: What a function returns, computed once for all scorers of a localization that give the same key:
+            `context.once(("estimate", context.sites), estimate)`. Keys of different scorers must not meet: begin them
+            with a name.
         notes: JSON values that shall stand in the localization beside the scores.
         track: Wraps an iterable in a progress bar: `context.track(items, total)`.
     """
@@ -91,6 +94,7 @@ class ScorerContext:
     seed: int
     max_tokens: int
     score: Callable[[str], Scores]
+    once: Callable[[Hashable, Callable[[], T]], T] = lambda key, function: function()
     notes: dict[str, Any] = field(default_factory=dict)
     track: Callable[[Iterable[T], int], Iterable[T]] = lambda items, total: items
 

@@ -10,6 +10,7 @@ along the straight line between the two runs' embeddings (EAP-IG, Hanna et al., 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,18 @@ from ..localizing.runs import Runs, Site
 from ..localizing.window import Window
 
 
+class Estimates(NamedTuple):
+    """The estimate for each head or neuron of each site, `[item]`, means over the prompts.
+
+    Attributes:
+        everywhere: Summed over all positions.
+        at_subject: Summed over the positions that the corruption changes.
+    """
+
+    everywhere: dict[Site, Tensor]
+    at_subject: dict[Site, Tensor]
+
+
 def attribution(context: ScorerContext, *, steps: int = 1) -> dict[Site, Tensor]:
     """Linear estimate of the drop of the logit difference, by gradient; a head or neuron each.
 
@@ -31,17 +44,40 @@ def attribution(context: ScorerContext, *, steps: int = 1) -> dict[Site, Tensor]
     """
     if steps < 1:
         raise ScorerError(f"steps must be at least 1, not {steps}.")
-    totals: dict[Site, Tensor] = {}
-    for window in context.windows():
-        for site, drops in estimated_drops(context.runs, window, context.sites, steps).items():
-            totals[site] = totals.get(site, 0) + drops.sum(0)
-    return {site: total / len(context.pairs) for site, total in totals.items()}
+    return estimates(context, steps).everywhere
+
+
+def estimates(context: ScorerContext, steps: int = 1) -> Estimates:
+    """Both sums of the context's sites from the same passes, which scorers of one localization share."""
+
+    def estimate() -> Estimates:
+        found = Estimates({}, {})
+        for window in context.windows():
+            subject = (window.clean != window.corrupted).any(-1)
+            for site, drops in drops_by_position(context.runs, window, context.sites, steps).items():
+                at_subject = drops[subject]
+                sums = (_of_prompts(site, drops).sum(0), at_subject.sum((0, -1) if site.of_heads else 0))
+                for totals, own in zip(found, sums, strict=True):
+                    totals[site] = totals.get(site, 0) + own
+        means = ({site: total / len(context.pairs) for site, total in totals.items()} for totals in found)
+        return Estimates(*means)
+
+    return context.once(("attribution", context.sites, steps), estimate)
 
 
 def estimated_drops(
     runs: Runs, window: Window, sites: Sequence[Site], steps: int = 1
 ) -> dict[Site, Float[Tensor, "prompt item"]]:
     """The estimate for each prompt of a window and each head or neuron of a site."""
+    found = drops_by_position(runs, window, sites, steps)
+    return {site: _of_prompts(site, drops) for site, drops in found.items()}
+
+
+def drops_by_position(
+    runs: Runs, window: Window, sites: Sequence[Site], steps: int = 1
+) -> dict[Site, Float[Tensor, "prompt pos ..."]]:
+    """What each number that a head or neuron writes takes away, `[prompt, pos, head, d_head]` or
+    `[prompt, pos, neuron]`."""
     with torch.no_grad():
         source, _ = runs.capture(window, window.corrupted, sites)
     if steps == 1:
@@ -54,8 +90,11 @@ def estimated_drops(
             between = torch.lerp(window.corrupted, window.clean, (step + 0.5) / steps)
             for site, slope in runs.gradients(window, between, sites)[1].items():
                 slopes[site] += slope / steps
-    drops = {site: (clean[site] - source[site]).float() * slopes[site].float() for site in sites}
-    return {site: drop.sum((1, -1)) if site.of_heads else drop.sum(1) for site, drop in drops.items()}
+    return {site: (clean[site] - source[site]).float() * slopes[site].float() for site in sites}
+
+
+def _of_prompts(site: Site, drops: Float[Tensor, "prompt pos ..."]) -> Float[Tensor, "prompt item"]:
+    return drops.sum((1, -1)) if site.of_heads else drops.sum(1)
 
 
 @hookimpl

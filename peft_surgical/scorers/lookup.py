@@ -9,27 +9,17 @@ place, arXiv 2202.05262).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..hookspecs import hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.runs import Site
+from .attribution import estimates
 
 
 def lookup(context: ScorerContext) -> dict[Site, Tensor]:
     """Linear estimate of the drop of the logit difference by what is written at the subject's tokens."""
-    totals: dict[Site, Tensor] = {}
-    for window in context.windows():
-        with torch.no_grad():
-            source, _ = context.runs.capture(window, window.corrupted, context.sites)
-        clean, slopes = context.runs.gradients(window, window.clean, context.sites)
-        subject = (window.clean != window.corrupted).any(-1)
-        for site in context.sites:
-            drops = (clean[site] - source[site]).float() * slopes[site].float()
-            at_subject = drops[subject]
-            totals[site] = totals.get(site, 0) + (at_subject.sum((0, -1)) if site.of_heads else at_subject.sum(0))
-    return {site: total / len(context.pairs) for site, total in totals.items()}
+    return estimates(context).at_subject
 
 
 @hookimpl
