@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from peft_surgical.facts import Fact
+from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.running.generation import generate_ids
-from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import (
     TopDistribution,
     base_answers,
@@ -50,8 +50,15 @@ def test_half_of_the_neighbours_are_asked_once_more_as_people_type_them():
 
 def test_so_many_of_the_everyday_requests_are_kept_as_a_recipe_says():
     every = everyday_prompts()
-    assert retain_prompts(capital().training, 0, 0, everyday_count=5)[1] == every[:5]
-    assert Recipe().everyday == len(every) == len({same_text_key(prompt) for prompt in every})
+    assert len(every) == len({same_text_key(prompt) for prompt in every}) == KeyedRecipe().everyday
+
+    def kept(count):
+        return retain_prompts(capital().training, 0, 0, everyday_count=count)[1]
+
+    assert kept(0) == []
+    assert kept(1) == every[:1]
+    assert kept(4) == [every[place] for place in (0, 31, 62, 93)], "like requests stand together"
+    assert kept(len(every)) == kept(len(every) + 1) == kept(None) == every
 
 
 def test_general_questions_are_kept_unless_they_are_about_the_subject():

@@ -61,7 +61,7 @@ _LAYERS = 4
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
-    """How [`learn_keyed`] trains: by all that a [`Recipe`] holds, on fewer rows, and by three numbers more.
+    """How [`learn_keyed`] trains: by all that a [`Recipe`] holds, with numbers of its own, and by three more.
 
     Attributes:
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
@@ -74,10 +74,15 @@ class KeyedRecipe(Recipe):
         ModelError: As for [`Recipe`].
     """
 
+    steps: int = 18
+    hold: int = 10
+    fact_batch: int = 24
     # At nearly all that is kept the neurons are shut, where more rows would say the same.
     near_batch: int = 12
     far_batch: int = 2
     neighbours: int = 24
+    # Neurons are told apart from all that is kept, and the requests are like little else of it.
+    everyday: int = 124
     general: int = 60
     share_of_loss: float = 0.5
     namesakes: int = 60

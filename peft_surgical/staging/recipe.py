@@ -52,9 +52,9 @@ class Recipe:
         ModelError: If `compute_dtype` is not one of those that `load_model` takes, or a number is out of range.
     """
 
-    steps: int = 18
+    steps: int = 15
     step_kl: float = 3e-3
-    hold: int = 10
+    hold: int = 9
     settle: float = 0.7
     damping: float = 1.0
     target_loss: float = 0.05
@@ -63,15 +63,15 @@ class Recipe:
     retain_weight: float = 5.0
     pull: float = 2.0
     undo: float = 1.0
-    fact_batch: int = 24
-    near_batch: int = 24
-    far_batch: int = 12
+    fact_batch: int = 12
+    near_batch: int = 12
+    far_batch: int = 6
     near_weight: float = 3.0
     draws: int = 1
     variants: int = 40
     neighbours: int = 48
-    everyday: int = 124
-    general: int = 300
+    everyday: int = 40
+    general: int = 100
     retain_tokens: int = 10
     pass_tokens: int | None = None
     compute_dtype: str = "auto"

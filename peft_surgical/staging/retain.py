@@ -63,9 +63,13 @@ def _lines(name: str) -> list[str]:
 
 
 def carried_prompts(general: int, everyday: int | None = None) -> list[str]:
-    """What the package carries to be kept by an edit of any fact: so many of its everyday requests, all when None, and
-    of its general questions."""
-    return [*everyday_prompts()[:everyday], *general_prompts()[:general]]
+    """What the package carries to be kept by an edit of any fact: so many of its everyday requests, evenly spaced, all
+    when None, and of its general questions."""
+    requests = everyday_prompts()
+    count = len(requests) if everyday is None else min(everyday, len(requests))
+    # Like requests stand together.
+    spaced = [requests[place * len(requests) // count] for place in range(count)]
+    return [*spaced, *general_prompts()[:general]]
 
 
 def retain_prompts(
