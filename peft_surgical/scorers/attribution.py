@@ -9,7 +9,7 @@ along the straight line between the two runs' embeddings (EAP-IG, Hanna et al., 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ def estimates(context: ScorerContext, steps: int = 1) -> Estimates:
         found = Estimates({}, {})
         for window in context.windows():
             subject = (window.clean != window.corrupted).any(-1)
-            for site, drops in drops_by_position(context.runs, window, context.sites, steps).items():
+            for site, drops in drops_by_position(context.runs, window, context.sites, steps):
                 at_subject = drops[subject]
                 sums = (_of_prompts(site, drops).sum(0), at_subject.sum((0, -1) if site.of_heads else 0))
                 for totals, own in zip(found, sums, strict=True):
@@ -69,15 +69,14 @@ def estimated_drops(
     runs: Runs, window: Window, sites: Sequence[Site], steps: int = 1
 ) -> dict[Site, Float[Tensor, "prompt item"]]:
     """The estimate for each prompt of a window and each head or neuron of a site."""
-    found = drops_by_position(runs, window, sites, steps)
-    return {site: _of_prompts(site, drops) for site, drops in found.items()}
+    return {site: _of_prompts(site, drops) for site, drops in drops_by_position(runs, window, sites, steps)}
 
 
 def drops_by_position(
     runs: Runs, window: Window, sites: Sequence[Site], steps: int = 1
-) -> dict[Site, Float[Tensor, "prompt pos ..."]]:
-    """What each number that a head or neuron writes takes away, `[prompt, pos, head, d_head]` or
-    `[prompt, pos, neuron]`."""
+) -> Iterator[tuple[Site, Float[Tensor, "prompt pos ..."]]]:
+    """Site by site, what each number that a head or neuron writes takes away, `[prompt, pos, head, d_head]` or
+    `[prompt, pos, neuron]`; one site's at a time is in memory."""
     with torch.no_grad():
         source, _ = runs.capture(window, window.corrupted, sites)
     if steps == 1:
@@ -90,7 +89,8 @@ def drops_by_position(
             between = torch.lerp(window.corrupted, window.clean, (step + 0.5) / steps)
             for site, slope in runs.gradients(window, between, sites)[1].items():
                 slopes[site] += slope / steps
-    return {site: (clean[site] - source[site]).float() * slopes[site].float() for site in sites}
+    for site in sites:
+        yield site, (clean[site] - source[site]).float() * slopes[site].float()
 
 
 def _of_prompts(site: Site, drops: Float[Tensor, "prompt pos ..."]) -> Float[Tensor, "prompt item"]:
