@@ -81,7 +81,7 @@ class KeyedRecipe(Recipe):
     near_batch: int = 12
     far_batch: int = 2
     neighbours: int = 24
-    # Neurons are told apart from all that is kept, and the requests are like little else of it.
+    # Neurons are told apart from what is kept, and fewer requests would leave kinds of text out.
     everyday: int = 124
     general: int = 60
     share_of_loss: float = 0.5

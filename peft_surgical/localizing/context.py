@@ -78,11 +78,11 @@ class ScorerContext:
         seed: For anything random.
         max_tokens: Rows × positions of one forward pass; with gradients a quarter of it.
         score: The scores of another scorer, by its name, computed once.
+        notes: JSON values that shall stand in the localization beside the scores.
+        track: Wraps an iterable in a progress bar: `context.track(items, total)`.
         once: What a function returns, computed once for all scorers of a localization that give the same key:
             `context.once(("estimate", context.sites), estimate)`. Keys of different scorers must not meet: begin them
             with a name.
-        notes: JSON values that shall stand in the localization beside the scores.
-        track: Wraps an iterable in a progress bar: `context.track(items, total)`.
     """
 
     runs: Runs
@@ -94,9 +94,9 @@ class ScorerContext:
     seed: int
     max_tokens: int
     score: Callable[[str], Scores]
-    once: Callable[[Hashable, Callable[[], T]], T] = lambda key, function: function()
     notes: dict[str, Any] = field(default_factory=dict)
     track: Callable[[Iterable[T], int], Iterable[T]] = lambda items, total: items
+    once: Callable[[Hashable, Callable[[], T]], T] = lambda key, function: function()
 
     @property
     def model(self) -> TransformerBridge:
