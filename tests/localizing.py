@@ -1,10 +1,13 @@
 """What the localization tests share: a word tokenizer, a fact, and a model in which one head and one MLP carry it."""
 
+import warnings
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from peft_surgical.facts import Fact
+from peft_surgical.localization import Localization, localize
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import PromptPair, corrupt
 from peft_surgical.localizing.runs import Runs
@@ -158,3 +161,10 @@ def patch_all(runs, window, sources):
 
     with torch.no_grad():
         return runs.logits(window, window.clean, [(site.name, replace(site)) for site in sources])
+
+
+def localized(model, tokenizer, *scorers, fact=None, **options) -> Localization:
+    """The localization of a fact, that of France's capital if none is given, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return localize(model, tokenizer, fact or capital(), list(scorers), progress=False, **options)

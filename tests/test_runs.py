@@ -6,6 +6,7 @@ import torch
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import PromptPair
 from peft_surgical.localizing.runs import Runs, sites_of
+from peft_surgical.sites import ModelShape
 
 from .localizing import patch_all, random_pairs, runs_of
 from .tiny import FAMILIES, tiny_granite, tiny_ids, tiny_model
@@ -126,3 +127,8 @@ def test_precise_runs_of_a_half_precision_model_are_those_of_its_float32_copy(fa
     coarse = Runs(wrap(half)).window(pairs)
     difference = Runs(wrap(half)).logits(coarse, coarse.corrupted) - exact.logits(expected, expected.corrupted)
     assert difference.abs().max() > 1e-3
+
+
+def test_sites_of_grouped_heads_have_the_size_of_their_group():
+    shape = ModelShape("llama", n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=64, d_model=32)
+    assert [site.size for site in sites_of(shape, ("z", "v", "post"))] == [4, 2, 64] * 2

@@ -5,25 +5,17 @@ import torch
 
 from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
-from peft_surgical.localizing.effects import site_scores
-from peft_surgical.localizing.patching import Target
-from peft_surgical.localizing.runs import Runs, Site, sites_of
+from peft_surgical.localizing.runs import sites_of
 from peft_surgical.scorers.specificity import as_shares
-from peft_surgical.sites import Component, ModelShape, projection_slices
+from peft_surgical.sites import Component, projection_slices
 
-from .localizing import HEAD, MLP, OTHER, capital, fact_pairs, planted, runs_of, without, word_tokenizer
+from .localizing import HEAD, MLP, OTHER, capital, fact_pairs, localized, planted, runs_of, without, word_tokenizer
 from .tiny import FAMILIES, tiny_model
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return word_tokenizer()
-
-
-def run(model, tokenizer, *scorers, fact=None, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return localize(model, tokenizer, fact or capital(), list(scorers), progress=False, **options)
 
 
 CAUSAL = [
@@ -46,7 +38,7 @@ CAUSAL = [
 def test_causal_scorers_put_the_planted_components_first(tokenizer, scorer, contrast):
     if scorer == "specificity" and contrast == ["new zealand"]:
         pytest.skip("no control-like prompt of this fact depends on the subject")
-    loc = run(planted(), tokenizer, scorer, fact=capital(contrast=contrast))
+    loc = localized(planted(), tokenizer, scorer, fact=capital(contrast=contrast))
     assert set(loc.top(2).components) == {HEAD, MLP}
     third = loc.top(3).components[2]
     assert min(loc.scores[scorer][HEAD], loc.scores[scorer][MLP]) > loc.scores[scorer][third]
@@ -54,41 +46,27 @@ def test_causal_scorers_put_the_planted_components_first(tokenizer, scorer, cont
 
 def test_exact_scores_of_the_planted_model_are_what_the_corruption_takes(tokenizer):
     # Head and MLP are in one chain: taking either breaks all of it.
-    loc = run(planted(), tokenizer, "logit_drop:measure=old", fact=capital(contrast=["spain"]))
+    loc = localized(planted(), tokenizer, "logit_drop:measure=old", fact=capital(contrast=["spain"]))
     scores = loc.scores["logit_drop:measure=old"]
     assert scores[HEAD] == pytest.approx(scores[MLP], rel=0.05)
 
 
 def test_specificity_tells_a_general_component_from_a_specific_one(tokenizer):
-    loc = run(planted(), tokenizer, "specificity", "logit_drop", "verified")
+    loc = localized(planted(), tokenizer, "specificity", "logit_drop", "verified")
     assert loc.scores["logit_drop"][OTHER] > 0.2 * loc.scores["logit_drop"][HEAD]
     assert loc.scores["specificity"][OTHER] < 0 < 0.5 < loc.scores["specificity"][HEAD]
     assert loc.scores["verified"][OTHER] == 0
     assert loc.scores["verified"][HEAD] == pytest.approx(loc.scores["logit_drop"][HEAD], abs=1e-4)
 
 
-def test_lookup_and_attribution_share_their_passes_and_score_as_each_does_alone(tokenizer, monkeypatch):
-    passes = []
-    gradients = Runs.gradients
-    monkeypatch.setattr(Runs, "gradients", lambda *args: passes.append(args[2]) or gradients(*args))
-    alone = {name: run(planted(), tokenizer, name).tables[name] for name in ("lookup", "attribution")}
-    apart = len(passes)
-    both = run(planted(), tokenizer, "lookup", "attribution", "lookup:sites=v+pre").tables
-    assert len(passes) - apart == apart, "those of one estimate, and of the other sites"
-    for name, scores in alone.items():
-        assert both[name].components == scores.components
-        assert all((both[name].neurons[mlp] == own).all() for mlp, own in scores.neurons.items())
-    assert both["lookup"].components != both["attribution"].components
-
-
 def test_verified_says_when_it_could_not_filter(tokenizer):
-    loc = run(planted(), tokenizer, "verified", fact=without("contrast", "retain"))
+    loc = localized(planted(), tokenizer, "verified", fact=without("contrast", "retain"))
     assert loc.tables["verified"].notes["filter"].startswith("none: specificity needs")
     assert set(loc.top(2).components) == {HEAD, MLP}
 
 
 def test_verified_measures_candidates_and_early_mlps_only(tokenizer):
-    loc = run(planted(), tokenizer, "verified:candidates=2")
+    loc = localized(planted(), tokenizer, "verified:candidates=2")
     assert set(loc.tables["verified:candidates=2"].notes["measured"]) == {
         *loc.top(2, by="attribution").components,
         "L0.mlp",
@@ -101,7 +79,7 @@ def test_verified_measures_the_key_value_heads_that_attribution_finds(tokenizer)
     # Two key/value heads a layer, each read by two query heads, which share its score.
     attribution, verified = "attribution:sites=v", "verified:sites=v,candidates=6"
     fact = without("contrast", "retain")
-    loc = run(tiny_model("llama"), tokenizer, verified, attribution, "logit_drop:sites=v", fact=fact)
+    loc = localized(tiny_model("llama"), tokenizer, verified, attribution, "logit_drop:sites=v", fact=fact)
     best = loc.top(6, by=attribution).components
     assert "L1.head.2" in best
     exact = loc.scores["logit_drop:sites=v"]
@@ -129,7 +107,7 @@ MEASURES = {
 @torch.no_grad()
 def test_ablations_worked_by_hand(tokenizer, ablation, measure):
     name = f"logit_drop:measure={measure},ablation={ablation}"
-    loc = run(tiny_model("llama"), tokenizer, name)
+    loc = localized(tiny_model("llama"), tokenizer, name)
     runs, shape = runs_of(tiny_model("llama"))
     model, pairs = tiny_model("llama"), fact_pairs(runs, capital(), tokenizer)
     for component, projection in ((Component("head", 1, 2), "z"), (Component("mlp", 1), "post")):
@@ -188,7 +166,7 @@ def linear_model():
 @pytest.mark.parametrize("sites", ["z+post", "v+pre"])
 def test_attribution_is_exact_on_a_linear_model(tokenizer, scorer, sites):
     estimate = f"{scorer}{',' if ':' in scorer else ':'}sites={sites}"
-    loc = run(linear_model(), tokenizer, f"logit_drop:sites={sites}", estimate)
+    loc = localized(linear_model(), tokenizer, f"logit_drop:sites={sites}", estimate)
     exact, estimated = (torch.tensor(list(loc.scores[name].values())) for name in loc.scorers)
     assert exact.abs().max() > 0.1
     torch.testing.assert_close(estimated, exact, atol=2e-4 * float(exact.abs().max()), rtol=1e-3)
@@ -196,7 +174,7 @@ def test_attribution_is_exact_on_a_linear_model(tokenizer, scorer, sites):
 
 def test_integrated_attribution_is_the_gradient_along_the_line_between_the_runs(tokenizer):
     model, fact = tiny_model("llama"), capital(prompts=["what is the capital of france ?"])
-    loc = run(model, tokenizer, "attribution:steps=2", fact=fact)
+    loc = localized(model, tokenizer, "attribution:steps=2", fact=fact)
     runs, shape = runs_of(model)
     [pair] = fact_pairs(runs, fact, tokenizer)
     window, site = runs.window([pair]), sites_of(shape, ("z",))[1]
@@ -215,7 +193,7 @@ def test_integrated_attribution_is_the_gradient_along_the_line_between_the_runs(
 
 
 def test_the_neurons_of_an_mlp_add_up_to_its_attribution(tokenizer):
-    loc = run(planted(), tokenizer, "attribution")
+    loc = localized(planted(), tokenizer, "attribution")
     table = loc.tables["attribution"]
     assert set(table.neurons) == {"L0.mlp", "L1.mlp", "L2.mlp"}
     assert table.neurons["L2.mlp"].sum() == pytest.approx(table.components["L2.mlp"], rel=1e-5)
@@ -226,7 +204,7 @@ def test_the_neurons_of_an_mlp_add_up_to_its_attribution(tokenizer):
 def test_gradient_norms_are_those_of_the_weights(tokenizer, family):
     model = tiny_model(family)
     fact = capital(prompts=["what is the capital of france ?"])
-    loc = run(model, tokenizer, "gradient_norm", "gradient_norm:sites=v+pre", fact=fact)
+    loc = localized(model, tokenizer, "gradient_norm", "gradient_norm:sites=v+pre", fact=fact)
     runs, shape = runs_of(tiny_model(family))
     [pair] = fact_pairs(runs, fact, tokenizer)
     loss = -torch.log_softmax(model(pair.clean[None]).logits[0, -1].float(), -1)[pair.old]
@@ -255,7 +233,7 @@ def gradient_in_out(model, name):
 def test_activation_magnitude_is_the_mean_size_at_the_last_position(tokenizer):
     model = tiny_model("qwen3")
     fact = capital()
-    loc = run(model, tokenizer, "activation_magnitude", fact=fact)
+    loc = localized(model, tokenizer, "activation_magnitude", fact=fact)
     seen = []
     layer = model.model.layers[1]
     handles = [
@@ -274,105 +252,21 @@ def test_activation_magnitude_is_the_mean_size_at_the_last_position(tokenizer):
 
 
 def test_random_scores_of_the_last_seed(tokenizer):
-    loc = run(tiny_model("llama"), tokenizer, "random", "random:draw=1", seed=2**64 - 1)
+    loc = localized(tiny_model("llama"), tokenizer, "random", "random:draw=1", seed=2**64 - 1)
     assert loc.scores["random"] != loc.scores["random:draw=1"]
 
 
 def test_random_scores_follow_the_seed(tokenizer):
     model = tiny_model("llama")
-    one, same = (run(model, tokenizer, "random", "random:draw=1", seed=3) for _ in range(2))
-    other = run(model, tokenizer, "random", seed=4)
+    one, same = (localized(model, tokenizer, "random", "random:draw=1", seed=3) for _ in range(2))
+    other = localized(model, tokenizer, "random", seed=4)
     assert one.scores == same.scores
     assert one.scores["random"] != other.scores["random"]
     assert one.scores["random"] != one.scores["random:draw=1"]
 
 
-def looked_up():
-    """The planted model, with a country that the MLP of layer 0 recognizes: the head moves what that MLP writes."""
-    model, recognized = planted(), 6
-    with torch.no_grad():
-        model.model.embed_tokens.weight[:, recognized] = 0
-        mlp, attention = model.model.layers[0].mlp, model.model.layers[1].self_attn
-        mlp.gate_proj.weight[7, 0] = 2  # dimension 0 is what only france has
-        mlp.up_proj.weight[7, 5] = 0.5
-        mlp.down_proj.weight[recognized, 7] = 0.1
-        attention.v_proj.weight[16, 0] = 0
-        attention.v_proj.weight[16, recognized] = 3
-    return model
-
-
-@pytest.mark.parametrize("contrast", [["italy", "spain", "japan"], ["new zealand"]], ids=["swap", "noise"])
-def test_lookup_finds_what_is_written_at_the_subject_and_not_what_carries_it_on(tokenizer, contrast):
-    # The subject is not the last word, so that it is told from where the answer is read.
-    prompts = ["what is the capital of france ?", "name the capital of france ."]
-    fact = capital(contrast=contrast, prompts=prompts)
-    loc = run(looked_up(), tokenizer, "lookup", "attribution", fact=fact)
-    scores, everywhere = loc.scores["lookup"], loc.scores["attribution"]
-    assert loc.top(1).components == ("L0.mlp",)
-    assert min(everywhere[HEAD], everywhere[MLP]) > 0.3 * everywhere["L0.mlp"] > 0
-    assert scores["L0.mlp"] == pytest.approx(everywhere["L0.mlp"], rel=0.1)
-    for component in (HEAD, MLP):
-        assert abs(scores[component]) < 0.02 * scores["L0.mlp"]
-    # The neuron that recognizes the country, too.
-    assert loc.top(1, neurons=1).neurons == {"L0.mlp": ((7, 8),)}
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-def test_lookup_is_attribution_at_the_positions_of_the_subject(tokenizer, family):
-    """By hand on the Hugging Face model: no bridge, no cache, no padding."""
-    fact = capital(
-        prompts=["what is the capital of france ?", "france has which capital city ?"],
-        contrast=["italy", "new zealand"],
-    )
-    loc = run(tiny_model(family), tokenizer, "lookup", fact=fact)
-    runs, shape = runs_of(tiny_model(family))
-    pairs = fact_pairs(runs, fact, tokenizer)
-    assert all(pair.method == "swap" for pair in pairs)
-    model = tiny_model(family)
-    totals = dict.fromkeys(loc.scores["lookup"], 0.0)
-    for pair in pairs:
-        changed = pair.clean != pair.corrupted
-        assert changed.sum() == 1
-        clean, logits = inputs_of(model, shape, pair.clean)
-        corrupted, _ = inputs_of(model, shape, pair.corrupted)
-        slopes = torch.autograd.grad(logits[pair.old] - logits[pair.rival], list(clean.values()))
-        for module, slope in zip(clean, slopes, strict=True):
-            drops = ((clean[module] - corrupted[module]) * slope)[0, changed].sum(0).detach()
-            for name in totals:
-                piece = projection_slices(shape, component := Component.parse(name), AT[component.kind])
-                if piece.module == module:
-                    totals[name] += float(drops[piece.start : piece.stop].sum()) / len(pairs)
-    assert max(map(abs, totals.values())) > 1e-2
-    for name, total in totals.items():
-        assert loc.scores["lookup"][name] == pytest.approx(total, rel=1e-3, abs=1e-5), name
-    # Nothing reads the subject's position after the last layer's attention.
-    assert totals["L2.mlp"] == 0
-
-
-AT = {"head": "z", "mlp": "post"}
-
-
-def inputs_of(model, shape, ids):
-    """What enters the output and down projections, in one graph, and the last position's logits."""
-    modules = {
-        projection_slices(shape, component, AT[component.kind]).module
-        for layer in range(shape.n_layers)
-        for component in (Component("head", layer, 0), Component("mlp", layer))
-    }
-    found = {}
-
-    def keep(name):
-        return lambda module, args: found.__setitem__(name, args[0])
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in sorted(modules)]
-    logits = model(ids[None]).logits[0, -1]
-    for handle in handles:
-        handle.remove()
-    return found, logits
-
-
 def test_consensus_worked_by_hand(tokenizer):
-    loc = run(tiny_model("llama"), tokenizer, "consensus:of=random+activation_magnitude", "random")
+    loc = localized(tiny_model("llama"), tokenizer, "consensus:of=random+activation_magnitude", "random")
     ranks = loc.tables["consensus:of=random+activation_magnitude"].notes["ranks"]
     order = sorted((n for n in loc.scores["random"] if "head" in n), key=lambda n: -loc.scores["random"][n])
     assert [ranks[name]["random"] for name in order] == list(range(1, 13))
@@ -385,7 +279,7 @@ def test_consensus_worked_by_hand(tokenizer):
 
 def test_the_default_consensus_worked_by_hand(tokenizer):
     of = ("activation_magnitude", "attribution", "gradient_norm")
-    loc = run(tiny_model("gpt2"), tokenizer, "consensus", *of)
+    loc = localized(tiny_model("gpt2"), tokenizer, "consensus", *of)
     for kind, count in (("head", 12), ("mlp", 3)):
         tables = [{n: score for n, score in loc.scores[name].items() if kind in n} for name in of]
         for name in tables[0]:
@@ -394,14 +288,3 @@ def test_the_default_consensus_worked_by_hand(tokenizer):
             better += sum(sum(s == t[name] for s in t.values()) - 1 for t in tables) / 2
             assert loc.scores["consensus"][name] == pytest.approx(1 - better / 3 / (count - 1), abs=1e-6), name
     assert loc.tables["consensus"].notes["ranks"]["L2.mlp"].keys() == set(of)
-
-
-def test_site_scores_put_each_target_in_its_place():
-    z, post = Site("z", 0, 3), Site("post", 0, 8)
-    found = site_scores([Target(post), Target(z, 2), Target(z, 0)], torch.tensor([5.0, 2.0, 1.0]))
-    assert {site: values.tolist() for site, values in found.items()} == {post: [5.0], z: [1.0, 0.0, 2.0]}
-
-
-def test_sites_of_grouped_heads_have_the_size_of_their_group():
-    shape = ModelShape("llama", n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=64, d_model=32)
-    assert [site.size for site in sites_of(shape, ("z", "v", "post"))] == [4, 2, 64] * 2

@@ -36,7 +36,7 @@ class Recipe:
         variants: At most so many more prompts are made of the fact's, put as people type them: without capitals and
             closing signs, or with a few words around.
         neighbours: How many prompts about contrast subjects are retained.
-        everyday: How many of the package's everyday requests are retained.
+        everyday: How many of the package's everyday requests are retained, evenly spaced.
         general: How many of its general questions are.
         retain_tokens: The base's answers are held for so many tokens.
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
