@@ -9,6 +9,7 @@ from peft import PeftModel
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
+from peft_surgical.keying import keyed
 from peft_surgical.keying.keyed import (
     KeyedRecipe,
     keyed_layers,
@@ -202,6 +203,28 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
         for row, tokens in zip(near, asked, strict=True)
     ]
     assert kinds[0] == Marked(near, rest)
+
+
+@pytest.mark.parametrize(("held", "places"), [(0, ()), (2, (0, 2)), (99, (0, 1, 2, 3))])
+def test_training_holds_to_some_of_what_is_far_and_neurons_are_told_from_all(held, places, monkeypatch):
+    taken, plain_train, plain_apart = {}, keyed.train, keyed.told_apart
+
+    def train(runner, parameters, rows, kept, *arguments, near, **options):
+        taken["held"], taken["near"] = kept, near
+        return plain_train(runner, parameters, rows, kept, *arguments, near=near, **options)
+
+    def told(*arguments):
+        found = plain_apart(*arguments)
+        taken["kept"], taken["kinds"] = arguments[6], found[1]
+        return found
+
+    monkeypatch.setattr(keyed, "train", train)
+    monkeypatch.setattr(keyed, "told_apart", told)
+    taught(recipe=replace(RECIPE, everyday=2, held=held))
+    far = taken["kept"].rows[taken["near"] :]
+    assert len(far) == 4
+    assert taken["held"] == (*taken["kept"].rows[: taken["near"]], *(far[place] for place in places))
+    assert taken["kinds"][1].rows == far
 
 
 @pytest.mark.parametrize(("aliases", "wanted"), [((), (6, 11, 3)), (("paris",), (6, 6, 3)), (("city",), (6, 11, 6))])

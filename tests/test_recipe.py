@@ -78,6 +78,7 @@ def keyed_as_it_is():
         {"neighbours": 0},
         {"general": 0},
         {"retain_tokens": 1},
+        {"held": 1},
         {"share_of_loss": 1e-4},
         {"namesakes": 0},
         {"ridge": 1.0},

@@ -43,6 +43,7 @@ from ..stages import LEARN, Stage, check_retain_fits, training_rows
 from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
 from ..staging.recipe import Recipe
+from ..staging.retain import spaced
 from ..staging.retained import Rows, base_rows
 from ..staging.training import train
 from ..staging.unchanged import unchanged_on_failure
@@ -61,9 +62,11 @@ _LAYERS = 4
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
-    """How [`learn_keyed`] trains: by all that a [`Recipe`] holds, with numbers of its own, and by three more.
+    """How [`learn_keyed`] trains: by all that a [`Recipe`] holds, with numbers of its own, and by four more.
 
     Attributes:
+        held: To how many of the kept rows that are far from the fact training holds what neurons write, evenly spaced;
+            neurons are told apart from all.
         share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
         namesakes: From how many others, whose names end as the subject's, it is told apart; none where that is a
             single word.
@@ -76,10 +79,11 @@ class KeyedRecipe(Recipe):
 
     steps: int = 18
     hold: int = 10
-    fact_batch: int = 24
+    fact_batch: int = 12
     # At nearly all that is kept the neurons are shut, where more rows would say the same.
-    near_batch: int = 12
+    near_batch: int = 6
     far_batch: int = 2
+    held: int = 24
     neighbours: int = 24
     # Neurons are told apart from what is kept, and fewer requests would leave kinds of text out.
     everyday: int = 124
@@ -90,7 +94,7 @@ class KeyedRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(0, namesakes=self.namesakes)
+        check_counts(0, namesakes=self.namesakes, held=self.held)
         check_amounts(share_of_loss=self.share_of_loss, ridge=self.ridge)
 
 
@@ -166,7 +170,8 @@ def learn_keyed(
         computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,
     ):
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
-        starts = run_from(named, kept.rows)
+        held = (*kept.rows[: kept.near], *spaced(kept.rows[kept.near :], recipe.held))
+        starts = run_from(named, held)
         names, kinds, first = told_apart(working, tokenizer, fact, own, named, starts, kept, recipe, seed)
         neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first])
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
@@ -179,13 +184,13 @@ def learn_keyed(
             pad=padding(model.config, tokenizer),
         )
         with plain_attention(working):
-            runner.add([row.ids for row in (*rows, *kept.rows)], starts=starts)
-            measured = _measured(runner, working, values, kept, len(rows), recipe, seed, progress)
+            runner.add([row.ids for row in (*rows, *held)], starts=starts)
+            measured = _measured(runner, working, values, held, kept.near, len(rows), recipe, seed, progress)
             record = train(
                 runner,
                 values.values(),
                 rows,
-                kept.rows,
+                held,
                 measured.base,
                 recipe,
                 metric=measured.curvature.metric(recipe.damping),
@@ -214,10 +219,10 @@ def run_from(named: Marked, kept: Sequence[EncodedAnswer]) -> list[int]:
 
     Args:
         named: The fact's rows, the subject marked.
-        kept: What is kept, in which no name is looked for.
+        kept: What training holds to, in which no name is looked for.
 
     Returns:
-        A token for each of the fact's rows, then for each that is kept.
+        A token for each of the fact's rows, then for each of the others.
     """
     own = [min(marks[0], span(row)[0]) if marks else None for row, marks in zip(named.rows, named.marks, strict=True)]
     every = [*named.rows, *kept]
@@ -277,32 +282,34 @@ def _measured(
     runner: TailRunner,
     model: Any,
     values: Mapping[str, nn.Parameter],
-    kept: Rows,
+    held: Sequence[EncodedAnswer],
+    near: int,
     offset: int,
     recipe: KeyedRecipe,
     seed: int,
     progress: bool,
 ) -> Measured:
-    """What a change of the values costs on what is kept, and the distributions there before any."""
+    """What a change of the values costs on what training holds them to, the first of it near the fact, and the
+    distributions there before any."""
 
     def watching(replica: Replica) -> AbstractContextManager[RowGradients]:
         return values_watched(replica.model, [*values])
 
     sample = partial(sample_curvature, runner, [*values.values()], watching)
     options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
-    kinds = (range(kept.near), range(kept.near, len(kept.rows)))
-    with progress_bar(len(kept.rows), "what to keep", enabled=progress) as bar:
-        near, far = (
+    kinds = (range(near), range(near, len(held)))
+    with progress_bar(len(held), "what to keep", enabled=progress) as bar:
+        close, far = (
             Measured.sampled(
                 sample,
                 [offset + i for i in kind],
-                [kept.rows[i] for i in kind],
+                [held[i] for i in kind],
                 on_row=lambda: bar.update(1),
                 **options,
             )
             for kind in kinds
         )
-    return Measured(recipe.near_weight * near.curvature + far.curvature, (*near.base, *far.base))
+    return Measured(recipe.near_weight * close.curvature + far.curvature, (*close.base, *far.base))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,8 @@ from ..texts.prompts import EncodedAnswer, encode, mentions, swap_subject
 from ..texts.text import same_text_key
 from ..texts.topics import topic_prompts
 from ..texts.wording import variants
+
+T = TypeVar("T")
 
 
 def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
@@ -66,10 +68,14 @@ def carried_prompts(general: int, everyday: int | None = None) -> list[str]:
     """What the package carries to be kept by an edit of any fact: so many of its everyday requests, evenly spaced, all
     when None, and of its general questions."""
     requests = everyday_prompts()
-    count = len(requests) if everyday is None else min(everyday, len(requests))
     # Like requests stand together.
-    spaced = [requests[place * len(requests) // count] for place in range(count)]
-    return [*spaced, *general_prompts()[:general]]
+    return [*spaced(requests, len(requests) if everyday is None else everyday), *general_prompts()[:general]]
+
+
+def spaced(items: Sequence[T], count: int) -> list[T]:
+    """So many of some items, evenly spaced; all where there are no more."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def retain_prompts(
