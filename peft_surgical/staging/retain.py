@@ -24,7 +24,7 @@ from ..texts.text import same_text_key
 from ..texts.topics import topic_prompts
 from ..texts.wording import variants
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
@@ -72,7 +72,7 @@ def carried_prompts(general: int, everyday: int | None = None) -> list[str]:
     return [*spaced(requests, len(requests) if everyday is None else everyday), *general_prompts()[:general]]
 
 
-def spaced(items: Sequence[T], count: int) -> list[T]:
+def spaced(items: Sequence[Item], count: int) -> list[Item]:
     """So many of some items, evenly spaced; all where there are no more."""
     count = min(count, len(items))
     return [items[place * len(items) // count] for place in range(count)]
