@@ -165,14 +165,14 @@ def test_every_prompt_is_seen_before_targets_count():
     assert Task(facts=6).train(Recipe(steps=1, fact_batch=2)).worst < math.inf
 
 
-@pytest.mark.parametrize("batches", [{}, {"fact_batch": 2, "far_batch": 3}])
-def test_steps_visit_all_rows_in_passes(batches):
+@pytest.mark.parametrize(("fact_batch", "far_batch"), [(5, 6), (9, 9), (2, 3)])
+def test_steps_visit_all_rows_in_passes(fact_batch, far_batch):
     task, asked = Task(), []
     read = task.runner.read
     task.runner.read = lambda indices, spans: asked.append(list(indices)) or read(indices, spans)
-    task.train(Recipe(steps=5, **batches))
+    task.train(Recipe(steps=5, fact_batch=fact_batch, far_batch=far_batch))
     facts, retains = asked[::2], asked[1::2]
-    if batches:
+    if fact_batch < 5:
         assert [len(step) for step in facts] == [2] * 5
         assert sorted(i for step in facts for i in step) == sorted([*range(5)] * 2)
         assert sorted(i for step in retains[:2] for i in step) == list(range(5, 11))
