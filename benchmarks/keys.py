@@ -21,9 +21,10 @@ import click
 import torch
 
 import peft_surgical as ps
-from peft_surgical.keying.keyed import KeyedRecipe, named_by_any, run_from, told_apart
+from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, neuron_count, output_projections
 from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
+from peft_surgical.keying.telling import named_by_any, run_from, told_apart
 from peft_surgical.stages import training_prompts
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
@@ -57,7 +58,9 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
     named = named_by_any(tokenizer, fact.training, prompts, own)
     starts = run_from(named, kept.rows)
-    names, kinds, first = told_apart(model, tokenizer, fact.training, own, named, starts, kept, recipe, seed)
+    names, kinds, first = told_apart(
+        model, tokenizer, fact.training, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
+    )
     rows = []
     for kind, weight in KINDS.items():
         directions = find_directions(model, modules, names, kinds, recipe.ridge, weight=weight, besides=[first])

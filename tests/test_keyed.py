@@ -14,19 +14,13 @@ from peft_surgical.keying.keyed import (
     KeyedRecipe,
     keyed_layers,
     learn_keyed,
-    named_by_any,
-    run_from,
-    told_apart,
     values_watched,
 )
-from peft_surgical.keying.keys import Marked, output_projections
+from peft_surgical.keying.keys import output_projections
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import training_rows
-from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, span
-from peft_surgical.texts.subjects import subject_ends
-from peft_surgical.texts.topics import relation_prompts
 from peft_surgical.tuner.targets import find_module
 
 from .adapters import logits, loss
@@ -179,32 +173,6 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
     assert learned < other - 1
 
 
-def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_from():
-    model = word_model()
-    fact = replace(FACT, aliases=("italy",), retain=("the sky is", "where is france ?", "what is italy ?"))
-    recipe = replace(RECIPE, neighbours=0, general=0)
-    prompts, rows = training_rows(model, TOKENIZER, fact, recipe, fact.answer)
-    own = Marked(rows, subject_ends(TOKENIZER, prompts, "france", rows))
-    named = named_by_any(TOKENIZER, fact, prompts, own)
-    kept = base_rows(model, TOKENIZER, fact, recipe, 0, False, besides=relation_prompts(fact))
-    near = kept.rows[: kept.near]
-    names, kinds, _ = told_apart(model, TOKENIZER, fact, own, named, run_from(named, kept.rows), kept, recipe, 0)
-    france, italy = TOKENIZER.convert_tokens_to_ids(["france", "italy"])
-    for kind, token in zip(names, (france, italy), strict=True):
-        assert {row.ids[i] for row, marks in zip(kind.rows, kind.marks, strict=True) for i in marks} == {token}
-    asked = [[token for token in (france, italy) if token in row.ids[: row.answer_start]] for row in near]
-    about = [row for row, tokens in zip(near, asked, strict=True) if france in tokens]
-    assert about
-    assert names[0].rows == [*(row for row, marks in zip(rows, own.marks, strict=True) if marks), *about]
-    assert sum(map(len, names[0].marks)) == sum(row.ids.count(france) for row in names[0].rows)
-    # All else that is near counts, but for first tokens.
-    rest = [
-        [i for i in range(1, len(row.ids)) if row.ids[i] not in tokens]
-        for row, tokens in zip(near, asked, strict=True)
-    ]
-    assert kinds[0] == Marked(near, rest)
-
-
 @pytest.mark.parametrize(("held", "places"), [(0, ()), (2, (0, 2)), (99, (0, 1, 2, 3))])
 def test_training_holds_to_some_of_what_is_far_and_neurons_are_told_from_all(held, places, monkeypatch):
     taken, plain_train, plain_apart = {}, keyed.train, keyed.told_apart
@@ -213,8 +181,8 @@ def test_training_holds_to_some_of_what_is_far_and_neurons_are_told_from_all(hel
         taken["held"], taken["near"] = kept, near
         return plain_train(runner, parameters, rows, kept, *arguments, near=near, **options)
 
-    def told(*arguments):
-        found = plain_apart(*arguments)
+    def told(*arguments, **options):
+        found = plain_apart(*arguments, **options)
         taken["kept"], taken["kinds"] = arguments[6], found[1]
         return found
 
@@ -268,19 +236,6 @@ def test_what_is_left_out_by_that_is_next_to_nothing(family, monkeypatch):
         torch.testing.assert_close(found, whole, atol=0.05, rtol=0.0)
         changed.append(float((whole - before).abs().max()))
     assert max(changed) > 0.5
-
-
-def test_where_a_row_begins_to_run():
-    def row(*ids, answer):
-        return EncodedAnswer(ids, answer)
-
-    rows = [row(1, 2, 3, 4, 5, 6, answer=5), row(1, 2, 7, 8, 9, answer=4), row(1, 2, 9, 8, 7, answer=3)]
-    kept = [row(1, 2, 5, 5, answer=3)]
-    # At the name; before the answer, where the name goes on into it; where rows no longer begin alike.
-    assert run_from(Marked(rows, [[3, 5], [4], []]), kept) == [3, 3, 2, 2]
-    # A name in what all begin with.
-    assert run_from(Marked(rows, [[1], [1], []]), kept) == [1, 1, 1, 1]
-    assert run_from(Marked(rows, [[0], [3], [2]]), []) == [0, 3, 2]
 
 
 def test_a_subject_is_not_told_apart_from_itself_as_the_first_token():

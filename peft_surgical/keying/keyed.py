@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +35,6 @@ from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import computing, denormals_flushed, plain_attention
 from ..running.replicas import Replica
-from ..running.suffix import shared_prefix
 from ..running.tails import TailRunner
 from ..sites import ModelShape
 from ..stages import LEARN, Stage, check_retain_fits, training_rows
@@ -44,16 +42,16 @@ from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
 from ..staging.recipe import Recipe
 from ..staging.retain import spaced
-from ..staging.retained import Rows, base_rows
+from ..staging.retained import base_rows
 from ..staging.training import train
 from ..staging.unchanged import unchanged_on_failure
 from ..texts.lengths import padding
-from ..texts.prompts import EncodedAnswer, span
-from ..texts.subject_texts import namesakes, under_aliases
+from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
 from .keys import Marked, output_projections
 from .neurons import find_neurons, place_neurons, set_neurons
+from .telling import named_by_any, run_from, told_apart
 from .updates import check_bare, frozen, settle
 
 # An adapter of the demo model, in half precision, then takes 54 KB.
@@ -172,7 +170,9 @@ def learn_keyed(
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
         held = (*kept.rows[: kept.near], *spaced(kept.rows[kept.near :], recipe.held))
         starts = run_from(named, held)
-        names, kinds, first = told_apart(working, tokenizer, fact, own, named, starts, kept, recipe, seed)
+        names, kinds, first = told_apart(
+            working, tokenizer, fact, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
+        )
         neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first])
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
@@ -203,78 +203,6 @@ def learn_keyed(
             )
         settle(values)
         return Stage(frozen(peft_model), LEARN, record, None)
-
-
-def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own: Marked) -> Marked:
-    """The fact's rows, in which the subject is marked, with the last tokens of its other names marked too."""
-    others = (subject_ends(tokenizer, prompts, name, own.rows) for name in fact.aliases)
-    return Marked(own.rows, [sorted(set(chain(*marks))) for marks in zip(own.marks, *others, strict=True)])
-
-
-def run_from(named: Marked, kept: Sequence[EncodedAnswer]) -> list[int]:
-    """The token that each row is run from at every step: the first that is marked, at the latest the last before the
-    answer; and where none is, the first after what all rows begin with.
-
-    What the neurons do before that is left out: the subject is told apart from it.
-
-    Args:
-        named: The fact's rows, the subject marked.
-        kept: What training holds to, in which no name is looked for.
-
-    Returns:
-        A token for each of the fact's rows, then for each of the others.
-    """
-    own = [min(marks[0], span(row)[0]) if marks else None for row, marks in zip(named.rows, named.marks, strict=True)]
-    every = [*named.rows, *kept]
-    prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
-    prefix = min([prefix, *(start for start in own if start is not None)])
-    return [prefix if start is None else start for start in [*own, *[None] * len(kept)]]
-
-
-def told_apart(
-    model: Any,
-    tokenizer: Any,
-    fact: TrainingFact,
-    own: Marked,
-    named: Marked,
-    starts: Sequence[int],
-    kept: Rows,
-    recipe: KeyedRecipe,
-    seed: int,
-) -> tuple[list[Marked], list[Marked], Marked]:
-    """Where the subject is told from what.
-
-    What is kept about the subject is where it stands, too: a neuron fires there as well, and what it writes is trained
-    to make no difference. Told to be shut there, it would learn these few questions and no others.
-
-    Args:
-        model: The base; a namesake that it has no room for is left out.
-        tokenizer: Its tokenizer.
-        fact: The fact.
-        own: Its own rows, the subject marked.
-        named: The same with its other names marked too, from [`named_by_any`].
-        starts: From [`run_from`]; what stands before, in the fact's own rows, is told apart, too.
-        kept: What is kept.
-        recipe: Says how many namesakes there are.
-        seed: Decides which.
-
-    Returns:
-        For each of its names where that stands; kinds of what it is told from, which count alike, all without first
-        tokens; and first tokens, unless the subject is one.
-    """
-    near = kept.rows[: kept.near]
-    about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near))
-    names = [own.marked().and_also(about.marked()), *under_aliases(model, tokenizer, fact)]
-    # What is carried and not kept may be what an evaluation asks, and is not looked at.
-    kinds = [
-        Marked.whole(near).but_for(named_by_any(tokenizer, fact, kept.prompts, about)),
-        Marked.whole(kept.rows[kept.near :]),
-        namesakes(model, tokenizer, fact, recipe.namesakes, seed),
-    ]
-    before = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
-    kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in before]))
-    first = Marked.first_of([*named.rows, *kept.rows], named.marks)
-    return [kind for kind in names if any(kind.marks)], [kind for kind in kinds if any(kind.marks)], first
 
 
 @phase("curvature")

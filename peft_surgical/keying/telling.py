@@ -1,0 +1,88 @@
+"""What a keyed edit tells the subject from, and from which token on it runs a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from ..facts import TrainingFact
+from ..running.suffix import shared_prefix
+from ..staging.retained import Rows
+from ..texts import subject_texts
+from ..texts.prompts import EncodedAnswer, span
+from ..texts.subjects import subject_ends
+from .keys import Marked
+
+
+def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own: Marked) -> Marked:
+    """The fact's rows, in which the subject is marked, with the last tokens of its other names marked too."""
+    others = (subject_ends(tokenizer, prompts, name, own.rows) for name in fact.aliases)
+    return Marked(own.rows, [sorted(set(chain(*marks))) for marks in zip(own.marks, *others, strict=True)])
+
+
+def run_from(named: Marked, held: Sequence[EncodedAnswer]) -> list[int]:
+    """The token that each row is run from at every step: the first that is marked, at the latest the last before the
+    answer; and where none is, the first after what all rows begin with.
+
+    What the neurons do before that is left out: the subject is told apart from it.
+
+    Args:
+        named: The fact's rows, the subject marked.
+        held: What training holds to, in which no name is looked for.
+
+    Returns:
+        A token for each of the fact's rows, then for each of the others.
+    """
+    own = [min(marks[0], span(row)[0]) if marks else None for row, marks in zip(named.rows, named.marks, strict=True)]
+    every = [*named.rows, *held]
+    prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
+    prefix = min([prefix, *(start for start in own if start is not None)])
+    return [prefix if start is None else start for start in [*own, *[None] * len(held)]]
+
+
+def told_apart(
+    model: Any,
+    tokenizer: Any,
+    fact: TrainingFact,
+    own: Marked,
+    named: Marked,
+    starts: Sequence[int],
+    kept: Rows,
+    *,
+    namesakes: int,
+    seed: int,
+) -> tuple[list[Marked], list[Marked], Marked]:
+    """Where the subject is told from what.
+
+    What is kept about the subject is where it stands, too: a neuron fires there as well, and what it writes is trained
+    to make no difference. Told to be shut there, it would learn these few questions and no others.
+
+    Args:
+        model: The base; a namesake that it has no room for is left out.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+        own: Its own rows, the subject marked.
+        named: The same with its other names marked too, from [`named_by_any`].
+        starts: From [`run_from`]; what stands before, in the fact's own rows, is told apart, too.
+        kept: What is kept.
+        namesakes: From how many others it is told apart whose names end as the subject's.
+        seed: Decides which.
+
+    Returns:
+        For each of its names where that stands; kinds of what it is told from, which count alike, all without first
+        tokens; and first tokens, unless the subject is one.
+    """
+    near = kept.rows[: kept.near]
+    about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near))
+    names = [own.marked().and_also(about.marked()), *subject_texts.under_aliases(model, tokenizer, fact)]
+    # What is carried and not kept may be what an evaluation asks, and is not looked at.
+    kinds = [
+        Marked.whole(near).but_for(named_by_any(tokenizer, fact, kept.prompts, about)),
+        Marked.whole(kept.rows[kept.near :]),
+        subject_texts.namesakes(model, tokenizer, fact, namesakes, seed),
+    ]
+    before = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
+    kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in before]))
+    first = Marked.first_of([*named.rows, *kept.rows], named.marks)
+    return [kind for kind in names if any(kind.marks)], [kind for kind in kinds if any(kind.marks)], first
