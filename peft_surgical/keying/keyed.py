@@ -77,6 +77,8 @@ class KeyedRecipe(Recipe):
 
     steps: int = 18
     hold: int = 10
+    target_loss: float = 0.05
+    margin: float = 0.02
     fact_batch: int = 12
     # At nearly all that is kept the neurons are shut, where more rows would say the same.
     near_batch: int = 6

@@ -57,8 +57,8 @@ class Recipe:
     hold: int = 9
     settle: float = 0.7
     damping: float = 1.0
-    target_loss: float = 0.05
-    margin: float = 0.02
+    target_loss: float = 0.1
+    margin: float = 0.1
     target_kl: float = 0.01
     retain_weight: float = 5.0
     pull: float = 2.0
