@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from peft import get_peft_model
 
 import peft_surgical as ps
+from benchmarks.speed import case as case_module
 from benchmarks.speed import memory as memory_module
 from benchmarks.speed import training
 from benchmarks.speed.__main__ import main
@@ -51,6 +52,20 @@ def test_the_alternative_trains_as_many_scales_on_the_same_modules(case):
     assert counts[0] == counts[1] > 0
     assert case.modules("input") == [f"model.layers.{layer}.mlp.up_proj" for layer in (0, 1, 2)]
     assert set(case.modules("input", "output")) == set(case.config.selections)
+
+
+@pytest.mark.parametrize(("seconds", "sizes"), [(1.0, [8, 8, 8]), (0.5, [8, 8, 8, 16, 16, 16])])
+def test_large_squares_are_left_out_where_small_ones_say_they_would_take_seconds(monkeypatch, seconds, sizes):
+    taken = []
+
+    def timed(function, matrix, other):
+        taken.append(len(matrix))
+        return function(matrix, other), seconds * (len(matrix) / 8) ** 3
+
+    monkeypatch.setattr(case_module, "timed", timed)
+    peaks = matrix_product_peak(torch.device("cpu"), sizes=(8, 16))
+    assert taken == sizes * 2
+    assert peaks == {"float32": 2 * 8**3 / seconds, "bfloat16": 2 * 8**3 / seconds}
 
 
 def test_a_case_is_as_if_just_loaded(case):
