@@ -54,3 +54,5 @@ def test_where_a_row_begins_to_run():
     # A name in what all begin with.
     assert run_from(Marked(rows, [[1], [1], []]), kept) == [1, 1, 1, 1]
     assert run_from(Marked(rows, [[0], [3], [2]]), []) == [0, 3, 2]
+    # At the latest before the answer, be it the same in all.
+    assert run_from(Marked([rows[0]] * 2, [[], []]), []) == [4, 4]
