@@ -41,6 +41,12 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
         for row, tokens in zip(near, asked, strict=True)
     ]
     assert kinds[0] == Marked(near, rest)
+    # And what of its own rows stands before they are run, again but for first tokens.
+    for start, last in ((1, kinds[-2]), (2, Marked.whole([EncodedAnswer(row.ids[:2], 2) for row in rows]))):
+        early = told_apart(
+            model, TOKENIZER, fact, own, named, [start] * len(rows), kept, namesakes=recipe.namesakes, seed=0
+        )
+        assert early[1][-1] == last
 
 
 def test_where_a_row_begins_to_run():
