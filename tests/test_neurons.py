@@ -143,6 +143,21 @@ def test_the_neuron_is_taken_that_writes_least_and_first_tokens_count():
     assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index != quiet
 
 
+def test_each_kind_of_text_and_each_token_alone_count_alike_in_what_a_neuron_writes():
+    model = word_model()
+    [module] = modules = output_projections(model, [1])
+    tokens = sorted({token for row in OTHERS for token in row.ids})
+    alone = Marked([EncodedAnswer((token,), 1) for token in tokens], [[0]] * len(tokens))
+    squares = sum(entering(model, module, kind).square().mean(0) for kind in (*KEPT, FIRST, alone))
+    # All write as much, but for one that writes a little less.
+    chosen = int(squares.argmax())
+    squares[chosen] *= 1.01
+    with torch.no_grad():
+        weight_of(find_module(model, module)).normal_().div_(weight_of(find_module(model, module)).norm(dim=0))
+        weight_of(find_module(model, module)).mul_(squares.rsqrt())
+    assert find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=[FIRST])[module].index == chosen
+
+
 def test_a_neuron_that_hardly_fires_is_taken_only_where_it_could_write_nothing():
     squares, lengths = torch.ones(48), torch.ones(48)
     lengths[[8, 30]] = torch.tensor([0.1, 0.16])
