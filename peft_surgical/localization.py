@@ -66,7 +66,7 @@ def localize(
             given.
         seed: For the order of contrast subjects, for noise, and for scorers that draw.
         prompts: Use only the first so many of the fact's prompts.
-        max_tokens: Bounds the memory above the weights: rows × positions of one forward pass; a quarter of it with
+        max_tokens: Bounds the memory above the weights: rows × positions of one forward pass; an eighth of it with
             gradients.
         progress: Show a progress bar on a terminal.
 

@@ -181,7 +181,7 @@ def test_training_in_parts_is_training_at_once(family, monkeypatch):
 
 
 def test_a_processor_gets_passes_that_are_no_larger_than_it_gains_by(monkeypatch):
-    monkeypatch.setattr("peft_surgical.running.workers._OWN", 5)
+    monkeypatch.setattr("peft_surgical.running.workers._OWN_IN_FLOAT32", 5)
     with threads(1):
         assert torch.equal(trained("llama")[1], trained("llama", pass_tokens=10)[1])
 

@@ -116,7 +116,7 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
         patch.setattr(SuffixRunner, "read", counted)
         # So few rows would be one batch, and one batch is one process's.
-        patch.setattr(workers, "_OWN", 1)
+        patch.setattr(workers, "_OWN_IN_FLOAT32", 1)
         options = {"retention_tokens": 48, "progress": False}
         if keyed:
             fact = replace(test_edit.FACT, subject="france")

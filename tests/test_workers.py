@@ -57,6 +57,8 @@ def test_few_tokens_are_not_shared_out(tokens, count):
 def test_each_gets_as_many_tokens_as_a_processor_gains_by():
     task = Task()
     worker = Worker(task.runner, task.parameters, Replica(task.model))
+    assert [tokens_of(None, [worker] * count) for count in (1, 2, 4)] == [448, 448, 896]
+    task.model.to(torch.bfloat16)
     assert [tokens_of(None, [worker] * count) for count in (1, 2, 4)] == [640, 640, 1280]
     assert tokens_of(7, [worker] * 2) == 7
     elsewhere = copy.copy(task.runner)

@@ -76,7 +76,7 @@ class ScorerContext:
         controls: The same for prompts about other things, with the model's own answer in the place of the old one;
             made on first use from the fact's `contrast` and `retain` prompts, and empty when it has neither.
         seed: For anything random.
-        max_tokens: Rows × positions of one forward pass; with gradients a quarter of it.
+        max_tokens: Rows × positions of one forward pass; with gradients an eighth of it.
         score: The scores of another scorer, by its name, computed once.
         notes: JSON values that shall stand in the localization beside the scores.
         track: Wraps an iterable in a progress bar: `context.track(items, total)`.
@@ -117,7 +117,7 @@ class ScorerContext:
         Raises:
             ModelError: If a prompt is too long for the model.
         """
-        yield from self.runs.windows(self.pairs if pairs is None else pairs, self.max_tokens // 4, whole=whole)
+        yield from self.runs.windows(self.pairs if pairs is None else pairs, self.max_tokens // 8, whole=whole)
 
     def generator(self) -> torch.Generator:
         """A fresh random generator at the localization's seed."""

@@ -15,8 +15,9 @@ from .suffix import SuffixRunner
 _LEAST = 256
 
 # A processor is nearly as fast with a few hundred tokens at a time as with thousands, which take several times the
-# memory. Products of as few are not worth sharing: threads that share them get twice as many.
-_OWN = 320
+# memory. Products of as few are not worth sharing: threads that share them get twice as many. A token takes twice the
+# memory in float32, in which fewer are as fast.
+_OWN, _OWN_IN_FLOAT32 = 320, 224
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ def tokens_of(given: int | None, workers: Sequence[Worker]) -> int | None:
     """How many tokens go through a model at once, all workers together, at most; None for as many as there are.
 
     Args:
-        given: What a recipe says. Where that is None, it is 320 for each worker on a processor, 640 for one by itself,
-            and no limit elsewhere.
+        given: What a recipe says. Where that is None, it is 320 for each worker on a processor, 224 in float32, twice
+            that for one by itself, and no limit elsewhere.
         workers: Who run them.
     """
-    if given is None and workers[0].runner.device.type == "cpu":
-        return _OWN * max(2, len(workers))
+    runner = workers[0].runner
+    if given is None and runner.device.type == "cpu":
+        return (_OWN if runner.model.dtype.itemsize < 4 else _OWN_IN_FLOAT32) * max(2, len(workers))
     return given
 
 

@@ -198,8 +198,8 @@ def sample_curvature(
         draws: Samples a row: how often signs are drawn, each with a backward pass of its own.
         seed: Draws the signs.
         tokens: At most so many tokens at once, padding included but not a shared prefix that runs once, and always one
-            row a forward. When None, 320 a worker on a processor, 640 for one by itself, and 1,536 elsewhere. The
-            signs do not depend on it; fewer take less memory and more time.
+            row a forward. When None, 320 a worker on a processor, 224 in float32, twice that for one by itself, and
+            1,536 elsewhere. The signs do not depend on it; fewer take less memory and more time.
         on_logits: Called with the place in `rows`, and the logits that predict its answer, of each row that this
             process reads: of all rows, but where processes share the work (`sharing`). Workers call it at the same
             time.

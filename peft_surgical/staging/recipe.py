@@ -42,9 +42,9 @@ class Recipe:
         pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
             row. The shared beginning of prompts, which runs once, does not count; where each row runs from a token of
             its own on (`learn_keyed`), a quarter of what stands before does. When None, 320 for each of the threads
-            that run rows side by side on a processor, and 640 for one that runs them alone; elsewhere all of a step's
-            rows of a kind, and 1,536 where the curvature is measured. Either way a pass of a step that the accelerator
-            has no memory for is done again in halves.
+            that run rows side by side on a processor, 224 in float32, and twice that for one that runs them alone;
+            elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured. Either way a pass of a
+            step that the accelerator has no memory for is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
