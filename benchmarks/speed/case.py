@@ -92,7 +92,7 @@ def timed(function: Callable[..., Value], *arguments: Any, **options: Any) -> tu
     return value, time.perf_counter() - started
 
 
-# Seconds of a matrix product.
+# Of a matrix product that is worth waiting for, seconds.
 _LONGEST = 5
 
 
