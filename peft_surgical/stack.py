@@ -17,7 +17,7 @@ from dataclasses import replace
 from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
 from .adapters.bases import hub_id
-from .adapters.cards import card_header, card_use
+from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit, EditOrPath, several
 from .profiling import phase
 from .writing.files import ADAPTER, check_output
@@ -66,22 +66,13 @@ def model_card(edit: Edit, about: str | None = None) -> str:
         about: Markdown about the edit.
     """
     base = hub_id(edit.base_model) or "the base model"
-    rows = [
-        f"| `{name}` | {module.coordinates.side} | {module.coordinates.n} |"
-        for name, module in sorted(edit.modules.items(), key=lambda item: _numbered(item[0]))
-    ]
     parts = [
         card_header(edit.base_model, edit.task_type, "ia3"),
         "# A surgical edit",
         *([about.strip()] if about and about.strip() else []),
         f"An (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)} modules;"
         " every other scale is exactly 1.",
-        "\n".join(["| Module | Side | Scales |", "|---|---|---|", *rows]),
+        card_scales(edit),
         card_use(edit.base_model),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _numbered(name: str) -> list[tuple[int, str]]:
-    """A key by which layer 9 comes before layer 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

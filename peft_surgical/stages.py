@@ -23,6 +23,9 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from .adapters.bases import hub_id
+from .adapters.cards import card_header, card_scales, card_use
+from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
@@ -40,7 +43,7 @@ from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
-from .tuner import SurgicalIA3Config, activate
+from .tuner import SurgicalIA3Config, SurgicalIA3Model, activate
 from .tuner.saving import save_adapter
 
 UNLEARN, LEARN = "unlearn", "learn"
@@ -71,7 +74,7 @@ class Stage:
 
     @phase("save")
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`.
+        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`, with a model card.
 
         Args:
             path: The folder; it appears whole or not at all.
@@ -79,13 +82,31 @@ class Stage:
         Raises:
             OutputError: If it holds something or cannot be written.
         """
-        save_adapter(self.model, self.adapter, path)
+        card = None
+        if isinstance(self.model.base_model, SurgicalIA3Model):
+            card = _card(self.model.base_model.edit(self.adapter), self.adapter)
+        save_adapter(self.model, self.adapter, path, card=card)
 
     def to_dict(self) -> dict[str, Any]:
         """What training reached, as JSON."""
         worst = self.record.worst
         # JSON has no infinity, and that is the worst of no prompt seen.
         return {**asdict(self.record), "worst": worst if math.isfinite(worst) else None}
+
+
+def _card(edit: Edit, name: str) -> str:
+    """The README of a stage's folder."""
+    base = hub_id(edit.base_model) or "the base model"
+    parts = [
+        card_header(edit.base_model, edit.task_type, "surgical-ia3"),
+        f"# One stage of a surgical edit: {name}",
+        f"A surgical (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)}"
+        " modules, as it was trained. It acts together with the stages before it, whose scales multiply with its own:"
+        " `peft-surgical stack` makes one plain (IA)³ adapter of them all, which loads without this package.",
+        card_scales(edit),
+        card_use(edit.base_model, stock=False),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:

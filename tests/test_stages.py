@@ -1,5 +1,7 @@
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,7 @@ from .offloading import offloaded
 from .tiny import FAMILIES, tiny_model
 
 TOKENIZER = word_tokenizer()
+IDS = [[3, 1, 4, 1, 5]]
 COMPONENTS = ["L1.mlp", "L1.head.1", "L2.mlp", "L2.head.0"]
 RECIPE = Recipe(
     steps=4,
@@ -335,6 +338,26 @@ def test_saved_stages_load_to_the_same_model(family, tmp_path):
     loaded.load_adapter(tmp_path / "learn", "learn")
     activate(loaded, ["unlearn", "learn"])
     assert torch.equal(logits(loaded), both)
+    assert "# One stage of a surgical edit: learn" in (tmp_path / "learn" / "README.md").read_text()
+
+
+def test_what_the_card_of_a_saved_stage_says_to_run_runs(tmp_path):
+    stage = first_stage()
+    stage.save(tmp_path / "stage")
+    card = (tmp_path / "stage" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "# One stage of a surgical edit: unlearn" in card
+    scaled = stage.model.peft_config["unlearn"].selections
+    assert all(f"| `{module}` | {spec['side']} |" in card for module, spec in scaled.items())
+    assert str(tmp_path) not in card
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    code = card.split("```")[1].removeprefix("python\n")
+    code = code.replace("path/to/the/base", str(tmp_path / "base"))
+    code = code.replace("path/to/this/folder", str(tmp_path / "stage"))
+    # Elsewhere nothing has made the type known yet.
+    code += f"import torch\ntorch.save(model(torch.tensor({IDS})).logits, {str(tmp_path / 'logits.pt')!r})\n"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), stage.model(torch.tensor(IDS)).logits)
 
 
 def test_a_stage_tells_what_its_training_reached():

@@ -6,7 +6,12 @@ all.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .bases import hub_id
+
+if TYPE_CHECKING:
+    from .edits import Edit
 
 
 def card_header(base_model: str | None, task_type: str | None, kind: str) -> str:
@@ -25,18 +30,34 @@ def card_header(base_model: str | None, task_type: str | None, kind: str) -> str
     return "\n".join([*header, "---"])
 
 
-def card_use(base_model: str | None) -> str:
+def card_scales(edit: Edit) -> str:
+    """The table that says what an adapter scales."""
+    rows = [
+        f"| `{name}` | {module.coordinates.side} | {module.coordinates.n} |"
+        for name, module in sorted(edit.modules.items(), key=lambda item: _numbered(item[0]))
+    ]
+    return "\n".join(["| Module | Side | Scales |", "|---|---|---|", *rows])
+
+
+def _numbered(name: str) -> list[tuple[int, str]]:
+    """A key by which layer 9 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+def card_use(base_model: str | None, *, stock: bool = True) -> str:
     """The section that says how to load an adapter, to be copied as it stands where the base has an id.
 
     Args:
         base_model: Where the base model came from.
+        stock: Whether PEFT alone knows the adapter's type.
     """
     base = hub_id(base_model)
     name = f'"{base}"' if base else '"path/to/the/base"'
+    own = "" if stock else "import peft_surgical  # makes the adapter's type known to PEFT\n"
     return f"""## Use
 
 ```python
-from peft import PeftModel
+{own}from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained({name})  # or where the weights that were edited are
