@@ -25,7 +25,6 @@ from torch import nn
 
 from .adapters.bases import hub_id
 from .adapters.cards import card_header, card_scales, card_use
-from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
@@ -82,31 +81,32 @@ class Stage:
         Raises:
             OutputError: If it holds something or cannot be written.
         """
-        card = None
-        if isinstance(self.model.base_model, SurgicalIA3Model):
-            card = _card(self.model.base_model.edit(self.adapter), self.adapter)
-        save_adapter(self.model, self.adapter, path, card=card)
+        save_adapter(self.model, self.adapter, path, card=self._card())
+
+    def _card(self) -> str | None:
+        """The README of the stage's folder; none for adapters of other kinds than ours."""
+        tuner = self.model.base_model
+        if not isinstance(tuner, SurgicalIA3Model):
+            return None
+        edit, active = tuner.edit(self.adapter), list(tuner.active_adapters)
+        stages = active[: active.index(self.adapter) + 1] if self.adapter in active else [self.adapter]
+        base = hub_id(edit.base_model) or "the base model"
+        parts = [
+            card_header(edit.base_model, edit.task_type, "surgical-ia3"),
+            f"# One stage of a surgical edit: {self.adapter}",
+            f"A surgical (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)}"
+            f" modules, as it was trained{' on top of ' + ' and '.join(stages[:-1]) if len(stages) > 1 else ''}."
+            " `peft-surgical stack` makes one plain (IA)³ adapter of all stages, which loads without this package.",
+            card_scales(edit),
+            card_use(edit.base_model, stages),
+        ]
+        return "\n\n".join(parts) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """What training reached, as JSON."""
         worst = self.record.worst
         # JSON has no infinity, and that is the worst of no prompt seen.
         return {**asdict(self.record), "worst": worst if math.isfinite(worst) else None}
-
-
-def _card(edit: Edit, name: str) -> str:
-    """The README of a stage's folder."""
-    base = hub_id(edit.base_model) or "the base model"
-    parts = [
-        card_header(edit.base_model, edit.task_type, "surgical-ia3"),
-        f"# One stage of a surgical edit: {name}",
-        f"A surgical (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)}"
-        " modules, as it was trained. It acts together with the stages before it, whose scales multiply with its own:"
-        " `peft-surgical stack` makes one plain (IA)³ adapter of them all, which loads without this package.",
-        card_scales(edit),
-        card_use(edit.base_model, stock=False),
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:

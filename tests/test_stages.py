@@ -338,26 +338,38 @@ def test_saved_stages_load_to_the_same_model(family, tmp_path):
     loaded.load_adapter(tmp_path / "learn", "learn")
     activate(loaded, ["unlearn", "learn"])
     assert torch.equal(logits(loaded), both)
-    assert "# One stage of a surgical edit: learn" in (tmp_path / "learn" / "README.md").read_text()
 
 
 def test_what_the_card_of_a_saved_stage_says_to_run_runs(tmp_path):
-    stage = first_stage()
-    stage.save(tmp_path / "stage")
-    card = (tmp_path / "stage" / "README.md").read_text()
+    first = first_stage()
+    stage = second_stage(first)
+    first.save(tmp_path / "unlearn"), stage.save(tmp_path / "learn")
+    card = (tmp_path / "learn" / "README.md").read_text()
     assert card.startswith("---\n")
-    assert "# One stage of a surgical edit: unlearn" in card
-    scaled = stage.model.peft_config["unlearn"].selections
+    assert "modules, as it was trained on top of unlearn." in card
+    scaled = stage.model.peft_config["learn"].selections
     assert all(f"| `{module}` | {spec['side']} |" in card for module, spec in scaled.items())
     assert str(tmp_path) not in card
     tiny_model("llama").save_pretrained(tmp_path / "base")
     code = card.split("```")[1].removeprefix("python\n")
     code = code.replace("path/to/the/base", str(tmp_path / "base"))
-    code = code.replace("path/to/this/folder", str(tmp_path / "stage"))
-    # Elsewhere nothing has made the type known yet.
-    code += f"import torch\ntorch.save(model(torch.tensor({IDS})).logits, {str(tmp_path / 'logits.pt')!r})\n"
+    code = code.replace("path/to/unlearn", str(tmp_path / "unlearn"))
+    code = code.replace("path/to/this/folder", str(tmp_path / "learn"))
+    # In a process of its own nothing has made the type known yet.
+    code += f"\nimport torch\ntorch.save(model(torch.tensor({IDS})).logits, {str(tmp_path / 'logits.pt')!r})\n"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), stage.model(torch.tensor(IDS)).logits)
+
+
+def test_the_card_of_a_first_stage_loads_it_alone(tmp_path):
+    first = first_stage()
+    second_stage(first)
+    first.save(tmp_path / "unlearn")
+    card = (tmp_path / "unlearn" / "README.md").read_text()
+    assert "# One stage of a surgical edit: unlearn" in card
+    assert "modules, as it was trained. `peft-surgical stack`" in card
+    assert 'from_pretrained(base, "path/to/this/folder", adapter_name="unlearn")' in card
+    assert "load_adapter" not in card
 
 
 def test_a_stage_tells_what_its_training_reached():

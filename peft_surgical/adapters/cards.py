@@ -6,6 +6,7 @@ all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .bases import hub_id
@@ -44,24 +45,34 @@ def _numbered(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
-def card_use(base_model: str | None, *, stock: bool = True) -> str:
+def card_use(base_model: str | None, stages: Sequence[str] = ()) -> str:
     """The section that says how to load an adapter, to be copied as it stands where the base has an id.
 
     Args:
         base_model: Where the base model came from.
-        stock: Whether PEFT alone knows the adapter's type.
+        stages: Names of the stages that act together, of which this adapter is the last; none for an adapter that is
+            an edit by itself and of a type that PEFT knows.
     """
     base = hub_id(base_model)
     name = f'"{base}"' if base else '"path/to/the/base"'
-    own = "" if stock else "import peft_surgical  # makes the adapter's type known to PEFT\n"
-    return f"""## Use
+    lines = [
+        *(["import peft_surgical as ps"] if stages else []),
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({name})  # or where the weights that were edited are",
+    ]
+    if stages:
+        first, *others = stages
+        folders = [*(f"path/to/{stage}" for stage in stages[:-1]), "path/to/this/folder"]
+        lines.append(f'model = PeftModel.from_pretrained(base, "{folders[0]}", adapter_name="{first}")')
+        lines += [f'model.load_adapter("{f}", "{stage}")' for f, stage in zip(folders[1:], others, strict=True)]
+        lines.append(f"ps.activate(model, [{', '.join(map(_quoted, stages))}])")
+    else:
+        lines.append('model = PeftModel.from_pretrained(base, "path/to/this/folder")')
+    code = "\n".join(lines)
+    return f"## Use\n\n```python\n{code}\n```\n\nTo undo the edit, do not load it."
 
-```python
-{own}from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({name})  # or where the weights that were edited are
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
-```
-
-To undo the edit, do not load it."""
+def _quoted(name: str) -> str:
+    return f'"{name}"'
