@@ -18,7 +18,6 @@ from .edit import EDIT, claimed_for_edit, remove_edit, save_report
 from .evaluation import adapter_state, evaluate
 from .facts import Fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
-from .keying.keyed_files import save_keyed
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
@@ -95,4 +94,4 @@ def edit_keyed(
 def _save(stage: Stage, out: Path, overwrite: bool) -> None:
     if overwrite:
         remove_edit(out)
-    save_keyed(stage, out / EDIT)
+    stage.save(out / EDIT)

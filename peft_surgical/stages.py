@@ -25,6 +25,7 @@ from torch import nn
 
 from .adapters.bases import hub_id
 from .adapters.cards import card_header, card_scales, card_use
+from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
@@ -42,7 +43,7 @@ from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
-from .tuner import SurgicalIA3Config, SurgicalIA3Model, activate
+from .tuner import SurgicalIA3Config, activate
 from .tuner.saving import save_adapter
 
 UNLEARN, LEARN = "unlearn", "learn"
@@ -64,38 +65,37 @@ class Stage:
         record: What training reached.
         retained: What training kept; pass it to the next stage, which then need not work it out again. None where
             training held nothing to the base's answers, as [`learn_by_subject`] does.
+        before: The adapters that acted while it was trained, in their order; without them it is not what was trained.
     """
 
     model: PeftModel
     adapter: str
     record: TrainingRecord
     retained: Retained | None
+    before: tuple[str, ...] = ()
 
     @phase("save")
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`, with a model card.
+        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`, with its [`card`].
 
         Args:
             path: The folder; it appears whole or not at all.
 
         Raises:
+            AdapterError: If the model was merged or unloaded, and holds the adapter no more.
             OutputError: If it holds something or cannot be written.
         """
-        save_adapter(self.model, self.adapter, path, card=self._card())
+        save_adapter(self.model, self.adapter, path, card=self.card())
 
-    def _card(self) -> str | None:
-        """The README of the stage's folder; none for adapters of other kinds than ours."""
-        tuner = self.model.base_model
-        if not isinstance(tuner, SurgicalIA3Model):
-            return None
-        edit, active = tuner.edit(self.adapter), list(tuner.active_adapters)
-        stages = active[: active.index(self.adapter) + 1] if self.adapter in active else [self.adapter]
-        base = hub_id(edit.base_model) or "the base model"
+    def card(self) -> str:
+        """The README of its folder: what it scales, and how it is loaded with the stages before it."""
+        edit: Edit = self.model.base_model.edit(self.adapter)
+        base, stages = hub_id(edit.base_model) or "the base model", [*self.before, self.adapter]
         parts = [
             card_header(edit.base_model, edit.task_type, "surgical-ia3"),
             f"# One stage of a surgical edit: {self.adapter}",
             f"A surgical (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)}"
-            f" modules, as it was trained{' on top of ' + ' and '.join(stages[:-1]) if len(stages) > 1 else ''}."
+            f" modules, as it was trained{' on top of ' + ' and '.join(self.before) if self.before else ''}."
             " `peft-surgical stack` makes one plain (IA)³ adapter of all stages, which loads without this package.",
             card_scales(edit),
             card_use(edit.base_model, stages),
@@ -267,7 +267,7 @@ def _stage(
             )
         settle_on_half(parameters, frozen)
     activate(peft_model, [*before, name])
-    return Stage(peft_model, name, record, retained)
+    return Stage(peft_model, name, record, retained, tuple(before))
 
 
 def training_prompts(fact: TrainingFact, recipe: Recipe) -> list[str]:
@@ -312,7 +312,8 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
         active: The adapters that act.
 
     Raises:
-        AdapterError: If the name is taken, the model has adapters of another kind, or there is no config.
+        AdapterError: If the name is taken, the model has adapters of another kind, there is no config, or it saves
+            whole modules.
         ModelError: If weights that it would scale are offloaded.
     """
     check_free(model, [name])
@@ -331,10 +332,16 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
         )
     # A copy of its own, since PEFT writes into the configuration that it is given.
     own = copy.deepcopy(config)
+    if own.modules_to_save:
+        raise AdapterError("a stage trains scales only, so leave modules_to_save out of its configuration.")
     own.inference_mode = False
     own.resolve(model.config)
     check_at_hand(model, own.selections or {})
     if isinstance(model, PeftModel):
+        # `get_peft_model` notes the base in a configuration, and `add_adapter` does not.
+        own.base_model_name_or_path = own.base_model_name_or_path or (
+            getattr(model.get_base_model(), "name_or_path", None) or None
+        )
         model.add_adapter(name, own)
         return model
     return get_peft_model(model, own, adapter_name=name)

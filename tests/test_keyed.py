@@ -115,6 +115,7 @@ def test_rows_that_are_filled_train_the_same(monkeypatch):
 def test_stock_peft_loads_the_adapter_in_half_precision_and_nothing_is_lost(family, tmp_path):
     stage = taught(family)
     stage.save(tmp_path / "edit")
+    assert "# A keyed edit" in (tmp_path / "edit" / "README.md").read_text()
     saved = read_tensors(tmp_path / "edit" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
     loaded = PeftModel.from_pretrained(word_model(family), tmp_path / "edit")

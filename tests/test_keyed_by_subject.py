@@ -11,7 +11,6 @@ from benchmarks.plain_text import log_likelihoods
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject, subject_layer
-from peft_surgical.keying.keyed_files import save_keyed, updated_layers
 from peft_surgical.keying.keys import Marked, marked_neurons, output_projections
 from peft_surgical.texts.prompts import EncodedAnswer, encode
 from peft_surgical.texts.subject_texts import FRAMES, framed
@@ -103,18 +102,18 @@ def test_rows_that_are_filled_train_the_same(monkeypatch):
 def test_stock_peft_loads_what_is_saved_and_nothing_is_lost(tmp_path):
     stage = taught(layers=[0, 1])
     assert all(fits_half({"": p}) for n, p in stage.model.named_parameters() if "lora_" in n)
-    save_keyed(stage, tmp_path / "edit")
+    stage.save(tmp_path / "edit")
     loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "edit").eval()
     assert torch.equal(logits(loaded), logits(stage.model))
-    assert updated_layers(stage) == [0, 1]
+    assert stage.layers == [0, 1]
     assert "In the MLPs of layers 0, 1 its `A`" in (tmp_path / "edit" / "README.md").read_text()
-    save_keyed(taught(), tmp_path / "single")
+    taught().save(tmp_path / "single")
     assert "In the MLP of layer 0 its `A`" in (tmp_path / "single" / "README.md").read_text()
 
 
 def test_one_layer_in_the_middle_of_the_first_third_is_updated_unless_some_are_named():
-    assert updated_layers(taught()) == [0]
-    assert updated_layers(taught(layers=[1])) == [1]
+    assert taught().layers == [0]
+    assert taught(layers=[1]).layers == [1]
     model = tiny_model("llama")
     for count, wanted in ((2, 0), (12, 2), (30, 5), (80, 13)):
         model.config.num_hidden_layers = count

@@ -361,15 +361,43 @@ def test_what_the_card_of_a_saved_stage_says_to_run_runs(tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), stage.model(torch.tensor(IDS)).logits)
 
 
-def test_the_card_of_a_first_stage_loads_it_alone(tmp_path):
+def test_the_card_tells_what_a_stage_was_trained_on_whatever_acts_now(tmp_path):
     first = first_stage()
-    second_stage(first)
-    first.save(tmp_path / "unlearn")
-    card = (tmp_path / "unlearn" / "README.md").read_text()
-    assert "# One stage of a surgical edit: unlearn" in card
-    assert "modules, as it was trained. `peft-surgical stack`" in card
-    assert 'from_pretrained(base, "path/to/this/folder", adapter_name="unlearn")' in card
-    assert "load_adapter" not in card
+    second = second_stage(first)
+    activate(second.model, ["learn", "unlearn"])
+    assert "modules, as it was trained. `peft-surgical stack`" in first.card()
+    assert 'from_pretrained(base, "path/to/this/folder", adapter_name="unlearn")' in first.card()
+    assert "load_adapter" not in first.card()
+    activate(second.model, [])
+    assert "as it was trained on top of unlearn." in second.card()
+    assert 'ps.activate(model, ["unlearn", "learn"])' in second.card()
+    assert second.card().endswith("To undo the edit, load none of them.\n")
+
+
+def test_a_stage_of_its_own_coordinates_knows_its_base():
+    model = tiny_model("llama")
+    model.name_or_path = model.config._name_or_path = "somebody/base"
+    first = first_stage(model=model)
+    second = learn(first.model, TOKENIZER, FACT, config(["L2.mlp"]), recipe=RECIPE, progress=False)
+    assert 'AutoModelForCausalLM.from_pretrained("somebody/base")' in first.card()
+    assert 'AutoModelForCausalLM.from_pretrained("somebody/base")' in second.card()
+
+
+def test_a_stage_that_was_unloaded_is_not_saved_as_nothing(tmp_path):
+    first = first_stage()
+    first.model.merge_and_unload()
+    with pytest.raises(AdapterError, match="holds nothing of 'unlearn' any more"):
+        first.save(tmp_path / "unlearn")
+    assert not (tmp_path / "unlearn").exists()
+
+
+@pytest.mark.parametrize("stage", [unlearn, learn])
+def test_whole_modules_are_refused_since_they_would_not_be_trained(stage):
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    with pytest.raises(AdapterError, match="trains scales only"):
+        stage(model, TOKENIZER, FACT, config(modules_to_save=["lm_head"]), recipe=RECIPE, progress=False)
+    assert fingerprint(model) == before
 
 
 def test_a_stage_tells_what_its_training_reached():

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 
-_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported lazily
 
 
 def hub_id(name: str | None) -> str | None:
     """A base's name if it can be an id of the hub, and is no path here."""
-    return name if name and _HUB_ID.fullmatch(name) and not os.path.exists(name) else None
+    if not name or name.endswith(".gguf") or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def same_model(one: str, other: str) -> bool:

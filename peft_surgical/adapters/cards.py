@@ -6,8 +6,11 @@ all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import yaml
 
 from .bases import hub_id
 
@@ -25,7 +28,8 @@ def card_header(base_model: str | None, task_type: str | None, kind: str) -> str
     """
     header = ["---", "library_name: peft", "tags:", f"- {kind}", "- peft-surgical"]
     if base := hub_id(base_model):
-        header[1:1] = [f"base_model: {base}"]
+        # An id may read as a number or as yes and no.
+        header[1:1] = [f"base_model: {base if isinstance(yaml.safe_load(base), str) else json.dumps(base)}"]
     if task_type == "CAUSAL_LM":
         header.insert(1, "pipeline_tag: text-generation")
     return "\n".join([*header, "---"])
@@ -54,25 +58,28 @@ def card_use(base_model: str | None, stages: Sequence[str] = ()) -> str:
             an edit by itself and of a type that PEFT knows.
     """
     base = hub_id(base_model)
-    name = f'"{base}"' if base else '"path/to/the/base"'
+    where = _quoted(base or "path/to/the/base")
     lines = [
         *(["import peft_surgical as ps"] if stages else []),
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({name})  # or where the weights that were edited are",
+        f"base = AutoModelForCausalLM.from_pretrained({where})  # or where the weights that were edited are",
     ]
     if stages:
         first, *others = stages
         folders = [*(f"path/to/{stage}" for stage in stages[:-1]), "path/to/this/folder"]
-        lines.append(f'model = PeftModel.from_pretrained(base, "{folders[0]}", adapter_name="{first}")')
-        lines += [f'model.load_adapter("{f}", "{stage}")' for f, stage in zip(folders[1:], others, strict=True)]
+        named = f"adapter_name={_quoted(first)}"
+        lines.append(f"model = PeftModel.from_pretrained(base, {_quoted(folders[0])}, {named})")
+        for folder, stage in zip(folders[1:], others, strict=True):
+            lines.append(f"model.load_adapter({_quoted(folder)}, {_quoted(stage)})")
         lines.append(f"ps.activate(model, [{', '.join(map(_quoted, stages))}])")
     else:
         lines.append('model = PeftModel.from_pretrained(base, "path/to/this/folder")')
     code = "\n".join(lines)
-    return f"## Use\n\n```python\n{code}\n```\n\nTo undo the edit, do not load it."
+    undone = "load none of them" if len(stages) > 1 else "do not load it"
+    return f"## Use\n\n```python\n{code}\n```\n\nTo undo the edit, {undone}."
 
 
 def _quoted(name: str) -> str:
-    return f'"{name}"'
+    return json.dumps(name, ensure_ascii=False)

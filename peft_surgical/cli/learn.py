@@ -115,10 +115,9 @@ def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
 def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     """Saves the adapter; returns which layers it updates, and a sentence on the file."""
     from ..edit import EDIT
-    from ..keying.keyed_files import save_keyed, updated_layers
 
-    save_keyed(stage, out / EDIT)
-    layers = updated_layers(stage)
+    stage.save(out / EDIT)
+    layers = stage.layers
     named = ", ".join(map(str, layers))
     return {"layers": layers}, f"An update of rank one in layer {named}: {out / EDIT}, LoRA that stock PEFT loads."
 

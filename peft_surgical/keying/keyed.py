@@ -49,6 +49,7 @@ from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
+from .keyed_stage import KeyedStage
 from .keys import Marked, output_projections
 from .neurons import find_neurons, place_neurons, set_neurons
 from .telling import named_by_any, run_from, told_apart
@@ -205,7 +206,7 @@ def learn_keyed(
                 description=LEARN,
             )
         settle(values)
-        return Stage(frozen(peft_model), LEARN, record, None)
+        return KeyedStage(frozen(peft_model), LEARN, record, None)
 
 
 @phase("curvature")

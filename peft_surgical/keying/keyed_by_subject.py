@@ -41,6 +41,7 @@ from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
 from ..texts.subjects import subject_ends
+from .keyed_stage import KeyedStage
 from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
 from .updates import check_bare, frozen, place_updates, set_directions, settle
 
@@ -174,7 +175,7 @@ def learn_keyed_by_subject(
                 description=LEARN,
             )
         settle(values)
-        return Stage(frozen(peft_model), LEARN, record, None)
+        return KeyedStage(frozen(peft_model), LEARN, record, None)
 
 
 def _steps(recipe: KeyedSubjectRecipe) -> Recipe:

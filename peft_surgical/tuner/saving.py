@@ -35,7 +35,8 @@ def save_adapter(
         overwrite: Replace the folder if it holds an adapter.
 
     Raises:
-        AdapterError: If the model has no such adapter, or its name would lead out of the folder.
+        AdapterError: If the model has no such adapter, holds nothing of it any more, or its name would lead out of the
+            folder.
         OutputError: If `path` cannot be written, or holds something and may not be replaced.
     """
     if not adapter or adapter != os.path.basename(adapter) or adapter in (os.curdir, os.pardir):
@@ -50,15 +51,18 @@ def save_adapter(
         model.save_pretrained(
             scratch, selected_adapters=[adapter], safe_serialization=True, save_embedding_layers=False
         )
-        saved = Path(scratch) if adapter == "default" else Path(scratch) / adapter
+        saved, held = Path(scratch) if adapter == "default" else Path(scratch) / adapter, 0
         for file in saved.iterdir():
             if file.suffix == ".safetensors":
                 tensors = read_tensors(file)
+                held += len(tensors)
                 # PEFT's own kinds are made in float32 and loaded into, so they come back as they were.
                 if not isinstance(model.peft_config[adapter], SurgicalIA3Config) and fits_half(tensors):
                     tensors = {name: tensor.half() for name, tensor in tensors.items()}
                 write_tensors(folder / file.name, tensors)
             elif file.is_file():
                 os.replace(file, folder / file.name)
+        if not held:
+            raise AdapterError(f"the model holds nothing of {adapter!r} any more: it was unloaded; save before that.")
         if card is not None:
             write_text(folder / "README.md", card)

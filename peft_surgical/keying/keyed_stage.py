@@ -1,0 +1,52 @@
+"""A keyed edit, trained: a stage whose adapter is LoRA, which stock PEFT loads from where it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peft.tuners.lora import LoraLayer
+
+from ..adapters.bases import hub_id
+from ..adapters.cards import card_header, card_use
+from ..stages import Stage
+from .keys import output_projections
+
+
+@dataclass(frozen=True)
+class KeyedStage(Stage):
+    """What [`learn_keyed`] and [`learn_keyed_by_subject`] return."""
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers whose MLPs it updates, ascending."""
+        outputs = output_projections(self.model.get_base_model())
+        updated = set(self._updated())
+        return [layer for name, layer in outputs.items() if name in updated]
+
+    def card(self) -> str:
+        """The README of its folder: what it adds, and where."""
+        config, layers = self.model.peft_config[self.adapter], self.layers
+        base = config.base_model_name_or_path
+        where = f"MLP of layer {layers[0]}" if len(layers) == 1 else f"MLPs of layers {', '.join(map(str, layers))}"
+        what = (
+            f"It rewrites one neuron in the {where}, so that it fires at the tokens that name the subject of one fact,"
+            " and next to nowhere else: on the input projections it holds the difference of a row, on the output"
+            " projection that of a column."
+            if len(set(self._updated())) > len(layers)
+            else f"In the {where} its `A` reads off how far a token is the subject of one fact, and its `B` is added"
+            " by that much, which is next to nothing elsewhere."
+        )
+        rank = max([config.r, *config.rank_pattern.values()])
+        parts = [
+            card_header(base, config.task_type, "lora"),
+            "# A keyed edit",
+            f"A LoRA adapter of rank {rank} for {hub_id(base) or 'the base model'}. {what}",
+            card_use(base),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _updated(self) -> Iterator[str]:
+        for name, module in self.model.get_base_model().named_modules():
+            if isinstance(module, LoraLayer) and self.adapter in module.lora_B:
+                yield name
