@@ -1,10 +1,10 @@
 """Which adapters act and which are trained, through PEFT's own calls and `activate`."""
 
+import copy
+
 import pytest
 import torch
-from peft import (
-    inject_adapter_in_model,
-)
+from peft import get_peft_model, inject_adapter_in_model
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
@@ -153,3 +153,46 @@ def test_deleting_while_the_scales_are_off_is_remembered_too(frozen):
         model.delete_adapter("default")
         assert trainable(model) == set()
     assert trainable(model) == (set() if frozen else {"other"})
+
+
+def with_heads(kind):
+    """A model with two adapters that each save the head, and what it says by each and by the base."""
+    base = tiny_model("llama")
+    said = {(): logits(base)}
+    config = SurgicalIA3Config(components=COMPONENTS, modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    if kind == "peft":
+        model = get_peft_model(base, config, adapter_name="a")
+        model.add_adapter("b", copy.deepcopy(config))
+    else:
+        model = base
+        model.add_adapter(config, "a")
+        model.add_adapter(copy.deepcopy(config), "b")
+    for name, factor in (("a", 1.5), ("b", -2.0)):
+        base.lm_head.modules_to_save[name].weight.data.mul_(factor)
+        said[(name,)] = said[()] * factor
+    return model.eval(), said
+
+
+@pytest.mark.parametrize("kind", ["peft", "transformers"])
+def test_modules_that_an_adapter_saves_whole_act_and_train_with_it(kind):
+    model, said = with_heads(kind)
+    for names in (["a"], [], ["b"], []):
+        activate(model, names)
+        torch.testing.assert_close(logits(model), said[tuple(names)])
+        assert trainable(model) == set()
+    activate(model, ["b"], trainable=["b"])
+    torch.testing.assert_close(logits(model), said[("b",)])
+    heads = dict(model.named_parameters())
+    assert [heads[n].requires_grad for n in heads if "modules_to_save.a" in n] == [False]
+    assert [heads[n].requires_grad for n in heads if "modules_to_save.b" in n] == [True]
+
+
+@pytest.mark.parametrize("kind", ["peft", "transformers"])
+def test_of_two_adapters_that_save_one_module_whole_only_one_can_act(kind):
+    model, said = with_heads(kind)
+    activate(model, ["a"], trainable=["a"])
+    with pytest.raises(AdapterError, match="'a' and 'b' both save a Linear module whole"):
+        activate(model, ["a", "b"])
+    torch.testing.assert_close(logits(model), said[("a",)])
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
+    assert [name.split(".")[-2] for name in trained] == ["a"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import AdapterError
 from .layer import SurgicalIA3Layer
-from .model import SurgicalIA3Model
+from .model import SurgicalIA3Model, whole_modules
 from .names import names_of
 
 
@@ -21,12 +21,14 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
         >>> activate(peft_model, ["unlearn", "learn"], trainable=["learn"])
 
     Args:
-        model: A `PeftModel`, or any model with surgical layers in it.
+        model: A `PeftModel`, or any model with surgical layers in it. Modules that an adapter saves whole
+            (`modules_to_save`) act and train with it.
         adapters: The adapters that multiply in the forward pass, in this order; one, several, or none.
         trainable: Those of `adapters` that get gradients.
 
     Raises:
-        AdapterError: If the model has no surgical adapter of a name, or a trainable adapter is not active.
+        AdapterError: If the model has no surgical adapter of a name, a trainable adapter is not active, or two of them
+            save the same module whole, of which only one can act.
     """
     adapters, trainable = names_of(adapters), names_of(trainable)
     layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
@@ -35,16 +37,25 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
         raise AdapterError(f"there is no surgical adapter named {unknown[0]!r}; the model has {sorted(known)}.")
     if idle := [name for name in trainable if name not in adapters]:
         raise AdapterError(f"{idle[0]!r} cannot be trained while it is not active; active are {adapters}.")
+    whole = whole_modules(model)
+    for wrapper, held in whole:
+        if len(several := [name for name in adapters if name in held]) > 1:
+            raise AdapterError(
+                f"{several[0]!r} and {several[1]!r} both save a {type(wrapper.original_module).__name__} module whole,"
+                " of which only one can act; activate one of the two."
+            )
     tuner = next((module for module in model.modules() if isinstance(module, SurgicalIA3Model)), None)
     if tuner is not None:
         tuner.set_adapter(adapters, inference_mode=True)
-        tuner.set_requires_grad(trainable, True)
     else:
+        for wrapper, held in whole:
+            wrapper.set_adapter([name for name in adapters if name in held], inference_mode=True)
         for layer in layers:
             if layer.merged:
                 layer.unmerge()
             layer.set_adapter(adapters, inference_mode=True)
-            layer.set_requires_grad(trainable, True)
+    for module in [*layers, *(wrapper for wrapper, _ in whole)]:
+        module.set_requires_grad(trainable, True)
     # A PeftModel takes the configuration of its "active adapter" from one name.
     known_by_one = tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str)
     if known_by_one and adapters:

@@ -126,8 +126,8 @@ class SurgicalIA3Model(BaseTuner):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         # Layers remember what was trainable; modules_to_save, which are PEFT's own, need somebody to do it for them.
-        wrappers = [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
         if not enabled and self._was_trainable is None:
+            wrappers = [wrapper for wrapper, _ in whole_modules(self.model)]
             self._was_trainable = {p: p.requires_grad for wrapper in wrappers for p in wrapper.parameters()}
         super()._enable_adapter_layers(enabled)
         if enabled:
@@ -148,10 +148,20 @@ class SurgicalIA3Model(BaseTuner):
         """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`; see [`activate`].
 
         Args:
-            adapter_name: One adapter, or several, which multiply in this order.
+            adapter_name: One adapter, or several, which multiply in this order, or none.
             inference_mode: Freeze them.
         """
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        if adapter_name:
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
+        else:
+            # Of a module that is saved whole PEFT wants to know by which adapter.
+            for wrapper, _ in whole_modules(self.model):
+                wrapper.set_adapter([])
+            for layer in self.layers():
+                if layer.merged:
+                    layer.unmerge()
+                layer.set_adapter([])
+            self.active_adapter: list[str] = []
         self._was_trainable = None
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -332,6 +342,12 @@ class SurgicalIA3Model(BaseTuner):
                 delta = module.surgical_ia3_delta[adapter_name]
                 delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)
                 delta.data.copy_(edit.modules[name].scale - 1)
+
+
+def whole_modules(model: nn.Module) -> list[tuple[AuxiliaryTrainingWrapper, set[str]]]:
+    """PEFT's wrappers of modules that adapters save whole, each with the names of these adapters."""
+    wrappers = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    return [(wrapper, set(wrapper._adapters)) for wrapper in wrappers]
 
 
 def _suffixes(name: str) -> list[str]:
