@@ -214,7 +214,8 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 def _check_model(model: PreTrainedModel) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
-            f"merge needs the unedited base model, got a {type(model).__name__}; give its get_base_model()."
+            f"merge needs the unedited base model, got a {type(model).__name__}; give its unload(), or load the base"
+            " anew."
         )
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError("the model has adapters on it; merge needs the unedited base model.")

@@ -1,9 +1,12 @@
+import warnings
+
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.rewriting import check_weights, linear_layers, merged_weights
+from peft_surgical.tuner import SurgicalIA3Config
 
 from .adapters import logits, tiny_peft
 from .conftest import fingerprint
@@ -48,3 +51,34 @@ def test_adapters_that_are_no_weights_are_refused():
     with pytest.raises(AdapterError, match="'default' is not one of weights, so it cannot be merged"):
         check_weights(model, ["default"], "rounded")
     check_weights(model, [], "rounded")
+
+
+@pytest.mark.parametrize("kind", ["surgical", "ia3"])
+def test_an_adapter_on_tied_weights_is_refused_before_anything_is_measured(kind):
+    base = tiny_model("qwen2")
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    if kind == "surgical":
+        selections = {"lm_head": {"side": "input", "ranges": [[0, 4]]}}
+        model = get_peft_model(base, SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
+    else:
+        model = get_peft_model(base, IA3Config(target_modules=["lm_head"], feedforward_modules=["lm_head"]))
+    with pytest.raises(AdapterError, match="lm_head shares its weight with the embeddings"):
+        check_weights(model, ["default"], "rounded")
+    check_weights(model, [], "rounded")
+
+
+def test_an_adapter_beside_one_on_tied_weights_is_merged():
+    model = get_peft_model(tiny_model("qwen2"), IA3Config(target_modules=["lm_head"], feedforward_modules=["lm_head"]))
+    model.add_adapter("other", IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
+    check_weights(model, ["other"], "rounded")
+
+
+def test_a_merge_that_is_refused_leaves_no_word_of_unmerging():
+    selections = {"lm_head": {"side": "input", "ranges": [[0, 4]]}}
+    model = get_peft_model(tiny_model("qwen2"), SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
+    before = fingerprint(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(AdapterError, match="shares its weight"), merged_weights(model, ["default"]):
+            pass
+    assert fingerprint(model) == before

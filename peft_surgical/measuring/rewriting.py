@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, ModelError
 from ..running.sharing import is_sharded
+from ..tuner.mergeable import check_untied
 
 
 def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
@@ -31,7 +32,7 @@ def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
         done: What shall be done with the weights, for the message.
 
     Raises:
-        AdapterError: If the adapters add to the prompt and not to weights.
+        AdapterError: If the adapters add to the prompt and not to weights, or to weights that are tied to others.
         ModelError: If weights are quantized, offloaded or spread over processes.
     """
     if is_sharded(model):
@@ -41,6 +42,13 @@ def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
     for name, module in linear_layers(model):
         if not module.weight.is_floating_point() or module.weight.device.type == "meta":
             raise ModelError(f"{name} has no weights at hand that could be {done}: they are quantized or offloaded.")
+    if adapters:
+        base = model.get_base_model()
+        adapted = {name: layer for name, layer in base.named_modules() if isinstance(layer, BaseTunerLayer)}
+        merged = {
+            name: layer for name, layer in adapted.items() if set(adapters) & set(layer._all_available_adapter_names())
+        }
+        check_untied(base, merged)
 
 
 def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -78,7 +86,7 @@ def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[list[Any]]:
             model.base_model.merge_adapter(list(adapters))
         yield layers
     finally:
-        if adapters:
+        if any(module.merged for module in model.modules() if isinstance(module, BaseTunerLayer)):
             with warnings.catch_warnings():
                 # PEFT divides to unmerge and says that this is inexact; the copies below put every bit back.
                 warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import AdapterError
@@ -21,6 +22,22 @@ def check_mergeable(model: nn.Module) -> None:
         AdapterError: If a weight is quantized, is also used elsewhere, or has an adapter of another method on it.
     """
     check_alone(model)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SurgicalIA3Layer)}
+    for layer in layers.values():
+        check_not_quantized(layer.get_base_layer().weight)
+    check_untied(model, layers)
+
+
+def check_untied(model: nn.Module, layers: Mapping[str, BaseTunerLayer]) -> None:
+    """Refuses layers whose weight is also another module's, which a merge would change too.
+
+    Args:
+        model: What holds them.
+        layers: By their names in it; of any PEFT method.
+
+    Raises:
+        AdapterError: If there is one.
+    """
     # By the modules that hold them: one that goes by several names is listed once, and what is merged is merged there.
     tensors = {
         f"{name}.{child}.{key}".lstrip("."): parameter
@@ -31,14 +48,13 @@ def check_mergeable(model: nn.Module) -> None:
         if parameter is not None
     }
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    for name, layer in model.named_modules():
-        if not isinstance(layer, SurgicalIA3Layer):
+    for name, layer in layers.items():
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if weight is None:
             continue
-        weight = layer.get_base_layer().weight
-        check_not_quantized(weight)
         if other := shared_with(tensors, f"{name}.base_layer.weight", weight):
             what = "the embeddings" if tensors[other] is getattr(embeddings, "weight", None) else other
-            raise AdapterError(f"{name} shares its weight with {what}, so its scales cannot be merged.")
+            raise AdapterError(f"{name} shares its weight with {what}, so an adapter of it cannot be merged.")
 
 
 def check_alone(model: nn.Module) -> None:
