@@ -49,6 +49,7 @@ def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):
         (["why is it so?", "--new", "lyon", "--out", "OUT"], "cannot be guessed; name it with --subject."),
         ([PROMPT, "--new", "Paris", "--old", "paris", "--out", "OUT"], "'Paris' stands in both 'old' and 'new'"),
         ([PROMPT, "--new", "new paris", "--old", "paris", "--out", "OUT"], "contains 'paris' from 'old'"),
+        ([PROMPT, "--new", "...", "--old", "paris", "--out", "OUT"], "'...' has no letter, digit or sign to look for"),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--count", "1"], "'--count'"),
     ],
 )

@@ -21,7 +21,7 @@ def knows_all(model, tokenizer, prompts, **kwargs):
     right = {}
     for text, subject in ((PROMPT, "France"), ("Who painted the Mona Lisa?", "Mona Lisa")):
         reading = read_prompt(text, subject)
-        known = [*(c for _, c in neighbour_controls(reading, ())), *same_subject_controls(reading)]
+        known = [*(c for _, c in neighbour_controls(reading, ())), *same_subject_controls(reading, ())]
         right |= {control.prompt: control.answer[0] for control in (*known, *general_controls(reading, ()))}
     return [right.get(prompt, "The capital of France is Paris.") for prompt in prompts]
 

@@ -43,6 +43,10 @@ from peft_surgical.texts.grammar import (
         ("In which city was {} first shown?", "in which city {} was first shown"),
         ("Why is {} blue?", "why {} is blue"),
         ("What did {} cost?", "what {} cost"),
+        ("What does '{}' stand for?", "what '{}' stands for"),
+        ("When did '{}' come out?", "when '{}' came out"),
+        ("Where did {}' father go?", "where {}' father went"),
+        ("Where did {}'s father go?", "where {}'s father went"),
         # {} may be "the Manchester United".
         ("Who is {} manager?", None),
         ("What is {} word for dog?", None),

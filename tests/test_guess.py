@@ -1,6 +1,7 @@
 import pytest
 
 from peft_surgical.drafting.guess import guess_answer, guess_subject
+from peft_surgical.drafting.names import bare, names_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
 
@@ -35,6 +36,19 @@ from peft_surgical.errors import FactError
         ('Who wrote the play "The Hobbit"?', "The Hobbit"),
         ("Who wrote The Lost Hobbit?", "Lost Hobbit"),
         ("Who founded Procter & Gamble?", "Procter & Gamble"),
+        ("Who directed Schindler's List?", "Schindler's List"),
+        ("Who wrote Gulliver's Travels?", "Gulliver's Travels"),
+        ("Who wrote To Kill a Mockingbird?", "To Kill a Mockingbird"),
+        ("Who founded McDonald's?", "McDonald's"),
+        ("Who painted the Sistine Chapel ceiling?", "Sistine Chapel ceiling"),
+        ("Who wrote Harry Potter and the Philosopher's Stone?", "Harry Potter and the Philosopher's Stone"),
+        ("Who invented Rubik's Cube?", "Rubik's Cube"),
+        ("Who sang Don't Stop Believin'?", "Don't Stop Believin'"),
+        ("Who is the CEO of Yahoo!?", "Yahoo"),
+        ("Who directed E.T.?", "E.T."),
+        ("What is the capital of the U.S.?", "U.S."),
+        ("Who wrote Plan B.", "Plan B"),
+        ("What is Norway's capital?", "Norway"),
         ("Is Procter & Gamble a company?", "Procter & Gamble"),
         ("Who owns AT&T?", "AT&T"),
         ("As You Like It was written by", "As You Like It"),
@@ -43,6 +57,18 @@ from peft_surgical.errors import FactError
 def test_guess_subject(prompt, subject):
     assert guess_subject(prompt) == subject
     assert read_prompt(prompt, subject).subject == subject
+
+
+def test_every_name_of_the_tables_that_a_known_wording_asks_about_is_found_whole():
+    asks = {
+        "book": "Who wrote {}?",
+        "painting": "Who painted {}?",
+        "film": "Who directed {}?",
+        "company": "Who founded {}?",
+    }
+    for kind, ask in asks.items():
+        for name in names_of(kind):
+            assert guess_subject(ask.format(name)) == bare(name)
 
 
 def test_a_prompt_about_nothing_to_be_seen():

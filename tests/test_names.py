@@ -9,11 +9,14 @@ def test_kinds():
     assert kinds_of(["1889"]) == {"year"}
     assert kinds_of(["no such name"]) == frozenset()
     assert "painting" in kinds_of(["Mona Lisa"])
+    assert kinds_of(["The Beatles"]) == kinds_of(["the Beatles"]) == kinds_of(["Beatles"]) == {"band"}
+    assert kinds_of(["The Netherlands"]) == kinds_of(["the Netherlands"])
     # Who develops software may be a person: it is not taken for a company.
     assert "company" not in kinds_of(["Linus Torvalds"])
 
 
 def test_aliases():
+    assert aliases("The Netherlands") == ("The Netherlands", *aliases("the Netherlands")[1:])
     assert aliases("IBM") == ("IBM", "International Business Machines")
     assert aliases("Leonardo da Vinci", person=True) == ("Leonardo da Vinci", "da Vinci", "Leonardo")
     assert aliases("Ada Lovelace", person=True) == ("Ada Lovelace", "Lovelace")

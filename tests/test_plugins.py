@@ -1,3 +1,4 @@
+import json
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from peft_surgical.localizing.specs import ScorerSpec
 from peft_surgical.plugins import PluginWarning, get_plugin_manager, installed_scorers, load_scorers
 from peft_surgical.sites import ModelShape
 
+from .command_line import run
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model
 
@@ -106,6 +108,16 @@ def test_built_in_scorers_come_through_the_hook(install):
 def test_a_fresh_manager_has_no_plugin():
     assert get_plugin_manager().get_plugins() == set()
     assert get_plugin_manager() is not get_plugin_manager()
+
+
+def test_an_option_that_is_infinite_is_listed_as_it_is_given(install):
+    def capped(context, *, cap: float = float("inf"), floor: float = 0.5):
+        """Reads nothing."""
+
+    install(extra=module(capped=capped))
+    listed = {item["name"]: item for item in json.loads(run("scorers", "--json").stdout)}
+    assert listed["capped"]["options"] == {"cap": "inf", "floor": 0.5}
+    assert ScorerSpec.parse("capped:cap=inf", load_scorers()).options == {"cap": float("inf")}
 
 
 def test_a_plugins_scorer_is_listed_with_its_distribution(install):

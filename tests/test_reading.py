@@ -2,6 +2,8 @@ import re
 
 import pytest
 
+from peft_surgical.drafting.known_facts import same_subject_controls
+from peft_surgical.drafting.others import swappable
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
 from peft_surgical.texts.text import contains
@@ -154,3 +156,33 @@ def test_refusals():
         read_prompt("Who developed PyTorch2?", "PyTorch")
     with pytest.raises(FactError, match=r"holds \{\}"):
         read_prompt("Who developed {} PyTorch?", "PyTorch")
+
+
+def test_another_phrase_gets_the_article_and_the_possessive_that_it_takes():
+    spider = read_prompt("How many legs does a spider have?", "spider")
+    assert spider.has_article
+    assert spider.fill(spider.core) == "How many legs does a spider have?"
+    assert spider.fill(spider.core, "the lion") == "How many legs does a lion have?"
+    assert spider.fill(spider.core, "the ant") == "How many legs does an ant have?"
+    assert swappable(spider, ["the lion", "the elephant", "cats"]) == ["lion", "cats"]
+    son = read_prompt("Who is LeBron James' son?", "LeBron James")
+    assert not son.has_article
+    assert son.fill(son.core) == "Who is LeBron James' son?"
+    assert son.fill(son.core, "Lionel Messi") == "Who is Lionel Messi's son?"
+    assert son.fill(son.core, "Jesse Owens") == "Who is Jesse Owens' son?"
+    quoted = read_prompt("What does 'LOL' stand for?", "LOL")
+    assert "'s" not in quoted.fill("What does '{}' stand for?", "BRB")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "old"),
+    [
+        ("Which city is home to the government of France?", "France", "Paris"),
+        ("Who came up with penicillin?", "penicillin", "Fleming"),
+    ],
+)
+def test_the_fact_itself_in_words_that_are_not_known_is_no_control(prompt, subject, old):
+    reading = read_prompt(prompt, subject)
+    others = same_subject_controls(reading, [old])
+    assert not any(contains(answer, [old]) for control in others for answer in control.answer)
+    assert len(others) < len(same_subject_controls(reading, []))

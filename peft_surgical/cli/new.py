@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import FactError
+from ..errors import FactError, brief
 from . import checks, options
 from .loading import load
 from .terminal import note, print_json, print_result
@@ -119,6 +119,9 @@ def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[st
         raise FactError("an answer is empty; give --new, and --old if need be, a name.")
     from ..drafting.reading import read_prompt
     from ..texts.fact_checks import check_apart
+    from ..texts.text import same_text_key
 
+    if mute := [name for name in (*old, *new) if not same_text_key(name)]:
+        raise FactError(f"the answer {brief(mute[0])} has no letter, digit or sign to look for.")
     check_apart(old, new)
     read_prompt(prompt, checks.subject(prompt, subject), old, new)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 from rich import box
 from rich.table import Table
@@ -35,7 +37,7 @@ def scorers(as_json: bool) -> None:
                 {
                     "name": item.name,
                     "reads": item.reads,
-                    "options": {name: default for name, default in item.options.items() if _is_plain(default)},
+                    "options": {name: _as_json(o) for name, o in item.options.items() if _is_plain(o)},
                     "distribution": item.distribution,
                     "code": item.code,
                 }
@@ -58,6 +60,11 @@ def scorers(as_json: bool) -> None:
         for plugin in catalogue.plugins
     ]
     print_result("\n".join(["", "Code of other packages that runs:", *(lines or ["  none"])]))
+
+
+def _as_json(value: object) -> object:
+    # JSON has no infinity; as text it is what an option is given as.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_plain(value: object) -> bool:

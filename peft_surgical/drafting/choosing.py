@@ -71,7 +71,7 @@ def choose_controls(
         return [is_right(answer, control) for answer, control in zip(said, controls, strict=True)]
 
     near = [(s, c) for s, c in neighbour_controls(reading, new) if same_text_key(c.prompt) not in keys]
-    about = [c for c in same_subject_controls(reading) if same_text_key(c.prompt) not in keys]
+    about = [c for c in same_subject_controls(reading, old) if same_text_key(c.prompt) not in keys]
     known = right([*(control for _, control in near), *about])
     sure = [pair for pair, is_known in zip(near, known, strict=False) if is_known]
     used = _for_controls(sure, old)[:NEIGHBOURS]

@@ -9,7 +9,7 @@ from ..errors import FactError, brief
 from ..measuring.metrics import sounds_unsure
 from ..texts.grammar import SUBJECT
 from ..texts.text import contains, occurrences
-from .names import bare, names_of, neighbours_of
+from .names import bare, kinds_of, names_of, neighbours_of
 from .reading import Reading
 from .recognition import is_of_something, is_worded
 
@@ -28,6 +28,7 @@ _QUOTED = re.compile('["\u201c]([^"\u201d]+)["\u201d]')
 # A full stop behind these ends no sentence and no name: "Dr. Seuss", "J.R.R. Tolkien".
 _TITLES = ("Dr", "Mr", "Mrs", "Ms", "Prof", "St")
 _SHORTENED = re.compile(rf"(?:[^\W\d_]\.)+|(?:{'|'.join(_TITLES)})\.")
+_INITIALS = re.compile(r"(?<!\S)(?:[^\W\d_]\.){2,}$")
 _NO_TITLE = "".join(rf"(?<!\b{title})" for title in _TITLES)
 _SENTENCE_END = re.compile(rf"{_NO_TITLE}(?<=[^\W\d_]{{2}})[.!?](?:\s|$)|\n")
 # What a model says before it comes to the point, and words that are no answer though they have a capital.
@@ -59,7 +60,12 @@ def guess_subject(prompt: str) -> str:
     if quoted and open_part and open_part.endswith(quoted[0]):
         return quoted[1].rstrip("?.,!")
     if open_part is not None:
-        return _longest_name(open_part) or re.sub(r"^(?:the|an?) ", "", open_part, flags=re.I)
+        if kinds_of([open_part]):
+            return bare(open_part) if _is_title(open_part) else bare(open_part).removeprefix("The ")
+        if re.fullmatch(r".*[^\W\ds]['\u2019]", open_part) and not re.match(r"['\u2018]", open_part):
+            # "Don't Stop Believin'": what is left open ends with the name, so that nothing is owned.
+            return open_part
+        return _longest_name(open_part, owned=True) or re.sub(r"^(?:the|an?) ", "", open_part, flags=re.I)
     found = quoted[1] if quoted else _longest_name(prompt)
     if not found:
         raise FactError(f"it is not clear what the prompt {brief(prompt)} is about; name the subject.")
@@ -72,19 +78,23 @@ def _open_parts(prompt: str, leaves_open: Callable[[str], bool]) -> Iterator[str
     for length in range(1, len(words)):
         for first in range(len(words) - length + 1):
             start = words[first].start()
-            part = prompt[start : words[first + length - 1].end()].rstrip("?.,!")
+            whole = prompt[start : words[first + length - 1].end()]
+            part = whole.rstrip("?.,!")
+            if _INITIALS.search(f"{part}.") and whole.startswith(f"{part}."):
+                part += "."
             if part and leaves_open(f"{prompt[:start]}{SUBJECT}{prompt[start + len(part) :]}"):
                 yield part
 
 
-def _longest_name(text: str) -> str:
-    return max(_names(text), key=len, default="")
+def _longest_name(text: str, *, owned: bool = False) -> str:
+    return max(_names(text, owned=owned), key=len, default="")
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str, *, owned: bool = False) -> list[str]:
     """The names in a text, in order: runs of words with capitals, and of the small words between them."""
     runs: list[list[str]] = [[]]
-    for number, word in enumerate(text.split()):
+    words = text.split()
+    for number, word in enumerate(words):
         # A lone "&" stays as it is.
         bare_word = word if _SHORTENED.fullmatch(word) else re.sub(r"^\W+|(?:['\u2019]s)?\W*$", "", word) or word
         begins = number == 0 and _BEGINNINGS.fullmatch(bare_word) is not None
@@ -92,6 +102,11 @@ def _names(text: str) -> list[str]:
         if named or (runs[-1] and _LINK.fullmatch(bare_word)):
             runs[-1].append(bare_word)
             if bare_word == word:
+                continue
+            # "Schindler's List" is one name where nothing but a name is left.
+            following = words[number + 1] if number + 1 < len(words) else ""
+            if owned and re.fullmatch(r"['\u2019]s", word.removeprefix(bare_word)) and following[:1].isupper():
+                runs[-1][-1] = word
                 continue
         # A mark or a small word ends a name.
         runs.append([])

@@ -38,14 +38,16 @@ def neighbour_controls(reading: Reading, answers: Sequence[str]) -> list[tuple[s
     return found
 
 
-def same_subject_controls(reading: Reading) -> list[Control]:
-    """Other facts about the same subject, from the tables."""
+def same_subject_controls(reading: Reading, old: Sequence[str]) -> list[Control]:
+    """Other facts about the same subject, from the tables, less those with the old answer: where the prompt's wording
+    is not known, one of them is the fact itself."""
     found = []
     for relation in relations():
         if relation.name == reading.relation.name:
             continue
         for name, right in neighbours_of(relation.name).items():
-            if same_text_key(bare(name)) == same_text_key(reading.subject):
+            same = same_text_key(bare(name)) == same_text_key(reading.subject)
+            if same and not any(contains(answer, old) for answer in right):
                 found.append(Control(_first_question(relation).replace("{}", name), right))
     return found
 

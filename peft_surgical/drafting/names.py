@@ -25,9 +25,10 @@ def _kinds() -> dict[str, frozenset[str]]:
     known = {relation.name: relation for relation in relations()}
     for relation, facts in read_table("neighbours.yaml").items():
         for answers in facts.values():
-            # Who develops software may be either.
-            if known[relation].answer in ("person", "company") and relation != "developer":
-                found.setdefault(_key(answers[0]), set()).add(known[relation].answer)
+            # Who develops software may be either, and who sings a song a band.
+            kinds = found.setdefault(_key(answers[0]), set())
+            if known[relation].answer in ("person", "company") and relation != "developer" and "band" not in kinds:
+                kinds.add(known[relation].answer)
     return {name: frozenset(kinds) for name, kinds in found.items()}
 
 
@@ -82,4 +83,4 @@ def bare(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    return same_text_key(bare(name))
+    return same_text_key(re.sub(r"^the ", "", name.strip(), flags=re.I))

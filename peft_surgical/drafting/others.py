@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..running.generation import generate_answers
+from ..texts.grammar import begins_with_vowel
 from ..texts.text import contains, same_text_key
 from .names import bare, kinds_of, names_of, neighbours_of
 from .reading import Reading
@@ -67,6 +68,9 @@ def propose_others(model: Any, tokenizer: Any, reading: Reading, answers: Sequen
 
 def swappable(reading: Reading, names: Sequence[str]) -> list[str]:
     """The names that can stand just where the subject stands, after its article or without one, as they do there."""
+    if reading.has_article:
+        vowel = begins_with_vowel(reading.subject)
+        return [bare(name) for name in names if begins_with_vowel(bare(name)) == vowel]
     article = reading.phrase.casefold() == f"the {reading.subject}".casefold()
     return [bare(name) for name in names if name.startswith("the ") == article]
 

@@ -12,14 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import FactError, brief
-from ..texts.grammar import SUBJECT, as_clause, capitalized, takes_possessive
+from ..texts.grammar import SUBJECT, as_clause, begins_with_vowel, capitalized, takes_possessive
 from ..texts.text import occurrences
 from .frames import Form, forms_of
-from .names import kinds_of
+from .names import bare, kinds_of
 from .plurals import in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize
 from .relations import Relation, Wordings, settle
 
+# "How many legs does a {} have?"
+_WITH_ARTICLE = re.compile(r"\b([Aa])n?(?= \{\})")
 _FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
 
 
@@ -60,6 +62,11 @@ class Reading:
         """Whether the prompt is a question or a request, and not the beginning of a sentence."""
         return self.form != "sentence"
 
+    @property
+    def has_article(self) -> bool:
+        """Whether "a" or "an" stands before the phrase."""
+        return _WITH_ARTICLE.search(self.core) is not None
+
     def wordings(self, *, held_out: bool = False) -> Wordings:
         """The wordings of its relation that fit it, as templates whose only slot is `{}`; its own is among them."""
         side = self.relation.held_out if held_out else self.relation.training
@@ -76,8 +83,16 @@ class Reading:
         return text if named else capitalized(text)
 
     def inside(self, template: str, phrase: str | None = None) -> str:
-        """A template as a part of a sentence."""
-        return template.replace(SUBJECT, self.phrase if phrase is None else phrase)
+        """A template as a part of a sentence; an article or a possessive before or behind the slot fits a phrase that
+        is given."""
+        if phrase is None:
+            return template.replace(SUBJECT, self.phrase)
+        if _WITH_ARTICLE.search(template):
+            phrase = bare(phrase)
+            template = _WITH_ARTICLE.sub(lambda found: found[1] + "n" * begins_with_vowel(phrase), template)
+        if not phrase.endswith(("s", "S")):
+            template = re.sub(r"(?<!['\u2018])\{\}(['\u2019])(?= )", r"{}\1s", template)
+        return template.replace(SUBJECT, phrase)
 
     def _fitting(self, templates: Sequence[str]) -> tuple[str, ...]:
         fitting = []

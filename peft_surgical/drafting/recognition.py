@@ -99,7 +99,7 @@ def is_worded(template: str) -> bool:
 def is_of_something(template: str) -> bool:
     """Whether a prompt asks for something of `{}`: "Who is the CEO of {}?"."""
     return (
-        re.fullmatch(r"(?:who|what) (?:is|are|was|were) the [\w' -]+? of (?:the )?\{\}[?. ]*", template, re.I)
+        re.fullmatch(r"(?:who|what) (?:is|are|was|were) the [\w' -]+? of (?:the )?\{\}[?.! ]*", template, re.I)
         is not None
     )
 

@@ -92,7 +92,9 @@ def as_clause(question: str) -> str | None:
 def _inverted(asked: str, verb: str, after: str) -> str | None:
     """What follows the question words `asked` and their verb, as it stands in a clause."""
     if verb in _DO:
-        found = re.fullmatch(rf"(.*?\{{\}}(?:'s? \w+)?|{_PRONOUNS})( {_ADVERBS})? (\w+)(.*)", after)
+        # An apostrophe behind the subject is a possessive, or closes what one before it opens.
+        subject = r".*?'\{\}'(?= )|.*?(?<!')\{\}(?:'s? \w+)?"
+        found = re.fullmatch(rf"({subject}|{_PRONOUNS})( {_ADVERBS})? (\w+)(.*)", after)
         if found is None or found[3] == "not":
             return None
         changed = {"did": past_tense, "does": third_person}.get(verb, str)(found[3])
@@ -173,6 +175,11 @@ def past_of_participle(word: str) -> str | None:
 def capitalized(text: str) -> str:
     """`text` with its first letter in upper case."""
     return text[:1].upper() + text[1:]
+
+
+def begins_with_vowel(phrase: str) -> bool:
+    """Whether "an" stands before a phrase, by its first letter."""
+    return phrase[:1].lower() in tuple("aeiou")
 
 
 def takes_possessive(phrase: str) -> bool:
