@@ -99,6 +99,17 @@ def test_the_models_weights_are_not_copied(family):
     assert sum(p.numel() for p in copied) == sum(p.numel() for p in split)
 
 
+def test_a_model_whose_keys_and_values_transformer_lens_would_not_see_is_refused(monkeypatch):
+    model = tiny_model("llama")
+
+    def forward(self, input_ids=None, cache=None, **kwargs):
+        raise AssertionError("nothing is run")
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.raises(ModelError, match=r"transformer-lens 4\..* and transformers 5\..* do not fit together"):
+        wrap(model)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3", "qwen3", "gpt_neox"])
 def test_scores_do_not_depend_on_batch_size_or_padding_side(family):
     scorers = [*ALL, *(f"logit_drop:{option}" for option in OPTIONS), "verified", "consensus"]

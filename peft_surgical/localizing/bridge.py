@@ -12,8 +12,10 @@ back.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,10 +41,12 @@ def wrap(model: nn.Module) -> TransformerBridge:
         forward takes Hugging Face arguments and fires the hooks.
 
     Raises:
-        ModelError: When the model carries an adapter, is quantized, is not loaded, or TransformerLens cannot wrap it.
+        ModelError: When the model carries an adapter, is quantized, is not loaded, or TransformerLens cannot wrap it,
+            or would not see the keys and values that it is given.
         ArchitectureError: When its module names are not known here, or it lacks one of them.
     """
     check_localizable(model)
+    _check_cache_is_seen(model)
     skeleton = _share(model)
     # Everything below reads module names, which the tuner needs too: an unknown layout is refused before it matters.
     check_layout(skeleton, ModelShape.from_config(skeleton.config))
@@ -120,6 +124,18 @@ def check_localizable(model: nn.Module) -> None:
         )
     if not hasattr(model, "config"):
         raise ModelError(f"a {type(model).__name__} has no configuration; localization needs a transformers model.")
+
+
+def _check_cache_is_seen(model: nn.Module) -> None:
+    """Refuses a model that takes keys and values by a name that TransformerLens does not read: it would leave them out
+    without a word, and every score would be wrong."""
+    taken = inspect.signature(type(model).forward).parameters
+    if "cache" in taken and "past_key_values" not in taken:
+        versions = " and ".join(f"{name} {metadata.version(name)}" for name in ("transformer-lens", "transformers"))
+        raise ModelError(
+            f"{versions} do not fit together: the one does not see the keys and values that the other's models are"
+            " given; install transformers<5.24."
+        )
 
 
 def _share(model: nn.Module) -> Any:
