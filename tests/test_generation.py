@@ -1,7 +1,16 @@
 import pytest
 import torch
 from peft import IA3Config, PromptTuningConfig, get_peft_model
-from transformers import AddedToken, GenerationConfig
+from transformers import (
+    AddedToken,
+    GenerationConfig,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from peft_surgical.errors import ModelError
 from peft_surgical.running import generation
@@ -15,7 +24,7 @@ from .localizing import word_tokenizer
 from .offloading import offloaded
 from .small_tokenizers import CHATML
 from .threads import threads
-from .tiny import FAMILIES, tiny_ids, tiny_model
+from .tiny import FAMILIES, VOCAB, tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
 PROMPTS = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5, 8, 2)]
@@ -260,6 +269,37 @@ def test_rows_that_have_ended_leave_and_change_no_answer(family, monkeypatch):
 
 
 @torch.no_grad()
+def other_model(family):
+    """A small model of a family that only answers, with weights large enough to answer variously."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config, cls = {
+        "mpt": (MptConfig(d_model=32, n_layers=3, n_heads=4, vocab_size=VOCAB, max_seq_len=64), MptForCausalLM),
+        "gpt_neo": (
+            GPTNeoConfig(
+                num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4, **sizes
+            ),
+            GPTNeoForCausalLM,
+        ),
+        "mamba": (MambaConfig(num_hidden_layers=2, **sizes), MambaForCausalLM),
+    }[family]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = cls(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "mamba"])
+@torch.no_grad()
+def test_a_shared_beginning_is_left_where_a_model_counts_places_or_keeps_no_keys(family):
+    model = other_model(family)
+    expected = [greedy(model, prompt, 5) for prompt in BEGIN_ALIKE]
+    assert len({tuple(answer) for answer in expected}) > 1
+    assert generate_ids(model, TOKENIZER, BEGIN_ALIKE, max_new_tokens=5) == expected
+
+
 def test_a_cache_that_rows_cannot_leave_is_used_to_the_end(monkeypatch):
     model = tiny_model("llama")
     expected = [greedy(model, prompt, 9) for prompt in ROWS]

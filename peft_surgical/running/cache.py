@@ -37,7 +37,7 @@ FOLDER = ".peft_surgical"
 """What the folder is called that stands beside an edit's output."""
 
 # To be raised when answers or tensors come about in another way, since files of an older package stay.
-_FORMAT = 3
+_FORMAT = 4
 _PACKAGES = ("torch", "transformers", "peft")
 # Files of tensors are large, and whoever changes the seed or the scales leaves one behind.
 _TENSOR_FILES = 4

@@ -37,6 +37,9 @@ MAX_NEW_TOKENS = 32
 # After so many tokens the rows that have ended leave the batch.
 ROUND = 4
 
+# Their biases and windows count places in the cache, whatever positions are given, so padding inside it would count.
+_COUNT_PLACES = ("mpt", "gpt_neo")
+
 _DECIDE = ("max_new_tokens", "eos_token_id", "pad_token_id")
 
 
@@ -206,12 +209,14 @@ def _all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
 def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
     """How many tokens all prompts begin with, and their keys and values; none where sharing would gain nothing."""
     length = shared_prefix([tuple(prompt) for prompt in prompts], [len(prompt) - 1 for prompt in prompts])
-    if length < MIN_SHARED or len(prompts) < 2 or _learns_prompts(model):
+    if length < MIN_SHARED or len(prompts) < 2 or _learns_prompts(model) or model.config.model_type in _COUNT_PLACES:
         return 0, None
     start = torch.tensor([list(prompts[0][:length])], device=input_device(model))
-    cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
-    # A sliding window or a recurrent state cannot be put before padding.
-    return (length, cache) if _all_layers(cache, lambda layer: type(layer) is DynamicLayer) else (0, None)
+    # A recurrent model may give its state by another name.
+    cache = getattr(model(input_ids=start, use_cache=True, logits_to_keep=1), "past_key_values", None)
+    # A sliding window or a recurrent state cannot be put before padding, nor what a model left empty.
+    whole = _all_layers(cache, lambda layer: type(layer) is DynamicLayer and layer.get_seq_length() == length)
+    return (length, cache) if whole else (0, None)
 
 
 @contextmanager
