@@ -89,6 +89,13 @@ def test_the_model_is_left_as_it_was(tokenizer, dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_nobodys_random_numbers_are_drawn(family):
+    model, before = tiny_model(family), torch.get_rng_state()
+    wrap(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_models_weights_are_not_copied(family):
     model = tiny_model(family)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

@@ -57,7 +57,12 @@ def wrap(model: nn.Module) -> TransformerBridge:
         # Private, because `boot_transformers` looks the tokenizer up on the hub and loads weights of its own.
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-        bridge = build_bridge_from_module(skeleton, type(model).__name__, hf_config=skeleton.config, tokenizer=None)
+        # Where it splits a projection, TransformerLens draws weights that it then replaces.
+        device = next(skeleton.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            bridge = build_bridge_from_module(
+                skeleton, type(model).__name__, hf_config=skeleton.config, tokenizer=None
+            )
     except Exception as error:
         raise ModelError(f"TransformerLens cannot wrap a {type(model).__name__}: {error}") from error
     finally:
