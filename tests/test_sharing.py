@@ -256,6 +256,23 @@ def test_one_process_has_nothing_to_join(device, yielded):
         assert processes() == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [("2", "names 2 processes, and they cannot be joined"), ("abc", "no number")]
+)
+def test_processes_that_no_launcher_started_are_told_of(monkeypatch, given, told):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", given)
+    with pytest.raises(ModelError, match=told), launched("cpu"):
+        pass
+
+
+def test_no_number_of_processes_is_one(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with launched("cpu") as found:
+        assert found == "cpu"
+
+
 def test_a_model_is_not_spread_by_every_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ModelError, match="spreads one model over all devices, so start one process"), launched("auto"):

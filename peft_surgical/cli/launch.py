@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import click
 
-from ..errors import ModelError
+from ..errors import ModelError, brief, first_line
 from .loading import SPREAD
 from .terminal import SILENT
 
@@ -28,7 +28,8 @@ def launched(device: str | None) -> Iterator[str | None]:
         The device for this process.
 
     Raises:
-        ModelError: If the model is to be spread over all devices, which each process would do.
+        ModelError: If the model is to be spread over all devices, which each process would do, or the processes cannot
+            be joined.
     """
     if not _several():
         yield device
@@ -40,7 +41,13 @@ def launched(device: str | None) -> Iterator[str | None]:
 
     from ..running.sharing import shared_work
 
-    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    try:
+        state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"WORLD_SIZE names {os.environ['WORLD_SIZE']} processes, and they cannot be joined ({first_line(error)});"
+            " start them with torchrun or accelerate launch, or unset WORLD_SIZE."
+        ) from error
     context = click.get_current_context(silent=True)
     if context is not None:
         context.meta[SILENT] = not state.is_main_process
@@ -58,7 +65,10 @@ def sharded() -> bool:
 
 
 def _several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    given = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not given.isdecimal():
+        raise ModelError(f"WORLD_SIZE in the environment is {brief(given)}, no number of processes; unset it.")
+    return int(given) > 1
 
 
 def _fsdp() -> bool:
