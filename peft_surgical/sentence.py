@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .architectures import architecture_of
+from .counts import check_counts
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
@@ -192,8 +193,10 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
         seed: Decides what is drawn among the five likeliest tokens.
 
     Raises:
-        ModelError: If a beginning does not fit the model's positions, or its logits are not finite.
+        ModelError: If a beginning does not fit the model's positions, its logits are not finite, or `count` is no
+            whole number of 0 or more.
     """
+    check_counts(0, contexts=count)
     generator = torch.Generator().manual_seed(seed)
     made, device = [], input_device(model)
     with evaluating(model):

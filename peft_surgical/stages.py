@@ -39,7 +39,7 @@ from .staging.placeable import check_at_hand, check_free, check_whole
 from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import train
-from .staging.unchanged import unchanged_on_failure
+from .staging.unchanged import training_only, unchanged_on_failure
 from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
@@ -104,9 +104,9 @@ class Stage:
 
     def to_dict(self) -> dict[str, Any]:
         """What training reached, as JSON."""
-        worst = self.record.worst
-        # JSON has no infinity, and that is the worst of no prompt seen.
-        return {**asdict(self.record), "worst": worst if math.isfinite(worst) else None}
+        # JSON has no infinity, and that is the loss of no prompt seen.
+        infinite = {key: None for key in ("loss", "worst") if math.isinf(getattr(self.record, key))}
+        return {**asdict(self.record), **infinite}
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
@@ -224,7 +224,12 @@ def _stage(
     peft_model = place_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
     peft_model.eval()
-    with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
+    own = [layer.surgical_ia3_delta[name] for layer in trained_layers(peft_model, name)]
+    with (
+        training_only(peft_model, own),
+        denormals_flushed(),
+        computing(peft_model, recipe.compute_dtype) as working,
+    ):
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress) if retained is None else retained.kept
         every = [*fact_rows, *kept.rows]
         beside = [*every, *kept.carried]

@@ -294,7 +294,7 @@ def test_a_second_edit_of_the_same_model_is_refused_before_anything_is_done(mode
     options = {"selection": Selection.from_components("L1.mlp"), "recipe": RECIPE, "retention_tokens": 0}
     edit_function(model, tokenizer, FACT, out=tmp_path / "out", progress=False, **options)
     found = Localization.load(tmp_path / "out" / "localization.json")
-    with pytest.raises(AdapterError, match="is part of a PEFT model"):
+    with pytest.raises(AdapterError, match="has adapters on it, of a PEFT model around it"):
         edit_function(model, tokenizer, FACT, out=tmp_path / "other", localization=found, progress=False, **options)
     assert not (tmp_path / "other").exists()
 
@@ -303,6 +303,10 @@ def test_no_step_and_still_a_report(model_folder, tmp_path):
     _, report = rewrite(model_folder, tmp_path / "out", recipe=replace(RECIPE, steps=0))
     assert Report.load(tmp_path / "out" / "report.json") == report
     assert report.training["learn"]["worst"] is None
+    assert report.training["learn"]["loss"] is None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "0 steps, " in page
+    assert "loss" not in page.partition("0 steps, ")[2][:30]
 
 
 @pytest.mark.parametrize("step", ["learn", "evaluate"])

@@ -166,6 +166,9 @@ def test_contexts_that_cannot_be_made_up_are_refused():
     model.lm_head.weight.data[7] = math.inf
     with pytest.raises(ModelError, match=r"gives logits that are not finite in torch\.float32"):
         sample_contexts(model, tokenizer, 1, 0)
+    for count in (-1, 2.5):
+        with pytest.raises(ModelError, match="contexts must be a whole number of 0 or more"):
+            sample_contexts(tiny_model("llama"), tokenizer, count, 0)
     with pytest.raises(ModelError, match="not finite"):
         taught(model)
 

@@ -408,17 +408,33 @@ def test_a_stage_tells_what_its_training_reached():
 
 def test_a_stage_without_a_step_is_json():
     record = first_stage(recipe=replace(RECIPE, steps=0)).to_dict()
-    assert (record["worst"], record["kl"]) == (None, None)
+    assert (record["loss"], record["worst"], record["kl"]) == (None, None, None)
     json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_else_of_the_model_trains_gets_no_gradient(dtype):
+    model = get_peft_model(tiny_model("llama"), config(), adapter_name="first")
+    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    for number, parameter in enumerate(norms):
+        parameter.requires_grad_(True)
+        parameter.grad = torch.ones_like(parameter) if number % 2 else None
+    before = [None if p.grad is None else p.grad.clone() for p in norms]
+    recipe = replace(RECIPE, compute_dtype=dtype)
+    learn(model, TOKENIZER, FACT, recipe=recipe, progress=False)
+    assert all(p.requires_grad for p in norms)
+    for parameter, gradient in zip(norms, before, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(parameter.grad, gradient)
 
 
 def test_a_model_that_carries_adapters_unseen_is_refused():
     model = tiny_model("llama")
     first = first_stage(model=model)
     said = logits(first.model)
-    with pytest.raises(AdapterError, match="is part of a PEFT model"):
+    with pytest.raises(AdapterError, match="has adapters on it, of a PEFT model around it"):
         first_stage(model=model)
-    with pytest.raises(AdapterError, match="is part of a PEFT model"):
+    with pytest.raises(AdapterError, match="has adapters on it, of a PEFT model around it"):
         learn(model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
     assert torch.equal(logits(first.model), said)
 

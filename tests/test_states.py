@@ -3,12 +3,15 @@ from functools import partial
 
 import pytest
 import torch
+from peft import LoraConfig
 
+from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.measuring.states import adapter_state
 
 from .adapters import logits
 from .test_evaluation import peft_states, two_ia3, two_lora, two_surgical
+from .tiny import tiny_model
 
 NAMES = ["default", "second"]
 
@@ -48,3 +51,11 @@ def test_what_is_merged_is_taken_out_for_a_state_and_merged_again(make, merged):
         assert torch.equal(logits(model), said)
         layers = [module for module in model.modules() if getattr(module, "merged_adapters", None)]
         assert {name for layer in layers for name in layer.merged_adapters} == set(merged)
+
+
+def test_adapters_that_transformers_put_on_a_model_are_no_states_of_it():
+    model = tiny_model("llama")
+    model.add_adapter(LoraConfig(target_modules=["v_proj"]), "mine")
+    for names in ([], ["mine"]):
+        with pytest.raises(AdapterError, match="were put there by transformers; load them by PeftModel"):
+            adapter_state(model, names)

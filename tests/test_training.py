@@ -219,7 +219,7 @@ def test_nothing_to_retain_and_no_step_to_take():
     task = Task()
     before = fingerprint(task.model)
     record = task.train(Recipe(steps=0))
-    assert (record.steps, record.reached, record.loss, record.worst) == (0, False, 0.0, math.inf)
+    assert (record.steps, record.reached, record.loss, record.worst) == (0, False, math.inf, math.inf)
     assert fingerprint(task.model) == before
 
 

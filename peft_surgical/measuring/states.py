@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -36,9 +37,14 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
         A function that gives a context; leaving it restores what acted and what was trainable before.
 
     Raises:
-        AdapterError: If the model holds no adapter of a name; on entering, if they cannot act at once.
+        AdapterError: If the model holds no adapter of a name, or some that were put on it by transformers; on
+            entering, if they cannot act at once.
     """
     held = getattr(model, "peft_config", {})
+    if held and not isinstance(model, PeftModel):
+        raise AdapterError(
+            "the adapters on this model were put there by transformers; load them by PeftModel.from_pretrained."
+        )
     if unknown := [name for name in adapters if name not in held]:
         raise AdapterError(f"the model has no adapter named {unknown[0]!r}; it has {', '.join(held) or 'none'}.")
     return lambda: _acting(model, list(adapters))

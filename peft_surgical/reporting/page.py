@@ -195,6 +195,9 @@ def _times(report: Report) -> list[tuple[str, float, float, str]]:
         note = ""
         if record:
             end = "targets reached" if record.get("reached") else "stopped at the step limit"
-            note = f"{record.get('steps')} steps, loss {_number(record.get('loss', 0.0)):.3f}, {end}"
+            # No step looked at a prompt where there is none.
+            loss = record.get("loss")
+            reached = "" if loss is None else f"loss {_number(loss):.3f}, "
+            note = f"{record.get('steps')} steps, {reached}{end}"
         rows.append((step, seconds, round(100 * seconds / longest, 1), note))
     return rows

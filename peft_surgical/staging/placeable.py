@@ -9,7 +9,6 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError
-from ..tuner import SurgicalIA3Layer
 
 
 def check_bare(model: Any, what: str) -> None:
@@ -27,14 +26,15 @@ def check_bare(model: Any, what: str) -> None:
 
 
 def check_whole(model: Any) -> None:
-    """Refuses a model whose surgical adapters only the PEFT model around it knows: another would come on top unseen.
+    """Refuses a model with adapters that is no PEFT model: what is put on it would come on top of them unseen.
 
     Raises:
         AdapterError: If it is such a model.
     """
-    if not isinstance(model, PeftModel) and any(isinstance(module, SurgicalIA3Layer) for module in model.modules()):
+    if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(
-            "the model is part of a PEFT model, whose adapters are on it; give that PEFT model, or unload it first."
+            "the model has adapters on it, of a PEFT model around it or put there by transformers; give that PEFT"
+            " model, or the model without them."
         )
 
 

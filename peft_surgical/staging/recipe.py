@@ -96,7 +96,8 @@ class TrainingRecord:
 
     Attributes:
         steps: Optimizer steps taken.
-        loss: Mean negative log-likelihood per answer token when each prompt was last seen, nats.
+        loss: Mean negative log-likelihood per answer token when each prompt was last seen, nats; infinite where no
+            step looked at one.
         worst: The largest such mean of one prompt; infinite where no step looked at one.
         kl: Smoothed divergence per retained token, nats; None where training did not look at it.
         reached: Whether both targets were reached, rather than the steps used up.

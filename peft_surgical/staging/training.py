@@ -141,7 +141,7 @@ def train(
     seen = [loss for loss in latest if math.isfinite(loss)]
     return TrainingRecord(
         steps=step,
-        loss=sum(seen) / max(len(seen), 1),
+        loss=sum(seen) / len(seen) if seen else math.inf,
         worst=max(seen, default=math.inf),
         kl=smooth_kl if retain_rows else None,
         reached=reached,

@@ -1,14 +1,15 @@
-"""A model that is to get an adapter, as it was if that fails."""
+"""A model that is to get an adapter: as it was if that fails, and with nothing else of it trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 from ..tuner import SurgicalIA3Layer
 
@@ -53,6 +54,21 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
         raise
+
+
+@contextmanager
+def training_only(model: Any, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Lets nothing but these parameters of a model get gradients in this block, so that what somebody else trains of
+    it has the gradients that it had."""
+    wanted = {id(parameter) for parameter in parameters}
+    held = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, flag in held:
+            parameter.requires_grad_(flag and id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, flag in held:
+            parameter.requires_grad_(flag)
 
 
 def _own(module: Any) -> dict[str, Any]:
