@@ -60,7 +60,7 @@ def edit_keyed(
 ) -> None:
     """Rewrite one fact where its subject is named, and measure what that did to it and to everything else.
 
-    Kept more than `edit` on seven of nine facts measured, and changes little where the subject has a name that is
+    Kept more than `edit` on each of nine facts measured, and changes little where the subject has a name that is
     not among the fact's `aliases`: after an edit of France without any, the capital of "the French" is what it was.
     Writes a LoRA adapter that rewrites one neuron in each of four layers, so that it fires at the subject's tokens
     and next to nowhere else, instead of (IA)^3 scales; nothing is localized.
