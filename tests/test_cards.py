@@ -1,11 +1,21 @@
 import os
+import subprocess
+import sys
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
 from peft_surgical.adapters.bases import hub_id
 from peft_surgical.adapters.cards import card_header, card_use
+from peft_surgical.stages import learn
+from peft_surgical.tuner import activate
+
+from .staged import FACT, RECIPE, TOKENIZER, config, first_stage, second_stage
+from .tiny import tiny_model
+
+IDS = [[3, 1, 4, 1, 5]]
 
 
 @pytest.mark.parametrize("name", ["org/model-1", "gpt2", "1.0", "123", "yes", "null", "a_b/c.d"])
@@ -36,3 +46,46 @@ def test_the_code_of_a_card_is_code_whatever_adapters_are_called(stages):
     compile(code, "card", "exec")
     assert ("import peft_surgical as ps" in code) == bool(stages)
     assert ("do not load it" in use) == (len(stages) < 2)
+
+
+def test_what_the_card_of_a_saved_stage_says_to_run_runs(tmp_path):
+    first = first_stage()
+    stage = second_stage(first)
+    first.save(tmp_path / "unlearn"), stage.save(tmp_path / "learn")
+    card = (tmp_path / "learn" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "modules, as it was trained on top of unlearn." in card
+    scaled = stage.model.peft_config["learn"].selections
+    assert all(f"| `{module}` | {spec['side']} |" in card for module, spec in scaled.items())
+    assert str(tmp_path) not in card
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    code = card.split("```")[1].removeprefix("python\n")
+    code = code.replace("path/to/the/base", str(tmp_path / "base"))
+    code = code.replace("path/to/unlearn", str(tmp_path / "unlearn"))
+    code = code.replace("path/to/this/folder", str(tmp_path / "learn"))
+    # In a process of its own nothing has made the type known yet.
+    code += f"\nimport torch\ntorch.save(model(torch.tensor({IDS})).logits, {str(tmp_path / 'logits.pt')!r})\n"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), stage.model(torch.tensor(IDS)).logits)
+
+
+def test_the_card_tells_what_a_stage_was_trained_on_whatever_acts_now():
+    first = first_stage()
+    second = second_stage(first)
+    activate(second.model, ["learn", "unlearn"])
+    assert "modules, as it was trained. `peft-surgical stack`" in first.card()
+    assert 'from_pretrained(base, "path/to/this/folder", adapter_name="unlearn")' in first.card()
+    assert "load_adapter" not in first.card()
+    activate(second.model, [])
+    assert "as it was trained on top of unlearn." in second.card()
+    assert 'ps.activate(model, ["unlearn", "learn"])' in second.card()
+    assert second.card().endswith("To undo the edit, load none of them.\n")
+
+
+def test_a_stage_of_its_own_coordinates_knows_its_base():
+    model = tiny_model("llama")
+    model.name_or_path = model.config._name_or_path = "somebody/base"
+    first = first_stage(model=model)
+    second = learn(first.model, TOKENIZER, FACT, config(["L2.mlp"]), recipe=RECIPE, progress=False)
+    assert 'AutoModelForCausalLM.from_pretrained("somebody/base")' in first.card()
+    assert 'AutoModelForCausalLM.from_pretrained("somebody/base")' in second.card()

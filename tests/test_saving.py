@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from peft_surgical.errors import AdapterError, OutputError
 from peft_surgical.tuner.saving import save_adapter
 from tests.adapters import add, logits, tiny_peft
+from tests.staged import first_stage
 from tests.tiny import FAMILIES, tiny_model
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -86,3 +87,11 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="the disk is full"):
         save_adapter(model, "default", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_was_unloaded_is_not_saved_as_nothing(tmp_path):
+    first = first_stage()
+    first.model.merge_and_unload()
+    with pytest.raises(AdapterError, match="holds nothing of 'unlearn' any more"):
+        first.save(tmp_path / "unlearn")
+    assert not (tmp_path / "unlearn").exists()

@@ -1,7 +1,5 @@
 import copy
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,55 +12,22 @@ from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import retain
-from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import retain_prompts
 from peft_surgical.texts.prompts import encode, encode_answer
 from peft_surgical.texts.wording import variants
-from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+from peft_surgical.tuner import SurgicalIA3Layer, activate
 
 from .adapters import deltas, logits, tiny_peft, trainable
 from .conftest import fingerprint
-from .localizing import capital, word_tokenizer
 from .offloading import offloaded
+from .staged import FACT, RECIPE, TOKENIZER, config, first_stage, second_stage
 from .tiny import FAMILIES, tiny_model
-
-TOKENIZER = word_tokenizer()
-IDS = [[3, 1, 4, 1, 5]]
-COMPONENTS = ["L1.mlp", "L1.head.1", "L2.mlp", "L2.head.0"]
-RECIPE = Recipe(
-    steps=4,
-    fact_batch=2,
-    near_batch=2,
-    far_batch=1,
-    general=0,
-    variants=2,
-    neighbours=4,
-    retain_tokens=2,
-    target_loss=0.0,
-    compute_dtype="float32",
-)
-# Answers of words that the tokenizer knows, so that there is something to learn.
-FACT = capital(refusal="tell me about the town .", answer="the capital is lyon .")
 
 
 @pytest.fixture(autouse=True)
 def few_everyday_prompts(monkeypatch):
     everyday = retain.everyday_prompts()[:3]
     monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
-
-
-def config(components=COMPONENTS, **options):
-    return SurgicalIA3Config(components=list(components), task_type="CAUSAL_LM", **options)
-
-
-def first_stage(family="llama", *, model=None, fact=FACT, recipe=RECIPE, options=None, **kwargs):
-    model = tiny_model(family) if model is None else model
-    return unlearn(model, TOKENIZER, fact, config(**options or {}), recipe=recipe, progress=False, **kwargs)
-
-
-def second_stage(first, *, fact=FACT, recipe=RECIPE, **kwargs):
-    kwargs.setdefault("retained", first.retained)
-    return learn(first.model, TOKENIZER, fact, recipe=recipe, progress=False, **kwargs)
 
 
 def of(model, adapter):
@@ -338,57 +303,6 @@ def test_saved_stages_load_to_the_same_model(family, tmp_path):
     loaded.load_adapter(tmp_path / "learn", "learn")
     activate(loaded, ["unlearn", "learn"])
     assert torch.equal(logits(loaded), both)
-
-
-def test_what_the_card_of_a_saved_stage_says_to_run_runs(tmp_path):
-    first = first_stage()
-    stage = second_stage(first)
-    first.save(tmp_path / "unlearn"), stage.save(tmp_path / "learn")
-    card = (tmp_path / "learn" / "README.md").read_text()
-    assert card.startswith("---\n")
-    assert "modules, as it was trained on top of unlearn." in card
-    scaled = stage.model.peft_config["learn"].selections
-    assert all(f"| `{module}` | {spec['side']} |" in card for module, spec in scaled.items())
-    assert str(tmp_path) not in card
-    tiny_model("llama").save_pretrained(tmp_path / "base")
-    code = card.split("```")[1].removeprefix("python\n")
-    code = code.replace("path/to/the/base", str(tmp_path / "base"))
-    code = code.replace("path/to/unlearn", str(tmp_path / "unlearn"))
-    code = code.replace("path/to/this/folder", str(tmp_path / "learn"))
-    # In a process of its own nothing has made the type known yet.
-    code += f"\nimport torch\ntorch.save(model(torch.tensor({IDS})).logits, {str(tmp_path / 'logits.pt')!r})\n"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), stage.model(torch.tensor(IDS)).logits)
-
-
-def test_the_card_tells_what_a_stage_was_trained_on_whatever_acts_now(tmp_path):
-    first = first_stage()
-    second = second_stage(first)
-    activate(second.model, ["learn", "unlearn"])
-    assert "modules, as it was trained. `peft-surgical stack`" in first.card()
-    assert 'from_pretrained(base, "path/to/this/folder", adapter_name="unlearn")' in first.card()
-    assert "load_adapter" not in first.card()
-    activate(second.model, [])
-    assert "as it was trained on top of unlearn." in second.card()
-    assert 'ps.activate(model, ["unlearn", "learn"])' in second.card()
-    assert second.card().endswith("To undo the edit, load none of them.\n")
-
-
-def test_a_stage_of_its_own_coordinates_knows_its_base():
-    model = tiny_model("llama")
-    model.name_or_path = model.config._name_or_path = "somebody/base"
-    first = first_stage(model=model)
-    second = learn(first.model, TOKENIZER, FACT, config(["L2.mlp"]), recipe=RECIPE, progress=False)
-    assert 'AutoModelForCausalLM.from_pretrained("somebody/base")' in first.card()
-    assert 'AutoModelForCausalLM.from_pretrained("somebody/base")' in second.card()
-
-
-def test_a_stage_that_was_unloaded_is_not_saved_as_nothing(tmp_path):
-    first = first_stage()
-    first.model.merge_and_unload()
-    with pytest.raises(AdapterError, match="holds nothing of 'unlearn' any more"):
-        first.save(tmp_path / "unlearn")
-    assert not (tmp_path / "unlearn").exists()
 
 
 @pytest.mark.parametrize("stage", [unlearn, learn])

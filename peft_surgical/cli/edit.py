@@ -72,9 +72,7 @@ _FILES = (
 )
 @click.option("--neurons", type=click.IntRange(min=1), help="With --granularity neuron: how many of each MLP.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps a stage at most.")
-@click.option(
-    "--low-memory", is_flag=True, help="Train in smaller passes, none side by side: less memory, more time."
-)
+@click.option("--low-memory", is_flag=True, help="Train in smaller passes, none side by side: less memory, more time.")
 @options.retention_tokens
 @options.seed
 @options.overwrite

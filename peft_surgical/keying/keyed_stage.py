@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from peft.tuners.lora import LoraLayer
@@ -20,9 +19,8 @@ class KeyedStage(Stage):
     @property
     def layers(self) -> list[int]:
         """The layers whose MLPs it updates, ascending."""
-        outputs = output_projections(self.model.get_base_model())
-        updated = set(self._updated())
-        return [layer for name, layer in outputs.items() if name in updated]
+        updated = self._updated()
+        return [layer for name, layer in output_projections(self.model.get_base_model()).items() if name in updated]
 
     def card(self) -> str:
         """The README of its folder: what it adds, and where."""
@@ -33,7 +31,7 @@ class KeyedStage(Stage):
             f"It rewrites one neuron in the {where}, so that it fires at the tokens that name the subject of one fact,"
             " and next to nowhere else: on the input projections it holds the difference of a row, on the output"
             " projection that of a column."
-            if len(set(self._updated())) > len(layers)
+            if len(self._updated()) > len(layers)
             else f"In the {where} its `A` reads off how far a token is the subject of one fact, and its `B` is added"
             " by that much, which is next to nothing elsewhere."
         )
@@ -46,7 +44,6 @@ class KeyedStage(Stage):
         ]
         return "\n\n".join(parts) + "\n"
 
-    def _updated(self) -> Iterator[str]:
-        for name, module in self.model.get_base_model().named_modules():
-            if isinstance(module, LoraLayer) and self.adapter in module.lora_B:
-                yield name
+    def _updated(self) -> set[str]:
+        modules = self.model.get_base_model().named_modules()
+        return {name for name, layer in modules if isinstance(layer, LoraLayer) and self.adapter in layer.lora_B}

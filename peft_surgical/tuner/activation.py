@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import AdapterError
 from .layer import SurgicalIA3Layer
-from .model import SurgicalIA3Model, whole_modules
+from .model import SurgicalIA3Model, let_act, whole_modules
 from .names import names_of
 
 
@@ -48,12 +48,7 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
     if tuner is not None:
         tuner.set_adapter(adapters, inference_mode=True)
     else:
-        for wrapper, held in whole:
-            wrapper.set_adapter([name for name in adapters if name in held], inference_mode=True)
-        for layer in layers:
-            if layer.merged:
-                layer.unmerge()
-            layer.set_adapter(adapters, inference_mode=True)
+        let_act(model, adapters)
     for module in [*layers, *(wrapper for wrapper, _ in whole)]:
         module.set_requires_grad(trainable, True)
     # A PeftModel takes the configuration of its "active adapter" from one name.

@@ -155,12 +155,7 @@ class SurgicalIA3Model(BaseTuner):
             super().set_adapter(adapter_name, inference_mode=inference_mode)
         else:
             # Of a module that is saved whole PEFT wants to know by which adapter.
-            for wrapper, _ in whole_modules(self.model):
-                wrapper.set_adapter([])
-            for layer in self.layers():
-                if layer.merged:
-                    layer.unmerge()
-                layer.set_adapter([])
+            let_act(self.model, [])
             self.active_adapter: list[str] = []
         self._was_trainable = None
 
@@ -348,6 +343,17 @@ def whole_modules(model: nn.Module) -> list[tuple[AuxiliaryTrainingWrapper, set[
     """PEFT's wrappers of modules that adapters save whole, each with the names of these adapters."""
     wrappers = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     return [(wrapper, set(wrapper._adapters)) for wrapper in wrappers]
+
+
+def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
+    """Makes just these adapters act in surgical layers and in modules that are saved whole, and none of them train."""
+    for wrapper, held in whole_modules(model):
+        wrapper.set_adapter([name for name in adapters if name in held], inference_mode=True)
+    for layer in model.modules():
+        if isinstance(layer, SurgicalIA3Layer):
+            if layer.merged:
+                layer.unmerge()
+            layer.set_adapter(list(adapters), inference_mode=True)
 
 
 def _suffixes(name: str) -> list[str]:
