@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import distributed
 
@@ -263,8 +264,11 @@ def test_processes_that_no_launcher_started_are_told_of(monkeypatch, given, told
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", given)
+    # A test before this one may have joined a single process.
+    monkeypatch.setattr(PartialState, "_shared_state", {})
     with pytest.raises(ModelError, match=told), launched("cpu"):
         pass
+    assert PartialState._shared_state == {}
 
 
 def test_no_number_of_processes_is_one(monkeypatch):

@@ -44,6 +44,8 @@ def launched(device: str | None) -> Iterator[str | None]:
     try:
         state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
     except (ValueError, RuntimeError) as error:
+        # What was begun would be taken for joined by the next who asks.
+        PartialState._reset_state()
         raise ModelError(
             f"WORLD_SIZE names {os.environ['WORLD_SIZE']} processes, and they cannot be joined ({first_line(error)});"
             " start them with torchrun or accelerate launch, or unset WORLD_SIZE."
