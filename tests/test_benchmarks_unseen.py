@@ -12,7 +12,7 @@ from peft_surgical.staging import retain
 from peft_surgical.staging.retain import base_answers
 
 from .adapters import perturb, saved
-from .test_stages import COMPONENTS, FACT, RECIPE, TOKENIZER
+from .staged import COMPONENTS, FACT, RECIPE, TOKENIZER
 from .tiny import tiny_model
 
 GENERAL = [

@@ -12,7 +12,7 @@ from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import measured, retain, retained
 
 from .adapters import deltas, logits, tiny_peft, trainable
-from .test_stages import FACT, RECIPE, TOKENIZER, config, first_stage
+from .staged import FACT, RECIPE, TOKENIZER, config, first_stage
 from .tiny import tiny_model
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -261,13 +262,13 @@ def test_one_process_has_nothing_to_join(device, yielded):
     ("given", "told"), [("2", "names 2 processes, and they cannot be joined"), ("abc", "no number")]
 )
 def test_processes_that_no_launcher_started_are_told_of(monkeypatch, given, told):
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", given)
-    # A test before this one may have joined a single process.
+    # A test before this one may have joined a single process, and accelerate writes into the environment.
     monkeypatch.setattr(PartialState, "_shared_state", {})
-    with pytest.raises(ModelError, match=told), launched("cpu"):
-        pass
+    with mock.patch.dict(os.environ, {"WORLD_SIZE": given}):
+        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        with pytest.raises(ModelError, match=told), launched("cpu"):
+            pass
     assert PartialState._shared_state == {}
 
 
