@@ -23,7 +23,7 @@ from .adapters.edits import Edit, ModuleScale, several
 from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError
 from .running.sharing import is_sharded
-from .tuner.fold import Rounding, fold, scaled_tensors
+from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
 from .tuner.mergeable import shared_with
 from .tuner.targets import check_target, find_module
 from .writing.files import CHECKPOINT, atomic_directory, check_output, write_json
@@ -55,7 +55,7 @@ def merge(
 
     Raises:
         AdapterError: If an adapter cannot be read, they cannot be multiplied, one of them touches a weight that is
-            tied to another, or a merged weight does not fit into `dtype`.
+            tied to another or computed from other parameters, or a merged weight does not fit into `dtype`.
         SelectionError: If the model does not have a module of the adapter, or has it in another width.
         ModelError: If the model has adapters on it, is quantized, has weights that are not in memory or spread over
             processes, or has a configuration that transformers does not save, or `dtype` is none of float32, bfloat16
@@ -128,6 +128,7 @@ def _scaled(
     for name, scale in edit.modules.items():
         module = find_module(model, name)
         check_target(name, module, scale.coordinates, scale.width)
+        check_foldable(module, scale.coordinates.side)
         found |= _folded(name, module, scale, state, dtype)
     return found
 
@@ -139,6 +140,8 @@ def _added(
     found = {}
     for name in update.factors:
         module, key = find_module(model, name), f"{name}.weight"
+        if isinstance(module, (nn.Linear, Conv1D)):
+            check_foldable(module, "input")
         added, old = update.added(name), state.get(key)
         added = added.T if isinstance(module, Conv1D) else added
         if old is None or old.shape != added.shape:
@@ -225,3 +228,9 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ModelError("some weights of the model are offloaded; load it whole to merge.")
     if is_sharded(model):
         raise ModelError("the model is sharded over processes; load it whole to merge.")
+    # Of a model that was quantized after it was loaded, transformers does not know it.
+    if kind := next((type(parameter).__name__ for parameter in model.parameters() if is_wrapper(parameter)), None):
+        raise ModelError(
+            f"the model has weights of a kind that cannot be rewritten, {kind}; load it in bfloat16 or float32 to"
+            " merge."
+        )

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForCausalLM
 
 from peft_surgical.adapters.edits import Edit
@@ -110,6 +111,25 @@ def test_one_rounding_is_closer_than_two(tmp_path):
         load_file(tmp_path / name / "model.safetensors")[key].float() for name in ("once", "twice", "exact")
     )
     assert (once - exact).norm() < (twice - exact).norm()
+
+
+def test_weights_of_a_kind_that_cannot_be_rewritten_are_refused(tmp_path):
+    """As those of a model that quanto or torchao quantized after it was loaded."""
+    adapters, _ = stages(tmp_path)
+    model = tiny_model("llama")
+    weight = model.model.layers[0].mlp.up_proj.weight.data
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(TwoTensor(weight, weight), requires_grad=False)
+    with pytest.raises(ModelError, match="weights of a kind that cannot be rewritten, TwoTensor; load it in bfloat16"):
+        merge(model, adapters, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_weight_that_is_computed_from_others_is_refused(tmp_path):
+    adapters, _ = stages(tmp_path)
+    model = tiny_model("llama")
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[1].mlp.down_proj)
+    with pytest.raises(AdapterError, match="the weight of a ParametrizedLinear is computed from other parameters"):
+        merge(model, adapters, tmp_path / "merged")
 
 
 def test_tokenizer_is_saved_beside(tmp_path):

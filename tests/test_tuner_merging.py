@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.testing._internal.two_tensor import TwoTensor
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
@@ -97,6 +98,91 @@ def test_a_refused_merge_leaves_the_weights_and_the_layers(before):
         with pytest.raises(AdapterError, match="NaNs detected"):
             merge(safe_merge=True, adapter_names=["default"])
         assert model.get_model_status().merged_adapters == before
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+
+
+def last_layer(model):
+    return model.get_submodule("model.layers.2.self_attn.o_proj")
+
+
+def of_two_tensors(module):
+    module.weight = torch.nn.Parameter(TwoTensor(module.weight.data, module.weight.data.clone()), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_two_tensors, "cannot be rewritten in place: TwoTensor"),
+        (torch.nn.utils.parametrizations.weight_norm, "the weight of a .*Linear is computed from other parameters"),
+        (torch.nn.utils.spectral_norm, "the weight of a Linear is computed from other parameters"),
+    ],
+)
+@pytest.mark.parametrize("safe_merge", [False, True])
+def test_weights_that_would_lose_the_edit_are_not_merged(change, message, safe_merge):
+    """As those of quanto and torchao, which call themselves bfloat16, and of FSDP2."""
+    base = tiny_model("llama")
+    change(last_layer(base))
+    model = get_peft_model(base, SurgicalIA3Config(components=["L0.head.1", "L2.head.3"])).eval()
+    perturb(model)
+    edited = logits(model)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(AdapterError, match=message):
+            merge(safe_merge=safe_merge)
+    assert model.get_model_status().merged_adapters == []
+    assert torch.equal(logits(model), edited)
+
+
+def test_other_weights_may_be_of_any_kind():
+    base = tiny_model("llama")
+    of_two_tensors(last_layer(base))
+    model = get_peft_model(base, SurgicalIA3Config(components=["L0.head.1"])).eval()
+    perturb(model)
+    edited = logits(model)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), edited, atol=1e-5, rtol=1e-5)
+
+
+class Deaf(torch.nn.Parameter):
+    """A weight that hands out copies of itself."""
+
+    @property
+    def data(self):
+        return self.detach().clone()
+
+
+def test_a_weight_that_does_not_take_what_is_written_is_noticed():
+    model = tiny_peft()
+    layer = last_layer(model.base_model.model)
+    layer.base_layer.weight = Deaf(layer.base_layer.weight.detach(), requires_grad=False)
+    weights, edited = copy.deepcopy(model.state_dict()), logits(model)
+    with pytest.raises(AdapterError, match="the weight of a Linear does not hold what is written into it"):
+        model.merge_adapter()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+    assert torch.equal(logits(model), edited)
+
+
+def stopped(errors):
+    if errors:
+        raise errors.pop()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize("before", [[], ["other"]])
+def test_whatever_stops_a_merge_leaves_the_weights_and_the_layers(monkeypatch, error, before):
+    model = tiny_peft()
+    add(model, "other")
+    if before:
+        model.merge_adapter(before)
+    weights, modules = copy.deepcopy(model.state_dict()), [name for name, _ in model.named_modules()]
+    later = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj")
+    product = later.product
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        left = [error]
+        monkeypatch.setattr(later, "product", lambda names, left=left: stopped(left) or product(names))
+        with pytest.raises(error):
+            merge(adapter_names=["default"])
+        assert model.get_model_status().merged_adapters == before
+        assert [name for name, _ in model.named_modules()] == modules
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
 
 

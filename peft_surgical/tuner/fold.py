@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError
@@ -99,17 +100,40 @@ def scaled_tensors(module: nn.Module, side: Side) -> dict[str, int]:
     return tensors
 
 
-def check_not_quantized(weight: Tensor) -> None:
-    """Refuses a weight that holds steps of a grid instead of numbers.
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor is made of others, as those of quanto, torchao and FSDP2 are: what is written into it may be
+    lost, whatever dtype it says it has."""
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def check_foldable(module: nn.Module, side: Side) -> None:
+    """Refuses a module whose weights cannot be multiplied in place.
+
+    Args:
+        module: A linear module.
+        side: Which of its sides is scaled.
 
     Raises:
-        AdapterError: If it does.
+        AdapterError: If they hold steps of a grid instead of numbers, are made of other tensors, or are computed anew
+            from others whenever the module runs.
     """
-    if not weight.is_floating_point() or weight.element_size() < 2:
-        raise AdapterError(
-            f"a quantized weight ({str(weight.dtype).removeprefix('torch.')}) cannot take an edit; load the model in"
-            " bfloat16 or float32 to merge."
-        )
+    for name in scaled_tensors(module, side):
+        tensor = module._parameters.get(name)
+        if tensor is None:
+            raise AdapterError(
+                f"the {name} of a {type(module).__name__} is computed from other parameters whenever it runs, so an"
+                " edit of it would be lost; remove its parametrization to merge."
+            )
+        if is_wrapper(tensor):
+            raise AdapterError(
+                f"weights of a kind that cannot be rewritten in place: {type(tensor).__name__}; load the model whole"
+                " and in bfloat16 or float32 to merge."
+            )
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise AdapterError(
+                f"a quantized weight ({str(tensor.dtype).removeprefix('torch.')}) cannot take an edit; load the model"
+                " in bfloat16 or float32 to merge."
+            )
 
 
 @dataclass
@@ -146,20 +170,32 @@ class Folded:
             safe_for: Refuse a result that is not finite, before anything is written, and blame this adapter.
 
         Raises:
-            AdapterError: If the weight is quantized, or `safe_for` is given and a value is not finite.
+            AdapterError: If the weights cannot be multiplied in place, see [`check_foldable`], or do not hold what was
+                written into them, or `safe_for` is given and a value is not finite. The weights are as they were then,
+                as they are after any other error.
         """
+        check_foldable(module, coordinates.side)
         weight: Any = module.weight
-        check_not_quantized(weight)
         axes, index = scaled_tensors(module, coordinates.side), coordinates.index(weight.device)
         folded = {name: fold(getattr(module, name).data, index, scale, axis) for name, axis in axes.items()}
         if safe_for is not None and not all(torch.isfinite(values).all() for values, _ in folded.values()):
             raise AdapterError(f"NaNs detected in the merged weights. The adapter {safe_for} seems to be broken")
-        before = {}
-        for name, axis in axes.items():
-            tensor = getattr(module, name).data
-            before[name] = tensor.index_select(axis, index)
-            tensor.index_copy_(axis, index, folded[name][0])
-        return cls(axes, before, index, Rounding.total(rounding for _, rounding in folded.values()))
+        before = {name: getattr(module, name).data.index_select(axis, index) for name, axis in axes.items()}
+        done = cls(axes, before, index, Rounding.total(rounding for _, rounding in folded.values()))
+        try:
+            for name, axis in axes.items():
+                values = folded[name][0]
+                getattr(module, name).data.index_copy_(axis, index, values)
+                there = getattr(module, name).data.index_select(axis, index)
+                if not bool(((there == values) | (there.isnan() & values.isnan())).all()):
+                    raise AdapterError(
+                        f"the {name} of a {type(module).__name__} does not hold what is written into it, so an edit of"
+                        " it cannot be merged."
+                    )
+        except BaseException:
+            done.restore(module)
+            raise
+        return done
 
     def restore(self, module: nn.Module) -> None:
         """Puts the very values back that were there before."""

@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from .fold import check_not_quantized
+from .fold import check_foldable, is_wrapper
 from .layer import SurgicalIA3Layer
 
 
@@ -19,12 +19,13 @@ def check_mergeable(model: nn.Module) -> None:
         model: What holds them.
 
     Raises:
-        AdapterError: If a weight is quantized, is also used elsewhere, or has an adapter of another method on it.
+        AdapterError: If a weight is quantized or otherwise cannot be rewritten in place, is also used elsewhere, or
+            has an adapter of another method on it.
     """
     check_alone(model)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SurgicalIA3Layer)}
     for layer in layers.values():
-        check_not_quantized(layer.get_base_layer().weight)
+        check_foldable(layer.get_base_layer(), layer.side)
     check_untied(model, layers)
 
 
@@ -77,5 +78,6 @@ def shared_with(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> str
         tensor: The tensor.
     """
     place = tensor.data_ptr()
-    # What is offloaded, or another process's, is nowhere.
-    return next((key for key, other in tensors.items() if place and key != name and other.data_ptr() == place), None)
+    # What is offloaded, or another process's, is nowhere; what is made of other tensors has no place to tell.
+    plain = ((key, other) for key, other in tensors.items() if place and key != name and not is_wrapper(other))
+    return next((key for key, other in plain if other.data_ptr() == place), None)

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor
 
-from ..errors import AdapterError
 from .coordinates import Coordinates
 from .fold import Folded, Rounding
 
@@ -33,7 +32,8 @@ class Merging(BaseTunerLayer):
             adapter_names: Which adapters; the active ones by default.
 
         Raises:
-            AdapterError: If the base weight is quantized, or `safe_merge` finds a value that is not finite.
+            AdapterError: If the base weight is quantized or otherwise cannot be rewritten in place, or `safe_merge`
+                finds a value that is not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.coordinates]
         if not names:
@@ -42,7 +42,7 @@ class Merging(BaseTunerLayer):
         self._restore()
         try:
             self._fold_in(before + names, names[-1] if safe_merge else None)
-        except AdapterError:
+        except BaseException:
             self.merge_only(before)
             raise
 

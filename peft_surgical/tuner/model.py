@@ -215,14 +215,15 @@ class SurgicalIA3Model(BaseTuner):
             safe_merge: Refuse a result that is not finite.
 
         Raises:
-            AdapterError: If a name is unknown, a weight is quantized, tied to another or under an adapter of another
-                method, or `safe_merge` finds a value that is not finite. Either way the weights are as they were.
+            AdapterError: If a name is unknown, a weight is quantized or otherwise cannot be rewritten in place, tied
+                to another or under an adapter of another method, or `safe_merge` finds a value that is not finite.
+                The weights are as they were then, as they are after any other error or an interrupt.
         """
         check_known(adapter_names or (), self.peft_config)
         before = [(layer, list(layer.merged_adapters)) for layer in self.layers()]
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        except AdapterError:
+        except BaseException:
             for layer, names in before:
                 with onload_layer(layer):
                     layer.merge_only(names)
@@ -236,17 +237,14 @@ class SurgicalIA3Model(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        layers = self.layers()
         check_known(adapter_names or (), self.peft_config)
         check_alone(self.model)
         with warnings.catch_warnings():
-            if merge and safe_merge:
-                # Layer by layer, the first ones would be plain modules when a later one is refused.
-                self.merge_adapter(adapter_names, safe_merge=True)
+            if merge:
+                # Layer by layer, the first ones would be plain modules when a later one fails.
+                self.merge_adapter(adapter_names, safe_merge=safe_merge)
                 warnings.filterwarnings("ignore", "All adapters are already merged")
             model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        if merge and not safe_merge:
-            _warn_of_rounding(layers)
         return model
 
     def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
