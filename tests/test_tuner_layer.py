@@ -1,6 +1,7 @@
 """The arithmetic of one layer: hand-worked numbers, and agreement with PEFT's own (IA)^3 bit for bit."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -96,8 +97,8 @@ def test_coordinates_outside_of_the_selection_keep_every_bit():
 def test_gradient_is_that_of_the_formula(side, name):
     """Checked against a dense scale vector, written down plainly, and by finite differences."""
     layer = surgical(base().double(), side, name)
-    index = layer.surgical_ia3_index["default"]
     delta = layer.surgical_ia3_delta["default"]
+    index = layer.index("default", delta.device)
     inputs = x(torch.float64).requires_grad_()
     layer(inputs).pow(2).sum().backward()
     dense = torch.ones(layer.width).index_copy(0, index, 1 + delta.detach()).requires_grad_()
@@ -107,6 +108,49 @@ def test_gradient_is_that_of_the_formula(side, name):
     out.pow(2).sum().backward()
     torch.testing.assert_close(inputs.grad, plain.grad)
     torch.testing.assert_close(delta.grad, dense.grad[index])
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_coordinates_survive_the_meta_device(name):
+    layer = surgical(base(), "input", name, "a")
+    layer.update_layer("b", Coordinates("input", RANGES["scattered"](IN)))
+    layer.surgical_ia3_delta["b"].data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(4))
+    layer.set_adapter(["a", "b"])
+    state, expected = copy.deepcopy(layer.state_dict()), layer(x())
+    layer.to("meta")
+    assert layer(x().to("meta")).shape == expected.shape
+    layer.to_empty(device="cpu")
+    layer.load_state_dict(state)
+    assert torch.equal(layer(x()), expected)
+    with torch.device("meta"):
+        empty = Linear(nn.Linear(IN, OUT), "a", Coordinates("input", RANGES[name](IN)))
+        empty.update_layer("b", Coordinates("input", RANGES["scattered"](IN)))
+    empty.set_adapter(["a", "b"])
+    empty.load_state_dict(state, assign=True)
+    assert torch.equal(empty(x()), expected)
+
+
+def test_indices_that_a_forward_without_gradients_made_serve_in_training():
+    layer = surgical(base(), "output", "scattered")
+    layer._indices.clear()
+    with torch.inference_mode():
+        layer(x())
+    layer(x()).sum().backward()
+    assert layer.surgical_ia3_delta["default"].grad.abs().sum() > 0
+
+
+def test_an_adapter_of_the_same_name_has_coordinates_of_its_own():
+    layer = surgical(base(), "output", "scattered", "a")
+    layer.update_layer("b", Coordinates("output", RANGES["first"](OUT)))
+    layer.delete_adapter("b")
+    layer.update_layer("b", Coordinates("output", RANGES["middle"](OUT)))
+    assert layer.index("b", torch.device("cpu")).tolist() == [2, 3, 4]
+
+
+def test_copies_and_pickles_have_the_coordinates():
+    layer = surgical(base(), "output", "scattered")
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(again(x()), layer(x()))
 
 
 def test_the_cut_and_the_dense_way_are_both_exercised():
@@ -145,7 +189,7 @@ def test_each_of_three_adapters_multiplies_the_two_others():
     dense = {name: layer.dense_scale(name) for name in "abc"}
     torch.testing.assert_close(layer(x()), base()(x()) * dense["a"] * dense["b"] * dense["c"])
     for name, first, second in ("abc", "bac", "cab"):
-        expected = (dense[first] * dense[second])[layer.surgical_ia3_index[name]]
+        expected = (dense[first] * dense[second])[layer.index(name, torch.device("cpu"))]
         torch.testing.assert_close(layer.others_scale(name, ["a", "b", "elsewhere", "c"]), expected)
 
 

@@ -309,12 +309,11 @@ def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator
 
     def watch(position: int, layer: SurgicalIA3Layer) -> None:
         plain = layer.apply_scale
-        index = layer.surgical_ia3_index[adapter]
         whole = layer.coordinates[adapter].covers(layer.width)
 
         def selected(x: Tensor) -> Tensor:
             tokens = x.detach().reshape(found.rows, found.tokens, layer.width)
-            return (tokens if whole else tokens.index_select(-1, index)).float()
+            return (tokens if whole else tokens.index_select(-1, layer.index(adapter, x.device))).float()
 
         def watched(x: Tensor, names: list[str]) -> Tensor:
             scaled = plain(x, names)

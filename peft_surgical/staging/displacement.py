@@ -143,7 +143,7 @@ def measure_displacement(
         for place, layer in enumerate(layers):
             # OPT lays the tokens of all rows one after the other before its MLPs.
             entering, made, leaving = (states.reshape(*ids.shape, -1) for states in seen[place])
-            index = layer.surgical_ia3_index[adapter].to(entering.device)
+            index = layer.index(adapter, entering.device)
             neurons = entering[counts.to(entering.device)].float().index_select(-1, index)
             lengths = leaving[counts.to(leaving.device)].float().norm(dim=-1, keepdim=True)
             if norms[place] is not None:
@@ -153,7 +153,8 @@ def measure_displacement(
             sums[place] = sums[place].to(neurons) + neurons.T @ neurons
     forms = []
     for total, layer, norm in zip(sums, layers, norms, strict=True):
-        weight = residual_factor(model) * _weight(layer)[:, layer.surgical_ia3_index[adapter]]
+        weight = _weight(layer)
+        weight = residual_factor(model) * weight[:, layer.index(adapter, weight.device)]
         if norm is not None:
             # What a norm makes of ones are its gains, whichever way it holds them.
             weight = norm(torch.ones_like(weight[:, 0]))[:, None] * weight

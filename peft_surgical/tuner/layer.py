@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from peft.tuners._buffer_dict import BufferDict
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import AdapterError, SelectionError
@@ -45,7 +44,7 @@ class SurgicalIA3Layer(Merging):
     """
 
     adapter_layer_names = ("surgical_ia3_delta",)
-    other_param_names = ("surgical_ia3_index", "coordinates")
+    other_param_names = ("_indices", "coordinates")
 
     base_layer: nn.Module
 
@@ -53,8 +52,9 @@ class SurgicalIA3Layer(Merging):
         self.base_layer = base_layer
         self.side = side
         self.surgical_ia3_delta = nn.ParameterDict()
-        self.surgical_ia3_index = BufferDict(persistent=False)
         self.coordinates: dict[str, Coordinates] = {}
+        # No buffers: `to_empty` and the meta device would leave them without their values.
+        self._indices: dict[str, Tensor] = {}
         self._disable_adapters = False
         self._was_trainable: dict[str, bool] | None = None
         self._folded: Folded | None = None
@@ -89,11 +89,32 @@ class SurgicalIA3Layer(Merging):
                 f"the layer's {self.side} is scaled already, so {adapter_name!r} cannot scale its {coordinates.side}."
             )
         self.coordinates[adapter_name] = coordinates
-        self.surgical_ia3_index[adapter_name] = coordinates.index()
+        self._indices.pop(adapter_name, None)
+        self.index(adapter_name, torch.device("cpu"))
         delta = torch.zeros(coordinates.n) if init_weights else torch.rand(coordinates.n) - 0.5
         self.surgical_ia3_delta[adapter_name] = nn.Parameter(delta.to(torch.float32))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def index(self, adapter_name: str, device: torch.device) -> Int[Tensor, " selected"]:
+        """Returns one adapter's coordinates as single indices, ascending.
+
+        Args:
+            adapter_name: The adapter's name.
+            device: Where they are needed; those of the device that was named last are kept.
+        """
+        held = self._indices.get(adapter_name)
+        if held is not None and held.device == device:
+            return held
+        if device.type == "meta" or torch.compiler.is_compiling():
+            # What has no values, or is a part of a graph, is of no use to another call.
+            return self.coordinates[adapter_name].index(device) if held is None else held.to(device)
+        # A tensor of inference mode could not be used in training later.
+        with torch.inference_mode(False):
+            held = self.coordinates[adapter_name].index(device)
+        if type(held) is Tensor:
+            self._indices[adapter_name] = held
+        return held
 
     def scale(self, adapter_name: str) -> Float[Tensor, " selected"]:
         """Returns one adapter's factors on its coordinates, in float32."""
@@ -105,7 +126,7 @@ class SurgicalIA3Layer(Merging):
         scale, coordinates = self.scale(adapter_name), self.coordinates[adapter_name]
         if coordinates.covers(self.width):
             return scale
-        return spread(scale, self.surgical_ia3_index[adapter_name], self.width)
+        return spread(scale, self.index(adapter_name, scale.device), self.width)
 
     def product(self, adapter_names: list[str]) -> tuple[Coordinates, Float[Tensor, " selected"]] | None:
         """Multiplies adapters, in the order given.
@@ -140,7 +161,8 @@ class SurgicalIA3Layer(Merging):
         product = torch.ones_like(self.scale(adapter_name))
         for name in adapter_names:
             if name != adapter_name and name in self.coordinates:
-                product = product * self.dense_scale(name)[self.surgical_ia3_index[adapter_name]]
+                dense = self.dense_scale(name)
+                product = product * dense[self.index(adapter_name, dense.device)]
         return product
 
     def apply_scale(self, x: Float[Tensor, "... width"], names: list[str]) -> Float[Tensor, "... width"]:
@@ -159,7 +181,7 @@ class SurgicalIA3Layer(Merging):
         coordinates, scale = found
         if coordinates.covers(self.width):
             return (x * scale).to(x.dtype)
-        index = self.surgical_ia3_index[next(name for name in names if name in self.coordinates)]
+        index = self.index(next(name for name in names if name in self.coordinates), scale.device)
         return scale_coordinates(x, coordinates, scale, index)
 
     def scale_rows(self, x: Float[Tensor, "batch ... width"], names: list[str]) -> Float[Tensor, "batch ... width"]:
@@ -231,7 +253,7 @@ class SurgicalIA3Layer(Merging):
             device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
         if adapter_name not in self.coordinates or device is None or device.type == "meta":
             return
-        self.surgical_ia3_index[adapter_name] = self.surgical_ia3_index[adapter_name].to(device)
+        self.index(adapter_name, device)
         old = self.surgical_ia3_delta[adapter_name]
         if old.device.type == "meta" or (old.device == device and old.dtype == torch.float32):
             return
