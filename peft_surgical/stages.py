@@ -16,18 +16,21 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .adapters.bases import hub_id
 from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
-from .errors import AdapterError, ArchitectureError
+from .errors import AdapterError, ArchitectureError, ModelError
 from .facts import Fact, TrainingFact
 from .profiling import phase
 from .running.computing import computing, denormals_flushed, plain_attention
@@ -149,15 +152,15 @@ def unlearn(
         The stage; its adapter is named `unlearn`.
 
     Raises:
-        AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters of a PEFT
-            model that is not given.
+        AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters that are
+            switched off, or those of a PEFT model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
-        ModelError: If a prompt is too long for the model, its logits are not finite, or weights that `config` scales
-            are offloaded.
+        ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
+            offloaded, or `torch.inference_mode` is on.
         ArchitectureError: If `config` names components of a model whose architecture is not known, or modules that do
             not see all tokens of a text, such as experts.
     """
-    with unchanged_on_failure(model):
+    with _training_here(model), unchanged_on_failure(model):
         return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
 
 
@@ -192,13 +195,33 @@ def learn(
 
     Raises:
         AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
-            named `learn`, or adapters of another kind, or adapters of a PEFT model that is not given.
+            named `learn`, or adapters of another kind, or adapters that are switched off, or those of a PEFT model
+            that is not given.
         SelectionError: As for [`unlearn`].
         ModelError: As for [`unlearn`].
         ArchitectureError: As for [`unlearn`].
     """
-    with unchanged_on_failure(model):
+    with _training_here(model), unchanged_on_failure(model):
         return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
+
+
+@contextmanager
+def _training_here(model: Any) -> Iterator[None]:
+    """Lets a model be trained in a block as its recipe says, with `torch.no_grad` or `torch.autocast` around it or
+    not."""
+    if torch.is_inference_mode_enabled():
+        raise ModelError("a stage cannot be trained under torch.inference_mode; call it outside of that.")
+    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
+        raise AdapterError(
+            "the model's adapters are switched off, and a stage trains on top of them; call enable_adapter_layers(),"
+            " or leave disable_adapter(), first."
+        )
+    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
+    with ExitStack() as modes:
+        modes.enter_context(torch.enable_grad())
+        for kind in filter(torch.amp.is_autocast_available, sorted(kinds - {"meta"})):
+            modes.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _stage(
