@@ -71,7 +71,7 @@ def test_another_dtype(family, tmp_path):
 
 def test_what_rounding_loses_is_said(tmp_path):
     model = tiny_peft(dtype=torch.bfloat16)
-    for layer in model.base_model.layers():
+    for layer in model.base_model.surgical_layers():
         layer.surgical_ia3_delta["default"].data[:] = 0.003
     folder = saved(model, tmp_path / "adapter")
     base = tiny_model("llama", dtype=torch.bfloat16)
@@ -88,7 +88,7 @@ def test_what_rounding_loses_is_said(tmp_path):
 def test_what_a_smaller_dtype_rounds_away_is_said(tmp_path):
     """A float32 weight and its bfloat16 are seldom equal, so they do not tell what the edit changed."""
     model = tiny_peft()
-    for layer in model.base_model.layers():
+    for layer in model.base_model.surgical_layers():
         layer.surgical_ia3_delta["default"].data[:] = 0.0003
     folder = saved(model, tmp_path / "adapter")
     base = tiny_model("llama")

@@ -98,7 +98,7 @@ def test_delete_adapter():
     model.set_adapter("other")
     model.delete_adapter("default")
     assert list(model.peft_config) == ["other"]
-    assert all(set(layer.coordinates) <= {"other"} for layer in model.base_model.layers())
+    assert all(set(layer.coordinates) <= {"other"} for layer in model.base_model.surgical_layers())
     assert not torch.equal(logits(model), first)
     add(model, "third", components=["L0.mlp"])
     with pytest.warns(UserWarning, match="active which is now deleted"):

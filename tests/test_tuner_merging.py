@@ -31,7 +31,7 @@ def test_merge_unmerge_is_bit_exact(dtype):
     model = tiny_peft(dtype=dtype)
     add(model, "other")
     activate(model, ["default", "other"])
-    layer = model.base_model.layers()[0]
+    layer = model.base_model.surgical_layers()[0]
     layer.surgical_ia3_delta["default"].data[0] = -1.0
     before, edited = copy.deepcopy(model.state_dict()), logits(model)
     model.merge_adapter()
@@ -64,7 +64,7 @@ def test_unload_gives_the_base_back():
 
 def test_a_merge_that_rounding_loses_warns_and_float32_keeps_it():
     model = tiny_peft(dtype=torch.bfloat16)
-    for layer in model.base_model.layers():
+    for layer in model.base_model.surgical_layers():
         layer.surgical_ia3_delta["default"].data[:] = 0.001
     with pytest.warns(UserWarning, match=r"100\.0% of the weights .* bfloat16; merge in float32"):
         model.merge_adapter()
@@ -72,7 +72,7 @@ def test_a_merge_that_rounding_loses_warns_and_float32_keeps_it():
     with pytest.warns(UserWarning, match="loses part of the edit"):
         model.merge_and_unload()
     model = tiny_peft()
-    for layer in model.base_model.layers():
+    for layer in model.base_model.surgical_layers():
         layer.surgical_ia3_delta["default"].data[:] = 0.001
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -81,7 +81,7 @@ def test_a_merge_that_rounding_loses_warns_and_float32_keeps_it():
 
 def test_safe_merge_refuses_what_is_not_finite():
     model = tiny_peft()
-    model.base_model.layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
+    model.base_model.surgical_layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
     with pytest.raises(AdapterError, match="NaNs detected in the merged weights"):
         model.merge_and_unload(safe_merge=True)
 
@@ -89,7 +89,7 @@ def test_safe_merge_refuses_what_is_not_finite():
 @pytest.mark.parametrize("before", [[], ["other"]])
 def test_a_refused_merge_leaves_the_weights_and_the_layers(before):
     model = tiny_peft()
-    model.base_model.layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
+    model.base_model.surgical_layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
     add(model, "other")
     if before:
         model.merge_adapter(before)

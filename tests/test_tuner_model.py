@@ -155,7 +155,7 @@ def test_a_selection_that_does_not_fit_is_refused_before_anything_changes(select
     with pytest.raises(SelectionError, match=message):
         model.add_adapter("other", SurgicalIA3Config(selections={**good, **bad}))
     assert list(model.peft_config) == ["default"]
-    assert {name for layer in model.base_model.layers() for name in layer.coordinates} == {"default"}
+    assert {name for layer in model.base_model.surgical_layers() for name in layer.coordinates} == {"default"}
 
 
 def test_other_side_of_an_adapted_module_is_refused():
@@ -267,6 +267,14 @@ def test_transformers_load_adapter_on_half_precision(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_a_bare_decoder_keeps_its_attributes():
+    selections = {"layers.1.mlp.down_proj": {"side": "input", "ranges": [[0, 4]]}}
+    decoder = tiny_model("llama").model
+    model = get_peft_model(decoder, SurgicalIA3Config(selections=selections))
+    assert model.layers is decoder.layers
+    assert model.base_model.surgical_layers() == [decoder.layers[1].mlp.down_proj]
+
+
 def test_deepcopy_is_independent():
     model = tiny_peft()
     twin = copy.deepcopy(model)
@@ -280,10 +288,10 @@ def test_deepcopy_is_independent():
 def test_casting_the_whole_model_keeps_small_edits():
     """0.003 survives bfloat16 as a delta, where the scale 1.003 would round to 1."""
     model = tiny_peft()
-    for layer in model.base_model.layers():
+    for layer in model.base_model.surgical_layers():
         layer.surgical_ia3_delta["default"].data[:] = 0.003
     model.to(torch.bfloat16)
-    for layer in model.base_model.layers():
+    for layer in model.base_model.surgical_layers():
         scale = layer.scale("default")
         torch.testing.assert_close(scale, torch.full_like(scale, 1.003), atol=1e-5, rtol=0)
 
@@ -307,7 +315,7 @@ def test_status_and_repr():
     assert status.peft_types == {"default": "SURGICAL_IA3"}
     assert (status.adapter_model_type, status.num_adapter_layers) == ("SurgicalIA3Model", 3)
     assert status.requires_grad == {"default": True}
-    assert repr(model.base_model.layers()[0]).startswith("surgical_ia3.Linear(")
+    assert repr(model.base_model.surgical_layers()[0]).startswith("surgical_ia3.Linear(")
     assert {s.module_type for s in model.get_layer_status()} == {"surgical_ia3.Linear"}
     assert sorted(model.targeted_module_names) == sorted(model.peft_config["default"].selections)
 
@@ -362,7 +370,7 @@ def test_a_scaled_module_is_not_saved_whole_by_another_adapter():
     with pytest.raises(SelectionError, match=r"layers\.1\.mlp\.down_proj cannot be scaled and be in modules_to_save"):
         model.add_adapter("b", SurgicalIA3Config(components=["L0.mlp"], modules_to_save=whole))
     assert "model.layers.0.mlp.down_proj" not in model.targeted_module_names
-    assert not any("b" in layer.coordinates for layer in model.base_model.layers())
+    assert not any("b" in layer.coordinates for layer in model.base_model.surgical_layers())
 
 
 def test_an_edit_goes_in_under_a_name_of_its_own_and_comes_out_by_one_that_there_is():

@@ -117,10 +117,10 @@ class SurgicalIA3Model(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Scales are created in float32 whatever the base's dtype; PEFT's own upcast would make new parameters, all
         # trainable.
-        for layer in self.layers():
+        for layer in self.surgical_layers():
             layer._move_adapter_to_device_of_base_layer(adapter_name)
 
-    def layers(self) -> list[Linear]:
+    def surgical_layers(self) -> list[Linear]:
         """Returns the wrapped modules, in the model's order."""
         return [module for module in self.model.modules() if isinstance(module, Linear)]
 
@@ -138,7 +138,7 @@ class SurgicalIA3Model(BaseTuner):
     @contextmanager
     def _memory_kept(self) -> Iterator[None]:
         # Changing the set of adapters while they are switched off must not make them forget which of them are frozen.
-        memory, of_wrappers = [(layer, layer._was_trainable) for layer in self.layers()], self._was_trainable
+        memory, of_wrappers = [(layer, layer._was_trainable) for layer in self.surgical_layers()], self._was_trainable
         yield
         for layer, was_trainable in memory:
             layer._was_trainable = was_trainable
@@ -166,25 +166,25 @@ class SurgicalIA3Model(BaseTuner):
             adapter_name: Which one. If it is the only active one, the first of those that are left becomes active, and
                 trainable if the deleted one was.
         """
-        layers = [layer for layer in self.layers() if adapter_name in layer.coordinates]
+        layers = [layer for layer in self.surgical_layers() if adapter_name in layer.coordinates]
         # While the scales are off, it is remembered which of them train.
         was_trained = any(
             (layer._was_trainable or {}).get(adapter_name, layer.surgical_ia3_delta[adapter_name].requires_grad)
             for layer in layers
         )
         was_active, left = adapter_name in self.active_adapters, [n for n in self.active_adapters if n != adapter_name]
-        trainable = {p: p.requires_grad for layer in self.layers() for p in layer.surgical_ia3_delta.values()}
+        trainable = {p: p.requires_grad for layer in self.surgical_layers() for p in layer.surgical_ia3_delta.values()}
         with self._memory_kept():
             super().delete_adapter(adapter_name)
             # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
             active = left if left or not was_active else list(self.peft_config)[:1]
             if was_active and not left and active:
                 _set_adapter(self.model, active, inference_mode=not was_trained)
-            for layer in self.layers():
+            for layer in self.surgical_layers():
                 layer.set_adapter(active, inference_mode=not was_trained)
         self.active_adapter = active
         if was_active and not left:
-            for layer in self.layers():
+            for layer in self.surgical_layers():
                 if layer._was_trainable is not None:
                     layer._was_trainable.update({n: was_trained for n in active if n in layer._was_trainable})
                     layer.surgical_ia3_delta.requires_grad_(False)
@@ -220,7 +220,7 @@ class SurgicalIA3Model(BaseTuner):
                 The weights are as they were then, as they are after any other error or an interrupt.
         """
         check_known(adapter_names or (), self.peft_config)
-        before = [(layer, list(layer.merged_adapters)) for layer in self.layers()]
+        before = [(layer, list(layer.merged_adapters)) for layer in self.surgical_layers()]
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         except BaseException:
@@ -228,7 +228,7 @@ class SurgicalIA3Model(BaseTuner):
                 with onload_layer(layer):
                     layer.merge_only(names)
             raise
-        _warn_of_rounding(self.layers())
+        _warn_of_rounding(self.surgical_layers())
 
     def _unload_and_optionally_merge(
         self,
