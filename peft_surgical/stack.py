@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
 from .adapters.bases import hub_id
@@ -53,9 +55,16 @@ def stack(
     check_inputs_stay(out, given)
     check_output(out, overwrite=overwrite, content=ADAPTER)
     edit = product(given)
-    edit = replace(edit, task_type=edit.task_type or "CAUSAL_LM")
+    if edit.task_type is None and _has_head(edit):
+        edit = replace(edit, task_type="CAUSAL_LM")
     write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)
     return edit
+
+
+def _has_head(edit: Edit) -> bool:
+    """Whether the base is a causal language model, by its class, and if that is not known."""
+    model = (edit.auto_mapping or {}).get("base_model_class")
+    return model is None or model in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def model_card(edit: Edit, about: str | None = None) -> str:

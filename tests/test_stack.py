@@ -2,17 +2,17 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 
 from peft_surgical.adapters.algebra import inverse, power
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.export import to_ia3
 from peft_surgical.errors import AdapterError, OutputError
 from peft_surgical.stack import model_card, stack
-from peft_surgical.tuner import activate
+from peft_surgical.tuner import SurgicalIA3Config, activate
 from peft_surgical.tuner.coordinates import Coordinates
 from tests.adapters import add, logits, perturb, saved, tiny_peft
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, tiny_ids, tiny_model
 
 
 def staged(tmp_path, family="llama", dtype=torch.float32):
@@ -56,6 +56,23 @@ def test_a_dial_between_nothing_and_the_edit(tmp_path):
         assert torch.equal(found, {0: base, 1: edited}.get(t, found))
     assert distances == sorted(distances)
     assert distances[0] == 0 < distances[1]
+
+
+def test_a_stack_for_a_model_without_a_head_loads_on_it(tmp_path):
+    selections = {"layers.1.mlp.down_proj": {"side": "input", "ranges": [[0, 4]]}}
+    model = get_peft_model(tiny_model("llama").model, SurgicalIA3Config(selections=selections))
+    perturb(model)
+    stack(saved(model, tmp_path / "adapter"), tmp_path / "edit")
+    again = PeftModel.from_pretrained(tiny_model("llama").model, tmp_path / "edit")
+    with torch.no_grad():
+        assert torch.equal(again(tiny_ids())[0], model(tiny_ids())[0])
+    assert json.loads((tmp_path / "edit" / "adapter_config.json").read_text())["task_type"] is None
+
+
+def test_a_stack_for_a_causal_model_says_so(tmp_path):
+    stack(saved(tiny_peft(), tmp_path / "adapter"), tmp_path / "edit")
+    assert json.loads((tmp_path / "edit" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    assert "pipeline_tag: text-generation" in (tmp_path / "edit" / "README.md").read_text()
 
 
 def test_model_card_and_size(tmp_path):
