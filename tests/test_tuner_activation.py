@@ -28,6 +28,15 @@ def test_set_adapter_of_one():
     assert torch.equal(logits(model), first)
 
 
+def test_an_adapter_does_not_act_twice():
+    model = tiny_peft()
+    edited = logits(model)
+    for choose in (lambda names: activate(model, names), model.base_model.set_adapter):
+        with pytest.raises(AdapterError, match="'default' is named twice, and would multiply twice"):
+            choose(["default", "default"])
+    assert torch.equal(logits(model), edited)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_active_adapters_multiply_and_commute(dtype):
     model = tiny_peft(dtype=dtype)

@@ -200,6 +200,18 @@ def test_merging_an_unknown_adapter_is_refused():
             merge(adapter_names=["typo"])
 
 
+def test_adapters_to_merge_are_a_list_of_different_ones():
+    model = tiny_peft()
+    edited = logits(model)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        for name in ("default", ""):
+            with pytest.raises(AdapterError, match=f"as a list of names, got {name!r}; give"):
+                merge(adapter_names=name)
+        with pytest.raises(AdapterError, match="'default' is named twice"):
+            merge(adapter_names=["default", "default"])
+    assert torch.equal(logits(model), edited)
+
+
 def test_scales_over_another_methods_adapter_are_not_taken_off_with_it():
     base = tiny_model("llama")
     base.add_adapter(LoraConfig(target_modules=["down_proj"], init_lora_weights=False))

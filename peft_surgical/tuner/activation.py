@@ -9,7 +9,7 @@ from torch import nn
 from ..errors import AdapterError
 from .layer import SurgicalIA3Layer
 from .model import SurgicalIA3Model, let_act, whole_modules
-from .names import names_of
+from .names import check_once, names_of
 
 
 def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | Iterable[str] = ()) -> None:
@@ -27,14 +27,15 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
         trainable: Those of `adapters` that get gradients.
 
     Raises:
-        AdapterError: If the model has no surgical adapter of a name, a trainable adapter is not active, or two of them
-            save the same module whole, of which only one can act.
+        AdapterError: If the model has no surgical adapter of a name, a name is given twice, a trainable adapter is not
+            active, or two of them save the same module whole, of which only one can act.
     """
     adapters, trainable = names_of(adapters), names_of(trainable)
     layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
     known = {name for layer in layers for name in layer.coordinates}
     if unknown := [name for name in adapters if name not in known]:
         raise AdapterError(f"there is no surgical adapter named {unknown[0]!r}; the model has {sorted(known)}.")
+    check_once(adapters)
     if idle := [name for name in trainable if name not in adapters]:
         raise AdapterError(f"{idle[0]!r} cannot be trained while it is not active; active are {adapters}.")
     whole = whole_modules(model)

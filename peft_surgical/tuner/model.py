@@ -29,7 +29,7 @@ from .config import SurgicalIA3Config
 from .fold import Rounding
 from .layer import Linear, SurgicalIA3Layer
 from .mergeable import check_alone, check_mergeable
-from .names import check_known
+from .names import check_known, check_once, names_of
 from .targets import check_target, find_module, unwrapped
 
 if TYPE_CHECKING:
@@ -150,7 +150,11 @@ class SurgicalIA3Model(BaseTuner):
         Args:
             adapter_name: One adapter, or several, which multiply in this order, or none.
             inference_mode: Freeze them.
+
+        Raises:
+            AdapterError: If one is named twice.
         """
+        check_once(names_of(adapter_name))
         if adapter_name:
             super().set_adapter(adapter_name, inference_mode=inference_mode)
         else:
@@ -207,6 +211,11 @@ class SurgicalIA3Model(BaseTuner):
     def _check_merge_allowed(self) -> None:
         check_mergeable(self.model)
 
+    def _check_to_merge(self, adapter_names: list[str] | None) -> None:
+        if adapter_names is not None:
+            check_known(adapter_names, self.peft_config)
+            check_once(adapter_names)
+
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Folds adapters into the base weights; `unmerge_adapter` puts back the very same weights.
 
@@ -215,11 +224,12 @@ class SurgicalIA3Model(BaseTuner):
             safe_merge: Refuse a result that is not finite.
 
         Raises:
-            AdapterError: If a name is unknown, a weight is quantized or otherwise cannot be rewritten in place, tied
-                to another or under an adapter of another method, or `safe_merge` finds a value that is not finite.
-                The weights are as they were then, as they are after any other error or an interrupt.
+            AdapterError: If a name is unknown or given twice, or not in a list, a weight is quantized or otherwise
+                cannot be rewritten in place, tied to another or under an adapter of another method, or `safe_merge`
+                finds a value that is not finite. The weights are as they were then, as they are after any other error
+                or an interrupt.
         """
-        check_known(adapter_names or (), self.peft_config)
+        self._check_to_merge(adapter_names)
         before = [(layer, list(layer.merged_adapters)) for layer in self.surgical_layers()]
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -237,7 +247,7 @@ class SurgicalIA3Model(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        check_known(adapter_names or (), self.peft_config)
+        self._check_to_merge(adapter_names)
         check_alone(self.model)
         with warnings.catch_warnings():
             if merge:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..errors import AdapterError
 
@@ -20,8 +20,20 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
         known: Those that a model has.
 
     Raises:
-        AdapterError: If a name is not known.
+        AdapterError: If a name is not known, or `names` is one name and not a list.
     """
+    if isinstance(names, str):
+        raise AdapterError(f"adapters are given here as a list of names, got {names!r}; give [{names!r}].")
     known = list(known)
     if unknown := [name for name in names if name not in known]:
         raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known)}.")
+
+
+def check_once(names: Sequence[str]) -> None:
+    """Refuses an adapter that is named twice, as its scales would multiply twice.
+
+    Raises:
+        AdapterError: If one is.
+    """
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise AdapterError(f"{twice[0]!r} is named twice, and would multiply twice; name each adapter once.")
