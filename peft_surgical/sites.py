@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .architectures import Architecture, architecture_of, register_architecture
-from .errors import ArchitectureError, SelectionError, brief
+from .errors import ArchitectureError, ModelError, SelectionError, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -321,13 +321,31 @@ def module_slices(shape: ModelShape, component: Component) -> tuple[Slice, ...]:
     return tuple(Slice(_path(architecture, layer, name), "output", 0, width) for name, width in widths)
 
 
+def check_uncompiled(names: Iterable[str]) -> None:
+    """Refuse modules of a model that torch.compile wrapped: there they go by other names, which no other model has.
+
+    Args:
+        names: Theirs.
+
+    Raises:
+        ModelError: If a name is such a one.
+    """
+    if any("_orig_mod" in name.split(".") for name in names):
+        raise ModelError(
+            "the model is wrapped by torch.compile; put the adapter on the model before compiling it, or compile in"
+            " place with model.compile()."
+        )
+
+
 def check_layout(model: nn.Module, shape: ModelShape) -> None:
     """Refuse a model that lacks a module which its architecture names, as one with experts in the place of an MLP.
 
     Raises:
         ArchitectureError: Names the module.
+        ModelError: If the model is wrapped by torch.compile.
     """
     there = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    check_uncompiled(there)
     for component in components(shape):
         for piece in module_slices(shape, component):
             if piece.module not in there:

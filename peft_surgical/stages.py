@@ -36,7 +36,7 @@ from .profiling import phase
 from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
-from .sites import architecture_of
+from .sites import architecture_of, check_uncompiled
 from .staging.curvature import trained_layers
 from .staging.placeable import check_at_hand, check_free, check_whole
 from .staging.recipe import Recipe, TrainingRecord
@@ -156,7 +156,7 @@ def unlearn(
             switched off, or those of a PEFT model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
-            offloaded, or `torch.inference_mode` is on.
+            offloaded, the model is wrapped by `torch.compile`, or `torch.inference_mode` is on.
         ArchitectureError: If `config` names components of a model whose architecture is not known, or modules that do
             not see all tokens of a text, such as experts.
     """
@@ -208,7 +208,8 @@ def learn(
 @contextmanager
 def _training_here(model: Any) -> Iterator[None]:
     """Lets a model be trained in a block as its recipe says, with `torch.no_grad` or `torch.autocast` around it or
-    not."""
+    not, and compiled in place or not."""
+    check_uncompiled(name for name, _ in model.named_modules())
     if torch.is_inference_mode_enabled():
         raise ModelError("a stage cannot be trained under torch.inference_mode; call it outside of that.")
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
@@ -219,6 +220,8 @@ def _training_here(model: Any) -> Iterator[None]:
     kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
     with ExitStack() as modes:
         modes.enter_context(torch.enable_grad())
+        # Training stands on the modules' forwards, which a compiled model does not call.
+        modes.enter_context(torch.compiler.set_stance("force_eager"))
         for kind in filter(torch.amp.is_autocast_available, sorted(kinds - {"meta"})):
             modes.enter_context(torch.autocast(kind, enabled=False))
         yield

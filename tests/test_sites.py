@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from peft_surgical.architectures import Architecture, architecture_of, register_architecture
-from peft_surgical.errors import ArchitectureError, SelectionError
+from peft_surgical.errors import ArchitectureError, ModelError, SelectionError
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.sites import (
     HEAD_PROJECTIONS,
@@ -214,3 +214,8 @@ def test_a_multimodal_configuration_gives_the_sizes_of_its_text_model():
     shape = ModelShape.from_config({"model_type": "gemma3", "text_config": text})
     assert shape.model_type == "gemma3"
     assert shape.d_head == 16
+
+
+def test_a_model_that_is_wrapped_by_compile_is_told_from_another_layout():
+    with pytest.raises(ModelError, match=r"the model is wrapped by torch\.compile"):
+        wrap(torch.compile(tiny_model("llama"), backend="eager"))

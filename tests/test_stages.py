@@ -284,6 +284,24 @@ def test_what_is_around_a_stage_changes_nothing_of_it(around):
     assert same(deltas(both.model), deltas(second.model))
 
 
+def test_a_model_that_is_compiled_in_place_is_trained_as_it_is():
+    model = tiny_model("llama")
+    model.compile(backend="eager")
+    first = first_stage(model=model)
+    second, plain = second_stage(first), second_stage(first_stage())
+    assert same(deltas(second.model), deltas(plain.model))
+    assert torch.equal(logits(second.model), logits(plain.model))
+
+
+def test_a_model_that_is_wrapped_by_compile_is_refused():
+    message = r"wrapped by torch\.compile; put the adapter on the model before compiling it"
+    with pytest.raises(ModelError, match=message):
+        first_stage(model=torch.compile(tiny_model("llama"), backend="eager"))
+    first = first_stage()
+    with pytest.raises(ModelError, match=message):
+        second_stage(replace(first, model=torch.compile(first.model, backend="eager")))
+
+
 def test_inference_mode_is_refused():
     model = tiny_model("llama")
     with torch.inference_mode(), pytest.raises(ModelError, match=r"under torch\.inference_mode"):

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
 from peft_surgical.adapters.algebra import power
-from peft_surgical.errors import AdapterError, SelectionError
+from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer
 from tests.adapters import COMPONENTS, add, deltas, logits, perturb, saved, tiny_peft, trainable
 from tests.tiny import FAMILIES, tiny_ids, tiny_model
@@ -156,6 +156,15 @@ def test_a_selection_that_does_not_fit_is_refused_before_anything_changes(select
         model.add_adapter("other", SurgicalIA3Config(selections={**good, **bad}))
     assert list(model.peft_config) == ["default"]
     assert {name for layer in model.base_model.surgical_layers() for name in layer.coordinates} == {"default"}
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_a_model_that_is_wrapped_by_compile_is_refused(prefix):
+    selections = {f"{prefix}model.layers.1.mlp.down_proj": {"side": "input", "ranges": [[0, 4]]}}
+    compiled = torch.compile(tiny_model("llama"), backend="eager")
+    with pytest.raises(ModelError, match=r"wrapped by torch\.compile; .* or compile in place with model\.compile"):
+        get_peft_model(compiled, SurgicalIA3Config(selections=selections))
+    assert not any(isinstance(module, SurgicalIA3Layer) for module in compiled.modules())
 
 
 def test_other_side_of_an_adapted_module_is_refused():

@@ -24,6 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
+from ..sites import check_uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .fold import Rounding
@@ -67,7 +68,9 @@ class SurgicalIA3Model(BaseTuner):
         widths, transposed = {}, False
         for name, coordinates in peft_config.coordinates.items():
             module = find_module(model, name)
-            if (first := first_names[id(module)]) != name:
+            first = first_names[id(module)]
+            check_uncompiled([first])
+            if first != name:
                 raise SelectionError(f"{name} is another name of {first}; select that one.")
             widths[name] = check_target(name, module, coordinates, (peft_config.features or {}).get(name))
             if isinstance(module, SurgicalIA3Layer) and module.side != coordinates.side:
