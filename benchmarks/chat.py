@@ -9,7 +9,8 @@ answer up to the new answer. Held-out prompts and controls are asked in the chat
 `--bits` and `--relearn` held-out prompts are asked again after every edit's weights, merged, were rounded, or
 fine-tuned on the old answer.
 
-Every row is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table a fact and,
+Every row is a line of `--out`; the same command goes on where it was interrupted, and is refused where the weights,
+a method's settings or its recipe are others than those of the rows that are there. Prints a Markdown table a fact and,
 as its last line, JSON: fact file to method to metric to `{value, n, low, high}`.
 """
 
@@ -36,11 +37,11 @@ from peft_surgical.sentence import CONTEXTS, sample_contexts
 from peft_surgical.texts.prompts import without_template
 
 from .afterwards import Afterwards
-from .baselines import METHODS, Method, Questions, Request, build, settings
+from .baselines import METHODS, Method, Questions, Request, build, described
 from .comparison import asked_digest, asked_only
 from .counterfact import check_settings, learning_rates
 from .fact_files import read_facts
-from .journal import Journal, surroundings
+from .journal import Journal, surroundings, weights_digest
 from .speed.editing import beginning
 
 FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov", "rome_code")
@@ -120,7 +121,7 @@ def row(
     }
     return {
         "figures": {metric: figure.to_dict() for metric, figure in found.items()},
-        "settings": settings(method),
+        "settings": described(method, model),
         "seconds": round(seconds, 2),
         "said": _said(answers, afterwards),
     }
@@ -262,13 +263,14 @@ def main(
                 "benchmark": "chat",
                 "facts": {name: asked_digest(fact) for name, fact in read.items()},
                 "model": model,
+                "weights_sha256": weights_digest(loaded),
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "seed": seed,
                 **{name: list(given) for name, given in (("bits", bits), ("relearn", relearn)) if given},
             },
             {"command": command(), **surroundings(loaded.device)},
+            lambda records: check_settings(out, records, methods, loaded),
         )
-        check_settings(journal, "row", methods)
         base, found, after = copy.deepcopy(loaded), {}, Afterwards(bits, relearn)
         for file, fact in read.items():
             found[file] = run(loaded, base, tokenizer, fact, file, methods, journal, seed, after)

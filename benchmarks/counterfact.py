@@ -6,12 +6,13 @@ The file is in EasyEdit's layout, JSON lines. The cases are shuffled by the seed
 continuation of its prompt, as plain text without a chat template, begins with all tokens of its true answer. The first
 known ones are edited, each singly, and each is measured on its prompt (ES), paraphrase (PS) and neighbour (NS) by
 log-likelihood, and by what the model goes on to say; with `--known-facts` also on more neighbours that it knows. All
-methods get the prompt alone and behind the same sampled contexts. The baselines and `surgical_keyed` take at most 25
-gradient steps, `surgical` at most 20, and the stages of `edit` (`staged`) 8 and 18, after one pass over what they
-keep, as do the 18 of `keyed`.
+methods get the prompt alone and behind the same sampled contexts. The baselines take at most 25 gradient steps,
+`surgical` and `surgical_keyed` 20, and the stages of `edit` (`staged`) 8 and 15, after one pass over what they keep,
+as do the 18 of `keyed`.
 
-Every result is a line of `--out`; the same command goes on where it was interrupted. Prints a Markdown table and, as
-its last line, JSON: method to metric to `{value, n, low, high}`.
+Every result is a line of `--out`; the same command goes on where it was interrupted, and is refused where the weights,
+a method's settings or its recipe are others than those of the rows that are there. Prints a Markdown table and, as its
+last line, JSON: method to metric to `{value, n, low, high}`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from peft_surgical.models import DTYPES
 from peft_surgical.sentence import sample_contexts
 from peft_surgical.texts.prompts import without_template
 
-from .baselines import METHODS, Method, build, settings
+from .baselines import METHODS, Method, build, described
 from .cases import Case, read_cases
 from .counterfact_metrics import figures
-from .journal import Journal, read_records, surroundings
+from .journal import Journal, read_records, surroundings, weights_digest
 from .known_facts import KnownFact, neighbours, read_known_facts
 from .measuring import NEW_TOKENS, edit_and_measure
 from .plain_text import greedily_follows
@@ -103,11 +104,11 @@ def run(
         facts: Where more neighbours of a case are looked for.
     """
     contexts = tuple(journal.of_kind("contexts")[0]["contexts"])
-    check_settings(journal, "case", methods)
     chosen = known_cases(model, tokenizer, cases, count, journal)
     if len(chosen) < count:
         click.echo(f"the base knows {len(chosen)} cases only; asked for {count}", err=True)
     known = known_among(model, tokenizer, facts, journal) if facts else set()
+    given = {method.name: described(method, model) for method in methods}
     done = {(record["method"], record["case_id"]): record for record in journal.of_kind("case")}
     for number, case in enumerate(chosen, 1):
         beside = [fact for fact in neighbours(case, facts) if fact in known]
@@ -116,7 +117,7 @@ def run(
             if key in done:
                 continue
             found = edit_and_measure(model, tokenizer, method, case, contexts, seed, beside)
-            done[key] = {"kind": "case", "method": key[0], "case_id": key[1], "settings": settings(method), **found}
+            done[key] = {"kind": "case", "method": key[0], "case_id": key[1], "settings": given[key[0]], **found}
             journal.append(done[key])
             click.echo(f"case {number} of {len(chosen)}, {method.name}: {found['seconds']:.1f} s", err=True)
     base = [done["base", case.case_id] for case in chosen]
@@ -127,25 +128,49 @@ def run(
     return result
 
 
-def check_settings(journal: Journal, kind: str, methods: Sequence[Method]) -> None:
+def check_settings(path: Path, records: Sequence[Mapping[str, Any]], methods: Sequence[Method], model: Any) -> None:
     """Refuses to add to a method's results others that it would reach with other settings, or to give them for these.
 
     Args:
-        journal: Holds the results.
-        kind: What its records of them are.
+        path: The file of results.
+        records: What it holds.
         methods: With the settings of this run.
+        model: The base.
 
     Raises:
-        OutputError: Names the method and both settings.
+        OutputError: Names the method and a setting that differs, or that the file does not tell.
     """
-    wanted = {method.name: json.loads(json.dumps(settings(method))) for method in methods}
-    for record in journal.of_kind(kind):
-        name = record["method"]
-        if name in wanted and record["settings"] != wanted[name]:
-            raise ps.OutputError(
-                f"{journal.path} holds {name} with {record['settings']}, and this run has {wanted[name]}; "
-                "name another file."
-            )
+    wanted = {method.name: flat(described(method, model)) for method in methods}
+    for record in records:
+        name = record.get("method")
+        if name not in wanted or "settings" not in record:
+            continue
+        held, now = flat(record["settings"]), wanted[name]
+        for key in {**now, **held}:
+            if key not in held:
+                raise ps.OutputError(
+                    f"{path} holds rows of {name} that do not say what {key} they were taken with, and this run has"
+                    f" {now[key]!r}; name another file."
+                )
+            if key not in now or held[key] != now[key]:
+                raise ps.OutputError(
+                    f"{path} holds {name} with {key} {held[key]!r}, and this run has {now.get(key)!r}; name another"
+                    " file."
+                )
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings in settings by names with dots.
+
+    ```py
+    >>> flat({"rank": 8, "recipe": {"steps": 25}})
+    {'rank': 8, 'recipe.steps': 25}
+    ```
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
 
 
 def learning_rates(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
@@ -163,13 +188,14 @@ def learning_rates(context: click.Context, parameter: click.Parameter, given: tu
 
 
 def table(result: Mapping[str, Mapping[str, ps.Figure]]) -> str:
-    """The figures for a person, rates in percent."""
-    lines = [f"| Method | {' | '.join(SHOWN)} | N | s an edit |", "|---" * (len(SHOWN) + 3) + "|"]
+    """The figures for a person, rates in percent; a column's head has the number of cases that it counts."""
+    counts = [next((found[metric].n for found in result.values() if metric in found), 0) for metric in SHOWN]
+    heads = " | ".join(f"{metric} (n={n:,})" for metric, n in zip(SHOWN, counts, strict=True))
+    lines = [f"| Method | {heads} | s an edit |", "|---" * (len(SHOWN) + 2) + "|"]
     for name, found in result.items():
         cells = [_percent(found.get(metric)) for metric in SHOWN]
-        n = found["es"].n if "es" in found else 0
         seconds = f"{found['seconds_per_edit'].value:.1f}" if "seconds_per_edit" in found else "–"
-        lines.append(f"| {name} | {' | '.join(cells)} | {n} | {seconds} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds} |")
     return "\n".join(lines)
 
 
@@ -237,6 +263,7 @@ def main(
                 "benchmark": "counterfact",
                 "data": {"name": data.name, "sha256": digest, "left_out": sorted(left_out)},
                 "model": model,
+                "weights_sha256": weights_digest(loaded),
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "seed": seed,
                 "contexts": contexts,
@@ -245,6 +272,7 @@ def main(
                 "known_facts": known_facts and {"name": known_facts.name, "sha256": facts_digest},
             },
             {"command": command(), **surroundings(loaded.device)},
+            lambda records: check_settings(out, records, methods, loaded),
         )
         plain = without_template(tokenizer)
         if not journal.of_kind("contexts"):

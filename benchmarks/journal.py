@@ -6,14 +6,17 @@ file at a time: the lines of two would run into each other.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import subprocess
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from peft_surgical.errors import OutputError
@@ -27,14 +30,23 @@ class Journal:
     Args:
         path: The file; begun when it is missing or empty.
         run: What must be the same for records to be comparable; read back from a file that is there.
-        about: What is only told: the command, versions, machine. A run that goes on adds its own.
+        about: What is only told: the command, versions, machine, commit. A run that goes on adds its own, and where
+            the commit is another than that of rows that are there, standard error gets a line.
+        check: Gets the records that are there before anything is written, and raises where they are not to be gone
+            on from.
 
     Raises:
         OutputError: If the file cannot be written, another run writes it, or it is something else or belongs to a run
-            with other values.
+            with other values. The file is left as it was.
     """
 
-    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        run: Mapping[str, Any],
+        about: Mapping[str, Any],
+        check: Callable[[Sequence[Mapping[str, Any]]], None] = lambda records: None,
+    ) -> None:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,12 +59,17 @@ class Journal:
         # Held for as long as the journal is there, which a failure in here may not wait for.
         release = (lambda: None) if held is None else weakref.finalize(self, os.close, held)
         try:
-            self._begin(run, about)
+            self._begin(run, about, check)
         except BaseException:
             release()
             raise
 
-    def _begin(self, run: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def _begin(
+        self,
+        run: Mapping[str, Any],
+        about: Mapping[str, Any],
+        check: Callable[[Sequence[Mapping[str, Any]]], None],
+    ) -> None:
         path, self.records = self.path, read_records(self.path)
         try:
             self._file = path.open("r+" if self.records else "w", encoding="utf-8")
@@ -64,14 +81,32 @@ class Journal:
         before, now = self.records[0].get("run", {}), json.loads(json.dumps(dict(run)))
         # A value that is not given is one, too: a run without it goes on from none that has it.
         for key in {**before, **now}:
+            if key not in before and now[key] is not None:
+                raise OutputError(
+                    f"{path} holds a run without {key}, and this run has {key} {now[key]!r}; name another file."
+                )
             if before.get(key) != now.get(key):
                 raise OutputError(
                     f"{path} holds a run with {key} {before.get(key)!r}, and this run has {now.get(key)!r}; name"
                     " another file."
                 )
+        check(self.records)
+        if others := self._commits() - {about.get("commit")}:
+            told = " and ".join(sorted(_named(other) for other in others))
+            click.echo(f"{path} holds rows of {told}, and this run is of {_named(about.get('commit'))}.", err=True)
         self._file.writelines(map(_line, self.records))
         self._file.truncate()
         self.append({"kind": "resumed", **about})
+
+    def _commits(self) -> set[str | None]:
+        """The commits of all rows; None is one that is not told."""
+        found, now = set(), None
+        for record in self.records:
+            if record["kind"] in ("header", "resumed"):
+                now = record.get("commit")
+            else:
+                found.add(now)
+        return found
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a record and puts it on disk."""
@@ -110,10 +145,20 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def weights_digest(model: Any) -> str:
+    """A hash of a bare model's weights: names do not tell two files of one name apart."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def surroundings(device: torch.device) -> dict[str, Any]:
-    """Versions and the machine, as far as figures depend on them."""
+    """Commit, versions and the machine, as far as figures depend on them."""
     cuda = device.type == "cuda"
     return {
+        "commit": commit(),
         "versions": versions(),
         "machine": {
             "processor": _processor(),
@@ -122,6 +167,26 @@ def surroundings(device: torch.device) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if cuda else device.type,
         },
     }
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with `+changes` where a file of it differs; None where there is no git."""
+    head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return head and head + ("+changes" if changes else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _named(commit: str | None) -> str:
+    return "no known commit" if commit is None else f"commit {commit}"
 
 
 def _processor() -> str:

@@ -31,7 +31,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ from peft_surgical.models import DTYPES
 from peft_surgical.sites import PROJECTIONS
 from peft_surgical.stages import LEARN, RECIPES
 
+from .baselines.staged import as_json
 from .comparison import HEADS, Comparison, asked_digest, row_names
 from .fact_files import read_facts
-from .journal import Journal, surroundings
+from .journal import Journal, surroundings, weights_digest
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
@@ -212,12 +213,12 @@ def main(
                     "benchmark": "selection",
                     "facts": digests,
                     "model": model,
+                    "weights_sha256": weights_digest(loaded),
                     "dtype": str(loaded.dtype).removeprefix("torch."),
                     "seed": seed,
                     "prompts": prompts,
                     "projections": list(projections),
-                    # In how many passes a step is run decides nothing that is measured.
-                    "recipe": {name: value for name, value in asdict(recipe).items() if name != "pass_tokens"},
+                    "recipe": as_json(recipe, loaded),
                 },
                 {"command": command(), **surroundings(loaded.device)},
             )

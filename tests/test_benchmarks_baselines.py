@@ -1,7 +1,9 @@
+import json
+
 import pytest
 import torch
 
-from benchmarks.baselines import METHODS, Request, build, settings
+from benchmarks.baselines import METHODS, Request, build, described, settings
 from benchmarks.baselines.adapters import module_names
 from benchmarks.baselines.fitting import first_trained, fit
 from benchmarks.baselines.ft_l import ConstrainedFineTuning
@@ -178,6 +180,20 @@ def test_methods_by_name():
     assert build("rome", 0.25).learning_rate == 0.25
     assert settings(build("rome_cov")) == {"learning_rate": 0.5, "layer": None, "ridge": 0.01}
     assert settings(build("base")) == {}
+    model = word_model()
+    assert described(build("base"), model) == {}
+    assert described(build("ft"), model) == {"learning_rate": 3e-6, "recipe": {"steps": 25, "target_loss": 0.01}}
+    for name in EDITING:
+        found = described(build(name), model)
+        assert found == json.loads(json.dumps(found))
+        assert found["recipe"]
+    staged = described(build("staged"), model)["recipe"]
+    # What `auto` stands for here is told, and not how many tokens go through the model at once.
+    assert {staged[stage]["compute_dtype"] for stage in ("unlearn", "learn")} <= {"float32", "bfloat16"}
+    assert (staged["unlearn"]["steps"], staged["learn"]["steps"]) == (8, 15)
+    assert "pass_tokens" not in staged["learn"]
+    assert described(build("one_stage"), model)["recipe"] == {k: v for k, v in staged.items() if k != "unlearn"}
+    assert described(build("keyed"), model)["recipe"]["learn"]["held"] == 24
     assert all(build(name).name == name for name in METHODS)
     with pytest.raises(SurgicalError, match="no method 'memit'; choose from base, surgical"):
         build("memit")

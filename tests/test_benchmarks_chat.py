@@ -88,9 +88,11 @@ def test_the_benchmark_goes_on_where_it_stopped(tmp_path, model_folder, fact_tex
     other = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--bits", "8"])))
     assert other.exit_code == 1
     assert "out.jsonl" in other.output
+    before = (tmp_path / "out.jsonl").read_text()
     faster = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--learning-rate", "lora=1"])))
     assert faster.exit_code == 1
-    assert "holds lora with {'learning_rate': 0.0002" in faster.output
+    assert "holds lora with learning_rate 0.0002, and this run has 1.0" in faster.output
+    assert (tmp_path / "out.jsonl").read_text() == before
     refused = CliRunner().invoke(main, list(map(str, [*arguments, "--method", "lora", "--learning-rate", "ft=1"])))
     assert "a learning rate is given for 'ft', which does not run" in refused.output
 

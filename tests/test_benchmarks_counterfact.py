@@ -5,8 +5,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import peft_surgical as ps
 from benchmarks import counterfact, measuring
-from benchmarks.baselines import METHODS
+from benchmarks.baselines import METHODS, fitting
 from benchmarks.baselines.base import Base
 from benchmarks.cases import Case, read_cases
 from benchmarks.counterfact import main
@@ -171,13 +172,60 @@ def test_results_of_other_settings_are_not_mixed(files):
     before = files[2].read_text()
     for arguments, message in (
         (["--seed", "1"], "holds a run with seed 0, and this run has 1"),
-        (["--method", "ft_l", "--learning-rate", "ft_l=1"], "holds ft_l with {'learning_rate'"),
+        (
+            ["--method", "ft_l", "--learning-rate", "ft_l=1"],
+            "holds ft_l with learning_rate 0.01, and this run has 1.0",
+        ),
     ):
         result = invoke(files, *arguments)
         assert result.exit_code == 1
         assert message in result.output
-    kept = [r for r in read_records(files[2]) if r["kind"] != "resumed"]
-    assert [json.dumps(r, ensure_ascii=False) for r in kept] == before.splitlines()
+    # Nor is it noted there that the refused run was tried.
+    assert files[2].read_text() == before
+
+
+def test_results_of_another_algorithm_or_of_other_weights_are_not_mixed(files, monkeypatch):
+    last_line(invoke(files, "--method", "ft_l"))
+    before = files[2].read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "TARGET_LOSS", 0.5)
+        result = invoke(files, "--method", "ft_l")
+    assert result.exit_code == 1
+    assert "holds ft_l with recipe.target_loss 0.01, and this run has 0.5; name another file" in result.output
+    model = word_model()
+    model.lm_head.weight.data[5] += 1
+    model.save_pretrained(files[0])
+    result = invoke(files, "--method", "ft_l")
+    assert result.exit_code == 1
+    assert "holds a run with weights_sha256" in result.output
+    assert files[2].read_text() == before
+
+
+def test_results_that_do_not_say_how_they_were_trained_are_read_and_not_gone_on_from(files, tmp_path):
+    last_line(invoke(files, "--method", "ft_l"))
+    records = read_records(files[2])
+    for record in records:
+        record.get("settings", {}).pop("recipe", None)
+    files[2].write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = invoke(files, "--method", "ft_l")
+    assert result.exit_code == 1
+    assert "holds rows of ft_l that do not say what recipe.steps they were taken with" in result.output
+    del records[0]["run"]["weights_sha256"]
+    files[2].write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = invoke(files, "--method", "ft_l")
+    assert result.exit_code == 1
+    assert "holds a run without weights_sha256, and this run has weights_sha256" in result.output
+    other = (*files[:2], tmp_path / "other.jsonl")
+    found = last_line(invoke(other, "--method", "base", "--exclude", files[2]))
+    assert found["base"]["es"]["n"] == 3
+
+
+def test_a_tables_heads_have_the_number_of_cases_that_they_count():
+    rates = {"es": ps.Figure(1.0, 20, 0.8, 1.0), "neighbour_kept": ps.Figure(0.75, 8, 0.4, 0.9)}
+    head, _, line = counterfact.table({"rome": rates}).splitlines()
+    assert "| es (n=20) |" in head
+    assert "| neighbour_kept (n=8) |" in head
+    assert line.startswith("| rome | 100.0 [80.0, 100.0] | – |")
 
 
 def test_a_method_that_leaves_something_behind_is_found_out(files, monkeypatch):

@@ -1,9 +1,12 @@
 import json
+import shutil
+import subprocess
 
 import pytest
 import torch
 
-from benchmarks.journal import Journal, read_records, surroundings
+from benchmarks import journal as module
+from benchmarks.journal import Journal, commit, read_records, surroundings, weights_digest
 from peft_surgical.errors import OutputError
 
 RUN, ABOUT = {"seed": 0, "data": {"left_out": []}}, {"command": "python"}
@@ -91,6 +94,68 @@ def test_one_run_writes_a_file_at_a_time(tmp_path):
     assert read_records(path) == first.records
     del first
     assert [r["kind"] for r in Journal(path, RUN, ABOUT).records] == ["header", "case", "resumed"]
+
+
+def test_what_is_not_to_be_gone_on_from_is_left_as_it_was(tmp_path):
+    path = tmp_path / "results.jsonl"
+    Journal(path, RUN, ABOUT).append({"kind": "case"})
+    before = path.read_text() + '{"kind": "ca'
+    path.write_text(before)
+
+    def refuse(records):
+        assert [record["kind"] for record in records] == ["header", "case"]
+        raise OutputError("no")
+
+    with pytest.raises(OutputError, match="no"):
+        Journal(path, RUN, ABOUT, refuse)
+    assert path.read_text() == before
+
+
+def test_rows_of_other_commits_are_pointed_out(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    Journal(path, RUN, {"commit": "a"})
+    Journal(path, RUN, {"commit": "b"}).append({"kind": "case"})
+    assert capsys.readouterr().err == ""
+    Journal(path, RUN, {"commit": "b"}).append({"kind": "case"})
+    assert capsys.readouterr().err == ""
+    Journal(path, RUN, {"commit": "c"}).append({"kind": "case"})
+    assert capsys.readouterr().err == f"{path} holds rows of commit b, and this run is of commit c.\n"
+    Journal(path, RUN, {"commit": None})
+    told = f"{path} holds rows of commit b and commit c, and this run is of no known commit.\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
+def test_the_commit_is_told(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "journal.py"))
+    assert commit() is None
+    (tmp_path / "a.py").write_text("1")
+    git("init", "-q")
+    git("add", "a.py")
+    git("commit", "-q", "-m", "a")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "out.jsonl").write_text("")
+    assert commit() == head
+    (tmp_path / "a.py").write_text("2")
+    assert commit() == f"{head}+changes"
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None
+
+
+def test_weights_are_told_apart():
+    model = torch.nn.Linear(2, 2)
+    before = weights_digest(model)
+    assert weights_digest(model) == before
+    model.bias.data[0] += 1
+    assert weights_digest(model) != before
+    assert weights_digest(model.bfloat16()) != before
 
 
 def test_the_machine_is_told():

@@ -13,7 +13,7 @@ from .ia3_all import IA3Everywhere
 from .ia3_stock import StockIA3
 from .keyed import Keyed
 from .lora import Lora
-from .method import Method, Questions, Request, settings
+from .method import Method, Questions, Request, described, settings
 from .one_stage import OneStage
 from .random_components import RandomComponents
 from .rome import Rome
@@ -23,7 +23,7 @@ from .staged import Staged
 from .surgical import Surgical
 from .surgical_keyed import SurgicalKeyed
 
-__all__ = ["METHODS", "Method", "Questions", "Request", "build", "settings"]
+__all__ = ["METHODS", "Method", "Questions", "Request", "build", "described", "settings"]
 
 _KINDS: tuple[Any, ...] = (
     Base,

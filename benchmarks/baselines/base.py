@@ -15,6 +15,10 @@ class Base:
 
     name: ClassVar[str] = "base"
 
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """Changes nothing."""
         return nullcontext()

@@ -20,6 +20,11 @@ TARGET_LOSS = 0.01
 """Mean negative log-likelihood per target token, nats, at which fine-tuning stops, as in ROME's released code."""
 
 
+def fit_recipe() -> dict[str, Any]:
+    """How [`fit`] trains beside its learning rate, as JSON."""
+    return {"steps": STEPS, "target_loss": TARGET_LOSS}
+
+
 def fit(
     model: Any,
     tokenizer: Any,

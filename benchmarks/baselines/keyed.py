@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import peft_surgical as ps
+from peft_surgical.stages import LEARN
 
 from .method import Request
-from .staged import Staged
+from .staged import Staged, as_json
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Keyed(Staged):
 
     name: ClassVar[str] = "keyed"
     layers: tuple[int, ...] | None = None
+
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """That of its one stage."""
+        return {LEARN: as_json(ps.KeyedRecipe(), model)}
 
     def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
         """Leaves the trained adapter acting on the model."""

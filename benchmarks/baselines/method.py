@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
@@ -78,6 +79,10 @@ class Method(Protocol):
 
     name: ClassVar[str]
 
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """What it trains such a model with beside its settings, as JSON; nothing where it trains nothing."""
+        ...
+
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """A context in which the model is edited; before and after it, every bit of the model is the base's.
 
@@ -93,3 +98,15 @@ class Method(Protocol):
 def settings(method: Any) -> dict[str, Any]:
     """A method's settings, as JSON."""
     return {f.name: getattr(method, f.name) for f in fields(method) if not f.name.startswith("_")}
+
+
+def described(method: Method, model: Any) -> dict[str, Any]:
+    """What a method's results depend on beside the base and what it is given, as it is read back from a file.
+
+    Args:
+        method: With its settings.
+        model: What it edits, bare.
+    """
+    recipe = method.recipe(model)
+    found: dict[str, Any] = json.loads(json.dumps({**settings(method), **({"recipe": recipe} if recipe else {})}))
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft_surgical.stages import LEARN
+from peft_surgical.stages import LEARN, UNLEARN
 
 from .method import Request
 from .staged import Staged, default_components, train
@@ -16,6 +16,10 @@ class OneStage(Staged):
     """As [`Staged`], learning only."""
 
     name: ClassVar[str] = "one_stage"
+
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """As of [`Staged`], without unlearning."""
+        return {name: own for name, own in super().recipe(model).items() if name != UNLEARN}
 
     def train(self, model: Any, tokenizer: Any, request: Request, seed: int) -> None:
         """Leaves the trained adapter acting on the model."""

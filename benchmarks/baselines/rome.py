@@ -81,6 +81,11 @@ class Rome:
             add_rank_one(projection, found.delta, exact, self.direction(model, tokenizer, layer, found.key))
             yield
 
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """The constants above, and the layer."""
+        constants = {"kl_weight": KL_WEIGHT, "decay": DECAY, "longest": LONGEST, "target_loss": TARGET_LOSS}
+        return {"steps": STEPS, **constants, "layer": edited_layer(model, self.layer)}
+
     def direction(self, model: Any, tokenizer: Any, layer: int, key: Float[Tensor, " neuron"]) -> Tensor:
         """C⁻¹ k, up to a factor."""
         return key

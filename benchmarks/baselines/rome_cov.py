@@ -34,6 +34,10 @@ class RomeWithCovariance(Rome):
     ridge: float = 0.01
     _covariances: Any = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
 
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """As of [`Rome`], and what the covariance is of."""
+        return {**super().recipe(model), "texts": list(TEXTS), "window": WINDOW}
+
     def direction(self, model: Any, tokenizer: Any, layer: int, key: Float[Tensor, " neuron"]) -> Tensor:
         """C⁻¹ k; the covariance is worked out once a model."""
         if model not in self._covariances:

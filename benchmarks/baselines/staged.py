@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
+
+import torch
 
 import peft_surgical as ps
 from peft_surgical.architectures import decoder_layers
 from peft_surgical.edit import EDIT_PROJECTIONS
-from peft_surgical.stages import LEARN, UNLEARN
+from peft_surgical.models import DTYPES
+from peft_surgical.running.computing import compute_dtype
+from peft_surgical.stages import LEARN, RECIPES, UNLEARN
 
 from .method import Request
 from .restoring import adapters_taken_off
@@ -25,6 +29,11 @@ class Staged:
     """Scales what `edit` scales by default, in two stages, each with its own recipe."""
 
     name: ClassVar[str] = "staged"
+
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """That of each stage."""
+        stages = {stage: as_json(recipe, model) for stage, recipe in RECIPES.items()}
+        return {"projections": list(EDIT_PROJECTIONS), **stages}
 
     @contextmanager
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
@@ -65,6 +74,20 @@ def train(
     for name in stages:
         stage = trainers[name](model, tokenizer, request.fact, config, retained=retained, seed=seed, progress=False)
         model, retained = stage.model, stage.retained
+
+
+def as_json(recipe: Any, model: Any) -> dict[str, Any]:
+    """A recipe as JSON, with the dtype that `auto` stands for on this processor.
+
+    Args:
+        recipe: Of any kind that has a `compute_dtype`.
+        model: What it trains, bare.
+    """
+    # In how many passes a step is run decides nothing that is measured.
+    made = {name: value for name, value in asdict(recipe).items() if name != "pass_tokens"}
+    named = DTYPES[recipe.compute_dtype]
+    chosen = named if isinstance(named, torch.dtype) else compute_dtype(model.dtype, model.device)
+    return {**made, "compute_dtype": str(chosen).removeprefix("torch.")}
 
 
 def default_components(model: Any) -> tuple[str, ...]:
