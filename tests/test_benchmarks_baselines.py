@@ -8,6 +8,7 @@ from benchmarks.baselines.adapters import module_names
 from benchmarks.baselines.fitting import first_trained, fit
 from benchmarks.baselines.ft_l import ConstrainedFineTuning
 from benchmarks.baselines.ia3_stock import ATTENTIONS, MLPS, same_depth
+from benchmarks.baselines.lora_kept import Kept, LoraKept
 from benchmarks.baselines.mlps import edited_layer, output_projection
 from benchmarks.baselines.restoring import weights_restored
 from benchmarks.plain_text import log_likelihoods
@@ -15,6 +16,8 @@ from peft_surgical.architectures import decoder_layers
 from peft_surgical.errors import SelectionError, SurgicalError
 from peft_surgical.keying import keyed
 from peft_surgical.staging import retain
+from peft_surgical.staging.retain import TopDistribution
+from peft_surgical.texts.prompts import span
 
 from .adapters import logits
 from .conftest import fingerprint
@@ -96,6 +99,27 @@ def test_adapters_depend_on_the_seed_alone():
             found.append(logits(model, IDS))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_lora_that_keeps_answers_moves_them_less(monkeypatch):
+    model = word_model()
+    kept = Kept.of(model, TOKENIZER, REQUEST, 0)
+    assert 0 < kept.near < len(kept.rows) == len(kept.base)
+    answers, tokens = [row.ids for row in kept.rows], [span(row) for row in kept.rows]
+    found = {}
+    for name in ("lora", "lora_kept"):
+        with build(name, 5e-3).edit(model, TOKENIZER, REQUEST, 0), torch.no_grad():
+            read = zip(answers, tokens, strict=True)
+            after = [model(torch.tensor([ids])).logits[0, start:stop] for ids, (start, stop) in read]
+            kl = TopDistribution.cat(kept.base).kl(torch.cat(after)).mean()
+            found[name] = (float(kl), said(model), logits(model, IDS))
+    assert found["lora_kept"][0] < 0.7 * found["lora"][0]
+    # It learns the answer all the same.
+    assert found["lora_kept"][1] > said(model) + 0.5
+    # By itself the answer's term is LoRA's: Adam does not care for its factor.
+    monkeypatch.setattr(Kept, "of", lambda *_: Kept((), 0, ()))
+    with LoraKept(5e-3).edit(model, TOKENIZER, REQUEST, 0):
+        torch.testing.assert_close(logits(model, IDS), found["lora"][2], rtol=1e-3, atol=1e-3)
 
 
 def test_constrained_fine_tuning_moves_one_weight_within_its_bound():

@@ -13,6 +13,7 @@ from .ia3_all import IA3Everywhere
 from .ia3_stock import StockIA3
 from .keyed import Keyed
 from .lora import Lora
+from .lora_kept import LoraKept
 from .method import Method, Questions, Request, described, settings
 from .one_stage import OneStage
 from .random_components import RandomComponents
@@ -39,6 +40,7 @@ _KINDS: tuple[Any, ...] = (
     ConstrainedFineTuning,
     FineTuning,
     Lora,
+    LoraKept,
     IA3Everywhere,
     StockIA3,
 )

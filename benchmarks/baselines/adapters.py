@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
+from torch import nn
 
 from peft_surgical.sites import architecture_of
 
@@ -18,7 +19,13 @@ from .restoring import adapters_taken_off
 
 @contextmanager
 def adapted(
-    model: Any, tokenizer: Any, request: Request, config: PeftConfig, learning_rate: float, seed: int
+    model: Any,
+    tokenizer: Any,
+    request: Request,
+    config: PeftConfig,
+    learning_rate: float,
+    seed: int,
+    train: Callable[[Any, Any, Request, list[nn.Parameter], float], Any] = fit,
 ) -> Iterator[None]:
     """Puts an adapter on a model and trains it; takes it off afterwards."""
     with adapters_taken_off(model):
@@ -27,7 +34,7 @@ def adapted(
             torch.manual_seed(seed)
             peft_model = get_peft_model(model, config).eval()
         trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
-        fit(model, tokenizer, request, trained, learning_rate)
+        train(model, tokenizer, request, trained, learning_rate)
         yield
 
 

@@ -34,10 +34,13 @@ class Lora:
 
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """Trains the adapter, and takes it off afterwards."""
-        config = LoraConfig(
+        return adapted(model, tokenizer, request, self.config(model), self.learning_rate, seed)
+
+    def config(self, model: Any) -> LoraConfig:
+        """PEFT's configuration of the adapter."""
+        return LoraConfig(
             r=self.rank,
             lora_alpha=2 * self.rank,
             target_modules=module_names(model, KINDS),
             task_type="CAUSAL_LM",
         )
-        return adapted(model, tokenizer, request, config, self.learning_rate, seed)
