@@ -42,14 +42,15 @@ SHOWN = ("kl_per_token", "unchanged")
 
 
 def others(fact: ps.TrainingFact, recipe: ps.Recipe, seed: int) -> list[str]:
-    """General questions of the package that training did not keep, though it might have."""
+    """General questions of the package that training did not keep, though it might have; as many as it might keep."""
     near, far = retain_prompts(fact, recipe.neighbours, recipe.general, seed)
     kept = {same_text_key(prompt) for prompt in (*near, *far)}
-    return [
+    found = [
         prompt
         for prompt in general_prompts()[recipe.general :]
         if fact.may_train_on(prompt) and not mentions(prompt, fact.subject) and same_text_key(prompt) not in kept
     ]
+    return found[: recipe.general]
 
 
 def measure(

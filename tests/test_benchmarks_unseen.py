@@ -44,7 +44,9 @@ def measured(path):
 def test_others_are_those_that_are_neither_kept_nor_asked():
     recipe = replace(RECIPE, general=1)
     # The sky is in the fact's own list; a control asks where Rome is.
-    assert others(FACT.training, recipe, 0) == GENERAL[3:]
+    assert others(FACT.training, replace(RECIPE, general=2), 0) == GENERAL[3:]
+    # As many as training might keep, and no more.
+    assert others(FACT.training, recipe, 0) == GENERAL[3:4]
     # What names the subject is about the fact.
     assert others(replace(FACT, subject="italy", contrast=()).training, recipe, 0) == GENERAL[4:]
     assert others(FACT.training, replace(RECIPE, general=5), 0) == []
