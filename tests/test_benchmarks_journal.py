@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from benchmarks import journal as module
 from benchmarks.journal import Journal, commit, read_records, surroundings, weights_digest
 from peft_surgical.errors import OutputError
 
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 RUN, ABOUT = {"seed": 0, "data": {"left_out": []}}, {"command": "python"}
 
 
@@ -123,6 +125,13 @@ def test_rows_of_other_commits_are_pointed_out(tmp_path, capsys):
     Journal(path, RUN, {"commit": None})
     told = f"{path} holds rows of commit b and commit c, and this run is of no known commit.\n"
     assert capsys.readouterr().err == told
+
+
+def test_published_results_can_be_read():
+    # Speeds are lines without a header.
+    paths = sorted(path for path in RESULTS.glob("*.jsonl") if path.name != "speed.jsonl")
+    assert paths
+    assert all(len(read_records(path)) > 1 for path in paths)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
