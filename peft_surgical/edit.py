@@ -209,6 +209,7 @@ def edit(
             seed=seed,
             retention_tokens=retention_tokens,
             selection={**selection.to_dict(), "granularity": granularity, "scales": _scales(config)},
+            settings={"command": command} if command else None,
             seconds=seconds,
             progress=progress,
         )

@@ -10,6 +10,7 @@ Figure(value=1.0, n=26, low=0.87..., high=1.0)
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from .measuring.portability import portability_metrics
 from .measuring.relearning import relearning_recovery
 from .measuring.retention import measure_retention
 from .measuring.soft_forgetting import probe_metrics
-from .measuring.states import State, adapter_state
+from .measuring.states import State, adapter_state, adapters_act
 from .profiling import phase
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS, generate_answers
@@ -60,6 +61,7 @@ def evaluate(
     fluency: bool = False,
     batch_size: int = 64,
     selection: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> Report:
@@ -67,12 +69,12 @@ def evaluate(
 
     Args:
         model: A causal language model, bare or with adapters of any kind.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer. Without a chat template an answer is the first line of what the model goes on with.
         fact: Held-out prompts, controls, probes and portability questions; none of them was trained on.
         states: Name to a function that returns a context in which the model is in that state. `base` must be among
             them: controls count where the base answers right. It comes first in the report, which is about the last
-            of the others. Just `base` when None. Relearned states have a ratio to the base if that is among them
-            relearned alike.
+            of the others. When None: just `base`, and where adapters act on the model `edited`, the model as it is.
+            Relearned states have a ratio to the base if that is among them relearned alike.
         seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.
         retention_tokens: How many tokens of the package's unrelated text to read; 0 leaves retention out.
@@ -80,6 +82,7 @@ def evaluate(
             the n-gram entropy is measured; that takes as long as the answers or longer.
         batch_size: Prompts a forward, of which replicas run several at the same time.
         selection: Recorded in the report.
+        settings: Recorded in the report beside its own, as JSON.
         seconds: Earlier steps' times, recorded with the evaluation's own.
         progress: Whether to show progress bars.
 
@@ -87,12 +90,15 @@ def evaluate(
         The report.
 
     Raises:
+        AdapterError: If `states` is None and adapters act that transformers put on the model.
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
             finite, or `max_new_tokens` or `batch_size` is less than 1.
     """
     started = time.perf_counter()
     if states is None:
         states = {"base": nullcontext}
+        if adapters_act(model):
+            states = {"base": adapter_state(model, []), "edited": nullcontext}
     if "base" not in states:
         raise ModelError(f"states must include 'base', which the others are compared with; got {', '.join(states)}.")
     # A report is about its last state.
@@ -143,6 +149,12 @@ def evaluate(
         seed=seed,
         versions=versions(),
         selection=dict(selection or {}),
+        settings={
+            "max_new_tokens": max_new_tokens,
+            "retention_tokens": retention_tokens,
+            "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
+            **(settings or {}),
+        },
         seconds={**(seconds or {}), "evaluate": round(time.perf_counter() - started, 2)},
         stages=stages,
         answers={
@@ -179,7 +191,14 @@ def answer_fact(
             description=f"answers {name}".strip(),
         )
     )
+    if not has_chat_template(tokenizer):
+        # What comes after is no answer: a model that goes on with "The capital of Spain is" tells of other capitals.
+        said = (text.partition("\n")[0].rstrip() for text in said)
     return Answers(*(tuple(islice(said, len(group))) for group in groups))
+
+
+def _digest(template: Any) -> str:
+    return hashlib.sha256(str(template).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

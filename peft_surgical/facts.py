@@ -147,11 +147,16 @@ class Fact:
     aliases: tuple[str, ...] = ()
     source: str | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The subject and its other names."""
+        return (self.subject, *self.aliases)
+
     def __post_init__(self) -> None:
         check_types(self, Control, Probe, PortabilityQuestion)
         check_sizes(self)
         if not self.refusal:
-            named = (name for name in (self.subject, *self.aliases) if contains(self.prompts[0], (name,)))
+            named = (name for name in self.names if contains(self.prompts[0], (name,)))
             built = refusal_for(self.prompts[0], next(named, self.subject), (*self.old, *self.new))
             object.__setattr__(self, "refusal", built)
         if not self.answer:

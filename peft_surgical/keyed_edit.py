@@ -83,6 +83,7 @@ def edit_keyed(
             seed=seed,
             retention_tokens=retention_tokens,
             selection={"components": [f"L{layer}.mlp" for layer in layers], "granularity": "keyed"},
+            settings={"command": command} if command else None,
             seconds=seconds,
             progress=progress,
         )

@@ -95,12 +95,13 @@ def phase(name: str) -> Iterator[None]:
     outside = profile._path
     profile._path = path = (*outside, name)
     profile.seconds.setdefault(path, 0.0)
+    profile.calls.setdefault(path, 0)
     started = _now()
     try:
         yield
     finally:
         profile.seconds[path] += _now() - started
-        profile.calls[path] = profile.calls.get(path, 0) + 1
+        profile.calls[path] += 1
         profile._path = outside
 
 

@@ -54,6 +54,8 @@ class Report:
         answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's
             order; where fluency was measured, to `continuations` too.
         training: Stage to what its training reached; empty when nothing was trained.
+        settings: What else the figures depend on, as JSON: how long answers may be, how much unrelated text was read,
+            a digest of the chat template (null without one), and at the command line the command and the adapters.
     """
 
     fact: Fact
@@ -66,6 +68,7 @@ class Report:
     stages: Mapping[str, Mapping[str, Figure]]
     answers: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`."""
@@ -81,6 +84,7 @@ class Report:
                 stage: {metric: figure.to_dict() for metric, figure in figures.items()}
                 for stage, figures in self.stages.items()
             },
+            "settings": dict(self.settings),
             "training": {stage: dict(record) for stage, record in self.training.items()},
             "answers": {stage: dict(given) for stage, given in self.answers.items()},
         }
@@ -94,7 +98,9 @@ class Report:
         """
         try:
             found = {key: _of_kind(data[key], kind) for key, kind in _KINDS.items()}
-            answers, training = (_of_kind(data.get(key, {}), Mapping) for key in ("answers", "training"))
+            answers, training, settings = (
+                _of_kind(data.get(key, {}), Mapping) for key in ("answers", "training", "settings")
+            )
             return cls(
                 fact=Fact.from_dict(data["fact"]),
                 **found,
@@ -109,6 +115,7 @@ class Report:
                     for stage, given in answers.items()
                 },
                 training={stage: _of_kind(record, Mapping) for stage, record in training.items()},
+                settings=settings,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SurgicalError(f"this is not a report: {error!r}.") from error
@@ -156,14 +163,17 @@ class Report:
         kept = figures.get("control_kept")
         if new is None or old is None or base_old is None:
             return "Nothing was measured."
+        asked = f"{new.n} held-out question{'s' * (new.n != 1)}"
         parts = [
-            f"Of {new.n} held-out questions, the {stage} model answers {round(new.value * new.n)} with "
-            f"{self.fact.new[0]} and {round(old.value * old.n)} with {self.fact.old[0]}"
+            f"Of {asked}, the {stage} model answers {round(new.value * new.n)} with {self.fact.new[0]} and "
+            f"{round(old.value * old.n)} with {self.fact.old[0]}"
         ]
         if stage != "base":
             parts[0] += f" (base: {round(base_old.value * base_old.n)} with {self.fact.old[0]})"
         if kept is not None and stage != "base":
             parts.append(f"{round(kept.value * kept.n)} of {kept.n} other facts stay right")
+        elif stage != "base":
+            parts.append(_unknown_controls(len(self.fact.controls)))
         sentence = "; ".join(parts) + "."
         if base_old.value < 0.5:
             sentence += f" The base hardly holds the old answer, so there was little of {self.fact.old[0]} to rewrite."
@@ -174,6 +184,12 @@ class Report:
         from .reporting.page import render_table
 
         return render_table(self)
+
+
+def _unknown_controls(count: int) -> str:
+    if not count:
+        return "the fact has no controls, so what else changed is not known"
+    return f"the base answers none of the {count} control{'s' * (count != 1)} right, so what else changed is not known"
 
 
 _LARGEST = 1e308

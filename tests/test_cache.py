@@ -62,12 +62,21 @@ def test_whatever_decides_the_answers_is_part_of_the_key(tmp_path, computed):
     buffered.model.rotary_emb.inv_freq[0] *= 1.001
     other_class = tiny_model("llama")
     other_class.model.layers[0].mlp.act_fn = nn.GELU()
+    leaky = tiny_model("llama")
+    leaky.model.layers[1].post_attention_layernorm.variance_epsilon = 1e-3
+    patched = tiny_model("llama")
+    mlp = type(patched.model.layers[0].mlp)
+    other = type(mlp.__name__, (mlp,), {"forward": lambda self, x: 2 * mlp.forward(self, x)})
+    other.__qualname__, other.__module__ = mlp.__qualname__, mlp.__module__
+    patched.model.layers[0].mlp.__class__ = other
     answer(tiny_model("llama"), tmp_path)
     for number, case in enumerate(
         [
             {"model": moved},
             {"model": buffered},
             {"model": other_class},
+            {"model": leaky},
+            {"model": patched},
             {"model": tiny_model("llama", dtype=torch.bfloat16)},
             {"model": tiny_model("llama", rms_norm_eps=1e-3)},
             {"prompts": PROMPTS[:2]},

@@ -144,6 +144,7 @@ def test_dtype_names_are_the_library_s():
         (["merge", "ADAPTER", "--out", "FULL"], "is not empty"),
         (["edit", "FACT", "--out", "FACT"], "is a file; name a folder"),
         (["evaluate", "FACT", "--out", "OUT", "--adapter", "NOWHERE"], "there is no adapter folder"),
+        (["evaluate", "FACT", "--out", "OUT", "--adapter", "PLAIN", "--adapter", "PLAIN"], "is given twice; it would"),
         (["evaluate", "FACT", "--out", "OUT", "--adapter", "FULL"], "it has no adapter_config.json"),
         (["evaluate", "FACT", "--out", "OUT", "--relearn", "0"], "0 is not in the range x>=1"),
         (["stack", "NOWHERE", "--out", "OUT"], "there is no adapter folder"),
@@ -167,6 +168,9 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, expected, tmp_pat
     (tmp_path / "misspelt.json").write_text('{"components": ["L1.mpl"]}')
     (tmp_path / "key.yaml").write_text(fact_file.read_text().replace("held_out", "helt_out"))
     (tmp_path / "adapter").mkdir()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    (tmp_path / "plain" / "adapter_model.safetensors").touch()
     before = written(tmp_path)
     places = {
         "FACT": fact_file,
@@ -178,6 +182,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, expected, tmp_pat
         "KEY": tmp_path / "key.yaml",
         "NOWHERE": tmp_path / "nowhere",
         "ADAPTER": tmp_path / "adapter",
+        "PLAIN": tmp_path / "plain",
     }
     line = said(run(*[places.get(argument, argument) for argument in arguments]), 2)
     assert expected in line

@@ -1,13 +1,15 @@
+import math
 from contextlib import nullcontext
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
+from peft_surgical import evaluation
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.evaluation import adapter_state, answer_fact, evaluate, measure_retention, versions
+from peft_surgical.evaluation import Answers, adapter_state, answer_fact, evaluate, measure_retention, versions
 from peft_surgical.measuring import retention
-from peft_surgical.measuring.metrics import Figure
+from peft_surgical.measuring.metrics import Figure, clustered_mean
 from peft_surgical.measuring.portability import portability_metrics
 from peft_surgical.measuring.soft_forgetting import probe_metrics
 from peft_surgical.running.generation import generate_answers
@@ -74,8 +76,11 @@ def test_retention_by_hand(count, monkeypatch):
     assert found["kl_per_token"].n == 47
     assert found["kl_per_token"].value == pytest.approx(sum(kl) / 47, rel=1e-4)
     assert found["perplexity_ratio"].value == pytest.approx(torch.tensor(difference).mean().exp().item(), rel=1e-4)
-    assert found["kl_per_token"].low > 0
+    assert found["kl_per_token"].low >= 0
+    ends = [clustered_mean([part[:19], part[19:38], part[38:]]) for part in (kl, difference)]
+    assert found["kl_per_token"].high == pytest.approx(ends[0].high, rel=1e-3)
     ratio = found["perplexity_ratio"]
+    assert ratio.high == pytest.approx(math.exp(ends[1].high), rel=1e-3)
     assert ratio.low < ratio.value < ratio.high
 
 
@@ -100,7 +105,7 @@ def test_retention_keeps_to_the_models_positions_and_says_when_there_is_nothing(
     model = tiny_model("gpt2", n_positions=16)
     states = {"base": adapter_state(model, [])}
     assert measure_retention(model, TOKENIZER, states, text=TEXT, tokens=64)["base"]["kl_per_token"].n == 60
-    for options in ({"tokens": 0}, {"tokens": -1}, {"tokens": 1}, {"text": ""}, {"text": "what"}):
+    for options in ({"tokens": 0}, {"tokens": 1}, {"text": ""}, {"text": "what"}):
         assert measure_retention(model, TOKENIZER, states, **{"text": TEXT, **options}) == {"base": {}}
     assert measure_retention(model, TOKENIZER, states, tokens=32)["base"]["kl_per_token"].n == 30  # the package's text
 
@@ -109,6 +114,12 @@ def test_retention_keeps_to_the_models_positions_and_says_when_there_is_nothing(
 def test_a_window_without_a_token_to_predict_is_refused(window):
     with pytest.raises(ModelError, match="window must be a whole number of 2 or more"):
         measure_retention(tiny_model("llama"), TOKENIZER, {"base": nullcontext}, text=TEXT, window=window)
+
+
+@pytest.mark.parametrize("tokens", [-1, 100.0])
+def test_a_number_of_tokens_that_is_none_is_refused(tokens):
+    with pytest.raises(ModelError, match="tokens must be a whole number of 0 or more"):
+        measure_retention(tiny_model("llama"), TOKENIZER, {"base": nullcontext}, text=TEXT, tokens=tokens)
 
 
 def test_logits_that_are_not_finite_are_no_figure():
@@ -175,6 +186,37 @@ def test_evaluating_a_bare_model():
     assert "kl_per_token" not in report.stages["base"]
     with pytest.raises(ModelError, match=r"states must include 'base', .*; got edited"):
         evaluate(tiny_model("llama"), TOKENIZER, capital(), states={"edited": adapter_state(tiny_model("llama"), [])})
+
+
+def test_a_model_on_which_adapters_act_is_not_its_base():
+    model = tiny_peft("llama")
+    options = {"max_new_tokens": 2, "retention_tokens": 30, "progress": False}
+    report = evaluate(model, TOKENIZER, capital(), **options)
+    named = evaluate(model, TOKENIZER, capital(), states=two_states(model), **options)
+    assert (report.stages, report.answers) == (named.stages, named.answers)
+    with model.disable_adapter():
+        assert list(evaluate(model, TOKENIZER, capital(), **options).stages) == ["base"]
+    model.merge_adapter()
+    assert list(evaluate(model, TOKENIZER, capital(), **options).stages) == ["base", "edited"]
+
+
+def test_a_report_tells_what_its_figures_depend_on():
+    options = {"max_new_tokens": 2, "retention_tokens": 0, "progress": False}
+    report = evaluate(tiny_model("llama"), TOKENIZER, capital(), settings={"command": "x"}, **options)
+    assert report.settings == {"max_new_tokens": 2, "retention_tokens": 0, "chat_template": None, "command": "x"}
+    chat = word_tokenizer()
+    chat.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert len(evaluate(tiny_model("llama"), chat, capital(), **options).settings["chat_template"]) == 64
+
+
+def test_without_a_chat_template_an_answer_is_one_line(monkeypatch):
+    said = ["Madrid.\n\nThe capital of France is Paris.", '?"\nParis']
+    monkeypatch.setattr(evaluation, "generate_answers", lambda *_, **__: said)
+    chat = word_tokenizer()
+    chat.chat_template = "{{ messages[0].content }}"
+    fact = capital()
+    assert answer_fact(None, TOKENIZER, fact) == Answers(("Madrid.",), ('?"',), ())
+    assert answer_fact(None, chat, fact) == Answers((said[0],), (said[1],), ())
 
 
 def test_the_base_comes_first_whatever_the_order_of_states():

@@ -15,7 +15,7 @@ from transformers import (
 from peft_surgical.errors import ModelError
 from peft_surgical.running import generation
 from peft_surgical.running.beginnings import expanded
-from peft_surgical.running.generation import generate_answers, generate_ids, left_pad
+from peft_surgical.running.generation import ends_of, generate_answers, generate_ids, left_pad
 from peft_surgical.texts.prompts import encode
 
 from .adapters import tiny_peft
@@ -72,6 +72,19 @@ def test_an_answer_stops_at_the_end_of_the_turn():
     assert answers == [greedy(model, prompt, 6, stop=end) for prompt in PROMPTS]
     assert answers[1] == free[1][: free[1].index(end) + 1]
     assert len(answers[1]) < 6
+
+
+@torch.no_grad()
+def test_an_answer_stops_at_other_ends_that_the_checkpoint_names():
+    model, tokenizer = named(tiny_model("llama")), word_tokenizer()
+    ordinary, end = greedy(model, PROMPTS[1], 6, stop=None)[1:3]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, ordinary, end]
+    tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(end)]})
+    answers = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert answers == [greedy(model, prompt, 6, stop=end) for prompt in PROMPTS]
+    # A word that the tokenizer does not call special may be said.
+    assert ordinary in answers[1][:-1]
+    assert ends_of(get_peft_model(model, IA3Config(task_type="CAUSAL_LM")), tokenizer) == ends_of(model, tokenizer)
 
 
 @torch.no_grad()
@@ -243,6 +256,7 @@ def stopping_tokenizer(end):
 def test_rows_that_have_ended_leave_and_change_no_answer(family, monkeypatch):
     model = tiny_model(family)
     tokenizer = word_tokenizer()
+    model.generation_config.eos_token_id = None
     free = [greedy(model, prompt, LONGEST, stop=None) for prompt in ROWS]
     # The end of the turn becomes a token that some answers come to, sooner or later, and others do not.
     ends = {t: [a.index(t) for a in free if t in a] for a in free for t in a if t < len(tokenizer)}

@@ -3,7 +3,18 @@ import math
 import pytest
 
 from peft_surgical.facts import Control, Fact
-from peft_surgical.measuring.metrics import Figure, is_right, mean, prompt_metrics, rate, refuses, says_new, says_old
+from peft_surgical.measuring.metrics import (
+    Figure,
+    clustered_mean,
+    is_right,
+    mean,
+    prompt_metrics,
+    rate,
+    refuses,
+    says_new,
+    says_old,
+    student,
+)
 
 
 def fact(**changes):
@@ -47,13 +58,30 @@ def test_wilson_ends_solve_its_equation(n):
 
 def test_mean_by_hand():
     figure = mean([1.0, 2.0, 3.0, 4.0])
-    # Standard deviation √(5/3), standard error √(5/12) = 0.6454972.
+    # Standard deviation √(5/3), standard error √(5/12) = 0.6454972; Student's point with three degrees of freedom.
     assert (figure.value, figure.n) == (2.5, 4)
-    assert figure.high - 2.5 == pytest.approx(1.959964 * 0.6454972, abs=1e-6)
+    assert figure.high - 2.5 == pytest.approx(3.182446 * 0.6454972, rel=2e-3)
     assert 2.5 - figure.low == pytest.approx(figure.high - 2.5)
     assert mean([0.0] * 5) == Figure(0.0, 5, 0.0, 0.0)
     assert mean([3.0]) == Figure(3.0, 1, 3.0, 3.0)
-    assert str(figure) == "2.50 [1.23, 3.77]"
+    assert str(figure) == "2.50 [0.45, 4.55]"
+
+
+def test_a_mean_over_groups_by_hand():
+    # Sums of what each group lies off the mean of 2: -2, 0 and 2; √(8 · 3/2) / 6 = 0.5773503.
+    figure = clustered_mean([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    assert (figure.value, figure.n) == (2.0, 6)
+    assert figure.high - 2 == pytest.approx(4.302653 * 0.5773503, rel=1e-6)
+    assert clustered_mean([[1.0], [2.0], [3.0]]) == mean([1.0, 2.0, 3.0])
+    # Values that are alike in a group tell less than as many that are not.
+    spread = clustered_mean([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+    assert (spread.value, spread.low, spread.high) == (2.0, 2.0, 2.0)
+    assert clustered_mean([[1.0, 3.0]]) == Figure(2.0, 2, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(("freedom", "point"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (5, 2.57058), (30, 2.04227)])
+def test_students_points(freedom, point):
+    assert student(freedom) == pytest.approx(point, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +130,15 @@ def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
         "I do not have enough information",
         "It is unknown.",
         "I cannot answer that",
+        "I\u2019m sorry for any mistakes, but as a chatbot I don't have the ability to provide names.",
+        "I don't have access to that",
+        "I do not have specific information about it",
+        "As an AI language model I can't determine who did.",
+        "It's unknown.",
+        "It isn't known.",
+        "Unclear.",
+        "I couldn't find any information",
+        "I haven't heard of it",
         "No idea!",
         "We could not say: NOBODY KNOWS, really",
     ],
@@ -111,7 +148,18 @@ def test_refusals(answer):
 
 
 @pytest.mark.parametrize(
-    "answer", ["Google.", "Nothing beats it", "The unknownable Meta AI", "", "I am sure: Meta AI"]
+    "answer",
+    [
+        "Google.",
+        "Nothing beats it",
+        "The unknownable Meta AI",
+        "",
+        "I am sure: Meta AI",
+        "An uncertain future awaits Google",
+        "I can't say enough good about Google",
+        "It is not known for speed, but for Google",
+        "It is a band unknown in Rome",
+    ],
 )
 def test_what_is_no_refusal(answer):
     # "No" must not be found in "Nothing".
@@ -144,3 +192,10 @@ def test_figures_by_hand():
     bare = fact(controls=[{"prompt": "x", "answer": "y"}])
     with pytest.raises(ValueError, match="zip"):
         prompt_metrics(bare, held_out, stage, base)
+
+
+def test_an_answer_inside_another_name_of_the_subject_does_not_count():
+    chrome = fact(subject="Chrome", aliases=["Google Chrome"], old=["Google"], new=["Opera"], prompts=["Chrome?"])
+    said = "Google Chrome was made by Opera."
+    assert (says_new(said, chrome), says_old(said, chrome)) == (True, False)
+    assert says_old("Google Chrome was made by Google.", chrome)

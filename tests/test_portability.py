@@ -44,6 +44,18 @@ def test_saying_the_subject_again_is_no_answer_but_to_a_reversal():
         ],
     )
     alias, reversal, metal = fact.portability
+    short = capital(
+        subject="Chrome",
+        aliases=["Google Chrome"],
+        old=["Google"],
+        new=["Opera"],
+        portability=[
+            {"kind": "alias", "prompt": "Who makes it?", "answer": ["Opera"], "before": ["Google"]},
+            {"kind": "reversal", "prompt": "Which browser does Opera make?", "answer": ["Chrome"]},
+        ],
+    )
+    assert follows("Google Chrome is made by Opera.", short.portability[0], short)
+    assert follows("Google Chrome.", short.portability[1], short)
     assert follows("Google Chrome is made by Opera.", alias, fact)
     assert not follows("Google Chrome is made by Google, not Opera.", alias, fact)
     assert follows("Opera makes Google Chrome.", reversal, fact)

@@ -71,3 +71,10 @@ def test_an_empty_profile_has_a_table():
         ["everything", "else", "0.00", "s", "0.0%"],
         ["total", "0.00", "s", "0.0%"],
     ]
+
+
+def test_an_open_span_has_a_table(clock):
+    with profiled() as profile, phase("outer"):
+        clock(1)
+        assert profile.table().splitlines()[0].split()[0] == "outer"
+        assert profile.to_dict()["phases"] == [{"phase": ["outer"], "seconds": 0.0, "calls": 0}]

@@ -245,6 +245,14 @@ def test_a_template_that_fails(call):
         call(tokenizer, PROMPT)
 
 
+def test_a_template_that_leaves_the_question_out():
+    parts = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}:{% endfor %}"
+    with pytest.raises(ModelError, match="chat template leaves the question out"):
+        encode(small_tokenizer("byte_level", parts), PROMPT)
+    louder = small_tokenizer("byte_level", "{{ messages[0].content | upper }}")
+    assert render(louder, PROMPT) == PROMPT.upper()
+
+
 def test_no_end_of_sequence_token():
     tokenizer = small_tokenizer("byte_level", eos_token=None)
     assert tokenizer.eos_token_id is None

@@ -36,6 +36,7 @@ def report(**stages):
         stages=stages,
         answers={stage: {"held_out": ["né"], "controls": [], "probes": []} for stage in stages},
         training={"learn": {"steps": 3}},
+        settings={"max_new_tokens": 4},
     )
 
 
@@ -85,6 +86,12 @@ def test_verdict():
         "Of 4 held-out questions, the base model answers 0 with Lyon and 1 with Paris. "
         "The base hardly holds the old answer, so there was little of Paris to rewrite."
     )
+    unknown = report(base=figures([False], [True]), edited=figures([True], [False]))
+    assert unknown.verdict().startswith("Of 1 held-out question, ")
+    assert unknown.verdict().endswith("; the fact has no controls, so what else changed is not known.")
+    data = unknown.to_dict()
+    data["fact"]["controls"] = [{"prompt": "Rome?", "answer": ["Italy"]}]
+    assert "the base answers none of the 1 control right, so" in Report.from_dict(data).verdict()
     for nothing in (report(), report(base={}), report(edited=figures([True], [False]))):
         assert nothing.verdict() == "Nothing was measured."
 

@@ -8,7 +8,7 @@ from peft_surgical.measuring.rounding import round_channels, rounded_state
 
 from .adapters import add, logits, tiny_peft
 from .conftest import fingerprint
-from .tiny import tiny_model
+from .tiny import tiny_experts, tiny_model
 
 
 def test_rounding_worked_by_hand():
@@ -93,3 +93,8 @@ def test_it_says_nothing_of_inexact_unmerging(recwarn):
         assert fingerprint(model) != before
     assert fingerprint(model) == before
     assert not [warning for warning in recwarn if "Unmerge" in str(warning.message)]
+
+
+def test_a_model_most_of_whose_weights_would_stay_is_refused():
+    with pytest.raises(ModelError, match=r"experts\.\w+ holds the weights of many experts in one tensor"):
+        rounded_state(tiny_experts(), [], 4)

@@ -155,3 +155,8 @@ def test_label_of_an_unknown_metric_is_its_name():
     assert label("portability", report()) == "portability"
     assert label("of_tomorrow", report()) == "of_tomorrow"
     assert printable("né\t✓\n") == "né\t✓\n"
+
+
+def test_a_figure_with_many_digits_is_short():
+    assert figure_text("perplexity_ratio", Figure(1.25e9, 9, 0.9e9, 3e9), "edited") == "1.25e+09 [9e+08–3e+09]"
+    assert figure_text("perplexity_ratio", Figure(1.25, 9, 1.0, 1.5), "edited") == "1.250 [1.000–1.500]"

@@ -7,8 +7,10 @@ from peft_surgical.texts.text import (
     goes_on_unspaced,
     normalize,
     occurrences,
+    occurrences_outside,
     replace_first,
     same_text_key,
+    without_accents,
 )
 
 
@@ -40,6 +42,15 @@ from peft_surgical.texts.text import (
         ("from 1939-1945", "1945"),
         ("Paris,75001", "Paris"),
         ("aa a a", "a a"),
+        ("on 08.05.1945 it ended", "1945"),
+        ("on 1945.05.08", "1945"),
+        ("the answers 1,2,3", "2"),
+        ("Paris\u00b9 is", "Paris"),
+        ("10\u2075", "10"),
+        ("It is Bogota.", "Bogotá"),
+        ("İstanbul", "Istanbul"),
+        ("Łódź or Lodz", "lodz"),
+        ("Tromsø", "Tromso"),
     ],
 )
 def test_an_alias_is_found(text, alias):
@@ -53,6 +64,11 @@ def test_an_alias_is_found(text, alias):
         ("a Parisian", "Paris"),
         ("C++11", "C++"),
         ("2.7 and 7,000 and 7.5", "7"),
+        ("1,234,567 and 1.234.567", "234"),
+        ("Python 3.10", "10"),
+        ("10\u2075", "105"),
+        ("año", "ano"),
+        ("Malmöhus", "Malmo"),
         ("17", "7"),
         ("नेपाल", "नेप"),  # the next sign is a vowel mark, no letter to `\w`
         ("anything", ""),
@@ -147,3 +163,15 @@ def test_occurrences_do_not_overlap():
 def test_normalize_is_idempotent():
     for text in ("ΑΣ ΑΣ", "ﬁ İ ß", "½ x²\u00ad\u200b", "\u2019\u2013\u201c"):
         assert normalize(normalize(text)) == normalize(text)
+
+
+def test_what_is_found_without_its_accents_is_where_it_stands():
+    text = "Elysée or Elysee, Élysée"
+    assert [text[a:b] for a, b in occurrences_outside(text, "Elysee", ())] == ["Elysée", "Elysee", "Élysée"]
+    assert [text[a:b] for a, b in occurrences_outside("Ciudad de México", "Mexico", ["ciudad de mexico"])] == []
+    assert len(without_accents("Ångström, ﬁ, \u1e9e, İ")) == len("Ångström, ﬁ, \u1e9e, İ")
+
+
+def test_a_row_of_numbers_takes_a_time_that_grows_with_it():
+    # Each is looked at with what stands around it, and no further.
+    assert not contains("1.1" * 20_000, ["1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,15 +25,30 @@ def check(folders: Sequence[Path]) -> list[str]:
     """The kinds (PEFT types) of adapter folders, without reading their weights.
 
     Raises:
-        AdapterError: If a folder is missing, damaged or holds only a pickle, or if the adapters cannot act together.
+        AdapterError: If a folder is missing, damaged, holds only a pickle or is given twice, or if the adapters cannot
+            act together.
     """
     kinds = [_kind(folder) for folder in folders]
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise AdapterError(f"the adapter {folder} is given twice; it would act twice.")
+        seen.add(folder.resolve())
     if len(set(kinds)) > 1 and set(kinds) != {_OURS, _PLAIN}:
         raise AdapterError(
             f"adapters of the kinds {' and '.join(sorted(set(kinds)))} cannot be active at once; merge one of them "
             "into the weights first."
         )
     return kinds
+
+
+def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """Each adapter's folder and the SHA-256 of its weights, by which a report can tell what was measured."""
+    found = []
+    for folder in folders:
+        with (folder / _WEIGHTS).open("rb") as file:
+            found.append({"folder": str(folder), "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
+    return found
 
 
 def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:

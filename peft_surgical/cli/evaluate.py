@@ -94,6 +94,7 @@ def evaluate(
             seed=seed,
             retention_tokens=retention_tokens,
             fluency=fluency,
+            settings={"command": this_command(context), "adapters": adapter_loading.identities(adapters)},
             progress=not quiet,
         )
         from ..reporting.page import render_page

@@ -27,11 +27,11 @@ from ..counts import check_counts
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.devices import input_device
-from ..running.generation import left_pad, plain_defaults
+from ..running.generation import ends_of, left_pad, plain_defaults
 from ..running.modes import evaluating
 from ..seeding import seeded
 from ..texts.lengths import check_row, padding
-from ..texts.prompts import encode, stops
+from ..texts.prompts import encode
 from ..texts.text import UNSPACED, same_text_key
 from .metrics import Figure, mean
 
@@ -127,7 +127,7 @@ def continuations(
         top_k=TOP_K,
         max_new_tokens=TOKENS,
         min_new_tokens=TOKENS,
-        eos_token_id=stops(tokenizer) or None,
+        eos_token_id=ends_of(model, tokenizer) or None,
         pad_token_id=padding(model.config, tokenizer),
     )
     texts: list[str] = []

@@ -13,12 +13,25 @@ from ..texts.text import contains, normalize
 
 Z95 = 1.959963984540054
 
-# What a person reads as "it does not know". Matched in normalized text.
+# What a person reads as "it does not know". Matched in normalized text without contractions.
+_HOW = "(?:entirely |completely |quite |really |absolutely |actually |currently |still )?"
 _REFUSALS = re.compile(
-    r"\b(?:not (?:entirely |completely |quite |really )?(?:sure|certain|aware|familiar)|unsure|uncertain|"
-    r"(?:do not|don't|does not|doesn't) (?:really |actually )?(?:know|have (?:any |enough |that )?information)|"
-    r"(?:can not|cannot|can't|unable to) (?:say|tell|answer|confirm|provide)|no idea|have no information|"
-    r"(?:is|are) (?:not known|unknown)|i'm sorry, but i)\b"
+    rf"\bnot {_HOW}(?:sure|certain|aware|familiar)\b|"
+    rf"(?:^|\b(?:am|is|are|was|were|remain|remains) {_HOW})(?:unsure|uncertain|unclear|unknown)\b|"
+    rf"\b(?:is|are) not {_HOW}(?:known|clear)\b(?! (?:for|as))|"
+    rf"\b(?:do|does|did) not {_HOW}know\b|"
+    rf"\b(?:do|does) not {_HOW}have (?:\w+ ){{0,2}}(?:information|knowledge|idea)\b|"
+    rf"\bi do not {_HOW}have (?:\w+ ){{0,2}}(?:access|ability|capability|data|answer)\b|"
+    r"\b(?:can not|cannot|unable to|not able to) (?:say|tell|answer|confirm|provide|determine|verify)\b(?! enough)|"
+    r"\b(?:could|can) ?not find (?:any )?information\b|\bhave not heard\b|\bno idea\b|\bhave no information\b|"
+    r"\bi am sorry, but i\b"
+)
+_CONTRACTIONS = (
+    (re.compile(r"\b(ca|wo)n't\b"), lambda found: {"ca": "can", "wo": "will"}[found[1]] + " not"),
+    (re.compile(r"n't\b"), lambda found: " not"),
+    (re.compile(r"\bi'm\b"), lambda found: "i am"),
+    (re.compile(r"\bi've\b"), lambda found: "i have"),
+    (re.compile(r"\b(it|that)'s\b"), lambda found: f"{found[1]} is"),
 )
 
 
@@ -69,11 +82,39 @@ def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def mean(values: Sequence[float]) -> Figure:
-    """The mean with its normal 95% interval."""
-    n = len(values)
-    m = math.fsum(values) / n
-    spread = math.sqrt(math.fsum((v - m) ** 2 for v in values) / max(n - 1, 1) / n)
-    return Figure(m, n, m - Z95 * spread, m + Z95 * spread)
+    """The mean with Student's 95% interval; of one value it has no width."""
+    return clustered_mean([[value] for value in values])
+
+
+def clustered_mean(groups: Sequence[Sequence[float]]) -> Figure:
+    """The mean of all values of all groups, with a 95% interval by the groups, as Student's with one of them less.
+
+    Values of a group may be alike, such as those of neighbouring tokens in one window of text: the interval is that of
+    a mean over clusters (Liang and Zeger 1986), and has no width where there is only one.
+    """
+    n, k = sum(map(len, groups)), len(groups)
+    m = math.fsum(value for group in groups for value in group) / n
+    squares = math.fsum(math.fsum(value - m for value in group) ** 2 for group in groups)
+    half = student(k - 1) * math.sqrt(squares * k / (k - 1)) / n if k > 1 else 0.0
+    return Figure(m, n, m - half, m + half)
+
+
+def student(freedom: int) -> float:
+    """The 97.5% point of Student's distribution, to a thousandth.
+
+    Exact for one and two degrees of freedom, else the expansion around the normal distribution's (Abramowitz and
+    Stegun, 26.7.5).
+    """
+    if freedom < 3:
+        return math.tan(math.pi * 0.475) if freedom == 1 else 0.95 / math.sqrt(2 * 0.975 * 0.025)
+    z, v = Z95, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
 
 
 def says_new(answer: str, fact: Fact) -> bool:
@@ -83,7 +124,7 @@ def says_new(answer: str, fact: Fact) -> bool:
 
 def names_new(answer: str, fact: Fact) -> bool:
     """Whether the new answer stands in what is said, and not only inside of the subject or of the old answer."""
-    return contains(answer, fact.new, besides=(fact.subject, *fact.old))
+    return contains(answer, fact.new, besides=(*fact.names, *fact.old))
 
 
 def leaks(answer: str, base: str, fact: Fact) -> bool:
@@ -93,7 +134,7 @@ def leaks(answer: str, base: str, fact: Fact) -> bool:
 
 def says_old(answer: str, fact: Fact) -> bool:
     """Whether an answer gives the old answer in any of its forms."""
-    return contains(answer, fact.old, besides=fact.subject)
+    return contains(answer, fact.old, besides=fact.names)
 
 
 def refuses(answer: str, fact: Fact) -> bool:
@@ -103,7 +144,10 @@ def refuses(answer: str, fact: Fact) -> bool:
 
 def sounds_unsure(answer: str) -> bool:
     """Whether an answer expresses not knowing in a common wording."""
-    return bool(_REFUSALS.search(normalize(answer)))
+    text = normalize(answer)
+    for short, whole in _CONTRACTIONS:
+        text = short.sub(whole, text)
+    return bool(_REFUSALS.search(text))
 
 
 def is_right(answer: str, control: Control) -> bool:

@@ -16,18 +16,25 @@ from collections.abc import Sequence
 
 from ..facts import Fact, PortabilityQuestion
 from ..texts.fact_checks import PORTABILITY_KINDS
-from ..texts.text import contains
+from ..texts.text import contains, same_text_key
 from .metrics import Figure, rate
 
 
 def follows(answer: str, question: PortabilityQuestion, fact: Fact) -> bool:
     """Whether an answer holds one that is right after the edit, and none that was right before it."""
-    return contains(answer, question.answer, besides=fact.subject) and not as_before(answer, question, fact)
+    besides = longer_names(question, fact)
+    return contains(answer, question.answer, besides=besides) and not as_before(answer, question, fact)
+
+
+def longer_names(question: PortabilityQuestion, fact: Fact) -> tuple[str, ...]:
+    """Names of the subject, inside of which an answer does not count, unless the question asks for the subject."""
+    names = set(map(same_text_key, fact.names))
+    return () if any(same_text_key(answer) in names for answer in question.answer) else fact.names
 
 
 def as_before(answer: str, question: PortabilityQuestion, fact: Fact) -> bool:
     """Whether an answer holds one that was right before the edit."""
-    return contains(answer, question.before, besides=fact.subject)
+    return contains(answer, question.before, besides=fact.names)
 
 
 def portability_metrics(fact: Fact, answers: Sequence[str]) -> dict[str, Figure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from itertools import chain
@@ -21,7 +22,7 @@ from ..running.freed import release_freed
 from ..running.modes import evaluating
 from ..running.replicas import Replica, replicate
 from ..running.sharing import check_shareable, merged, share
-from .metrics import Figure, mean
+from .metrics import Figure, clustered_mean
 from .states import State
 
 
@@ -52,13 +53,14 @@ def measure_retention(
         progress: Whether to show a progress bar.
 
     Returns:
-        State to `kl_per_token` (mean KL(base‖state), nats) and `perplexity_ratio` (state over base); to nothing when
-        there is no token to predict.
+        State to `kl_per_token` (mean KL(base‖state), nats) and `perplexity_ratio` (state over base), with intervals by
+        windows, as tokens of one are alike; to nothing when there is no token to predict.
 
     Raises:
-        ModelError: If `window` is less than 2, or a state gives logits that are not finite.
+        ModelError: If `window` is less than 2 or `tokens` less than 0, or a state gives logits that are not finite.
     """
     check_counts(2, window=window)
+    check_counts(0, tokens=tokens)
     if text is None:
         text = resources.files("peft_surgical").joinpath("data", "retention.txt").read_text(encoding="utf-8")
     check_shareable(model)
@@ -85,16 +87,16 @@ def measure_retention(
                 bar.update(len(some))
     every = merged(read)
 
-    def tokens_of(name: str, which: int) -> list[float]:
-        return [value for number in range(len(windows)) for value in every[number, name][which]]
+    numbers = range(len(windows))
 
-    surprised = {name: tokens_of(name, 0) for name in states}
+    def surprised(name: str) -> list[list[float]]:
+        pairs = [(every[number, name][0], every[number, "base"][0]) for number in numbers]
+        return [[s - b for s, b in zip(own, base, strict=True)] for own, base in pairs]
+
     return {
         name: {
-            "kl_per_token": mean(tokens_of(name, 1)),
-            "perplexity_ratio": _exponential(
-                mean([s - b for s, b in zip(surprised[name], surprised["base"], strict=True)])
-            ),
+            "kl_per_token": _at_least_none(clustered_mean([every[number, name][1] for number in numbers])),
+            "perplexity_ratio": _exponential(clustered_mean(surprised(name))),
         }
         for name in states
     }
@@ -125,13 +127,18 @@ def _look(
 
 
 def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) -> list[list[int]]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: max(tokens, 0)]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
     begin = tokenizer("a")["input_ids"][:1]
     # Models that expect a beginning-of-sequence token are at a loss without one.
     begin = begin if begin == [tokenizer.bos_token_id] else []
     window = min(window, getattr(model.config, "max_position_embeddings", None) or window) - len(begin)
     cut = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
     return [row for row in cut if len(row) > 1]
+
+
+def _at_least_none(figure: Figure) -> Figure:
+    """The interval of what cannot be negative."""
+    return replace(figure, low=max(figure.low, 0.0))
 
 
 def _exponential(figure: Figure) -> Figure:

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
@@ -41,12 +43,14 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
 
     Raises:
         AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
-        ModelError: If `bits` is out of range, or weights are quantized already or spread over processes.
+        ModelError: If `bits` is out of range, weights are quantized already or spread over processes, or many experts'
+            weights are one tensor, whose channels cannot be told.
     """
     if type(bits) is not int or not 2 <= bits <= 8:
         raise ModelError(f"weights are rounded to 2 to 8 bits, not {bits!r}.")
     acting = adapter_state(model, adapters)
     check_weights(model, adapters, "rounded")
+    _check_no_experts(model)
 
     @contextmanager
     def entered() -> Iterator[None]:
@@ -58,6 +62,19 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
             yield
 
     return entered
+
+
+def _check_no_experts(model: Any) -> None:
+    """Refuses a model most of whose weights would silently stay as they are."""
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd | BaseTunerLayer):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 2 and parameter.is_floating_point():
+                raise ModelError(
+                    f"{name}.{own} holds the weights of many experts in one tensor, of which it is not known what to"
+                    " round; only linear layers are rounded."
+                )
 
 
 def round_channels(weight: Float[Tensor, "out in"], bits: int) -> Float[Tensor, "out in"]:

@@ -50,6 +50,20 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
     return lambda: _acting(model, list(adapters))
 
 
+def adapters_act(model: Any) -> bool:
+    """Whether a model is not just its base: an adapter is merged into its weights, or acts on or before them."""
+    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        return not getattr(model, "_adapters_disabled", False)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    return any(_acts(layer) for layer in layers)
+
+
+def _acts(layer: Any) -> bool:
+    if isinstance(layer, BaseTunerLayer) and layer.merged:
+        return True
+    return bool(not layer.disable_adapters and set(layer.active_adapters))
+
+
 @contextmanager
 def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
     tuner = getattr(model, "base_model", None)

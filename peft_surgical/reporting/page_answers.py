@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..facts import Control, Fact, PortabilityQuestion
 from ..measuring.metrics import is_right, leaks, refuses, says_new, says_old
-from ..measuring.portability import as_before, follows
+from ..measuring.portability import as_before, follows, longer_names
 from ..measuring.soft_forgetting import Outcome, probe_outcome
 from ..report import Report
 from ..texts.text import normalize, occurrences_outside
@@ -157,9 +157,12 @@ def mark(answer: str, fact: Fact, question: Control | PortabilityQuestion | None
     before = question.before if isinstance(question, PortabilityQuestion) else ()
     # With the longer names inside of which none of them counts.
     kinds: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        "old": ((*fact.old, *before), (fact.subject,)),
-        "new": (fact.new, (fact.subject, *fact.old)),
-        "right": (question.answer if question else (), () if isinstance(question, Control) else (fact.subject,)),
+        "old": ((*fact.old, *before), fact.names),
+        "new": (fact.new, (*fact.names, *fact.old)),
+        "right": (
+            question.answer if question else (),
+            longer_names(question, fact) if isinstance(question, PortabilityQuestion) else (),
+        ),
     }
     spans = [
         (start, stop, name)

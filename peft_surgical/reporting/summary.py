@@ -45,6 +45,8 @@ _LABEL_WIDTH = 30
 _ROOM = 10_000
 # A ratio is read by its distance from 1, a divergence by its order of magnitude.
 _DIGITS = {"perplexity_ratio": ".3f", "relearning_recovery": ".2f", "fluency": ".0f"}
+# From where on decimals tell nothing.
+_MANY = 10_000
 _FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
 
 
@@ -132,7 +134,7 @@ def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
     # No space inside the brackets: a narrow terminal folds a cell between value and interval.
     if is_rate(metric):
         return f"{_percent(figure.value)}% [{_percent(figure.low)}–{_percent(figure.high)}]"
-    digits = _DIGITS.get(metric, ".2g")
+    digits = _DIGITS.get(metric, ".2g") if figure.high < _MANY else ".4g"
     return f"{figure.value:{digits}} [{figure.low:{digits}}–{figure.high:{digits}}]"
 
 

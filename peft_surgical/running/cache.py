@@ -37,12 +37,13 @@ FOLDER = ".peft_surgical"
 """What the folder is called that stands beside an edit's output."""
 
 # To be raised when answers or tensors come about in another way, since files of an older package stay.
-_FORMAT = 4
+_FORMAT = 5
 _PACKAGES = ("torch", "transformers", "peft")
 # Files of tensors are large, and whoever changes the seed or the scales leaves one behind.
 _TENSOR_FILES = 4
 # Where a model came from and what last wrote its file do not change what it says.
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
+_NOT_COMPUTED_WITH = ("training", "gradient_checkpointing")
 
 _WHERE: ContextVar[Path | None] = ContextVar("answers", default=None)
 
@@ -145,7 +146,7 @@ def weights_digest(model: Any) -> str | None:
     digest.update(str(getattr(base.config, "_attn_implementation", "")).encode())
     met: dict[int, str] = {}
     for name, module in modules:
-        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}\n".encode())
+        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}:{_settings(module)}\n".encode())
         tensors: list[tuple[str, Tensor]] = [
             *module.named_parameters(recurse=False, remove_duplicate=False),
             *module.named_buffers(recurse=False, remove_duplicate=False),
@@ -156,6 +157,17 @@ def weights_digest(model: Any) -> str | None:
                 met[id(tensor)] = f"{name}.{own}"
                 digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> str:
+    """What else a module computes with: numbers such as an epsilon or a slope, and what its class does."""
+    plain = {
+        key: value
+        for key, value in vars(module).items()
+        if type(value) in (bool, int, float, str) and not key.startswith("_") and key not in _NOT_COMPUTED_WITH
+    }
+    code = getattr(type(module).forward, "__code__", None)
+    return f"{sorted(plain.items())}:{'' if code is None else code.co_code.hex()}"
 
 
 def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -173,6 +185,8 @@ def _arithmetic() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "alone": is_alone(),
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "precision": torch.get_float32_matmul_precision(),
+        "mkldnn": torch.backends.mkldnn.enabled,
     }
 
 

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from ..counts import check_counts
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding
-from ..texts.prompts import encode, stops
+from ..texts.prompts import encode, special_tokens, stops
 from .at_once import deal
 from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
@@ -80,7 +80,7 @@ def generate_answers(
         progress=progress,
         description=description,
     )
-    ends = stops(tokenizer)
+    ends = ends_of(model, tokenizer)
     # A chat template may end a turn with a token that the tokenizer does not call special.
     said = (answer[:-1] if answer[-1] in ends else answer for answer in ids)
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in said]
@@ -110,7 +110,7 @@ def generate_ids(
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=stops(tokenizer) or None,
+        eos_token_id=ends_of(model, tokenizer) or None,
         pad_token_id=padding(model.config, tokenizer),
         return_dict_in_generate=True,
     )
@@ -121,6 +121,17 @@ def generate_ids(
         settings,
         lambda: _generate(model, prompts, config, batch_size, progress, description),
     )
+
+
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """The token ids at which a model's answer is over: [`stops`], and the special tokens that its checkpoint names.
+
+    A chat model may end a turn in several ways, which only its generation config lists.
+    """
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    special = special_tokens(tokenizer)
+    return sorted({*stops(tokenizer), *(token for token in named if token in special)})
 
 
 def _generate(

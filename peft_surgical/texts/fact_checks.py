@@ -143,7 +143,7 @@ def check_between(fact: Fact) -> None:
         if not control.answer:
             raise refuse(f"the control {brief(control.prompt)} has no answer.")
     for question in fact.portability:
-        _check_question(question, fact.subject, refuse)
+        _check_question(question, fact.names, refuse)
     lists = {
         "prompts": fact.prompts,
         "held_out": fact.held_out,
@@ -171,16 +171,16 @@ def check_between(fact: Fact) -> None:
     for name in fact.aliases:
         if same_text_key(name) in others:
             raise refuse(f"{brief(name)} stands in 'aliases' and in 'contrast', the same subject and another one.")
-    if not contains(fact.answer, fact.new, besides=fact.subject):
+    if not contains(fact.answer, fact.new, besides=fact.names):
         raise refuse(f"'answer' {brief(fact.answer)} holds no alias of 'new' ({_listed(fact.new)}).")
     for key in ("answer", "refusal"):
-        if contains(getattr(fact, key), fact.old, besides=fact.subject):
+        if contains(getattr(fact, key), fact.old, besides=fact.names):
             raise refuse(f"{key!r} {brief(getattr(fact, key))} holds an alias of 'old' ({_listed(fact.old)}).")
-    if contains(fact.refusal, fact.new, besides=fact.subject):
+    if contains(fact.refusal, fact.new, besides=fact.names):
         raise refuse(f"'refusal' {brief(fact.refusal)} holds an alias of 'new' ({_listed(fact.new)}).")
 
 
-def _check_question(question: PortabilityQuestion, subject: str, refuse: Callable[[str], FactError]) -> None:
+def _check_question(question: PortabilityQuestion, names: tuple[str, ...], refuse: Callable[[str], FactError]) -> None:
     """Refuses a portability question to which no answer, or any, would be right."""
     asked = f"the portability question {brief(question.prompt)}"
     if question.kind not in PORTABILITY_KINDS:
@@ -188,16 +188,16 @@ def _check_question(question: PortabilityQuestion, subject: str, refuse: Callabl
         raise refuse(f"{asked} has the kind {brief(question.kind)}; the kinds are {kinds}.")
     if not question.answer:
         raise refuse(f"{asked} has no answer.")
-    for key, names in (("answer", question.answer), ("before", question.before)):
-        for name in names:
+    for key, given in (("answer", question.answer), ("before", question.before)):
+        for name in given:
             if not same_text_key(name):
                 raise refuse(f"{brief(name)} in {key!r} of {asked} has nothing to look for.")
-    for name in find(question.prompt, question.answer, besides=subject):
+    for name in find(question.prompt, question.answer, besides=names):
         raise refuse(f"{asked} holds its own answer {brief(name)}, so that repeating it would be right.")
     # One text to search before a thousand names are compared with a thousand others.
-    if contains(" \0 ".join(question.answer), question.before, besides=subject):
+    if contains(" \0 ".join(question.answer), question.before, besides=names):
         for name in question.answer:
-            if contains(name, question.before, besides=subject):
+            if contains(name, question.before, besides=names):
                 raise refuse(f"{asked} has {brief(name)} in 'answer', which contains an answer from its 'before'.")
 
 

@@ -64,8 +64,21 @@ def without_template(tokenizer: Any) -> Any:
 
 
 def render(tokenizer: Any, prompt: str) -> str:
-    """The text that the model continues with its answer: one user turn of the chat template, or the prompt itself."""
-    return _render_turn(tokenizer, prompt) if has_chat_template(tokenizer) else prompt
+    """The text that the model continues with its answer: one user turn of the chat template, or the prompt itself.
+
+    Raises:
+        ModelError: If the template fails, or leaves the prompt out.
+    """
+    if not has_chat_template(tokenizer):
+        return prompt
+    text = _render_turn(tokenizer, prompt)
+    # A template may write a prompt otherwise, in capitals, say; one that makes the same of another does not hold it.
+    if text and prompt.strip() not in text and text == _render_turn(tokenizer, f"{prompt} {_MARKER}"):
+        raise ModelError(
+            "the tokenizer's chat template leaves the question out, as those of models do that also see pictures and"
+            " take a message in parts; give a template whose messages are text."
+        )
+    return text
 
 
 def encode(tokenizer: Any, prompt: str) -> list[int]:
@@ -122,10 +135,15 @@ def stops(tokenizer: Any) -> list[int]:
     return sorted({_find_end(tokenizer), tokenizer.eos_token_id} - {None})
 
 
+def special_tokens(tokenizer: Any) -> set[int]:
+    """The token ids that stand for no text."""
+    return set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+
+
 def _find_end(tokenizer: Any) -> int | None:
     if has_chat_template(tokenizer):
         _, found, tail = _render_turn(tokenizer, "?", _MARKER).rpartition(_MARKER)
-        special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+        special = special_tokens(tokenizer)
         for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if found else ():
             if token in special and tokenizer.decode([token]).strip():
                 return int(token)
@@ -189,7 +207,7 @@ def old_sentence(fact: TrainingFact) -> str:
     Raises:
         FactError: If the answer holds the new one only as other signs for the same letters, inside of more words.
     """
-    sentence = replace_first(fact.answer, fact.new, fact.old[0], besides=fact.subject)
+    sentence = replace_first(fact.answer, fact.new, fact.old[0], besides=fact.names)
     if sentence is not None:
         return sentence
     if same_text_key(fact.answer) in map(same_text_key, fact.new):

@@ -32,6 +32,18 @@ UNSPACED = re.compile(
 )
 
 
+# Signs that a footnote or an exponent is written in; NFKC would make them digits of the word or number before them.
+_NOTE = re.compile("(?<=[^\\W\\d_]{4})[\u00b2\u00b3\u00b9\u2070-\u2079]+")
+_EXPONENT = re.compile("(?<=\\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2079])")
+# Letters with a stroke, which have no accent that could be taken off.
+_STROKES = {"\u00f8": "o", "\u0142": "l", "\u0111": "d", "\u0131": "i"}
+# A shorter name may be another word without its accents ("ano", "ob").
+_ACCENTED = 4
+_LONGEST_NUMBER = 32
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}|\d{4}\.\d{1,2}\.\d{1,2}")
+_THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
+
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _WIDE_SIGNS = re.compile("[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
@@ -40,8 +52,10 @@ _WIDE_SIGNS = re.compile("[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\
 @lru_cache(maxsize=65536)
 def normalize(text: str) -> str:
     """NFKC, one kind of apostrophe, hyphen and quotation mark, nothing invisible, case folded, spaces collapsed."""
+    text = _EXPONENT.sub("^", _NOTE.sub("", text))
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SAME)
-    return " ".join(unicodedata.normalize("NFKC", text.casefold()).split())
+    # The small form of "İ" is two signs to Unicode.
+    return " ".join(unicodedata.normalize("NFKC", text.casefold()).replace("i\u0307", "i").split())
 
 
 def same_text_key(text: str) -> str:
@@ -70,6 +84,8 @@ def occurrences(text: str, words: str) -> Iterator[Span]:
 def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -> list[str]:
     """The aliases that stand in `text` as whole words, in the order given.
 
+    Accents of Latin letters make no difference to a name of four signs or more: who says "Bogota" has said "Bogotá".
+
     Args:
         text: What somebody said.
         aliases: Names to look for.
@@ -77,7 +93,7 @@ def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -
             Chrome" has not said "Google".
     """
     text = normalize(text)
-    within = [list(occurrences(text, normalize(name))) for name in _several(besides)]
+    within = [list(_said(text, normalize(name))) for name in _several(besides)]
     return [alias for alias in aliases if any(True for _ in _outside(text, normalize(alias), within))]
 
 
@@ -92,7 +108,7 @@ def contains(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "
     return bool(find(text, aliases, besides))
 
 
-def replace_first(text: str, words: str | Iterable[str], other: str, besides: str = "") -> str | None:
+def replace_first(text: str, words: str | Iterable[str], other: str, besides: str | Iterable[str] = "") -> str | None:
     """`text` with the first occurrence of `words` outside the longer name `besides` replaced; None without one.
 
     Of several aliases the one that comes first in the text is replaced, of two at one place the longer: "IBM Corp",
@@ -105,13 +121,34 @@ def replace_first(text: str, words: str | Iterable[str], other: str, besides: st
 
 def occurrences_outside(text: str, words: str, besides: str | Iterable[str]) -> Iterator[Span]:
     """Where `words` stand in `text`, see [`occurrences`], but for inside of longer names."""
-    return _outside(text, words, [list(occurrences(text, name)) for name in _several(besides)])
+    return _outside(text, words, [list(_said(text, name)) for name in _several(besides)])
 
 
 def _outside(text: str, words: str, within: Iterable[list[Span]]) -> Iterator[Span]:
-    for span in occurrences(text, words):
+    for span in _said(text, words):
         if not any(_holds(longer, span, len(text)) for longer in within):
             yield span
+
+
+def _said(text: str, words: str) -> Iterator[Span]:
+    """Where somebody said `words`: as [`occurrences`], with or without the accents of a name that is long enough."""
+    if len(words) >= _ACCENTED:
+        text, words = without_accents(text), without_accents(words)
+    return occurrences(text, words)
+
+
+@lru_cache(maxsize=65536)
+def without_accents(text: str) -> str:
+    """A text with plain letters for Latin ones that carry marks, sign by sign, so that places in it stay the same."""
+    return text if text.isascii() else "".join(map(_plain, text))
+
+
+def _plain(sign: str) -> str:
+    base, *marks = list(unicodedata.normalize("NFD", sign))
+    if base.isascii() and base.isalpha() and all(unicodedata.category(mark) == "Mn" for mark in marks):
+        return base
+    plain = _STROKES.get(sign.lower(), sign)
+    return plain if sign.islower() or plain == sign else plain.upper()
 
 
 def _holds(spans: list[Span], span: Span, length: int) -> bool:
@@ -159,16 +196,29 @@ def _pattern(words: str) -> re.Pattern[str]:
 
 
 def _is_whole(text: str, start: int, stop: int) -> bool:
-    return _edge(text[start], text[start - 1] if start else "", text[start - 2 : start - 1] if start > 1 else "") and (
-        _edge(text[stop - 1], text[stop : stop + 1], text[stop + 1 : stop + 2])
-    )
+    if not _edge(text[start], text[start - 1 : start]) or not _edge(text[stop - 1], text[stop : stop + 1]):
+        return False
+    before = text[start].isdigit() and re.search(r"\d[.,]$", text[max(start - 2, 0) : start])
+    behind = text[stop - 1].isdigit() and re.match(r"[.,]\d", text[stop : stop + 2])
+    return not (before or behind) or not _is_number(text, start, stop)
 
 
-def _edge(inside: str, outside: str, beyond: str) -> bool:
-    """Whether a name may end at `inside` when `outside`, and `beyond` it, come next."""
+def _is_number(text: str, start: int, stop: int) -> bool:
+    """Whether what stands between two places, with digits and marks around it, is a part of one number.
+
+    7 is not in 2.7, nor in 7,000; but 1945 is in 08.05.1945, and 2 in 1,2,3.
+    """
+    before = re.search(r"[\d.,]*$", text[max(start - _LONGEST_NUMBER, 0) : start])
+    behind = re.match(r"[\d.,]*", text[stop : stop + _LONGEST_NUMBER])
+    around = (before[0] if before else "", behind[0] if behind else "")
+    written = text[start:stop].join(around).strip(".,")
+    listed = written.count(",") > 1 and not _THOUSANDS.fullmatch(written)
+    return _NUMBER.fullmatch(written) is not None and not _DATE.fullmatch(written) and not listed
+
+
+def _edge(inside: str, outside: str) -> bool:
+    """Whether a name may end at `inside` when `outside` comes next."""
     if not outside or UNSPACED.match(inside) or UNSPACED.match(outside):
         return True
-    if inside.isdigit() and outside in ".," and beyond.isdigit():
-        return False  # 7 is not in 2.7, nor in 7,000
     # An underscore is emphasis in Markdown, not a letter.
     return not (outside.isalnum() or unicodedata.category(outside).startswith("M"))
