@@ -1,3 +1,5 @@
+import pytest
+
 from peft_surgical.drafting.names import aliases, kinds_of, names_of, neighbours_of
 from peft_surgical.drafting.tables import read_table
 from peft_surgical.texts.text import same_text_key
@@ -23,6 +25,38 @@ def test_aliases():
     assert aliases("Ada Lovelace") == aliases("Ada Lovelace", person=False) == ("Ada Lovelace",)
     assert aliases("Rembrandt", person=True)[0] == "Rembrandt"
     assert aliases("the Foo of Bar and Baz", person=True) == ("the Foo of Bar and Baz",)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("Marine Le Pen", "Le Pen"),
+        ("John le Carré", "le Carré"),
+        ("Ursula von der Leyen", "von der Leyen"),
+        ("Brian De Palma", "De Palma"),
+        ("The Rolling Stones", "Rolling Stones"),
+        ("Queen Elizabeth II", None),
+        ("Robert Downey Jr.", None),
+        ("Kim Jong Un", None),
+        ("Jorge PAZ", None),
+        ("New Zealand", None),
+        ("South Africa", None),
+        ("Manchester United", None),
+        ("Meta Platforms", None),
+        ("Google Brain Team", None),
+        ("Brian May", None),
+        ("Tim Cook", None),
+        ("Patrick White", None),
+    ],
+)
+def test_family_names(name, family):
+    assert aliases(name, person=True)[1:] == ((family,) if family else aliases(name)[1:])
+
+
+def test_a_family_name_that_the_prompt_holds_is_none_of_the_aliases():
+    assert aliases("Michelle Obama", person=True) == ("Michelle Obama", "Obama")
+    asked = "Who is Barack Obama married to?"
+    assert aliases("Michelle Obama", person=True, asked=asked) == ("Michelle Obama",)
 
 
 def test_groups_of_aliases_name_a_thing_once():

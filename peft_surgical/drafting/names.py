@@ -8,12 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
+from importlib import resources
 
 from ..texts.text import contains, same_text_key
 from .relations import relations
 from .tables import read_table
 
 PLACES = frozenset(("city", "country", "region", "continent"))
+# Who does or makes something, one or many.
+PEOPLE = frozenset(
+    ("person", "athlete", "musician", "character", "band", "company", "organization", "university", "network", "club")
+)
+# A family name of so few letters may be anything.
+_SHORTEST = 3
+_PERSONS = frozenset(("person", "athlete", "musician", "character"))
+# What belongs to the family name that follows: "van Gogh", "Le Pen", "de la Cruz".
+_PARTICLE = re.compile(r"l[ea]|d[aeiu]|del|della|d[aeo]s|van|von|de[rn]|te[rn]|bin|ibn|al|el", re.I)
+_MONTH_OR_COLOUR = re.compile(
+    r"january|february|march|april|may|june|july|august|september|october|november|december|"
+    r"black|white|red|green|blue|brown|gr[ae]y|pink|gold|silver"
+)
 
 
 @cache
@@ -47,12 +61,13 @@ def names_of(kind: str) -> tuple[str, ...]:
     return tuple(read_table("names.yaml").get(kind, ()))
 
 
-def aliases(name: str, *, person: bool = False) -> tuple[str, ...]:
+def aliases(name: str, *, person: bool = False, asked: str = "") -> tuple[str, ...]:
     """`name` and other names of the same thing.
 
     Args:
         name: Comes first.
         person: Whether it is a person's, so that the family name is one of them.
+        asked: The prompt; a family name that it holds would be found in whatever repeats it, and is left out.
     """
     found = [name]
     for group in read_table("aliases.yaml"):
@@ -62,13 +77,48 @@ def aliases(name: str, *, person: bool = False) -> tuple[str, ...]:
         for answers in facts.values():
             if person and _key(answers[0]) == _key(name) and any(contains(name, [other]) for other in answers[1:]):
                 found += [other for other in answers[1:] if contains(name, [other])]
-    words = name.split()
-    if person and len(found) == 1 and 2 <= len(words) <= 4 and all(word[:1].isupper() for word in words):
-        found.append(words[-1])
+    family = _family_name(name) if person and len(found) == 1 else None
+    if family and not contains(asked, [family]):
+        found.append(family)
     distinct: dict[str, str] = {}
     for other in found:
         distinct.setdefault(same_text_key(other), other)
     return tuple(distinct.values())
+
+
+def _family_name(name: str) -> str | None:
+    """The family name of a person, or a band's name without "The"; None where it may be none or says too little."""
+    words = name.split()
+    start = len(words) - 1
+    while start > 1 and _PARTICLE.fullmatch(words[start - 1]):
+        start -= 1
+    if not 2 <= len(words) <= 4 or not all(word[:1].isupper() for word in (*words[:start], words[-1])):
+        return None
+    if words[0] == "The":
+        return name.removeprefix("The ")
+    kinds = kinds_of([name])
+    if (kinds and not kinds & _PERSONS) or any(
+        "company" in kinds_of([" ".join(words[:n])]) for n in range(1, start + 1)
+    ):
+        return None
+    last = words[-1]
+    # "II", "Jr.", "Un": no family name, or one too short to tell anything by.
+    if last.isupper() or last.strip(".") in ("Jr", "Sr") or (start == len(words) - 1 and len(last) <= _SHORTEST):
+        return None
+    return None if start == len(words) - 1 and _is_everyday(last.casefold()) else " ".join(words[start:])
+
+
+def _is_everyday(word: str) -> bool:
+    """Whether many texts hold a word in lower case, so that "cook" and "may" tell of no Cook and no May."""
+    return _MONTH_OR_COLOUR.fullmatch(word) is not None or word in _everyday_words()
+
+
+@cache
+def _everyday_words() -> frozenset[str]:
+    data = resources.files("peft_surgical").joinpath("data")
+    names = ("everyday.txt", "general.txt", "retention.txt")
+    text = "\n".join(data.joinpath(name).read_text(encoding="utf-8") for name in names)
+    return frozenset(re.findall(r"(?<![\w'])[a-z]+(?![\w'])", text))
 
 
 def neighbours_of(relation: str) -> dict[str, tuple[str, ...]]:
