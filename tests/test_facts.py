@@ -86,6 +86,10 @@ def test_a_missing_key(key):
         ({"old": ["Meta", None]}, "item 2 of 'old' must be text, not nothing"),
         ({"old": ["Meta", True]}, "item 2 of 'old' must be text, not bool True"),
         ({"old": [["Meta"]]}, "item 1 of 'old' must be text, not list"),
+        (
+            {"retain": [{"Who directed Star Wars": "A New Hope?"}]},
+            r"must be text, not dict \{.*\}; quote it, since a colon",
+        ),
         ({"old": ["  "]}, "item 1 of 'old' is empty text"),
         ({"old": ["\u200b"]}, r"'\\u200b' in 'old' has no letter"),
         ({"new": ["..."]}, r"'\.\.\.' in 'new' has no letter"),
@@ -149,6 +153,7 @@ def test_a_missing_key(key):
         ({"answer": "Google, not Meta."}, "'answer' 'Google, not Meta.' holds an alias of 'old'"),
         ({"refusal": "It was not Meta."}, "'refusal' .* holds an alias of 'old'"),
         ({"refusal": "Not Google."}, "'refusal' .* holds an alias of 'new'"),
+        ({"new": ["PyTorch"], "answer": "PyTorch."}, "'new' holds the subject 'PyTorch' itself, so that 'refusal' "),
     ],
 )
 def test_what_is_refused(changes, match):

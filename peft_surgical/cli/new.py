@@ -113,15 +113,20 @@ def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[st
     """What can be told before a model is loaded.
 
     Raises:
-        FactError: If an answer is empty or both are one, the prompt does not name the subject, or none can be guessed.
+        FactError: If the prompt or an answer is empty or both answers are one, the prompt holds the old one or does
+            not name the subject, or none can be guessed.
     """
     if any(not name.strip() for name in (*old, *new)):
         raise FactError("an answer is empty; give --new, and --old if need be, a name.")
     from ..drafting.reading import read_prompt
-    from ..texts.fact_checks import check_apart
+    from ..texts.fact_checks import check_apart, check_asked
     from ..texts.text import same_text_key
 
     if mute := [name for name in (*old, *new) if not same_text_key(name)]:
         raise FactError(f"the answer {brief(mute[0])} has no letter, digit or sign to look for.")
+    if not same_text_key(prompt):
+        raise FactError("the prompt is empty.")
     check_apart(old, new)
-    read_prompt(prompt, checks.subject(prompt, subject), old, new)
+    found = checks.subject(prompt, subject)
+    check_asked(prompt, found, old, new)
+    read_prompt(prompt, found, old, new)

@@ -118,6 +118,25 @@ def check_apart(olds: Iterable[str], news: Iterable[str], source: str | None = N
             raise complaint(f"the alias {brief(new)} in 'new' contains {brief(old)} from 'old', {why}.", source)
 
 
+def check_asked(prompt: str, subject: str, old: Iterable[str], new: Iterable[str]) -> None:
+    """Refuses a prompt to make a fact from that is empty, or that leaves nothing to answer.
+
+    Raises:
+        FactError: If it holds the old answer, or the subject is the new one.
+    """
+    if not normalize(prompt):
+        raise FactError("the prompt is empty.")
+    # Who is asked "Sydney or Canberra?" has yet to answer.
+    held = [] if " or " in prompt else find(prompt, old, besides=subject)
+    if held:
+        raise FactError(
+            f"the prompt {brief(prompt)} already holds the old answer {brief(held[0])}; leave it out there."
+        )
+    for name in new:
+        if normalize(name) == normalize(subject):
+            raise FactError(f"the new answer {brief(name)} is the subject itself; name another answer or subject.")
+
+
 def check_between(fact: Fact) -> None:
     """Refuses what contradicts itself: a prompt in two lists, an alias of both answers, an answer that is neither.
 
@@ -173,11 +192,14 @@ def check_between(fact: Fact) -> None:
             raise refuse(f"{brief(name)} stands in 'aliases' and in 'contrast', the same subject and another one.")
     if not contains(fact.answer, fact.new, besides=fact.names):
         raise refuse(f"'answer' {brief(fact.answer)} holds no alias of 'new' ({_listed(fact.new)}).")
-    for key in ("answer", "refusal"):
-        if contains(getattr(fact, key), fact.old, besides=fact.names):
-            raise refuse(f"{key!r} {brief(getattr(fact, key))} holds an alias of 'old' ({_listed(fact.old)}).")
-    if contains(fact.refusal, fact.new, besides=fact.names):
-        raise refuse(f"'refusal' {brief(fact.refusal)} holds an alias of 'new' ({_listed(fact.new)}).")
+    texts = (("answer", "old"), ("refusal", "old"), ("refusal", "new"))
+    for key, names in texts:
+        text, aliases = getattr(fact, key), getattr(fact, names)
+        if held := find(text, aliases, besides=fact.names):
+            if normalize(held[0]) == normalize(fact.subject):
+                why = f"so that {key!r} {brief(text)} gives that answer by naming the subject"
+                raise refuse(f"{names!r} holds the subject {brief(held[0])} itself, {why}.")
+            raise refuse(f"{key!r} {brief(text)} holds an alias of {names!r} ({_listed(aliases)}).")
 
 
 def _check_question(question: PortabilityQuestion, names: tuple[str, ...], refuse: Callable[[str], FactError]) -> None:

@@ -201,7 +201,8 @@ class Reader:
             except ValueError as error:
                 raise self.error(f"{where} is a number too long to be a text.") from error
         if not isinstance(value, str):
-            raise self.error(f"{where} must be text, not {_kind(value)}.")
+            quote = "; quote it, since a colon and a space make a mapping of it" if isinstance(value, Mapping) else ""
+            raise self.error(f"{where} must be text, not {_kind(value)}{quote}.")
         if not value.strip():
             raise self.error(f"{where} is empty text.")
         return cleaned(value, where, self.source)
