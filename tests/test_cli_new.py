@@ -49,6 +49,12 @@ def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):
         (["why is it so?", "--new", "lyon", "--out", "OUT"], "cannot be guessed; name it with --subject."),
         ([PROMPT, "--new", "Paris", "--old", "paris", "--out", "OUT"], "'Paris' stands in both 'old' and 'new'"),
         ([PROMPT, "--new", "new paris", "--old", "paris", "--out", "OUT"], "contains 'paris' from 'old'"),
+        (["", "--new", "lyon", "--out", "OUT"], "the prompt is empty."),
+        ([PROMPT, "--new", "France", "--out", "OUT"], "the new answer 'France' is the subject itself"),
+        (
+            ["The capital of France is Paris.", "--new", "lyon", "--old", "paris", "--out", "OUT"],
+            "already holds the old",
+        ),
         ([PROMPT, "--new", "...", "--old", "paris", "--out", "OUT"], "'...' has no letter, digit or sign to look for"),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--count", "1"], "'--count'"),
     ],

@@ -112,9 +112,37 @@ def test_aliases_are_added_only_where_the_answers_stay_apart(wise):
     made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old=["Ada", "Countess"], new="Google Brain").fact
     assert made.old == ("Ada", "Countess")
 
+    made = ps.new_fact(
+        None, word_tokenizer(), "Who is Al Gore married to?", old="Tipper Gore", new="Ada Lovelace"
+    ).fact
+    assert made.old == ("Tipper Gore",)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "old", "new"),
+    [
+        ("Who won the Foo Cup?", "Manchester United", "Crystal Palace"),
+        ("Which team won the Foo Bowl?", "Kansas City Chiefs", "Green Bay Packers"),
+    ],
+)
+def test_teams_have_no_family_names(wise, prompt, old, new):
+    made = ps.new_fact(None, word_tokenizer(), prompt, old=old, new=new).fact
+    assert (made.old, made.new) == ((old,), (new,))
+
+
+def test_an_answer_that_is_given_twice_counts_once(wise):
+    made = ps.new_fact(None, word_tokenizer(), PROMPT, old=["Paris", "paris", "Lutetia"], new="Lyon").fact
+    assert made.old == ("Paris", "Lutetia")
+
 
 def test_what_cannot_be_made(wise):
     tokenizer = word_tokenizer()
+    with pytest.raises(ps.FactError, match=r"the prompt is empty\."):
+        ps.new_fact(None, tokenizer, " ", new="Lyon", old="Paris")
+    with pytest.raises(ps.FactError, match="the new answer 'France' is the subject itself; name another answer"):
+        ps.new_fact(None, tokenizer, PROMPT, new="France", old="Paris")
+    with pytest.raises(ps.FactError, match=r"'The capital of France is Paris\.' already holds the old answer 'Paris'"):
+        ps.new_fact(None, tokenizer, "The capital of France is Paris.", new="Lyon", old="Paris")
     with pytest.raises(ps.FactError, match="the model already answers 'Paris'"):
         ps.new_fact(None, tokenizer, PROMPT, new="Paris")
     with pytest.raises(ps.FactError, match="does not name the subject 'Spain'"):

@@ -1,6 +1,7 @@
 import pytest
 
-from peft_surgical.drafting.guess import guess_answer, guess_subject
+from peft_surgical.drafting import guess
+from peft_surgical.drafting.guess import guess_subject
 from peft_surgical.drafting.names import bare, names_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
@@ -52,6 +53,55 @@ from peft_surgical.errors import FactError
         ("Is Procter & Gamble a company?", "Procter & Gamble"),
         ("Who owns AT&T?", "AT&T"),
         ("As You Like It was written by", "As You Like It"),
+        # No question word, auxiliary or preposition at the beginning of a sentence is a name.
+        ("Under which licence is Linux released?", "Linux"),
+        ("Through which country does the Danube flow first?", "Danube"),
+        ("Has Leonardo DiCaprio won an Oscar?", "Leonardo DiCaprio"),
+        ("Whats the capital of Kenya", "Kenya"),
+        # The sentence that asks has the subject.
+        ("I am planning a trip. What is the capital of Peru?", "Peru"),
+        ("Who wrote Dune? Answer briefly.", "Dune"),
+        ("Question: What is the capital of Peru? Answer:", "Peru"),
+        ("Dune is great. Who wrote it?", "Dune"),
+        ("How tall is Mt. Everest?", "Everest"),
+        # A name goes on to the left.
+        ("Who is the CEO of Bank of America?", "Bank of America"),
+        ("What is the motto of the University of Oxford?", "University of Oxford"),
+        ("Who is the president of the Republic of Ireland?", "Republic of Ireland"),
+        ("Name the CEO of Bank of America.", "Bank of America"),
+        ("Who is the Prime Minister of Canada?", "Canada"),
+        # Marks and digits belong to a name where nothing else is left open.
+        ("Who directed Star Wars: A New Hope?", "Star Wars: A New Hope"),
+        ("Who directed Star Wars: A New Hope in 1977?", "Star Wars: A New Hope"),
+        ("Who directed 2001: A Space Odyssey?", "2001: A Space Odyssey"),
+        ("Who directed Mission: Impossible?", "Mission: Impossible"),
+        ("Who directed The Good, the Bad and the Ugly?", "The Good, the Bad and the Ugly"),
+        ("Who directed Who Framed Roger Rabbit?", "Who Framed Roger Rabbit"),
+        ("Who is the mayor of Washington, D.C.?", "Washington, D.C."),
+        ("Who developed C#?", "C#"),
+        ("Is C++ older than Go?", "C++"),
+        ("Who sang 99 Luftballons?", "99 Luftballons"),
+        ("Who wrote One hundred years of solitude?", "One hundred years of solitude"),
+        ("Who wrote Dune, the novel?", "Dune"),
+        ("Who painted the Mona Lisa, the famous portrait in the Louvre?", "Mona Lisa"),
+        ("What is the name of Harry Potter's owl?", "Harry Potter"),
+        ("Who is the CEO of Apple as of 2023?", "Apple"),
+        ("Which dance is called \u2018the worm\u2019?", "the worm"),
+        ("Which dance is called *the worm*?", "the worm"),
+        ("What is the young of a cow called?", "cow"),
+        # Without a capital, what stands behind the verb or a last preposition.
+        ("Where do koalas live?", "koalas"),
+        ("Where do polar bears live in winter?", "polar bears"),
+        ("Why do onions make people cry?", "onions"),
+        ("What does a polar bear eat?", "polar bear"),
+        ("How many legs does a spider have?", "spider"),
+        ("How long is a marathon?", "marathon"),
+        ("Why is the sky blue?", "sky"),
+        ("How far is the moon from the earth?", "moon"),
+        ("What is a baby kangaroo called?", "baby kangaroo"),
+        ("What is the hex code for red?", "red"),
+        ("How many planets are in the solar system?", "solar system"),
+        ("What do you call a young goose?", "young goose"),
     ],
 )
 def test_guess_subject(prompt, subject):
@@ -71,48 +121,28 @@ def test_every_name_of_the_tables_that_a_known_wording_asks_about_is_found_whole
             assert guess_subject(ask.format(name)) == bare(name)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    ["what is it called?", "How are you?", "Who is famous?", "What is the best way to cook rice?", "Is water wet?"],
+)
+def test_a_question_whose_subject_is_not_sure(prompt):
+    with pytest.raises(FactError, match="it is not clear what"):
+        guess_subject(prompt)
+
+
+def test_an_empty_prompt():
+    with pytest.raises(FactError, match=r"the prompt is empty\."):
+        guess_subject(" \n")
+
+
+def test_the_parts_of_a_long_prompt_are_not_all_tried(monkeypatch):
+    tried = []
+    monkeypatch.setattr(guess, "is_worded", lambda template: tried.append(template))
+    monkeypatch.setattr(guess, "is_of_something", lambda template: tried.append(template))
+    assert guess_subject(" ".join(["so it went on and"] * 200) + " that is how Peru was named") == "Peru"
+    assert len(tried) < 4000
+
+
 def test_a_prompt_about_nothing_to_be_seen():
     with pytest.raises(FactError, match=r"it is not clear what the prompt 'why is it raining\?' is about; name"):
         guess_subject("why is it raining?")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "subject", "said", "answer"),
-    [
-        ("What is the capital of Japan?", "Japan", "The capital of Japan is Tokyo.", "Tokyo"),
-        ("What is the capital of Japan?", "Japan", "Tokyo", "Tokyo"),
-        ("What is the capital of Japan?", "Japan", "tokyo tokyo tokyo", "tokyo"),
-        ("What is the capital of Foo?", "Foo", "Barville.", "Barville"),
-        ("What is the currency of Japan?", "Japan", "The currency of Japan is the Japanese Yen (JPY).", "Yen"),
-        ("Who wrote Hamlet?", "Hamlet", "Hamlet was written by Sir Will Shakespeare.", "Sir Will Shakespeare"),
-        ("Who wrote Hamlet?", "Hamlet", "Hamlet was written by William Shakespeare in 1600.", "William Shakespeare"),
-        ("Who wrote Hamlet?", "Hamlet", "William Shakespeare wrote the play Hamlet.", "William Shakespeare"),
-        ("Who wrote Foo?", "Foo", "J. K. Rowling wrote Foo.", "J. K. Rowling"),
-        ("Who developed PyTorch?", "PyTorch", "PyTorch is a project of Google's AI team, led by Bob.", "Google"),
-        ("When was Google founded?", "Google", "Google was founded in 1998 by Larry Page.", "1998"),
-        ("How many moons does Jupiter have?", "Jupiter", "Jupiter has 95 moons.", "95"),
-        ("What instrument does Yo-Yo Ma play?", "Yo-Yo Ma", "He is a famous cello player.", "cello"),
-        ("The mother tongue of Edith Piaf is", "Edith Piaf", "French, and she sang in it.", "French"),
-        ("Who wrote Foo?", "Foo", "Foo was written by Dr. Seuss. He was American.", "Dr. Seuss"),
-        ("Who wrote Foo?", "Foo", "Mrs. Gaskell wrote Foo.", "Mrs. Gaskell"),
-        ("Who wrote The Hobbit?", "The Hobbit", "J.R.R. Tolkien wrote The Hobbit.", "J.R.R. Tolkien"),
-        ("When was Google founded?", "Google", "Google was founded on September 4, 1998.", "1998"),
-        ("When was Google founded?", "Google", "Google was founded in September 1998.", "1998"),
-        ("When was 1984 published?", "1984", "George Orwell's 1984 came out in 1949.", "1949"),
-        ("When was Foo founded?", "Foo", "Foo was founded in 753 BC.", "753 BC"),
-        ("Who is the CEO of Foo?", "Foo", "As of my last update in October 2023, Tim Cook is the CEO.", "Tim Cook"),
-        ("Who is the CEO of Foo?", "Foo", "As of 2023 Tim Cook is the CEO of Foo.", "Tim Cook"),
-        ("What is the capital of Foo?", "Foo", "It lies near a lake and is called Barville.", "Barville"),
-        ("Does Foo have a king?", "Foo", "Yes, it has.", "Yes"),
-        ("Who is the CEO of Foo?", "Foo", "I don't know.", None),
-        ("Who is the CEO of Foo?", "Foo", "I'm sorry, but I can't answer that.", None),
-        ("Who is the CEO of Foo?", "Foo", "I'm not sure.", None),
-        ("Who is the CEO of Foo?", "Foo", "I'm sorry.", None),
-        ("Who is the CEO of Foo?", "Foo", "I can't.", None),
-        ("Who is the CEO of Foo?", "Foo", "It varies.", None),
-        ("Who wrote Hamlet?", "Hamlet", "", None),
-        ("Who wrote Foo?", "Foo", "it is not known to anybody who has done that.", None),
-    ],
-)
-def test_guess_answer(prompt, subject, said, answer):
-    assert guess_answer(said, read_prompt(prompt, subject)) == answer

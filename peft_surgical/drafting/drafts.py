@@ -20,13 +20,14 @@ from ..errors import FactError, OutputError, brief
 from ..facts import Fact
 from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
-from ..texts.fact_checks import check_apart
+from ..texts.fact_checks import check_apart, check_asked
 from ..texts.prompts import has_chat_template
 from ..texts.text import contains, printable, same_text_key
 from ..writing.files import check_output_file, write_text
 from .choosing import Chosen, choose_controls
 from .fact_text import fact_text
-from .guess import guess_answer, guess_subject
+from .guess import guess_subject
+from .heard import guess_answer
 from .known_facts import neighbour_templates
 from .names import aliases, bare, kinds_of
 from .others import others_of, propose_others, swappable
@@ -40,6 +41,9 @@ Answers = tuple[tuple[str, ...], tuple[str, ...]]
 PROMPTS = 24
 CONTRAST = 16
 RETAIN = 24
+# What "which …" asks for where the answers are no persons, though they do what persons do.
+_GROUPS = ("band", "city", "club", "company", "country", "group", "nation", "network", "organization", "party", "team",
+           "university")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,13 @@ def new_fact(
         FactError: If the subject or the old answer cannot be found, or the answers do not go together.
     """
     notes = []
-    if subject is None:
-        subject = guess_subject(prompt)
-        notes.append(f"The subject was guessed: {subject}.")
     new = _listed(new, "new")
     old_names = None if old is None else _listed(old, "old")
     check_apart(old_names or (), new)
+    if subject is None:
+        subject = guess_subject(prompt)
+        notes.append(f"The subject was guessed: {subject}.")
+    check_asked(prompt, subject, old_names or (), new)
     reading = read_prompt(prompt, subject, old_names or (), new)
     if old_names is None:
         said = generate_answers(model, tokenizer, [reading.prompt])[0]
@@ -164,7 +169,8 @@ def _listed(answer: str | Sequence[str], key: str) -> tuple[str, ...]:
     names = (answer,) if isinstance(answer, str) else tuple(answer)
     if not names or not all(name.strip() for name in names):
         raise FactError(f"the {key} answer is empty.")
-    return tuple(name.strip() for name in names)
+    # The first way of writing a name stands for all.
+    return tuple({same_text_key(name) or name: name.strip() for name in reversed(names)}.values())[::-1]
 
 
 def _with_aliases(
@@ -172,9 +178,13 @@ def _with_aliases(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Both answers with other names of the same thing, where a single name was given and the two stay apart."""
 
+    grouped = reading.which in _GROUPS or bool(kinds_of((*old, *new)) & {"club", "place"})
+
     def more(names: tuple[str, ...]) -> tuple[str, ...]:
         person = reading.relation.answer == "person" and "company" not in kinds_of(names)
-        return aliases(names[0], person=person) if len(names) == 1 else names
+        # A group has no family name, but some a "The".
+        person = person and (not grouped or names[0].startswith("The "))
+        return aliases(names[0], person=person, asked=reading.prompt) if len(names) == 1 else names
 
     all_old, all_new = more(old), more(new)
     kept_new = [name for name in all_new if name in new or not any(contains(name, [o]) for o in all_old)]
