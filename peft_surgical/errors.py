@@ -53,6 +53,14 @@ def brief(value: object) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is no heading, as libraries begin with; without its full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.endswith(":")] or lines or [type(error).__name__]
-    return said[0].rstrip(".")
+    lines = [line.strip() for line in said(error).splitlines() if line.strip()]
+    found = [line for line in lines if not line.endswith(":")] or lines or [type(error).__name__]
+    return found[0].rstrip(".")
+
+
+def said(error: BaseException) -> str:
+    """An error's message, or its type's name where it has none or fails to say it, as a stranger's may."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:
+        return type(error).__name__

@@ -1,10 +1,13 @@
+import threading
+
 import pytest
 import torch
+from torch import nn
 
 from peft_surgical.errors import ModelError
 from peft_surgical.localizing.bridge import left_as_found, wrap
 
-from .tiny import FAMILIES, tiny_model
+from .tiny import FAMILIES, tiny_ids, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,3 +59,142 @@ def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():
         assert not torch.is_grad_enabled()
     assert hooks() == before
     assert len(point._forward_hooks) == 1
+
+
+FUSED = [
+    ("phi3", "model.layers.1.self_attn.qkv_proj"),
+    ("phi3", "model.layers.1.mlp.gate_up_proj"),
+    ("gpt2", "transformer.h.1.attn.c_attn"),
+    ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value"),
+]
+
+
+class Doubled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "dtype"),
+    [(*fused, torch.float32) for fused in FUSED] + [(*FUSED[0], torch.bfloat16), (*FUSED[0], torch.float16)],
+)
+def test_a_hook_on_a_fused_projection_is_refused(family, name, dtype):
+    model = tiny_model(family, dtype=dtype)
+    handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ModelError, match=f"computes something else than this model, a {type(model).__name__}: a hook"):
+        wrap(model)
+    handle.remove()
+    wrap(model)
+
+
+def test_a_wrapper_around_a_fused_projection_is_refused():
+    model = tiny_model("phi3")
+    attention = model.model.layers[1].self_attn
+    attention.qkv_proj = Doubled(attention.qkv_proj)
+    with pytest.raises(ModelError, match="a hook or wrapper on a fused projection"):
+        wrap(model)
+
+
+def test_a_setting_that_only_transformer_lens_knows_is_refused():
+    with pytest.raises(ModelError, match="or a setting that one of them does not know"):
+        wrap(tiny_model("gemma3", attn_logit_softcapping=2.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hook_elsewhere_is_taken_over(family):
+    model = tiny_model(family, dtype=torch.bfloat16)
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: output * 2)
+    ids = tiny_ids()
+    with torch.no_grad():
+        expected, found = model(ids).logits.float(), wrap(model).original_model(ids).logits.float()
+    assert (found - expected).abs().max() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_rounded_products_are_no_fault(precision):
+    """Where products may be rounded to TF32, or bfloat16, so may the logits be."""
+    before = torch.get_float32_matmul_precision()
+    model = tiny_model("llama")
+    head = model.get_output_embeddings()
+    calls = iter([0.01, 0.0] * 4)
+    head.register_forward_hook(lambda module, args, output: output + next(calls) * output.std())
+    with pytest.raises(ModelError, match="computes something else"):
+        wrap(model)
+    try:
+        torch.set_float32_matmul_precision(precision)
+        wrap(model)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_check_leaves_the_model_as_it_was():
+    model = tiny_model("phi3").train()
+    model.model.layers[0].mlp.eval()
+    modes = [module.training for module in model.modules()]
+    drawn = []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: drawn.append(torch.rand(1)))
+    before = torch.get_rng_state()
+    wrap(model)
+    assert drawn
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_logits_that_are_not_finite_are_left_to_who_reads_the_answers():
+    model = tiny_model("llama")
+    model.get_output_embeddings().weight.data.fill_(torch.inf)
+    wrap(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "cannot wrap a OPTForCausalLM: .*final_layer_norm"),
+        ("gpt_neox", {"attention_bias": False}, "cannot wrap a GPTNeoXForCausalLM: AssertionError$"),
+    ],
+)
+def test_a_variant_that_transformer_lens_does_not_know_is_refused(family, changes, message):
+    with pytest.raises(ModelError, match=message):
+        wrap(tiny_model(family, **changes))
+
+
+def test_a_model_that_fails_by_itself_is_refused():
+    model = tiny_model("llama")
+
+    def fails(module, args):
+        raise KeyError("missing")
+
+    model.model.layers[1].register_forward_pre_hook(fails)
+    with pytest.raises(ModelError, match="the model, a LlamaForCausalLM, cannot be run: 'missing'"):
+        wrap(model)
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, module, args, output):
+        self.seen.append(output)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model, recorder = tiny_model("llama"), Recorder()
+    handle = model.model.layers[1].mlp.register_forward_hook(recorder)
+    model(tiny_ids())
+    with pytest.raises(ModelError, match=r"a hook or attribute of the model cannot be copied \(.*deepcopy.*remove it"):
+        wrap(model)
+    handle.remove()
+    model.lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"cannot be copied \(cannot pickle '_thread.lock' object\)"):
+        wrap(model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_of_float64_is_refused(family):
+    with pytest.raises(ModelError, match=r"weights are float64 \(.*\); localize in float32"):
+        wrap(tiny_model(family).double())

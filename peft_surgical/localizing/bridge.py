@@ -14,60 +14,87 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, said
 from ..running.modes import evaluating
+from ..running.precision import float32_arithmetic
 from ..running.sharing import is_sharded
 from ..sites import ModelShape, check_layout
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+EXACT, ROUNDED = 1e-3, 0.2
+"""How far the bridge's logits may be from the model's, in standard deviations of these: in float32, and where numbers
+are rounded to half precision or TF32. Sound models stay below 2e-6 and 0.05, and faulty ones are beyond 0.9."""
+
 
 def wrap(model: nn.Module) -> TransformerBridge:
     """Put a Hugging Face causal language model under TransformerLens hooks.
 
+    A few tokens then go through both, since TransformerLens goes by the weights of the projections that it splits and
+    by what it knows of the configuration: a hook on such a projection, or a wrapper around it, would be left out.
+
     Args:
         model: A `PreTrainedModel`. It is not changed: neither its modules nor its train/eval mode, nor its gradients.
+            Hooks on its modules, but for fused projections, are copied and fire, here on the model itself too.
 
     Returns:
         The bridge, in eval mode, without a tokenizer: give it token ids. Its `original_model` is the skeleton, whose
         forward takes Hugging Face arguments and fires the hooks.
 
     Raises:
-        ModelError: When the model carries an adapter, is quantized, is not loaded, or TransformerLens cannot wrap it,
-            or would not see the keys and values that it is given.
+        ModelError: When the model carries an adapter, is quantized, is not loaded, is of float64, cannot be run or
+            copied, or TransformerLens cannot wrap it, would not see the keys and values that it is given, or computes
+            something else.
         ArchitectureError: When its module names are not known here, or it lacks one of them.
     """
     check_localizable(model)
     _check_cache_is_seen(model)
-    skeleton = _share(model)
+    try:
+        skeleton = _share(model)
+    except Exception as error:
+        raise ModelError(
+            f"a hook or attribute of the model cannot be copied ({said(error)}); remove it before localizing."
+        ) from error
     # Everything below reads module names, which the tuner needs too: an unknown layout is refused before it matters.
     check_layout(skeleton, ModelShape.from_config(skeleton.config))
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
+    device = next(skeleton.parameters()).device
     try:
         # Private, because `boot_transformers` looks the tokenizer up on the hub and loads weights of its own.
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
         # Where it splits a projection, TransformerLens draws weights that it then replaces.
-        device = next(skeleton.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             bridge = build_bridge_from_module(
                 skeleton, type(model).__name__, hf_config=skeleton.config, tokenizer=None
             )
     except Exception as error:
-        raise ModelError(f"TransformerLens cannot wrap a {type(model).__name__}: {error}") from error
+        raise ModelError(f"TransformerLens cannot wrap a {type(model).__name__}: {said(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
-    return bridge.eval()
+    bridge.eval()
+    _check_same(model, skeleton)
+    return bridge
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Sets the caller's autocast aside: scores that are said to be of float32 would be of half precision."""
+    with ExitStack() as stack:
+        for kind in {parameter.device.type for parameter in model.parameters()}:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager
@@ -122,6 +149,9 @@ def check_localizable(model: nn.Module) -> None:
             )
         if parameter.is_meta:
             raise ModelError(f"the model's weights are not loaded ({name} is on the meta device).")
+        if parameter.dtype == torch.float64:
+            # Transformers masks padding by float32's lowest number there, and TransformerLens makes NaN of it.
+            raise ModelError(f"the model's weights are float64 ({name}); localize in float32 (`model.float()`).")
     if is_sharded(model):
         raise ModelError(
             "the model is sharded over processes, and TransformerLens needs whole weights; "
@@ -149,3 +179,53 @@ def _share(model: nn.Module) -> Any:
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
     return copy.deepcopy(model, memo).eval()
+
+
+def _check_same(model: nn.Module, skeleton: Any) -> None:
+    """Refuses a model that computes something else by itself than under the bridge.
+
+    Raises:
+        ModelError: When one of them cannot be run, or the logits after a few tokens differ by more than rounding.
+    """
+    device = next(skeleton.parameters()).device
+    size = skeleton.get_input_embeddings().weight.shape[0]
+    # Any tokens will do, and all different ones say the most.
+    tokens = (torch.arange(6, device=device) * (size // 7 or 1) + 3) % size
+    for precise in (False, True):
+        own = _probe(model, tokens, precise, f"the model, a {type(model).__name__}, cannot be run")
+        bridged = _probe(skeleton, tokens, precise, f"TransformerLens cannot wrap a {type(model).__name__}")
+        limit = ROUNDED if _rounds(skeleton) else EXACT
+        # What is not finite in the model itself is for who reads its answers to refuse, by the prompt.
+        if not bool(own.isfinite().all()) or bool((own - bridged).abs().max() <= limit * own.std()):
+            return
+        # Half precision adds up over many layers; a fault stays in float32, which takes longer.
+    raise ModelError(
+        f"TransformerLens computes something else than this model, a {type(model).__name__}: a hook or wrapper on a"
+        " fused projection, or a setting that one of them does not know; remove it before localizing."
+    )
+
+
+@torch.no_grad()
+def _probe(model: Any, tokens: Tensor, precise: bool, fault: str) -> Tensor:
+    devices = [tokens.device] if tokens.device.type == "cuda" else []
+    dtype = model.get_input_embeddings().weight.dtype
+    try:
+        with (
+            torch.random.fork_rng(devices=devices),
+            evaluating(model),
+            without_autocast(model),
+            float32_arithmetic(dtype) if precise else nullcontext(),
+        ):
+            logits: Tensor = model(input_ids=tokens[None], use_cache=False, return_dict=True).logits
+    except Exception as error:
+        raise ModelError(f"{fault}: {said(error)}") from error
+    return logits.float()
+
+
+def _rounds(model: nn.Module) -> bool:
+    """Whether a model's products are rounded to less than float32: by its dtype, or by TF32 and its like."""
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # who set it by torch's newer names cannot be asked by the older
+        exact = False
+    return not exact or any(parameter.dtype != torch.float32 for parameter in model.parameters())
