@@ -9,17 +9,19 @@ them). Localization sees the training part of a fact only, never its held-out pr
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from .errors import FactError, ModelError, ScorerError, brief
+from .errors import FactError, ModelError, ScorerError, brief, said
 from .facts import Fact, TrainingFact
-from .localizing.bridge import left_as_found, wrap
+from .localizing.bridge import left_as_found, without_autocast, wrap
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair, corrupt, template_ids
@@ -56,7 +58,8 @@ def localize(
 
     Args:
         model: A Hugging Face causal language model, without adapters and not quantized. It is left as it was, and its
-            weights are not copied; only GPT-NeoX's `query_key_value` are, which TransformerLens splits.
+            weights are not copied; only GPT-NeoX's `query_key_value` are, which TransformerLens splits. Hooks on its
+            modules fire, those on fused projections are refused, and autocast is set aside.
         tokenizer: Its tokenizer.
         fact: The fact; only its training part is used.
         scorers: Names of installed scorers, with options after a colon: `"attribution"`, `"attribution:steps=5"`,
@@ -77,8 +80,9 @@ def localize(
         ScorerError: When a scorer is not installed or has no such option, when all failed, or when `seed` or
             `max_tokens` is no whole number or out of range.
         FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
-        ModelError: When the model carries an adapter, is quantized, sharded or not loaded, or gives logits that are
-            not finite, when a prompt is too long for it, or under `torch.inference_mode()`.
+        ModelError: When the model carries an adapter, is quantized, sharded, of float64 or not loaded, cannot be run
+            or copied, gives logits that are not finite, or computes something else than under TransformerLens, when a
+            prompt is too long for it, or under `torch.inference_mode()`.
         ArchitectureError: When its architecture is not known.
     """
     fact = fact.training
@@ -96,12 +100,13 @@ def localize(
     specs = [ScorerSpec.parse(text, catalogue) for text in (DEFAULT_SCORERS if scorers is None else scorers)]
     if not specs:
         raise ScorerError("name at least one scorer.")
-    bridge = wrap(model)
-    try:
-        session = _Session(bridge, tokenizer, fact, catalogue, seed, prompts, max_tokens, progress)
-        tables, errors = session.run(specs)
-    finally:
-        bridge.reset_hooks()
+    with without_autocast(model):
+        bridge = wrap(model)
+        try:
+            session = _Session(bridge, tokenizer, fact, catalogue, seed, prompts, max_tokens, progress)
+            tables, errors = session.run(specs)
+        finally:
+            bridge.reset_hooks()
     if not tables:
         raise ScorerError("; ".join(errors.values()))
     return Localization(
@@ -151,7 +156,7 @@ class _Session:
                 self.score(spec)
             except ScorerError as error:
                 # What a plugin says goes into a file and onto a terminal.
-                errors[spec.text] = printable(str(error))
+                errors[spec.text] = printable(said(error))
                 warnings.warn(errors[spec.text], PluginWarning, stacklevel=3)
         requested = [spec.text for spec in specs if spec.text in self._tables]
         return {name: self._tables[name] for name in [*requested, *self._tables]}, errors
@@ -169,11 +174,11 @@ class _Session:
                 precise=self.precise,
                 shape=self.shape,
                 sites=spec.sites(self.shape),
-                pairs=self.pairs,
-                controls=self.controls,
+                pairs=_own(self.pairs),
+                controls=lambda: _own(self.controls()),
                 seed=self.seed,
                 max_tokens=self.max_tokens,
-                score=lambda text: self.score(ScorerSpec.parse(text, self.catalogue, spec.projections)),
+                score=lambda text: copy.deepcopy(self.score(ScorerSpec.parse(text, self.catalogue, spec.projections))),
                 once=self._once,
                 notes=notes,
                 track=self._track(spec.text),
@@ -183,15 +188,15 @@ class _Session:
                 with left_as_found(self.runs.bridge):
                     raw = spec.installed.scorer(context, **spec.options)
             except ScorerError as error:
-                raise ScorerError(f"{spec.installed}: {error}") from error
+                raise ScorerError(f"{spec.installed}: {said(error)}") from error
             except (Exception, SystemExit) as error:  # a plugin may raise anything
-                raise ScorerError(f"{spec.installed} failed with {type(error).__name__}: {error}") from error
+                raise ScorerError(f"{spec.installed} failed with {type(error).__name__}: {said(error)}") from error
             finally:
                 self._under_way.pop()
             found = check_scores(raw, context.sites, self.shape, str(spec.installed))
             check_notes(notes, str(spec.installed))
-            notes["seconds"] = round(time.perf_counter() - started, 3)
-            self._tables[spec.text] = Scores(found.components, found.neurons, notes)
+            kept = {**copy.deepcopy(notes), "seconds": round(time.perf_counter() - started, 3)}
+            self._tables[spec.text] = Scores(found.components, found.neurons, kept)
         return self._tables[spec.text]
 
     def _once(self, key: Hashable, function: Callable[[], Any]) -> Any:
@@ -224,3 +229,16 @@ class _Session:
                     bar.update()
 
         return track
+
+
+def _own(pairs: Iterable[PromptPair]) -> tuple[PromptPair, ...]:
+    """Copies for one scorer: what it writes into them must not reach the next one."""
+    return tuple(
+        replace(
+            pair,
+            clean=pair.clean.clone(),
+            corrupted=pair.corrupted.clone(),
+            shift=None if pair.shift is None else pair.shift.clone(),
+        )
+        for pair in pairs
+    )

@@ -209,6 +209,54 @@ def test_a_scorers_backward_pass_leaves_no_gradient_in_the_model_nor_for_another
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
 
 
+def spoils(context):
+    scores = context.score("attribution")
+    scores.components.update(dict.fromkeys(scores.components, 7.0))
+    for values in scores.neurons.values():
+        values[:] = 7.0
+    scores.notes["x"] = "theirs"
+    for pair in (*context.pairs, *context.controls()):
+        pair.clean[:] = 5
+        pair.corrupted[:] = 5
+        if pair.shift is not None:
+            pair.shift[:] = 9.0
+    return fine(context)
+
+
+@pytest.mark.parametrize("contrast", [["italy"], ["new zealand"]])
+def test_what_a_scorer_does_to_what_it_was_given_reaches_no_other(install, contrast):
+    install(Installed(module(fine=fine, spoils=spoils)))
+    model, tokenizer, fact = tiny_model("llama"), word_tokenizer(), capital(contrast=contrast)
+    after = ["attribution", "logit_drop", "verified"]
+    alone = localize(model, tokenizer, fact, after, progress=False)
+    found = localize(model, tokenizer, fact, ["spoils", *after], progress=False)
+    for name in after:
+        assert found.scores[name] == alone.scores[name]
+        for mlp, values in alone.tables[name].neurons.items():
+            assert found.tables[name].neurons[mlp].tolist() == values.tolist()
+    assert found.tables["attribution"].notes.keys() == {"seconds"}
+
+
+def test_what_a_scorer_goes_on_doing_changes_no_score_of_its_own(install):
+    kept = {}
+
+    def keeps(context):
+        found = {site: torch.ones(site.size) for site in context.sites}
+        kept.update(found)
+        context.notes["list"] = kept["list"] = [1]
+        return found
+
+    def later(context):
+        for value in kept.values():
+            value[0] = 9
+        return fine(context)
+
+    install(Installed(module(keeps=keeps, later=later)))
+    found = localize(planted(), word_tokenizer(), capital(), ["keeps", "later"], progress=False)
+    assert found.tables["keeps"].notes["list"] == [1]
+    assert all(bool((values == 1).all()) for values in found.tables["keeps"].neurons.values())
+
+
 def test_scorers_that_ask_for_each_other_are_refused(install):
     install(Installed(module(one=lambda context: context.score("two"), two=lambda context: context.score("one"))))
     with pytest.warns(PluginWarning), pytest.raises(ScorerError, match="in a circle: one → two → one"):

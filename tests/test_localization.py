@@ -176,6 +176,57 @@ def test_half_precision_is_scored_exactly_in_float32(tokenizer):
     assert scored.dtype == "bfloat16"
 
 
+EVERY = [*ALL, "verified", "consensus", "random", "logit_drop:ablation=mean"]
+
+
+def same_scores(found, expected):
+    assert found.errors == expected.errors == {}
+    assert found.corruption == expected.corruption
+    assert found.scores == expected.scores
+    for name, table in expected.tables.items():
+        for mlp, values in table.neurons.items():
+            assert np.array_equal(found.tables[name].neurons[mlp], values)
+
+
+def test_autocast_of_the_caller_is_set_aside(tokenizer):
+    expected = run(tiny_model("llama"), tokenizer, *EVERY)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(tiny_model("llama"), tokenizer, *EVERY)
+        assert torch.is_autocast_enabled("cpu")
+    same_scores(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("contrast", [["italy", "spain", "japan"], ["new zealand"]], ids=["swap", "noise"])
+def test_the_callers_default_dtype_changes_nothing(tokenizer, dtype, contrast):
+    fact = capital(contrast=contrast)
+    scorers = [scorer for scorer in EVERY if scorer != "specificity"]
+    expected = run(tiny_model("llama"), tokenizer, *scorers, fact=fact)
+    model = tiny_model("llama")
+    torch.set_default_dtype(dtype)
+    try:
+        found = run(model, tokenizer, *scorers, fact=fact)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    same_scores(found, expected)
+
+
+def test_a_hook_on_a_projection_of_its_own_is_part_of_the_model(tokenizer):
+    hooked, doubled = tiny_model("llama"), tiny_model("llama")
+    hooked.model.layers[1].mlp.down_proj.register_forward_hook(lambda module, args, output: output * 2)
+    with torch.no_grad():
+        doubled.model.layers[1].mlp.down_proj.weight *= 2
+    found, expected = (run(model, tokenizer, "logit_drop") for model in (hooked, doubled))
+    torch.testing.assert_close(vector(found, "logit_drop"), vector(expected, "logit_drop"))
+
+
+def test_a_hook_on_a_fused_projection_is_refused(tokenizer):
+    model = tiny_model("phi3")
+    model.model.layers[1].self_attn.qkv_proj.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ModelError, match="TransformerLens computes something else than this model"):
+        run(model, tokenizer, "logit_drop")
+
+
 @pytest.mark.parametrize(
     "config", [LoraConfig(target_modules=["q_proj"]), IA3Config(target_modules=["v_proj"], feedforward_modules=[])]
 )

@@ -5,6 +5,7 @@ import torch
 
 from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
+from peft_surgical.localizing.effects import exact_drops
 from peft_surgical.localizing.runs import sites_of
 from peft_surgical.scorers.specificity import as_shares
 from peft_surgical.sites import Component, projection_slices
@@ -57,6 +58,23 @@ def test_specificity_tells_a_general_component_from_a_specific_one(tokenizer):
     assert loc.scores["specificity"][OTHER] < 0 < 0.5 < loc.scores["specificity"][HEAD]
     assert loc.scores["verified"][OTHER] == 0
     assert loc.scores["verified"][HEAD] == pytest.approx(loc.scores["logit_drop"][HEAD], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("many", "measured"),
+    [(4, [0, 1, 2, 3]), (6, [0, 1, 2, 3, 4, 5]), (11, [0, 1, 3, 5, 7, 9]), (13, [0, 2, 4, 6, 8, 10])],
+)
+def test_verified_measures_on_evenly_spaced_prompts(tokenizer, many, measured, monkeypatch):
+    prompts = ["please " * number + "name the capital of france" for number in range(many)]
+    seen = []
+
+    def spy(context, pairs, targets):
+        seen.append([prompts.index(pair.prompt) for pair in pairs])
+        return exact_drops(context, pairs, targets)
+
+    monkeypatch.setattr("peft_surgical.scorers.verified.exact_drops", spy)
+    localized(planted(), tokenizer, "verified", fact=capital(prompts=prompts))
+    assert seen == [measured]
 
 
 def test_verified_says_when_it_could_not_filter(tokenizer):

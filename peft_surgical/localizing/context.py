@@ -77,7 +77,7 @@ class ScorerContext:
             made on first use from the fact's `contrast` and `retain` prompts, and empty when it has neither.
         seed: For anything random.
         max_tokens: Rows × positions of one forward pass; with gradients an eighth of it.
-        score: The scores of another scorer, by its name, computed once.
+        score: The scores of another scorer, by its name, computed once; a copy, like the prompts.
         notes: JSON values that shall stand in the localization beside the scores.
         track: Wraps an iterable in a progress bar: `context.track(items, total)`.
         once: What a function returns, computed once for all scorers of a localization that give the same key:

@@ -130,7 +130,8 @@ def blur(
     if positions:
         method: Method = "noise"
         first = min(positions)
-        noise = torch.randn((len(positions), embeddings.shape[1]), generator=generator)
+        # The caller's default dtype would draw other numbers.
+        noise = torch.randn((len(positions), embeddings.shape[1]), generator=generator, dtype=torch.float32)
         shift[list(positions)] = NOISE_SCALE * embeddings.std() * noise
     else:
         method = "mean"

@@ -42,8 +42,8 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
         scorer: How to call it in a message, with its distribution.
 
     Raises:
-        ScorerError: When the result is no mapping or empty, names a site that was not asked for, or has a wrong shape
-            or a number that is not finite.
+        ScorerError: When the result is no mapping or empty, names a site that was not asked for, or one twice, or has
+            a wrong shape or a number that is complex or not finite.
     """
     if not isinstance(raw, Mapping):
         raise ScorerError(f"{scorer} must return a mapping of sites to scores, not {brief(raw)}.")
@@ -55,6 +55,8 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
     for key, values in raw.items():
         if key not in known:
             raise ScorerError(f"{scorer} scored {brief(key)}, which is not one of the sites that it was given.")
+        if known[key] in found:
+            raise ScorerError(f"{scorer} scored {known[key].name} twice, once as a site and once by its name.")
         found[known[key]] = values
     components: dict[str, float] = {}
     neurons: dict[str, np.ndarray] = {}
@@ -94,9 +96,14 @@ def check_notes(notes: Mapping[str, Any], scorer: str) -> None:
 
 def _array(values: Any, site: Site, scorer: str, lengths: tuple[int, ...]) -> np.ndarray:
     try:
-        array = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
+        tensor = torch.as_tensor(values).detach()
+        real = not tensor.is_complex()
+        # A copy: what the scorer goes on doing with its tensors must not reach the scores.
+        array = tensor.to("cpu", torch.float32, copy=True).numpy() if real else np.empty(0)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ScorerError(f"{scorer} gave {brief(values)} for {site.name}: that is no array of numbers.") from error
+    if not real:
+        raise ScorerError(f"{scorer} gave complex numbers for {site.name}; scores must be real.")
     if array.ndim != 1 or len(array) not in lengths:
         wanted = " or ".join(f"[{length}]" for length in lengths)
         raise ScorerError(f"{scorer} gave scores of shape {list(array.shape)} for {site.name}; it must be {wanted}.")

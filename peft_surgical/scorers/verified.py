@@ -46,7 +46,8 @@ def verified(
     early = math.ceil(context.shape.n_layers / 4)
     wanted = {*ranked(estimate)[:candidates], *(f"L{layer}.mlp" for layer in range(early))}
     targets = [target for target in targets_of(context.sites) if component_of(target, context.shape) in wanted]
-    pairs = context.pairs[:: max(1, len(context.pairs) // max(1, prompts))][:prompts]
+    count = min(prompts, len(context.pairs))
+    pairs = [context.pairs[number * len(context.pairs) // count] for number in range(count)]
     drops, totals = exact_drops(context, pairs, targets)
     effect = drops.mean(0)
     try:
@@ -65,7 +66,8 @@ def verified(
         for target, drop, more in zip(targets, effect, excess, strict=True)
     }
     scores = site_scores(targets, torch.where(specific, effect, 0.0))
-    return {site: scores.get(site, torch.zeros(site.size if site.of_heads else 1)) for site in context.sites}
+    sizes = {site: site.size if site.of_heads else 1 for site in context.sites}
+    return {site: scores.get(site, torch.zeros(size, dtype=torch.float32)) for site, size in sizes.items()}
 
 
 @hookimpl
