@@ -20,7 +20,7 @@ from typing import Any
 import pluggy
 
 from . import hookspecs, scorers
-from .errors import ScorerError
+from .errors import ScorerError, said
 from .localizing.context import Scorer
 
 GROUP = "peft_surgical"
@@ -144,7 +144,7 @@ def load_scorers() -> Catalogue:
             # Entry points of two distributions may share a name, so that alone would not do as the plugin's.
             _add(manager, point.load(), f"{distribution}:{point.name}:{point.value}", distribution, found)
         except (Exception, SystemExit) as error:  # whatever a plugin does wrong, the others go on
-            reason = str(error) if isinstance(error, ScorerError) else f"{type(error).__name__}: {error}"
+            reason = said(error) if isinstance(error, ScorerError) else f"{type(error).__name__}: {said(error)}"
             fault = f"the plugin {point.name!r} of {distribution} was left out: {reason}"
             warnings.warn(fault, PluginWarning, stacklevel=2)
         # A malformed entry point has no module.
@@ -164,9 +164,13 @@ def _add(
     """Register one plugin and its scorers, or none of them.
 
     Raises:
-        ScorerError: For a plugin that is registered already, a hook that does not exist, or a scorer that cannot be
-            registered.
+        ScorerError: For a plugin that is registered already or is no module, a hook that does not exist, a scorer that
+            cannot be registered, or none at all.
     """
+    if hasattr(plugin, f"{GROUP}_impl"):
+        raise ScorerError(
+            "it names the function that registers scorers; name the module, without `:` and what follows."
+        )
     if manager.is_registered(plugin):
         raise ScorerError("what it names is registered already, by another entry point.")
     if manager.register(plugin, name=name) is None:
@@ -180,9 +184,11 @@ def _add(
         others = [other for other in manager.get_plugins() if other is not plugin]
         register: Callable[[str, Scorer], None] = partial(_register, new, found, distribution)
         manager.subset_hook_caller("register_scorers", others)(register=register)
+        if not new:
+            raise ScorerError("it registers no scorer; call `register(name, scorer)` in `register_scorers`.")
     except pluggy.PluginValidationError as error:
         manager.unregister(plugin)
-        raise ScorerError(f"{error}; the hook is register_scorers(register).") from error
+        raise ScorerError(f"{said(error)}; the hook is register_scorers(register).") from error
     except Exception:
         manager.unregister(plugin)
         raise
@@ -200,8 +206,18 @@ def _register(
     if not callable(scorer):
         raise ScorerError(f"the scorer {name!r} is not a function.")
     parameters = list(inspect.signature(scorer).parameters.values())
-    if not parameters or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+    takes = bool(parameters) and parameters[0].kind not in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    )
+    if not takes or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
         raise ScorerError(f"the scorer {name!r} must take a context, and options only with a default.")
+    more = [p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if more:
+        raise ScorerError(
+            f"the scorer {name!r} takes {', '.join(more)} beside the context: options must come after a `*`, as in"
+            f" (context, *, {more[0]}=...)."
+        )
     if any(p.kind is p.KEYWORD_ONLY and p.name == "sites" for p in parameters):
         raise ScorerError(f"the scorer {name!r} has an option 'sites', which says of any scorer what it is to score.")
     new[name] = Installed(name, scorer, distribution)

@@ -87,6 +87,15 @@ def good(context):
     return {site: torch.ones(site.size) for site in context.sites}
 
 
+def registers(register):
+    register("good", good)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("nothing to say")
+
+
 @pytest.fixture
 def install(monkeypatch):
     def do(**named):
@@ -120,6 +129,19 @@ def test_an_option_that_is_infinite_is_listed_as_it_is_given(install):
     assert ScorerSpec.parse("capped:cap=inf", load_scorers()).options == {"cap": float("inf")}
 
 
+def test_what_a_plugin_prints_is_not_in_the_list(install):
+    def register_scorers(register):
+        print("hello")
+        register("good", good)
+
+    plugin = ModuleType("talks")
+    plugin.register_scorers = hookimpl(register_scorers)
+    install(talks=plugin)
+    result = run("scorers", "--json")
+    assert "good" in {item["name"] for item in json.loads(result.stdout)}
+    assert result.stderr == "hello\n"
+
+
 def test_a_plugins_scorer_is_listed_with_its_distribution(install):
     install(extra=module(good=good))
     assert ("good", "Reads nothing.", "dist-extra 1.0") in installed_scorers()
@@ -140,6 +162,16 @@ def test_a_plugins_scorer_is_listed_with_its_distribution(install):
         (module(needs=lambda context, *, option: {}), "options only with a default"),
         (module(where=lambda context, *, sites="": {}), "the scorer 'where' has an option 'sites'"),
         (None, "it names None, not a module."),
+        (module(), "it registers no scorer; call `register(name, scorer)`"),
+        (hookimpl(registers), "it names the function that registers scorers; name the module"),
+        (
+            module(p=lambda context, power: {}),
+            "the scorer 'p' takes power beside the context: options must come after",
+        ),
+        (module(p=lambda context, power=2: {}), "options must come after a `*`, as in (context, *, power=...)"),
+        (module(p=lambda *, context=None: {}), "must take a context"),
+        (module(p=lambda **context: {}), "must take a context"),
+        (Unspeakable("x"), "was left out: Unspeakable: Unspeakable"),
     ],
 )
 def test_a_faulty_plugin_is_left_out_by_name_and_the_others_go_on(install, plugin, fault):
@@ -211,6 +243,18 @@ def test_an_unknown_scorer_is_refused_with_what_there_is_and_what_was_left_out(i
         catalogue["mine"]
 
 
+class UnspeakableError(ScorerError, Unspeakable):
+    __str__ = Unspeakable.__str__
+
+
+def raises_unspeakable(context):
+    raise Unspeakable
+
+
+def raises_unspeakable_error(context):
+    raise UnspeakableError
+
+
 FAULTS = {
     "raises": (lambda context: 1 / 0, "failed with ZeroDivisionError"),
     "nothing": (lambda context: None, "must return a mapping of sites to scores, not None"),
@@ -225,6 +269,14 @@ FAULTS = {
     "inf": (lambda context: {context.sites[1]: MLPScores(float("inf"), torch.ones(48))}, "not a finite number"),
     "site": (lambda context: {"blocks.9.attn.hook_z": torch.ones(4)}, "'blocks.9.attn.hook_z', which is not one of"),
     "text": (lambda context: {context.sites[0]: "high"}, "no array of numbers"),
+    "complex": (lambda context: {context.sites[0]: torch.ones(4) * 1j}, "complex numbers for blocks.0.attn.hook_z"),
+    "complex whole": (lambda context: {context.sites[1]: MLPScores(1j, torch.ones(48))}, "complex numbers for blocks"),
+    "twice": (
+        lambda context: {context.sites[0]: torch.ones(4), context.sites[0].name: torch.zeros(4)},
+        "scored blocks.0.attn.hook_z twice, once as a site and once by its name",
+    ),
+    "unspeakable": (raises_unspeakable, "failed with Unspeakable: Unspeakable"),
+    "unspeakable of its own": (raises_unspeakable_error, "the scorer 'bad' of dist-theirs 1.0: UnspeakableError"),
 }
 
 
@@ -232,10 +284,11 @@ FAULTS = {
 def test_a_faulty_scorer_is_named_and_the_others_go_on(install, fault):
     scorer, message = FAULTS[fault]
     install(theirs=module(bad=scorer))
-    with pytest.warns(PluginWarning, match=f"the scorer 'bad' of dist-theirs 1.0.*{message}"):
+    with pytest.warns(PluginWarning, match=message) as caught:
         loc = localize(tiny_model("llama"), word_tokenizer(), capital(), ["random", "bad"], progress=False)
     assert list(loc.tables) == ["random"]
-    assert "dist-theirs" in loc.errors["bad"]
+    assert str(caught[0].message).startswith("the scorer 'bad' of dist-theirs 1.0")
+    assert loc.errors["bad"] == str(caught[0].message)
 
 
 @pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
@@ -286,6 +339,8 @@ def test_options_are_read_by_the_type_of_their_default(install):
         ("attribution:steps=many", "steps in .* must be of type int, not 'many'"),
         ("attribution:steps", "not of the form option=value"),
         ("random:sites=z+v", "more than one of z, v, q, k"),
+        ("attribution:steps=1,steps=2", "'attribution:steps=1,steps=2' gives the option 'steps' twice"),
+        ("random:sites=z,sites=v", "gives the option 'sites' twice"),
         ("random:sites=w", "'w'; the projections that can be scored are z"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from contextlib import redirect_stdout
 
 import click
 from rich import box
@@ -29,7 +31,8 @@ def scorers(as_json: bool) -> None:
     """
     from ..plugins import load_scorers
 
-    catalogue = load_scorers()
+    with redirect_stdout(sys.stderr):  # what a plugin prints as it is imported is no part of the list
+        catalogue = load_scorers()
     installed = [item for _, item in sorted(catalogue.scorers.items())]
     if as_json:
         print_json(

@@ -40,27 +40,30 @@ class ScorerSpec:
             projections: What `sites` is unless given.
 
         Raises:
-            ScorerError: When the scorer is not installed, has no such option, or the value is of another type than the
-                option's default, which must be text, a number, a truth value or None.
+            ScorerError: When the scorer is not installed, has no such option, an option is given twice, or the value
+                is of another type than the option's default, which must be text, a number, a truth value or None.
         """
         if not isinstance(text, str) or not text.isprintable():
             raise ScorerError(f"a scorer is given as text, such as 'attribution:steps=5', not {brief(text)}.")
         name, _, rest = text.partition(":")
         installed = catalogue[name]
         options: dict[str, Any] = {}
-        explicit = False
+        given: set[str] = set()
         for item in filter(None, rest.split(",")):
             key, equals, value = item.partition("=")
             if not equals:
                 raise ScorerError(f"{item!r} in {text!r} is not of the form option=value.")
+            if key in given:
+                raise ScorerError(f"{text!r} gives the option {key!r} twice.")
+            given.add(key)
             if key == "sites":
-                projections, explicit = _projections(value, text), True
+                projections = _projections(value, text)
             elif key in installed.options:
                 options[key] = _convert(value, installed.options[key], key, text)
             else:
                 known = ", ".join(["sites", *installed.options])
                 raise ScorerError(f"{installed} has no option {key!r}; its options are {known}.")
-        if not explicit and projections != DEFAULT_PROJECTIONS:
+        if "sites" not in given and projections != DEFAULT_PROJECTIONS:
             # Asked for by another scorer, for its own sites: the table must not be taken for that of the default ones.
             text = f"{text}{',' if rest else ':'}sites={'+'.join(projections)}"
         return cls(text, installed, options, projections)
