@@ -52,6 +52,8 @@ class Selection:
     neurons: Mapping[str, Ranges] | None = None
 
     def __post_init__(self) -> None:
+        # A generator would be used up by the checks below.
+        object.__setattr__(self, "components", () if self.components is None else tuple(self.components))
         if not self.components:
             raise SelectionError("a selection needs at least one component.")
         seen: set[str] = set()
@@ -203,8 +205,8 @@ def select(
         tie_break: A sort key for components of equal score; their order in `scores` otherwise.
 
     Raises:
-        SelectionError: When there are no scores, a limit is negative or no number, a projection is not known, or
-            nothing is left.
+        SelectionError: When there are no scores, a limit is negative or no number, there are no projections or one is
+            not known, or nothing is left.
     """
     if not scores:
         raise SelectionError("there are no scores to choose by.")
@@ -222,6 +224,8 @@ def select(
         heads, mlps = heads or 0, mlps or 0
     left = {"head": math.inf if heads is None else heads, "mlp": math.inf if mlps is None else mlps}
     room = math.inf if budget is None else budget
+    if not projections:
+        raise SelectionError(f"nothing has scales at no projection; give some of {', '.join(PROJECTIONS)}.")
     if unknown := set(projections) - set(PROJECTIONS):
         raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
     cost = {kind: n_scales(shape, kind, projections, neurons) for kind in ("head", "mlp")}
@@ -238,6 +242,14 @@ def select(
     if not chosen:
         given = {**limits, "threshold": threshold}
         said = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        kinds = {Component.parse(name).kind for name in scores}
+        absent = [kind for kind, limit in (("head", heads), ("mlp", mlps)) if limit and kind not in kinds]
+        if absent:
+            words = {"head": "no heads", "mlp": "no MLPs"}
+            raise SelectionError(f"no component fits {said}: the scorer scored {words[absent[0]]}.")
+        if not any(cost[kind] for kind in kinds):
+            where = "+".join(sorted(projections))
+            raise SelectionError(f"nothing that was scored has scales at {where}; choose other projections.")
         raise SelectionError(f"no component fits {said}; the best score is {max(scores.values()):.4g}.")
     return Selection(tuple(chosen), shape)
 

@@ -3,7 +3,7 @@ import builtins
 import numpy as np
 import pytest
 
-from peft_surgical.errors import OutputError, SurgicalError
+from peft_surgical.errors import OutputError, SelectionError, SurgicalError
 from peft_surgical.localizing.plots import _figure, _grids, _outline, plot_localization
 from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
@@ -58,6 +58,13 @@ def test_grids_put_each_score_at_its_layer():
     heads, mlps = _grids(result(), "second")
     assert heads.tolist() == [[0.0, 4.0]]
     assert mlps.tolist() == [[3.0, 5.0]]
+
+
+@pytest.mark.parametrize("name", ["L9.mlp", "L0.head.7"])
+def test_a_selection_beyond_the_model_is_refused(name, tmp_path):
+    with pytest.raises(SelectionError, match=name.partition(".")[0]):
+        plot_localization(result(), Selection.from_components(name), tmp_path / "localization.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_format_or_folder_is_refused(tmp_path):

@@ -55,11 +55,25 @@ def test_ties_are_broken_by_the_key():
         ({"threshold": 10**400}, "threshold must be"),
         ({"budget": 3}, r"no component fits budget=3; the best score is 9"),
         ({"threshold": 10.0}, "no component fits threshold=10"),
+        ({"projections": ()}, "nothing has scales at no projection; give some of z, v, q, k, post"),
     ],
 )
 def test_limits_that_select_nothing_are_refused(limits, message):
     with pytest.raises(SelectionError, match=message):
         select(SCORES, SHAPE, **limits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "message"),
+    [
+        (".mlp", {"heads": 2}, "no component fits heads=2: the scorer scored no heads"),
+        (".head.", {"mlps": 3}, "no component fits mlps=3: the scorer scored no MLPs"),
+        (".mlp", {"projections": ("z", "v")}, r"^nothing that was scored has scales at v\+z; choose"),
+    ],
+)
+def test_what_the_scorer_did_not_score_is_said(kind, limits, message):
+    with pytest.raises(SelectionError, match=message):
+        select({name: score for name, score in SCORES.items() if kind in name}, SHAPE, **limits)
 
 
 def test_no_scores_are_refused():
@@ -74,6 +88,12 @@ def test_one_projection_may_be_text():
 def test_a_selection_by_hand():
     chosen = Selection.from_components("L16.mlp", "L20.head.3")
     assert (chosen.heads, chosen.mlps, chosen.shape) == (("L20.head.3",), ("L16.mlp",), None)
+
+
+def test_components_may_come_from_a_generator():
+    selection = Selection(name for name in ("L2.mlp", "L0.head.1"))
+    assert selection == Selection(("L2.mlp", "L0.head.1")) == Selection(["L2.mlp", "L0.head.1"])
+    assert hash(selection.components)
 
 
 def test_the_papers_selection_is_ten_modules_of_phi3():

@@ -1,10 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 from peft import PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from peft_surgical.errors import ArchitectureError, SelectionError
+from peft_surgical.localization import Localization
+from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, Slice
 from peft_surgical.tuner import SurgicalIA3Config
@@ -16,6 +19,12 @@ SPEC = {"side": "input", "ranges": [[0, 4]]}
 
 def shape(family: str) -> ModelShape:
     return ModelShape.from_config(tiny_config(family))
+
+
+def localization() -> Localization:
+    neurons = {"L1.mlp": np.arange(48, dtype="float32")}
+    scores = Scores({"L1.mlp": 2.0, "L0.head.1": 1.0}, neurons)
+    return Localization("m", "float32", shape("llama"), "s", ("x",), {"x": scores}, (), 0)
 
 
 def test_targets_are_derived():
@@ -147,6 +156,33 @@ def test_from_selection_with_and_without_a_shape():
 def test_top_takes_the_best_of_a_selection():
     config = SurgicalIA3Config.from_localization(Selection.from_components("L1.mlp", "L0.head.1"), top=1)
     assert config.components == ["L1.mlp"]
+
+
+@pytest.mark.parametrize("top", [-1, 0, "1", 1.0, True])
+def test_a_top_that_is_no_positive_whole_number_is_refused(top):
+    for source in (Selection.from_components("L1.mlp", "L0.head.1"), localization()):
+        with pytest.raises(SelectionError, match=f"top must be a whole number of at least 1, not {top!r}"):
+            SurgicalIA3Config.from_localization(source, top=top)
+
+
+@pytest.mark.parametrize("source", ["L2.mlp", None, ["L2.mlp"]])
+def test_what_is_neither_a_localization_nor_a_selection_is_refused(source):
+    with pytest.raises(SelectionError, match="is made from a Localization or a Selection"):
+        SurgicalIA3Config.from_localization(source)
+
+
+def test_whole_modules_have_no_neurons_to_choose():
+    neurons = {"L1.mlp": ((3, 5),)}
+    for selection in (Selection(("L1.mlp",), shape("llama"), neurons), Selection(("L1.mlp",), None, neurons)):
+        with pytest.raises(SelectionError, match="'module' scales whole modules, and neurons are chosen"):
+            SurgicalIA3Config.from_localization(selection, granularity="module")
+    with pytest.raises(SelectionError, match="'module' scales whole modules, and neurons are chosen"):
+        SurgicalIA3Config.from_localization(localization(), 1, granularity="module", neurons=2)
+    with pytest.raises(SelectionError, match="'module' scales whole modules, and neurons are chosen"):
+        resolve(["L1.mlp"], shape("llama"), "module", neurons=neurons)
+    # What is chosen of a component that is left out is nobody's.
+    both = Selection(("L0.mlp", "L1.mlp"), shape("llama"), neurons)
+    assert SurgicalIA3Config.from_localization(both, 1, granularity="module").components == ["L0.mlp"]
 
 
 def test_neurons_of_a_selection_are_honoured():

@@ -32,8 +32,11 @@ def plot_localization(localization: Localization, selection: Selection | None, p
 
     Raises:
         SurgicalError: When matplotlib is not installed.
+        SelectionError: When the selection is not of the model that was localized.
         OutputError: When the image cannot be written.
     """
+    if selection is not None:
+        selection.check(localization.shape)
     _save(_figure(localization, selection), Path(path))
 
 

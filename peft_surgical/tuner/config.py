@@ -24,7 +24,7 @@ from peft.config import PeftConfig
 from ..errors import ArchitectureError, SelectionError, brief
 from ..sites import WIDEST
 from .coordinates import Coordinates
-from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, resolve
+from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, check_granularity, resolve
 from .targets import check_width
 
 if TYPE_CHECKING:
@@ -233,9 +233,17 @@ class SurgicalIA3Config(PeftConfig):
             the adapter is put on a model otherwise.
 
         Raises:
-            SelectionError: If the localization has no neuron scores that the granularity `neuron` needs, or two
-                components need different sides of one module.
+            SelectionError: If it is neither a localization nor a selection, `top` is no positive whole number, the
+                localization has no neuron scores that the granularity `neuron` needs, neurons are chosen for the
+                granularity `module`, or two components need different sides of one module.
         """
+        if not hasattr(localization, "top") and not hasattr(localization, "components"):
+            raise SelectionError(
+                "a configuration is made from a Localization or a Selection (Selection.from_components(...)), not"
+                f" {brief(localization)}."
+            )
+        if top is not None and (type(top) is not int or top < 1):
+            raise SelectionError(f"top must be a whole number of at least 1, not {brief(top)}.")
         if granularity == "neuron" and neurons is None and not getattr(localization, "neurons", None):
             raise SelectionError("the granularity 'neuron' needs neurons, how many of each MLP are scaled.")
         # A selection is told from a localization by being the result of `top`.
@@ -249,6 +257,7 @@ class SurgicalIA3Config(PeftConfig):
         if top is not None:
             components = components[:top]
         ranges = {name: pairs for name, pairs in (selection.neurons or {}).items() if name in components}
+        check_granularity(granularity, ranges or neurons)
         config = {
             "components": components,
             "granularity": granularity,

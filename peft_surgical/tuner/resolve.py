@@ -47,11 +47,12 @@ def resolve(
         Module name -> coordinates; slices of one module are united.
 
     Raises:
-        SelectionError: If the model does not have a component, a projection is unknown, or one module would be scaled
-            on both sides.
+        SelectionError: If the model does not have a component, a projection is unknown, neurons are given for the
+            granularity `module`, or one module would be scaled on both sides.
     """
     from ..sites import Component, check_component, module_slices
 
+    check_granularity(granularity, neurons)
     slices: list[tuple[str, Slice]] = []
     for name in components:
         component = Component.parse(name)
@@ -62,6 +63,23 @@ def resolve(
             found = _projected(component, shape, projections, neurons or {}, required=granularity == "neuron")
         slices.extend((name, piece) for piece in found)
     return _unite(slices)
+
+
+def check_granularity(granularity: str, neurons: object) -> None:
+    """Refuses neurons where whole modules are scaled, which would scale all of them.
+
+    Args:
+        granularity: `component`, `module` or `neuron`.
+        neurons: Which, or how many, are chosen, if any.
+
+    Raises:
+        SelectionError: If some are and the granularity is `module`.
+    """
+    if granularity == "module" and neurons:
+        raise SelectionError(
+            "the granularity 'module' scales whole modules, and neurons are chosen; take the granularity 'neuron', or"
+            " leave neurons out."
+        )
 
 
 def _projected(
