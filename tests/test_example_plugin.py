@@ -26,7 +26,7 @@ def test_it_installs_and_passes_its_own_tests(tmp_path):
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(source / "tests")]
     done = subprocess.run(pytest, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert "5 passed" in done.stdout
 
 
 def test_it_finds_what_writes_the_answer_and_not_what_feeds_that(monkeypatch):

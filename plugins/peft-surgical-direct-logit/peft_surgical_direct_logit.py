@@ -12,6 +12,7 @@ def direct_logit(context):
     """
     if {site.projection for site in context.sites} - {"z", "post"} or hasattr(context.model.blocks[0], "ln1_post"):
         raise ps.ScorerError("it reads z and post, of models that add a block's output to the stream without a norm.")
+    factor = getattr(context.model.original_model.config, "residual_multiplier", 1.0)  # Granite's
     totals, end = {}, f"blocks.{context.shape.n_layers - 1}.hook_out"
     for window in context.windows():
         leaves = []
@@ -28,7 +29,7 @@ def direct_logit(context):
             for site, values in activations.items():
                 block, last = context.model.blocks[site.layer], values[:, -1].float()
                 weight = block.attn.W_O if site.of_heads else block.mlp.W_out  # [..., d_model]
-                written = last * (slope @ weight.float().flatten(0, -2).T).reshape(last.shape)
+                written = factor * last * (slope @ weight.float().flatten(0, -2).T).reshape(last.shape)
                 totals[site] = totals.get(site, 0) + (written.sum(-1) if site.of_heads else written).sum(0)
     return {site: total / len(context.pairs) for site, total in totals.items()}
 

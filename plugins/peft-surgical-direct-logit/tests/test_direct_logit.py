@@ -8,6 +8,8 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -87,6 +89,17 @@ def test_the_scores_and_the_embedding_add_up_to_the_final_residual_stream():
     assert max(map(abs, loc.scores["direct_logit"].values())) > 1e-3
     neurons = loc.tables["direct_logit"].neurons["L1.mlp"]
     assert float(neurons.sum()) == pytest.approx(loc.scores["direct_logit"]["L1.mlp"], abs=1e-5)
+
+
+def test_what_a_model_multiplies_its_blocks_output_by_is_in_the_scores():
+    factors = {"residual_multiplier": 0.3, "embedding_multiplier": 2.0, "logits_scaling": 3.0}
+    model = build(GraniteForCausalLM, GraniteConfig(**GROUPED, **factors))
+    loc = localize(model)
+    slope, final, ids = at_the_end(model, model.model.norm)
+    embedding = 2.0 * model.model.embed_tokens.weight[ids[-1]].detach()
+    total = sum(loc.scores["direct_logit"].values()) + float(slope @ embedding)
+    assert total == pytest.approx(float(slope @ final), abs=1e-4)
+    assert max(map(abs, loc.scores["direct_logit"].values())) > 1e-3
 
 
 def test_it_reads_transposed_weights_too():
