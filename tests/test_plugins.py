@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -270,6 +271,7 @@ FAULTS = {
     "site": (lambda context: {"blocks.9.attn.hook_z": torch.ones(4)}, "'blocks.9.attn.hook_z', which is not one of"),
     "text": (lambda context: {context.sites[0]: "high"}, "no array of numbers"),
     "complex": (lambda context: {context.sites[0]: torch.ones(4) * 1j}, "complex numbers for blocks.0.attn.hook_z"),
+    "complex list": (lambda context: {context.sites[0]: [np.complex64(1j)] * 4}, "complex numbers for blocks"),
     "complex whole": (lambda context: {context.sites[1]: MLPScores(1j, torch.ones(48))}, "complex numbers for blocks"),
     "twice": (
         lambda context: {context.sites[0]: torch.ones(4), context.sites[0].name: torch.zeros(4)},
