@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from peft_surgical.architectures import decoder_layers
-from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.stages import LEARN, RECIPES
 from peft_surgical.staging.retain import TopDistribution
 from peft_surgical.staging.retained import answer_logits, base_rows
@@ -57,7 +57,7 @@ class Kept(NamedTuple):
     def of(cls, model: Any, tokenizer: Any, request: Request, seed: int) -> Kept:
         """What the stages keep of a bare model."""
         found = base_rows(model, tokenizer, request.fact, RECIPES[LEARN], seed, progress=False)
-        runner = SuffixRunner(model, decoder_layers(model), 0, pad=tokenizer.pad_token_id or 0)
+        runner = SuffixRunner(model, decoder_layers(model), 0, _beginning(found.rows), tokenizer.pad_token_id or 0)
         runner.add([row.ids for row in found.rows])
         return cls(
             found.rows, found.near, [TopDistribution.of(logits) for logits in answer_logits(runner, found.rows)]
@@ -108,7 +108,8 @@ def fit_keeping(
     recipe, rng = RECIPES[LEARN], random.Random(seed)
     rows = [encode_target(tokenizer, prompt, request.new) for prompt in request.prompts]
     layers = decoder_layers(model)
-    runner = SuffixRunner(model, layers, first_trained(layers, parameters), pad=tokenizer.pad_token_id or 0)
+    first, begun = first_trained(layers, parameters), _beginning([*rows, *kept.rows])
+    runner = SuffixRunner(model, layers, first, begun, tokenizer.pad_token_id or 0)
     indices, spans, labels = runner.add([row.ids for row in rows]), [span(row) for row in rows], targets(rows)[0]
     places = runner.add([row.ids for row in kept.rows])
     near = endless(range(kept.near), rng)
@@ -135,3 +136,8 @@ def fit_keeping(
             return step
         optimizer.step()
     return STEPS
+
+
+def _beginning(rows: Sequence[EncodedAnswer]) -> tuple[int, ...]:
+    """The tokens that all rows begin with, a chat template's, which then run once a pass."""
+    return rows[0].ids[: shared_prefix([row.ids for row in rows], [span(row)[0] for row in rows])] if rows else ()
