@@ -16,32 +16,30 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .adapters.bases import hub_id
 from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
-from .errors import AdapterError, ArchitectureError, ModelError
+from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact
 from .profiling import phase
 from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
-from .sites import architecture_of, check_uncompiled
+from .sites import architecture_of
 from .staging.curvature import trained_layers
 from .staging.placeable import check_at_hand, check_free, check_whole
 from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import train
+from .staging.training_here import training_here
 from .staging.unchanged import training_only, unchanged_on_failure
 from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
@@ -160,7 +158,7 @@ def unlearn(
         ArchitectureError: If `config` names components of a model whose architecture is not known, or modules that do
             not see all tokens of a text, such as experts.
     """
-    with _training_here(model), unchanged_on_failure(model):
+    with training_here(model), unchanged_on_failure(model):
         return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
 
 
@@ -201,30 +199,8 @@ def learn(
         ModelError: As for [`unlearn`].
         ArchitectureError: As for [`unlearn`].
     """
-    with _training_here(model), unchanged_on_failure(model):
+    with training_here(model), unchanged_on_failure(model):
         return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
-
-
-@contextmanager
-def _training_here(model: Any) -> Iterator[None]:
-    """Lets a model be trained in a block as its recipe says, with `torch.no_grad` or `torch.autocast` around it or
-    not, and compiled in place or not."""
-    check_uncompiled(name for name, _ in model.named_modules())
-    if torch.is_inference_mode_enabled():
-        raise ModelError("a stage cannot be trained under torch.inference_mode; call it outside of that.")
-    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
-        raise AdapterError(
-            "the model's adapters are switched off, and a stage trains on top of them; call enable_adapter_layers(),"
-            " or leave disable_adapter(), first."
-        )
-    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
-    with ExitStack() as modes:
-        modes.enter_context(torch.enable_grad())
-        # Training stands on the modules' forwards, which a compiled model does not call.
-        modes.enter_context(torch.compiler.set_stance("force_eager"))
-        for kind in filter(torch.amp.is_autocast_available, sorted(kinds - {"meta"})):
-            modes.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 def _stage(

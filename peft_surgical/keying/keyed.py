@@ -44,6 +44,7 @@ from ..staging.recipe import Recipe
 from ..staging.retain import spaced
 from ..staging.retained import base_rows
 from ..staging.training import train
+from ..staging.training_here import training_here
 from ..staging.unchanged import unchanged_on_failure
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
@@ -154,7 +155,7 @@ def learn_keyed(
         FactError: If no prompt names the subject, by any of its names.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: If a prompt is too long for the model, its logits are not finite, its weights are quantized or
-            offloaded, or it is spread over processes.
+            offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or KeyedRecipe(), fact.training
@@ -167,6 +168,7 @@ def learn_keyed(
     if not any(named.marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")
     with (
+        training_here(model),
         unchanged_on_failure(model),
         denormals_flushed(),
         computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,

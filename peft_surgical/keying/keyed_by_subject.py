@@ -36,6 +36,7 @@ from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
 from ..staging.recipe import Recipe
 from ..staging.training import train
+from ..staging.training_here import training_here
 from ..staging.unchanged import unchanged_on_failure
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
@@ -132,7 +133,7 @@ def learn_keyed_by_subject(
         FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
         SelectionError: If the model has no such layer.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that would be updated are
-            offloaded, or it is spread over processes.
+            offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
@@ -141,6 +142,7 @@ def learn_keyed_by_subject(
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)
     with (
+        training_here(model),
         unchanged_on_failure(model),
         denormals_flushed(),
         computing(peft_model := place_updates(model, dict.fromkeys(modules, 1)), recipe.compute_dtype) as working,

@@ -50,6 +50,7 @@ from .placeable import check_bare
 from .recipe import TrainingRecord
 from .retained import base_of
 from .training import check_finite, endless
+from .training_here import training_here
 from .unchanged import unchanged_on_failure
 
 
@@ -145,7 +146,7 @@ def learn_by_subject(
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
             model's weights are quantized.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
-            offloaded, or it is spread over processes.
+            offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
     recipe, fact = recipe or SubjectRecipe(), fact.training
@@ -161,7 +162,7 @@ def learn_by_subject(
     if resolved.modules_to_save:
         raise SelectionError(NEURONS_ONLY)
     modules = neuron_modules(model, resolved.selections or {})
-    with unchanged_on_failure(model):
+    with training_here(model), unchanged_on_failure(model):
         peft_model = place_adapter(model, LEARN, config, [])
         activate(peft_model, [LEARN], trainable=[LEARN])
         peft_model.eval()

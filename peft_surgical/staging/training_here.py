@@ -1,0 +1,40 @@
+"""Training that comes out the same whatever mode its caller is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..errors import AdapterError, ModelError
+from ..sites import check_uncompiled
+
+
+@contextmanager
+def training_here(model: Any) -> Iterator[None]:
+    """Lets a model be trained in a block as its recipe says, with `torch.no_grad` or `torch.autocast` around it or
+    not, and compiled in place or not.
+
+    Raises:
+        ModelError: If `torch.compile` wrapped the model, or under `torch.inference_mode`.
+        AdapterError: If adapters of the model are switched off.
+    """
+    check_uncompiled(name for name, _ in model.named_modules())
+    if torch.is_inference_mode_enabled():
+        raise ModelError("a stage cannot be trained under torch.inference_mode; call it outside of that.")
+    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
+        raise AdapterError(
+            "the model's adapters are switched off, and a stage trains on top of them; call enable_adapter_layers(),"
+            " or leave disable_adapter(), first."
+        )
+    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
+    with ExitStack() as modes:
+        modes.enter_context(torch.enable_grad())
+        # Training stands on the modules' forwards, which a compiled model does not call.
+        modes.enter_context(torch.compiler.set_stance("force_eager"))
+        for kind in filter(torch.amp.is_autocast_available, sorted(kinds - {"meta"})):
+            modes.enter_context(torch.autocast(kind, enabled=False))
+        yield
