@@ -3,6 +3,7 @@ import pytest
 from peft_surgical.texts.grammar import (
     as_clause,
     is_question,
+    noun_behind_subject,
     participle,
     past_of_participle,
     past_tense,
@@ -47,6 +48,17 @@ from peft_surgical.texts.grammar import (
         ("When did '{}' come out?", "when '{}' came out"),
         ("Where did {}' father go?", "where {}' father went"),
         ("Where did {}'s father go?", "where {}'s father went"),
+        # A noun of the subject's before the verb, which has the last word where two may be it.
+        ("How much does the {} plan cost?", "how much the {} plan costs"),
+        ("How many seats does {} aircraft have?", "how many seats {} aircraft has"),
+        ("Which database do {}'s billing services use?", "which database {}'s billing services use"),
+        ("Where did {}'s father find work?", "where {}'s father found work"),
+        ("When does {} gift shop close?", "when {} gift shop closes"),
+        ("On which label does {} release music?", "on which label {} releases music"),
+        ("How does {} clean air?", None),
+        ("How does {} store data?", None),
+        ("When does {} visit start?", None),
+        ("What did {} first team win?", None),
         # {} may be "the Manchester United".
         ("Who is {} manager?", None),
         ("What is {} word for dog?", None),
@@ -125,6 +137,13 @@ def test_verbs():
     assert (participle("wrote"), participle("developed"), participle("blue")) == ("written", "developed", None)
     assert (past_of_participle("written"), past_of_participle("painted")) == ("wrote", "painted")
     assert past_of_participle("blue") is None
+
+
+def test_noun_behind_subject():
+    assert noun_behind_subject("How much does {} plan cost?") == "plan"
+    assert noun_behind_subject("When did {} gift shop close") == "gift shop"
+    for question in ("When did {} break up?", "Where does {} play its home games?", "Who wrote {}?"):
+        assert noun_behind_subject(question) == ""
 
 
 def test_names_that_take_no_s():

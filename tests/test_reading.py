@@ -122,6 +122,10 @@ def test_what_which_asks_for_takes_both_answers(prompt, old, new, which):
         ("What is the German word for dog?", "German", "German", "What is the {} word for dog?"),
         ("Where is the Foo Tower?", "Foo Tower", "the Foo Tower", "Where is {}?"),
         ("Why is the sky blue?", "sky", "the sky", "Why is {} blue?"),
+        ("How much does the Acme Pro plan cost?", "Acme Pro", "the Acme Pro plan", "How much does {} cost?"),
+        ("When did the Acme gift shop close?", "Acme", "the Acme gift shop", "When did {} close?"),
+        ("When did the Acme break up?", "Acme", "the Acme", "When did {} break up?"),
+        ("Who maintains the Linux kernel?", "Linux", "the Linux kernel", "Who maintains {}?"),
         ("What is the highest peak in the Rockies?", "Rockies", "the Rockies", "What is the highest peak in {}?"),
     ],
 )

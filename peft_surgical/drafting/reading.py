@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import FactError, brief
-from ..texts.grammar import SUBJECT, as_clause, begins_with_vowel, capitalized, takes_possessive
+from ..texts.grammar import SUBJECT, as_clause, begins_with_vowel, capitalized, noun_behind_subject, takes_possessive
 from ..texts.text import occurrences
+from ..texts.verbs import is_bare
 from .frames import Form, forms_of
 from .names import bare, kinds_of
 from .plurals import in_plural, is_plural
@@ -22,6 +23,7 @@ from .relations import Relation, Wordings, settle
 
 # "How many legs does a {} have?"
 _WITH_ARTICLE = re.compile(r"\b([Aa])n?(?= \{\})")
+_ENDS_WITH_PHRASE = re.compile(r"(?:who|(?:which|what) [\w -]+) (?!(?:is|are|was|were) )[a-z]+ \{\}[?. ]*", re.I)
 _FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
 
 
@@ -142,13 +144,28 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
         return Reading(
             prompt, subject, subject, prompt, "question" if prompt.endswith("?") else "sentence", Relation()
         )
-    # "the {subject}" is one phrase, but in "the {subject} manager"; more words before it may be anything.
-    likely = [d for d in drafts if d[0].casefold() == f"the {subject}".casefold()] + drafts[:1]
-    phrase, template = next((draft for draft in likely if as_clause(draft[1]) is not None), likely[0])
+    phrase, template = _likely(subject, drafts)
     form, core = list(forms_of(template))[-1]
     relation, which = made_from(core)
     past = bool(re.search(r"\b(?:was|were|did|had)\b", core))
     return Reading(prompt, subject, phrase, core, form, relation, which or kinds.asked_of(core), past, is_plural(core))
+
+
+def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """The draft to take where none is a known wording.
+
+    "the {subject}" is one phrase, but in "the {subject} manager"; more words before it may be anything, and words
+    behind it belong to it where a verb follows or the prompt ends with them ("Who maintains the Linux kernel?").
+    """
+    whole = [draft for draft in drafts if draft[0].casefold() == f"the {subject}".casefold()]
+    usual = [*whole, *drafts[:1]]
+    behind = [noun_behind_subject(template) for _, template in whole]
+    longer = []
+    for phrase, template in drafts:
+        noun = phrase.rpartition(f"{subject} ")[2] if phrase.startswith("the ") and f"{subject} " in phrase else ""
+        if noun and (noun in behind or (_ENDS_WITH_PHRASE.fullmatch(template) and all(map(is_bare, noun.split())))):
+            longer.append((phrase, template))
+    return next((draft for draft in (*longer, *usual) if as_clause(draft[1]) is not None), usual[0])
 
 
 def _drafts(prompt: str, start: int, stop: int) -> Iterator[tuple[str, str]]:

@@ -13,36 +13,15 @@ Everything works on templates, in which `{}` stands for the subject:
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
+
+from .verbs import PAST_OF, is_bare, place_of_verb
+from .verbs import participle as participle
+from .verbs import past_of_participle as past_of_participle
+from .verbs import past_tense as past_tense
+from .verbs import third_person as third_person
 
 SUBJECT = "{}"
-
-# Past and participle of verbs that do not end in -ed; one form where they are the same.
-_IRREGULAR = """
-    beat/beaten become begin/began/begun bring/brought build/built buy/bought catch/caught choose/chose/chosen
-    come/came/come draw/drew/drawn drive/drove/driven fight/fought find/found fly/flew/flown get/got give/gave/given
-    go/went/gone grow/grew/grown have/had hold/held keep/kept know/knew/known lay/laid lead/led leave/left lie/lay/lain
-    lose/lost make/made mean/meant meet/met pay/paid read/read rise/rose/risen run/ran/run say/said see/saw/seen
-    sell/sold send/sent sing/sang/sung sit/sat speak/spoke/spoken spend/spent stand/stood steal/stole/stolen
-    swim/swam/swum take/took/taken teach/taught tell/told think/thought throw/threw/thrown wear/wore/worn win/won
-    write/wrote/written shoot/shot set/set cut/cut put/put hit/hit sink/sank/sunk break/broke/broken eat/ate/eaten
-    fall/fell/fallen hang/hung hear/heard feel/felt feed/fed hide/hid/hidden freeze/froze/frozen ride/rode/ridden
-    seek/sought sleep/slept strike/struck swear/swore/sworn tear/tore/torn wake/woke/woken dig/dug bear/bore/born
-    blow/blew/blown deal/dealt flee/fled forget/forgot/forgotten let/let light/lit ring/rang/rung shake/shook/shaken
-    shine/shone shut/shut spread/spread spring/sprang/sprung understand/understood wind/wound
-    withdraw/withdrew/withdrawn cost/cost overcome/overcame/overcome undergo/underwent/undergone upset/upset hurt/hurt
-    split/split quit/quit bet/bet rebuild/rebuilt
-"""
-# Verbs of several syllables whose last letter doubles, since the last one is stressed.
-_DOUBLED = "admit|commit|control|occur|omit|permit|prefer|refer|submit|transfer|transmit"
-_PAST: dict[str, str] = {"do": "did", "be": "was", "beat": "beat", "become": "became"}
-_PARTICIPLE: dict[str, str] = {"beat": "beaten", "became": "become"}
-for _forms in _IRREGULAR.split():
-    _base, _, _rest = _forms.partition("/")
-    if _base not in ("beat", "become"):
-        _past, _, _participle = _rest.partition("/")
-        _PAST[_base] = _past
-        _PARTICIPLE[_past] = _participle or _past
-_PAST_OF = {participle: past for past, participle in _PARTICIPLE.items()}
 
 _QUESTION = re.compile(
     r"(?:(?:in|on|at|for|from|by|to|of|with|under|after) )?(?:who|whom|whose|what|which|where|when|why|how)\b", re.I
@@ -52,7 +31,7 @@ _DO = ("do", "does", "did")
 _MODAL = ("can", "could", "will", "would", "should", "must", "may", "might", "has", "have", "had")
 _PRONOUNS = "we|you|I|one|people|viewers|chemists|travellers|the public"
 _ADVERBS = "(?:first|usually|originally|also|ever)"
-_PARTICIPLES = "|".join(sorted(_PAST_OF))
+_PARTICIPLES = "|".join(sorted(PAST_OF))
 # "the capital of {}", "{}'s capital": a noun phrase that ends with the subject, or that the subject's 's leads.
 _NOUN_PHRASE = re.compile(
     rf"(?:the|an?|all|most) [^?,]*\{{\}}|(?!.* (?:\w{{2,}}ed|{_PARTICIPLES})$)(?:the )?\{{\}}'s? [\w '-]+", re.I
@@ -92,13 +71,11 @@ def as_clause(question: str) -> str | None:
 def _inverted(asked: str, verb: str, after: str) -> str | None:
     """What follows the question words `asked` and their verb, as it stands in a clause."""
     if verb in _DO:
-        # An apostrophe behind the subject is a possessive, or closes what one before it opens.
-        subject = r".*?'\{\}'(?= )|.*?(?<!')\{\}(?:'s? \w+)?"
-        found = re.fullmatch(rf"({subject}|{_PRONOUNS})( {_ADVERBS})? (\w+)(.*)", after)
-        if found is None or found[3] == "not":
+        done = _done(after)
+        if done is None:
             return None
-        changed = {"did": past_tense, "does": third_person}.get(verb, str)(found[3])
-        return f"{found[1]}{found[2] or ''} {changed}{found[4]}"
+        changed = {"did": past_tense, "does": third_person}.get(verb, str)(done.verb)
+        return " ".join(filter(None, (f"{done.subject}{done.adverb}", done.noun, f"{changed}{done.rest}")))
     subject_first = re.fullmatch(r"(\{\})((?: .*)?)", after)
     if verb in ("has", "have", "had") and not re.match(rf"\S+ (?:{_ADVERBS} )?(?:\w+ed|{_PARTICIPLES})\b", after):
         return f"{verb} {after}"
@@ -115,6 +92,38 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
     asks_for_subject = asked.startswith(("who", "what", "which")) and not asked.startswith("whom")
     begun = after.startswith(("the ", "a ", "an ", f"{SUBJECT}'"))
     return f"{verb} {after}" if asks_for_subject and (noun or not begun) else None
+
+
+class _Done(NamedTuple):
+    """What follows "does", taken apart: a subject, a noun that belongs to it, the verb and the rest."""
+
+    subject: str
+    adverb: str
+    noun: str
+    verb: str
+    rest: str
+
+
+def _done(after: str) -> _Done | None:
+    # An apostrophe behind the subject is a possessive, or closes what one before it opens.
+    subject = rf".*?'\{{\}}'(?= )|.*?(?<!')\{{\}}(?P<owner>'s?)?|{_PRONOUNS}"
+    found = re.fullmatch(rf"(?P<subject>{subject})(?P<adverb> {_ADVERBS})? (?P<rest>.+)", after)
+    if found is None:
+        return None
+    words = found["rest"].split(" ")
+    bare = next((number for number, word in enumerate(words) if not is_bare(word)), len(words))
+    place = place_of_verb(words[:bare], owned=found["owner"] is not None)
+    if place is None or (place and found["adverb"]):
+        return None
+    rest = "".join(f" {word}" for word in words[place + 1 :])
+    return _Done(found["subject"], found["adverb"] or "", " ".join(words[:place]), words[place], rest)
+
+
+def noun_behind_subject(question: str) -> str:
+    """The noun that the subject's name goes on with: "plan" in "How much does {} plan cost?"; mostly none."""
+    asked = re.search(r"\b(?:do|does|did) (\{\} .+)", question.rstrip("?. "), re.I)
+    done = _done(asked[1]) if asked else None
+    return done.noun if done else ""
 
 
 def _is_said(asked: str, words: str) -> bool:
@@ -134,42 +143,6 @@ def is_question(text: str) -> bool:
 def spelled_out(text: str) -> str:
     """ "What's" as "What is"."""
     return re.sub(r"^(who|what|where|when|which city)['\u2019]s\b", r"\1 is", text, flags=re.I)
-
-
-def past_tense(verb: str) -> str:
-    """The past of a verb: "die" gives "died", "write" gives "wrote"."""
-    if verb in _PAST:
-        return _PAST[verb]
-    if verb.endswith("e"):
-        return verb + "d"
-    if re.search(r"[^aeiou]y$", verb):
-        return verb[:-1] + "ied"
-    if re.fullmatch(rf"[^aeiou]*[aeiou][^aeiouwxy]|{_DOUBLED}", verb) and len(verb) > 2:
-        return verb + verb[-1] + "ed"
-    return verb + "ed"
-
-
-def third_person(verb: str) -> str:
-    """The third person of a verb: "study" gives "studies", "have" gives "has"."""
-    if verb in ("have", "do", "go", "be"):
-        return {"have": "has", "do": "does", "go": "goes", "be": "is"}[verb]
-    if re.search(r"[^aeiou]y$", verb):
-        return verb[:-1] + "ies"
-    return verb + ("es" if verb.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
-
-
-def participle(past: str) -> str | None:
-    """The participle of a verb in the past: "wrote" gives "written"; None for what does not look like such a verb."""
-    if past in _PARTICIPLE:
-        return _PARTICIPLE[past]
-    return past if re.fullmatch(r"[a-z-]{2,}ed", past) else None
-
-
-def past_of_participle(word: str) -> str | None:
-    """The past of a verb that is given by its participle: "written" gives "wrote"."""
-    if word in _PAST_OF:
-        return _PAST_OF[word]
-    return word if re.fullmatch(r"[a-z-]{2,}ed", word) else None
 
 
 def capitalized(text: str) -> str:
