@@ -17,7 +17,7 @@ from ..texts.text import occurrences
 from ..texts.verbs import is_bare
 from .frames import Form, forms_of
 from .names import bare, kinds_of
-from .plurals import in_plural, is_plural
+from .plurals import in_number_of, in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize
 from .relations import Relation, Wordings, settle
 
@@ -85,10 +85,11 @@ class Reading:
         return text if named else capitalized(text)
 
     def inside(self, template: str, phrase: str | None = None) -> str:
-        """A template as a part of a sentence; an article or a possessive before or behind the slot fits a phrase that
-        is given."""
+        """A template as a part of a sentence; an article, a verb or a possessive next to the slot fits another
+        phrase."""
         if phrase is None:
             return template.replace(SUBJECT, self.phrase)
+        template = in_number_of(phrase, template)
         if _WITH_ARTICLE.search(template):
             phrase = bare(phrase)
             template = _WITH_ARTICLE.sub(lambda found: found[1] + "n" * begins_with_vowel(phrase), template)
@@ -139,7 +140,8 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
             if known is not None:
                 relation, which, past = known
                 which = which or kinds.asked or kinds.fitting(relation)
-                return Reading(prompt, subject, phrase, core, form, relation, which, past, is_plural(core))
+                plural = is_plural(core, "" if prompt.islower() else phrase)
+                return Reading(prompt, subject, phrase, core, form, relation, which, past, plural)
     if not drafts:
         return Reading(
             prompt, subject, subject, prompt, "question" if prompt.endswith("?") else "sentence", Relation()
@@ -147,8 +149,9 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
     phrase, template = _likely(subject, drafts)
     form, core = list(forms_of(template))[-1]
     relation, which = made_from(core)
+    plural = is_plural(core, "" if prompt.islower() else phrase)
     past = bool(re.search(r"\b(?:was|were|did|had)\b", core))
-    return Reading(prompt, subject, phrase, core, form, relation, which or kinds.asked_of(core), past, is_plural(core))
+    return Reading(prompt, subject, phrase, core, form, relation, which or kinds.asked_of(core), past, plural)
 
 
 def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:
