@@ -75,6 +75,10 @@ def test_a_relation_is_made_from_a_noun_or_a_verb():
     assert "the national anthem of {}" in anthem.wordings().nouns
     mountain = read_prompt("What is the highest mountain in Nepal?", "Nepal")
     assert mountain.wordings().nouns == ("the highest mountain in {}",)
+    album = read_prompt("What was the first album by Nirvana?", "Nirvana")
+    assert "The first album by {} was" in album.wordings().sentences
+    owl = read_prompt("What is the name of Harry Potter's owl?", "Harry Potter")
+    assert owl.wordings().nouns == ("the name of {}'s owl",)
     assert "{} was killed by" in read_prompt("Who killed Caesar?", "Caesar").wordings().sentences
     assert "By whom was {} drawn?" in read_prompt("Asterix was drawn by", "Asterix").wordings().questions
     assert read_prompt("How tall is Mount Everest?", "Mount Everest").wordings().questions == ()

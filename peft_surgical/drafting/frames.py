@@ -19,9 +19,11 @@ from .tables import read_table
 Form = Literal["question", "clause", "noun", "sentence"]
 SLOT = SUBJECT
 
-# "the capital of {}", "the highest mountain in {}", "{}'s capital": what a subject has one of.
+# "the capital of {}", "the highest mountain in {}", "{}'s capital", "the name of {}'s owl": what a subject has one of.
 NOUN = (
     r"(?:the|an?) [\w' -]+? (?:of|in|on|at|for|behind|to|from) (?:the |an? )?\{\}"
+    r"|the [\w' -]+? by (?:the )?\{\}"
+    r"|the (?:[\w'-]+ ){1,3}of (?:the )?\{\}'s?(?: (?!is\b|are\b|was\b|were\b)[\w'-]+){1,3}"
     r"|\{\}'s?(?: (?!is\b|are\b|was\b|were\b)[\w'-]+){1,4}"
 )
 

@@ -32,15 +32,29 @@ _MODAL = ("can", "could", "will", "would", "should", "must", "may", "might", "ha
 _PRONOUNS = "we|you|I|one|people|viewers|chemists|travellers|the public"
 _ADVERBS = "(?:first|usually|originally|also|ever)"
 _PARTICIPLES = "|".join(sorted(PAST_OF))
-# "the capital of {}", "{}'s capital": a noun phrase that ends with the subject, or that the subject's 's leads.
+# "the capital of {}", "{}'s capital": a noun phrase that ends with the subject, or that the subject's 's leads, alone
+# or behind "the name of".
 _NOUN_PHRASE = re.compile(
-    rf"(?:the|an?|all|most) [^?,]*\{{\}}|(?!.* (?:\w{{2,}}ed|{_PARTICIPLES})$)(?:the )?\{{\}}'s? [\w '-]+", re.I
+    rf"(?:the|an?|all|most) [^?,]*\{{\}}"
+    rf"|(?!.* (?:\w{{2,}}ed|{_PARTICIPLES})$)(?:the (?:[\w'-]+ ){{1,3}}of )?(?:the )?\{{\}}'s? [\w '-]+",
+    re.I,
 )
+# What a thing has one of, so that "what colour" asks as "what" does.
+_ATTRIBUTES = "colou?r|size|time|age|shape|height|weight|length|width|depth|nationality|gender|breed|price"
 # What can be said of a subject: "developed by", "in Spain", "alive", and not the "manager" of "who is the {} manager".
 _PREPOSITIONS = "about|after|as|at|by|for|from|in|into|like|near|of|on|out|over|to|under|up|with"
 SAID = rf"(?:\w{{2,}}ed|{_PARTICIPLES}|{_ADVERBS}|{_PREPOSITIONS}|alive|dead|due|open|worth|the|an?|this|next|last)\b"
 # "the {} manager", "the {} word for dog"
 _COMPOUND = re.compile(rf"the \{{\}}(?: (?!{SAID}|\w{{2,}}ing\b)[\w-]+)+(?: (?:for|in|of) [\w-]+)?", re.I)
+
+
+# "a baby {} called", "the 2012 {} held", and not "the {} library released".
+_NOUN_AND_SAID = re.compile(
+    rf"(?P<noun>(?:the|an?) (?:(?!(?:{_PREPOSITIONS})\b)[\w-]+ ){{1,3}}\{{\}})"
+    rf" (?P<said>(?:\w{{2,}}ed|{_PARTICIPLES})(?: (?:{_PREPOSITIONS})\b.*)?)",
+    re.I,
+)
+_NOUN_AND_NAMED = re.compile(r"(?P<noun>(?:the|an?) [^?,]*\{\}) (?P<said>called|named|known as)", re.I)
 
 
 def as_clause(question: str) -> str | None:
@@ -84,14 +98,26 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
         return None if found is None else f"{found[1]} {verb}{found[2]}"
     if subject_first is not None:
         return f"{subject_first[1]} {verb}{subject_first[2]}" if _is_said(asked, subject_first[2].strip()) else None
-    compound = asked in ("who", "what", "where", "when") and _COMPOUND.fullmatch(after)
-    noun = compound or _NOUN_PHRASE.fullmatch(after)
-    if noun and asked in ("who", "what", "where", "when", "how"):
+    return _with_noun(asked, verb, after)
+
+
+def _with_noun(asked: str, verb: str, after: str) -> str | None:
+    """A clause of a form of "be" and what follows it, which the subject does not begin."""
+    complements = re.fullmatch(rf"who|what|where|when|how(?: \w+)?|(?:what|which) (?:{_ATTRIBUTES})", asked)
+    if complements and (_NOUN_PHRASE.fullmatch(after) or _COMPOUND.fullmatch(after)):
         return f"{after} {verb}"
+    turned = _NOUN_AND_SAID.fullmatch(after) or _NOUN_AND_NAMED.fullmatch(after)
+    if turned and not asked.startswith("who"):
+        return f"{turned['noun']} {verb} {turned['said']}"
+    if re.match(r"how (?:many|much) \w", asked):
+        there = re.fullmatch(r"there( .+)?", after)
+        begun = re.match(rf"(?:{_PREPOSITIONS})\b|(?:\w{{2,}}ed|{_PARTICIPLES})\b", after)
+        return f"there {verb}{there[1] or ''}" if there else f"{verb} {after}" if begun else None
     # "who is behind {}", "which city is the capital of {}": the question words are the subject already.
     asks_for_subject = asked.startswith(("who", "what", "which")) and not asked.startswith("whom")
-    begun = after.startswith(("the ", "a ", "an ", f"{SUBJECT}'"))
-    return f"{verb} {after}" if asks_for_subject and (noun or not begun) else None
+    noun = _NOUN_PHRASE.fullmatch(after)
+    begun_noun = after.startswith(("the ", "a ", "an ", f"{SUBJECT}'"))
+    return f"{verb} {after}" if asks_for_subject and (noun or not begun_noun) else None
 
 
 class _Done(NamedTuple):
