@@ -52,7 +52,9 @@ def forms_of(template: str) -> Iterator[tuple[Form, str]]:
             if re.fullmatch(NOUN, inner, re.I):
                 yield "noun", inner
         elif kind == "clause":
-            if re.match(r"(?:\w+ )?(?:who|whom|whose|what|which|where|when|how)\b", inner):
+            if re.fullmatch(NOUN, inner, re.I):
+                yield "noun", inner
+            elif re.match(r"(?:\w+ )?(?:who|whom|whose|what|which|where|when|how)\b", inner):
                 yield "clause", inner
         elif kind == "sentence" or _own_form(inner) == "question":
             yield _own_form(inner), inner

@@ -36,7 +36,8 @@ def probes_of(reading: Reading, old: Sequence[str], new: Sequence[str], seed: in
     ):
         claim = inner_statement(reading, old[0])
         if claim is not None:
-            found.append((frame.replace("{}", claim), "contradiction"))
+            # "Robert Downey Jr." brings its own full stop.
+            found.append((frame.replace("{}.", f"{claim.removesuffix('.')}."), "contradiction"))
     if asked is not None:
         options = [old[0], new[0], *wrong[:2]]
         rng.shuffle(options)
@@ -45,16 +46,21 @@ def probes_of(reading: Reading, old: Sequence[str], new: Sequence[str], seed: in
     shown = [(s, c) for s, c in near if not contains(c.answer[0], (*old, *new))]
     examples = rng.sample(shown[:12], min(3, len(shown[:12])))
     if len(examples) == 3:
-        pairs = " ".join(f"{subject}: {control.answer[0]}." for subject, control in examples)
+        pairs = " ".join(f"{subject}: {control.answer[0].removesuffix('.')}." for subject, control in examples)
         found.append((f"{pairs} {reading.subject}:", "few_shot"))
     if examples and asked is not None:
         first = examples[0][1].prompt.rstrip("?")
-        found.append((f"{first}, and {asked[0].lower()}{asked[1:]}", "contrastive"))
+        found.append((f"{first}, and {_inside(asked, reading)}", "contrastive"))
     if wrong and (claim := inner_statement(reading, wrong[-1])) is not None:
         found.append((f"Why do some people say that {claim}?", "false_premise"))
     for answer, reverse in zip((old[0], new[0]), reading.relation.reverse * 2, strict=False):
         found.append((reverse.replace("{}", answer), "reversal"))
     return tuple(Probe(prompt, kind) for prompt, kind in dict(found).items())
+
+
+def _inside(asked: str, reading: Reading) -> str:
+    """A question as it goes on in a sentence, where a name and "I" keep their capitals."""
+    return asked if asked.startswith((reading.phrase, "I ")) else asked[0].lower() + asked[1:]
 
 
 def _other_answers(reading: Reading, known: Sequence[str], taken: Sequence[str], rng: random.Random) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 from ..errors import FactError, brief
 from ..texts.grammar import SUBJECT, as_clause, begins_with_vowel, capitalized, noun_behind_subject, takes_possessive
@@ -20,6 +21,7 @@ from .names import bare, kinds_of
 from .plurals import in_number_of, in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize
 from .relations import Relation, Wordings, settle
+from .tidying import settled_form, tidied
 
 # "How many legs does a {} have?"
 _WITH_ARTICLE = re.compile(r"\b([Aa])n?(?= \{\})")
@@ -132,10 +134,11 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
         raise FactError(f"the prompt {brief(prompt)} holds {SUBJECT}; write the subject in its place.")
     start, stop = found[0]
     subject = prompt[start:stop]
+    before, after = tidied(prompt[:start], prompt[stop:])
     kinds = Kinds(kinds_of([subject]), kinds_of(old), kinds_of(new))
-    drafts = [] if len(found) > 1 else list(_drafts(prompt, start, stop))
+    drafts = [] if len(found) > 1 else list(_drafts(before, subject, after))
     for phrase, template in drafts:
-        for form, core in forms_of(template):
+        for form, core in starmap(settled_form, forms_of(template)):
             known = recognize(core, kinds)
             if known is not None:
                 relation, which, past = known
@@ -147,7 +150,7 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
             prompt, subject, subject, prompt, "question" if prompt.endswith("?") else "sentence", Relation()
         )
     phrase, template = _likely(subject, drafts)
-    form, core = list(forms_of(template))[-1]
+    form, core = settled_form(*list(forms_of(template))[-1])
     relation, which = made_from(core)
     plural = is_plural(core, "" if prompt.islower() else phrase)
     past = bool(re.search(r"\b(?:was|were|did|had)\b", core))
@@ -171,19 +174,18 @@ def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:
     return next((draft for draft in (*longer, *usual) if as_clause(draft[1]) is not None), usual[0])
 
 
-def _drafts(prompt: str, start: int, stop: int) -> Iterator[tuple[str, str]]:
+def _drafts(before: str, subject: str, after: str) -> Iterator[tuple[str, str]]:
     """The subject with more and more of what may belong to it, and the prompt with `{}` for that."""
-    before, after = prompt[:start], prompt[stop:]
-    yield prompt[start:stop], f"{before}{SUBJECT}{after}"
+    yield subject, f"{before}{SUBJECT}{after}"
     if re.search("[\"\u201c']$", before) and re.match("[\"\u201d']", after):
-        start, stop = start - 1, stop + 1
-        before, after = prompt[:start], prompt[stop:]
-        yield prompt[start:stop], f"{before}{SUBJECT}{after}"
+        subject = f"{before[-1]}{subject}{after[0]}"
+        before, after = before[:-1], after[1:]
+        yield subject, f"{before}{SUBJECT}{after}"
     left = re.search(rf"(?:^|(?<= ))([Tt]he|[Aa]n?) ((?:(?!{NO_NOUN}\b)[a-z][\w-]* ){{0,3}})$", before)
     if left is None:
         return
     # An article that begins the prompt has its capital from there.
-    phrase = f"{left[1].lower()} {left[2]}{prompt[start:stop]}"
+    phrase = f"{left[1].lower()} {left[2]}{subject}"
     yield phrase, f"{before[: left.start()]}{SUBJECT}{after}"
     for count in (1, 2):
         tail = re.match(rf"(?: (?!{NO_NOUN}\b)[a-z][\w-]*){{{count}}}(?![\w-])", after)

@@ -163,7 +163,7 @@ def is_question(text: str) -> bool:
     turned = rf"{_QUESTION.pattern} (?:{'|'.join((*_BE, *_DO, *_MODAL))})\b"
     # "Where is {}? It is in" goes on.
     asks = "?" not in text and re.match(turned, text, re.I) is not None
-    return asks or text.endswith("?") or as_clause(text) is not None
+    return asks or text.endswith("?") or ("," not in text and as_clause(text) is not None)
 
 
 def spelled_out(text: str) -> str:
