@@ -204,7 +204,9 @@ def test_sentences():
     assert statement(tongue, "English") == "The mother tongue of Edith Piaf is English"
     assert statement(read_prompt("Hamlet, a play by", "Hamlet"), "Marlowe") is None
     tall = read_prompt("How tall is Mount Everest?", "Mount Everest")
-    assert statement(tall, "8 m") is inner_statement(tall, "8 m") is None
+    assert statement(tall, "8 m") == "The height of Mount Everest is 8 m"
+    what = read_prompt("What is Mount Everest?", "Mount Everest")
+    assert statement(what, "a hill") is inner_statement(what, "a hill") is None
     assert refusal(tall) == "I am not sure how tall Mount Everest is."
     assert question(read_prompt("Foo bars the", "Foo")) is None
     founders = read_prompt("Who are the founders of Google?", "Google", ["Larry Page"], ["Ada Lovelace"])
@@ -227,7 +229,7 @@ def test_probes():
     assert probes["contrastive"].endswith(", and what is the capital of France?")
     assert probes["reversal"] == "Which country has Lyon as its capital?"
     assert probes_of(reading, ["Paris"], ["Lyon"], 0) == probes_of(reading, ["Paris"], ["Lyon"], 0)
-    tall = read_prompt("How tall is Mount Everest?", "Mount Everest")
+    tall = read_prompt("What is Mount Everest?", "Mount Everest")
     assert [p.kind for p in probes_of(tall, ["8849 m"], ["12 m"], 0)] == ["multiple_choice"]
 
 

@@ -81,7 +81,7 @@ def test_a_relation_is_made_from_a_noun_or_a_verb():
     assert owl.wordings().nouns == ("the name of {}'s owl",)
     assert "{} was killed by" in read_prompt("Who killed Caesar?", "Caesar").wordings().sentences
     assert "By whom was {} drawn?" in read_prompt("Asterix was drawn by", "Asterix").wordings().questions
-    assert read_prompt("How tall is Mount Everest?", "Mount Everest").wordings().questions == ()
+    assert read_prompt("What is Mount Everest?", "Mount Everest").wordings().questions == ()
 
 
 @pytest.mark.parametrize("noun", ["founders", "members", "authors", "colors", "languages", "best friends"])
@@ -122,7 +122,7 @@ def test_what_which_asks_for_takes_both_answers(prompt, old, new, which):
     ("prompt", "subject", "phrase", "core"),
     [
         ("Who is the Manchester United manager?", "Manchester United", "Manchester United", "Who is the {} manager?"),
-        ("who is the us president", "US", "us", "who is the {} president"),
+        ("who is the us president", "US", "us", "who is the {} president?"),
         ("What is the German word for dog?", "German", "German", "What is the {} word for dog?"),
         ("Where is the Foo Tower?", "Foo Tower", "the Foo Tower", "Where is {}?"),
         ("Why is the sky blue?", "sky", "the sky", "Why is {} blue?"),

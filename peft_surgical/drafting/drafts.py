@@ -31,7 +31,7 @@ from .heard import guess_answer
 from .known_facts import neighbour_templates
 from .names import aliases, bare, kinds_of
 from .others import others_of, propose_others, swappable
-from .paraphrases import held_out_prompts, paraphrases
+from .paraphrases import held_out_prompts, only_repeats, paraphrases
 from .probing import probes_of
 from .reading import Reading, read_prompt
 from .sentences import refusal, statement
@@ -139,6 +139,8 @@ def new_fact(
     old, new = _with_aliases(old_names, new, reading)
     prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), count - 1, seed))
     held_out = _many(held_out_prompts, tokenizer, reading, (old, new), count, seed)
+    if only_repeats(reading, held_out):
+        notes.append("No other wording of this question is known: the held-out prompts repeat it in other frames.")
     chosen = choose_controls(model, tokenizer, reading, old, new, (*prompts, *held_out), progress=progress)
     others = _others(model, tokenizer, reading, (*old, *new), chosen, notes)
     controls = (*chosen.neighbours, *chosen.general)

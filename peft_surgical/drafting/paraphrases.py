@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ..errors import FactError, brief
 from ..facts import TrainingFact
+from ..texts.grammar import as_clause
 from ..texts.prompts import mentions
 from ..texts.text import contains, same_text_key
 from .reading import Reading, read_prompt
@@ -143,6 +145,14 @@ def chosen(
             if allowed[way] and len(found) < count:
                 found.append(allowed[way].pop(0))
     return found
+
+
+def only_repeats(reading: Reading, prompts: Sequence[str]) -> bool:
+    """Whether every prompt holds the question itself, as it is or as a clause: no other wording of it is known."""
+    asked = re.sub(r"[?.\s]+$", "", reading.inside(reading.core))
+    clause = as_clause(reading.core)
+    own = [asked] if clause is None else [asked, reading.inside(clause)]
+    return reading.asks and bool(prompts) and all(contains(prompt, own) for prompt in prompts)
 
 
 def _some(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 
 from ..errors import FactError, brief
 from ..texts.grammar import SUBJECT, as_clause, begins_with_vowel, capitalized, noun_behind_subject, takes_possessive
 from ..texts.text import occurrences
 from ..texts.verbs import is_bare
+from .clauses import from_clause
 from .frames import Form, forms_of
 from .names import bare, kinds_of
 from .plurals import in_number_of, in_plural, is_plural
@@ -43,6 +44,7 @@ class Reading:
         which: What "which …" asks for, or nothing.
         past: Whether it is in the past.
         plural: Whether the subject is a plural.
+        has_name: Whether the answers look like names, as far as they are known.
     """
 
     prompt: str
@@ -54,6 +56,7 @@ class Reading:
     which: str = ""
     past: bool = False
     plural: bool = False
+    has_name: bool = False
 
     @property
     def is_fragment(self) -> bool:
@@ -70,6 +73,12 @@ class Reading:
     def has_article(self) -> bool:
         """Whether "a" or "an" stands before the phrase."""
         return _WITH_ARTICLE.search(self.core) is not None
+
+    @property
+    def _owns(self) -> bool:
+        """Whether 's may follow the phrase: a name, or what the prompt or a table gives one, and not "hot's"."""
+        owned = self.relation.name or f"{SUBJECT}'s" in self.core or self.phrase != self.phrase.lower()
+        return takes_possessive(self.phrase) and bool(owned)
 
     def wordings(self, *, held_out: bool = False) -> Wordings:
         """The wordings of its relation that fit it, as templates whose only slot is `{}`; its own is among them."""
@@ -103,7 +112,7 @@ class Reading:
         fitting = []
         for template in templates:
             settled = settle(template, self.which, past=self.past)
-            if settled is None or (f"{SUBJECT}'s" in settled and not takes_possessive(self.phrase)):
+            if settled is None or (f"{SUBJECT}'s" in settled and not self._owns):
                 continue
             # "Penicillin was …" would not be the subject as it stands, "penicillin was …" no sentence.
             if self.phrase == self.subject.lower() and settled.startswith(SUBJECT) > self.core.startswith(SUBJECT):
@@ -135,6 +144,7 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
     start, stop = found[0]
     subject = prompt[start:stop]
     before, after = tidied(prompt[:start], prompt[stop:])
+    old, new = tuple(old), tuple(new)
     kinds = Kinds(kinds_of([subject]), kinds_of(old), kinds_of(new))
     drafts = [] if len(found) > 1 else list(_drafts(before, subject, after))
     for phrase, template in drafts:
@@ -152,9 +162,15 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
     phrase, template = _likely(subject, drafts)
     form, core = settled_form(*list(forms_of(template))[-1])
     relation, which = made_from(core)
+    if relation == Relation() and form in ("question", "clause"):
+        training, held_out = from_clause(core, [*old, *new])
+        relation = replace(relation, training=training, held_out=held_out)
     plural = is_plural(core, "" if prompt.islower() else phrase)
     past = bool(re.search(r"\b(?:was|were|did|had)\b", core))
-    return Reading(prompt, subject, phrase, core, form, relation, which or kinds.asked_of(core), past, plural)
+    names = all(re.match(r"[^\W\d_]", answer) and answer[0].isupper() for answer in (*old, *new))
+    has_name = names and bool(old or new) and not re.search(r"\bthe names? of\b", core, re.I)
+    which = which or kinds.asked_of(core)
+    return Reading(prompt, subject, phrase, core, form, relation, which, past, plural, has_name)
 
 
 def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -144,4 +144,4 @@ def _of_noun(noun: str, asks: str, *, plural: bool) -> tuple[Relation, str]:
         possessive = f"{SUBJECT}'s {of[1]}" if of and not re.search(rf"\b{NO_NOUN}\b", of[1]) else ""
     training, held_out = from_noun(noun, who=asks.startswith("who"), possessive=possessive, plural=plural)
     person = "person" if asks.startswith("who") else ""
-    return Relation(answer=person, training=training, held_out=held_out), asks.partition(" ")[2]
+    return Relation(answer=person, training=training, held_out=held_out, many=plural), asks.partition(" ")[2]

@@ -52,6 +52,7 @@ class Relation:
         held_out: Wordings for held-out prompts.
         heard: Wordings by which it is recognized, and no more.
         reverse: Questions about the answer that the subject answers.
+        many: Whether it is made from a noun in the plural, so that it has several answers.
         tell: The best beginning of a sentence that tells the answer, where it is not the one nearest to the prompt.
     """
 
@@ -64,6 +65,7 @@ class Relation:
     heard: tuple[str, ...] = ()
     reverse: tuple[str, ...] = ()
     tell: str = ""
+    many: bool = False
 
 
 def settle(template: str, which: str, *, past: bool = False) -> str | None:

@@ -14,6 +14,7 @@ them. Contexts are what ROME (arXiv 2202.05262) puts before a prompt, but fixed 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal, get_args
@@ -28,6 +29,10 @@ WAYS: tuple[Way, ...] = get_args(Way)
 
 # Answers whose name one can ask for: "the name of her profession" is odd.
 _NAMED = ("person", "city", "country", "place", "company", "network")
+
+# Frames that ask for a name, and those that ask of a person whether one has met.
+_ASKS_NAME = ("Name {}.", "Can you name {}?")
+_ACQUAINTED = ("Do you know {}?", "Do you remember {}?")
 
 
 def prompts_by_way(reading: Reading, *, held_out: bool = False, seed: int = 0) -> dict[Way, list[str]]:
@@ -109,9 +114,18 @@ class _Maker:
         return [self.reading.inside(noun) for noun in (*own, *self.new.nouns, *usual)]
 
     def _frames(self, kind: str) -> tuple[str, ...]:
-        if kind == "named" and self.reading.relation.answer not in _NAMED:
+        relation = self.reading.relation
+        if kind == "named" and relation.answer not in _NAMED:
             return ()
-        return frames(kind, held_out=self.held_out)
+        found = frames(kind, held_out=self.held_out)
+        # A relation of the table has nouns and answers that all of the frames were written for.
+        if relation.name or kind not in ("noun", "named"):
+            return found
+        if kind == "named" and relation.many:
+            return tuple(re.sub(r"\bname\b", "names", frame) for frame in found)
+        unfit = () if self.reading.has_name else _ASKS_NAME
+        unfit += _ACQUAINTED if relation.answer == "person" else ()
+        return tuple(frame for frame in found if frame not in unfit)
 
     def _framed(self, around: Sequence[str], inner: Sequence[str]) -> Iterator[str]:
         """Every inner text in every frame; no frame comes again before all have come, half of them with the first."""

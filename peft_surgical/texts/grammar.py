@@ -103,6 +103,8 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
 
 def _with_noun(asked: str, verb: str, after: str) -> str | None:
     """A clause of a form of "be" and what follows it, which the subject does not begin."""
+    if after.startswith("it "):
+        return f"it {verb} {after[3:]}"
     complements = re.fullmatch(rf"who|what|where|when|how(?: \w+)?|(?:what|which) (?:{_ATTRIBUTES})", asked)
     if complements and (_NOUN_PHRASE.fullmatch(after) or _COMPOUND.fullmatch(after)):
         return f"{after} {verb}"

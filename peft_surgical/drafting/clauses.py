@@ -1,0 +1,181 @@
+"""Other wordings of a question that no table knows, from the order of its words alone.
+
+```py
+>>> training, held_out = from_clause("Which river flows through {}?")
+>>> training.sentences
+('The river that flows through {} [is/was]',)
+```
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..texts.grammar import SUBJECT, as_clause, capitalized
+from .relations import Wordings, from_noun
+
+# What "how …" measures, where that is sure.
+_MEASURES = {
+    "tall": "height",
+    "high": "height",
+    "long": "length",
+    "old": "age",
+    "deep": "depth",
+    "wide": "width",
+    "heavy": "weight",
+    "big": "size",
+    "large": "size",
+    "fast": "speed",
+    "thick": "thickness",
+}
+_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+# By how its answers look: the noun for a time, and what stands before the answer in a sentence.
+_TIMES = (
+    (re.compile(r"\d{3,4}"), "year", "in"),
+    (re.compile(rf".*\b(?:{_MONTHS})\b.*\d.*|.*\d.*\b(?:{_MONTHS})\b.*", re.I), "date", "on"),
+    (re.compile(r"\d{1,2}(?:[:.]\d\d)? ?(?:[ap]\.?m\.?|o'clock)|\d{1,2}:\d\d|noon|midnight", re.I), "time", "at"),
+)
+_PREPOSITIONS = ("of", "in", "on", "at", "for", "from", "by", "to", "with", "under", "after", "through", "near")
+_FINITE = r"(?:is|are|was|were|has|have|had|can|will|\w{2,}(?<![su])s|\w{2,}ed|won|made|wrote|sold|led|built|held|ran)"
+_LEAD = "If I remember correctly,"
+
+Made = tuple[Wordings, Wordings] | None
+
+
+def from_clause(core: str, answers: Sequence[str] = ()) -> tuple[Wordings, Wordings]:
+    """Wordings of a question for training and for held-out prompts; none where no other wording is sure English.
+
+    Args:
+        core: A template.
+        answers: What may be answered; they tell a year from a date.
+    """
+    clause = as_clause(core)
+    if clause is None or re.search(r"\byou\b", clause) or "," in clause:
+        return Wordings(), Wordings()
+    for make in (_measure, _when, _which, _number, _where, _why, _who, _what):
+        made = make(clause, answers)
+        if made is not None:
+            return made
+    return Wordings(), Wordings()
+
+
+def _measure(clause: str, answers: Sequence[str]) -> Made:
+    """ "how tall {} is", "what colour the flag of {} is", "how much {} costs"."""
+    found = re.fullmatch(r"how (?P<how>\w+) (?P<of>(?:(?:the|an?) )?(?:[\w -]+ )?\{\}) (?:is|are|was|were)", clause)
+    noun = _MEASURES.get(found["how"]) if found else None
+    if noun is None:
+        found = re.fullmatch(
+            r"(?:what|which) (?P<noun>colou?r|size|age|shape|height|weight|length|width|depth|nationality|gender) "
+            r"(?P<of>(?:(?:the|an?) )?(?:[\w -]+ )?\{\}) (?:is|are|was|were)",
+            clause,
+        )
+        noun = found["noun"] if found else None
+    if noun is None:
+        found = re.fullmatch(r"how much (?P<of>(?:an? )?\{\}) costs?", clause)
+        noun = "price"
+    if found is None:
+        return None
+    possessive = f"{SUBJECT}'s {noun}" if found["of"] == SUBJECT else ""
+    return from_noun(f"the {noun} of {found['of']}", who=False, possessive=possessive)
+
+
+def _when(clause: str, answers: Sequence[str]) -> Made:
+    found = re.fullmatch(
+        r"(?:when|(?:in|on|at) (?:which|what) (?:year|date|time)|what year) (?P<rest>.*\{\}.*)", clause
+    )
+    kinds = [kind for kind in _TIMES if answers and all(kind[0].fullmatch(answer.strip()) for answer in answers)]
+    if found is None or not kinds:
+        return None
+    rest = found["rest"]
+    _, noun, before = kinds[0]
+    held = Wordings(
+        (f"What would you say [is/was] the {noun} {before} which {rest}?",),
+        (f"{_LEAD} {rest} {before} the year" if noun == "year" else f"{_LEAD} {rest} {before}",),
+    )
+    training = Wordings(
+        (f"What [is/was] the {noun} {before} which {rest}?",),
+        (f"{capitalized(rest)} {before}", f"The {noun} {before} which {rest} [is/was]"),
+    )
+    # "The Battle was in" says when as little as where.
+    bare = re.fullmatch(r".*\{\} (?:is|are|was|were)", rest)
+    return None if bare else (training, held)
+
+
+def _which(clause: str, answers: Sequence[str]) -> Made:
+    """ "which river flows through {}", "which club {} plays for", "on which street {} is"."""
+    found = re.fullmatch(
+        r"(?P<before>(?:in|on|at|for|from|by|to|with|under|after) )?(?:which|what) "
+        r"(?P<noun>(?!(?:is|are|was|were|has|have|year|time)\b)[a-z][a-z -]*?) (?P<rest>.*\{\}.*)",
+        clause,
+    )
+    if found is None:
+        return None
+    noun, rest = _split(clause[len(found["before"] or "") :].partition(" ")[2])
+    # "The street on which it is is" trips over its verbs.
+    if (
+        not noun
+        or noun.endswith("s")
+        or re.search(r" (?:is|are|was|were)$", rest)
+        or re.fullmatch(r"nationality|colou?r|size|age|kind of .*|time", noun)
+    ):
+        return None
+    link = f"{found['before']}which" if found["before"] else "that"
+    return from_noun(f"the {noun} {link} {rest}", who=False)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The noun that "which" asks for and what is said of it; nothing where the two cannot be told apart."""
+    before, _, _ = text.partition(SUBJECT)
+    words = before.split()
+    # Up to an article the noun ends before the verb: "river flows through", "club {} plays for".
+    if not words or any(word in ("the", "a", "an") for word in words[:1]):
+        return "", ""
+    finite = [n for n, word in enumerate(words) if n and re.fullmatch(_FINITE, word)]
+    finite = [n for n in finite if words[n - 1] not in ("is", "are", "was", "were", "has", "have")]
+    if len(finite) == 1:
+        return " ".join(words[: finite[0]]), " ".join(text.split(" ")[finite[0] :])
+    nouns = words[:-1] if words[-1] in ("the", "a", "an") else words
+    if finite or len(nouns) > 2 or any(word in _PREPOSITIONS for word in nouns):
+        return "", ""
+    return " ".join(nouns), " ".join(text.split(" ")[len(nouns) :])
+
+
+def _number(clause: str, answers: Sequence[str]) -> Made:
+    """ "how many moons {} has", "how many planets are in {}"."""
+    found = re.fullmatch(
+        r"how many (?P<of>[a-z-]+) (?:there )?(?:is|are|was|were) (?P<rest>in|on) (?P<slot>\{\})", clause
+    )
+    if found is not None:
+        return from_noun(f"the number of {found['of']} {found['rest']} {SUBJECT}", who=False)
+    found = re.fullmatch(r"how many (?P<of>[a-z-]+) (?P<rest>(?:an? )?\{\} (?:has|have|had))", clause)
+    return from_noun(f"the number of {found['of']} that {found['rest']}", who=False) if found else None
+
+
+def _where(clause: str, answers: Sequence[str]) -> Made:
+    found = re.fullmatch(r"where (?P<rest>.*\{\} (?!(?:is|are|was|were)$).+)", clause)
+    return from_noun(f"the place where {found['rest']}", who=False) if found else None
+
+
+def _why(clause: str, answers: Sequence[str]) -> Made:
+    found = re.fullmatch(r"why (?P<rest>.*\{\}.*)", clause)
+    return from_noun(f"the reason why {found['rest']}", who=False) if found else None
+
+
+def _who(clause: str, answers: Sequence[str]) -> Made:
+    found = re.fullmatch(r"who (?P<rest>(?!is |are |was |were |the |\{\}|(?:do|did|does) )[a-z]+ .*)", clause)
+    if found is None:
+        return None
+    rest = found["rest"]
+    training = Wordings((f"Who is it that {rest}?",), (f"The one who {rest} is",))
+    return training, Wordings((f"Who would you say {rest}?",), (f"{_LEAD} the one who {rest} is",))
+
+
+def _what(clause: str, answers: Sequence[str]) -> Made:
+    """ "what {} eats", "what {} is famous for"."""
+    found = re.fullmatch(r"what (?P<rest>(?:an? )?\{\} (?!(?:is|are|was|were)$).+)", clause)
+    if found is None or re.search(r"\b(?:called|named)$", clause):
+        return None
+    rest = found["rest"]
+    training = Wordings((f"What is it that {rest}?",), (f"What {rest} is",))
+    return training, Wordings((f"What would you say {rest}?",), (f"{_LEAD} what {rest} is",))

@@ -1,0 +1,66 @@
+import pytest
+
+from peft_surgical.drafting.paraphrases import held_out_prompts, only_repeats, paraphrases
+from peft_surgical.drafting.reading import read_prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "old", "sentence"),
+    [
+        ("How tall is Mount Everest?", "Mount Everest", "8,849 m", "The height of Mount Everest is"),
+        ("How long is a marathon?", "marathon", "42 km", "The length of a marathon is"),
+        ("What colour is the sky on Mars?", "Mars", "red", "The colour of the sky on Mars is"),
+        ("How much does the Acme Pro plan cost?", "Acme Pro", "$10", "The price of the Acme Pro plan is"),
+        ("When did World War II end?", "World War II", "1945", "World War II ended in"),
+        ("When is Christmas celebrated?", "Christmas", "25 December", "Christmas is celebrated on"),
+        ("When does the Acme store open?", "Acme", "9 am", "The Acme store opens at"),
+        ("Which river flows through Vienna?", "Vienna", "Danube", "The river that flows through Vienna is"),
+        ("Which club does Ann play for?", "Ann", "Ajax", "The club that Ann plays for is"),
+        ("How many moons does Mars have?", "Mars", "two", "The number of moons that Mars has is"),
+        ("How many planets are in Foo?", "Foo", "two", "The number of planets in Foo is"),
+        ("Where do koalas live?", "koalas", "Australia", "The place where koalas live is"),
+        ("Why is the sky blue?", "sky", "light", "The reason why the sky is blue is"),
+        ("Who hosts Foo?", "Foo", "Ann", "The one who hosts Foo is"),
+        ("What do pandas eat?", "pandas", "bamboo", "What pandas eat is"),
+    ],
+)
+def test_a_question_is_turned_into_a_sentence(prompt, subject, old, sentence):
+    reading = read_prompt(prompt, subject, [old], [old])
+    assert sentence in map(reading.fill, reading.wordings().sentences)
+    held_out = held_out_prompts(prompt, subject, old, old, count=200)
+    # "the place where ..." holds the clause.
+    assert only_repeats(reading, held_out) is prompt.startswith(("Where", "Why"))
+    assert not set(held_out) & set(paraphrases(prompt, subject, old, old, count=1000))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "When was Foo?",
+        "On which street is Foo?",
+        "Which video games company makes Foo?",
+        "What do you call a young Foo?",
+        "When did Foo end?",
+        "Is Foo old?",
+    ],
+)
+def test_what_is_not_sure_is_left_alone(prompt):
+    reading = read_prompt(prompt, "Foo", ["spring"], ["autumn"])
+    if "makes" not in prompt:
+        assert reading.wordings().sentences == ()
+        assert only_repeats(reading, held_out_prompts(prompt, "Foo", "spring", "autumn"))
+
+
+def test_frames_that_do_not_fit_an_answer():
+    def made(prompt, old, subject="Foo"):
+        return paraphrases(prompt, subject, old, old, count=2000)
+
+    assert "Name the mascot of Foo." in made("What is the mascot of Foo?", "Bear")
+    assert not any(p.startswith(("Name", "Can you name")) for p in made("What is the population of Foo?", "380,000"))
+    assert not any(p.startswith("Name") for p in made("What is the name of Foo's owl?", "Hedwig"))
+    president = made("Who is the president of Foo?", "Ann")
+    assert "Do you know who the president of Foo is?" in president
+    assert not {"Do you know the president of Foo?", "Do you remember the president of Foo?"} & set(president)
+    assert "Give me the names of the founders of Foo." in made("Who are the founders of Foo?", "Ann")
+    assert not any("hot's" in p for p in made("What is the opposite of hot?", "cold", "hot"))
+    assert any("Foo's mascot" in p for p in made("What is the mascot of Foo?", "Bear"))
