@@ -123,7 +123,7 @@ class _Maker:
             return found
         if kind == "named" and relation.many:
             return tuple(re.sub(r"\bname\b", "names", frame) for frame in found)
-        unfit = () if self.reading.has_name else _ASKS_NAME
+        unfit: tuple[str, ...] = () if self.reading.has_name else _ASKS_NAME
         unfit += _ACQUAINTED if relation.answer == "person" else ()
         return tuple(frame for frame in found if frame not in unfit)
 
