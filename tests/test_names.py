@@ -69,3 +69,15 @@ def test_groups_of_aliases_name_a_thing_once():
 def test_tables_of_what_is_not_known_are_empty():
     assert names_of("colour of shoes") == ()
     assert neighbours_of("") == {}
+
+
+def test_a_small_name_in_a_prompt_with_capitals_is_none_with_a_capital():
+    assert kinds_of(["python"], "How long does a python live?") == frozenset()
+    assert kinds_of(["sky"], "Why is the sky blue?") == frozenset()
+    assert "software" in kinds_of(["python"], "who developed python?")
+    assert "software" in kinds_of(["Python"], "Who developed Python?")
+    assert "invention" in kinds_of(["telephone"], "Who invented the telephone?")
+
+
+def test_an_alias_that_names_the_company_alone_is_none_of_the_river():
+    assert aliases("Amazon") == ("Amazon",)

@@ -31,14 +31,16 @@ _MONTH_OR_COLOUR = re.compile(
 
 
 @cache
-def _kinds() -> dict[str, frozenset[str]]:
+def _kinds(*, small: bool) -> dict[str, frozenset[str]]:
+    """The kinds by the key of a name, of all names or only of those written small ("the lion")."""
     found: dict[str, set[str]] = {}
     for kind, names in read_table("names.yaml").items():
         for name in names:
-            found.setdefault(_key(name), set()).add(kind)
+            if not small or name.islower():
+                found.setdefault(_key(name), set()).add(kind)
     known = {relation.name: relation for relation in relations()}
     for relation, facts in read_table("neighbours.yaml").items():
-        for answers in facts.values():
+        for answers in facts.values() if not small else ():
             # Who develops software may be either, and who sings a song a band.
             kinds = found.setdefault(_key(answers[0]), set())
             if known[relation].answer in ("person", "company") and relation != "developer" and "band" not in kinds:
@@ -46,14 +48,25 @@ def _kinds() -> dict[str, frozenset[str]]:
     return {name: frozenset(kinds) for name, kinds in found.items()}
 
 
-def kinds_of(names: Iterable[str]) -> frozenset[str]:
-    """The kinds that any of the names is known as; `place` stands for cities, countries, regions and continents."""
+def kinds_of(names: Iterable[str], prompt: str = "") -> frozenset[str]:
+    """The kinds that any of the names is known as; `place` stands for cities, countries, regions and continents.
+
+    Args:
+        names: Of one thing.
+        prompt: What they stand in. Where it has capitals and a name has none, the name is none of those with a
+            capital: "python" is no software.
+    """
     found: set[str] = set()
     for name in names:
-        found |= _kinds().get(_key(name), frozenset())
+        found |= _kinds(small=is_small(name, prompt)).get(_key(name), frozenset())
         if re.fullmatch(r"\d{3,4}", name.strip()):
             found.add("year")
     return frozenset(found | {"place"}) if found & PLACES else frozenset(found)
+
+
+def is_small(name: str, prompt: str) -> bool:
+    """Whether a name is written without a capital in a prompt that has some."""
+    return name.islower() and prompt != prompt.lower()
 
 
 def names_of(kind: str) -> tuple[str, ...]:

@@ -145,11 +145,11 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
     subject = prompt[start:stop]
     before, after = tidied(prompt[:start], prompt[stop:])
     old, new = tuple(old), tuple(new)
-    kinds = Kinds(kinds_of([subject]), kinds_of(old), kinds_of(new))
+    kinds = Kinds(kinds_of([subject], prompt), kinds_of(old), kinds_of(new))
     drafts = [] if len(found) > 1 else list(_drafts(before, subject, after))
     for phrase, template in drafts:
         for form, core in starmap(settled_form, forms_of(template)):
-            known = recognize(core, kinds)
+            known = recognize(core, kinds, longer=bare(phrase.casefold()) != subject.casefold())
             if known is not None:
                 relation, which, past = known
                 which = which or kinds.asked or kinds.fitting(relation)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..texts.grammar import SUBJECT, participle, past_of_participle, spelled_out
 from ..texts.text import same_text_key
 from .frames import NOUN, forms_of
+from .names import PLACES
 from .plurals import in_singular
 from .relations import Relation, by_wording, from_noun, from_verb
 
@@ -18,6 +19,7 @@ _VAGUE = 4
 _ASKED_BY_NAME = (
     "city", "country", "continent", "language", "company", "network", "currency", "instrument", "sport", "religion",
 )  # fmt: skip
+_OF_LANGUAGE = re.compile(r"\b(?:languages?|tongue|speaks?|spoke|spoken|speaking|written)\b", re.I)
 NO_NOUN = "(?:of|in|on|for|by|from|to|at|with|is|was|are|were|has|and|or|that|which)"
 
 
@@ -37,27 +39,37 @@ class Kinds:
     @property
     def asked(self) -> str:
         """What both answers are, if that has a name to ask by."""
-        both = self.old & self.new if self.old and self.new else self.answer
-        return next((kind for kind in _ASKED_BY_NAME if kind in both), "")
+        return next((kind for kind in _ASKED_BY_NAME if kind in self.old & self.new), "")
 
     def asked_of(self, core: str) -> str:
         """[`asked`] for a prompt of no known relation, of which one answer that happens to be known tells too little.
 
-        "Who is the mayor of {}?" asks for no company, whatever else is called Bloomberg.
+        "Who is the mayor of {}?" asks for no company, whatever else is called Bloomberg, and "What is the nationality
+        of {}?" for no language.
         """
-        return self.asked if self.old and self.new and not re.match(r"who\b", core, re.I) else ""
+        other = re.match(r"who\b", core, re.I) or (self.asked == "language" and not _OF_LANGUAGE.search(core))
+        return "" if other else self.asked
 
     def fitting(self, relation: Relation) -> str:
-        """What "which …" usually asks for in a relation, unless the answers are something else."""
-        return relation.which if not self.answer or relation.answer in self.answer else ""
+        """What "which …" usually asks for in a relation, unless both answers are known to be something else.
+
+        A single answer may be anything that happens to have the same name, as the town of Douglas has that of a
+        company. It counts where it is what the relation asks for.
+        """
+        if relation.which:
+            return "" if self.old and self.new and relation.answer not in self.answer else relation.which
+        one = self.answer if not (self.old and self.new) and relation.answer in self.answer else frozenset()
+        expected = PLACES if relation.answer == "place" else {relation.answer}
+        return next((kind for kind in _ASKED_BY_NAME if kind in one & expected), "")
 
 
-def recognize(core: str, kinds: Kinds) -> tuple[Relation, str, bool] | None:
+def recognize(core: str, kinds: Kinds, *, longer: bool = False) -> tuple[Relation, str, bool] | None:
     """The relation of the table that is worded so.
 
     Args:
         core: A prompt without its frame, with `{}` for its subject.
         kinds: Tell apart what reads alike: "{} was founded in" a city, or in a year.
+        longer: Whether `{}` stands for more than the subject, as for "the Nike logo", which is no company.
 
     Returns:
         The relation, what "which …" asks for in the prompt, and whether it is in the past; None for no wording of the
@@ -73,9 +85,27 @@ def recognize(core: str, kinds: Kinds) -> tuple[Relation, str, bool] | None:
     if vague and best <= 0:
         return None
     relation, which, past = ranked[0]
+    if _better_made(core, relation, frozenset() if longer else kinds.subject - {"year"}):
+        return None
     # "{} was employed in"; not "{} was written by", whose author still is the author.
     past = past or bool(re.search(r"\b(?:was|were|did|had|used to|found|took|spoke|worked)\b(?!.* by\b)", key))
     return relation, which, past
+
+
+def _better_made(core: str, relation: Relation, subject: frozenset[str]) -> bool:
+    """Whether a relation of the prompt's own noun or verb fits better than one of the table.
+
+    So it is where the subject is known to be something else, as the Taj Mahal is no software that somebody built; and
+    where nothing is known of it and the verb is not the one that names the relation, as whatever is written is most
+    likely a book, but what is started need not be a company.
+    """
+    made, _ = made_from(core)
+    if not made.training.questions or not relation.of:
+        return False
+    if subject:
+        return not subject & set(relation.of)
+    named_by = re.fullmatch(r"Who [\w ]+ \{\}\?", relation.training.questions[0])
+    return bool(named_by and not made.training.nouns and made.training.questions[0] != named_by[0])
 
 
 def _worded(key: str) -> list[tuple[Relation, str, bool]]:
