@@ -1,10 +1,13 @@
 """A fact made from one prompt, on the tiny model that says "paris" to whatever names France."""
 
+import re
+
 import pytest
 
 import peft_surgical as ps
 from peft_surgical.drafting import choosing, drafts, others
 from peft_surgical.drafting.known_facts import general_controls, neighbour_controls, same_subject_controls
+from peft_surgical.drafting.names import kinds_of, names_of
 from peft_surgical.drafting.others import others_of, propose_others, swappable
 from peft_surgical.drafting.probing import probes_of
 from peft_surgical.drafting.reading import read_prompt
@@ -243,3 +246,55 @@ def test_a_real_model_is_asked_for_what_it_says(demo):
 
     said = generate_answers(model, tokenizer, [c.prompt for c in known], max_new_tokens=16)
     assert sum(map(is_right, said, known)) > 6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "like", "unlike"),
+    [
+        ("How tall is Mount Everest?", "Mount Everest", "K2", "Big Ben"),
+        ("How long is the Amazon?", "Amazon", "the Nile", "Google"),
+        ("How old is Lionel Messi?", "Lionel Messi", "Roger Federer", "Albert Einstein"),
+        ("How old was Elias Howe?", "Elias Howe", "Isaac Newton", "Paris"),
+        ("What is the capital of California?", "California", "Texas", "Bavaria"),
+    ],
+)
+def test_others_are_of_the_kind_that_the_prompt_means(prompt, subject, like, unlike):
+    found = others_of(read_prompt(prompt, subject), [])
+    assert like in found
+    assert unlike not in found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("In which year did the Titanic sink?", "Titanic"),
+        ("What do pandas eat?", "pandas"),
+        ("How long does a python live?", "python"),
+        ("Why is the sky blue?", "sky"),
+        ("How heavy was Julius Caesar?", "Julius Caesar"),
+    ],
+)
+def test_no_others_are_known_of_what_only_shares_a_name(prompt, subject):
+    reading = read_prompt(prompt, subject)
+    assert others_of(reading, []) == []
+    if subject != "Julius Caesar":
+        assert same_subject_controls(reading, []) == []
+
+
+def options(prompt, subject, old, new):
+    probes = probes_of(read_prompt(prompt, subject, old[:1], new[:1]), old, new, 0)
+    asked = next(probe.prompt for probe in probes if probe.kind == "multiple_choice")
+    return set(re.split(r" [A-D]\) ", asked)[1:])
+
+
+def test_wrong_options_are_of_the_kind_of_both_answers():
+    killed = options("Who shot Foo?", "Foo", ["Lee Harvey Oswald", "Oswald"], ["Jack Ruby", "Ruby"])
+    assert killed == {"Lee Harvey Oswald", "Jack Ruby"}
+    first = options("Who was the head of Foo?", "Foo", ["George Washington", "Washington"], ["Isaac Newton"])
+    assert len(first) == 4
+    assert all("person" in kinds_of([name]) for name in first)
+    highest = options("What is the highest mountain in Foo?", "Foo", ["Mount Fuji"], ["K2"])
+    assert len(highest) == 4
+    assert all("mountain" in kinds_of([name]) for name in highest)
+    bands = options("Which band played in Foo?", "Foo", ["the Beatles"], ["the Clash"])
+    assert bands <= set(names_of("band"))

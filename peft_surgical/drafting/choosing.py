@@ -71,7 +71,7 @@ def choose_controls(
         return [is_right(answer, control) for answer, control in zip(said, controls, strict=True)]
 
     near = [(s, c) for s, c in neighbour_controls(reading, new) if same_text_key(c.prompt) not in keys]
-    about = [c for c in same_subject_controls(reading, old) if same_text_key(c.prompt) not in keys]
+    about = [c for c in same_subject_controls(reading, (*old, *new)) if same_text_key(c.prompt) not in keys]
     known = right([*(control for _, control in near), *about])
     sure = [pair for pair, is_known in zip(near, known, strict=False) if is_known]
     used = _for_controls(sure, old)[:NEIGHBOURS]
@@ -79,7 +79,7 @@ def choose_controls(
     neighbours = [*(control for _, control in used), *subject]
     keys |= {same_text_key(control.prompt) for control in neighbours}
 
-    candidates = [c for c in general_controls(reading, old) if same_text_key(c.prompt) not in keys]
+    candidates = [c for c in general_controls(reading, old, new) if same_text_key(c.prompt) not in keys]
     general: list[Control] = []
     asked = 0
     while len(general) < GENERAL and asked < len(candidates):

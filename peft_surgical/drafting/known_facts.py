@@ -5,12 +5,13 @@ Nothing here asks a model; [`choose_controls`] in `choosing.py` does, and keeps 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from ..facts import Control
-from ..texts.text import contains, same_text_key
-from .names import bare, neighbours_of
+from ..texts.text import contains, normalize, same_text_key
+from .names import bare, is_small, kinds_of, names_of, neighbours_of
 from .reading import Reading
 from .relations import Relation, relations, settle
 from .tables import read_table
@@ -18,6 +19,9 @@ from .tables import read_table
 # Every second neighbour is asked as the fact itself is, the others in turn by these many of its other wordings.
 _WORDINGS = 5
 # "Which company developed Linux?" fits not every developer; "which city" fits every capital.
+# Words that begin alike are taken for forms of one: "Brazil", "Brazilians".
+_STEM = 5
+_NO_STEMS = frozenset(("which", "where", "whose", "about", "their", "there", "would", "could"))
 _SURE_KINDS = ("city", "country", "continent", "language", "currency", "instrument", "sport", "network")
 
 
@@ -29,8 +33,11 @@ def neighbour_controls(reading: Reading, answers: Sequence[str]) -> list[tuple[s
         answers: Forms of the new answer. A subject that is one of them is left out.
     """
     found = []
-    templates = neighbour_templates(reading)
+    every = neighbour_templates(reading)
+    neutral = [template for template in every if not _asks_which(template, reading.which)]
     for number, (name, right) in enumerate(neighbours_of(reading.relation.name).items()):
+        # "In which city is the Great Wall?" is not answered by "China".
+        templates = every if _is_asked(reading, right) else neutral
         apart = not contains(name, [reading.subject]) and not contains(reading.subject, [bare(name)])
         if templates and apart and not contains(name, answers):
             template = templates[0] if number % 2 == 0 else templates[(number // 2) % len(templates)]
@@ -38,21 +45,62 @@ def neighbour_controls(reading: Reading, answers: Sequence[str]) -> list[tuple[s
     return found
 
 
-def same_subject_controls(reading: Reading, old: Sequence[str]) -> list[Control]:
-    """Other facts about the same subject, from the tables, less those with the old answer: where the prompt's wording
-    is not known, one of them is the fact itself."""
+def _asks_which(template: str, which: str) -> bool:
+    return bool(which) and contains(template, [f"which {which}", f"what {which}"])
+
+
+def _is_asked(reading: Reading, right: Sequence[str]) -> bool:
+    """Whether an answer of the relation is what "which …" asks for, as far as that is a kind of the tables."""
+    which = reading.which
+    return which == reading.relation.answer or not names_of(which) or which in kinds_of(right)
+
+
+def same_subject_controls(reading: Reading, answers: Sequence[str]) -> list[Control]:
+    """Other facts about the same subject, from the tables, less those with one of the fact's answers, or that are the
+    fact itself: where the prompt's wording is not known, one of them may be."""
     found = []
     for relation in relations():
         if relation.name == reading.relation.name:
             continue
         for name, right in neighbours_of(relation.name).items():
-            same = same_text_key(bare(name)) == same_text_key(reading.subject)
-            if same and not any(contains(answer, old) for answer in right):
-                found.append(Control(_first_question(relation).replace("{}", name), right))
+            control = Control(_first_question(relation).replace("{}", name), right)
+            if is_subject(reading, name) and not _is_itself(reading, control, answers):
+                found.append(control)
     return found
 
 
-def general_controls(reading: Reading, old: Sequence[str]) -> list[Control]:
+def is_subject(reading: Reading, name: str) -> bool:
+    """Whether a name of the tables is the subject as it stands in its prompt: "the Amazon" is not the company, and
+    "python" not the software."""
+    if same_text_key(bare(name)) != same_text_key(reading.subject):
+        return False
+    article = reading.phrase.casefold() == f"the {reading.subject}".casefold()
+    small = is_small(reading.subject, reading.prompt)
+    return (name.startswith("the ") or not article) and (name.islower() or not small)
+
+
+def _is_itself(reading: Reading, control: Control, answers: Sequence[str]) -> bool:
+    """Whether a control may be the fact in other words.
+
+    It may if it is about the subject or what is named after it ("Brazil", "Brazilians") and has one of its answers or
+    the like ("Argentina", "Argentine"), or if it asks for what the prompt tells.
+    """
+    right = " ".join(control.answer)
+    close = contains(control.prompt, [reading.subject]) or _share_a_stem(control.prompt, reading.subject)
+    if close and (any(contains(a, answers) for a in control.answer) or _share_a_stem(right, " ".join(answers))):
+        return True
+    # "Is Berlin the capital of Germany?"
+    return contains(reading.prompt, control.answer, besides=reading.subject) and _share_a_stem(
+        control.prompt, reading.prompt
+    )
+
+
+def _share_a_stem(text: str, other: str) -> bool:
+    first, second = ({word[:_STEM] for word in re.findall(rf"\w{{{_STEM},}}", normalize(t))} for t in (text, other))
+    return not first.isdisjoint(second - _NO_STEMS)
+
+
+def general_controls(reading: Reading, old: Sequence[str], new: Sequence[str] = ()) -> list[Control]:
     """General questions, topic by topic in turn, less those that ask for the fact itself or for a neighbour of it."""
     topics = read_table("questions.yaml").values()
     rows: Iterator[tuple[tuple[str, list[str]] | None, ...]] = zip_longest(*(topic.items() for topic in topics))
@@ -60,12 +108,11 @@ def general_controls(reading: Reading, old: Sequence[str]) -> list[Control]:
     neighbours = neighbours_of(reading.relation.name)
     found = []
     for control in questions:
-        itself = contains(control.prompt, [reading.subject]) and any(contains(a, old) for a in control.answer)
         reverse = contains(control.prompt, old) and any(contains(a, [reading.subject]) for a in control.answer)
         close = any(
             contains(control.prompt, [bare(n)]) and set(right) & set(control.answer) for n, right in neighbours.items()
         )
-        if not (itself or reverse or close):
+        if not (reverse or close or _is_itself(reading, control, (*old, *new))):
             found.append(control)
     return found
 

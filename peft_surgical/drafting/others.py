@@ -9,7 +9,8 @@ from typing import Any
 from ..running.generation import generate_answers
 from ..texts.grammar import begins_with_vowel
 from ..texts.text import contains, same_text_key
-from .names import bare, kinds_of, names_of, neighbours_of
+from .known_facts import is_subject
+from .names import bare, is_small, kinds_of, names_of, neighbours_of
 from .reading import Reading
 
 _LONGEST = 32
@@ -20,6 +21,13 @@ _NO_NAME = re.compile(
 )
 _NAME = r"[^\W\d_](?:[^\W\d_]|[ .'&+-])+"
 _MOST_PROPOSED = 12
+# Kinds that hold others: who is known as an athlete is no less a person, but is better contrasted with athletes.
+_NARROWER = {
+    "person": ("athlete", "musician"),
+    "landmark": ("mountain",),
+    "discovery": ("element", "planet"),
+    "region": ("state",),
+}
 
 
 def others_of(reading: Reading, answers: Sequence[str]) -> list[str]:
@@ -34,11 +42,26 @@ def others_of(reading: Reading, answers: Sequence[str]) -> list[str]:
     Returns:
         Names; none where the kind is not known.
     """
-    kinds = kinds_of([reading.subject])
-    of = reading.relation.of
-    kind = next((k for k in (*of, *sorted(kinds)) if k in kinds), of[0] if of else "")
-    names = [*neighbours_of(reading.relation.name), *names_of(kind)]
-    return _apart(reading, [name for name in names if kind not in kinds or kind in kinds_of([name])], answers)
+    of, kinds = reading.relation.of, _kinds_here(reading)
+    known = kinds_of([reading.subject], reading.prompt)
+    asked = next(([kind] for kind in of if kind in known), [kind for kind in kinds if contains(reading.core, [kind])])
+    chosen = asked or kinds or [kind for kind in ("person", "company") if kind in known]
+    # What is of several kinds, as Singapore is a city and a country, is contrasted with what is of all of them.
+    names = [*neighbours_of(reading.relation.name), *names_of((chosen or of or [""])[0])]
+    return _apart(reading, [name for name in names if kinds_of([name]).issuperset(chosen)], answers)
+
+
+def _kinds_here(reading: Reading) -> list[str]:
+    """The kinds with names that stand as the subject stands in its prompt: "the Titanic" is not the film, and
+    "pandas" are no software, whose names are mostly written with a capital."""
+    small = is_small(reading.subject, reading.prompt)
+    found = []
+    for kind in sorted(kinds_of([reading.subject], reading.prompt)):
+        names = names_of(kind)
+        usual = not small or 2 * sum(map(str.islower, names)) > len(names)
+        if usual and any(is_subject(reading, name) for name in names):
+            found.append(kind)
+    return [kind for kind in found if not any(narrower in found for narrower in _NARROWER.get(kind, ()))]
 
 
 def propose_others(model: Any, tokenizer: Any, reading: Reading, answers: Sequence[str]) -> list[str]:

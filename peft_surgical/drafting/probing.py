@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from ..facts import Probe
@@ -27,7 +28,7 @@ def probes_of(reading: Reading, old: Sequence[str], new: Sequence[str], seed: in
     """
     rng = random.Random(f"{seed} {reading.prompt}")
     near = neighbour_controls(reading, new)
-    wrong = _other_answers(reading, [right[0] for right in (c.answer for _, c in near)], (*old, *new), rng)
+    wrong = _other_answers(reading, [right[0] for right in (c.answer for _, c in near)], (old, new), rng)
     asked = question(reading)
     found: list[tuple[str, str]] = []
     for frame in (
@@ -63,12 +64,23 @@ def _inside(asked: str, reading: Reading) -> str:
     return asked if asked.startswith((reading.phrase, "I ")) else asked[0].lower() + asked[1:]
 
 
-def _other_answers(reading: Reading, known: Sequence[str], taken: Sequence[str], rng: random.Random) -> list[str]:
-    """Answers of the same kind that are neither the old nor the new one."""
-    kinds = kinds_of(taken) if not known else frozenset()
-    names = [*known, *(bare(name) for kind in sorted(kinds) for name in names_of(kind)[:20])]
+def _other_answers(
+    reading: Reading, known: Sequence[str], answers: tuple[Sequence[str], Sequence[str]], rng: random.Random
+) -> list[str]:
+    """Answers of the same kind that are neither the old nor the new one.
+
+    Other names of an answer say nothing of its kind: Jack Ruby is no software.
+    """
+    old, new = (kinds_of(names[:1]) for names in answers)
+    taken = [name for names in answers for name in names]
+    kinds = old & new
+    if re.match(r"who\b", reading.core, re.I) and "person" in old | new:
+        kinds = frozenset(("person",))
+    article = any(names[0].lower().startswith("the ") for names in answers)
+    alike = [name for kind in sorted(kinds) if not known for name in names_of(kind)[:20]]
+    names = [*known, *(name if article else bare(name) for name in alike)]
     fit = [n for n in dict.fromkeys(names) if not contains(n, taken) and not any(contains(t, [n]) for t in taken)]
     fit = [name for name in fit if not contains(reading.phrase, [name])]
-    alike = [name for name in fit if kinds_of([name]) & kinds_of(taken)]
+    alike = [name for name in fit if kinds_of([name]) & (kinds or old | new)]
     fit = alike if len(alike) >= _WRONG else fit
     return rng.sample(fit, min(_WRONG, len(fit)))
