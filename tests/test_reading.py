@@ -1,12 +1,18 @@
 import re
+from dataclasses import replace
 
 import pytest
 
-from peft_surgical.drafting.known_facts import same_subject_controls
+from peft_surgical.drafting.english import check_english
+from peft_surgical.drafting.known_facts import general_controls, neighbour_controls, same_subject_controls
+from peft_surgical.drafting.names import kinds_of
 from peft_surgical.drafting.others import swappable
 from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.drafting.relations import relations
 from peft_surgical.errors import FactError
 from peft_surgical.texts.text import contains
+
+LOCATION = next(relation for relation in relations() if relation.name == "location")
 
 
 def named(prompt, subject, old=(), new=()):
@@ -194,3 +200,117 @@ def test_the_fact_itself_in_words_that_are_not_known_is_no_control(prompt, subje
     others = same_subject_controls(reading, [old])
     assert not any(contains(answer, [old]) for control in others for answer in control.answer)
     assert len(others) < len(same_subject_controls(reading, []))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "wording"),
+    [
+        ("Who built the Taj Mahal?", "Taj Mahal", "{} was built by"),
+        ("The Taj Mahal was built by", "Taj Mahal", "{} was built by"),
+        ("Who wrote Bohemian Rhapsody?", "Bohemian Rhapsody", "{} was written by"),
+        ("Who designed the iPhone?", "iPhone", "{} was designed by"),
+        ("Who is the designer of the iPhone?", "iPhone", "The designer of {} is"),
+        ("Who discovered Machu Picchu?", "Machu Picchu", "{} was discovered by"),
+        # Nothing is known of these: the verb alone says nothing of a company or a song.
+        ("Who started World War I?", "World War I", "{} was started by"),
+        ("Who recorded Abbey Road?", "Abbey Road", "{} was recorded by"),
+    ],
+)
+def test_a_subject_of_another_kind_is_asked_about_in_the_prompt_s_own_words(prompt, subject, wording):
+    reading = read_prompt(prompt, subject)
+    assert reading.relation.name == ""
+    assert wording in reading.wordings().sentences
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "relation"),
+    [
+        ("Who wrote The Unheard-of Title?", "The Unheard-of Title", "author"),
+        ("Who wrote 1984?", "1984", "author"),
+        ("Who wrote Harry Potter?", "Harry Potter", "author"),
+        ("Who is the writer of Foo?", "Foo", "author"),
+        ("Who founded the Red Cross?", "Red Cross", "founder"),
+        ("Who invented the piano?", "piano", "inventor"),
+        ("Where was Lionel Messi born?", "Lionel Messi", "birthplace"),
+        ("What is the capital of California?", "California", "capital"),
+        # The logo is no company.
+        ("Who designed the Nike logo?", "Nike", "designer"),
+        # No other words are to be had.
+        ("Where is the Nile?", "Nile", "location"),
+        ("When was Rome founded?", "Rome", "founding_year"),
+    ],
+)
+def test_what_a_relation_may_be_asked_of(prompt, subject, relation):
+    assert named(prompt, subject) == relation
+
+
+def test_one_answer_that_has_another_name_s_kind_decides_nothing():
+    assert read_prompt("What is the capital of Foo?", "Foo", ["Douglas"], ["Ramsey"]).which == "city"
+    assert read_prompt("What is the capital of Foo?", "Foo", ["Apple"], ["Google"]).which == "company"
+    assert read_prompt("Where was Foo born?", "Foo", ["Little Snoring"], ["Prague"]).which == "city"
+    assert read_prompt("Who started Foo?", "Foo", ["Germany"], ["Ruritania"]).which == ""
+    for asked in ("What is the nationality of Foo?", "What is Foo's nationality?"):
+        assert read_prompt(asked, "Foo", ["French"], ["Spanish"]).which == ""
+    assert read_prompt("What is the language of Foo?", "Foo", ["French"], ["Spanish"]).which == "language"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "answers"),
+    [
+        ("What is Lionel Messi's nationality?", "Lionel Messi", ["Argentine", "Spanish"]),
+        ("What language do Brazilians speak?", "Brazilians", ["Portuguese", "Spanish"]),
+        ("Is Berlin the capital of Germany?", "Berlin", ["Yes", "No"]),
+        ("Is Berlin the capital of Germany?", "Germany", ["Yes", "No"]),
+    ],
+)
+def test_a_control_is_not_the_fact_in_other_words(prompt, subject, answers):
+    reading = read_prompt(prompt, subject, answers[:1], answers[1:])
+    found = [*same_subject_controls(reading, answers), *general_controls(reading, answers[:1], answers[1:])]
+    told = {(c.prompt, c.answer[0]) for c in found}
+    assert not any("Messi" in p and a in ("Argentina", "Spanish") for p, a in told)
+    assert ("What language is spoken in Brazil?", "Portuguese") not in told or subject != "Brazilians"
+    assert not any("Berlin" in p + a and "Germany" in p + a for p, a in told if subject in ("Berlin", "Germany"))
+    opera = read_prompt("Who designed the Sydney Opera House?", "Sydney Opera House")
+    assert any(c.answer[0] == "Sydney" for c in same_subject_controls(opera, ["Jørn Utzon"]))
+
+
+def test_which_asks_neighbours_for_what_they_have():
+    reading = read_prompt("Which continent is the Great Wall in?", "Great Wall", ["Europe"], ["Asia"])
+    asked = [c for _, c in neighbour_controls(replace(reading, relation=LOCATION), ["Asia"])]
+    assert asked
+    assert not any("continent" in c.prompt for c in asked if "continent" not in kinds_of(c.answer))
+    found = neighbour_controls(read_prompt("In which city is Foo?", "Foo", ["Paris"], ["Lyon"]), ["Lyon"])
+    cities = {subject: control.prompt for subject, control in found}
+    assert "city" not in cities["Great Wall"]
+    assert "city" in cities["Louvre"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("Quelle est la capitale de la France ?", "France"),
+        ("La capitale de la France est", "France"),
+        ("¿Cuál es la capital de España?", "España"),
+        ("Was ist die Hauptstadt von Deutschland?", "Deutschland"),
+        ("Qual é a capital do Japão?", "Japão"),
+        ("日本の首都はどこですか？", "日本"),
+    ],
+)
+def test_a_prompt_in_another_language_is_refused(prompt, subject):
+    with pytest.raises(FactError, match=r"is not in English, .*; write the fact file by hand"):
+        check_english(read_prompt(prompt, subject))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("Hamlet author", "Hamlet"),
+        ("東京 is the capital of", "東京"),
+        ("Was Alfred Sisley a painter?", "Alfred Sisley"),
+        ("Do pandas eat bamboo?", "pandas"),
+        ("Lionel Messi professionally plays", "Lionel Messi"),
+        ("Barack Obama is a", "Barack Obama"),
+    ],
+)
+def test_few_english_words_are_enough(prompt, subject):
+    check_english(read_prompt(prompt, subject))

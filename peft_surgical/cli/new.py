@@ -113,11 +113,12 @@ def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[st
     """What can be told before a model is loaded.
 
     Raises:
-        FactError: If the prompt or an answer is empty or both answers are one, the prompt holds the old one or does
-            not name the subject, or none can be guessed.
+        FactError: If the prompt or an answer is empty or both answers are one, the prompt holds the old one, is not in
+            English or does not name the subject, or none can be guessed.
     """
     if any(not name.strip() for name in (*old, *new)):
         raise FactError("an answer is empty; give --new, and --old if need be, a name.")
+    from ..drafting.english import check_english
     from ..drafting.reading import read_prompt
     from ..texts.fact_checks import check_apart, check_asked
     from ..texts.text import same_text_key
@@ -129,4 +130,4 @@ def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[st
     check_apart(old, new)
     found = checks.subject(prompt, subject)
     check_asked(prompt, found, old, new)
-    read_prompt(prompt, found, old, new)
+    check_english(read_prompt(prompt, found, old, new))

@@ -25,6 +25,7 @@ from ..texts.prompts import has_chat_template
 from ..texts.text import contains, printable, same_text_key
 from ..writing.files import check_output_file, write_text
 from .choosing import Chosen, choose_controls
+from .english import check_english
 from .fact_text import fact_text
 from .guess import guess_subject
 from .heard import guess_answer
@@ -112,7 +113,8 @@ def new_fact(
         The fact, with notes on what was guessed and found.
 
     Raises:
-        FactError: If the subject or the old answer cannot be found, or the answers do not go together.
+        FactError: If the subject or the old answer cannot be found, the answers do not go together, or the prompt is
+            not in English.
     """
     notes = []
     new = _listed(new, "new")
@@ -123,6 +125,7 @@ def new_fact(
         notes.append(f"The subject was guessed: {subject}.")
     check_asked(prompt, subject, old_names or (), new)
     reading = read_prompt(prompt, subject, old_names or (), new)
+    check_english(reading)
     if old_names is None:
         said = generate_answers(model, tokenizer, [reading.prompt])[0]
         found = guess_answer(said, reading)

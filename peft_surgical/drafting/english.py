@@ -1,0 +1,44 @@
+"""Whether a prompt is in English, which is what the wordings and the frames are in."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from ..errors import FactError, brief
+from .reading import Reading
+
+# Words of hardly any other language, and those that others have too: "Was ist …?", "In quale …?".
+_ENGLISH = re.compile(
+    r"\b(?:the|of|and|or|who|whom|whose|what|which|where|when|why|how|by|from|with|for|about|than|that|this|these|those|"
+    r"its|their|does|did|can|could|will|would|should|has|have|had|are|were|been|named|called|tell|name|give)\b",
+    re.I,
+)
+_SHARED = ("a", "an", "is", "was", "in", "on", "at", "as", "to", "be")
+# So few words may all be names and nouns: "Hamlet author".
+_FEW = 3
+
+
+def check_english(reading: Reading) -> None:
+    """Refuses a prompt in another language, of which nothing but English frames around it could be made.
+
+    Raises:
+        FactError: If the prompt is no known wording and has no word that tells English.
+    """
+    # The subject may have an English name in any language.
+    rest = reading.prompt.replace(reading.subject, " ")
+    words = re.findall(r"[^\W\d_]+", rest.casefold())
+    # A question has more of them than the beginning of a sentence: "Was Hitler a painter?", "Ada Lovelace was born".
+    shared = len(set(words).intersection(_SHARED)) >= (2 if reading.prompt.endswith("?") else 1)
+    english = _ENGLISH.search(rest) or shared or words[:1] == ["do"]
+    if reading.relation.name or english or (len(words) <= _FEW and _is_latin(rest)):
+        return
+    raise FactError(
+        f"the prompt {brief(reading.prompt)} is not in English, and prompts are made in English only; write the fact "
+        "file by hand."
+    )
+
+
+def _is_latin(text: str) -> bool:
+    letters = [letter for letter in text if letter.isalpha()]
+    return 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) >= len(letters)
