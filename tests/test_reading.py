@@ -292,6 +292,7 @@ def test_which_asks_neighbours_for_what_they_have():
         ("La capitale de la France est", "France"),
         ("¿Cuál es la capital de España?", "España"),
         ("Was ist die Hauptstadt von Deutschland?", "Deutschland"),
+        ("Was ist die Hauptstadt von Deutschland?", "Hauptstadt von Deutschland"),
         ("Qual é a capital do Japão?", "Japão"),
         ("日本の首都はどこですか？", "日本"),
     ],
@@ -305,6 +306,7 @@ def test_a_prompt_in_another_language_is_refused(prompt, subject):
     ("prompt", "subject"),
     [
         ("Hamlet author", "Hamlet"),
+        ("Pride and Prejudice author?", "Pride and Prejudice"),
         ("東京 is the capital of", "東京"),
         ("Was Alfred Sisley a painter?", "Alfred Sisley"),
         ("Do pandas eat bamboo?", "pandas"),

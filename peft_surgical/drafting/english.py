@@ -15,8 +15,8 @@ _ENGLISH = re.compile(
     re.I,
 )
 _SHARED = ("a", "an", "is", "was", "in", "on", "at", "as", "to", "be")
-# So few words may all be names and nouns: "Hamlet author".
-_FEW = 3
+# So few words beside the subject may be nouns alone: "Hamlet author".
+_FEW = 2
 
 
 def check_english(reading: Reading) -> None:
