@@ -351,7 +351,7 @@ def test_any_file_gives_a_fact_or_a_fact_error(tmp_path_factory, text, draw):
         ("What is on the flag of Canada?", "Canada", "what is on the flag of Canada"),
         ("Who was killed by Brutus?", "Brutus", "who was killed by Brutus"),
         ("Which is the largest city in Spain?", "Spain", "which is the largest city in Spain"),
-        ("Where is it legal to gamble in Spain?", "Spain", "about Spain"),
+        ("Where is it legal to gamble in Spain?", "Spain", "where it is legal to gamble in Spain"),
         ("Who is the Manchester United manager?", "Manchester United", "who the Manchester United manager is"),
         ("Who discovered Will-o'-the-wisp?", "Will-o'-the-wisp", "who discovered Will-o'-the-wisp"),
         ("Who is PyTorch?", "PyTorch", "who PyTorch is"),

@@ -47,7 +47,7 @@ def _clause(question: str) -> str | None:
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Where a subject may stand, likely places first; with its article where the sentence begins with it."""
-    last = re.search(rf"^(?i:what|who|how)\b.* {_OF} {_ARTICLE}(?P<noun>{_NOUN})$", text)
+    last = re.search(rf"^(?i:what|who|how (?:many|much))\b.* {_OF} {_ARTICLE}(?P<noun>{_NOUN})$", text)
     if (
         last
         and not re.search(rf"\b{_BEHIND}", last["noun"])

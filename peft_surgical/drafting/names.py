@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 
-from ..texts.text import contains, same_text_key
+from ..texts.text import contains, same_text_key, without_accents
 from .relations import relations
 from .tables import read_table
 
@@ -95,7 +95,8 @@ def aliases(name: str, *, person: bool = False, asked: str = "") -> tuple[str, .
         found.append(family)
     distinct: dict[str, str] = {}
     for other in found:
-        distinct.setdefault(same_text_key(other), other)
+        # Accents make no difference to what counts.
+        distinct.setdefault(without_accents(same_text_key(other)), other)
     return tuple(distinct.values())
 
 
