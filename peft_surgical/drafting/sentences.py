@@ -45,7 +45,7 @@ def inner_statement(reading: Reading, answer: str) -> str | None:
     if template is None:
         return None
     first = template.split(" ")[0]
-    if first in ("The", "In", "On", "As", "By", "A", "An"):
+    if first in ("The", "In", "On", "As", "By", "A", "An", "What"):
         template = template[0].lower() + template[1:]
     return f"{reading.inside(template)} {answer}"
 
