@@ -178,7 +178,8 @@ def test_the_model_carries_both_adapters_afterwards(edited, model_folder):
 def test_the_same_seed_gives_the_same_edit(edited, model_folder, tmp_path):
     out, _, report = edited
     _, again = rewrite(model_folder, tmp_path / "out")
-    assert replace(again, seconds={}, training={}) == replace(report, seconds={}, training={})
+    told = {"seconds": {}, "training": {}, "settings": {}}
+    assert replace(again, **told) == replace(report, **told)
     for name in FOLDERS:
         weights = [(folder / name / "adapter_model.safetensors").read_bytes() for folder in (out, tmp_path / "out")]
         assert weights[0] == weights[1]
