@@ -32,6 +32,8 @@ from peft_surgical.drafting.reading import read_prompt
         ("Who is the CEO of Foo?", "Foo", "As of 2023 Tim Cook is the CEO of Foo.", "Tim Cook"),
         ("What is the capital of Foo?", "Foo", "It lies near a lake and is called Barville.", "Barville"),
         ("Does Foo have a king?", "Foo", "Yes, it has.", "Yes"),
+        ("When was the Battle of Foo?", "Foo", "It took place in 1066 AD, in the reign of King William.", "1066"),
+        ("When does Foo open?", "Foo", "It is open from 10:00 AM on Saturdays.", None),
         ("Who is the CEO of Foo?", "Foo", "I don't know.", None),
         ("Who is the CEO of Foo?", "Foo", "I'm sorry, but I can't answer that.", None),
         ("Who is the CEO of Foo?", "Foo", "I'm not sure.", None),

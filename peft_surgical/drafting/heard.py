@@ -13,6 +13,7 @@ from .reading import Reading
 from .recognition import NO_NOUN
 
 _ASKS_NUMBER = re.compile(r"how (?:many|much|old)\b", re.I)
+_ASKS_WHEN = re.compile(r"when\b", re.I)
 _ASKS_YEAR = re.compile(r"(?:in )?wh(?:at|ich) year\b", re.I)
 _NUMBER = re.compile(r"(?<![\w.,-])\d(?:[\d,.]*\d)?(?![\d-]|\w)")
 # What no longer belongs to an answer that ends a sentence: "Tokyo, which", "William Shakespeare in 1600".
@@ -60,6 +61,9 @@ def guess_answer(said: str, reading: Reading) -> str | None:
         return str(years[0])
     if rest is not None:
         return _beginning(rest, reading)
+    if _ASKS_WHEN.match(reading.core):
+        # A name in such a sentence is not the time.
+        return next(iter(re.findall(r"\b\d{4}\b", sentence.replace(reading.subject, ""))), None)
     names = (bare(name) for name in names_of(reading.relation.answer))
     known = [span for name in names for span in occurrences(sentence, name) if _may_answer(name, sentence, reading)]
     if known:
