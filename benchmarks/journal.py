@@ -146,7 +146,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def weights_digest(model: Any) -> str:
-    """A hash of a bare model's weights: names do not tell two files of one name apart."""
+    """A hash of a bare model's weights: names do not tell two files of one name apart.
+
+    That of the answers' cache counts the versions' code, too, by which rows of one file may differ.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())

@@ -33,6 +33,7 @@ from .staging.recipe import Recipe
 from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
+from .tuner.resolve import check_granularity
 from .writing.claims import claimed
 from .writing.files import write_text
 
@@ -237,8 +238,7 @@ def _check_selection(
     if selection is not None:
         if limited:
             raise SelectionError("a selection and top, heads, mlps or budget exclude each other.")
-        if granularity == "module" and selection.neurons:
-            raise SelectionError("the granularity 'module' scales whole modules, and the selection names neurons.")
+        check_granularity(granularity, selection.neurons)
         selection.check(ModelShape.from_config(model.config))
     if budget is not None and granularity == "module":
         raise SelectionError("a budget and the granularity 'module' exclude each other: components share modules.")

@@ -21,7 +21,7 @@ from torch import nn
 
 from .errors import FactError, ModelError, ScorerError, brief, said
 from .facts import Fact, TrainingFact
-from .localizing.bridge import left_as_found, without_autocast, wrap
+from .localizing.bridge import left_as_found, wrap
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair, corrupt, template_ids
@@ -32,6 +32,7 @@ from .localizing.specs import ScorerSpec
 from .plugins import Catalogue, PluginWarning, load_scorers
 from .profiling import phase
 from .progress import progress_bar
+from .running.precision import without_autocast
 from .selection import Selection
 from .sites import ModelShape
 from .texts.text import printable

@@ -5,9 +5,15 @@ import torch
 from torch import nn
 
 from peft_surgical.errors import ModelError
+from peft_surgical.localization import localize
 from peft_surgical.localizing.bridge import left_as_found, wrap
 
+from .localizing import capital, word_tokenizer
 from .tiny import FAMILIES, tiny_ids, tiny_model
+
+
+def scores(model):
+    return localize(model, word_tokenizer(), capital(), ["logit_drop"], progress=False).scores["logit_drop"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,3 +204,19 @@ def test_a_model_that_cannot_be_copied_is_refused():
 def test_a_model_of_float64_is_refused(family):
     with pytest.raises(ModelError, match=r"weights are float64 \(.*\); localize in float32"):
         wrap(tiny_model(family).double())
+
+
+def test_a_hook_on_a_projection_of_its_own_is_part_of_the_model():
+    hooked, doubled = tiny_model("llama"), tiny_model("llama")
+    hooked.model.layers[1].mlp.down_proj.register_forward_hook(lambda module, args, output: output * 2)
+    with torch.no_grad():
+        doubled.model.layers[1].mlp.down_proj.weight *= 2
+    found, expected = (scores(model) for model in (hooked, doubled))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_hook_on_a_fused_projection_is_refused_before_anything_is_scored():
+    model = tiny_model("phi3")
+    model.model.layers[1].self_attn.qkv_proj.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ModelError, match="TransformerLens computes something else than this model"):
+        scores(model)

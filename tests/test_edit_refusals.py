@@ -62,7 +62,7 @@ def test_a_folder_that_holds_no_adapter_is_not_taken_for_an_earlier_edit_s(work,
         (
             {"selection": Selection(("L1.mlp",), neurons={"L1.mlp": ((0, 2),)}), "granularity": "module"},
             SelectionError,
-            "scales whole modules, and the selection names neurons",
+            "scales whole modules, and neurons are chosen",
         ),
         (
             {"granularity": "neuron", "neurons": 99},

@@ -4,11 +4,7 @@ from peft_surgical.texts.grammar import (
     as_clause,
     is_question,
     noun_behind_subject,
-    participle,
-    past_of_participle,
-    past_tense,
     takes_possessive,
-    third_person,
 )
 
 
@@ -108,49 +104,6 @@ def test_as_clause(question, clause):
 )
 def test_is_question(text, asks):
     assert is_question(text) is asks
-
-
-@pytest.mark.parametrize(
-    ("verb", "past"),
-    [
-        ("cost", "cost"),
-        ("overcome", "overcame"),
-        ("undergo", "underwent"),
-        ("upset", "upset"),
-        ("hurt", "hurt"),
-        ("split", "split"),
-        ("quit", "quit"),
-        ("bet", "bet"),
-        ("rebuild", "rebuilt"),
-        ("prefer", "preferred"),
-        ("admit", "admitted"),
-        ("commit", "committed"),
-        ("occur", "occurred"),
-        ("refer", "referred"),
-        ("offer", "offered"),
-        ("limit", "limited"),
-        ("enter", "entered"),
-    ],
-)
-def test_past_tense(verb, past):
-    assert past_tense(verb) == past
-
-
-def test_verbs():
-    pasts = {
-        "write": "wrote",
-        "die": "died",
-        "study": "studied",
-        "stop": "stopped",
-        "play": "played",
-        "visit": "visited",
-    }
-    assert {verb: past_tense(verb) for verb in pasts} == pasts
-    thirds = {"study": "studies", "have": "has", "play": "plays", "teach": "teaches", "go": "goes", "speak": "speaks"}
-    assert {verb: third_person(verb) for verb in thirds} == thirds
-    assert (participle("wrote"), participle("developed"), participle("blue")) == ("written", "developed", None)
-    assert (past_of_participle("written"), past_of_participle("painted")) == ("wrote", "painted")
-    assert past_of_participle("blue") is None
 
 
 def test_noun_behind_subject():

@@ -211,22 +211,6 @@ def test_the_callers_default_dtype_changes_nothing(tokenizer, dtype, contrast):
     same_scores(found, expected)
 
 
-def test_a_hook_on_a_projection_of_its_own_is_part_of_the_model(tokenizer):
-    hooked, doubled = tiny_model("llama"), tiny_model("llama")
-    hooked.model.layers[1].mlp.down_proj.register_forward_hook(lambda module, args, output: output * 2)
-    with torch.no_grad():
-        doubled.model.layers[1].mlp.down_proj.weight *= 2
-    found, expected = (run(model, tokenizer, "logit_drop") for model in (hooked, doubled))
-    torch.testing.assert_close(vector(found, "logit_drop"), vector(expected, "logit_drop"))
-
-
-def test_a_hook_on_a_fused_projection_is_refused(tokenizer):
-    model = tiny_model("phi3")
-    model.model.layers[1].self_attn.qkv_proj.register_forward_hook(lambda module, args, output: output * 2)
-    with pytest.raises(ModelError, match="TransformerLens computes something else than this model"):
-        run(model, tokenizer, "logit_drop")
-
-
 @pytest.mark.parametrize(
     "config", [LoraConfig(target_modules=["q_proj"]), IA3Config(target_modules=["v_proj"], feedforward_modules=[])]
 )

@@ -271,55 +271,6 @@ def test_what_is_refused():
     assert fingerprint(lora) == before
 
 
-@pytest.mark.parametrize("around", [torch.no_grad, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
-def test_what_is_around_a_stage_changes_nothing_of_it(around):
-    first = first_stage()
-    second = second_stage(first)
-    with around():
-        again = first_stage()
-        both = second_stage(again)
-        assert torch.is_grad_enabled() == (around is not torch.no_grad)
-        assert torch.is_autocast_enabled("cpu") == (around is not torch.no_grad)
-    assert both.record.loss == second.record.loss
-    assert same(deltas(both.model), deltas(second.model))
-
-
-def test_a_model_that_is_compiled_in_place_is_trained_as_it_is():
-    model = tiny_model("llama")
-    model.compile(backend="eager")
-    first = first_stage(model=model)
-    second, plain = second_stage(first), second_stage(first_stage())
-    assert same(deltas(second.model), deltas(plain.model))
-    assert torch.equal(logits(second.model), logits(plain.model))
-
-
-def test_a_model_that_is_wrapped_by_compile_is_refused():
-    message = r"wrapped by torch\.compile; put the adapter on the model before compiling it"
-    with pytest.raises(ModelError, match=message):
-        first_stage(model=torch.compile(tiny_model("llama"), backend="eager"))
-    first = first_stage()
-    with pytest.raises(ModelError, match=message):
-        second_stage(replace(first, model=torch.compile(first.model, backend="eager")))
-
-
-def test_inference_mode_is_refused():
-    model = tiny_model("llama")
-    with torch.inference_mode(), pytest.raises(ModelError, match=r"under torch\.inference_mode"):
-        first_stage(model=model)
-    assert not any(isinstance(module, SurgicalIA3Layer) for module in model.modules())
-
-
-def test_adapters_that_are_switched_off_are_refused():
-    first = first_stage()
-    with first.model.disable_adapter(), pytest.raises(AdapterError, match="adapters are switched off"):
-        second_stage(first)
-    first.model.base_model.disable_adapter_layers()
-    with pytest.raises(AdapterError, match=r"enable_adapter_layers\(\), or leave disable_adapter\(\), first"):
-        second_stage(first)
-    first.model.base_model.enable_adapter_layers()
-    assert second_stage(first).model.active_adapters == ["unlearn", "learn"]
-
-
 def test_an_idle_adapter_stays_idle():
     model = tiny_peft()
     model.add_adapter("idle", config(["L0.mlp"]))

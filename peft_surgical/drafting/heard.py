@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from ..measuring.metrics import sounds_unsure
-from ..texts.grammar import participle
 from ..texts.text import Span, contains, normalize, occurrences
+from ..texts.verbs import participle
 from .capitals import TITLES, names_in
 from .names import PEOPLE, bare, kinds_of, names_of, neighbours_of
 from .reading import Reading
@@ -63,7 +63,8 @@ def guess_answer(said: str, reading: Reading) -> str | None:
         return _beginning(rest, reading)
     if _ASKS_WHEN.match(reading.core):
         # A name in such a sentence is not the time.
-        return next(iter(re.findall(r"\b\d{4}\b", sentence.replace(reading.subject, ""))), None)
+        year = re.search(r"\b\d{4}\b", sentence.replace(reading.subject, ""))
+        return year[0] if year else None
     names = (bare(name) for name in names_of(reading.relation.answer))
     known = [span for name in names for span in occurrences(sentence, name) if _may_answer(name, sentence, reading)]
     if known:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..texts.grammar import SUBJECT, participle, past_of_participle, spelled_out
+from ..texts.grammar import SUBJECT, spelled_out
 from ..texts.text import same_text_key
+from ..texts.verbs import participle, past_of_participle
 from .frames import NOUN, forms_of
 from .names import PLACES
 from .plurals import in_singular

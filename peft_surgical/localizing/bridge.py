@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, said
 from ..running.modes import evaluating
-from ..running.precision import float32_arithmetic
+from ..running.precision import float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
 from ..sites import ModelShape, check_layout
 
@@ -85,16 +85,6 @@ def wrap(model: nn.Module) -> TransformerBridge:
     bridge.eval()
     _check_same(model, skeleton)
     return bridge
-
-
-@contextmanager
-def without_autocast(model: nn.Module) -> Iterator[None]:
-    """Sets the caller's autocast aside: scores that are said to be of float32 would be of half precision."""
-    with ExitStack() as stack:
-        for kind in {parameter.device.type for parameter in model.parameters()}:
-            if torch.amp.is_autocast_available(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 @contextmanager

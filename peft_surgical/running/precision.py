@@ -1,4 +1,4 @@
-"""float32 arithmetic on half-precision weights, without a float32 copy of the model.
+"""The precision that numbers are computed in: float32 on half-precision weights, and no caller's autocast.
 
 bfloat16 ranks exact patching effects badly: an effect is the small difference of two large logits (figures are in
 docs/measurements/speed.md). Under [`float32_arithmetic`] each operation sees its half-precision tensors as float32,
@@ -8,10 +8,11 @@ one weight matrix at a time. It is for forward passes without a graph, since a g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -51,4 +52,15 @@ def float32_arithmetic(dtype: torch.dtype) -> Iterator[None]:
         with torch.no_grad(), _Widen():
             yield
     else:
+        yield
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Sets the caller's autocast aside, on each kind of device that the model is on and on the processor: what is said
+    to be computed in float32 would be in half precision."""
+    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
+    with ExitStack() as stack:
+        for kind in filter(torch.amp.is_autocast_available, kinds - {"meta"}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield

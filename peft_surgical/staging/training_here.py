@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError
+from ..running.precision import without_autocast
 from ..sites import check_uncompiled
 
 
@@ -30,11 +31,6 @@ def training_here(model: Any) -> Iterator[None]:
             "the model's adapters are switched off, and a stage trains on top of them; call enable_adapter_layers(),"
             " or leave disable_adapter(), first."
         )
-    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
-    with ExitStack() as modes:
-        modes.enter_context(torch.enable_grad())
-        # Training stands on the modules' forwards, which a compiled model does not call.
-        modes.enter_context(torch.compiler.set_stance("force_eager"))
-        for kind in filter(torch.amp.is_autocast_available, sorted(kinds - {"meta"})):
-            modes.enter_context(torch.autocast(kind, enabled=False))
+    # Training stands on the modules' forwards, which a compiled model does not call.
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), without_autocast(model):
         yield

@@ -15,11 +15,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .verbs import PAST_OF, is_bare, place_of_verb
-from .verbs import participle as participle
-from .verbs import past_of_participle as past_of_participle
-from .verbs import past_tense as past_tense
-from .verbs import third_person as third_person
+from .verbs import PAST_OF, is_bare, past_tense, place_of_verb, third_person
 
 SUBJECT = "{}"
 
