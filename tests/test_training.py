@@ -223,6 +223,12 @@ def test_nothing_to_retain_and_no_step_to_take():
     assert fingerprint(task.model) == before
 
 
+@pytest.mark.parametrize(("near", "batches"), [(0, {"near_batch": 5}), (2, {"near_batch": 0})])
+def test_no_divergence_is_told_of_what_no_step_looked_at(near, batches):
+    record = Task().train(Recipe(steps=2, far_batch=0, **batches), near=near)
+    assert (record.steps, record.kl) == (2, None)
+
+
 def test_what_is_retained_holds_the_model_back():
     kl = {}
     for weight in (0.0, 50.0):

@@ -103,6 +103,7 @@ def train(
     fact_order = endless(range(len(fact_rows)), rng)
     near_order = endless(range(near), rng)
     far_order = endless(range(near, len(retain_rows)), rng)
+    near_batch, far_batch = min(recipe.near_batch, near), min(recipe.far_batch, len(retain_rows) - near)
     latest = [math.inf] * len(fact_rows)
     smooth_kl: float | None = None
     reached = False
@@ -111,10 +112,7 @@ def train(
     with progress_bar(recipe.steps, description, enabled=progress) as bar:
         while step < recipe.steps:
             facts = list(islice(fact_order, min(recipe.fact_batch, len(fact_rows))))
-            retains = [
-                *islice(near_order, min(recipe.near_batch, near)),
-                *islice(far_order, min(recipe.far_batch, len(retain_rows) - near)),
-            ]
+            retains = [*islice(near_order, near_batch), *islice(far_order, far_batch)]
             for parameter in parameters:
                 parameter.grad = None
             nll, kl = _backward(workers, facts, retains, fact_rows, retain_rows, retain_base, recipe, tokens)
@@ -143,7 +141,7 @@ def train(
         steps=step,
         loss=sum(seen) / len(seen) if seen else math.inf,
         worst=max(seen, default=math.inf),
-        kl=smooth_kl if retain_rows else None,
+        kl=smooth_kl if near_batch + far_batch else None,
         reached=reached,
         seconds=round(time.perf_counter() - started, 2),
         compute_dtype=str(runner.model.dtype).removeprefix("torch."),
