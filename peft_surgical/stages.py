@@ -243,6 +243,8 @@ def _stage(
         scaled = trained_layers(working, name)
         with plain_attention(working):
             runner.add([row.ids for row in every])
+            # What is kept is the base's, which earlier stages have left; the metric is of changes from there, too.
+            activate(working, [name], trainable=[name])
             retained = measure_retained(
                 runner,
                 working,
@@ -256,6 +258,7 @@ def _stage(
                 seed=seed,
                 progress=progress,
             )
+            activate(working, [*before, name], trainable=[name])
             parameters = [layer.surgical_ia3_delta[name] for layer in scaled]
             frozen = [layer.others_scale(name, before).detach() for layer in scaled]
             record = train(

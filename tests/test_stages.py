@@ -194,6 +194,26 @@ def test_what_is_retained_is_the_bases_own_whichever_stage_works_it_out():
         torch.testing.assert_close(mine.log_probs, theirs.log_probs, atol=1e-5, rtol=1e-5)
 
 
+def test_what_is_retained_is_worked_out_where_the_base_is():
+    given = second_stage(first_stage())
+    found = second_stage(first_stage(), retained=None)
+    curvatures = (stage.retained.curvature.gradients for stage in (given, found))
+    for theirs, mine in zip(*curvatures, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    expected = of(given.model, "learn")
+    assert all(torch.allclose(own, expected[name], atol=2e-3) for name, own in of(found.model, "learn").items())
+
+
+def test_whole_modules_of_an_earlier_adapter_are_no_part_of_the_base():
+    model = get_peft_model(tiny_model("llama"), config(modules_to_save=["lm_head"]), adapter_name="mine")
+    model.get_output_embeddings().modules_to_save["mine"].weight.data.mul_(3)
+    stage = learn(model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
+    base = tiny_model("llama")
+    for row, distribution in zip(stage.retained.kept.rows, stage.retained.base, strict=True):
+        expected = logits(base, torch.tensor([row.ids]))[0, row.answer_start - 1 : -1]
+        assert distribution.kl(expected).abs().max() < 1e-4
+
+
 def test_training_sees_the_training_fact_only():
     expected = of(first_stage().model, "unlearn")
     assert same(of(first_stage(fact=FACT.training).model, "unlearn"), expected)
