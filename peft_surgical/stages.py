@@ -143,7 +143,8 @@ def unlearn(
         config: Which coordinates get a scale.
         recipe: How to train; the stage's own in [`RECIPES`] when None.
         retained: What to keep, from an earlier stage on the same base; worked out when None.
-        seed: Decides which rows meet in a step.
+        seed: Decides which rows meet in a step, which prompts are asked about contrast subjects, and draws the signs
+            that the curvature is estimated with.
         progress: Whether to show progress bars.
 
     Returns:
@@ -185,7 +186,8 @@ def learn(
         config: Which coordinates get a scale; those of the active adapter when None.
         recipe: How to train; the stage's own in [`RECIPES`] when None.
         retained: What to keep, as the `unlearn` stage returned it; worked out when None.
-        seed: Decides which rows meet in a step.
+        seed: Decides which rows meet in a step, which prompts are asked about contrast subjects, and draws the signs
+            that the curvature is estimated with.
         progress: Whether to show progress bars.
 
     Returns:

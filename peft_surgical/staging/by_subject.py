@@ -60,8 +60,8 @@ class SubjectRecipe:
 
     Attributes:
         steps: At most so many steps.
-        length: How long a step is: the root mean square displacement that it causes by its own prediction, relative to
-            the residual stream.
+        length: How long a step is: by its own prediction, the root of the mean squared displacements that it causes,
+            relative to the residual stream, of the three kinds of what is kept, added up with their weights.
         shrink: A step's length is multiplied by it each time that the loss has risen.
         target_loss: Mean negative log-likelihood per answer token of a step's prompts, nats, at which training stops.
         batch: The fact's prompts in a step, in turn.

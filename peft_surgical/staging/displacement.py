@@ -10,7 +10,8 @@ scaled layer. C is the uncentred covariance of keys that ROME (arXiv 2202.05262)
 elementwise product with `Wᵀ W` is what a change of scales makes of it. Layers are taken as independent of each other.
 
 Where an RMS norm with gains g stands between the MLP and the residual stream (Gemma 3), it divides by the root mean
-square m of what enters it. A small change leaves it at most as long as `g ∘ W (d ∘ h) / m`, and that is what counts.
+square m of what enters it. What counts is `g ∘ W (d ∘ h) / m`: what a small change leaves it as, but for the norm's
+taking away what goes along its input, which shortens the change unless gains are unlike there.
 Where a model multiplies by a factor what its MLPs write (Granite), W is that much longer or shorter.
 """
 
