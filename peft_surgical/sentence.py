@@ -25,6 +25,7 @@ from .facts import TrainingFact, refusal_for
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .running.devices import input_device
 from .running.modes import evaluating
+from .running.suffix import read_at
 from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.training import check_finite
@@ -197,17 +198,25 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
             whole number of 0 or more.
     """
     check_counts(0, contexts=count)
-    generator = torch.Generator().manual_seed(seed)
-    made, device = [], input_device(model)
+    generator, device = torch.Generator().manual_seed(seed), input_device(model)
+    made = [encode(tokenizer, STARTS[number % len(STARTS)]) for number in range(count)]
+    lengths = [LENGTHS[number // len(STARTS) % len(LENGTHS)] for number in range(count)]
+    for ids, length in zip(made, lengths, strict=True):
+        check_row(model.config, ids, length)
+    # By what `torch.multinomial` draws, beginning after beginning, so that how many run at once decides nothing.
+    drawn = [[torch.empty(TOP).exponential_(generator=generator) for _ in range(length)] for length in lengths]
     with evaluating(model):
-        for number in range(count):
-            ids = encode(tokenizer, STARTS[number % len(STARTS)])
-            length = LENGTHS[number // len(STARTS) % len(LENGTHS)]
-            check_row(model.config, ids, length)
-            for _ in range(length):
-                logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
-                best = logits.float().cpu().topk(TOP)
-                check_finite(float(best.values[0]), model.dtype)
-                ids.append(int(best.indices[torch.multinomial(best.values.softmax(-1), 1, generator=generator)]))
-            made.append(tokenizer.decode(ids, skip_special_tokens=True).strip() + ". ")
-    return tuple(made)
+        for size in sorted({len(ids) for ids in made}):
+            alike = [i for i, ids in enumerate(made) if len(ids) == size]
+            for step in range(max(LENGTHS)):
+                if going := [i for i in alike if step < lengths[i]]:
+                    batch = torch.tensor([made[i] for i in going], device=device)
+                    last = torch.zeros(batch.shape, dtype=torch.bool, device=device)
+                    last[:, -1] = True
+                    with read_at(model.get_output_embeddings(), last):
+                        logits = model(input_ids=batch, use_cache=False).logits
+                    best = logits.float().cpu().topk(TOP)
+                    check_finite(float(best.values[:, 0].sum()), model.dtype)
+                    for i, values, tokens in zip(going, *best, strict=True):
+                        made[i].append(int(tokens[(values.softmax(-1) / drawn[i][step]).argmax()]))
+    return tuple(tokenizer.decode(ids, skip_special_tokens=True).strip() + ". " for ids in made)

@@ -6,9 +6,17 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import peft_surgical as ps
 from peft_surgical.errors import AdapterError, ArchitectureError, FactError, ModelError
-from peft_surgical.sentence import checked_aliases, learn_sentence, sample_contexts, subject_of
+from peft_surgical.sentence import (
+    LENGTHS,
+    STARTS,
+    TOP,
+    checked_aliases,
+    learn_sentence,
+    sample_contexts,
+    subject_of,
+)
 from peft_surgical.staging.by_subject import SubjectRecipe
-from peft_surgical.texts.prompts import without_template
+from peft_surgical.texts.prompts import encode, without_template
 
 from .adapters import deltas, logits
 from .conftest import fingerprint
@@ -145,6 +153,20 @@ def test_contexts_are_drawn_from_the_model_by_the_seed():
     assert made != sample_contexts(model, tokenizer, 7, 1)
     assert torch.equal(torch.get_rng_state(), rng)
     assert sample_contexts(model, tokenizer, 0, 0) == ()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_contexts_that_run_together_are_those_drawn_one_by_one(family):
+    tokenizer = without_template(small_tokenizer("byte_level", CHATML))
+    model = tiny_model(family, vocab_size=len(tokenizer)).eval()
+    generator, made = torch.Generator().manual_seed(0), []
+    for number in range(12):
+        ids = encode(tokenizer, STARTS[number % len(STARTS)])
+        for _ in range(LENGTHS[number // len(STARTS) % len(LENGTHS)]):
+            best = logits(model, torch.tensor([ids]))[0, -1].topk(TOP)
+            ids.append(int(best.indices[torch.multinomial(best.values.softmax(-1), 1, generator=generator)]))
+        made.append(tokenizer.decode(ids, skip_special_tokens=True).strip() + ". ")
+    assert sample_contexts(model, tokenizer, 12, 0) == tuple(made)
 
 
 def test_contexts_are_made_up_in_evaluation_mode():
