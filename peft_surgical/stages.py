@@ -185,7 +185,9 @@ def learn(
         fact: Only its training part is read.
         config: Which coordinates get a scale; those of the active adapter when None.
         recipe: How to train; the stage's own in [`RECIPES`] when None.
-        retained: What to keep, as the `unlearn` stage returned it; worked out when None.
+        retained: What to keep, as the `unlearn` stage returned it; worked out when None. It was chosen by that
+            stage's recipe, so what this one says of that (`neighbours`, `everyday`, `general`, `retain_tokens`) is
+            not read, nor, on the same coordinates, what it says of the curvature (`near_weight`, `draws`).
         seed: Decides which rows meet in a step, which prompts are asked about contrast subjects, and draws the signs
             that the curvature is estimated with.
         progress: Whether to show progress bars.
