@@ -263,6 +263,7 @@ def _pull(
 
 @torch.no_grad()
 def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float, most: float | None) -> None:
+    # The metric is of total scales. What is frozen below is within some hundredths of 1, and is taken for 1 here.
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     directions = metric.natural(gradients)
     # For d = -η F⁻¹g the predicted divergence is η²/2 · gᵀF⁻¹g.
