@@ -33,7 +33,7 @@ def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
     assert given["fact"] == capital()
     assert given["selection"].components == ("L2.mlp", "L0.head.1")
     assert (given["out"], given["top"], given["granularity"]) == (tmp_path / "my out", None, "module")
-    assert given["recipe"] == ps.Recipe(steps=7)
+    assert given["recipe"] == {stage: replace(own, steps=7) for stage, own in RECIPES.items()}
     assert (given["seed"], given["overwrite"], given["retention_tokens"]) == (5, True, 64)
     assert given["scorers"] == ["random", "logit_drop:measure=old"]
     assert given["progress"] is True
@@ -52,7 +52,7 @@ def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fak
     assert given["recipe"] == {stage: replace(own, pass_tokens=256) for stage, own in RECIPES.items()}
     assert (given["alone"], is_alone(), freed) == (True, False, [True])
     assert run("edit", fact_file, *options, "--low-memory", "--steps", 7).exit_code == 0
-    assert given["recipe"] == dict.fromkeys(RECIPES, ps.Recipe(steps=7, pass_tokens=256))
+    assert given["recipe"] == {stage: replace(own, steps=7, pass_tokens=256) for stage, own in RECIPES.items()}
 
 
 def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fake_model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -193,13 +194,14 @@ def edit(
         print_result(spent.table(), quiet=quiet, as_json=as_json)
 
 
-def _recipes(steps: int | None, little: bool) -> Recipe | dict[str, Recipe] | None:
-    """How the stages train, as the options say."""
-    from ..stages import low_memory
-    from ..staging.recipe import Recipe
+def _recipes(steps: int | None, little: bool) -> dict[str, Recipe] | None:
+    """How the stages train, as the options say; each as its own recipe has it otherwise."""
+    from ..stages import RECIPES, low_memory
 
-    given = None if steps is None else Recipe(steps=steps)
-    return low_memory(given) if little else given
+    recipes = low_memory() if little else RECIPES
+    if steps is None:
+        return recipes if little else None
+    return {stage: replace(own, steps=steps) for stage, own in recipes.items()}
 
 
 def _tell(
