@@ -65,6 +65,21 @@ def test_a_narrow_terminal_gets_a_list_in_which_figures_stay_whole(width):
         assert figure in text
 
 
+@pytest.mark.parametrize("width", range(62, 112, 3))
+def test_no_figure_is_broken_within_a_number(width):
+    """Intervals as long as those of a real edit: what does not fit folds between value and interval, or is a list."""
+    made = report()
+    for stage in ("unlearned", "edited"):
+        made.stages[stage]["kl_per_token"] = Figure(0.0062, 2040, 0.0056, 0.0069)
+        made.stages[stage]["perplexity_ratio"] = Figure(1.013, 2040, 1.006, 1.021)
+    text = shown(made, width=width, files=[])
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("[0.0056–0.0069]", "[1.006–1.021]", "[34–100]"):
+        assert text.split().count(word) == shown(made, width=200, files=[]).split().count(word)
+    if width >= 80:
+        assert cells(text, "answer Paris")[1:3] == ["100%", "[44–100]"]
+
+
 def test_an_unedited_model_has_no_rows_of_comparison():
     text = shown(report("base"))
     assert "answer Paris" in text

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.padding import Padding
@@ -40,7 +41,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 _NO_RATES = {"relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency"}
 RATES = frozenset(metric for _, metrics in GROUPS for metric in metrics) - _NO_RATES
 # Labels longer than this, which hold a long answer, are folded before the figures are.
-_LABEL_WIDTH = 30
+_LABEL_WIDTH, _LEAST_LABEL_WIDTH = 30, 20
 # More columns than any table needs.
 _ROOM = 10_000
 # A ratio is read by its distance from 1, a divergence by its order of magnitude.
@@ -151,10 +152,17 @@ class _Figures:
         self.rows = _rows(report)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        table = _table(self.states, self.rows)
-        # A table is never said to need more than there is, so it is asked with more room than that.
-        needed = Measurement.get(console, options.update(max_width=_ROOM), table).minimum
-        yield table if needed <= options.max_width else _list(self.states, self.rows)
+        labels = min(_LABEL_WIDTH, max((len(name) for name, _ in self.rows), default=0))
+        for folded in range(len(self.states) + 1):
+            table = _table(self.states, self.rows, labels, folded)
+            # A table is never said to need more than there is, so it is asked with more room than that.
+            needed = Measurement.get(console, options.update(max_width=_ROOM), table).maximum
+            missing = max(0, needed - options.max_width)
+            # Folding the first state, too, would fold nearly every row, so labels give way before that.
+            if missing <= (max(0, labels - _LEAST_LABEL_WIDTH) if folded >= len(self.states) - 1 else 0):
+                yield _table(self.states, self.rows, labels - missing, folded)
+                return
+        yield _list(self.states, self.rows)
 
 
 def _rows(report: Report) -> list[tuple[str, list[str]]]:
@@ -178,14 +186,18 @@ def _list(states: Sequence[str], rows: Iterable[tuple[str, list[str]]]) -> Rende
     return Group(*lines)
 
 
-def _table(states: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
+def _table(states: Sequence[str], rows: Sequence[tuple[str, list[str]]], labels: int, folded: int) -> Table:
+    """The table, with so many of its states, the last ones, folded between figures and their intervals."""
     # With one space beside the box's own, figures of three states stand beside their labels in 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.add_column("", width=min(_LABEL_WIDTH, max((len(name) for name, _ in rows), default=0)))
+    table.add_column("", width=labels)
     table.add_column("n", justify="right", no_wrap=True)
     for number, state in enumerate(states, 1):
         last = number == len(states) > 1
-        table.add_column(state, justify="right", overflow="fold", style="bold" if last else "")
+        # Left to itself, rich narrows columns below their longest word, and breaks that.
+        words = [state, *(word for _, cells in rows for cell in cells[number : number + 1] for word in cell.split())]
+        width = max(map(cell_len, words)) if number > len(states) - folded else None
+        table.add_column(state, justify="right", width=width, style="bold" if last else "")
     for name, cells in rows:
         table.add_row(Text(name, style="" if cells else "italic"), *map(Text, cells))
     return table
