@@ -256,6 +256,10 @@ def test_an_unknown_model(tmp_path, fact_file):
     [
         (ps.FactError("no token tells\nthem apart."), 2, "Error: no token tells them apart."),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "Error: cannot read or write x: No space left on"),
+        (MemoryError(), 2, "Error: there is not enough"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "Error: there is not enough"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB."), 2, "Error: there is not enough"),
+        (RuntimeError(5), 1, "Error: internal: RuntimeError: 5"),
         (ZeroDivisionError("division by zero"), 1, "Error: internal: ZeroDivisionError: division by zero"),
         (OSError(errno.EIO, "Input/output error"), 1, "Error: internal: OSError"),
     ],

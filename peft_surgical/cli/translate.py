@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from ..errors import SurgicalError, brief
+from ..errors import SurgicalError, brief, said
 from ..texts.text import printable
 
 DEBUG = "peft_surgical.debug"
@@ -113,11 +113,25 @@ def _failure(error: Exception) -> _Failure:
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         where = f" {error.filename}" if error.filename else ""
         return _Failure(f"cannot read or write{where}: {error.strerror}.", USAGE)
+    if _no_memory(error):
+        return _Failure(
+            "there is not enough memory for this model; --dtype bfloat16, or --low-memory where it is trained, takes"
+            " less.",
+            USAGE,
+        )
     message = (
         f"internal: {type(error).__name__}: {error} "
         "(this is a fault of peft-surgical; please report it with what --debug prints)"
     )
     return _Failure(message, OURS)
+
+
+def _no_memory(error: Exception) -> bool:
+    # torch has a kind of its own for some accelerators only; its processor's allocator raises a plain RuntimeError.
+    text = said(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
 
 
 def _how_to_go_on(out: Path | None) -> str:
