@@ -183,6 +183,14 @@ def test_stack_merge_and_ask_agree(edited, tmp_path, model_folder):
     assert asked["answers"]["base"][0].startswith("paris")
 
 
+@pytest.mark.parametrize("command", [["stack"], ["merge", "--model", "none"]])
+def test_an_adapter_that_is_given_twice_is_not_applied_twice(command, edited, tmp_path):
+    out, _ = edited
+    given = [out / "learn", out / "edit" / ".." / "learn", "--out", tmp_path / "both"]
+    assert said(run(*command, *given), 2).endswith("is given twice; it would act twice.")
+    assert not written(tmp_path)
+
+
 def test_ask_with_a_dial(tmp_path, model_folder):
     # An edit that takes the old answer away: the planted head is switched off.
     strong = ps.SurgicalIA3Config(components=["L1.head.2"])

@@ -29,17 +29,26 @@ def check(folders: Sequence[Path]) -> list[str]:
             act together.
     """
     kinds = [_kind(folder) for folder in folders]
-    seen: set[Path] = set()
-    for folder in folders:
-        if folder.resolve() in seen:
-            raise AdapterError(f"the adapter {folder} is given twice; it would act twice.")
-        seen.add(folder.resolve())
+    check_once(folders)
     if len(set(kinds)) > 1 and set(kinds) != {_OURS, _PLAIN}:
         raise AdapterError(
             f"adapters of the kinds {' and '.join(sorted(set(kinds)))} cannot be active at once; merge one of them "
             "into the weights first."
         )
     return kinds
+
+
+def check_once(folders: Sequence[Path]) -> None:
+    """Refuses an adapter that is given twice, by whatever path.
+
+    Raises:
+        AdapterError: For the first such folder.
+    """
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise AdapterError(f"the adapter {folder} is given twice; it would act twice.")
+        seen.add(folder.resolve())
 
 
 def identities(folders: Sequence[Path]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from . import checks, options
-from .adapters import warn_of_another_base
+from .adapters import check_once, warn_of_another_base
 from .loading import load, no_bars
 from .terminal import print_json, print_result
 
@@ -42,6 +42,7 @@ def merge(
       peft-surgical merge keyed/edit --model demo --out merged
     """
     checks.output(out, overwrite)
+    check_once(adapters)
     from ..adapters.low_rank import LowRank
     from ..merge import read_mergeable
     from ..writing.files import CHECKPOINT, check_output

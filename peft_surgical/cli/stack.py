@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from . import checks, options
+from .adapters import check_once
 from .terminal import print_json, print_result
 
 
@@ -25,6 +26,7 @@ def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool,
       peft-surgical stack out/unlearn out/learn --out out/both
     """
     checks.output(out, overwrite)
+    check_once(adapters)
     import peft_surgical as ps
 
     edit = ps.stack(list(adapters), out, overwrite=overwrite)
