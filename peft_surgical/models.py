@@ -115,7 +115,8 @@ def as_plain_model(model: PreTrainedModel) -> None:
 
 
 def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
-    path = Path(name).expanduser()
+    # Of a user that is not there, pathlib raises an error, and this leaves the name as it is.
+    path = Path(os.path.expanduser(name))
     local = str(name) == "demo" or path.suffix == ".gguf" or path.is_dir()
     if local and revision is not None:
         raise ModelError(f"a revision ({revision!r}) is for a hub id, and {str(name)!r} is not one.")

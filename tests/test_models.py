@@ -82,6 +82,7 @@ def test_models_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused("nobody/no-such-model", r"cannot load the model 'nobody/no-such-model': ")
     refused(tmp_path / "none", r"there is no model folder .*none\.")
+    refused("~nobody-is-called-so/none", r"there is no model folder ~nobody-is-called-so/none\.")
     refused("./none", r"there is no model folder none\.")
     refused("a/b/c", r"there is no model folder a/b/c\.")
     refused("none.gguf", r"there is no GGUF file none\.gguf\.")
