@@ -10,7 +10,7 @@ from torch import nn
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
 from peft_surgical.running import generation
-from peft_surgical.running.cache import FOLDER, answers_kept, kept_tensors, weights_digest
+from peft_surgical.running.cache import FOLDER, answers_kept, beside, kept_tensors, weights_digest
 from peft_surgical.running.generation import generate_ids
 
 from .adapters import add, perturb, tiny_peft
@@ -201,6 +201,12 @@ def test_files_of_tensors_stay_few_and_those_last_used_stay(tmp_path):
     assert measured == [0, 1, 2, 3, 4]
     ask(1)
     assert measured == [0, 1, 2, 3, 4, 1]
+
+
+def test_the_folder_stands_beside_whatever_the_output_is_called(tmp_path, monkeypatch):
+    (tmp_path / "out" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out")
+    assert {beside(name) for name in (".", "x/..", "../out", tmp_path / "out")} == {tmp_path / FOLDER}
 
 
 def test_edit_asks_the_base_once(tmp_path, model_folder, fact_file, computed):

@@ -152,14 +152,14 @@ def edit(
 
     from ..edit import DEFAULT_SCORERS
     from ..profiling import profiled
-    from ..running.cache import FOLDER, answers_kept
+    from ..running.cache import answers_kept, beside
     from ..running.replicas import alone
     from ..running.sharing import shard
 
     if low_memory:
         context.with_resource(alone())
     on_interrupt(context, out)
-    with profiled() as spent, answers_kept(out.parent / FOLDER):
+    with profiled() as spent, answers_kept(beside(out)):
         localization = None
         if sharded():
             names = list(scorers) or DEFAULT_SCORERS

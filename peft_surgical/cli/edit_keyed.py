@@ -83,7 +83,7 @@ def edit_keyed(
 
     from ..profiling import profiled
     from ..reporting.summary import summarize
-    from ..running.cache import FOLDER, answers_kept
+    from ..running.cache import answers_kept, beside
     from ..running.replicas import alone
     from ..stages import LOW_MEMORY_TOKENS
 
@@ -91,7 +91,7 @@ def edit_keyed(
     if low_memory:
         context.with_resource(alone())
     on_interrupt(context, out)
-    with profiled() as spent, answers_kept(out.parent / FOLDER):
+    with profiled() as spent, answers_kept(beside(out)):
         report = ps.edit_keyed(
             model,
             tokenizer,

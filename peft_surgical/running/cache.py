@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -46,6 +47,11 @@ _NOT_CONTENT = ("_name_or_path", "transformers_version")
 _NOT_COMPUTED_WITH = ("training", "gradient_checkpointing")
 
 _WHERE: ContextVar[Path | None] = ContextVar("answers", default=None)
+
+
+def beside(out: str | os.PathLike[str]) -> Path:
+    """The folder in which answers are kept for an edit's output: in its parent, be the output called `.` or `x/..`."""
+    return Path(os.path.abspath(out)).parent / FOLDER
 
 
 @contextmanager
