@@ -7,17 +7,16 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError, SurgicalError, brief, first_line
-from ..writing.files import read_json
 
 if TYPE_CHECKING:
     from ..facts import Fact
     from ..measuring.states import State
 
-_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _OURS, _PLAIN = "SURGICAL_IA3", "IA3"
 
 
@@ -53,9 +52,11 @@ def check_once(folders: Sequence[Path]) -> None:
 
 def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
     """Each adapter's folder and the SHA-256 of its weights, by which a report can tell what was measured."""
+    from ..adapters.adapter_files import WEIGHTS
+
     found = []
     for folder in folders:
-        with (folder / _WEIGHTS).open("rb") as file:
+        with (folder / WEIGHTS).open("rb") as file:
             found.append({"folder": str(folder), "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
     return found
 
@@ -74,6 +75,7 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
+    from ..adapters.adapter_files import read_config
     from ..measuring.states import adapter_state
 
     kinds = check(folders)
@@ -82,7 +84,7 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     if not folders:
         return model, {"base": nullcontext}
     for folder in folders:
-        warn_of_another_base(model, folder, read_json(folder / _CONFIG).get("base_model_name_or_path"))
+        warn_of_another_base(model, folder, read_config(folder).get("base_model_name_or_path"))
     names = [f"adapter_{number}" for number in range(1, len(folders) + 1)]
     with tempfile.TemporaryDirectory() as scratch:
         paths = list(folders)
@@ -198,22 +200,21 @@ def _labels(count: int) -> Mapping[str, int]:
 
 
 def _kind(folder: Path) -> str:
-    if not folder.is_dir():
-        raise AdapterError(f"there is no adapter folder {folder}.")
-    try:
-        config = read_json(folder / _CONFIG)
-        kind = config["peft_type"]
-        prompts, others = bool(config.get("num_virtual_tokens")), bool(config.get("adapters"))
-    except FileNotFoundError:
-        raise AdapterError(f"{folder} is not an adapter folder: it has no {_CONFIG}.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterError(f"{folder / _CONFIG} cannot be read as an adapter's configuration: {error!r}.") from error
-    if not (folder / _WEIGHTS).is_file():
-        if (folder / _PICKLE).exists():
-            raise AdapterError(
-                f"{folder} holds only a pickle ({_PICKLE}), which can run code; save it as safetensors."
-            )
-        raise AdapterError(f"{folder} has no {_WEIGHTS}.")
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    from .. import tuner  # noqa: F401 - makes the surgical kind known
+    from ..adapters.adapter_files import PICKLE, WEIGHTS, read_config
+
+    config = read_config(folder)
+    kind, prompts, others = (config.get(key) for key in ("peft_type", "num_virtual_tokens", "adapters"))
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise AdapterError(
+            f"{folder} holds an adapter of the kind {brief(kind)}, which PEFT {metadata.version('peft')} has not."
+        )
+    if not (folder / WEIGHTS).is_file():
+        if (folder / PICKLE).exists():
+            raise AdapterError(f"{folder} holds only a pickle ({PICKLE}), which can run code; save it as safetensors.")
+        raise AdapterError(f"{folder} has no {WEIGHTS}.")
     if prompts:
         raise AdapterError(
             f"{folder} holds a {kind} adapter, which adds to the prompt; only those of weights are read."
@@ -222,14 +223,15 @@ def _kind(folder: Path) -> str:
         raise AdapterError(
             f"{folder} holds a {kind} adapter, which names further ones to load; only those that are whole are read."
         )
-    return str(kind)
+    return kind
 
 
 def _check_weights(folder: Path, kind: str) -> None:
     """Reads an adapter's weights once before PEFT does, which takes whatever numbers it finds."""
+    from ..adapters.adapter_files import WEIGHTS
     from ..adapters.scale_files import read_scales, read_tensors
 
-    file = folder / _WEIGHTS
+    file = folder / WEIGHTS
     if kind in (_OURS, _PLAIN):
         read_scales(file)
         return
