@@ -78,7 +78,11 @@ _FILES = (
 @options.seed
 @options.overwrite
 @options.profile
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the fact, the options and the output, say what would be done, and stop; no model is looked at.",
+)
 @options.as_json
 @options.quiet
 @options.debug
