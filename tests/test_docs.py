@@ -1,14 +1,18 @@
 """That what the documentation says holds: its Python runs, its commands parse, its links and reference are current."""
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
 import yaml
+from transformers import OlmoConfig, OlmoForCausalLM
 
 from peft_surgical import stages
 from peft_surgical.cli import cli
@@ -265,3 +269,21 @@ def test_the_python_of_the_readme(reader, place, monkeypatch):
     # What the one call leaves and what the steps leave is the same edit.
     one, steps = (names["ps"].Edit.load(place / "readme" / path) for path in ("france_python/edit", "edit"))
     assert one.modules.keys() == steps.modules.keys()
+
+
+def test_the_command_with_an_architecture_of_ones_own(place, tmp_path):
+    tokenizer = word_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    OlmoForCausalLM(OlmoConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "my_model")
+    tokenizer.save_pretrained(tmp_path / "my_model")
+    (tmp_path / "my_package.py").write_text(
+        "import peft_surgical as ps\n"
+        "from peft_surgical.architectures import architecture_of\n"
+        "ps.register_architecture('olmo', architecture_of('llama'))\n"
+    )
+    (tmp_path / "fact.yaml").write_text((place / "examples" / "facts" / "france_capital.yaml").read_text())
+    (command,) = (text for _, text in blocks("docs/how-to/add-an-architecture.md", "bash"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    _, *arguments = shlex.split(command)
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "out" / "where" / "localization.json").is_file()
