@@ -51,10 +51,12 @@ def test_half_a_text_is_never_seen(tmp_path, monkeypatch):
 
 def test_permissions_are_the_usual_ones(tmp_path, umask):
     write_text(tmp_path / "a", "")
-    with atomic_directory(tmp_path / "d"):
-        pass
-    assert mode(tmp_path / "a") == 0o640
-    assert mode(tmp_path / "d") == 0o750
+    with atomic_directory(tmp_path / "d") as folder:
+        (folder / "inner").mkdir(mode=0o700)
+        # Safetensors makes private files.
+        (folder / "inner" / "private").touch(mode=0o600)
+    assert mode(tmp_path / "a") == mode(tmp_path / "d" / "inner" / "private") == 0o640
+    assert mode(tmp_path / "d") == mode(tmp_path / "d" / "inner") == 0o750
     assert os.umask(0o027) == 0o027
 
 

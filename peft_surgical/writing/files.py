@@ -130,7 +130,7 @@ def atomic_directory(
     try:
         yield temporary
         try:
-            os.chmod(temporary, 0o777 & ~_umask())
+            _make_usual(temporary)
             _swap(temporary, path, overwrite)
         except OSError as error:
             filled = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
@@ -144,6 +144,18 @@ def atomic_directory(
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def _make_usual(folder: Path) -> None:
+    """Gives a folder and what was written into it the usual permissions.
+
+    mkdtemp makes private folders, and safetensors private files.
+    """
+    mask = _umask()
+    for place, _, names in os.walk(folder):
+        os.chmod(place, 0o777 & ~mask)
+        for name in names:
+            os.chmod(os.path.join(place, name), 0o666 & ~mask)
 
 
 def _locked(folder: Path) -> int | None:
