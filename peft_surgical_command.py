@@ -10,7 +10,7 @@ import sys
 
 def main() -> None:
     """The console script."""
-    if "--debug" not in sys.argv and not os.environ.get("PEFT_SURGICAL_DEBUG"):
+    if "--debug" not in sys.argv and os.environ.get("PEFT_SURGICAL_DEBUG", "") in ("", "0"):
         # Where bitsandbytes is installed, PEFT imports it, and it says that its kernels for processors are not there.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -9,17 +9,24 @@ register_architecture(
         gate="mlp.w1", up="mlp.w3", mlp_out="mlp.w2",
     ),
 )
+
+An installed package has this found by naming the module that says it as an entry point in the group
+`peft_surgical.architectures`. Such modules are imported when a model of a type that is not known is met.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .errors import ArchitectureError
+from .errors import ArchitectureError, said
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+GROUP = "peft_surgical.architectures"
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,9 @@ _KNOWN: dict[str, Architecture] = {
 def register_architecture(model_type: str, architecture: Architecture) -> None:
     """Teach the module names of one more `model_type`.
 
+    An installed package that does so in a module names that as an entry point in the group
+    `peft_surgical.architectures`; it is imported when a model of a type that is not known is met.
+
     Raises:
         ArchitectureError: When the type is known already under other names.
     """
@@ -129,18 +139,30 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The module names of a model type.
+    """The module names of a model type, of an installed package's where this one does not know them.
 
     Raises:
-        ArchitectureError: When they are not known; says how to register them.
+        ArchitectureError: When they are not known; says how to register them, and which packages failed to.
     """
-    try:
-        return _KNOWN[model_type]
-    except KeyError:
+    faults = [] if model_type in _KNOWN else _ask_packages()
+    if model_type not in _KNOWN:
         raise ArchitectureError(
             f"the layout of model type {model_type!r} is not known (known: {', '.join(sorted(_KNOWN))}); "
-            "register_architecture(model_type, Architecture(...)) teaches it."
-        ) from None
+            "register_architecture(model_type, Architecture(...)) teaches it, in a module that is imported or named "
+            f"by an entry point of the group {GROUP}.{''.join(faults)}"
+        )
+    return _KNOWN[model_type]
+
+
+def _ask_packages() -> list[str]:
+    """Imports what installed packages register architectures in; says which could not be."""
+    faults = []
+    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        try:
+            point.load()
+        except (Exception, SystemExit) as error:  # whatever one package does wrong, the others are asked
+            faults.append(f" ({point.name!r}, {point.value}, failed: {type(error).__name__}: {said(error)})")
+    return faults
 
 
 def residual_factor(model: Any) -> float:

@@ -133,6 +133,9 @@ def edit(
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     limited = any(limit is not None for limit in limits.values())
     _check_selection(model, selection, granularity, limited=limited, budget=budget)
+    only_heads = heads is not None and top is None and mlps is None
+    if neurons is not None and (only_heads if selection is None else not selection.mlps):
+        raise SelectionError("no MLP is selected, and only MLPs have neurons.")
     if localization is not None and localization.shape != ModelShape.from_config(model.config):
         raise SelectionError("the localization was made on a model of other sizes; localize this one.")
     if projections is None:

@@ -77,7 +77,11 @@ def load_model(
             raise ModelError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.") from error
         raise ModelError(f"the model {name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
-        raise ModelError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
+        reason = _reason(error)
+        if "connect" in reason and not Path(source).is_dir():
+            # The name of a folder, mistyped, is taken for a hub id.
+            reason += " There is no folder of that name, either."
+        raise ModelError(f"cannot load the model {str(name)!r}: {reason}") from error
     # Of some kinds transformers makes an empty one where there is none.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"cannot load the model {str(name)!r}: {_NO_TOKENIZER}")

@@ -209,7 +209,9 @@ def test_ask_with_a_dial(tmp_path, model_folder):
     assert result.stdout.split()[:3] == ["prompt", "base", "edited"]
     lora = tmp_path / "lora"
     get_peft_model(planted(), LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(lora)
-    assert "LORA" in said(run("ask", "--model", model_folder, "--adapter", lora, "--dial", 0.5, PROMPT), 2)
+    # Told before a model is looked for.
+    refused = said(run("ask", "--model", "./none", "--adapter", lora, "--dial", 0.5, PROMPT), 2)
+    assert refused.endswith("holds a LORA adapter; --dial turns SURGICAL_IA3 and IA3 adapters.")
 
 
 def stock(config, folder):

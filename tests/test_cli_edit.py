@@ -116,4 +116,5 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     (tmp_path / "selection.json").unlink()
     assert "the MLPs of all layers" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
     assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
+    assert run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--quiet").stdout == ""
     assert written(tmp_path) == ["fact.yaml"]

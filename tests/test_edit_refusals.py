@@ -72,7 +72,7 @@ def test_a_folder_that_holds_no_adapter_is_not_taken_for_an_earlier_edit_s(work,
         ({"granularity": "neuron"}, SelectionError, "go together; got 'neuron' and None"),
         ({"neurons": 5}, SelectionError, "go together; got 'component' and 5"),
         (
-            {"granularity": "neuron", "neurons": 5, "heads": 1, "scorers": ["random"]},
+            {"granularity": "neuron", "neurons": 5, "top": 1, "scorers": ["random"]},
             SelectionError,
             r"no MLP is selected \(L\d\.head\.\d\), and only MLPs have neurons",
         ),
@@ -103,6 +103,11 @@ def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words
         ({"projections": ["in", "pre_linear"]}, "cannot be scaled on both sides"),
         ({"projections": ["in"], "granularity": "neuron", "neurons": 4}, "which has no neurons"),
         ({"granularity": "neuron", "neurons": 4}, None),
+        ({"granularity": "neuron", "neurons": 4, "heads": 2}, "no MLP is selected, and only MLPs have neurons"),
+        (
+            {"granularity": "neuron", "neurons": 4, "selection": Selection.from_components("L2.head.0")},
+            "no MLP is selected",
+        ),
         ({"granularity": "layer"}, "the granularity must be one of"),
     ],
 )

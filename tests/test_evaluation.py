@@ -110,6 +110,15 @@ def test_retention_keeps_to_the_models_positions_and_says_when_there_is_nothing(
     assert measure_retention(model, TOKENIZER, states, tokens=32)["base"]["kl_per_token"].n == 30  # the package's text
 
 
+def test_retention_has_an_interval_also_of_what_one_window_would_hold():
+    model = tiny_peft()
+    perturb(model)
+    for tokens, predicted in ((64, 62), (5, 3), (4, 2)):
+        found = measure_retention(model, TOKENIZER, two_states(model), text=TEXT, tokens=tokens)["edited"]
+        assert found["kl_per_token"].n == predicted
+        assert found["kl_per_token"].low < found["kl_per_token"].value < found["kl_per_token"].high
+
+
 @pytest.mark.parametrize("window", [-5, 0, 1])
 def test_a_window_without_a_token_to_predict_is_refused(window):
     with pytest.raises(ModelError, match="window must be a whole number of 2 or more"):

@@ -80,7 +80,7 @@ def refused(name, match, **options):
 
 def test_models_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused("nobody/no-such-model", r"cannot load the model 'nobody/no-such-model': ")
+    refused("nobody/none", r"cannot load the model 'nobody/none': .* There is no folder of that name, either\.")
     refused(tmp_path / "none", r"there is no model folder .*none\.")
     refused("~nobody-is-called-so/none", r"there is no model folder ~nobody-is-called-so/none\.")
     refused("./none", r"there is no model folder none\.")

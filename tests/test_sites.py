@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -187,6 +189,28 @@ def test_a_registered_architecture_is_used(monkeypatch):
     assert architecture_of("mine") is mine
     with pytest.raises(ArchitectureError, match="registered already"):
         register_architecture("mine", Architecture(layers="x", attention_out="o", mlp_out="d", qkv="qkv", up="up"))
+
+
+def test_installed_packages_are_asked_for_an_unknown_architecture(monkeypatch):
+    mine = Architecture(layers="h", attention_out="o", mlp_out="down", qkv="qkv", up="up")
+    asked = []
+
+    def entry_points(group):
+        asked.append(group)
+        return [
+            SimpleNamespace(name="broken", value="their_package", load=lambda: 1 / 0),
+            SimpleNamespace(name="mine", value="my_package", load=lambda: register_architecture("mine", mine)),
+        ]
+
+    monkeypatch.setattr("peft_surgical.architectures._KNOWN", {"llama": architecture_of("llama")})
+    monkeypatch.setattr("peft_surgical.architectures.metadata.entry_points", entry_points)
+    architecture_of("llama")
+    assert not asked
+    with pytest.raises(ArchitectureError, match=r"'broken', their_package, failed: ZeroDivisionError: division by"):
+        architecture_of("theirs")
+    monkeypatch.setattr("peft_surgical.architectures._KNOWN", {})
+    assert architecture_of("mine") is mine
+    assert set(asked) == {"peft_surgical.architectures"}
 
 
 @pytest.mark.parametrize(

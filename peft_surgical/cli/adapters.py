@@ -50,6 +50,17 @@ def check_once(folders: Sequence[Path]) -> None:
         seen.add(folder.resolve())
 
 
+def check_scales(folders: Sequence[Path], kinds: Sequence[str]) -> None:
+    """Refuses adapters of kinds that a dial does not turn, as what they add is no scale.
+
+    Raises:
+        AdapterError: For the first such folder.
+    """
+    for folder, kind in zip(folders, kinds, strict=True):
+        if kind not in (_OURS, _PLAIN):
+            raise AdapterError(f"{folder} holds a {kind} adapter; --dial turns {_OURS} and {_PLAIN} adapters.")
+
+
 def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
     """Each adapter's folder and the SHA-256 of its weights, by which a report can tell what was measured."""
     from ..adapters.adapter_files import WEIGHTS

@@ -65,7 +65,9 @@ def ask(
         raise click.UsageError("--dial turns an edit; name one with --adapter.")
     if any(not prompt.strip() for prompt in prompts):
         raise click.UsageError("a prompt is empty.")
-    adapter_loading.check(adapters)
+    kinds = adapter_loading.check(adapters)
+    if dials:
+        adapter_loading.check_scales(adapters, kinds)
     model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
     if dials:
         model, states = adapter_loading.attach_dials(model, adapters, dials)

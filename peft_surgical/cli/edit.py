@@ -145,7 +145,7 @@ def edit(
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
     if dry_run:
-        _tell(fact, model_name, scorers, limits, selection, out, as_json)
+        _tell(fact, model_name, scorers, limits, selection, out, as_json, quiet)
         return
     if low_memory:
         give_back_freed()
@@ -216,6 +216,7 @@ def _tell(
     selection: Selection | None,
     out: Path,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """What the command would do, on standard output."""
     from ..edit import DEFAULT_SCORERS
@@ -247,7 +248,7 @@ def _tell(
         f"  write     {', '.join(files for files, _ in _FILES)} in {out}",
         "Nothing was loaded or written.",
     ]
-    print_result("\n".join(lines))
+    print_result("\n".join(lines), quiet=quiet)
 
 
 def _within(limits: Mapping[str, int | None], scorer: str) -> str:

@@ -55,7 +55,9 @@ quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but erro
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="For all that is random."
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Allow the output folder to hold files; they are replaced.")
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Allow the output folder to hold files; an earlier run's are replaced."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 out = click.option("--out", "-o", required=True, type=PATH, metavar="DIR", help="The folder to write.")
 fact = click.argument("fact_file", metavar="FACT", type=PATH)

@@ -47,8 +47,8 @@ def measure_retention(
         tokenizer: Its tokenizer.
         states: State name to a function that returns a context; `base` is the reference.
         tokens: How many tokens to read, from the text's beginning.
-        window: Tokens a forward, fewer where the model has fewer positions; each is predicted from those before it in
-            its window.
+        window: Tokens a forward, fewer where the model has fewer positions or `tokens` would make but one window; each
+            is predicted from those before it in its window.
         text: The text; the package's own when None.
         progress: Whether to show a progress bar.
 
@@ -132,6 +132,8 @@ def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) ->
     # Models that expect a beginning-of-sequence token are at a loss without one.
     begin = begin if begin == [tokenizer.bos_token_id] else []
     window = min(window, getattr(model.config, "max_position_embeddings", None) or window) - len(begin)
+    # An interval by windows needs two of them.
+    window = min(window, max(2 - len(begin), math.ceil(len(ids) / 2)))
     cut = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
     return [row for row in cut if len(row) > 1]
 
