@@ -23,6 +23,9 @@ from .localizing.context import Scorer
 hookspec = pluggy.HookspecMarker("peft_surgical")
 hookimpl = pluggy.HookimplMarker("peft_surgical")
 
+Register = Callable[[str, Scorer], None]
+"""What `register_scorers` is given."""
+
 
 @hookspec
 def register_scorers(register: Callable[[str, Scorer], None]) -> None:

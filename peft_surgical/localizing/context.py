@@ -54,7 +54,8 @@ SiteScores = Tensor | MLPScores | Sequence[float]
 """Scores of one site: `[n_heads]` (`[n_kv_heads]` for `k` and `v`); for an MLP, `[d_mlp]` whose sum is the MLP's
 score, `[1]` for the MLP alone, or [`MLPScores`]."""
 
-Scorer = Callable[..., Mapping[Site | str, SiteScores]]
+# Of a mapping's keys a type checker wants the very type: sites, names of hook points, or both.
+Scorer = Callable[..., Mapping[Site, SiteScores] | Mapping[str, SiteScores] | Mapping[Site | str, SiteScores]]
 """`scorer(context, **options) -> {site: scores}`; a site may be named by its hook point."""
 
 

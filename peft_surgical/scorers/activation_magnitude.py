@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import MLPScores, ScorerContext
 from ..localizing.runs import Site
 
@@ -26,6 +26,6 @@ def activation_magnitude(context: ScorerContext) -> dict[Site, Tensor | MLPScore
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `activation_magnitude`."""
     register("activation_magnitude", activation_magnitude)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ScorerError
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.runs import Runs, Site
 from ..localizing.window import Window
@@ -98,6 +98,6 @@ def _of_prompts(site: Site, drops: Float[Tensor, "prompt pos ..."]) -> Float[Ten
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `attribution`."""
     register("attribution", attribution)

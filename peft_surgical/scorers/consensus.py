@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ScorerError
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.patching import component_of, targets_of
 from ..localizing.runs import Site
@@ -68,6 +68,6 @@ def mean_ranks(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `consensus`."""
     register("consensus", consensus)

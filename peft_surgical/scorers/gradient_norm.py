@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import MLPScores, ScorerContext
 from ..localizing.runs import Site
 from ..localizing.window import Window
@@ -100,6 +100,6 @@ def _squares(
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `gradient_norm`."""
     register("gradient_norm", gradient_norm)

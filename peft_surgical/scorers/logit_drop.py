@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.effects import exact_drops, site_scores
 from ..localizing.patching import targets_of
@@ -31,6 +31,6 @@ def logit_drop(context: ScorerContext, *, measure: str = "difference", ablation:
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `logit_drop`."""
     register("logit_drop", logit_drop)

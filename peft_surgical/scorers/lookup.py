@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.runs import Site
 from .attribution import estimates
@@ -23,6 +23,6 @@ def lookup(context: ScorerContext) -> dict[Site, Tensor]:
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `lookup`."""
     register("lookup", lookup)

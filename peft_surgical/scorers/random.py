@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import MLPScores, ScorerContext
 from ..localizing.runs import Site
 
@@ -30,6 +30,6 @@ def random(context: ScorerContext, *, draw: int = 0) -> dict[Site, Tensor | MLPS
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `random`."""
     register("random", random)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ScorerError
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.effects import exact_drops, site_scores
 from ..localizing.patching import Target, targets_of
@@ -62,6 +62,6 @@ def control_shares(context: ScorerContext, targets: Sequence[Target]) -> Float[T
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `specificity`."""
     register("specificity", specificity)

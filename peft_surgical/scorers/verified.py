@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ScorerError
-from ..hookspecs import hookimpl
+from ..hookspecs import Register, hookimpl
 from ..localizing.context import ScorerContext
 from ..localizing.effects import exact_drops, site_scores
 from ..localizing.patching import component_of, targets_of
@@ -71,6 +71,6 @@ def verified(
 
 
 @hookimpl
-def register_scorers(register):  # type: ignore[no-untyped-def]
+def register_scorers(register: Register) -> None:
     """Register `verified`."""
     register("verified", verified)
