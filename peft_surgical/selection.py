@@ -44,7 +44,7 @@ class Selection:
 
     Raises:
         SelectionError: For no component at all, one that is malformed, repeated or not in a model of this shape, or
-            neuron ranges that are not ascending or not of a selected MLP.
+            neuron ranges that are malformed, not ascending or not of a selected MLP.
     """
 
     components: tuple[str, ...]
@@ -52,6 +52,8 @@ class Selection:
     neurons: Mapping[str, Ranges] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.components, str):
+            raise SelectionError(f"a selection's components must be a list of names, not {brief(self.components)}.")
         # A generator would be used up by the checks below.
         object.__setattr__(self, "components", () if self.components is None else tuple(self.components))
         if not self.components:
@@ -64,6 +66,11 @@ class Selection:
             seen.add(name)
             if self.shape is not None:
                 check_component(self.shape, component)
+        if self.neurons is not None:
+            if not isinstance(self.neurons, Mapping):
+                raise SelectionError(f"a selection's neurons must map MLPs to ranges, not {brief(self.neurons)}.")
+            pairs = {name: _pairs(name, ranges) for name, ranges in self.neurons.items()}
+            object.__setattr__(self, "neurons", pairs)
         for name, ranges in (self.neurons or {}).items():
             if name not in seen or Component.parse(name).kind != "mlp":
                 raise SelectionError(f"neurons are given for {name}, which is not a selected MLP.")
@@ -135,10 +142,6 @@ class Selection:
         names, shape, neurons = data.get("components"), data.get("shape"), data.get("neurons")
         if not isinstance(names, Sequence) or isinstance(names, str):
             raise SelectionError(f"a selection's components must be a list of names, not {brief(names)}.")
-        if neurons is not None:
-            if not isinstance(neurons, Mapping):
-                raise SelectionError(f"a selection's neurons must map MLPs to ranges, not {brief(neurons)}.")
-            neurons = {name: _pairs(name, ranges) for name, ranges in neurons.items()}
         return cls(tuple(names), None if shape is None else ModelShape.from_dict(shape), neurons)
 
     def save(self, path: str | Path) -> None:

@@ -128,11 +128,24 @@ def test_a_malformed_selection_is_refused(names, message):
         ({"L0.mlp": ((2, 2),)}, "ascending"),
         ({"L0.mlp": ((2, 5), (4, 6))}, "ascending"),
         ({"L0.mlp": ((0, 11),)}, "has 10 neurons"),
+        ({"L0.mlp": (3, 4)}, r"must be \[start, stop\], not 3"),
+        ({"L0.mlp": "ab"}, "must be a list of"),
+        ([3], "must map MLPs to ranges"),
     ],
 )
 def test_malformed_neurons_are_refused(neurons, message):
     with pytest.raises(SelectionError, match=message):
         Selection(("L0.mlp", "L0.head.0"), SHAPE, neurons)
+
+
+def test_one_name_is_no_list_of_names():
+    with pytest.raises(SelectionError, match=r"must be a list of names, not 'L0\.mlp'"):
+        Selection("L0.mlp")
+
+
+def test_lists_of_ranges_are_the_same_selection_as_tuples():
+    listed = Selection(("L0.mlp",), SHAPE, {"L0.mlp": [[0, 2], [4, 5]]})
+    assert listed == Selection(("L0.mlp",), SHAPE, {"L0.mlp": ((0, 2), (4, 5))})
 
 
 def test_a_selection_survives_json(tmp_path):
