@@ -158,6 +158,14 @@ def test_top_takes_the_best_of_a_selection():
     assert config.components == ["L1.mlp"]
 
 
+def test_one_projection_may_be_text():
+    for source in (Selection.from_components("L1.mlp"), Selection(("L1.mlp",), shape("llama"))):
+        config = SurgicalIA3Config.from_localization(source, projections="in")
+        assert config == SurgicalIA3Config.from_localization(source, projections=["in"])
+    with pytest.raises(SelectionError, match="the projection 'zq' is not one of"):
+        SurgicalIA3Config.from_localization(Selection(("L1.head.0",), shape("llama")), projections="zq")
+
+
 @pytest.mark.parametrize("top", [-1, 0, "1", 1.0, True])
 def test_a_top_that_is_no_positive_whole_number_is_refused(top):
     for source in (Selection.from_components("L1.mlp", "L0.head.1"), localization()):

@@ -225,7 +225,8 @@ class SurgicalIA3Config(PeftConfig):
             top: How many components, best first; 10 of a `Localization`, all of a `Selection` by default.
             granularity: `component`, `module` or `neuron`, see the class.
             neurons: How many of each MLP's neurons are scaled, best first; the granularity `neuron` needs it.
-            projections: Where heads and MLPs are scaled, see the class; `z` and `post` by default.
+            projections: Where heads and MLPs are scaled, see the class; `z` and `post` by default. One alone may be
+                text.
             **kwargs: Other fields, such as `task_type` or `modules_to_save`.
 
         Returns:
@@ -258,10 +259,12 @@ class SurgicalIA3Config(PeftConfig):
             components = components[:top]
         ranges = {name: pairs for name, pairs in (selection.neurons or {}).items() if name in components}
         check_granularity(granularity, ranges or neurons)
+        if projections is None:
+            projections = DEFAULT_PROJECTIONS
         config = {
             "components": components,
             "granularity": granularity,
-            "projections": list(DEFAULT_PROJECTIONS if projections is None else projections),
+            "projections": [projections] if isinstance(projections, str) else list(projections),
             "neurons": {name: [list(pair) for pair in pairs] for name, pairs in ranges.items()} or None,
             **kwargs,
         }
