@@ -130,6 +130,7 @@ WRONG = {
     ),
     "a width too wide": (None, {"features": {"a": 10**12}}, "features must map"),
     "names that are numbers": (None, {"components": [1]}, "components must be a list of names"),
+    "modules to save that are one name": (None, {"modules_to_save": "lm_head"}, "modules_to_save must be a list of"),
     "a base that is a list": (None, {"base_model_name_or_path": ["x"]}, "cannot be ['x']"),
     "a task that is not one": (None, {"task_type": "RULE_THE_WORLD"}, "task_type"),
 }

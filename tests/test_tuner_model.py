@@ -220,6 +220,8 @@ def test_modules_to_save(tmp_path):
     assert not model.base_model.model.lm_head.modules_to_save["default"].weight.requires_grad
     with pytest.raises(AdapterError, match="modules_to_save"):
         model.add_weighted_adapter(["default"], [1.0], "new")
+    with pytest.raises(SelectionError, match="modules_to_save must be a list of names, got 'lm_head'"):
+        tiny_peft(modules_to_save="lm_head")
     with pytest.raises(SelectionError, match="modules_to_save at once"):
         tiny_peft(components=["L1.mlp"], modules_to_save=["down_proj"])
 

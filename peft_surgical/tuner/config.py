@@ -124,7 +124,7 @@ class SurgicalIA3Config(PeftConfig):
 
     def _check_kinds(self) -> None:
         """A configuration may come from a file, and a file from anybody."""
-        for name in ("components", "projections", "target_modules", "feedforward_modules"):
+        for name in ("components", "projections", "modules_to_save", "target_modules", "feedforward_modules"):
             names = getattr(self, name)
             listed = isinstance(names, (list, tuple, set)) and all(isinstance(item, str) for item in names)
             if not (listed or (names is None and name != "projections")):
