@@ -45,6 +45,13 @@ def test_a_model_whose_keys_and_values_transformer_lens_would_not_see_is_refused
         wrap(model)
 
 
+def test_a_model_under_transformer_lens_hooks_is_refused():
+    bridge = wrap(tiny_model("llama"))
+    for given in (bridge, bridge.original_model):
+        with pytest.raises(ModelError, match="under TransformerLens hooks already"):
+            wrap(given)
+
+
 def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():
     bridge = wrap(tiny_model("opt"))
     point = bridge.hook_dict["blocks.0.hook_in"]

@@ -50,9 +50,9 @@ def wrap(model: nn.Module) -> TransformerBridge:
         forward takes Hugging Face arguments and fires the hooks.
 
     Raises:
-        ModelError: When the model carries an adapter, is quantized, is not loaded, is of float64, cannot be run or
-            copied, or TransformerLens cannot wrap it, would not see the keys and values that it is given, or computes
-            something else.
+        ModelError: When the model carries an adapter or TransformerLens's own hooks, is quantized, is not loaded, is
+            of float64, cannot be run or copied, or TransformerLens cannot wrap it, would not see the keys and values
+            that it is given, or computes something else.
         ArchitectureError: When its module names are not known here, or it lacks one of them.
     """
     check_localizable(model)
@@ -130,6 +130,11 @@ def check_localizable(model: nn.Module) -> None:
         raise ModelError(
             "the model carries a PEFT adapter, which TransformerLens hooks bypass on fused projections; "
             "localize on the base model (`peft_model.unload()`) or on `peft_model.merge_and_unload()`."
+        )
+    if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):
+        raise ModelError(
+            "the model is under TransformerLens hooks already, which replaced its modules; load it anew as a Hugging"
+            " Face model, and localize that."
         )
     for name, parameter in model.named_parameters():
         if not parameter.dtype.is_floating_point or type(parameter).__module__.startswith("bitsandbytes"):
