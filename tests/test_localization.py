@@ -302,6 +302,13 @@ def result(**changes):
     return Result(**{**values, **changes})
 
 
+def test_tables_are_equal_that_hold_the_same():
+    tables, others = result().tables, result().tables
+    assert tables == others
+    assert tables["second"] != tables["first"]
+    assert tables["second"] != Scores(SECOND, {**tables["second"].neurons, "L0.mlp": np.ones(5, "float32")})
+
+
 def test_top_goes_by_the_first_scorer_and_the_others_break_ties():
     loc = result()
     assert loc.top(4).components == ("L0.head.0", "L1.mlp", "L1.head.0", "L0.mlp")

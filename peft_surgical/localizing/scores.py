@@ -17,7 +17,7 @@ from .context import MLPScores
 from .runs import Site
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """One scorer's table.
 
@@ -30,6 +30,14 @@ class Scores:
     components: Mapping[str, float]
     neurons: Mapping[str, Float[np.ndarray, " d_mlp"]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another table has the same scores and notes."""
+        if not isinstance(other, Scores):
+            return NotImplemented
+        same = (self.components, self.notes) == (other.components, other.notes)
+        same = same and self.neurons.keys() == other.neurons.keys()
+        return same and all(np.array_equal(values, other.neurons[name]) for name, values in self.neurons.items())
 
 
 def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str) -> Scores:
