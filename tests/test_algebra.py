@@ -157,3 +157,8 @@ def test_edits_are_equal_when_their_scales_are():
 def test_what_float32_cannot_hold_is_refused(function):
     with pytest.raises(AdapterError, match="scales m by more than float32 can hold"):
         function()
+
+
+def test_what_a_prompt_shows_is_one_short_line():
+    assert repr(edit([2.0, 3.0])) == "Edit(2 scales on 1 modules)"
+    assert repr(edit([2.0, 3.0], base_model="a/b")) == "Edit(2 scales on 1 modules of 'a/b')"

@@ -396,3 +396,7 @@ def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
 def test_experts_in_the_place_of_an_mlp_are_refused(tokenizer, experts):
     with pytest.raises(ArchitectureError, match=r"names model\.layers\.0\.mlp\.gate_proj, and this model has no such"):
         localize(experts, tokenizer, capital(), progress=False)
+
+
+def test_what_a_prompt_shows_is_one_short_line():
+    assert repr(result()) == "Localization('s' in 'm', float32, by first, second)"

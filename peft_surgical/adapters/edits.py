@@ -76,6 +76,11 @@ class Edit:
     auto_mapping: Mapping[str, str] | None = None
     name: str = field(default="the edit", compare=False)
 
+    def __repr__(self) -> str:
+        # A prompt shows what a call returned, and thousands of scales say nothing there.
+        base = "" if self.base_model is None else f" of {self.base_model!r}"
+        return f"Edit({self.n_scales} scales on {len(self.modules)} modules{base})"
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Edit:
         """Reads an adapter folder, surgical or plain (IA)^3, from its safetensors file.

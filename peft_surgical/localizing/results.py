@@ -142,6 +142,10 @@ class Localization:
         order = ranked(self.tables[name].components, self._tie_break(name))
         return {component: rank for rank, component in enumerate(order, 1)}
 
+    def __repr__(self) -> str:
+        # A prompt shows what a call returned, and thousands of scores say nothing there.
+        return f"Localization({self.subject!r} in {self.model!r}, {self.dtype}, by {', '.join(self.scorers)})"
+
     def _repr_html_(self) -> str:
         """The best components and their scores, for a notebook."""
         from .display import render_localization
