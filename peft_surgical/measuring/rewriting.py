@@ -58,8 +58,8 @@ def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
     inside = {id(part) for _, layer in adapted for part in layer.modules()}
     found = [(name, layer.get_base_layer()) for name, layer in adapted]
     found += [(name, module) for name, module in base.named_modules() if id(module) not in inside]
-    head = base.get_output_embeddings()
-    met = {id(head.get_base_layer() if isinstance(head, BaseTunerLayer) else head)}
+    # With all that is put around it: an adapter may have a whole head of its own beside the base's.
+    met = {id(part) for part in base.get_output_embeddings().modules()}
     for name, module in found:
         if isinstance(module, nn.Linear | Conv1D) and id(module) not in met:
             met.add(id(module))
