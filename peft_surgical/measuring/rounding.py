@@ -66,8 +66,12 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
 
 def _check_no_experts(model: Any) -> None:
     """Refuses a model most of whose weights would silently stay as they are."""
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # What adapters consist of is not rounded, of however many dimensions it is.
+    beside = {id(part) for layer in adapted for part in layer.modules()}
+    beside -= {id(part) for layer in adapted for part in layer.get_base_layer().modules()}
     for name, module in model.named_modules():
-        if isinstance(module, _ConvNd | BaseTunerLayer):
+        if isinstance(module, _ConvNd) or id(module) in beside:
             continue
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 2 and parameter.is_floating_point():
