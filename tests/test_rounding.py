@@ -1,6 +1,7 @@
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import BOFTConfig, IA3Config, LoraConfig, get_peft_model
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_surgical.errors import AdapterError, ModelError
@@ -98,3 +99,34 @@ def test_it_says_nothing_of_inexact_unmerging(recwarn):
 def test_a_model_most_of_whose_weights_would_stay_is_refused():
     with pytest.raises(ModelError, match=r"experts\.\w+ holds the weights of many experts in one tensor"):
         rounded_state(tiny_experts(), [], 4)
+
+
+def test_a_head_that_an_adapter_saves_whole_is_not_rounded():
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    heads = [module for name, module in model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
+    assert len(heads) == 2
+    before = [head.weight.clone() for head in heads]
+    for adapters in ([], ["default"]):
+        with rounded_state(model, adapters, 3)():
+            assert all(torch.equal(head.weight, weight) for head, weight in zip(heads, before, strict=True))
+
+
+@torch.no_grad()
+def test_what_an_adapter_consists_of_is_taken_for_no_experts():
+    config = BOFTConfig(boft_block_size=8, target_modules=["q_proj"], init_weights=False)
+    model = get_peft_model(tiny_model("llama"), config).eval()
+    with rounded_state(model, [], 4)():
+        base = logits(model)
+    with rounded_state(model, ["default"], 4)():
+        assert not torch.allclose(logits(model), base)
+    bare = tiny_model("llama")
+    with rounded_state(bare, [], 4)():
+        assert torch.equal(logits(bare), base)
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_in_a_sentence():
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], lora_bias=True)).eval()
+    before = fingerprint(model)
+    with pytest.raises(AdapterError, match=r"cannot merge default into the weights: .* has no bias\.$"):
+        rounded_state(model, ["default"], 8)().__enter__()
+    assert fingerprint(model) == before

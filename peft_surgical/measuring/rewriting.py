@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import AdapterError, ModelError
+from ..errors import AdapterError, ModelError, first_line
 from ..running.sharing import is_sharded
 from ..tuner.mergeable import check_untied
 
@@ -66,6 +66,15 @@ def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def _merge(model: Any, adapters: Sequence[str]) -> None:
+    try:
+        model.base_model.merge_adapter(list(adapters))
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        # Such as of a bias of LoRA's own where the layer has none.
+        names = ", ".join(adapters)
+        raise AdapterError(f"PEFT cannot merge {names} into the weights: {first_line(error)}.") from error
+
+
 @contextmanager
 def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[list[Any]]:
     """Merges adapters that act; leaving puts back every bit of every linear layer and of what adapters are on.
@@ -73,6 +82,9 @@ def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[list[Any]]:
     Args:
         model: A `PeftModel`, or a bare model with no `adapters`.
         adapters: Their names.
+
+    Raises:
+        AdapterError: If PEFT cannot merge one.
 
     Yields:
         The linear layers, whose weights may be rewritten. They are copied once while the context holds.
@@ -83,7 +95,7 @@ def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[list[Any]]:
     before = [(parameter, parameter.detach().clone()) for parameter in written.values()]
     try:
         if adapters:
-            model.base_model.merge_adapter(list(adapters))
+            _merge(model, adapters)
         yield layers
     finally:
         if any(module.merged for module in model.modules() if isinstance(module, BaseTunerLayer)):
