@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from peft import IA3Config, PromptTuningConfig, get_peft_model
@@ -10,6 +12,8 @@ from transformers import (
     MambaForCausalLM,
     MptConfig,
     MptForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
 )
 
 from peft_surgical.errors import ModelError
@@ -110,6 +114,11 @@ def test_greedy_is_greedy_whatever_the_checkpoint_asks_for():
     assert model.generation_config is asked
     peft_model = get_peft_model(model, IA3Config(task_type="CAUSAL_LM"))
     assert generate_ids(peft_model, TOKENIZER, PROMPTS, max_new_tokens=6) == expected
+    assert model.generation_config is asked
+    # PEFT puts what its own model was given onto the base's before it generates.
+    peft_model.generation_config = other = copy.deepcopy(asked)
+    assert generate_ids(peft_model, TOKENIZER, PROMPTS, max_new_tokens=6) == expected
+    assert peft_model.generation_config is other
     assert model.generation_config is asked
 
 
@@ -295,6 +304,7 @@ def other_model(family):
             GPTNeoForCausalLM,
         ),
         "mamba": (MambaConfig(num_hidden_layers=2, **sizes), MambaForCausalLM),
+        "openai-gpt": (OpenAIGPTConfig(n_layer=2, n_head=4, n_embd=32, vocab_size=VOCAB), OpenAIGPTLMHeadModel),
     }[family]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -305,7 +315,7 @@ def other_model(family):
     return model
 
 
-@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "mamba"])
+@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "mamba", "openai-gpt"])
 @torch.no_grad()
 def test_a_shared_beginning_is_left_where_a_model_counts_places_or_keeps_no_keys(family):
     model = other_model(family)

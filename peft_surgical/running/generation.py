@@ -191,7 +191,7 @@ def _ending(
         config = copy.copy(config)
         config.max_new_tokens = min(ROUND, last - ids.shape[1]) if in_rounds else last - ids.shape[1]
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past)
-        if in_rounds and not _all_layers(out.past_key_values, lambda layer: isinstance(layer, DynamicLayer)):
+        if in_rounds and not _can_go_on(out.past_key_values):
             in_rounds = False
             continue
         answers = out.sequences[:, begin:].tolist()
@@ -211,6 +211,15 @@ def _ending(
 def _learns_prompts(model: Any) -> bool:
     """Whether rows get learned tokens before them, which a cache of their own tokens knows nothing of."""
     return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+
+
+def _can_go_on(cache: Any) -> bool:
+    """Whether rows can leave a cache and the others go on from it; a model that caches nothing leaves it empty."""
+    return _all_layers(cache, lambda layer: isinstance(layer, DynamicLayer)) and any(map(_filled, cache.layers))
+
+
+def _filled(layer: Any) -> bool:
+    return bool(layer.get_seq_length())
 
 
 def _all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
@@ -234,12 +243,15 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
 def plain_defaults(model: Any) -> Iterator[None]:
     """Keeps what a checkpoint asks of generation, such as a repetition penalty, out of it: greedy is greedy."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own = inner.generation_config
-    inner.generation_config = GenerationConfig()
+    # A PEFT model hands on the base's, but for one that it was given itself.
+    own = {id(m): (m, m.generation_config) for m in (inner, model) if "generation_config" in vars(m)}
     try:
+        for holder, _ in own.values():
+            holder.generation_config = GenerationConfig()
         yield
     finally:
-        inner.generation_config = own
+        for holder, before in own.values():
+            holder.generation_config = before
 
 
 def left_pad(
