@@ -16,7 +16,7 @@ from peft_surgical.running.generation import generate_ids
 from .adapters import add, perturb, tiny_peft
 from .command_line import run
 from .localizing import word_tokenizer
-from .tiny import tiny_ids, tiny_model
+from .tiny import tiny_experts, tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
 PROMPTS = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5)]
@@ -248,3 +248,24 @@ def test_nothing_is_kept_in_modes_that_round_otherwise(tmp_path, computed):
         answer(tiny_model("llama"), tmp_path, PROMPTS[:2])
     assert len(computed) == 3
     assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("backend", [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul, torch.backends])
+def test_torchs_newer_setting_of_precision_is_part_of_the_key_and_no_error(tmp_path, computed, backend):
+    model, before = tiny_model("llama"), backend.fp32_precision
+    answer(model, tmp_path)
+    try:
+        backend.fp32_precision = "tf32"
+        answer(model, tmp_path)
+    finally:
+        backend.fp32_precision = before
+    # What a GPU does changes nothing on the processor.
+    assert len(computed) == (1 if backend is torch.backends.cuda.matmul else 2)
+
+
+def test_how_experts_are_computed_is_part_of_the_key():
+    model = tiny_experts()
+    model.set_experts_implementation("eager")
+    one_by_one = weights_digest(model)
+    model.set_experts_implementation("batched_mm")
+    assert weights_digest(model) != one_by_one

@@ -149,7 +149,8 @@ def weights_digest(model: Any) -> str | None:
     digest = hashlib.blake2b(digest_size=32)
     config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_CONTENT}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(str(getattr(base.config, "_attn_implementation", "")).encode())
+    for kind in ("attn", "experts"):
+        digest.update(str(getattr(base.config, f"_{kind}_implementation", "")).encode())
     met: dict[int, str] = {}
     for name, module in modules:
         digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}:{_settings(module)}\n".encode())
@@ -191,9 +192,16 @@ def _arithmetic() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "alone": is_alone(),
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "precision": torch.get_float32_matmul_precision(),
+        "precision": _matmul_precision(),
         "mkldnn": torch.backends.mkldnn.enabled,
     }
+
+
+def _matmul_precision() -> str:
+    """In what float32 matrices are multiplied on the processor, by whichever of torch's two settings it was said."""
+    backend = getattr(torch.backends.mkldnn, "matmul", None)
+    # The older setting cannot be read where the newer one, which torch has had since 2.9, was used.
+    return str(torch.get_float32_matmul_precision() if backend is None else backend.fp32_precision)
 
 
 def _digest(value: Any) -> str:
