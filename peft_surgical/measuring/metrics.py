@@ -102,11 +102,11 @@ def clustered_mean(groups: Sequence[Sequence[float]]) -> Figure:
 def student(freedom: int) -> float:
     """The 97.5% point of Student's distribution, to a thousandth.
 
-    Exact for one and two degrees of freedom, else the expansion around the normal distribution's (Abramowitz and
-    Stegun, 26.7.5).
+    From a table for less than four degrees of freedom, else the expansion around the normal distribution's (Abramowitz
+    and Stegun, 26.7.5).
     """
-    if freedom < 3:
-        return math.tan(math.pi * 0.475) if freedom == 1 else 0.95 / math.sqrt(2 * 0.975 * 0.025)
+    if freedom < 4:
+        return (12.7062, 4.30265, 3.18245)[freedom - 1]
     z, v = Z95, freedom
     return (
         z
