@@ -20,6 +20,7 @@ from importlib import metadata
 from itertools import islice
 from typing import Any
 
+from .counts import check_counts
 from .errors import ModelError
 from .facts import Fact
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
@@ -92,9 +93,10 @@ def evaluate(
     Raises:
         AdapterError: If `states` is None and adapters act that transformers put on the model.
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
-            finite, or `max_new_tokens` or `batch_size` is less than 1.
+            finite, `max_new_tokens` or `batch_size` is less than 1, or `retention_tokens` less than 0.
     """
     started = time.perf_counter()
+    check_counts(0, retention_tokens=retention_tokens)
     if states is None:
         states = {"base": nullcontext}
         if adapters_act(model):
