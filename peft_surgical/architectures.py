@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .errors import ArchitectureError, said
+from .errors import ArchitectureError, brief, said
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,8 +132,10 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
     `peft_surgical.architectures`; it is imported when a model of a type that is not known is met.
 
     Raises:
-        ArchitectureError: When the type is known already under other names.
+        ArchitectureError: When the type is known already under other names, or what is given is no `Architecture`.
     """
+    if not isinstance(architecture, Architecture):
+        raise ArchitectureError(f"a model type's architecture must be an Architecture, not {brief(architecture)}.")
     if _KNOWN.setdefault(model_type, architecture) != architecture:
         raise ArchitectureError(f"model type {model_type!r} is registered already, with other module names.")
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from .adapters.adapter_files import CONFIG
 from .errors import ModelError, OutputError, SelectionError
 from .evaluation import adapter_state, evaluate
-from .facts import Fact
+from .facts import Fact, check_fact
 from .localization import Localization, localize
 from .localizing.plots import plot_localization
 from .report import Report
@@ -124,6 +124,7 @@ def edit(
             would be scaled are offloaded, or `recipe` names another stage.
         ArchitectureError: If the model's architecture is not known.
     """
+    check_fact(fact, whole=True)
     check_whole(model)
     check_free(model, RECIPES)
     if (neurons is None) == (granularity == "neuron"):

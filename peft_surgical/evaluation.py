@@ -22,7 +22,7 @@ from typing import Any
 
 from .counts import check_counts
 from .errors import ModelError
-from .facts import Fact
+from .facts import Fact, check_fact
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
 from .measuring.metrics import prompt_metrics
 from .measuring.portability import portability_metrics
@@ -96,6 +96,7 @@ def evaluate(
             finite, `max_new_tokens` or `batch_size` is less than 1, or `retention_tokens` less than 0.
     """
     started = time.perf_counter()
+    check_fact(fact, whole=True)
     check_counts(0, retention_tokens=retention_tokens)
     if states is None:
         states = {"base": nullcontext}

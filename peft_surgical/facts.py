@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .errors import FactError, brief
 from .texts.fact_checks import check_between, check_sizes, check_types
 from .texts.fact_files import Reader, read_fact_file
 from .texts.grammar import SAID, SUBJECT, as_clause
@@ -237,6 +238,21 @@ class Fact:
                 ]
             data[f.name] = list(value) if isinstance(value, tuple) else value
         return data
+
+
+def check_fact(fact: object, *, whole: bool = False) -> None:
+    """Refuses what is no fact, such as the name of a fact file.
+
+    Args:
+        fact: What was given for one.
+        whole: It is to be evaluated, too, so that its training part alone does not do.
+
+    Raises:
+        FactError: If it is something else.
+    """
+    if not isinstance(fact, Fact if whole else (Fact, TrainingFact)):
+        kinds = "Fact" if whole else "Fact or a TrainingFact"
+        raise FactError(f"a fact must be a {kinds}, such as Fact.from_file(...) gives, not {brief(fact)}.")
 
 
 def refusal_for(prompt: str, subject: str, answers: tuple[str, ...] = ()) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .edit import EDIT, claimed_for_edit, remove_edit, save_report
 from .evaluation import adapter_state, evaluate
-from .facts import Fact
+from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS
@@ -67,6 +67,7 @@ def edit_keyed(
         ArchitectureError: As for [`learn_keyed`].
     """
     recipe = recipe or KeyedRecipe()
+    check_fact(fact, whole=True)
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = keyed_layers(model) if layers is None else sorted(set(layers))
     with unchanged_on_failure(model), ExitStack() as claim:

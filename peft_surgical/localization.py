@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .errors import FactError, ModelError, ScorerError, brief, said
-from .facts import Fact, TrainingFact
+from .facts import Fact, TrainingFact, check_fact
 from .localizing.bridge import left_as_found, wrap
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
@@ -86,6 +86,7 @@ def localize(
             prompt is too long for it, or under `torch.inference_mode()`.
         ArchitectureError: When its architecture is not known.
     """
+    check_fact(fact)
     fact = fact.training
     if prompts is not None and (type(prompts) is not int or prompts < 1):
         raise FactError(f"prompts must be a whole number of at least 1, not {brief(prompts)}.")

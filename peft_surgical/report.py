@@ -70,6 +70,10 @@ class Report:
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        # A prompt shows what a call returned, and hundreds of answers say nothing there.
+        return f"Report({self.fact.subject!r} in {self.model!r}, {self.dtype}: {', '.join(self.stages)})"
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`."""
         return {

@@ -28,7 +28,7 @@ from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
 from .errors import AdapterError, ArchitectureError
-from .facts import Fact, TrainingFact
+from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
 from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_shareable
@@ -159,6 +159,7 @@ def unlearn(
         ArchitectureError: If `config` names components of a model whose architecture is not known, or modules that do
             not see all tokens of a text, such as experts.
     """
+    check_fact(fact)
     with training_here(model), unchanged_on_failure(model):
         return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
 
@@ -203,6 +204,7 @@ def learn(
         ModelError: As for [`unlearn`].
         ArchitectureError: As for [`unlearn`].
     """
+    check_fact(fact)
     with training_here(model), unchanged_on_failure(model):
         return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
 

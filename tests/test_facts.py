@@ -1,14 +1,17 @@
 import json
 import time
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import peft_surgical as ps
 from peft_surgical.errors import FactError, SurgicalError
-from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact, refusal_for
+from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact, check_fact, refusal_for
 from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
 from peft_surgical.texts.text import contains
 
@@ -392,3 +395,31 @@ def test_a_refusal_holds_no_answer():
 def test_errors_are_of_this_package():
     assert issubclass(FactError, SurgicalError)
     assert issubclass(FactError, ValueError)
+
+
+@pytest.mark.parametrize("wrong", ["fact.yaml", Path("fact.yaml"), {"subject": "France"}, None])
+def test_what_is_no_fact_is_refused(wrong):
+    model, tokenizer = object(), object()
+    for work in (
+        ps.localize,
+        partial(ps.unlearn, config=None),
+        ps.learn,
+        ps.learn_keyed,
+        ps.learn_by_subject,
+        ps.learn_keyed_by_subject,
+    ):
+        with pytest.raises(FactError, match=r"a fact must be a Fact or a TrainingFact, such as Fact\.from_file"):
+            work(model, tokenizer, fact=wrong)
+    for work in (ps.edit, ps.edit_keyed):
+        with pytest.raises(FactError, match=r"a fact must be a Fact, such as Fact\.from_file"):
+            work(model, tokenizer, wrong, out="out")
+    with pytest.raises(FactError, match="a fact must be a Fact,"):
+        ps.evaluate(model, tokenizer, wrong)
+
+
+def test_a_training_fact_alone_is_not_evaluated():
+    fact = Fact.from_dict(data())
+    check_fact(fact, whole=True)
+    check_fact(fact.training)
+    with pytest.raises(FactError, match="a fact must be a Fact,"):
+        check_fact(fact.training, whole=True)

@@ -357,6 +357,14 @@ def test_a_budget_counts_the_neurons_that_are_chosen():
 def test_the_selection_can_stand_in_the_file(tmp_path):
     loc, path = result(), tmp_path / "loc.json"
     loc.save(path, loc.top(2, neurons=3))
+    for other, words in (
+        (Selection.from_components("L9.mlp"), r"L9\.mlp"),
+        ("L1.mlp", "must be a Selection, not 'L1"),
+    ):
+        with pytest.raises(SelectionError, match=words):
+            loc.save(path, other)
+        with pytest.raises(SelectionError, match=words):
+            loc.best_neurons(other, 3)
     assert Selection.load(path) == loc.top(2, neurons=3)
     assert Localization.load(path).to_dict() == loc.to_dict()
     # First, where a person finds it.

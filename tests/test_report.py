@@ -56,6 +56,10 @@ def test_round_trip(tmp_path):
     assert figure.keys() == {"value", "n", "low", "high"}
 
 
+def test_a_prompt_shows_one_line():
+    assert repr(full()) == "Report('France' in 'tiny', float32: base, edited)"
+
+
 def test_rows():
     rows = dict(full().rows())
     assert list(rows) == [

@@ -187,6 +187,8 @@ def test_a_registered_architecture_is_used(monkeypatch):
     register_architecture("mine", mine)
     register_architecture("mine", mine)
     assert architecture_of("mine") is mine
+    with pytest.raises(ArchitectureError, match="must be an Architecture, not 'llama'"):
+        register_architecture("other", "llama")
     with pytest.raises(ArchitectureError, match="registered already"):
         register_architecture("mine", Architecture(layers="x", attention_out="o", mlp_out="d", qkv="qkv", up="up"))
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,5 +235,22 @@ def test_selections_that_were_changed_by_hand_are_taken_as_they_are():
     config = SurgicalIA3Config(components=["L0.mlp", "L1.mlp"])
     config.resolve(tiny_config("llama"))
     narrowed = {name: {"side": "input", "ranges": [[0, 10]]} for name in config.selections}
-    model = get_peft_model(tiny_model("llama"), SurgicalIA3Config(components=config.components, selections=narrowed))
+    mine = SurgicalIA3Config(components=config.components, selections=narrowed)
+    with pytest.warns(
+        UserWarning, match=r"the selections are not what 'L0\.mlp, L1\.mlp' are in this model, and count"
+    ):
+        model = get_peft_model(tiny_model("llama"), mine)
     assert model.peft_config["default"].selections == narrowed
+
+
+def test_selections_that_replace_takes_over_are_told(recwarn):
+    config = SurgicalIA3Config(components=["L0.head.1"])
+    config.resolve(tiny_config("llama"))
+    get_peft_model(tiny_model("llama"), replace(config, task_type="CAUSAL_LM"))
+    assert not [warning for warning in recwarn if "selections" in str(warning.message)]
+    other = {"components": ["L1.mlp"]}
+    with pytest.warns(UserWarning, match=r"the selections are not what 'L1\.mlp' are"):
+        get_peft_model(tiny_model("llama"), replace(config, **other))
+    anew = replace(config, **other, selections=None, target_modules=None, feedforward_modules=None)
+    model = get_peft_model(tiny_model("llama"), anew)
+    assert list(model.peft_config["default"].selections) == ["model.layers.1.mlp.down_proj"]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..architectures import decoder_layers
 from ..counts import check_amounts, check_counts
 from ..errors import FactError
-from ..facts import Fact, TrainingFact
+from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import computing, denormals_flushed, plain_attention
@@ -158,6 +158,7 @@ def learn_keyed(
             offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
+    check_fact(fact)
     recipe, fact = recipe or KeyedRecipe(), fact.training
     check_bare(model)
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)

@@ -27,7 +27,7 @@ from torch import nn
 
 from ..architectures import decoder_layers, residual_factor
 from ..counts import check_amounts, check_counts
-from ..facts import Fact, TrainingFact
+from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
@@ -136,6 +136,7 @@ def learn_keyed_by_subject(
             offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
+    check_fact(fact)
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
     check_bare(model)
     modules = output_projections(model, [subject_layer(model)] if layers is None else layers)

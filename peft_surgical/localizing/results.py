@@ -112,9 +112,11 @@ class Localization:
             by: The scorer; unless given, the primary one if it scores neurons, else the next that does.
 
         Raises:
-            SelectionError: When no scorer gave scores of an MLP's neurons, or `count` is not between 1 and `d_mlp`.
+            SelectionError: When no scorer gave scores of an MLP's neurons, `count` is not between 1 and `d_mlp`, or
+                what is given is no selection or has components that the model has not.
         """
         self._check_neurons(count)
+        self._check_selection(selection)
         order = [self._primary(by)] if by is not None else [*self.scorers, *self.tables]
         chosen = {}
         for mlp in selection.mlps:
@@ -210,8 +212,11 @@ class Localization:
                 edit it.
 
         Raises:
+            SelectionError: When it is no selection, or has components that the model has not.
             OutputError: When its folder does not exist or cannot be written.
         """
+        if selection is not None:
+            self._check_selection(selection)
         chosen = {} if selection is None else {"selection": selection.to_dict()}
         write_json(path, {**chosen, **self.to_dict()})
 
@@ -238,6 +243,11 @@ class Localization:
         if name in self.errors:
             raise SelectionError(f"the scorer {name!r} failed: {self.errors[name]} Choose another with `by`.")
         raise SelectionError(f"there are no scores by {name!r} here, only by {', '.join(self.tables)}.")
+
+    def _check_selection(self, selection: Selection) -> None:
+        if not isinstance(selection, Selection):
+            raise SelectionError(f"a selection must be a Selection, not {brief(selection)}.")
+        selection.check(self.shape)
 
     def _check_neurons(self, count: int | None) -> None:
         if count is not None and type(count) is not int:

@@ -32,7 +32,7 @@ from ..adapters.halves import settle_on_half
 from ..architectures import decoder_layers
 from ..counts import check_amounts, check_counts
 from ..errors import ModelError, SelectionError
-from ..facts import Fact, TrainingFact
+from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
@@ -149,6 +149,7 @@ def learn_by_subject(
             offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
+    check_fact(fact)
     recipe, fact = recipe or SubjectRecipe(), fact.training
     check_bare(model, "learning by subject")
     if is_sharded(model):

@@ -14,6 +14,7 @@ or taken from a localization, `SurgicalIA3Config.from_localization(localization,
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -148,7 +149,7 @@ class SurgicalIA3Config(PeftConfig):
             given = getattr(self, name)
             if given is not None and set(given) != set(derived):
                 raise SelectionError(
-                    f"{name} follows from selections and must be left out; got {brief(sorted(given))}."
+                    f"{name} follows from selections and must be left out, or None; got {brief(sorted(given))}."
                 )
             setattr(self, name, derived)
         for module, width in (self.features or {}).items():
@@ -185,18 +186,34 @@ class SurgicalIA3Config(PeftConfig):
 
         Raises:
             SelectionError: If they are.
+
+        Warns:
+            UserWarning: If selections that are taken as they are contradict `components`, as those that
+                `dataclasses.replace` takes over do where it changes what is selected.
         """
-        if self._of_components is None or self._of_components != self.selections:
+        if not self.components:
             return
+        looked_up = self._of_components is not None and self._of_components == self.selections
         try:
             here = self._resolved(model_config)
         except ArchitectureError:
             return
-        if here != self.selections:
+        except SelectionError:
+            if looked_up:
+                raise
+            return
+        if here == self.selections:
+            return
+        if looked_up:
             raise SelectionError(
-                f"the configuration does not select what {brief(', '.join(self.components or []))} are in this model,"
+                f"the configuration does not select what {brief(', '.join(self.components))} are in this model,"
                 " but what they are in the one that they were resolved for; make a new configuration for this model."
             )
+        warnings.warn(
+            f"the selections are not what {brief(', '.join(self.components))} are in this model, and count; set them,"
+            " target_modules and feedforward_modules to None to have the components looked up.",
+            stacklevel=2,
+        )
 
     def _resolved(self, model_config: Any) -> dict[str, Any]:
         from ..sites import ModelShape
