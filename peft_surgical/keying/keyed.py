@@ -20,7 +20,7 @@ projections the difference of a row, frozen, and on the output projection that o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -267,9 +267,7 @@ def values_watched(model: Any, names: Sequence[str]) -> Iterator[RowGradients]:
 
         return module.register_forward_hook(watched)
 
-    handles = [watch(position, name) for position, name in enumerate(names)]
-    try:
+    with ExitStack() as hooked:
+        for position, name in enumerate(names):
+            hooked.enter_context(watch(position, name))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

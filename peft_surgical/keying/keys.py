@@ -15,6 +15,7 @@ were not among them too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,12 +241,10 @@ def marked_neurons(
         module = model.get_submodule(name)
         return module.register_forward_pre_hook(lambda _, args: seen.__setitem__(name, args[0]))
 
-    handles = [watch(name) for name in modules]
-    try:
+    with ExitStack() as hooked:
+        for name in modules:
+            hooked.enter_context(watch(name))
         yield from _at_marks(model, 1 + max(modules.values()), texts, seen, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dict[str, float]:
@@ -265,15 +264,13 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
 
         return stack[layer].register_forward_hook(hook)
 
-    handles = [watch(name, layer) for name, layer in modules.items()]
     squares, count = dict.fromkeys(modules, 0.0), sum(map(len, texts.marks))
-    try:
+    with ExitStack() as hooked:
+        for name, layer in modules.items():
+            hooked.enter_context(watch(name, layer))
         for states in _at_marks(model, 1 + max(modules.values()), texts, seen, _BATCH):
             for name, state in states.items():
                 squares[name] += float(state.square().sum())
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: (square / max(count, 1)) ** 0.5 for name, square in squares.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Float
@@ -45,13 +45,8 @@ def scaling_at(
 
         return hook
 
-    parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
-    with base_of(model):
-        handles = [layer.get_base_layer().register_forward_pre_hook(scaled(layer)) for layer in layers]
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with base_of(model), ExitStack() as hooked:
+        for layer in layers:
+            hooked.enter_context(layer.get_base_layer().register_forward_pre_hook(scaled(layer)))
+            layer.surgical_ia3_delta[adapter].requires_grad_(True)
+        yield

@@ -18,7 +18,7 @@ Where a model multiplies by a factor what its MLPs write (Granite), W is that mu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,18 +178,14 @@ def _weight(layer: SurgicalIA3Layer) -> Float[Tensor, "model neuron"]:
 def _read(layers: Sequence[SurgicalIA3Layer], blocks: Sequence[nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
     """What enters each scaled layer, what leaves it and what leaves its block, by its place."""
     seen: dict[int, list[Tensor]] = {place: [] for place in range(len(layers))}
-    handles = []
-    for place, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
-        own = seen[place]
-        handles += [
-            layer.register_forward_pre_hook(lambda _, args, own=own: own.append(args[0])),
-            layer.register_forward_hook(lambda _, __, out, own=own: own.append(out)),
-            block.register_forward_hook(
-                lambda _, __, out, own=own: own.append(out[0] if isinstance(out, tuple) else out)
-            ),
-        ]
-    try:
+    with ExitStack() as hooked:
+        for own, layer, block in zip(seen.values(), layers, blocks, strict=True):
+            for handle in (
+                layer.register_forward_pre_hook(lambda _, args, own=own: own.append(args[0])),
+                layer.register_forward_hook(lambda _, __, out, own=own: own.append(out)),
+                block.register_forward_hook(
+                    lambda _, __, out, own=own: own.append(out[0] if isinstance(out, tuple) else out)
+                ),
+            ):
+                hooked.enter_context(handle)
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -42,12 +42,10 @@ def rows_of(tuner: Any, adapter_names: Sequence[str]) -> Iterator[None]:
     hooks: list[tuple[nn.Module, Any]] = [(tuner, partial(_checked, names))]
     hooks += [(layer, partial(_with_names, names)) for layer in layers]
     hooks += [(wrapper, partial(_with_own_names, names, name)) for name, wrapper in wrappers.items()]
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
-    try:
+    with ExitStack() as hooked:
+        for module, hook in hooks:
+            hooked.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_rows(names: Sequence[str], model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
