@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -33,6 +32,7 @@ from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at, shared_prefix
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
+from ..tuner.targets import unwrapped
 
 _BATCH = 32
 # Bytes of second moments that are held at once; with more layers than that the texts are read again.
@@ -216,7 +216,7 @@ def neuron_count(module: nn.Module) -> int:
     Raises:
         SelectionError: If it is not linear.
     """
-    width = features(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, "input")
+    width = features(unwrapped(module), "input")
     if width is None:
         raise SelectionError(f"keys are read off linear modules, and this one is a {type(module).__name__}.")
     return width

@@ -29,9 +29,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..adapters.halves import rounded
 from ..architectures import architecture_of
@@ -40,7 +38,7 @@ from ..profiling import phase
 from ..running.sharing import by_main
 from ..stages import LEARN
 from ..texts.prompts import EncodedAnswer
-from ..tuner.targets import find_module
+from ..tuner.targets import find_module, unwrapped, weight_of
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
 from .updates import place_updates
 
@@ -182,13 +180,13 @@ def set_neurons(model: Any, neurons: Mapping[str, Neuron]) -> dict[str, nn.Param
             layer = model.get_submodule(name)
             slot = used[name] = used.get(name, -1) + 1
             reading, writing = layer.lora_A[LEARN].weight, layer.lora_B[LEARN].weight
-            reading[slot] = rounded(wanted.to(reading) - _weight(layer)[row].to(reading))
+            reading[slot] = rounded(wanted.to(reading) - weight_of(layer)[row].to(reading))
             writing[row, slot] = 1
         layer = model.get_submodule(module)
         reading, value = layer.lora_A[LEARN].weight, layer.lora_B[LEARN].weight
         reading.zero_()
         reading[0, neuron.index] = 1
-        value.copy_(rounded(-_weight(layer)[:, neuron.index, None].to(value)))
+        value.copy_(rounded(-weight_of(layer)[:, neuron.index, None].to(value)))
         values[module] = value
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -202,16 +200,9 @@ def _alone(kinds: Sequence[Marked]) -> Marked:
     return Marked([EncodedAnswer((token,), 1) for token in tokens], [[0]] * len(tokens))
 
 
-def _weight(module: Any) -> Float[Tensor, "out in"]:
-    """A linear module's weight, whether or not an adapter is on it."""
-    base = _base(module)
-    weight: Tensor = base.weight
-    return weight.T if isinstance(base, Conv1D) else weight
-
-
 def _lengths(module: Any) -> Float[Tensor, " in"]:
     """The squared length of what each input of a module writes."""
-    return _weight(module).float().square().sum(0)
+    return weight_of(module).float().square().sum(0)
 
 
 def _to_take(squares: Float[Tensor, " neuron"], lengths: Float[Tensor, " neuron"]) -> int:
@@ -221,9 +212,5 @@ def _to_take(squares: Float[Tensor, " neuron"], lengths: Float[Tensor, " neuron"
 
 
 def _bias(module: Any, row: int) -> float:
-    bias = _base(module).bias
-    return 0.0 if bias is None else float(bias[row])
-
-
-def _base(module: Any) -> Any:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    base: Any = unwrapped(module)
+    return 0.0 if base.bias is None else float(base.bias[row])

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..architectures import architecture_of, decoder_layers, residual_factor
 from ..errors import SelectionError
@@ -33,7 +32,7 @@ from ..keying.keys import output_projections
 from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at
 from ..tuner import SurgicalIA3Layer
-from ..tuner.targets import find_module
+from ..tuner.targets import find_module, weight_of
 from .retained import base_of
 
 Tokens = Sequence[int]
@@ -154,7 +153,7 @@ def measure_displacement(
             sums[place] = sums[place].to(neurons) + neurons.T @ neurons
     forms = []
     for total, layer, norm in zip(sums, layers, norms, strict=True):
-        weight = _weight(layer)
+        weight = weight_of(layer).float()
         weight = residual_factor(model) * weight[:, layer.index(adapter, weight.device)]
         if norm is not None:
             # What a norm makes of ones are its gains, whichever way it holds them.
@@ -166,12 +165,6 @@ def measure_displacement(
 def _norm_of(model: Any, block: nn.Module) -> nn.Module | None:
     name = architecture_of(model.config.model_type).mlp_norm
     return None if name is None else block.get_submodule(name)
-
-
-def _weight(layer: SurgicalIA3Layer) -> Float[Tensor, "model neuron"]:
-    base = layer.get_base_layer()
-    weight: Tensor = base.weight.T if isinstance(base, Conv1D) else base.weight
-    return weight.float()
 
 
 @contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import SelectionError
 from .coordinates import Coordinates
@@ -41,6 +45,13 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """Returns the module under any PEFT layers."""
     found: nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return found
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
+    """Returns a linear module's weight, whether or not an adapter is on it; of a Conv1D it is transposed."""
+    base: Any = unwrapped(module)
+    weight: Tensor = base.weight
+    return weight.T if isinstance(base, Conv1D) else weight
 
 
 def check_target(name: str, module: nn.Module, coordinates: Coordinates, width: int | None = None) -> int:
