@@ -64,12 +64,7 @@ class Coordinates:
             )
         previous = 0
         for pair in ranges:
-            if (
-                isinstance(pair, str)
-                or not isinstance(pair, Sequence)
-                or len(pair) != 2
-                or not all(type(i) is int for i in pair)
-            ):
+            if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(i) is int for i in pair):
                 raise SelectionError(f"a range of {module} must be two integers [start, stop], got {brief(pair)}.")
             start, stop = pair
             if not 0 <= start < stop:

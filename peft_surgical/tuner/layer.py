@@ -141,15 +141,12 @@ class SurgicalIA3Layer(Merging):
         if not names:
             return None
         coordinates = self.coordinates[names[0]]
-        if all(self.coordinates[name] == coordinates for name in names[1:]):
-            product = self.scale(names[0])
-            for name in names[1:]:
-                product = product * self.scale(name)
-            return coordinates, product
-        product = self.dense_scale(names[0])
+        alike = all(self.coordinates[name] == coordinates for name in names[1:])
+        scale = self.scale if alike else self.dense_scale
+        product = scale(names[0])
         for name in names[1:]:
-            product = product * self.dense_scale(name)
-        return Coordinates(self.side, ((0, self.width),)), product
+            product = product * scale(name)
+        return coordinates if alike else Coordinates(self.side, ((0, self.width),)), product
 
     def others_scale(self, adapter_name: str, adapter_names: list[str]) -> Float[Tensor, " selected"]:
         """Multiplies adapters other than one, on the coordinates of that one.

@@ -58,13 +58,11 @@ class SurgicalIA3Model(BaseTuner):
     def _prepare_model(self, peft_config: SurgicalIA3Config, model: nn.Module) -> None:
         # Everything is checked here, before the first module is replaced, so that a refusal leaves the model as it
         # was.
-        saved_whole = tuple(peft_config.modules_to_save or ())
         first_names = {id(module): name for name, module in model.named_modules()}
         scaled = [name for name, module in model.named_modules() if isinstance(module, SurgicalIA3Layer)]
-        if saved_whole:
-            for name in (*scaled, *peft_config.coordinates):
-                if any(part in saved_whole for part in _suffixes(name)):
-                    raise SelectionError(f"{name} cannot be scaled and be in modules_to_save at once.")
+        for name in (*scaled, *peft_config.coordinates):
+            if any(f".{whole}." in f".{name}." for whole in peft_config.modules_to_save or ()):
+                raise SelectionError(f"{name} cannot be scaled and be in modules_to_save at once.")
         widths, transposed = {}, False
         for name, coordinates in peft_config.coordinates.items():
             module = find_module(model, name)
@@ -202,11 +200,11 @@ class SurgicalIA3Model(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.get("adapter_names")
-        if names is not None and self.training:
-            raise AdapterError("adapter_names works in eval mode only; call model.eval() first.")
         if names is None:
             yield
             return
+        if self.training:
+            raise AdapterError("adapter_names works in eval mode only; call model.eval() first.")
         check_rows(names, self.model, args, kwargs)
         with rows_of(self, names):
             yield
@@ -365,11 +363,6 @@ def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
             if layer.merged:
                 layer.unmerge()
             layer.set_adapter(list(adapters), inference_mode=True)
-
-
-def _suffixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
 
 
 def _warn_of_rounding(layers: Iterable[SurgicalIA3Layer]) -> None:
