@@ -52,9 +52,11 @@ def _contrast(tokenizer: Any, fact: TrainingFact, generator: torch.Generator, li
         prompt = prompts[turn % len(prompts)]
         subject = subjects[(turn + turn // len(prompts)) % len(subjects)]
         clean = _context(tokenizer, fact, prompt, subject)
+        if clean is None:
+            continue
         for other in [*(s for s in subjects if s != subject), fact.subject]:
             corrupted = _context(tokenizer, fact, prompt, other)
-            if clean is None or corrupted is None or len(clean) != len(corrupted):
+            if corrupted is None or len(clean) != len(corrupted):
                 continue
             first = first_difference(clean, corrupted)
             if first is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import FactError, brief
 from ..facts import TrainingFact
-from ..texts.prompts import answer_tokens, encode, mentions, swap_subject
+from ..texts.prompts import AnswerTokens, answer_tokens, encode, mentions, swap_subject
 from ..texts.subjects import subject_spans
 
 Method = Literal["swap", "noise", "mean"]
@@ -86,11 +86,8 @@ def corrupt(
         tokens = answer_tokens(tokenizer, prompt, fact)
         # Every prompt begins the search at another subject, so that the average is not over one subject's quirks.
         turn = number % len(subjects) if subjects else 0
-        pair = None
-        for other in subjects[turn:] + subjects[:turn]:
-            pair = _swap(tokenizer, fact, prompt, other)
-            if pair is not None:
-                break
+        swaps = (_swap(tokenizer, fact, prompt, tokens, other) for other in subjects[turn:] + subjects[:turn])
+        pair = next((swap for swap in swaps if swap is not None), None)
         if pair is None:
             clean = torch.tensor(tokens.ids)
             spans = subject_spans(tokenizer, prompt, fact.subject, tokens.ids)
@@ -150,11 +147,10 @@ def first_difference(left: Int[Tensor, " pos"], right: Int[Tensor, " pos"]) -> i
     return int(differing[0]) if len(differing) else None
 
 
-def _swap(tokenizer: Any, fact: TrainingFact, prompt: str, other: str) -> PromptPair | None:
+def _swap(tokenizer: Any, fact: TrainingFact, prompt: str, tokens: AnswerTokens, other: str) -> PromptPair | None:
     """The pair with another subject, or `None` when the tokens do not align, or evaluation asks that very prompt."""
     if not mentions(prompt, fact.subject) or not fact.may_train_on(swap_subject(prompt, fact.subject, other)):
         return None
-    tokens = answer_tokens(tokenizer, prompt, fact)
     try:
         swapped = answer_tokens(tokenizer, prompt, fact, subject=other)
     except FactError:
