@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -145,7 +146,6 @@ class _Session:
         self.seed, self.max_tokens, self.progress = seed, max_tokens, progress
         pairs = corrupt(tokenizer, fact, self.runs.embed, self._generator(), fact.prompts[:prompts])
         self.pairs = self.runs.answered(pairs, max_tokens)
-        self._controls: tuple[PromptPair, ...] | None = None
         self._tables: dict[str, Scores] = {}
         self._shared: dict[Hashable, Any] = {}
         self._under_way: list[str] = []
@@ -177,7 +177,7 @@ class _Session:
                 shape=self.shape,
                 sites=spec.sites(self.shape),
                 pairs=_own(self.pairs),
-                controls=lambda: _own(self.controls()),
+                controls=lambda: _own(self.controls),
                 seed=self.seed,
                 max_tokens=self.max_tokens,
                 score=lambda text: copy.deepcopy(self.score(ScorerSpec.parse(text, self.catalogue, spec.projections))),
@@ -206,11 +206,10 @@ class _Session:
             self._shared[key] = function()
         return self._shared[key]
 
+    @cached_property
     def controls(self) -> tuple[PromptPair, ...]:
         """Control-like prompts, made on first use."""
-        if self._controls is None:
-            self._controls = control_pairs(self.tokenizer, self.fact, self.runs, self._generator(), self.max_tokens)
-        return self._controls
+        return control_pairs(self.tokenizer, self.fact, self.runs, self._generator(), self.max_tokens)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """How each prompt was corrupted, and what that did to the logit difference."""

@@ -8,7 +8,7 @@ components go through the layers above as rows of one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,8 @@ def patch(
     """
     order = sorted(range(len(targets)), key=lambda i: targets[i].site.layer)
     rows: dict[int, Tensor] = {}
-    for chunk in _chunks(order, max(1, max_tokens // window.width - 1)):
+    size = max(1, max_tokens // window.width - 1)
+    for chunk in (order[start : start + size] for start in range(0, len(order), size)):
         kept = read(_grow(runs, window, [targets[i] for i in chunk], sources))
         rows.update(zip(chunk, kept, strict=True))
     return torch.stack([rows[i] for i in range(len(targets))])
@@ -114,8 +115,3 @@ def _shape(tensor: Tensor, site: Site, window: Window) -> tuple[int, ...]:
         d_head = tensor.shape[-1] if tensor.ndim == 4 else tensor.shape[-1] // site.size
         return (tensor.numel() // (width * site.size * d_head), width, site.size, d_head)
     return (tensor.numel() // (width * site.size), width, site.size)
-
-
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

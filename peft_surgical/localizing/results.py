@@ -164,8 +164,8 @@ class Localization:
         Raises:
             SelectionError: When the scorer has no scores here.
         """
-        names = [name for name in self.tables if name == self._primary(by)]
-        names += [name for name in self.tables if name not in names]
+        primary = self._primary(by)
+        names = [primary, *(name for name in self.tables if name != primary)]
         body = []
         for component, rank in list(self.ranks(by).items())[:top]:
             values = [self.tables[name].components.get(component) for name in names]
