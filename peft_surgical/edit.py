@@ -178,10 +178,7 @@ def edit(
                 f"no MLP is selected ({', '.join(selection.components)}), and only MLPs have neurons."
             )
         config = SurgicalIA3Config.from_localization(
-            selection,
-            granularity=granularity,
-            projections=projections,
-            task_type="CAUSAL_LM",
+            selection, granularity=granularity, projections=projections, task_type="CAUSAL_LM"
         )
         config.resolve(model.config)
         lap("localize")
@@ -207,6 +204,7 @@ def edit(
             "unlearned": adapter_state(second.model, [UNLEARN]),
             "edited": adapter_state(second.model, [UNLEARN, LEARN]),
         }
+        scales = sum(coordinates.n for coordinates in config.coordinates.values())
         report = evaluate(
             second.model,
             tokenizer,
@@ -214,7 +212,7 @@ def edit(
             states=states,
             seed=seed,
             retention_tokens=retention_tokens,
-            selection={**selection.to_dict(), "granularity": granularity, "scales": _scales(config)},
+            selection={**selection.to_dict(), "granularity": granularity, "scales": scales},
             settings={"command": command} if command else None,
             seconds=seconds,
             progress=progress,
@@ -338,7 +336,3 @@ def _picture(localization: Localization, selection: Selection, path: Path) -> by
         return None
     plot_localization(localization, selection, path)
     return path.read_bytes()
-
-
-def _scales(config: SurgicalIA3Config) -> int:
-    return sum(stop - start for spec in (config.selections or {}).values() for start, stop in spec["ranges"])

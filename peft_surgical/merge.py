@@ -72,13 +72,10 @@ def merge(
     edit = read_mergeable(given)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
-    roundings = []
-    for key, (values, rounding) in found.items():
-        before, state[key] = state[key], values
-        roundings.append(rounding)
-        _check_finite(key, values, before)
-    total = Rounding.total(roundings)
-    total.warn(target or model.dtype)
+    for key, (values, _) in found.items():
+        _check_finite(key, values, state[key])
+        state[key] = values
+    Rounding.total(rounding for _, rounding in found.values()).warn(target or model.dtype)
     if target is not None:
         state = _cast(state, target)
     with atomic_directory(out, overwrite=overwrite, content=CHECKPOINT) as folder:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, SelectionError, brief
 from ..tuner.config import SurgicalIA3Config, SurgicalPeftType
-from ..tuner.coordinates import Coordinates
+from ..tuner.coordinates import Coordinates, Side
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .edits import Edit, ModuleScale
 from .halves import fits_half
@@ -162,9 +162,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
-    known = {name for name in SurgicalIA3Config.__dataclass_fields__ if name in config}
+    known = {name: config[name] for name in SurgicalIA3Config.__dataclass_fields__ if name in config}
     try:
-        parsed = SurgicalIA3Config(**{name: config[name] for name in known})
+        parsed = SurgicalIA3Config(**known)
     except (SelectionError, ValueError) as error:
         raise AdapterError(f"{path / CONFIG} is not usable: {error}") from error
     if parsed.selections is None:
@@ -197,7 +197,7 @@ def _plain(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Ed
     return _edit(path, config, modules, tensors)
 
 
-def _side(name: str, scale: Tensor, feedforward: Any) -> Any:
+def _side(name: str, scale: Tensor, feedforward: Any) -> Side:
     if scale.numel() > 1:
         return "input" if scale.shape[0] == 1 else "output"
     # A single scale has the same shape on both sides.

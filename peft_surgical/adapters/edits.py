@@ -137,7 +137,7 @@ def several(edits: Given | Iterable[Given]) -> list[Given]:
     return list(edits)
 
 
-def as_edit(edit: Edit | str | os.PathLike[str]) -> Edit:
+def as_edit(edit: EditOrPath) -> Edit:
     """Returns the edit itself, or reads the folder that is given instead."""
     return edit if isinstance(edit, Edit) else Edit.load(edit)
 

@@ -184,12 +184,8 @@ def learn_keyed(
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
         origin = [value.detach().clone() for value in values.values()]
-        runner = TailRunner(
-            working,
-            decoder_layers(working),
-            min(modules.values()),
-            pad=padding(model.config, tokenizer),
-        )
+        pad = padding(model.config, tokenizer)
+        runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
             runner.add([row.ids for row in (*rows, *held)], starts=starts)
             measured = _measured(runner, working, values, held, kept.near, len(rows), recipe, seed, progress)

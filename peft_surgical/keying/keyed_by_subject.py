@@ -154,12 +154,8 @@ def learn_keyed_by_subject(
         found = find_directions(working, modules, names, kept, recipe.ridge, besides=[first])
         streams = stream_lengths(working, modules, subject)
         values = set_directions(working, found)
-        runner = TailRunner(
-            working,
-            decoder_layers(working),
-            min(modules.values()),
-            pad=padding(model.config, tokenizer),
-        )
+        pad = padding(model.config, tokenizer)
+        runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
             # What the words before the subject get is left out: the direction was told apart from them, and with it a
             # loss of 0.002 nats of the demo model is 0.003 at most.

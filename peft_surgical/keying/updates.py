@@ -83,6 +83,4 @@ def settle(values: Mapping[str, nn.Parameter]) -> None:
 
 def frozen(model: PeftModel) -> PeftModel:
     """The model, with nothing left to train."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
+    return model.requires_grad_(False)
