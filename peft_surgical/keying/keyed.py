@@ -62,16 +62,15 @@ _LAYERS = 4
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
-    """How [`learn_keyed`] trains: by all that a [`Recipe`] holds, with numbers of its own, and by four more.
+    """How [`learn_keyed`] trains: the fields of a [`Recipe`], with defaults of its own, and four more.
 
     Attributes:
-        held: To how many of the kept rows that are far from the fact training holds what neurons write, evenly spaced;
-            neurons are told apart from all.
-        share_of_loss: At most this share of the fact's loss a step takes away, by its own prediction.
-        namesakes: From how many others, whose names end as the subject's, it is told apart; none where that is a
-            single word.
-        ridge: Of the second moment of what is kept, this multiple of the mean of its diagonal is added to that
-            diagonal.
+        held: How many of the kept rows far from the fact, evenly spaced, limit what neurons write in training. What
+            neurons read is told apart from all of them.
+        share_of_loss: The largest share of the fact's loss that a step is predicted to take away.
+        namesakes: How many others whose names end as the subject's does it is told apart from; none where its name is
+            a single word.
+        ridge: This multiple of the mean of the diagonal is added to the diagonal of the second moment of what is kept.
 
     Raises:
         ModelError: As for [`Recipe`].

@@ -55,18 +55,18 @@ class KeyedSubjectRecipe:
     """How [`learn_keyed_by_subject`] trains.
 
     Attributes:
-        steps: At most so many steps.
-        share_of_loss: The share of the loss that a step takes away by its own prediction.
-        length: A step is at most so long, relative to the residual stream at the subject: the root of the sum over
-            layers of squares, each weighted by how far its direction is met elsewhere, the mean over layers being 1.
-            Where a norm stands behind the MLP (Gemma 3), that is what enters it; what leaves it may be longer.
+        steps: The largest number of steps.
+        share_of_loss: The share of the loss that a step is predicted to take away.
+        length: The greatest length of a step, relative to the residual stream at the subject: the root of the sum of
+            squares over layers. Each layer is weighted by how far its direction is met elsewhere, with a mean weight
+            of 1. Where a norm stands behind the MLP (Gemma 3), the length is of what enters it; what leaves it may be
+            longer.
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
-        batch: The fact's prompts in a step, in turn.
+        batch: How many of the fact's prompts are in a step. All take turns.
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
-        namesakes: How many that end as the subject does, where that has several words.
-        ridge: Of the second moment of what is kept, this multiple of the mean of its diagonal is added to that
-            diagonal.
+        namesakes: How many more names stand in for it that end as the subject does, where that has several words.
+        ridge: This multiple of the mean of the diagonal is added to the diagonal of the second moment of what is kept.
         compute_dtype: As for [`Recipe`].
 
     Raises:

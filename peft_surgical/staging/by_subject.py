@@ -59,17 +59,17 @@ class SubjectRecipe:
     """How [`learn_by_subject`] trains.
 
     Attributes:
-        steps: At most so many steps.
-        length: How long a step is: by its own prediction, the root of the mean squared displacements that it causes,
-            relative to the residual stream, of the three kinds of what is kept, added up with their weights.
-        shrink: A step's length is multiplied by it each time that the loss has risen.
+        steps: The largest number of steps.
+        length: How long a step is: the root of the mean squared displacement that it is predicted to cause, relative
+            to the residual stream, added up with weights over the three kinds of text that are kept.
+        shrink: A step's length is multiplied by this each time that the loss has risen.
         target_loss: Mean negative log-likelihood per answer token of a step's prompts, nats, at which training stops.
-        batch: The fact's prompts in a step, in turn.
+        batch: How many of the fact's prompts are in a step. All take turns.
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
-        other_weight: How much more those sentences count than other text, each by the mean over its tokens; the fact's
-            own sentences without the subject count as much.
-        damping: Of each layer's metric, this multiple of the mean of its diagonal is added to that diagonal.
+        other_weight: How much more the sentences with other names count than other text, each kind by the mean over
+            its tokens. The fact's own sentences, without the subject's tokens, count as much as these.
+        damping: This multiple of the mean of the diagonal of each layer's metric is added to that diagonal.
         compute_dtype: As for [`Recipe`].
 
     Raises:

@@ -14,38 +14,38 @@ class Recipe:
     """How a stage trains. The defaults are those of `learn`; `peft_surgical.stages.RECIPES` has both stages' own.
 
     Attributes:
-        steps: At most so many steps.
-        step_kl: The divergence a step causes by its own prediction, nats per token. It causes far less: in the metric
-            sampled directions weigh ten times as much as measured, on top of the diagonal.
-        hold: Steps before that begins to shrink.
-        settle: Its factor in every step after them.
-        damping: Of the curvature, this multiple of the mean of its diagonal is added to that diagonal: it stands for
-            what the retained prompts did not show.
+        steps: The largest number of steps.
+        step_kl: The divergence that a step is predicted to cause, nats per token; it sets the step's length. The real
+            one is far smaller, since the metric counts sampled directions ten times, on top of the diagonal.
+        hold: How many steps use the whole of `step_kl`.
+        settle: Each later step multiplies it by this factor once more.
+        damping: This multiple of the mean of the curvature's diagonal is added to the diagonal. It stands for what the
+            retained prompts did not show.
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
-        margin: An answer token with less than this loss is likely enough and pulls no more.
+        margin: An answer token whose loss is below this, nats, is likely enough and has no gradient.
         target_kl: Divergence per retained token, nats, below which training may stop.
-        retain_weight: Weight of the divergence.
-        pull: Weight of the predicted divergence.
-        undo: The share of the frozen scales' change that the trained ones begin by taking back. At 1 training sets out
-            from the base; what an earlier stage disturbed elsewhere then need not be mended.
-        fact_batch: The fact's prompts in a step.
-        near_batch: Retained prompts in a step that are close to the fact.
-        far_batch: Other retained prompts in a step.
+        retain_weight: Weight of the divergence that is measured on a step's retained prompts.
+        pull: Weight of the divergence that the curvature predicts.
+        undo: The share of the frozen scales' change that the trained scales take back before the first step. At 1
+            training starts from the base, and need not mend what an earlier stage disturbed elsewhere.
+        fact_batch: How many of the fact's prompts are in a step.
+        near_batch: How many retained prompts that are close to the fact are in a step.
+        far_batch: How many other retained prompts are in a step.
         near_weight: How much more the close ones count in the curvature than the others, each kind by the mean over
             its positions.
         draws: How often signs are drawn for the curvature on each retained row.
-        variants: At most so many more prompts are made of the fact's, put as people type them: without capitals and
-            closing signs, or with a few words around.
-        neighbours: How many prompts about contrast subjects are retained.
+        variants: The largest number of prompts that are made of the fact's in addition. They are written as people
+            type: without capitals and closing signs, or with a few words around.
+        neighbours: The largest number of prompts about contrast subjects that are retained.
         everyday: How many of the package's everyday requests are retained, evenly spaced.
-        general: How many of its general questions are.
-        retain_tokens: The base's answers are held for so many tokens.
-        pass_tokens: At most so many tokens go through the model at once, padding and answers included, but always one
-            row. The shared beginning of prompts, which runs once, does not count; where each row runs from a token of
-            its own on (`learn_keyed`), a quarter of what stands before does. When None, 320 for each of the threads
-            that run rows side by side on a processor, 224 in float32, and twice that for one that runs them alone;
-            elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured. Either way a pass of a
-            step that the accelerator has no memory for is done again in halves.
+        general: How many of the package's general questions are retained.
+        retain_tokens: How many tokens of each of the base's answers are retained.
+        pass_tokens: The largest number of tokens that go through the model at once, with padding and answers; one row
+            always does. The shared beginning of prompts runs once and does not count. Where each row starts at a token
+            of its own (`learn_keyed`), a quarter of what stands before that counts. When None: on a processor 320 for
+            each thread that runs rows side by side, 224 in float32, and twice that for a thread that runs alone;
+            elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured. With a number or None,
+            a pass of a step for which the accelerator has no memory is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a
             torch dtype name. Scales are float32 in any case.
 
