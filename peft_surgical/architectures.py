@@ -10,8 +10,8 @@ register_architecture(
     ),
 )
 
-An installed package has this found by naming the module that says it as an entry point in the group
-`peft_surgical.architectures`. Such modules are imported when a model of a type that is not known is met.
+An installed package names the module that calls this as an entry point in the group `peft_surgical.architectures`.
+Such modules are imported when a model of an unknown type is met.
 """
 
 from __future__ import annotations
@@ -128,11 +128,12 @@ _KNOWN: dict[str, Architecture] = {
 def register_architecture(model_type: str, architecture: Architecture) -> None:
     """Teach the module names of one more `model_type`.
 
-    An installed package that does so in a module names that as an entry point in the group
-    `peft_surgical.architectures`; it is imported when a model of a type that is not known is met.
+    An installed package calls this in a module and names that module as an entry point in the group
+    `peft_surgical.architectures`. The module is imported when a model of an unknown type is met.
 
     Raises:
-        ArchitectureError: When the type is known already under other names, or what is given is no `Architecture`.
+        ArchitectureError: When the type is known already with other module names, or what is given is no
+            `Architecture`.
     """
     if not isinstance(architecture, Architecture):
         raise ArchitectureError(f"a model type's architecture must be an Architecture, not {brief(architecture)}.")
@@ -141,10 +142,10 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The module names of a model type, of an installed package's where this one does not know them.
+    """The module names of a model type, as this package or an installed one knows them.
 
     Raises:
-        ArchitectureError: When they are not known; says how to register them, and which packages failed to.
+        ArchitectureError: When none knows them. The message says how to register them, and which packages failed to.
     """
     faults = [] if model_type in _KNOWN else _ask_packages()
     if model_type not in _KNOWN:
@@ -168,7 +169,7 @@ def _ask_packages() -> list[str]:
 
 
 def residual_factor(model: Any) -> float:
-    """By what a model multiplies what its MLPs write before it is added to the residual stream, as Granite does."""
+    """The factor on what MLPs write into the residual stream; Granite has one, and with other models it is 1."""
     return float(getattr(model.config, "residual_multiplier", 1.0))
 
 

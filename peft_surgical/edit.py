@@ -229,7 +229,7 @@ def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
     given = given or {}
     if unknown := sorted(set(given) - set(RECIPES)):
         raise ModelError(
-            f"there is no stage {unknown[0]!r} that a recipe could be for; they are {' and '.join(RECIPES)}."
+            f"there is no stage {unknown[0]!r} to give a recipe for; the stages are {' and '.join(RECIPES)}."
         )
     return {**RECIPES, **given}
 

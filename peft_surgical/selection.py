@@ -228,7 +228,7 @@ def select(
     left = {"head": math.inf if heads is None else heads, "mlp": math.inf if mlps is None else mlps}
     room = math.inf if budget is None else budget
     if not projections:
-        raise SelectionError(f"nothing has scales at no projection; give some of {', '.join(PROJECTIONS)}.")
+        raise SelectionError(f"there are no projections to scale at; give some of {', '.join(PROJECTIONS)}.")
     if unknown := set(projections) - set(PROJECTIONS):
         raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
     cost = {kind: n_scales(shape, kind, projections, neurons) for kind in ("head", "mlp")}

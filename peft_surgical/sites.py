@@ -322,13 +322,13 @@ def module_slices(shape: ModelShape, component: Component) -> tuple[Slice, ...]:
 
 
 def check_uncompiled(names: Iterable[str]) -> None:
-    """Refuse modules of a model that torch.compile wrapped: there they go by other names, which no other model has.
+    """Refuse a model that torch.compile wrapped: its modules have names that no other model has.
 
     Args:
-        names: Theirs.
+        names: The names of its modules.
 
     Raises:
-        ModelError: If a name is such a one.
+        ModelError: If a name is one that torch.compile gives.
     """
     if any("_orig_mod" in name.split(".") for name in names):
         raise ModelError(
@@ -338,10 +338,10 @@ def check_uncompiled(names: Iterable[str]) -> None:
 
 
 def check_layout(model: nn.Module, shape: ModelShape) -> None:
-    """Refuse a model that lacks a module which its architecture names, as one with experts in the place of an MLP.
+    """Refuse a model that lacks a module of its architecture, such as one with experts in place of an MLP.
 
     Raises:
-        ArchitectureError: Names the module.
+        ArchitectureError: If it lacks one. The message names the module.
         ModelError: If the model is wrapped by torch.compile.
     """
     there = {name for name, _ in model.named_modules(remove_duplicate=False)}
@@ -369,7 +369,7 @@ def hook_name(site: Component | str, layer: int | None = None) -> str:
     else:
         names = ", ".join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))
         raise SelectionError(
-            f"a hook point is of a component, or of a projection ({names}) and a layer, not {site!r}."
+            f"a hook point belongs to a component, or to a projection ({names}) and a layer, not to {site!r}."
         )
     return f"blocks.{block}.{'attn' if projection in HEAD_PROJECTIONS else 'mlp'}.hook_{projection}"
 

@@ -324,7 +324,7 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
     Args:
         model: The model; becomes part of what is returned.
         name: The adapter's.
-        config: What it scales; as the last of `active` when None.
+        config: What it scales; that of the last of `active` when None.
         active: The adapters that act.
 
     Raises:
@@ -344,7 +344,7 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
             config = model.peft_config[active[-1]]
     if config is None:
         raise AdapterError(
-            f"{name} needs a config on a model without adapters that act: there is none to take it from."
+            f"{name} needs a config, since the model has no active adapter to take one from."
         )
     # A copy of its own, since PEFT writes into the configuration that it is given.
     own = copy.deepcopy(config)

@@ -96,7 +96,7 @@ DAMAGES = {
     "whole numbers": (lambda f: tensors(f, first(lambda t: t.to(torch.int8))), "as int8; scales are float32"),
     "NaN": (lambda f: tensors(f, first(lambda t: t * float("nan"))), "not finite"),
     "too large": (lambda f: tensors(f, first(lambda t: t.double() * 1e300 + 1e300)), "not finite"),
-    "nothing in it": (lambda f: tensors(f, first(lambda t: t[:0])), "holds nothing in"),
+    "nothing in it": (lambda f: tensors(f, first(lambda t: t[:0])), "holds an empty tensor"),
     "no configuration": (lambda f: os.remove(f / CONFIG), f"has no {CONFIG}"),
     "a cut configuration": (lambda f: (f / CONFIG).write_text("{"), "cannot be read"),
     "a nested configuration": (nested, "nested too deeply"),

@@ -55,7 +55,7 @@ def test_ties_are_broken_by_the_key():
         ({"threshold": 10**400}, "threshold must be"),
         ({"budget": 3}, r"no component fits budget=3; the best score is 9"),
         ({"threshold": 10.0}, "no component fits threshold=10"),
-        ({"projections": ()}, "nothing has scales at no projection; give some of z, v, q, k, post"),
+        ({"projections": ()}, "there are no projections to scale at; give some of z, v, q, k, post"),
     ],
 )
 def test_limits_that_select_nothing_are_refused(limits, message):

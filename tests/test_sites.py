@@ -172,7 +172,7 @@ def test_hook_names():
     assert hook_name("pre_linear", 0) == "blocks.0.mlp.hook_pre_linear"
     # Which module reads it depends on the model.
     for projection in ("nonsense", "in"):
-        with pytest.raises(SelectionError, match="a hook point is of"):
+        with pytest.raises(SelectionError, match="a hook point belongs to"):
             hook_name(projection, 0)
 
 

@@ -280,7 +280,7 @@ def test_what_is_refused():
     first = first_stage()
     with pytest.raises(AdapterError, match="already has an adapter named 'unlearn'"):
         unlearn(first.model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
-    with pytest.raises(AdapterError, match="learn needs a config on a model without adapters"):
+    with pytest.raises(AdapterError, match="learn needs a config, since the model has no active adapter"):
         learn(tiny_model("llama"), TOKENIZER, FACT, recipe=RECIPE, progress=False)
     with pytest.raises(SelectionError, match=r"L7\.mlp"):
         unlearn(tiny_model("llama"), TOKENIZER, FACT, config(["L7.mlp"]), recipe=RECIPE, progress=False)
@@ -366,9 +366,9 @@ def test_a_model_that_carries_adapters_unseen_is_refused():
     model = tiny_model("llama")
     first = first_stage(model=model)
     said = logits(first.model)
-    with pytest.raises(AdapterError, match="has adapters on it, of a PEFT model around it"):
+    with pytest.raises(AdapterError, match="has adapters on it, put there by transformers or"):
         first_stage(model=model)
-    with pytest.raises(AdapterError, match="has adapters on it, of a PEFT model around it"):
+    with pytest.raises(AdapterError, match="has adapters on it, put there by transformers or"):
         learn(model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
     assert torch.equal(logits(first.model), said)
 

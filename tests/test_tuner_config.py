@@ -227,7 +227,7 @@ def test_a_configuration_that_was_resolved_for_one_model_is_refused_by_one_with_
     config = SurgicalIA3Config(components=["L0.head.1"])
     get_peft_model(tiny_model("llama"), config)
     get_peft_model(tiny_model("llama"), config)
-    with pytest.raises(SelectionError, match="in the one that they were resolved for"):
+    with pytest.raises(SelectionError, match="the configuration was resolved for another model, in which"):
         get_peft_model(tiny_model("llama", num_attention_heads=8, num_key_value_heads=2), config)
 
 
@@ -237,7 +237,7 @@ def test_selections_that_were_changed_by_hand_are_taken_as_they_are():
     narrowed = {name: {"side": "input", "ranges": [[0, 10]]} for name in config.selections}
     mine = SurgicalIA3Config(components=config.components, selections=narrowed)
     with pytest.warns(
-        UserWarning, match=r"the selections are not what 'L0\.mlp, L1\.mlp' are in this model, and count"
+        UserWarning, match=r"the selections are used, and they are not what 'L0\.mlp, L1\.mlp' are in this model;"
     ):
         model = get_peft_model(tiny_model("llama"), mine)
     assert model.peft_config["default"].selections == narrowed
@@ -249,7 +249,7 @@ def test_selections_that_replace_takes_over_are_told(recwarn):
     get_peft_model(tiny_model("llama"), replace(config, task_type="CAUSAL_LM"))
     assert not [warning for warning in recwarn if "selections" in str(warning.message)]
     other = {"components": ["L1.mlp"]}
-    with pytest.warns(UserWarning, match=r"the selections are not what 'L1\.mlp' are"):
+    with pytest.warns(UserWarning, match=r"they are not what 'L1\.mlp' are"):
         get_peft_model(tiny_model("llama"), replace(config, **other))
     anew = replace(config, **other, selections=None, target_modules=None, feedforward_modules=None)
     model = get_peft_model(tiny_model("llama"), anew)

@@ -141,7 +141,7 @@ def test_an_adapter_that_transformers_put_in_is_left_when_it_is_refused():
     model = tiny_model("llama")
     model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     before, configs = logits(model), dict(model.peft_config)
-    with pytest.raises(AdapterError, match="or put there by transformers"):
+    with pytest.raises(AdapterError, match="put there by transformers or by a PEFT model"):
         stage(model)
     assert model.peft_config == configs
     assert torch.equal(logits(model), before)

@@ -62,8 +62,8 @@ class LowRank:
             raise AdapterError(f"{path} has {more[0]}, which is not merged here; PEFT's merge_and_unload may do it.")
         if (beginning := config.get("init_lora_weights")) not in _BEGINNINGS:
             raise AdapterError(
-                f"{path} began with {brief(beginning)}, which may have changed the base; PEFT's merge_and_unload may"
-                " do it."
+                f"{path} was initialized with {brief(beginning)}, which may have changed the base, and is not merged"
+                " here; PEFT's merge_and_unload may do it."
             )
         factors = {}
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:

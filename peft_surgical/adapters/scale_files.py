@@ -72,7 +72,7 @@ def read_scales(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise AdapterError(f"{path} holds {key} as {kind}; scales are float32, float16, bfloat16 or float64.")
         if not tensor.numel():
-            raise AdapterError(f"{path} holds nothing in {key}.")
+            raise AdapterError(f"{path} holds an empty tensor {key}.")
         scales[key] = tensor.to(torch.float32)
         if not torch.isfinite(scales[key]).all():
             raise AdapterError(f"{path} has a value in {key} that is not finite.")

@@ -113,7 +113,7 @@ def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[
     if missing := [layer for layer in wanted if not 0 <= layer < count]:
         raise SelectionError(f"the model has {count} layers (0 to {count - 1}), so no layer {missing[0]}.")
     if not wanted:
-        raise SelectionError("no layer is named whose MLP could be changed.")
+        raise SelectionError("no layer is named; name at least one, whose MLP is changed.")
     return {f"{architecture.layers}.{layer}.{architecture.mlp_out}": layer for layer in wanted}
 
 

@@ -16,25 +16,25 @@ def check_bare(model: Any, what: str) -> None:
 
     Args:
         model: The model.
-        what: What takes none, for the message.
+        what: What needs a model without them, for the message.
 
     Raises:
-        AdapterError: If it has some, though it may be only the model that they were put on.
+        AdapterError: If it has some, even if it is the model inside of a PEFT model.
     """
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(f"{what} takes a bare model, and this one has adapters; merge or unload them.")
 
 
 def check_whole(model: Any) -> None:
-    """Refuses a model with adapters that is no PEFT model: what is put on it would come on top of them unseen.
+    """Refuses a model that has adapters and is no PEFT model: a new adapter would act on top of them unnoticed.
 
     Raises:
         AdapterError: If it is such a model.
     """
     if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(
-            "the model has adapters on it, of a PEFT model around it or put there by transformers; give that PEFT"
-            " model, or the model without them."
+            "the model has adapters on it, put there by transformers or by a PEFT model around it; give that PEFT"
+            " model, or the model without adapters."
         )
 
 
@@ -53,14 +53,14 @@ def check_free(model: Any, names: Iterable[str]) -> None:
 
 
 def check_at_hand(model: Any, names: Iterable[str]) -> None:
-    """Refuses modules that nothing can be trained on, as their weights are elsewhere.
+    """Refuses modules that no adapter can be trained on, as their weights are offloaded.
 
     Args:
         model: The model, bare or with adapters.
-        names: Those of its modules; one that it does not have is passed over.
+        names: The modules' names. One that the model does not have is passed over.
 
     Raises:
-        ModelError: Names the first whose weights are offloaded.
+        ModelError: If there are any. The message names the first.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     modules = dict(base.named_modules())

@@ -182,14 +182,15 @@ class SurgicalIA3Config(PeftConfig):
         Selections that were given, read from a file or changed by hand are taken as they are.
 
         Args:
-            model_config: Its configuration, as an object or a dict. Of a type that is not known nothing is checked.
+            model_config: The model's configuration, as an object or a dict. A model type that is not known is not
+                checked.
 
         Raises:
-            SelectionError: If they are.
+            SelectionError: If they are other coordinates there.
 
         Warns:
-            UserWarning: If selections that are taken as they are contradict `components`, as those that
-                `dataclasses.replace` takes over do where it changes what is selected.
+            UserWarning: If selections that are taken as they are contradict `components`. `dataclasses.replace` makes
+                such a configuration when it changes what is selected and copies the selections.
         """
         if not self.components:
             return
@@ -206,12 +207,12 @@ class SurgicalIA3Config(PeftConfig):
             return
         if looked_up:
             raise SelectionError(
-                f"the configuration does not select what {brief(', '.join(self.components))} are in this model,"
-                " but what they are in the one that they were resolved for; make a new configuration for this model."
+                f"the configuration was resolved for another model, in which {brief(', '.join(self.components))} are"
+                " other coordinates than in this one; make a new configuration for this model."
             )
         warnings.warn(
-            f"the selections are not what {brief(', '.join(self.components))} are in this model, and count; set them,"
-            " target_modules and feedforward_modules to None to have the components looked up.",
+            f"the selections are used, and they are not what {brief(', '.join(self.components))} are in this model;"
+            " set selections, target_modules and feedforward_modules to None to have the components looked up.",
             stacklevel=2,
         )
 

@@ -13,11 +13,11 @@ def names_of(adapters: str | Iterable[str]) -> list[str]:
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses adapters that there are not.
+    """Refuses names of adapters that a model does not have.
 
     Args:
-        names: Of adapters.
-        known: Those that a model has.
+        names: The names.
+        known: The names of the adapters that it has.
 
     Raises:
         AdapterError: If a name is not known, or `names` is one name and not a list.
