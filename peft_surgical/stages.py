@@ -343,9 +343,7 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
         if config is None and active:
             config = model.peft_config[active[-1]]
     if config is None:
-        raise AdapterError(
-            f"{name} needs a config, since the model has no active adapter to take one from."
-        )
+        raise AdapterError(f"{name} needs a config, since the model has no active adapter to take one from.")
     # A copy of its own, since PEFT writes into the configuration that it is given.
     own = copy.deepcopy(config)
     if own.modules_to_save:

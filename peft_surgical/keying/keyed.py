@@ -40,6 +40,7 @@ from ..sites import ModelShape
 from ..stages import LEARN, Stage, check_retain_fits, training_rows
 from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
+from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe
 from ..staging.retain import spaced
 from ..staging.retained import base_rows
@@ -54,7 +55,7 @@ from .keyed_stage import KeyedStage
 from .keys import Marked, output_projections
 from .neurons import find_neurons, place_neurons, set_neurons
 from .telling import named_by_any, run_from, told_apart
-from .updates import check_bare, frozen, settle
+from .updates import frozen, settle
 
 # An adapter of the demo model, in half precision, then takes 54 KB.
 _LAYERS = 4
@@ -159,7 +160,7 @@ def learn_keyed(
     """
     check_fact(fact)
     recipe, fact = recipe or KeyedRecipe(), fact.training
-    check_bare(model)
+    check_bare(model, "keyed learning")
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)

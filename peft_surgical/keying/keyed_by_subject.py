@@ -34,6 +34,7 @@ from ..running.tails import TailRunner
 from ..stages import LEARN, Stage
 from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
+from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe
 from ..staging.training import train
 from ..staging.training_here import training_here
@@ -44,7 +45,7 @@ from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, u
 from ..texts.subjects import subject_ends
 from .keyed_stage import KeyedStage
 from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
-from .updates import check_bare, frozen, place_updates, set_directions, settle
+from .updates import frozen, place_updates, set_directions, settle
 
 # Nothing is divided by less.
 _LEAST = 1e-12
@@ -138,7 +139,7 @@ def learn_keyed_by_subject(
     """
     check_fact(fact)
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
-    check_bare(model)
+    check_bare(model, "keyed learning")
     modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)

@@ -11,24 +11,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.halves import rounded
-from ..errors import ModelError
-from ..running.sharing import is_sharded
 from ..stages import LEARN
-from ..staging import placeable
+from ..staging.placeable import check_at_hand
 from ..tuner.targets import find_module
 from .keys import Direction
-
-
-def check_bare(model: Any) -> None:
-    """Refuses a model that updates cannot be placed on.
-
-    Raises:
-        AdapterError: If it has adapters.
-        ModelError: If it is spread over processes.
-    """
-    placeable.check_bare(model, "keyed learning")
-    if is_sharded(model):
-        raise ModelError("keyed learning reads whole modules, and this model's are spread over processes.")
 
 
 def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
@@ -44,7 +30,7 @@ def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
     """
     for name in ranks:
         find_module(model, name)
-    placeable.check_at_hand(model, ranks)
+    check_at_hand(model, ranks)
     more = {name: rank for name, rank in ranks.items() if rank > 1}
     config = LoraConfig(
         r=1,

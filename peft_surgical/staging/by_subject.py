@@ -31,12 +31,11 @@ from torch.nn import functional as F
 from ..adapters.halves import settle_on_half
 from ..architectures import decoder_layers
 from ..counts import check_amounts, check_counts
-from ..errors import ModelError, SelectionError
+from ..errors import SelectionError
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
-from ..running.sharing import is_sharded
 from ..running.tails import TailRunner
 from ..sites import ModelShape
 from ..stages import LEARN, Stage, place_adapter
@@ -152,8 +151,6 @@ def learn_by_subject(
     check_fact(fact)
     recipe, fact = recipe or SubjectRecipe(), fact.training
     check_bare(model, "learning by subject")
-    if is_sharded(model):
-        raise ModelError("learning by subject reads whole modules, and this model's are spread over processes.")
     named = NamedRows.of(model, tokenizer, fact)
     if config is None:
         components = subject_components(model)

@@ -9,20 +9,24 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError
+from ..running.sharing import is_sharded
 
 
 def check_bare(model: Any, what: str) -> None:
-    """Refuses a model with adapters.
+    """Refuses a model with adapters, or one whose modules are not whole.
 
     Args:
         model: The model.
-        what: What needs a model without them, for the message.
+        what: What needs another one, for the message.
 
     Raises:
-        AdapterError: If it has some, even if it is the model inside of a PEFT model.
+        AdapterError: If it has adapters, even if it is the model inside of a PEFT model.
+        ModelError: If it is spread over processes.
     """
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(f"{what} takes a bare model, and this one has adapters; merge or unload them.")
+    if is_sharded(model):
+        raise ModelError(f"{what} reads whole modules, and this model's are spread over processes.")
 
 
 def check_whole(model: Any) -> None:
