@@ -177,23 +177,24 @@ class SurgicalIA3Model(BaseTuner):
             (layer._was_trainable or {}).get(adapter_name, layer.surgical_ia3_delta[adapter_name].requires_grad)
             for layer in layers
         )
-        was_active, left = adapter_name in self.active_adapters, [n for n in self.active_adapters if n != adapter_name]
+        left = [name for name in self.active_adapters if name != adapter_name]
+        another_acts = adapter_name in self.active_adapters and not left
         trainable = {p: p.requires_grad for layer in self.surgical_layers() for p in layer.surgical_ia3_delta.values()}
         with self._memory_kept():
             super().delete_adapter(adapter_name)
             # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
-            active = left if left or not was_active else list(self.peft_config)[:1]
-            if was_active and not left and active:
+            active = list(self.peft_config)[:1] if another_acts else left
+            if another_acts and active:
                 _set_adapter(self.model, active, inference_mode=not was_trained)
             for layer in self.surgical_layers():
                 layer.set_adapter(active, inference_mode=not was_trained)
         self.active_adapter = active
-        if was_active and not left:
+        if another_acts:
             for layer in self.surgical_layers():
                 if layer._was_trainable is not None:
                     layer._was_trainable.update({n: was_trained for n in active if n in layer._was_trainable})
                     layer.surgical_ia3_delta.requires_grad_(False)
-        if left or not was_active:
+        else:
             for parameter, requires_grad in trainable.items():
                 parameter.requires_grad_(requires_grad)
 
