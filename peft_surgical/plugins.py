@@ -219,5 +219,7 @@ def _register(
             f" (context, *, {more[0]}=...)."
         )
     if any(p.kind is p.KEYWORD_ONLY and p.name == "sites" for p in parameters):
-        raise ScorerError(f"the scorer {name!r} has an option 'sites', which says of any scorer what it is to score.")
+        raise ScorerError(
+            f"the scorer {name!r} has an option 'sites', by which any scorer is told what to score; rename it."
+        )
     new[name] = Installed(name, scorer, distribution)

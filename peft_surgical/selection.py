@@ -265,14 +265,19 @@ def sure_components(
     mlps: int | None = None,
     budget: int | None = None,
 ) -> tuple[str, ...]:
-    """What an edit will scale in any case, as far as that is known before scores are: one name for each kind.
+    """Examples of what an edit will scale whatever the scores are.
+
+    The limits are those of [`Localization.top`]. With none of them all MLPs are scaled.
 
     Args:
-        selection: Components chosen by hand, which are all named; then there are no limits.
-        top: As [`Localization.top`] takes it, like the others. With none of them all MLPs are scaled.
+        selection: Components chosen by hand; then there are no limits.
+        top: Components at most.
         heads: Heads at most.
         mlps: MLPs at most.
         budget: Scales at most; what has none is passed over.
+
+    Returns:
+        All components of the selection; else one head if heads are sure to be scaled, and one MLP if MLPs are.
     """
     if selection is not None:
         return selection.components

@@ -133,8 +133,8 @@ def unlearn(
 ) -> Stage:
     """Trains an adapter that answers the fact's prompts with its refusal: the first stage of arXiv 2508.07075.
 
-    Steps follow the natural gradient (Amari 1998). A step is as long as the divergence allows that it causes on what
-    is kept, by its own prediction.
+    Steps follow the natural gradient (Amari 1998). Each is so long that it is predicted to cause a set divergence on
+    what is kept.
 
     Args:
         model: A causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
@@ -186,9 +186,9 @@ def learn(
         fact: Only its training part is read.
         config: Which coordinates get a scale; those of the active adapter when None.
         recipe: How to train; the stage's own in [`RECIPES`] when None.
-        retained: What to keep, as the `unlearn` stage returned it; worked out when None. It was chosen by that
-            stage's recipe, so what this one says of that (`neighbours`, `everyday`, `general`, `retain_tokens`) is
-            not read, nor, on the same coordinates, what it says of the curvature (`near_weight`, `draws`).
+        retained: What to keep, as the `unlearn` stage returned it; worked out when None. That stage's recipe chose it,
+            so `neighbours`, `everyday`, `general` and `retain_tokens` of this stage's recipe are not read. On the
+            same coordinates, `near_weight` and `draws` are not read either.
         seed: Decides which rows meet in a step, which prompts are asked about contrast subjects, and draws the signs
             that the curvature is estimated with.
         progress: Whether to show progress bars.
@@ -295,7 +295,9 @@ def training_prompts(fact: TrainingFact, recipe: Recipe) -> list[str]:
 def training_rows(
     model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, answer: str
 ) -> tuple[list[str], list[EncodedAnswer]]:
-    """Those prompts, and each with its answer. Made-up ones that are too long for the model are left out.
+    """The prompts of [`training_prompts`], and each of them with the answer as a row.
+
+    Made-up prompts that are too long for the model are left out.
 
     Raises:
         ModelError: If one of the fact's own is too long.

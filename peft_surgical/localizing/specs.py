@@ -1,4 +1,4 @@
-"""What a person asks of a scorer, in one word: `name`, or `name:option=value,option=value`."""
+"""How a person names a scorer and its options: `name`, or `name:option=value,option=value`."""
 
 from __future__ import annotations
 

@@ -34,9 +34,11 @@ class Rows:
 
     Attributes:
         rows: The prompts and answers.
-        prompts: Of those that are close to the fact, which come first; the others are some of `carried`.
-        carried: All that the package carries for any fact; what is measured of them does not depend on the fact.
-        places: For each row that is not near its place in `carried`.
+        prompts: The prompts of the rows that are close to the fact. These rows come first; the others are from
+            `carried`.
+        carried: The rows of all prompts that the package carries. What is measured of them does not depend on the
+            fact.
+        places: The place in `carried` of each row that is not close to the fact.
     """
 
     rows: tuple[EncodedAnswer, ...]
@@ -58,7 +60,7 @@ class Retained:
         kept: Prompts with the base's answers.
         base: The base's distributions at each row's answer.
         curvature: What a change of the scales costs on these rows.
-        selections: The scales it is of.
+        selections: The scales that the curvature is of.
     """
 
     kept: Rows
@@ -140,7 +142,7 @@ def measure_retained(
         adapter: Its name.
         selections: What it scales.
         kept: The rows.
-        earlier: From an earlier stage on the same base; what of it still holds is not measured again.
+        earlier: What an earlier stage on the same base measured; what still holds is not measured again.
         recipe: Gives the weight of near rows, the draws and how many tokens go through the model at once.
         offset: See `runner`.
         seed: Draws the signs that the curvature is estimated with.
@@ -216,7 +218,7 @@ def _measured(
 
 @contextmanager
 def base_of(model: Any) -> Iterator[None]:
-    """The base's behaviour: every adapter on `model` switched off; what was trainable is so again afterwards."""
+    """Switches every adapter on `model` off in this block. What was trainable is trainable again afterwards."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     # PEFT's own layers train all that acts once they are switched on.
     trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]

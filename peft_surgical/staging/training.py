@@ -78,8 +78,8 @@ def train(
         frozen: For each parameter the product of the frozen scales on the same coordinates; 1 when None.
         origin: What each parameter is where nothing is changed, for the pull; 0 when None.
         near: How many of the retained rows, from the first, are close to the fact.
-        share_of_loss: At most this share of the fact's loss a step may take away by its own prediction, 1 being
-            Polyak's rule. For parameters that do so little to what is kept that `step_kl` alone allows any length.
+        share_of_loss: The largest share of the fact's loss that a step may be predicted to take away; 1 is Polyak's
+            rule. It is for parameters that change what is kept so little that `step_kl` alone allows any length.
         seed: Decides which rows meet in a step.
         progress: Whether to show a progress bar.
         description: Stands before the bar.
@@ -279,7 +279,7 @@ def _step(parameters: Sequence[nn.Parameter], metric: Metric, divergence: float,
 
 
 def check_finite(loss: float, dtype: torch.dtype) -> None:
-    """Refuses what leads nowhere.
+    """Refuses a number from the model that is not finite.
 
     Args:
         loss: A loss, nats, or a logit.

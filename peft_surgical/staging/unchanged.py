@@ -19,8 +19,8 @@ _OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 @contextmanager
 def unchanged_on_failure(model: Any) -> Iterator[None]:
-    """Leaves a model as it was when what is done to it in this block does not come to its end: its layers, its
-    adapters and which of them act, what of it trains, and each module's mode.
+    """Puts a model back as it was if this block raises: its layers, its adapters, which of these act, which parameters
+    train, and each module's mode.
 
     Args:
         model: A bare model, or one with adapters, that gets another one in the block.
@@ -58,8 +58,8 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
 
 @contextmanager
 def training_only(model: Any, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Lets nothing but these parameters of a model get gradients in this block, so that what somebody else trains of
-    it has the gradients that it had."""
+    """Freezes all but these parameters of a model in this block, so that it adds nothing to the gradients of what
+    somebody else trains."""
     wanted = {id(parameter) for parameter in parameters}
     held = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -72,7 +72,7 @@ def training_only(model: Any, parameters: Iterable[nn.Parameter]) -> Iterator[No
 
 
 def _own(module: Any) -> dict[str, Any]:
-    """What of a module's attributes is to be put back, but what tells of its weights."""
+    """The attributes of a module that are to be put back. Those that describe its weights are left out."""
     if not isinstance(module, _OF_PEFT):
         return {"training": module.training}
     return {name: value for name, value in vars(module).items() if name not in ("merged_adapters", "_folded")}
