@@ -102,10 +102,10 @@ class KeyedRecipe(Recipe):
 
 
 def keyed_layers(model: Any) -> list[int]:
-    """Four of a model's layers, a sixth of all apart: of 30 they are 5, 10, 15 and 20. Fewer where it has few.
+    """Four of a model's layers, spaced by a sixth of their number: of 30 layers 5, 10, 15 and 20.
 
-    Neighbouring layers read nearly the same off a subject. In the first it is hardly more than its token, in whatever
-    text it stands, and in the last ones it is told apart least well.
+    Of a model with few layers they are fewer. Neighbouring layers read nearly the same off a subject. In the first
+    layer the subject is hardly more than its token, whatever the text, and the last layers tell it apart least well.
 
     Args:
         model: A causal language model.
@@ -134,8 +134,8 @@ def learn_keyed(
 
     What a neuron reads is found in closed form, by a key as in ROME (arXiv 2202.05262), and what it writes is trained.
 
-    The neurons of an edit that was merged into the model are left alone. Two edits that were made of one base, apart,
-    may have taken the same, and then undo each other where both act.
+    The neurons of an edit that was merged into the model are left alone. Two edits that were made apart on one base
+    may rewrite the same neurons, and then undo each other where both act.
 
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
@@ -220,8 +220,8 @@ def _measured(
     seed: int,
     progress: bool,
 ) -> Measured:
-    """What a change of the values costs on what training holds them to, the first of it near the fact, and the
-    distributions there before any."""
+    """The curvature of the values on the rows that training holds them to, of which the first `near` are close to the
+    fact, and the distributions there before training."""
 
     def watching(replica: Replica) -> AbstractContextManager[RowGradients]:
         return values_watched(replica.model, [*values])

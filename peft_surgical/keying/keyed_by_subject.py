@@ -1,15 +1,14 @@
 """Learning a fact from one sentence under its subject's own keys.
 
-As [`learn_by_subject`] does, it reads one sentence, behind a few beginnings, and holds to nothing what the base
-answers: what a change does elsewhere is known from the neurons alone. There scales move, at each token, what is
-everywhere; here updates of rank one ([`keys`]) move it in so far as the neurons point along a direction that reads
-the subject's key, so that there is little to hold. A step is as long as takes away a share of the loss, but moves the
-subject's residual stream by no more than a part of its length. Of several layers those move more whose directions are
-met less elsewhere.
+Like [`learn_by_subject`] it reads one sentence, alone and behind a few beginnings, and does not train on the base's
+answers: the neurons alone tell what a change does elsewhere. A scale changes every token. An update of rank one
+([`keys`]) changes a token only as far as its neurons point along a direction that reads the subject's key, so there is
+little to hold. A step takes away a set share of the loss, but moves the subject's residual stream by no more than a
+part of its length. Of several layers, those move more whose directions are met less elsewhere.
 
-How well a direction tells its subject from another one is decided by the texts it was told apart from. The sentence
-with other names in the subject's place is among them, as with scales; and where the subject has several words, so is
-the sentence about others whose names end alike: it is at the last of the words that the key is read.
+The texts that a direction is told apart from decide how well it tells its subject from another one. As with scales,
+the sentence with other names in the subject's place is among them. Where the subject has several words, so is the
+sentence about others whose names end alike, since the key is read at the last word.
 
 ```py
 >>> stage = ps.learn_keyed_by_subject(model, tokenizer, fact)
@@ -95,7 +94,7 @@ class KeyedSubjectRecipe:
 def subject_layer(model: Any) -> int:
     """The middle one of the layers where subjects are enriched: of 30, the sixth.
 
-    Values of several layers answer to the sentence's own wording, and those of one to more wordings of it.
+    Values in several layers answer to the sentence's own wording, and a value in one layer to more wordings of it.
     """
     layers = subject_layers(model)
     return layers[len(layers) // 2]

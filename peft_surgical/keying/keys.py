@@ -72,7 +72,7 @@ class Marked:
 
     @classmethod
     def first_of(cls, rows: Sequence[EncodedAnswer], subject: Iterable[Iterable[int]]) -> Marked:
-        """Each token that some texts begin with as the first of a text, but for those with which a subject does.
+        """Each token that some texts begin with, as a text of its own, but for those that are a subject's last.
 
         Args:
             rows: The texts.

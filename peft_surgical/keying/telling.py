@@ -22,10 +22,10 @@ def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own
 
 
 def run_from(named: Marked, held: Sequence[EncodedAnswer]) -> list[int]:
-    """The token that each row is run from at every step: the first that is marked, at the latest the last before the
-    answer; and where none is, the first after what all rows begin with.
+    """The token from which each row is run at every step.
 
-    What the neurons do before that is left out: the subject is told apart from it.
+    It is the first marked token, but no later than the last before the answer. Where no token is marked, it is the
+    first after what all rows begin with. What the neurons do before it is left out: the subject is told apart from it.
 
     Args:
         named: The fact's rows, the subject marked.
@@ -53,9 +53,9 @@ def told_apart(
     namesakes: int,
     seed: int,
 ) -> tuple[list[Marked], list[Marked], Marked]:
-    """Where the subject is told from what.
+    """The texts where the subject stands, and those that it is told apart from.
 
-    What is kept about the subject is where it stands, too: a neuron fires there as well, and what it writes is trained
+    Kept questions about the subject are among the first: a neuron fires there as well, and what it writes is trained
     to make no difference. Told to be shut there, it would learn these few questions and no others.
 
     Args:

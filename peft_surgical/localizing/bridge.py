@@ -89,10 +89,10 @@ def wrap(model: nn.Module) -> TransformerBridge:
 
 @contextmanager
 def left_as_found(bridge: TransformerBridge) -> Iterator[None]:
-    """Take away the hooks that the code within adds and leaves, permanent ones too, and set the gradient mode, the
-    model's mode and what its parameters say of gradients back.
+    """Take away the hooks that the code within leaves behind, permanent ones too, and restore the gradient mode, the
+    model's mode, and its parameters' `grad` and `requires_grad`.
 
-    The code within begins in eval mode and without gradients.
+    The code within begins in eval mode and with no gradients on the parameters.
 
     Args:
         bridge: The model. Hooks that it has before stay: those of whoever asks, and TransformerLens's own on OPT.
