@@ -47,14 +47,7 @@ def passing(function: Callable[[Tensor], Tensor], in_tuple: Callable[[], bool] |
 
 @contextmanager
 def form_of(layer: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Tells whether a decoder layer that runs in the block gives a tuple, as GPT-J's and Bloom's do.
-
-    Args:
-        layer: The layer.
-    """
+    """Tells whether a decoder layer that runs in the block gives a tuple, as GPT-J's and Bloom's do."""
     seen: list[bool] = []
-    handle = layer.register_forward_hook(lambda _, __, out: seen.append(isinstance(out, tuple)))
-    try:
+    with layer.register_forward_hook(lambda _, __, out: seen.append(isinstance(out, tuple))):
         yield lambda: any(seen)
-    finally:
-        handle.remove()

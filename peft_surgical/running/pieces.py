@@ -98,12 +98,8 @@ class Unembedding:
         def see(_: nn.Module, __: Any, out: Any) -> None:
             self._kind = type(out)
 
-        handle = self._decoder.register_forward_hook(see)
-        try:
-            with forwards({self._head: take}):
-                yield
-        finally:
-            handle.remove()
+        with self._decoder.register_forward_hook(see), forwards({self._head: take}):
+            yield
 
     def pieces(self, counts: Sequence[int]) -> Pieces | None:
         """What was kept, in pieces; None where the model made it otherwise than by that decoder.
@@ -122,14 +118,11 @@ class Unembedding:
             states = F.pad(states, (0, 0, 0, more))
         own = states[None]
         out = self._kind(last_hidden_state=own) if issubclass(self._kind, ModelOutput) else (own,)
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         # What the model does to them on their way to the head was done when they were taken.
-        handle = self._head.register_forward_pre_hook(lambda _, args: (states, *args[1:]))
-        try:
-            with forwards({self._decoder: lambda *_, **__: out}):
-                ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
-                logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
-        finally:
-            handle.remove()
+        put_in = self._head.register_forward_pre_hook(lambda _, args: (states, *args[1:]))
+        with put_in, forwards({self._decoder: lambda *_, **__: out}):
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits[:read] if more else logits
 
 

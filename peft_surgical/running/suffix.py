@@ -96,21 +96,19 @@ class SuffixRunner:
         for row in rows:
             if row[: len(self.prefix)] != self.prefix or len(row) == len(self.prefix):
                 raise ValueError("a row must begin with the shared prefix and go on after it.")
-        start = len(self.rows)
+        added = range(len(self.rows), len(self.rows) + len(rows))
         self.rows.extend(rows)
-        if self.first == 0:
-            return list(range(start, len(self.rows)))
-        for chunk in range(start, len(self.rows), batch_size):
-            chosen = range(chunk, min(chunk + batch_size, len(self.rows)))
+        for chunk in range(0, len(added) if self.first else 0, batch_size):
+            chosen = added[chunk : chunk + batch_size]
             if self.room <= 0:
                 self._entering += [None] * len(chosen)
                 continue
             for states in self._compute_entering(chosen):
                 size = states.numel() * states.element_size()
-                fits = size <= self.room
-                self._entering.append(states.clone() if fits else None)
-                self.room -= size * fits
-        return list(range(start, len(self.rows)))
+                kept = size <= self.room
+                self._entering.append(states.clone() if kept else None)
+                self.room -= size * kept
+        return list(added)
 
     def length(self, index: int) -> int:
         """How many tokens of a sequence run at each step."""
@@ -323,11 +321,8 @@ class SuffixRunner:
 def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
     """Lets an output head see, and so compute logits for, the positions of a mask only."""
     # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)], *args[1:]))
-    try:
+    with head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)], *args[1:])):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -338,11 +333,8 @@ def contiguous_head(model: Any) -> Iterator[None]:
     many copies of the head as there are rows: gigabytes, and most of the time of an answer in bfloat16.
     """
     head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
-    try:
+    with head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:])):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
