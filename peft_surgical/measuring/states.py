@@ -22,6 +22,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ..errors import AdapterError, first_line
+from ..running.modes import learns_prompts
 
 State = Callable[[], AbstractContextManager[Any]]
 
@@ -52,7 +53,7 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
 
 def adapters_act(model: Any) -> bool:
     """Whether a model is not just its base: an adapter is merged into its weights, or acts on or before them."""
-    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+    if learns_prompts(model):
         return not getattr(model, "_adapters_disabled", False)
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     return any(_acts(layer) for layer in layers)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError, OutputError
 from ..writing.files import read_json, write_bytes, write_text
+from .modes import base_of, learns_prompts
 from .replicas import in_a_mode, is_alone, is_plain
 from .sharing import by_main
 
@@ -139,9 +140,9 @@ def weights_digest(model: Any) -> str | None:
         The hash; `None` where the base does not answer alone or its content cannot be told: an adapter acts or is
         merged, weights are quantized or not on the processor, or a module's forward is hooked.
     """
-    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+    if learns_prompts(model):
         return None
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     modules = list(_modules(base, ""))
     acting = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     if any(isinstance(module, acting) or not is_plain(module) for _, module in modules):

@@ -27,7 +27,7 @@ from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
 from .devices import input_device
 from .freed import release_freed
-from .modes import evaluating
+from .modes import base_of, evaluating, learns_prompts
 from .replicas import Replica, replicate
 from .sharing import check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
@@ -186,7 +186,7 @@ def _ending(
     places, begin, ends = list(range(len(ids))), ids.shape[1], set(config.eos_token_id or ())
     past = {} if cache is None else {"past_key_values": cache}
     last = begin + config.max_new_tokens
-    in_rounds = not _learns_prompts(model)
+    in_rounds = not learns_prompts(model)
     while places:
         config = copy.copy(config)
         config.max_new_tokens = min(ROUND, last - ids.shape[1]) if in_rounds else last - ids.shape[1]
@@ -208,18 +208,10 @@ def _ending(
             out.past_key_values.batch_select_indices(chosen)
 
 
-def _learns_prompts(model: Any) -> bool:
-    """Whether rows get learned tokens before them, which a cache of their own tokens knows nothing of."""
-    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
-
-
 def _can_go_on(cache: Any) -> bool:
     """Whether rows can leave a cache and the others go on from it; a model that caches nothing leaves it empty."""
-    return _all_layers(cache, lambda layer: isinstance(layer, DynamicLayer)) and any(map(_filled, cache.layers))
-
-
-def _filled(layer: Any) -> bool:
-    return bool(layer.get_seq_length())
+    dynamic = _all_layers(cache, lambda layer: isinstance(layer, DynamicLayer))
+    return dynamic and any(layer.get_seq_length() for layer in cache.layers)
 
 
 def _all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
@@ -229,7 +221,7 @@ def _all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
 def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
     """How many tokens all prompts begin with, and their keys and values; none where sharing would gain nothing."""
     length = shared_prefix([tuple(prompt) for prompt in prompts], [len(prompt) - 1 for prompt in prompts])
-    if length < MIN_SHARED or len(prompts) < 2 or _learns_prompts(model) or model.config.model_type in _COUNT_PLACES:
+    if length < MIN_SHARED or len(prompts) < 2 or learns_prompts(model) or model.config.model_type in _COUNT_PLACES:
         return 0, None
     start = torch.tensor([list(prompts[0][:length])], device=input_device(model))
     # A recurrent model may give its state by another name.
@@ -242,15 +234,14 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
 @contextmanager
 def plain_defaults(model: Any) -> Iterator[None]:
     """Keeps what a checkpoint asks of generation, such as a repetition penalty, out of it: greedy is greedy."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     # A PEFT model hands on the base's, but for one that it was given itself.
-    own = {id(m): (m, m.generation_config) for m in (inner, model) if "generation_config" in vars(m)}
+    own = {m: m.generation_config for m in (base_of(model), model) if "generation_config" in vars(m)}
     try:
-        for holder, _ in own.values():
+        for holder in own:
             holder.generation_config = GenerationConfig()
         yield
     finally:
-        for holder, before in own.values():
+        for holder, before in own.items():
             holder.generation_config = before
 
 

@@ -1,4 +1,4 @@
-"""Models in evaluation mode for a while."""
+"""What a model is beside its weights: in a mode, with adapters put on or none."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def evaluating(model: Any) -> Iterator[None]:
         for module, training in before:
             if module.training != training:
                 module.train(training)
+
+
+def base_of(model: Any) -> Any:
+    """The model below PEFT's adapters, or the model itself where PEFT has put none on it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def learns_prompts(model: Any) -> bool:
+    """Whether an adapter puts learned tokens before each row, which a cache of the row's own tokens does not hold."""
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
