@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_leaves_nothing():
 @pytest.mark.parametrize("option", ["steps", "prompts", "rank"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True])
 def test_numbers_out_of_range_are_refused(option, value):
-    with pytest.raises(ModelError, match=f"{option} of 1 or more, not {value}"):
+    with pytest.raises(ModelError, match=f"{option} must be a whole number of 1 or more; got {value}"):
         relearned_state(tiny_model("llama"), TOKENIZER, FACT, [], **{"steps": 1, option: value})
 
 

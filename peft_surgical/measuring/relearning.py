@@ -21,7 +21,7 @@ import copy
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.utils.rnn import pad_sequence
 
+from ..counts import check_counts
 from ..errors import ModelError
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
@@ -111,9 +112,7 @@ def relearned_state(
             long for the model; on first entering, if the loss is not finite.
         FactError: As for [`old_sentence`].
     """
-    for name, value in (("steps", steps), ("prompts", prompts), ("rank", rank)):
-        if type(value) is not int or value < 1:
-            raise ModelError(f"relearning takes {name} of 1 or more, not {value!r}.")
+    check_counts(1, steps=steps, prompts=prompts, rank=rank)
     if not 0 < learning_rate < float("inf"):
         raise ModelError(f"relearning takes a learning rate above 0, not {learning_rate!r}.")
     acting = adapter_state(model, adapters)
@@ -145,12 +144,9 @@ class RelearnedState:
         self._progress = progress
         self._learned: PeftModel | None = None
 
-    def __call__(self) -> AbstractContextManager[None]:
-        """The context in which the model has relearned."""
-        return self._entered()
-
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def __call__(self) -> Iterator[None]:
+        """The context in which the model has relearned."""
         with self._acting(), merged_weights(self._model, self.adapters):
             if self._learned is None:
                 self._learned = _relearn(self._model, self.adapters, self.relearning, self._progress)

@@ -8,12 +8,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -22,6 +20,7 @@ from ..errors import AdapterError, ModelError, first_line
 from ..running.modes import base_of
 from ..running.sharing import is_sharded
 from ..tuner.mergeable import check_untied
+from .states import inexact_unmerging, restored
 
 
 def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
@@ -93,17 +92,12 @@ def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[list[Any]]:
     layers = [layer for _, layer in linear_layers(model)]
     adapted = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
     written = {id(p): p for module in [*layers, *adapted] for p in module.parameters(recurse=False)}
-    before = [(parameter, parameter.detach().clone()) for parameter in written.values()]
-    try:
-        if adapters:
-            _merge(model, adapters)
-        yield layers
-    finally:
-        if any(module.merged for module in model.modules() if isinstance(module, BaseTunerLayer)):
-            with warnings.catch_warnings():
-                # PEFT divides to unmerge and says that this is inexact; the copies below put every bit back.
-                warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
-                model.base_model.unmerge_adapter()
-        with torch.no_grad():
-            for parameter, value in before:
-                parameter.copy_(value)
+    with restored(written.values()):
+        try:
+            if adapters:
+                _merge(model, adapters)
+            yield layers
+        finally:
+            if any(module.merged for module in model.modules() if isinstance(module, BaseTunerLayer)):
+                with inexact_unmerging():
+                    model.base_model.unmerge_adapter()

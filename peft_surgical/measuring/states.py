@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor
 
 from ..errors import AdapterError, first_line
 from ..running.modes import learns_prompts
@@ -102,20 +103,35 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
 def _unmerged(layers: Sequence[Any]) -> Iterator[None]:
     """Takes merged adapters out of the weights for a while: PEFT would in a forward, after weights were rewritten."""
     merged = [(layer, list(layer.merged_adapters)) for layer in layers]
-    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)]
+    with restored(weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)):
+        try:
+            with inexact_unmerging():
+                for layer in layers:
+                    layer.unmerge()
+            yield
+        finally:
+            for layer, names in merged:
+                layer.merge(adapter_names=names)
+
+
+@contextmanager
+def restored(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Copies weights, which a block may write to, and puts back every bit when it ends."""
     before = [(weight, weight.detach().clone()) for weight in weights]
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
-            for layer in layers:
-                layer.unmerge()
         yield
     finally:
-        for layer, names in merged:
-            layer.merge(adapter_names=names)
         with torch.no_grad():
             for weight, value in before:
                 weight.copy_(value)
+
+
+@contextmanager
+def inexact_unmerging() -> Iterator[None]:
+    """Silences PEFT, which divides to unmerge and warns that this is inexact: [`restored`] puts back every bit."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
+        yield
 
 
 def _set_adapters(tuner: BaseTuner, adapters: list[str]) -> None:
@@ -131,7 +147,7 @@ def _set_adapters(tuner: BaseTuner, adapters: list[str]) -> None:
 def _acting_prompt(model: Any, adapters: list[str]) -> Iterator[None]:
     """The same for a bare model, and for methods that learn a prompt and act one at a time."""
     if not adapters:
-        with model.disable_adapter() if hasattr(model, "peft_config") else _nothing():
+        with model.disable_adapter() if hasattr(model, "peft_config") else nullcontext():
             yield
         return
     if len(adapters) > 1:
@@ -142,8 +158,3 @@ def _acting_prompt(model: Any, adapters: list[str]) -> Iterator[None]:
         yield
     finally:
         model.set_adapter(active)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
