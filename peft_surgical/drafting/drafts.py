@@ -16,14 +16,14 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ..errors import FactError, OutputError, brief
+from ..errors import FactError, brief
 from ..facts import Fact
 from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
 from ..texts.fact_checks import check_apart, check_asked
 from ..texts.prompts import has_chat_template
 from ..texts.text import contains, printable, same_text_key
-from ..writing.files import check_output_file, write_text
+from ..writing.files import as_output_error, check_output_file, write_text
 from .choosing import Chosen, choose_controls
 from .english import check_english
 from .fact_text import fact_text
@@ -77,10 +77,8 @@ class FactDraft:
             OutputError: If what is there may not be replaced or is no file, or it cannot be written.
         """
         check_output_file(path, overwrite=overwrite)
-        try:
+        with as_output_error(path):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
         write_text(path, self.text)
 
 

@@ -29,7 +29,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..adapters.scale_files import read_tensors, tensor_bytes
-from ..errors import AdapterError, OutputError
+from ..errors import AdapterError
 from ..writing.files import read_json, write_bytes, write_text
 from .modes import base_of, learns_prompts
 from .replicas import in_a_mode, is_alone, is_plain
@@ -231,7 +231,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor] | None:
 
 def _write(path: Path, content: bytes, at_most: int | None = None) -> None:
     """Writes a file; of those of its kind only so many stay, the ones last used."""
-    with suppress(OSError, OutputError):
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The folder stands in a person's own, which may be under version control.
         write_text(path.parent / ".gitignore", "*\n")

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
-from .files import PARTIAL, check_output
+from .files import PARTIAL, as_output_error, check_output
 from .locks import lock
 
 
@@ -58,13 +58,12 @@ def claimed(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterato
 def _lock(path: Path) -> int | None:
     """A handle of the locked folder, which closing gives back; None where folders cannot be locked."""
     while True:
-        try:
+        with as_output_error(path):
             path.mkdir(parents=True, exist_ok=True)
-            handle = lock(path)
-        except BlockingIOError as error:
-            raise OutputError(f"another run is writing to {path}; wait for it or name another folder.") from error
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+            try:
+                handle = lock(path)
+            except BlockingIOError as error:
+                raise OutputError(f"another run is writing to {path}; wait for it or name another folder.") from error
         if handle is None:
             return None
         # A run that ended meanwhile may have removed the folder that was opened.

@@ -43,6 +43,21 @@ ADAPTER = Content("adapter", "adapter_config.json")
 CHECKPOINT = Content("checkpoint", "model*.safetensors")
 
 
+@contextmanager
+def as_output_error(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the system says while a block writes to `path` into an `OutputError` that names the path.
+
+    Raises:
+        OutputError: In place of any other OSError.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` as UTF-8 to `path`, see [`write_bytes`]."""
     write_bytes(path, text.encode("utf-8"))
@@ -55,22 +70,18 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         OutputError: If the folder does not exist or cannot be written.
     """
     path = Path(path)
-    try:
+    with as_output_error(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes private files; what a person publishes should have the usual permissions.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-        raise
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            # mkstemp makes private files; what a person publishes should have the usual permissions.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -120,11 +131,9 @@ def atomic_directory(
     used = (Path.cwd(), Path(os.path.expanduser("~")))
     if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in used):
         raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
-    try:
+    with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
     handle = _locked(temporary)
     _remove_abandoned(path)
     try:
@@ -197,7 +206,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, conte
             something else.
     """
     path = Path(path)
-    try:
+    with as_output_error(path):
         if path.exists() and not path.is_dir():
             raise OutputError(f"the output {path} is a file; name a folder.")
         filled = path.is_dir() and any(path.iterdir())
@@ -210,10 +219,6 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, conte
             raise OutputError(f"cannot write {path}: {existing} is a file.")
         if existing is not None and not os.access(existing, os.W_OK):
             raise OutputError(f"cannot write {path}: {existing} is not writable.")
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def check_output_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
