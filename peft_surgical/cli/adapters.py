@@ -281,7 +281,5 @@ def _load(model: Any, path: Path, name: str) -> Any:
             return PeftModel.from_pretrained(model, str(path), adapter_name=name)
     except SurgicalError:
         raise
-    except (
-        Exception
-    ) as error:  # PEFT, safetensors and torch each raise kinds of their own for a file that does not fit
+    except Exception as error:  # PEFT, safetensors and torch each raise their own kinds for a file that does not fit
         raise AdapterError(f"the adapter {path} cannot be put on this model: {first_line(error)}.") from error

@@ -6,14 +6,12 @@ import math
 from pathlib import Path
 
 import click
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from . import adapters as adapter_loading
 from . import options
 from .loading import load
-from .terminal import print_json, print_result
+from .terminal import plain_table, print_json, print_result
 
 
 def _finite(context: click.Context, parameter: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
@@ -86,7 +84,7 @@ def ask(
     if as_json:
         print_json({"prompts": list(prompts), "answers": answers})
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_lines=len(prompts) > 1)
+    table = plain_table(show_lines=len(prompts) > 1)
     from ..texts.text import printable
 
     if len(prompts) > 1:

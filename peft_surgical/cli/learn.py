@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from . import checks, options
 from .loading import load
-from .terminal import note, on_interrupt, print_json, print_result
+from .terminal import note, on_interrupt, plain_table, print_json, print_result
 
 _SHOWN_TOKENS = 12
 
@@ -125,7 +124,7 @@ def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
 def _table(prompt: str, said: dict[str, str]) -> Table:
     from ..texts.text import printable
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = plain_table()
     table.add_column("")
     table.add_column(Text(printable(f"{prompt} …")), ratio=1)
     for name, answer in said.items():

@@ -38,8 +38,7 @@ def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, 
     note(f"Loading {name}{first} …", quiet=quiet)
     where = {"device_map": device} if device in SPREAD else {"device": device}
     with quiet_libraries():
-        model, tokenizer = ps.load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **where)
-    return model, tokenizer
+        return ps.load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **where)
 
 
 @contextmanager

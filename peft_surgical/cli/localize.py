@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich import box
 from rich.console import Group
-from rich.table import Table
 
 from ..errors import ScorerError, SurgicalError
 from ..texts.text import printable
 from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
-from .terminal import note, on_interrupt, print_json, print_result
+from .terminal import note, on_interrupt, plain_table, print_json, print_result
 
 if TYPE_CHECKING:
     from ..localizing.results import Localization
@@ -99,7 +97,7 @@ def localize(
         print_json({"selection": chosen.to_dict(), **found.to_dict()})
     header, rows = found.rows()
     rows = [row for row in rows if row[1] in chosen.components]
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown = plain_table()
     for number, name in enumerate(header):
         shown.add_column(name, justify="left" if number == 1 else "right")
     for row in rows:

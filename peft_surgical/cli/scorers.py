@@ -7,14 +7,12 @@ import sys
 from contextlib import redirect_stdout
 
 import click
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from ..texts.text import printable
 from .options import as_json as json_option
 from .options import debug
-from .terminal import print_json, print_result
+from .terminal import plain_table, print_json, print_result
 
 
 @click.command(short_help="List the installed scorers.")
@@ -48,7 +46,7 @@ def scorers(as_json: bool) -> None:
             ]
         )
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = plain_table()
     table.add_column("scorer", no_wrap=True)
     table.add_column("reads")
     table.add_column("options", overflow="fold")

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 from ..texts.text import printable
 from .translate import ARGUMENTS, RESUME
@@ -37,6 +39,11 @@ def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool =
         result = printable(result)
     width = None if stream.isatty() else _PIPE_WIDTH
     Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(result)
+
+
+def plain_table(**options: Any) -> Table:
+    """A table of results: a line below its head, and no other."""
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **options)
 
 
 def print_json(value: Any) -> None:
