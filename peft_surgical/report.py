@@ -168,17 +168,15 @@ class Report:
         if new is None or old is None or base_old is None:
             return "Nothing was measured."
         asked = f"{new.n} held-out question{'s' * (new.n != 1)}"
-        parts = [
+        said = (
             f"Of {asked}, the {stage} model answers {round(new.value * new.n)} with {self.fact.new[0]} and "
             f"{round(old.value * old.n)} with {self.fact.old[0]}"
-        ]
+        )
         if stage != "base":
-            parts[0] += f" (base: {round(base_old.value * base_old.n)} with {self.fact.old[0]})"
-        if kept is not None and stage != "base":
-            parts.append(f"{round(kept.value * kept.n)} of {kept.n} other facts stay right")
-        elif stage != "base":
-            parts.append(_unknown_controls(len(self.fact.controls)))
-        sentence = "; ".join(parts) + "."
+            others = f"{round(kept.value * kept.n)} of {kept.n} other facts stay right" if kept else None
+            said += f" (base: {round(base_old.value * base_old.n)} with {self.fact.old[0]}); "
+            said += others or _unknown_controls(len(self.fact.controls))
+        sentence = f"{said}."
         if base_old.value < 0.5:
             sentence += f" The base hardly holds the old answer, so there was little of {self.fact.old[0]} to rewrite."
         return sentence
