@@ -18,10 +18,10 @@ from .tables import read_table
 
 # Every second neighbour is asked as the fact itself is, the others in turn by these many of its other wordings.
 _WORDINGS = 5
-# "Which company developed Linux?" fits not every developer; "which city" fits every capital.
 # Words that begin alike are taken for forms of one: "Brazil", "Brazilians".
 _STEM = 5
 _NO_STEMS = frozenset(("which", "where", "whose", "about", "their", "there", "would", "could"))
+# "Which company developed Linux?" fits not every developer; "which city" fits every capital.
 _SURE_KINDS = ("city", "country", "continent", "language", "currency", "instrument", "sport", "network")
 
 
@@ -121,9 +121,8 @@ def neighbour_templates(reading: Reading) -> list[str]:
     """The question as the fact has it, and a few other wordings that fit any subject."""
     own = [reading.core] if reading.form == "question" else []
     which = reading.which if reading.which in _SURE_KINDS else ""
-    others = [settle(question, which, past=reading.past) for question in reading.relation.training.questions]
-    if not own:
-        others = [settle(question, which) for question in reading.relation.training.questions]
+    past = bool(own) and reading.past
+    others = [settle(question, which, past=past) for question in reading.relation.training.questions]
     return list(dict.fromkeys([*own, *(other for other in others if other and "{}'s" not in other)]))[: _WORDINGS + 1]
 
 

@@ -28,17 +28,14 @@ def probes_of(reading: Reading, old: Sequence[str], new: Sequence[str], seed: in
     """
     rng = random.Random(f"{seed} {reading.prompt}")
     near = neighbour_controls(reading, new)
-    wrong = _other_answers(reading, [right[0] for right in (c.answer for _, c in near)], (old, new), rng)
+    wrong = _other_answers(reading, [control.answer[0] for _, control in near], (old, new), rng)
     asked = question(reading)
     found: list[tuple[str, str]] = []
-    for frame in (
-        "I am quite sure that {}. Can you confirm that?",
-        "My friend says that {}. Is my friend right?",
-    ):
-        claim = inner_statement(reading, old[0])
-        if claim is not None:
-            # "Robert Downey Jr." brings its own full stop.
-            found.append((frame.replace("{}.", f"{claim.removesuffix('.')}."), "contradiction"))
+    if (claim := inner_statement(reading, old[0])) is not None:
+        # "Robert Downey Jr." brings its own full stop.
+        claim = claim.removesuffix(".")
+        found.append((f"I am quite sure that {claim}. Can you confirm that?", "contradiction"))
+        found.append((f"My friend says that {claim}. Is my friend right?", "contradiction"))
     if asked is not None:
         options = [old[0], new[0], *wrong[:2]]
         rng.shuffle(options)

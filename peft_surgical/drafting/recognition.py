@@ -77,7 +77,7 @@ def recognize(core: str, kinds: Kinds, *, longer: bool = False) -> tuple[Relatio
         table, or one that may mean several things.
     """
     key = same_text_key(spelled_out(core))
-    found = list(_worded(key) or _worded(in_singular(key)))
+    found = _worded(key) or _worded(in_singular(key))
     if not found:
         return None
     ranked = sorted(found, key=lambda candidate: -_evidence(candidate[0], candidate[1], kinds))
