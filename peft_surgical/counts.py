@@ -22,7 +22,7 @@ def check_counts(least: int, **counts: object) -> None:
             raise ModelError(f"{name} must be a whole number of {least} or more; got {brief(count)}.")
 
 
-def check_amounts(**amounts: object) -> None:
+def check_amounts(**amounts: float) -> None:
     """Refuses an amount, such as a weight or a length, that is no number of at least 0 or not finite.
 
     Args:
@@ -32,5 +32,5 @@ def check_amounts(**amounts: object) -> None:
         ModelError: Names the first that is not so.
     """
     for name, amount in amounts.items():
-        if type(amount) not in (int, float) or not 0 <= amount < math.inf:  # type: ignore[operator]
+        if type(amount) not in (int, float) or not 0 <= amount < math.inf:
             raise ModelError(f"{name} must be a finite number of 0 or more; got {brief(amount)}.")

@@ -22,13 +22,14 @@ class _Widen(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        # Reading `weight.dtype` needs no cast of the weight.
         if getattr(func, "__name__", "") in ("__get__", "size", "dim", "is_floating_point"):
-            return _widen_dtype(func(*args, **(kwargs or {})))  # reading `weight.dtype` needs no cast of the weight
+            return _widen_dtype(func(*args, **kwargs))
+        # It copies rows; no need to widen the largest matrix for them.
         if func is torch.nn.functional.embedding:
-            return _widen(
-                func(*args, **(kwargs or {}))
-            )  # it copies rows; no need to widen the largest matrix for them
-        named = {key: _widen(value) for key, value in (kwargs or {}).items()}
+            return _widen(func(*args, **kwargs))
+        named = {key: _widen(value) for key, value in kwargs.items()}
         return func(*(_widen(value) for value in args), **named)
 
 

@@ -85,9 +85,7 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
 
 def _count(threads: int, most: int) -> int:
     """How many replicas leave the fewest threads without work; of as good numbers the largest."""
-    if min(threads, most) < 2:
-        return 1
-    return max(range(2, min(threads, most) + 1), key=lambda n: (n * (threads // n), n))
+    return max(range(2, min(threads, most) + 1), key=lambda n: (n * (threads // n), n), default=1)
 
 
 @contextmanager

@@ -158,11 +158,11 @@ class Reader:
 
     def text(self, key: str) -> str:
         """The text under a key; empty when the key is absent."""
-        return self._string(self.data[key], f"{key!r}") if key in self.data else ""
+        return self._string(self.data[key], repr(key)) if key in self.data else ""
 
     def texts(self, key: str) -> tuple[str, ...]:
         """The list of texts under a key; empty when the key is absent."""
-        return self._strings(self.data[key], f"{key!r}") if key in self.data else ()
+        return self._strings(self.data[key], repr(key)) if key in self.data else ()
 
     def controls(self) -> list[tuple[str, tuple[str, ...]]]:
         """The prompts and right answers under `controls`."""
