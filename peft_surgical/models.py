@@ -82,11 +82,11 @@ def load_model(
             # The name of a folder, mistyped, is taken for a hub id.
             reason += " There is no folder of that name, either."
         raise ModelError(f"cannot load the model {str(name)!r}: {reason}") from error
-    # Of some kinds transformers makes an empty one where there is none.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ModelError(f"cannot load the model {str(name)!r}: {_NO_TOKENIZER}")
-    _check_weights(name, info)
-    _check_layers(name, model)
+    # For some kinds of model transformers makes an empty tokenizer where there is none.
+    empty = len(tokenizer) <= len(tokenizer.all_special_tokens)
+    lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model)
+    if lack is not None:
+        raise ModelError(f"cannot load the model {str(name)!r}: {lack}")
     if is_gguf:
         as_plain_model(model)
     if device is not None:
@@ -119,7 +119,7 @@ def as_plain_model(model: PreTrainedModel) -> None:
 
 
 def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
-    # Of a user that is not there, pathlib raises an error, and this leaves the name as it is.
+    # Where `~user` names no user, pathlib raises an error, and this leaves the name as it is.
     path = Path(os.path.expanduser(name))
     local = str(name) == "demo" or path.suffix == ".gguf" or path.is_dir()
     if local and revision is not None:
@@ -146,33 +146,23 @@ def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
     return str(name), {} if revision is None else {"revision": revision}
 
 
-def _check_weights(name: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint without all of its weights: transformers would go on with random ones.
-
-    Raises:
-        ModelError: If a tensor is missing or has another shape than the configuration says.
-    """
+def _lack_of_weights(info: Mapping[str, Any]) -> str | None:
+    """Which weights a checkpoint lacks or has in another shape, if any: transformers would go on with random ones."""
     missing, other = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     if missing:
         more = f" and {len(missing) - 1:,} more tensors" if len(missing) > 1 else ""
-        raise ModelError(f"cannot load the model {str(name)!r}: its files lack {missing[0]}{more}.")
+        return f"its files lack {missing[0]}{more}."
     if other:
         key, found, expected = other[0]
-        raise ModelError(
-            f"cannot load the model {str(name)!r}: {key} has the shape {tuple(found)}, and its configuration asks for"
-            f" {tuple(expected)}."
-        )
+        return f"{key} has the shape {tuple(found)}, and its configuration asks for {tuple(expected)}."
+    return None
 
 
-def _check_layers(name: str | os.PathLike[str], model: PreTrainedModel) -> None:
-    """Refuses a checkpoint that says it has no layers: transformers builds, and loads, what is left.
-
-    Raises:
-        ModelError: If it does.
-    """
+def _lack_of_layers(model: PreTrainedModel) -> str | None:
+    """What a checkpoint says that has no layers, if it says so: transformers builds, and loads, what is left."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers < 1:
-        raise ModelError(f"cannot load the model {str(name)!r}: its configuration asks for {brief(layers)} layers.")
+    none = isinstance(layers, int) and layers < 1
+    return f"its configuration asks for {brief(layers)} layers." if none else None
 
 
 def _reason(error: Exception) -> str:
