@@ -1,6 +1,7 @@
-"""The script `peft-surgical`, beside the package, since importing anything of that imports torch, which takes seconds.
+"""The script `peft-surgical`.
 
-Ctrl-C within them ends the command as it does later.
+It stands beside the package: importing any part of that imports torch, which takes seconds. Ctrl-C in those seconds
+ends the command as it does later.
 """
 
 import logging

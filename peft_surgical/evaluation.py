@@ -75,13 +75,13 @@ def evaluate(
         states: Name to a function that returns a context in which the model is in that state. `base` must be among
             them: controls count where the base answers right. It comes first in the report, which is about the last
             of the others. When None: just `base`, and where adapters act on the model `edited`, the model as it is.
-            Relearned states have a ratio to the base if that is among them relearned alike.
+            A relearned state also gets its ratio to the base, if the base, relearned in the same way, is among them.
         seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.
         retention_tokens: How many tokens of the package's unrelated text to read; 0 leaves retention out.
-        fluency: Whether each state also writes 100 tokens about the subject after each of ten open prompts, of which
-            the n-gram entropy is measured; that takes as long as the answers or longer.
-        batch_size: Prompts a forward, of which replicas run several at the same time.
+        fluency: Whether each state also writes 100 tokens about the subject after each of ten open prompts, and the
+            n-gram entropy of that text is measured; this takes as long as the answers or longer.
+        batch_size: Prompts in one forward pass; replicas of the model run several passes at the same time.
         selection: Recorded in the report.
         settings: Recorded in the report beside its own, as JSON.
         seconds: Earlier steps' times, recorded with the evaluation's own.

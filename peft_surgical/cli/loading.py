@@ -23,7 +23,7 @@ def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, 
     """The model and tokenizer of the `--model` options.
 
     Raises:
-        ModelError: If the device cannot be used, or the model not be loaded.
+        ModelError: If the device cannot be used or the model cannot be loaded.
     """
     _check_device(device)
     import peft_surgical as ps

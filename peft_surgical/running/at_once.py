@@ -56,13 +56,13 @@ def deal(
 
 
 def at_once(functions: Sequence[Callable[[], Value]]) -> list[Value]:
-    """What some functions return that run at the same time; torch's threads are shared out among them.
+    """Runs functions at the same time, shares torch's threads out among them, and returns what each returned.
 
     Whether gradients are recorded and denormals flushed is as in the calling thread, which runs the first of them. How
     many threads torch has is the whole process's: others that begin to use it meanwhile have fewer.
 
     Raises:
-        Exception: What the first of them raises that fails, when all of them have ended.
+        Exception: When all have ended, what the first one that failed, in their order, has raised.
     """
     if len(functions) <= 1:
         return [function() for function in functions]

@@ -61,7 +61,7 @@ def generate_answers(
         tokenizer: Its tokenizer.
         prompts: Rendered with the chat template when there is one.
         max_new_tokens: An answer that has not ended by then is cut.
-        batch_size: Prompts a forward, of which replicas run several at the same time.
+        batch_size: Prompts in one forward pass; replicas of the model run several passes at the same time.
         progress: Whether to show a progress bar.
         description: Stands before the bar.
 

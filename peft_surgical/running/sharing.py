@@ -141,7 +141,7 @@ def merged(own: dict[Item, Value]) -> dict[Item, Value]:
 
 
 def by_main(function: Callable[[], Value]) -> Value:
-    """What a function returns that the first process alone calls; what it raises, all of them raise."""
+    """Calls a function in the first process alone; all of them return what it returns, or raise what it raises."""
     if not _TOGETHER.get():
         return function()
     told: list[Any] = [None, None]

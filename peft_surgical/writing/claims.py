@@ -1,6 +1,6 @@
 """One run at a time in an output folder.
 
-The folder itself is locked (`locks`); where folders cannot be, two runs are told apart by what they find in it only.
+The folder itself is locked (`locks`). Where folders cannot be, a run notices another only by its files.
 
 >>> with claimed("out"):
 ...     ...                             # another `claimed("out")` raises an OutputError meanwhile
