@@ -299,7 +299,7 @@ def test_adapters_that_cannot_be_used(tmp_path, edited):
     with pytest.raises(ps.AdapterError, match="missing adapter keys"):
         adapters.attach(planted(), [lora])
     (lora / "adapter_config.json").write_text("{}")
-    with pytest.raises(ps.AdapterError, match=r"an adapter of the kind None, which PEFT [\d.]+ has not\."):
+    with pytest.raises(ps.AdapterError, match=r"an adapter of the kind None, which PEFT [\d.]+ does not know\."):
         adapters.check([lora])
     (lora / "adapter_config.json").write_text('{"peft_type": "OF_TOMORROW"}')
     with pytest.raises(ps.AdapterError, match="an adapter of the kind 'OF_TOMORROW', which PEFT"):

@@ -219,9 +219,8 @@ def _kind(folder: Path) -> str:
     config = read_config(folder)
     kind, prompts, others = (config.get(key) for key in ("peft_type", "num_virtual_tokens", "adapters"))
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise AdapterError(
-            f"{folder} holds an adapter of the kind {brief(kind)}, which PEFT {metadata.version('peft')} has not."
-        )
+        version = metadata.version("peft")
+        raise AdapterError(f"{folder} holds an adapter of the kind {brief(kind)}, which PEFT {version} does not know.")
     if not (folder / WEIGHTS).is_file():
         if (folder / PICKLE).exists():
             raise AdapterError(f"{folder} holds only a pickle ({PICKLE}), which can run code; save it as safetensors.")
