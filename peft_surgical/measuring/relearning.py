@@ -35,7 +35,7 @@ from ..counts import check_counts
 from ..errors import ModelError
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
-from ..running.modes import base_of
+from ..running.modes import base_model_of
 from ..seeding import seeded
 from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
@@ -211,7 +211,7 @@ def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
     """The model as if it had never had adapters: modules of its own, but the very weights, merged as they are now."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     if not isinstance(getattr(model, "base_model", None), BaseTuner):
-        return copy.deepcopy(base_of(model), shared)
+        return copy.deepcopy(base_model_of(model), shared)
     tuner = copy.deepcopy(model.base_model, shared)
     for module in tuner.modules():
         # PEFT unloads to the whole modules of an adapter that is chosen, even where it is switched off.

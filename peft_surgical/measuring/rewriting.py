@@ -17,7 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, ModelError, first_line
-from ..running.modes import base_of
+from ..running.modes import base_model_of
 from ..running.sharing import is_sharded
 from ..tuner.mergeable import check_untied
 from .states import inexact_unmerging, restored
@@ -53,7 +53,7 @@ def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
 
 def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
     """The linear layers of the base below any adapters, without the output head, by name."""
-    base = base_of(model)
+    base = base_model_of(model)
     adapted = [(name, module) for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
     inside = {id(part) for _, layer in adapted for part in layer.modules()}
     found = [(name, layer.get_base_layer()) for name, layer in adapted]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError
 from ..writing.files import read_json, write_bytes, write_text
-from .modes import base_of, learns_prompts
+from .modes import base_model_of, learns_prompts
 from .replicas import in_a_mode, is_alone, is_plain
 from .sharing import by_main
 
@@ -142,7 +142,7 @@ def weights_digest(model: Any) -> str | None:
     """
     if learns_prompts(model):
         return None
-    base = base_of(model)
+    base = base_model_of(model)
     modules = list(_modules(base, ""))
     acting = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     if any(isinstance(module, acting) or not is_plain(module) for _, module in modules):

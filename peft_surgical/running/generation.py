@@ -27,7 +27,7 @@ from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
 from .devices import input_device
 from .freed import release_freed
-from .modes import base_of, evaluating, learns_prompts
+from .modes import base_model_of, evaluating, learns_prompts
 from .replicas import Replica, replicate
 from .sharing import check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
@@ -235,7 +235,7 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
 def plain_defaults(model: Any) -> Iterator[None]:
     """Keeps what a checkpoint asks of generation, such as a repetition penalty, out of it: greedy is greedy."""
     # A PEFT model hands on the base's, but for one that it was given itself.
-    own = {m: m.generation_config for m in (base_of(model), model) if "generation_config" in vars(m)}
+    own = {m: m.generation_config for m in (base_model_of(model), model) if "generation_config" in vars(m)}
     try:
         for holder in own:
             holder.generation_config = GenerationConfig()

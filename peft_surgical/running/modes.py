@@ -21,7 +21,7 @@ def evaluating(model: Any) -> Iterator[None]:
                 module.train(training)
 
 
-def base_of(model: Any) -> Any:
+def base_model_of(model: Any) -> Any:
     """The model below PEFT's adapters, or the model itself where PEFT has put none on it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
