@@ -35,7 +35,7 @@ from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
 from .tuner.resolve import check_granularity
 from .writing.claims import claimed
-from .writing.files import write_text
+from .writing.files import as_output_error, write_text
 
 DEFAULT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""
@@ -305,15 +305,13 @@ def remove_edit(out: Path) -> None:
         OutputError: If something cannot be removed, or as [`check_edit_folder`].
     """
     check_edit_folder(out)
-    try:
+    with as_output_error(out):
         for name in _WRITTEN:
             path = out / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}.") from error
 
 
 def _save_edit(learned: Stage, out: Path) -> None:

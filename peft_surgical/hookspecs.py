@@ -28,7 +28,7 @@ Register = Callable[[str, Scorer], None]
 
 
 @hookspec
-def register_scorers(register: Callable[[str, Scorer], None]) -> None:
+def register_scorers(register: Register) -> None:
     """Register named scorers.
 
     Args:

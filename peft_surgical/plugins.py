@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
@@ -182,7 +182,7 @@ def _add(
         if not manager.get_hookcallers(plugin):
             raise ScorerError("it implements no hook; mark `register_scorers` with `peft_surgical.hookimpl`.")
         others = [other for other in manager.get_plugins() if other is not plugin]
-        register: Callable[[str, Scorer], None] = partial(_register, new, found, distribution)
+        register: hookspecs.Register = partial(_register, new, found, distribution)
         manager.subset_hook_caller("register_scorers", others)(register=register)
         if not new:
             raise ScorerError("it registers no scorer; call `register(name, scorer)` in `register_scorers`.")
