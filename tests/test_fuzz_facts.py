@@ -1,6 +1,7 @@
 """Any file, and any mapping, is a fact that survives being written and read, or a `FactError` and no other exception.
 
-`tests/test_facts.py` draws facts from likely values; here a whole fact has something wrong in it, and files are bytes.
+`tests/test_fuzz_likely_facts.py` draws facts from likely values; here a whole fact has something wrong in it, and
+files are bytes.
 """
 
 import json

@@ -1,5 +1,4 @@
 import copy
-import json
 import warnings
 
 import numpy as np
@@ -9,11 +8,8 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from transformers.utils import logging
 
-from peft_surgical.errors import ArchitectureError, ModelError, ScorerError, SelectionError, SurgicalError
-from peft_surgical.localization import DEFAULT_SCORERS, Localization, localize
-from peft_surgical.localizing.results import Localization as Result
-from peft_surgical.localizing.scores import Scores
-from peft_surgical.selection import Selection
+from peft_surgical.errors import ArchitectureError, ModelError, ScorerError, SurgicalError
+from peft_surgical.localization import DEFAULT_SCORERS, localize
 from peft_surgical.sites import ModelShape, components
 
 from .localizing import capital, planted, word_tokenizer
@@ -282,119 +278,6 @@ def test_inference_mode_is_refused(tokenizer):
         run(planted(), tokenizer, "attribution")
 
 
-SHAPE = ModelShape("llama", n_layers=2, n_heads=1, n_kv_heads=1, d_head=4, d_mlp=5, d_model=4)
-FIRST = {"L0.head.0": 2.0, "L0.mlp": 0.0, "L1.head.0": 0.0, "L1.mlp": 1.0}
-SECOND = {"L0.head.0": 0.0, "L0.mlp": 3.0, "L1.head.0": 4.0, "L1.mlp": 5.0}
-
-
-def result(**changes):
-    neurons = {"L1.mlp": np.array([0.1, 0.5, 0.4, -1.0, 0.3], "float32"), "L0.mlp": np.zeros(5, "float32")}
-    values = {
-        "model": "m",
-        "dtype": "float32",
-        "shape": SHAPE,
-        "subject": "s",
-        "scorers": ("first", "second"),
-        "tables": {"first": Scores(FIRST), "second": Scores(SECOND, neurons, {"seconds": 1.0})},
-        "corruption": ({"prompt": "p"},),
-        "seed": 0,
-    }
-    return Result(**{**values, **changes})
-
-
-def test_tables_are_equal_that_hold_the_same():
-    tables, others = result().tables, result().tables
-    assert tables == others
-    assert tables["second"] != tables["first"]
-    assert tables["second"] != Scores(SECOND, {**tables["second"].neurons, "L0.mlp": np.ones(5, "float32")})
-
-
-def test_top_goes_by_the_first_scorer_and_the_others_break_ties():
-    loc = result()
-    assert loc.top(4).components == ("L0.head.0", "L1.mlp", "L1.head.0", "L0.mlp")
-    assert loc.top(2, by="second").components == ("L1.mlp", "L1.head.0")
-    assert loc.top(heads=1, mlps=1).components == ("L0.head.0", "L1.mlp")
-    assert loc.top(budget=4).components == ("L0.head.0",)
-    assert loc.ranks()["L1.head.0"] == 3
-
-
-def test_neurons_are_those_of_the_first_scorer_that_has_them():
-    loc = result()
-    assert loc.top(2, neurons=3).neurons == {"L1.mlp": ((1, 3), (4, 5))}
-    with pytest.raises(SelectionError, match=r"no scores of the neurons of L1\.mlp by first"):
-        loc.top(2, by="first", neurons=3)
-    with pytest.raises(SelectionError, match="between 1 and 5"):
-        loc.top(2, neurons=6)
-    for neurons in (2.5, True):
-        with pytest.raises(SelectionError, match=f"neurons must be a whole number, not {neurons}"):
-            loc.top(2, neurons=neurons)
-
-
-def test_the_table_for_the_terminal():
-    header, rows = result().rows(2)
-    assert header == ["rank", "component", "first", "second"]
-    assert rows == [["1", "L0.head.0", "2", "0"], ["2", "L1.mlp", "1", "5"]]
-    assert result().rows(1, by="second") == (["rank", "component", "second", "first"], [["1", "L1.mlp", "5", "1"]])
-
-
-def test_a_scorer_that_failed_is_not_silently_replaced():
-    loc = result(tables={"second": Scores(SECOND)}, errors={"first": "It broke."})
-    with pytest.raises(SelectionError, match="'first' failed: It broke"):
-        loc.top(2)
-    assert loc.top(1, by="second").components == ("L1.mlp",)
-    with pytest.raises(SelectionError, match="no scores by 'third' here, only by second"):
-        loc.top(1, by="third")
-
-
-def test_a_budget_counts_the_neurons_that_are_chosen():
-    # MLPs have 5 neurons, heads 4 coordinates.
-    loc = result()
-    assert loc.top(budget=6, neurons=2).components == ("L0.head.0", "L1.mlp")
-    assert loc.top(budget=6).components == ("L0.head.0",)
-    assert loc.top(budget=8, projections=("z", "in")).components == ("L0.head.0", "L1.mlp")
-
-
-def test_the_selection_can_stand_in_the_file(tmp_path):
-    loc, path = result(), tmp_path / "loc.json"
-    loc.save(path, loc.top(2, neurons=3))
-    for other, words in (
-        (Selection.from_components("L9.mlp"), r"L9\.mlp"),
-        ("L1.mlp", "must be a Selection, not 'L1"),
-    ):
-        with pytest.raises(SelectionError, match=words):
-            loc.save(path, other)
-        with pytest.raises(SelectionError, match=words):
-            loc.best_neurons(other, 3)
-    assert Selection.load(path) == loc.top(2, neurons=3)
-    assert Localization.load(path).to_dict() == loc.to_dict()
-    # First, where a person finds it.
-    assert next(iter(json.loads(path.read_text()))) == "selection"
-
-
-def test_a_localization_survives_its_file(tmp_path, tokenizer):
-    loc = run(tiny_model("llama"), tokenizer, "attribution", "random")
-    loc.save(tmp_path / "loc.json")
-    back = Localization.load(tmp_path / "loc.json")
-    assert back.to_dict() == loc.to_dict()
-    assert back.top(5, neurons=3) == loc.top(5, neurons=3)
-    assert np.array_equal(back.tables["attribution"].neurons["L1.mlp"], loc.tables["attribution"].neurons["L1.mlp"])
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda d: d.pop("shape"), lambda d: d.update(format=0), lambda d: d.update(neurons={})]
-)
-def test_a_damaged_file_is_refused(tmp_path, damage):
-    data = result().to_dict()
-    damage(data)
-    path = tmp_path / "loc.json"
-    path.write_text(json.dumps(data))
-    with pytest.raises(SelectionError, match="localization"):
-        Localization.load(path)
-    path.write_text("{")
-    with pytest.raises(SelectionError, match="cannot be read"):
-        Localization.load(path)
-
-
 @pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
 def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
     with pytest.raises(ScorerError, match="steps must be at least 1"):
@@ -404,7 +287,3 @@ def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
 def test_experts_in_the_place_of_an_mlp_are_refused(tokenizer, experts):
     with pytest.raises(ArchitectureError, match=r"names model\.layers\.0\.mlp\.gate_proj, and this model has no such"):
         localize(experts, tokenizer, capital(), progress=False)
-
-
-def test_what_a_prompt_shows_is_one_short_line():
-    assert repr(result()) == "Localization('s' in 'm', float32, by first, second)"

@@ -8,7 +8,7 @@ from peft_surgical.localizing.plots import _figure, _grids, _outline, plot_local
 from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
 
-from .test_localization import result
+from .test_results import result
 
 
 def test_the_picture_is_written_and_nothing_beside_it(tmp_path):

@@ -127,11 +127,12 @@ def _failure(error: Exception) -> _Failure:
 
 
 def _no_memory(error: Exception) -> bool:
-    # torch has a kind of its own for some accelerators only; its processor's allocator raises a plain RuntimeError.
-    text = said(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    # It looks for what torch says in an only argument that is text, which not every error has.
+    return bool(should_reduce_batch_size(RuntimeError(said(error))))
 
 
 def _how_to_go_on(out: Path | None) -> str:

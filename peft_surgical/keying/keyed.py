@@ -69,8 +69,8 @@ class KeyedRecipe(Recipe):
         held: How many of the kept rows far from the fact, evenly spaced, limit what neurons write in training. What
             neurons read is told apart from all of them.
         share_of_loss: The largest share of the fact's loss that a step is predicted to take away.
-        namesakes: How many others whose names end as the subject's does it is told apart from; none where its name is
-            a single word.
+        namesakes: How many others, with names that end as the subject's does, it is told apart from. There are none
+            where its name is a single word.
         ridge: This multiple of the mean of the diagonal is added to the diagonal of the second moment of what is kept.
 
     Raises:
