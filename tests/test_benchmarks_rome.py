@@ -10,6 +10,7 @@ from benchmarks.baselines.rome_code import RomeAsInCode
 from benchmarks.baselines.rome_cov import RomeWithCovariance, covariance
 from peft_surgical.errors import ModelError
 
+from . import easyedit
 from .counterfacts import REQUEST, TOKENIZER, word_model
 
 
@@ -73,6 +74,19 @@ def test_as_in_its_authors_code_the_prompt_alone_gets_all_of_the_value():
         torch.testing.assert_close(projection(keys[0]) - before, found.delta, rtol=1e-4, atol=1e-4)
         share = (found.key @ found.key) / (found.bare @ found.key)
         torch.testing.assert_close(projection(keys.mean(0)) - at_mean, share * found.delta, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_as_in_its_authors_code_it_is_what_easyedit_does(family):
+    model = word_model(family)
+    weight = output_projection(model, 1).weight
+    before = weight.clone()
+    with easyedit.edited(model, TOKENIZER, REQUEST, 1):
+        theirs = weight - before
+    with RomeAsInCode().edit(model, TOKENIZER, REQUEST, 0):
+        ours = weight - before
+    assert theirs.norm() > 1
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_what_follows_the_subject_is_kept_where_it_is_asked_for():
