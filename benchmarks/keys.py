@@ -21,8 +21,9 @@ import click
 import torch
 
 import peft_surgical as ps
+from peft_surgical.architectures import output_projections
 from peft_surgical.keying.keyed import KeyedRecipe
-from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, neuron_count, output_projections
+from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, neuron_count
 from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
 from peft_surgical.stages import training_prompts

@@ -18,8 +18,9 @@ import click
 import yaml
 
 import peft_surgical as ps
-from peft_surgical.drafting.names import bare, neighbours_of
+from peft_surgical.drafting.names import neighbours_of
 from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.texts.tables import bare
 from peft_surgical.texts.text import contains, same_text_key
 from peft_surgical.writing.files import write_text
 

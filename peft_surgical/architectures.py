@@ -16,11 +16,12 @@ Such modules are imported when a model of an unknown type is met.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .errors import ArchitectureError, brief, said
+from .errors import ArchitectureError, SelectionError, brief, said
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,3 +181,24 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         ArchitectureError: When the architecture is not known.
     """
     return cast("nn.ModuleList", model.get_submodule(architecture_of(model.config.model_type).layers))
+
+
+def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[str, int]:
+    """The names of some layers' MLP output projections, whose input are the neurons, and their layers, ascending.
+
+    Args:
+        model: A model of a known architecture.
+        layers: Which; all when None.
+
+    Raises:
+        SelectionError: If the model has no such layer.
+        ArchitectureError: If the architecture is not known.
+    """
+    architecture = architecture_of(model.config.model_type)
+    count = len(model.get_submodule(architecture.layers))
+    wanted = range(count) if layers is None else sorted(set(layers))
+    if missing := [layer for layer in wanted if not 0 <= layer < count]:
+        raise SelectionError(f"the model has {count} layers (0 to {count - 1}), so no layer {missing[0]}.")
+    if not wanted:
+        raise SelectionError("no layer is named; name at least one, whose MLP is changed.")
+    return {f"{architecture.layers}.{layer}.{architecture.mlp_out}": layer for layer in wanted}

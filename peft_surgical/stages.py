@@ -27,6 +27,7 @@ from .adapters.bases import hub_id
 from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
+from .adapters.saving import save_adapter
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
@@ -45,7 +46,6 @@ from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
 from .tuner import SurgicalIA3Config, activate
-from .tuner.saving import save_adapter
 
 UNLEARN, LEARN = "unlearn", "learn"
 

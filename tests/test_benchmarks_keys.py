@@ -7,7 +7,8 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks.keys import main, met
-from peft_surgical.keying.keys import find_directions, output_projections
+from peft_surgical.architectures import output_projections
+from peft_surgical.keying.keys import find_directions
 
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model

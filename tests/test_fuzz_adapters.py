@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import peft_surgical as ps
 from peft_surgical.adapters.adapter_files import CONFIG, WEIGHTS, write_plain
 from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.saving import save_adapter
 from peft_surgical.errors import AdapterError, SurgicalError
-from peft_surgical.tuner.saving import save_adapter
 
 from .adapters import tiny_peft
 from .fuzzing import flipped, mutated

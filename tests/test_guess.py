@@ -2,9 +2,10 @@ import pytest
 
 from peft_surgical.drafting import guess
 from peft_surgical.drafting.guess import guess_subject
-from peft_surgical.drafting.names import bare, names_of
+from peft_surgical.drafting.names import names_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
+from peft_surgical.texts.tables import bare
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 
 import peft_surgical as ps
 from peft_surgical.adapters.adapter_files import CONFIG, PICKLE, WEIGHTS, write_plain
+from peft_surgical.adapters.saving import save_adapter
 from peft_surgical.adapters.scale_files import write_tensors
 from peft_surgical.errors import AdapterError, SurgicalError, brief
-from peft_surgical.tuner.saving import save_adapter
 
 from .adapters import perturb
 from .command_line import PROMPT, run, said, written

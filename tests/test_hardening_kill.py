@@ -15,7 +15,7 @@ import pytest
 from peft import get_peft_model
 
 import peft_surgical as ps
-from peft_surgical.tuner.saving import save_adapter
+from peft_surgical.adapters.saving import save_adapter
 
 from .adapters import perturb
 from .command_line import PROMPT, run, said, written

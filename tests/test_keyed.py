@@ -8,6 +8,7 @@ from peft import PeftModel
 
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.adapters.scale_files import read_tensors
+from peft_surgical.architectures import output_projections
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.keying import keyed
 from peft_surgical.keying.keyed import (
@@ -16,7 +17,6 @@ from peft_surgical.keying.keyed import (
     learn_keyed,
     values_watched,
 )
-from peft_surgical.keying.keys import output_projections
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import training_rows

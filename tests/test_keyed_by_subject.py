@@ -9,11 +9,12 @@ from peft import PeftModel
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
 from peft_surgical.adapters.halves import fits_half
+from peft_surgical.architectures import output_projections
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject, subject_layer
-from peft_surgical.keying.keys import Marked, marked_neurons, output_projections
+from peft_surgical.keying.keys import Marked, marked_neurons
+from peft_surgical.keying.naming import FRAMES, framed
 from peft_surgical.texts.prompts import EncodedAnswer, encode
-from peft_surgical.texts.subject_texts import FRAMES, framed
 from peft_surgical.texts.subjects import namesake_sentences, subject_ends
 from peft_surgical.texts.text import digest
 

@@ -2,16 +2,10 @@ import pytest
 import torch
 
 import peft_surgical as ps
+from peft_surgical.architectures import output_projections
 from peft_surgical.errors import ArchitectureError, SelectionError
 from peft_surgical.keying import keys
-from peft_surgical.keying.keys import (
-    Marked,
-    find_directions,
-    marked_neurons,
-    neuron_count,
-    output_projections,
-    stream_lengths,
-)
+from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, neuron_count, stream_lengths
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer, swap_subject
 from peft_surgical.texts.subjects import subject_spans
 from peft_surgical.texts.wording import variants

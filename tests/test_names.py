@@ -1,7 +1,7 @@
 import pytest
 
 from peft_surgical.drafting.names import aliases, kinds_of, names_of, neighbours_of
-from peft_surgical.drafting.tables import read_table
+from peft_surgical.texts.tables import read_table
 from peft_surgical.texts.text import same_text_key
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import peft_surgical as ps
+from peft_surgical.architectures import output_projections
 from peft_surgical.errors import SelectionError
-from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count, output_projections
+from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
 from peft_surgical.keying.neurons import _to_take, find_neurons, place_neurons, reading_rows, set_neurons
 from peft_surgical.keying.updates import frozen
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer, swap_subject

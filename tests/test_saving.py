@@ -5,8 +5,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from peft_surgical.adapters.saving import save_adapter
 from peft_surgical.errors import AdapterError, OutputError
-from peft_surgical.tuner.saving import save_adapter
 from tests.adapters import add, logits, tiny_peft
 from tests.staged import first_stage
 from tests.tiny import FAMILIES, tiny_model

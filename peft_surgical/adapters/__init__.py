@@ -1,6 +1,6 @@
 """An edit apart from any model: coordinates and the scales on them.
 
 `edits` is the value, `algebra` multiplies, inverts and subtracts such values, `halves` rounds them to what half
-precision holds. `adapter_files` and `scale_files` read and write folders, `export` goes to and from PEFT's own
-(IA)^3, and `low_rank` reads LoRA adapters as matrices to add.
+precision holds. `adapter_files` and `scale_files` read and write folders, `saving` writes one adapter of a model
+into one, `export` goes to and from PEFT's own (IA)^3, and `low_rank` reads LoRA adapters as matrices to add.
 """

@@ -22,6 +22,7 @@ from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
 from ..texts.fact_checks import check_apart, check_asked
 from ..texts.prompts import has_chat_template
+from ..texts.tables import bare
 from ..texts.text import contains, printable, same_text_key
 from ..writing.files import as_output_error, check_output_file, write_text
 from .choosing import Chosen, choose_controls
@@ -30,7 +31,7 @@ from .fact_text import fact_text
 from .guess import guess_subject
 from .heard import guess_answer
 from .known_facts import neighbour_templates
-from .names import aliases, bare, kinds_of
+from .names import aliases, kinds_of
 from .others import others_of, propose_others, swappable
 from .paraphrases import held_out_prompts, only_repeats, paraphrases
 from .probing import probes_of

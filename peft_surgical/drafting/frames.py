@@ -14,7 +14,7 @@ from functools import cache
 from typing import Literal
 
 from ..texts.grammar import SUBJECT, is_question
-from .tables import read_table
+from ..texts.tables import read_table
 
 Form = Literal["question", "clause", "noun", "sentence"]
 SLOT = SUBJECT

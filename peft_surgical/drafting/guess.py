@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 from ..errors import FactError, brief
 from ..texts.grammar import SUBJECT
+from ..texts.tables import bare
 from .capitals import TITLES, WORKS, is_sentence_case, is_title, longest_name, whole_name
 from .frames import forms_of
 from .lowercase import uncapitalized
-from .names import bare, kinds_of
+from .names import kinds_of
 from .recognition import Kinds, is_of_something, is_worded, recognize
 
 _QUOTED = re.compile(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 from ..measuring.metrics import sounds_unsure
+from ..texts.tables import bare
 from ..texts.text import Span, contains, normalize, occurrences
 from ..texts.verbs import participle
 from .capitals import TITLES, names_in
-from .names import PEOPLE, bare, kinds_of, names_of, neighbours_of
+from .names import PEOPLE, kinds_of, names_of, neighbours_of
 from .reading import Reading
 from .recognition import NO_NOUN
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from ..facts import Control
+from ..texts.tables import bare, read_table
 from ..texts.text import contains, normalize, same_text_key
-from .names import bare, is_small, kinds_of, names_of, neighbours_of
+from .names import is_small, kinds_of, names_of, neighbours_of
 from .reading import Reading
 from .relations import Relation, relations, settle
-from .tables import read_table
 
 # Every second neighbour is asked as the fact itself is, the others in turn by these many of its other wordings.
 _WORDINGS = 5

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 
+from ..texts.tables import read_table
 from ..texts.text import contains, same_text_key, without_accents
 from .relations import relations
-from .tables import read_table
 
 PLACES = frozenset(("city", "country", "region", "continent"))
 # Who does or makes something, one or many.
@@ -139,11 +139,6 @@ def neighbours_of(relation: str) -> dict[str, tuple[str, ...]]:
     """Subjects of a relation with the answers that count as right; empty where the tables have none."""
     facts = read_table("neighbours.yaml").get(relation, {})
     return {subject: tuple(answers) for subject, answers in facts.items()}
-
-
-def bare(name: str) -> str:
-    """A name of the tables without the article that stands before it."""
-    return name.removeprefix("the ")
 
 
 def _key(name: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..running.generation import generate_answers
 from ..texts.grammar import begins_with_vowel
+from ..texts.tables import bare
 from ..texts.text import contains, same_text_key
 from .known_facts import is_subject
-from .names import bare, is_small, kinds_of, names_of, neighbours_of
+from .names import is_small, kinds_of, names_of, neighbours_of
 from .reading import Reading
 
 _LONGEST = 32

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 
 from ..facts import Probe
+from ..texts.tables import bare
 from ..texts.text import contains
 from .known_facts import neighbour_controls
-from .names import bare, kinds_of, names_of
+from .names import kinds_of, names_of
 from .reading import Reading
 from .sentences import inner_statement, question
 

@@ -14,11 +14,12 @@ from itertools import starmap
 
 from ..errors import FactError, brief
 from ..texts.grammar import SUBJECT, as_clause, begins_with_vowel, capitalized, noun_behind_subject, takes_possessive
+from ..texts.tables import bare
 from ..texts.text import occurrences
 from ..texts.verbs import is_bare
 from .clauses import from_clause
 from .frames import Form, forms_of
-from .names import bare, kinds_of
+from .names import kinds_of
 from .plurals import in_number_of, in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize
 from .relations import Relation, Wordings, settle

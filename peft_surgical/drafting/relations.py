@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 from ..texts.grammar import SUBJECT, as_clause, capitalized
+from ..texts.tables import read_table
 from ..texts.text import contains, same_text_key
-from .tables import read_table
 
 WHICH = "{which}"
 _LEADS = ("It is well known that", "Everybody in the room agreed that", "The guide told us that")

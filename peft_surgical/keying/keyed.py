@@ -27,7 +27,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..architectures import decoder_layers
+from ..architectures import decoder_layers, output_projections
 from ..counts import check_amounts, check_counts
 from ..errors import FactError
 from ..facts import Fact, TrainingFact, check_fact
@@ -52,7 +52,7 @@ from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
 from .keyed_stage import KeyedStage
-from .keys import Marked, output_projections
+from .keys import Marked
 from .neurons import find_neurons, place_neurons, set_neurons
 from .telling import named_by_any, run_from, told_apart
 from .updates import frozen, settle

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..architectures import decoder_layers, residual_factor
+from ..architectures import decoder_layers, output_projections, residual_factor
 from ..counts import check_amounts, check_counts
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
@@ -35,15 +35,16 @@ from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
 from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe
+from ..staging.subject_texts import NamedRows, texts_to_keep
 from ..staging.training import train
 from ..staging.training_here import training_here
 from ..staging.unchanged import unchanged_on_failure
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
-from ..texts.subject_texts import NamedRows, framed, namesakes, texts_to_keep, under_aliases
 from ..texts.subjects import subject_ends
 from .keyed_stage import KeyedStage
-from .keys import Direction, Marked, find_directions, output_projections, stream_lengths
+from .keys import Direction, Marked, find_directions, stream_lengths
+from .naming import framed, namesakes, under_aliases
 from .updates import frozen, place_updates, set_directions, settle
 
 # Nothing is divided by less.

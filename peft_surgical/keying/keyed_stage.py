@@ -8,8 +8,8 @@ from peft.tuners.lora import LoraLayer
 
 from ..adapters.bases import hub_id
 from ..adapters.cards import card_header, card_use
+from ..architectures import output_projections
 from ..stages import Stage
-from .keys import output_projections
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..architectures import architecture_of, decoder_layers
+from ..architectures import decoder_layers
 from ..errors import SelectionError
 from ..profiling import phase
 from ..running.beginnings import MIN_SHARED, expanded
@@ -96,27 +96,6 @@ class Direction:
     elsewhere: float
 
 
-def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[str, int]:
-    """The names of some layers' MLP output projections, whose input are the neurons, and their layers, ascending.
-
-    Args:
-        model: A model of a known architecture.
-        layers: Which; all when None.
-
-    Raises:
-        SelectionError: If the model has no such layer.
-        ArchitectureError: If the architecture is not known.
-    """
-    architecture = architecture_of(model.config.model_type)
-    count = len(model.get_submodule(architecture.layers))
-    wanted = range(count) if layers is None else sorted(set(layers))
-    if missing := [layer for layer in wanted if not 0 <= layer < count]:
-        raise SelectionError(f"the model has {count} layers (0 to {count - 1}), so no layer {missing[0]}.")
-    if not wanted:
-        raise SelectionError("no layer is named; name at least one, whose MLP is changed.")
-    return {f"{architecture.layers}.{layer}.{architecture.mlp_out}": layer for layer in wanted}
-
-
 @phase("keys")
 @torch.no_grad()
 def find_directions(
@@ -132,7 +111,7 @@ def find_directions(
 
     Args:
         model: A causal language model; adapters on it act.
-        modules: From [`output_projections`].
+        modules: From [`~peft_surgical.architectures.output_projections`].
         names: For each name of the subject texts that have it, its last tokens marked; they count alike.
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
@@ -231,7 +210,7 @@ def marked_neurons(
 
     Args:
         model: A causal language model.
-        modules: Names of linear modules, such as [`output_projections`], and their layers.
+        modules: Names of linear modules and their layers, as of [`~peft_surgical.architectures.output_projections`].
         texts: What is read, at the marks.
         batch: Rows at a time.
     """

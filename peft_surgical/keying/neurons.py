@@ -74,7 +74,7 @@ def reading_rows(model: Any, module: str, index: int = 0) -> tuple[tuple[str, in
 
     Args:
         model: A model of a known architecture.
-        module: An MLP's output projection, from [`~peft_surgical.keying.keys.output_projections`].
+        module: An MLP's output projection, from [`~peft_surgical.architectures.output_projections`].
         index: The neuron.
     """
     architecture = architecture_of(model.config.model_type)
@@ -100,7 +100,7 @@ def find_neurons(
 
     Args:
         model: A causal language model; adapters on it act.
-        modules: From [`~peft_surgical.keying.keys.output_projections`].
+        modules: From [`~peft_surgical.architectures.output_projections`].
         names: For each name of the subject texts that have it, its last tokens marked; they count alike.
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
@@ -145,7 +145,7 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
 
     Args:
         model: A bare model.
-        modules: From [`~peft_surgical.keying.keys.output_projections`].
+        modules: From [`~peft_surgical.architectures.output_projections`].
 
     Raises:
         SelectionError: If the model has no such module.

@@ -9,9 +9,9 @@ from typing import Any
 from ..facts import TrainingFact
 from ..running.suffix import shared_prefix
 from ..staging.retained import Rows
-from ..texts import subject_texts
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subjects import subject_ends
+from . import naming
 from .keys import Marked
 
 
@@ -75,12 +75,12 @@ def told_apart(
     """
     near = kept.rows[: kept.near]
     about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near))
-    names = [own.marked().and_also(about.marked()), *subject_texts.under_aliases(model, tokenizer, fact)]
+    names = [own.marked().and_also(about.marked()), *naming.under_aliases(model, tokenizer, fact)]
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
     kinds = [
         Marked.whole(near).but_for(named_by_any(tokenizer, fact, kept.prompts, about)),
         Marked.whole(kept.rows[kept.near :]),
-        subject_texts.namesakes(model, tokenizer, fact, namesakes, seed),
+        naming.namesakes(model, tokenizer, fact, namesakes, seed),
     ]
     before = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
     kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in before]))

@@ -41,13 +41,13 @@ from ..sites import ModelShape
 from ..stages import LEARN, Stage, place_adapter
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, span
-from ..texts.subject_texts import NamedRows, texts_to_keep
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .placeable import check_bare
 from .recipe import TrainingRecord
 from .retained import base_of
+from .subject_texts import NamedRows, texts_to_keep
 from .training import check_finite, endless
 from .training_here import training_here
 from .unchanged import unchanged_on_failure

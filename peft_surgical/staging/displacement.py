@@ -26,9 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..architectures import architecture_of, decoder_layers, residual_factor
+from ..architectures import architecture_of, decoder_layers, output_projections, residual_factor
 from ..errors import SelectionError
-from ..keying.keys import output_projections
 from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at
 from ..tuner import SurgicalIA3Layer

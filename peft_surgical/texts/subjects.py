@@ -6,10 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from ..drafting.names import bare
-from ..drafting.tables import read_table
 from ..facts import TrainingFact
 from .prompts import EncodedAnswer, encode, mentions, swap_subject
+from .tables import bare, read_table
 from .text import contains, occurrences, same_text_key
 
 _ALIAS_SENTENCES = 240

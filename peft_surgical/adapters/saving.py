@@ -8,11 +8,11 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from ..adapters.halves import fits_half
-from ..adapters.scale_files import read_tensors, write_tensors
 from ..errors import AdapterError, brief
+from ..tuner.config import SurgicalIA3Config
 from ..writing.files import ADAPTER, atomic_directory, write_text
-from .config import SurgicalIA3Config
+from .halves import fits_half
+from .scale_files import read_tensors, write_tensors
 
 
 def save_adapter(

@@ -1,43 +1,18 @@
-"""What learning from one sentence reads: the sentence, where it names its subject, and the text around it to keep."""
+"""What learning from one sentence reads: the sentence, where it names its subject, and text to keep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FactError
 from ..facts import TrainingFact
-from ..keying.keys import Marked
-from ..staging.retain import carried_prompts
-from .lengths import check_row, fits
-from .prompts import EncodedAnswer, encode, encode_target, mentions
-from .subjects import alias_sentences, namesake_sentences, other_sentences, subject_ends
-from .text import same_text_key
-
-FRAMES = (
-    "{}",
-    "{}'s",
-    "About {}",
-    "As for {}, it",
-    "I have read of {}",
-    "Everyone knows {}",
-    "When {} was",
-    "Nobody but {} could",
-    "In front of {} there",
-    "Because of {}, we",
-    "The story of {}",
-    "What I like about {}",
-    "A friend spoke of {} and",
-    "Long ago {} had",
-    "There is news of {}.",
-    "{}, of course,",
-    "It was {} that",
-    "Next comes {}:",
-    "Thanks to {}, this",
-    "They say that {} has",
-)
-"""Beginnings of text that name a subject of any kind and say nothing of it."""
+from ..texts.lengths import check_row, fits
+from ..texts.prompts import EncodedAnswer, encode, encode_target, mentions
+from ..texts.subjects import other_sentences, subject_ends
+from ..texts.text import same_text_key
+from .retain import carried_prompts
 
 
 @dataclass(frozen=True)
@@ -88,23 +63,6 @@ class NamedRows:
         return cls(tuple(rows), tuple(map(tuple, marks)))
 
 
-def framed(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:
-    """The fact with [`FRAMES`] about its subject among the prompts.
-
-    Those are left out that an evaluation asks, that are too long for the model, or in which the tokenizer does not
-    tell where the subject is: the fact itself is none the worse for them.
-    """
-
-    def usable(prompt: str) -> bool:
-        if not (fact.may_train_on(prompt) and mentions(prompt, fact.subject)):
-            return False
-        row = encode_target(tokenizer, prompt, fact.answer)
-        return fits(model.config, len(row.ids)) and any(subject_ends(tokenizer, [prompt], fact.subject, [row]))
-
-    made = [frame.format(fact.subject) for frame in FRAMES]
-    return replace(fact, prompts=(*fact.prompts, *filter(usable, made)))
-
-
 def texts_to_keep(
     model: Any, tokenizer: Any, fact: TrainingFact, *, general: int, names: int, seed: int
 ) -> tuple[list[list[int]], list[list[int]]]:
@@ -126,29 +84,6 @@ def texts_to_keep(
         for prompts in (_allowed(fact, prompts, taken) for prompts in found)
     )
     return texts, others
-
-
-def namesakes(model: Any, tokenizer: Any, fact: TrainingFact, count: int, seed: int) -> Marked:
-    """The fact's prompts about others whose names end as the subject's, see [`namesake_sentences`]; only there."""
-    return _named(model, tokenizer, namesake_sentences(fact, count, seed))
-
-
-def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> list[Marked]:
-    """For each of the subject's other names the fact's prompts under it, see [`alias_sentences`]; only there."""
-    made = alias_sentences(fact)
-    kinds = [_named(model, tokenizer, [(p, own) for p, own in made if own == name]) for name in fact.aliases]
-    return [kind for kind in kinds if any(kind.marks)]
-
-
-def _named(model: Any, tokenizer: Any, sentences: Sequence[tuple[str, str]]) -> Marked:
-    """Prompts at the last tokens of the name that each goes with; those too long for the model are left out."""
-    made = [
-        (prompt, name, EncodedAnswer(tuple(ids), len(ids)))
-        for prompt, name in sentences
-        if fits(model.config, len(ids := encode(tokenizer, prompt)))
-    ]
-    ends = [subject_ends(tokenizer, [prompt], name, [row])[0] for prompt, name, row in made]
-    return Marked([row for *_, row in made], ends)
 
 
 def _allowed(fact: TrainingFact, prompts: Sequence[str], taken: set[str]) -> list[str]:
