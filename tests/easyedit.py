@@ -39,10 +39,21 @@ def edited(model, tokenizer, request, layer):
     code.CONTEXT_TEMPLATES_CACHE = ["{}", *(context + "{}" for context in contexts)]
     prompt = request.prompt.replace(request.subject, "{}", 1)
     asked = {"subject": request.subject, "prompt": prompt, "target_new": request.new}
-    with weights_restored([projection.weight]):
+    # EasyEdit freezes all of the model.
+    with weights_restored([projection.weight]), flags_restored(model):
         with redirect_stdout(io.StringIO()):
             code.apply_rome_to_model(model, tokenizer, [asked], hparams(code, model, layer))
         yield
+
+
+@contextmanager
+def flags_restored(model):
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def hparams(code, model, layer):

@@ -9,6 +9,7 @@ from benchmarks.baselines.rome import Rome, add_rank_one, key_and_delta, last_to
 from benchmarks.baselines.rome_code import RomeAsInCode
 from benchmarks.baselines.rome_cov import RomeWithCovariance, covariance
 from peft_surgical.errors import ModelError
+from peft_surgical.texts.prompts import without_template
 
 from . import easyedit
 from .counterfacts import REQUEST, TOKENIZER, word_model
@@ -76,17 +77,28 @@ def test_as_in_its_authors_code_the_prompt_alone_gets_all_of_the_value():
         torch.testing.assert_close(projection(keys.mean(0)) - at_mean, share * found.delta, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_as_in_its_authors_code_it_is_what_easyedit_does(family):
-    model = word_model(family)
-    weight = output_projection(model, 1).weight
+def check_that_it_is_what_easyedit_does(model, tokenizer, request, layer):
+    weight = output_projection(model, layer).weight
     before = weight.clone()
-    with easyedit.edited(model, TOKENIZER, REQUEST, 1):
+    with easyedit.edited(model, tokenizer, request, layer):
         theirs = weight - before
-    with RomeAsInCode().edit(model, TOKENIZER, REQUEST, 0):
+    with RomeAsInCode(layer=layer).edit(model, tokenizer, request, 0):
         ours = weight - before
     assert theirs.norm() > 1
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    # What is summed in another order differs by rounding, and so does what descends from it.
+    assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_as_in_its_authors_code_it_is_what_easyedit_does(family):
+    check_that_it_is_what_easyedit_does(word_model(family), TOKENIZER, REQUEST, 1)
+
+
+@pytest.mark.real
+def test_as_in_its_authors_code_it_is_what_easyedit_does_on_a_real_model(demo):
+    model, tokenizer = demo
+    request = Request("France", "The capital of France is", "Paris", "Lyon", ("The weather is fine. ", "I say. "))
+    check_that_it_is_what_easyedit_does(model, without_template(tokenizer), request, 5)
 
 
 def test_what_follows_the_subject_is_kept_where_it_is_asked_for():
