@@ -16,6 +16,7 @@ from torch import distributed
 
 import peft_surgical as ps
 from peft_surgical.cli.launch import launched
+from peft_surgical.cli.options import Source
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
@@ -251,10 +252,14 @@ def test_a_model_is_sharded_over_processes_that_there_are():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("device", "yielded"), [(None, None), ("cuda:1", "cuda:1"), ("auto", "auto")])
-def test_one_process_has_nothing_to_join(device, yielded):
-    with launched(device) as found:
-        assert found == yielded
+def source(device):
+    return Source("demo", "auto", device, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("device", [None, "cuda:1", "auto"])
+def test_one_process_has_nothing_to_join(device):
+    with launched(source(device)) as found:
+        assert found == source(device)
         assert processes() == 1
 
 
@@ -267,18 +272,21 @@ def test_processes_that_no_launcher_started_are_told_of(monkeypatch, given, told
     with mock.patch.dict(os.environ, {"WORLD_SIZE": given}):
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
-        with pytest.raises(ModelError, match=told), launched("cpu"):
+        with pytest.raises(ModelError, match=told), launched(source("cpu")):
             pass
     assert PartialState._shared_state == {}
 
 
 def test_no_number_of_processes_is_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "")
-    with launched("cpu") as found:
-        assert found == "cpu"
+    with launched(source("cpu")) as found:
+        assert found == source("cpu")
 
 
 def test_a_model_is_not_spread_by_every_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ModelError, match="spreads one model over all devices, so start one process"), launched("auto"):
+    with (
+        pytest.raises(ModelError, match="spreads one model over all devices, so start one process"),
+        launched(source("auto")),
+    ):
         pass

@@ -42,10 +42,7 @@ def _finite(context: click.Context, parameter: click.Parameter, values: tuple[fl
 @options.debug
 def ask(
     prompts: tuple[str, ...],
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     adapters: tuple[Path, ...],
     dials: tuple[float, ...],
     max_tokens: int,
@@ -66,7 +63,7 @@ def ask(
     kinds = adapter_loading.check(adapters)
     if dials:
         adapter_loading.check_scales(adapters, kinds)
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    model, tokenizer = load(source, quiet=quiet)
     if dials:
         model, states = adapter_loading.attach_dials(model, adapters, dials)
     else:

@@ -90,10 +90,7 @@ _FILES = (
 def edit(
     context: click.Context,
     fact_file: Path,
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     out: Path,
     scorers: tuple[str, ...],
     top: int | None,
@@ -145,12 +142,12 @@ def edit(
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
     if dry_run:
-        _tell(fact, model_name, scorers, limits, selection, out, as_json, quiet)
+        _tell(fact, source.name, scorers, limits, selection, out, as_json, quiet)
         return
     if low_memory:
         give_back_freed()
-    device = context.with_resource(launched(device))
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    source = context.with_resource(launched(source))
+    model, tokenizer = load(source, quiet=quiet)
     checks.model_has(model, selection, top)
     import peft_surgical as ps
 

@@ -43,10 +43,7 @@ _FILES = (
 def edit_keyed(
     context: click.Context,
     fact_file: Path,
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     out: Path,
     layers: tuple[int, ...],
     steps: int | None,
@@ -77,8 +74,8 @@ def edit_keyed(
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
     if low_memory:
         give_back_freed()
-    device = context.with_resource(launched(device))
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    source = context.with_resource(launched(source))
+    model, tokenizer = load(source, quiet=quiet)
     import peft_surgical as ps
 
     from ..profiling import profiled

@@ -44,10 +44,7 @@ from .terminal import on_interrupt, print_json, print_result, this_command
 def evaluate(
     context: click.Context,
     fact_file: Path,
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     adapters: tuple[Path, ...],
     out: Path,
     retention_tokens: int,
@@ -77,9 +74,7 @@ def evaluate(
     checks.output(out, overwrite)
     adapter_loading.check(adapters)
     with claimed(out, overwrite=overwrite):
-        model, tokenizer = load(
-            model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet
-        )
+        model, tokenizer = load(source, quiet=quiet)
         model, states = adapter_loading.attach(model, adapters)
         states = adapter_loading.with_rounded(model, states, bits)
         states = adapter_loading.with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)

@@ -9,31 +9,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 
 from ..errors import ModelError, brief, first_line
 from .loading import SPREAD
+from .options import Source
 from .terminal import SILENT
 
 
 @contextmanager
-def launched(device: str | None) -> Iterator[str | None]:
+def launched(source: Source) -> Iterator[Source]:
     """Joins the processes that a launcher started, if there are more than one, for the length of a block.
 
     Args:
-        device: What `--device` says; where nothing is said, each process takes an accelerator of its own.
+        source: What to load; where no device is named, each process takes an accelerator of its own.
 
     Yields:
-        The device for this process.
+        The same, with the device for this process.
 
     Raises:
         ModelError: If the model is to be spread over all devices, which each process would do, or the processes cannot
             be joined.
     """
     if not _several():
-        yield device
+        yield source
         return
+    device = source.device
     if device in SPREAD:
         raise ModelError(f"--device {device} spreads one model over all devices, so start one process, not several.")
     import torch
@@ -56,7 +59,7 @@ def launched(device: str | None) -> Iterator[str | None]:
     try:
         with shared_work(rows=not _fsdp()):
             # What is spread over devices is read into the processor's memory first.
-            yield None if _fsdp() else device or str(state.device)
+            yield replace(source, device=None if _fsdp() else device or str(state.device))
     finally:
         state.destroy_process_group()
 

@@ -44,10 +44,7 @@ def learn(
     subject: str | None,
     keyed: bool,
     aliases: tuple[str, ...],
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     out: Path,
     seed: int,
     overwrite: bool,
@@ -72,7 +69,7 @@ def learn(
     about = subject_of(prompt, new, checks.subject(prompt, subject) if prompt.strip() else subject)
     checked_aliases(about, aliases)
     prompt = prompt.strip()
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    model, tokenizer = load(source, quiet=quiet)
     import peft_surgical as ps
 
     from ..edit import claimed_for_edit, remove_edit

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ..errors import ModelError, first_line
+from .options import Source
 from .terminal import note
 from .translate import DEBUG
 
@@ -19,26 +20,26 @@ SPREAD = ("auto", "balanced", "sequential")
 """What `--device` takes beside devices: ways to spread a model over all there are, as transformers' `device_map`."""
 
 
-def load(name: str, *, dtype: str, device: str | None, trust_remote_code: bool, quiet: bool) -> tuple[Any, Any]:
-    """The model and tokenizer of the `--model` options.
+def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
+    """The model and tokenizer that the options name.
 
     Raises:
         ModelError: If the device cannot be used or the model cannot be loaded.
     """
-    _check_device(device)
+    _check_device(source.device)
     import peft_surgical as ps
 
     from ..loading.demo import is_to_be_fetched
 
-    if trust_remote_code:
+    if source.trust_remote_code:
         # A warning, which --quiet does not keep back.
-        click.echo(f"Running code that comes with {name}, as --trust-remote-code says.", err=True)
+        click.echo(f"Running code that comes with {source.name}, as --trust-remote-code says.", err=True)
     # What fetching says itself is kept off the terminal with all else that loading says.
-    first = ", which is fetched first (89 MB, once)" if name == "demo" and is_to_be_fetched() else ""
-    note(f"Loading {name}{first} …", quiet=quiet)
-    where = {"device_map": device} if device in SPREAD else {"device": device}
+    first = ", which is fetched first (89 MB, once)" if source.name == "demo" and is_to_be_fetched() else ""
+    note(f"Loading {source.name}{first} …", quiet=quiet)
+    where = {"device_map" if source.device in SPREAD else "device": source.device}
     with quiet_libraries():
-        return ps.load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **where)
+        return ps.load_model(source.name, dtype=source.dtype, trust_remote_code=source.trust_remote_code, **where)
 
 
 @contextmanager

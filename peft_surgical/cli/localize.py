@@ -43,10 +43,7 @@ if TYPE_CHECKING:
 def localize(
     context: click.Context,
     fact_file: Path,
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     out: Path,
     scorers: tuple[str, ...],
     top: int | None,
@@ -73,9 +70,7 @@ def localize(
     checks.output(out, overwrite)
     checks.scorers(scorers)
     with claimed(out, overwrite=overwrite):
-        model, tokenizer = load(
-            model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet
-        )
+        model, tokenizer = load(source, quiet=quiet)
         checks.model_has(model, None, top)
         import peft_surgical as ps
 

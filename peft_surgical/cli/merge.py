@@ -22,10 +22,7 @@ from .terminal import print_json, print_result
 @options.debug
 def merge(
     adapters: tuple[Path, ...],
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     out: Path,
     overwrite: bool,
     as_json: bool,
@@ -49,11 +46,11 @@ def merge(
     from ..writing.inputs import check_inputs_stay
 
     # `demo` is no folder, whatever is called so here.
-    check_inputs_stay(out, adapters if model_name == "demo" else [*adapters, model_name])
+    check_inputs_stay(out, adapters if source.name == "demo" else [*adapters, source.name])
     check_output(out, overwrite=overwrite, content=CHECKPOINT)
     # Read before the model is: a damaged adapter is told at once.
     edit = read_mergeable(adapters)
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    model, tokenizer = load(source, quiet=quiet)
     import peft_surgical as ps
 
     warn_of_another_base(model, adapters[0], edit.base_model)

@@ -52,10 +52,7 @@ def new(
     new: tuple[str, ...],
     old: tuple[str, ...],
     subject: str | None,
-    model_name: str,
-    dtype: str,
-    device: str | None,
-    trust_remote_code: bool,
+    source: options.Source,
     out: Path,
     count: int,
     seed: int,
@@ -74,7 +71,7 @@ def new(
     """
     checks.output_file(out, overwrite)
     _check(prompt, subject, old, new)
-    model, tokenizer = load(model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
+    model, tokenizer = load(source, quiet=quiet)
     import peft_surgical as ps
 
     try:
@@ -104,7 +101,7 @@ def new(
         f"  {len(fact.prompts)} prompts and {len(fact.held_out)} held-out prompts",
         f"  {len(fact.contrast)} contrast subjects and {len(fact.retain)} prompts to keep",
         f"  {len(fact.controls)} controls, {draft.neighbours} of them close, and {len(fact.probes)} probes",
-        f"Read it, then: {shlex.join(['peft-surgical', 'edit', str(out), '--model', model_name])} --out DIR",
+        f"Read it, then: {shlex.join(['peft-surgical', 'edit', str(out), '--model', source.name])} --out DIR",
     ]
     print_result("\n".join(lines), quiet=quiet, as_json=as_json)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,8 +125,32 @@ def scorer(default: str) -> Callable[[Decorated], Decorated]:
     )
 
 
-def model(command: Decorated) -> Decorated:
-    """Adds the options of a command that loads a model: `--model`, `--dtype`, `--device`, `--trust-remote-code`."""
+@dataclass(frozen=True)
+class Source:
+    """Which model to load, and how.
+
+    Attributes:
+        name: What `--model` says.
+        dtype: What `--dtype` says.
+        device: What `--device` says, if anything.
+        trust_remote_code: Whether `--trust-remote-code` is given.
+    """
+
+    name: str
+    dtype: str
+    device: str | None
+    trust_remote_code: bool
+
+
+def model(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a command that loads a model, which gets them as one argument, `source`."""
+
+    @wraps(command)
+    def with_source(
+        *args: Any, model_name: str, dtype: str, device: str | None, trust_remote_code: bool, **others: Any
+    ) -> Any:
+        return command(*args, source=Source(model_name, dtype, device, trust_remote_code), **others)
+
     for option in reversed(_MODEL):
-        command = option(command)
-    return command
+        with_source = option(with_source)
+    return with_source
