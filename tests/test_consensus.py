@@ -41,6 +41,12 @@ def test_exact_zeros_do_not_favour_early_layers():
     assert found == {"L0.z": [0.5, 0.5], "L1.z": [0.5, 0.5], "L0.post": [0.25], "L1.post": [0.75]}
 
 
+def test_a_component_that_is_alone_of_its_kind_is_in_the_first_place():
+    one = {"L0.head.0": 1.0, "L0.head.1": 2.0, "L0.mlp": 3.0}
+    found, _ = asked({"one": one, "two": one}, "one+two", n_layers=1)
+    assert found == {"L0.z": [0.0, 1.0], "L0.post": [1.0]}
+
+
 def test_a_consensus_leaves_out_what_every_scorer_leaves_out():
     found, notes = asked({"one": {"L1.mlp": 1.0}, "two": {"L0.mlp": 2.0, "L1.mlp": 3.0}}, "one+two")
     assert found == {"L0.post": [0.0], "L1.post": [1.0]}

@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
 from peft_surgical.localizing.effects import exact_drops
 from peft_surgical.localizing.runs import sites_of
-from peft_surgical.scorers.specificity import as_shares
+from peft_surgical.scorers.specificity import as_shares, control_shares
 from peft_surgical.sites import Component, projection_slices
 
 from .localizing import HEAD, MLP, OTHER, capital, fact_pairs, localized, planted, runs_of, without, word_tokenizer
@@ -107,6 +108,27 @@ def test_verified_measures_the_key_value_heads_that_attribution_finds(tokenizer)
     assert loc.tables[verified].notes["measured"].keys() == {name for name in best if int(name[-1]) % 2 == 0}
 
 
+@pytest.mark.parametrize(("layers", "early"), [(4, 1), (5, 2)])
+def test_the_early_mlps_are_those_of_the_first_quarter_of_the_layers(tokenizer, layers, early):
+    model = tiny_model("llama", num_hidden_layers=layers)
+    loc = localized(model, tokenizer, "verified:candidates=1", fact=without("contrast", "retain"))
+    expected = {*loc.top(1, by="attribution").components, *(f"L{layer}.mlp" for layer in range(early))}
+    assert loc.tables["verified:candidates=1"].notes["measured"].keys() == expected
+
+
+@pytest.mark.parametrize(("margin", "kept"), [(0.29, True), (0.31, False)])
+def test_the_margin_is_counted_in_the_share_itself(tokenizer, margin, kept, monkeypatch):
+    # Head 0 of each layer holds the answer up, its MLP down; three tenths of either are of the fact alone.
+    drops = torch.tensor([[2.0, 0.0, 0.0, 0.0, -1.0] * 3])
+    monkeypatch.setattr("peft_surgical.scorers.verified.exact_drops", lambda *_: (drops, torch.tensor([4.0])))
+    monkeypatch.setattr("peft_surgical.scorers.verified.control_shares", lambda *_: 0.7 * drops[0] / 4)
+    name = f"verified:margin={margin}"
+    scores = localized(planted(), tokenizer, name).scores[name]
+    assert {component for component, score in scores.items() if score} == (
+        {f"L{layer}.head.0" for layer in range(3)} if kept else set()
+    )
+
+
 @pytest.mark.parametrize("margin", ["nan", "inf"])
 def test_a_margin_that_is_no_number_is_refused(tokenizer, margin):
     with pytest.raises(ScorerError, match=f"margin must be a finite number, not {margin}"):
@@ -166,6 +188,22 @@ def test_shares_worked_by_hand():
     assert as_shares(drops, torch.tensor([7.0, 5.0])).tolist() == [0.5, 0.0]
     with pytest.raises(ScorerError, match="does not lower"):
         as_shares(drops, torch.tensor([-7.0, 5.0]))
+
+
+def test_shares_on_control_like_prompts_worked_by_hand(monkeypatch):
+    # The answer to the second swap is not lowered; each kind counts as one prompt.
+    found = {
+        "swap": (torch.tensor([[2.0, 0.0], [9.0, 9.0]]), torch.tensor([4.0, -1.0])),
+        "mean": (torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])),
+    }
+    module = "peft_surgical.scorers.specificity.exact_drops"
+    monkeypatch.setattr(module, lambda context, pairs, targets: found[pairs[0].method])
+    pairs = [SimpleNamespace(method=method) for method in ("swap", "mean", "swap")]
+    assert control_shares(SimpleNamespace(controls=lambda: pairs), []).tolist() == [0.5, 0.25]
+    assert control_shares(SimpleNamespace(controls=lambda: pairs[1:2]), []).tolist() == [0.5, 0.5]
+    found["mean"] = (torch.ones(1, 2), torch.zeros(1))
+    with pytest.raises(ScorerError, match="changes the answer to none of the contrast and retain prompts"):
+        control_shares(SimpleNamespace(controls=lambda: pairs[1:2]), [])
 
 
 def linear_model():

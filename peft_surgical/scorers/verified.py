@@ -53,7 +53,7 @@ def verified(
     try:
         share = as_shares(drops, totals)
         excess = share - control_shares(context, targets)
-        specific = excess > margin * share
+        specific = excess > margin * share.abs()
         context.notes["filter"] = (
             f"dropped unless a share exceeds that on control-like prompts by {margin:g} of itself"
         )
