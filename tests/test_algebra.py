@@ -98,6 +98,7 @@ def test_edits_that_do_not_fit_together_are_refused(other, message):
         ("folder/model", "/elsewhere/model", True),
         (".", "link", True),
         ("hub/model", "hub/Model", True),
+        ("gpt2", "openai-community/gpt2", True),
         ("model", "/elsewhere/other", False),
         ("hub/model", "others/model", False),
         ("../a/model", "../b/other", False),
@@ -151,6 +152,7 @@ def test_edits_are_equal_when_their_scales_are():
     assert edit([2.0, 3.0]) == edit([2.0, 3.0], name="another")
     assert edit([2.0, 3.0]) != edit([2.0, 4.0])
     assert edit([2.0, 3.0]) != edit([2.0, 3.0], ((1, 3),))
+    assert edit([2.0, 3.0]) != edit([2.0, 3.0], width=9)
 
 
 @pytest.mark.parametrize("function", [lambda: power(edit([2.0, 3.0]), 2000), lambda: product([edit([1e30, 1.0])] * 2)])

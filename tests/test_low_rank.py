@@ -1,5 +1,6 @@
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -71,6 +72,16 @@ def test_what_a_smaller_dtype_loses_is_said(tmp_path):
     model.save_pretrained(tmp_path / "small")
     with pytest.warns(UserWarning, match="merge in float32 to keep it"):
         merge(tiny_model("llama"), [tmp_path / "small"], tmp_path / "merged", dtype="bfloat16")
+
+
+def test_weights_that_nothing_is_added_to_are_not_lost(tmp_path):
+    # As a keyed edit, which writes a column of a matrix.
+    first = torch.zeros(1, 48)
+    first[0, 5] = 1
+    update = LowRank({"model.layers.1.mlp.down_proj": (first, torch.ones(32, 1))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        merge(tiny_model("llama", dtype=torch.bfloat16), update, tmp_path / "merged")
 
 
 def test_weights_in_double_precision_keep_it(tmp_path):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError, SelectionError
-from peft_surgical.merge import merge
+from peft_surgical.merge import _with_dtype, merge
 from peft_surgical.tuner import SurgicalIA3Config, activate
 from tests.adapters import add, logits, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_model
@@ -202,6 +202,24 @@ def test_a_weight_that_the_dtype_cannot_hold_is_refused(tmp_path):
         merge(model, adapters, tmp_path / "merged", dtype="float16")
     assert not (tmp_path / "merged").exists()
     merge(model, adapters, tmp_path / "merged", dtype="bfloat16")
+
+
+def test_a_weight_that_was_not_finite_before_is_no_fault_of_the_edit(tmp_path):
+    adapters, _ = stages(tmp_path)
+    model, key = tiny_model("llama"), "model.layers.1.mlp.down_proj.weight"
+    model.get_parameter(key).data[0, 0] = torch.inf
+    merge(model, adapters, tmp_path / "merged", dtype="bfloat16")
+    assert load_file(tmp_path / "merged" / "model.safetensors")[key].isinf().sum() == 1
+
+
+def test_the_dtype_is_noted_in_every_part_of_a_configuration():
+    part = {"dtype": "float32", "torch_dtype": None, "name": "float32"}
+    noted = {"dtype": "bfloat16", "torch_dtype": None, "name": "float32"}
+    assert _with_dtype({**part, "text_config": part, "sizes": [1]}, torch.bfloat16) == {
+        **noted,
+        "text_config": noted,
+        "sizes": [1],
+    }
 
 
 def test_a_generation_config_that_cannot_be_saved_is_refused(tmp_path):

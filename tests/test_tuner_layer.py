@@ -297,6 +297,29 @@ def test_the_rounding_of_all_weights_decides_whether_it_is_worth_a_warning(recwa
         Rounding(200, 3).warn(torch.bfloat16)
 
 
+def test_a_weight_that_is_no_number_is_merged_and_restored():
+    module = nn.Linear(3, 2)
+    module.weight.data[0, 1] = torch.nan
+    before = module.weight.detach().clone()
+    layer = Linear(module, "a", Coordinates("input", ((1, 3),)))
+    layer.surgical_ia3_delta["a"].data = torch.tensor([1.0, 3.0])
+    layer.merge()
+    torch.testing.assert_close(module.weight.data, before * torch.tensor([1.0, 2.0, 4.0]), equal_nan=True)
+    layer.unmerge()
+    torch.testing.assert_close(module.weight.data, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_is_merged_is_taken_out_of_a_module_of_another_dtype():
+    module = nn.Linear(3, 2)
+    before = module.weight.detach().clone()
+    layer = Linear(module, "a", Coordinates("input", ((1, 3),)))
+    layer.surgical_ia3_delta["a"].data = torch.tensor([1.0, 3.0])
+    layer.merge()
+    layer.bfloat16()
+    layer.unmerge()
+    assert torch.equal(module.weight.data, before.bfloat16())
+
+
 def test_safe_merge_looks_at_the_bias_too():
     module = base()
     module.bias.data[1] = float("inf")

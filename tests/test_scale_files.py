@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from peft_surgical.adapters.scale_files import read_tensors, tensor_bytes, write_tensors
+from peft_surgical.errors import AdapterError
+
+TENSORS = {"b": torch.arange(6.0).view(3, 2).T, "a": torch.ones(2).half()}
+
+
+def test_the_same_tensors_are_the_same_bytes_in_any_order(tmp_path):
+    raw = tensor_bytes(TENSORS)
+    assert raw == tensor_bytes(dict(reversed(TENSORS.items())))
+    write_tensors(tmp_path / "x", TENSORS)
+    found = read_tensors(tmp_path / "x")
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in TENSORS.items())
+
+
+def test_the_tensors_begin_at_a_multiple_of_eight_bytes():
+    headers = [int.from_bytes(tensor_bytes({"x" * length: torch.ones(2)})[:8], "little") for length in range(1, 9)]
+    assert [size % 8 for size in headers] == [0] * 8
+
+
+@pytest.mark.parametrize(("said", "instead"), [(b"[2,3]", b"[3,2]"), (b'"F16"', b'"I16"'), (b'"a"', b'"c"')])
+def test_other_names_shapes_and_kinds_of_the_same_bytes_are_noticed(said, instead, tmp_path):
+    raw = tensor_bytes(TENSORS)
+    assert raw.count(said) == 1
+    (tmp_path / "x").write_bytes(raw.replace(said, instead))
+    with pytest.raises(AdapterError, match="is damaged: it does not hold what was written to it"):
+        read_tensors(tmp_path / "x")
