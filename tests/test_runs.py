@@ -64,6 +64,20 @@ def test_a_shared_template_changes_no_logits():
             torch.testing.assert_close(runs.logits(window, window.corrupted)[row], expected, atol=2e-5, rtol=1e-4)
 
 
+def test_a_template_that_the_corruption_changes_is_not_shared():
+    model = tiny_model("qwen3")
+    runs, _ = runs_of(model)
+    pairs = random_pairs(runs, 2, first=2)
+    head = pairs[0].clean[:4]
+    pairs = [replace(pair, clean=torch.cat([head, pair.clean[4:]])) for pair in pairs]
+    runs = Runs(wrap(model), head.tolist())
+    assert runs._shared(pairs) == 0
+    window = runs.window(pairs)
+    for row, pair in enumerate(pairs):
+        expected = model(pair.clean[None]).logits[0, -1].detach()
+        torch.testing.assert_close(runs.logits(window, window.clean)[row], expected, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 def test_prompts_longer_than_a_sliding_window_keep_their_logits(family):
     model = tiny_model(family, sliding_window=6)
@@ -107,10 +121,16 @@ def test_gradients_are_those_of_autograd_and_no_parameter_gets_one():
 def test_windows_are_bounded_and_in_order():
     runs, _ = runs_of(tiny_model("llama"))
     pairs = random_pairs(runs, 5)
-    windows = list(runs.windows(pairs, 20))
-    assert [pair.prompt for window in windows for pair in window.pairs] == list("01234")
-    assert len(windows) > 1
-    assert all(len(window.pairs) == 1 or len(window.pairs) * window.width <= 20 for window in windows)
+    # Of 9, 11, 13, 15 and 17 tokens, which differ from the fourth on.
+    for most, whole, expected in (
+        (20, False, ["01", "2", "3", "4"]),
+        (30, False, ["012", "34"]),
+        (20, True, ["0", "1", "2", "3", "4"]),
+        (30, True, ["01", "23", "4"]),
+    ):
+        windows = list(runs.windows(pairs, most, whole=whole))
+        assert ["".join(pair.prompt for pair in window.pairs) for window in windows] == expected
+        assert all(len(window.pairs) == 1 or window.clean.shape[:2].numel() <= most for window in windows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
