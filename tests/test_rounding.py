@@ -101,6 +101,15 @@ def test_a_model_most_of_whose_weights_would_stay_is_refused():
         rounded_state(tiny_experts(), [], 4)
 
 
+def test_convolutions_and_whole_numbers_are_not_experts():
+    model = tiny_model("llama")
+    model.conv = nn.Conv1d(2, 2, 3)
+    model.table = nn.Parameter(torch.ones(2, 2, 2, dtype=torch.int8), requires_grad=False)
+    before = model.conv.weight.clone()
+    with rounded_state(model, [], 4)():
+        assert torch.equal(model.conv.weight, before)
+
+
 def test_a_head_that_an_adapter_saves_whole_is_not_rounded():
     model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
     heads = [module for name, module in model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
