@@ -69,6 +69,24 @@ def test_who_comes_too_late_leaves_the_folder_to_who_has_claimed_it(tmp_path, mo
     assert written(out) == ["mine"]
 
 
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_and_locked_anew(tmp_path, monkeypatch):
+    claims = import_module("peft_surgical.writing.claims")
+    lock, out = claims.lock, tmp_path / "out"
+
+    def overtaken(path):
+        # The other run, which leaves nothing there, ends after this one has opened the folder.
+        monkeypatch.setattr(claims, "lock", lock)
+        handle = lock(path)
+        path.rmdir()
+        return handle
+
+    monkeypatch.setattr(claims, "lock", overtaken)
+    with claimed(out):
+        assert out.is_dir()
+        with pytest.raises(OutputError, match="another run"), claimed(out):
+            pytest.fail("the block ran")
+
+
 def test_the_claim_of_a_killed_run_is_gone(tmp_path):
     code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(1, flush=True); input()"
     command = [sys.executable, "-c", code, str(tmp_path)]

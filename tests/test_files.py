@@ -181,6 +181,15 @@ def test_an_empty_folder_is_taken_but_not_one_filled_meanwhile(tmp_path):
     assert names(other) == ["theirs"]
 
 
+def test_what_a_killed_run_left_of_a_folder_with_brackets_is_removed(tmp_path):
+    for name in (".a[b].x.partial", ".ab.x.partial"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - 600,) * 2)
+    with atomic_directory(tmp_path / "a[b]"):
+        pass
+    assert names(tmp_path) == [".ab.x.partial", "a[b]"]
+
+
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     out, minutes_ago = tmp_path / "out", time.time() - 600
 
@@ -225,6 +234,18 @@ def test_the_folder_one_works_in_is_not_replaced(tmp_path, monkeypatch, overwrit
     with atomic_directory("here") as temporary:
         assert temporary.parent == inner
     assert names(inner) == ["here"]
+
+
+def test_the_home_folder_is_not_replaced(tmp_path, monkeypatch):
+    home = tmp_path / "people" / "home"
+    home.mkdir(parents=True)
+    (home / "mine").write_text("1")
+    monkeypatch.setenv("HOME", str(home))
+    for path in (home, home.parent):
+        with pytest.raises(OutputError, match="holds the current or the home folder"):
+            with atomic_directory(path, overwrite=True):
+                pytest.fail("the block ran")
+    assert names(home) == ["mine"]
 
 
 def test_outputs_that_are_refused(tmp_path, monkeypatch):
