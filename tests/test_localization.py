@@ -152,14 +152,18 @@ def test_a_corruption_of_the_embeddings_is_recorded(tokenizer, changes, expected
 def test_scores_are_averages_over_the_prompts(tokenizer):
     model = tiny_model("llama")
     fact = capital(contrast=["italy"])
-    whole = run(model, tokenizer, "logit_drop", "attribution", fact=fact)
+    scorers = ["logit_drop", "attribution", "gradient_norm"]
+    whole = run(model, tokenizer, *scorers, fact=fact)
     parts = [
-        run(model, tokenizer, "logit_drop", "attribution", fact=capital(contrast=["italy"], prompts=[prompt]))
-        for prompt in fact.prompts
+        run(model, tokenizer, *scorers, fact=capital(contrast=["italy"], prompts=[prompt])) for prompt in fact.prompts
     ]
     for scorer in whole.scorers:
         mean = torch.stack([vector(part, scorer) for part in parts]).mean(0)
         torch.testing.assert_close(vector(whole, scorer), mean, atol=1e-5, rtol=1e-4)
+    tables = [loc.tables["gradient_norm"] for loc in (whole, *parts)]
+    for measured in (lambda own: own.neurons["L1.mlp"], lambda own: list(own.notes["weight_matrices"].values())):
+        found, *alone = (torch.tensor(measured(own)) for own in tables)
+        torch.testing.assert_close(found, torch.stack(alone).mean(0), atol=1e-5, rtol=1e-4)
 
 
 def test_half_precision_is_scored_exactly_in_float32(tokenizer):

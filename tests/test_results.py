@@ -39,7 +39,10 @@ def test_tables_are_equal_that_hold_the_same():
     tables, others = result().tables, result().tables
     assert tables == others
     assert tables["second"] != tables["first"]
-    assert tables["second"] != Scores(SECOND, {**tables["second"].neurons, "L0.mlp": np.ones(5, "float32")})
+    neurons, notes = tables["second"].neurons, tables["second"].notes
+    for name in (*neurons, "L9.mlp"):
+        assert tables["second"] != Scores(SECOND, {**neurons, name: np.full(5, 9, "float32")}, notes)
+    assert tables["second"] != Scores(SECOND, neurons)
 
 
 def test_top_goes_by_the_first_scorer_and_the_others_break_ties():
