@@ -17,6 +17,7 @@ Refused is one line on standard error, exit status 2, and nothing written.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -164,7 +165,9 @@ def test_an_adapter_for_another_model(other, good, tmp_path, fact_file):
     for kind in KINDS:
         given = commands(good / kind, fact_file, tmp_path / "model", tmp_path / "out")
         for arguments in [given[name] for name in ("merge", "evaluate", "ask", "dial")]:
-            assert len(said(run(*arguments), 2)) < 500
+            line = said(run(*arguments), 2)
+            assert re.search(r"layers\.[12]\.(self_attn\.o_proj|mlp\.down_proj)", line)
+            assert len(line) < 500
             assert written(tmp_path) == before
 
 
