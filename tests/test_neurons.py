@@ -99,6 +99,16 @@ def test_what_it_reads_is_the_least_squares_solution(family):
         torch.testing.assert_close(own.double(), solved, rtol=1e-3, atol=1e-4)
 
 
+def test_a_bias_above_what_is_wanted_at_the_subject_is_no_obstacle():
+    model = word_model("gpt2")
+    modules = output_projections(model, [1])
+    [(name, _)] = reading_rows(model, *modules)
+    find_module(model, name).bias.data.fill_(6.0)
+    [found] = find_neurons(model, modules, [NAMED], KEPT, RIDGE).values()
+    met = entering(model, name, NAMED) @ found.rows[0].double() + 6.0
+    assert 0 < met.mean() < 6.0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_rows_of_the_model_are_those_that_were_found(family):
     peft_model, neurons, values = rewritten(word_model(family))

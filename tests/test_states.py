@@ -7,7 +7,7 @@ from peft import LoraConfig
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.rounding import rounded_state
-from peft_surgical.measuring.states import adapter_state
+from peft_surgical.measuring.states import adapter_state, adapters_act
 
 from .adapters import logits
 from .test_evaluation import peft_states, two_ia3, two_lora, two_surgical
@@ -51,6 +51,13 @@ def test_what_is_merged_is_taken_out_for_a_state_and_merged_again(make, merged):
         assert torch.equal(logits(model), said)
         layers = [module for module in model.modules() if getattr(module, "merged_adapters", None)]
         assert {name for layer in layers for name in layer.merged_adapters} == set(merged)
+
+
+def test_a_model_of_which_no_adapter_is_active_is_its_base():
+    model = two_surgical()
+    assert adapters_act(model)
+    model.base_model.set_adapter([])
+    assert not adapters_act(model)
 
 
 def test_adapters_that_transformers_put_on_a_model_are_no_states_of_it():

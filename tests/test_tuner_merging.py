@@ -10,6 +10,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
+from peft_surgical.tuner.mergeable import shared_with
 from tests.adapters import add, logits, perturb, tiny_peft, trainable
 from tests.tiny import tiny_model
 
@@ -247,6 +248,11 @@ def test_what_is_tied_is_seen_in_memory_and_not_by_name():
     edited = logits(model)
     model.merge_adapter()
     torch.testing.assert_close(logits(model), edited, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_are_offloaded_share_no_memory():
+    weights = {name: torch.empty(2, 2, device="meta") for name in "ab"}
+    assert shared_with(weights, "a", weights["a"]) is None
 
 
 def test_a_tied_head_is_scaled_but_not_merged():
