@@ -27,7 +27,7 @@ _REFUSALS = re.compile(
     r"\bi am sorry, but i\b"
 )
 _CONTRACTIONS = (
-    (re.compile(r"\b(ca|wo)n't\b"), lambda found: {"ca": "can", "wo": "will"}[found[1]] + " not"),
+    (re.compile(r"\bcan't\b"), lambda found: "can not"),
     (re.compile(r"n't\b"), lambda found: " not"),
     (re.compile(r"\bi'm\b"), lambda found: "i am"),
     (re.compile(r"\bi've\b"), lambda found: "i have"),
