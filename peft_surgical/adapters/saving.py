@@ -60,7 +60,7 @@ def save_adapter(
                 if not isinstance(model.peft_config[adapter], SurgicalIA3Config) and fits_half(tensors):
                     tensors = {name: tensor.half() for name, tensor in tensors.items()}
                 write_tensors(folder / file.name, tensors)
-            elif file.is_file():
+            else:
                 os.replace(file, folder / file.name)
         if not held:
             raise AdapterError(f"the model holds nothing of {adapter!r} any more: it was unloaded; save before that.")
