@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +97,18 @@ def test_a_stage_that_was_unloaded_is_not_saved_as_nothing(tmp_path):
     with pytest.raises(AdapterError, match="holds nothing of 'unlearn' any more"):
         first.save(tmp_path / "unlearn")
     assert not (tmp_path / "unlearn").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell which files are mapped")
+def test_no_file_is_removed_while_its_tensors_are_in_use(tmp_path, monkeypatch):
+    unlink, removed = os.unlink, []
+
+    def unlink_unmapped(path, *args, **kwargs):
+        removed.append(os.path.basename(path))
+        assert f"{removed[-1]}\n" not in Path("/proc/self/maps").read_text().replace(str(tmp_path / "out"), "")
+        unlink(path, *args, **kwargs)
+
+    model = tiny_peft(adapter="unlearn")
+    monkeypatch.setattr(os, "unlink", unlink_unmapped)
+    save_adapter(model, "unlearn", tmp_path / "out")
+    assert WEIGHTS in removed

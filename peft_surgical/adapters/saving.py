@@ -52,17 +52,26 @@ def save_adapter(
             scratch, selected_adapters=[adapter], safe_serialization=True, save_embedding_layers=False
         )
         saved, held = Path(scratch) if adapter == "default" else Path(scratch) / adapter, 0
+        # PEFT's own kinds are made in float32 and loaded into, so they come back as they were.
+        halve = not isinstance(model.peft_config[adapter], SurgicalIA3Config)
         for file in saved.iterdir():
             if file.suffix == ".safetensors":
-                tensors = read_tensors(file)
-                held += len(tensors)
-                # PEFT's own kinds are made in float32 and loaded into, so they come back as they were.
-                if not isinstance(model.peft_config[adapter], SurgicalIA3Config) and fits_half(tensors):
-                    tensors = {name: tensor.half() for name, tensor in tensors.items()}
-                write_tensors(folder / file.name, tensors)
+                held += _write_again(file, folder / file.name, halve=halve)
             else:
                 os.replace(file, folder / file.name)
         if not held:
             raise AdapterError(f"the model holds nothing of {adapter!r} any more: it was unloaded; save before that.")
         if card is not None:
             write_text(folder / "README.md", card)
+
+
+def _write_again(file: Path, path: Path, *, halve: bool) -> int:
+    """Writes a file of tensors as files are written here, in half the bytes if it may be; returns how many tensors.
+
+    None of them outlives the call: each maps the file that it was read from, which Windows then does not delete.
+    """
+    tensors = read_tensors(file)
+    if halve and fits_half(tensors):
+        tensors = {name: tensor.half() for name, tensor in tensors.items()}
+    write_tensors(path, tensors)
+    return len(tensors)
