@@ -70,6 +70,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         ("a: " + "[" * 100_000 + "]" * 100_000, "nested more than 20 levels"),
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 20 levels"),
         ("a: &x [1]\nb: *x", r"line 2 refers to \*x"),
+        ("old: [x]\nnew: [&Sons Ltd]", r"line 2 has a text that begins with &Sons; quote it\.$"),
+        ("new: [&pizza]", r"line 1 has a text that begins with &pizza; quote it\.$"),
         ("old: [*Paris]", r"line 1 refers to \*Paris; write the text out, or quote it if it begins with \*"),
         ("old: [*Paris*]", "in line 1: while scanning an alias"),
         ("a: !!python/object:os.system x", "line 1 has the tag 'tag:yaml.org,2002:python/object:os.system'"),

@@ -130,6 +130,9 @@ def _check_events(text: str, path: Path) -> None:
             raise FactError(
                 f"{path}: line {line} refers to *{name}; write the text out, or quote it if it begins with *."
             )
+        if isinstance(event, yaml.ScalarEvent) and event.anchor:
+            # YAML takes the word for the text's name, and the text loses it.
+            raise FactError(f"{path}: line {line} has a text that begins with &{event.anchor[:80]}; quote it.")
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
             raise FactError(f"{path}: line {line} has the tag {brief(event.tag)}; a fact holds plain texts and lists.")
 
