@@ -190,6 +190,18 @@ def test_what_a_killed_run_left_of_a_folder_with_brackets_is_removed(tmp_path):
     assert names(tmp_path) == [".ab.x.partial", "a[b]"]
 
 
+def test_an_empty_folder_is_taken_where_nothing_is_renamed_over_another(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def as_on_windows(source, target):
+        if os.path.lexists(target):
+            raise FileExistsError(17, "File exists")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", as_on_windows)
+    test_an_empty_folder_is_taken_but_not_one_filled_meanwhile(tmp_path)
+
+
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     out, minutes_ago = tmp_path / "out", time.time() - 600
 

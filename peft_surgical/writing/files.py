@@ -240,8 +240,13 @@ def check_output_file(path: str | os.PathLike[str], *, overwrite: bool = False) 
 
 def _swap(temporary: Path, path: Path, overwrite: bool) -> None:
     if not overwrite or not path.exists():
-        # Takes the place of an empty folder too, and fails on one that somebody filled meanwhile.
-        os.rename(temporary, path)
+        try:
+            # Takes the place of an empty folder too, and fails on one that somebody filled meanwhile.
+            os.rename(temporary, path)
+        except FileExistsError:
+            # Windows renames over nothing that is there.
+            os.rmdir(path)
+            os.rename(temporary, path)
         return
     # A full folder cannot be renamed over: move the old one aside, and put it back if the new one does not arrive, be
     # it for an interrupt.
