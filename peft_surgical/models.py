@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from .adapters.bases import note_revision
 from .errors import ModelError, brief, first_line
 from .loading.demo import MODEL_ID, demo_folder
 from .loading.pickles import no_pickles
@@ -41,7 +42,7 @@ def load_model(
         dtype: `auto` (the checkpoint's own; float32 for GGUF), `float32`, `bfloat16`, `float16` or a torch dtype.
         device: Where to put it; the processor when None and `device_map` is None.
         device_map: Given to transformers; excludes `device`.
-        revision: A branch, tag or commit of a hub id.
+        revision: A branch, tag or commit of a hub id. Adapters that stages make name it beside the base.
         trust_remote_code: Run code that comes with the checkpoint. Off unless asked for.
 
     Returns:
@@ -100,6 +101,7 @@ def load_model(
     elif is_gguf:
         # The file, not the folder around it, which alone says nothing of what was loaded.
         model.config._name_or_path = model.name_or_path = str(name)
+    note_revision(model, revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer

@@ -82,6 +82,6 @@ def model_card(edit: Edit, about: str | None = None) -> str:
         f"An (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)} modules;"
         " every other scale is exactly 1.",
         card_scales(edit),
-        card_use(edit.base_model),
+        card_use(edit.base_model, revision=edit.revision),
     ]
     return "\n\n".join(parts) + "\n"

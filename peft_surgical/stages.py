@@ -23,7 +23,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from .adapters.bases import hub_id
+from .adapters.bases import hub_id, revision_of
 from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
@@ -99,7 +99,7 @@ class Stage:
             f" modules, as it was trained{' on top of ' + ' and '.join(self.before) if self.before else ''}."
             " `peft-surgical stack` makes one plain (IA)³ adapter of all stages, which loads without this package.",
             card_scales(edit),
-            card_use(edit.base_model, stages),
+            card_use(edit.base_model, stages, edit.revision),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -351,6 +351,7 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
     if own.modules_to_save:
         raise AdapterError("a stage trains scales only, so leave modules_to_save out of its configuration.")
     own.inference_mode = False
+    own.revision = own.revision or revision_of(model)
     own.resolve(model.config)
     check_at_hand(model, own.selections or {})
     if isinstance(model, PeftModel):

@@ -1,3 +1,4 @@
+import copy
 import os
 import subprocess
 import sys
@@ -6,9 +7,12 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from peft import PeftConfig
 
-from peft_surgical.adapters.bases import hub_id
+from peft_surgical.adapters.bases import hub_id, note_revision
 from peft_surgical.adapters.cards import card_header, card_use
+from peft_surgical.keying.updates import place_updates
+from peft_surgical.stack import stack
 from peft_surgical.stages import learn
 from peft_surgical.tuner import activate
 
@@ -46,6 +50,21 @@ def test_the_code_of_a_card_is_code_whatever_adapters_are_called(stages):
     compile(code, "card", "exec")
     assert ("import peft_surgical as ps" in code) == bool(stages)
     assert ("do not load it" in use) == (len(stages) < 2)
+
+
+def test_adapters_and_cards_name_the_revision_of_the_base(tmp_path):
+    model = tiny_model("llama")
+    model.name_or_path = "org/model"
+    note_revision(model, "v2")
+    keyed = place_updates(copy.deepcopy(model), {"model.layers.1.mlp.down_proj": 1})
+    assert keyed.peft_config["learn"].revision == "v2"
+    first = first_stage(model=model)
+    first.save(tmp_path / "unlearn"), second_stage(first).save(tmp_path / "learn")
+    stack([tmp_path / "unlearn", tmp_path / "learn"], tmp_path / "edit")
+    for name in ("unlearn", "learn", "edit"):
+        assert PeftConfig.from_pretrained(tmp_path / name).revision == "v2"
+        assert 'from_pretrained("org/model", revision="v2")' in (tmp_path / name / "README.md").read_text()
+    assert "revision" not in card_use("org/model") + card_use("/a/folder", revision="v2")
 
 
 def test_what_the_card_of_a_saved_stage_says_to_run_runs(tmp_path):

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peft_surgical import models
+from peft_surgical.adapters.bases import revision_of
 from peft_surgical.errors import ModelError, first_line
 from peft_surgical.models import as_plain_model, load_model
 
@@ -69,6 +70,12 @@ def test_rows_can_be_padded(folder):
 )
 def test_options_that_are_refused(folder, options, match):
     refused(folder, match, **options)
+
+
+def test_a_model_knows_the_revision_that_it_was_loaded_from(folder, monkeypatch):
+    assert revision_of(load_model(folder)[0]) is None
+    monkeypatch.setattr(models, "_locate", lambda name, revision: (str(folder), {}))
+    assert revision_of(load_model("org/model", revision="v2")[0]) == "v2"
 
 
 def refused(name, match, **options):

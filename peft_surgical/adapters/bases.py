@@ -1,11 +1,25 @@
-"""Names of base models: what can be an id of the hub, and which two can be of one model."""
+"""Names of base models: what can be an id of the hub, which two can be of one model, and of which revision one is."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported lazily
+
+_REVISION = "_peft_surgical_revision"
+
+
+def note_revision(model: Any, revision: str | None) -> None:
+    """Keeps with a model the revision that it was loaded from, which transformers forgets."""
+    setattr(model, _REVISION, revision)
+
+
+def revision_of(model: Any) -> str | None:
+    """The revision that was asked for when a model, or the one below its adapters, was loaded, if any."""
+    revision: str | None = getattr(model, _REVISION, None)
+    return revision
 
 
 def hub_id(name: str | None) -> str | None:

@@ -49,16 +49,19 @@ def _numbered(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
-def card_use(base_model: str | None, stages: Sequence[str] = ()) -> str:
+def card_use(base_model: str | None, stages: Sequence[str] = (), revision: str | None = None) -> str:
     """The section that says how to load an adapter, to be copied as it stands where the base has an id.
 
     Args:
         base_model: Where the base model came from.
         stages: Names of the stages that act together, of which this adapter is the last; none for an adapter that is
             an edit by itself and of a type that PEFT knows.
+        revision: Of the base model, where it is not the main one.
     """
     base = hub_id(base_model)
     where = _quoted(base or "path/to/the/base")
+    if base and revision:
+        where += f", revision={_quoted(revision)}"
     lines = [
         *(["import peft_surgical as ps"] if stages else []),
         "from peft import PeftModel",

@@ -40,7 +40,7 @@ class KeyedStage(Stage):
             card_header(base, config.task_type, "lora"),
             "# A keyed edit",
             f"A LoRA adapter of rank {rank} for {hub_id(base) or 'the base model'}. {what}",
-            card_use(base),
+            card_use(base, revision=config.revision),
         ]
         return "\n\n".join(parts) + "\n"
 

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..adapters.bases import revision_of
 from ..adapters.halves import rounded
 from ..stages import LEARN
 from ..staging.placeable import check_at_hand
@@ -41,6 +42,7 @@ def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
         alpha_pattern=more,
         fan_in_fan_out=isinstance(model.get_submodule(next(iter(ranks))), Conv1D),
         task_type="CAUSAL_LM",
+        revision=revision_of(model),
     )
     # Numbers that are overwritten must not move anybody's generator.
     with torch.random.fork_rng(devices=[]):
