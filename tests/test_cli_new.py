@@ -4,6 +4,7 @@ import pytest
 
 import peft_surgical as ps
 from peft_surgical.cli import cli
+from peft_surgical.cli.terminal import note
 from tests.command_line import PROMPT, run, said, written
 
 
@@ -21,6 +22,11 @@ def test_new_end_to_end(tmp_path, model_folder):
     # What it wrote is a fact like any other.
     checked = run("edit", out, "--model", model_folder, "--out", tmp_path / "out", "--dry-run")
     assert checked.exit_code == 0, checked.output
+
+
+def test_what_a_note_quotes_does_not_control_the_terminal(capsys):
+    note("taken from it: \x1b]0;mine\x07Paris.", quiet=False)
+    assert capsys.readouterr().err == "taken from it: \ufffd]0;mine\ufffdParis.\n"
 
 
 def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):

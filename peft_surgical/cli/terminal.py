@@ -53,9 +53,9 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str, *, quiet: bool) -> None:
-    """Tells a person what goes on, on standard error."""
+    """Tells a person what goes on, on standard error, without control codes: it may quote a model."""
     if not quiet and not _silent():
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
 
 
 def _silent() -> bool:
