@@ -204,7 +204,10 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
     for ids, length in zip(made, lengths, strict=True):
         check_row(model.config, ids, length)
     # By what `torch.multinomial` draws, beginning after beginning, so that how many run at once decides nothing.
-    drawn = [[torch.empty(TOP).exponential_(generator=generator) for _ in range(length)] for length in lengths]
+    drawn = [
+        [torch.empty(TOP, dtype=torch.float32).exponential_(generator=generator) for _ in range(length)]
+        for length in lengths
+    ]
     with evaluating(model):
         for size in sorted({len(ids) for ids in made}):
             alike = [i for i, ids in enumerate(made) if len(ids) == size]

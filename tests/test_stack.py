@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
+from peft_surgical.adapters.adapter_files import WEIGHTS
 from peft_surgical.adapters.algebra import inverse, power
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.export import to_ia3
@@ -32,6 +33,18 @@ def test_stack_is_the_two_stages_bit_for_bit(family, dtype, tmp_path):
     model = PeftModel.from_pretrained(tiny_model(family, dtype=dtype), tmp_path / "edit")
     assert torch.equal(logits(model), both)
     assert not torch.equal(both, logits(tiny_model(family, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_callers_default_dtype_changes_nothing(dtype, tmp_path):
+    first, second, _ = staged(tmp_path)
+    expected = stack([first, second], tmp_path / "edit")
+    torch.set_default_dtype(dtype)
+    try:
+        assert stack([first, second], tmp_path / "again") == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "edit" / WEIGHTS).read_bytes()
 
 
 def test_surgical_and_plain_folders_mix(tmp_path):

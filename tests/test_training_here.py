@@ -6,8 +6,9 @@ import torch
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.tuner import SurgicalIA3Layer
 
-from . import test_by_subject, test_keyed, test_keyed_by_subject
+from . import test_by_subject, test_keyed, test_keyed_by_subject, test_sentence
 from .adapters import deltas, logits
+from .localizing import planted
 from .staged import first_stage, second_stage
 from .test_stages import same
 from .tiny import tiny_model
@@ -40,6 +41,24 @@ def test_what_is_around_a_stage_changes_nothing_of_it(around):
         assert torch.is_autocast_enabled("cpu") == (around is not torch.no_grad)
     assert both.record.loss == second.record.loss
     assert same(deltas(both.model), deltas(second.model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_callers_default_dtype_changes_nothing_of_what_is_learned(dtype):
+    learners = [*LEARNERS, test_sentence]
+    expected = [learner.taught().model for learner in learners]
+    second = second_stage(first_stage())
+    bare = [tiny_model("llama"), test_keyed.word_model("llama"), tiny_model("llama"), planted()]
+    staged = tiny_model("llama")
+    torch.set_default_dtype(dtype)
+    try:
+        found = [learner.taught(model=model).model for learner, model in zip(learners, bare, strict=True)]
+        again = second_stage(first_stage(model=staged))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(logits(f, IDS), logits(e, IDS)) for f, e in zip(found, expected, strict=True))
+    assert again.record.loss == second.record.loss
+    assert same(deltas(again.model), deltas(second.model))
 
 
 def test_a_model_that_is_compiled_in_place_is_trained_as_it_is():

@@ -259,7 +259,7 @@ def _losses(
 ) -> list[Float[Tensor, " token"]]:
     """Each chosen row's negative log-likelihood per answer token, the scales acting on the marked tokens only."""
     own = [rows[i] for i in chosen]
-    where = torch.zeros(len(own), runner.width(chosen), 1, device=runner.device)
+    where = torch.zeros(len(own), runner.width(chosen), 1, dtype=torch.float32, device=runner.device)
     for row, i in enumerate(chosen):
         where[row, [mark - runner.starts[i] for mark in marks[i]]] = 1
     with scaling_at(runner.model, layers, LEARN, where):

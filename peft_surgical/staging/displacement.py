@@ -70,7 +70,9 @@ class Displacement:
         for form in self.forms:
             # Where no text reached anything, a step still has to have a length.
             level = damping * form.diagonal().mean().clamp_min(1e-12)
-            made.append(torch.linalg.cholesky(form + level * torch.eye(len(form), device=form.device)))
+            made.append(
+                torch.linalg.cholesky(form + level * torch.eye(len(form), dtype=form.dtype, device=form.device))
+            )
         return made
 
 
@@ -122,7 +124,7 @@ def measure_displacement(
     above = 1 + max(modules.values())
     head = model.get_output_embeddings()
     leave_out = leave_out or [()] * len(rows)
-    sums = [torch.zeros(()) for _ in layers]
+    sums = [torch.zeros((), dtype=torch.float32) for _ in layers]
     count = 0
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -161,8 +161,9 @@ def _backward(
     """Adds the gradient of the first two terms, of this process's share; returns the loss of all prompts, per answer
     token, and the mean divergence of all that is retained, nats."""
     device = workers[0].runner.device
-    every = [torch.zeros(len(fact_rows[i].ids) - fact_rows[i].answer_start, device=device) for i in facts]
-    total = torch.zeros((), device=device)
+    counts = [len(fact_rows[i].ids) - fact_rows[i].answer_start for i in facts]
+    every = [torch.zeros(count, dtype=torch.float32, device=device) for count in counts]
+    total = torch.zeros((), dtype=torch.float32, device=device)
     terms: list[Term[Any]] = [
         _fact_term(workers[0].runner, facts, fact_rows, recipe),
         _kept_term(workers[0].runner, retains, retain_rows, base, len(fact_rows), recipe),
@@ -213,7 +214,7 @@ def _kept_term(
 
     def run(worker: Worker, part: Sequence[int]) -> Tensor:
         pieces = worker.runner.read([offset + i for i in part], [span(rows[i]) for i in part])
-        total = torch.zeros((), device=worker.runner.device)
+        total = torch.zeros((), dtype=torch.float32, device=worker.runner.device)
         for some, logits in pieces:
             kl = TopDistribution.cat([base[part[i]] for i in some]).kl(logits).sum() / positions
             (recipe.retain_weight * kl).backward()
