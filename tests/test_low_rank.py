@@ -51,6 +51,15 @@ def test_merging_is_pefts_own_merge_and_leaves_the_model(family, options, tmp_pa
         torch.testing.assert_close(merged.state_dict()[key], value, rtol=1e-6, atol=1e-7)
 
 
+def test_the_callers_autocast_rounds_nothing(tmp_path):
+    lora("llama", tmp_path / "lora")
+    merge(tiny_model("llama"), tmp_path / "lora", tmp_path / "merged")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        merge(tiny_model("llama"), tmp_path / "lora", tmp_path / "again")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_what_half_precision_loses_is_said(tmp_path):
     model = lora("llama", tmp_path / "lora")
     for name, parameter in model.named_parameters():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from peft.utils.other import get_pattern_key
 from torch import Tensor
@@ -80,7 +81,9 @@ class LowRank:
     def added(self, module: str) -> Float[Tensor, "out in"]:
         """What is added to a module's weight, float32."""
         first, second = self.factors[module]
-        return second @ first
+        # Under the caller's autocast the product would be rounded to half precision.
+        with torch.autocast(first.device.type, enabled=False):
+            return second @ first
 
 
 def _scaling(path: Path, config: dict[str, Any], module: str, rank: int) -> float:
