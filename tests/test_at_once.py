@@ -1,4 +1,6 @@
+import sys
 import threading
+from concurrent.futures import wait
 from functools import partial
 
 import pytest
@@ -85,6 +87,29 @@ def test_when_one_fails_the_others_get_nothing_more(failing):
     with pytest.raises(KeyboardInterrupt):
         deal("xy", "abcdef", run)
     assert sorted(taken) == ["a", "b"]
+
+
+def test_an_interrupt_while_the_others_run_ends_them_first(monkeypatch):
+    interrupted, taken = threading.Event(), []
+
+    def run(worker, own):
+        for item in own:
+            taken.append(item)
+            if worker == "y":
+                assert interrupted.wait(timeout=30)
+
+    def waiting(others):
+        monkeypatch.setattr(module, "wait", wait)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    module = sys.modules["peft_surgical.running.at_once"]
+    monkeypatch.setattr(module, "wait", waiting)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        deal("xy", range(2000), run)
+    assert threading.active_count() == before
+    assert max(i for i in taken if i % 2) < 1999
 
 
 def test_threads_are_given_back_when_the_last_block_ends():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -52,14 +52,19 @@ def deal(
             raise
 
     each = [items[i :: len(workers)] for i in range(len(workers))]
-    return at_once([partial(work, worker, own) for worker, own in zip(workers, each, strict=True) if own])
+    works = [partial(work, worker, own) for worker, own in zip(workers, each, strict=True) if own]
+    return at_once(works, stop=failed.set)
 
 
-def at_once(functions: Sequence[Callable[[], Value]]) -> list[Value]:
+def at_once(functions: Sequence[Callable[[], Value]], stop: Callable[[], Any] = lambda: None) -> list[Value]:
     """Runs functions at the same time, shares torch's threads out among them, and returns what each returned.
 
     Whether gradients are recorded and denormals flushed is as in the calling thread, which runs the first of them. How
     many threads torch has is the whole process's: others that begin to use it meanwhile have fewer.
+
+    Args:
+        functions: What to run.
+        stop: Called when this thread is interrupted or its function fails, while others may still run.
 
     Raises:
         Exception: When all have ended, what the first one that failed, in their order, has raised.
@@ -76,7 +81,14 @@ def at_once(functions: Sequence[Callable[[], Value]]) -> list[Value]:
 
     with _shared_out(len(functions)), ThreadPoolExecutor(len(functions) - 1) as pool:
         others = [pool.submit(beside, function) for function in functions[1:]]
-        first = functions[0]()
+        try:
+            first = functions[0]()
+            wait(others)
+        except BaseException:
+            stop()
+            # An interrupt also ends the wait for the others, and the pool would leave them running.
+            wait(others)
+            raise
     return [first, *(other.result() for other in others)]
 
 
