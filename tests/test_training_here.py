@@ -1,9 +1,12 @@
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo import eval_frame
 
 from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.staging.training_here import training_here
 from peft_surgical.tuner import SurgicalIA3Layer
 
 from . import test_by_subject, test_keyed, test_keyed_by_subject, test_sentence
@@ -68,6 +71,27 @@ def test_a_model_that_is_compiled_in_place_is_trained_as_it_is():
     second, plain = second_stage(first), second_stage(first_stage())
     assert same(deltas(second.model), deltas(plain.model))
     assert torch.equal(logits(second.model), logits(plain.model))
+
+
+def test_stages_of_several_threads_leave_the_compiler_as_it_was():
+    stance, inside, go_on = (lambda: eval_frame._stance.stance), threading.Event(), threading.Event()
+    found = []
+
+    def other():
+        with training_here(tiny_model("gpt2")):
+            inside.set()
+            go_on.wait(timeout=30)
+            found.append(stance())
+
+    thread, before = threading.Thread(target=other), stance()
+    with training_here(tiny_model("llama")):
+        thread.start()
+        inside.wait(timeout=30)
+    assert stance() == "force_eager"
+    go_on.set()
+    thread.join()
+    assert found == ["force_eager"]
+    assert stance() == before != "force_eager"
 
 
 def test_a_model_that_is_wrapped_by_compile_is_refused():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,26 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..errors import AdapterError, ModelError
 from ..running.precision import without_autocast
 from ..sites import check_uncompiled
+
+# Torch's stance is the whole process's, and blocks of several threads overlap in any order.
+_LOCK = threading.Lock()
+_BLOCKS, _STANCE = 0, ExitStack()
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    global _BLOCKS
+    with _LOCK:
+        if not _BLOCKS:
+            _STANCE.enter_context(torch.compiler.set_stance("force_eager"))
+        _BLOCKS += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _BLOCKS -= 1
+            if not _BLOCKS:
+                _STANCE.close()
 
 
 @contextmanager
@@ -32,5 +53,5 @@ def training_here(model: Any) -> Iterator[None]:
             " or leave disable_adapter(), first."
         )
     # Training stands on the modules' forwards, which a compiled model does not call.
-    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), without_autocast(model):
+    with torch.enable_grad(), _uncompiled(), without_autocast(model):
         yield
