@@ -66,8 +66,9 @@ def test_two_stages_train_two_adapters_and_leave_the_base(family):
     assert same(of(second.model, "unlearn"), stage_one)
     assert all(delta.abs().max() > 0 for delta in of(second.model, "learn").values())
     assert not torch.equal(logits(second.model), unlearned)
-    # Both act, neither is left trainable, and the model is ready to answer.
+    # Both act, neither is left trainable nor with a gradient, and the model is ready to answer.
     assert trainable(second.model) == set()
+    assert all(parameter.grad is None for parameter in second.model.parameters())
     assert not second.model.training
     with second.model.disable_adapter():
         assert torch.equal(logits(second.model), plain)

@@ -133,6 +133,9 @@ def train(
             _step(parameters, metric, _spent(step, recipe), most)
             step += 1
             bar.update(1)
+    # Whoever trains these on would step along what is left here, too.
+    for parameter in parameters:
+        parameter.grad = None
     # No loss tells what the last step led to.
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise ModelError(f"the last step led to values that are not finite, by gradients in {runner.model.dtype}.")
