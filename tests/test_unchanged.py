@@ -102,6 +102,20 @@ def test_an_interrupt_at_the_very_end_of_a_keyed_stage_leaves_the_model_as_it_wa
     assert state(model) == before
 
 
+@pytest.mark.parametrize(("module", "name", "train"), TRAINED, ids=IDS)
+def test_an_interrupt_leaves_no_hooks_for_gradient_checkpointing(module, name, train, monkeypatch):
+    model = mixed()
+    model.gradient_checkpointing_enable()
+    embeddings = model.get_input_embeddings()
+    before = dict(embeddings._forward_hooks)
+    with interrupted_after(monkeypatch, module, name):
+        train(model)
+    assert dict(embeddings._forward_hooks) == before
+    # What transformers put there itself can still be taken off.
+    model.disable_input_require_grads()
+    assert not embeddings._forward_hooks
+
+
 def test_another_selection_after_an_interrupt_is_trained_alone(monkeypatch):
     model = tiny_model("llama")
     with interrupted_after(monkeypatch, stages, "train"):
