@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,24 @@ def test_nobodys_random_numbers_are_drawn(family):
     model, before = tiny_model(family), torch.get_rng_state()
     wrap(model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_importing_transformer_lens_leaves_filters_of_warnings_and_the_logger():
+    # In a process of its own, since an import is done once.
+    script = """
+import sys, warnings
+from transformers.utils import logging
+from peft_surgical.localizing.bridge import wrap
+from tests.tiny import tiny_model
+
+model = tiny_model("llama")
+before = list(warnings.filters), logging.get_verbosity()
+assert "transformer_lens" not in sys.modules
+wrap(model)
+assert "transformer_lens" in sys.modules
+assert (warnings.filters, logging.get_verbosity()) == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

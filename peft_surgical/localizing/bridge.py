@@ -5,14 +5,15 @@
 whose buffers are the model's. It costs a few megabytes. (Where TransformerLens splits an interleaved fused projection,
 GPT-NeoX's `query_key_value`, it copies those weights.)
 
-Importing TransformerLens takes seconds and silences transformers' logger; both happen here only, and the logger is set
-back.
+Importing TransformerLens takes seconds, silences transformers' logger and adds a filter of warnings; that happens here
+only, and logger and filters are set back.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
@@ -70,8 +71,9 @@ def wrap(model: nn.Module) -> TransformerBridge:
     verbosity = logging.get_verbosity()
     device = next(skeleton.parameters()).device
     try:
-        # Private, because `boot_transformers` looks the tokenizer up on the hub and loads weights of its own.
-        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+        with warnings.catch_warnings():
+            # Private, because `boot_transformers` looks the tokenizer up on the hub and loads weights of its own.
+            from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
         # Where it splits a projection, TransformerLens draws weights that it then replaces.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
