@@ -28,6 +28,14 @@ def test_what_trained_before_adapters_were_switched_off_trains_again_after_a_sta
     assert peft_states(model) == before
 
 
+def test_a_state_leaves_no_attributes_on_the_model():
+    model = two_surgical()
+    before = [set(vars(module)) for module in model.modules()]
+    with adapter_state(model, ["second"])():
+        pass
+    assert [set(vars(module)) for module in model.modules()] == before
+
+
 @pytest.mark.parametrize("make", [two_surgical, two_lora, two_ia3])
 @pytest.mark.parametrize("merged", [["default"], ["second"], NAMES])
 def test_what_is_merged_is_taken_out_for_a_state_and_merged_again(make, merged):

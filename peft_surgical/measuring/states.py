@@ -24,8 +24,12 @@ from torch import Tensor
 
 from ..errors import AdapterError, first_line
 from ..running.modes import learns_prompts
+from ..tuner import SurgicalIA3Layer, SurgicalIA3Model
 
 State = Callable[[], AbstractContextManager[Any]]
+
+# A `PeftModel` hands on what its tuner has, so that it has to be asked by class.
+_REMEMBER = (SurgicalIA3Layer, SurgicalIA3Model)
 
 
 def adapter_state(model: Any, adapters: Sequence[str]) -> State:
@@ -80,7 +84,7 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
     # PEFT lets gradients follow activity; a frozen stage must come back frozen.
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     # What surgical adapters that are switched off shall train when they are on again.
-    remembered = [(m, copy.copy(m._was_trainable)) for m in model.modules() if hasattr(m, "_was_trainable")]
+    remembered = [(m, copy.copy(m._was_trainable)) for m in model.modules() if isinstance(m, _REMEMBER)]
     with _unmerged([layer for layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]):
         try:
             if adapters:
