@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from peft_surgical.adapters.saving import save_adapter
@@ -105,10 +105,18 @@ def test_no_file_is_removed_while_its_tensors_are_in_use(tmp_path, monkeypatch):
 
     def unlink_unmapped(path, *args, **kwargs):
         removed.append(os.path.basename(path))
-        assert f"{removed[-1]}\n" not in Path("/proc/self/maps").read_text().replace(str(tmp_path / "out"), "")
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if f"{tmp_path}{os.sep}" in line]
+        assert not any(line.endswith(f"{os.sep}{removed[-1]}") for line in mapped)
         unlink(path, *args, **kwargs)
 
     model = tiny_peft(adapter="unlearn")
     monkeypatch.setattr(os, "unlink", unlink_unmapped)
     save_adapter(model, "unlearn", tmp_path / "out")
     assert WEIGHTS in removed
+
+
+def test_targets_are_saved_in_order(tmp_path):
+    names = ["up_proj", "down_proj", "gate_proj", "q_proj", "k_proj", "v_proj", "o_proj"]
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=1, target_modules=names))
+    save_adapter(model, "default", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["target_modules"] == sorted(names)

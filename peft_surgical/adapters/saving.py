@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from ..errors import AdapterError, brief
 from ..tuner.config import SurgicalIA3Config
-from ..writing.files import ADAPTER, atomic_directory, write_text
+from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .halves import fits_half
 from .scale_files import read_tensors, write_tensors
 
@@ -57,6 +57,12 @@ def save_adapter(
         for file in saved.iterdir():
             if file.suffix == ".safetensors":
                 held += _write_again(file, folder / file.name, halve=halve)
+            elif file.name == ADAPTER.file:
+                config = read_json(file)
+                # A set in PEFT, which would be written in another order by every process.
+                if isinstance(config.get("target_modules"), list):
+                    config["target_modules"] = sorted(config["target_modules"])
+                write_json(folder / file.name, config)
             else:
                 os.replace(file, folder / file.name)
         if not held:
