@@ -33,6 +33,7 @@ from .measuring.states import State, adapter_state, adapters_act
 from .profiling import phase
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS, generate_answers
+from .running.precision import without_autocast
 from .texts.prompts import has_chat_template
 
 __all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
@@ -66,7 +67,7 @@ def evaluate(
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> Report:
-    """Measures a model in one or several states on a fact.
+    """Measures a model in one or several states on a fact, in its weights' dtype whatever the caller's autocast.
 
     Args:
         model: A causal language model, bare or with adapters of any kind.
@@ -111,7 +112,7 @@ def evaluate(
     answers: dict[str, Answers] = {}
     said: dict[str, list[str]] = {}
     for name, state in states.items():
-        with phase(f"answers {name}"), state():
+        with phase(f"answers {name}"), without_autocast(model), state():
             answers[name] = answer_fact(
                 model,
                 tokenizer,
@@ -131,7 +132,7 @@ def evaluate(
                     progress=progress,
                     description=f"going on {name}",
                 )
-    with phase("unrelated text"):
+    with phase("unrelated text"), without_autocast(model):
         retention = measure_retention(model, tokenizer, states, tokens=retention_tokens, progress=progress)
     recovery = relearning_recovery(fact, states, {name: given.held_out for name, given in answers.items()})
     stages = {

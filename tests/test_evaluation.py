@@ -140,6 +140,18 @@ def test_logits_that_are_not_finite_are_no_figure():
         measure_retention(model, TOKENIZER, two_states(model), text=TEXT)
 
 
+def test_the_callers_autocast_changes_no_figure():
+    model = tiny_peft("llama")
+    perturb(model)
+    figures = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            figures.append(evaluate(model, TOKENIZER, capital(), states=two_states(model), progress=False))
+    assert figures[0].dtype == "float32"
+    assert figures[0].stages == figures[1].stages
+    assert figures[0].stages["edited"]["kl_per_token"].value > 0
+
+
 def test_evaluate_base_and_edited():
     model = tiny_peft("llama")
     before = fingerprint(model), trainability(model), model.active_adapters

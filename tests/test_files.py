@@ -235,6 +235,20 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_link_to_nothing_yet_leads_to_the_new_folder(tmp_path, there, overwrite):
+    (tmp_path / "disk").mkdir()
+    if there:
+        (tmp_path / "disk" / "real").mkdir()
+    (tmp_path / "link").symlink_to(Path("disk", "real"))
+    with atomic_directory(tmp_path / "link", overwrite=overwrite) as temporary:
+        (temporary / "a").write_text("1")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "disk" / "real") == ["a"]
+    assert names(tmp_path / "disk") == ["real"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_the_folder_one_works_in_is_not_replaced(tmp_path, monkeypatch, overwrite):
     inner = tmp_path / "inner"
     inner.mkdir()

@@ -19,7 +19,7 @@ from transformers import (
 from peft_surgical.errors import ModelError
 from peft_surgical.running import generation
 from peft_surgical.running.beginnings import expanded
-from peft_surgical.running.generation import ends_of, generate_answers, generate_ids, left_pad
+from peft_surgical.running.generation import ends_of, generate_answers, generate_ids, left_pad, plain_defaults
 from peft_surgical.texts.prompts import encode
 
 from .adapters import tiny_peft
@@ -120,6 +120,18 @@ def test_greedy_is_greedy_whatever_the_checkpoint_asks_for():
     assert generate_ids(peft_model, TOKENIZER, PROMPTS, max_new_tokens=6) == expected
     assert peft_model.generation_config is other
     assert model.generation_config is asked
+
+
+def test_a_model_that_two_threads_ask_gets_its_own_settings_back():
+    model = tiny_model("llama")
+    own = model.generation_config
+    first, second = plain_defaults(model), plain_defaults(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert model.generation_config is not own
+    second.__exit__(None, None, None)
+    assert model.generation_config is own
 
 
 def test_the_mode_is_left_as_it_was():

@@ -7,6 +7,7 @@ all.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from .bases import hub_id
 
 if TYPE_CHECKING:
     from .edits import Edit
+
+# An adapter of somebody else's may name modules so that a table ends, or more than that.
+_UNLIKE_A_NAME = re.compile(r"[^\w.-]")
 
 
 def card_header(base_model: str | None, task_type: str | None, kind: str) -> str:
@@ -38,7 +42,7 @@ def card_header(base_model: str | None, task_type: str | None, kind: str) -> str
 def card_scales(edit: Edit) -> str:
     """The table that says what an adapter scales."""
     rows = [
-        f"| `{name}` | {module.coordinates.side} | {module.coordinates.n} |"
+        f"| `{_UNLIKE_A_NAME.sub('?', name)}` | {module.coordinates.side} | {module.coordinates.n} |"
         for name, module in sorted(edit.modules.items(), key=lambda item: _numbered(item[0]))
     ]
     return "\n".join(["| Module | Side | Scales |", "|---|---|---|", *rows])

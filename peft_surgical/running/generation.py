@@ -6,6 +6,7 @@ One way of answering for base and edited model alike, so that a difference in a 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -41,6 +42,10 @@ ROUND = 4
 _COUNT_PLACES = ("mpt", "gpt_neo")
 
 _DECIDE = ("max_new_tokens", "eos_token_id", "pad_token_id")
+
+# How many blocks have taken a model's own settings away, which overlap where several threads ask it, and the settings.
+_LOCK = threading.Lock()
+_OWN: dict[Any, tuple[int, Any]] = {}
 
 
 @torch.no_grad()
@@ -235,14 +240,22 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
 def plain_defaults(model: Any) -> Iterator[None]:
     """Keeps what a checkpoint asks of generation, such as a repetition penalty, out of it: greedy is greedy."""
     # A PEFT model hands on the base's, but for one that it was given itself.
-    own = {m: m.generation_config for m in (base_model_of(model), model) if "generation_config" in vars(m)}
-    try:
-        for holder in own:
+    holders = {m for m in (base_model_of(model), model) if "generation_config" in vars(m)}
+    with _LOCK:
+        for holder in holders:
+            count, own = _OWN.get(holder, (0, holder.generation_config))
+            _OWN[holder] = count + 1, own
             holder.generation_config = GenerationConfig()
+    try:
         yield
     finally:
-        for holder, before in own.items():
-            holder.generation_config = before
+        with _LOCK:
+            for holder in holders:
+                count, own = _OWN.pop(holder)
+                if count > 1:
+                    _OWN[holder] = count - 1, own
+                else:
+                    holder.generation_config = own
 
 
 def left_pad(

@@ -112,7 +112,8 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """A folder to fill that appears at `path` when the block ends without an error, and not at all otherwise.
 
-    What killed runs left half written for the same `path` is removed.
+    What killed runs left half written for the same `path` is removed. A link to an empty folder, or to none yet, stays
+    one: the new folder is where it leads to.
 
     Args:
         path: Where the folder shall be.
@@ -128,6 +129,8 @@ def atomic_directory(
     """
     path = Path(os.path.abspath(path))
     check_output(path, overwrite=overwrite, content=content)
+    if path.is_symlink() and not (path.is_dir() and any(path.iterdir())):
+        path = Path(os.path.realpath(path))
     used = (Path.cwd(), Path(os.path.expanduser("~")))
     if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in used):
         raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
