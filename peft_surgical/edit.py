@@ -6,22 +6,20 @@ Each file is complete or absent: if a run is interrupted, what is in the folder 
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .adapters.adapter_files import CONFIG
-from .errors import ModelError, OutputError, SelectionError
+from .edit_folder import EDIT, PICTURE, TABLE, claimed_for_edit, remove_edit, save_report
+from .errors import ModelError, SelectionError
 from .evaluation import adapter_state, evaluate
 from .facts import Fact, check_fact
 from .localization import Localization, localize
 from .localizing.plots import plot_localization
 from .report import Report
-from .reporting.page import render_page
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
 from .selection import Selection, sure_components
@@ -34,8 +32,6 @@ from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
 from .tuner.resolve import check_granularity
-from .writing.claims import claimed
-from .writing.files import as_output_error, write_text
 
 DEFAULT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""
@@ -48,10 +44,7 @@ all neurons, so fewer scales reach as many wordings of a fact, at no more cost t
 NEURON_PROJECTIONS = ("z", "post", "pre")
 """Where only some neurons are meant: behind their activation function and before it, which act on different tokens."""
 
-EDIT = "edit"
 Granularity = Literal["component", "module", "neuron"]
-_FOLDERS = (UNLEARN, LEARN, EDIT)
-_WRITTEN = ("localization.json", "localization.png", *_FOLDERS, "report.json", "report.html")
 
 
 def edit(
@@ -270,60 +263,13 @@ def _start_output(out: Path, overwrite: bool, localization: Localization, select
     """Removes what an earlier edit left, and writes the localization; returns its picture."""
     if overwrite:
         remove_edit(out)
-    localization.save(out / "localization.json", selection)
-    return _picture(localization, selection, out / "localization.png")
-
-
-@contextmanager
-def claimed_for_edit(out: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
-    """Claims the folder of an edit, see [`claimed`].
-
-    Raises:
-        OutputError: As for [`claimed`] and [`check_edit_folder`].
-    """
-    with claimed(out, overwrite=overwrite) as folder:
-        check_edit_folder(folder)
-        yield folder
-
-
-def check_edit_folder(out: Path) -> None:
-    """Refuses a folder from which removing an earlier edit would take something else of the same name.
-
-    Raises:
-        OutputError: If one of an edit's folders is there and holds something, but no adapter.
-    """
-    for name in _FOLDERS:
-        path = out / name
-        if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
-            raise OutputError(f"{path} holds no adapter, so it is not replaced; name another output folder.")
-
-
-def remove_edit(out: Path) -> None:
-    """Removes what an edit writes, and nothing else, from its folder.
-
-    Raises:
-        OutputError: If something cannot be removed, or as [`check_edit_folder`].
-    """
-    check_edit_folder(out)
-    with as_output_error(out):
-        for name in _WRITTEN:
-            path = out / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    localization.save(out / TABLE, selection)
+    return _picture(localization, selection, out / PICTURE)
 
 
 def _save_edit(learned: Stage, out: Path) -> None:
     learned.save(out / LEARN)
     stack([out / UNLEARN, out / LEARN], out / EDIT)
-
-
-def save_report(report: Report, out: Path, picture: bytes | None, command: str | None) -> None:
-    """Writes a report as JSON and as a page, with the picture of a localization if there is one."""
-    page = render_page(report, picture=picture, command=command)
-    report.save(out / "report.json")
-    write_text(out / "report.html", page)
 
 
 def _picture(localization: Localization, selection: Selection, path: Path) -> bytes | None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .edit import EDIT, claimed_for_edit, remove_edit, save_report
+from .edit_folder import EDIT, claimed_for_edit, remove_edit, save_report
 from .evaluation import adapter_state, evaluate
 from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed

@@ -228,15 +228,6 @@ def test_what_is_selected(case, model_folder, tmp_path):
         assert set(report.selection["neurons"]) == set(mlps)
 
 
-def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "adapter_config.json").write_text("{}")
-    (tmp_path / "learn").symlink_to(tmp_path / "elsewhere")
-    EDIT.remove_edit(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
-    assert (tmp_path / "elsewhere" / "adapter_config.json").exists()
-
-
 def test_overwriting_replaces_the_edit_and_keeps_what_is_not_its_own(model_folder, tmp_path):
     out = tmp_path / "out"
     rewrite(model_folder, out, selection=Selection.from_components("L1.mlp"))

@@ -72,7 +72,7 @@ def learn(
     model, tokenizer = load(source, quiet=quiet)
     import peft_surgical as ps
 
-    from ..edit import claimed_for_edit, remove_edit
+    from ..edit_folder import claimed_for_edit, remove_edit
     from ..running.generation import generate_answers
     from ..texts.prompts import without_template
 
@@ -98,7 +98,7 @@ def learn(
 
 def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     """Saves the stage and the adapter made of it; returns how many scales they have, and a sentence on the files."""
-    from ..edit import EDIT
+    from ..edit_folder import EDIT
     from ..stack import stack
     from ..stages import LEARN
 
@@ -110,7 +110,7 @@ def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
 
 def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     """Saves the adapter; returns which layers it updates, and a sentence on the file."""
-    from ..edit import EDIT
+    from ..edit_folder import EDIT
 
     stage.save(out / EDIT)
     layers = stage.layers
