@@ -21,7 +21,7 @@ from .localization import Localization, localize
 from .localizing.plots import plot_localization
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS
-from .running.sharing import by_main
+from .running.sharing import by_main, check_alike
 from .selection import Selection, sure_components
 from .sites import ModelShape
 from .stack import stack
@@ -140,6 +140,7 @@ def edit(
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
+    check_alike(fact=fact, out=str(out), seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         seconds: dict[str, float] = {}

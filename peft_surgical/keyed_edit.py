@@ -20,7 +20,7 @@ from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS
-from .running.sharing import by_main
+from .running.sharing import by_main, check_alike
 from .stages import LEARN, Stage
 from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
@@ -70,6 +70,7 @@ def edit_keyed(
     check_fact(fact, whole=True)
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = keyed_layers(model) if layers is None else sorted(set(layers))
+    check_alike(fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         folder = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         started = time.perf_counter()

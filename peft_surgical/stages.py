@@ -32,7 +32,7 @@ from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
 from .running.computing import computing, denormals_flushed, plain_attention
-from .running.sharing import check_shareable
+from .running.sharing import check_alike, check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
 from .sites import architecture_of
 from .staging.curvature import trained_layers
@@ -224,6 +224,7 @@ def _stage(
     check_shareable(model)
     check_whole(model)
     recipe = recipe or RECIPES[name]
+    check_alike(stage=name, fact=fact, config=config, recipe=recipe, seed=seed)
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
     _, fact_rows = training_rows(model, tokenizer, fact, recipe, answer)
     if retained is None:

@@ -40,8 +40,8 @@ TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
 PRIMITIVES = """
 import torch
 from accelerate import PartialState
-from peft_surgical.errors import OutputError
-from peft_surgical.running.sharing import add_up, by_main, is_main, merged, processes, share, shared_work
+from peft_surgical.errors import ModelError, OutputError
+from peft_surgical.running.sharing import add_up, by_main, check_alike, is_main, merged, processes, share, shared_work
 
 state = PartialState(cpu=True)
 rank = state.process_index
@@ -65,6 +65,14 @@ with shared_work():
         raise AssertionError
     except OutputError as error:
         assert str(error) == "the disk is full."
+    check_alike(seed=0)
+    for given in ({"seed": rank}, {"seed": 0, "recipe": rank}):
+        try:
+            check_alike(**given)
+            raise AssertionError
+        except ModelError as error:
+            assert str(error).endswith(("differ in: seed.", "differ in: recipe."))
+check_alike(seed=rank)
 assert processes() == 1
 print("done")
 """

@@ -21,7 +21,7 @@ from ..running.devices import input_device
 from ..running.freed import release_freed
 from ..running.modes import evaluating
 from ..running.replicas import Replica, replicate
-from ..running.sharing import check_shareable, merged, share
+from ..running.sharing import check_alike, check_shareable, merged, share
 from .metrics import Figure, clustered_mean
 from .states import State
 
@@ -65,6 +65,7 @@ def measure_retention(
         text = resources.files("peft_surgical").joinpath("data", "retention.txt").read_text(encoding="utf-8")
     check_shareable(model)
     windows = _windows(model, tokenizer, text, tokens, window)
+    check_alike(text=windows, states=[*states])
     if not windows:
         return {name: {} for name in states}
     # By the number of the window and the state: surprise and divergence of each token.

@@ -30,7 +30,7 @@ from .devices import input_device
 from .freed import release_freed
 from .modes import base_model_of, evaluating, learns_prompts
 from .replicas import Replica, replicate
-from .sharing import check_shareable, merged, share
+from .sharing import check_alike, check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
 
 MAX_NEW_TOKENS = 32
@@ -110,6 +110,7 @@ def generate_ids(
     """
     check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     check_shareable(model)
+    check_alike(prompts=prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     for prompt in prompts:
         check_row(model.config, prompt, max_new_tokens)
     config = GenerationConfig(

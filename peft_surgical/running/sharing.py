@@ -16,6 +16,7 @@ together.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,9 +41,10 @@ _ROWS: ContextVar[bool] = ContextVar("rows", default=False)
 def shared_work(*, rows: bool = True) -> Iterator[None]:
     """Lets the processes of torch's default group do the work of a block together; all of them must enter it.
 
-    They must call the same things with the same arguments. Stages, evaluation and generated answers are shared, each
-    process holding its own copy of the model. [`edit`] and [`edit_keyed`] let the first process alone write files;
-    what else is to be saved is for one process to save. Without a process group the block runs as it would by itself.
+    They must call the same things with the same arguments; others are refused where they are seen. Stages, evaluation
+    and generated answers are shared, each process holding its own copy of the model. [`edit`] and [`edit_keyed`] let
+    the first process alone write files; what else is to be saved is for one process to save. Without a process group
+    the block runs as it would by itself.
 
     Args:
         rows: Whether each process runs rows of its own; false for a model that is spread over the processes.
@@ -103,6 +105,27 @@ def check_shareable(model: Any) -> None:
     if processes() > 1 and is_sharded(model):
         raise ModelError(
             "the model is sharded over the processes, so they must run the same rows: use shared_work(rows=False)."
+        )
+
+
+def check_alike(**given: Any) -> None:
+    """Refuses work for which the processes that do it were given unlike arguments: its parts would not fit together.
+
+    Args:
+        **given: What each was given, by what it is called in the message; told apart by its `repr`.
+
+    Raises:
+        ModelError: In all of them, if one was given something else.
+    """
+    if not _TOGETHER.get():
+        return
+    own = {name: hashlib.blake2b(repr(value).encode()).hexdigest() for name, value in given.items()}
+    every: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(every, own)
+    names = dict.fromkeys(name for one in every for name in one)
+    if unlike := next((name for name in names if len({one.get(name) for one in every}) > 1), None):
+        raise ModelError(
+            f"processes in shared_work must call the same with the same arguments, and these differ in: {unlike}."
         )
 
 

@@ -34,7 +34,7 @@ from ..profiling import phase
 from ..progress import progress_bar
 from ..running.freed import release_freed
 from ..running.passes import Term, in_passes
-from ..running.sharing import add_up, processes, share
+from ..running.sharing import add_up, check_alike, processes, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
 from ..texts.prompts import EncodedAnswer, span
@@ -91,6 +91,7 @@ def train(
     Raises:
         ModelError: If the model gives logits that are not finite.
     """
+    check_alike(recipe=recipe, seed=seed, rows=[*fact_rows, *retain_rows])
     parameters = list(parameters)
     metric = Metric.identity(parameters) if metric is None else metric
     frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
