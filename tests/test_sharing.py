@@ -17,7 +17,7 @@ from torch import distributed
 import peft_surgical as ps
 from peft_surgical.cli.launch import launched
 from peft_surgical.cli.options import Source
-from peft_surgical.errors import ModelError, OutputError
+from peft_surgical.errors import AdapterError, ArchitectureError, ModelError, OutputError
 from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.models import load_model
@@ -28,9 +28,10 @@ from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.staging import retain
 
 from . import test_edit
+from .adapters import tiny_peft
 from .localizing import word_tokenizer
 from .threads import threads
-from .tiny import tiny_model
+from .tiny import tiny_experts, tiny_model
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -258,6 +259,21 @@ def test_a_model_is_sharded_over_processes_that_there_are():
     with pytest.raises(ModelError, match="the processes of torch's default group, and there is none"):
         shard(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_only_a_bare_model_is_sharded_and_once(sharded):
+    with pytest.raises(ModelError, match="sharded already"):
+        shard(sharded)
+    model = tiny_peft()
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for given in (model, model.get_base_model()):
+        with pytest.raises(AdapterError, match="shard it before they are put on"):
+            shard(given)
+    unknown = tiny_experts()
+    with pytest.raises(ArchitectureError):
+        shard(unknown)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trained
+    assert all(parameter.requires_grad for parameter in unknown.parameters())
 
 
 def source(device):

@@ -23,11 +23,12 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from ..architectures import decoder_layers
-from ..errors import ModelError
+from ..errors import AdapterError, ModelError
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -71,7 +72,8 @@ def shard(model: Any) -> None:
         model: A causal language model without adapters, in the memory of the processor; changed in place.
 
     Raises:
-        ModelError: If there is no such group.
+        ModelError: If there is no such group, or the model is sharded already.
+        AdapterError: If it has adapters.
         ArchitectureError: If it is not known where its decoder layers are.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -79,6 +81,11 @@ def shard(model: Any) -> None:
             "a model is sharded over the processes of torch's default group, and there is none: start several with"
             " torchrun or accelerate launch, and call torch.distributed.init_process_group or accelerate.PartialState."
         )
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise AdapterError("the model has adapters, which stay whole; shard it before they are put on.")
+    if is_sharded(model):
+        raise ModelError("the model is sharded already.")
+    layers = decoder_layers(model)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -86,7 +93,7 @@ def shard(model: Any) -> None:
     on_device = found is not None and distributed.get_backend() != "gloo"
     mesh = init_device_mesh(found.type if on_device and found else "cpu", (distributed.get_world_size(),))
     model.requires_grad_(False)
-    for layer in decoder_layers(model):
+    for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
