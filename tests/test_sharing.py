@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
+import click
 import pytest
 import torch
 from accelerate import PartialState
@@ -274,6 +276,28 @@ def test_only_a_bare_model_is_sharded_and_once(sharded):
         shard(unknown)
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trained
     assert all(parameter.requires_grad for parameter in unknown.parameters())
+
+
+def test_what_a_command_holds_is_told_of_its_failure():
+    """Else the one that failed waits for the others before it ends."""
+    seen = []
+
+    @contextmanager
+    def held():
+        try:
+            yield
+        except ValueError as error:
+            seen.append(error)
+            raise
+
+    def fail():
+        click.get_current_context().with_resource(held())
+        raise ValueError("of the command")
+
+    command = click.Command("edit", callback=fail)
+    with pytest.raises(ValueError, match="of the command"):
+        command.main([], standalone_mode=False)
+    assert len(seen) == 1
 
 
 def source(device):
