@@ -31,6 +31,7 @@ from peft_surgical.staging import retain
 
 from . import test_edit
 from .adapters import tiny_peft
+from .command_line import run, said
 from .localizing import word_tokenizer
 from .threads import threads
 from .tiny import tiny_experts, tiny_model
@@ -278,6 +279,24 @@ def test_only_a_bare_model_is_sharded_and_once(sharded):
     assert all(parameter.requires_grad for parameter in unknown.parameters())
 
 
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:9401."
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "message"),
+    [
+        (RuntimeError(GLOO), ModelError, "another of the processes has ended"),
+        (distributed.DistBackendError("NCCL error"), ModelError, "another of the processes has ended"),
+        (RuntimeError("shapes differ"), RuntimeError, "^shapes differ$"),
+    ],
+)
+def test_one_of_several_that_fails_is_not_taken_for_a_fault_of_the_others(error, told, message, monkeypatch):
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr("peft_surgical.cli.launch._several", lambda: True)
+    with pytest.raises(told, match=message), launched("cpu"):
+        raise error
+
+
 def test_what_a_command_holds_is_told_of_its_failure():
     """Else the one that failed waits for the others before it ends."""
     seen = []
@@ -298,6 +317,22 @@ def test_what_a_command_holds_is_told_of_its_failure():
     with pytest.raises(ValueError, match="of the command"):
         command.main([], standalone_mode=False)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("command", ["new", "scorers", "localize", "learn", "stack", "merge", "evaluate", "ask"])
+def test_commands_that_share_nothing_refuse_several_processes(command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert f"`{command}` runs in one process, and WORLD_SIZE names 2" in said(run(command, "x"), 2)
+
+
+def test_one_process_tells_what_would_be_done(monkeypatch, tmp_path, fact_file):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        told.append(run("edit", fact_file, "--dry-run", "--out", tmp_path / "out").stdout)
+    assert "Would edit" in told[0]
+    assert not told[1]
 
 
 def source(device):

@@ -8,6 +8,7 @@ from .ask import ask
 from .edit import edit
 from .edit_keyed import edit_keyed
 from .evaluate import evaluate
+from .launch import check_alone
 from .learn import learn
 from .localize import localize
 from .merge import merge
@@ -48,6 +49,8 @@ def cli(context: click.Context) -> None:
     """Rewrite one fact in a language model with a small PEFT adapter, and prove it."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+    elif context.invoked_subcommand not in (edit.name, edit_keyed.name):
+        check_alone(context.invoked_subcommand)
 
 
 for command in (new, scorers, localize, edit, edit_keyed, learn, stack, merge, evaluate, ask):

@@ -12,7 +12,7 @@ import click
 from ..sites import PROJECTIONS
 from . import checks, options
 from .allocator import give_back_freed
-from .launch import launched, sharded
+from .launch import is_first, launched, sharded
 from .loading import load
 from .terminal import on_interrupt, print_json, print_result, this_command
 
@@ -142,7 +142,8 @@ def edit(
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
     if dry_run:
-        _tell(fact, source.name, scorers, limits, selection, out, as_json, quiet)
+        if is_first():
+            _tell(fact, source.name, scorers, limits, selection, out, as_json, quiet)
         return
     if low_memory:
         give_back_freed()

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import click
 
-from ..errors import ModelError, brief, first_line
+from ..errors import ModelError, brief, first_line, said
 from .loading import SPREAD
 from .options import Source
 from .terminal import SILENT
@@ -31,7 +31,7 @@ def launched(source: Source) -> Iterator[Source]:
 
     Raises:
         ModelError: If the model is to be spread over all devices, which each process would do, or the processes cannot
-            be joined.
+            be joined, or another of them ends before its time.
     """
     if not _several():
         yield source
@@ -60,6 +60,12 @@ def launched(source: Source) -> Iterator[Source]:
         with shared_work(rows=not _fsdp()):
             # What is spread over devices is read into the processor's memory first.
             yield replace(source, device=None if _fsdp() else device or str(state.device))
+    except RuntimeError as error:
+        if not _says_that_another_ended(error):
+            raise
+        raise ModelError(
+            "another of the processes has ended, and this one needs it; what it said tells why."
+        ) from error
     finally:
         state.destroy_process_group()
 
@@ -67,6 +73,32 @@ def launched(source: Source) -> Iterator[Source]:
 def sharded() -> bool:
     """Whether the launcher was told to spread the model over the processes."""
     return _several() and _fsdp()
+
+
+def check_alone(command: str) -> None:
+    """Refuses several processes for a command that does not share its work: each would do all of it, and all of them
+    write to the same place.
+
+    Raises:
+        click.UsageError: If there are several.
+    """
+    if _several():
+        raise click.UsageError(
+            f"`{command}` runs in one process, and WORLD_SIZE names {os.environ['WORLD_SIZE']}; start it without"
+            " torchrun or accelerate launch, or unset WORLD_SIZE."
+        )
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that a launcher started, which need not be joined yet."""
+    return not _several() or os.environ.get("RANK", "0") == "0"
+
+
+def _says_that_another_ended(error: RuntimeError) -> bool:
+    from torch.distributed import DistError
+
+    # Of gloo torch raises a plain RuntimeError.
+    return isinstance(error, DistError) or "/gloo/transport/" in said(error)
 
 
 def _several() -> bool:
