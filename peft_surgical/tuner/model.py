@@ -30,7 +30,7 @@ from .config import SurgicalIA3Config
 from .fold import Rounding
 from .layer import Linear, SurgicalIA3Layer
 from .mergeable import check_alone, check_mergeable
-from .names import check_known, check_once, names_of
+from .names import check_known, check_once, check_usable, names_of
 from .targets import check_target, find_module, unwrapped
 
 if TYPE_CHECKING:
@@ -108,7 +108,12 @@ class SurgicalIA3Model(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Puts an adapter of `peft_config` on the model, as PEFT's `BaseTuner.inject_adapter` does."""
+        """Puts an adapter of `peft_config` on the model, as PEFT's `BaseTuner.inject_adapter` does.
+
+        Raises:
+            AdapterError: If torch does not take its name.
+        """
+        check_usable(adapter_name)
         with self._memory_kept():
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         # PEFT shortens long lists of targets to common endings, and the saved file would say so.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from torch import nn
+
 from ..errors import AdapterError
 
 
@@ -27,6 +29,18 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     if unknown := [name for name in names if name not in known]:
         raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known)}.")
+
+
+def check_usable(name: str) -> None:
+    """Refuses what cannot name an adapter, since torch's modules hold its parameters by that name.
+
+    Raises:
+        AdapterError: If it is empty, has a dot in it, or is what such a module has already, as `half` and `train`.
+    """
+    if not name or "." in name:
+        raise AdapterError(f"{name!r} cannot name an adapter: a name is not empty and has no dot in it.")
+    if hasattr(nn.ParameterDict, name):
+        raise AdapterError(f"{name!r} cannot name an adapter: torch's modules have a method of that name.")
 
 
 def check_once(names: Sequence[str]) -> None:
