@@ -34,6 +34,7 @@ from .profiling import phase
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS, generate_answers
 from .running.precision import without_autocast
+from .sites import check_unhooked
 from .texts.prompts import has_chat_template
 
 __all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
@@ -94,11 +95,13 @@ def evaluate(
     Raises:
         AdapterError: If `states` is None and adapters act that transformers put on the model.
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
-            finite, `max_new_tokens` or `batch_size` is less than 1, or `retention_tokens` less than 0.
+            finite, it is under TransformerLens hooks, `max_new_tokens` or `batch_size` is less than 1, or
+            `retention_tokens` less than 0.
     """
     started = time.perf_counter()
     check_fact(fact, whole=True)
     check_counts(0, retention_tokens=retention_tokens)
+    check_unhooked(model)
     if states is None:
         states = {"base": nullcontext}
         if adapters_act(model):

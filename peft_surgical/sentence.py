@@ -28,6 +28,7 @@ from .running.modes import evaluating
 from .running.suffix import read_at
 from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
+from .staging.placeable import check_bare
 from .staging.training import check_finite
 from .texts.lengths import check_row
 from .texts.prompts import encode, mentions, without_template
@@ -77,6 +78,8 @@ def learn_sentence(
         ModelError: As for [`learn_by_subject`].
         ArchitectureError: As for [`learn_by_subject`].
     """
+    # Beginnings take seconds, which a model that is refused afterwards would cost for nothing.
+    check_bare(model, "learning by subject")
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
     return learn_by_subject(model, plain, fact, config, recipe=recipe, seed=seed, progress=progress)
@@ -121,6 +124,7 @@ def learn_sentence_keyed(
         ModelError: As for [`learn_keyed_by_subject`].
         ArchitectureError: As for [`learn_keyed_by_subject`].
     """
+    check_bare(model, "keyed learning")
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
     fact = replace(fact, aliases=tuple(checked_aliases(fact.subject, aliases)))

@@ -50,6 +50,7 @@ __all__ = [
     "architecture_of",
     "check_component",
     "check_layout",
+    "check_unhooked",
     "components",
     "hook_name",
     "module_slices",
@@ -334,6 +335,19 @@ def check_uncompiled(names: Iterable[str]) -> None:
         raise ModelError(
             "the model is wrapped by torch.compile; put the adapter on the model before compiling it, or compile in"
             " place with model.compile()."
+        )
+
+
+def check_unhooked(model: nn.Module) -> None:
+    """Refuse a model under TransformerLens hooks: its modules are of other names and kinds than any other model's.
+
+    Raises:
+        ModelError: If it is one, or the bridge itself.
+    """
+    if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):
+        raise ModelError(
+            "the model is under TransformerLens hooks already, which replaced its modules; load it anew as a Hugging"
+            " Face model, and use that."
         )
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
+import peft_surgical as ps
 from peft_surgical.errors import ModelError
 from peft_surgical.localization import localize
 from peft_surgical.localizing.bridge import left_as_found, wrap
@@ -71,6 +73,22 @@ def test_a_model_under_transformer_lens_hooks_is_refused():
     for given in (bridge, bridge.original_model):
         with pytest.raises(ModelError, match="under TransformerLens hooks already"):
             wrap(given)
+
+
+def test_no_other_step_takes_a_model_under_transformer_lens_hooks():
+    bridge = wrap(tiny_model("llama"))
+    config = ps.SurgicalIA3Config(components=["L1.mlp"], task_type="CAUSAL_LM")
+    sentence = "the capital of france is"
+    for given in (bridge, bridge.original_model):
+        for step in (
+            lambda given=given: get_peft_model(given, config),
+            lambda given=given: ps.unlearn(given, word_tokenizer(), capital(), config),
+            lambda given=given: ps.learn_sentence(given, word_tokenizer(), sentence, subject="france", new="lyon"),
+            lambda given=given: ps.learn_keyed(given, word_tokenizer(), capital()),
+            lambda given=given: ps.evaluate(given, word_tokenizer(), capital()),
+        ):
+            with pytest.raises(ModelError, match="under TransformerLens hooks already"):
+                step()
 
 
 def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():

@@ -134,7 +134,8 @@ def learn_keyed_by_subject(
         FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
         SelectionError: If the model has no such layer.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that would be updated are
-            offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
+            offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks or spread over processes, or under
+            `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
     check_fact(fact)

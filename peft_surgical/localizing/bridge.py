@@ -26,7 +26,7 @@ from ..errors import ModelError, said
 from ..running.modes import evaluating
 from ..running.precision import float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
-from ..sites import ModelShape, check_layout
+from ..sites import ModelShape, check_layout, check_unhooked
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -133,11 +133,7 @@ def check_localizable(model: nn.Module) -> None:
             "the model carries a PEFT adapter, which TransformerLens hooks bypass on fused projections; "
             "localize on the base model (`peft_model.unload()`) or on `peft_model.merge_and_unload()`."
         )
-    if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):
-        raise ModelError(
-            "the model is under TransformerLens hooks already, which replaced its modules; load it anew as a Hugging"
-            " Face model, and localize that."
-        )
+    check_unhooked(model)
     for name, parameter in model.named_parameters():
         if not parameter.dtype.is_floating_point or type(parameter).__module__.startswith("bitsandbytes"):
             raise ModelError(

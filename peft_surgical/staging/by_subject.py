@@ -145,7 +145,8 @@ def learn_by_subject(
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
             model's weights are quantized.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
-            offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
+            offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks or spread over processes, or under
+            `torch.inference_mode`.
         ArchitectureError: If the model's architecture is not known.
     """
     check_fact(fact)

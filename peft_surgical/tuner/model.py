@@ -24,7 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
-from ..sites import check_uncompiled
+from ..sites import check_uncompiled, check_unhooked
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .fold import Rounding
@@ -58,6 +58,7 @@ class SurgicalIA3Model(BaseTuner):
     def _prepare_model(self, peft_config: SurgicalIA3Config, model: nn.Module) -> None:
         # Everything is checked here, before the first module is replaced, so that a refusal leaves the model as it
         # was.
+        check_unhooked(model)
         first_names = {id(module): name for name, module in model.named_modules()}
         scaled = [name for name, module in model.named_modules() if isinstance(module, SurgicalIA3Layer)]
         for name in (*scaled, *peft_config.coordinates):
