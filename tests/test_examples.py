@@ -181,6 +181,22 @@ def test_the_edits_of_the_papers_readme(example, tmp_path, phi3_folder, fact_fil
         assert sorted(report.selection["components"]) == ["L0.mlp", "L1.mlp", "L2.mlp"]
 
 
+def test_the_paper_is_not_trained_for_a_report_without_a_place(example, tmp_path, phi3_folder, fact_file, monkeypatch):
+    paper = example("phi3_pytorch/paper")
+    monkeypatch.setattr(paper, "train_stage", None)  # must not be called
+    file, full = tmp_path / "file", tmp_path / "full"
+    file.touch()
+    full.mkdir()
+    (full / "report.json").touch()
+    for out in (file, full):
+        with pytest.raises(ps.OutputError):
+            paper.main(str(phi3_folder), revision=None, fact=fact_file, out=out)
+    queries = tmp_path / "queries.jsonl"
+    queries.touch()
+    with pytest.raises(SystemExit, match=r"queries\.jsonl has no query"):
+        paper.main(str(phi3_folder), revision=None, fact=fact_file, queries=queries, out=tmp_path / "out")
+
+
 def test_the_papers_queries_may_not_be_held_out(example, tmp_path, phi3_folder, fact_file):
     queries = tmp_path / "queries.jsonl"
     queries.write_text(json.dumps({"query": ps.Fact.from_file(fact_file).held_out[0]}))

@@ -24,6 +24,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 import peft_surgical as ps
 from peft_surgical.reporting.page import render_page
 from peft_surgical.texts.prompts import encode_answer
+from peft_surgical.writing.files import check_output
 
 MODEL, REVISION = "microsoft/Phi-3-mini-4k-instruct", "66403f97"
 FACT = Path(__file__).parents[1] / "facts" / "pytorch.yaml"
@@ -124,6 +125,8 @@ def main(
     out="out/paper",
 ):
     """Returns the report, and leaves it in `out`."""
+    out = Path(out)
+    check_output(out, overwrite=False)  # before the training whose report it is to hold
     set_seed(seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     fact = ps.Fact.from_file(fact)
@@ -133,6 +136,8 @@ def main(
     prompts = fact.prompts[:QUERIES]
     if queries is not None:
         prompts = [query for (query,) in read_lines(queries, "query")]
+        if not prompts:
+            raise SystemExit(f"{queries} has no query.")
         asked = [prompt for prompt in prompts if not fact.training.may_train_on(prompt)]
         if asked:
             where = "is held out in the fact file, or is one of the other questions of the evaluation"
@@ -146,7 +151,6 @@ def main(
         kept[stage] = weights(network, targets)
     states = {name: holding(network, values) for name, values in kept.items()}
     report = ps.evaluate(network, tokenizer, fact, states=states, seed=seed)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     report.save(out / "report.json")
     (out / "report.html").write_text(render_page(report), encoding="utf-8")
@@ -165,7 +169,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", help="cuda if there is one")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--out", default="out/paper", help="where the report goes")
+    parser.add_argument("--out", default="out/paper", help="the folder to write; new or empty")
     options = vars(parser.parse_args())
     try:
         main(**{**options, "revision": options["revision"] or None})
