@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from .terminal import JSON
 from .translate import DEBUG, debug_from_environment
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -45,6 +48,14 @@ def _named(context: click.Context, parameter: click.Parameter, value: str) -> st
     return value
 
 
+def _alone(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    """Keeps what a scorer plugin or a checkpoint's own code prints out of the JSON."""
+    if value and sys.stdout is not None:
+        context.meta[JSON] = sys.stdout
+        context.with_resource(redirect_stdout(sys.stderr))
+    return value
+
+
 debug = click.option(
     "--debug",
     is_flag=True,
@@ -60,7 +71,9 @@ seed = click.option(
 overwrite = click.option(
     "--overwrite", is_flag=True, help="Allow the output folder to hold files; an earlier run's are replaced."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, callback=_alone, help="Print the result as JSON on standard output."
+)
 out = click.option("--out", "-o", required=True, type=PATH, metavar="DIR", help="The folder to write.")
 fact = click.argument("fact_file", metavar="FACT", type=PATH)
 heads = click.option("--heads", type=click.IntRange(min=1), help="Attention heads at most; alone, no MLPs.")

@@ -17,6 +17,7 @@ from ..texts.text import printable
 from .translate import ARGUMENTS, RESUME
 
 SILENT = "peft_surgical.silent"
+JSON = "peft_surgical.json"
 
 # Where no terminal says how wide it is; tables fit without folding.
 _PIPE_WIDTH = 110
@@ -49,7 +50,9 @@ def plain_table(**options: Any) -> Table:
 def print_json(value: Any) -> None:
     """Prints JSON for a machine, ASCII only, so that it survives any terminal or pipe."""
     if not _silent():
-        click.echo(json.dumps(value, indent=2, allow_nan=False))
+        context = click.get_current_context(silent=True)
+        stream = None if context is None else context.meta.get(JSON)
+        click.echo(json.dumps(value, indent=2, allow_nan=False), file=stream)
 
 
 def note(text: str, *, quiet: bool) -> None:

@@ -161,7 +161,9 @@ def _plain_warnings(ctx: click.Context) -> None:
     if ctx.meta.get(DEBUG):
         return
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", category=UserWarning)
+    warnings.filterwarnings("always", category=UserWarning)
+    # Scorers are looked up when options are checked and when they are run, and a plugin is left out both times.
+    told: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -171,8 +173,10 @@ def _plain_warnings(ctx: click.Context) -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, UserWarning):
-            click.echo(f"Warning: {_one_line(str(message))}", err=True)
+        text = _one_line(str(message))
+        if issubclass(category, UserWarning) and text not in told:
+            told.add(text)
+            click.echo(f"Warning: {text}", err=True)
 
     warnings.showwarning = show
 
