@@ -112,7 +112,8 @@ def edit(
         FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
         ScorerError: If a scorer is not installed or has no such option, or all of them failed.
         SelectionError: If `selection` or `localization` is not of this model, or limits are given beside a selection,
-            or nothing is within the limits, or `neurons`, `granularity` and `budget` disagree.
+            or nothing is within the limits, or the first scorer failed, which is to rank, or `neurons`, `granularity`
+            and `budget` disagree.
         ModelError: If the model has other adapters, is quantized or gives logits that are not finite, weights that
             would be scaled are offloaded, or `recipe` names another stage.
         ArchitectureError: If the model's architecture is not known.
@@ -159,6 +160,10 @@ def edit(
         # Processes on unlike devices may round to another ranking.
         localization = by_main(lambda: found)
         if selection is None:
+            if (ranking := localization.scorers[0]) in localization.errors:
+                raise SelectionError(
+                    f"the scorer {ranking!r} failed, so nothing ranks the components; name another first."
+                )
             # Without a budget nothing is passed over: a component without a scale there is refused further down.
             counted = EDIT_PROJECTIONS if budget is None else projections
             mlps = mlps if limited else localization.shape.n_layers

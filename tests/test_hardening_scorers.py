@@ -340,6 +340,35 @@ def test_a_plugin_that_cannot_be_imported(error, install, tmp_path, fact_file):
     assert "Error: there is no scorer 'nope'; installed are" in result.stderr.splitlines()[-1]
 
 
+def test_a_plugin_that_is_left_out_is_told_of_once_a_command(install, model_folder, tmp_path, fact_file):
+    install(Installed(ImportError("no"), "broken"))
+    for name in ("once", "again"):
+        options = ("--model", model_folder, "--scorer", "random", "--out", tmp_path / name)
+        result = run("localize", fact_file, *options)
+        assert (result.exit_code, result.stderr.count("'broken' of broken was left out")) == (0, 1)
+
+
+def test_what_a_plugin_prints_is_no_part_of_the_json(install, model_folder, tmp_path, fact_file):
+    def prints(context):
+        print("so far so good")
+        return fine(context)
+
+    install(Installed(module(prints=prints)))
+    options = ("--model", model_folder, "--scorer", "prints", "--json", "--quiet", "--out", tmp_path / "out")
+    result = run("localize", fact_file, *options)
+    assert json.loads(result.stdout)["scorers"] == ["prints"]
+    assert "so far so good" in result.stderr
+
+
+@pytest.mark.usefixtures("bad")
+def test_an_edit_whose_ranking_scorer_failed_names_what_would_be_right(model_folder, tmp_path, fact_file):
+    options = ("--scorer", "nan", "--scorer", "fine", "--top", 1, "--model", model_folder, "--out", tmp_path / "out")
+    result = run("edit", fact_file, *options, "--quiet")
+    assert result.exit_code == 2
+    words = "Error: the scorer 'nan' failed, so nothing ranks the components; name another first."
+    assert result.stderr.splitlines()[-1] == words
+
+
 def test_what_code_runs_is_shown(install, monkeypatch):
     plugin = module("shown_plugin", shown=fine)
     plugin.__file__ = "/somewhere/shown_plugin.py"
