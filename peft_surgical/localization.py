@@ -73,7 +73,7 @@ def localize(
         prompts: Use only the first so many of the fact's prompts.
         max_tokens: Bounds the memory above the weights: rows × positions of one forward pass; an eighth of it with
             gradients.
-        progress: Show a progress bar on a terminal.
+        progress: Show a progress bar on a terminal or in a notebook.
 
     Returns:
         The scores. A scorer that fails is left out with a [`PluginWarning`], and stands in `errors`; the others go on.

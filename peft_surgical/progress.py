@@ -1,7 +1,8 @@
-"""Progress bars on standard error that are silent when it is not a terminal or nobody asked."""
+"""Progress bars on standard error that are silent when it is neither a terminal nor a notebook's, or nobody asked."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm import tqdm
@@ -10,6 +11,11 @@ from .running.sharing import is_main
 
 
 def progress_bar(total: int, description: str, *, enabled: bool) -> Any:
-    """A tqdm bar; `disable=None` is tqdm's own "only on a terminal"."""
+    """A tqdm bar; `disable=None` is tqdm's own "only on a terminal", which a notebook's stream denies to be."""
     shown = enabled and is_main()
-    return tqdm(total=total, desc=description, disable=None if shown else True, leave=False, dynamic_ncols=True)
+    disable = None if shown and not _in_notebook() else not shown
+    return tqdm(total=total, desc=description, disable=disable, leave=False, dynamic_ncols=True)
+
+
+def _in_notebook() -> bool:
+    return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
