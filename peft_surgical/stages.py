@@ -56,7 +56,7 @@ RECIPES = {UNLEARN: Recipe(steps=8, hold=7), LEARN: Recipe()}
 LOW_MEMORY_TOKENS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A trained stage.
 
@@ -74,6 +74,11 @@ class Stage:
     record: TrainingRecord
     retained: Retained | None
     before: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        # A prompt shows what a call returned, and a model's modules and thousands of rows say nothing there.
+        base, record = type(self.model.get_base_model()).__name__, self.record
+        return f"{type(self).__name__}({self.adapter!r} of a {base}, {record.steps} steps, loss {record.loss:.3g})"
 
     @phase("save")
     def save(self, path: str | os.PathLike[str]) -> None:

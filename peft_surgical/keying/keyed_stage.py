@@ -12,7 +12,7 @@ from ..architectures import output_projections
 from ..stages import Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeyedStage(Stage):
     """What [`learn_keyed`] and [`learn_keyed_by_subject`] return."""
 

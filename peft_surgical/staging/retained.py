@@ -52,7 +52,7 @@ class Rows:
         return len(self.prompts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Retained:
     """What the stages keep, worked out once for both.
 
@@ -67,6 +67,10 @@ class Retained:
     base: tuple[TopDistribution, ...]
     curvature: Curvature
     selections: Any
+
+    def __repr__(self) -> str:
+        # Every token of it would fill pages.
+        return f"Retained({len(self.kept.rows)} rows, scales on {len(self.selections)} modules)"
 
 
 @phase("answers to keep")
