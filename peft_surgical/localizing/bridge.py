@@ -131,7 +131,7 @@ def check_localizable(model: nn.Module) -> None:
         # TransformerLens splits fused projections from the base weights, so an adapter on them is silently left out.
         raise ModelError(
             "the model carries a PEFT adapter, which TransformerLens hooks bypass on fused projections; "
-            "localize on the base model (`peft_model.unload()`) or on `peft_model.merge_and_unload()`."
+            "localize on the base model (`peft_model.unload()`, or loaded anew) or on `peft_model.merge_and_unload()`."
         )
     check_unhooked(model)
     for name, parameter in model.named_parameters():

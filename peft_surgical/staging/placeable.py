@@ -26,7 +26,9 @@ def check_bare(model: Any, what: str) -> None:
     """
     check_unhooked(model)
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise AdapterError(f"{what} takes a bare model, and this one has adapters; merge or unload them.")
+        raise AdapterError(
+            f"{what} takes a bare model, and this one has adapters; merge or unload them, or load it anew."
+        )
     if is_sharded(model):
         raise ModelError(f"{what} reads whole modules, and this model's are spread over processes.")
 
@@ -41,8 +43,8 @@ def check_whole(model: Any) -> None:
     check_unhooked(model)
     if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(
-            "the model has adapters on it, put there by transformers or by a PEFT model around it; give that PEFT"
-            " model, or the model without adapters."
+            "the model has adapters on it, put there by transformers or by a PEFT model around it, as by an earlier"
+            " edit; give that PEFT model, or load the model anew."
         )
 
 
