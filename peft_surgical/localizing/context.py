@@ -101,7 +101,10 @@ class ScorerContext:
 
     @property
     def model(self) -> TransformerBridge:
-        """The model under TransformerLens hooks. Give it token ids; it has no tokenizer."""
+        """The model under TransformerLens hooks. Give it token ids; it has no tokenizer.
+
+        Its weights are those of the user's model: what is written to them stays.
+        """
         return self.runs.bridge
 
     def windows(self, pairs: Sequence[PromptPair] | None = None, *, whole: bool = False) -> Iterator[Window]:
