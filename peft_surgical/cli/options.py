@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import wraps
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
