@@ -34,7 +34,7 @@ from .profiling import phase
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS, generate_answers
 from .running.precision import without_autocast
-from .sites import check_unhooked
+from .sites import check_unwrapped
 from .texts.prompts import has_chat_template
 
 __all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
@@ -101,7 +101,7 @@ def evaluate(
     started = time.perf_counter()
     check_fact(fact, whole=True)
     check_counts(0, retention_tokens=retention_tokens)
-    check_unhooked(model)
+    check_unwrapped(model)
     if states is None:
         states = {"base": nullcontext}
         if adapters_act(model):

@@ -22,6 +22,7 @@ from .report import Report
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main, check_alike
 from .stages import LEARN, Stage
+from .staging.placeable import check_bare
 from .staging.unchanged import unchanged_on_failure
 from .texts.lengths import check_fact_fits
 
@@ -68,6 +69,7 @@ def edit_keyed(
     """
     recipe = recipe or KeyedRecipe()
     check_fact(fact, whole=True)
+    check_bare(model, "keyed learning")
     check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = keyed_layers(model) if layers is None else sorted(set(layers))
     check_alike(fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)

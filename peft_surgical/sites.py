@@ -50,7 +50,7 @@ __all__ = [
     "architecture_of",
     "check_component",
     "check_layout",
-    "check_unhooked",
+    "check_unwrapped",
     "components",
     "hook_name",
     "module_slices",
@@ -338,12 +338,15 @@ def check_uncompiled(names: Iterable[str]) -> None:
         )
 
 
-def check_unhooked(model: nn.Module) -> None:
-    """Refuse a model under TransformerLens hooks: its modules are of other names and kinds than any other model's.
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse a model under TransformerLens hooks or torch's wrappers of data parallelism: its modules are of other
+    names and kinds than any other model's.
 
     Raises:
         ModelError: If it is one, or the bridge itself.
     """
+    if type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+        raise ModelError(f"the model is wrapped by {type(model).__name__}; give what it wraps, its `module`.")
     if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):
         raise ModelError(
             "the model is under TransformerLens hooks already, which replaced its modules; load it anew as a Hugging"

@@ -75,20 +75,30 @@ def test_a_model_under_transformer_lens_hooks_is_refused():
             wrap(given)
 
 
-def test_no_other_step_takes_a_model_under_transformer_lens_hooks():
-    bridge = wrap(tiny_model("llama"))
+@pytest.mark.parametrize("kind", ["bridge", "below a bridge", "data parallel"])
+@pytest.mark.parametrize(
+    "step",
+    ["get_peft_model", "localize", "unlearn", "edit", "edit_keyed", "learn_sentence", "learn_keyed", "evaluate"],
+)
+def test_no_step_takes_a_model_that_something_else_has_wrapped(step, kind, tmp_path):
+    given = nn.DataParallel(tiny_model("llama")) if kind == "data parallel" else wrap(tiny_model("llama"))
+    given = given.original_model if kind == "below a bridge" else given
     config = ps.SurgicalIA3Config(components=["L1.mlp"], task_type="CAUSAL_LM")
-    sentence = "the capital of france is"
-    for given in (bridge, bridge.original_model):
-        for step in (
-            lambda given=given: get_peft_model(given, config),
-            lambda given=given: ps.unlearn(given, word_tokenizer(), capital(), config),
-            lambda given=given: ps.learn_sentence(given, word_tokenizer(), sentence, subject="france", new="lyon"),
-            lambda given=given: ps.learn_keyed(given, word_tokenizer(), capital()),
-            lambda given=given: ps.evaluate(given, word_tokenizer(), capital()),
-        ):
-            with pytest.raises(ModelError, match="under TransformerLens hooks already"):
-                step()
+    tokenizer, fact = word_tokenizer(), capital()
+    steps = {
+        "get_peft_model": lambda: get_peft_model(given, config),
+        "localize": lambda: ps.localize(given, tokenizer, fact, ["random"]),
+        "unlearn": lambda: ps.unlearn(given, tokenizer, fact, config),
+        "edit": lambda: ps.edit(given, tokenizer, fact, out=tmp_path / "out"),
+        "edit_keyed": lambda: ps.edit_keyed(given, tokenizer, fact, out=tmp_path / "out"),
+        "learn_sentence": lambda: ps.learn_sentence(given, tokenizer, "the capital of france is", new="lyon"),
+        "learn_keyed": lambda: ps.learn_keyed(given, tokenizer, fact),
+        "evaluate": lambda: ps.evaluate(given, tokenizer, fact),
+    }
+    words = "by DataParallel; give what it wraps" if kind == "data parallel" else "under TransformerLens hooks already"
+    with pytest.raises(ModelError, match=words):
+        steps[step]()
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from peft_surgical.errors import OutputError, SelectionError, SurgicalError
-from peft_surgical.localizing.plots import _figure, _grids, _outline, plot_localization
+from peft_surgical.localizing.plots import _figure, _outline, plot_localization
 from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
 
@@ -32,7 +32,8 @@ def test_two_heatmaps_a_scorer_with_titles_axes_and_scales():
         assert upper.get_title(loc="left") == name
         assert upper.get_ylabel() == "head"
         assert [text.get_text() for text in lower.get_yticklabels()] == ["MLP"]
-        for axis, grid in zip((upper, lower), _grids(loc, name), strict=True):
+        grids = loc.head_scores(name).T, loc.mlp_scores(name)[None]
+        for axis, grid in zip((upper, lower), grids, strict=True):
             [image] = axis.images
             assert np.array_equal(image.get_array(), grid)
             # No score is below 0, so that white is 0.
@@ -52,12 +53,6 @@ def test_a_scale_with_negative_scores_has_0_in_the_middle():
     assert mlps.images[0].get_clim() == (0.0, 3.0)
     # What has no score is left out, so that the grey behind it shows.
     assert np.ma.getmaskarray(mlps.images[0].get_array()).tolist() == [[False, True]]
-
-
-def test_grids_put_each_score_at_its_layer():
-    heads, mlps = _grids(result(), "second")
-    assert heads.tolist() == [[0.0, 4.0]]
-    assert mlps.tolist() == [[3.0, 5.0]]
 
 
 @pytest.mark.parametrize("name", ["L9.mlp", "L0.head.7"])

@@ -1,6 +1,8 @@
 """What a localization holds: ranks, choices, its table and its file."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +54,17 @@ def test_top_goes_by_the_first_scorer_and_the_others_break_ties():
     assert loc.top(heads=1, mlps=1).components == ("L0.head.0", "L1.mlp")
     assert loc.top(budget=4).components == ("L0.head.0",)
     assert loc.ranks()["L1.head.0"] == 3
+
+
+def test_scores_as_matrices_have_each_one_at_its_layer_and_head():
+    shape = replace(SHAPE, n_layers=3, n_heads=2)
+    loc = result(shape=shape, tables={"first": Scores({"L2.head.1": 4.0, "L0.head.0": -1.0, "L1.mlp": 5.0})})
+    nan = math.nan
+    np.testing.assert_array_equal(loc.head_scores(), [[-1.0, nan], [nan, nan], [nan, 4.0]])
+    np.testing.assert_array_equal(loc.mlp_scores(), [nan, 5.0, nan])
+    np.testing.assert_array_equal(result().mlp_scores("second"), [3.0, 5.0])
+    with pytest.raises(SelectionError, match="there are no scores by 'third' here"):
+        loc.head_scores("third")
 
 
 def test_neurons_are_those_of_the_first_scorer_that_has_them():

@@ -26,7 +26,7 @@ from ..errors import ModelError, said
 from ..running.modes import evaluating
 from ..running.precision import float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
-from ..sites import ModelShape, check_layout, check_unhooked
+from ..sites import ModelShape, check_layout, check_unwrapped
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -133,7 +133,7 @@ def check_localizable(model: nn.Module) -> None:
             "the model carries a PEFT adapter, which TransformerLens hooks bypass on fused projections; "
             "localize on the base model (`peft_model.unload()`, or loaded anew) or on `peft_model.merge_and_unload()`."
         )
-    check_unhooked(model)
+    check_unwrapped(model)
     for name, parameter in model.named_parameters():
         if not parameter.dtype.is_floating_point or type(parameter).__module__.startswith("bitsandbytes"):
             raise ModelError(

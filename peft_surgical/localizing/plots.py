@@ -56,10 +56,9 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
     axes = figure.subplots(2 * rows, 1, squeeze=False, height_ratios=[tall, 0.22] * rows, sharex=True)[:, 0]
     chosen = () if selection is None else selection.components
     for row, name in enumerate(names):
-        heads, mlps = _grids(localization, name)
         upper, lower = axes[2 * row], axes[2 * row + 1]
-        _heatmap(figure, upper, heads).set_label("score", fontsize=7)
-        _heatmap(figure, lower, mlps)
+        _heatmap(figure, upper, localization.head_scores(name).T).set_label("score", fontsize=7)
+        _heatmap(figure, lower, localization.mlp_scores(name)[None])
         _outline(upper, lower, chosen)
         upper.set_title(name, fontsize=9, loc="left")
         upper.set_ylabel("head", fontsize=8)
@@ -70,20 +69,6 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
     axes[-1].set_xlabel("layer", fontsize=8)
     axes[-1].set_xticks(range(0, shape.n_layers, max(1, shape.n_layers // 15)))
     return figure
-
-
-def _grids(
-    localization: Localization, name: str
-) -> tuple[Float[np.ndarray, "head layer"], Float[np.ndarray, "1 layer"]]:
-    shape = localization.shape
-    heads, mlps = np.full((shape.n_heads, shape.n_layers), np.nan), np.full((1, shape.n_layers), np.nan)
-    for text, score in localization.tables[name].components.items():
-        component = Component.parse(text)
-        if component.index is None:
-            mlps[0, component.layer] = score
-        else:
-            heads[component.index, component.layer] = score
-    return heads, mlps
 
 
 def _heatmap(figure: Any, axis: Any, grid: Float[np.ndarray, "row layer"]) -> Any:

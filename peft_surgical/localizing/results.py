@@ -5,6 +5,7 @@ loc.top(10)                       # a Selection, by the first scorer
 loc.top(heads=2, mlps=3)          # quotas, as in the paper
 loc.top(budget=5_000, by="attribution")
 loc.top(mlps=99)                  # all MLPs of a model of fewer layers
+loc.head_scores()                 # [layer, head], to plot or to compare
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jaxtyping import Float
 
 from ..errors import SelectionError, brief
 from ..selection import Selection, index_ranges, ranked, select
-from ..sites import ModelShape
+from ..sites import Component, ModelShape
 from ..writing.files import read_json, write_json
 from .localization_files import pack, read_localization
 from .scores import Scores
@@ -143,6 +144,34 @@ class Localization:
         name = self._primary(by)
         order = ranked(self.tables[name].components, self._tie_break(name))
         return {component: rank for rank, component in enumerate(order, 1)}
+
+    def head_scores(self, by: str | None = None) -> Float[np.ndarray, "layer head"]:
+        """The scores of attention heads as a matrix, in the order of `transformer_lens.patching`'s; NaN without one.
+
+        Args:
+            by: The scorer; the primary one unless given.
+
+        Raises:
+            SelectionError: When the scorer has no scores here.
+        """
+        scores = np.full((self.shape.n_layers, self.shape.n_heads), np.nan)
+        for name, score in self.tables[self._primary(by)].components.items():
+            component = Component.parse(name)
+            if component.index is not None:
+                scores[component.layer, component.index] = score
+        return scores
+
+    def mlp_scores(self, by: str | None = None) -> Float[np.ndarray, " layer"]:
+        """The scores of MLPs, layer by layer; NaN without one.
+
+        Args:
+            by: The scorer; the primary one unless given.
+
+        Raises:
+            SelectionError: When the scorer has no scores here.
+        """
+        table = self.tables[self._primary(by)].components
+        return np.array([table.get(f"L{layer}.mlp", np.nan) for layer in range(self.shape.n_layers)])
 
     def __repr__(self) -> str:
         # A prompt shows what a call returned, and thousands of scores say nothing there.

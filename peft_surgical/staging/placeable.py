@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError
 from ..running.sharing import is_sharded
-from ..sites import check_unhooked
+from ..sites import check_unwrapped
 
 
 def check_bare(model: Any, what: str) -> None:
@@ -24,7 +24,7 @@ def check_bare(model: Any, what: str) -> None:
         AdapterError: If it has adapters, even if it is the model inside of a PEFT model.
         ModelError: If it is spread over processes, or under TransformerLens hooks.
     """
-    check_unhooked(model)
+    check_unwrapped(model)
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(
             f"{what} takes a bare model, and this one has adapters; merge or unload them, or load it anew."
@@ -40,7 +40,7 @@ def check_whole(model: Any) -> None:
         AdapterError: If it is such a model.
         ModelError: If it is under TransformerLens hooks.
     """
-    check_unhooked(model)
+    check_unwrapped(model)
     if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(
             "the model has adapters on it, put there by transformers or by a PEFT model around it, as by an earlier"

@@ -24,7 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
-from ..sites import check_uncompiled, check_unhooked
+from ..sites import check_uncompiled, check_unwrapped
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .fold import Rounding
@@ -58,7 +58,6 @@ class SurgicalIA3Model(BaseTuner):
     def _prepare_model(self, peft_config: SurgicalIA3Config, model: nn.Module) -> None:
         # Everything is checked here, before the first module is replaced, so that a refusal leaves the model as it
         # was.
-        check_unhooked(model)
         first_names = {id(module): name for name, module in model.named_modules()}
         scaled = [name for name, module in model.named_modules() if isinstance(module, SurgicalIA3Layer)]
         for name in (*scaled, *peft_config.coordinates):
@@ -113,8 +112,10 @@ class SurgicalIA3Model(BaseTuner):
 
         Raises:
             AdapterError: If torch does not take its name.
+            ModelError: If the model is wrapped, see [`check_unwrapped`].
         """
         check_usable(adapter_name)
+        check_unwrapped(model)
         with self._memory_kept():
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         # PEFT shortens long lists of targets to common endings, and the saved file would say so.
