@@ -63,4 +63,7 @@ if __name__ == "__main__":
     parser.add_argument("--fact", default=FACT, type=Path, help="a fact file")
     parser.add_argument("--out", default="out/merging", help="the folder to write; new or empty")
     parser.add_argument("--adapters", nargs="+", default=(), type=Path, help="staged adapters, in order")
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except ps.SurgicalError as error:
+        raise SystemExit(f"Error: {error}") from error

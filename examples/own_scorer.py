@@ -67,4 +67,7 @@ if __name__ == "__main__":
     parser.add_argument("--fact", default=FACT, type=Path, help="a fact file")
     parser.add_argument("--out", default="out/own_scorer", help="the folder to write")
     parser.add_argument("--prompts", default=4, type=int, help="use only the first so many prompts of the fact")
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except ps.SurgicalError as error:
+        raise SystemExit(f"Error: {error}") from error

@@ -70,4 +70,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="out/trainer_loop", help="the folder to write")
     parser.add_argument("--steps", default=20, type=int, help="optimizer steps")
     parser.add_argument("--learning-rate", default=0.02, type=float, help="AdamW's; scales are near 1")
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except ps.SurgicalError as error:
+        raise SystemExit(f"Error: {error}") from error

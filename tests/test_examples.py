@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -195,6 +196,20 @@ def test_the_paper_is_not_trained_for_a_report_without_a_place(example, tmp_path
     queries.touch()
     with pytest.raises(SystemExit, match=r"queries\.jsonl has no query"):
         paper.main(str(phi3_folder), revision=None, fact=fact_file, queries=queries, out=tmp_path / "out")
+
+
+def test_the_papers_modules_are_asked_for_before_anything_is_trained(example, tmp_path, model_folder, fact_file):
+    with pytest.raises(SystemExit, match=r"has no module model\.layers\.16\.mlp\.gate_up_proj: .* are Phi-3's"):
+        example("phi3_pytorch/paper").main(str(model_folder), revision=None, fact=fact_file, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "merging", "own_scorer", "trainer_loop"])
+def test_what_a_script_is_given_wrongly_is_told_in_a_sentence(name, tmp_path, model_folder, monkeypatch):
+    given = ["--model", model_folder, "--fact", tmp_path / "none.yaml", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", [name, *map(str, given)])
+    with pytest.raises(SystemExit, match=r"^Error: .*none\.yaml"):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_papers_queries_may_not_be_held_out(example, tmp_path, phi3_folder, fact_file):

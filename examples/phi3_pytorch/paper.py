@@ -144,6 +144,9 @@ def main(
             raise SystemExit(f"{asked[0]!r} {where}; take it out of one of the two.")
     network, tokenizer = ps.load_model(model, revision=revision, device=device, dtype=dtype)
     targets, inputs = modules(mlps, attentions)
+    named = dict(network.named_modules())
+    if missing := [name for name in targets if name not in named]:
+        raise SystemExit(f"{model} has no module {missing[0]}: the paper's ten modules are Phi-3's.")
     kept = {"base": weights(network, targets)}
     for stage, answer in (("unlearned", fact.refusal), ("edited", f"{fact.new[0]}.")):
         examples = rows(tokenizer, prompts, answer)
