@@ -302,7 +302,7 @@ AGAIN = "Interrupted. Nothing is half written; run the command again."
 GO_ON = "Interrupted. What is complete is in {}; run the command again with --overwrite to start over."
 
 
-@pytest.mark.parametrize("stage", ["localize", "unlearn", "learn", "stack", "evaluate", "render_page"])
+@pytest.mark.parametrize("stage", ["localize", "unlearn", "learn", "stack", "evaluate", "save_report"])
 def test_ctrl_c_at_any_stage(stage, fact_file, model_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
 

@@ -293,7 +293,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection cl
 def test_one_of_several_that_fails_is_not_taken_for_a_fault_of_the_others(error, told, message, monkeypatch):
     monkeypatch.setattr(PartialState, "_shared_state", {})
     monkeypatch.setattr("peft_surgical.cli.launch._several", lambda: True)
-    with pytest.raises(told, match=message), launched("cpu"):
+    with pytest.raises(told, match=message), launched(source("cpu")):
         raise error
 
 
