@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import distributed
+from torch.distributed.fsdp import fully_shard
 
 import peft_surgical as ps
 from peft_surgical.cli.launch import launched
@@ -241,6 +242,17 @@ def sharded():
     shard(model)
     yield model
     distributed.destroy_process_group()
+
+
+def test_scales_that_are_sharded_are_read_as_a_whole(sharded):
+    model = tiny_peft()
+    before = model.base_model.edit("default").modules
+    fully_shard(model)
+    after = model.base_model.edit("default").modules
+    assert before.keys() == after.keys()
+    for name, module in after.items():
+        assert type(module.scale) is torch.Tensor
+        assert torch.equal(module.scale, before[name].scale)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils.other import AuxiliaryTrainingWrapper, _set_adapter
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
@@ -305,6 +306,8 @@ class SurgicalIA3Model(BaseTuner):
     def edit(self, adapter_name: str) -> Edit:
         """Returns a copy of one adapter's scales, on the CPU, to compute with, save or stack.
 
+        Of scales that are sharded over processes it is the whole, which all of them have to ask for.
+
         Args:
             adapter_name: Which adapter.
 
@@ -317,7 +320,9 @@ class SurgicalIA3Model(BaseTuner):
         config = self.peft_config[adapter_name]
         modules = {
             name: ModuleScale(
-                module.coordinates[adapter_name], module.scale(adapter_name).detach().cpu().clone(), module.width
+                module.coordinates[adapter_name],
+                _whole(module.scale(adapter_name).detach()).cpu().clone(),
+                module.width,
             )
             for name, module in self.model.named_modules()
             if isinstance(module, SurgicalIA3Layer) and adapter_name in module.coordinates
@@ -360,6 +365,11 @@ def whole_modules(model: nn.Module) -> list[tuple[AuxiliaryTrainingWrapper, set[
     """PEFT's wrappers of modules that adapters save whole, each with the names of these adapters."""
     wrappers = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     return [(wrapper, set(wrapper._adapters)) for wrapper in wrappers]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole
 
 
 def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
