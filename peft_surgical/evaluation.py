@@ -95,8 +95,8 @@ def evaluate(
     Raises:
         AdapterError: If `states` is None and adapters act that transformers put on the model.
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
-            finite, it is under TransformerLens hooks, `max_new_tokens` or `batch_size` is less than 1, or
-            `retention_tokens` less than 0.
+            finite, it is wrapped (by TransformerLens or `DataParallel`), `max_new_tokens` or `batch_size` is less than
+            1, or `retention_tokens` less than 0.
     """
     started = time.perf_counter()
     check_fact(fact, whole=True)

@@ -22,7 +22,7 @@ from peft import IA3Config, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
 import peft_surgical as ps
-from peft_surgical.reporting.page import render_page
+from peft_surgical.edit_folder import save_report
 from peft_surgical.texts.prompts import encode_answer
 from peft_surgical.writing.files import check_output
 
@@ -155,8 +155,7 @@ def main(
     states = {name: holding(network, values) for name, values in kept.items()}
     report = ps.evaluate(network, tokenizer, fact, states=states, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    report.save(out / "report.json")
-    (out / "report.html").write_text(render_page(report), encoding="utf-8")
+    save_report(report, out, picture=None, command=None)
     print(report.verdict())
     return report
 

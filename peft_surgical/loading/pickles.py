@@ -14,40 +14,35 @@ peft_surgical.errors.ModelError: evil.bin is read as a pickle, which can run cod
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
 from ..errors import ModelError, brief
-
-# Blocks of several threads overlap in any order.
-_lock = threading.Lock()
-_blocks = 0
-_before: Any = torch.load
+from ..running.overlapping import Overlapping
 
 
 @contextmanager
-def no_pickles() -> Iterator[None]:
+def _refused() -> Iterator[None]:
+    before, torch.load = torch.load, _refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.load = before
+
+
+_REFUSED = Overlapping(_refused)
+
+
+def no_pickles() -> AbstractContextManager[None]:
     """Refuses `torch.load` in this process while the block runs.
 
     Raises:
         ModelError: In place of opening a pickle.
     """
-    global _before, _blocks
-    with _lock:
-        if not _blocks:
-            _before, torch.load = torch.load, _refuse  # type: ignore[assignment]
-        _blocks += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _blocks -= 1
-            if not _blocks:
-                torch.load = _before
+    return _REFUSED()
 
 
 def _refuse(file: Any, *_: Any, **__: Any) -> Any:

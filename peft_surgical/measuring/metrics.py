@@ -27,11 +27,11 @@ _REFUSALS = re.compile(
     r"\bi am sorry, but i\b"
 )
 _CONTRACTIONS = (
-    (re.compile(r"\bcan't\b"), lambda found: "can not"),
-    (re.compile(r"n't\b"), lambda found: " not"),
-    (re.compile(r"\bi'm\b"), lambda found: "i am"),
-    (re.compile(r"\bi've\b"), lambda found: "i have"),
-    (re.compile(r"\b(it|that)'s\b"), lambda found: f"{found[1]} is"),
+    (re.compile(r"\bcan't\b"), "can not"),
+    (re.compile(r"n't\b"), " not"),
+    (re.compile(r"\bi'm\b"), "i am"),
+    (re.compile(r"\bi've\b"), "i have"),
+    (re.compile(r"\b(it|that)'s\b"), r"\1 is"),
 )
 
 

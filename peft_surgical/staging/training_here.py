@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError
+from ..running.overlapping import Overlapping
 from ..running.precision import without_autocast
 from ..sites import check_uncompiled
 
-# Torch's stance is the whole process's, and blocks of several threads overlap in any order.
-_LOCK = threading.Lock()
-_BLOCKS, _STANCE = 0, ExitStack()
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    global _BLOCKS
-    with _LOCK:
-        if not _BLOCKS:
-            _STANCE.enter_context(torch.compiler.set_stance("force_eager"))
-        _BLOCKS += 1
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _BLOCKS -= 1
-            if not _BLOCKS:
-                _STANCE.close()
+# Torch's stance is the whole process's.
+_uncompiled = Overlapping(lambda: torch.compiler.set_stance("force_eager"))
 
 
 @contextmanager

@@ -1,0 +1,26 @@
+import copy
+
+import pytest
+from peft import get_peft_model
+
+from peft_surgical.errors import AdapterError
+from peft_surgical.tuner import SurgicalIA3Layer
+from tests.adapters import tiny_peft
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(("name", "words"), [("half", "a method of that name"), ("v1.0", "no dot"), ("", "not empty")])
+def test_a_name_that_torch_does_not_take_changes_nothing(name, words):
+    model = tiny_peft()
+    before, plain = sorted(model.state_dict()), tiny_model("llama")
+    for attempt in (
+        lambda: model.add_weighted_adapter(["default"], [0.5], name),
+        lambda: model.add_adapter(name, copy.deepcopy(model.peft_config["default"])),
+        lambda: get_peft_model(plain, copy.deepcopy(model.peft_config["default"]), adapter_name=name),
+    ):
+        with pytest.raises(AdapterError, match=f"cannot name an adapter: .*{words}"):
+            attempt()
+    assert sorted(model.state_dict()) == before
+    assert list(model.peft_config) == ["default"]
+    assert not any(isinstance(module, SurgicalIA3Layer) for module in plain.modules())
+    model.add_weighted_adapter(["default"], [0.5], "a_half")
