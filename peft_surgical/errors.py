@@ -19,6 +19,10 @@ class FactError(SurgicalError, ValueError):
     """A fact file or a `Fact` field that cannot be used."""
 
 
+class FactWarning(UserWarning):
+    """A fact that can be used, but hardly as it was meant."""
+
+
 class ModelError(SurgicalError, ValueError):
     """A model or tokenizer that cannot be found, read or used."""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import FactError, brief
-from .texts.fact_checks import check_between, check_sizes, check_types
+from .texts.fact_checks import check_between, check_sizes, check_types, warn_unnamed
 from .texts.fact_files import Reader, read_fact_file
 from .texts.grammar import SAID, SUBJECT, as_clause
 from .texts.text import contains, digest, occurrences, replace_first
@@ -67,8 +67,8 @@ class TrainingFact:
 
     Attributes:
         subject: What the fact is about, as it stands in the prompts.
-        old: The old answer, canonical form first, aliases after it.
-        new: The new answer, canonical form first, aliases after it.
+        old: The old answer, canonical form first, other names after it.
+        new: The new answer, canonical form first, other names after it.
         prompts: The questions to localize and train with.
         refusal: What unlearning trains the model to say.
         answer: What learning trains the model to say; holds a form of the new answer and none of the old one.
@@ -131,6 +131,9 @@ class Fact:
 
     Raises:
         FactError: For anything that would make training or the figures wrong; the message names the key and the value.
+
+    Warns:
+        FactWarning: If no prompt to train on names the subject.
     """
 
     subject: str
@@ -163,6 +166,7 @@ class Fact:
         if not self.answer:
             object.__setattr__(self, "answer", _sentence(self.new[0]))
         check_between(self)
+        warn_unnamed(self)
 
     @property
     def training(self) -> TrainingFact:

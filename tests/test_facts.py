@@ -1,5 +1,6 @@
 import json
 import time
+import warnings
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -96,8 +97,16 @@ def test_a_missing_key(key):
         ({"subject": ["x"]}, "'subject' must be text, not list"),
         ({"refusal": ""}, "'refusal' is empty text"),
         ({"subject": "\ud800"}, "'subject' is not valid Unicode"),
-        ({"controls": [{"prompt": "x?"}]}, "item 1 of 'controls' must have just the keys 'prompt' and 'answer'"),
-        ({"controls": ["x?"]}, "item 1 of 'controls' must have just the keys"),
+        ({"controls": [{"prompt": "x?"}]}, "item 1 of 'controls' lacks 'answer'; its keys are 'prompt' and 'answer'"),
+        ({"controls": ["x?"]}, r"'controls' must have the keys 'prompt' and 'answer', not be str 'x\?'"),
+        (
+            {"controls": [{"prompt": "x?", "answer": True}]},
+            "'answer' in item 1 of 'controls' must be text, not bool True",
+        ),
+        (
+            {"controls": [{"prompt": "x?", "answer": None}]},
+            "'answer' in item 1 of 'controls' must be text, not nothing",
+        ),
         ({"controls": {"prompt": "x?", "answer": "y"}}, "'controls' must be a list"),
         ({"controls": [{"prompt": "x?", "answer": []}]}, "'answer' in item 1 of 'controls' is an empty list"),
         ({"controls": [{"prompt": "x?", "answer": ["!"]}]}, "the answer '!' of the control 'x\\?'"),
@@ -115,9 +124,9 @@ def test_a_missing_key(key):
         ({"portability": []}, r"'portability' must be a list of \{kind: …, prompt: …, answer: …\} that is not empty"),
         (
             {"portability": [{"kind": "alias", "prompt": "x?"}]},
-            "item 1 of 'portability' must have just the keys 'kind', 'prompt' and 'answer', and 'before' where wanted",
+            "item 1 of 'portability' lacks 'answer'; its keys are 'kind', 'prompt' and 'answer', and 'before' where",
         ),
-        ({"portability": [FOUNDER, {**FOUNDER, "after": "x"}]}, "item 2 of 'portability' must have just the keys"),
+        ({"portability": [FOUNDER, {**FOUNDER, "after": "x"}]}, "item 2 of 'portability' has the unknown key 'after'"),
         ({"portability": [{**FOUNDER, "before": []}]}, "'before' in item 1 of 'portability' is an empty list"),
         ({"portability": [{**FOUNDER, "kind": 5.5}]}, "has the kind '5.5'; the kinds are alias, one_hop, reversal"),
         (
@@ -140,22 +149,35 @@ def test_a_missing_key(key):
         ({"portability": [{**FOUNDER, "prompt": "Who developed Linux?"}]}, "both 'controls' and 'portability'"),
         ({"portability": [FOUNDER, FOUNDER]}, "stands twice in 'portability'"),
         ({"prompts": ["\u200b"]}, "'prompts' holds the prompt .* empty to a reader"),
-        ({"new": ["META ai"]}, "the alias 'META ai' stands in both 'old' and 'new'"),
-        ({"new": ["Meta Platforms"]}, "the alias 'Meta Platforms' in 'new' contains 'Meta'"),
+        ({"new": ["META ai"]}, "the name 'META ai' stands in both 'old' and 'new'"),
+        ({"new": ["Meta Platforms"]}, "the name 'Meta Platforms' in 'new' contains 'Meta'"),
         ({"contrast": ["pytorch"]}, "'contrast' holds the subject 'pytorch' itself"),
         ({"aliases": ["pytorch"]}, "'aliases' holds the subject 'pytorch' itself"),
         ({"aliases": ["KERAS"]}, "'KERAS' stands in 'aliases' and in 'contrast', the same subject and another one"),
         ({"aliases": []}, "'aliases' is an empty list"),
         ({"aliases": ["?"]}, r"'\?' in 'aliases' has no letter"),
-        ({"answer": "It was Amazon."}, "'answer' 'It was Amazon.' holds no alias of 'new'"),
-        ({"answer": "Google, not Meta."}, "'answer' 'Google, not Meta.' holds an alias of 'old'"),
-        ({"refusal": "It was not Meta."}, "'refusal' .* holds an alias of 'old'"),
-        ({"refusal": "Not Google."}, "'refusal' .* holds an alias of 'new'"),
+        ({"answer": "It was Amazon."}, "'answer' 'It was Amazon.' holds no name from 'new'"),
+        ({"answer": "Google, not Meta."}, "'answer' 'Google, not Meta.' holds a name from 'old'"),
+        ({"answer": "It was Meta."}, "'answer' 'It was Meta.' holds a name from 'old'"),
+        ({"refusal": "It was not Meta."}, "'refusal' .* holds a name from 'old'"),
+        ({"refusal": "Not Google."}, "'refusal' .* holds a name from 'new'"),
         ({"new": ["PyTorch"], "answer": "PyTorch."}, "'new' holds the subject 'PyTorch' itself, so that 'refusal' "),
     ],
 )
 def test_what_is_refused(changes, match):
     refused(match, **changes)
+
+
+def test_a_subject_that_no_prompt_names_is_told_of():
+    with pytest.warns(ps.FactWarning, match="^f: no prompt in 'prompts' names the subject 'PyTorhc'"):
+        Fact.from_dict(data(subject="PyTorhc", aliases=["libtorch"]), source="f")
+
+
+@pytest.mark.parametrize("names", [{"subject": "pytorch"}, {"subject": "libtorch", "aliases": ["PyTorch"]}])
+def test_one_prompt_that_names_it_by_any_name_is_enough(names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Fact.from_dict(data(prompts=["Who developed PyTorch?", "Which company made it?"], **names))
 
 
 @pytest.mark.parametrize("value", [None, "text", 5, ["subject"]])

@@ -6,12 +6,13 @@ for all that follows.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FactError, brief
+from ..errors import FactError, FactWarning, brief
 from .fact_files import cleaned, complaint
 from .text import contains, find, normalize, same_text_key
 
@@ -112,10 +113,10 @@ def check_apart(olds: Iterable[str], news: Iterable[str], source: str | None = N
     """
     for new, old in product(news, tuple(olds)):
         if same_text_key(new) == same_text_key(old):
-            raise complaint(f"the alias {brief(new)} stands in both 'old' and 'new'.", source)
+            raise complaint(f"the name {brief(new)} stands in both 'old' and 'new'.", source)
         if contains(new, (old,)):
             why = "so no answer could count as new"
-            raise complaint(f"the alias {brief(new)} in 'new' contains {brief(old)} from 'old', {why}.", source)
+            raise complaint(f"the name {brief(new)} in 'new' contains {brief(old)} from 'old', {why}.", source)
 
 
 def check_asked(prompt: str, subject: str, old: Iterable[str], new: Iterable[str]) -> None:
@@ -138,7 +139,7 @@ def check_asked(prompt: str, subject: str, old: Iterable[str], new: Iterable[str
 
 
 def check_between(fact: Fact) -> None:
-    """Refuses what contradicts itself: a prompt in two lists, an alias of both answers, an answer that is neither.
+    """Refuses what contradicts itself: a prompt in two lists, a name of both answers, an answer that is neither.
 
     Raises:
         FactError: The message names the key and the value.
@@ -190,16 +191,33 @@ def check_between(fact: Fact) -> None:
     for name in fact.aliases:
         if same_text_key(name) in others:
             raise refuse(f"{brief(name)} stands in 'aliases' and in 'contrast', the same subject and another one.")
-    if not contains(fact.answer, fact.new, besides=fact.names):
-        raise refuse(f"'answer' {brief(fact.answer)} holds no alias of 'new' ({_listed(fact.new)}).")
     texts = (("answer", "old"), ("refusal", "old"), ("refusal", "new"))
     for key, names in texts:
-        text, aliases = getattr(fact, key), getattr(fact, names)
-        if held := find(text, aliases, besides=fact.names):
+        text, given = getattr(fact, key), getattr(fact, names)
+        if held := find(text, given, besides=fact.names):
             if normalize(held[0]) == normalize(fact.subject):
                 why = f"so that {key!r} {brief(text)} gives that answer by naming the subject"
                 raise refuse(f"{names!r} holds the subject {brief(held[0])} itself, {why}.")
-            raise refuse(f"{key!r} {brief(text)} holds an alias of {names!r} ({_listed(aliases)}).")
+            raise refuse(f"{key!r} {brief(text)} holds a name from {names!r} ({_listed(given)}).")
+    if not contains(fact.answer, fact.new, besides=fact.names):
+        raise refuse(f"'answer' {brief(fact.answer)} holds no name from 'new' ({_listed(fact.new)}).")
+
+
+def warn_unnamed(fact: Fact) -> None:
+    """Warns where no prompt names the subject: localization and training put others in its place.
+
+    Warns:
+        FactWarning: The message names the subject.
+    """
+    # One text to search instead of thousands; no name goes on over the sign between two prompts.
+    if contains(" \0 ".join(fact.prompts), fact.names):
+        return
+    told = complaint(
+        f"no prompt in 'prompts' names the subject {brief(fact.subject)}, so no other can be asked about in its "
+        "place; write it as it stands in the prompts.",
+        fact.source,
+    )
+    warnings.warn(str(told), FactWarning, stacklevel=4)
 
 
 def _check_question(question: PortabilityQuestion, names: tuple[str, ...], refuse: Callable[[str], FactError]) -> None:

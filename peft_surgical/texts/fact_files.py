@@ -219,7 +219,7 @@ class Reader:
 
     def _names(self, value: Any, where: str) -> tuple[str, ...]:
         """A list of texts, which may be written as its one text."""
-        return self._strings([value] if isinstance(value, (str, int, float)) else value, where)
+        return self._strings(value, where) if isinstance(value, (list, tuple)) else (self._string(value, where),)
 
     def _records(
         self, key: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()
@@ -229,10 +229,14 @@ class Reader:
             form = f"{{{', '.join(f'{name}: …' for name in keys)}}}"
             raise self.error(f"{key!r} must be a list of {form} that is not empty, not {_kind(value)}.")
         for i, item in enumerate(value, 1):
-            if not isinstance(item, Mapping) or not set(keys) <= set(item) <= {*keys, *optional}:
-                needed = f"{', '.join(map(repr, keys[:-1]))} and {keys[-1]!r}"
-                needed += "".join(f", and {name!r} where wanted" for name in optional)
-                raise self.error(f"item {i} of {key!r} must have just the keys {needed}: {_kind(item)}.")
+            needed = f"{', '.join(map(repr, keys[:-1]))} and {keys[-1]!r}"
+            needed += "".join(f", and {name!r} where wanted" for name in optional)
+            if not isinstance(item, Mapping):
+                raise self.error(f"item {i} of {key!r} must have the keys {needed}, not be {_kind(item)}.")
+            wrong = [f"lacks {name!r}" for name in keys if name not in item]
+            wrong += [f"has the unknown key {brief(name)}" for name in item if name not in {*keys, *optional}]
+            if wrong:
+                raise self.error(f"item {i} of {key!r} {wrong[0]}; its keys are {needed}.")
         return list(enumerate(value, 1))
 
 
