@@ -29,6 +29,7 @@ from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
 from .staging.placeable import check_free, check_whole
 from .staging.recipe import Recipe
 from .staging.unchanged import unchanged_on_failure
+from .staging.whole_answers import in_sentences, in_sentences_of
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
 from .tuner.resolve import check_granularity
@@ -140,7 +141,8 @@ def edit(
         _check_places(model, sure, selection, granularity, neurons, projections)
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
-    check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=kept)
+    check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
+    fact = in_sentences_of(model, tokenizer, fact)
     check_alike(fact=fact, out=str(out), seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))

@@ -24,6 +24,7 @@ from .running.sharing import by_main, check_alike
 from .stages import LEARN, Stage
 from .staging.placeable import check_bare
 from .staging.unchanged import unchanged_on_failure
+from .staging.whole_answers import in_sentences, in_sentences_of
 from .texts.lengths import check_fact_fits
 
 
@@ -70,7 +71,9 @@ def edit_keyed(
     recipe = recipe or KeyedRecipe()
     check_fact(fact, whole=True)
     check_bare(model, "keyed learning")
-    check_fact_fits(model.config, tokenizer, fact, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
+    told = in_sentences(fact, tokenizer)
+    check_fact_fits(model.config, tokenizer, told, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
+    fact = in_sentences_of(model, tokenizer, fact)
     layers = keyed_layers(model) if layers is None else sorted(set(layers))
     check_alike(fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:

@@ -36,6 +36,7 @@ from .progress import progress_bar
 from .running.precision import without_autocast
 from .selection import Selection
 from .sites import ModelShape
+from .staging.whole_answers import in_sentences
 from .texts.text import printable
 
 __all__ = ["DEFAULT_SCORERS", "Localization", "Selection", "localize"]
@@ -88,7 +89,7 @@ def localize(
         ArchitectureError: When its architecture is not known.
     """
     check_fact(fact)
-    fact = fact.training
+    fact = in_sentences(fact.training, tokenizer)
     if prompts is not None and (type(prompts) is not int or prompts < 1):
         raise FactError(f"prompts must be a whole number of at least 1, not {brief(prompts)}.")
     if type(seed) is not int or not -(2**63) <= seed < 2**64:

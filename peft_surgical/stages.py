@@ -42,6 +42,7 @@ from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import train
 from .staging.training_here import training_here
 from .staging.unchanged import training_only, unchanged_on_failure
+from .staging.whole_answers import in_sentences_of
 from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
@@ -210,8 +211,9 @@ def learn(
         ArchitectureError: As for [`unlearn`].
     """
     check_fact(fact)
+    known = in_sentences_of(model, tokenizer, fact.training)
     with training_here(model), unchanged_on_failure(model):
-        return _stage(LEARN, model, tokenizer, fact.training, fact.answer, config, recipe, retained, seed, progress)
+        return _stage(LEARN, model, tokenizer, known, known.answer, config, recipe, retained, seed, progress)
 
 
 def _stage(

@@ -218,6 +218,7 @@ def _tell(
 ) -> None:
     """What the command would do, on standard output."""
     from ..edit import DEFAULT_SCORERS
+    from ..staging.whole_answers import whole_answer
 
     names = list(scorers) or list(DEFAULT_SCORERS)
     components = [] if selection is None else list(selection.components)
@@ -240,7 +241,7 @@ def _tell(
         f"  localize  with {', '.join(names)}, on {len(fact.prompts)} prompts",
         f"  scale     {chosen}",
         f"  unlearn   to answer: {fact.refusal}",
-        f"  learn     to answer: {fact.answer}",
+        f"  learn     to answer: {whole_answer(fact)}",
         f"  evaluate  on {len(fact.held_out)} held-out prompts, {len(fact.controls)} controls, "
         f"{len(fact.probes)} probes, {len(fact.portability)} portability questions",
         f"  write     {', '.join(files for files, _ in _FILES)} in {out}",

@@ -47,6 +47,7 @@ from ..staging.retained import base_rows
 from ..staging.training import train
 from ..staging.training_here import training_here
 from ..staging.unchanged import unchanged_on_failure
+from ..staging.whole_answers import in_sentences_of
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
@@ -159,9 +160,10 @@ def learn_keyed(
         ArchitectureError: If the model's architecture is not known.
     """
     check_fact(fact)
-    recipe, fact = recipe or KeyedRecipe(), fact.training
+    recipe = recipe or KeyedRecipe()
     check_bare(model, "keyed learning")
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
+    fact = in_sentences_of(model, tokenizer, fact.training)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))

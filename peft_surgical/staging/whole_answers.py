@@ -1,0 +1,101 @@
+"""A bare answer as a sentence, for models that answer in sentences.
+
+A chat model begins with the words of the question and names the answer at their end. To make it begin with the answer
+itself changes what it says at a place where nothing tells one subject from another yet, and so for others, too.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ..drafting.english import check_english
+from ..drafting.reading import read_prompt
+from ..drafting.sentences import statement
+from ..errors import FactError, FactWarning, brief
+from ..facts import Fact, TrainingFact
+from ..running.generation import generate_answers
+from ..texts.prompts import has_chat_template, mentions
+from ..texts.text import contains, occurrences_outside, same_text_key
+from .retained import base_of
+
+AnyFact = TypeVar("AnyFact", Fact, TrainingFact)
+
+# Prompts that the base is asked, for one answer that names the subject and then the old answer.
+_ASKED = 8
+
+
+def whole_answer(fact: Fact | TrainingFact) -> str:
+    """A fact's answer as a sentence in words of its first prompt that names the subject.
+
+    Returns:
+        To "Who developed PyTorch?" the sentence "PyTorch was developed by Google."; the fact's own answer where that
+        is more than a name of the new one, or no sentence is known.
+    """
+    prompt = next((prompt for prompt in fact.prompts if mentions(prompt, fact.subject)), None)
+    if prompt is None or not _is_bare(fact):
+        return fact.answer
+    try:
+        reading = read_prompt(prompt, fact.subject, fact.old, fact.new)
+        check_english(reading)
+    except FactError:
+        return fact.answer
+    sentence = statement(reading, _bare(fact))
+    # "What Poseidon is the god of is the harvest" is nothing that anybody says.
+    if sentence is None or sentence.startswith("What ") or contains(sentence, fact.old, besides=fact.names):
+        return fact.answer
+    return sentence if sentence.endswith(".") else f"{sentence}."
+
+
+def in_sentences(fact: AnyFact, tokenizer: Any) -> AnyFact:
+    """The fact, with [`whole_answer`] where a model has a chat template; without one it goes on with the prompt."""
+    return _answering(fact, whole_answer(fact)) if has_chat_template(tokenizer) else fact
+
+
+def in_sentences_of(model: Any, tokenizer: Any, fact: AnyFact) -> AnyFact:
+    """As [`in_sentences`], and where no sentence is known, with one in which the base gives the old answer.
+
+    Args:
+        model: The base, or a model whose adapters can be switched off; it is asked a few of the prompts.
+        tokenizer: Its tokenizer.
+        fact: The fact.
+
+    Warns:
+        FactWarning: If the answer stays bare although the model answers in a chat.
+    """
+    fact = in_sentences(fact, tokenizer)
+    if not has_chat_template(tokenizer) or not _is_bare(fact):
+        return fact
+    with base_of(model):
+        said = generate_answers(model, tokenizer, fact.prompts[:_ASKED])
+    found = next(filter(None, (_replaced(answer, fact) for answer in said)), None)
+    if found is None:
+        warnings.warn(
+            f"{brief(fact.answer)} is learned bare, which changes other answers, too; give 'answer' as a sentence.",
+            FactWarning,
+            stacklevel=3,
+        )
+        return fact
+    return _answering(fact, found)
+
+
+def _replaced(said: str, fact: Fact | TrainingFact) -> str | None:
+    """What the base said up to the old answer, and the new one; None where it did not name the subject before."""
+    places = [place for name in fact.old for place in occurrences_outside(said, name, fact.names)]
+    start = min((start for start, _ in places), default=0)
+    begun = said[:start]
+    named = contains(begun, fact.names) and not any(end in begun for end in (". ", "! ", "? ", "\n"))
+    return f"{begun}{_bare(fact)}." if named else None
+
+
+def _is_bare(fact: Fact | TrainingFact) -> bool:
+    return same_text_key(fact.answer) in map(same_text_key, fact.new)
+
+
+def _bare(fact: Fact | TrainingFact) -> str:
+    return next(name for name in fact.new if same_text_key(name) == same_text_key(fact.answer))
+
+
+def _answering(fact: AnyFact, answer: str) -> AnyFact:
+    return fact if answer == fact.answer else replace(fact, answer=answer)
