@@ -15,6 +15,7 @@ import yaml
 from transformers import OlmoConfig, OlmoForCausalLM
 
 from peft_surgical import stages
+from peft_surgical.architectures import _KNOWN
 from peft_surgical.cli import cli
 from peft_surgical.facts import Fact
 from peft_surgical.report import METRICS
@@ -29,6 +30,8 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for pattern in FOLDERS for path
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 NAME = "peft-surgical"
+# As the package has it: tests register more.
+BUILT_IN = set(_KNOWN)
 
 
 def blocks(page, *languages):
@@ -171,6 +174,11 @@ def test_the_fact_file_page_has_every_key_and_metric_and_a_valid_example():
     assert Fact.from_dict(yaml.safe_load(smallest)).controls
     fact = capital(**yaml.safe_load(example))
     assert [question.kind for question in fact.portability] == list(PORTABILITY_KINDS)
+
+
+def test_the_known_architectures_are_those_that_the_page_names():
+    (line,) = re.findall(r"Known by their `model_type` are (.*)\.", prose("docs/how-to/add-an-architecture.md"))
+    assert set(re.findall(r"`(\w+)`", line)) == BUILT_IN
 
 
 @pytest.mark.parametrize("page", ["python.md", "command.md"])
