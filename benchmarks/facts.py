@@ -15,6 +15,7 @@ import click
 
 import peft_surgical as ps
 from peft_surgical.running.cache import FOLDER, answers_kept
+from peft_surgical.writing.files import check_output
 
 from .fact_files import read_facts
 
@@ -31,7 +32,11 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
     """Edits each fact in a fresh copy of the model."""
     reports: dict[str, ps.Report] = {}
     try:
-        for path, fact in read_facts(facts).items():
+        read = read_facts(facts)
+        # All of them are looked at before the first is edited: one that is in the way should not cost the others' time.
+        for path in read:
+            check_output(out / path.stem, overwrite=overwrite)
+        for path, fact in read.items():
             loaded, tokenizer = ps.load_model(model)
             target = out / path.stem
             with answers_kept(out / FOLDER):
@@ -42,12 +47,17 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
     click.echo("|---|---|---|---|---|---|---|---|")
     for report in reports.values():
         edited = report.stages["edited"]
-        cells = [report.stages["base"]["old_answer_rate"], *(edited[metric] for metric in SHOWN)]
-        shown = " | ".join(f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}] n={c.n:,}" for c in cells)
+        cells = [report.stages["base"].get("old_answer_rate"), *(edited.get(metric) for metric in SHOWN)]
+        shown = " | ".join(map(_cell, cells))
         answers = f"{report.fact.old[0]} → {report.fact.new[0]}"
         click.echo(f"| {report.fact.subject}: {answers} | {shown} | {sum(report.seconds.values()):.0f} |")
     figures = {name: {k: v.to_dict() for k, v in r.stages["edited"].items()} for name, r in reports.items()}
     click.echo(json.dumps(figures))
+
+
+def _cell(figure: ps.Figure | None) -> str:
+    # A metric with nothing to count is left out, such as what is kept of controls that the base answers wrong.
+    return "–" if figure is None else f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}] n={figure.n:,}"
 
 
 if __name__ == "__main__":
