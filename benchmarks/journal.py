@@ -31,7 +31,8 @@ class Journal:
         path: The file; begun when it is missing or empty.
         run: What must be the same for records to be comparable; read back from a file that is there.
         about: What is only told: the command, versions, machine, commit. A run that goes on adds its own, and where
-            the commit is another than that of rows that are there, standard error gets a line.
+            the commit, the versions or the machine are others than those of rows that are there, standard error gets
+            a line.
         check: Gets the records that are there before anything is written, and raises where they are not to be gone
             on from.
 
@@ -91,19 +92,23 @@ class Journal:
                     " another file."
                 )
         check(self.records)
-        if others := self._commits() - {about.get("commit")}:
-            told = " and ".join(sorted(_named(other) for other in others))
+        if others := self._told("commit") - {_told(about, "commit")}:
+            told = " and ".join(sorted(map(_named, others)))
             click.echo(f"{path} holds rows of {told}, and this run is of {_named(about.get('commit'))}.", err=True)
+        for key in ("versions", "machine"):
+            now_told = _told(about, key)
+            for other in sorted(told for told in self._told(key) if told not in (None, now_told)):
+                click.echo(f"{path} holds rows of the {key} {other}, and this run is of {now_told}.", err=True)
         self._file.writelines(map(_line, self.records))
         self._file.truncate()
         self.append({"kind": "resumed", **about})
 
-    def _commits(self) -> set[str | None]:
-        """The commits of all rows; None is one that is not told."""
+    def _told(self, key: str) -> set[str | None]:
+        """What is told of all rows under a key of `about`; None where it is not told."""
         found, now = set(), None
         for record in self.records:
             if record["kind"] in ("header", "resumed"):
-                now = record.get("commit")
+                now = _told(record, key)
             else:
                 found.add(now)
         return found
@@ -186,6 +191,11 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def _told(about: Mapping[str, Any], key: str) -> str | None:
+    value = about.get(key)
+    return value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _named(commit: str | None) -> str:

@@ -127,6 +127,22 @@ def test_rows_of_other_commits_are_pointed_out(tmp_path, capsys):
     assert capsys.readouterr().err == told
 
 
+def test_rows_of_other_machines_and_versions_are_pointed_out(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    first = {"commit": "a", "versions": {"torch": "2.8"}, "machine": {"processor": "Xeon", "threads": 2}}
+    Journal(path, RUN, first).append({"kind": "case"})
+    Journal(path, RUN, first)
+    assert capsys.readouterr().err == ""
+    Journal(path, RUN, {**first, "machine": {"processor": "Xeon", "threads": 1}})
+    told = capsys.readouterr().err
+    assert told == (
+        f'{path} holds rows of the machine {{"processor": "Xeon", "threads": 2}}, and this run is of'
+        ' {"processor": "Xeon", "threads": 1}.\n'
+    )
+    Journal(path, RUN, {**first, "versions": {"torch": "2.9"}})
+    assert "holds rows of the versions" in capsys.readouterr().err
+
+
 def test_published_results_can_be_read():
     # Speeds are lines without a header.
     paths = sorted(path for path in RESULTS.glob("*.jsonl") if path.name != "speed.jsonl")
