@@ -112,7 +112,12 @@ def row(
         seconds = time.perf_counter() - started
         answers = answer_fact(model, tokenizer, asked)
         pair = Pair(base, model)
-        retention = measure_retention(pair, tokenizer, pair.states)["edited"]
+        try:
+            retention = measure_retention(pair, tokenizer, pair.states)["edited"]
+        except ps.ModelError as error:
+            # An edit can break a model: its answers count all the same, and its divergence is no number.
+            click.echo(f"{method.name}: {error}", err=True)
+            retention = {}
         afterwards = after.answers(model, tokenizer, fact)
     found = {
         **prompt_metrics(fact, answers.held_out, answers.controls, said["controls"]),

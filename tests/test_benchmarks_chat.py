@@ -69,6 +69,15 @@ def test_a_row_by_hand():
     assert unchanged["figures"]["old_answer_rate"]["value"] == 1
 
 
+def test_a_model_that_an_edit_breaks_has_a_row_without_a_divergence(capsys):
+    model, base = planted().requires_grad_(False), planted()
+    controls = {"controls": generate_answers(model, TOKENIZER, [control.prompt for control in FACT.controls])}
+    found = row(model, base, TOKENIZER, FACT, build("lora", 1e30), controls, 0)
+    assert found["figures"]["new_answer_rate"]["value"] == 0
+    assert "kl_per_token" not in found["figures"]
+    assert "not finite" in capsys.readouterr().err
+
+
 def test_the_benchmark_goes_on_where_it_stopped(tmp_path, model_folder, fact_text, monkeypatch):
     fact = tmp_path / "fact.yaml"
     fact.write_text(fact_text.replace("answer: lyon.", "answer: the capital of france is lyon ."))
