@@ -33,7 +33,7 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
     reports: dict[str, ps.Report] = {}
     try:
         read = read_facts(facts)
-        # All of them are looked at before the first is edited: one that is in the way should not cost the others' time.
+        # All are looked at before the first is edited: one that is in the way should not cost the others' time.
         for path in read:
             check_output(out / path.stem, overwrite=overwrite)
         for path, fact in read.items():

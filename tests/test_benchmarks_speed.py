@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from benchmarks.speed import memory as memory_module
 from benchmarks.speed import training
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.case import Case, Sizes, matrix_product_peak
-from benchmarks.speed.editing import beginning
+from benchmarks.speed.editing import beginning, memory
 from benchmarks.speed.passes import TOKENS
 from benchmarks.speed.scaling import Grid, exponent, made_up_fact, scaling, wide_model, word_tokenizer
 from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_stock_adapter
@@ -42,8 +43,7 @@ def small_squares(monkeypatch):
 
 @pytest.fixture
 def case():
-    recipe = ps.Recipe(**RECIPE)
-    return Case(planted(), localizing.word_tokenizer(), capital(), replace(SMALL, recipe=recipe))
+    return Case(planted(), localizing.word_tokenizer(), capital(), replace(SMALL, changed=RECIPE))
 
 
 def test_the_alternative_trains_as_many_scales_on_the_same_modules(case):
@@ -182,7 +182,9 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert result.exit_code == 0, result.output
     *table, last = result.stdout.splitlines()
     found = json.loads(last)
-    assert set(found) >= {*parts, "machine", "sizes", "seed"}
+    assert set(found) >= {*parts, "machine", "sizes", "seed", "commit", "versions"}
+    assert (found["fact"], found["recipe"]) == (str(fact_file), RECIPE)
+    assert set(found["machine"]) >= {"processor", "threads", "capability"}
     edit, shown = found["edit"], "\n".join(table)
     assert edit["ratio"] == pytest.approx(sum(edit["other_phases"].values()) / edit["seconds"])
     assert edit["seconds"] >= edit["seconds_without_evaluation"] > 0
@@ -244,6 +246,35 @@ def test_memory_is_measured_as_the_option_has_it(model_folder, fact_file, monkey
     assert given.pop("alone")
     assert given == {stage: replace(own, pass_tokens=256) for stage, own in RECIPES.items()}
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] > 1
+
+
+def test_a_process_that_was_killed_is_told(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", ""))
+    with pytest.raises(ps.SurgicalError, match="measuring memory failed: its process ended with status -9"):
+        memory("demo", "fact.yaml", "float32", {})
+
+
+def test_a_changed_recipe_leaves_what_else_the_stages_have():
+    sizes = Sizes(changed={"general": 60})
+    assert sizes.recipes == {stage: replace(own, general=60) for stage, own in RECIPES.items()}
+    assert sizes.keyed_recipe == replace(ps.KeyedRecipe(), general=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no/such"], "Error: cannot load the model 'no/such'"),
+        (["--dtype", "half"], "Error: unknown dtype 'half'"),
+        (["--recipe", "{steps"], "is no JSON of fields of a recipe"),
+        (["--recipe", '{"pace": 1}'], "unexpected keyword argument 'pace'"),
+        (["--recipe", '{"fact_batch": 0}'], "fact_batch"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments, message):
+    result = CliRunner().invoke(main, ["--part", "step", *arguments])
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    assert message in result.output
 
 
 def test_the_table_shows_memory_both_ways():

@@ -19,8 +19,8 @@ import torch
 from transformers.utils import logging
 
 import peft_surgical as ps
-from peft_surgical.stages import LEARN, RECIPES
 
+from ..journal import surroundings
 from ..localization import FACT
 from .beside import beside
 from .case import Case, Sizes
@@ -49,6 +49,18 @@ PARTS = (
 )
 
 
+def changes(context: click.Context, parameter: click.Parameter, given: str) -> dict[str, Any]:
+    """Reads `--recipe`."""
+    try:
+        changed: dict[str, Any] = dict(json.loads(given))
+        # An edit by scales and a keyed one have recipes of their own kinds, and both of them what is changed.
+        own = Sizes(changed=changed)
+        _ = own.recipes, own.keyed_recipe
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(f"{given!r} is no JSON of fields of a recipe: {error}") from None
+    return changed
+
+
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--model", "name", default="demo", show_default=True)
 @click.option("--fact", "path", default=str(FACT), type=click.Path(exists=True, dir_okay=False))
@@ -67,7 +79,13 @@ PARTS = (
 @click.option("--prompts", default=Sizes.prompts, show_default=True, help="Prompts to compare localizations on.")
 @click.option("--repeats", default=Sizes.repeats, show_default=True, help="Plain steps to take the median of.")
 @click.option("--own-steps", default=Sizes.own_steps, show_default=True, help="Steps of ours to take the mean of.")
-@click.option("--recipe", default="{}", help="JSON of fields of our recipe to change, for a quick look.")
+@click.option(
+    "--recipe",
+    "changed",
+    default="{}",
+    callback=changes,
+    help="JSON of fields of our recipes to change, for a quick look.",
+)
 @click.option("--width", default=3072, show_default=True, help="Of the random Phi-3.")
 @click.option("--layers", default=2, show_default=True, help="Of the random Phi-3.")
 def main(
@@ -77,7 +95,7 @@ def main(
     dtype: str,
     parts: tuple[str, ...],
     seed: int,
-    recipe: str,
+    changed: dict[str, Any],
     width: int,
     layers: int,
     **sizes: int,
@@ -85,33 +103,34 @@ def main(
     """Measure, print a table and a line of JSON."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    changed: dict[str, Any] = json.loads(recipe)
-    recipes = (ps.Recipe(**changed), ps.KeyedRecipe(**changed)) if changed else (None, None)
-    given = Sizes(**sizes, recipe=recipes[0], keyed_recipe=recipes[1])
-    wanted = parts or PARTS
+    given, wanted = Sizes(**sizes, changed=changed), parts or PARTS
     found: dict[str, Any] = {}
-    if set(wanted) - {"wide", "scaling", "memory"}:
-        model, tokenizer = ps.load_model(name, dtype=dtype)
-        case = Case(model, tokenizer, ps.Fact.from_file(path), given, seed, ps.Fact.from_file(following))
-        found |= measured(case, wanted)
-    if "memory" in wanted:
-        found["memory"] = memory(name, path, dtype, given.recipe)
-    if "wide" in wanted:
-        # Its answers mean nothing, so a few of them to keep will do.
-        few = given if given.recipe else replace(given, recipe=replace(RECIPES[LEARN], general=24))
-        wide = Case(wide_model(width, layers, seed), word_tokenizer(), made_up_fact(8, 32), few, seed)
-        found |= {f"wide_{part}": value for part, value in measured(wide, ("step", "localization")).items()}
-    if "scaling" in wanted:
-        found["scaling"] = scaling(Grid(), seed)
+    try:
+        if set(wanted) - {"wide", "scaling", "memory"}:
+            fact, next_fact = ps.Fact.from_file(path), ps.Fact.from_file(following)
+            model, tokenizer = ps.load_model(name, dtype=dtype)
+            found |= measured(Case(model, tokenizer, fact, given, seed, next_fact), wanted)
+        if "memory" in wanted:
+            found["memory"] = memory(name, path, dtype, changed)
+        if "wide" in wanted:
+            # Its answers mean nothing, so a few of them to keep will do.
+            few = replace(given, changed=changed or {"general": 24})
+            wide = Case(wide_model(width, layers, seed), word_tokenizer(), made_up_fact(8, 32), few, seed)
+            found |= {f"wide_{part}": value for part, value in measured(wide, ("step", "localization")).items()}
+        if "scaling" in wanted:
+            found["scaling"] = scaling(Grid(), seed)
+    except ps.SurgicalError as error:
+        raise click.ClickException(str(error)) from error
     for line in lines(found):
         click.echo(line)
-    machine = {
-        "threads": torch.get_num_threads(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
+    about = surroundings(torch.device("cpu"))
+    about["machine"] |= {
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "loaded": Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else None,
     }
-    click.echo(json.dumps({"model": name, "dtype": dtype, "seed": seed, "sizes": sizes, "machine": machine, **found}))
+    asked = {"model": name, "fact": path, "following": following, "dtype": dtype, "seed": seed, "recipe": changed}
+    wide_sizes = {"width": width, "layers": layers}
+    click.echo(json.dumps({**asked, "sizes": {**sizes, **wide_sizes}, **about, **found}))
 
 
 def measured(case: Case, parts: tuple[str, ...]) -> dict[str, Any]:

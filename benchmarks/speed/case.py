@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.edit import EDIT_PROJECTIONS
+from peft_surgical.stages import RECIPES
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
 
 from ..baselines.staged import default_components
@@ -34,8 +35,7 @@ class Sizes:
         prompts: On how many of the fact's prompts localizations are compared.
         answers: Prompts that the plain evaluation answers, one at a time.
         max_tokens: As for [`~peft_surgical.localize`].
-        recipe: Of our stages; their own when None.
-        keyed_recipe: Of keyed edits; their own when None.
+        changed: Fields of our recipes that are other than each recipe's own.
     """
 
     stage_steps: int = 1000
@@ -46,8 +46,17 @@ class Sizes:
     prompts: int = 4
     answers: int = 8
     max_tokens: int = 2048
-    recipe: ps.Recipe | None = None
-    keyed_recipe: ps.KeyedRecipe | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipes(self) -> dict[str, ps.Recipe]:
+        """How each of our stages trains."""
+        return {stage: replace(own, **self.changed) for stage, own in RECIPES.items()}
+
+    @property
+    def keyed_recipe(self) -> ps.KeyedRecipe:
+        """How a keyed edit trains."""
+        return replace(ps.KeyedRecipe(), **self.changed)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,8 @@ def own(case: Case, *, keyed: bool = False) -> dict[str, Any]:
         case: What is edited.
         keyed: By neurons that fire at the subject, instead of scales.
     """
-    edit = (
-        partial(ps.edit_keyed, recipe=case.sizes.keyed_recipe) if keyed else partial(ps.edit, recipe=case.sizes.recipe)
-    )
+    sizes = case.sizes
+    edit = partial(ps.edit_keyed, recipe=sizes.keyed_recipe) if keyed else partial(ps.edit, recipe=sizes.recipes)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, answers_kept(Path(folder) / FOLDER):
         for suffix, fact in (("", case.fact), ("_following", case.following or case.fact)):
@@ -168,16 +167,17 @@ def beginning(fact: ps.Fact) -> str:
     raise FactError(f"no prompt holds the subject {fact.subject!r} as it is written, which ROME needs.")
 
 
-def memory(model: str, fact: str, dtype: str, recipe: ps.Recipe | None = None) -> dict[str, Any]:
+def memory(model: str, fact: str, dtype: str, changed: Mapping[str, Any]) -> dict[str, Any]:
     """Peak resident memory of an edit above the loaded model, in MiB: as it is with a quarter of the prompts and with
     all, and with `--low-memory`."""
-    fields = json.dumps({} if recipe is None else vars(recipe))
-    command = [sys.executable, "-m", "benchmarks.speed.memory", model, fact, dtype, fields]
+    command = [sys.executable, "-m", "benchmarks.speed.memory", model, fact, dtype, json.dumps(dict(changed))]
     measured = {}
     for name, options in (("quarter", ("4",)), ("all", ("1",)), ("low_quarter", ("4", "low")), ("low", ("1", "low"))):
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ps.SurgicalError(f"measuring memory failed: {done.stderr.strip().splitlines()[-1]}")
+            # One that was killed, as where memory runs out, says nothing.
+            said = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}."]
+            raise ps.SurgicalError(f"measuring memory failed: {said[-1]}")
         measured[name] = json.loads(done.stdout.splitlines()[-1])
     return {
         "mib": measured["all"]["mib"],

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.memory MODEL FACT DTYPE RECIPE SHARE [low]
 
-RECIPE is JSON of the recipe's fields, `{}` for the stages' own; the edit uses one of SHARE of the fact's prompts. With
-`low` it runs as `peft-surgical edit --low-memory` does.
+RECIPE is JSON of fields to change in the stages' recipes, `{}` for their own; the edit uses one of SHARE of the fact's
+prompts. With `low` it runs as `peft-surgical edit --low-memory` does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import peft_surgical as ps
 from peft_surgical.cli.allocator import give_back_freed
 from peft_surgical.running.replicas import alone
-from peft_surgical.stages import low_memory
+from peft_surgical.stages import RECIPES, low_memory
 
 from ..localization import peak_above
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Measure and print a line of JSON."""
     name, path, dtype, recipe, share, *low = sys.argv[1:]
     fields: dict[str, Any] = json.loads(recipe)
-    given = ps.Recipe(**fields) if fields else None
+    recipes = {stage: replace(own, **fields) for stage, own in (low_memory() if low else RECIPES).items()}
     if low:
         give_back_freed()
     model, tokenizer = ps.load_model(name, dtype=dtype)
@@ -50,7 +50,7 @@ def main() -> None:
                     tokenizer,
                     fact,
                     out=Path(folder) / "out",
-                    recipe=low_memory(given) if low else given,
+                    recipe=recipes,
                     progress=False,
                 )
 

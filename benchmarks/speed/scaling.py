@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from .training import learn
 WORDS = 256
 _ALPHABET = 200
 LOCALIZERS = ("attribution", "logit_drop")
-RECIPE = ps.Recipe(
-    steps=3, target_loss=-1.0, variants=0, neighbours=0, near_batch=0, far_batch=0, general=0, retain_tokens=1
-)
+CHANGED = {
+    **{"steps": 3, "target_loss": -1.0, "retain_tokens": 1},
+    **dict.fromkeys(("variants", "neighbours", "near_batch", "far_batch", "general"), 0),
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def cost(point: Mapping[str, int], seed: int) -> dict[str, float]:
         small_model(point["width"], point["layers"], seed),
         word_tokenizer(),
         made_up_fact(point["prompts"], point["length"]),
-        Sizes(recipe=replace(RECIPE, fact_batch=point["prompts"])),
+        Sizes(changed={**CHANGED, "fact_batch": point["prompts"]}),
         seed,
     )
     record = learn(case).record

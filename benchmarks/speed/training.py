@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import peft_surgical as ps
 from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.stages import LEARN, RECIPES, Stage
+from peft_surgical.stages import LEARN, Stage
 from peft_surgical.staging.retained import Retained
 
 from .case import Case, matrix_product_peak, timed
@@ -34,7 +34,7 @@ def learn(case: Case, recipe: ps.Recipe | None = None, retained: Retained | None
 
 def recipe_of(case: Case) -> ps.Recipe:
     """How our stage trains."""
-    return case.sizes.recipe or RECIPES[LEARN]
+    return case.sizes.recipes[LEARN]
 
 
 def stage_to_the_same_loss(case: Case) -> dict[str, Any]:
