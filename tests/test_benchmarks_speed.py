@@ -3,6 +3,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from click.testing import CliRunner
 from peft import get_peft_model
 
 import peft_surgical as ps
+from benchmarks.speed import beside as beside_module
 from benchmarks.speed import case as case_module
+from benchmarks.speed import editing, training
 from benchmarks.speed import memory as memory_module
-from benchmarks.speed import training
+from benchmarks.speed import once as once_module
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.case import Case, Sizes, matrix_product_peak
 from benchmarks.speed.editing import beginning, memory
@@ -22,8 +25,10 @@ from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_sto
 from benchmarks.speed.table import lines
 from benchmarks.speed.training import learn
 from peft_surgical.errors import FactError
+from peft_surgical.running import computing
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.running.replicas import is_alone, replicate
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import RECIPES
 from peft_surgical.texts.prompts import EncodedAnswer
 from tests import localizing
@@ -171,6 +176,43 @@ def test_rome_continues_a_sentence_that_names_the_subject():
     assert beginning(capital()) == "what is the capital of france ?"
     with pytest.raises(FactError, match="no prompt holds the subject 'France' as it is written"):
         beginning(replace(capital(), subject="France"))
+
+
+def test_the_other_side_of_an_edit_by_hand(case, monkeypatch):
+    given = replace(case, fact=capital(probes=[{"prompt": "is it paris ?", "kind": "direct"}]))
+    monkeypatch.setattr(editing, "fit_with_trainer", lambda case, steps: SimpleNamespace(steps=steps, seconds=3.0))
+    monkeypatch.setattr(editing, "timed", lambda function, case, prompts: (None, 5.0 * len(prompts)))
+    where = {"other_seconds_a_prompt": 7.0, "prompts_default": 3, "components": 15, "components_one_by_one": 3}
+    found = editing.end_to_end(given, {"seconds": 10.0, "seconds_following": 5.0}, where)
+    # Two stages of four steps at 1.5 s; three prompts; every question in each of three states.
+    asked = len(given.fact.held_out) + len(given.fact.controls) + 1
+    assert found["other_phases"] == {"training": 12.0, "localization": 21.0, "evaluation": 3 * asked * 5.0}
+    other = 33.0 + 15.0 * asked
+    assert (found["ratio"], found["ratio_following"]) == (other / 10, other / 5)
+    assert found["ratio_localized_on_one_prompt"] == (other - 14.0) / 10
+    assert found["extrapolated"]["answers"] == [1, 3 * asked]
+
+
+def test_which_way_is_measured_against_which(case, monkeypatch):
+    prefix_once, has_plain_attention = SuffixRunner.prefix_once, computing.has_plain_attention
+
+    def learn(*_):
+        seconds = 1.0
+        if is_alone():
+            seconds = 2.0
+        elif SuffixRunner.prefix_once is not prefix_once:
+            seconds = 3.0
+        elif computing.has_plain_attention is not has_plain_attention:
+            seconds = 4.0
+        return SimpleNamespace(record=SimpleNamespace(seconds=seconds))
+
+    for module in (beside_module, once_module):
+        monkeypatch.setattr(module, "learn", learn)
+    monkeypatch.setattr(beside_module, "generate_answers", lambda *_, **__: None)
+    assert beside_module.beside(case)["steps"] == {"seconds": 1.0, "other_seconds": 2.0, "ratio": 2.0}
+    found = once_module.once(case)
+    assert found["prefix"]["steps"] == {"seconds": 1.0, "other_seconds": 3.0, "ratio": 3.0}
+    assert found["attention"]["steps"] == {"seconds": 1.0, "other_seconds": 4.0, "ratio": 4.0}
 
 
 def test_all_rows_in_one_run(model_folder, fact_file):
