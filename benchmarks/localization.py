@@ -40,17 +40,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--fact", default=str(FACT))
-    parser.add_argument("--prompts", type=int, default=8, help="how many of the fact's prompts to compare on")
-    parser.add_argument("--reference", type=int, default=1, help="on how many of these to go one by one, too")
+    parser.add_argument("--prompts", type=count, default=8, help="how many of the fact's prompts to compare on")
+    parser.add_argument("--reference", type=count, default=1, help="on how many of these to go one by one, too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-tokens", type=int, default=2048)
     options = parser.parse_args()
-    model, tokenizer = ps.load_model(options.model, dtype=options.dtype, device=options.device)
-    fact = ps.Fact.from_file(options.fact)
-    result = measure(model, tokenizer, fact, options.prompts, options.reference, options.max_tokens)
+    with told(parser):
+        fact = ps.Fact.from_file(options.fact)
+        model, tokenizer = ps.load_model(options.model, dtype=options.dtype, device=options.device)
+        result = measure(model, tokenizer, fact, options.prompts, options.reference, options.max_tokens)
     print_table(result)
     print(json.dumps(result))
+
+
+@contextlib.contextmanager
+def told(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """A mistake of whoever runs it is told in a line."""
+    try:
+        yield
+    except ps.SurgicalError as error:
+        parser.exit(1, f"Error: {error}\n")
+
+
+def count(text: str) -> int:
+    """Reads a number of things, of which there must be one."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 def measure(
@@ -104,10 +121,19 @@ def measure(
     }
 
 
-def swapped(runs: Runs, tokenizer: Any, fact: ps.Fact, prompts: int, max_tokens: int) -> Sequence[PromptPair]:
-    """The fact's first prompts whose subject can be swapped for another as long."""
-    drafts = corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(0), fact.prompts)
-    return runs.answered([pair for pair in drafts if pair.method == "swap"][:prompts], max_tokens)
+def swapped(
+    runs: Runs, tokenizer: Any, fact: ps.Fact, prompts: int, max_tokens: int, seed: int = 0
+) -> Sequence[PromptPair]:
+    """The fact's first prompts whose subject can be swapped for another as long.
+
+    Raises:
+        FactError: If there is none.
+    """
+    drafts = corrupt(tokenizer, fact.training, runs.embed, torch.Generator().manual_seed(seed), fact.prompts)
+    pairs = runs.answered([pair for pair in drafts if pair.method == "swap"][:prompts], max_tokens)
+    if not pairs:
+        raise ps.FactError("the fact has no prompt whose subject can be swapped for another as long.")
+    return pairs
 
 
 def located(model: Any, tokenizer: Any, fact: ps.Fact, scorers: list[str] | None, max_tokens: int) -> ps.Localization:

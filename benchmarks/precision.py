@@ -22,7 +22,7 @@ from peft_surgical.localizing.corruption import template_ids
 from peft_surgical.localizing.patching import targets_of
 from peft_surgical.localizing.runs import Runs, sites_of
 
-from .localization import FACT, Timed, attributed, grown, overlap, spearman, swapped
+from .localization import FACT, Timed, attributed, count, grown, overlap, spearman, swapped, told
 
 
 def main() -> None:
@@ -30,18 +30,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--fact", default=str(FACT))
-    parser.add_argument("--prompts", type=int, default=8, help="how many of the fact's prompts to average over")
+    parser.add_argument("--prompts", type=count, default=8, help="how many of the fact's prompts to average over")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-tokens", type=int, default=2048)
     options = parser.parse_args()
-    fact = ps.Fact.from_file(options.fact)
     scored, seconds = {}, {}
-    for dtype in ("float32", "bfloat16"):
-        # Loaded anew: `model.to` would round the rotary frequencies, which a bfloat16 model keeps in float32.
-        model, tokenizer = ps.load_model(options.model, dtype=dtype, device=options.device)
-        for name, (means, spent) in scores(model, tokenizer, fact, options.prompts, options.max_tokens).items():
-            label = f"{name}, {dtype} weights"
-            scored[label], seconds[label] = means, spent
+    with told(parser):
+        fact = ps.Fact.from_file(options.fact)
+        for dtype in ("float32", "bfloat16"):
+            # Loaded anew: `model.to` would round the rotary frequencies, which a bfloat16 model keeps in float32.
+            model, tokenizer = ps.load_model(options.model, dtype=dtype, device=options.device)
+            for name, (means, spent) in scores(model, tokenizer, fact, options.prompts, options.max_tokens).items():
+                label = f"{name}, {dtype} weights"
+                scored[label], seconds[label] = means, spent
     reference = scored["exact in float32, float32 weights"]
     result = {
         "model": str(model.config._name_or_path or type(model).__name__),

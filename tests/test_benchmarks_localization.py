@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import localization, precision
 from benchmarks.localization import main, overlap, print_table, spearman
 
 
@@ -37,6 +38,22 @@ def test_a_small_run(printed):
         "attribution": "attribution",
     }.items():
         assert table[label] == [f"{seconds[name]:.3f}", f"{faster[name]:.1f}"]
+
+
+@pytest.mark.parametrize("module", [localization, precision])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fact", "no/such.yaml"], "Error: no/such.yaml: cannot be read"),
+        (["--model", "no/such"], "Error: cannot load the model 'no/such'"),
+        (["--prompts", "0"], "0 is less than 1"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(module, options, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert message in capsys.readouterr().err
 
 
 def test_memory_is_above_the_weights_and_above_a_plain_forward(printed):

@@ -10,11 +10,11 @@ import torch
 import peft_surgical as ps
 from peft_surgical.edit import DEFAULT_SCORERS
 from peft_surgical.localizing.bridge import wrap
-from peft_surgical.localizing.corruption import corrupt, template_ids
+from peft_surgical.localizing.corruption import template_ids
 from peft_surgical.localizing.patching import targets_of
 from peft_surgical.localizing.runs import Runs, sites_of
 
-from ..localization import attributed, forward, grown, located, one_by_one, overlap
+from ..localization import attributed, forward, grown, located, one_by_one, overlap, swapped
 from .case import Case, timed
 
 
@@ -25,10 +25,7 @@ def localization(case: Case) -> dict[str, Any]:
     targets = targets_of(sites_of(ps.ModelShape.from_config(model.config), ("z", "post")))
     bridge, template = wrap(model), template_ids(case.tokenizer)
     precise, runs = Runs(bridge, template, precise=True), Runs(bridge, template)
-    drafts = corrupt(
-        case.tokenizer, case.fact.training, runs.embed, torch.Generator().manual_seed(case.seed), case.fact.prompts
-    )
-    pairs = runs.answered([pair for pair in drafts if pair.method == "swap"][: sizes.prompts], sizes.max_tokens)
+    pairs = swapped(runs, case.tokenizer, case.fact, sizes.prompts, sizes.max_tokens, case.seed)
     forward(model, pairs)
     chosen = random.Random(case.seed).sample(range(len(targets)), min(sizes.components, len(targets)))
     _, first_seconds = timed(one_by_one, bridge, pairs[0], [targets[chosen[0]]])
