@@ -118,7 +118,7 @@ def _share(measured: Sequence[Measured], what: str) -> Figure | None:
     if not counted:
         return None
     found = mean([one[what] / one["n"] for one in counted])
-    # The mean's interval is a normal one, and a share lies between 0 and 1.
+    # The mean's interval is Student's, and a share lies between 0 and 1.
     return Figure(found.value, found.n, max(0.0, found.low), min(1.0, found.high))
 
 

@@ -1,10 +1,11 @@
-"""LoRA as in [`Lora`], held to what the stages of `edit` are held to: what differs from them is the method alone.
+"""LoRA as in [`Lora`], held to what the stages of `edit` are held to.
 
 Every step takes all prompts, as the other baselines' do, and as many kept rows as a `learn` stage's. Its loss is
 
     mean over prompts of the sum over answer tokens of nll  +  retain_weight · mean over kept tokens of KL(base‖model)
 
-which are that stage's first two terms without the margin. The first is what [`fit`] minimizes, times the tokens of an
+which are that stage's first two terms without the margin, on the fact's prompts without the wordings that the stage
+makes of them, down to the other baselines' loss. The first is what [`fit`] minimizes, times the tokens of an
 answer: Adam's steps are the same by either, and only by the sum does the weight mean what it means in the stage.
 """
 
