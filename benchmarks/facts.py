@@ -1,9 +1,10 @@
-"""Edits fact files one after another with the defaults of `peft-surgical edit`, and prints what the reports say.
+"""Edits fact files one after another with the defaults of `peft-surgical edit`, or `edit-keyed`, and prints what the
+reports say.
 
     python -m benchmarks.facts examples/facts/*.yaml --model demo --out out/facts
 
-Prints a Markdown table and, as its last line, JSON: fact file to metric to `{value, n, low, high}`. As with the
-command, what the first edit measures on the package's own questions is kept on disk, and the others take less time.
+Prints a Markdown table and, as its last line, JSON: fact file to stage to metric to `{value, n, low, high}`. As with
+the command, what the first edit measures on the package's own questions is kept on disk, so that others take less time.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace earlier edits in the folder.")
-def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: bool) -> None:
+@click.option("--keyed", is_flag=True, help="By `edit-keyed`.")
+def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: bool, keyed: bool) -> None:
     """Edits each fact in a fresh copy of the model."""
+    edit = ps.edit_keyed if keyed else ps.edit
     reports: dict[str, ps.Report] = {}
     try:
         read = read_facts(facts)
@@ -40,7 +43,7 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
             loaded, tokenizer = ps.load_model(model)
             target = out / path.stem
             with answers_kept(out / FOLDER):
-                reports[path.name] = ps.edit(loaded, tokenizer, fact, out=target, seed=seed, overwrite=overwrite)
+                reports[path.name] = edit(loaded, tokenizer, fact, out=target, seed=seed, overwrite=overwrite)
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     click.echo("| Fact | base says old | new | old | controls kept | leak | KL per token | seconds |")
@@ -51,8 +54,7 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
         shown = " | ".join(map(_cell, cells))
         answers = f"{report.fact.old[0]} → {report.fact.new[0]}"
         click.echo(f"| {report.fact.subject}: {answers} | {shown} | {sum(report.seconds.values()):.0f} |")
-    figures = {name: {k: v.to_dict() for k, v in r.stages["edited"].items()} for name, r in reports.items()}
-    click.echo(json.dumps(figures))
+    click.echo(json.dumps({name: report.to_dict()["stages"] for name, report in reports.items()}))
 
 
 def _cell(figure: ps.Figure | None) -> str:

@@ -120,7 +120,8 @@ class Fact:
         prompts: Questions for localization and training.
         held_out: Questions for evaluation only.
         refusal: What unlearning trains; built from the first prompt when empty.
-        answer: What learning trains; `new[0] + "."` when empty.
+        answer: What learning trains; `new[0] + "."` when empty, of which a model with a chat template is taught a
+            sentence.
         contrast: Subjects of the same kind.
         retain: Prompts whose base behaviour training keeps.
         controls: Questions about other things, for evaluation only.

@@ -7,6 +7,8 @@ import peft_surgical as ps
 from benchmarks.facts import main
 from peft_surgical.stages import RECIPES
 
+from .reports import report
+
 
 def invoke(*arguments):
     return CliRunner().invoke(main, list(map(str, arguments)))
@@ -32,11 +34,24 @@ def test_each_fact_is_edited_from_the_base_and_told_by_its_file(paths, tmp_path,
     assert found["a.yaml"] == found["b.yaml"]
     for name, figures in found.items():
         report = json.loads((out / name.removesuffix(".yaml") / "report.json").read_text())
-        assert figures == report["stages"]["edited"]
+        assert figures == report["stages"]
     assert "| france: paris → lyon |" in result.stdout
     # The planted model answers no control right, so nothing can be kept of them.
-    assert "control_kept" not in found["a.yaml"]
+    assert "control_kept" not in found["a.yaml"]["edited"]
     assert "| – |" in result.stdout
+
+
+def test_keyed_edits_are_keyed(paths, tmp_path, model_folder, monkeypatch):
+    def edit_keyed(model, tokenizer, fact, *, out, seed, overwrite):
+        asked.append((fact.subject, out, seed, overwrite))
+        return report()
+
+    asked = []
+    monkeypatch.setattr(ps, "edit_keyed", edit_keyed)
+    result = invoke(paths[0], "--model", model_folder, "--out", tmp_path / "out", "--keyed", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert asked == [("france", tmp_path / "out" / "a", 3, False)]
+    assert json.loads(result.stdout.splitlines()[-1]) == {"a.yaml": report().to_dict()["stages"]}
 
 
 @pytest.mark.usefixtures("no_model")

@@ -114,7 +114,16 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *by_hand).stdout)
     assert plan["components"] == ["L2.mlp"]
     (tmp_path / "selection.json").unlink()
-    assert "the MLPs of all layers" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
+    assert "the MLPs of all layers\n" in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
+    neurons = ["--granularity", "neuron", "--neurons", 5, "--projection", "post", "--steps", 3]
+    plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *neurons).stdout
+    assert "the MLPs of all layers, 5 neurons of each MLP, at post\n" in plan
+    assert plan.count("to answer, in at most 3 steps: ") == 2
+    plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json", *neurons).stdout)
+    told = {"granularity": "neuron", "neurons": 5, "projections": ["post"], "steps": 3}
+    assert {key: plan[key] for key in told} == told
+    whole = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--granularity", "module").stdout
+    assert "the MLPs of all layers, whole modules\n" in whole
     assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
     assert run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--quiet").stdout == ""
     assert written(tmp_path) == ["fact.yaml"]

@@ -83,6 +83,21 @@ def check_parses(arguments):
     cli.commands[name].make_context(name, rest, parent=click.Context(cli, info_name=NAME, **cli.context_settings))
 
 
+def benchmarks_in(page):
+    """The module and the arguments of each benchmark that a page runs."""
+    for _, text in blocks(page, "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            if found := re.search(r"python -m (benchmarks\.[\w.]+)(.*)", line):
+                yield found[1], shlex.split(found[2], comments=True)
+
+
+def benchmark(name):
+    """The command of a benchmark's module or package; None where it is none of click's."""
+    module = importlib.import_module(name)
+    module = importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+    return module.main if isinstance(module.main, click.Command) else None
+
+
 def builder():
     spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs" / "build_reference.py")
     module = importlib.util.module_from_spec(spec)
@@ -109,6 +124,24 @@ def test_every_command_line_parses(page):
             check_parses(arguments)
         except click.UsageError as error:
             pytest.fail(f"{NAME} {shlex.join(arguments)}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith(("README", "docs/"))])
+def test_every_benchmark_has_the_options_it_is_run_with(page):
+    for name, arguments in benchmarks_in(page):
+        if command := benchmark(name):
+            # Not their values: the files are made by other commands.
+            command.make_parser(click.Context(command)).parse_args(list(arguments))
+
+
+def test_the_benchmarks_are_found():
+    names = {name for page in PAGES for name, _ in benchmarks_in(page)}
+    assert names >= {"benchmarks.facts", "benchmarks.speed", "benchmarks.speed.memory", "benchmarks.chat"}
+    assert benchmark("benchmarks.speed") is not None
+    command = benchmark("benchmarks.facts")
+    parser = command.make_parser(click.Context(command))
+    with pytest.raises(click.NoSuchOption):
+        parser.parse_args(["a.yaml", "--modle", "demo"])
 
 
 @pytest.mark.parametrize(

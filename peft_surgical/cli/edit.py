@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -143,7 +143,8 @@ def edit(
     checks.projections(projections, selection, limits)
     if dry_run:
         if is_first():
-            _tell(fact, source.name, scorers, limits, selection, out, as_json, quiet)
+            how = {"granularity": granularity, "neurons": neurons, "projections": list(projections), "steps": steps}
+            _tell(fact, source.name, scorers, limits, selection, how, out, as_json, quiet)
         return
     if low_memory:
         give_back_freed()
@@ -212,6 +213,7 @@ def _tell(
     scorers: tuple[str, ...],
     limits: Mapping[str, int | None],
     selection: Selection | None,
+    how: Mapping[str, Any],
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -230,18 +232,26 @@ def _tell(
                 "scorers": names,
                 **limits,
                 "components": components,
+                **how,
                 "out": str(out),
                 "files": [name for files, _ in _FILES for name in files.split(", ")],
             }
         )
         return
     chosen = ", ".join(components) or _within(limits, names[0])
+    if how["granularity"] == "module":
+        chosen += ", whole modules"
+    if how["neurons"] is not None:
+        chosen += f", {how['neurons']:,} neurons of each MLP"
+    if how["projections"]:
+        chosen += f", at {' and '.join(how['projections'])}"
+    steps = "" if how["steps"] is None else f", in at most {how['steps']:,} steps"
     lines = [
         f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
         f"  localize  with {', '.join(names)}, on {len(fact.prompts)} prompts",
         f"  scale     {chosen}",
-        f"  unlearn   to answer: {fact.refusal}",
-        f"  learn     to answer: {whole_answer(fact)}",
+        f"  unlearn   to answer{steps}: {fact.refusal}",
+        f"  learn     to answer{steps}: {whole_answer(fact)}",
         f"  evaluate  on {len(fact.held_out)} held-out prompts, {len(fact.controls)} controls, "
         f"{len(fact.probes)} probes, {len(fact.portability)} portability questions",
         f"  write     {', '.join(files for files, _ in _FILES)} in {out}",
