@@ -4,7 +4,7 @@ reports say.
     python -m benchmarks.facts examples/facts/*.yaml --model demo --out out/facts
 
 Prints a Markdown table and, as its last line, JSON: fact file to stage to metric to `{value, n, low, high}`. As with
-the command, what the first edit measures on the package's own questions is kept on disk, so that others take less time.
+the command, what the first edit measures on the package's own questions is kept on disk, so others take less time.
 """
 
 from __future__ import annotations

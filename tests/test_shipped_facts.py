@@ -7,10 +7,13 @@ import pytest
 import yaml
 
 from peft_surgical.facts import Fact
+from peft_surgical.staging.whole_answers import whole_answer
 from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
-from peft_surgical.texts.text import contains, normalize
+from peft_surgical.texts.text import contains, normalize, same_text_key
 
-SHIPPED = sorted((Path(__file__).parent.parent / "examples" / "facts").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "examples" / "facts").glob("*.yaml"))
+BY_OTHERS = sorted((ROOT / "benchmarks" / "facts_by_others").glob("*.yaml"))
 
 
 def test_four_facts_are_shipped():
@@ -33,6 +36,16 @@ def test_shipped_facts(path):
     shown = yaml.safe_load(path.read_text())
     assert shown["refusal"] == fact.refusal
     assert shown["answer"] == fact.answer
+
+
+def test_facts_by_others_are_what_their_page_says():
+    facts = [Fact.from_file(path) for path in BY_OTHERS]
+    assert len(facts) == 15
+    bare = [fact for fact in facts if same_text_key(fact.answer) == same_text_key(fact.new[0])]
+    assert [len(bare), sum(not fact.contrast for fact in facts), sum(len(fact.retain) == 10 for fact in facts)] == [
+        5
+    ] * 3
+    assert all(whole_answer(fact) != fact.answer for fact in bare)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
