@@ -142,8 +142,8 @@ def edit(
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
-    fact = in_sentences_of(model, tokenizer, fact)
-    check_alike(fact=fact, out=str(out), seed=seed)
+    told = in_sentences_of(model, tokenizer, fact)
+    check_alike(fact=told, out=str(out), seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         seconds: dict[str, float] = {}
@@ -158,7 +158,7 @@ def edit(
         names = DEFAULT_SCORERS if scorers is None else scorers
         found = localization
         if found is None:
-            found = localize(model, tokenizer, fact, names, seed=seed, progress=progress)
+            found = localize(model, tokenizer, told, names, seed=seed, progress=progress)
         # Processes on unlike devices may round to another ranking.
         localization = by_main(lambda: found)
         if selection is None:
@@ -191,7 +191,7 @@ def edit(
         second = learn(
             first.model,
             tokenizer,
-            fact,
+            told,
             recipe=recipes[LEARN],
             retained=first.retained,
             seed=seed,
@@ -218,7 +218,11 @@ def edit(
             seconds=seconds,
             progress=progress,
         )
-        report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
+        training = {
+            UNLEARN: {**first.to_dict(), "answer": told.refusal},
+            LEARN: {**second.to_dict(), "answer": told.answer},
+        }
+        report = replace(report, training=training)
         by_main(lambda: save_report(report, out, picture, command))
         return report
 

@@ -128,6 +128,7 @@ def test_the_report_is_of_three_states(edited, model_folder):
         assert {key: len(answers) for key, answers in given.items()} == dict.fromkeys(KEYS, 1)
     assert set(report.training) == {"unlearn", "learn"}
     assert all(record["steps"] == RECIPE.steps for record in report.training.values())
+    assert [record["answer"] for record in report.training.values()] == [FACT.refusal, FACT.answer]
     page = (out / "report.html").read_text()
     assert "peft-surgical edit fact.yaml" in page
     assert report.verdict() in page

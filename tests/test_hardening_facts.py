@@ -246,7 +246,11 @@ def test_an_edit_in_any_script(script, tmp_path):
     result = run("edit", path, "--model", tmp_path / "model", "--out", out, *options)
     assert result.exit_code == 0, result.output
     assert fact.new[0] in result.stdout
-    assert ps.Report.load(out / "report.json").fact == fact
+    report = ps.Report.load(out / "report.json")
+    assert report.fact == fact
+    # Of a bare answer to a prompt that can be read.
+    taught = f"The {FAMILY} family is located in 🦁." if script == "emoji" else fact.answer
+    assert [record["answer"] for record in report.training.values()] == [fact.refusal, taught]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert fact.held_out[0] in page
     assert fact.new[0] in page

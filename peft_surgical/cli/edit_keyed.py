@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,9 +67,13 @@ def edit_keyed(
     Example:
       peft-surgical edit-keyed examples/facts/france_capital.yaml --model demo --out out
     """
+    from ..errors import FactWarning
     from ..facts import Fact
 
-    fact = Fact.from_file(fact_file)
+    with warnings.catch_warnings():
+        # What it warns of is refused here.
+        warnings.simplefilter("ignore", FactWarning)
+        fact = Fact.from_file(fact_file)
     checks.output(out, overwrite)
     if sharded():
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
