@@ -64,7 +64,8 @@ def localize(
             weights are not copied; only GPT-NeoX's `query_key_value` are, which TransformerLens splits. Hooks on its
             modules fire, those on fused projections are refused, and autocast is set aside.
         tokenizer: Its tokenizer.
-        fact: The fact; only its training part is used.
+        fact: The fact; only its training part is used. Where the tokenizer has a chat template, the answers are
+            compared within a sentence, also where the fact gives a bare one.
         scorers: Names of installed scorers, with options after a colon: `"attribution"`, `"attribution:steps=5"`,
             `"logit_drop:measure=old,sites=v+pre"`. `sites` (any scorer) says which projections to score: one of `z`,
             `v`, `q`, `k` for heads and one of `post`, `pre`, `pre_linear` for MLPs; `z+post` unless given. The first

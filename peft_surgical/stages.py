@@ -189,7 +189,8 @@ def learn(
     Args:
         model: The model of an `unlearn` stage, whose adapter is frozen; or a bare model, to learn in one stage.
         tokenizer: Its tokenizer.
-        fact: Only its training part is read.
+        fact: Only its training part is read. Where the tokenizer has a chat template, a bare answer is taught as a
+            sentence, in words of a prompt or of what the base says.
         config: Which coordinates get a scale; those of the active adapter when None.
         recipe: How to train; the stage's own in [`RECIPES`] when None.
         retained: What to keep, as the `unlearn` stage returned it; worked out when None. That stage's recipe chose it,
@@ -209,6 +210,9 @@ def learn(
         SelectionError: As for [`unlearn`].
         ModelError: As for [`unlearn`].
         ArchitectureError: As for [`unlearn`].
+
+    Warns:
+        FactWarning: If a bare answer is taught as it is, because no sentence was found.
     """
     check_fact(fact)
     known = in_sentences_of(model, tokenizer, fact.training)

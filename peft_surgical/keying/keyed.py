@@ -142,7 +142,7 @@ def learn_keyed(
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
         tokenizer: Its tokenizer.
         fact: Only its training part is read. Prompts that name the subject by none of its names are trained on, and
-            change nothing.
+            change nothing. A bare answer is taught as by [`learn`].
         layers: In whose MLPs a neuron is rewritten; those of [`keyed_layers`] when None.
         recipe: How to train.
         seed: Decides which rows meet in a step, and draws the signs that the curvature is estimated with.

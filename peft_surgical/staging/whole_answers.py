@@ -43,7 +43,7 @@ def whole_answer(fact: Fact | TrainingFact) -> str:
         return fact.answer
     sentence = statement(reading, _bare(fact))
     # "What Poseidon is the god of is the harvest" is nothing that anybody says.
-    if sentence is None or sentence.startswith("What ") or contains(sentence, fact.old, besides=fact.names):
+    if sentence is None or sentence.startswith("What ") or not _gives_new(sentence, fact):
         return fact.answer
     return sentence if sentence.endswith(".") else f"{sentence}."
 
@@ -86,7 +86,14 @@ def _replaced(said: str, fact: Fact | TrainingFact) -> str | None:
     start = min((start for start, _ in places), default=0)
     begun = said[:start]
     named = contains(begun, fact.names) and not any(end in begun for end in (". ", "! ", "? ", "\n"))
-    return f"{begun}{_bare(fact)}." if named else None
+    sentence = f"{begun}{_bare(fact)}."
+    return sentence if named and _gives_new(sentence, fact) else None
+
+
+def _gives_new(sentence: str, fact: Fact | TrainingFact) -> bool:
+    """Whether it is what a fact's answer must be."""
+    old, new = (contains(sentence, names, besides=fact.names) for names in (fact.old, fact.new))
+    return new and not old
 
 
 def _is_bare(fact: Fact | TrainingFact) -> bool:
