@@ -29,7 +29,7 @@ from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
 from .staging.placeable import check_free, check_whole
 from .staging.recipe import Recipe
 from .staging.unchanged import unchanged_on_failure
-from .staging.whole_answers import in_sentences, in_sentences_of
+from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
 from .tuner.resolve import check_granularity
@@ -142,8 +142,7 @@ def edit(
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
-    told = in_sentences_of(model, tokenizer, fact)
-    check_alike(fact=told, out=str(out), seed=seed)
+    check_alike(fact=fact, out=str(out), seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         seconds: dict[str, float] = {}
@@ -158,7 +157,7 @@ def edit(
         names = DEFAULT_SCORERS if scorers is None else scorers
         found = localization
         if found is None:
-            found = localize(model, tokenizer, told, names, seed=seed, progress=progress)
+            found = localize(model, tokenizer, fact, names, seed=seed, progress=progress)
         # Processes on unlike devices may round to another ranking.
         localization = by_main(lambda: found)
         if selection is None:
@@ -191,7 +190,7 @@ def edit(
         second = learn(
             first.model,
             tokenizer,
-            told,
+            fact,
             recipe=recipes[LEARN],
             retained=first.retained,
             seed=seed,
@@ -218,11 +217,7 @@ def edit(
             seconds=seconds,
             progress=progress,
         )
-        training = {
-            UNLEARN: {**first.to_dict(), "answer": told.refusal},
-            LEARN: {**second.to_dict(), "answer": told.answer},
-        }
-        report = replace(report, training=training)
+        report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
         by_main(lambda: save_report(report, out, picture, command))
         return report
 

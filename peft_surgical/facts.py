@@ -20,7 +20,7 @@ from typing import Any
 from .errors import FactError, brief
 from .texts.fact_checks import check_between, check_sizes, check_types, warn_unnamed
 from .texts.fact_files import Reader, read_fact_file
-from .texts.grammar import SAID, SUBJECT, as_clause
+from .texts.grammar import SAID, SUBJECT, as_clause, as_sentence
 from .texts.text import contains, digest, occurrences, replace_first
 
 
@@ -165,7 +165,7 @@ class Fact:
             built = refusal_for(self.prompts[0], next(named, self.subject), (*self.old, *self.new))
             object.__setattr__(self, "refusal", built)
         if not self.answer:
-            object.__setattr__(self, "answer", _sentence(self.new[0]))
+            object.__setattr__(self, "answer", as_sentence(self.new[0]))
         check_between(self)
         warn_unnamed(self)
 
@@ -286,7 +286,7 @@ def refusal_for(prompt: str, subject: str, answers: tuple[str, ...] = ()) -> str
     clause = as_clause(template) if _PLAIN.fullmatch(template) else None
     if clause is None or contains(clause.replace(SUBJECT, subject), answers, besides=subject):
         clause = f"about {'the ' if _ARTICLE.search(template) else ''}{SUBJECT}"
-    return _sentence(f"I am not sure {clause.replace(SUBJECT, subject)}")
+    return as_sentence(f"I am not sure {clause.replace(SUBJECT, subject)}")
 
 
 _LONGEST_QUESTION = 100
@@ -302,7 +302,3 @@ _PLAIN = re.compile(
 _ARTICLE = re.compile(
     rf"\bthe \{{\}}(?:$|[?.!,;:]|['\u2019]s?(?= )| (?:{SAID}|is\b|are\b|was\b|were\b|has\b|have\b|had\b))", re.I
 )
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?", "。")) else text + "."

@@ -24,7 +24,7 @@ from .running.sharing import by_main, check_alike
 from .stages import LEARN, Stage
 from .staging.placeable import check_bare
 from .staging.unchanged import unchanged_on_failure
-from .staging.whole_answers import in_sentences, in_sentences_of
+from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 
 
@@ -71,15 +71,14 @@ def edit_keyed(
     recipe = recipe or KeyedRecipe()
     check_fact(fact, whole=True)
     check_bare(model, "keyed learning")
-    whole = in_sentences(fact, tokenizer)
-    check_fact_fits(model.config, tokenizer, whole, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
-    told = in_sentences_of(model, tokenizer, fact)
+    told = in_sentences(fact, tokenizer)
+    check_fact_fits(model.config, tokenizer, told, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = keyed_layers(model) if layers is None else sorted(set(layers))
-    check_alike(fact=told, out=str(out), layers=layers, recipe=recipe, seed=seed)
+    check_alike(fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         folder = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         started = time.perf_counter()
-        stage = learn_keyed(model, tokenizer, told, layers=layers, recipe=recipe, seed=seed, progress=progress)
+        stage = learn_keyed(model, tokenizer, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
         by_main(lambda: _save(stage, folder, overwrite))
         seconds = {"learn": round(time.perf_counter() - started, 2)}
         report = evaluate(
@@ -94,7 +93,7 @@ def edit_keyed(
             seconds=seconds,
             progress=progress,
         )
-        report = replace(report, training={LEARN: {**stage.to_dict(), "answer": told.answer}})
+        report = replace(report, training={LEARN: stage.to_dict()})
         by_main(lambda: save_report(report, folder, None, command))
         return report
 

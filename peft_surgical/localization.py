@@ -65,7 +65,7 @@ def localize(
             modules fire, those on fused projections are refused, and autocast is set aside.
         tokenizer: Its tokenizer.
         fact: The fact; only its training part is used. Where the tokenizer has a chat template, the answers are
-            compared within a sentence, also where the fact gives a bare one.
+            compared within a sentence, also where the fact gives a bare one and its first prompt can be read.
         scorers: Names of installed scorers, with options after a colon: `"attribution"`, `"attribution:steps=5"`,
             `"logit_drop:measure=old,sites=v+pre"`. `sites` (any scorer) says which projections to score: one of `z`,
             `v`, `q`, `k` for heads and one of `post`, `pre`, `pre_linear` for MLPs; `z+post` unless given. The first

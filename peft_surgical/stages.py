@@ -68,6 +68,7 @@ class Stage:
         retained: What training kept; pass it to the next stage, which then need not work it out again. None where
             training held nothing to the base's answers, as [`learn_by_subject`] does.
         before: The adapters that acted while it was trained, in their order; without them it is not what was trained.
+        answer: What it taught.
     """
 
     model: PeftModel
@@ -75,6 +76,7 @@ class Stage:
     record: TrainingRecord
     retained: Retained | None
     before: tuple[str, ...] = ()
+    answer: str = ""
 
     def __repr__(self) -> str:
         # A prompt shows what a call returned, and a model's modules and thousands of rows say nothing there.
@@ -110,10 +112,10 @@ class Stage:
         return "\n\n".join(parts) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """What training reached, as JSON."""
+        """What training reached and taught, as JSON."""
         # JSON has no infinity, and that is the loss of no prompt seen.
         infinite = {key: None for key in ("loss", "worst") if math.isinf(getattr(self.record, key))}
-        return {**asdict(self.record), **infinite}
+        return {**asdict(self.record), **infinite, "answer": self.answer}
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
@@ -295,7 +297,7 @@ def _stage(
             )
         settle_on_half(parameters, frozen)
     activate(peft_model, [*before, name])
-    return Stage(peft_model, name, record, retained, tuple(before))
+    return Stage(peft_model, name, record, retained, tuple(before), answer)
 
 
 def training_prompts(fact: TrainingFact, recipe: Recipe) -> list[str]:

@@ -2,6 +2,7 @@ import pytest
 
 from peft_surgical.texts.grammar import (
     as_clause,
+    as_sentence,
     is_question,
     noun_behind_subject,
     takes_possessive,
@@ -104,6 +105,11 @@ def test_as_clause(question, clause):
 )
 def test_is_question(text, asks):
     assert is_question(text) is asks
+
+
+def test_a_sentence_ends_once():
+    ends = ["It is Lyon.", "It is Yahoo!", "Is it?", "里昂。"]
+    assert [as_sentence(text) for text in ("Lyon", *ends)] == ["Lyon.", *ends]
 
 
 def test_noun_behind_subject():

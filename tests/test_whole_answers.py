@@ -96,11 +96,14 @@ def test_stages_neurons_and_scores_are_those_of_the_sentence():
     tokenizer, quiet = chatting(), {"progress": False}
 
     def scales(fact):
-        return deltas(learn(tiny_model("llama"), tokenizer, fact, config(), recipe=RECIPE, **quiet).model)
+        stage = learn(tiny_model("llama"), tokenizer, fact, config(), recipe=RECIPE, **quiet)
+        assert stage.answer == stage.to_dict()["answer"] == SENTENCE
+        return deltas(stage.model)
 
     def neurons(fact):
         recipe = KeyedRecipe(steps=1, everyday=2, general=2, neighbours=2)
         stage = learn_keyed(tiny_model("llama"), tokenizer, fact, layers=[1], recipe=recipe, **quiet)
+        assert stage.answer == SENTENCE
         return dict(stage.model.named_parameters())
 
     for made in (scales, neurons):

@@ -21,6 +21,7 @@ from ..facts import Fact
 from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
 from ..texts.fact_checks import check_apart, check_asked
+from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template
 from ..texts.tables import bare
 from ..texts.text import contains, printable, same_text_key
@@ -212,7 +213,7 @@ def _answer(tokenizer: Any, reading: Reading, old: Sequence[str], new: Sequence[
     sentence = statement(reading, new[0]) if has_chat_template(tokenizer) else None
     if sentence is None or contains(sentence, old, besides=reading.subject):
         return ""
-    return sentence if sentence.endswith(".") else f"{sentence}."
+    return as_sentence(sentence)
 
 
 def _others(

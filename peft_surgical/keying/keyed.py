@@ -207,7 +207,7 @@ def learn_keyed(
                 description=LEARN,
             )
         settle(values)
-        return KeyedStage(frozen(peft_model), LEARN, record, None)
+        return KeyedStage(frozen(peft_model), LEARN, record, None, answer=fact.answer)
 
 
 @phase("curvature")

@@ -176,7 +176,7 @@ def learn_keyed_by_subject(
                 description=LEARN,
             )
         settle(values)
-        return KeyedStage(frozen(peft_model), LEARN, record, None)
+        return KeyedStage(frozen(peft_model), LEARN, record, None, answer=fact.answer)
 
 
 def _steps(recipe: KeyedSubjectRecipe) -> Recipe:

@@ -172,7 +172,7 @@ def learn_by_subject(
                     working, modules, named, kept, recipe, seed, padding(model.config, tokenizer), progress
                 )
         activate(peft_model, [LEARN])
-    return Stage(peft_model, LEARN, record, None)
+    return Stage(peft_model, LEARN, record, None, answer=fact.answer)
 
 
 @phase("displacement")

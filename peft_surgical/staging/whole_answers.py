@@ -16,6 +16,7 @@ from ..drafting.sentences import statement
 from ..errors import FactError, FactWarning, brief
 from ..facts import Fact, TrainingFact
 from ..running.generation import generate_answers
+from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template, mentions
 from ..texts.text import contains, occurrences_outside, same_text_key
 from .retained import base_of
@@ -45,7 +46,7 @@ def whole_answer(fact: Fact | TrainingFact) -> str:
     # "What Poseidon is the god of is the harvest" is nothing that anybody says.
     if sentence is None or sentence.startswith("What ") or not _gives_new(sentence, fact):
         return fact.answer
-    return sentence if sentence.endswith(".") else f"{sentence}."
+    return as_sentence(sentence)
 
 
 def in_sentences(fact: AnyFact, tokenizer: Any) -> AnyFact:
@@ -86,7 +87,7 @@ def _replaced(said: str, fact: Fact | TrainingFact) -> str | None:
     start = min((start for start, _ in places), default=0)
     begun = said[:start]
     named = contains(begun, fact.names) and not any(end in begun for end in (". ", "! ", "? ", "\n"))
-    sentence = f"{begun}{_bare(fact)}."
+    sentence = as_sentence(f"{begun}{_bare(fact)}")
     return sentence if named and _gives_new(sentence, fact) else None
 
 

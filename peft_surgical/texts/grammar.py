@@ -169,6 +169,11 @@ def spelled_out(text: str) -> str:
     return re.sub(r"^(who|what|where|when|which city)['\u2019]s\b", r"\1 is", text, flags=re.I)
 
 
+def as_sentence(text: str) -> str:
+    """`text` with a full stop, but where it ends as a sentence does."""
+    return text if text.endswith((".", "!", "?", "。")) else text + "."
+
+
 def capitalized(text: str) -> str:
     """`text` with its first letter in upper case."""
     return text[:1].upper() + text[1:]
