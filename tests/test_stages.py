@@ -338,7 +338,8 @@ def test_whole_modules_are_refused_since_they_would_not_be_trained(stage):
 def test_a_stage_tells_what_its_training_reached():
     record = first_stage().to_dict()
     assert record["steps"] == RECIPE.steps
-    assert set(record) == {"steps", "loss", "worst", "kl", "reached", "seconds", "compute_dtype"}
+    assert record["answer"] == FACT.refusal
+    assert set(record) == {"steps", "loss", "worst", "kl", "reached", "seconds", "compute_dtype", "answer"}
 
 
 def test_a_stage_without_a_step_is_json():
