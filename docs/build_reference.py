@@ -25,9 +25,10 @@ FOLDER = Path(__file__).parent / "reference"
 WIDTH = 100
 NOTE = "<!-- Written by docs/build_reference.py; edit the docstrings instead. -->"
 
-# The two public names that are neither a class nor a function have no docstring that `inspect` finds.
+# The three public names that are neither a class nor a function have no docstring that `inspect` finds.
 VALUES = {
     "PAPER_SELECTION": lambda: _stated(inspect.getmodule(ps.Selection), "PAPER_SELECTION"),
+    "RECIPES": lambda: _stated(inspect.getmodule(ps.unlearn), "RECIPES"),
     "hookimpl": lambda: "Marks a plugin's `register_scorers`, see [The hook](#the-hook).",
 }
 _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Warns):")

@@ -12,7 +12,6 @@ from pathlib import Path
 from peft import PeftModel
 
 import peft_surgical as ps
-from peft_surgical.running.generation import generate_answers
 
 FACT = Path(__file__).parent / "facts" / "france_capital.yaml"
 SHORT = ps.Recipe(steps=2, variants=0, neighbours=8, general=16)
@@ -31,9 +30,9 @@ def main(model="demo", fact=FACT, out="out/quickstart", short=False):
     # `network` carries both stages now. What others get is the folder `edit`, for the unedited base.
     base, tokenizer = ps.load_model(model)
     prompts = fact.held_out[:3]
-    before = generate_answers(base, tokenizer, prompts)
+    before = ps.generate_answers(base, tokenizer, prompts)
     edited = PeftModel.from_pretrained(base, Path(out) / "edit")
-    after = generate_answers(edited, tokenizer, prompts)
+    after = ps.generate_answers(edited, tokenizer, prompts)
     for prompt, old, new in zip(prompts, before, after, strict=True):
         print(f"{prompt}\n  base:   {old}\n  edited: {new}")
     return report, before, after

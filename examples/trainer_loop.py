@@ -13,15 +13,13 @@ from peft import PeftModel, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 import peft_surgical as ps
-from peft_surgical.running.generation import generate_answers
-from peft_surgical.texts.prompts import encode_answer
 
 FACT = Path(__file__).parent / "facts" / "france_capital.yaml"
 
 
 def example(tokenizer, prompt, answer):
     """One row: the loss is that of the answer's tokens only."""
-    row = encode_answer(tokenizer, prompt, answer)
+    row = ps.encode_answer(tokenizer, prompt, answer)
     labels = [-100] * row.answer_start + list(row.ids[row.answer_start :])
     return {"input_ids": list(row.ids), "attention_mask": [1] * len(row.ids), "labels": labels}
 
@@ -58,7 +56,7 @@ def main(model="demo", fact=FACT, out="out/trainer_loop", steps=20, learning_rat
     # A surgical adapter needs `import peft_surgical` where it is loaded; `ps.to_ia3` makes a plain one of it.
     fresh, _ = ps.load_model(model, dtype="float32")
     again = PeftModel.from_pretrained(fresh, out)
-    for prompt, said in zip(fact.held_out[:3], generate_answers(again, tokenizer, fact.held_out[:3]), strict=False):
+    for prompt, said in zip(fact.held_out[:3], ps.generate_answers(again, tokenizer, fact.held_out[:3]), strict=False):
         print(f"{prompt}\n  {said}")
     return losses, peft_model
 

@@ -40,25 +40,31 @@ from .merge import merge
 from .models import load_model
 from .plugins import PluginWarning
 from .report import Report
+from .running.generation import generate_answers
+from .running.replicas import without_replicas
 from .running.sharing import shard, shared_work
 from .selection import PAPER_SELECTION
 from .sentence import learn_sentence, learn_sentence_keyed
-from .sites import Architecture, ModelShape, register_architecture
+from .sites import Architecture, Component, ModelShape, Slice, projection_slices, register_architecture
 from .stack import stack
-from .stages import Stage, learn, unlearn
+from .stages import RECIPES, Stage, learn, low_memory, unlearn
 from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components
 from .staging.recipe import Recipe, TrainingRecord
+from .texts.prompts import EncodedAnswer, encode_answer, without_template
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PAPER_SELECTION",
+    "RECIPES",
     "AdapterError",
     "Architecture",
     "ArchitectureError",
+    "Component",
     "Control",
     "Edit",
+    "EncodedAnswer",
     "Fact",
     "FactDraft",
     "FactError",
@@ -80,6 +86,7 @@ __all__ = [
     "ScorerError",
     "Selection",
     "SelectionError",
+    "Slice",
     "Stage",
     "SubjectRecipe",
     "SurgicalError",
@@ -92,9 +99,11 @@ __all__ = [
     "difference",
     "edit",
     "edit_keyed",
+    "encode_answer",
     "evaluate",
     "expand",
     "from_ia3",
+    "generate_answers",
     "held_out_prompts",
     "hookimpl",
     "inverse",
@@ -107,11 +116,13 @@ __all__ = [
     "learn_sentence_keyed",
     "load_model",
     "localize",
+    "low_memory",
     "merge",
     "new_fact",
     "paraphrases",
     "power",
     "product",
+    "projection_slices",
     "register_architecture",
     "shard",
     "shared_work",
@@ -119,4 +130,6 @@ __all__ = [
     "subject_components",
     "to_ia3",
     "unlearn",
+    "without_replicas",
+    "without_template",
 ]

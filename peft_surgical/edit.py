@@ -94,7 +94,7 @@ def edit(
         projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; when None, `z` and `in`, or `z`,
             `post` and `pre` where some neurons are chosen. Not used by the granularity `module`.
         recipe: One for both stages, or a mapping from `unlearn` and `learn` to the recipe of each. A stage for which
-            none is given has its own of `peft_surgical.stages.RECIPES`. Both keep what the recipe of `unlearn`
+            none is given has its own of [`RECIPES`]. Both keep what the recipe of `unlearn`
             chooses, see `retained` of [`learn`].
         seed: For corruption, training order and any scorer that draws.
         overwrite: Allow `out` to hold an earlier edit, which is replaced.

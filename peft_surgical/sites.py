@@ -78,7 +78,14 @@ _CONFIG_NAMES = {
 
 
 class Slice(NamedTuple):
-    """Coordinates `[start, stop)` of the last axis of a module's input or output."""
+    """Coordinates `[start, stop)` of the last axis of a module's input or output.
+
+    Attributes:
+        module: The module's name in the model.
+        side: Whether they are of what it takes or of what it gives.
+        start: The first of them.
+        stop: The first after them.
+    """
 
     module: str
     side: Literal["input", "output"]
@@ -88,7 +95,13 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class Component:
-    """An attention head or an MLP of one layer; `str()` gives its name, `parse` reads one."""
+    """An attention head or an MLP of one layer; `str()` gives its name, `parse` reads one.
+
+    Attributes:
+        kind: Which of the two.
+        layer: The layer, from 0.
+        index: The head, from 0; None for an MLP.
+    """
 
     kind: Literal["head", "mlp"]
     layer: int

@@ -52,6 +52,7 @@ UNLEARN, LEARN = "unlearn", "learn"
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
 RECIPES = {UNLEARN: Recipe(steps=8, hold=7), LEARN: Recipe()}
+"""How each stage trains unless told otherwise; `dataclasses.replace(ps.RECIPES["learn"], steps=20)` changes a part."""
 
 # With fewer a pass's own cost is most of its time.
 LOW_MEMORY_TOKENS = 256
@@ -119,7 +120,7 @@ class Stage:
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
-    """Recipes by stage that take less memory and more time, for [`edit`]: as `peft-surgical edit --low-memory` trains.
+    """Recipes by stage that take less memory and more time, for [`edit`]: what `--low-memory` is on the command line.
 
     Args:
         recipe: What both stages follow otherwise; each stage's own in [`RECIPES`] when None.

@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from peft_surgical.running.replicas import alone, is_plain, replicate
+from peft_surgical.running.replicas import is_plain, replicate, without_replicas
 
 from .adapters import logits, tiny_peft
 from .threads import threads
@@ -188,6 +188,6 @@ def test_what_holds_for_one_thread_keeps_to_it(mode):
 def test_alone():
     model = tiny_model("llama")
     with threads(2):
-        with alone():
+        with without_replicas():
             assert len(replicate(model)) == 1
         assert len(replicate(model)) == 2

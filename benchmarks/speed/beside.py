@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.running.replicas import alone, replicate
+from peft_surgical.running.replicas import replicate, without_replicas
 
 from .case import Case, timed
 from .training import learn, recipe_of
@@ -19,7 +19,10 @@ def beside(case: Case) -> dict[str, Any]:
     controls, as they are and with all threads on every operation."""
     prompts = [*case.fact.held_out, *(control.prompt for control in case.fact.controls)]
     found: dict[str, Any] = {"replicas": len(replicate(case.model)), "answers": {}, "before": {}, "steps": {}}
-    ways: dict[str, Callable[[], AbstractContextManager[None]]] = {"seconds": nullcontext, "other_seconds": alone}
+    ways: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "seconds": nullcontext,
+        "other_seconds": without_replicas,
+    }
     recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0)
     for name, way in ways.items():
         with way():

@@ -20,7 +20,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.cli.allocator import give_back_freed
-from peft_surgical.running.replicas import alone
+from peft_surgical.running.replicas import without_replicas
 from peft_surgical.stages import RECIPES, low_memory
 
 from ..localization import peak_above
@@ -44,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def edit() -> None:
-            with alone() if low else nullcontext():
+            with without_replicas() if low else nullcontext():
                 ps.edit(
                     model,
                     tokenizer,

@@ -156,11 +156,11 @@ def edit(
     from ..edit import DEFAULT_SCORERS
     from ..profiling import profiled
     from ..running.cache import answers_kept, beside
-    from ..running.replicas import alone
+    from ..running.replicas import without_replicas
     from ..running.sharing import shard
 
     if low_memory:
-        context.with_resource(alone())
+        context.with_resource(without_replicas())
     on_interrupt(context, out)
     with profiled() as spent, answers_kept(beside(out)):
         localization = None

@@ -86,12 +86,12 @@ def edit_keyed(
     from ..profiling import profiled
     from ..reporting.summary import summarize
     from ..running.cache import answers_kept, beside
-    from ..running.replicas import alone
+    from ..running.replicas import without_replicas
     from ..stages import LOW_MEMORY_TOKENS
 
     recipe = ps.KeyedRecipe(pass_tokens=LOW_MEMORY_TOKENS if low_memory else None)
     if low_memory:
-        context.with_resource(alone())
+        context.with_resource(without_replicas())
     on_interrupt(context, out)
     with profiled() as spent, answers_kept(beside(out)):
         report = ps.edit_keyed(

@@ -74,7 +74,9 @@ def generate_answers(
         One answer for each prompt, in the order of `prompts`.
 
     Raises:
-        ModelError: As for [`generate_ids`].
+        FactError: If a prompt gives no token.
+        ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
+            or the chat template fails or leaves a prompt out.
     """
     ids = generate_ids(
         model,

@@ -61,7 +61,7 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
     do the same: off the processor, with weights in a format of their own (quantized, sharded), with hooks or forwards
     that stand on its modules, with adapters that are merged (they unmerge themselves in a forward pass), under
     autocast and torch's other modes, which are one thread's, and where it holds what Python cannot copy. So it is
-    within [`alone`], and where processes share rows, which must all cut them alike.
+    within [`without_replicas`], and where processes share rows, which must all cut them alike.
 
     Args:
         model: A causal language model, bare or with adapters.
@@ -89,10 +89,15 @@ def _count(threads: int, most: int) -> int:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Lets models run without replicas in a block: all threads share every operation.
+def without_replicas() -> Iterator[None]:
+    """Lets models run as one in a block: all of torch's threads share every operation.
 
-    On a model whose products are most of its time that may be the faster way.
+    Elsewhere up to four threads on a processor each run rows of their own through modules of their own, over the same
+    weights, in training, measuring and answering. As one, less is in memory at a time; on a model whose products are
+    most of its time that may be the faster way, too.
+
+    >>> with ps.without_replicas():
+    ...     report = ps.edit(model, tokenizer, fact, out="out", recipe=ps.low_memory())
     """
     token = _ALONE.set(True)
     try:

@@ -11,7 +11,7 @@ from ..running.computing import check_compute_dtype
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage trains. The defaults are those of `learn`; `peft_surgical.stages.RECIPES` has both stages' own.
+    """How a stage trains. The defaults are those of `learn`; [`RECIPES`] has both stages' own.
 
     Attributes:
         steps: The largest number of steps.

@@ -106,7 +106,8 @@ def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
 
     Raises:
         FactError: If no token of the prompt comes before the answer, so that nothing would predict its first token.
-        ModelError: As for [`end_of_turn`].
+        ModelError: If the chat template fails, or leaves the prompt out, or neither it nor the tokenizer has a token
+            that ends an answer.
     """
     row = _encode_open(tokenizer, prompt, answer)
     return EncodedAnswer((*row.ids, end_of_turn(tokenizer)), row.answer_start)
