@@ -11,8 +11,10 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import click
@@ -31,6 +33,7 @@ VALUES = {
     "RECIPES": lambda: _stated(inspect.getmodule(ps.unlearn), "RECIPES"),
     "hookimpl": lambda: "Marks a plugin's `register_scorers`, see [The hook](#the-hook).",
 }
+_CONTEXT = contextmanager(lambda: iter(())).__code__
 _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Warns):")
 _ENTRY = re.compile(r"(\*{0,2}[\w.]+): (.*)", re.DOTALL)
 _REFERENCE = re.compile(r"\[`([\w.]+)`\](?:\([^)\s]*\)|\[[\w.]*\])?")
@@ -123,7 +126,11 @@ def _signature(name: str, value: Any, *, bound: bool = False) -> str:
         starred = starred or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
         written.append(_parameter(parameter))
     result = "" if own is not None or signature.return_annotation is inspect.Signature.empty else " -> "
-    result += _type(signature.return_annotation) if result else ""
+    if result:
+        given = _type(signature.return_annotation)
+        # What `contextmanager` wraps yields once; who calls it gets a context.
+        within = isinstance(value, FunctionType) and value.__code__ is _CONTEXT
+        result += given.replace("Iterator", "AbstractContextManager", 1) if within else given
     line = f"{name}({', '.join(written)}){result}"
     if len(line) <= WIDTH:
         return line

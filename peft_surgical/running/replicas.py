@@ -96,8 +96,10 @@ def without_replicas() -> Iterator[None]:
     weights, in training, measuring and answering. As one, less is in memory at a time; on a model whose products are
     most of its time that may be the faster way, too.
 
-    >>> with ps.without_replicas():
-    ...     report = ps.edit(model, tokenizer, fact, out="out", recipe=ps.low_memory())
+    ```py
+    with ps.without_replicas():
+        report = ps.edit(model, tokenizer, fact, out="out", recipe=ps.low_memory())
+    ```
     """
     token = _ALONE.set(True)
     try:
