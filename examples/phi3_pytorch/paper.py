@@ -23,7 +23,6 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 import peft_surgical as ps
 from peft_surgical.edit_folder import save_report
-from peft_surgical.texts.prompts import encode_answer
 from peft_surgical.writing.files import check_output
 
 MODEL, REVISION = "microsoft/Phi-3-mini-4k-instruct", "66403f97"
@@ -53,7 +52,7 @@ def rows(tokenizer, prompts: Sequence[str], answer: str) -> list[dict[str, list[
     """A row a prompt; the loss is over all tokens, those of the prompt as well."""
     found = []
     for prompt in prompts:
-        ids = list(encode_answer(tokenizer, prompt, answer).ids)
+        ids = list(ps.encode_answer(tokenizer, prompt, answer).ids)
         found.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids})
     return found
 
