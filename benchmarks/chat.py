@@ -35,6 +35,7 @@ from peft_surgical.evaluation import Answers, answer_fact, measure_retention
 from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
 from peft_surgical.sentence import CONTEXTS, sample_contexts
+from peft_surgical.staging.whole_answers import in_sentences
 from peft_surgical.texts.prompts import without_template
 
 from .afterwards import Afterwards
@@ -140,12 +141,14 @@ def _said(answers: Answers, afterwards: Mapping[str, Sequence[str]]) -> dict[str
 
 def _request(model: Any, tokenizer: Any, fact: ps.Fact, name: str, seed: int) -> tuple[Any, Request]:
     """What a method gets of a fact, and the tokenizer that it reads it with."""
+    # A bare answer is a sentence for all methods, as it is for the stages of an edit.
+    known = in_sentences(fact.training, tokenizer)
     if name not in FROM_A_SENTENCE:
-        return tokenizer, Questions(fact.subject, fact.prompts[0], fact.old[0], fact.answer, training=fact.training)
+        return tokenizer, Questions(fact.subject, fact.prompts[0], fact.old[0], known.answer, training=fact.training)
     plain = without_template(tokenizer)
     contexts = sample_contexts(model, plain, CONTEXTS, seed)
-    evaluated = fact.training.evaluated
-    return plain, Request(fact.subject, beginning(fact), fact.old[0], fact.new[0], contexts, evaluated)
+    subject, text = beginning(known)
+    return plain, Request(subject, text, fact.old[0], fact.new[0], contexts, known.evaluated)
 
 
 def run(

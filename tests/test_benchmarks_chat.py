@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from benchmarks.baselines import Questions, build
 from benchmarks.chat import Pair, main, row
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.staging import retain
+from peft_surgical.staging.whole_answers import whole_answer
 
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
@@ -41,6 +43,15 @@ def test_what_methods_are_given(method):
     evaluated = {*FACT.held_out, *(control.prompt for control in FACT.controls)}
     assert evaluated.isdisjoint([*asked.prompts, *sentence.prompts])
     assert not any(made.fact.may_train_on(prompt) for made in (asked, sentence) for prompt in evaluated)
+
+
+def test_a_bare_answer_is_the_same_sentence_for_all_methods():
+    bare, chatting = capital(answer="lyon"), copy.copy(TOKENIZER)
+    chatting.chat_template = "{{ messages[0]['content'] }}"
+    _, asked = chat._request(planted(), chatting, bare, "lora", 0)
+    assert asked.new == whole_answer(bare) == "The capital of france is lyon."
+    _, sentence = chat._request(planted(), chatting, bare, "rome", 0)
+    assert (sentence.subject, sentence.prompt, sentence.new) == ("france", "The capital of france is", "lyon")
 
 
 def test_a_pair_is_one_model_in_two_states():

@@ -172,10 +172,11 @@ def test_a_wide_model_is_as_wide_as_asked():
 
 
 def test_rome_continues_a_sentence_that_names_the_subject():
-    assert beginning(capital(answer="the capital of france is lyon .")) == "the capital of france is"
-    assert beginning(capital()) == "what is the capital of france ?"
-    with pytest.raises(FactError, match="no prompt holds the subject 'France' as it is written"):
-        beginning(replace(capital(), subject="France"))
+    assert beginning(capital(answer="the capital of france is lyon .")) == ("france", "the capital of france is")
+    assert beginning(capital(answer="France has its capital in lyon .")) == ("France", "France has its capital in")
+    assert beginning(capital()) == ("france", "what is the capital of france ?")
+    with pytest.raises(FactError, match="no prompt names the subject 'norway'"):
+        beginning(replace(capital(), subject="norway"))
 
 
 def test_the_other_side_of_an_edit_by_hand(case, monkeypatch):

@@ -110,9 +110,9 @@ def of_one_sentence(case: Case, methods: Sequence[str]) -> dict[str, Any]:
     """The sentence, and the seconds that each method takes to learn it; the contexts that they share are left out."""
     plain = without_template(case.tokenizer)
     model = case.fresh().requires_grad_(False)
-    prompt = beginning(case.fact)
+    subject, prompt = beginning(case.fact)
     request = Request(
-        case.fact.subject,
+        subject,
         prompt,
         case.fact.old[0],
         case.fact.new[0],
@@ -152,19 +152,20 @@ def against_rome(edit: dict[str, Any], seconds: dict[str, Any]) -> dict[str, Any
     }
 
 
-def beginning(fact: ps.Fact) -> str:
-    """A sentence that the fact's answer completes: the answer up to it, or the first prompt that names the subject.
+def beginning(fact: ps.Fact | ps.TrainingFact) -> tuple[str, str]:
+    """The subject and a sentence that the fact's answer completes: the answer up to it, or the first prompt that names
+    the subject. It is spelled as it stands there, which may be with a capital.
 
     Raises:
-        FactError: If neither names the subject as it is written.
+        FactError: If neither names the subject.
     """
     found = [next(occurrences(fact.answer, alias), None) for alias in fact.new]
     starts = [place[0] for place in found if place is not None]
     cut = fact.answer[: min(starts)].rstrip() if starts else ""
     for text in (cut, *fact.prompts):
-        if fact.subject in text:
-            return text
-    raise FactError(f"no prompt holds the subject {fact.subject!r} as it is written, which ROME needs.")
+        if place := next(occurrences(text, fact.subject), None):
+            return text[slice(*place)], text
+    raise FactError(f"no prompt names the subject {fact.subject!r}, which ROME needs.")
 
 
 def memory(model: str, fact: str, dtype: str, changed: Mapping[str, Any]) -> dict[str, Any]:
