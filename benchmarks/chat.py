@@ -2,9 +2,9 @@
 
     python -m benchmarks.chat --model demo --fact examples/facts/windows_maker.yaml --out out/chat.jsonl
 
-Adapters and fine-tuning get the fact's training prompts with its answer, all in every step, for at most 25 steps; the
-stages of `edit` (`staged`) and rewritten neurons (`keyed`, 18 steps) get the same, wordings that are made of them and
-what is kept, `lora_kept` the same and what is kept. ROME,
+Adapters and fine-tuning get the fact's training prompts with its answer, a bare one as a sentence, all in every step,
+for at most 25 steps; the stages of `edit` (`staged`) and rewritten neurons (`keyed`, 18 steps) get the same, wordings
+that are made of them and what is kept, `lora_kept` the same and what is kept. ROME,
 `surgical` and `surgical_keyed` edit one sentence, behind sampled beginnings, as they do on CounterFact: the fact's
 answer up to the new answer. Held-out prompts and controls are asked in the chat template after each, greedily. With
 `--bits` and `--relearn` held-out prompts are asked again after every edit's weights, merged, were rounded, or
@@ -35,7 +35,7 @@ from peft_surgical.evaluation import Answers, answer_fact, measure_retention
 from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
 from peft_surgical.sentence import CONTEXTS, sample_contexts
-from peft_surgical.staging.whole_answers import in_sentences
+from peft_surgical.staging.whole_answers import in_sentences_of
 from peft_surgical.texts.prompts import without_template
 
 from .afterwards import Afterwards
@@ -141,8 +141,8 @@ def _said(answers: Answers, afterwards: Mapping[str, Sequence[str]]) -> dict[str
 
 def _request(model: Any, tokenizer: Any, fact: ps.Fact, name: str, seed: int) -> tuple[Any, Request]:
     """What a method gets of a fact, and the tokenizer that it reads it with."""
-    # A bare answer is a sentence for all methods, as it is for the stages of an edit.
-    known = in_sentences(fact.training, tokenizer)
+    # A bare answer is a sentence for all methods, the one that the stages of an edit teach.
+    known = in_sentences_of(model, tokenizer, fact.training)
     if name not in FROM_A_SENTENCE:
         return tokenizer, Questions(fact.subject, fact.prompts[0], fact.old[0], known.answer, training=fact.training)
     plain = without_template(tokenizer)

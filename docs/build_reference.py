@@ -11,10 +11,8 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import click
@@ -33,7 +31,6 @@ VALUES = {
     "RECIPES": lambda: _stated(inspect.getmodule(ps.unlearn), "RECIPES"),
     "hookimpl": lambda: "Marks a plugin's `register_scorers`, see [The hook](#the-hook).",
 }
-_CONTEXT = contextmanager(lambda: iter(())).__code__
 _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Warns):")
 _ENTRY = re.compile(r"(\*{0,2}[\w.]+): (.*)", re.DOTALL)
 _REFERENCE = re.compile(r"\[`([\w.]+)`\](?:\([^)\s]*\)|\[[\w.]*\])?")
@@ -129,8 +126,8 @@ def _signature(name: str, value: Any, *, bound: bool = False) -> str:
     if result:
         given = _type(signature.return_annotation)
         # What `contextmanager` wraps yields once; who calls it gets a context.
-        within = isinstance(value, FunctionType) and value.__code__ is _CONTEXT
-        result += given.replace("Iterator", "AbstractContextManager", 1) if within else given
+        context = inspect.isgeneratorfunction(inspect.unwrap(value)) and not inspect.isgeneratorfunction(value)
+        result += given.replace("Iterator", "AbstractContextManager", 1) if context else given
     line = f"{name}({', '.join(written)}){result}"
     if len(line) <= WIDTH:
         return line

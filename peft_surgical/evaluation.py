@@ -34,8 +34,8 @@ from .profiling import phase
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS, generate_answers
 from .running.precision import without_autocast
-from .sites import check_unwrapped
 from .texts.prompts import has_chat_template
+from .wrapped import check_unwrapped
 
 __all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
 

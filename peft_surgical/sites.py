@@ -33,7 +33,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .architectures import Architecture, architecture_of, register_architecture
-from .errors import ArchitectureError, ModelError, SelectionError, brief
+from .errors import ArchitectureError, SelectionError, brief
+from .wrapped import check_uncompiled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +51,6 @@ __all__ = [
     "architecture_of",
     "check_component",
     "check_layout",
-    "check_unwrapped",
     "components",
     "hook_name",
     "module_slices",
@@ -333,38 +333,6 @@ def module_slices(shape: ModelShape, component: Component) -> tuple[Slice, ...]:
         widths = [(n, w) for n, w in zip(names, (q_width, kv_width, kv_width), strict=True) if n is not None]
     widths.append((architecture.attention_out, shape.d_model))
     return tuple(Slice(_path(architecture, layer, name), "output", 0, width) for name, width in widths)
-
-
-def check_uncompiled(names: Iterable[str]) -> None:
-    """Refuse a model that torch.compile wrapped: its modules have names that no other model has.
-
-    Args:
-        names: The names of its modules.
-
-    Raises:
-        ModelError: If a name is one that torch.compile gives.
-    """
-    if any("_orig_mod" in name.split(".") for name in names):
-        raise ModelError(
-            "the model is wrapped by torch.compile; put the adapter on the model before compiling it, or compile in"
-            " place with model.compile()."
-        )
-
-
-def check_unwrapped(model: nn.Module) -> None:
-    """Refuse a model under TransformerLens hooks or torch's wrappers of data parallelism: its modules are of other
-    names and kinds than any other model's.
-
-    Raises:
-        ModelError: If it is one, or the bridge itself.
-    """
-    if type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
-        raise ModelError(f"the model is wrapped by {type(model).__name__}; give what it wraps, its `module`.")
-    if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):
-        raise ModelError(
-            "the model is under TransformerLens hooks already, which replaced its modules; load it anew as a Hugging"
-            " Face model, and use that."
-        )
 
 
 def check_layout(model: nn.Module, shape: ModelShape) -> None:

@@ -185,7 +185,7 @@ def test_what_holds_for_one_thread_keeps_to_it(mode):
         assert len(replicate(model)) == 2
 
 
-def test_alone():
+def test_without_replicas():
     model = tiny_model("llama")
     with threads(2):
         with without_replicas():

@@ -26,7 +26,8 @@ from ..errors import ModelError, said
 from ..running.modes import evaluating
 from ..running.precision import float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
-from ..sites import ModelShape, check_layout, check_unwrapped
+from ..sites import ModelShape, check_layout
+from ..wrapped import check_unwrapped
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError
 from ..running.sharing import is_sharded
-from ..sites import check_unwrapped
+from ..wrapped import check_unwrapped
 
 
 def check_bare(model: Any, what: str) -> None:

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..errors import AdapterError, ModelError
 from ..running.overlapping import Overlapping
 from ..running.precision import without_autocast
-from ..sites import check_uncompiled
+from ..wrapped import check_uncompiled
 
 # Torch's stance is the whole process's.
 _uncompiled = Overlapping(lambda: torch.compiler.set_stance("force_eager"))

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
-from ..sites import check_uncompiled, check_unwrapped
+from ..wrapped import check_uncompiled, check_unwrapped
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .fold import Rounding

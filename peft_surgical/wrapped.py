@@ -1,0 +1,43 @@
+"""Models that something stands around, so that their modules are not those of the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_uncompiled(names: Iterable[str]) -> None:
+    """Refuse a model that torch.compile wrapped: its modules have names that no other model has.
+
+    Args:
+        names: The names of its modules.
+
+    Raises:
+        ModelError: If a name is one that torch.compile gives.
+    """
+    if any("_orig_mod" in name.split(".") for name in names):
+        raise ModelError(
+            "the model is wrapped by torch.compile; put the adapter on the model before compiling it, or compile in"
+            " place with model.compile()."
+        )
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse a model under TransformerLens hooks or torch's wrappers of data parallelism: its modules are of other
+    names and kinds than any other model's.
+
+    Raises:
+        ModelError: If it is one, or the bridge itself.
+    """
+    if type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+        raise ModelError(f"the model is wrapped by {type(model).__name__}; give what it wraps, its `module`.")
+    if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):
+        raise ModelError(
+            "the model is under TransformerLens hooks already, which replaced its modules; load it anew as a Hugging"
+            " Face model, and use that."
+        )
