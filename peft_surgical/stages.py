@@ -120,7 +120,9 @@ class Stage:
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
-    """Recipes by stage that take less memory and more time, for [`edit`]: what `--low-memory` is on the command line.
+    """Recipes by stage that take less memory and more time, for [`edit`].
+
+    The command's option `--low-memory` trains by these, and [`without_replicas`].
 
     Args:
         recipe: What both stages follow otherwise; each stage's own in [`RECIPES`] when None.
