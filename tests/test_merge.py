@@ -229,3 +229,13 @@ def test_a_generation_config_that_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"^the model cannot be saved: .*temperature.*$"):
         merge(model, adapters, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_what_stands_around_a_model_is_named():
+    for wrapped, words in (
+        (torch.compile(tiny_model("llama"), backend="eager"), "wrapped by torch.compile"),
+        (torch.nn.DataParallel(tiny_model("llama")), "wrapped by DataParallel; give what it wraps"),
+        (tiny_peft(), "needs the unedited base model, got a PeftModel"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            merge(wrapped, [], "out")

@@ -120,3 +120,13 @@ def test_targets_are_saved_in_order(tmp_path):
     model = get_peft_model(tiny_model("llama"), LoraConfig(r=1, target_modules=names))
     save_adapter(model, "default", tmp_path / "out")
     assert json.loads((tmp_path / "out" / CONFIG).read_text())["target_modules"] == sorted(names)
+
+
+def test_an_adapter_of_layers_that_were_compiled_later_is_saved_by_their_own_names(tmp_path):
+    model = tiny_peft()
+    expected, layers = logits(model), model.base_model.model.model.layers
+    for i, layer in enumerate(layers):
+        layers[i] = torch.compile(layer, backend="eager")
+    save_adapter(model, "default", tmp_path / "out")
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out")), expected)
+    assert sorted(model.base_model.edit("default").modules) == sorted(tiny_peft().peft_config["default"].selections)

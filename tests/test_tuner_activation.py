@@ -110,8 +110,9 @@ def test_delete_adapter():
     assert all(set(layer.coordinates) <= {"other"} for layer in model.base_model.surgical_layers())
     assert not torch.equal(logits(model), first)
     add(model, "third", components=["L0.mlp"])
-    with pytest.warns(UserWarning, match="active which is now deleted"):
+    with pytest.warns(UserWarning, match="active which is now deleted") as told:
         model.delete_adapter("other")
+    assert [str(one.message).rpartition(" ")[2] for one in told] == ["third."]
     assert model.active_adapters == ["third"]
     with pytest.raises(ValueError, match="does not exist"):
         model.delete_adapter("nobody")

@@ -2,8 +2,18 @@
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import (
+    SwitchTransformersConfig,
+    SwitchTransformersModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetModel,
+)
 
 from peft_surgical.errors import AdapterError
+from peft_surgical.tuner import SurgicalIA3Config
 from tests.adapters import add, logits, perturb, tiny_peft
 from tests.tiny import tiny_ids, tiny_model
 
@@ -97,5 +107,52 @@ def test_modules_saved_whole_whose_rows_cannot_be_told_apart():
     add(model, "other", components=["L1.mlp"])
     expected = logits(model)
     assert torch.equal(logits(model, adapter_names=["default", "default"]), expected)
-    with pytest.raises(AdapterError, match=r"the rows of .*self_attn, which adapters save whole, cannot be told"):
+    with pytest.raises(AdapterError, match=r"the rows of a batch cannot be told apart in .*self_attn, so they"):
         logits(model, adapter_names=["default", "other"])
+
+
+def _mixed(model, ids, **inputs):
+    with torch.no_grad():
+        return model(ids, adapter_names=["default", "__base__"], **inputs)
+
+
+def test_tokens_that_a_router_sorts_cannot_each_have_an_adapter():
+    shape = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_experts": 2}
+    layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    model = SwitchTransformersModel(SwitchTransformersConfig(**shape, **layers)).eval()
+    names = [name for name, _ in model.named_modules() if name.endswith(".experts.expert_0.wo")]
+    config = SurgicalIA3Config(selections={names[0]: {"side": "input", "ranges": [[0, 24]]}})
+    model, ids = get_peft_model(model, config).eval(), tiny_ids() % 64
+    with pytest.raises(AdapterError, match=r"cannot be told apart in .*expert_0\.wo, so they cannot each have"):
+        _mixed(model, ids, decoder_input_ids=ids)
+
+
+def test_a_model_that_counts_tokens_before_rows_has_no_mixed_batches():
+    model = XLNetModel(XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=24)).eval()
+    selections = {"layer.0.ff.layer_2": {"side": "input", "ranges": [[0, 24]]}}
+    model = get_peft_model(model, SurgicalIA3Config(selections=selections)).eval()
+    with pytest.raises(AdapterError, match=r"cannot be told apart in layer\.0\.ff\.layer_2"):
+        _mixed(model, tiny_ids() % 64)
+
+
+def test_an_encoder_and_a_decoder_that_reads_it_in_beams():
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2}
+    config = T5Config(**sizes, num_layers=1, num_decoder_layers=1, decoder_start_token_id=0)
+    whole = {"side": "input", "ranges": [[0, 24]]}
+    wo = {"encoder.block.0.layer.1.DenseReluDense.wo": whole, "decoder.block.0.layer.2.DenseReluDense.wo": whole}
+    torch.manual_seed(0)
+    model = get_peft_model(T5ForConditionalGeneration(config), SurgicalIA3Config(selections=wo)).eval()
+    perturb(model, spread=0.9)
+    ids, decoder = tiny_ids() % 64, tiny_ids(length=4, seed=1) % 64
+    mixed = _mixed(model, ids, decoder_input_ids=decoder).logits
+    torch.testing.assert_close(mixed[0], logits(model, ids, decoder_input_ids=decoder)[0])
+    with model.disable_adapter():
+        torch.testing.assert_close(mixed[1], logits(model, ids, decoder_input_ids=decoder)[1])
+    options = {"num_beams": 3, "max_new_tokens": 4, "do_sample": False}
+    said = model.generate(input_ids=ids, adapter_names=["default", "__base__"], **options)
+    assert torch.equal(said[0], model.generate(input_ids=ids, **options)[0])
+
+
+def test_names_that_are_one_text_are_refused():
+    with pytest.raises(AdapterError, match="a list with one name for each row of the batch, got 'default'"):
+        logits(tiny_peft(), adapter_names="default")

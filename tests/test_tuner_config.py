@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from peft_surgical.errors import ArchitectureError, SelectionError
@@ -251,6 +251,18 @@ def test_selections_that_replace_takes_over_are_told(recwarn):
     other = {"components": ["L1.mlp"]}
     with pytest.warns(UserWarning, match=r"they are not what 'L1\.mlp' are"):
         get_peft_model(tiny_model("llama"), replace(config, **other))
-    anew = replace(config, **other, selections=None, target_modules=None, feedforward_modules=None)
+    anew = replace(config, **other, selections=None)
     model = get_peft_model(tiny_model("llama"), anew)
     assert list(model.peft_config["default"].selections) == ["model.layers.1.mlp.down_proj"]
+
+
+def test_what_is_derived_follows_selections_that_were_changed_by_hand(tmp_path):
+    whole = {"side": "input", "ranges": [[0, 4]]}
+    config = SurgicalIA3Config(selections={"model.layers.0.mlp.down_proj": whole})
+    config.selections = {"model.layers.1.mlp.down_proj": whole}
+    model = get_peft_model(tiny_model("llama"), config)
+    assert config.target_modules == config.feedforward_modules == ["model.layers.1.mlp.down_proj"]
+    model.save_pretrained(tmp_path)
+    assert PeftModel.from_pretrained(tiny_model("llama"), tmp_path).peft_config["default"].selections == {
+        "model.layers.1.mlp.down_proj": whole
+    }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.testing._internal.two_tensor import TwoTensor
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
@@ -85,6 +86,47 @@ def test_safe_merge_refuses_what_is_not_finite():
     model.base_model.surgical_layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")
     with pytest.raises(AdapterError, match="NaNs detected in the merged weights"):
         model.merge_and_unload(safe_merge=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            lambda layer: layer.surgical_ia3_delta["default"].data.fill_(float("nan")),
+            "has scales that are not",
+        ),
+        (lambda layer: layer.base_layer.weight.data.fill_(float("nan")), "not finite without an adapter either"),
+        (lambda layer: layer.base_layer.weight.data.fill_(60000), "does not fit into float16; merge in float32"),
+    ],
+)
+def test_a_safe_merge_says_what_is_not_finite(change, why):
+    model = tiny_peft(dtype=torch.float16)
+    for layer in model.base_model.surgical_layers():
+        layer.surgical_ia3_delta["default"].data.fill_(0.5)
+    change(model.base_model.surgical_layers()[1])
+    with pytest.raises(AdapterError, match=why):
+        model.merge_adapter(safe_merge=True)
+
+
+def test_a_bias_that_another_module_has_too_is_not_merged():
+    pair = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("a", "b")})
+    pair["b"].bias = pair["a"].bias
+    pair.forward = lambda x: pair["b"](pair["a"](x))
+    model = get_peft_model(pair, SurgicalIA3Config(selections={"a": {"side": "output", "ranges": [[0, 4]]}}))
+    with pytest.raises(AdapterError, match=r"a shares its bias with b\.bias"):
+        model.merge_adapter()
+
+
+def test_a_model_of_sound_that_has_no_embeddings_of_tokens_is_merged():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    convolutions = {"conv_dim": (8,), "conv_stride": (2,), "conv_kernel": (3,), "num_conv_pos_embedding_groups": 2}
+    model = Wav2Vec2Model(Wav2Vec2Config(**sizes, **convolutions)).eval()
+    selections = {"encoder.layers.0.feed_forward.output_dense": {"side": "input", "ranges": [[0, 24]]}}
+    model, sound = get_peft_model(model, SurgicalIA3Config(selections=selections)), torch.randn(1, 400)
+    perturb(model)
+    with torch.no_grad():
+        before = model(sound).last_hidden_state
+        torch.testing.assert_close(model.merge_and_unload()(sound).last_hidden_state, before)
 
 
 @pytest.mark.parametrize("before", [[], ["other"]])

@@ -13,7 +13,6 @@ from peft import (
 )
 from safetensors.torch import load_file
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM
 
 from peft_surgical.adapters.algebra import power
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
@@ -178,27 +177,6 @@ def test_another_shape_of_model_is_refused(tmp_path):
     folder = saved(tiny_peft(), tmp_path)
     with pytest.raises(SelectionError, match="with 48 input features; this model's has 64"):
         PeftModel.from_pretrained(tiny_model("llama", intermediate_size=64), folder)
-
-
-def test_multihead_attention_is_refused():
-    model = nn.TransformerEncoderLayer(8, 2, 16)
-    config = SurgicalIA3Config(selections={"self_attn.out_proj": {"side": "input", "ranges": [[0, 4]]}})
-    with pytest.raises(SelectionError, match="MultiheadAttention"):
-        get_peft_model(model, config)
-
-
-@pytest.mark.parametrize("module", ["dt_proj", "x_proj", "out_proj"])
-def test_what_kernels_of_mamba_read_is_refused(module):
-    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
-    model = MambaForCausalLM(MambaConfig(**sizes))
-    whole = {f"backbone.layers.0.mixer.{module}": {"side": "output", "ranges": [[0, 4]]}}
-    with pytest.raises(SelectionError, match="belongs to a MambaMixer, which reads its weight without calling it"):
-        get_peft_model(model, SurgicalIA3Config(selections=whole))
-    called = {"backbone.layers.0.mixer.in_proj": {"side": "output", "ranges": [[0, 4]]}}
-    adapted = get_peft_model(model, SurgicalIA3Config(selections=called)).eval()
-    before = logits(adapted, tiny_ids() % 64)
-    perturb(adapted)
-    assert not torch.equal(logits(adapted, tiny_ids() % 64), before)
 
 
 def test_random_start_is_there_for_tests_like_those_of_peft():

@@ -9,7 +9,15 @@ from tests.adapters import tiny_peft
 from tests.tiny import tiny_model
 
 
-@pytest.mark.parametrize(("name", "words"), [("half", "a method of that name"), ("v1.0", "no dot"), ("", "not empty")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("half", "something of that name"),
+        ("training", "something of that name"),
+        ("v1.0", "no dot"),
+        ("", "not empty"),
+    ],
+)
 def test_a_name_that_torch_does_not_take_changes_nothing(name, words):
     model = tiny_peft()
     before, plain = sorted(model.state_dict()), tiny_model("llama")

@@ -76,7 +76,8 @@ def _write_again(file: Path, path: Path, *, halve: bool) -> int:
 
     None of them outlives the call: each maps the file that it was read from, which Windows then does not delete.
     """
-    tensors = read_tensors(file)
+    # What torch.compile wrapped after the adapter was put on has another name there, which no other model has.
+    tensors = {name.replace("._orig_mod.", "."): tensor for name, tensor in read_tensors(file).items()}
     if halve and fits_half(tensors):
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     write_tensors(path, tensors)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError
 from .layer import BASE, SurgicalIA3Layer
+from .names import check_known
 
 
 @contextmanager
@@ -32,16 +33,19 @@ def rows_of(tuner: Any, adapter_names: Sequence[str]) -> Iterator[None]:
         AdapterError: If a name is not known, or the model is merged; and in the block, if a batch that the tuner is
             called with has another number of rows.
     """
-    names, known = list(adapter_names), [BASE, *tuner.peft_config]
-    if unknown := [name for name in names if name not in known]:
-        raise AdapterError(f"there is no adapter named {unknown[0]!r}; a row can have one of {', '.join(known)}.")
-    layers = [module for module in tuner.modules() if isinstance(module, SurgicalIA3Layer)]
-    if any(layer.merged for layer in layers):
+    names = list(adapter_names)
+    check_known(names, [BASE, *tuner.peft_config])
+    layers = {name: module for name, module in tuner.model.named_modules() if isinstance(module, SurgicalIA3Layer)}
+    if any(layer.merged for layer in layers.values()):
         raise AdapterError("adapter_names needs adapters that are not merged; call unmerge_adapter() first.")
-    wrappers = {name: module for name, module in tuner.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)}
-    hooks: list[tuple[nn.Module, Any]] = [(tuner, partial(_checked, names))]
-    hooks += [(layer, partial(_with_names, names)) for layer in layers]
-    hooks += [(wrapper, partial(_with_own_names, names, name)) for name, wrapper in wrappers.items()]
+    batch = _Batch(names)
+    hooks: list[tuple[nn.Module, Any]] = [(tuner, partial(_checked, names)), (tuner.model, batch.seen)]
+    hooks += [(layer, partial(_with_names, batch, name)) for name, layer in layers.items()]
+    hooks += [
+        (module, partial(_with_own_names, batch, name))
+        for name, module in tuner.model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+    ]
     with ExitStack() as hooked:
         for module, hook in hooks:
             hooked.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -60,12 +64,49 @@ def check_rows(names: Sequence[str], model: Any, args: Sequence[Any], kwargs: Ma
     Raises:
         AdapterError: If there are no names, or an input is among them and has another number of rows.
     """
+    if isinstance(names, str):
+        raise AdapterError(f"adapter_names is a list with one name for each row of the batch, got {names!r}.")
     if not names:
         raise AdapterError("adapter_names is empty; give one name for each row of the batch.")
-    inputs = (getattr(model, "main_input_name", "input_ids"), "inputs", "inputs_embeds")
+    rows = _shape(model, args, kwargs)[:1]
+    if rows and rows[0] != len(names):
+        raise AdapterError(f"adapter_names has {len(names)} names for a batch of {rows[0]} rows.")
+
+
+def _shape(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of a model's input, `[batch, token, ...]`; empty where there is none."""
+    inputs = (getattr(model, "main_input_name", "input_ids"), "inputs", "inputs_embeds", "decoder_input_ids")
     given = [value for value in (*args[:1], *(kwargs.get(name) for name in inputs)) if isinstance(value, Tensor)]
-    if given and len(given[0]) != len(names):
-        raise AdapterError(f"adapter_names has {len(names)} names for a batch of {len(given[0])} rows.")
+    return tuple(given[0].shape) if given else ()
+
+
+class _Batch:
+    """Tells which names are those of the rows that a module within the model is called with.
+
+    Generation repeats each row once per beam, and OPT lays the tokens of each row one after the other before its MLPs:
+    rows that belong together stay together, in numbers that the model's own input tells. Experts get tokens of any
+    rows, and XLNet counts tokens before rows; these would be scaled by each other's adapters.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.rows, self.tokens = len(names), 1
+
+    def seen(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Takes the batch's size from what the model is called with."""
+        if shape := _shape(model, args, kwargs):
+            self.rows, self.tokens = shape[0], (*shape, 1)[1]
+
+    def spread(self, names: list[str], called: str, args: Sequence[Any]) -> list[str]:
+        """One name for each of the rows of a module's input."""
+        shape = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
+        whole = shape[:1] == (self.rows,) or (len(shape) == 2 and shape[0] == self.rows * self.tokens)
+        if not whole or shape[0] % len(names) or "experts" in called.split("."):
+            raise AdapterError(
+                f"the rows of a batch cannot be told apart in {called}, so they cannot each have an adapter; set one"
+                " for the whole batch."
+            )
+        return [name for name in names for _ in range(shape[0] // len(names))]
 
 
 def _checked(names: list[str], tuner: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -73,19 +114,20 @@ def _checked(names: list[str], tuner: Any, args: Any, kwargs: dict[str, Any]) ->
     check_rows(names, tuner.model, args, kwargs)
 
 
-def _with_names(names: list[str], _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": names}
+def _with_names(
+    batch: _Batch, called: str, layer: SurgicalIA3Layer, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    if not any(name in layer.coordinates for name in batch.names):
+        return args, {**kwargs, "adapter_names": []}
+    return args, {**kwargs, "adapter_names": batch.spread(batch.names, called, args)}
 
 
 def _with_own_names(
-    names: list[str], called: str, wrapper: Any, args: Any, kwargs: dict[str, Any]
+    batch: _Batch, called: str, wrapper: Any, args: Any, kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     # PEFT's wrapper has no module for an adapter that saves none, and wants one name for each row that generation
     # made.
-    own = [name if name in wrapper._adapters else BASE for name in names]
+    own = [name if name in wrapper._adapters else BASE for name in batch.names]
     if own == [next(iter(wrapper.active_adapters), BASE)] * len(own):
         return args, kwargs
-    copies, rest = divmod(len(args[0]), len(names)) if args else (0, 0)
-    if rest or not copies:
-        raise AdapterError(f"the rows of {called}, which adapters save whole, cannot be told apart in one batch.")
-    return args, {**kwargs, "adapter_names": [name for name in own for _ in range(copies)]}
+    return args, {**kwargs, "adapter_names": batch.spread(own, called, args)}

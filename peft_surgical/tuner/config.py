@@ -162,7 +162,8 @@ class SurgicalIA3Config(PeftConfig):
         return {module: Coordinates.from_spec(module, spec) for module, spec in (self.selections or {}).items()}
 
     def resolve(self, model_config: Any) -> None:
-        """Turns `components` into `selections` with the model's configuration; does nothing when they are known.
+        """Turns `components` into `selections` with the model's configuration, unless they are known, and derives anew
+        what follows from them, since both may have been changed by hand.
 
         Args:
             model_config: The configuration of a transformers model, as an object or a dict.
@@ -171,9 +172,12 @@ class SurgicalIA3Config(PeftConfig):
             ArchitectureError: If the model's type is not known.
             SelectionError: If the model does not have a component.
         """
-        if self.selections is None:
+        looked_up = self.selections is None
+        if looked_up:
             self.selections = self._resolved(model_config)
-            self._derive()
+        self.target_modules = self.feedforward_modules = None
+        self._derive()
+        if looked_up:
             self._of_components = self.selections
 
     def check_made_for(self, model_config: Any) -> None:
@@ -212,7 +216,7 @@ class SurgicalIA3Config(PeftConfig):
             )
         warnings.warn(
             f"the selections are used, and they are not what {brief(', '.join(self.components))} are in this model;"
-            " set selections, target_modules and feedforward_modules to None to have the components looked up.",
+            " set selections to None to have the components looked up.",
             stacklevel=2,
         )
 

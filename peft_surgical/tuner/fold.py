@@ -178,9 +178,10 @@ class Folded:
         weight: Any = module.weight
         axes, index = scaled_tensors(module, coordinates.side), coordinates.index(weight.device)
         folded = {name: fold(getattr(module, name).data, index, scale, axis) for name, axis in axes.items()}
-        if safe_for is not None and not all(torch.isfinite(values).all() for values, _ in folded.values()):
-            raise AdapterError(f"NaNs detected in the merged weights. The adapter {safe_for} seems to be broken")
         before = {name: getattr(module, name).data.index_select(axis, index) for name, axis in axes.items()}
+        if safe_for is not None:
+            for name, (values, _) in folded.items():
+                _check_finite(name, values, before[name], scale, safe_for)
         done = cls(axes, before, index, Rounding.total(rounding for _, rounding in folded.values()))
         try:
             for name, axis in axes.items():
@@ -202,3 +203,17 @@ class Folded:
         for name, values in self.before.items():
             tensor = getattr(module, name).data
             tensor.index_copy_(self.axes[name], self.index.to(tensor.device), values.to(tensor.device, tensor.dtype))
+
+
+def _check_finite(name: str, values: Tensor, before: Tensor, scale: Tensor, adapter: str) -> None:
+    if torch.isfinite(values).all():
+        return
+    if not torch.isfinite(scale).all():
+        why = f"the adapter {adapter} has scales that are not finite"
+    elif not torch.isfinite(before).all():
+        why = f"the {name} is not finite without an adapter either"
+    else:
+        dtype = str(values.dtype).removeprefix("torch.")
+        why = f"the {name} does not fit into {dtype}; merge in float32, or edit less"
+    # As PEFT says it, which people look for.
+    raise AdapterError(f"NaNs detected in the merged weights: {why}.")

@@ -184,25 +184,21 @@ class SurgicalIA3Layer(Merging):
     def scale_rows(self, x: Float[Tensor, "batch ... width"], names: list[str]) -> Float[Tensor, "batch ... width"]:
         """Multiplies each row of a batch by an adapter of its own.
 
-        Generation repeats each row once per beam, and OPT lays the tokens of each row one after the other before its
-        MLPs: rows that belong together stay together, so both are told from the number of rows.
-
         Args:
             x: The input or output of the base layer.
-            names: One adapter, or `__base__`, per row of the model's input.
+            names: One adapter, or `__base__`, per row.
 
         Raises:
-            AdapterError: If the batch does not have the rows for it.
+            AdapterError: If there are not as many names as rows.
         """
-        copies, rest = divmod(x.shape[0], len(names))
-        if rest or not copies:
-            raise AdapterError(f"adapter_names has {len(names)} names for a batch of {x.shape[0]} rows.")
         here = {name: self.dense_scale(name) for name in set(names) if name in self.coordinates}
         if not here:
             return x
+        if len(names) != len(x):
+            raise AdapterError(f"adapter_names has {len(names)} names for a batch of {len(x)} rows.")
         ones = torch.ones(self.width, dtype=torch.float32, device=x.device)
-        rows = torch.stack([here.get(name, ones) for name in names]).repeat_interleave(copies, dim=0)
-        return (x * rows.view(x.shape[0], *[1] * (x.ndim - 2), self.width)).to(x.dtype)
+        rows = torch.stack([here.get(name, ones) for name in names])
+        return (x * rows.view(len(x), *[1] * (x.ndim - 2), self.width)).to(x.dtype)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switches the scales on or off. While off, none gets gradients; on again, those that were frozen still are.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def check_mergeable(model: nn.Module) -> None:
 
 
 def check_untied(model: nn.Module, layers: Mapping[str, BaseTunerLayer]) -> None:
-    """Refuses layers whose weight is also another module's, which a merge would change too.
+    """Refuses layers whose weight or bias is also another module's, which a merge would change too.
 
     Args:
         model: What holds them.
@@ -48,14 +50,20 @@ def check_untied(model: nn.Module, layers: Mapping[str, BaseTunerLayer]) -> None
         for key, parameter in held._parameters.items()
         if parameter is not None
     }
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     for name, layer in layers.items():
-        weight = getattr(layer.get_base_layer(), "weight", None)
-        if weight is None:
-            continue
-        if other := shared_with(tensors, f"{name}.base_layer.weight", weight):
-            what = "the embeddings" if tensors[other] is getattr(embeddings, "weight", None) else other
-            raise AdapterError(f"{name} shares its weight with {what}, so an adapter of it cannot be merged.")
+        for kind in ("weight", "bias"):
+            tensor = getattr(layer.get_base_layer(), kind, None)
+            if tensor is not None and (other := shared_with(tensors, f"{name}.base_layer.{kind}", tensor)):
+                what = "the embeddings" if tensors[other] is _embedding_weight(model) else other
+                raise AdapterError(f"{name} shares its {kind} with {what}, so an adapter of it cannot be merged.")
+
+
+def _embedding_weight(model: nn.Module) -> Tensor | None:
+    # Of models of sound transformers does not know it, and says so by an error.
+    with suppress(AttributeError, NotImplementedError):
+        embeddings: Any = model.get_input_embeddings
+        return getattr(embeddings(), "weight", None)
+    return None
 
 
 def check_alone(model: nn.Module) -> None:

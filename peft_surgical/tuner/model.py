@@ -188,7 +188,9 @@ class SurgicalIA3Model(BaseTuner):
         left = [name for name in self.active_adapters if name != adapter_name]
         another_acts = adapter_name in self.active_adapters and not left
         trainable = {p: p.requires_grad for layer in self.surgical_layers() for p in layer.surgical_ia3_delta.values()}
-        with self._memory_kept():
+        with self._memory_kept(), warnings.catch_warnings():
+            # Each layer would say which one it makes active instead.
+            warnings.filterwarnings("ignore", ".*was active which is now deleted")
             super().delete_adapter(adapter_name)
             # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
             active = list(self.peft_config)[:1] if another_acts else left
@@ -197,6 +199,11 @@ class SurgicalIA3Model(BaseTuner):
             for layer in self.surgical_layers():
                 layer.set_adapter(active, inference_mode=not was_trained)
         self.active_adapter = active
+        if another_acts and active:
+            warnings.warn(
+                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {active[0]}.",
+                stacklevel=3,
+            )
         if another_acts:
             for layer in self.surgical_layers():
                 if layer._was_trainable is not None:
@@ -319,7 +326,8 @@ class SurgicalIA3Model(BaseTuner):
         check_known([adapter_name], self.peft_config)
         config = self.peft_config[adapter_name]
         modules = {
-            name: ModuleScale(
+            # What torch.compile wrapped after the adapter was put on goes by another name.
+            name.replace("_orig_mod.", ""): ModuleScale(
                 module.coordinates[adapter_name],
                 _whole(module.scale(adapter_name).detach()).cpu().clone(),
                 module.width,

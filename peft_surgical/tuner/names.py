@@ -39,8 +39,8 @@ def check_usable(name: str) -> None:
     """
     if not name or "." in name:
         raise AdapterError(f"{name!r} cannot name an adapter: a name is not empty and has no dot in it.")
-    if hasattr(nn.ParameterDict, name):
-        raise AdapterError(f"{name!r} cannot name an adapter: torch's modules have a method of that name.")
+    if hasattr(nn.ParameterDict(), name):
+        raise AdapterError(f"{name!r} cannot name an adapter: torch's modules have something of that name.")
 
 
 def check_once(names: Sequence[str]) -> None:

@@ -15,6 +15,14 @@ from .fold import features
 
 # Mamba multiplies by `dt_proj`'s weight, and its fused kernels, which training may run, take that of the others too.
 _READ_BY_MAMBA = ("dt_proj", "x_proj", "out_proj")
+# Other classes that read weights of their modules: always or, as torch's encoder, in eval mode.
+_READ_BY = {
+    "TransformerEncoderLayer": ("linear1", "linear2"),
+    "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "MobileBertLMPredictionHead": ("dense", "decoder"),
+    "LongcatFlashTopkRouter": ("classifier",),
+    "TDNNLayer": ("kernel",),
+}
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
@@ -33,7 +41,8 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     above, _, last = name.rpartition(".")
     parent = model.get_submodule(above)
     mamba = last in _READ_BY_MAMBA and hasattr(parent, "A_log") and hasattr(parent, "D")
-    if mamba or isinstance(parent, nn.MultiheadAttention):
+    kinds = {kind.__name__ for kind in type(parent).__mro__}
+    if mamba or "MultiheadAttention" in kinds or any(last in _READ_BY.get(kind, ()) for kind in kinds):
         raise SelectionError(
             f"{name} belongs to a {type(parent).__name__}, which reads its weight without calling it, so a scale on it"
             " would have no effect."

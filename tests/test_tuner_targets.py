@@ -1,0 +1,50 @@
+"""Modules that no scale could act on, because another reads their weights."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM, WavLMConfig, WavLMModel
+
+from peft_surgical.errors import SelectionError
+from peft_surgical.tuner import SurgicalIA3Config
+from tests.adapters import logits, perturb
+from tests.tiny import tiny_ids
+
+
+def test_multihead_attention_is_refused():
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    config = SurgicalIA3Config(selections={"self_attn.out_proj": {"side": "input", "ranges": [[0, 4]]}})
+    with pytest.raises(SelectionError, match="MultiheadAttention"):
+        get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("module", ["linear1", "linear2"])
+def test_what_torchs_encoder_reads_in_eval_mode_is_refused(module):
+    config = SurgicalIA3Config(selections={module: {"side": "output", "ranges": [[0, 4]]}})
+    with pytest.raises(SelectionError, match="belongs to a TransformerEncoderLayer, which reads its weight"):
+        get_peft_model(nn.TransformerEncoderLayer(8, 2, 16), config)
+
+
+@pytest.mark.parametrize("module", ["dt_proj", "x_proj", "out_proj"])
+def test_what_kernels_of_mamba_read_is_refused(module):
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(**sizes))
+    whole = {f"backbone.layers.0.mixer.{module}": {"side": "output", "ranges": [[0, 4]]}}
+    with pytest.raises(SelectionError, match="belongs to a MambaMixer, which reads its weight without calling it"):
+        get_peft_model(model, SurgicalIA3Config(selections=whole))
+    called = {"backbone.layers.0.mixer.in_proj": {"side": "output", "ranges": [[0, 4]]}}
+    adapted = get_peft_model(model, SurgicalIA3Config(selections=called)).eval()
+    before = logits(adapted, tiny_ids() % 64)
+    perturb(adapted)
+    assert not torch.equal(logits(adapted, tiny_ids() % 64), before)
+
+
+@pytest.mark.parametrize("module", ["q_proj", "out_proj"])
+def test_what_the_attention_of_wavlm_reads_is_refused(module):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    convolutions = {"conv_dim": (8,), "conv_stride": (2,), "conv_kernel": (3,), "num_conv_pos_embedding_groups": 2}
+    name = f"encoder.layers.0.attention.{module}"
+    config = SurgicalIA3Config(selections={name: {"side": "output", "ranges": [[0, 4]]}})
+    with pytest.raises(SelectionError, match="belongs to a WavLMAttention, which reads its weight"):
+        get_peft_model(WavLMModel(WavLMConfig(**sizes, **convolutions)), config)
