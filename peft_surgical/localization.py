@@ -22,7 +22,7 @@ from torch import nn
 
 from .errors import FactError, ModelError, ScorerError, brief, said
 from .facts import Fact, TrainingFact, check_fact
-from .localizing.bridge import left_as_found, wrap
+from .localizing.bridge import Hooks, left_as_found, wrap
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair, corrupt, template_ids
@@ -147,10 +147,11 @@ class _Session:
         self.tokenizer, self.fact, self.catalogue = tokenizer, fact, catalogue
         self.seed, self.max_tokens, self.progress = seed, max_tokens, progress
         pairs = corrupt(tokenizer, fact, self.runs.embed, self._generator(), fact.prompts[:prompts])
-        self.pairs = self.runs.answered(pairs, max_tokens)
+        self.pairs = self.precise.answered(pairs, max_tokens)
         self._tables: dict[str, Scores] = {}
         self._shared: dict[Hashable, Any] = {}
         self._under_way: list[str] = []
+        self._hooks = Hooks.of(bridge)
 
     def run(self, specs: Sequence[ScorerSpec]) -> tuple[dict[str, Scores], dict[str, str]]:
         """Tables of all scorers, the requested ones first, and the reasons of those that failed."""
@@ -189,7 +190,7 @@ class _Session:
             )
             self._under_way.append(spec.text)
             try:
-                with left_as_found(self.runs.bridge):
+                with left_as_found(self.runs.bridge, self._hooks):
                     raw = spec.installed.scorer(context, **spec.options)
             except ScorerError as error:
                 raise ScorerError(f"{spec.installed}: {said(error)}") from error
@@ -205,13 +206,14 @@ class _Session:
 
     def _once(self, key: Hashable, function: Callable[[], Any]) -> Any:
         if key not in self._shared:
-            self._shared[key] = function()
+            with left_as_found(self.runs.bridge, self._hooks):
+                self._shared[key] = function()
         return self._shared[key]
 
     @cached_property
     def controls(self) -> tuple[PromptPair, ...]:
         """Control-like prompts, made on first use."""
-        return control_pairs(self.tokenizer, self.fact, self.runs, self._generator(), self.max_tokens)
+        return control_pairs(self.tokenizer, self.fact, self.precise, self._generator(), self.max_tokens)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """How each prompt was corrupted, and what that did to the logit difference."""

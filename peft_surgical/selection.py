@@ -21,7 +21,9 @@ from .sites import (
     PROJECTIONS,
     Component,
     ModelShape,
+    Slice,
     check_component,
+    projection_slices,
 )
 from .writing.files import read_json, write_json
 
@@ -232,16 +234,23 @@ def select(
     if unknown := set(projections) - set(PROJECTIONS):
         raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
     cost = {kind: n_scales(shape, kind, projections, neurons) for kind in ("head", "mlp")}
+    shared = [projection for projection in ("k", "v") if projection in projections]
     chosen: list[str] = []
+    paid: set[Slice] = set()
     for name in ranked(scores, tie_break):
-        kind = Component.parse(name).kind
+        component = Component.parse(name)
+        kind = component.kind
         if (k is not None and len(chosen) >= k) or (threshold is not None and scores[name] < threshold):
             break
-        if left[kind] < 1 or not 0 < cost[kind] <= room:
+        # Heads of one group read the same keys and values, which are scaled once.
+        slices = {projection_slices(shape, component, p) for p in shared} if kind == "head" else set()
+        here = cost[kind] - shape.d_head * len(slices & paid)
+        if left[kind] < 1 or not 0 < here <= room:
             continue
         chosen.append(name)
         left[kind] -= 1
-        room -= cost[kind]
+        room -= here
+        paid |= slices
     if not chosen:
         given = {**limits, "threshold": threshold}
         said = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
@@ -253,6 +262,10 @@ def select(
         if not any(cost[kind] for kind in kinds):
             where = "+".join(sorted(projections))
             raise SelectionError(f"nothing that was scored has scales at {where}; choose other projections.")
+        if budget is not None and all(cost[kind] > budget for kind in kinds if cost[kind]):
+            words = {"head": "a head takes", "mlp": "an MLP takes"}
+            needed = " and ".join(f"{words[kind]} {cost[kind]}" for kind in sorted(kinds) if cost[kind])
+            raise SelectionError(f"no component fits {said}: {needed} scales here.")
         raise SelectionError(f"no component fits {said}; the best score is {max(scores.values()):.4g}.")
     return Selection(tuple(chosen), shape)
 

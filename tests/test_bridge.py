@@ -9,11 +9,13 @@ from peft import get_peft_model
 from torch import nn
 
 import peft_surgical as ps
+from peft_surgical import plugins
 from peft_surgical.errors import ModelError
 from peft_surgical.localization import localize
-from peft_surgical.localizing.bridge import left_as_found, wrap
+from peft_surgical.localizing.bridge import Hooks, left_as_found, wrap
 
-from .localizing import capital, word_tokenizer
+from .localizing import capital, planted, word_tokenizer
+from .test_hardening_scorers import Installed, module
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 
@@ -276,3 +278,37 @@ def test_a_hook_on_a_fused_projection_is_refused_before_anything_is_scored():
     model.model.layers[1].self_attn.qkv_proj.register_forward_hook(lambda module, args, output: output * 2)
     with pytest.raises(ModelError, match="TransformerLens computes something else than this model"):
         scores(model)
+
+
+def test_hooks_of_torch_are_taken_away_too():
+    bridge = wrap(tiny_model("llama"))
+    mlp, before = bridge.blocks[1].mlp, Hooks.of(bridge)
+    with left_as_found(bridge):
+        mlp.register_forward_hook(lambda module, args, output: output * 0)
+        mlp.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
+        mlp.register_full_backward_hook(lambda module, before, behind: None)
+    assert Hooks.of(bridge) == before
+
+
+def test_a_scorer_that_is_asked_does_not_see_the_hooks_of_who_asks(monkeypatch):
+    tokenizer, found = word_tokenizer(), {}
+
+    def asks(context):
+        zeros = [("blocks.1.attn.hook_z", lambda tensor, hook: tensor * 0)]
+        with context.model.hooks(fwd_hooks=zeros):
+            found["asked"] = context.score("attribution").components
+            found["once"] = context.once("logits", lambda: said(context))
+            found["own"] = said(context)
+        found["behind"] = said(context)
+        return {site: torch.ones(site.size) for site in context.sites}
+
+    def said(context):
+        [window] = context.windows()
+        return context.runs.logits(window, window.clean)
+
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [Installed(module(asks=asks))])
+    asked = localize(planted(), tokenizer, capital(), ["asks", "attribution"], progress=False)
+    alone = localize(planted(), tokenizer, capital(), ["attribution"], progress=False)
+    assert asked.scores["attribution"] == alone.scores["attribution"] == found["asked"]
+    assert torch.equal(found["once"], found["behind"])
+    assert not torch.equal(found["own"], found["behind"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from peft_surgical.localizing.controls import control_pairs
 from peft_surgical.localizing.corruption import corrupt, first_difference, template_ids
 
 from .localizing import capital, fact_pairs, planted, runs_of, without, word_tokenizer
+from .small_tokenizers import CHATML, small_tokenizer
 from .tiny import tiny_model
 
 
@@ -106,10 +109,38 @@ def test_runs_differ_from_the_first_position_on_where_they_do():
 def test_what_is_blurred_does_not_depend_on_how_the_answer_begins(runs):
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "what is . {{ messages[0]['content'] }} please ?"
+    shifts = {}
     for answer in ("lyon", "the capital of france is lyon"):
         [pair] = make(tokenizer, capital(prompts=["which city has the government"], answer=answer), runs)
+        shifts[answer] = pair.shift
         touched = pair.shift.abs().sum(1).nonzero()[:, 0].tolist()
-        assert touched == [3, 4, 5, 6, 7]
+        assert touched[:5] == [3, 4, 5, 6, 7]
+        # Where the answer's beginning names the subject that the prompt leaves out, it would tell it all the same.
+        assert [tokenizer.convert_ids_to_tokens(int(pair.clean[at])) for at in touched[5:]] == ["france"] * (
+            "france" in answer
+        )
+    short, long = shifts.values()
+    assert torch.equal(short[3:8], long[3:8])
+    mean = (runs.embed(pair.clean) + long)[3:8].mean(0)
+    torch.testing.assert_close((runs.embed(pair.clean) + long)[touched[5]], mean)
+
+
+def test_the_subject_is_taken_out_of_an_answer_that_writes_it_in_other_tokens(runs):
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    fact = capital(subject="PyTorch", prompts=["Who made PyTorch?"], old=["Meta"], new=["Google"])
+    fact = replace(fact, answer="PyTorch was made by Google.", contrast=())
+    embed = torch.nn.Embedding(len(tokenizer), 8)
+    [pair] = corrupt(tokenizer, fact.training, lambda ids: embed(ids).detach(), torch.Generator().manual_seed(0))
+    touched = pair.shift.abs().sum(1).nonzero()[:, 0].tolist()
+    assert "".join(tokenizer.convert_ids_to_tokens(pair.clean[touched])).replace("Ġ", " ") == " PyTorchPyTorch"
+
+
+def test_another_name_of_the_old_answer_is_no_rival(tokenizer):
+    runs, _ = runs_of(planted())
+    for pair in fact_pairs(runs, capital(old=["paris", "rome"], contrast=["italy"]), tokenizer):
+        old, rival, other = tokenizer.convert_ids_to_tokens([pair.old, pair.rival, *pair.besides])
+        assert (old, other) == ("paris", "rome")
+        assert rival not in ("paris", "rome")
 
 
 def test_the_rival_is_what_the_model_says_to_the_corrupted_prompt(tokenizer):

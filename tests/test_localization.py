@@ -169,11 +169,11 @@ def test_scores_are_averages_over_the_prompts(tokenizer):
 def test_half_precision_is_scored_exactly_in_float32(tokenizer):
     half = tiny_model("llama", dtype=torch.bfloat16)
     full = copy.deepcopy(half).float()
-    # The rival is chosen in the model's own precision and may differ; the old answer's logit does not depend on it.
-    name = "logit_drop:measure=old"
-    scored, expected = run(half, tokenizer, name), run(full, tokenizer, name)
-    torch.testing.assert_close(vector(scored, name), vector(expected, name), atol=1e-5, rtol=1e-3)
-    assert scored.dtype == "bfloat16"
+    for name in ("logit_drop:measure=old", "logit_drop"):
+        scored, expected = run(half, tokenizer, name), run(full, tokenizer, name)
+        torch.testing.assert_close(vector(scored, name), vector(expected, name), atol=1e-5, rtol=1e-3)
+        assert [record["rival"] for record in scored.corruption] == [record["rival"] for record in expected.corruption]
+        assert scored.dtype == "bfloat16"
 
 
 EVERY = [*ALL, "verified", "consensus", "random", "logit_drop:ablation=mean"]

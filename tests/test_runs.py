@@ -3,12 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from peft_surgical.errors import ScorerError
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import PromptPair
 from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.sites import ModelShape
 
-from .localizing import patch_all, random_pairs, runs_of
+from .localizing import patch_all, planted, random_pairs, runs_of
 from .tiny import FAMILIES, tiny_granite, tiny_ids, tiny_model
 
 
@@ -152,3 +153,31 @@ def test_precise_runs_of_a_half_precision_model_are_those_of_its_float32_copy(fa
 def test_sites_of_grouped_heads_have_the_size_of_their_group():
     shape = ModelShape("llama", n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=64, d_model=32)
     assert [site.size for site in sites_of(shape, ("z", "v", "post"))] == [4, 2, 64] * 2
+
+
+def test_what_windows_share_is_run_within_the_bound_too():
+    runs, _ = runs_of(tiny_model("llama"))
+    pairs = random_pairs(runs, 3, length=20, first=18)
+    sizes = []
+    plain = runs._forward
+    runs._forward = lambda tokens, *rest: (sizes.append(tokens.numel()), plain(tokens, *rest))[1]
+    whole, parts = runs.window(pairs), runs.window(pairs, max_tokens=12)
+    assert sizes[0] == 3 * 18
+    assert sizes[1:] == [12] * 4 + [6]
+    torch.testing.assert_close(runs.logits(parts, parts.corrupted), runs.logits(whole, whole.corrupted))
+
+
+def test_the_mask_is_that_of_the_windows_positions():
+    runs, _ = runs_of(tiny_model("llama"))
+    for whole in (False, True):
+        window = runs.window(random_pairs(runs, 3), whole=whole)
+        assert window.mask.shape == window.clean.shape[:2]
+        assert window.mask.sum(1).tolist() == ([9, 11, 13] if whole else [9, 10, 10])
+
+
+def test_prompts_about_other_things_have_no_new_answer():
+    runs, _ = runs_of(planted())
+    window = runs.window(random_pairs(runs, 2))
+    window.new.fill_(-1)
+    with pytest.raises(ScorerError, match="prompts about other things have no new answer"):
+        window.new_difference(runs.logits(window, window.clean))

@@ -53,7 +53,7 @@ def test_ties_are_broken_by_the_key():
         ({"threshold": float("nan")}, "threshold must be"),
         ({"threshold": "x"}, "threshold must be a finite number, not 'x'"),
         ({"threshold": 10**400}, "threshold must be"),
-        ({"budget": 3}, r"no component fits budget=3; the best score is 9"),
+        ({"budget": 3}, "no component fits budget=3: a head takes 4 and an MLP takes 10 scales here"),
         ({"threshold": 10.0}, "no component fits threshold=10"),
         ({"projections": ()}, "there are no projections to scale at; give some of z, v, q, k, post"),
     ],
@@ -238,3 +238,13 @@ def test_index_ranges_cover_exactly_the_indices():
 def test_what_will_be_scaled_in_any_case(limits, sure):
     assert sure_components(None, **limits) == sure
     assert sure_components(Selection.from_components("L1.mlp", "L2.head.0"), **limits) == ("L1.mlp", "L2.head.0")
+
+
+def test_heads_that_read_the_same_values_are_paid_once():
+    grouped = replace(SHAPE, n_heads=4, n_kv_heads=2)
+    scores = {f"L0.head.{head}": 4.0 - head for head in range(4)} | {"L1.head.0": 0.5}
+    # Values of heads 0 and 1 are one slice of 4, and there is nothing left to scale for the second of them.
+    assert select(scores, grouped, budget=8, projections=("v",)).components == ("L0.head.0", "L0.head.2")
+    assert select(scores, grouped, heads=3, projections="v").components == ("L0.head.0", "L0.head.2", "L1.head.0")
+    assert select(scores, grouped, budget=12, projections=("z", "v")).components == ("L0.head.0", "L0.head.1")
+    assert select(scores, grouped, budget=8, projections=("z",)).components == ("L0.head.0", "L0.head.1")

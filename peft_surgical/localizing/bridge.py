@@ -16,6 +16,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -90,21 +91,56 @@ def wrap(model: nn.Module) -> TransformerBridge:
     return bridge
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """The hooks that modules have: those of torch, and what TransformerLens keeps of its own.
+
+    Attributes:
+        of_modules: For each of their collections of hooks, what is in it.
+        of_points: The same for TransformerLens's lists.
+    """
+
+    of_modules: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...]
+    of_points: tuple[tuple[list[Any], list[Any]], ...]
+
+    @classmethod
+    def of(cls, bridge: TransformerBridge) -> Hooks:
+        """Those that are there now."""
+        modules = {*bridge.modules(), *bridge.original_model.modules()}
+        dicts = [value for module in modules for name, value in vars(module).items() if _holds_hooks(name, value)]
+        lists = [hooks for point in bridge.hook_points() for hooks in (point.fwd_hooks, point.bwd_hooks)]
+        return cls(tuple((held, {**held}) for held in dicts), tuple((held, [*held]) for held in lists))
+
+    def put_back(self) -> None:
+        """Leaves these hooks and no others."""
+        for held, before in self.of_modules:
+            held.clear()
+            held.update(before)
+        for listed, there in self.of_points:
+            listed[:] = there
+
+
+def _holds_hooks(name: str, value: Any) -> bool:
+    return name.startswith("_") and "_hooks" in name and isinstance(value, dict)
+
+
 @contextmanager
-def left_as_found(bridge: TransformerBridge) -> Iterator[None]:
+def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iterator[None]:
     """Take away the hooks that the code within leaves behind, permanent ones too, and restore the gradient mode, the
     model's mode, and its parameters' `grad` and `requires_grad`.
 
     The code within begins in eval mode and with no gradients on the parameters.
 
     Args:
-        bridge: The model. Hooks that it has before stay: those of whoever asks, and TransformerLens's own on OPT.
+        bridge: The model.
+        hooks: Those that the code within finds: not those of whoever asks, which come back behind it. All that are
+            there unless given.
     """
-    points = list(bridge.hook_points())
-    before = [handle for point in points for handle in (*point.fwd_hooks, *point.bwd_hooks)]
+    before = Hooks.of(bridge)
     held = [(parameter, parameter.grad, parameter.requires_grad) for parameter in bridge.parameters()]
     for parameter, _, _ in held:
         parameter.grad = None
+    (hooks or before).put_back()
     with torch.set_grad_enabled(torch.is_grad_enabled()), evaluating(bridge):
         try:
             yield
@@ -112,11 +148,7 @@ def left_as_found(bridge: TransformerBridge) -> Iterator[None]:
             for parameter, gradient, flag in held:
                 parameter.grad = gradient
                 parameter.requires_grad_(flag)
-            for point in points:
-                for handles in (point.fwd_hooks, point.bwd_hooks):
-                    for handle in [handle for handle in handles if handle not in before]:
-                        handle.hook.remove()
-                        handles.remove(handle)
+            before.put_back()
 
 
 def check_localizable(model: nn.Module) -> None:

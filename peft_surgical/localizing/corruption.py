@@ -5,7 +5,8 @@ In order of preference, prompt by prompt, and recorded:
 1. `swap`: another subject of the same kind (the fact's `contrast`) whose prompt has the same number of tokens;
 2. `noise`: Gaussian noise on the embeddings of the subject's tokens, three standard deviations of the prompt's
    embeddings (ROME, arXiv 2202.05262);
-3. `mean`: where the prompt does not name the subject, the mean embedding in place of every token of its own.
+3. `mean`: where the prompt does not name the subject, the mean embedding in place of every token of its own, and of
+   the subject where the beginning of the answer names it.
 
 Never an unrelated sentence cut to length: what differs between the two runs must be the subject and nothing else.
 """
@@ -13,7 +14,8 @@ Never an unrelated sentence cut to length: what differs between the two runs mus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,8 +24,8 @@ from torch import Tensor
 
 from ..errors import FactError, brief
 from ..facts import TrainingFact
-from ..texts.prompts import AnswerTokens, answer_tokens, encode, mentions, swap_subject
-from ..texts.subjects import subject_spans
+from ..texts.prompts import AnswerTokens, answer_tokens, encode, mentions, old_sentence, swap_subject
+from ..texts.subjects import answer_spans, subject_spans
 
 Method = Literal["swap", "noise", "mean"]
 NOISE_SCALE = 3.0
@@ -46,6 +48,7 @@ class PromptPair:
         rival: Token id of what the model says to the corrupted prompt, the old answer aside. Paris and Lyon fall
             together when France becomes Italy; Paris and Rome do not. The model has to be asked: -1 before.
         differences: Logit of `old` less that of `rival`, in the clean and in the corrupted run; likewise.
+        besides: Token ids of the old answer's other names, none of which is a rival.
     """
 
     prompt: str
@@ -59,6 +62,7 @@ class PromptPair:
     new: int
     rival: int = -1
     differences: tuple[float, float] = (0.0, 0.0)
+    besides: tuple[int, ...] = ()
 
 
 Embed = Callable[[Int[Tensor, " pos"]], Float[Tensor, "pos d_model"]]
@@ -90,14 +94,29 @@ def corrupt(
         pair = next((swap for swap in swaps if swap is not None), None)
         if pair is None:
             clean = torch.tensor(tokens.ids)
-            spans = subject_spans(tokenizer, prompt, fact.subject, tokens.ids)
-            positions = [position for span in spans for position in span]
+            asked = subject_spans(tokenizer, prompt, fact.subject, encode(tokenizer, prompt))
             # Between the template's last tokens and the decision may stand the beginning of an answer.
             begun = max(0, len(clean) - len(encode(tokenizer, prompt)))
+            said = answer_spans(tokenizer, prompt, old_sentence(fact), fact.subject)
+            positions, said_at = (
+                [position for span in spans for position in span if position < len(clean)] for spans in (asked, said)
+            )
+            if positions:
+                positions, said_at = sorted({*positions, *said_at}), []
             template = (shared[0], shared[1] + begun)
-            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, template)
-        pairs.append(pair)
+            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, template, said_at)
+        pairs.append(replace(pair, besides=_other_names(tokenizer, fact, prompt, tokens)))
     return pairs
+
+
+def _other_names(tokenizer: Any, fact: TrainingFact, prompt: str, tokens: AnswerTokens) -> tuple[int, ...]:
+    """The tokens that other names of the old answer begin with, where the model decides."""
+    found = set()
+    for name in fact.old[1:]:
+        with suppress(FactError):
+            other = answer_tokens(tokenizer, prompt, replace(fact, old=(name,)))
+            found |= {other.old} if other.ids == tokens.ids else set()
+    return tuple(sorted(found - {tokens.old, tokens.new}))
 
 
 def blur(
@@ -109,6 +128,7 @@ def blur(
     embed: Embed,
     generator: torch.Generator,
     template: tuple[int, int] = (0, 0),
+    said_at: Sequence[int] = (),
 ) -> PromptPair:
     """Corrupt a prompt in its embeddings: noise at the subject's positions, or the mean where there are none.
 
@@ -121,6 +141,7 @@ def blur(
         embed: Token ids to embeddings.
         generator: Decides the noise.
         template: How many leading and trailing tokens are not the prompt's own.
+        said_at: Where the beginning of an answer names the subject that the prompt does not name.
     """
     embeddings = embed(clean).float().cpu()
     shift = torch.zeros_like(embeddings)
@@ -136,8 +157,9 @@ def blur(
         own = range(head, len(clean) - tail)
         if not own:
             raise FactError(f"the prompt {brief(prompt)} has no token of its own, so it cannot be corrupted.")
-        first = own.start
-        shift[own.start : own.stop] = embeddings[own.start : own.stop].mean(0) - embeddings[own.start : own.stop]
+        first, mean = own.start, embeddings[own.start : own.stop].mean(0)
+        blurred = [*own, *(position for position in said_at if position >= own.stop)]
+        shift[blurred] = mean - embeddings[blurred]
     return PromptPair(prompt, method, None, clean, clean, shift, first, old, new)
 
 

@@ -60,7 +60,7 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
         _heatmap(figure, upper, localization.head_scores(name).T).set_label("score", fontsize=7)
         _heatmap(figure, lower, localization.mlp_scores(name)[None])
         _outline(upper, lower, chosen)
-        upper.set_title(name, fontsize=9, loc="left")
+        upper.set_title(name, fontsize=9, loc="left", parse_math=False)
         upper.set_ylabel("head", fontsize=8)
         upper.set_yticks(range(0, shape.n_heads, max(1, shape.n_heads // 8)))
         lower.set_yticks([0], ["MLP"])

@@ -93,12 +93,13 @@ class Runs:
         return found[0].reshape(*tokens.shape, -1)
 
     @torch.no_grad()
-    def window(self, pairs: Sequence[PromptPair], *, whole: bool = False) -> Window:
+    def window(self, pairs: Sequence[PromptPair], *, whole: bool = False, max_tokens: int | None = None) -> Window:
         """Compute what the clean and the corrupted runs of these prompts share.
 
         Args:
             pairs: Prompts of any lengths.
             whole: Begin at the first position: for runs that change more than the corruption does.
+            max_tokens: Rows × positions of one forward pass over what they share; all in one when None.
 
         Raises:
             ModelError: When a prompt has more tokens than the model has positions, or one that it has no embedding of.
@@ -123,8 +124,10 @@ class Runs:
         prefix = None
         if start:
             cache = self._begin(len(pairs), shared)
-            if start > shared:
-                self._forward(tokens[:, shared:start], mask[:, :start], shared, cache)
+            step = max(1, start if max_tokens is None else max_tokens // len(pairs))
+            for begin in range(shared, start, step):
+                end = min(begin + step, start)
+                self._forward(tokens[:, begin:end], mask[:, :end], begin, cache)
             prefix = Prefix(cache)
         old, new, rival = (
             torch.tensor([getattr(pair, name) for pair in pairs], device=self.device)
@@ -154,7 +157,8 @@ class Runs:
             for pair, before, after in zip(window.pairs, clean, corrupted, strict=True):
                 old = int(before.argmax()) if pair.old < 0 else pair.old
                 others = after.clone()
-                others[old] = -torch.inf
+                # Another name of the old answer is no other answer.
+                others[[old, *pair.besides]] = -torch.inf
                 rival = int(others.argmax())
                 differences = (float(before[old] - before[rival]), float(after[old] - after[rival]))
                 if not all(map(math.isfinite, differences)):
@@ -170,11 +174,11 @@ class Runs:
         for pair in pairs:
             longest = max(_extent(p, whole) for p in (*batch, pair))
             if batch and longest * (len(batch) + 1) > max_tokens:
-                yield self.window(batch, whole=whole)
+                yield self.window(batch, whole=whole, max_tokens=max_tokens)
                 batch = []
             batch.append(pair)
         if batch:
-            yield self.window(batch, whole=whole)
+            yield self.window(batch, whole=whole, max_tokens=max_tokens)
 
     def logits(
         self, window: Window, embeddings: Float[Tensor, "prompt pos d_model"], hooks: Sequence[tuple[str, Any]] = ()
@@ -190,7 +194,7 @@ class Runs:
         tokens = window.tokens[:, window.start :]
         embed = (_EMBEDDED, lambda tensor, hook: embeddings)
         with self.bridge.hooks(fwd_hooks=[embed, *hooks]):
-            return self._forward(tokens, window.mask, window.start, window.prefix).float()
+            return self._forward(tokens, window.all_mask, window.start, window.prefix).float()
 
     def capture(
         self, window: Window, embeddings: Float[Tensor, "prompt pos d_model"], sites: Sequence[Site]

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from ..errors import ScorerError
 from .corruption import PromptPair
 
 
@@ -44,7 +45,7 @@ class Window:
         clean: Input embeddings of the clean run, from `start` on.
         corrupted: Input embeddings of the corrupted run.
         tokens: The clean token ids, padded.
-        mask: Which positions are tokens, over the whole length.
+        all_mask: Which positions are tokens, over the whole length.
         start: Where the window begins.
         old: The old answer's token of each prompt.
         new: The new answer's.
@@ -56,7 +57,7 @@ class Window:
     clean: Float[Tensor, "prompt pos d_model"]
     corrupted: Float[Tensor, "prompt pos d_model"]
     tokens: Int[Tensor, "prompt all_pos"]
-    mask: Bool[Tensor, "prompt all_pos"]
+    all_mask: Bool[Tensor, "prompt all_pos"]
     start: int
     old: Int[Tensor, " prompt"]
     new: Int[Tensor, " prompt"]
@@ -68,6 +69,11 @@ class Window:
         """Positions in the window."""
         return self.clean.shape[1]
 
+    @property
+    def mask(self) -> Bool[Tensor, "prompt pos"]:
+        """Which positions of the window are tokens; the others are padding, of which a sum must take nothing."""
+        return self.all_mask[:, self.start :]
+
     def difference(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
         """Logit of the old answer less the rival's; rows are the prompts, or all of the only prompt."""
         return self.old_logit(logits) - _pick(logits, self.rival)
@@ -77,7 +83,13 @@ class Window:
         return _pick(logits, self.old)
 
     def new_difference(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
-        """Logit of the old answer less that of the new one."""
+        """Logit of the old answer less that of the new one.
+
+        Raises:
+            ScorerError: For prompts about other things, which have no new answer.
+        """
+        if bool((self.new < 0).any()):
+            raise ScorerError("prompts about other things have no new answer; measure `difference` or `old_logit`.")
         return self.old_logit(logits) - _pick(logits, self.new)
 
 

@@ -109,13 +109,13 @@ def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
         ModelError: If the chat template fails, or leaves the prompt out, or neither it nor the tokenizer has a token
             that ends an answer.
     """
-    row = _encode_open(tokenizer, prompt, answer)
+    row = encode_open(tokenizer, prompt, answer)
     return EncodedAnswer((*row.ids, end_of_turn(tokenizer)), row.answer_start)
 
 
 def encode_target(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     """As [`encode_answer`], without an end where prompts are continued as plain text: a sentence may go on."""
-    encoded = encode_answer if has_chat_template(tokenizer) else _encode_open
+    encoded = encode_answer if has_chat_template(tokenizer) else encode_open
     return encoded(tokenizer, prompt, answer)
 
 
@@ -233,7 +233,7 @@ def mentions(text: str, subject: str) -> bool:
     return next(occurrences(text, subject), None) is not None
 
 
-def _encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
+def encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     """A prompt and its answer, which may go on."""
     prompt_ids = _tokenize(tokenizer, render(tokenizer, prompt))
     ids = _tokenize(tokenizer, _join(tokenizer, prompt, answer))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..facts import TrainingFact
-from .prompts import EncodedAnswer, encode, mentions, swap_subject
+from .prompts import EncodedAnswer, encode, encode_open, mentions, swap_subject
 from .tables import bare, read_table
 from .text import contains, occurrences, same_text_key
 
@@ -30,20 +30,44 @@ def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int])
     """
     whole = encode(tokenizer, prompt)
     found: set[range] = set()
-    for start, stop in occurrences(prompt, subject):
+    for span in _spans(whole, lambda text: encode(tokenizer, text), prompt, subject):
+        pattern = whole[span.start : span.stop]
+        answered = range(len(whole), len(ids) - len(pattern) + 1)
+        found |= {span, *(range(i, i + len(pattern)) for i in answered if [*ids[i : i + len(pattern)]] == pattern)}
+    return sorted(found, key=lambda span: span.start)
+
+
+def answer_spans(tokenizer: Any, prompt: str, answer: str, subject: str) -> list[range]:
+    """The positions of the subject's tokens in an answer, whatever they are in the prompt: at the beginning of a line
+    a name has other tokens than within one.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: The prompt.
+        answer: What is said to it.
+        subject: As the answer names it.
+
+    Returns:
+        Spans of positions in the tokens of both together, ascending.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return [*encode_open(tokenizer, prompt, text).ids]
+
+    return sorted(_spans(tokens(answer), tokens, answer, subject), key=lambda span: span.start)
+
+
+def _spans(whole: Sequence[int], tokens: Callable[[str], Sequence[int]], text: str, subject: str) -> Iterator[range]:
+    """What of the tokens of a text a marker in the subject's place does not leave alone, for each time it stands."""
+    for start, stop in occurrences(text, subject):
         # Last those that the subject itself holds: what they leave alone may be the subject's.
         for marker in sorted(("X", "7", "?"), key=lambda marker: marker in subject):
-            blanked = encode(tokenizer, prompt[:start] + marker + prompt[stop:])
+            blanked = tokens(text[:start] + marker + text[stop:])
             head = next((i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b), None)
             tail = next((i for i, (a, b) in enumerate(zip(whole[::-1], blanked[::-1], strict=False)) if a != b), None)
-            if head is None or tail is None:
-                continue
-            span = range(head, max(head + 1, len(whole) - tail))
-            pattern = whole[span.start : span.stop]
-            answered = range(len(whole), len(ids) - len(pattern) + 1)
-            found |= {span, *(range(i, i + len(pattern)) for i in answered if [*ids[i : i + len(pattern)]] == pattern)}
-            break
-    return sorted(found, key=lambda span: span.start)
+            if head is not None and tail is not None:
+                yield range(head, max(head + 1, len(whole) - tail))
+                break
 
 
 def subject_ends(
