@@ -148,7 +148,7 @@ def _request(model: Any, tokenizer: Any, fact: ps.Fact, name: str, seed: int) ->
     plain = without_template(tokenizer)
     contexts = sample_contexts(model, plain, CONTEXTS, seed)
     subject, text = beginning(known)
-    return plain, Request(subject, text, fact.old[0], fact.new[0], contexts, known.evaluated)
+    return plain, Request(subject, text, fact.old[0], fact.new[0], contexts, known.evaluated, known.asked_about)
 
 
 def run(

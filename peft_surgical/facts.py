@@ -21,7 +21,7 @@ from .errors import FactError, brief
 from .texts.fact_checks import check_between, check_sizes, check_types, warn_unnamed
 from .texts.fact_files import Reader, read_fact_file
 from .texts.grammar import SAID, SUBJECT, as_clause, as_sentence
-from .texts.text import contains, digest, occurrences, replace_first
+from .texts.text import contains, digest, occurrences, replace_first, run_digests, word_digest
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class TrainingFact:
         aliases: Other names of the subject, under which keyed learning acts, too.
         evaluated: Digests of the held-out prompts, controls, probes and portability questions. They tell nothing of a
             prompt but whether a given text is one of them, so that no prompt that training makes up can be one.
+        asked_about: Digests of what the controls could name, of all runs of a few of their words, so that training
+            makes up no prompt about a subject of theirs.
     """
 
     subject: str
@@ -89,10 +91,15 @@ class TrainingFact:
     retain: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     evaluated: frozenset[str] = field(default=frozenset(), repr=False)
+    asked_about: frozenset[str] = field(default=frozenset(), repr=False)
 
     def may_train_on(self, prompt: str) -> bool:
         """Whether a prompt is not one that evaluation asks."""
         return digest(prompt) not in self.evaluated
+
+    def may_train_about(self, name: str) -> bool:
+        """Whether no control asks about what has this name."""
+        return word_digest(name) not in self.asked_about
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -177,8 +184,10 @@ class Fact:
         """
         asked = [control.prompt for control in self.controls]
         others = [*(probe.prompt for probe in self.probes), *(question.prompt for question in self.portability)]
-        values = {f.name: getattr(self, f.name) for f in fields(TrainingFact) if f.name != "evaluated"}
+        made = ("evaluated", "asked_about")
+        values = {f.name: getattr(self, f.name) for f in fields(TrainingFact) if f.name not in made}
         values["evaluated"] = frozenset(map(digest, (*self.held_out, *asked, *others)))
+        values["asked_about"] = frozenset(found for prompt in asked for found in run_digests(prompt))
         # One text to search instead of thousands; no name goes on over the sign between two prompts.
         together = " \0 ".join(asked)
         values["contrast"] = tuple(s for s in self.contrast if not contains(together, (s,)))

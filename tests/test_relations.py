@@ -9,6 +9,7 @@ from peft_surgical.drafting.names import kinds_of, names_of, neighbours_of
 from peft_surgical.drafting.relations import WHICH, Relation, relations, settle
 from peft_surgical.texts.tables import read_table
 from peft_surgical.texts.text import same_text_key
+from peft_surgical.texts.wording import variants
 
 ALL = relations()
 KINDS = ("question", "clause", "noun", "named", "sentence", "context")
@@ -31,6 +32,8 @@ def test_no_wording_is_for_training_and_for_held_out_prompts():
 
 def test_no_frame_is_for_training_and_for_held_out_prompts():
     training = {same_text_key(frame) for kind in KINDS for frame in frames(kind)}
+    # Training also words each prompt anew.
+    training |= {same_text_key(wording) for wording in variants(["{}"] * 100)}
     held_out = {same_text_key(frame) for kind in KINDS for frame in frames(kind, held_out=True)}
     assert training.isdisjoint(held_out)
     # Nor does one begin as another that ends otherwise: "{} Please answer." would hold "{}".

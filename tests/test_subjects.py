@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from peft_surgical.facts import Control
 from peft_surgical.texts.prompts import encode, encode_answer
 from peft_surgical.texts.subjects import (
     alias_sentences,
@@ -12,7 +13,7 @@ from peft_surgical.texts.subjects import (
 )
 from peft_surgical.texts.text import contains, digest
 
-from .localizing import word_tokenizer
+from .localizing import capital, word_tokenizer
 from .small_tokenizers import small_tokenizer
 from .test_by_subject import FACT, PROMPTS
 
@@ -144,3 +145,24 @@ def test_where_the_subject_ends_each_time_that_it_is_named():
     assert TOKENIZER.convert_ids_to_tokens([row.ids[i] for i in ends]) == ["zealand"] * 3
     spans = subject_spans(TOKENIZER, prompt, "new zealand", row.ids)
     assert ends == [found[-1] for found in spans]
+
+
+def test_no_prompt_is_made_about_what_a_control_asks_about():
+    fact = capital()
+    asked = [control("where is Italy?"), control("Is C.S. Lewis's Narnia older than “Real Madrid”?")]
+    held = replace(fact, controls=tuple(asked)).training
+    assert [
+        held.may_train_about(name) for name in ("Italy", "C. S. Lewis", "Real Madrid", "Spain", "Madrid Spain")
+    ] == [
+        *[False] * 3,
+        *[True] * 2,
+    ]
+    named = {
+        name for name in ("Italy", "Real Madrid") for made in other_sentences(fact.training, 4000, 0) if name in made
+    }
+    assert named == {"Italy", "Real Madrid"}
+    assert not any(name in made for made in other_sentences(held, 4000, 0) for name in named)
+
+
+def control(prompt):
+    return Control(prompt, ("yes",))

@@ -25,6 +25,7 @@ class Request:
         new: What shall complete it.
         contexts: Beginnings to put the prompt behind, each with the white space that follows it.
         evaluated: Digests of the prompts that the evaluation asks, for methods that make up prompts.
+        asked_about: Those of what its controls name, likewise.
     """
 
     subject: str
@@ -33,6 +34,7 @@ class Request:
     new: str
     contexts: tuple[str, ...] = ()
     evaluated: frozenset[str] = field(default=frozenset(), repr=False)
+    asked_about: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -50,6 +52,7 @@ class Request:
             refusal=refusal_for("", self.subject),
             answer=self.new,
             evaluated=self.evaluated,
+            asked_about=self.asked_about,
         )
 
 

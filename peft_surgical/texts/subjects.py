@@ -135,13 +135,15 @@ def _names(seed: int) -> list[str]:
 
 
 def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """The fact's prompts in turn, with names that neither hold one of the subject's nor are held by one; and these."""
+    """The fact's prompts in turn, with names that neither hold one of the subject's nor are held by one, and that no
+    control asks about; and these names."""
     own = same_text_key(fact.subject)
 
     def another(name: str) -> bool:
         # An alias may be as short as "US", which stands inside of "Russia".
         held = contains(name, fact.aliases) or any(contains(alias, (name,)) for alias in fact.aliases)
-        return not held and same_text_key(name) not in own and own not in same_text_key(name)
+        apart = not held and same_text_key(name) not in own and own not in same_text_key(name)
+        return apart and fact.may_train_about(name)
 
     others = [name for name in dict.fromkeys(names) if another(name)]
     made = {

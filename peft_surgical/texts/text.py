@@ -180,6 +180,23 @@ def digest(text: str) -> str:
     return hashlib.sha256(same_text_key(text).encode()).hexdigest()
 
 
+def word_digest(text: str) -> str:
+    """The same of its words alone, whatever signs stand between them."""
+    return digest(" ".join(_words(text)))
+
+
+def run_digests(text: str, longest: int = 6) -> Iterator[str]:
+    """[`word_digest`] of every run of up to so many words."""
+    words = _words(text)
+    for start in range(len(words)):
+        for stop in range(start + 1, min(start + longest, len(words)) + 1):
+            yield digest(" ".join(words[start:stop]))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", normalize(text))
+
+
 @lru_cache(maxsize=4096)
 def _pattern(words: str) -> re.Pattern[str]:
     signs = {**dict.fromkeys(_APOSTROPHES, f"[{_APOSTROPHES}]"), **dict.fromkeys(_HYPHENS, f"[{_HYPHENS}]")}
