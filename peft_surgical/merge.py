@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .adapters.algebra import product
 from .adapters.edits import Edit, ModuleScale, several
+from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError
 from .running.sharing import is_sharded
@@ -102,7 +103,11 @@ def read_mergeable(adapters: Sequence[Mergeable]) -> Edit | LowRank:
 
     Raises:
         AdapterError: If an adapter cannot be read, or they are of both kinds or several LoRA adapters.
+
+    Warns:
+        UserWarning: As [`warn_of_lineage`][peft_surgical.adapters.lineage.warn_of_lineage] does.
     """
+    warn_of_lineage(adapters)
     low_rank = [
         adapter
         for adapter in adapters

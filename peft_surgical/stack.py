@@ -21,6 +21,7 @@ from .adapters.algebra import product
 from .adapters.bases import hub_id
 from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit, EditOrPath, several
+from .adapters.lineage import parts, warn_of_lineage
 from .profiling import phase
 from .writing.files import ADAPTER, check_output
 from .writing.inputs import check_inputs_stay
@@ -50,14 +51,19 @@ def stack(
             see [`product`].
         OutputError: If `out` cannot be written, is or holds one of the adapters, or holds something else than an
             adapter.
+
+    Warns:
+        UserWarning: If one of the folders is a stage that was trained on top of another, which is not given, or is a
+            part of another one.
     """
     given: list[EditOrPath] = several(adapters)
     check_inputs_stay(out, given)
     check_output(out, overwrite=overwrite, content=ADAPTER)
+    warn_of_lineage(given)
     edit = product(given)
     if edit.task_type is None and _has_head(edit):
         edit = replace(edit, task_type="CAUSAL_LM")
-    write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)
+    write_plain(edit, out, card=model_card(edit, card), notes=parts(given), overwrite=overwrite)
     return edit
 
 

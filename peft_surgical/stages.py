@@ -27,6 +27,7 @@ from .adapters.bases import hub_id, revision_of
 from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
+from .adapters.lineage import after
 from .adapters.saving import save_adapter
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
@@ -95,7 +96,7 @@ class Stage:
             AdapterError: If the model was merged or unloaded, and holds the adapter no more.
             OutputError: If it holds something or cannot be written.
         """
-        save_adapter(self.model, self.adapter, path, card=self.card())
+        save_adapter(self.model, self.adapter, path, card=self.card(), notes=after(self.before))
 
     def card(self) -> str:
         """The README of its folder: what it scales, and how it is loaded with the stages before it."""

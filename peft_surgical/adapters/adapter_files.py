@@ -8,6 +8,7 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`. In a surgi
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,21 @@ def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool 
         _write(folder, config.to_dict(), tensors)
 
 
-def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False) -> None:
+def write_plain(
+    edit: Edit,
+    path: str | os.PathLike[str],
+    *,
+    card: str | None = None,
+    notes: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Writes a plain (IA)^3 adapter folder that PEFT loads without this package.
 
     Args:
         edit: Its scales; the width of every module must be known.
         path: The folder.
         card: Text of the README; none is written by default.
+        notes: For the metadata of its weights.
         overwrite: Replace the folder if it holds an adapter.
 
     Raises:
@@ -111,16 +120,17 @@ def write_plain(edit: Edit, path: str | os.PathLike[str], *, card: str | None = 
         inference_mode=True,
     ).to_dict()
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-        _write(
-            folder, {**config, "target_modules": sorted(edit.modules), "feedforward_modules": sorted(inputs)}, tensors
-        )
+        config |= {"target_modules": sorted(edit.modules), "feedforward_modules": sorted(inputs)}
+        _write(folder, config, tensors, notes)
         if card is not None:
             write_text(folder / "README.md", card)
 
 
-def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _write(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], notes: Mapping[str, str] | None = None
+) -> None:
     write_json(folder / CONFIG, dict(sorted(config.items())))
-    write_tensors(folder / WEIGHTS, tensors)
+    write_tensors(folder / WEIGHTS, tensors, notes)
 
 
 def read_config(path: Path) -> dict[str, Any]:

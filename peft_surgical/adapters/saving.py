@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftModel
@@ -21,6 +22,7 @@ def save_adapter(
     path: str | os.PathLike[str],
     *,
     card: str | None = None,
+    notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Saves one adapter into `path` itself.
@@ -32,6 +34,7 @@ def save_adapter(
         adapter: Which adapter.
         path: The folder.
         card: Text of the README; PEFT's own when None.
+        notes: For the metadata of its weights.
         overwrite: Replace the folder if it holds an adapter.
 
     Raises:
@@ -56,7 +59,7 @@ def save_adapter(
         halve = not isinstance(model.peft_config[adapter], SurgicalIA3Config)
         for file in saved.iterdir():
             if file.suffix == ".safetensors":
-                held += _write_again(file, folder / file.name, halve=halve)
+                held += _write_again(file, folder / file.name, notes, halve=halve)
             elif file.name == ADAPTER.file:
                 config = read_json(file)
                 # A set in PEFT, which would be written in another order by every process.
@@ -71,7 +74,7 @@ def save_adapter(
             write_text(folder / "README.md", card)
 
 
-def _write_again(file: Path, path: Path, *, halve: bool) -> int:
+def _write_again(file: Path, path: Path, notes: Mapping[str, str] | None, *, halve: bool) -> int:
     """Writes a file of tensors as files are written here, in half the bytes if it may be; returns how many tensors.
 
     None of them outlives the call: each maps the file that it was read from, which Windows then does not delete.
@@ -80,5 +83,5 @@ def _write_again(file: Path, path: Path, *, halve: bool) -> int:
     tensors = {name.replace("._orig_mod.", "."): tensor for name, tensor in read_tensors(file).items()}
     if halve and fits_half(tensors):
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
-    write_tensors(path, tensors)
+    write_tensors(path, tensors, notes)
     return len(tensors)

@@ -23,19 +23,26 @@ DIGEST = "sha256"
 _SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
+) -> None:
     """Writes tensors, the same bytes for the same tensors.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        notes: What else its metadata says.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    Path(path).write_bytes(tensor_bytes(tensors))
+    Path(path).write_bytes(tensor_bytes(tensors, notes))
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """What a file of tensors holds."""
+def tensor_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> bytes:
+    """What a file of tensors holds, see [`write_tensors`]."""
     kept = {key: tensor.contiguous() for key, tensor in sorted(tensors.items())}
-    raw: bytes = save(kept, {"format": "pt", DIGEST: _digest(kept)})
+    raw: bytes = save(kept, {**(notes or {}), "format": "pt", DIGEST: _digest(kept)})
     # The library puts the metadata in an order that changes from process to process.
     size = int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()

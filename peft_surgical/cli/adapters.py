@@ -26,7 +26,18 @@ def check(folders: Sequence[Path]) -> list[str]:
     Raises:
         AdapterError: If a folder is missing, damaged, holds only a pickle or is given twice, or if the adapters cannot
             act together.
+
+    Warns:
+        UserWarning: Of what is only a part of an edit, or acts twice.
     """
+    kinds = _kinds(folders)
+    from ..adapters.lineage import warn_of_lineage
+
+    warn_of_lineage(folders)
+    return kinds
+
+
+def _kinds(folders: Sequence[Path]) -> list[str]:
     kinds = [_kind(folder) for folder in folders]
     check_once(folders)
     if len(set(kinds)) > 1 and set(kinds) != {_OURS, _PLAIN}:
@@ -89,7 +100,7 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     from ..adapters.adapter_files import read_config
     from ..measuring.states import adapter_state
 
-    kinds = check(folders)
+    kinds = _kinds(folders)
     for folder, kind in zip(folders, kinds, strict=True):
         _check_weights(folder, kind)
     if not folders:
