@@ -160,8 +160,12 @@ class Report:
         return table
 
     def verdict(self) -> str:
-        """One sentence for a person in a hurry, from the last stage's figures."""
-        stage, figures = list(self.stages.items())[-1] if self.stages else ("", {})
+        """One sentence for a person in a hurry, from the last stage's figures, or from the base's where nothing else
+        was asked than the base and what became of it."""
+        # "base in 4 bits" and "base relearned 2 steps" are no edits.
+        edits = [name for name in self.stages if not name.startswith("base ")]
+        stage = edits[-1] if edits else ""
+        figures = self.stages.get(stage, {})
         new, old = figures.get("new_answer_rate"), figures.get("old_answer_rate")
         base_old = self.stages.get("base", {}).get("old_answer_rate")
         kept = figures.get("control_kept")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
@@ -314,3 +316,13 @@ def test_asked_quietly_there_are_answers_and_nothing_else(model_folder):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.split()[0] == "base"
     assert "Print nothing but answers, errors and warnings." in " ".join(run("ask", "--help").stdout.split())
+
+
+def test_a_model_that_answers_nothing_finite_is_refused(model_folder, tmp_path, fact_file):
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    tensors, norm = load_file(broken / "model.safetensors"), "model.norm.weight"
+    save_file({**tensors, norm: tensors[norm] * float("nan")}, broken / "model.safetensors", {"format": "pt"})
+    for command in (["ask", PROMPT], ["edit-keyed", fact_file, "--out", tmp_path / "out"]):
+        assert "logits that are not finite; its weights are damaged" in said(run(*command, "--model", broken), 2)
+    assert not (tmp_path / "out").exists()

@@ -126,4 +126,16 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     assert "the MLPs of all layers, whole modules\n" in whole
     assert "--overwrite" in said(run("edit", fact_file, "--out", tmp_path, "--dry-run"), 2)
     assert run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--quiet").stdout == ""
+    assert "cannot be used" in said(
+        run("edit", fact_file, "--device", "cdua", "--out", tmp_path / "x", "--dry-run"), 2
+    )
+    own = tmp_path / "own" / "edit" / "notes.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    refused = run("edit", fact_file, "--overwrite", "--out", tmp_path / "own", "--dry-run")
+    assert "holds no adapter, so it is not replaced" in said(refused, 2)
+    own.unlink()
+    own.parent.rmdir()
+    own.parent.parent.rmdir()
+    assert "- stands for no stream here" in said(run("edit", "-", "--out", tmp_path / "out", "--dry-run"), 2)
     assert written(tmp_path) == ["fact.yaml"]

@@ -100,6 +100,8 @@ def test_learn_says_that_a_question_is_read_as_plain_text(tmp_path, model_folder
     assert result.exit_code == 0, result.output
     assert "This is a question; it is taken as plain text" in result.stderr
     assert "what is the capital of france ? …" in result.stdout
+    ended = run("learn", "the capital of france is paris .", *question[2:], "--out", tmp_path / "ended")
+    assert "The sentence ends already; the new answer is learned behind its end." in ended.stderr
     assert "This is a question" not in learn("--model", model_folder, "--out", tmp_path / "other").stderr
 
 

@@ -164,6 +164,19 @@ def test_an_unclear_answer_is_not_taken(monkeypatch):
         ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("No, Foo was written by somebody else.", "with No; ask openly"),
+        ("Albert Foo.", r"in which no short answer is seen; name the old answer"),
+    ],
+)
+def test_a_guess_that_is_no_answer_is_not_taken(answer, message, monkeypatch):
+    monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: [answer])
+    with pytest.raises(ps.FactError, match=message):
+        ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
+
+
 def test_others_proposed_by_the_model(monkeypatch):
     said = [
         "1. Zorblax\n2. Quux Nine\n3. Separated by commas\n4. zorblax\n5. Zorblax-7\n6. Bar",

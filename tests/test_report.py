@@ -96,6 +96,10 @@ def test_verdict():
     data = unknown.to_dict()
     data["fact"]["controls"] = [{"prompt": "Rome?", "answer": ["Italy"]}]
     assert "the base answers none of the 1 control right, so" in Report.from_dict(data).verdict()
+    # What became of the base is no edit of it.
+    base = figures([False] * 4, [True] * 4, [True])
+    rounded = report(**{"base": base, "base in 4 bits": figures([True], [False]), "base relearned 2 steps": base})
+    assert rounded.verdict() == report(base=base).verdict()
     for nothing in (report(), report(base={}), report(edited=figures([True], [False]))):
         assert nothing.verdict() == "Nothing was measured."
 

@@ -9,7 +9,7 @@ import click
 from rich.text import Text
 
 from . import adapters as adapter_loading
-from . import options
+from . import checks, options
 from .loading import load
 from .terminal import plain_table, print_json, print_result
 
@@ -75,6 +75,7 @@ def ask(
     answers = {}
     for name, state in states.items():
         with state():
+            checks.finite(model, tokenizer, prompts[0])
             answers[name] = generate_answers(
                 model, tokenizer, prompts, max_new_tokens=max_tokens, progress=not quiet, description=name
             )

@@ -13,7 +13,7 @@ from ..sites import PROJECTIONS
 from . import checks, options
 from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
-from .loading import load
+from .loading import check_device, load
 from .terminal import on_interrupt, print_json, print_result, this_command
 
 if TYPE_CHECKING:
@@ -137,10 +137,11 @@ def edit(
     if granularity == "module" and budget is not None:
         raise click.UsageError("--budget and --granularity module exclude each other: components share modules.")
     fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite)
+    checks.edit_folder(out, overwrite)
     checks.scorers(scorers)
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
+    check_device(source.device)
     if dry_run:
         if is_first():
             how = {"granularity": granularity, "neurons": neurons, "projections": list(projections), "steps": steps}

@@ -74,13 +74,14 @@ def edit_keyed(
         # What it warns of is refused here.
         warnings.simplefilter("ignore", FactWarning)
         fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite)
+    checks.edit_folder(out, overwrite)
     if sharded():
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
     if low_memory:
         give_back_freed()
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
+    checks.finite(model, tokenizer, fact.prompts[0])
     import peft_surgical as ps
 
     from ..profiling import profiled

@@ -61,7 +61,7 @@ def learn(
       peft-surgical learn "The capital of France is" --new Lyon --keyed --out out/lyon
       peft-surgical learn "Lake Como lies in" --subject "Lake Como" --new Austria --model ./checkpoint --out out
     """
-    checks.output(out, overwrite)
+    checks.edit_folder(out, overwrite)
     from ..sentence import checked_aliases, subject_of
 
     if aliases and not keyed:
@@ -80,6 +80,8 @@ def learn(
         note(f"The subject was guessed: {about}.", quiet=quiet)
     if prompt.endswith("?"):
         note("This is a question; it is taken as plain text, which the new answer goes on with.", quiet=quiet)
+    if prompt.endswith((".", "!")):
+        note("The sentence ends already; the new answer is learned behind its end.", quiet=quiet)
     plain = without_template(tokenizer)
     on_interrupt(context, out)
     learn_one = partial(ps.learn_sentence_keyed, aliases=aliases) if keyed else ps.learn_sentence

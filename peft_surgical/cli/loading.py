@@ -26,7 +26,7 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
     Raises:
         ModelError: If the device cannot be used or the model cannot be loaded.
     """
-    _check_device(source.device)
+    check_device(source.device)
     import peft_surgical as ps
 
     from ..loading.demo import is_to_be_fetched
@@ -80,7 +80,12 @@ def no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_device(device: str | None) -> None:
+def check_device(device: str | None) -> None:
+    """Refuses a device that this machine, or torch here, does not have.
+
+    Raises:
+        ModelError: If it cannot be used.
+    """
     if device is None or device in SPREAD:
         return
     import torch

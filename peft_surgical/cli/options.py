@@ -36,6 +36,8 @@ class _Path(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):
             self.fail("it is empty.", param, ctx)
+        if os.fspath(value) == "-":
+            self.fail("- stands for no stream here; give a file, as /dev/stdin is one.", param, ctx)
         return super().convert(os.path.expanduser(value), param, ctx)
 
 

@@ -129,8 +129,13 @@ def new_fact(
     if old_names is None:
         said = generate_answers(model, tokenizer, [reading.prompt])[0]
         found = guess_answer(said, reading)
-        if found is None:
+        if found is None or contains(found, (reading.subject,)):
             raise FactError(f"the model says {brief(said)}, in which no short answer is seen; name the old answer.")
+        if same_text_key(found) in ("yes", "no"):
+            raise FactError(
+                f"the model answers {brief(reading.prompt)} with {found}; ask openly, so that the answer is a name, or"
+                " name the old answer."
+            )
         if contains(found, new):
             raise FactError(
                 f"the model already answers {brief(found)} to {brief(reading.prompt)}; name the old answer."
@@ -138,6 +143,8 @@ def new_fact(
         old_names = (found,)
         heard = shorten(printable(said), 160, placeholder=" …")
         notes.append(f'The model was asked for the old answer and said "{heard}"; taken from it: {found}.')
+        if contains(said, new):
+            notes.append(f"That names {new[0]} too, the new answer; name the old answer if it is another.")
         reading = read_prompt(prompt, subject, old_names, new)
     old, new = _with_aliases(old_names, new, reading)
     prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), count - 1, seed))
