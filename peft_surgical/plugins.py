@@ -132,17 +132,16 @@ def load_scorers() -> Catalogue:
     Warns:
         PluginWarning: For each plugin that was left out.
     """
-    manager = get_plugin_manager()
     found: dict[str, Installed] = {}
+    modules: list[Any] = []
     plugins: list[Plugin] = []
     for name in sorted(module.name for module in iter_modules(scorers.__path__)):
-        _add(manager, import_module(f"{scorers.__name__}.{name}"), f"{OWN}:{name}", OWN, found)
+        _add(import_module(f"{scorers.__name__}.{name}"), OWN, modules, found)
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
         fault = None
         try:
-            # Entry points of two distributions may share a name, so that alone would not do as the plugin's.
-            _add(manager, point.load(), f"{distribution}:{point.name}:{point.value}", distribution, found)
+            _add(point.load(), distribution, modules, found)
         except (Exception, SystemExit) as error:  # whatever a plugin does wrong, the others go on
             reason = said(error) if isinstance(error, ScorerError) else f"{type(error).__name__}: {said(error)}"
             fault = f"the plugin {point.name!r} of {distribution} was left out: {reason}"
@@ -158,40 +157,43 @@ def installed_scorers() -> list[tuple[str, str, str]]:
     return [(item.name, item.reads, item.distribution) for _, item in sorted(load_scorers().scorers.items())]
 
 
-def _add(
-    manager: pluggy.PluginManager, plugin: Any, name: str, distribution: str, found: dict[str, Installed]
-) -> None:
-    """Register one plugin and its scorers, or none of them.
+def _add(plugin: Any, distribution: str, modules: list[Any], found: dict[str, Installed]) -> None:
+    """Takes one plugin and its scorers, or none of them.
+
+    Args:
+        plugin: What an entry point names.
+        distribution: Who brings it.
+        modules: The plugins that were taken; it becomes one of them.
+        found: Their scorers; gets its own.
 
     Raises:
         ScorerError: For a plugin that is registered already or is no module, a hook that does not exist, a scorer that
             cannot be registered, or none at all.
     """
+    if plugin is None:
+        raise ScorerError("it names None, not a module.")
     if hasattr(plugin, f"{GROUP}_impl"):
         raise ScorerError(
             "it names the function that registers scorers; name the module, without `:` and what follows."
         )
-    if manager.is_registered(plugin):
+    if any(plugin is module for module in modules):
         raise ScorerError("what it names is registered already, by another entry point.")
-    if manager.register(plugin, name=name) is None:
-        raise ScorerError("it names None, not a module.")
+    # One manager each, so that what one plugin does wrong is its own and nothing has to be taken back.
+    manager = get_plugin_manager()
     new: dict[str, Installed] = {}
     try:
+        manager.register(plugin)
         # Pluggy keeps quiet about a misspelled hook until asked.
         manager.check_pending()
         if not manager.get_hookcallers(plugin):
             raise ScorerError("it implements no hook; mark `register_scorers` with `peft_surgical.hookimpl`.")
-        others = [other for other in manager.get_plugins() if other is not plugin]
         register: hookspecs.Register = partial(_register, new, found, distribution)
-        manager.subset_hook_caller("register_scorers", others)(register=register)
-        if not new:
-            raise ScorerError("it registers no scorer; call `register(name, scorer)` in `register_scorers`.")
+        manager.hook.register_scorers(register=register)
     except pluggy.PluginValidationError as error:
-        manager.unregister(plugin)
         raise ScorerError(f"{said(error)}; the hook is register_scorers(register).") from error
-    except Exception:
-        manager.unregister(plugin)
-        raise
+    if not new:
+        raise ScorerError("it registers no scorer; call `register(name, scorer)` in `register_scorers`.")
+    modules.append(plugin)
     found.update(new)
 
 
