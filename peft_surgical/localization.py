@@ -213,7 +213,8 @@ class _Session:
     @cached_property
     def controls(self) -> tuple[PromptPair, ...]:
         """Control-like prompts, made on first use."""
-        return control_pairs(self.tokenizer, self.fact, self.precise, self._generator(), self.max_tokens)
+        with left_as_found(self.runs.bridge, self._hooks):
+            return control_pairs(self.tokenizer, self.fact, self.precise, self._generator(), self.max_tokens)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """How each prompt was corrupted, and what that did to the logit difference."""

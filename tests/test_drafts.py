@@ -164,17 +164,25 @@ def test_an_unclear_answer_is_not_taken(monkeypatch):
         ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
 
 
+def test_a_guess_that_is_no_answer_is_not_taken(monkeypatch):
+    said = ["No, Foo was written by somebody else."]
+    monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: said)
+    with pytest.raises(ps.FactError, match="with No; ask openly"):
+        ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
+
+
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("said", "note"),
     [
-        ("No, Foo was written by somebody else.", "with No; ask openly"),
-        ("Albert Foo.", r"in which no short answer is seen; name the old answer"),
+        ("The capital of France is Paris, and was Lyon.", "That names Lyon too, the new answer; name the old answer"),
+        ("It is New France.", "That holds the subject's own name; name the old answer"),
     ],
 )
-def test_a_guess_that_is_no_answer_is_not_taken(answer, message, monkeypatch):
-    monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: [answer])
-    with pytest.raises(ps.FactError, match=message):
-        ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
+@pytest.mark.usefixtures("wise")
+def test_a_guess_to_be_looked_at_is_noted(said, note, monkeypatch):
+    monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: [said])
+    made = ps.new_fact(None, word_tokenizer(), PROMPT, new="Lyon")
+    assert sum(one.startswith(note) for one in made.notes) == 1
 
 
 def test_others_proposed_by_the_model(monkeypatch):

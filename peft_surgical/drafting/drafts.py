@@ -129,7 +129,7 @@ def new_fact(
     if old_names is None:
         said = generate_answers(model, tokenizer, [reading.prompt])[0]
         found = guess_answer(said, reading)
-        if found is None or contains(found, (reading.subject,)):
+        if found is None:
             raise FactError(f"the model says {brief(said)}, in which no short answer is seen; name the old answer.")
         if same_text_key(found) in ("yes", "no"):
             raise FactError(
@@ -143,6 +143,8 @@ def new_fact(
         old_names = (found,)
         heard = shorten(printable(said), 160, placeholder=" …")
         notes.append(f'The model was asked for the old answer and said "{heard}"; taken from it: {found}.')
+        if contains(found, (reading.subject,)):
+            notes.append("That holds the subject's own name; name the old answer if it is another.")
         if contains(said, new):
             notes.append(f"That names {new[0]} too, the new answer; name the old answer if it is another.")
         reading = read_prompt(prompt, subject, old_names, new)
