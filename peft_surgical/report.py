@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,7 +164,8 @@ class Report:
         """One sentence for a person in a hurry, from the last stage's figures, or from the base's where nothing else
         was asked than the base and what became of it."""
         # "base in 4 bits" and "base relearned 2 steps" are no edits.
-        edits = [name for name in self.stages if not name.startswith("base ")]
+        made = re.compile(r"base (in \d+ bits|relearned \d+ steps?)")
+        edits = [name for name in self.stages if not made.fullmatch(name)]
         stage = edits[-1] if edits else ""
         figures = self.stages.get(stage, {})
         new, old = figures.get("new_answer_rate"), figures.get("old_answer_rate")

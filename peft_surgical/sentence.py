@@ -30,6 +30,7 @@ from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.placeable import check_bare
 from .staging.training import check_finite
+from .staging.training_here import training_here
 from .texts.lengths import check_row
 from .texts.prompts import encode, mentions, without_template
 from .texts.text import same_text_key
@@ -139,7 +140,9 @@ def _behind_beginnings(
     subject = subject_of(prompt, new, subject)
     # A space at the end would stand twice, and as a token of its own.
     prompt, new = prompt.strip(), new.strip()
-    beginnings = sample_contexts(model, plain, contexts, seed)
+    # As training is: neither autocast nor what else is around decides what is drawn.
+    with training_here(model):
+        beginnings = sample_contexts(model, plain, contexts, seed)
     return TrainingFact(
         subject=subject,
         old=(),

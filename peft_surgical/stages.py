@@ -221,8 +221,8 @@ def learn(
         FactWarning: If a bare answer is taught as it is, because no sentence was found.
     """
     check_fact(fact)
-    known = in_sentences_of(model, tokenizer, fact.training)
     with training_here(model), unchanged_on_failure(model):
+        known = in_sentences_of(model, tokenizer, fact.training)
         return _stage(LEARN, model, tokenizer, known, known.answer, config, recipe, retained, seed, progress)
 
 

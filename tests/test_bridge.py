@@ -312,3 +312,17 @@ def test_a_scorer_that_is_asked_does_not_see_the_hooks_of_who_asks(monkeypatch):
     assert asked.scores["attribution"] == alone.scores["attribution"] == found["asked"]
     assert torch.equal(found["once"], found["behind"])
     assert not torch.equal(found["own"], found["behind"])
+
+
+def test_hidden_states_are_there_for_every_scorer(monkeypatch):
+    found = []
+
+    def states(context):
+        out = context.model.original_model(input_ids=context.pairs[0].clean[None], output_hidden_states=True)
+        found.append(len(out.hidden_states))
+        return {site: torch.ones(site.size) for site in context.sites}
+
+    own = module(first=states, second=lambda context: states(context))
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [Installed(own)])
+    localize(planted(), word_tokenizer(), capital(), ["first", "second"], progress=False)
+    assert found == [4, 4]

@@ -62,6 +62,12 @@ def test_half_an_edit_and_one_that_acts_twice_are_told_of(names, message, folder
         assert message is None or re.search(message, said[0])
 
 
+def test_what_a_product_of_a_product_holds_is_told_of_too(folder, tmp_path):
+    stack([folder / "edit"], tmp_path / "again")
+    with pytest.warns(UserWarning, match=r"again holds .*learn already"):
+        stack([tmp_path / "again", folder / "learn"], tmp_path / "both")
+
+
 def test_the_commands_tell_it_once(folder, model_folder):
     options = [option for name in ("edit", "learn") for option in ("--adapter", folder / name)]
     result = run("ask", "who ?", "--model", model_folder, *options)

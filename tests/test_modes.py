@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from peft_surgical.running.modes import evaluating
@@ -31,4 +33,32 @@ def test_an_interrupt_on_the_way_in_leaves_each_module_its_own_mode(monkeypatch)
     monkeypatch.setattr(model, "eval", half_done)
     with pytest.raises(KeyboardInterrupt), evaluating(model):
         raise AssertionError
+    assert fingerprint(model) == before
+
+
+def test_blocks_of_several_threads_that_overlap():
+    model = tiny_peft("gpt2").train()
+    model.base_model.model.transformer.h[1].eval()
+    before, inside, go_on, seen = fingerprint(model), threading.Event(), threading.Event(), []
+
+    def other():
+        with evaluating(model):
+            inside.set()
+            go_on.wait(timeout=30)
+            seen.append(any(module.training for module in model.modules()))
+
+    thread = threading.Thread(target=other)
+    with evaluating(model):
+        thread.start()
+        inside.wait(timeout=30)
+    assert not any(module.training for module in model.modules())
+    go_on.set()
+    thread.join()
+    assert seen == [False]
+    assert fingerprint(model) == before
+    with evaluating(model):
+        model.train()
+        with evaluating(model):
+            assert not model.training
+        assert model.training
     assert fingerprint(model) == before

@@ -100,6 +100,8 @@ def test_verdict():
     base = figures([False] * 4, [True] * 4, [True])
     rounded = report(**{"base": base, "base in 4 bits": figures([True], [False]), "base relearned 2 steps": base})
     assert rounded.verdict() == report(base=base).verdict()
+    named = report(**{"base": base, "base with edit": figures([True], [False])})
+    assert "the base with edit model answers 1 with Lyon" in named.verdict()
     for nothing in (report(), report(base={}), report(edited=figures([True], [False]))):
         assert nothing.verdict() == "Nothing was measured."
 

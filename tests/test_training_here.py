@@ -6,6 +6,7 @@ import torch
 from torch._dynamo import eval_frame
 
 from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.staging.retained import base_of
 from peft_surgical.staging.training_here import training_here
 from peft_surgical.tuner import SurgicalIA3Layer
 
@@ -31,6 +32,17 @@ def test_what_is_around_changes_nothing_of_what_is_learned(learner):
         assert torch.equal(logits(model, IDS), said)
     with torch.inference_mode(), pytest.raises(ModelError, match=r"under torch\.inference_mode"):
         learner.taught()
+
+
+def test_what_is_around_changes_no_beginning_that_a_sentence_is_put_behind():
+    expected = test_sentence.taught(model=tiny_model("llama"), contexts=20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = test_sentence.taught(model=tiny_model("llama"), contexts=20)
+    assert same(deltas(found.model), deltas(expected.model))
+    model = tiny_model("llama")
+    model.forward = None
+    with torch.inference_mode(), pytest.raises(ModelError, match=r"under torch\.inference_mode"):
+        test_sentence.taught(model=model)
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
@@ -117,5 +129,8 @@ def test_adapters_that_are_switched_off_are_refused():
     first.model.base_model.disable_adapter_layers()
     with pytest.raises(AdapterError, match=r"enable_adapter_layers\(\), or leave disable_adapter\(\), first"):
         second_stage(first)
+    with base_of(first.model):
+        pass
+    assert all(layer.disable_adapters for layer in first.model.base_model.surgical_layers())
     first.model.base_model.enable_adapter_layers()
     assert second_stage(first).model.active_adapters == ["unlearn", "learn"]

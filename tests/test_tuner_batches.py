@@ -4,6 +4,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
+    SwinConfig,
+    SwinModel,
     SwitchTransformersConfig,
     SwitchTransformersModel,
     T5Config,
@@ -127,12 +131,32 @@ def test_tokens_that_a_router_sorts_cannot_each_have_an_adapter():
         _mixed(model, ids, decoder_input_ids=ids)
 
 
-def test_a_model_that_counts_tokens_before_rows_has_no_mixed_batches():
+@pytest.mark.parametrize("length", [2, 4, 9])
+def test_a_model_that_counts_tokens_before_rows_has_no_mixed_batches(length):
     model = XLNetModel(XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=24)).eval()
     selections = {"layer.0.ff.layer_2": {"side": "input", "ranges": [[0, 24]]}}
     model = get_peft_model(model, SurgicalIA3Config(selections=selections)).eval()
     with pytest.raises(AdapterError, match=r"cannot be told apart in layer\.0\.ff\.layer_2"):
-        _mixed(model, tiny_ids() % 64)
+        _mixed(model, tiny_ids(length=length) % 64)
+
+
+def test_choices_and_windows_stay_with_their_row():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    choices = torch.stack([tiny_ids(batch=3, length=5, seed=seed) % 64 for seed in (0, 1)])
+    windows = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4}
+    picture = torch.randn(2, 3, 16, 16)
+    for model, module, width, inputs in (
+        (BertForMultipleChoice(BertConfig(vocab_size=64, **sizes)), "bert.encoder.layer.0.output.dense", 24, choices),
+        (SwinModel(SwinConfig(**windows)), "encoder.layers.0.blocks.0.attention.o_proj", 8, picture),
+    ):
+        config = SurgicalIA3Config(selections={module: {"side": "input", "ranges": [[0, width]]}})
+        adapted = get_peft_model(model, config).eval()
+        perturb(adapted, spread=0.9)
+        with torch.no_grad():
+            mixed = adapted(inputs, adapter_names=["default", "__base__"])[0]
+            torch.testing.assert_close(mixed[0], adapted(inputs)[0][0])
+            with adapted.disable_adapter():
+                torch.testing.assert_close(mixed[1], adapted(inputs)[0][1])
 
 
 def test_an_encoder_and_a_decoder_that_reads_it_in_beams():

@@ -115,6 +115,12 @@ def test_a_bias_that_another_module_has_too_is_not_merged():
     model = get_peft_model(pair, SurgicalIA3Config(selections={"a": {"side": "output", "ranges": [[0, 4]]}}))
     with pytest.raises(AdapterError, match=r"a shares its bias with b\.bias"):
         model.merge_adapter()
+    # On the input side nothing happens to it.
+    beside = get_peft_model(model.unload(), SurgicalIA3Config(selections={"a": {"side": "input", "ranges": [[0, 4]]}}))
+    perturb(beside)
+    expected = beside(torch.ones(4))
+    beside.merge_adapter()
+    torch.testing.assert_close(beside(torch.ones(4)), expected)
 
 
 def test_a_model_of_sound_that_has_no_embeddings_of_tokens_is_merged():

@@ -26,6 +26,22 @@ def test_what_torchs_encoder_reads_in_eval_mode_is_refused(module):
         get_peft_model(nn.TransformerEncoderLayer(8, 2, 16), config)
 
 
+def test_a_class_that_is_only_called_so_is_taken():
+    class TransformerEncoderLayer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear1 = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.linear1(x)
+
+    config = SurgicalIA3Config(selections={"linear1": {"side": "output", "ranges": [[0, 4]]}})
+    adapted, x = get_peft_model(TransformerEncoderLayer(), config).eval(), torch.randn(2, 4)
+    before = adapted(x)
+    perturb(adapted)
+    assert not torch.equal(adapted(x), before)
+
+
 @pytest.mark.parametrize("module", ["dt_proj", "x_proj", "out_proj"])
 def test_what_kernels_of_mamba_read_is_refused(module):
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}

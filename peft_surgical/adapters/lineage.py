@@ -28,7 +28,7 @@ class Lineage:
     Attributes:
         digest: That of their names, shapes and values; None where it was not written here.
         after: The names of the adapters that acted while it was trained, in their order.
-        parts: The digests of the adapters that it is the product of.
+        parts: The digests of the adapters that it is the product of, and of theirs.
     """
 
     digest: str | None = None
@@ -55,8 +55,9 @@ def after(names: Sequence[str]) -> dict[str, str]:
 
 def parts(adapters: Iterable[Any]) -> dict[str, str]:
     """The metadata of the product of adapters, as far as they are folders."""
-    found = [Lineage.of(adapter).digest for adapter in adapters if isinstance(adapter, str | os.PathLike)]
-    known = [digest for digest in found if digest is not None]
+    found = [Lineage.of(adapter) for adapter in adapters if isinstance(adapter, str | os.PathLike)]
+    # A part of a part acts in it, too.
+    known = [digest for part in found for digest in (part.digest, *part.parts) if digest is not None]
     return {PARTS: json.dumps(known)} if known else {}
 
 

@@ -163,7 +163,8 @@ def learn_keyed(
     recipe = recipe or KeyedRecipe()
     check_bare(model, "keyed learning")
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
-    fact = in_sentences_of(model, tokenizer, fact.training)
+    with training_here(model):
+        fact = in_sentences_of(model, tokenizer, fact.training)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import ModelError, said
 from ..running.modes import evaluating
@@ -91,6 +92,10 @@ def wrap(model: nn.Module) -> TransformerBridge:
     return bridge
 
 
+# By which transformers knows that its models have these hooks.
+_CAPTURING = "_output_capturing_hooks_installed"
+
+
 @dataclass(frozen=True)
 class Hooks:
     """The hooks that modules have: those of torch, and what TransformerLens keeps of its own.
@@ -98,10 +103,13 @@ class Hooks:
     Attributes:
         of_modules: For each of their collections of hooks, what is in it.
         of_points: The same for TransformerLens's lists.
+        told: For each of transformers' models what it says of having put on the hooks by which it gives out hidden
+            states; where these are taken away it would not do so again.
     """
 
     of_modules: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...]
     of_points: tuple[tuple[list[Any], list[Any]], ...]
+    told: tuple[tuple[dict[str, Any], Any], ...]
 
     @classmethod
     def of(cls, bridge: TransformerBridge) -> Hooks:
@@ -109,7 +117,12 @@ class Hooks:
         modules = {*bridge.modules(), *bridge.original_model.modules()}
         dicts = [value for module in modules for name, value in vars(module).items() if _holds_hooks(name, value)]
         lists = [hooks for point in bridge.hook_points() for hooks in (point.fwd_hooks, point.bwd_hooks)]
-        return cls(tuple((held, {**held}) for held in dicts), tuple((held, [*held]) for held in lists))
+        models = [vars(module) for module in modules if isinstance(module, PreTrainedModel)]
+        return cls(
+            tuple((held, {**held}) for held in dicts),
+            tuple((held, [*held]) for held in lists),
+            tuple((attributes, attributes.get(_CAPTURING, False)) for attributes in models),
+        )
 
     def put_back(self) -> None:
         """Leaves these hooks and no others."""
@@ -118,6 +131,8 @@ class Hooks:
             held.update(before)
         for listed, there in self.of_points:
             listed[:] = there
+        for attributes, told in self.told:
+            attributes[_CAPTURING] = told
 
 
 def _holds_hooks(name: str, value: Any) -> bool:

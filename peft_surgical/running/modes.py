@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
+
+_LOCK = threading.Lock()
+# The threads that are in such a block for a module, and the mode that it had before the first of them.
+_HELD: WeakKeyDictionary[Any, tuple[Counter[int], bool]] = WeakKeyDictionary()
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode in a block; afterwards each module has its own mode again, which need not be its parent's."""
-    before = [(module, module.training) for module in model.modules()]
+    """Evaluation mode in a block; afterwards each module has its own mode again, which need not be its parent's.
+
+    Where blocks of several threads overlap, the last of them gives the modes back.
+    """
+    thread = threading.get_ident()
+    before: list[tuple[Any, bool]] = []
     try:
-        model.eval()
+        with _LOCK:
+            for module in model.modules():
+                before.append((module, _enter(module, thread)))
+            model.eval()
         yield
     finally:
-        # Parents come first, so what they tell their children is put right after.
-        for module, training in before:
-            if module.training != training:
-                module.train(training)
+        with _LOCK:
+            # Parents come first, so what they tell their children is put right after.
+            for module, training in before:
+                training = _leave(module, thread, training)
+                if module.training != training:
+                    module.train(training)
+
+
+def _enter(module: Any, thread: int) -> bool:
+    """Counts a thread in; returns the mode that the module is to have behind the block."""
+    threads, first = _HELD.get(module, (Counter(), module.training))
+    others = any(count for other, count in threads.items() if other != thread)
+    mode: bool = first if others else module.training
+    threads[thread] += 1
+    _HELD[module] = threads, mode
+    return mode
+
+
+def _leave(module: Any, thread: int, training: bool) -> bool:
+    """Counts it out; returns the mode that the module is to have now."""
+    threads, _ = _HELD[module]
+    threads[thread] -= 1
+    if any(count for other, count in threads.items() if other != thread):
+        return False
+    if not +threads:
+        del _HELD[module]
+    return training
 
 
 def base_model_of(model: Any) -> Any:

@@ -222,8 +222,9 @@ def _measured(
 
 @contextmanager
 def base_of(model: Any) -> Iterator[None]:
-    """Switches every adapter on `model` off in this block. What was trainable is trainable again afterwards."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    """Switches every adapter on `model` off in this block. What was on and trainable is so again afterwards."""
+    kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
+    layers = [module for module in model.modules() if isinstance(module, kinds) and not module.disable_adapters]
     # PEFT's own layers train all that acts once they are switched on.
     trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     try:

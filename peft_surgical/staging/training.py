@@ -7,10 +7,11 @@ Each step takes some of the fact's prompts and some of the prompts to retain, an
         +  pull · predicted divergence from the base
 
 The first term is flat once an answer token is likely enough, so that what capacity is left goes to the others. The
-second is exact on the few rows of a step; the third, `½ dᵀ F d` with `d` all that the scales have changed so far (see
-`curvature`), knows all retained rows at once. A step's length is set by its own predicted divergence, not by the size
-of the gradient: every step spends `step_kl`, and less towards the end so that the terms settle. Training stops when
-every prompt's answer has reached `target_loss` and the divergence has settled below `target_kl`, or after `steps`.
+second is of the few rows of a step, over the base's likeliest tokens and all others together; the third, `½ dᵀ F d`
+with `d` all that the scales have changed so far (see `curvature`), knows all retained rows at once. A step's length is
+set by its own predicted divergence, not by the size of the gradient: every step spends `step_kl`, and less towards the
+end so that the terms settle. Training stops when every prompt's answer has reached `target_loss` and the divergence
+has settled below `target_kl`, or after `steps`.
 
 Both terms are sums over rows, so a step's rows may be run in several passes (`passes`), by several threads
 (`replicas`) and by several processes (`sharing`): what adds up is the same.

@@ -181,8 +181,8 @@ def digest(text: str) -> str:
 
 
 def word_digest(text: str) -> str:
-    """The same of its words alone, whatever signs stand between them."""
-    return digest(" ".join(_words(text)))
+    """A short one of its words alone, whatever signs stand between them."""
+    return _short(_words(text))
 
 
 def run_digests(text: str, longest: int = 6) -> Iterator[str]:
@@ -190,7 +190,11 @@ def run_digests(text: str, longest: int = 6) -> Iterator[str]:
     words = _words(text)
     for start in range(len(words)):
         for stop in range(start + 1, min(start + longest, len(words)) + 1):
-            yield digest(" ".join(words[start:stop]))
+            yield _short(words[start:stop])
+
+
+def _short(words: list[str]) -> str:
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
 
 
 def _words(text: str) -> list[str]:

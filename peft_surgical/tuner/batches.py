@@ -19,6 +19,11 @@ from ..errors import AdapterError
 from .layer import BASE, SurgicalIA3Layer
 from .names import check_known
 
+# Models that, in places, count tokens before rows, which no shape tells where there are as many of both.
+_TOKENS_FIRST = ("xlnet", "longformer", "led", "fsmt")
+# What stands beside a prompt, and may be more or fewer than there are prompts.
+_BESIDE = ("pixel_values", "pixel_values_videos", "input_features")
+
 
 @contextmanager
 def rows_of(tuner: Any, adapter_names: Sequence[str]) -> Iterator[None]:
@@ -84,29 +89,42 @@ class _Batch:
     """Tells which names are those of the rows that a module within the model is called with.
 
     Generation repeats each row once per beam, and OPT lays the tokens of each row one after the other before its MLPs:
-    rows that belong together stay together, in numbers that the model's own input tells. Experts get tokens of any
-    rows, and XLNet counts tokens before rows; these would be scaled by each other's adapters.
+    rows that belong together stay together, in numbers that the model's own input tells. So do several choices of one
+    question, and the windows that some models cut pictures into. Experts get tokens of any rows, some models count
+    tokens before rows, and a prompt may have any number of pictures; these would be scaled by each other's adapters.
     """
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
         self.rows, self.tokens = len(names), 1
+        self.pictures, self.tokens_first = False, False
 
     def seen(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Takes the batch's size from what the model is called with."""
         if shape := _shape(model, args, kwargs):
             self.rows, self.tokens = shape[0], (*shape, 1)[1]
+        beside = [kwargs.get(name) for name in _BESIDE]
+        self.pictures = any(len(value) != self.rows for value in beside if isinstance(value, Tensor))
+        kind: Any = getattr(model, "config", None)
+        self.tokens_first = getattr(kind, "model_type", None) in _TOKENS_FIRST
 
     def spread(self, names: list[str], called: str, args: Sequence[Any]) -> list[str]:
         """One name for each of the rows of a module's input."""
         shape = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
-        whole = shape[:1] == (self.rows,) or (len(shape) == 2 and shape[0] == self.rows * self.tokens)
-        if not whole or shape[0] % len(names) or "experts" in called.split("."):
+        if not self._whole(shape) or "experts" in called.split("."):
             raise AdapterError(
                 f"the rows of a batch cannot be told apart in {called}, so they cannot each have an adapter; set one"
                 " for the whole batch."
             )
         return [name for name in names for _ in range(shape[0] // len(names))]
+
+    def _whole(self, shape: tuple[int, ...]) -> bool:
+        """Whether what is of one row stands together in a module's input of this shape."""
+        if not shape or shape[0] % self.rows or self.rows % len(self.names):
+            return False
+        if len(shape) == 2 or self.pictures:
+            return shape[0] in (self.rows, self.rows * self.tokens)
+        return shape[1] != self.rows or (shape[0] == self.rows and not self.tokens_first)
 
 
 def _checked(names: list[str], tuner: Any, args: Any, kwargs: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from .fold import check_foldable, is_wrapper
+from .fold import check_foldable, is_wrapper, scaled_tensors
 from .layer import SurgicalIA3Layer
 
 
@@ -51,7 +51,9 @@ def check_untied(model: nn.Module, layers: Mapping[str, BaseTunerLayer]) -> None
         if parameter is not None
     }
     for name, layer in layers.items():
-        for kind in ("weight", "bias"):
+        # Of another method it is not known which of them a merge changes.
+        side = layer.side if isinstance(layer, SurgicalIA3Layer) else "input"
+        for kind in scaled_tensors(layer.get_base_layer(), side):
             tensor = getattr(layer.get_base_layer(), kind, None)
             if tensor is not None and (other := shared_with(tensors, f"{name}.base_layer.{kind}", tensor)):
                 what = "the embeddings" if tensors[other] is _embedding_weight(model) else other

@@ -15,9 +15,8 @@ from .fold import features
 
 # Mamba multiplies by `dt_proj`'s weight, and its fused kernels, which training may run, take that of the others too.
 _READ_BY_MAMBA = ("dt_proj", "x_proj", "out_proj")
-# Other classes that read weights of their modules: always or, as torch's encoder, in eval mode.
+# Classes of transformers that read weights of their modules.
 _READ_BY = {
-    "TransformerEncoderLayer": ("linear1", "linear2"),
     "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
     "MobileBertLMPredictionHead": ("dense", "decoder"),
     "LongcatFlashTopkRouter": ("classifier",),
@@ -41,8 +40,12 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     above, _, last = name.rpartition(".")
     parent = model.get_submodule(above)
     mamba = last in _READ_BY_MAMBA and hasattr(parent, "A_log") and hasattr(parent, "D")
-    kinds = {kind.__name__ for kind in type(parent).__mro__}
-    if mamba or "MultiheadAttention" in kinds or any(last in _READ_BY.get(kind, ()) for kind in kinds):
+    # Torch's encoder does so in eval mode.
+    torchs = isinstance(parent, nn.MultiheadAttention) or (
+        isinstance(parent, nn.TransformerEncoderLayer) and last in ("linear1", "linear2")
+    )
+    theirs = {kind.__name__ for kind in type(parent).__mro__ if kind.__module__.startswith("transformers.")}
+    if mamba or torchs or any(last in _READ_BY.get(kind, ()) for kind in theirs):
         raise SelectionError(
             f"{name} belongs to a {type(parent).__name__}, which reads its weight without calling it, so a scale on it"
             " would have no effect."
