@@ -116,6 +116,15 @@ def test_any_configuration(folders, kind, draw):
     checked(damaged(folders, kind, CONFIG, json.dumps(changed).encode()))
 
 
+@pytest.mark.parametrize("kind", ["surgical", "plain"])
+def test_half_of_a_surrogate_pair_is_refused(folders, kind):
+    config = json.loads((folders / kind / CONFIG).read_bytes())
+    for name, value in (("auto_mapping", {"base_model_class": "\ud800"}), ("base_model_name_or_path", "\udfff")):
+        folder = damaged(folders, kind, CONFIG, json.dumps({**config, name: value}).encode())
+        with pytest.raises(AdapterError, match="surrogates not allowed"):
+            Edit.load(folder)
+
+
 @QUICK
 @given(file=st.sampled_from([CONFIG, WEIGHTS]), content=st.binary(max_size=80) | st.text(max_size=40).map(str.encode))
 def test_any_bytes(folders, file, content):

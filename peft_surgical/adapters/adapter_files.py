@@ -7,6 +7,7 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`. In a surgi
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,6 +144,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"there is no adapter folder {path}.")
     try:
         config = read_json(path / CONFIG)
+        # JSON can spell half of a surrogate pair, and no file with it could be written.
+        json.dumps(config, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise AdapterError(f"{path} is not an adapter folder: it has no {CONFIG}.") from None
     except (OSError, ValueError) as error:
