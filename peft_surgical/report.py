@@ -16,6 +16,9 @@ from .facts import Fact
 from .measuring.metrics import Figure
 from .writing.files import read_json, write_json
 
+# What `evaluate` measures of the base beside it, which is no edit.
+_OF_THE_BASE = re.compile(r"base (in \d+ bits|relearned \d+ steps?)")
+
 # Metric, and what a reader calls it.
 METRICS = {
     "new_answer_rate": "gives the new answer",
@@ -163,9 +166,7 @@ class Report:
     def verdict(self) -> str:
         """One sentence for a person in a hurry, from the last stage's figures, or from the base's where nothing else
         was asked than the base and what became of it."""
-        # "base in 4 bits" and "base relearned 2 steps" are no edits.
-        made = re.compile(r"base (in \d+ bits|relearned \d+ steps?)")
-        edits = [name for name in self.stages if not made.fullmatch(name)]
+        edits = [name for name in self.stages if not _OF_THE_BASE.fullmatch(name)]
         stage = edits[-1] if edits else ""
         figures = self.stages.get(stage, {})
         new, old = figures.get("new_answer_rate"), figures.get("old_answer_rate")

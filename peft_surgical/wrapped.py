@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_COMPILED = "_orig_mod"
+
+
+def uncompiled(name: str) -> str:
+    """The name that a module has without `torch.compile`, which wraps it under one of its own."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
 def check_uncompiled(names: Iterable[str]) -> None:
     """Refuse a model that torch.compile wrapped: its modules have names that no other model has.
 
@@ -20,7 +28,7 @@ def check_uncompiled(names: Iterable[str]) -> None:
     Raises:
         ModelError: If a name is one that torch.compile gives.
     """
-    if any("_orig_mod" in name.split(".") for name in names):
+    if any(uncompiled(name) != name for name in names):
         raise ModelError(
             "the model is wrapped by torch.compile; put the adapter on the model before compiling it, or compile in"
             " place with model.compile()."

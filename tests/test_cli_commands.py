@@ -323,6 +323,9 @@ def test_a_model_that_answers_nothing_finite_is_refused(model_folder, tmp_path, 
     shutil.copytree(model_folder, broken)
     tensors, norm = load_file(broken / "model.safetensors"), "model.norm.weight"
     save_file({**tensors, norm: tensors[norm] * float("nan")}, broken / "model.safetensors", {"format": "pt"})
-    for command in (["ask", PROMPT], ["edit-keyed", fact_file, "--out", tmp_path / "out"]):
-        assert "logits that are not finite; its weights are damaged" in said(run(*command, "--model", broken), 2)
+    for command, words in (
+        (["ask", PROMPT], "with logits that are not finite; its weights are damaged"),
+        (["edit-keyed", fact_file, "--out", tmp_path / "out"], "the model gives logits that are not finite"),
+    ):
+        assert words in said(run(*command, "--model", broken), 2)
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
-from peft_surgical.errors import SelectionError
+from peft_surgical.errors import ModelError, SelectionError
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
 from peft_surgical.keying.neurons import _to_take, find_neurons, place_neurons, reading_rows, set_neurons
 from peft_surgical.keying.updates import frozen
@@ -199,6 +199,14 @@ def test_an_earlier_edits_neuron_is_left_alone(family):
     with torch.no_grad():
         weight_of(find_module(edited, module))[:, neuron.index] = 1e-6
     assert find_neurons(edited, modules, [NAMED], KEPT, RIDGE)[module].index == neuron.index
+
+
+def test_what_is_not_finite_is_refused_as_such():
+    model = word_model()
+    modules = output_projections(model, [1])
+    model.model.layers[0].mlp.down_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="gets at the subject is not finite; the model's weights are damaged"):
+        find_neurons(model, modules, [NAMED], KEPT, RIDGE)
 
 
 def test_a_subject_that_is_everywhere_is_refused():

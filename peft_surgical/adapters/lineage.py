@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .adapter_files import WEIGHTS
 from .scale_files import DIGEST
 
 AFTER, PARTS = "peft_surgical.after", "peft_surgical.parts"
@@ -38,8 +39,6 @@ class Lineage:
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> Lineage:
         """What an adapter's folder says; nothing where it cannot be read, of which who reads the weights tells."""
-        from .adapter_files import WEIGHTS
-
         try:
             with safe_open(Path(folder) / WEIGHTS, "pt") as file:
                 notes = file.metadata() or {}

@@ -11,6 +11,7 @@ from peft import PeftModel
 
 from ..errors import AdapterError, brief
 from ..tuner.config import SurgicalIA3Config
+from ..wrapped import uncompiled
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .halves import fits_half
 from .scale_files import read_tensors, write_tensors
@@ -79,8 +80,8 @@ def _write_again(file: Path, path: Path, notes: Mapping[str, str] | None, *, hal
 
     None of them outlives the call: each maps the file that it was read from, which Windows then does not delete.
     """
-    # What torch.compile wrapped after the adapter was put on has another name there, which no other model has.
-    tensors = {name.replace("._orig_mod.", "."): tensor for name, tensor in read_tensors(file).items()}
+    # Layers may have been compiled after the adapter was put on.
+    tensors = {uncompiled(name): tensor for name, tensor in read_tensors(file).items()}
     if halve and fits_half(tensors):
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     write_tensors(path, tensors, notes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FactError, ModelError, OutputError, SelectionError, brief
+from ..errors import FactError, OutputError, SelectionError, brief
 from ..writing.files import check_output, check_output_file
 
 if TYPE_CHECKING:
@@ -22,29 +22,6 @@ def output(path: Path, overwrite: bool) -> None:
     check_output(path, overwrite=True)
     if not overwrite and path.is_dir() and any(path.iterdir()):
         raise OutputError(f"the output folder {path} is not empty; name another one or give --overwrite.")
-
-
-def finite(model: Any, tokenizer: Any, prompt: str) -> None:
-    """Refuses a model whose answer would be made of nothing.
-
-    Raises:
-        ModelError: If a logit behind the prompt is not finite, or the prompt is too long for the model.
-    """
-    import torch
-
-    from ..running.devices import input_device
-    from ..texts.lengths import check_row
-    from ..texts.prompts import encode
-
-    row = encode(tokenizer, prompt)
-    check_row(model.config, row)
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([row], device=input_device(model))).logits[0, -1]
-    if not bool(torch.isfinite(logits).all()):
-        raise ModelError(
-            f"the model answers {brief(prompt)} with logits that are not finite; its weights are damaged, or do not"
-            f" fit into {str(logits.dtype).removeprefix('torch.')}."
-        )
 
 
 def edit_folder(path: Path, overwrite: bool) -> None:

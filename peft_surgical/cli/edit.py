@@ -141,8 +141,8 @@ def edit(
     checks.scorers(scorers)
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
-    check_device(source.device)
     if dry_run:
+        check_device(source.device)
         if is_first():
             how = {"granularity": granularity, "neurons": neurons, "projections": list(projections), "steps": steps}
             _tell(fact, source.name, scorers, limits, selection, how, out, as_json, quiet)

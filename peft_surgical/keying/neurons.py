@@ -108,6 +108,7 @@ def find_neurons(
 
     Raises:
         SelectionError: If what enters an MLP at the subject is too much like what enters it elsewhere.
+        ModelError: If it is not finite.
     """
     inputs = {reading_rows(model, module)[0][0]: module for module in modules}
     found: dict[str, Neuron] = {}
@@ -123,6 +124,8 @@ def find_neurons(
         for name, (moment, mean) in away.items():
             module = inputs[name]
             second, key = (total.to(mean.device) / len(names) for total in own.pop(name))
+            if not key.isfinite().all():
+                raise ModelError(f"what {module} gets at the subject is not finite; the model's weights are damaged.")
             further, mean_further = (total.to(mean.device) for total in more.pop(name))
             total = moment + further + second
             total.diagonal().add_(ridge * moment.diagonal().mean())

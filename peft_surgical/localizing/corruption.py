@@ -94,17 +94,15 @@ def corrupt(
         pair = next((swap for swap in swaps if swap is not None), None)
         if pair is None:
             clean = torch.tensor(tokens.ids)
-            asked = subject_spans(tokenizer, prompt, fact.subject, encode(tokenizer, prompt))
+            asked = encode(tokenizer, prompt)
+            spans = [
+                *subject_spans(tokenizer, prompt, fact.subject, asked),
+                *answer_spans(tokenizer, prompt, old_sentence(fact), fact.subject),
+            ]
+            positions = sorted({position for span in spans for position in span if position < len(clean)})
             # Between the template's last tokens and the decision may stand the beginning of an answer.
-            begun = max(0, len(clean) - len(encode(tokenizer, prompt)))
-            said = answer_spans(tokenizer, prompt, old_sentence(fact), fact.subject)
-            positions, said_at = (
-                [position for span in spans for position in span if position < len(clean)] for spans in (asked, said)
-            )
-            if positions:
-                positions, said_at = sorted({*positions, *said_at}), []
-            template = (shared[0], shared[1] + begun)
-            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, template, said_at)
+            template = (shared[0], shared[1] + max(0, len(clean) - len(asked)))
+            pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, template)
         pairs.append(replace(pair, besides=_other_names(tokenizer, fact, prompt, tokens)))
     return pairs
 
@@ -128,24 +126,24 @@ def blur(
     embed: Embed,
     generator: torch.Generator,
     template: tuple[int, int] = (0, 0),
-    said_at: Sequence[int] = (),
 ) -> PromptPair:
-    """Corrupt a prompt in its embeddings: noise at the subject's positions, or the mean where there are none.
+    """Corrupt a prompt in its embeddings: noise at the subject's positions, or the mean where it has none.
 
     Args:
         prompt: For the record.
         clean: Token ids.
         old: The old answer's token.
         new: The new answer's token.
-        positions: Of the subject's tokens; empty when the prompt does not name it.
+        positions: Of the subject's tokens, ascending; none in the prompt itself when that does not name it.
         embed: Token ids to embeddings.
         generator: Decides the noise.
         template: How many leading and trailing tokens are not the prompt's own.
-        said_at: Where the beginning of an answer names the subject that the prompt does not name.
     """
     embeddings = embed(clean).float().cpu()
     shift = torch.zeros_like(embeddings)
-    if positions:
+    head, tail = template
+    own = range(head, len(clean) - tail)
+    if any(position in own for position in positions):
         method: Method = "noise"
         first = min(positions)
         # The caller's default dtype would draw other numbers.
@@ -153,13 +151,10 @@ def blur(
         shift[list(positions)] = NOISE_SCALE * embeddings.std() * noise
     else:
         method = "mean"
-        head, tail = template
-        own = range(head, len(clean) - tail)
         if not own:
             raise FactError(f"the prompt {brief(prompt)} has no token of its own, so it cannot be corrupted.")
-        first, mean = own.start, embeddings[own.start : own.stop].mean(0)
-        blurred = [*own, *(position for position in said_at if position >= own.stop)]
-        shift[blurred] = mean - embeddings[blurred]
+        first, blurred = own.start, [*own, *positions]
+        shift[blurred] = embeddings[own.start : own.stop].mean(0) - embeddings[blurred]
     return PromptPair(prompt, method, None, clean, clean, shift, first, old, new)
 
 

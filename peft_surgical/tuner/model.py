@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
-from ..wrapped import check_uncompiled, check_unwrapped
+from ..wrapped import check_uncompiled, check_unwrapped, uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .fold import Rounding
@@ -326,8 +326,8 @@ class SurgicalIA3Model(BaseTuner):
         check_known([adapter_name], self.peft_config)
         config = self.peft_config[adapter_name]
         modules = {
-            # What torch.compile wrapped after the adapter was put on goes by another name.
-            name.replace("_orig_mod.", ""): ModuleScale(
+            # Layers may have been compiled after the adapter was put on.
+            uncompiled(name): ModuleScale(
                 module.coordinates[adapter_name],
                 _whole(module.scale(adapter_name).detach()).cpu().clone(),
                 module.width,
