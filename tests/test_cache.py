@@ -9,7 +9,7 @@ from torch import nn
 
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
-from peft_surgical.running import generation
+from peft_surgical.running import cache, generation
 from peft_surgical.running.cache import FOLDER, answers_kept, beside, kept_tensors, weights_digest
 from peft_surgical.running.generation import generate_ids
 
@@ -178,6 +178,37 @@ def test_tied_weights_are_told_from_equal_ones():
     before = weights_digest(tied)
     tied.lm_head.weight = nn.Parameter(tied.lm_head.weight.detach().clone())
     assert weights_digest(tied) != before
+
+
+def test_weights_are_read_once_and_again_where_written_to(tmp_path, monkeypatch):
+    model, read = tiny_model("qwen2"), []
+    monkeypatch.setattr(cache, "_content", lambda tensor, own=cache._content: read.append(tensor) or own(tensor))
+
+    def ask():
+        with torch.no_grad():
+            return kept_tensors(model, "sum", {}, measure, alone=lambda _: nullcontext())["sum"]
+
+    def measure():
+        return {"sum": sum(parameter.double().sum() for parameter in model.parameters())[None]}
+
+    with answers_kept(tmp_path):
+        before = ask()
+        # The output head is the embedding.
+        assert len(read) == len({id(tensor) for tensor in (*model.parameters(), *model.buffers())})
+        read.clear()
+        assert torch.equal(ask(), before)
+        assert read == []
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight.add_(1)
+        assert not torch.equal(ask(), before)
+        assert [id(tensor) for tensor in read] == [id(model.model.layers[0].mlp.up_proj.weight)]
+        model.model.norm.weight = nn.Parameter(model.model.norm.weight.detach() + 1)
+        ask()
+        assert len(read) == 2
+    with answers_kept(tmp_path):
+        read.clear()
+        ask()
+    assert len(read) > 2
 
 
 def test_files_of_tensors_stay_few_and_those_last_used_stay(tmp_path):

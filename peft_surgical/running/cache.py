@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError
@@ -39,7 +41,7 @@ FOLDER = ".peft_surgical"
 """What the folder is called that stands beside an edit's output."""
 
 # To be raised when answers or tensors come about in another way, since files of an older package stay.
-_FORMAT = 5
+_FORMAT = 6
 _PACKAGES = ("torch", "transformers", "peft")
 # Files of tensors are large, and whoever changes the seed or the scales leaves one behind.
 _TENSOR_FILES = 4
@@ -47,7 +49,26 @@ _TENSOR_FILES = 4
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
 _NOT_COMPUTED_WITH = ("training", "gradient_checkpointing")
 
-_WHERE: ContextVar[Path | None] = ContextVar("answers", default=None)
+
+@dataclass
+class _Kept:
+    """Where answers are kept, and the hashes of tensors that were met, each with what tells that it was written to."""
+
+    folder: Path
+    hashes: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
+
+    def hash_of(self, tensor: Tensor) -> bytes:
+        # A tensor of inference mode does not count what is written to it.
+        if tensor.is_inference():
+            return _content(tensor)
+        written = (tensor._version, tensor.data_ptr())
+        known: tuple[tuple[int, int], bytes] | None = self.hashes.get(tensor)
+        if known is None or known[0] != written:
+            known = self.hashes[tensor] = (written, _content(tensor))
+        return known[1]
+
+
+_WHERE: ContextVar[_Kept | None] = ContextVar("answers", default=None)
 
 
 def beside(out: str | os.PathLike[str]) -> Path:
@@ -57,8 +78,12 @@ def beside(out: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def answers_kept(folder: str | Path) -> Iterator[None]:
-    """Keeps what bare models answer, and what models with all adapters switched off do, in a folder."""
-    token = _WHERE.set(Path(folder))
+    """Keeps what bare models answer, and what models with all adapters switched off do, in a folder.
+
+    Within the block a tensor's bytes are read once, and again after it was written to in place. What is written past
+    torch's count of that, through `tensor.data`, is not noticed before the next block.
+    """
+    token = _WHERE.set(_Kept(Path(folder)))
     try:
         yield
     finally:
@@ -125,16 +150,26 @@ def kept_tensors(
 
 def _path(what: str, model: Any, asked: dict[str, Any], suffix: str) -> Path | None:
     """Where something is kept; None where nothing is, or the model's content or arithmetic cannot be told."""
-    folder = None if in_a_mode() else _WHERE.get()
-    found = None if folder is None else weights_digest(model)
-    if folder is None or found is None:
+    kept = None if in_a_mode() else _WHERE.get()
+    found = None if kept is None else weights_digest(model, kept.hash_of)
+    if kept is None or found is None:
         return None
     key = {"format": _FORMAT, "model": found, **asked, "arithmetic": _arithmetic()}
-    return folder / f"{what}-{_digest(key)[:32]}{suffix}"
+    return kept.folder / f"{what}-{_digest(key)[:32]}{suffix}"
 
 
-def weights_digest(model: Any) -> str | None:
+def _content(tensor: Tensor) -> bytes:
+    """A hash of a tensor's bytes."""
+    values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return hashlib.blake2b(values, digest_size=32).digest()
+
+
+def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = _content) -> str | None:
     """A hash of all that a bare model computes with; of a model with adapters, of the base below them.
+
+    Args:
+        model: The model.
+        hash_of: Gives the hash of a tensor's bytes.
 
     Returns:
         The hash; `None` where the base does not answer alone or its content cannot be told: an adapter acts or is
@@ -163,7 +198,7 @@ def weights_digest(model: Any) -> str | None:
             digest.update(f"{own}:{tensor.dtype}:{tuple(tensor.shape)}:{met.get(id(tensor))}\n".encode())
             if id(tensor) not in met:
                 met[id(tensor)] = f"{name}.{own}"
-                digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(hash_of(tensor))
     return digest.hexdigest()
 
 
