@@ -264,6 +264,7 @@ def _stage(
         configs = [peft_model.peft_config[adapter] for adapter in [*before, name]]
         layers, first = _first_layer(working, configs)
         runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=padding(model.config, tokenizer))
+        runner.reuse(None if retained is None else retained.entering)
         scaled = trained_layers(working, name)
         with plain_attention(working):
             runner.add([row.ids for row in every])

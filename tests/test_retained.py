@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from peft_surgical.errors import ModelError
 from peft_surgical.running.cache import answers_kept
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import measured, retain, retained
 
@@ -28,6 +29,30 @@ def test_a_stage_with_the_same_scales_measures_nothing_again(monkeypatch):
     monkeypatch.setattr(retained, "base_answers", lambda *_, **__: pytest.fail("it was asked"))
     second = learn(first.model, TOKENIZER, FACT, recipe=RECIPE, retained=first.retained, progress=False)
     assert second.retained is first.retained
+
+
+def test_the_layers_below_both_stages_run_once_on_what_is_kept(monkeypatch):
+    original, ran = SuffixRunner._compute_entering, []
+
+    def spy(runner, indices):
+        ran.extend(runner.rows[i] for i in indices)
+        return original(runner, indices)
+
+    monkeypatch.setattr(SuffixRunner, "_compute_entering", spy)
+    last = tiny_model("llama").config.num_hidden_layers - 1
+    stages = [config([f"L{last}.mlp"]), config([f"L{last}.mlp"])]
+    first = unlearn(tiny_model("llama"), TOKENIZER, FACT, stages[0], recipe=RECIPE, progress=False)
+    kept = {row.ids for row in first.retained.kept.rows}
+    assert kept <= set(ran)
+    ran.clear()
+    second = learn(first.model, TOKENIZER, FACT, recipe=RECIPE, retained=first.retained, progress=False)
+    assert ran
+    assert not kept & set(ran)
+    alone = unlearn(tiny_model("llama"), TOKENIZER, FACT, stages[1], recipe=RECIPE, progress=False)
+    anew = learn(alone.model, TOKENIZER, FACT, recipe=RECIPE, retained=replace(alone.retained, entering=None))
+    own, other = deltas(second.model), deltas(anew.model)
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
 
 
 def test_a_stage_with_other_scales_measures_their_curvature_and_no_more(monkeypatch):

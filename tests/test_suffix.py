@@ -239,6 +239,42 @@ def test_a_change_above_is_seen_and_the_layers_below_are_not_run_again():
 
 
 @pytest.mark.parametrize("prefix", [(), PREFIX], ids=["alone", "shared"])
+def test_a_later_runner_of_the_same_base_does_not_run_the_layers_below_again(prefix):
+    model, sequences = tiny_model("llama"), rows(prefix)
+    spans = spans_of(sequences, len(prefix))
+    earlier = SuffixRunner(model, layers_of(model), 2, prefix)
+    earlier.add(sequences)
+    later = SuffixRunner(model, layers_of(model), 2, prefix)
+    later.reuse(earlier.entering(range(1, 4)))
+    ran = []
+    layers_of(model)[0].mlp.register_forward_hook(lambda _, args, __: ran.append(args[0].shape[0]))
+    later.add(sequences[1:])
+    assert ran == []
+    later.add(sequences[:1])
+    # The prefix, if there is one, and the sequence that was left out.
+    assert ran == [1] * (2 if prefix else 1)
+    assert torch.equal(later.logits(range(3), spans[1:]), earlier.logits([1, 2, 3], spans[1:]))
+    # What ran in a batch of its own rounds otherwise.
+    torch.testing.assert_close(later.logits([3], spans[:1]), earlier.logits([0], spans[:1]), atol=2e-5, rtol=1e-4)
+
+
+def test_what_entered_elsewhere_is_not_taken():
+    model, sequences = tiny_model("llama"), rows(PREFIX)
+    earlier = SuffixRunner(model, layers_of(model), 2, PREFIX)
+    earlier.add(sequences)
+    entering = earlier.entering(range(4))
+    assert SuffixRunner(model, layers_of(model), 0, PREFIX).entering([]) is None
+    for first, prefix, dtype in ((1, PREFIX, "float32"), (2, PREFIX[:1], "float32"), (2, PREFIX, "bfloat16")):
+        other = tiny_model("llama").to(getattr(torch, dtype))
+        found, fresh = (SuffixRunner(other, layers_of(other), first, prefix) for _ in range(2))
+        found.reuse(entering)
+        found.add(sequences)
+        fresh.add(sequences)
+        spans = spans_of(sequences, len(prefix))
+        assert torch.equal(found.logits(range(4), spans), fresh.logits(range(4), spans))
+
+
+@pytest.mark.parametrize("prefix", [(), PREFIX], ids=["alone", "shared"])
 @pytest.mark.parametrize("kept", [0, 1, 2, 4])
 def test_what_there_is_no_room_for_is_computed_again(kept, prefix):
     model = tiny_model("llama")

@@ -12,8 +12,9 @@ Rows are padded on the right and need no mask: under causal attention no real to
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -55,6 +56,26 @@ def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
     return max(length, 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Entering:
+    """What enters the first trained layer, for another runner of the same base that begins alike and trains no lower.
+
+    Attributes:
+        alike: The layer's index, the token ids that all sequences share, and what the model computes in.
+        of_prefix: The hidden states of these tokens, `[1, token, d_model]`; None where there are none.
+        states: Those of the rest of each sequence, `[token, d_model]`, by its token ids.
+        in_tuple: Whether the layers of the model give what they compute in a tuple.
+    """
+
+    alike: tuple[int, Row, torch.dtype]
+    of_prefix: Tensor | None
+    states: Mapping[Row, Tensor]
+    in_tuple: bool
+
+    def __repr__(self) -> str:
+        return f"Entering({len(self.states)} sequences, layer {self.alike[0]})"
+
+
 class SuffixRunner:
     """Runs many token sequences through the part of a model that an adapter can change.
 
@@ -84,6 +105,24 @@ class SuffixRunner:
         self._entering_prefix: Tensor | None = None
         self._begun: Beginning | None = None
         self._in_tuple = False
+        self._known: Mapping[Row, Tensor] = {}
+
+    def reuse(self, entering: Entering | None) -> None:
+        """Lets [`add`] take from an earlier runner of the same base what is the same here, if anything is."""
+        if entering is not None and entering.states and entering.alike == self._alike():
+            self._known = entering.states
+            self._entering_prefix, self._in_tuple = entering.of_prefix, entering.in_tuple
+
+    def entering(self, indices: Sequence[int]) -> Entering | None:
+        """What is kept of some sequences, for a runner of the same base that comes later; None where all trains."""
+        if not self.first:
+            return None
+        states = {self.rows[i]: own for i in indices if (own := self._entering[i]) is not None}
+        return Entering(self._alike(), self._entering_prefix, states, self._in_tuple)
+
+    def _alike(self) -> tuple[int, Row, torch.dtype]:
+        """What decides, beside the base and a sequence, what enters the first trained layer."""
+        return self.first, self.prefix, self.model.dtype
 
     @phase("frozen layers")
     @torch.no_grad()
@@ -98,17 +137,26 @@ class SuffixRunner:
                 raise ValueError("a row must begin with the shared prefix and go on after it.")
         added = range(len(self.rows), len(self.rows) + len(rows))
         self.rows.extend(rows)
-        for chunk in range(0, len(added) if self.first else 0, batch_size):
-            chosen = added[chunk : chunk + batch_size]
+        if not self.first:
+            return list(added)
+        self._entering += [None] * len(rows)
+        new = [i for i in added if not self._keep(i, self._known.get(self.rows[i]))]
+        for chunk in range(0, len(new), batch_size):
             if self.room <= 0:
-                self._entering += [None] * len(chosen)
-                continue
-            for states in self._compute_entering(chosen):
-                size = states.numel() * states.element_size()
-                kept = size <= self.room
-                self._entering.append(states.clone() if kept else None)
-                self.room -= size * kept
+                break
+            chosen = new[chunk : chunk + batch_size]
+            for index, states in zip(chosen, self._compute_entering(chosen), strict=True):
+                self._keep(index, states.clone())
         return list(added)
+
+    def _keep(self, index: int, states: Tensor | None) -> bool:
+        """Keeps what enters the first trained layer of a sequence, if it is there and there is room."""
+        size = 0 if states is None else states.numel() * states.element_size()
+        if states is None or size > self.room:
+            return False
+        self._entering[index] = states
+        self.room -= size
+        return True
 
     def length(self, index: int) -> int:
         """How many tokens of a sequence run at each step."""

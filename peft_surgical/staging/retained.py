@@ -17,7 +17,7 @@ from ..facts import TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
 from ..running.cache import kept_tensors
-from ..running.suffix import SuffixRunner
+from ..running.suffix import Entering, SuffixRunner
 from ..texts.lengths import fits
 from ..texts.prompts import EncodedAnswer, encode, span
 from ..texts.topics import states_fact, topic_prompts
@@ -61,12 +61,15 @@ class Retained:
         base: The base's distributions at each row's answer.
         curvature: What a change of the scales costs on these rows.
         selections: The scales that the curvature is of.
+        entering: What of the rows enters the first layer that trains; None where that is the first of all. A stage
+            that begins there, too, does not run the layers below on them again.
     """
 
     kept: Rows
     base: tuple[TopDistribution, ...]
     curvature: Curvature
     selections: Any
+    entering: Entering | None = None
 
     def __repr__(self) -> str:
         # Every token of it would fill pages.
@@ -162,7 +165,8 @@ def measure_retained(
     else:
         with base_of(model):
             base = tuple(TopDistribution.of(own) for own in answer_logits(runner, kept.rows, offset))
-    return Retained(kept, base, found.curvature, selections)
+    entering = runner.entering(range(offset, offset + len(kept.rows)))
+    return Retained(kept, base, found.curvature, selections, entering)
 
 
 @torch.no_grad()
