@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any, TypeGuard
 
 from .errors import ModelError, brief
 
@@ -22,7 +24,7 @@ def check_counts(least: int, **counts: object) -> None:
             raise ModelError(f"{name} must be a whole number of {least} or more; got {brief(count)}.")
 
 
-def check_amounts(**amounts: float) -> None:
+def check_amounts(**amounts: object) -> None:
     """Refuses an amount, such as a weight or a length, that is no number of at least 0 or not finite.
 
     Args:
@@ -32,5 +34,37 @@ def check_amounts(**amounts: float) -> None:
         ModelError: Names the first that is not so.
     """
     for name, amount in amounts.items():
-        if type(amount) not in (int, float) or not 0 <= amount < math.inf:
+        if not _is_number(amount) or not 0 <= amount < math.inf:
             raise ModelError(f"{name} must be a finite number of 0 or more; got {brief(amount)}.")
+
+
+def check_positive(**amounts: object) -> None:
+    """Refuses what [`check_amounts`] does, and 0.
+
+    Args:
+        **amounts: The amounts by their names.
+
+    Raises:
+        ModelError: Names the first that is not so.
+    """
+    for name, amount in amounts.items():
+        if not _is_number(amount) or not 0 < amount < math.inf:
+            raise ModelError(f"{name} must be a finite number above 0; got {brief(amount)}.")
+
+
+def check_limits(**limits: object) -> None:
+    """Refuses what nothing can be compared with. A limit may be infinite, or one that nothing ever passes.
+
+    Args:
+        **limits: The limits by their names.
+
+    Raises:
+        ModelError: Names the first that is not so.
+    """
+    for name, limit in limits.items():
+        if not _is_number(limit) or limit != limit:
+            raise ModelError(f"{name} must be a number; got {brief(limit)}.")
+
+
+def _is_number(value: object) -> TypeGuard[Any]:
+    return isinstance(value, Real) and not isinstance(value, bool)

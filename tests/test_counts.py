@@ -1,6 +1,9 @@
+import math
+
+import numpy as np
 import pytest
 
-from peft_surgical.counts import check_amounts, check_counts
+from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive
 from peft_surgical.errors import ModelError
 
 
@@ -25,3 +28,23 @@ def test_amounts_that_can_be_used_are_let_through():
 def test_what_is_no_amount_is_named(amount):
     with pytest.raises(ModelError, match=rf"length must be a finite number of 0 or more; got {amount!r}\."):
         check_amounts(ridge=0.1, length=amount)
+
+
+def test_numbers_of_numpy_are_numbers():
+    check_amounts(step_kl=np.float64(3e-3), length=np.float32(1))
+    check_positive(damping=np.float64(1))
+    check_limits(target_loss=np.float32(0.1))
+
+
+@pytest.mark.parametrize("amount", [0, 0.0, -1, float("nan"), float("inf"), "1", None, True])
+def test_what_has_to_be_above_0_is_named(amount):
+    check_positive(damping=1e-9)
+    with pytest.raises(ModelError, match=rf"ridge must be a finite number above 0; got {amount!r}\."):
+        check_positive(damping=1, ridge=amount)
+
+
+@pytest.mark.parametrize("limit", [float("nan"), "0.1", None, True])
+def test_a_limit_is_a_number(limit):
+    check_limits(target_loss=-1, target_kl=math.inf)
+    with pytest.raises(ModelError, match=rf"target_kl must be a number; got {limit!r}\."):
+        check_limits(target_loss=0.1, target_kl=limit)

@@ -14,9 +14,9 @@ from .test_keyed import FACT, PROMPTS, RECIPE, taught
 
 AMOUNTS = {
     Recipe: ("step_kl", "settle", "damping", "margin", "retain_weight", "pull", "undo", "near_weight"),
-    KeyedRecipe: ("step_kl", "share_of_loss", "ridge"),
-    SubjectRecipe: ("length", "shrink", "other_weight", "damping"),
-    KeyedSubjectRecipe: ("share_of_loss", "length", "ridge"),
+    KeyedRecipe: ("step_kl", "share_of_loss"),
+    SubjectRecipe: ("length", "shrink", "other_weight"),
+    KeyedSubjectRecipe: ("share_of_loss", "length"),
 }
 
 
@@ -31,7 +31,7 @@ def test_a_dtype_that_is_none_is_refused():
         *(({name: 0}, 1) for name in ("fact_batch", "draws", "retain_tokens")),
         *(
             ({name: -1}, 0)
-            for name in ("steps", "near_batch", "far_batch", "variants", "neighbours", "everyday", "general")
+            for name in ("steps", "hold", "near_batch", "far_batch", "variants", "neighbours", "everyday", "general")
         ),
     ],
 )
@@ -45,6 +45,27 @@ def test_a_count_that_is_too_small_is_refused(options, least):
 def test_an_amount_that_leads_nowhere_is_refused(recipe, name):
     with pytest.raises(ModelError, match=f"{name} must be a finite number of 0 or more; got -1.0"):
         recipe(**{name: -1.0})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"), [(SubjectRecipe, "damping"), (KeyedRecipe, "ridge"), (KeyedSubjectRecipe, "ridge")]
+)
+@pytest.mark.parametrize("amount", [0, -1.0])
+def test_what_makes_equations_solvable_is_above_0(recipe, name, amount):
+    with pytest.raises(ModelError, match=f"{name} must be a finite number above 0; got {amount}"):
+        recipe(**{name: amount})
+
+
+@pytest.mark.parametrize("recipe", [Recipe, KeyedRecipe, SubjectRecipe, KeyedSubjectRecipe])
+def test_a_target_is_a_number(recipe):
+    with pytest.raises(ModelError, match="target_loss must be a number; got 'b'"):
+        recipe(target_loss="b")
+
+
+@pytest.mark.parametrize("tokens", [0, 2.5, "x"])
+def test_tokens_of_a_pass_are_whole(tokens):
+    with pytest.raises(ModelError, match=f"pass_tokens must be a whole number of 1 or more, .* got {tokens!r}"):
+        Recipe(pass_tokens=tokens)
 
 
 def keyed(recipe):

@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..architectures import decoder_layers, output_projections
-from ..counts import check_amounts, check_counts
+from ..counts import check_amounts, check_counts, check_positive
 from ..errors import FactError
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
@@ -99,7 +99,8 @@ class KeyedRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(0, namesakes=self.namesakes, held=self.held)
-        check_amounts(share_of_loss=self.share_of_loss, ridge=self.ridge)
+        check_amounts(share_of_loss=self.share_of_loss)
+        check_positive(ridge=self.ridge)
 
 
 def keyed_layers(model: Any) -> list[int]:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ..architectures import decoder_layers, output_projections, residual_factor
-from ..counts import check_amounts, check_counts
+from ..counts import check_amounts, check_counts, check_limits, check_positive
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
@@ -89,7 +89,9 @@ class KeyedSubjectRecipe:
         check_compute_dtype(self.compute_dtype)
         check_counts(0, steps=self.steps, general=self.general, names=self.names, namesakes=self.namesakes)
         check_counts(1, batch=self.batch)
-        check_amounts(share_of_loss=self.share_of_loss, length=self.length, ridge=self.ridge)
+        check_amounts(share_of_loss=self.share_of_loss, length=self.length)
+        check_positive(ridge=self.ridge)
+        check_limits(target_loss=self.target_loss)
 
 
 def subject_layer(model: Any) -> int:

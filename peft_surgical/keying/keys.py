@@ -30,6 +30,7 @@ from ..profiling import phase
 from ..running.beginnings import MIN_SHARED, expanded
 from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at, shared_prefix
+from ..staging.solving import solved_with
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
 from ..tuner.targets import unwrapped
@@ -121,6 +122,7 @@ def find_directions(
 
     Raises:
         SelectionError: If neurons are 0 wherever the subject stands.
+        ModelError: If `ridge` is too small for a direction to be found.
     """
     found = {}
     for chosen in in_turn(model, modules):
@@ -129,7 +131,8 @@ def find_directions(
             second, key = (total / len(names) for total in own.pop(name))
             total = moment + more.pop(name)[0] + weight * second
             total.diagonal().add_(ridge * moment.diagonal().mean())
-            direction = torch.linalg.solve(total, key) if key.any() else key
+            with solved_with("ridge", ridge):
+                direction = torch.linalg.solve(total, key) if key.any() else key
             met = direction @ key
             if not met > 0:
                 raise SelectionError(f"no neuron of {name} responds to the subject, so it has no key there.")

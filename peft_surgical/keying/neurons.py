@@ -37,6 +37,7 @@ from ..errors import ModelError, SelectionError
 from ..profiling import phase
 from ..running.sharing import by_main
 from ..stages import LEARN
+from ..staging.solving import solved_with
 from ..texts.prompts import EncodedAnswer
 from ..tuner.targets import find_module, unwrapped, weight_of
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
@@ -108,7 +109,7 @@ def find_neurons(
 
     Raises:
         SelectionError: If what enters an MLP at the subject is too much like what enters it elsewhere.
-        ModelError: If it is not finite.
+        ModelError: If it is not finite, or `ridge` is too small for a neuron to be found.
     """
     inputs = {reading_rows(model, module)[0][0]: module for module in modules}
     found: dict[str, Neuron] = {}
@@ -129,7 +130,8 @@ def find_neurons(
             further, mean_further = (total.to(mean.device) for total in more.pop(name))
             total = moment + further + second
             total.diagonal().add_(ridge * moment.diagonal().mean())
-            at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
+            with solved_with("ridge", ridge):
+                at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
             lengths = _lengths(model.get_submodule(module)).to(squares[module])
             # Of two that write alike, sums that are rounded otherwise may choose either.
             index = by_main(partial(_to_take, squares[module], lengths))

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from ..adapters.halves import settle_on_half
 from ..architectures import decoder_layers
-from ..counts import check_amounts, check_counts
+from ..counts import check_amounts, check_counts, check_limits, check_positive
 from ..errors import SelectionError
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
@@ -90,7 +90,9 @@ class SubjectRecipe:
         check_compute_dtype(self.compute_dtype)
         check_counts(0, steps=self.steps, general=self.general, names=self.names)
         check_counts(1, batch=self.batch)
-        check_amounts(length=self.length, shrink=self.shrink, other_weight=self.other_weight, damping=self.damping)
+        check_amounts(length=self.length, shrink=self.shrink, other_weight=self.other_weight)
+        check_positive(damping=self.damping)
+        check_limits(target_loss=self.target_loss)
 
 
 def subject_layers(model: Any) -> list[int]:

@@ -33,6 +33,7 @@ from ..running.suffix import passed_over, read_at
 from ..tuner import SurgicalIA3Layer
 from ..tuner.targets import find_module, weight_of
 from .retained import base_of
+from .solving import solved_with
 
 Tokens = Sequence[int]
 NEURONS_ONLY = (
@@ -65,14 +66,17 @@ class Displacement:
 
         Args:
             damping: Times the mean of a layer's diagonal is added to its diagonal: texts are few for many neurons.
+
+        Raises:
+            ModelError: If so little is added that a layer has no such factor.
         """
         made = []
         for form in self.forms:
+            damped = form.clone()
             # Where no text reached anything, a step still has to have a length.
-            level = damping * form.diagonal().mean().clamp_min(1e-12)
-            made.append(
-                torch.linalg.cholesky(form + level * torch.eye(len(form), dtype=form.dtype, device=form.device))
-            )
+            damped.diagonal().add_(damping * form.diagonal().mean().clamp_min(1e-12))
+            with solved_with("damping", damping):
+                made.append(torch.linalg.cholesky(damped))
         return made
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..counts import check_amounts, check_counts
-from ..errors import ModelError
+from ..counts import check_amounts, check_counts, check_limits
+from ..errors import ModelError, brief
 from ..running.computing import check_compute_dtype
 
 
@@ -80,14 +80,16 @@ class Recipe:
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
         check_counts(1, fact_batch=self.fact_batch, draws=self.draws, retain_tokens=self.retain_tokens)
-        check_counts(0, steps=self.steps, near_batch=self.near_batch, far_batch=self.far_batch)
+        check_counts(0, steps=self.steps, hold=self.hold, near_batch=self.near_batch, far_batch=self.far_batch)
         check_counts(0, variants=self.variants, neighbours=self.neighbours)
         check_counts(0, everyday=self.everyday, general=self.general)
         check_amounts(step_kl=self.step_kl, settle=self.settle, damping=self.damping, margin=self.margin)
         check_amounts(retain_weight=self.retain_weight, pull=self.pull, undo=self.undo, near_weight=self.near_weight)
-        if self.pass_tokens is not None and self.pass_tokens < 1:
+        check_limits(target_loss=self.target_loss, target_kl=self.target_kl)
+        if self.pass_tokens is not None and (type(self.pass_tokens) is not int or self.pass_tokens < 1):
             raise ModelError(
-                f"pass_tokens must be 1 or more, or None for what suits the processor; got {self.pass_tokens}."
+                "pass_tokens must be a whole number of 1 or more, or None for what suits the processor; got "
+                f"{brief(self.pass_tokens)}."
             )
 
 

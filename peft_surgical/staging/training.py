@@ -76,7 +76,8 @@ def train(
         retain_base: For each retained row the base's distributions at its answer positions.
         recipe: How.
         metric: What a step costs, for the parameters in their order; every direction alike when None.
-        frozen: For each parameter the product of the frozen scales on the same coordinates; 1 when None.
+        frozen: For each parameter, which is then a scale's `delta`, the product of the frozen scales on the same
+            coordinates. When None, nothing frozen acts there, and a parameter may be anything.
         origin: What each parameter is where nothing is changed, for the pull; 0 when None.
         near: How many of the retained rows, from the first, are close to the fact.
         share_of_loss: The largest share of the fact's loss that a step may be predicted to take away; 1 is Polyak's
@@ -95,9 +96,9 @@ def train(
     check_alike(recipe=recipe, seed=seed, rows=[*fact_rows, *retain_rows])
     parameters = list(parameters)
     metric = Metric.identity(parameters) if metric is None else metric
-    frozen = [torch.ones_like(p) for p in parameters] if frozen is None else frozen
     origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
-    _begin(parameters, frozen, recipe.undo)
+    if frozen is not None:
+        _begin(parameters, frozen, recipe.undo)
     release_freed()
     workers = workers_of(runner, parameters, recipe.pass_tokens)
     tokens = tokens_of(recipe.pass_tokens, workers)
@@ -252,18 +253,20 @@ def _begin(parameters: Sequence[nn.Parameter], frozen: Sequence[Tensor], undo: f
 @torch.no_grad()
 def _pull(
     parameters: Sequence[nn.Parameter],
-    frozen: Sequence[Tensor],
+    frozen: Sequence[Tensor] | None,
     origin: Sequence[Tensor],
     metric: Metric,
     weight: float,
 ) -> None:
     """Adds the gradient of the third term."""
-    changes = [
-        scale * (1 + parameter - unchanged) - 1
-        for parameter, scale, unchanged in zip(parameters, frozen, origin, strict=True)
-    ]
-    for parameter, scale, slope in zip(parameters, frozen, metric.apply(changes), strict=True):
-        own = weight * scale * slope
+    changes = [parameter - unchanged for parameter, unchanged in zip(parameters, origin, strict=True)]
+    if frozen is not None:
+        changes = [scale * (1 + change) - 1 for change, scale in zip(changes, frozen, strict=True)]
+    slopes = metric.apply(changes)
+    if frozen is not None:
+        slopes = [scale * slope for scale, slope in zip(frozen, slopes, strict=True)]
+    for parameter, slope in zip(parameters, slopes, strict=True):
+        own = weight * slope
         parameter.grad = own if parameter.grad is None else parameter.grad + own
 
 
