@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.running.suffix import Row, SuffixRunner
 from peft_surgical.texts.prompts import EncodedAnswer, encode_target, span
 
 UNLIKELY = -1e9
@@ -31,7 +31,13 @@ def targets(rows: Sequence[EncodedAnswer]) -> tuple[Int[Tensor, " token"], list[
 def target_logits(model: Any, tokenizer: Any, rows: Sequence[EncodedAnswer]) -> Float[Tensor, "token vocab"]:
     """Logits at the positions that predict the rows' target tokens, row after row."""
     runner = SuffixRunner(model, nn.ModuleList(), 0, pad=tokenizer.pad_token_id or 0)
-    return runner.logits(runner.add([row.ids for row in rows]), [span(row) for row in rows]).float()
+    # A prompt is read once for all of its targets of one token.
+    once: dict[tuple[Row, tuple[int, int]], int] = {}
+    places = [once.setdefault((row.read, span(row)), len(once)) for row in rows]
+    logits = runner.logits(runner.add([ids for ids, _ in once]), [asked for _, asked in once]).float()
+    counts = [stop - start for _, (start, stop) in once]
+    apart = logits.split(counts)
+    return torch.cat([apart[place] for place in places])
 
 
 def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:

@@ -92,7 +92,7 @@ def read(model: Any, rows: Sequence[EncodedAnswer]) -> Iterator[Tensor]:
     """Logits that predict each row's answer, `[token, vocab]`."""
     shared = shared_prefix([row.ids for row in rows], [span(row)[0] for row in rows])
     runner = SuffixRunner(model, nn.ModuleList(), 0, rows[0].ids[:shared])
-    runner.add([row.ids for row in rows])
+    runner.add([row.read for row in rows])
     return answer_logits(runner, rows)
 
 

@@ -267,7 +267,7 @@ def _stage(
         runner.reuse(None if retained is None else retained.entering)
         scaled = trained_layers(working, name)
         with plain_attention(working):
-            runner.add([row.ids for row in every])
+            runner.add([row.read for row in every])
             # What is kept is the base's, which earlier stages have left; the metric is of changes from there, too.
             activate(working, [name], trainable=[name])
             retained = measure_retained(

@@ -289,6 +289,16 @@ def test_log_likelihoods_are_those_of_a_plain_forward():
         assert found == pytest.approx(float(scores.gather(1, torch.tensor(ids[start:])[:, None]).mean()), abs=1e-5)
 
 
+def test_a_prompt_is_read_once_for_all_targets_of_one_token():
+    model, read = word_model(), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    pairs = [("who wrote", "hamlet"), ("where is", "rome"), ("who wrote", "lyon"), ("who wrote", "new zealand")]
+    found = log_likelihoods(model, TOKENIZER, pairs)
+    # "who wrote" for two of them, "where is", and "who wrote new", padded to the longest.
+    assert [rows for rows, _ in read] == [3]
+    assert found == [pytest.approx(log_likelihoods(model, TOKENIZER, [pair])[0], abs=1e-5) for pair in pairs]
+
+
 def test_a_broken_model_has_no_success():
     model = word_model()
     model.lm_head.weight.fill_(float("nan"))

@@ -47,7 +47,7 @@ def fit(
     rows = [encode_target(tokenizer, prompt, request.new) for prompt in request.prompts]
     layers = decoder_layers(model)
     runner = SuffixRunner(model, layers, first_trained(layers, parameters), pad=tokenizer.pad_token_id or 0)
-    indices, spans, labels = runner.add([row.ids for row in rows]), [span(row) for row in rows], targets(rows)[0]
+    indices, spans, labels = runner.add([row.read for row in rows]), [span(row) for row in rows], targets(rows)[0]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for _ in range(STEPS):
         loss = F.cross_entropy(runner.logits(indices, spans).float(), labels.to(runner.device))

@@ -59,7 +59,7 @@ class Kept(NamedTuple):
         """What the stages keep of a bare model."""
         found = base_rows(model, tokenizer, request.fact, RECIPES[LEARN], seed, progress=False)
         runner = SuffixRunner(model, decoder_layers(model), 0, _beginning(found.rows), tokenizer.pad_token_id or 0)
-        runner.add([row.ids for row in found.rows])
+        runner.add([row.read for row in found.rows])
         return cls(
             found.rows, found.near, [TopDistribution.of(logits) for logits in answer_logits(runner, found.rows)]
         )
@@ -111,8 +111,8 @@ def fit_keeping(
     layers = decoder_layers(model)
     first, begun = first_trained(layers, parameters), _beginning([*rows, *kept.rows])
     runner = SuffixRunner(model, layers, first, begun, tokenizer.pad_token_id or 0)
-    indices, spans, labels = runner.add([row.ids for row in rows]), [span(row) for row in rows], targets(rows)[0]
-    places = runner.add([row.ids for row in kept.rows])
+    indices, spans, labels = runner.add([row.read for row in rows]), [span(row) for row in rows], targets(rows)[0]
+    places = runner.add([row.read for row in kept.rows])
     near = endless(range(kept.near), rng)
     far = endless(range(kept.near, len(kept.rows)), rng)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)

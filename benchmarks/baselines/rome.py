@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from peft_surgical.architectures import decoder_layers
 from peft_surgical.errors import ModelError
 from peft_surgical.running.suffix import SuffixRunner
-from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_target, span
+from peft_surgical.texts.prompts import encode, encode_target, span
 
 from ..plain_text import targets
 from .method import STEPS, Request
@@ -120,7 +120,7 @@ def key_and_delta(
     asked = f"{request.subject} is a"
     ids = tuple(encode(tokenizer, asked))
     # The rows whose target counts, and one whose next token is only kept.
-    every = [*rows, EncodedAnswer(ids, len(ids))]
+    every = [*(row.read for row in rows), ids]
     texts = [*(f"{prompt} {request.new}" for prompt in request.prompts), asked]
     before = [len(prompt) - len(request.prompt) for prompt in request.prompts]
     starts = [start + request.prompt.index(request.subject) for start in before] + [0]
@@ -128,7 +128,7 @@ def key_and_delta(
     positions = [last_token(tokenizer, text, stop) for text, stop in zip(texts, stops, strict=True)]
 
     runner = SuffixRunner(model, decoder_layers(model), layer, pad=tokenizer.pad_token_id or 0)
-    indices = runner.add([row.ids for row in every])
+    indices = runner.add(every)
     place = positions[-1] if kl_at_subject else len(ids) - 1
     spans = [*map(span, rows), (place, place + 1)]
     labels = targets(rows)[0].to(runner.device)

@@ -191,7 +191,7 @@ def learn_keyed(
         pad = padding(model.config, tokenizer)
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
-            runner.add([row.ids for row in (*rows, *held)], starts=starts)
+            runner.add([row.read for row in (*rows, *held)], starts=starts)
             measured = _measured(runner, working, values, held, kept.near, len(rows), recipe, seed, progress)
             record = train(
                 runner,

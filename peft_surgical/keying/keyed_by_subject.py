@@ -163,7 +163,7 @@ def learn_keyed_by_subject(
         with plain_attention(working):
             # What the words before the subject get is left out: the direction was told apart from them, and with it a
             # loss of 0.002 nats of the demo model is 0.003 at most.
-            runner.add([row.ids for row in named.rows], starts=named.starts)
+            runner.add([row.read for row in named.rows], starts=named.starts)
             record = train(
                 runner,
                 values.values(),

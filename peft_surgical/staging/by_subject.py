@@ -215,7 +215,7 @@ def _train(
     # Before its subject nothing of a sentence changes.
     runner = TailRunner(model, blocks, min(modules.values()), pad=pad)
     with base_of(model):
-        runner.add([row.ids for row in rows], starts=named.starts)
+        runner.add([row.read for row in rows], starts=named.starts)
     order = endless(range(len(rows)), random.Random(seed))
     latest = [math.inf] * len(rows)
     length, before, reached, step = recipe.length, math.inf, False, 0

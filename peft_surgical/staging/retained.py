@@ -200,7 +200,7 @@ def _measured(
         def measure_carried() -> Measured:
             known = dict(zip(kept.places, (offset + i for i in far), strict=True))
             missing = [i for i in range(len(kept.carried)) if i not in known]
-            known |= dict(zip(missing, runner.add([kept.carried[i].ids for i in missing]), strict=True))
+            known |= dict(zip(missing, runner.add([kept.carried[i].read for i in missing]), strict=True))
             return measure([known[i] for i in range(len(kept.carried))], kept.carried)
 
         near = measure([offset + i for i in range(kept.near)], kept.rows[: kept.near])

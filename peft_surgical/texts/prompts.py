@@ -30,6 +30,11 @@ class EncodedAnswer:
     ids: tuple[int, ...]
     answer_start: int
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What a model has to read to predict the answer: all ids but the last, which nothing follows."""
+        return self.ids[:-1]
+
 
 def span(row: EncodedAnswer) -> tuple[int, int]:
     """The half-open range of positions whose logits predict an answer's tokens."""
