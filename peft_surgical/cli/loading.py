@@ -13,7 +13,7 @@ import click
 
 from ..errors import ModelError, first_line
 from .options import Source
-from .terminal import note
+from .terminal import note, silent
 from .translate import DEBUG
 
 SPREAD = ("auto", "balanced", "sequential")
@@ -29,14 +29,15 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
     check_device(source.device)
     import peft_surgical as ps
 
-    from ..loading.demo import is_to_be_fetched
+    from ..loading.demo import demo_folder, is_to_be_fetched
 
     if source.trust_remote_code:
         # A warning, which --quiet does not keep back.
         click.echo(f"Running code that comes with {source.name}, as --trust-remote-code says.", err=True)
-    # What fetching says itself is kept off the terminal with all else that loading says.
-    first = ", which is fetched first (89 MB, once)" if source.name == "demo" and is_to_be_fetched() else ""
-    note(f"Loading {source.name}{first} …", quiet=quiet)
+    if source.name == "demo" and not quiet and not silent() and is_to_be_fetched():
+        # It says so itself, and pip's bar needs the terminal, which is kept from all else that loads.
+        demo_folder(converting=quiet_libraries())
+    note(f"Loading {source.name} …", quiet=quiet)
     where = {"device_map" if source.device in SPREAD else "device": source.device}
     with quiet_libraries():
         return ps.load_model(source.name, dtype=source.dtype, trust_remote_code=source.trust_remote_code, **where)

