@@ -262,9 +262,10 @@ def select(
         if not any(cost[kind] for kind in kinds):
             where = "+".join(sorted(projections))
             raise SelectionError(f"nothing that was scored has scales at {where}; choose other projections.")
-        if budget is not None and all(cost[kind] > budget for kind in kinds if cost[kind]):
+        wanted = [kind for kind in sorted(kinds) if cost[kind] and left[kind] >= 1]
+        if budget is not None and wanted and all(cost[kind] > budget for kind in wanted):
             words = {"head": "a head takes", "mlp": "an MLP takes"}
-            needed = " and ".join(f"{words[kind]} {cost[kind]}" for kind in sorted(kinds) if cost[kind])
+            needed = " and ".join(f"{words[kind]} {cost[kind]}" for kind in wanted)
             raise SelectionError(f"no component fits {said}: {needed} scales here.")
         raise SelectionError(f"no component fits {said}; the best score is {max(scores.values()):.4g}.")
     return Selection(tuple(chosen), shape)

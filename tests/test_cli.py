@@ -221,17 +221,52 @@ def test_a_closed_stream_gets_nothing(stream, monkeypatch):
     note("text", quiet=False)
 
 
+@pytest.fixture
+def no_scores(monkeypatch):
+    """Localizing is an error: the command must not have come so far."""
+
+    def localize(*_, **__):
+        raise AssertionError("a fact was localized")
+
+    monkeypatch.setattr(ps, "localize", localize)
+    monkeypatch.setattr(EDIT, "localize", localize)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--component", "L9.mlp"], "the model has 3 layers (L0 to L2); L9.mlp is not one of them."),
         (["--component", "L1.head.7"], "L1.head.7"),
         (["--top", "16"], "the model has 15 components"),
+        (
+            ["--granularity", "neuron", "--neurons", "500"],
+            "an MLP of the model has 48 neurons, so --neurons can be 48 at most, not 500.",
+        ),
+        (["--projection", "in", "--projection", "post", "--mlps", "1", "--budget", "79"], "an MLP takes 80 scales"),
     ],
 )
+@pytest.mark.usefixtures("no_scores")
 def test_a_model_too_small(arguments, expected, tmp_path, fact_file, model_folder):
     command = ["edit", fact_file, "--model", model_folder, "--out", tmp_path / "out", *arguments]
     assert expected in said(run(*command), 2)
+    assert written(tmp_path) == ["fact.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (["--top", "16"], "(4 heads and an MLP in each of 3 layers), so --top can be 15 at most, not 16."),
+        (["--heads", "13"], "the model has 12 heads (4 in each of 3 layers), so --heads can be 12 at most, not 13."),
+        (["--mlps", "500"], "the model has 3 MLPs (one in each of 3 layers), so --mlps can be 3 at most, not 500."),
+        (["--budget", "7"], "no component fits budget=7: a head takes 8 and an MLP takes 32 scales here."),
+        (["--mlps", "1", "--budget", "31"], "no component fits mlps=1, budget=31: an MLP takes 32 scales"),
+    ],
+)
+@pytest.mark.parametrize("command", ["localize", "edit"])
+@pytest.mark.usefixtures("no_scores")
+def test_limits_that_no_score_could_meet(command, limits, expected, tmp_path, fact_file, model_folder):
+    given = [fact_file, "--model", model_folder, "--out", tmp_path / "out", *limits]
+    assert expected in said(run(command, *given), 2)
     assert written(tmp_path) == ["fact.yaml"]
 
 

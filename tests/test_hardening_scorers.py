@@ -315,13 +315,6 @@ def test_what_the_other_scorers_found_is_kept(scorers, message, chosen, tmp_path
             ps.Selection.load(out / "localization.json")
 
 
-def test_a_limit_that_nothing_is_within_leaves_the_scores(tmp_path, fact_file, model_folder):
-    options = ["--model", model_folder, "--scorer", "random", "--budget", 3, "--out", tmp_path / "out"]
-    result = run("localize", fact_file, *options, "--quiet")
-    assert (result.exit_code, result.stderr.count("Error: no component fits budget=3")) == (2, 1)
-    assert ps.Localization.load(tmp_path / "out" / "localization.json").scorers == ("random",)
-
-
 @pytest.mark.parametrize("error", [SystemExit(0), ImportError("no"), RecursionError("deep")])
 def test_a_plugin_that_cannot_be_imported(error, install, tmp_path, fact_file):
     install(Installed(error, "broken"), Installed(module("other", fine=fine), "other"))

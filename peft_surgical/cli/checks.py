@@ -106,21 +106,59 @@ def projections(names: Sequence[str], chosen: Selection | None, limits: Mapping[
         projections_of(Component.parse(name), names)
 
 
-def model_has(model: Any, chosen: Selection | None, top: int | None) -> None:
-    """Refuses to select what a loaded model does not have.
+def model_has(
+    model: Any,
+    chosen: Selection | None,
+    limits: Mapping[str, int | None],
+    projections: Sequence[str],
+    neurons: int | None = None,
+) -> None:
+    """Refuses to select what a loaded model does not have, and a budget that nothing of it fits.
+
+    Args:
+        model: The model.
+        chosen: Components chosen by hand; then there are no limits.
+        limits: Those of `--top`, `--heads`, `--mlps` and `--budget`, by these names.
+        projections: Where the budget counts scales.
+        neurons: How many of each MLP.
 
     Raises:
-        SelectionError: For a selection that is not of this model, or more components than there are.
+        SelectionError: For a selection that is not of this model, more components or neurons than there are, or a
+            budget of fewer scales than any component has.
         ArchitectureError: For a model whose components are not known.
     """
-    from ..sites import ModelShape
+    from ..selection import select
+    from ..sites import ModelShape, components
 
     shape = ModelShape.from_config(model.config)
     if chosen is not None:
         chosen.check(shape)
-    available = shape.n_layers * (shape.n_heads + 1)
-    if chosen is None and top is not None and top > available:
+    layers = f"each of {shape.n_layers} layers"
+    heads = shape.n_layers * shape.n_heads
+    available = {
+        "top": (heads + shape.n_layers, "components", f"{shape.n_heads} heads and an MLP in {layers}"),
+        "heads": (heads, "heads", f"{shape.n_heads} in {layers}"),
+        "mlps": (shape.n_layers, "MLPs", f"one in {layers}"),
+    }
+    for name, (count, words, where) in available.items():
+        if (limit := limits[name]) is not None and limit > count:
+            raise SelectionError(
+                f"the model has {count} {words} ({where}), so --{name} can be {count} at most, not {limit}."
+            )
+    if neurons is not None and neurons > shape.d_mlp:
         raise SelectionError(
-            f"the model has {available} components ({shape.n_heads} heads and an MLP in each of {shape.n_layers} "
-            f"layers), so --top can be {available} at most, not {top}."
+            f"an MLP of the model has {shape.d_mlp} neurons, so --neurons can be {shape.d_mlp} at most, not {neurons}."
+        )
+    if limits["budget"] is not None:
+        # Whatever the scores will be.
+        alike = {str(component): 0.0 for component in components(shape)}
+        select(
+            alike,
+            shape,
+            limits["top"],
+            heads=limits["heads"],
+            mlps=limits["mlps"],
+            budget=limits["budget"],
+            projections=projections,
+            neurons=neurons,
         )

@@ -151,15 +151,16 @@ def edit(
         give_back_freed()
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
-    checks.model_has(model, selection, top)
     import peft_surgical as ps
 
-    from ..edit import DEFAULT_SCORERS
+    from ..edit import DEFAULT_SCORERS, EDIT_PROJECTIONS, NEURON_PROJECTIONS
     from ..profiling import profiled
     from ..running.cache import answers_kept, beside
     from ..running.replicas import without_replicas
     from ..running.sharing import shard
 
+    counted = projections or (EDIT_PROJECTIONS if neurons is None else NEURON_PROJECTIONS)
+    checks.model_has(model, selection, limits, counted, neurons)
     if low_memory:
         context.with_resource(without_replicas())
     on_interrupt(context, out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Group
 
-from ..errors import ScorerError, SurgicalError
+from ..errors import ScorerError
 from ..texts.text import printable
 from ..writing.claims import claimed
 from . import checks, options
@@ -66,27 +66,31 @@ def localize(
     """
     from ..facts import Fact
 
+    limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite)
     checks.scorers(scorers)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
-        checks.model_has(model, None, top)
         import peft_surgical as ps
 
+        from ..edit import EDIT_PROJECTIONS
+
+        checks.model_has(model, None, limits, EDIT_PROJECTIONS)
         on_interrupt(context, out)
         found = ps.localize(
             model, tokenizer, fact, list(scorers) or None, seed=seed, prompts=prompts, progress=not quiet
         )
         table, picture = out / "localization.json", out / "localization.png"
-        picture.unlink(missing_ok=True)  # an earlier run's
-        try:
-            chosen = _chosen(found, table, top, heads, mlps, budget)
-        except SurgicalError:
-            # What was found took its time: it is kept also where nothing can be chosen by it.
-            found.save(table)
-            raise
-        found.save(table, chosen)
+        if found.scorers[0] in found.errors:
+            # What the others found took its time.
+            _replace(table, picture, found)
+            raise ScorerError(
+                f"the scorer {found.scorers[0]!r} failed, so nothing ranks the components; the scores by "
+                f"{', '.join(found.tables)} are in {table}."
+            )
+        chosen = found.top(top, heads=heads, mlps=mlps, budget=budget, projections=EDIT_PROJECTIONS)
+        _replace(table, picture, found, chosen)
         drawn = _draw(found, chosen, picture, quiet)
     if as_json:
         print_json({"selection": chosen.to_dict(), **found.to_dict()})
@@ -112,24 +116,10 @@ def localize(
         raise ScorerError(f"what was found is in {out}, but without the scores of {names}, which failed.")
 
 
-def _chosen(
-    found: Localization, table: Path, top: int | None, heads: int | None, mlps: int | None, budget: int | None
-) -> Selection:
-    """The best components within the limits; a budget is one of scales where `edit` puts them.
-
-    Raises:
-        ScorerError: When the scorer that was to rank failed.
-        SelectionError: When nothing is within the limits.
-    """
-    from ..edit import EDIT_PROJECTIONS
-
-    first = found.scorers[0]
-    if first in found.errors:
-        raise ScorerError(
-            f"the scorer {first!r} failed, so nothing ranks the components; the scores by {', '.join(found.tables)} "
-            f"are in {table}."
-        )
-    return found.top(top, heads=heads, mlps=mlps, budget=budget, projections=EDIT_PROJECTIONS)
+def _replace(table: Path, picture: Path, found: Localization, chosen: Selection | None = None) -> None:
+    """Writes what was found in the place of an earlier run's, of which no picture is left."""
+    picture.unlink(missing_ok=True)
+    found.save(table, chosen)
 
 
 def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bool:
