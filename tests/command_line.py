@@ -15,11 +15,9 @@ def said(result, status):
     """The one line of an error; that it is one, and the status, are checked."""
     assert result.exit_code == status, result.output
     assert not result.stdout
-    # "Loading …" may stand before it.
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("Loading ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("Error: ")
-    return lines[0]
+    [line] = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
 
 
 def written(folder, *but):

@@ -174,7 +174,7 @@ def test_a_gguf_file_that_is_cut(tmp_path):
     result = asked(path)
     assert result.exit_code == 0
     # The bar of reading it is for a terminal.
-    assert result.stderr == f"Loading {path} …\n"
+    assert not result.stderr
     for length in (0, 3, 10, 100, len(whole) // 4, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         assert f"cannot load the model '{path}'" in said(asked(path), 2)

@@ -87,7 +87,9 @@ def refused(name, match, **options):
 
 def test_models_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused("nobody/none", r"cannot load the model 'nobody/none': .* There is no folder of that name, either\.")
+    neither = r"there is no folder of that name, and we [^.]*'https:[^']*'[^.]*\.$"
+    refused("nobody/none", f"cannot load the model 'nobody/none': {neither}")
+    refused("no body", r"cannot load the model 'no body': Repo id must use [^.]*'_' or '\.'\.$")
     refused(tmp_path / "none", r"there is no model folder .*none\.")
     refused("~nobody-is-called-so/none", r"there is no model folder ~nobody-is-called-so/none\.")
     refused("./none", r"there is no model folder none\.")

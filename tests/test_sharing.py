@@ -229,7 +229,8 @@ def test_the_command_in_two_processes(fsdp, tmp_path, model_folder, fact_file):
     assert result.returncode == 0, result.stderr[-3000:]
     # Said once, by the process that writes.
     assert result.stdout.count("report.json, report.html") == 1
-    assert result.stderr.count("Loading") == 1
+    # That is for a terminal.
+    assert "Loading" not in result.stderr
     assert Report.load(tmp_path / "out" / "report.json").stages["edited"]["kl_per_token"].n > 0
     assert (tmp_path / "out" / "edit" / "adapter_model.safetensors").is_file()
 

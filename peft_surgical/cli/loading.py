@@ -13,7 +13,7 @@ import click
 
 from ..errors import ModelError, first_line
 from .options import Source
-from .terminal import note, silent
+from .terminal import passing_note, silent
 from .translate import DEBUG
 
 SPREAD = ("auto", "balanced", "sequential")
@@ -37,9 +37,8 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
     if source.name == "demo" and not quiet and not silent() and is_to_be_fetched():
         # It says so itself, and pip's bar needs the terminal, which is kept from all else that loads.
         demo_folder(converting=quiet_libraries())
-    note(f"Loading {source.name} …", quiet=quiet)
     where = {"device_map" if source.device in SPREAD else "device": source.device}
-    with quiet_libraries():
+    with passing_note(f"Loading {source.name} …", quiet=quiet), quiet_libraries():
         return ps.load_model(source.name, dtype=source.dtype, trust_remote_code=source.trust_remote_code, **where)
 
 

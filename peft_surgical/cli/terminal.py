@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import click
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from ..texts.text import printable
 from .translate import ARGUMENTS, RESUME
@@ -59,6 +62,23 @@ def note(text: str, *, quiet: bool) -> None:
     """Tells a person what goes on, on standard error, without control codes: it may quote a model."""
     if not quiet and not silent():
         click.echo(printable(text), err=True)
+
+
+@contextmanager
+def passing_note(text: str, *, quiet: bool) -> Iterator[None]:
+    """Tells what goes on while a block runs, on a terminal only: nothing of it is left, however the block ends."""
+    stream = sys.stderr
+    if quiet or silent() or stream is None or not stream.isatty():
+        yield
+        return
+    line = Text(printable(" ".join(text.split())))
+    # A line that went on in the next one could not be taken back, nor could one that fills the last column.
+    line.truncate(Console(file=stream).width - 1, overflow="ellipsis")
+    print(line.plain, end="", file=stream, flush=True)
+    try:
+        yield
+    finally:
+        print(f"\r{' ' * line.cell_len}\r", end="", file=stream, flush=True)
 
 
 def silent() -> bool:
