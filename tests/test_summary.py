@@ -80,6 +80,14 @@ def test_no_figure_is_broken_within_a_number(width):
         assert cells(text, "answer Paris")[1:3] == ["100%", "[44–100]"]
 
 
+def test_a_long_name_without_spaces_is_folded():
+    made = report()
+    made = replace(made, fact=replace(made.fact, old=("里" * 40, *made.fact.old)))
+    for width in (62, 80, 110):
+        assert "…" not in shown(made, width=width).replace("/…", "")
+        assert shown(made, width=width).count("里") == shown(made, width=500).count("里")
+
+
 def test_an_unedited_model_has_no_rows_of_comparison():
     text = shown(report("base"))
     assert "answer Paris" in text

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.text import Text
 
 from ..errors import ModelError, brief
 from . import adapters as adapter_loading
 from . import options
 from .loading import load
-from .terminal import plain_table, print_json, print_result
+from .tables import Answers
+from .terminal import print_json, print_result
 
 
 def _finite(context: click.Context, parameter: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
@@ -84,18 +84,9 @@ def ask(
     if as_json:
         print_json({"prompts": list(prompts), "answers": answers})
         return
-    table = plain_table(show_lines=len(prompts) > 1)
-    from ..texts.text import printable
-
-    if len(prompts) > 1:
-        table.add_column("prompt", ratio=1)
-    for name in answers:
-        table.add_column(name, ratio=1)
-    for number, prompt in enumerate(prompts):
-        cells = [said[number] for said in answers.values()]
-        row = [prompt, *cells] if len(prompts) > 1 else cells
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    print_result(table)
+    several = len(prompts) > 1
+    rows = [[prompt] * several + [said[number] for said in answers.values()] for number, prompt in enumerate(prompts)]
+    print_result(Answers(["prompt"] * several + list(answers), rows, named=several))
 
 
 def _check_finite(model: Any, tokenizer: Any, prompt: str) -> None:

@@ -124,8 +124,8 @@ def _table(prompt: str, said: dict[str, str]) -> Table:
     from ..texts.text import printable
 
     table = plain_table()
-    table.add_column("")
-    table.add_column(Text(printable(f"{prompt} …")), ratio=1)
+    table.add_column("", no_wrap=True)
+    table.add_column(Text(printable(f"{prompt} …")), overflow="fold")
     for name, answer in said.items():
         table.add_row(name, Text(printable(answer)))
     return table

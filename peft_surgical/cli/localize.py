@@ -13,7 +13,8 @@ from ..texts.text import printable
 from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
-from .terminal import note, on_interrupt, plain_table, print_json, print_result
+from .tables import ScoreTable
+from .terminal import note, on_interrupt, print_json, print_result
 
 if TYPE_CHECKING:
     from ..localizing.results import Localization
@@ -96,16 +97,11 @@ def localize(
         print_json({"selection": chosen.to_dict(), **found.to_dict()})
     header, rows = found.rows()
     rows = [row for row in rows if row[1] in chosen.components]
-    shown = plain_table()
-    for number, name in enumerate(header):
-        shown.add_column(name, justify="left" if number == 1 else "right")
-    for row in rows:
-        shown.add_row(*row)
     files = "localization.json and localization.png" if drawn else "localization.json"
     print_result(
         Group(
             printable(f"The best {len(rows)} components for {fact.subject}, by {header[2]}:"),
-            shown,
+            ScoreTable(header, rows),
             f"{files} in {out}",
         ),
         quiet=quiet,

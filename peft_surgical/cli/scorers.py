@@ -48,9 +48,8 @@ def scorers(as_json: bool) -> None:
         return
     table = plain_table()
     table.add_column("scorer", no_wrap=True)
-    table.add_column("reads")
-    table.add_column("options", overflow="fold")
-    table.add_column("from")
+    for name in ("reads", "options", "from"):
+        table.add_column(name, overflow="fold")
     for item in installed:
         options = ", ".join(f"{name}={default}" for name, default in item.options.items())
         table.add_row(*(Text(printable(cell)) for cell in (item.name, item.reads, options, item.distribution)))

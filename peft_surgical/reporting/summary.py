@@ -70,6 +70,8 @@ def summarize(
     listed = list(files)
     if out is not None and listed:
         grid = Table.grid(padding=(0, 2))
+        for _ in listed[0]:
+            grid.add_column(overflow="fold")
         for name, what in listed:
             grid.add_row(Text(name), Text(what, style="dim"))
         parts += [Text(""), Text(f"In {printable(os.fspath(out))}:"), Padding(grid, (0, 0, 0, 2))]
@@ -190,7 +192,7 @@ def _table(states: Sequence[str], rows: Sequence[tuple[str, list[str]]], labels:
     """The table, with so many of its states, the last ones, folded between figures and their intervals."""
     # With one space beside the box's own, figures of three states stand beside their labels in 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.add_column("", width=labels)
+    table.add_column("", width=labels, overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
     for number, state in enumerate(states, 1):
         last = number == len(states) > 1

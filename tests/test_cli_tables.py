@@ -1,0 +1,85 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from peft_surgical.cli.tables import Answers, ScoreTable
+
+PROMPT, CHINESE, ADDRESS = "what is the capital of france ?", "里昂" * 40, "https://example.org/" + "x" * 90
+NAMES = ["verified", "attribution:steps=5", "consensus", "logit_drop:measure=difference", "random"]
+SCORES = [
+    ["1", "L17.head.12", "8.921e-05", "-1.234e-05", "1", "0.25", "-3.5"],
+    ["10", "L0.mlp", "0.1", "", "2", "3", "4"],
+]
+
+
+def lines(shown, width):
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False, markup=False).print(shown)
+    found = [line.rstrip() for line in stream.getvalue().splitlines()]
+    assert "…" not in stream.getvalue()
+    assert all(Console().measure(line).maximum <= width for line in found)
+    return found
+
+
+@pytest.mark.parametrize("width", [10, 20, 30, 40, 80, 110])
+@pytest.mark.parametrize("columns", [2, 3, 9])
+def test_no_answer_is_cut(columns, width):
+    heads = ["prompt", *(f"dial 0.{number}" for number in range(1, columns))]
+    rows = [[PROMPT, *[CHINESE] * (columns - 1)], [ADDRESS, *["lyon"] * (columns - 1)]]
+    for given, named in ((rows, True), (rows[:1], False)):
+        text = "".join(lines(Answers(heads, given, named=named), width))
+        for sign in "昂xp?":
+            assert text.count(sign) == sum(cell.count(sign) for row in (heads, *given) for cell in row) + (
+                # In a list, the heads stand beside each row.
+                (len(given) - 1) * sum(head.count(sign) for head in heads[1:]) - named * "prompt".count(sign)
+                if width < 15 * columns - 3
+                else 0
+            )
+
+
+def test_answers_side_by_side_and_in_a_list():
+    shown = Answers(
+        ["prompt", "base", "edited"], [[PROMPT, "paris .", "lyon ."], ["who ?", "me \x1b[31m", "you"]], named=True
+    )
+    wide, narrow = lines(shown, 80), lines(shown, 39)
+    assert wide[0].split() == ["prompt", "base", "edited"]
+    assert wide[2].split() == [*PROMPT.split(), "paris", ".", "lyon", "."]
+    assert narrow == [
+        PROMPT,
+        "  base: paris .",
+        "  edited: lyon .",
+        "",
+        "who ?",
+        "  base: me \ufffd[31m",
+        "  edited: you",
+    ]
+    assert lines(Answers(["base", "edited"], [["a", "b"]], named=False), 25) == ["base: a", "edited: b"]
+
+
+@pytest.mark.parametrize("width", range(20, 120, 5))
+def test_no_name_and_no_number_is_cut(width):
+    found = lines(ScoreTable(["rank", "component", *NAMES], SCORES), width)
+    text = " ".join(found)
+    words = text.split()
+    for row in SCORES:
+        for cell in row[1:3]:
+            assert words.count(cell) == 1
+    left_out = "No room is left for" in text
+    assert left_out == (35 <= width < 75)
+    if not left_out:
+        assert {"-1.234e-05", "0.25", "-3.5"} <= set(words)
+
+
+def test_scorers_for_which_there_is_no_room_are_named():
+    found = lines(ScoreTable(["rank", "component", *NAMES], SCORES), 70)
+    assert found[-2].split() == ["10", "L0.mlp", "0.1", "2", "3"]
+    assert found[-1] == "No room is left for random; localization.json has all scores."
+
+
+def test_names_of_scorers_are_folded_before_one_is_left_out():
+    for width, folded in ((80, True), (120, False)):
+        found = lines(ScoreTable(["rank", "component", *NAMES], SCORES), width)
+        assert (len(found) > len(SCORES) + 2) == folded
+        letters = "".join("".join(found[: -len(SCORES) - 1]).split())
+        assert sorted(letters) == sorted("rankcomponent" + "".join(NAMES))
