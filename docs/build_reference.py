@@ -59,7 +59,8 @@ def python() -> str:
 def command() -> str:
     """The reference of the command: what each `--help` prints."""
     status = "0 on success, 2 for wrong usage or input (one line on standard error), 1 for a fault of this package"
-    parts = [NOTE, "# Command", f"What `--help` prints. Exit status: {status}, 130 after Ctrl-C."]
+    ends = "130 after Ctrl-C, 141 where nobody reads what it prints any more, as in `| head`"
+    parts = [NOTE, "# Command", f"What `--help` prints. Exit status: {status}, {ends}."]
     group = _context(cli, "peft-surgical")
     parts += ["## peft-surgical", _code(cli.get_help(group), "text")]
     for name, found in cli.commands.items():

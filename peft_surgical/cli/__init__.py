@@ -4,7 +4,7 @@ One file a command. Each imports what it needs of the library inside its functio
 option cost no more than importing the package does, which is PEFT's and torch's import.
 
 Exit status: 0 on success, 2 for wrong usage or input (one line on standard error that begins with `Error:`), 1 for a
-failure of this package, 130 after Ctrl-C.
+failure of this package, 130 after Ctrl-C, 141 where nobody reads what is printed any more, as in `| head`.
 """
 
 from .app import cli, main

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -42,7 +44,13 @@ def print_result(result: RenderableType, *, quiet: bool = False, as_json: bool =
     if isinstance(result, str):
         result = printable(result)
     width = None if stream.isatty() else _PIPE_WIDTH
-    Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(result)
+    _Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(result)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to who runs the command what is said of a closed pipe, and how the process ends."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def plain_table(**options: Any) -> Table:

@@ -8,7 +8,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -22,6 +23,8 @@ ARGUMENTS = "peft_surgical.arguments"
 RESUME = "peft_surgical.resume"
 
 USAGE, OURS, INTERRUPTED = 2, 1, 130
+# What a shell says of a program that SIGPIPE has ended, which Python does not let it do.
+CLOSED = 141
 
 # What a full disk, a read-only folder and their like are called: nothing that this package could have done better.
 _ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
@@ -37,6 +40,18 @@ class _Failure(click.ClickException):
 
 class Commands(click.Group):
     """A group that ends every failure of its commands with one line and the right exit status."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """As click's; `--help` and `--version` print meanwhile.
+
+        Raises:
+            click.ClickException: In place of an OSError.
+        """
+        try:
+            with _closed_pipe():
+                return super().make_context(*args, **kwargs)
+        except OSError as error:
+            raise _failure(error) from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keeps the arguments as they were given, for the report's "how to do this again".
@@ -58,10 +73,10 @@ class Commands(click.Group):
             click.ClickException: In place of any other exception.
         """
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _closed_pipe():
                 _plain_warnings(ctx)
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
             raise
         except KeyboardInterrupt:
             raise _Failure(_how_to_go_on(ctx.meta.get(RESUME)), INTERRUPTED) from None
@@ -107,6 +122,15 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+@contextmanager
+def _closed_pipe() -> Iterator[None]:
+    """Tells one who reads no more, such as `head`, apart from what click calls a failure."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _Failure("", CLOSED) from error
+
+
 def _failure(error: Exception) -> _Failure:
     if isinstance(error, SurgicalError):
         return _Failure(str(error), USAGE)
@@ -144,11 +168,29 @@ def _how_to_go_on(out: Path | None) -> str:
 
 def _end(message: str, code: int) -> NoReturn:
     line = _one_line(message)
-    if code == INTERRUPTED:
-        click.echo(f"Interrupted. {line}".strip(), err=True)
-    else:
-        click.echo(f"Error: {line}", err=True)
+    try:
+        if code == INTERRUPTED:
+            click.echo(f"Interrupted. {line}".strip(), err=True)
+        elif code != CLOSED:
+            click.echo(f"Error: {line}", err=True)
+    except BrokenPipeError:
+        code = CLOSED
+    except OSError:
+        # There is no other place to say anything in.
+        pass
+    _let_go()
     sys.exit(code)
+
+
+def _let_go() -> None:
+    """Lets what a stream does not take be lost, which Python would complain of when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _one_line(message: str) -> str:
