@@ -190,6 +190,33 @@ def test_what_a_killed_run_left_of_a_folder_with_brackets_is_removed(tmp_path):
     assert names(tmp_path) == [".ab.x.partial", "a[b]"]
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 120, "é" * 33])
+def test_a_long_name_is_written(name, tmp_path):
+    write_text(tmp_path / name, "1")
+    assert (tmp_path / name).read_text() == "1"
+    os.remove(tmp_path / name)
+    for content in ("1", "2"):
+        with atomic_directory(tmp_path / name, overwrite=True) as folder:
+            (folder / content).touch()
+        assert names(tmp_path) == [name]
+        assert names(tmp_path / name) == [content]
+
+
+@pytest.mark.parametrize("name", ["out", "x" * 240])
+def test_what_is_left_of_another_output_stays(name, tmp_path):
+    left = []
+    for other in (name, f"{name}.more", f"{name}y"):
+        with atomic_directory(tmp_path / other) as folder:
+            left.append(folder.name)
+    for folder in left:
+        (tmp_path / folder).mkdir()
+        os.utime(tmp_path / folder, (time.time() - 600,) * 2)
+    with atomic_directory(tmp_path / name):
+        pass
+    assert not (tmp_path / left[0]).exists()
+    assert all((tmp_path / other).is_dir() for other in left[1:])
+
+
 def test_an_empty_folder_is_taken_where_nothing_is_renamed_over_another(tmp_path, monkeypatch):
     rename = os.rename
 

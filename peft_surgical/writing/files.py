@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
@@ -27,6 +28,9 @@ from .locks import lock
 PARTIAL = ".partial"
 # Seconds after which a half-written folder that no process holds is nobody's; one that is being made has no lock yet.
 _ABANDONED = 60.0
+
+# Bytes; with what stands around it, it is a name on any file system.
+_SHORT_NAME = 64
 
 # A full disk, a quota, the largest file allowed, and a file system without writing.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -71,7 +75,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """
     path = Path(path)
     with as_output_error(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_beside(path), suffix=PARTIAL)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -136,7 +140,7 @@ def atomic_directory(
         raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
     with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_beside(path), suffix=PARTIAL))
     handle = _locked(temporary)
     _remove_abandoned(path)
     try:
@@ -156,6 +160,12 @@ def atomic_directory(
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def _beside(path: Path) -> str:
+    """What names of temporary files for `path` begin with: for a long one its hash, as there is no room behind it."""
+    name = os.fsencode(path.name)
+    return f".{path.name}." if len(name) <= _SHORT_NAME else f".{hashlib.sha256(name).hexdigest()}."
 
 
 def _make_usual(folder: Path) -> None:
@@ -178,7 +188,11 @@ def _locked(folder: Path) -> int | None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+    beside = _beside(path)
+    for left in path.parent.glob(f"{glob.escape(beside)}*{PARTIAL}"):
+        if "." in left.name.removeprefix(beside).removesuffix(PARTIAL):
+            # Of an output whose name goes on behind this one's.
+            continue
         with suppress(OSError):
             if not left.is_dir() or time.time() - left.stat().st_mtime < _ABANDONED:
                 continue
@@ -253,7 +267,7 @@ def _swap(temporary: Path, path: Path, overwrite: bool) -> None:
         return
     # A full folder cannot be renamed over: move the old one aside, and put it back if the new one does not arrive, be
     # it for an interrupt.
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{_beside(path)}old."))
     old = aside / path.name
     try:
         os.rename(path, old)
