@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peft_surgical.cli import cli
+from peft_surgical.cli.translate import ARGUMENTS
 
 FULL = Path("/dev/full")
 PRINTING = (["--help"], ["--version"], ["edit", "--help"], ["scorers"], ["scorers", "--json"], [])
@@ -52,3 +53,30 @@ def test_a_process_ends_quietly_when_nobody_reads(arguments, other):
     done = subprocess.run([sys.executable, "-c", RUN, *arguments], timeout=120, check=False, **streams)
     os.close(pipe)
     assert (done.returncode, getattr(done, other)) == (141, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="arguments are no bytes, or always UTF-8")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ask", "caf\u00e9 \u2192".encode(), "--adapter", "nowhere"], b"Error: there is no adapter folder nowhere."),
+        (["ask", b"caf\xe9"], b"Error: the argument 'caf\\udce9' is not valid UTF-8. (see `peft-surgical --help`)"),
+        (
+            ["ask", "hello", "--adapter", "\u00e9".encode()],
+            b"cannot be the name of a file here, where names are in ascii; ",
+        ),
+        (["ask", "hello", "--model", "\u00e9".encode()], b"Error: Invalid value for '--model' / '-m': '\xc3\xa9' cannot be"),
+    ],
+)
+def test_arguments_in_a_locale_that_has_not_their_letters(arguments, expected):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", RUN, *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert expected in done.stderr
+
+
+def test_an_argument_is_kept_as_it_was_typed(monkeypatch):
+    monkeypatch.setattr(os, "fsencode", lambda argument: argument.encode("ascii", "surrogateescape"))
+    context = cli.make_context("peft-surgical", ["ask", "caf\udcc3\udca9"])
+    assert context.meta[ARGUMENTS] == ["ask", "caf\u00e9"]

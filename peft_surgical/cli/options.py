@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..errors import brief
 from .terminal import JSON
 from .translate import DEBUG, debug_from_environment
 
@@ -38,6 +39,8 @@ class _Path(click.Path):
             self.fail("it is empty.", param, ctx)
         if os.fspath(value) == "-":
             self.fail("- stands for no stream here; give a file, as /dev/stdin is one.", param, ctx)
+        if fault := _unspeakable(os.fspath(value)):
+            self.fail(fault, param, ctx)
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
@@ -47,7 +50,19 @@ PATH = _Path(path_type=Path)
 def _named(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not value:
         raise click.BadParameter("it is empty.")
+    if fault := _unspeakable(value):
+        raise click.BadParameter(fault)
     return value
+
+
+def _unspeakable(path: str) -> str | None:
+    """Why no file can be called so here, if that is so."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        coding = sys.getfilesystemencoding()
+        return f"{brief(path)} cannot be the name of a file here, where names are in {coding}; set LC_ALL to C.UTF-8."
+    return None
 
 
 def _alone(context: click.Context, parameter: click.Parameter, value: bool) -> bool:

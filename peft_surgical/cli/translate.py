@@ -59,10 +59,7 @@ class Commands(click.Group):
         Raises:
             click.UsageError: If one is not UTF-8: it could be neither tokenized nor written into a report.
         """
-        for argument in args:
-            # What of it is not UTF-8 arrives as lone surrogates.
-            if any("\ud800" <= letter <= "\udfff" for letter in argument):
-                raise click.UsageError(f"the argument {brief(argument)} is not valid UTF-8.", ctx)
+        args = [_as_utf8(argument, ctx) for argument in args]
         ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
@@ -120,6 +117,21 @@ class Commands(click.Group):
         except (click.exceptions.Abort, KeyboardInterrupt):
             _end("", INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _as_utf8(argument: str, ctx: click.Context) -> str:
+    """An argument as it was typed: Python decodes it as the locale says, and where that is C, not all of it.
+
+    Raises:
+        click.UsageError: If it is not UTF-8.
+    """
+    # What could not be decoded arrives as lone surrogates.
+    if not any("\ud800" <= letter <= "\udfff" for letter in argument):
+        return argument
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError as error:
+        raise click.UsageError(f"the argument {brief(argument)} is not valid UTF-8.", ctx) from error
 
 
 @contextmanager
