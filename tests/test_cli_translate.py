@@ -65,7 +65,7 @@ def test_a_process_ends_quietly_when_nobody_reads(arguments, other):
             ["ask", "hello", "--adapter", "\u00e9".encode()],
             b"cannot be the name of a file here, where names are in ascii; ",
         ),
-        (["ask", "hello", "--model", "\u00e9".encode()], b"Error: Invalid value for '--model' / '-m': '\xc3\xa9' cannot be"),
+        (["ask", "hello", "--model", "\u00e9".encode()], b"'--model' / '-m': '\xc3\xa9' cannot be"),
     ],
 )
 def test_arguments_in_a_locale_that_has_not_their_letters(arguments, expected):
