@@ -1,8 +1,11 @@
+import io
 import json
 from contextlib import nullcontext
+from importlib import import_module
 
 import pytest
 from peft import PeftModel
+from rich.console import Console
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
@@ -135,3 +138,12 @@ def test_the_demo_learns_a_sentence(tmp_path):
     assert told["said"]["base"].startswith("Paris")
     assert told["said"]["edited"].startswith("Lyon")
     assert "The subject was guessed: France." in result.stderr
+
+
+def test_no_sentence_and_no_answer_is_cut():
+    stream = io.StringIO()
+    table = import_module("peft_surgical.cli.learn")._table("里" * 60, {"base": "x" * 90, "edited": "lyon"})
+    Console(file=stream, width=40).print(table)
+    text = stream.getvalue()
+    assert (text.count("里"), text.count("x"), text.count("…")) == (60, 90, 1)
+    assert "edited" in text
