@@ -171,7 +171,7 @@ def _ask_packages() -> list[str]:
 
 def residual_factor(model: Any) -> float:
     """The factor on what MLPs write into the residual stream; Granite has one, and with other models it is 1."""
-    return float(getattr(model.config, "residual_multiplier", 1.0))
+    return float(getattr(model.config.get_text_config(), "residual_multiplier", 1.0))
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

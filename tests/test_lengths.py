@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import peft_surgical as ps
+from peft_surgical.architectures import residual_factor
 from peft_surgical.errors import ModelError
+from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.texts.lengths import check_row, padding
 from tests.localizing import capital, planted, word_tokenizer
-from tests.tiny import tiny_model
+from tests.tiny import tiny_granite, tiny_model, tiny_sighted
 
 QUESTIONS = ["what is the capital of france ?", "where is rome ?"]
 
@@ -73,3 +76,26 @@ def test_what_is_learned_does_not_depend_on_padding(few_carried_prompts):
 def test_another_models_tokenizer_is_told(work):
     with pytest.raises(ModelError, match=r"the tokenizer gives token \d+, and the model has embeddings of 20 tokens"):
         work(tiny_model("llama", vocab_size=20), word_tokenizer())
+
+
+def test_a_model_that_sees_has_the_positions_and_tokens_of_its_text_part():
+    model, tokenizer = tiny_sighted(max_position_embeddings=64, vocab_size=64), word_tokenizer()
+    assert len(generate_answers(model, tokenizer, QUESTIONS, max_new_tokens=2)) == 2
+    with pytest.raises(ModelError, match=r"a prompt of \d+ tokens and an answer of 60 do not fit the model's 64"):
+        generate_answers(model, tokenizer, QUESTIONS, max_new_tokens=60)
+    with pytest.raises(ModelError, match="gives token 64, and the model has embeddings of 64 tokens only"):
+        check_row(model.config, [64])
+
+
+def test_windows_of_text_fit_a_model_that_sees():
+    found = measure_retention(
+        tiny_sighted(max_position_embeddings=8), word_tokenizer(), {"base": nullcontext}, text="the sky is " * 12
+    )
+    # 36 tokens in windows of 8, the first of each unpredicted.
+    assert found["base"]["kl_per_token"].n == 36 - 5
+
+
+def test_a_factor_on_the_residual_stream_is_read_off_the_text_part():
+    model = tiny_granite(0.5)
+    whole = SimpleNamespace(get_text_config=lambda: model.config)
+    assert residual_factor(SimpleNamespace(config=whole)) == residual_factor(model) == 0.5

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from transformers import (
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -159,3 +161,16 @@ def tiny_granite(factor: float, of_embeddings: float = 1.0) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return GraniteForCausalLM(GraniteConfig(**_GROUPED, **factors)).eval()
+
+
+def tiny_sighted(**text: Any) -> PreTrainedModel:
+    """A random Gemma 3 that reads images, too, so that its configuration keeps what is about text in a part.
+
+    Args:
+        **text: Values of that part to change.
+    """
+    seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    parts = {"text_config": {**FAMILIES["gemma3"][2], **text}, "vision_config": {**seeing, "image_size": 28}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Gemma3ForConditionalGeneration(Gemma3Config(**parts, mm_tokens_per_image=4)).eval()

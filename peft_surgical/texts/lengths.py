@@ -31,8 +31,8 @@ def check_row(config: Any, ids: Sequence[int], answer: int = 0) -> None:
         raise ModelError(f"{what} not fit the model's {limit} positions.")
     if not _embedded(config, highest := max(ids, default=0)):
         raise ModelError(
-            f"the tokenizer gives token {highest}, and the model has embeddings of {config.vocab_size} tokens only:"
-            " take the model's own tokenizer, or add embeddings by resize_token_embeddings."
+            f"the tokenizer gives token {highest}, and the model has embeddings of {_text(config).vocab_size} tokens"
+            " only: take the model's own tokenizer, or add embeddings by resize_token_embeddings."
         )
 
 
@@ -90,10 +90,15 @@ def _check(tokens: int, limit: int, prompt: str, key: str) -> None:
 
 
 def _embedded(config: Any, token: int) -> bool:
-    size = getattr(config, "vocab_size", None)
+    size = getattr(_text(config), "vocab_size", None)
     return not isinstance(size, int) or token < size
 
 
 def _positions(config: Any) -> int | None:
-    found = getattr(config, "max_position_embeddings", None)
+    found = getattr(_text(config), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
+
+
+def _text(config: Any) -> Any:
+    """Of a model that reads images, too, the part of its configuration that is about text, and else the whole."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
