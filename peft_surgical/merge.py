@@ -181,11 +181,12 @@ def _folded(
 
 def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     # Tied weights must stay one tensor, which is how they are recognized.
-    seen: dict[tuple[int, torch.Size], Tensor] = {}
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
     cast = {}
     for key, tensor in state.items():
         if tensor.is_floating_point():
-            place = (tensor.data_ptr(), tensor.shape)
+            # A square matrix and its transpose differ in their strides alone.
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride())
             if place not in seen:
                 seen[place] = tensor.to(dtype)
                 _check_finite(key, seen[place], tensor)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError, SelectionError
-from peft_surgical.merge import _with_dtype, merge
+from peft_surgical.merge import _cast, _with_dtype, merge
 from peft_surgical.tuner import SurgicalIA3Config, activate
 from tests.adapters import add, logits, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_model
@@ -239,3 +239,10 @@ def test_what_stands_around_a_model_is_named():
     ):
         with pytest.raises(ModelError, match=words):
             merge(wrapped, [], "out")
+
+
+def test_a_square_weight_and_its_transpose_in_the_same_memory_stay_two():
+    weight = torch.arange(9.0).view(3, 3)
+    cast = _cast({"one": weight, "other": weight.T, "again": weight}, torch.bfloat16)
+    assert torch.equal(cast["other"].float(), weight.T)
+    assert cast["again"] is cast["one"]
