@@ -17,9 +17,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .adapter_files import WEIGHTS
-from .scale_files import DIGEST
+from .scale_files import OWN, digest_said
 
-AFTER, PARTS = "peft_surgical.after", "peft_surgical.parts"
+AFTER, PARTS = f"{OWN}after", f"{OWN}parts"
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Lineage:
         try:
             with safe_open(Path(folder) / WEIGHTS, "pt") as file:
                 notes = file.metadata() or {}
+                digest = digest_said(notes, file.keys())
         except (OSError, SafetensorError):
             return cls()
-        return cls(notes.get(DIGEST), _names(notes.get(AFTER)), _names(notes.get(PARTS)))
+        return cls(digest, _names(notes.get(AFTER)), _names(notes.get(PARTS)))
 
 
 def after(names: Sequence[str]) -> dict[str, str]:
