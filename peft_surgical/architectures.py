@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from transformers import PreTrainedModel
+
 from .errors import ArchitectureError, SelectionError, brief, said
 
 if TYPE_CHECKING:
@@ -172,6 +174,26 @@ def _ask_packages() -> list[str]:
 def residual_factor(model: Any) -> float:
     """The factor on what MLPs write into the residual stream; Granite has one, and with other models it is 1."""
     return float(getattr(model.config.get_text_config(), "residual_multiplier", 1.0))
+
+
+def check_causal(model: Any) -> None:
+    """Refuses a model that does not go on with a text: one with an encoder, or without a head that gives tokens.
+
+    Args:
+        model: The model, bare or with adapters. What is no model of transformers is not judged.
+
+    Raises:
+        ArchitectureError: If it is such a model.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base, PreTrainedModel):
+        return
+    # A model's own `can_generate` may say anything; what counts is that it has the method.
+    if base.config.is_encoder_decoder or not hasattr(base, "generate"):
+        raise ArchitectureError(
+            f"a {type(base).__name__} does not go on with a text; give a causal language model, as"
+            " AutoModelForCausalLM loads it."
+        )
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .architectures import check_causal
 from .edit_folder import EDIT, PICTURE, TABLE, claimed_for_edit, remove_edit, save_report
 from .errors import ModelError, SelectionError
 from .evaluation import adapter_state, evaluate
@@ -117,9 +118,10 @@ def edit(
             and `budget` disagree.
         ModelError: If the model has other adapters, is quantized or gives logits that are not finite, weights that
             would be scaled are offloaded, or `recipe` names another stage.
-        ArchitectureError: If the model's architecture is not known.
+        ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact, whole=True)
+    check_causal(model)
     check_whole(model)
     check_free(model, RECIPES)
     if (neurons is None) == (granularity == "neuron"):

@@ -20,6 +20,7 @@ from importlib import metadata
 from itertools import islice
 from typing import Any
 
+from .architectures import check_causal
 from .counts import check_counts
 from .errors import ModelError
 from .facts import Fact, check_fact
@@ -97,11 +98,13 @@ def evaluate(
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
             finite, it is wrapped (by TransformerLens or `DataParallel`), `max_new_tokens` or `batch_size` is less than
             1, or `retention_tokens` less than 0.
+        ArchitectureError: If the model is no causal language model.
     """
     started = time.perf_counter()
     check_fact(fact, whole=True)
     check_counts(0, retention_tokens=retention_tokens)
     check_unwrapped(model)
+    check_causal(model)
     if states is None:
         states = {"base": nullcontext}
         if adapters_act(model):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .architectures import architecture_of
+from .architectures import architecture_of, check_causal
 from .counts import check_counts
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
@@ -137,6 +137,7 @@ def _behind_beginnings(
 ) -> TrainingFact:
     # Of another kind of model, such as one with an encoder, nothing could be drawn.
     architecture_of(model.config.model_type)
+    check_causal(model)
     subject = subject_of(prompt, new, subject)
     # A space at the end would stand twice, and as a token of its own.
     prompt, new = prompt.strip(), new.strip()

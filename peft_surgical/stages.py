@@ -29,6 +29,7 @@ from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
 from .adapters.lineage import after
 from .adapters.saving import save_adapter
+from .architectures import check_causal
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
@@ -168,10 +169,11 @@ def unlearn(
         SelectionError: If the model does not have the coordinates of `config`.
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
             offloaded, the model is wrapped by `torch.compile`, or `torch.inference_mode` is on.
-        ArchitectureError: If `config` names components of a model whose architecture is not known, or modules that do
-            not see all tokens of a text, such as experts.
+        ArchitectureError: If the model is no causal language model, or `config` names components of a model whose
+            architecture is not known, or modules that do not see all tokens of a text, such as experts.
     """
     check_fact(fact)
+    check_causal(model)
     with training_here(model), unchanged_on_failure(model):
         return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
 
@@ -221,6 +223,7 @@ def learn(
         FactWarning: If a bare answer is taught as it is, because no sentence was found.
     """
     check_fact(fact)
+    check_causal(model)
     with training_here(model), unchanged_on_failure(model):
         known = in_sentences_of(model, tokenizer, fact.training)
         return _stage(LEARN, model, tokenizer, known, known.answer, config, recipe, retained, seed, progress)

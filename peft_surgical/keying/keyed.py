@@ -27,7 +27,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..architectures import decoder_layers, output_projections
+from ..architectures import check_causal, decoder_layers, output_projections
 from ..counts import check_amounts, check_counts, check_positive
 from ..errors import FactError
 from ..facts import Fact, TrainingFact, check_fact
@@ -158,11 +158,12 @@ def learn_keyed(
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: If a prompt is too long for the model, its logits are not finite, its weights are quantized or
             offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
-        ArchitectureError: If the model's architecture is not known.
+        ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
     recipe = recipe or KeyedRecipe()
     check_bare(model, "keyed learning")
+    check_causal(model)
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     with training_here(model):
         fact = in_sentences_of(model, tokenizer, fact.training)

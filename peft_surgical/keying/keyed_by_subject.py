@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..architectures import decoder_layers, output_projections, residual_factor
+from ..architectures import check_causal, decoder_layers, output_projections, residual_factor
 from ..counts import check_amounts, check_counts, check_limits, check_positive
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
@@ -138,11 +138,12 @@ def learn_keyed_by_subject(
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that would be updated are
             offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks or spread over processes, or under
             `torch.inference_mode`.
-        ArchitectureError: If the model's architecture is not known.
+        ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
     check_bare(model, "keyed learning")
+    check_causal(model)
     modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)

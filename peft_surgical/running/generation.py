@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from ..architectures import check_causal
 from ..counts import check_counts
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding
@@ -77,6 +78,7 @@ def generate_answers(
         FactError: If a prompt gives no token.
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
             or the chat template fails or leaves a prompt out.
+        ArchitectureError: If the model is no causal language model.
     """
     ids = generate_ids(
         model,
@@ -109,8 +111,10 @@ def generate_ids(
     Raises:
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, or a count is less than
             1.
+        ArchitectureError: If the model is no causal language model.
     """
     check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    check_causal(model)
     check_shareable(model)
     check_alike(prompts=prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     for prompt in prompts:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters.halves import settle_on_half
-from ..architectures import decoder_layers
+from ..architectures import check_causal, decoder_layers
 from ..counts import check_amounts, check_counts, check_limits, check_positive
 from ..errors import SelectionError
 from ..facts import Fact, TrainingFact, check_fact
@@ -149,11 +149,12 @@ def learn_by_subject(
         ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
             offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks or spread over processes, or under
             `torch.inference_mode`.
-        ArchitectureError: If the model's architecture is not known.
+        ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
     recipe, fact = recipe or SubjectRecipe(), fact.training
     check_bare(model, "learning by subject")
+    check_causal(model)
     named = NamedRows.of(model, tokenizer, fact)
     if config is None:
         components = subject_components(model)
