@@ -77,7 +77,7 @@ def merge(
     for key, (values, _) in found.items():
         _check_finite(key, values, state[key])
         state[key] = values
-    Rounding.total(rounding for _, rounding in found.values()).warn(target or model.dtype)
+    Rounding.total(rounding for _, rounding in found.values()).warn(target or model.dtype, stacklevel=3)
     if target is not None:
         state = _cast(state, target)
     with atomic_directory(out, overwrite=overwrite, content=CHECKPOINT) as folder:

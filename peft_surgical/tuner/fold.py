@@ -35,14 +35,19 @@ class Rounding:
     touched: int = 0
     unchanged: int = 0
 
-    def warn(self, dtype: torch.dtype) -> None:
-        """Warns if more than one weight in a hundred kept its value although it should have changed."""
+    def warn(self, dtype: torch.dtype, stacklevel: int = 2) -> None:
+        """Warns if more than one weight in a hundred kept its value although it should have changed.
+
+        Args:
+            dtype: Of the weights.
+            stacklevel: Whose line the warning names, as `warnings.warn` counts them from here.
+        """
         if self.unchanged > LOSS_WORTH_A_WARNING * self.touched:
             share = 100 * self.unchanged / self.touched
             warnings.warn(
                 f"the merge loses part of the edit to rounding: {share:.1f}% of the weights that should change stay as"
                 f" they were in {str(dtype).removeprefix('torch.')}; merge in float32 to keep it.",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
     @classmethod

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
 
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -77,3 +79,16 @@ class Merging(BaseTunerLayer):
     def rounding(self) -> Rounding:
         """What the rounding of the merged weights kept; nothing touched if nothing is merged."""
         return Rounding() if self._folded is None else self._folded.rounding
+
+
+def warn_of_rounding(layers: Iterable[Merging], stacklevel: int) -> None:
+    """Warns if a part of what is merged into layers is lost to rounding, as [`Rounding.warn`] does.
+
+    Args:
+        layers: Which.
+        stacklevel: Whose line the warning names, as `warnings.warn` counts them from the function that calls this.
+    """
+    merged = [layer for layer in layers if layer.merged]
+    if merged:
+        dtype: Any = merged[0].get_base_layer().weight.dtype
+        Rounding.total(layer.rounding for layer in merged).warn(dtype, stacklevel + 2)

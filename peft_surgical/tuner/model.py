@@ -12,12 +12,11 @@ several adapters is rounded once, and undone exactly; `add_weighted_adapter` mul
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils.other import AuxiliaryTrainingWrapper, _set_adapter
 from torch import Tensor, nn
@@ -28,9 +27,9 @@ from ..errors import AdapterError, SelectionError
 from ..wrapped import check_uncompiled, check_unwrapped, uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
-from .fold import Rounding
 from .layer import Linear, SurgicalIA3Layer
 from .mergeable import check_alone, check_mergeable
+from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
 from .targets import check_target, find_module, unwrapped
 
@@ -246,6 +245,9 @@ class SurgicalIA3Model(BaseTuner):
                 finds a value that is not finite. The weights are as they were then, as they are after any other error
                 or an interrupt.
         """
+        self._merge(adapter_names, safe_merge, stacklevel=3)
+
+    def _merge(self, adapter_names: list[str] | None, safe_merge: bool, stacklevel: int) -> None:
         self._check_to_merge(adapter_names)
         before = [(layer, list(layer.merged_adapters)) for layer in self.surgical_layers()]
         try:
@@ -255,7 +257,7 @@ class SurgicalIA3Model(BaseTuner):
                 with onload_layer(layer):
                     layer.merge_only(names)
             raise
-        _warn_of_rounding(self.surgical_layers())
+        warn_of_rounding(self.surgical_layers(), stacklevel)
 
     def _unload_and_optionally_merge(
         self,
@@ -269,7 +271,7 @@ class SurgicalIA3Model(BaseTuner):
         with warnings.catch_warnings():
             if merge:
                 # Layer by layer, the first ones would be plain modules when a later one fails.
-                self.merge_adapter(adapter_names, safe_merge=safe_merge)
+                self._merge(adapter_names, safe_merge, stacklevel=4)
                 warnings.filterwarnings("ignore", "All adapters are already merged")
             model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         return model
@@ -389,10 +391,3 @@ def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
             if layer.merged:
                 layer.unmerge()
             layer.set_adapter(list(adapters), inference_mode=True)
-
-
-def _warn_of_rounding(layers: Iterable[SurgicalIA3Layer]) -> None:
-    merged = [layer for layer in layers if layer.merged]
-    if merged:
-        weight: torch.Tensor = merged[0].get_base_layer().weight
-        Rounding.total(layer.rounding for layer in merged).warn(weight.dtype)
