@@ -43,6 +43,10 @@ class AdapterError(SurgicalError, ValueError):
     """An adapter folder that is missing, damaged, or made for another model."""
 
 
+class ReportError(SurgicalError, ValueError):
+    """A file or JSON that is not a report, or cannot be read as one."""
+
+
 class OutputError(SurgicalError, OSError):
     """An output path that cannot be written or would overwrite something."""
 

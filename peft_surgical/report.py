@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import SurgicalError, brief
+from .errors import ReportError, brief
 from .facts import Fact
 from .measuring.metrics import Figure
 from .writing.files import read_json, write_json
@@ -102,7 +102,7 @@ class Report:
         """Reads back what [`to_dict`] gave.
 
         Raises:
-            SurgicalError: If it is not a report.
+            ReportError: If it is not a report.
         """
         try:
             found = {key: _of_kind(data[key], kind) for key, kind in _KINDS.items()}
@@ -126,7 +126,7 @@ class Report:
                 settings=settings,
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise SurgicalError(f"this is not a report: {error!r}.") from error
+            raise ReportError(f"this is not a report: {error!r}.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the report as JSON, whole or not at all.
@@ -141,16 +141,16 @@ class Report:
         """Reads a `report.json`.
 
         Raises:
-            SurgicalError: If it cannot be read or is not a report.
+            ReportError: If it cannot be read or is not a report.
         """
         try:
             data = read_json(path)
         except (OSError, ValueError) as error:
-            raise SurgicalError(f"{path}: cannot be read as a report ({error}).") from error
+            raise ReportError(f"{path}: cannot be read as a report ({error}).") from error
         try:
             return cls.from_dict(data)
-        except SurgicalError as error:
-            raise SurgicalError(f"{path}: {error}") from error
+        except ReportError as error:
+            raise ReportError(f"{path}: {error}") from error
 
     def rows(self) -> list[tuple[str, list[str]]]:
         """The summary table: a row a metric, a cell a stage, `value [low, high]`; none for single kinds of probe."""

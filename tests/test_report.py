@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from peft_surgical.errors import FactError, SurgicalError
+import peft_surgical as ps
+from peft_surgical.errors import FactError, ReportError, SurgicalError
 from peft_surgical.facts import Fact
 from peft_surgical.measuring.metrics import mean, rate
 from peft_surgical.report import METRICS, Report
@@ -126,3 +127,11 @@ def test_what_is_missing(tmp_path):
     del data["fact"]["old"]
     with pytest.raises(FactError, match="The key 'old' is missing"):
         Report.from_dict(data)
+
+
+def test_what_is_no_report_is_an_error_of_its_own_and_a_value_error(tmp_path):
+    with pytest.raises(ReportError, match="cannot be read as a report") as caught:
+        Report.load(tmp_path / "none.json")
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(ps.ReportError, match="this is not a report"):
+        Report.from_dict({})

@@ -20,7 +20,7 @@ from typing import Any
 
 import jinja2
 
-from ..errors import SurgicalError, brief
+from ..errors import ReportError, brief
 from ..measuring.metrics import Figure
 from ..profiling import phase
 from ..report import Report
@@ -45,7 +45,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
         An HTML document.
 
     Raises:
-        SurgicalError: If the report comes from a file in which something else stands where a number should.
+        ReportError: If the report comes from a file in which something else stands where a number should.
     """
     return (
         _templates()
@@ -173,14 +173,14 @@ def _axis(metric: str, figures: Sequence[Figure]) -> tuple[float, float]:
 def _components(report: Report) -> list[str]:
     names = report.selection.get("components") or ()
     if not isinstance(names, (list, tuple)):
-        raise SurgicalError(f"this is not a report: its components are {brief(names)}.")
+        raise ReportError(f"this is not a report: its components are {brief(names)}.")
     return [str(name) for name in names]
 
 
 def _number(value: Any) -> float | int:
     """A number of a report, whose file may come from anybody."""
     if type(value) not in (int, float) or not abs(value) < _LARGEST:
-        raise SurgicalError(f"this is not a report: {brief(value)} stands where a number should.")
+        raise ReportError(f"this is not a report: {brief(value)} stands where a number should.")
     number: float | int = value
     return number
 
