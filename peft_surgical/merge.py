@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError
 from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
-from .tuner.mergeable import shared_with
+from .tuner.mergeable import places_of, shared_with
 from .tuner.targets import check_target, find_module
 from .wrapped import check_uncompiled, check_unwrapped
 from .writing.files import CHECKPOINT, atomic_directory, check_output, write_json
@@ -128,11 +128,12 @@ def _scaled(
 ) -> dict[str, tuple[Tensor, Rounding]]:
     """All new tensors of scaled modules, by their key in the state."""
     found: dict[str, tuple[Tensor, Rounding]] = {}
+    places = places_of(state)
     for name, scale in edit.modules.items():
         module = find_module(model, name)
         check_target(name, module, scale.coordinates, scale.width)
         check_foldable(module, scale.coordinates.side)
-        found |= _folded(name, module, scale, state, dtype)
+        found |= _folded(name, module, scale, state, places, dtype)
     return found
 
 
@@ -140,7 +141,7 @@ def _added(
     model: nn.Module, update: LowRank, state: dict[str, Tensor], dtype: torch.dtype | None
 ) -> dict[str, tuple[Tensor, Rounding]]:
     """The new weights of modules that something is added to, by their key in the state."""
-    found = {}
+    found, places = {}, places_of(state)
     for name in update.factors:
         module, key = find_module(model, name), f"{name}.weight"
         if isinstance(module, (nn.Linear, Conv1D)):
@@ -150,7 +151,7 @@ def _added(
         if old is None or old.shape != added.shape:
             there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
             raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
-        _check_untied(key, state)
+        _check_untied(key, old, places)
         exact = old.to(torch.promote_types(old.dtype, torch.float32))
         new = (exact + added.to(old.device)).to(dtype or old.dtype)
         moved = added.to(old.device) != 0
@@ -158,20 +159,25 @@ def _added(
     return found
 
 
-def _check_untied(key: str, state: dict[str, Tensor]) -> None:
-    if other := shared_with(state, key, state[key]):
+def _check_untied(key: str, tensor: Tensor, places: Mapping[int, Sequence[str]]) -> None:
+    if other := shared_with(places, key, tensor):
         raise AdapterError(f"{key} is tied to another weight, {other}, so an edit of it cannot be merged.")
 
 
 def _folded(
-    name: str, module: nn.Module, scale: ModuleScale, state: dict[str, Tensor], dtype: torch.dtype | None
+    name: str,
+    module: nn.Module,
+    scale: ModuleScale,
+    state: dict[str, Tensor],
+    places: Mapping[int, Sequence[str]],
+    dtype: torch.dtype | None,
 ) -> dict[str, tuple[Tensor, Rounding]]:
     """The module's new tensors, by their key in the state."""
     found = {}
     for part, axis in scaled_tensors(module, scale.coordinates.side).items():
         key = f"{name}.{part}"
         old = state[key]
-        _check_untied(key, state)
+        _check_untied(key, old, places)
         index = scale.coordinates.index(old.device)
         values, rounding = fold(old, index, scale.scale, axis, dtype)
         new = old.to(values.dtype, copy=True)

@@ -11,7 +11,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
-from peft_surgical.tuner.mergeable import shared_with
+from peft_surgical.tuner.mergeable import places_of, shared_with
 from tests.adapters import add, logits, perturb, tiny_peft, trainable
 from tests.tiny import tiny_model
 
@@ -300,7 +300,7 @@ def test_what_is_tied_is_seen_in_memory_and_not_by_name():
 
 def test_weights_that_are_offloaded_share_no_memory():
     weights = {name: torch.empty(2, 2, device="meta") for name in "ab"}
-    assert shared_with(weights, "a", weights["a"]) is None
+    assert shared_with(places_of(weights), "a", weights["a"]) is None
 
 
 def test_a_tied_head_is_scaled_but_not_merged():

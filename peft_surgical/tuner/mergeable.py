@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -50,12 +50,13 @@ def check_untied(model: nn.Module, layers: Mapping[str, BaseTunerLayer]) -> None
         for key, parameter in held._parameters.items()
         if parameter is not None
     }
+    places = places_of(tensors)
     for name, layer in layers.items():
         # Of another method it is not known which of them a merge changes.
         side = layer.side if isinstance(layer, SurgicalIA3Layer) else "input"
         for kind in scaled_tensors(layer.get_base_layer(), side):
             tensor = getattr(layer.get_base_layer(), kind, None)
-            if tensor is not None and (other := shared_with(tensors, f"{name}.base_layer.{kind}", tensor)):
+            if tensor is not None and (other := shared_with(places, f"{name}.base_layer.{kind}", tensor)):
                 what = "the embeddings" if tensors[other] is _embedding_weight(model) else other
                 raise AdapterError(f"{name} shares its {kind} with {what}, so an adapter of it cannot be merged.")
 
@@ -79,15 +80,27 @@ def check_alone(model: nn.Module) -> None:
             raise AdapterError(f"{name} has an adapter of another method on it; merge or delete that one first.")
 
 
-def shared_with(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> str | None:
-    """The name of another tensor in the same memory, if there is one.
+def places_of(tensors: Mapping[str, Tensor]) -> dict[int, list[str]]:
+    """The names of tensors by where their memory begins.
+
+    What is offloaded, or another process's, is nowhere; what is made of other tensors has no place to tell.
 
     Args:
         tensors: All of a model's, by name.
+    """
+    places: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        if not is_wrapper(tensor) and (place := tensor.data_ptr()):
+            places.setdefault(place, []).append(name)
+    return places
+
+
+def shared_with(places: Mapping[int, Sequence[str]], name: str, tensor: Tensor) -> str | None:
+    """The name of another tensor in the same memory, if there is one.
+
+    Args:
+        places: Of all of a model's, see [`places_of`].
         name: Which one of them it is.
         tensor: The tensor.
     """
-    place = tensor.data_ptr()
-    # What is offloaded, or another process's, is nowhere; what is made of other tensors has no place to tell.
-    plain = ((key, other) for key, other in tensors.items() if place and key != name and not is_wrapper(other))
-    return next((key for key, other in plain if other.data_ptr() == place), None)
+    return next((other for other in places.get(tensor.data_ptr(), ()) if other != name), None)

@@ -1,0 +1,51 @@
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+
+from peft_surgical.errors import AdapterError
+from peft_surgical.merge import merge
+from peft_surgical.tuner import mergeable
+from peft_surgical.tuner.mergeable import check_mergeable, places_of, shared_with
+from tests.adapters import saved, tiny_peft
+from tests.tiny import tiny_model
+
+
+def test_tensors_are_shared_by_where_they_begin():
+    weight = torch.ones(3, 3)
+    places = places_of({"a": weight, "b": weight.T, "c": torch.ones(3, 3), "d": weight[1:]})
+    assert shared_with(places, "a", weight) == "b"
+    assert shared_with(places, "b", weight) == "a"
+    assert shared_with(places, "d", weight[1:]) is None
+
+
+@pytest.mark.parametrize("work", [lambda model, out: check_mergeable(model.base_model.model), None])
+def test_each_tensor_is_looked_at_once_however_many_layers_there_are(work, tmp_path):
+    model = tiny_peft()
+    folder = saved(model, tmp_path / "adapter")
+    looked = []
+
+    def seen(tensor):
+        looked.append(tensor)
+        return False
+
+    base = tiny_model("llama")
+    with patch.object(mergeable, "is_wrapper", seen):
+        if work is None:
+            merge(base, [folder], tmp_path / "out")
+        else:
+            work(model, tmp_path / "out")
+    assert len(model.base_model.surgical_layers()) > 1
+    assert 0 < len(looked) <= len(base.state_dict()) + len([*model.parameters()])
+
+
+def test_a_layer_that_shares_its_weight_is_named():
+    model = tiny_peft()
+    layers = model.base_model.surgical_layers()
+    last = layers[-1].get_base_layer()
+    other = nn.Linear(last.in_features, last.out_features, bias=False)
+    other.weight = last.weight
+    model.base_model.model.beside = other
+    with pytest.raises(AdapterError, match=r"shares its weight with beside\.weight"):
+        check_mergeable(model.base_model.model)
