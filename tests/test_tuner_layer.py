@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from peft import IA3Config
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.ia3 import Linear as StockLinear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -330,3 +331,15 @@ def test_safe_merge_looks_at_the_bias_too():
 def test_embedding_is_refused():
     with pytest.raises(SelectionError, match="not Embedding"):
         Linear(nn.Embedding(3, 4), "a", Coordinates("input", ((0, 1),)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_computes_the_same_without_peft_casting_inputs(dtype):
+    layer = surgical(base(dtype=dtype), "input")
+    layer.surgical_ia3_delta["default"].data[:] = 0.5
+    x = torch.randn(3, IN, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = layer(x)
+    with disable_input_dtype_casting(layer):
+        assert not layer.cast_input_dtype_enabled
+        assert torch.equal(layer(x), expected)
+    assert layer.cast_input_dtype_enabled

@@ -57,6 +57,8 @@ class SurgicalIA3Layer(Merging):
         self._indices: dict[str, Tensor] = {}
         self._disable_adapters = False
         self._was_trainable: dict[str, bool] | None = None
+        # PEFT's `disable_input_dtype_casting` switches it; here nothing is cast to a weight's dtype either way.
+        self.cast_input_dtype_enabled = True
         self._folded: Folded | None = None
         self.merged_adapters = []
         module = self.get_base_layer()
