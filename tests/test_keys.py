@@ -240,3 +240,35 @@ def test_names_of_the_subject_count_alike():
     total.diagonal().add_(RIDGE * kept.diagonal().mean())
     expected = torch.linalg.solve(total, key)
     torch.testing.assert_close(found.vector.double(), expected / (expected @ key), rtol=1e-3, atol=1e-3)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on another device, so to speak: it is of no use before `to` is called."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.Tensor.to:
+                return args[0].as_subclass(torch.Tensor)
+            assert function is torch.Tensor.__truediv__, function
+            return (args[0].as_subclass(torch.Tensor) / args[1]).as_subclass(cls)
+
+
+@pytest.mark.parametrize("besides", [[], [Marked.whole(OTHERS[1:])]])
+def test_moments_meet_on_the_device_of_what_is_kept(besides, monkeypatch):
+    model = word_model("llama")
+    name, *_ = modules = output_projections(model, [1])
+    expected = find_directions(model, modules, [SUBJECT], [ALL], RIDGE, besides=besides)[name]
+    read, calls = keys.moments, []
+
+    def of_another_device(*arguments):
+        calls.append(arguments)
+        found = read(*arguments)
+        if len(calls) == 1:
+            return found
+        return {name: tuple(each.as_subclass(Elsewhere) for each in pair) for name, pair in found.items()}
+
+    monkeypatch.setattr(keys, "moments", of_another_device)
+    found = find_directions(model, modules, [SUBJECT], [ALL], RIDGE, besides=besides)[name]
+    assert len(calls) == 3
+    assert torch.equal(found.vector, expected.vector)

@@ -128,8 +128,8 @@ def find_directions(
     for chosen in in_turn(model, modules):
         away, more, own = (moments(model, chosen, kinds) for kinds in (kept, besides, names))
         for name, (moment, _) in away.items():
-            second, key = (total / len(names) for total in own.pop(name))
-            total = moment + more.pop(name)[0] + weight * second
+            second, key = (total.to(moment.device) / len(names) for total in own.pop(name))
+            total = moment + more.pop(name)[0].to(moment.device) + weight * second
             total.diagonal().add_(ridge * moment.diagonal().mean())
             with solved_with("ridge", ridge):
                 direction = torch.linalg.solve(total, key) if key.any() else key
