@@ -6,60 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from ..tuner import SurgicalIA3Layer
+from ..tuner.unchanged import unchanged_on_failure
 
-# They hold in attributes which adapters act, and what was trainable when they were switched off.
-_OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
-
-# PEFT hooks the embeddings of a model with gradient checkpointing, and transformers holds what takes that off again.
-_OF_HOOKS = ("_require_grads_hook", "_require_grads_hooks")
-
-
-@contextmanager
-def unchanged_on_failure(model: Any) -> Iterator[None]:
-    """Puts a model back as it was if this block raises: its layers, its adapters, which of these act, which parameters
-    train, each module's mode and what hooks its forward.
-
-    Args:
-        model: A bare model, or one with adapters, that gets another one in the block.
-    """
-    held = vars(model).get("peft_config") if not isinstance(model, PeftModel) else model.peft_config
-    configs = dict(held or {})
-    modules = [(m, _own(m), dict(m._modules), dict(m._forward_hooks)) for m in model.modules()]
-    merged = [(m, list(m.merged_adapters)) for m in model.modules() if isinstance(m, SurgicalIA3Layer)]
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    except BaseException:
-        # An interrupt may have come while layers were being put in, so PEFT need not know of them.
-        for module, own, children, hooks in modules:
-            for name in _OF_HOOKS:
-                vars(module).pop(name, None)
-            vars(module).update(own)
-            for held_now, before in ((module._modules, children), (module._forward_hooks, hooks)):
-                held_now.clear()
-                held_now.update(before)
-        for layer, names in merged:
-            # To make others act takes what is merged out of the weights.
-            layer.merge_only(names)
-        if isinstance(model, PeftModel):
-            for name in [name for name in model.peft_config if name not in configs]:
-                model.delete_adapter(name)
-        else:
-            # PEFT notes on the model what it has put on it.
-            vars(model).pop("peft_config", None)
-            if held is not None:
-                held.clear()
-                held.update(configs)
-                vars(model)["peft_config"] = held
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
-        raise
+__all__ = ["training_only", "unchanged_on_failure"]
 
 
 @contextmanager
@@ -75,11 +26,3 @@ def training_only(model: Any, parameters: Iterable[nn.Parameter]) -> Iterator[No
     finally:
         for parameter, flag in held:
             parameter.requires_grad_(flag)
-
-
-def _own(module: Any) -> dict[str, Any]:
-    """The attributes of a module that are to be put back. Those that describe its weights are left out."""
-    if not isinstance(module, _OF_PEFT):
-        kept = ("training", *_OF_HOOKS)
-        return {name: vars(module)[name] for name in kept if name in vars(module)}
-    return {name: value for name, value in vars(module).items() if name not in ("merged_adapters", "_folded")}

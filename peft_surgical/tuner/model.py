@@ -32,6 +32,7 @@ from .mergeable import check_alone, check_mergeable
 from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
 from .targets import check_target, find_module, unwrapped
+from .unchanged import unchanged_on_failure
 
 if TYPE_CHECKING:
     from ..adapters.edits import Edit
@@ -178,7 +179,7 @@ class SurgicalIA3Model(BaseTuner):
             adapter_name: Which one. If it is the only active one, the first of those that are left becomes active, and
                 trainable if the deleted one was.
         """
-        layers = [layer for layer in self.surgical_layers() if adapter_name in layer.coordinates]
+        layers = [layer for layer in self.surgical_layers() if adapter_name in layer.surgical_ia3_delta]
         # While the scales are off, it is remembered which of them train.
         was_trained = any(
             (layer._was_trainable or {}).get(adapter_name, layer.surgical_ia3_delta[adapter_name].requires_grad)
@@ -347,7 +348,7 @@ class SurgicalIA3Model(BaseTuner):
         )
 
     def add_edit(self, edit: Edit, adapter_name: str) -> None:
-        """Adds scales, loaded or computed, as a new, inactive and frozen adapter.
+        """Adds scales, loaded or computed, as a new, inactive and frozen adapter; if it fails, nothing has changed.
 
         Args:
             edit: Its scales.
@@ -358,17 +359,14 @@ class SurgicalIA3Model(BaseTuner):
             SelectionError: If the model does not have the coordinates.
         """
         self._check_free(adapter_name)
-        self.peft_config[adapter_name] = edit.config()
-        try:
+        with unchanged_on_failure(self):
+            self.peft_config[adapter_name] = edit.config()
             self.inject_adapter(self.model, adapter_name)
-        except Exception:
-            del self.peft_config[adapter_name]
-            raise
-        for name, module in self.model.named_modules():
-            if isinstance(module, SurgicalIA3Layer) and name in edit.modules:
-                delta = module.surgical_ia3_delta[adapter_name]
-                delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)
-                delta.data.copy_(edit.modules[name].scale - 1)
+            for name, module in self.model.named_modules():
+                if isinstance(module, SurgicalIA3Layer) and name in edit.modules:
+                    delta = module.surgical_ia3_delta[adapter_name]
+                    delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)
+                    delta.data.copy_(edit.modules[name].scale - 1)
 
 
 def whole_modules(model: nn.Module) -> list[tuple[AuxiliaryTrainingWrapper, set[str]]]:

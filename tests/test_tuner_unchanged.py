@@ -1,0 +1,92 @@
+import pytest
+
+from peft_surgical.adapters.algebra import power
+from peft_surgical.tuner import SurgicalIA3Layer, SurgicalIA3Model, activate
+from tests.adapters import OTHER_COMPONENTS, add, tiny_peft
+
+# How many layers, or scales, are in when it happens.
+PLACES = [0, 1, 2]
+
+
+def state(model):
+    """What adding an adapter may change: modules, names, scales, what acts and what trains."""
+    tuner = model.base_model
+    layers = tuner.surgical_layers()
+    return (
+        [(name, id(module)) for name, module in model.named_modules()],
+        {name: (parameter.requires_grad, parameter.tolist()) for name, parameter in model.named_parameters()},
+        [([*layer.coordinates], [*layer._indices], layer.active_adapters) for layer in layers],
+        [
+            (layer.merged_adapters[:], layer.disable_adapters, layer._was_trainable)
+            for layer in tuner.surgical_layers()
+        ],
+        [*tuner.peft_config],
+        [*tuner.active_adapters],
+        [*tuner.targeted_module_names],
+        tuner._was_trainable,
+    )
+
+
+def edit_elsewhere():
+    """An edit of layers that have scales, and of others that have none."""
+    model = tiny_peft()
+    add(model, "other", OTHER_COMPONENTS)
+    return model.base_model.edit("other")
+
+
+MODELS = {
+    "acting": lambda model: None,
+    "frozen": lambda model: activate(model, ["default"]),
+    "none acts": lambda model: activate(model, []),
+    "switched off": lambda model: model.base_model.disable_adapter_layers(),
+    "merged": lambda model: model.merge_adapter(),
+}
+
+
+@pytest.mark.parametrize("prepare", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("what", [KeyboardInterrupt, RuntimeError])
+def test_an_edit_that_is_not_added_leaves_the_model_as_it_was(what, place, prepare, monkeypatch):
+    model, edit = tiny_peft(), edit_elsewhere()
+    prepare(model)
+    before, put_in, count = state(model), SurgicalIA3Model._create_and_replace, 0
+
+    def fail(*args, **kwargs):
+        nonlocal count
+        if count == place:
+            raise what
+        count += 1
+        put_in(*args, **kwargs)
+
+    monkeypatch.setattr(SurgicalIA3Model, "_create_and_replace", fail)
+    with pytest.raises(what):
+        model.base_model.add_edit(edit, "new")
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("prepare", MODELS.values(), ids=MODELS)
+def test_scales_that_do_not_fit_leave_the_model_as_it_was(prepare):
+    model = tiny_peft()
+    prepare(model)
+    before = state(model)
+    edit = edit_elsewhere()
+    # The first of them are in when it shows.
+    name = [*edit.modules][-1]
+    edit.modules[name].__dict__["scale"] = edit.modules[name].scale.repeat(2)
+    with pytest.raises(RuntimeError, match="size"):
+        model.base_model.add_edit(edit, "new")
+    assert state(model) == before
+
+
+def test_an_interrupt_between_an_adapters_places_and_its_scales_leaves_nothing_of_it(monkeypatch):
+    model = tiny_peft()
+    before = state(model)
+
+    def fail(self, adapter, device):
+        raise KeyboardInterrupt
+
+    edit = power(model.base_model.edit("default"), 2)
+    monkeypatch.setattr(SurgicalIA3Layer, "index", fail)
+    with pytest.raises(KeyboardInterrupt):
+        model.base_model.add_edit(edit, "new")
+    assert state(model) == before
