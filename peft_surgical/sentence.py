@@ -213,7 +213,7 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
         check_row(model.config, ids, length)
     # By what `torch.multinomial` draws, beginning after beginning, so that how many run at once decides nothing.
     drawn = [
-        [torch.empty(TOP, dtype=torch.float32).exponential_(generator=generator) for _ in range(length)]
+        [torch.empty(TOP, dtype=torch.float32, device="cpu").exponential_(generator=generator) for _ in range(length)]
         for length in lengths
     ]
     with evaluating(model):

@@ -50,7 +50,7 @@ class ModuleScale:
 
     def dense(self, width: int) -> Float[Tensor, " width"]:
         """Returns the factors on all of `width` coordinates, 1 where nothing is selected."""
-        return torch.ones(width, dtype=torch.float32).index_copy(0, self.coordinates.index(), self.scale)
+        return torch.ones(width, dtype=torch.float32, device="cpu").index_copy(0, self.coordinates.index(), self.scale)
 
 
 @dataclass(frozen=True)

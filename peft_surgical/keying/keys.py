@@ -159,9 +159,10 @@ def moments(
     """
     further, squares = further or {}, {} if squares is None else squares
     found: dict[str, tuple[Tensor, Tensor]] = {}
+    there: Any = {"dtype": torch.float64, "device": "cpu"}
     for name in modules:
         count = neuron_count(model.get_submodule(name))
-        found[name] = (torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
+        found[name] = (torch.zeros(count, count, **there), torch.zeros(count, **there))
     for texts in kinds:
         share = 1 / max(sum(map(len, texts.marks)), 1)
         for neurons in marked_neurons(model, {**modules, **further}, texts):

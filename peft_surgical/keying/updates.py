@@ -45,7 +45,7 @@ def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
         revision=revision_of(model),
     )
     # Numbers that are overwritten must not move anybody's generator.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         return get_peft_model(model, config, adapter_name=LEARN).eval()
 
 

@@ -79,7 +79,7 @@ def wrap(model: nn.Module) -> TransformerBridge:
             from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
         # Where it splits a projection, TransformerLens draws weights that it then replaces.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device("cpu"):
             bridge = build_bridge_from_module(
                 skeleton, type(model).__name__, hf_config=skeleton.config, tokenizer=None
             )

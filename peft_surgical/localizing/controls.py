@@ -42,7 +42,8 @@ def control_pairs(
 
 
 def _contrast(tokenizer: Any, fact: TrainingFact, generator: torch.Generator, limit: int) -> list[PromptPair]:
-    subjects = [fact.contrast[i] for i in torch.randperm(len(fact.contrast), generator=generator).tolist()]
+    order = torch.randperm(len(fact.contrast), generator=generator, device="cpu").tolist()
+    subjects = [fact.contrast[i] for i in order]
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     found: list[PromptPair] = []
     for turn in range(len(prompts) * len(subjects)):
@@ -69,8 +70,8 @@ def _retain(
     tokenizer: Any, fact: TrainingFact, runs: Runs, generator: torch.Generator, limit: int
 ) -> list[PromptPair]:
     template = template_tokens(tokenizer)
-    order = torch.randperm(len(fact.retain), generator=generator).tolist()[:limit]
-    contexts = [(fact.retain[i], torch.tensor(encode(tokenizer, fact.retain[i]))) for i in order]
+    order = torch.randperm(len(fact.retain), generator=generator, device="cpu").tolist()[:limit]
+    contexts = [(fact.retain[i], torch.tensor(encode(tokenizer, fact.retain[i]), device="cpu")) for i in order]
     return [blur(prompt, ids, -1, -1, (), runs.embed, generator, template) for prompt, ids in contexts]
 
 
@@ -81,4 +82,4 @@ def _context(tokenizer: Any, fact: TrainingFact, prompt: str, subject: str) -> T
         tokens = answer_tokens(tokenizer, prompt, fact, None if subject == fact.subject else subject)
     except FactError:
         return None
-    return torch.tensor(tokens.ids)
+    return torch.tensor(tokens.ids, device="cpu")

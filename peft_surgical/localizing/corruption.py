@@ -83,7 +83,8 @@ def corrupt(
     Raises:
         FactError: When no token distinguishes the answers after a prompt.
     """
-    subjects = [fact.contrast[i] for i in torch.randperm(len(fact.contrast), generator=generator).tolist()]
+    order = torch.randperm(len(fact.contrast), generator=generator, device="cpu").tolist()
+    subjects = [fact.contrast[i] for i in order]
     shared = template_tokens(tokenizer)
     pairs = []
     for number, prompt in enumerate(fact.prompts if prompts is None else prompts):
@@ -93,7 +94,7 @@ def corrupt(
         swaps = (_swap(tokenizer, fact, prompt, tokens, other) for other in subjects[turn:] + subjects[:turn])
         pair = next((swap for swap in swaps if swap is not None), None)
         if pair is None:
-            clean = torch.tensor(tokens.ids)
+            clean = torch.tensor(tokens.ids, device="cpu")
             asked = encode(tokenizer, prompt)
             spans = [
                 *subject_spans(tokenizer, prompt, fact.subject, asked),
@@ -146,8 +147,9 @@ def blur(
     if any(position in own for position in positions):
         method: Method = "noise"
         first = min(positions)
-        # The caller's default dtype would draw other numbers.
-        noise = torch.randn((len(positions), embeddings.shape[1]), generator=generator, dtype=torch.float32)
+        # The caller's default dtype would draw other numbers, and another device none of this generator's.
+        size = (len(positions), embeddings.shape[1])
+        noise = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
         shift[list(positions)] = NOISE_SCALE * embeddings.std() * noise
     else:
         method = "mean"
@@ -172,7 +174,7 @@ def _swap(tokenizer: Any, fact: TrainingFact, prompt: str, tokens: AnswerTokens,
         swapped = answer_tokens(tokenizer, prompt, fact, subject=other)
     except FactError:
         return None
-    clean, corrupted = torch.tensor(tokens.ids), torch.tensor(swapped.ids)
+    clean, corrupted = (torch.tensor(side.ids, device="cpu") for side in (tokens, swapped))
     if len(clean) != len(corrupted) or (swapped.old, swapped.new) != (tokens.old, tokens.new):
         return None
     first = first_difference(clean, corrupted)

@@ -73,7 +73,7 @@ def site_scores(targets: Sequence[Target], values: Float[Tensor, " target"]) -> 
     scores: dict[Site, Tensor] = {}
     for target, value in zip(targets, values, strict=True):
         size = target.site.size if target.site.of_heads else 1
-        scores.setdefault(target.site, torch.zeros(size, dtype=torch.float32))[target.index or 0] = value
+        scores.setdefault(target.site, torch.zeros(size, dtype=torch.float32, device="cpu"))[target.index or 0] = value
     return scores
 
 

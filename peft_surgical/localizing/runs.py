@@ -77,7 +77,7 @@ class Runs:
 
     def __init__(self, bridge: TransformerBridge, template: Sequence[int] = (), *, precise: bool = False) -> None:
         self.bridge, self.precise = bridge, precise
-        self.template = torch.tensor(template, dtype=torch.long)
+        self.template = torch.tensor(template, dtype=torch.long, device="cpu")
         self._template_cache: DynamicCache | None = None
         weight = bridge.original_model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -113,8 +113,8 @@ class Runs:
         start = 0 if whole else min(pad + pair.first for pad, pair in zip(pads, pairs, strict=True))
         tokens = torch.stack([_pad(pair.clean, width, shared) for pair in pairs]).to(self.device)
         corrupted = torch.stack([_pad(pair.corrupted, width, shared) for pair in pairs]).to(self.device)
-        column = torch.arange(width)
-        mask = ((column < shared) | (column >= shared + torch.tensor(pads)[:, None])).to(self.device)
+        column, padded = torch.arange(width, device=self.device), torch.tensor(pads, device=self.device)
+        mask = (column < shared) | (column >= shared + padded[:, None])
         clean_embeddings = self.embed(tokens[:, start:])
         corrupted_embeddings = self.embed(corrupted[:, start:])
         for row, (pad, pair) in enumerate(zip(pads, pairs, strict=True)):

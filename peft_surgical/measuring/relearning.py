@@ -221,7 +221,7 @@ def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
 
 
 def _fine_tune(learned: PeftModel, relearning: Relearning, progress: bool) -> None:
-    rows = [torch.tensor(row.ids) for row in relearning.rows]
+    rows = [torch.tensor(row.ids, device="cpu") for row in relearning.rows]
     ids = pad_sequence(rows, batch_first=True)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     labels = ids.masked_fill(mask == 0, _NOT_ASKED)

@@ -53,7 +53,7 @@ def compute_dtype(own: torch.dtype, device: torch.device) -> torch.dtype:
 @torch.no_grad()
 def _seconds(dtype: torch.dtype, rows: int = 1024, width: int = 1024) -> float:
     """The shortest of some products of a batch and a weight matrix, as long as one of a small model's layers."""
-    batch, weight = torch.zeros(rows, width, dtype=dtype), torch.zeros(width, width, dtype=dtype)
+    batch, weight = (torch.zeros(count, width, dtype=dtype, device="cpu") for count in (rows, width))
     shortest = float("inf")
     for _ in range(6):
         started = time.perf_counter()

@@ -276,11 +276,11 @@ def left_pad(
         prefix: So many first tokens of each row stand before the padding, where all rows can share them.
     """
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long, device="cpu")
+    mask = torch.zeros((len(rows), width), dtype=torch.long, device="cpu")
     for i, row in enumerate(rows):
-        tail = torch.as_tensor(row[prefix:])
-        ids[i, :prefix] = torch.as_tensor(row[:prefix])
+        tail = torch.as_tensor(row[prefix:], device="cpu")
+        ids[i, :prefix] = torch.as_tensor(row[:prefix], device="cpu")
         ids[i, width - len(tail) :] = tail
         mask[i, :prefix] = 1
         mask[i, width - len(tail) :] = 1

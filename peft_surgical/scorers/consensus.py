@@ -57,7 +57,8 @@ def consensus(context: ScorerContext, *, of: str = DEFAULT_OF) -> dict[Site, Ten
         site: [standing.get(component_of(target, context.shape)) for target in targets_of([site])]
         for site in context.sites
     }
-    return {site: torch.tensor(values, dtype=torch.float32) for site, values in found.items() if None not in values}
+    whole = {site: values for site, values in found.items() if None not in values}
+    return {site: torch.tensor(values, dtype=torch.float32, device="cpu") for site, values in whole.items()}
 
 
 def mean_ranks(scores: Mapping[str, float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ def random(context: ScorerContext, *, draw: int = 0) -> dict[Site, Tensor | MLPS
     generator = torch.Generator().manual_seed((context.seed + 1_000_003 * draw) % 2**64)
 
     def uniform(size: int) -> Tensor:
-        return torch.rand(size, generator=generator, dtype=torch.float32)
+        return torch.rand(size, generator=generator, dtype=torch.float32, device="cpu")
 
     return {
         site: uniform(site.size) if site.of_heads else MLPScores(float(uniform(1)), uniform(site.size))

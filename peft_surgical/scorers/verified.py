@@ -13,6 +13,7 @@ scorer of the localization.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ def verified(
     }
     scores = site_scores(targets, torch.where(specific, effect, 0.0))
     sizes = {site: site.size if site.of_heads else 1 for site in context.sites}
-    return {site: scores.get(site, torch.zeros(size, dtype=torch.float32)) for site, size in sizes.items()}
+    missing: Any = {"dtype": torch.float32, "device": "cpu"}
+    return {site: scores.get(site, torch.zeros(size, **missing)) for site, size in sizes.items()}
 
 
 @hookimpl

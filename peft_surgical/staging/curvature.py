@@ -106,7 +106,7 @@ class Metric:
         """The metric of a diagonal and sampled directions."""
         samples = len(gradients[0]) if gradients else 0
         # It is small, and float32 may lose what sets nearly equal samples apart.
-        inner = torch.eye(samples, dtype=torch.float64) / _WEIGHT
+        inner = torch.eye(samples, dtype=torch.float64, device="cpu") / _WEIGHT
         for diagonal, own in zip(diagonals, gradients, strict=True):
             inner += ((own / diagonal.flatten()) @ own.T).cpu()
         return cls(tuple(diagonals), tuple(gradients), torch.linalg.cholesky(inner))
@@ -275,7 +275,7 @@ def _generator(seed: int, row: EncodedAnswer) -> torch.Generator:
 
 def _signs(generator: torch.Generator, positions: int, vocab: int) -> Int8[Tensor, "position vocab"]:
     """Plus and minus one, as likely."""
-    return torch.randint(0, 2, (positions, vocab), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+    return torch.randint(0, 2, (positions, vocab), generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
 
 
 def _sketch(

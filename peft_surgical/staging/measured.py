@@ -104,7 +104,7 @@ class Measured:
         together = TopDistribution.cat(self.base)
         return {
             **{f"gradients.{i:05}": own for i, own in enumerate(self.curvature.gradients)},
-            "positions": torch.tensor([len(own.tokens) for own in self.base]),
+            "positions": torch.tensor([len(own.tokens) for own in self.base], device="cpu"),
             "tokens": together.tokens,
             "log_probs": together.log_probs,
         }

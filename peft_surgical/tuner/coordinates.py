@@ -125,6 +125,6 @@ class Coordinates:
             pieces.append((width - position, False))
         return pieces
 
-    def index(self, device: torch.device | None = None) -> Int[Tensor, " selected"]:
+    def index(self, device: torch.device | str = "cpu") -> Int[Tensor, " selected"]:
         """Returns the selected indices, ascending."""
         return torch.cat([torch.arange(start, stop, device=device) for start, stop in self.ranges])

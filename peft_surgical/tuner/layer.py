@@ -93,7 +93,10 @@ class SurgicalIA3Layer(Merging):
         self.coordinates[adapter_name] = coordinates
         self._indices.pop(adapter_name, None)
         self.index(adapter_name, torch.device("cpu"))
-        delta = torch.zeros(coordinates.n) if init_weights else torch.rand(coordinates.n) - 0.5
+        # From the processor, whatever the caller's default device is, it goes to where the base layer is.
+        delta = torch.zeros(coordinates.n, device="cpu")
+        if not init_weights:
+            delta = torch.rand(coordinates.n, device="cpu") - 0.5
         self.surgical_ia3_delta[adapter_name] = nn.Parameter(delta.to(torch.float32))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
