@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .architectures import check_causal
 from .edit_folder import EDIT, PICTURE, TABLE, claimed_for_edit, remove_edit, save_report
@@ -33,6 +33,7 @@ from .staging.unchanged import unchanged_on_failure
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
+from .tuner.resolve import Granularity as Granularity
 from .tuner.resolve import check_granularity
 
 DEFAULT_SCORERS = ("lookup", "attribution")
@@ -45,8 +46,6 @@ all neurons, so fewer scales reach as many wordings of a fact, at no more cost t
 
 NEURON_PROJECTIONS = ("z", "post", "pre")
 """Where only some neurons are meant: behind their activation function and before it, which act on different tokens."""
-
-Granularity = Literal["component", "module", "neuron"]
 
 
 def edit(

@@ -88,7 +88,6 @@ class KeyedRecipe(Recipe):
     near_batch: int = 6
     far_batch: int = 2
     held: int = 24
-    neighbours: int = 24
     # Neurons are told apart from what is kept, and fewer requests would leave kinds of text out.
     everyday: int = 124
     general: int = 60
@@ -193,7 +192,7 @@ def learn_keyed(
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
             runner.add([row.read for row in (*rows, *held)], starts=starts)
-            measured = _measured(runner, working, values, held, kept.near, len(rows), recipe, seed, progress)
+            measured = _measured(runner, values, held, kept.near, len(rows), recipe, seed, progress)
             record = train(
                 runner,
                 values.values(),
@@ -216,7 +215,6 @@ def learn_keyed(
 @phase("curvature")
 def _measured(
     runner: TailRunner,
-    model: Any,
     values: Mapping[str, nn.Parameter],
     held: Sequence[EncodedAnswer],
     near: int,

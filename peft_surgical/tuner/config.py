@@ -18,14 +18,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from peft.config import PeftConfig
 
 from ..errors import ArchitectureError, SelectionError, brief
-from ..sites import WIDEST
+from ..sites import WIDEST, ModelShape
 from .coordinates import Coordinates
-from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, check_granularity, resolve
+from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, Granularity, check_granularity, resolve
 from .targets import check_width
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class SurgicalIA3Config(PeftConfig):
     components: list[str] | None = field(
         default=None, metadata={"help": "Components such as L3.mlp or L20.head.3, resolved with the model's config."}
     )
-    granularity: Literal["component", "module", "neuron"] = field(
+    granularity: Granularity = field(
         default="component", metadata={"help": "How components become coordinates: component, module or neuron."}
     )
     projections: list[str] = field(
@@ -221,8 +221,6 @@ class SurgicalIA3Config(PeftConfig):
         )
 
     def _resolved(self, model_config: Any) -> dict[str, Any]:
-        from ..sites import ModelShape
-
         shape = ModelShape.from_config(model_config)
         resolved = resolve(
             self.components or [], shape, self.granularity, projections=self.projections, neurons=self.neurons
@@ -234,7 +232,7 @@ class SurgicalIA3Config(PeftConfig):
         cls,
         localization: Localization | Selection,
         top: int | None = None,
-        granularity: Literal["component", "module", "neuron"] = "component",
+        granularity: Granularity = "component",
         *,
         neurons: int | None = None,
         projections: Sequence[str] | None = None,

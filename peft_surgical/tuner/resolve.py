@@ -13,15 +13,24 @@ queries several heads share a value head, so the value projection cannot.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Literal, TypeAlias, get_args
 
 from ..errors import SelectionError
+from ..sites import (
+    MLP_INPUT,
+    MLP_PROJECTIONS,
+    Component,
+    ModelShape,
+    Slice,
+    check_component,
+    module_slices,
+    projection_slices,
+    projections_of,
+)
 from .coordinates import Coordinates, Range, Side
 
-if TYPE_CHECKING:
-    from ..sites import Component, ModelShape, Slice
-
-GRANULARITIES = ("component", "module", "neuron")
+Granularity: TypeAlias = Literal["component", "module", "neuron"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 DEFAULT_PROJECTIONS = ("z", "post")
 
 
@@ -50,8 +59,6 @@ def resolve(
         SelectionError: If the model does not have a component, a projection is unknown, neurons are given for the
             granularity `module`, or one module would be scaled on both sides.
     """
-    from ..sites import Component, check_component, module_slices
-
     check_granularity(granularity, neurons)
     slices: list[tuple[str, Slice]] = []
     for name in components:
@@ -90,8 +97,6 @@ def _projected(
     *,
     required: bool,
 ) -> Iterable[Slice]:
-    from ..sites import MLP_INPUT, MLP_PROJECTIONS, projection_slices, projections_of
-
     for projection in projections_of(component, projections):
         whole = projection_slices(shape, component, projection)
         ranges = neurons.get(str(component)) if component.kind == "mlp" else None
