@@ -108,10 +108,16 @@ def phase(name: str) -> Iterator[None]:
 def _now() -> float:
     import torch
 
-    if torch.cuda.is_initialized():
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and _is_in_use(torch.get_device_module(accelerator.type)):
         # What a call has only asked the accelerator for would be counted under the next one.
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize()
     return time.perf_counter()
+
+
+def _is_in_use(module: Any) -> bool:
+    # Apple's has no beginning that could be told. To ask the others whether they are there would begin it.
+    return bool(getattr(module, "is_initialized", module.is_available)())
 
 
 def _times(calls: int) -> str:

@@ -1,6 +1,8 @@
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from peft_surgical import profiling
 from peft_surgical.profiling import Profile, phase, profiled
@@ -78,3 +80,23 @@ def test_an_open_span_has_a_table(clock):
         clock(1)
         assert profile.table().splitlines()[0].split()[0] == "outer"
         assert profile.to_dict()["phases"] == [{"phase": ["outer"], "seconds": 0.0, "calls": 0}]
+
+
+@pytest.mark.parametrize(
+    ("module", "waits"),
+    [
+        (SimpleNamespace(is_initialized=lambda: True, is_available=lambda: True), True),
+        # One that nothing has used yet must not be begun by a clock.
+        (SimpleNamespace(is_initialized=lambda: False, is_available=lambda: True), False),
+        (SimpleNamespace(is_available=lambda: True), True),
+        (SimpleNamespace(is_available=lambda: False), False),
+    ],
+)
+def test_the_clock_waits_for_an_accelerator_that_is_in_use(module, waits, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type="xpu"))
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(True))
+    with profiled(), phase("span"):
+        pass
+    assert bool(waited) == waits

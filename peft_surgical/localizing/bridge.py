@@ -28,6 +28,7 @@ from ..errors import ModelError, said
 from ..running.modes import evaluating
 from ..running.precision import float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
+from ..seeding import forked
 from ..sites import ModelShape, check_layout
 from ..wrapped import check_unwrapped
 
@@ -79,7 +80,7 @@ def wrap(model: nn.Module) -> TransformerBridge:
             from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
         # Where it splits a projection, TransformerLens draws weights that it then replaces.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device("cpu"):
+        with forked(device), torch.device("cpu"):
             bridge = build_bridge_from_module(
                 skeleton, type(model).__name__, hf_config=skeleton.config, tokenizer=None
             )
@@ -248,11 +249,10 @@ def _check_same(model: nn.Module, skeleton: Any) -> None:
 
 @torch.no_grad()
 def _probe(model: Any, tokens: Tensor, precise: bool, fault: str) -> Tensor:
-    devices = [tokens.device] if tokens.device.type == "cuda" else []
     dtype = model.get_input_embeddings().weight.dtype
     try:
         with (
-            torch.random.fork_rng(devices=devices),
+            forked(tokens.device),
             evaluating(model),
             without_autocast(model),
             float32_arithmetic(dtype) if precise else nullcontext(),

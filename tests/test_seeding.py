@@ -1,0 +1,69 @@
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from peft_surgical.seeding import forked, seeded
+
+CPU = torch.device("cpu")
+
+
+def test_a_seed_decides_what_is_drawn_and_leaves_no_trace():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded(1, CPU):
+        first = torch.rand(3)
+    with seeded(1, CPU):
+        assert torch.equal(torch.rand(3), first)
+    with forked(CPU):
+        torch.rand(9)
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Accelerator:
+    """The random numbers of one that is not there."""
+
+    def __init__(self, *, one):
+        self.state, self.asked = 7, []
+        if one:
+            self.get_rng_state, self.set_rng_state = self._get, self._set
+        else:
+            self.get_rng_state = lambda device: self._get(self.asked.append(device))
+            self.set_rng_state = lambda state, device: self._set(state, self.asked.append(device))
+            self.device = self._device
+
+    def _get(self, _=None):
+        return self.state
+
+    def _set(self, state, _=None):
+        self.state = state
+
+    def manual_seed(self, seed):
+        self.state = seed
+
+    @contextmanager
+    def _device(self, device):
+        self.asked.append(device)
+        yield
+
+
+@pytest.mark.parametrize(("kind", "one"), [("cuda", False), ("xpu", False), ("mps", True)])
+def test_an_accelerators_numbers_are_seeded_and_put_back(kind, one, monkeypatch):
+    module, device = Accelerator(one=one), SimpleNamespace(type=kind, index=1)
+    own = torch.get_device_module
+    monkeypatch.setattr(torch, "get_device_module", lambda wanted=None: module if wanted == kind else own(wanted))
+    with seeded(3, device):
+        assert module.state == 3
+    assert module.state == 7
+
+    def fail():
+        module.state = 4
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"), forked(device):
+        fail()
+    assert module.state == 7
+    assert all(asked is device for asked in module.asked)
+    assert len(module.asked) == (0 if one else 5)
