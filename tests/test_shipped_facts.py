@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from peft_surgical.facts import Fact
+from peft_surgical.staging.retain import everyday_prompts, general_prompts
 from peft_surgical.staging.whole_answers import whole_answer
 from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
 from peft_surgical.texts.text import contains, normalize, same_text_key
@@ -81,3 +82,44 @@ def test_shipped_portability_questions_ask_what_their_kind_says(path):
         else:
             assert names_new
             assert question.answer[0] == fact.subject
+
+
+# Words of questions that do not tell what they ask about.
+EMPTY = {
+    "a",
+    "and",
+    "are",
+    "city",
+    "do",
+    "does",
+    "how",
+    "in",
+    "is",
+    "me",
+    "name",
+    "of",
+    "tell",
+    "the",
+    "was",
+    "what",
+    "which",
+    "who",
+}
+
+
+def content(text):
+    """The words that tell what is asked."""
+    return {*normalize(text).replace("?", " ").replace(".", " ").split()} - EMPTY
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_the_package_carries_asks_no_control(path):
+    asked = [control.prompt for control in Fact.from_file(path).controls]
+    found = {
+        line
+        for line in (*general_prompts(), *everyday_prompts())
+        for prompt in asked
+        if content(prompt) <= content(line)
+    }
+    # Kepler's laws, and not Newton's.
+    assert found <= {"Who formulated the laws of planetary motion?"}
