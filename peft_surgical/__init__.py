@@ -37,6 +37,7 @@ from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .localization import Localization, Selection, localize
 from .localizing.context import MLPScores, ScorerContext
 from .measuring.metrics import Figure
+from .measuring.states import adapter_state
 from .merge import merge
 from .models import load_model
 from .plugins import PluginWarning
@@ -98,6 +99,7 @@ __all__ = [
     "TrainingFact",
     "TrainingRecord",
     "activate",
+    "adapter_state",
     "difference",
     "edit",
     "edit_keyed",

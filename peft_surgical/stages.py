@@ -29,14 +29,13 @@ from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
 from .adapters.lineage import after
 from .adapters.saving import save_adapter
-from .architectures import check_causal
+from .architectures import architecture_of, check_causal
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
 from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_alike, check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
-from .sites import architecture_of
 from .staging.curvature import trained_layers
 from .staging.placeable import check_at_hand, check_free, check_whole
 from .staging.recipe import Recipe, TrainingRecord
@@ -68,8 +67,8 @@ class Stage:
         model: The PEFT model with this stage's adapter active, and those before it.
         adapter: This stage's adapter name.
         record: What training reached.
-        retained: What training kept; pass it to the next stage, which then need not work it out again. None where
-            training held nothing to the base's answers, as [`learn_by_subject`] does.
+        retained: What training kept; pass it to the next stage, which then need not work it out again. None after
+            [`learn_keyed`], as what that holds to serves no other stage, and where nothing was held to the base's.
         before: The adapters that acted while it was trained, in their order; without them it is not what was trained.
         answer: What it taught.
     """
@@ -161,7 +160,7 @@ def unlearn(
         progress: Whether to show progress bars.
 
     Returns:
-        The stage; its adapter is named `unlearn`.
+        The stage; its adapter is named `unlearn`, and its model is left in eval mode.
 
     Raises:
         AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters that are
@@ -209,7 +208,7 @@ def learn(
         progress: Whether to show progress bars.
 
     Returns:
-        The stage; its adapter is named `learn`.
+        The stage; its adapter is named `learn`, and its model is left in eval mode.
 
     Raises:
         AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter

@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+import peft_surgical as ps
 from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.measuring.states import adapter_state, adapters_act
@@ -74,3 +75,12 @@ def test_adapters_that_transformers_put_on_a_model_are_no_states_of_it():
     for names in ([], ["mine"]):
         with pytest.raises(AdapterError, match="put there by transformers or by an earlier edit; load the model anew"):
             adapter_state(model, names)
+
+
+def test_states_for_evaluate_are_public():
+    model = two_surgical()
+    before = model.base_model.active_adapters
+    assert before
+    with ps.adapter_state(model, [])():
+        assert model.base_model.active_adapters == []
+    assert model.base_model.active_adapters == before
