@@ -47,6 +47,10 @@ class ReportError(SurgicalError, ValueError):
     """A file or JSON that is not a report, or cannot be read as one."""
 
 
+class MissingPackageError(SurgicalError, ImportError):
+    """A package of an extra that is not installed."""
+
+
 class OutputError(SurgicalError, OSError):
     """An output path that cannot be written or would overwrite something."""
 

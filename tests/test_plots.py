@@ -3,7 +3,7 @@ import builtins
 import numpy as np
 import pytest
 
-from peft_surgical.errors import OutputError, SelectionError, SurgicalError
+from peft_surgical.errors import MissingPackageError, OutputError, SelectionError
 from peft_surgical.localizing.plots import _figure, _outline, plot_localization
 from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
@@ -78,7 +78,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(SurgicalError, match=r"peft-surgical\[plot\]"):
+    with pytest.raises(MissingPackageError, match=r"peft-surgical\[plot\]"):
         plot_localization(result(), None, tmp_path / "x.png")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import OutputError, SurgicalError
+from ..errors import MissingPackageError, OutputError
 from ..profiling import phase
 from ..selection import Selection
 from ..sites import Component
@@ -31,7 +31,7 @@ def plot_localization(localization: Localization, selection: Selection | None, p
         path: The image to write; its ending decides the format (`.png`, `.svg`, `.pdf`).
 
     Raises:
-        SurgicalError: When matplotlib is not installed.
+        MissingPackageError: When matplotlib is not installed.
         SelectionError: When the selection is not of the model that was localized.
         OutputError: When the image cannot be written.
     """
@@ -45,7 +45,9 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise SurgicalError("drawing needs matplotlib; install it with `pip install peft-surgical[plot]`.") from error
+        raise MissingPackageError(
+            "drawing needs matplotlib; install it with `pip install peft-surgical[plot]`."
+        ) from error
     names = list(localization.tables)
     shape = localization.shape
     rows, width = len(names), 2.2 + 0.16 * shape.n_layers

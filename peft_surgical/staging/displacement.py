@@ -128,7 +128,7 @@ def measure_displacement(
     above = 1 + max(modules.values())
     head = model.get_output_embeddings()
     leave_out = leave_out or [()] * len(rows)
-    sums = [torch.zeros((), dtype=torch.float32) for _ in layers]
+    sums = [torch.zeros((), dtype=torch.float32, device="cpu") for _ in layers]
     count = 0
     # Rows of like length are padded least.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
