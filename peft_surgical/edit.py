@@ -21,6 +21,7 @@ from .facts import Fact, check_fact
 from .localization import Localization, localize
 from .localizing.plots import plot_localization
 from .report import Report
+from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main, check_alike
 from .selection import Selection, sure_components
@@ -80,7 +81,8 @@ def edit(
         model: A causal language model without adapters; it carries the two adapters afterwards.
         tokenizer: Its tokenizer.
         fact: The fact.
-        out: A folder for the localization, the adapters and the report.
+        out: A folder for the localization, the adapters and the report. Beside it `.peft_surgical` keeps what the base
+            answers, for the next edit.
         scorers: Scorers to localize with, of which the first ranks; `lookup` and `attribution` when None.
         localization: What localizing with `scorers` gave earlier, which is then not done again.
         top: How many components to scale, best first, heads and MLPs alike. The MLPs of all layers when neither it nor
@@ -146,6 +148,7 @@ def edit(
     check_alike(fact=fact, out=str(out), seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
+        claim.enter_context(kept_beside(out))
         seconds: dict[str, float] = {}
         started = time.perf_counter()
 

@@ -19,6 +19,7 @@ from .evaluation import adapter_state, evaluate
 from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
 from .report import Report
+from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main, check_alike
 from .stages import LEARN, Stage
@@ -48,7 +49,7 @@ def edit_keyed(
         model: A causal language model without adapters; it carries the adapter afterwards.
         tokenizer: Its tokenizer.
         fact: The fact.
-        out: A folder for the adapter, in its folder `edit`, and the report.
+        out: A folder for the adapter, in its folder `edit`, and the report. Beside it is what [`edit`] keeps there.
         layers: See [`learn_keyed`].
         recipe: See [`learn_keyed`].
         seed: See [`learn_keyed`].
@@ -77,6 +78,7 @@ def edit_keyed(
     check_alike(fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         folder = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
+        claim.enter_context(kept_beside(folder))
         started = time.perf_counter()
         stage = learn_keyed(model, tokenizer, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
         by_main(lambda: _save(stage, folder, overwrite))

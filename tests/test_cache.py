@@ -7,10 +7,11 @@ import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
+import peft_surgical as ps
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
 from peft_surgical.running import cache, generation
-from peft_surgical.running.cache import FOLDER, answers_kept, beside, kept_tensors, weights_digest
+from peft_surgical.running.cache import FOLDER, answers_kept, beside, kept_beside, kept_tensors, weights_digest
 from peft_surgical.running.generation import generate_ids
 
 from .adapters import add, perturb, tiny_peft
@@ -257,6 +258,31 @@ def test_edit_asks_the_base_once(tmp_path, model_folder, fact_file, computed):
     assert second.answers["base"] == first.answers["base"]
     assert len(files(tmp_path / FOLDER)) == 3
     assert (tmp_path / FOLDER / ".gitignore").read_text() == "*\n"
+
+
+def test_what_python_and_evaluate_ask_of_the_base_is_kept_too(tmp_path, model_folder, fact_file, computed):
+    model, tokenizer = ps.load_model(str(model_folder))
+    recipe, fact = ps.Recipe(steps=1), ps.Fact.from_file(fact_file)
+    ps.edit(model, tokenizer, fact, out=tmp_path / "one", recipe=recipe, retention_tokens=0, progress=False)
+    asked = len(computed)
+    common = ("--model", model_folder, "--retention-tokens", 0, "--quiet")
+    result = run("evaluate", fact_file, "--adapter", tmp_path / "one/edit", "--out", tmp_path / "two", *common)
+    assert result.exit_code == 0, result.output
+    # The edited model alone.
+    assert len(computed) - asked == 1
+    result = run("evaluate", fact_file, "--out", tmp_path / "three", *common)
+    assert result.exit_code == 0, result.output
+    assert len(computed) - asked == 1
+    assert {path.name for path in tmp_path.iterdir()} >= {FOLDER, "one", "two", "three"}
+
+
+def test_where_answers_are_kept_already_stays(tmp_path):
+    with answers_kept(tmp_path / "given"), kept_beside(tmp_path / "out"):
+        answered = generate_ids(tiny_model("llama"), TOKENIZER, PROMPTS, max_new_tokens=5)
+    assert files(tmp_path / "given")
+    with kept_beside(tmp_path / "out"):
+        assert generate_ids(tiny_model("llama"), TOKENIZER, PROMPTS, max_new_tokens=5) == answered
+    assert files(tmp_path / FOLDER)
 
 
 def test_edit_says_where_the_time_went(tmp_path, model_folder, fact_file):

@@ -155,7 +155,6 @@ def edit(
 
     from ..edit import DEFAULT_SCORERS, EDIT_PROJECTIONS, NEURON_PROJECTIONS
     from ..profiling import profiled
-    from ..running.cache import answers_kept, beside
     from ..running.replicas import without_replicas
     from ..running.sharing import shard
 
@@ -164,7 +163,7 @@ def edit(
     if low_memory:
         context.with_resource(without_replicas())
     on_interrupt(context, out)
-    with profiled() as spent, answers_kept(beside(out)):
+    with profiled() as spent:
         localization = None
         if sharded():
             names = list(scorers) or DEFAULT_SCORERS

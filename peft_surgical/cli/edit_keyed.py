@@ -85,7 +85,6 @@ def edit_keyed(
 
     from ..profiling import profiled
     from ..reporting.summary import summarize
-    from ..running.cache import answers_kept, beside
     from ..running.replicas import without_replicas
     from ..stages import LOW_MEMORY_TOKENS
 
@@ -93,7 +92,7 @@ def edit_keyed(
     if low_memory:
         context.with_resource(without_replicas())
     on_interrupt(context, out)
-    with profiled() as spent, answers_kept(beside(out)):
+    with profiled() as spent:
         report = ps.edit_keyed(
             model,
             tokenizer,

@@ -80,18 +80,21 @@ def evaluate(
         states = adapter_loading.with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)
         import peft_surgical as ps
 
+        from ..running.cache import kept_beside
+
         on_interrupt(context, out)
-        report = ps.evaluate(
-            model,
-            tokenizer,
-            fact,
-            states=states,
-            seed=seed,
-            retention_tokens=retention_tokens,
-            fluency=fluency,
-            settings={"command": this_command(context), "adapters": adapter_loading.identities(adapters)},
-            progress=not quiet,
-        )
+        with kept_beside(out):
+            report = ps.evaluate(
+                model,
+                tokenizer,
+                fact,
+                states=states,
+                seed=seed,
+                retention_tokens=retention_tokens,
+                fluency=fluency,
+                settings={"command": this_command(context), "adapters": adapter_loading.identities(adapters)},
+                progress=not quiet,
+            )
         from ..reporting.page import render_page
         from ..reporting.summary import summarize
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -88,6 +88,13 @@ def answers_kept(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         _WHERE.reset(token)
+
+
+@contextmanager
+def kept_beside(out: str | os.PathLike[str]) -> Iterator[None]:
+    """As [`answers_kept`] in the folder [`beside`] an output, unless answers are kept elsewhere already."""
+    with nullcontext() if _WHERE.get() is not None else answers_kept(beside(out)):
+        yield
 
 
 def kept_answers(
