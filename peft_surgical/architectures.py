@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from transformers import PreTrainedModel
-
 from .errors import ArchitectureError, SelectionError, brief, said
 
 if TYPE_CHECKING:
@@ -185,6 +183,9 @@ def check_causal(model: Any) -> None:
     Raises:
         ArchitectureError: If it is such a model.
     """
+    # The command line reads this module before it knows whether it needs any model.
+    from transformers import PreTrainedModel
+
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(base, PreTrainedModel):
         return
