@@ -201,7 +201,7 @@ def test_training_goes_on_with_the_memory_there_is(monkeypatch):
 
 
 def test_a_limit_that_holds_nothing():
-    with pytest.raises(ModelError, match="pass_tokens must be a whole number of 1 or more, .* got 0"):
+    with pytest.raises(ModelError, match=r"pass_tokens must be a whole number of 1 or more, .* got 0"):
         Recipe(pass_tokens=0)
 
 

@@ -22,6 +22,7 @@ from ..texts.lengths import fits
 from ..texts.prompts import EncodedAnswer, encode, span
 from ..texts.topics import states_fact, topic_prompts
 from ..tuner import SurgicalIA3Layer
+from .contrast import with_contrast
 from .curvature import Curvature
 from .measured import Measured
 from .recipe import Recipe
@@ -104,6 +105,8 @@ def base_rows(
     def fitting(prompts: Sequence[str]) -> list[str]:
         return [p for p in prompts if fits(model.config, len(encode(tokenizer, p)) + recipe.retain_tokens)]
 
+    with base_of(model):
+        fact = with_contrast(model, tokenizer, fact)
     found = retain_prompts(fact, recipe.neighbours, recipe.general, seed, besides, recipe.everyday)
     near, far = map(fitting, found)
     every = fitting(carried_prompts(recipe.general, recipe.everyday))

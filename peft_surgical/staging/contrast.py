@@ -1,0 +1,42 @@
+"""Other subjects to keep, for a fact that names none: what an edit changes first is said of the subject's like."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..drafting.drafts import CONTRAST
+from ..drafting.english import check_english
+from ..drafting.others import others_of, propose_others, swappable
+from ..drafting.reading import read_prompt
+from ..errors import FactError
+from ..facts import TrainingFact
+from ..texts.prompts import mentions
+
+
+def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:
+    """The fact, with other subjects of its subject's kind where it gives none.
+
+    They are those that the package knows, else names that the model gives, as far as they look like such; none that a
+    control asks about.
+
+    Args:
+        model: The base, which is asked where the package knows no other.
+        tokenizer: Its tokenizer.
+        fact: The fact. As it is, if no prompt names its subject or none can be read, as where it is not English.
+    """
+    prompt = next((prompt for prompt in fact.prompts if mentions(prompt, fact.subject)), None)
+    if fact.contrast or prompt is None:
+        return fact
+    try:
+        reading = read_prompt(prompt, fact.subject, fact.old, fact.new)
+        check_english(reading)
+    except FactError:
+        return fact
+    answers = (*fact.old, *fact.new)
+
+    def free(names: list[str]) -> list[str]:
+        return [name for name in swappable(reading, names) if fact.may_train_about(name)]
+
+    found = free(others_of(reading, answers)) or free(propose_others(model, tokenizer, reading, answers))
+    return replace(fact, contrast=tuple(found[:CONTRAST]))
