@@ -5,8 +5,9 @@ import torch
 
 from benchmarks.baselines import METHODS, Request, build, described, settings
 from benchmarks.baselines.adapters import module_names
-from benchmarks.baselines.fitting import first_trained, fit
+from benchmarks.baselines.fitting import first_trained, fit, fit_recipe, stopping_at, target_loss
 from benchmarks.baselines.ft_l import ConstrainedFineTuning
+from benchmarks.baselines.ia3_closed import solve
 from benchmarks.baselines.ia3_stock import ATTENTIONS, MLPS, same_depth
 from benchmarks.baselines.lora_kept import Kept, LoraKept
 from benchmarks.baselines.mlps import edited_layer, output_projection
@@ -39,6 +40,31 @@ def few_everyday_prompts(monkeypatch):
 def state(model):
     """All that an edit could leave behind."""
     return fingerprint(model), sorted(vars(model)), [(p.requires_grad, p.grad) for p in model.parameters()]
+
+
+def test_scales_in_closed_form_reach_the_value_and_move_other_text_least():
+    # Two neurons write the same output, and other text minds the second three times as much.
+    weight, key, form = torch.ones(1, 2), torch.ones(2), torch.diag(torch.tensor([1.0, 3.0]))
+    found = solve(weight, key, torch.ones(1), form, damping=0.0, slack=0.0)
+    torch.testing.assert_close(found, torch.tensor([0.75, 0.25]))
+    # A mean of 2 on the diagonal: costs of 2 and 4.
+    damped = solve(weight, key, torch.ones(1), form, damping=0.5, slack=0.0)
+    torch.testing.assert_close(damped, torch.tensor([4.0, 2.0]) / 6)
+    short = solve(weight, key, torch.ones(1), form, damping=0.0, slack=0.25)
+    torch.testing.assert_close(short, found / 1.25)
+
+
+def test_fitting_stops_where_it_is_asked_to():
+    model, losses = word_model(), []
+    assert fit_recipe()["target_loss"] == target_loss() == 0.01
+    for target in (0.5, None):
+        with weights_restored(model.parameters()) as parameters, stopping_at(target):
+            assert fit_recipe()["target_loss"] == (target or 0.01)
+            fit(model, TOKENIZER, REQUEST, parameters, 0.05)
+            pairs = [(prompt, REQUEST.new) for prompt in REQUEST.prompts]
+            losses.append(-sum(log_likelihoods(model, TOKENIZER, pairs)) / len(pairs))
+    assert 0.01 < losses[0] < 0.5
+    assert losses[1] < 0.01
 
 
 def said(model, request=REQUEST):

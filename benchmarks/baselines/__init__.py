@@ -10,6 +10,7 @@ from .base import Base
 from .ft import FineTuning
 from .ft_l import ConstrainedFineTuning
 from .ia3_all import IA3Everywhere
+from .ia3_closed import ClosedFormIA3
 from .ia3_stock import StockIA3
 from .keyed import Keyed
 from .lora import Lora
@@ -43,6 +44,7 @@ _KINDS: tuple[Any, ...] = (
     LoraKept,
     IA3Everywhere,
     StockIA3,
+    ClosedFormIA3,
 )
 METHODS: dict[str, Any] = {kind.name: kind for kind in _KINDS}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,10 +21,28 @@ from .method import STEPS, Request
 TARGET_LOSS = 0.01
 """Mean negative log-likelihood per target token, nats, at which fine-tuning stops, as in ROME's released code."""
 
+_ASKED: ContextVar[float | None] = ContextVar("target_loss", default=None)
+
+
+def target_loss() -> float:
+    """Where [`fit`] stops: at [`TARGET_LOSS`], or what [`stopping_at`] says."""
+    asked = _ASKED.get()
+    return TARGET_LOSS if asked is None else asked
+
+
+@contextmanager
+def stopping_at(loss: float | None) -> Iterator[None]:
+    """Another loss to stop at in this block; nothing changes for None."""
+    token = _ASKED.set(loss)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
 
 def fit_recipe() -> dict[str, Any]:
     """How [`fit`] trains beside its learning rate, as JSON."""
-    return {"steps": STEPS, "target_loss": TARGET_LOSS}
+    return {"steps": STEPS, "target_loss": target_loss()}
 
 
 def fit(
@@ -51,7 +71,7 @@ def fit(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for _ in range(STEPS):
         loss = F.cross_entropy(runner.logits(indices, spans).float(), labels.to(runner.device))
-        if loss.item() < TARGET_LOSS:
+        if loss.item() < target_loss():
             return
         optimizer.zero_grad()
         loss.backward()

@@ -33,7 +33,7 @@ from peft_surgical.texts.prompts import EncodedAnswer, encode_target, span
 
 from ..plain_text import targets
 from .adapters import adapted
-from .fitting import TARGET_LOSS, first_trained, fit_recipe
+from .fitting import first_trained, fit_recipe, target_loss
 from .lora import Lora
 from .method import STEPS, Request
 
@@ -133,7 +133,7 @@ def fit_keeping(
             (recipe.retain_weight * kl).backward()
             divergence = kl.item()
         smooth_kl = divergence if smooth_kl is None else 0.7 * smooth_kl + 0.3 * divergence
-        if nll.item() / len(labels) < TARGET_LOSS and smooth_kl <= recipe.target_kl:
+        if nll.item() / len(labels) < target_loss() and smooth_kl <= recipe.target_kl:
             return step
         optimizer.step()
     return STEPS

@@ -13,9 +13,12 @@ from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import template_ids
 from peft_surgical.localizing.patching import targets_of
 from peft_surgical.localizing.runs import Runs, sites_of
+from peft_surgical.selection import ranked
 
 from ..localization import attributed, forward, grown, located, one_by_one, overlap, swapped
 from .case import Case, timed
+
+EXACT = "logit_drop"
 
 
 def localization(case: Case) -> dict[str, Any]:
@@ -37,6 +40,11 @@ def localization(case: Case) -> dict[str, Any]:
     default, default_seconds = timed(
         located, case.fresh(), case.tokenizer, case.fact, list(DEFAULT_SCORERS), sizes.max_tokens
     )
+    # On the same prompts: what each scorer of the default measures need not be what patching does.
+    compared = ps.localize(
+        case.fresh(), case.tokenizer, case.fact, [*DEFAULT_SCORERS, EXACT], prompts=sizes.prompts, progress=False
+    )
+    best = {name: set(ranked(scores)[:10]) for name, scores in compared.scores.items()}
     # The runs that all components share are paid once.
     each = (sampled_seconds - first_seconds) / max(1, len(chosen) - 1)
     other = first_seconds + each * (len(targets) - 1)
@@ -51,5 +59,6 @@ def localization(case: Case) -> dict[str, Any]:
         "ratio_exact": other / per_prompt["exact"],
         "ratio_default": other / per_prompt["default"],
         "largest_error": float((exact[0][chosen] - sample).abs().max()),
+        "top10_overlap_of": {name: len(best[name] & best[EXACT]) for name in DEFAULT_SCORERS},
         "top10_overlap": round(10 * overlap(guess.mean(0), exact.mean(0), min(10, len(targets)))),
     }

@@ -111,6 +111,8 @@ def _localization(found: dict[str, Any], what: str) -> Iterator[str]:
         f"exact differs by {found['largest_error']:.1e} at most"
     )
     yield f"  top-10 overlap of the estimate with the exact scores: {found['top10_overlap']}"
+    for name, common in found["top10_overlap_of"].items():
+        yield f"  of the default's {name}: {common}"
 
 
 def _edit(found: dict[str, Any]) -> Iterator[str]:

@@ -1,0 +1,116 @@
+"""A closed-form (IA)³ edit: the counterpart, for scales, of what ROME does to weights.
+
+ROME's δ is what the output projection W of one MLP should give more of at the subject's last token, where its input
+(its neurons) is k. Scaling the neurons by 1 + s moves that output by `W (k ∘ s) = A s`, with `A = W diag(k)`, and
+other text by the quadratic form F that [`measure_displacement`] measures, of general questions and of the prompt with
+other names in it. Of all s that reach δ the one that moves the other text least solves
+
+    min ½ sᵀ F s  where  A s = δ,   so   s = F⁻¹ Aᵀ (A F⁻¹ Aᵀ)⁻¹ δ
+
+and a ridge on either side makes both inverses exist. The product is a plain (IA)³ adapter. ROME's update changes what
+one direction of neurons writes; scales have to do it neuron by neuron, whoever else uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import peft_surgical as ps
+from peft_surgical.architectures import output_projections
+from peft_surgical.stages import LEARN, place_adapter
+from peft_surgical.staging.displacement import Displacement, measure_displacement
+from peft_surgical.staging.subject_texts import NamedRows, texts_to_keep
+from peft_surgical.tuner.targets import weight_of
+
+from .method import STEPS, Request
+from .mlps import edited_layer
+from .restoring import adapters_taken_off
+from .rome import DECAY, KL_WEIGHT, LONGEST, TARGET_LOSS, key_and_delta
+
+
+@dataclass(frozen=True)
+class ClosedFormIA3:
+    """Solves for the scales of one MLP's neurons.
+
+    Attributes:
+        learning_rate: Adam's, for δ.
+        layer: Which MLP; see [`edited_layer`] when None.
+        damping: This multiple of the mean of F's diagonal is added to its diagonal.
+        slack: This multiple of the mean of the diagonal of `A F⁻¹ Aᵀ` is added to its diagonal: how far from δ the
+            change may end where the last of it costs most.
+    """
+
+    name: ClassVar[str] = "ia3_closed"
+    learning_rate: float = 0.5
+    layer: int | None = None
+    damping: float = 0.1
+    slack: float = 0.03
+
+    @contextmanager
+    def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:
+        """Puts the adapter on, and takes it off afterwards."""
+        layer = edited_layer(model, self.layer)
+        found = key_and_delta(model, tokenizer, request, layer, self.learning_rate)
+        with adapters_taken_off(model):
+            name = next(name for name, index in output_projections(model).items() if index == layer)
+            config = ps.SurgicalIA3Config(components=[f"L{layer}.mlp"], projections=["post"], task_type="CAUSAL_LM")
+            place_adapter(model, LEARN, config, [])
+            form = self._form(model, name, layer, tokenizer, request, seed)
+            scaled = model.get_submodule(name)
+            change = solve(weight_of(scaled), found.key, found.delta, form, self.damping, self.slack)
+            with torch.no_grad():
+                scaled.surgical_ia3_delta[LEARN].copy_(change)
+            yield
+
+    def _form(self, model: Any, name: str, layer: int, tokenizer: Any, request: Request, seed: int) -> Tensor:
+        """As learning by subject measures it."""
+        recipe = ps.SubjectRecipe()
+        named = NamedRows.of(model, tokenizer, request.fact)
+        general, others = texts_to_keep(
+            model, tokenizer, request.fact, general=recipe.general, names=recipe.names, seed=seed
+        )
+        total: Displacement = measure_displacement(model, {name: layer}, LEARN, general)
+        for close, leave_out in ((others, None), (named.prompts, named.inside)):
+            if close:
+                near = measure_displacement(model, {name: layer}, LEARN, close, leave_out=leave_out)
+                total += recipe.other_weight * near
+        return total.forms[0]
+
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """ROME's constants for δ, and the layer."""
+        constants = {"kl_weight": KL_WEIGHT, "decay": DECAY, "longest": LONGEST, "target_loss": TARGET_LOSS}
+        return {"steps": STEPS, **constants, "layer": edited_layer(model, self.layer)}
+
+
+def solve(
+    weight: Float[Tensor, "model neuron"],
+    key: Float[Tensor, " neuron"],
+    delta: Float[Tensor, " model"],
+    form: Float[Tensor, "neuron neuron"],
+    damping: float,
+    slack: float,
+) -> Float[Tensor, " neuron"]:
+    """The change of scales that moves the output at `key` by `delta` and other text least, float32.
+
+    Args:
+        weight: The output projection's.
+        key: What enters it at the subject.
+        delta: What shall leave it more.
+        form: What a change of scales moves other text by.
+        damping: See [`ClosedFormIA3`].
+        slack: Likewise.
+    """
+    reach, cost = weight.double() * key.double(), form.double().clone()
+    cost.diagonal().add_(damping * form.diagonal().double().mean())
+    along = torch.linalg.solve(cost, reach.T)
+    inner = reach @ along
+    inner.diagonal().add_(slack * inner.diagonal().mean())
+    change: Tensor = along @ torch.linalg.solve(inner, delta.double())
+    return change.float()
