@@ -234,7 +234,7 @@ def _cell(figure: Mapping[str, float] | None) -> str:
 @click.option(
     "--target-loss",
     type=click.FloatRange(min=0),
-    help="Mean loss per token at which adapters and fine-tuning stop, instead of 0.01; an edit of ours asks for 0.1.",
+    help="Mean loss per token at which adapters and fine-tuning stop, instead of 0.01; ROME has its own.",
 )
 @click.option(
     "--bits", multiple=True, type=click.IntRange(2, 8), help="Ask again with weights of so many bits; repeat for more."

@@ -20,6 +20,7 @@ import click
 import peft_surgical as ps
 from peft_surgical import hookspecs
 from peft_surgical.cli import cli
+from peft_surgical.tuner.resolve import GRANULARITIES
 
 FOLDER = Path(__file__).parent / "reference"
 WIDTH = 100
@@ -152,6 +153,9 @@ def _parameter(parameter: inspect.Parameter) -> str:
 def _type(annotation: Any) -> str:
     # A NamedTuple's annotations arrive as references to what they say.
     annotation = getattr(annotation, "__forward_arg__", annotation)
+    if annotation == "Granularity":
+        # A reader has no use for a name that the package does not export.
+        return f"Literal[{', '.join(map(repr, GRANULARITIES))}]"
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 

@@ -175,7 +175,9 @@ def residual_factor(model: Any) -> float:
 
 
 def check_causal(model: Any) -> None:
-    """Refuses a model that does not go on with a text: one with an encoder, or without a head that gives tokens.
+    """Refuses a model that does not go on with a text: one with an encoder beside it, or without a method that does.
+
+    A model that may be either, as BERT's, and is set up to look both ways is not told apart.
 
     Args:
         model: The model, bare or with adapters. What is no model of transformers is not judged.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from .errors import ModelError, brief
 
@@ -66,5 +65,6 @@ def check_limits(**limits: object) -> None:
             raise ModelError(f"{name} must be a number; got {brief(limit)}.")
 
 
-def _is_number(value: object) -> TypeGuard[Any]:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[float]:
+    # numpy's float64 is a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -202,15 +202,19 @@ def edit(
         )
         by_main(lambda: _save_edit(second, out))
         lap("learn")
+        training = {UNLEARN: first.to_dict(), LEARN: second.to_dict()}
+        edited = second.model
+        # With what they kept, for which evaluating needs the room.
+        del first, second
 
         states = {
-            "base": adapter_state(second.model, []),
-            "unlearned": adapter_state(second.model, [UNLEARN]),
-            "edited": adapter_state(second.model, [UNLEARN, LEARN]),
+            "base": adapter_state(edited, []),
+            "unlearned": adapter_state(edited, [UNLEARN]),
+            "edited": adapter_state(edited, [UNLEARN, LEARN]),
         }
         scales = sum(coordinates.n for coordinates in config.coordinates.values())
         report = evaluate(
-            second.model,
+            edited,
             tokenizer,
             fact,
             states=states,
@@ -221,7 +225,7 @@ def edit(
             seconds=seconds,
             progress=progress,
         )
-        report = replace(report, training={UNLEARN: first.to_dict(), LEARN: second.to_dict()})
+        report = replace(report, training=training)
         by_main(lambda: save_report(report, out, picture, command))
         return report
 

@@ -81,12 +81,12 @@ def load_model(
         raise ModelError(f"the model {name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
         reason = _reason(error)
-        if not Path(source).is_dir():
-            # What the hub's client says may go on with advice that is not about this package.
+        # The name of a folder, mistyped, is taken for a hub id; the hub's client goes on with advice of its own.
+        unreached = "connect" in reason and not Path(source).is_dir()
+        if unreached or reason.startswith("Repo id"):
             reason = reason.partition(". ")[0].rstrip(".") + "."
-            if "connect" in reason:
-                # The name of a folder, mistyped, is taken for a hub id.
-                reason = f"there is no folder of that name, and {reason[0].lower()}{reason[1:]}"
+        if unreached:
+            reason = f"there is no folder of that name, and {reason[0].lower()}{reason[1:]}"
         raise ModelError(f"cannot load the model {str(name)!r}: {reason}") from error
     # For some kinds of model transformers makes an empty tokenizer where there is none.
     empty = len(tokenizer) <= len(tokenizer.all_special_tokens)

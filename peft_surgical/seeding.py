@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,12 +17,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch's random numbers; leaving puts their states back, of the processor and of an accelerator."""
     with forked(device):
         torch.default_generator.manual_seed(seed)
-        if device.type not in _WITHOUT_ITS_OWN:
-            module: Any = torch.get_device_module(device.type)
-            if hasattr(module, "device"):
-                with module.device(device):
-                    module.manual_seed(seed)
-            else:  # there is only one of Apple's
+        module = _module_of(device)
+        if module is not None:
+            # There is only one of Apple's.
+            with module.device(device) if hasattr(module, "device") else nullcontext():
                 module.manual_seed(seed)
         yield
 
@@ -31,10 +29,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def forked(device: torch.device) -> Iterator[None]:
     """Puts the states of torch's random numbers back on leaving, of the processor and of an accelerator."""
     with torch.random.fork_rng(devices=[]):
-        if device.type in _WITHOUT_ITS_OWN:
+        module = _module_of(device)
+        if module is None:
             yield
             return
-        module: Any = torch.get_device_module(device.type)
         # Of Apple's, which takes no device in every version of torch, there is only one.
         which = () if device.type == "mps" else (device,)
         state = module.get_rng_state(*which)
@@ -42,3 +40,14 @@ def forked(device: torch.device) -> Iterator[None]:
             yield
         finally:
             module.set_rng_state(state, *which)
+
+
+def _module_of(device: torch.device) -> Any:
+    """Torch's module for a kind of device, if that draws numbers of its own."""
+    if device.type in _WITHOUT_ITS_OWN:
+        return None
+    try:
+        module = torch.get_device_module(device.type)
+    except RuntimeError:
+        return None
+    return module if hasattr(module, "get_rng_state") else None

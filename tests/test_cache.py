@@ -212,6 +212,18 @@ def test_weights_are_read_once_and_again_where_written_to(tmp_path, monkeypatch)
     assert len(read) > 2
 
 
+def test_a_merge_that_torch_does_not_count_is_noticed(tmp_path):
+    model = tiny_model("llama")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LoraConfig(target_modules=["down_proj"], init_lora_weights=False)
+    with answers_kept(tmp_path):
+        before = kept_tensors(model, "sum", {}, lambda: {"sum": torch.zeros(1)}, alone=lambda _: nullcontext())
+        merged = get_peft_model(model, config).merge_and_unload()
+        after = kept_tensors(merged, "sum", {}, lambda: {"sum": torch.ones(1)}, alone=lambda _: nullcontext())
+    assert (before["sum"], after["sum"]) == (0, 1)
+
+
 def test_files_of_tensors_stay_few_and_those_last_used_stay(tmp_path):
     model, measured = tiny_model("llama"), []
 

@@ -59,7 +59,7 @@ def test_answers_side_by_side_and_in_a_list():
 
 @pytest.mark.parametrize("width", range(20, 120, 5))
 def test_no_name_and_no_number_is_cut(width):
-    found = lines(ScoreTable(["rank", "component", *NAMES], SCORES), width)
+    found = lines(ScoreTable(["rank", "component", *NAMES], SCORES, "localization.json has all scores"), width)
     text = " ".join(found)
     words = text.split()
     for row in SCORES:
@@ -72,14 +72,14 @@ def test_no_name_and_no_number_is_cut(width):
 
 
 def test_scorers_for_which_there_is_no_room_are_named():
-    found = lines(ScoreTable(["rank", "component", *NAMES], SCORES), 70)
+    found = lines(ScoreTable(["rank", "component", *NAMES], SCORES, "localization.json has all scores"), 70)
     assert found[-2].split() == ["10", "L0.mlp", "0.1", "2", "3"]
     assert found[-1] == "No room is left for random; localization.json has all scores."
 
 
 def test_names_of_scorers_are_folded_before_one_is_left_out():
     for width, folded in ((80, True), (120, False)):
-        found = lines(ScoreTable(["rank", "component", *NAMES], SCORES), width)
+        found = lines(ScoreTable(["rank", "component", *NAMES], SCORES, "localization.json has all scores"), width)
         assert (len(found) > len(SCORES) + 2) == folded
         letters = "".join("".join(found[: -len(SCORES) - 1]).split())
         assert sorted(letters) == sorted("rankcomponent" + "".join(NAMES))

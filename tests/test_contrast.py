@@ -79,3 +79,32 @@ def test_what_is_kept_is_asked_about_them(monkeypatch):
     made = [prompt for prompt in kept.prompts if "zealand" in prompt]
     assert made
     assert all("france" not in prompt for prompt in made)
+
+
+def test_another_name_of_the_subject_is_no_contrast(asked):
+    given, _ = asked
+    given.extend(["Facebook", "Meta Platforms", "Zorblat"])
+    aliases = ["Facebook", "Meta Platforms"]
+    known = {**CITY, "subject": "Meta", "prompts": ["Who founded Meta?"], "held_out": ["Who is the founder of Meta?"]}
+    found = with_contrast(None, None, Fact.from_dict({**known, "aliases": aliases}).training).contrast
+    assert found
+    assert not {"Facebook", "Meta Platforms", "Meta AI"} & set(found)
+    unknown = {
+        **CITY,
+        "subject": "Blorgh",
+        "prompts": ["Who made Blorgh?"],
+        "held_out": ["Who is the maker of Blorgh?"],
+    }
+    fact = Fact.from_dict({**unknown, "aliases": aliases}).training
+    assert with_contrast(None, None, fact).contrast == ("Zorblat",)
+
+
+def test_a_model_with_too_few_positions_to_be_asked_names_none():
+    unknown = {
+        **CITY,
+        "subject": "Blorgh",
+        "prompts": ["Who made Blorgh?"],
+        "held_out": ["Who is the maker of Blorgh?"],
+    }
+    fact = Fact.from_dict(unknown).training
+    assert with_contrast(tiny_model("llama", max_position_embeddings=64), TOKENIZER, fact) is fact

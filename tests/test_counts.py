@@ -31,9 +31,9 @@ def test_what_is_no_amount_is_named(amount):
 
 
 def test_numbers_of_numpy_are_numbers():
-    check_amounts(step_kl=np.float64(3e-3), length=np.float32(1))
+    check_amounts(step_kl=np.float64(3e-3))
     check_positive(damping=np.float64(1))
-    check_limits(target_loss=np.float32(0.1))
+    check_limits(target_loss=np.float64(0.1))
 
 
 @pytest.mark.parametrize("amount", [0, 0.0, -1, float("nan"), float("inf"), "1", None, True])

@@ -336,7 +336,13 @@ def test_the_python_of_the_readme(reader, place, monkeypatch):
     names = {}
     source = text.replace('"demo"', '"tiny"').replace('"out/', '"readme/')
     exec(compile(source, "<README.md>", "exec"), names)
-    assert {path.name for path in (place / "readme").iterdir()} == {".peft_surgical", "france_python", "unlearn", "learn", "edit"}
+    assert {path.name for path in (place / "readme").iterdir()} == {
+        ".peft_surgical",
+        "france_python",
+        "unlearn",
+        "learn",
+        "edit",
+    }
     (load,) = (text for _, text in blocks("README.md", "python") if "peft_surgical need not" in text)
     exec(load.replace('"out/france/', '"readme/france_python/').replace('"demo"', '"tiny"'), names)
     # What the one call leaves and what the steps leave is the same edit.

@@ -84,9 +84,10 @@ class ClosedFormIA3:
         return total.forms[0]
 
     def recipe(self, model: Any) -> dict[str, Any]:
-        """ROME's constants for δ, and the layer."""
+        """ROME's constants for δ, what texts decide F, and the layer."""
         constants = {"kl_weight": KL_WEIGHT, "decay": DECAY, "longest": LONGEST, "target_loss": TARGET_LOSS}
-        return {"steps": STEPS, **constants, "layer": edited_layer(model, self.layer)}
+        texts = {name: getattr(ps.SubjectRecipe(), name) for name in ("general", "names", "other_weight")}
+        return {"steps": STEPS, **constants, **texts, "layer": edited_layer(model, self.layer)}
 
 
 def solve(

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .adapter_files import WEIGHTS
-from .scale_files import OWN, digest_said
+from .scale_files import DIGEST, OWN
 
 AFTER, PARTS = f"{OWN}after", f"{OWN}parts"
 
@@ -42,10 +42,9 @@ class Lineage:
         try:
             with safe_open(Path(folder) / WEIGHTS, "pt") as file:
                 notes = file.metadata() or {}
-                digest = digest_said(notes, file.keys())
         except (OSError, SafetensorError):
             return cls()
-        return cls(digest, _names(notes.get(AFTER)), _names(notes.get(PARTS)))
+        return cls(notes.get(DIGEST), _names(notes.get(AFTER)), _names(notes.get(PARTS)))
 
 
 def after(names: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,8 +21,6 @@ from ..errors import AdapterError
 
 OWN = "peft_surgical."
 DIGEST = f"{OWN}sha256"
-# What the digest was called before: a name that other programs give digests of their own.
-_BARE_DIGEST = "sha256"
 _SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -62,23 +60,12 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            said = digest_said(file.metadata() or {}, tensors)
+            said = (file.metadata() or {}).get(DIGEST)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{path} cannot be read: {error}.") from error
     if said is not None and said != _digest(tensors):
         raise AdapterError(f"{path} is damaged: it does not hold what was written to it (its sha256 differs).")
     return tensors
-
-
-def digest_said(notes: Mapping[str, str], names: Iterable[str]) -> str | None:
-    """The digest that a file's metadata gives, if this package wrote it.
-
-    Args:
-        notes: The metadata.
-        names: The names of the file's tensors.
-    """
-    known = any(key.startswith(OWN) for key in notes) or any("surgical_ia3_" in name for name in names)
-    return notes.get(DIGEST, notes.get(_BARE_DIGEST) if known else None)
 
 
 def read_scales(path: str | os.PathLike[str]) -> dict[str, Tensor]:

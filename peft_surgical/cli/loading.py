@@ -13,7 +13,7 @@ import click
 
 from ..errors import ModelError, first_line
 from .options import Source
-from .terminal import passing_note, silent
+from .terminal import note, passing_note, silent
 from .translate import DEBUG
 
 SPREAD = ("auto", "balanced", "sequential")
@@ -38,15 +38,23 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
         # It says so itself, and pip's bar needs the terminal, which is kept from all else that loads.
         demo_folder(converting=quiet_libraries())
     where = {"device_map" if source.device in SPREAD else "device": source.device}
-    with passing_note(f"Loading {source.name} …", quiet=quiet), quiet_libraries():
+    loading = f"Loading {source.name} …"
+    if _debugging():
+        # What libraries say meanwhile would stand in the same line.
+        note(loading, quiet=quiet)
+    with passing_note(loading, quiet=quiet or _debugging()), quiet_libraries():
         return ps.load_model(source.name, dtype=source.dtype, trust_remote_code=source.trust_remote_code, **where)
+
+
+def _debugging() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(DEBUG))
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keeps transformers' and the hub's progress bars and notices off the terminal, unless `--debug` asks for them."""
-    context = click.get_current_context(silent=True)
-    if context is not None and context.meta.get(DEBUG):
+    if _debugging():
         yield
         return
     from transformers.utils import logging as transformers_logging

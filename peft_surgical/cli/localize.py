@@ -101,7 +101,7 @@ def localize(
     print_result(
         Group(
             printable(f"The best {len(rows)} components for {fact.subject}, by {header[2]}:"),
-            ScoreTable(header, rows),
+            ScoreTable(header, rows, "localization.json has all scores"),
             f"{files} in {out}",
         ),
         quiet=quiet,

@@ -57,13 +57,15 @@ class Answers:
 class ScoreTable:
     """The ranked components: the scores of as many scorers as there is room for, whose names are folded if need be."""
 
-    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[str]], elsewhere: str) -> None:
         """Keeps what is shown.
 
         Args:
             header: `rank`, `component`, and the scorers, the one that ranks first.
             rows: As many texts each.
+            elsewhere: Says where the scores are for which there is no room.
         """
+        self.elsewhere = elsewhere
         self.header = [printable(name) for name in header]
         self.rows = rows
 
@@ -89,7 +91,7 @@ class ScoreTable:
             table.add_row(*map(Text, row[:count]))
         yield table
         if count < len(self.header):
-            yield Text(f"No room is left for {', '.join(self.header[count:])}; localization.json has all scores.")
+            yield Text(f"No room is left for {', '.join(self.header[count:])}; {self.elsewhere}.")
 
     def _list(self) -> Iterator[RenderableType]:
         for rank, component, *scores in self.rows:

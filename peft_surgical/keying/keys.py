@@ -122,7 +122,7 @@ def find_directions(
 
     Raises:
         SelectionError: If neurons are 0 wherever the subject stands.
-        ModelError: If `ridge` is too small for a direction to be found.
+        ModelError: If the equations of a direction have no solution.
     """
     found = {}
     for chosen in in_turn(model, modules):

@@ -109,7 +109,7 @@ def find_neurons(
 
     Raises:
         SelectionError: If what enters an MLP at the subject is too much like what enters it elsewhere.
-        ModelError: If it is not finite, or `ridge` is too small for a neuron to be found.
+        ModelError: If it is not finite, or the equations of a neuron have no solution.
     """
     inputs = {reading_rows(model, module)[0][0]: module for module in modules}
     found: dict[str, Neuron] = {}

@@ -31,7 +31,8 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
     """The state in which adapters are merged into the weights, and the weights rounded.
 
     Every linear layer but the output head, each output channel's weights to `2**bits - 1` evenly spaced values
-    around zero (symmetric absmax rounding). Weights are copied once while the state holds.
+    around zero (symmetric absmax rounding). Each time that the state is entered, weights are copied, for as long as it
+    holds.
 
     Args:
         model: A `PeftModel`, or a bare model with no `adapters`.

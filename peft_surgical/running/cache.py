@@ -47,6 +47,7 @@ _PACKAGES = ("torch", "transformers", "peft")
 _TENSOR_FILES = 4
 # Where a model came from and what last wrote its file do not change what it says.
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
+_LOOKED_AT = 64
 _NOT_COMPUTED_WITH = ("training", "gradient_checkpointing")
 
 
@@ -61,8 +62,8 @@ class _Kept:
         # A tensor of inference mode does not count what is written to it.
         if tensor.is_inference():
             return _content(tensor)
-        written = (tensor._version, tensor.data_ptr())
-        known: tuple[tuple[int, int], bytes] | None = self.hashes.get(tensor)
+        written = (tensor._version, tensor.data_ptr(), _some_of(tensor))
+        known: tuple[tuple[int, int, bytes], bytes] | None = self.hashes.get(tensor)
         if known is None or known[0] != written:
             known = self.hashes[tensor] = (written, _content(tensor))
         return known[1]
@@ -80,8 +81,8 @@ def beside(out: str | os.PathLike[str]) -> Path:
 def answers_kept(folder: str | Path) -> Iterator[None]:
     """Keeps what bare models answer, and what models with all adapters switched off do, in a folder.
 
-    Within the block a tensor's bytes are read once, and again after it was written to in place. What is written past
-    torch's count of that, through `tensor.data`, is not noticed before the next block.
+    Within the block a tensor's bytes are read once, and again after it was written to in place. What torch does not
+    count, as when PEFT merges through `weight.data`, is told by some of its values.
     """
     token = _WHERE.set(_Kept(Path(folder)))
     try:
@@ -163,6 +164,12 @@ def _path(what: str, model: Any, asked: dict[str, Any], suffix: str) -> Path | N
         return None
     key = {"format": _FORMAT, "model": found, **asked, "arithmetic": _arithmetic()}
     return kept.folder / f"{what}-{_digest(key)[:32]}{suffix}"
+
+
+def _some_of(tensor: Tensor) -> bytes:
+    """Some of a tensor's bytes, from all over it."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _LOOKED_AT)].contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _content(tensor: Tensor) -> bytes:

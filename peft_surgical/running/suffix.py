@@ -61,13 +61,13 @@ class Entering:
     """What enters the first trained layer, for another runner of the same base that begins alike and trains no lower.
 
     Attributes:
-        alike: The layer's index, the token ids that all sequences share, and what the model computes in.
+        alike: The layer's index, the token ids that all sequences share, what the model computes in and where.
         of_prefix: The hidden states of these tokens, `[1, token, d_model]`; None where there are none.
         states: Those of the rest of each sequence, `[token, d_model]`, by its token ids.
         in_tuple: Whether the layers of the model give what they compute in a tuple.
     """
 
-    alike: tuple[int, Row, torch.dtype]
+    alike: tuple[int, Row, torch.dtype, torch.device]
     of_prefix: Tensor | None
     states: Mapping[Row, Tensor]
     in_tuple: bool
@@ -120,9 +120,9 @@ class SuffixRunner:
         states = {self.rows[i]: own for i in indices if (own := self._entering[i]) is not None}
         return Entering(self._alike(), self._entering_prefix, states, self._in_tuple)
 
-    def _alike(self) -> tuple[int, Row, torch.dtype]:
-        """What decides, beside the base and a sequence, what enters the first trained layer."""
-        return self.first, self.prefix, self.model.dtype
+    def _alike(self) -> tuple[int, Row, torch.dtype, torch.device]:
+        """What decides, beside the base and a sequence, what enters the first trained layer, and where it is."""
+        return self.first, self.prefix, self.model.dtype, torch.device(self.device)
 
     @phase("frozen layers")
     @torch.no_grad()
@@ -140,21 +140,22 @@ class SuffixRunner:
         if not self.first:
             return list(added)
         self._entering += [None] * len(rows)
-        new = [i for i in added if not self._keep(i, self._known.get(self.rows[i]))]
+        known = ((i, self._known.get(self.rows[i])) for i in added)
+        new = [i for i, states in known if states is None or not self._keep(i, states)]
         for chunk in range(0, len(new), batch_size):
             if self.room <= 0:
                 break
             chosen = new[chunk : chunk + batch_size]
             for index, states in zip(chosen, self._compute_entering(chosen), strict=True):
-                self._keep(index, states.clone())
+                self._keep(index, states, own=False)
         return list(added)
 
-    def _keep(self, index: int, states: Tensor | None) -> bool:
-        """Keeps what enters the first trained layer of a sequence, if it is there and there is room."""
-        size = 0 if states is None else states.numel() * states.element_size()
-        if states is None or size > self.room:
+    def _keep(self, index: int, states: Tensor, *, own: bool = True) -> bool:
+        """Keeps what enters the first trained layer of a sequence, if there is room: a copy, if it is part of more."""
+        size = states.numel() * states.element_size()
+        if size > self.room:
             return False
-        self._entering[index] = states
+        self._entering[index] = states if own else states.clone()
         self.room -= size
         return True
 

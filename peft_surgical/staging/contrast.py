@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -9,21 +10,23 @@ from ..drafting.drafts import CONTRAST
 from ..drafting.english import check_english
 from ..drafting.others import others_of, propose_others, swappable
 from ..drafting.reading import read_prompt
-from ..errors import FactError
+from ..errors import FactError, ModelError
 from ..facts import TrainingFact
 from ..texts.prompts import mentions
+from ..texts.text import contains
 
 
 def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:
     """The fact, with other subjects of its subject's kind where it gives none.
 
-    They are those that the package knows, else names that the model gives, as far as they look like such; none that a
-    control asks about.
+    They are those that the package knows, else names that the model gives, as far as they look like such; no other
+    name of the subject, and none that a control asks about.
 
     Args:
         model: The base, which is asked where the package knows no other.
         tokenizer: Its tokenizer.
-        fact: The fact. As it is, if no prompt names its subject or none can be read, as where it is not English.
+        fact: The fact. As it is, if no prompt names its subject or none can be read, as where it is not English, or if
+            nobody knows another subject.
     """
     prompt = next((prompt for prompt in fact.prompts if mentions(prompt, fact.subject)), None)
     if fact.contrast or prompt is None:
@@ -35,8 +38,13 @@ def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFac
         return fact
     answers = (*fact.old, *fact.new)
 
-    def free(names: list[str]) -> list[str]:
-        return [name for name in swappable(reading, names) if fact.may_train_about(name)]
+    def another(name: str) -> bool:
+        own = contains(name, fact.names) or any(contains(names, (name,)) for names in fact.names)
+        return not own and fact.may_train_about(name)
 
-    found = free(others_of(reading, answers)) or free(propose_others(model, tokenizer, reading, answers))
-    return replace(fact, contrast=tuple(found[:CONTRAST]))
+    found = [*filter(another, swappable(reading, others_of(reading, answers)))]
+    if not found:
+        # A model of few positions has no room for the question and its answer.
+        with suppress(ModelError):
+            found = [*filter(another, swappable(reading, propose_others(model, tokenizer, reading, answers)))]
+    return replace(fact, contrast=tuple(found[:CONTRAST])) if found else fact

@@ -68,7 +68,7 @@ class Displacement:
             damping: Times the mean of a layer's diagonal is added to its diagonal: texts are few for many neurons.
 
         Raises:
-            ModelError: If so little is added that a layer has no such factor.
+            ModelError: If a layer has no such factor.
         """
         made = []
         for form in self.forms:

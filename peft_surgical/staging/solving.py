@@ -19,12 +19,13 @@ def solved_with(name: str, value: float) -> Iterator[None]:
         value: What it is.
 
     Raises:
-        ModelError: If they cannot be solved: numbers are not finite, or what is kept says nothing of some directions
-            and the amount is too small to.
+        ModelError: If they have no solution: what is kept says nothing of some directions and the amount is too small
+            to, or numbers are not finite.
     """
     try:
         yield
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ModelError(
-            f"nothing decides some directions of a change with {name}={value:g}; give a recipe with a larger {name}."
+            f"no change can be solved for with {name}={value:g}; give a recipe with a larger {name}, if the model's "
+            "weights are all finite."
         ) from error

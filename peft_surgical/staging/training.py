@@ -125,7 +125,7 @@ def train(
             smooth_kl = kl if smooth_kl is None else 0.7 * smooth_kl + 0.3 * kl
             loss = float(torch.cat(nll).mean())
             check_finite(loss + kl, runner.model.dtype)
-            reached = max(latest) <= recipe.target_loss and smooth_kl <= recipe.target_kl
+            reached = bool(max(latest) <= recipe.target_loss and smooth_kl <= recipe.target_kl)
             if on_step is not None:
                 on_step(step, loss, kl)
             bar.set_postfix(loss=f"{loss:.3f}", kl=f"{smooth_kl:.4f}", refresh=False)
