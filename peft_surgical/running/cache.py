@@ -282,9 +282,15 @@ def _write(path: Path, content: bytes, at_most: int | None = None) -> None:
     """Writes a file; of those of its kind only so many stay, the ones last used."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_bytes(path, content)
+        except OSError:
+            # Where there is no room, no empty folder stays behind.
+            with suppress(OSError):
+                path.parent.rmdir()
+            raise
         # The folder stands in a person's own, which may be under version control.
         write_text(path.parent / ".gitignore", "*\n")
-        write_bytes(path, content)
         if at_most is not None:
             kind = path.name.partition("-")[0]
             used = sorted(path.parent.glob(f"{kind}-*{path.suffix}"), key=lambda file: -file.stat().st_mtime_ns)
