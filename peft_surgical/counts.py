@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .errors import ModelError, brief
 
@@ -18,9 +19,7 @@ def check_counts(least: int, **counts: object) -> None:
     Raises:
         ModelError: Names the first that is not so.
     """
-    for name, count in counts.items():
-        if type(count) is not int or count < least:
-            raise ModelError(f"{name} must be a whole number of {least} or more; got {brief(count)}.")
+    _check(counts, lambda count: type(count) is int and count >= least, f"a whole number of {least} or more")
 
 
 def check_amounts(**amounts: object) -> None:
@@ -32,9 +31,7 @@ def check_amounts(**amounts: object) -> None:
     Raises:
         ModelError: Names the first that is not so.
     """
-    for name, amount in amounts.items():
-        if not _is_number(amount) or not 0 <= amount < math.inf:
-            raise ModelError(f"{name} must be a finite number of 0 or more; got {brief(amount)}.")
+    _check(amounts, lambda amount: _is_number(amount) and 0 <= amount < math.inf, "a finite number of 0 or more")
 
 
 def check_positive(**amounts: object) -> None:
@@ -46,9 +43,7 @@ def check_positive(**amounts: object) -> None:
     Raises:
         ModelError: Names the first that is not so.
     """
-    for name, amount in amounts.items():
-        if not _is_number(amount) or not 0 < amount < math.inf:
-            raise ModelError(f"{name} must be a finite number above 0; got {brief(amount)}.")
+    _check(amounts, lambda amount: _is_number(amount) and 0 < amount < math.inf, "a finite number above 0")
 
 
 def check_limits(**limits: object) -> None:
@@ -60,11 +55,15 @@ def check_limits(**limits: object) -> None:
     Raises:
         ModelError: Names the first that is not so.
     """
-    for name, limit in limits.items():
-        if not _is_number(limit) or limit != limit:
-            raise ModelError(f"{name} must be a number; got {brief(limit)}.")
+    _check(limits, lambda limit: _is_number(limit) and not math.isnan(limit), "a number")
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def _check(values: Mapping[str, object], fits: Callable[[Any], bool], wanted: str) -> None:
+    for name, value in values.items():
+        if not fits(value):
+            raise ModelError(f"{name} must be {wanted}; got {brief(value)}.")
+
+
+def _is_number(value: object) -> bool:
     # numpy's float64 is a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -30,12 +30,11 @@ from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
 from .staging.placeable import check_free, check_whole
 from .staging.recipe import Recipe
-from .staging.unchanged import unchanged_on_failure
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
-from .tuner.resolve import Granularity as Granularity
-from .tuner.resolve import check_granularity
+from .tuner.resolve import Granularity, check_granularity
+from .tuner.unchanged import unchanged_on_failure
 
 DEFAULT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""

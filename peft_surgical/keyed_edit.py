@@ -24,9 +24,9 @@ from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main, check_alike
 from .stages import LEARN, Stage
 from .staging.placeable import check_bare
-from .staging.unchanged import unchanged_on_failure
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
+from .tuner.unchanged import unchanged_on_failure
 
 
 def edit_keyed(

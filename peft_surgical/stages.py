@@ -42,12 +42,13 @@ from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import train
 from .staging.training_here import training_here
-from .staging.unchanged import training_only, unchanged_on_failure
+from .staging.unchanged import training_only
 from .staging.whole_answers import in_sentences_of
 from .texts.lengths import check_row, fits, padding
 from .texts.prompts import EncodedAnswer, encode, encode_answer, span
 from .texts.wording import variants
 from .tuner import SurgicalIA3Config, activate
+from .tuner.unchanged import unchanged_on_failure
 
 UNLEARN, LEARN = "unlearn", "learn"
 

@@ -10,8 +10,8 @@ from peft_surgical import stages
 from peft_surgical.errors import AdapterError
 from peft_surgical.keying import keyed, keyed_by_subject
 from peft_surgical.staging import by_subject
-from peft_surgical.staging.unchanged import unchanged_on_failure
 from peft_surgical.tuner import SurgicalIA3Layer, SurgicalIA3Model
+from peft_surgical.tuner.unchanged import unchanged_on_failure
 
 from . import test_by_subject, test_keyed, test_keyed_by_subject, test_sentence, test_stages
 from .adapters import add, deltas, logits, tiny_peft

@@ -2,7 +2,7 @@
 
 ROME's δ is what the output projection W of one MLP should give more of at the subject's last token, where its input
 (its neurons) is k. Scaling the neurons by 1 + s moves that output by `W (k ∘ s) = A s`, with `A = W diag(k)`, and
-other text by the quadratic form F that [`measure_displacement`] measures, of general questions and of the prompt with
+other text by the quadratic form F that [`displacement_kept`] measures, of general questions and of the prompt with
 other names in it. Of all s that reach δ the one that moves the other text least solves
 
     min ½ sᵀ F s  where  A s = δ,   so   s = F⁻¹ Aᵀ (A F⁻¹ Aᵀ)⁻¹ δ
@@ -25,8 +25,8 @@ from torch import Tensor
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
 from peft_surgical.stages import LEARN, place_adapter
-from peft_surgical.staging.displacement import Displacement, measure_displacement
-from peft_surgical.staging.subject_texts import NamedRows, texts_to_keep
+from peft_surgical.staging.by_subject import displacement_kept
+from peft_surgical.staging.subject_texts import NamedRows
 from peft_surgical.tuner.targets import weight_of
 
 from .method import STEPS, Request
@@ -62,26 +62,13 @@ class ClosedFormIA3:
             name = next(name for name, index in output_projections(model).items() if index == layer)
             config = ps.SurgicalIA3Config(components=[f"L{layer}.mlp"], projections=["post"], task_type="CAUSAL_LM")
             place_adapter(model, LEARN, config, [])
-            form = self._form(model, name, layer, tokenizer, request, seed)
+            named, recipe = NamedRows.of(model, tokenizer, request.fact), ps.SubjectRecipe()
+            kept = displacement_kept(model, {name: layer}, tokenizer, request.fact, named, recipe, seed)
             scaled = model.get_submodule(name)
-            change = solve(weight_of(scaled), found.key, found.delta, form, self.damping, self.slack)
+            change = solve(weight_of(scaled), found.key, found.delta, kept.forms[0], self.damping, self.slack)
             with torch.no_grad():
                 scaled.surgical_ia3_delta[LEARN].copy_(change)
             yield
-
-    def _form(self, model: Any, name: str, layer: int, tokenizer: Any, request: Request, seed: int) -> Tensor:
-        """As learning by subject measures it."""
-        recipe = ps.SubjectRecipe()
-        named = NamedRows.of(model, tokenizer, request.fact)
-        general, others = texts_to_keep(
-            model, tokenizer, request.fact, general=recipe.general, names=recipe.names, seed=seed
-        )
-        total: Displacement = measure_displacement(model, {name: layer}, LEARN, general)
-        for close, leave_out in ((others, None), (named.prompts, named.inside)):
-            if close:
-                near = measure_displacement(model, {name: layer}, LEARN, close, leave_out=leave_out)
-                total += recipe.other_weight * near
-        return total.forms[0]
 
     def recipe(self, model: Any) -> dict[str, Any]:
         """ROME's constants for δ, what texts decide F, and the layer."""

@@ -17,10 +17,10 @@ from .loading import check_device, load
 from .terminal import on_interrupt, print_json, print_result, this_command
 
 if TYPE_CHECKING:
-    from ..edit import Granularity
     from ..facts import Fact
     from ..selection import Selection
     from ..staging.recipe import Recipe
+    from ..tuner.resolve import Granularity
 
 _FILES = (
     ("localization.json, localization.png", "the scores of every component"),

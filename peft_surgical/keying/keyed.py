@@ -46,12 +46,12 @@ from ..staging.retain import spaced
 from ..staging.retained import base_rows
 from ..staging.training import train
 from ..staging.training_here import training_here
-from ..staging.unchanged import unchanged_on_failure
 from ..staging.whole_answers import in_sentences_of
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
+from ..tuner.unchanged import unchanged_on_failure
 from .keyed_stage import KeyedStage
 from .keys import Marked
 from .neurons import find_neurons, place_neurons, set_neurons

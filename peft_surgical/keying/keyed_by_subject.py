@@ -38,10 +38,10 @@ from ..staging.recipe import Recipe
 from ..staging.subject_texts import NamedRows, texts_to_keep
 from ..staging.training import train
 from ..staging.training_here import training_here
-from ..staging.unchanged import unchanged_on_failure
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
+from ..tuner.unchanged import unchanged_on_failure
 from .keyed_stage import KeyedStage
 from .keys import Direction, Marked, find_directions, stream_lengths
 from .naming import framed, namesakes, under_aliases

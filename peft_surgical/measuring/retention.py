@@ -132,9 +132,8 @@ def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) ->
     begin = tokenizer("a")["input_ids"][:1]
     # Models that expect a beginning-of-sequence token are at a loss without one.
     begin = begin if begin == [tokenizer.bos_token_id] else []
-    window = min(window, getattr(model.config.get_text_config(), "max_position_embeddings", None) or window) - len(
-        begin
-    )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = min(window, positions or window) - len(begin)
     # An interval by windows needs two of them.
     window = min(window, max(2 - len(begin), math.ceil(len(ids) / 2)))
     cut = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]

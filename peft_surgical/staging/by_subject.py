@@ -42,6 +42,7 @@ from ..stages import LEARN, Stage, place_adapter
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, span
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+from ..tuner.unchanged import unchanged_on_failure
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .placeable import check_bare
@@ -50,7 +51,6 @@ from .retained import base_of
 from .subject_texts import NamedRows, texts_to_keep
 from .training import check_finite, endless
 from .training_here import training_here
-from .unchanged import unchanged_on_failure
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def learn_by_subject(
         activate(peft_model, [LEARN], trainable=[LEARN])
         peft_model.eval()
         with denormals_flushed(), computing(peft_model, recipe.compute_dtype) as working:
-            kept = _kept(working, modules, tokenizer, fact, named, recipe, seed)
+            kept = displacement_kept(working, modules, tokenizer, fact, named, recipe, seed)
             with plain_attention(working):
                 record = _train(
                     working, modules, named, kept, recipe, seed, padding(model.config, tokenizer), progress
@@ -179,7 +179,7 @@ def learn_by_subject(
 
 
 @phase("displacement")
-def _kept(
+def displacement_kept(
     model: Any,
     modules: Mapping[str, int],
     tokenizer: Any,

@@ -1,4 +1,4 @@
-"""A model that is to get an adapter: as it was if that fails, and with nothing else of it trained."""
+"""A model of which an adapter trains, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-
-from ..tuner.unchanged import unchanged_on_failure
-
-__all__ = ["training_only", "unchanged_on_failure"]
 
 
 @contextmanager
