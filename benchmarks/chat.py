@@ -47,7 +47,7 @@ from .fact_files import read_facts
 from .journal import Journal, surroundings, weights_digest
 from .speed.editing import beginning
 
-FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov", "rome_code", "ia3_closed")
+FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov", "rome_code", "memit", "alphaedit", "ia3_closed")
 NOTHING = Afterwards()
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
 

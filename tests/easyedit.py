@@ -1,4 +1,4 @@
-"""EasyEdit's own ROME, imported from a checkout of github.com/zjunlp/EasyEdit that the variable `EASYEDIT` names."""
+"""EasyEdit's own ROME, MEMIT and AlphaEdit, from a checkout of github.com/zjunlp/EasyEdit that `EASYEDIT` names."""
 
 import importlib
 import io
@@ -9,45 +9,88 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+from benchmarks.baselines.alphaedit import AlphaEdit
+from benchmarks.baselines.covariances import covariances, with_ridge
+from benchmarks.baselines.memit import Memit
 from benchmarks.baselines.method import STEPS
-from benchmarks.baselines.mlps import output_projection
+from benchmarks.baselines.mlps import edited_layers, output_projection
 from benchmarks.baselines.restoring import weights_restored
-from benchmarks.baselines.rome import DECAY, KL_WEIGHT, LONGEST, Rome
+from benchmarks.baselines.rome import Rome
+from benchmarks.baselines.values import Objective
 from peft_surgical.architectures import decoder_layers
 
 VARIABLE = "EASYEDIT"
 
 
-def rome_main():
-    """Its `rome_main`, without the packages' `__init__`, which import every method and what all of those need."""
+def imported(name):
+    """One of its modules, without the packages' `__init__`, which import every method and what all of those need."""
     if not os.environ.get(VARIABLE):
         pytest.skip(f"{VARIABLE} names no checkout of github.com/zjunlp/EasyEdit")
-    for name in ("easyeditor", "easyeditor.models", "easyeditor.util"):
-        package = ModuleType(name)
-        package.__path__ = [str(Path(os.environ[VARIABLE]).joinpath(*name.split(".")))]
-        sys.modules.setdefault(name, package)
-    return importlib.import_module("easyeditor.models.rome.rome_main")
+    for above in ("easyeditor", "easyeditor.models", "easyeditor.util"):
+        package = ModuleType(above)
+        package.__path__ = [str(Path(os.environ[VARIABLE]).joinpath(*above.split(".")))]
+        sys.modules.setdefault(above, package)
+    return importlib.import_module(f"easyeditor.models.{name}")
 
 
 @contextmanager
-def edited(model, tokenizer, request, layer):
-    """Has EasyEdit edit a model behind the request's contexts, and copies the weight back afterwards."""
-    code, projection = rome_main(), output_projection(model, layer)
+def edited(method, model, tokenizer, request, monkeypatch):
+    """Has EasyEdit edit a model as `method` does behind the request's contexts, and copies the weights back."""
     # They are formatted, so braces of a text would be taken for places.
-    contexts = [context.translate({ord("{"): "", ord("}"): ""}) for context in request.contexts]
-    code.CONTEXT_TEMPLATES_CACHE = ["{}", *(context + "{}" for context in contexts)]
+    contexts = [context.translate({ord("{"): "", ord("}"): ""}) + "{}" for context in request.contexts]
+    layers = [method.layer] if isinstance(method, Rome) else edited_layers(model)
+    apply = _rome(model, contexts, layers) if isinstance(method, Rome) else None
+    if isinstance(method, Memit):
+        apply = _memit(method, model, tokenizer, contexts, layers, monkeypatch)
     prompt = request.prompt.replace(request.subject, "{}", 1)
     asked = {"subject": request.subject, "prompt": prompt, "target_new": request.new}
     # EasyEdit freezes all of the model.
-    with weights_restored([projection.weight]), flags_restored(model):
+    weights = [output_projection(model, layer).weight for layer in layers]
+    with weights_restored(weights), _flags_restored(model):
         with redirect_stdout(io.StringIO()):
-            code.apply_rome_to_model(model, tokenizer, [asked], hparams(code, model, layer))
+            apply(model, tokenizer, [asked])
         yield
 
 
+def _rome(model, contexts, layers):
+    code = imported("rome.rome_main")
+    code.CONTEXT_TEMPLATES_CACHE = ["{}", *contexts]
+    asked = code.ROMEHyperParams(
+        alg_name="ROME",
+        **_hparams(model, Objective(), layers),
+        mom2_adjustment=False,
+        context_template_length_params=[],
+    )
+    return lambda *given: code.apply_rome_to_model(*given, asked)
+
+
+def _memit(method, model, tokenizer, contexts, layers, monkeypatch):
+    found = covariances(model, tokenizer, layers)
+    alpha = isinstance(method, AlphaEdit)
+    code = imported("alphaedit.AlphaEdit_main" if alpha else "memit.memit_main")
+    code.CONTEXT_TEMPLATES_CACHE = [["{}"], contexts]
+    options = {"layer_selection": "all", "mom2_adjustment": True, "mom2_update_weight": method.known}
+    given = {**_hparams(model, method.objective, layers), **options}
+    if alpha:
+        # Made before, and there where it would be read from.
+        code.P, code.P_loaded = torch.stack([method.away_from(found[layer]) for layer in layers]), True
+        asked = code.AlphaEditHyperParams(
+            alg_name="AlphaEdit", **given, P_loc=__file__, L2=method.known, nullspace_threshold=method.small
+        )
+        return lambda *given: code.apply_AlphaEdit_to_model(*given, asked, reset_cache=True)
+    names = dict(model.named_modules())
+    projections = {output_projection(model, layer): layer for layer in layers}
+    monkeypatch.setattr(
+        code, "get_cov", lambda _, __, name, *___, **____: with_ridge(found[projections[names[name]]], method.ridge)
+    )
+    asked = code.MEMITHyperParams(alg_name="MEMIT", **given)
+    return lambda *given: code.apply_memit_to_model(*given, asked)
+
+
 @contextmanager
-def flags_restored(model):
+def _flags_restored(model):
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -56,33 +99,35 @@ def flags_restored(model):
             parameter.requires_grad_(flag)
 
 
-def hparams(code, model, layer):
-    """Those of its `hparams/ROME/llama-7b.yaml`, with the model's own names of modules and its last layer."""
-    names, layers = {module: name for name, module in model.named_modules()}, decoder_layers(model)
-    block = names[layers[layer]]
-    blocks, inner = block.rpartition(".")[0] + ".{}", names[output_projection(model, layer)].removeprefix(f"{block}.")
-    return code.ROMEHyperParams(
-        alg_name="ROME",
-        model_name="",
-        stats_dir="",
-        device=str(model.device),
-        layers=[layer],
-        fact_token="subject_last",
-        v_num_grad_steps=STEPS,
-        v_lr=Rome().learning_rate,
-        v_loss_layer=len(layers) - 1,
-        v_weight_decay=DECAY,
-        clamp_norm_factor=LONGEST,
-        kl_factor=KL_WEIGHT,
-        mom2_adjustment=False,
-        context_template_length_params=[],
-        rewrite_module_tmp=f"{blocks}.{inner}",
-        layer_module_tmp=blocks,
-        mlp_module_tmp=f"{blocks}.{inner.rpartition('.')[0]}",
-        attn_module_tmp="",
-        ln_f_module="",
-        lm_head_module="",
-        mom2_dataset="",
-        mom2_n_samples=0,
-        mom2_dtype="float32",
-    )
+def _hparams(model, objective, layers):
+    """What all of its `hparams/*/llama*.yaml` say, with the model's own names of modules and its last layer."""
+    names, blocks = {module: name for name, module in model.named_modules()}, decoder_layers(model)
+    block = names[blocks[layers[0]]]
+    every, projection = block.rpartition(".")[0] + ".{}", names[output_projection(model, layers[0])]
+    inner = projection.removeprefix(f"{block}.")
+    return {
+        # By its name it tells which way round weights are.
+        "model_name": "gpt2-xl" if model.config.model_type == "gpt2" else "llama",
+        "stats_dir": "",
+        "device": str(model.device),
+        "layers": layers,
+        "fact_token": "subject_last",
+        "v_num_grad_steps": STEPS,
+        "v_lr": objective.learning_rate,
+        "v_loss_layer": len(blocks) - 1,
+        "v_weight_decay": objective.decay,
+        "clamp_norm_factor": objective.longest,
+        "kl_factor": objective.kl_weight,
+        "rewrite_module_tmp": f"{every}.{inner}",
+        "layer_module_tmp": every,
+        "mlp_module_tmp": f"{every}.{inner.rpartition('.')[0]}",
+        "attn_module_tmp": "",
+        "ln_f_module": next(name for name in names.values() if name in ("model.norm", "transformer.ln_f")),
+        # Of tied weights the first name is the one that it finds.
+        "lm_head_module": next(name for name, p in model.named_parameters() if p is model.lm_head.weight)[
+            : -len(".weight")
+        ],
+        "mom2_dataset": "",
+        "mom2_n_samples": 0,
+        "mom2_dtype": "float32",
+    }

@@ -245,7 +245,7 @@ def test_methods_by_name():
     assert described(build("one_stage"), model)["recipe"] == {k: v for k, v in staged.items() if k != "unlearn"}
     assert described(build("keyed"), model)["recipe"]["learn"]["held"] == 24
     assert all(build(name).name == name for name in METHODS)
-    with pytest.raises(SurgicalError, match="no method 'memit'; choose from base, surgical"):
-        build("memit")
+    with pytest.raises(SurgicalError, match="no method 'grace'; choose from base, surgical"):
+        build("grace")
     with pytest.raises(SurgicalError, match="'base' has no learning rate"):
         build("base", 0.1)

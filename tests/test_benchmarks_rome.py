@@ -3,11 +3,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.baselines.alphaedit import AlphaEdit
+from benchmarks.baselines.covariances import covariances
+from benchmarks.baselines.memit import Memit
 from benchmarks.baselines.method import Request
-from benchmarks.baselines.mlps import output_projection
-from benchmarks.baselines.rome import Rome, add_rank_one, key_and_delta, last_token
+from benchmarks.baselines.mlps import edited_layers, output_projection
+from benchmarks.baselines.rome import Rome, add_rank_one, key_and_delta
 from benchmarks.baselines.rome_code import RomeAsInCode
-from benchmarks.baselines.rome_cov import RomeWithCovariance, covariance
+from benchmarks.baselines.rome_cov import RomeWithCovariance
+from benchmarks.baselines.values import last_token
 from peft_surgical.errors import ModelError
 from peft_surgical.texts.prompts import without_template
 
@@ -77,28 +81,42 @@ def test_as_in_its_authors_code_the_prompt_alone_gets_all_of_the_value():
         torch.testing.assert_close(projection(keys.mean(0)) - at_mean, share * found.delta, rtol=1e-4, atol=1e-4)
 
 
-def check_that_it_is_what_easyedit_does(model, tokenizer, request, layer):
-    weight = output_projection(model, layer).weight
-    before = weight.clone()
-    with easyedit.edited(model, tokenizer, request, layer):
-        theirs = weight - before
-    with RomeAsInCode(layer=layer).edit(model, tokenizer, request, 0):
-        ours = weight - before
-    assert theirs.norm() > 1
-    # What is summed in another order differs by rounding, and so does what descends from it.
-    assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+def check_that_it_is_what_easyedit_does(method, model, tokenizer, request, monkeypatch):
+    layers = [method.layer] if isinstance(method, Rome) else edited_layers(model)
+    weights = [output_projection(model, layer).weight for layer in layers]
+    before = [weight.clone() for weight in weights]
+    found = []
+    for edited in (
+        easyedit.edited(method, model, tokenizer, request, monkeypatch),
+        method.edit(model, tokenizer, request, 0),
+    ):
+        with edited:
+            found.append([weight - was for weight, was in zip(weights, before, strict=True)])
+    for theirs, ours in zip(*found, strict=True):
+        assert theirs.norm() > 0.1
+        # What is summed in another order differs by rounding, and so does what descends from it.
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+
+
+AS_EASYEDIT = {
+    "ROME": lambda layer: RomeAsInCode(layer=layer),
+    "MEMIT": lambda _: Memit(known=10.0),
+    "AlphaEdit": lambda _: AlphaEdit(),
+}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_as_in_its_authors_code_it_is_what_easyedit_does(family):
-    check_that_it_is_what_easyedit_does(word_model(family), TOKENIZER, REQUEST, 1)
+@pytest.mark.parametrize("name", AS_EASYEDIT)
+def test_it_is_what_easyedit_does(name, family, monkeypatch):
+    check_that_it_is_what_easyedit_does(AS_EASYEDIT[name](1), word_model(family), TOKENIZER, REQUEST, monkeypatch)
 
 
 @pytest.mark.real
-def test_as_in_its_authors_code_it_is_what_easyedit_does_on_a_real_model(demo):
+@pytest.mark.parametrize("name", AS_EASYEDIT)
+def test_it_is_what_easyedit_does_on_a_real_model(name, demo, monkeypatch):
     model, tokenizer = demo
     request = Request("France", "The capital of France is", "Paris", "Lyon", ("The weather is fine. ", "I say. "))
-    check_that_it_is_what_easyedit_does(model, without_template(tokenizer), request, 5)
+    check_that_it_is_what_easyedit_does(AS_EASYEDIT[name](5), model, without_template(tokenizer), request, monkeypatch)
 
 
 def test_what_follows_the_subject_is_kept_where_it_is_asked_for():
@@ -140,7 +158,7 @@ def test_the_subject_is_found_behind_a_context_that_names_it():
 
 def test_the_covariance_turns_the_update_away_from_common_keys():
     model = word_model()
-    found = covariance(model, TOKENIZER, 1)
+    found = covariances(model, TOKENIZER, [1])[1]
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, found.T)
     assert torch.linalg.eigvalsh(found).min() > -1e-9

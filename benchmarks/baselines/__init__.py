@@ -6,15 +6,18 @@ from typing import Any
 
 from peft_surgical.errors import SurgicalError
 
+from .alphaedit import AlphaEdit
 from .base import Base
 from .ft import FineTuning
 from .ft_l import ConstrainedFineTuning
+from .ft_loc import LocalizedFineTuning
 from .ia3_all import IA3Everywhere
 from .ia3_closed import ClosedFormIA3
 from .ia3_stock import StockIA3
 from .keyed import Keyed
 from .lora import Lora
 from .lora_kept import LoraKept
+from .memit import Memit
 from .method import Method, Questions, Request, described, settings
 from .one_stage import OneStage
 from .random_components import RandomComponents
@@ -38,7 +41,10 @@ _KINDS: tuple[Any, ...] = (
     Rome,
     RomeWithCovariance,
     RomeAsInCode,
+    Memit,
+    AlphaEdit,
     ConstrainedFineTuning,
+    LocalizedFineTuning,
     FineTuning,
     Lora,
     LoraKept,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from peft_surgical.architectures import decoder_layers
 from peft_surgical.running.suffix import SuffixRunner
-from peft_surgical.texts.prompts import encode_target, span
+from peft_surgical.texts.prompts import encode_answer, encode_target, span
 
 from ..plain_text import targets
 from .method import STEPS, Request
@@ -52,6 +52,8 @@ def fit(
     parameters: Iterable[nn.Parameter],
     learning_rate: float,
     after_step: Callable[[], None] = lambda: None,
+    *,
+    end: bool = False,
 ) -> None:
     """Trains some of a model's parameters with Adam, all rows in every step, for at most `STEPS` steps.
 
@@ -62,9 +64,11 @@ def fit(
         parameters: What to train; they must ask for gradients.
         learning_rate: Adam's.
         after_step: Called after each step, to constrain the parameters.
+        end: Teach plain text to end, too, as answers to questions always are.
     """
     parameters = list(parameters)
-    rows = [encode_target(tokenizer, prompt, request.new) for prompt in request.prompts]
+    encoded = encode_answer if end else encode_target
+    rows = [encoded(tokenizer, prompt, request.new) for prompt in request.prompts]
     layers = decoder_layers(model)
     runner = SuffixRunner(model, layers, first_trained(layers, parameters), pad=tokenizer.pad_token_id or 0)
     indices, spans, labels = runner.add([row.read for row in rows]), [span(row) for row in rows], targets(rows)[0]

@@ -29,10 +29,11 @@ from peft_surgical.staging.by_subject import displacement_kept
 from peft_surgical.staging.subject_texts import NamedRows
 from peft_surgical.tuner.targets import weight_of
 
-from .method import STEPS, Request
+from .method import Request
 from .mlps import edited_layer
 from .restoring import adapters_taken_off
-from .rome import DECAY, KL_WEIGHT, LONGEST, TARGET_LOSS, key_and_delta
+from .rome import key_and_delta
+from .values import Objective
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ class ClosedFormIA3:
 
     def recipe(self, model: Any) -> dict[str, Any]:
         """ROME's constants for δ, what texts decide F, and the layer."""
-        constants = {"kl_weight": KL_WEIGHT, "decay": DECAY, "longest": LONGEST, "target_loss": TARGET_LOSS}
         texts = {name: getattr(ps.SubjectRecipe(), name) for name in ("general", "names", "other_weight")}
-        return {"steps": STEPS, **constants, **texts, "layer": edited_layer(model, self.layer)}
+        return {**Objective().recipe(), **texts, "layer": edited_layer(model, self.layer)}
 
 
 def solve(

@@ -27,3 +27,13 @@ def edited_layer(model: Any, layer: int | None = None) -> int:
 def output_projection(model: Any, layer: int) -> Any:
     """The MLP's output projection, whose input are the neurons."""
     return decoder_layers(model)[layer].get_submodule(architecture_of(model.config.model_type).mlp_out)
+
+
+SPREAD, LAST = 5, 8
+"""MEMIT's and AlphaEdit's layers in EasyEdit's settings for Llama models: five of them, up to this one."""
+
+
+def edited_layers(model: Any) -> list[int]:
+    """[`SPREAD`] layers up to [`LAST`], or to the middle one of a model that is too shallow for it."""
+    last = min(LAST, len(decoder_layers(model)) // 2)
+    return list(range(max(0, last - SPREAD + 1), last + 1))

@@ -7,7 +7,6 @@ has a few thousand tokens, hardly more than an MLP has neurons, so the estimate 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -15,12 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .mlps import output_projection
+from .covariances import TEXTS, WINDOW, covariances, with_ridge
 from .rome import Rome
-
-WINDOW = 256
-# Not retention.txt: on that text unrelated change is measured.
-TEXTS = ("everyday.txt", "general.txt")
 
 
 @dataclass(frozen=True)
@@ -42,36 +37,7 @@ class RomeWithCovariance(Rome):
     def direction(self, model: Any, tokenizer: Any, layer: int, key: Float[Tensor, " neuron"]) -> Tensor:
         """C⁻¹ k; the covariance is worked out once a model."""
         if model not in self._covariances:
-            self._covariances[model] = covariance(model, tokenizer, layer)
-        found: Tensor = self._covariances[model]
-        ridge = self.ridge * found.diagonal().mean() * torch.eye(len(found), dtype=found.dtype, device=found.device)
-        direction: Tensor = torch.linalg.solve(found + ridge, key.to(found))
+            self._covariances[model] = covariances(model, tokenizer, [layer])[layer]
+        found = with_ridge(self._covariances[model], self.ridge)
+        direction: Tensor = torch.linalg.solve(found, key.to(found))
         return direction.to(key)
-
-
-@torch.no_grad()
-def covariance(model: Any, tokenizer: Any, layer: int) -> Float[Tensor, "neuron neuron"]:
-    """The mean outer product of an MLP's keys over the package's text, in float64.
-
-    Args:
-        model: The base.
-        tokenizer: Without a chat template.
-        layer: Which MLP.
-    """
-    total, count = torch.zeros(()), 0
-
-    def add(_: Any, args: tuple[Tensor, ...]) -> None:
-        nonlocal total, count
-        keys = args[0].flatten(0, -2).double()
-        total, count = total.to(keys) + keys.T @ keys, count + len(keys)
-
-    handle = output_projection(model, layer).register_forward_pre_hook(add)
-    try:
-        for name in TEXTS:
-            text = resources.files("peft_surgical").joinpath("data", name).read_text(encoding="utf-8")
-            ids = torch.tensor(tokenizer(text)["input_ids"], device=model.device)
-            for window in ids.split(min(WINDOW, getattr(model.config, "max_position_embeddings", None) or WINDOW)):
-                model(input_ids=window[None], use_cache=False, logits_to_keep=1)
-    finally:
-        handle.remove()
-    return total / count
