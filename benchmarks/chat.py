@@ -4,11 +4,11 @@
 
 Adapters and fine-tuning get the fact's training prompts with its answer, a bare one as a sentence, all in every step,
 for at most 25 steps; the stages of `edit` (`staged`) and rewritten neurons (`keyed`, 18 steps) get the same, wordings
-that are made of them and what is kept, `lora_kept` the same and what is kept. ROME,
-`surgical` and `surgical_keyed` edit one sentence, behind sampled beginnings, as they do on CounterFact: the fact's
-answer up to the new answer. Held-out prompts and controls are asked in the chat template after each, greedily. With
-`--bits` and `--relearn` held-out prompts are asked again after every edit's weights, merged, were rounded, or
-fine-tuned on the old answer.
+that are made of them and what is kept, `lora_kept` the same and what is kept. ROME, MEMIT, AlphaEdit, `surgical` and
+`surgical_keyed` edit one sentence, behind sampled beginnings, as they do on CounterFact: the fact's answer up to the
+new answer. Held-out prompts and controls are asked in the chat template after each, greedily. With `--bits` and
+`--relearn` held-out prompts are asked again after every edit's weights, merged, were rounded, or fine-tuned on the old
+answer.
 
 Every row is a line of `--out`; the same command goes on where it was interrupted, and is refused where the weights,
 a method's settings or its recipe are others than those of the rows that are there. Prints a Markdown table a fact and,

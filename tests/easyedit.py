@@ -72,7 +72,7 @@ def _memit(method, model, tokenizer, contexts, layers, monkeypatch):
     code = imported("alphaedit.AlphaEdit_main" if alpha else "memit.memit_main")
     code.CONTEXT_TEMPLATES_CACHE = [["{}"], contexts]
     options = {"layer_selection": "all", "mom2_adjustment": True, "mom2_update_weight": method.known}
-    given = {**_hparams(model, method.objective, layers), **options}
+    given = {**_hparams(model, Objective(method.learning_rate), layers), **options}
     if alpha:
         # Made before, and there where it would be read from.
         code.P, code.P_loaded = torch.stack([method.away_from(found[layer]) for layer in layers]), True

@@ -26,7 +26,9 @@ def few_everyday_prompts(monkeypatch):
     monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
 
 
-@pytest.mark.parametrize("method", ["rome", "rome_cov", "rome_code", "surgical", "surgical_keyed"])
+@pytest.mark.parametrize(
+    "method", ["rome", "rome_cov", "rome_code", "memit", "alphaedit", "surgical", "surgical_keyed"]
+)
 def test_what_methods_are_given(method):
     model = planted()
     tokenizer, asked = chat._request(model, TOKENIZER, FACT, "lora", 0)

@@ -6,7 +6,7 @@ from benchmarks.baselines.covariances import covariances, with_ridge
 from benchmarks.baselines.memit import Memit
 from benchmarks.baselines.method import Request
 from benchmarks.baselines.mlps import edited_layers, output_projection
-from benchmarks.baselines.values import Asked
+from benchmarks.baselines.values import Asked, Objective
 from peft_surgical.architectures import decoder_layers
 
 from .counterfacts import REQUEST, TOKENIZER, word_model
@@ -25,7 +25,7 @@ def test_where_nothing_weighs_against_it_the_value_is_reached(method, family):
     last = decoder_layers(model)[edited_layers(model)[-1]]
     asked = Asked(model, TOKENIZER, ALONE, 0, kl_at_subject=True)
     before = value_of(model, ALONE, last)
-    wanted = before + asked.delta(last, before, method.objective)
+    wanted = before + asked.delta(last, before, Objective(method.learning_rate))
     assert (wanted - before).norm() > 0.1 * before.norm()
     with method.edit(model, TOKENIZER, ALONE, 0):
         torch.testing.assert_close(value_of(model, ALONE, last), wanted, rtol=1e-4, atol=1e-4)

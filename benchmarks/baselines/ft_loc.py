@@ -28,7 +28,7 @@ class LocalizedFineTuning:
     """
 
     name: ClassVar[str] = "ft_loc"
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
     layer: int | None = None
 
     def recipe(self, model: Any) -> dict[str, Any]:

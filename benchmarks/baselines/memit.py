@@ -8,7 +8,7 @@ contexts, both as the layers before have been changed,
     W ← W + r (C⁻¹ k)ᵀ / (λ + kᵀ C⁻¹ k)
 
 which for one fact is the paper's R Kᵀ (λ C + K Kᵀ)⁻¹. λ weighs what is known against what is new. Layers, λ and the
-rest are EasyEdit's for Llama models, and what the subject else is, is kept by what follows its last token, as there.
+rest are EasyEdit's for Llama models, and what else the subject is, is kept by what follows its last token, as there.
 C is of the text that the package carries, where EasyEdit reads 100,000 samples of Wikipedia, and needs a ridge.
 """
 
@@ -60,30 +60,18 @@ class Memit:
             found = covariances(model, tokenizer, layers)
             self._away[model] = {layer: self.away_from(found[layer]) for layer in layers}
         projections = [output_projection(model, layer) for layer in layers]
-        asked, last = (
-            Asked(model, tokenizer, request, layers[0], kl_at_subject=True),
-            decoder_layers(model)[layers[-1]],
-        )
+        asked = Asked(model, tokenizer, request, layers[0], kl_at_subject=True)
+        last = decoder_layers(model)[layers[-1]]
         value = asked.at_subject(last)[0][1][0]
-        wanted = value + asked.delta(last, value, self.objective)
+        wanted = value + asked.delta(last, value, Objective(self.learning_rate))
         with weights_restored([projection.weight for projection in projections]):
             for number, (layer, projection) in enumerate(zip(layers, projections, strict=True)):
                 (keys, _), (_, values) = asked.at_subject(projection, last)
                 key = (keys[0] + keys[1:].mean(0)) / 2 if len(keys) > 1 else keys[0]
                 away = self._away[model][layer]
                 share = (wanted - values[0]) / (len(layers) - number)
-                add_rank_one(projection, share, key, (away @ key.to(away)).to(key), self.slack)
+                add_rank_one(projection, share, key, (away @ key.to(away)).to(key), self.known)
             yield
-
-    @property
-    def objective(self) -> Objective:
-        """How δ is sought."""
-        return Objective(self.learning_rate)
-
-    @property
-    def slack(self) -> float:
-        """What the denominator has more than kᵀ C⁻¹ k."""
-        return self.known
 
     def away_from(self, covariance: Matrix) -> Matrix:
         """What turns a key away from common ones: C⁻¹."""
@@ -92,4 +80,4 @@ class Memit:
 
     def recipe(self, model: Any) -> dict[str, Any]:
         """How δ is sought, what the covariances are of, and the layers."""
-        return {**self.objective.recipe(), "texts": list(TEXTS), "window": WINDOW, "layers": edited_layers(model)}
+        return {**Objective().recipe(), "texts": list(TEXTS), "window": WINDOW, "layers": edited_layers(model)}
