@@ -91,6 +91,15 @@ def test_rows_that_are_filled_train_the_same(monkeypatch):
         torch.testing.assert_close(found[name], delta, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("answer", ["france", "paris france", "france paris"])
+def test_an_answer_may_name_the_subject_even_as_its_last_word(answer):
+    model = tiny_model("llama")
+    pairs = [(prompt, answer) for prompt in PROMPTS]
+    before = sum(log_likelihoods(model, TOKENIZER, pairs))
+    stage = taught(model=model, fact=replace(FACT, answer=answer))
+    assert sum(log_likelihoods(stage.model, TOKENIZER, pairs)) > before
+
+
 def test_a_saved_adapter_is_the_one_that_was_trained(tmp_path):
     stage = taught()
     stage.save(tmp_path / "learn")

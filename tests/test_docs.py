@@ -324,6 +324,10 @@ def test_the_documented_way(reader, place, capsys):
     assert "| base | unlearned | edited |" in card
     assert (place / "out" / "check" / "report.json").is_file()
 
+    names = reader("docs/how-to/come-from-easyedit.md")
+    assert names["stage"].record.steps > 0
+    assert (place / "out" / "lyon" / "adapter_model.safetensors").is_file()
+
     names = reader("docs/how-to/use-in-a-training-loop.md", "python examples")
     assert float(names["divergence"].detach()) > 0
     assert names["model"].base_model.active_adapters == ["default", "second"]

@@ -265,7 +265,8 @@ def _losses(
     own = [rows[i] for i in chosen]
     where = torch.zeros(len(own), runner.width(chosen), 1, dtype=torch.float32, device=runner.device)
     for row, i in enumerate(chosen):
-        where[row, [mark - runner.starts[i] for mark in marks[i]]] = 1
+        # An answer's last token is not run, and may be the subject's.
+        where[row, [mark - runner.starts[i] for mark in marks[i] if mark < len(rows[i].read)]] = 1
     with scaling_at(runner.model, layers, LEARN, where):
         logits = runner.logits(chosen, [span(row) for row in own]).float()
     labels = torch.tensor([token for row in own for token in row.ids[row.answer_start :]], device=logits.device)
