@@ -11,7 +11,16 @@ import peft_surgical as ps
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
 from peft_surgical.running import cache, generation
-from peft_surgical.running.cache import FOLDER, answers_kept, beside, kept_beside, kept_tensors, weights_digest
+from peft_surgical.running.cache import (
+    FOLDER,
+    _content,
+    _Kept,
+    answers_kept,
+    beside,
+    kept_beside,
+    kept_tensors,
+    weights_digest,
+)
 from peft_surgical.running.generation import generate_ids
 
 from .adapters import add, perturb, tiny_peft
@@ -222,6 +231,44 @@ def test_a_merge_that_torch_does_not_count_is_noticed(tmp_path):
         merged = get_peft_model(model, config).merge_and_unload()
         after = kept_tensors(merged, "sum", {}, lambda: {"sum": torch.ones(1)}, alone=lambda _: nullcontext())
     assert (before["sum"], after["sum"]) == (0, 1)
+
+
+def one_column(weight):
+    weight.data[:, 77] += 1
+
+
+def two_rows(weight):
+    weight.data[[3, 200]] = weight.data[[200, 3]]
+
+
+def two_columns(weight):
+    weight.data[:, [3, 200]] = weight.data[:, [200, 3]]
+
+
+def one_value(weight):
+    weight.data[-1, -1] += 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("write", [one_column, two_rows, two_columns, one_value])
+def test_what_torch_does_not_count_is_noticed_wherever_it_is_written(write, dtype, tmp_path):
+    weight = nn.Parameter(torch.arange(576 * 1537).reshape(576, 1537).remainder(113).to(dtype), requires_grad=False)
+    # Of a tensor that begins where no word of eight bytes does, too.
+    for tensor in (weight, nn.Parameter(weight.data[:, 1:], requires_grad=False)):
+        kept, version = _Kept(tmp_path), tensor._version
+        before = kept.hash_of(tensor)
+        assert kept.hash_of(tensor) is before
+        write(tensor)
+        assert tensor._version == version
+        assert kept.hash_of(tensor) == _content(tensor) != before
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(0), torch.tensor(2.0), torch.ones(3, dtype=torch.bool), torch.ones(5, dtype=torch.float16)[1:]],
+)
+def test_small_tensors_have_a_hash_too(tensor, tmp_path):
+    assert _Kept(tmp_path).hash_of(tensor) == _content(tensor)
 
 
 def test_files_of_tensors_stay_few_and_those_last_used_stay(tmp_path):

@@ -1,6 +1,7 @@
 import threading
 
 import pytest
+from torch import nn
 
 from peft_surgical.running.modes import evaluating
 
@@ -56,6 +57,40 @@ def test_blocks_of_several_threads_that_overlap():
     thread.join()
     assert seen == [False]
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("first", ["nested", "other"])
+def test_blocks_inside_of_one_another_beside_those_of_another_thread(first):
+    module = nn.Linear(2, 2).train()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def other():
+        with evaluating(module):
+            inside.set()
+            go_on.wait(timeout=30)
+
+    thread = threading.Thread(target=other)
+    if first == "other":
+        thread.start()
+        inside.wait(timeout=30)
+    with evaluating(module):
+        with evaluating(module):
+            if first == "nested":
+                thread.start()
+                inside.wait(timeout=30)
+            else:
+                go_on.set()
+                thread.join()
+        assert not module.training
+    assert module.training == (first == "other")
+    go_on.set()
+    thread.join()
+    assert module.training
+
+
+def test_a_block_gives_back_what_it_found_and_not_what_an_outer_one_did():
+    model = tiny_peft("gpt2").train()
+    before = fingerprint(model)
     with evaluating(model):
         model.train()
         with evaluating(model):

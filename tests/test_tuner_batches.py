@@ -18,6 +18,7 @@ from transformers import (
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config
+from peft_surgical.tuner.batches import _Batch
 from tests.adapters import add, logits, perturb, tiny_peft
 from tests.tiny import tiny_ids, tiny_model
 
@@ -104,6 +105,14 @@ def test_names_are_counted_against_the_input_and_no_other_tensor(task_type):
         found = model(position_ids=positions, input_ids=ids, adapter_names=names).logits
     assert torch.equal(found, expected)
     model.generate(eos_token_id=torch.tensor(5), input_ids=ids, adapter_names=names, max_new_tokens=1)
+
+
+def test_a_vector_has_no_rows():
+    batch = _Batch(["a", "b"])
+    batch.rows, batch.tokens = 2, 3
+    assert batch.spread(["a", "b"], "x", [torch.zeros(2, 3, 4)]) == ["a", "b"]
+    with pytest.raises(AdapterError, match="cannot be told apart in x, so they"):
+        batch.spread(["a", "b"], "x", [torch.zeros(4)])
 
 
 def test_modules_saved_whole_whose_rows_cannot_be_told_apart():

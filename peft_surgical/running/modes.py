@@ -39,11 +39,10 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def _enter(module: Any, thread: int) -> bool:
     """Counts a thread in; returns the mode that the module is to have behind the block."""
-    threads, first = _HELD.get(module, (Counter(), module.training))
-    others = any(count for other, count in threads.items() if other != thread)
-    mode: bool = first if others else module.training
+    threads, first = _HELD.setdefault(module, (Counter(), module.training))
+    # A block inside of one of the same thread's gives back what it found, be others in one or not.
+    mode: bool = module.training if threads[thread] else first
     threads[thread] += 1
-    _HELD[module] = threads, mode
     return mode
 
 

@@ -120,7 +120,7 @@ class _Batch:
 
     def _whole(self, shape: tuple[int, ...]) -> bool:
         """Whether what is of one row stands together in a module's input of this shape."""
-        if not shape or shape[0] % self.rows or self.rows % len(self.names):
+        if len(shape) < 2 or shape[0] % self.rows or self.rows % len(self.names):
             return False
         if len(shape) == 2 or self.pictures:
             return shape[0] in (self.rows, self.rows * self.tokens)
