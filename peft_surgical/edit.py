@@ -124,7 +124,10 @@ def edit(
     check_causal(model)
     check_whole(model)
     check_free(model, RECIPES)
-    if (neurons is None) == (granularity == "neuron"):
+    chosen = selection is not None and selection.neurons is not None
+    if chosen and neurons is not None:
+        raise SelectionError(f"the selection has neurons of its own, so none are to be chosen; got {neurons}.")
+    if (granularity == "neuron") != (neurons is not None) and not chosen:
         raise SelectionError(
             f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
         )

@@ -31,6 +31,7 @@ from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.placeable import check_bare
 from .staging.training import check_finite
 from .staging.training_here import training_here
+from .texts.fact_files import cleaned
 from .texts.lengths import check_row
 from .texts.prompts import encode, mentions, without_template
 from .texts.text import same_text_key
@@ -140,7 +141,7 @@ def _behind_beginnings(
     check_causal(model)
     subject = subject_of(prompt, new, subject)
     # A space at the end would stand twice, and as a token of its own.
-    prompt, new = prompt.strip(), new.strip()
+    prompt, new = cleaned(prompt, "the prompt", None), cleaned(new, "the new answer", None)
     # As training is: neither autocast nor what else is around decides what is drawn.
     with training_here(model):
         beginnings = sample_contexts(model, plain, contexts, seed)
@@ -167,7 +168,7 @@ def checked_aliases(subject: str, aliases: Sequence[str]) -> list[str]:
             raise FactError(f"the alias {brief(name)} has no letter, digit or sign to look for.")
         if same_text_key(name) == same_text_key(subject):
             raise FactError(f"the alias {brief(name)} is the subject itself.")
-    return [name.strip() for name in aliases]
+    return [cleaned(name, "an alias", None) for name in aliases]
 
 
 def subject_of(prompt: str, new: str, subject: str | None = None) -> str:
@@ -181,11 +182,14 @@ def subject_of(prompt: str, new: str, subject: str | None = None) -> str:
     Raises:
         FactError: If the answer is empty, or the prompt does not name the subject, or none can be guessed.
     """
-    if not new.strip():
+    prompt, new = cleaned(prompt, "the prompt", None), cleaned(new, "the new answer", None)
+    if not new:
         raise FactError("the new answer is empty.")
-    if not prompt.strip():
+    if not same_text_key(new):
+        raise FactError("the new answer has no letter, digit or sign.")
+    if not prompt:
         raise FactError("the prompt is empty; give the beginning of a sentence that the new answer ends.")
-    found = guess_subject(prompt) if subject is None else subject
+    found = guess_subject(prompt) if subject is None else cleaned(subject, "the subject", None)
     if not mentions(prompt, found):
         raise FactError(f"the prompt {brief(prompt)} does not name the subject {brief(found)}.")
     return found

@@ -191,6 +191,11 @@ OPTIONS = {
     "top": ({"top": 3, "scorers": ["logit_drop"]}, 3, None),
     "selection": ({"selection": Selection.from_components("L1.head.2", "L2.mlp")}, 2, 8 + 32),
     "neurons": ({"selection": Selection(("L2.mlp",), neurons={"L2.mlp": ((3, 5),)})}, 1, 2 * 2),
+    "neurons_told": (
+        {"selection": Selection(("L2.mlp",), neurons={"L2.mlp": ((3, 5),)}), "granularity": "neuron"},
+        1,
+        2 * 2,
+    ),
     "projections": ({"selection": Selection.from_components("L2.mlp"), "projections": ["post"]}, 1, 48),
     "module": ({"selection": Selection.from_components("L2.mlp"), "granularity": "module"}, 1, 3 * 48),
     "neuron": ({"granularity": "neuron", "neurons": 5, "top": 12}, 12, None),

@@ -70,6 +70,15 @@ def test_a_folder_that_holds_no_adapter_is_not_taken_for_an_earlier_edit_s(work,
         ({"granularity": "neuron"}, SelectionError, "go together; got 'neuron' and None"),
         ({"neurons": 5}, SelectionError, "go together; got 'component' and 5"),
         (
+            {
+                "granularity": "neuron",
+                "neurons": 5,
+                "selection": Selection(("L1.mlp",), neurons={"L1.mlp": ((0, 2),)}),
+            },
+            SelectionError,
+            "the selection has neurons of its own, so none are to be chosen; got 5",
+        ),
+        (
             {"granularity": "neuron", "neurons": 5, "top": 1, "scorers": ["random"]},
             SelectionError,
             r"no MLP is selected \(L\d\.head\.\d\), and only MLPs have neurons",

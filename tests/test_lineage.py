@@ -43,6 +43,7 @@ def test_what_a_stage_and_its_product_say_of_themselves(folder):
         (["learn", "unlearn"], "learn was trained on top of unlearn; give that before it"),
         (["unlearn", "learn", "edit"], r"edit holds .*unlearn already, which then acts twice"),
         (["edit", "learn"], r"edit holds .*learn already, which then acts twice"),
+        (["edit", "edit"], r"edit is given twice, and then acts twice"),
         (["unlearn", "learn"], None),
         (["unlearn"], None),
         (["edit"], None),

@@ -4,7 +4,7 @@ from peft import LoraConfig
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.staging.placeable import check_at_hand, check_bare, check_whole
 
-from .adapters import tiny_peft
+from .adapters import add, tiny_peft
 from .offloading import offloaded
 from .tiny import tiny_model
 
@@ -23,6 +23,18 @@ def test_a_model_whose_adapters_stand_on_it_is_not_bare_and_alone_not_whole():
     check_whole(adapted.unload())
     model.add_adapter(LoraConfig(target_modules=["down_proj"]))
     with pytest.raises(AdapterError, match="put there by transformers or by a PEFT model"):
+        check_whole(model)
+
+
+def test_what_is_merged_must_be_active_too():
+    model = tiny_peft()
+    add(model, "other", components=["L0.mlp"])
+    model.merge_adapter(["default"])
+    check_whole(model)
+    model.unmerge_adapter()
+    model.set_adapter("default")
+    model.merge_adapter(["other"])
+    with pytest.raises(AdapterError, match="'other' is merged into the model and not active; unmerge or activate it"):
         check_whole(model)
 
 

@@ -65,6 +65,33 @@ def test_a_shared_template_changes_no_logits():
             torch.testing.assert_close(runs.logits(window, window.corrupted)[row], expected, atol=2e-5, rtol=1e-4)
 
 
+def test_what_hooks_change_in_the_template_is_for_the_windows_under_them_alone():
+    model = tiny_model("llama")
+    head, own = tiny_ids(1, 4, seed=5)[0], tiny_ids(1, 6, seed=1)[0]
+    clean = torch.cat([head, own])
+    pairs = [PromptPair("", "swap", None, clean, clean.flip(0), None, 5, 7, 8, 9)]
+    expected = model(clean[None]).logits[0, -1].detach()
+
+    def ablated(runs, scale):
+        with runs.bridge.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda tensor, hook: tensor * scale)]):
+            window = runs.window(pairs)
+            return runs.logits(window, window.clean)[0]
+
+    runs = Runs(wrap(model), head.tolist())
+    whole = ablated(Runs(wrap(model)), 0)
+    for scale in (0, 3, 0):
+        found = ablated(runs, scale)
+    assert runs._template_cache is None
+    torch.testing.assert_close(found, whole, atol=2e-5, rtol=1e-4)
+    for _ in range(2):
+        window = runs.window(pairs)
+        torch.testing.assert_close(runs.logits(window, window.clean)[0], expected, atol=2e-5, rtol=1e-4)
+    template = runs._template_cache
+    assert template is not None
+    torch.testing.assert_close(ablated(runs, 0), whole, atol=2e-5, rtol=1e-4)
+    assert runs._template_cache is template
+
+
 def test_a_template_that_the_corruption_changes_is_not_shared():
     model = tiny_model("qwen3")
     runs, _ = runs_of(model)

@@ -113,6 +113,11 @@ def test_its_scales_are_where_subjects_are_looked_up_unless_a_config_says_otherw
     assert taught(config=config).model.peft_config["learn"].components == ["L1.mlp"]
 
 
+def test_accents_may_be_signs_of_their_own():
+    apart = "jose\u0301"
+    assert subject_of(f"{apart} is", "lyon", "josé") == subject_of("josé is", "lyon", apart) == "josé"
+
+
 def test_the_subject_is_guessed_or_given():
     assert subject_of("The capital of France is", "Lyon") == "France"
     assert subject_of("the capital of france is", "lyon", "france") == "france"
@@ -122,6 +127,7 @@ def test_the_subject_is_guessed_or_given():
     ("prompt", "new", "subject", "message"),
     [
         (PROMPT, " ", "france", "the new answer is empty"),
+        (PROMPT, "\u200b", "france", "the new answer has no letter, digit or sign"),
         (" ", "lyon", "france", "the prompt is empty"),
         (PROMPT, "lyon", "spain", "does not name the subject 'spain'"),
         ("why is it so", "lyon", None, "name the subject"),

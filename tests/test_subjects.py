@@ -1,9 +1,14 @@
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
+from peft_surgical.errors import FactError
 from peft_surgical.facts import Control
-from peft_surgical.texts.prompts import encode, encode_answer
+from peft_surgical.sentence import learn_sentence, learn_sentence_keyed
+from peft_surgical.texts.prompts import encode, encode_answer, encode_open
 from peft_surgical.texts.subjects import (
     alias_sentences,
     namesake_sentences,
@@ -16,8 +21,33 @@ from peft_surgical.texts.text import contains, digest
 from .localizing import capital, word_tokenizer
 from .small_tokenizers import small_tokenizer
 from .test_by_subject import FACT, PROMPTS
+from .tiny import tiny_model
 
 TOKENIZER = word_tokenizer()
+
+
+def unspaced(text, pairs):
+    """A tokenizer of signs and of the pairs of them that it merges."""
+    vocab = dict.fromkeys(["<pad>", "<bos>", "<eos>", "<unk>", *text, *map("".join, pairs)])
+    tokens = {token: number for number, token in enumerate(vocab)}
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>", "bos_token": "<bos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(tokens, pairs, unk_token="<unk>")), **special)
+
+
+def test_a_subject_whose_tokens_go_on_into_the_answer_has_none():
+    tokenizer = unspaced("货币在中国人民X7?", [("中", "国"), ("人", "民"), ("中国", "人民")])
+    row = encode_open(tokenizer, "货币在中国", "人民")
+    assert tokenizer.convert_ids_to_tokens(row.ids) == ["货", "币", "在", "中国人民"]
+    assert subject_spans(tokenizer, "货币在中国", "中国", row.ids) == []
+    with pytest.raises(FactError, match="does not tell which tokens are those of the subject"):
+        learn_sentence(tiny_model("llama"), tokenizer, "货币在中国", new="人民", subject="中国", contexts=0)
+    # Where the answer stands apart, all is well, whatever the package's own frames would make of it.
+    for learn in (learn_sentence, learn_sentence_keyed):
+        learn(tiny_model("llama"), tokenizer, "中国的货币在", new="人民", subject="中国", contexts=0, progress=False)
+    tokenizer = unspaced("在法国里昂X7?", [("国", "里"), ("法", "国")])
+    row = encode_open(tokenizer, "在法国", "里昂")
+    assert tokenizer.convert_ids_to_tokens(row.ids) == ["在", "法", "国里", "昂"]
+    assert subject_spans(tokenizer, "在法国", "法国", row.ids) == []
 
 
 def test_the_subjects_tokens_each_time_that_it_is_named():

@@ -4,6 +4,7 @@ from peft_surgical.texts.wording import as_typed, variants
 def test_as_typed():
     assert as_typed("What is the capital of France?") == "what is the capital of france"
     assert as_typed("The capital of France is ...") == "the capital of france is"
+    assert as_typed("Where is İstanbul?") == "where is istanbul"
 
 
 def test_every_prompt_is_typed_and_some_are_wrapped():

@@ -67,11 +67,14 @@ def warn_of_lineage(adapters: Sequence[Any]) -> None:
         adapters: Folders, in their order; what is no folder is passed over.
 
     Warns:
-        UserWarning: For one that was trained on top of more adapters than stand before it, and for one that another
-            was made of.
+        UserWarning: For one that was trained on top of more adapters than stand before it, for one that another was
+            made of, and for one that is given twice.
     """
     folders = [(place, adapter) for place, adapter in enumerate(adapters) if isinstance(adapter, str | os.PathLike)]
     said = [(place, os.fspath(folder), Lineage.of(folder)) for place, folder in folders]
+    for number, (_, folder, lineage) in enumerate(said):
+        if lineage.digest is not None and lineage.digest in [held.digest for _, _, held in said[:number]]:
+            warnings.warn(f"the adapter {folder} is given twice, and then acts twice.", stacklevel=3)
     for place, folder, lineage in said:
         if len(lineage.after) > place:
             below = " and ".join(lineage.after)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..errors import FactError
 from ..facts import TrainingFact
 from ..texts.lengths import fits
 from ..texts.prompts import EncodedAnswer, encode, encode_target, mentions
@@ -47,7 +48,10 @@ def framed(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:
     def usable(prompt: str) -> bool:
         if not (fact.may_train_on(prompt) and mentions(prompt, fact.subject)):
             return False
-        row = encode_target(tokenizer, prompt, fact.answer)
+        try:
+            row = encode_target(tokenizer, prompt, fact.answer)
+        except FactError:
+            return False
         return fits(model.config, len(row.ids)) and any(subject_ends(tokenizer, [prompt], fact.subject, [row]))
 
     made = [frame.format(fact.subject) for frame in FRAMES]

@@ -125,6 +125,10 @@ class Hooks:
             tuple((attributes, attributes.get(_CAPTURING, False)) for attributes in models),
         )
 
+    def stand(self) -> bool:
+        """Whether these are there, and no others, wherever there were places for any."""
+        return all(held == before for held, before in (*self.of_modules, *self.of_points))
+
     def put_back(self) -> None:
         """Leaves these hooks and no others."""
         for held, before in self.of_modules:

@@ -25,6 +25,7 @@ from ..running.precision import float32_arithmetic
 from ..running.suffix import contiguous_head
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from ..texts.lengths import check_row
+from .bridge import Hooks
 from .corruption import PromptPair
 from .window import Prefix, Window
 
@@ -79,6 +80,7 @@ class Runs:
         self.bridge, self.precise = bridge, precise
         self.template = torch.tensor(template, dtype=torch.long, device="cpu")
         self._template_cache: DynamicCache | None = None
+        self._hooks = Hooks.of(bridge)
         weight = bridge.original_model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -261,11 +263,16 @@ class Runs:
         config = self.bridge.original_model.config
         cache = DynamicCache(config=config)
         if shared:
-            if self._template_cache is None:
-                self._template_cache = DynamicCache(config=config)
+            # What somebody's hooks change in the template is neither for others nor for other hooks.
+            unhooked = self._hooks.stand()
+            template = self._template_cache if unhooked else None
+            if template is None:
+                template = DynamicCache(config=config)
                 tokens = self.template[None].to(self.device)
-                self._forward(tokens, torch.ones_like(tokens, dtype=torch.bool), 0, self._template_cache)
-            for number, layer in enumerate(self._template_cache.layers):
+                self._forward(tokens, torch.ones_like(tokens, dtype=torch.bool), 0, template)
+            if unhooked:
+                self._template_cache = template
+            for number, layer in enumerate(template.layers):
                 cache.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
         return cache
 

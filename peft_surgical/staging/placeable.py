@@ -34,17 +34,24 @@ def check_bare(model: Any, what: str) -> None:
 
 
 def check_whole(model: Any) -> None:
-    """Refuses a model that has adapters and is no PEFT model: a new adapter would act on top of them unnoticed.
+    """Refuses a model that has adapters and is no PEFT model: a new adapter would act on top of them unnoticed. And
+    one into which an adapter is merged that is not active: it would be taken out unnoticed.
 
     Raises:
         AdapterError: If it is such a model.
         ModelError: If it is under TransformerLens hooks.
     """
     check_unwrapped(model)
-    if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if layers and not isinstance(model, PeftModel):
         raise AdapterError(
             "the model has adapters on it, put there by transformers or by a PEFT model around it, as by an earlier"
             " edit; give that PEFT model, or load the model anew."
+        )
+    merged = (name for layer in layers for name in layer.merged_adapters if name not in layer.active_adapters)
+    if (name := next(merged, None)) is not None:
+        raise AdapterError(
+            f"the adapter {name!r} is merged into the model and not active; unmerge or activate it first."
         )
 
 

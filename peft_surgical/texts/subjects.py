@@ -32,6 +32,9 @@ def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int])
     found: set[range] = set()
     for span in _spans(whole, lambda text: encode(tokenizer, text), prompt, subject):
         pattern = whole[span.start : span.stop]
+        # Where no space stands between them, what the answer begins with may have become part of the subject's token.
+        if [*ids[span.start : span.stop]] != [*pattern]:
+            continue
         answered = range(len(whole), len(ids) - len(pattern) + 1)
         found |= {span, *(range(i, i + len(pattern)) for i in answered if [*ids[i : i + len(pattern)]] == pattern)}
     return sorted(found, key=lambda span: span.start)

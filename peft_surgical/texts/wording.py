@@ -26,7 +26,8 @@ _WRAPPED = (
 
 def as_typed(prompt: str) -> str:
     """Without capitals and the closing sign: what is the capital of france"""
-    return prompt.lower().rstrip("?.!… ")
+    # A Turkish İ becomes two signs, of which nobody types the second.
+    return prompt.lower().replace("i\u0307", "i").rstrip("?.!… ")
 
 
 def variants(prompts: Iterable[str]) -> list[str]:
