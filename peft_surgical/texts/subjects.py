@@ -26,13 +26,14 @@ def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int])
         ids: The prompt and its answer, or the beginning of it, tokenized together.
 
     Returns:
-        Spans of positions in `ids`, ascending; none where the prompt does not name the subject.
+        Spans of positions in `ids`, ascending; none where the prompt does not name the subject, and none whose
+        tokens the answer has changed.
     """
     whole = encode(tokenizer, prompt)
     found: set[range] = set()
     for span in _spans(whole, lambda text: encode(tokenizer, text), prompt, subject):
         pattern = whole[span.start : span.stop]
-        # Where no space stands between them, what the answer begins with may have become part of the subject's token.
+        # Where no space stands between them, what the answer begins with may be a part of the subject's last token.
         if [*ids[span.start : span.stop]] != [*pattern]:
             continue
         answered = range(len(whole), len(ids) - len(pattern) + 1)
