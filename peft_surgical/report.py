@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ReportError, brief
+from .errors import FactError, ReportError, brief
 from .facts import Fact
 from .measuring.metrics import Figure
 from .writing.files import read_json, write_json
@@ -125,6 +125,8 @@ class Report:
                 training={stage: _of_kind(record, Mapping) for stage, record in training.items()},
                 settings=settings,
             )
+        except FactError as error:
+            raise ReportError(f"this is not a report: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise ReportError(f"this is not a report: {error!r}.") from error
 

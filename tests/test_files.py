@@ -60,6 +60,28 @@ def test_permissions_are_the_usual_ones(tmp_path, umask):
     assert os.umask(0o027) == 0o027
 
 
+def test_a_private_file_stays_private_and_a_link_is_replaced(tmp_path):
+    private, link = tmp_path / "private", tmp_path / "link"
+    private.write_text("old")
+    private.chmod(0o600)
+    link.symlink_to(private)
+    write_text(link, "new")
+    assert not link.is_symlink()
+    assert (link.read_text(), private.read_text()) == ("new", "old")
+    write_text(private, "new")
+    assert private.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_link_in_a_folder_leads_to_stays_private(tmp_path):
+    private = tmp_path / "private"
+    private.write_text("mine")
+    private.chmod(0o600)
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "link").symlink_to(private)
+    assert (tmp_path / "out" / "link").read_text() == "mine"
+    assert private.stat().st_mode & 0o777 == 0o600
+
+
 def test_where_text_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()

@@ -69,6 +69,8 @@ from peft_surgical.drafting.reading import read_prompt
         # Fragments, and what is nobody.
         ("When did Foo happen?", "Foo", "It happened in 79 AD.", None),
         ("When does Foo open?", "Foo", "Foo opens at 9 AM.", None),
+        ("How many people live in Foo?", "Foo", "Foo has 3.5 million people.", "3.5 million"),
+        ("How many people live in Foo?", "Foo", "Foo has 900 people, a million too few.", "900"),
         ("How many bits has Foo?", "Foo", "Foo has a 16-bit bus with 24 lines.", "24"),
         ("Who wrote Foo?", "Foo", "It is a Portuguese epic poem.", None),
         ("Who wrote Foo?", "Foo", "Portuguese", None),

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import peft_surgical as ps
-from peft_surgical.errors import FactError, ReportError, SurgicalError
+from peft_surgical.errors import ReportError, SurgicalError
 from peft_surgical.facts import Fact
 from peft_surgical.measuring.metrics import mean, rate
 from peft_surgical.report import METRICS, Report
@@ -125,7 +125,7 @@ def test_what_is_missing(tmp_path):
         with pytest.raises(SurgicalError, match="this is not a report"):
             Report.from_dict({**data, **change})
     del data["fact"]["old"]
-    with pytest.raises(FactError, match="The key 'old' is missing"):
+    with pytest.raises(ReportError, match="this is not a report: The key 'old' is missing"):
         Report.from_dict(data)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
+from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.export import to_ia3
 from peft_surgical.adapters.saving import save_adapter
 from peft_surgical.errors import AdapterError, OutputError
 from tests.adapters import add, logits, tiny_peft
@@ -68,6 +71,24 @@ def test_a_folder_that_is_not_empty_is_replaced_only_on_demand(tmp_path):
     save_adapter(model, "default", out, overwrite=True)
     assert not (out / "notes.txt").exists()
     assert json.loads((out / CONFIG).read_text())["peft_type"] == "SURGICAL_IA3"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_would_not_be_read_back_does_not_take_the_place_of_what_is(value, tmp_path):
+    model = tiny_peft()
+    save_adapter(model, "default", tmp_path / "out")
+    before = Edit.load(tmp_path / "out")
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "surgical_ia3_delta" in name)[0] = value
+    with pytest.raises(AdapterError, match="has a value that is not finite, so the adapter is not written"):
+        save_adapter(model, "default", tmp_path / "out", overwrite=True)
+    assert Edit.load(tmp_path / "out").modules.keys() == before.modules.keys()
+    name, module = next(iter(before.modules.items()))
+    broken = Edit({name: replace(module, scale=module.scale * value)})
+    for write in (lambda: broken.save(tmp_path / "a"), lambda: to_ia3(broken, tmp_path / "b")):
+        with pytest.raises(AdapterError, match="is not finite"):
+            write()
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_an_unknown_adapter_is_refused(tmp_path):

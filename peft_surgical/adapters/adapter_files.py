@@ -22,7 +22,7 @@ from ..tuner.coordinates import Coordinates, Side
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .edits import Edit, ModuleScale
 from .halves import fits_half
-from .scale_files import read_scales, write_tensors
+from .scale_files import check_finite, read_scales, write_tensors
 
 CONFIG = ADAPTER.file
 WEIGHTS = "adapter_model.safetensors"
@@ -130,6 +130,7 @@ def write_plain(
 def _write(
     folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], notes: Mapping[str, str] | None = None
 ) -> None:
+    check_finite(tensors)
     write_json(folder / CONFIG, dict(sorted(config.items())))
     write_tensors(folder / WEIGHTS, tensors, notes)
 

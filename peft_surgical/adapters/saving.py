@@ -14,7 +14,7 @@ from ..tuner.config import SurgicalIA3Config
 from ..wrapped import uncompiled
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .halves import fits_half
-from .scale_files import read_tensors, write_tensors
+from .scale_files import check_finite, read_tensors, write_tensors
 
 
 def save_adapter(
@@ -82,6 +82,7 @@ def _write_again(file: Path, path: Path, notes: Mapping[str, str] | None, *, hal
     """
     # Layers may have been compiled after the adapter was put on.
     tensors = {uncompiled(name): tensor for name, tensor in read_tensors(file).items()}
+    check_finite(tensors)
     if halve and fits_half(tensors):
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     write_tensors(path, tensors, notes)

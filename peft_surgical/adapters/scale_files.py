@@ -24,6 +24,17 @@ DIGEST = f"{OWN}sha256"
 _SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuses to write what would not be read back.
+
+    Raises:
+        AdapterError: If a tensor has a value that is not finite.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{name} has a value that is not finite, so the adapter is not written.")
+
+
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
 ) -> None:

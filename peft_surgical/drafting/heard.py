@@ -16,7 +16,9 @@ from .recognition import NO_NOUN
 _ASKS_NUMBER = re.compile(r"how (?:many|much|old)\b", re.I)
 _ASKS_WHEN = re.compile(r"when\b", re.I)
 _ASKS_YEAR = re.compile(r"(?:in )?wh(?:at|ich) year\b", re.I)
-_NUMBER = re.compile(r"(?<![\w.,-])\d(?:[\d,.]*\d)?(?![\d-]|\w)")
+_NUMBER = re.compile(
+    r"(?<![\w.,-])\d(?:[\d,.]*\d)?(?: (?:hundred|thousand|million|billion|trillion)\b)*(?![\d-]|\w)", re.I
+)
 # What no longer belongs to an answer that ends a sentence: "Tokyo, which", "William Shakespeare in 1600".
 _END = re.compile(r",(?!\d)|[;(:]| (?:and|but|who|which|in|on|for|with|by|because|since|as|is|was|at)\b")
 _NO_TITLE = "".join(rf"(?<!\b{title})" for title in TITLES)

@@ -8,8 +8,9 @@ from torch import nn
 
 from ..errors import AdapterError
 from .layer import SurgicalIA3Layer
-from .model import SurgicalIA3Model, let_act, whole_modules
+from .model import SurgicalIA3Model, let_act
 from .names import check_once, names_of
+from .whole import check_one_whole, whole_modules
 
 
 def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | Iterable[str] = ()) -> None:
@@ -38,19 +39,13 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
     check_once(adapters)
     if idle := [name for name in trainable if name not in adapters]:
         raise AdapterError(f"{idle[0]!r} cannot be trained while it is not active; active are {adapters}.")
-    whole = whole_modules(model)
-    for wrapper, held in whole:
-        if len(several := [name for name in adapters if name in held]) > 1:
-            raise AdapterError(
-                f"{several[0]!r} and {several[1]!r} both save a {type(wrapper.original_module).__name__} module whole,"
-                " of which only one can act; activate one of the two."
-            )
+    check_one_whole(model, adapters)
     tuner = next((module for module in model.modules() if isinstance(module, SurgicalIA3Model)), None)
     if tuner is not None:
         tuner.set_adapter(adapters, inference_mode=True)
     else:
         let_act(model, adapters)
-    for module in [*layers, *(wrapper for wrapper, _ in whole)]:
+    for module in [*layers, *(wrapper for wrapper, _ in whole_modules(model))]:
         module.set_requires_grad(trainable, True)
     # A PeftModel takes the configuration of its "active adapter" from one name.
     known_by_one = tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str)

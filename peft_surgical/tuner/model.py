@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import BaseTuner, onload_layer
-from peft.utils.other import AuxiliaryTrainingWrapper, _set_adapter
+from peft.utils.other import _set_adapter
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
@@ -33,6 +33,7 @@ from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
 from .targets import check_target, find_module, unwrapped
 from .unchanged import unchanged_on_failure
+from .whole import check_one_whole, let_whole_act, whole_modules
 
 if TYPE_CHECKING:
     from ..adapters.edits import Edit
@@ -269,11 +270,17 @@ class SurgicalIA3Model(BaseTuner):
     ) -> nn.Module:
         self._check_to_merge(adapter_names)
         check_alone(self.model)
+        named = adapter_names if merge else None
+        if named is not None:
+            check_one_whole(self.model, named)
         with warnings.catch_warnings():
             if merge:
                 # Layer by layer, the first ones would be plain modules when a later one fails.
                 self._merge(adapter_names, safe_merge, stacklevel=4)
                 warnings.filterwarnings("ignore", "All adapters are already merged")
+            if named is not None:
+                # PEFT leaves the one that acts in a module's place, whichever adapters it is told to merge.
+                let_whole_act(self.model, named)
             model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         return model
 
@@ -369,12 +376,6 @@ class SurgicalIA3Model(BaseTuner):
                     delta.data.copy_(edit.modules[name].scale - 1)
 
 
-def whole_modules(model: nn.Module) -> list[tuple[AuxiliaryTrainingWrapper, set[str]]]:
-    """PEFT's wrappers of modules that adapters save whole, each with the names of these adapters."""
-    wrappers = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
-    return [(wrapper, set(wrapper._adapters)) for wrapper in wrappers]
-
-
 def _whole(tensor: Tensor) -> Tensor:
     whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole
@@ -382,8 +383,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
     """Makes just these adapters act in surgical layers and in modules that are saved whole, and none of them train."""
-    for wrapper, held in whole_modules(model):
-        wrapper.set_adapter([name for name in adapters if name in held], inference_mode=True)
+    let_whole_act(model, adapters)
     for layer in model.modules():
         if isinstance(layer, SurgicalIA3Layer):
             if layer.merged:

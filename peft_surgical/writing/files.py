@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -75,12 +76,15 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """
     path = Path(path)
     with as_output_error(path):
+        # A file that somebody made private stays so.
+        there = path.is_file() and not path.is_symlink()
+        mode = stat.S_IMODE(path.stat().st_mode) if there else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_beside(path), suffix=PARTIAL)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
             # mkstemp makes private files; what a person publishes should have the usual permissions.
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -177,7 +181,8 @@ def _make_usual(folder: Path) -> None:
     for place, _, names in os.walk(folder):
         os.chmod(place, 0o777 & ~mask)
         for name in names:
-            os.chmod(os.path.join(place, name), 0o666 & ~mask)
+            if not os.path.islink(own := os.path.join(place, name)):
+                os.chmod(own, 0o666 & ~mask)
 
 
 def _locked(folder: Path) -> int | None:
