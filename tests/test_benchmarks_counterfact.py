@@ -152,9 +152,9 @@ def test_cases_of_another_run_are_left_out(files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "memit"], "'memit' is not one of 'base'"),
+        (["--method", "grace"], "'grace' is not one of 'base'"),
         (["--learning-rate", "rome"], "'rome' is not of the form METHOD=LR"),
-        (["--learning-rate", "memit=1"], "there is no method 'memit'"),
+        (["--learning-rate", "grace=1"], "there is no method 'grace'"),
         (["--learning-rate", "base=1", "--method", "base"], "'base' has no learning rate"),
         (["--learning-rate", "rome=1", "--method", "ft"], "a learning rate is given for 'rome', which does not run"),
         (["--data", "absent.jsonl"], "cannot read absent.jsonl: No such file"),
