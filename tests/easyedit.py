@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.baselines.alphaedit import AlphaEdit
 from benchmarks.baselines.covariances import covariances, with_ridge
-from benchmarks.baselines.memit import Memit
 from benchmarks.baselines.method import STEPS
 from benchmarks.baselines.mlps import edited_layers, output_projection
 from benchmarks.baselines.restoring import weights_restored
@@ -35,14 +34,20 @@ def imported(name):
     return importlib.import_module(f"easyeditor.models.{name}")
 
 
+def layers_of(method, model):
+    """The layers whose MLPs a method writes into."""
+    return [method.layer] if isinstance(method, Rome) else edited_layers(model)
+
+
 @contextmanager
 def edited(method, model, tokenizer, request, monkeypatch):
     """Has EasyEdit edit a model as `method` does behind the request's contexts, and copies the weights back."""
     # They are formatted, so braces of a text would be taken for places.
     contexts = [context.translate({ord("{"): "", ord("}"): ""}) + "{}" for context in request.contexts]
-    layers = [method.layer] if isinstance(method, Rome) else edited_layers(model)
-    apply = _rome(model, contexts, layers) if isinstance(method, Rome) else None
-    if isinstance(method, Memit):
+    layers = layers_of(method, model)
+    if isinstance(method, Rome):
+        apply = _rome(model, contexts, layers)
+    else:
         apply = _memit(method, model, tokenizer, contexts, layers, monkeypatch)
     prompt = request.prompt.replace(request.subject, "{}", 1)
     asked = {"subject": request.subject, "prompt": prompt, "target_new": request.new}

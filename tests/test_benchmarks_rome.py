@@ -7,7 +7,7 @@ from benchmarks.baselines.alphaedit import AlphaEdit
 from benchmarks.baselines.covariances import covariances
 from benchmarks.baselines.memit import Memit
 from benchmarks.baselines.method import Request
-from benchmarks.baselines.mlps import edited_layers, output_projection
+from benchmarks.baselines.mlps import output_projection
 from benchmarks.baselines.rome import Rome, add_rank_one, key_and_delta
 from benchmarks.baselines.rome_code import RomeAsInCode
 from benchmarks.baselines.rome_cov import RomeWithCovariance
@@ -82,8 +82,7 @@ def test_as_in_its_authors_code_the_prompt_alone_gets_all_of_the_value():
 
 
 def check_that_it_is_what_easyedit_does(method, model, tokenizer, request, monkeypatch):
-    layers = [method.layer] if isinstance(method, Rome) else edited_layers(model)
-    weights = [output_projection(model, layer).weight for layer in layers]
+    weights = [output_projection(model, layer).weight for layer in easyedit.layers_of(method, model)]
     before = [weight.clone() for weight in weights]
     found = []
     for edited in (

@@ -182,6 +182,7 @@ def _sums_of(tensor: Tensor) -> bytes:
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
+    """A tensor's bytes, which begin where they can be read as words of eight."""
     content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return content if content.storage_offset() % 8 == 0 else content.clone()
 

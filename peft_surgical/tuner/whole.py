@@ -26,7 +26,7 @@ def check_one_whole(model: nn.Module, adapters: Sequence[str]) -> None:
         if len(several := [name for name in adapters if name in held]) > 1:
             raise AdapterError(
                 f"{several[0]!r} and {several[1]!r} both save a {type(wrapper.original_module).__name__} module whole,"
-                " of which only one can act; activate one of the two."
+                " of which only one can act; name one of the two."
             )
 
 
