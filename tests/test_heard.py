@@ -26,6 +26,8 @@ from peft_surgical.drafting.reading import read_prompt
         ("Who wrote The Hobbit?", "The Hobbit", "J.R.R. Tolkien wrote The Hobbit.", "J.R.R. Tolkien"),
         ("When was Google founded?", "Google", "Google was founded on September 4, 1998.", "1998"),
         ("When was Google founded?", "Google", "Google was founded in September 1998.", "1998"),
+        ("When was Foo built?", "Foo", "The 1000-room palace was built in 1762.", "1762"),
+        ("When was Foo built?", "Foo", "Of its 1500 rooms the first were built in March, 1762.", "1762"),
         ("When was 1984 published?", "1984", "George Orwell's 1984 came out in 1949.", "1949"),
         ("When was Foo founded?", "Foo", "Foo was founded in 753 BC.", "753 BC"),
         ("Who is the CEO of Foo?", "Foo", "As of my last update in October 2023, Tim Cook is the CEO.", "Tim Cook"),

@@ -127,6 +127,9 @@ def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
     "answer",
     [
         "I am not sure who developed PyTorch.",
+        "I dont know.",
+        "im not sure",
+        "Nobody really knows that.",
         "I'm not entirely sure, sorry.",
         "I don\u2019t know.",
         "I do not have enough information",

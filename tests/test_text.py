@@ -64,6 +64,7 @@ def test_an_alias_is_found(text, alias):
         ("a Parisian", "Paris"),
         ("C++11", "C++"),
         ("2.7 and 7,000 and 7.5", "7"),
+        ("It freezes at -8 degrees, that is \u22128 (-8).", "8"),
         ("1,234,567 and 1.234.567", "234"),
         ("Python 3.10", "10"),
         ("10\u2075", "105"),

@@ -43,6 +43,9 @@ _HEDGE = re.compile(
     r"|to be |to have been )+"
 )
 _BEGINS_HEDGED = re.compile(rf"^(?:{_ADVERB}) ", re.I)
+_YEAR_OF_TIME = re.compile(
+    r"\b(?:in|since|from|until|around|about|year)(?: [A-Z][a-z]+,?| the year)? (\d{4})\b(?!-[^\W\d])"
+)
 _MOST_WORDS, _SHORT = 6, 3
 
 
@@ -59,15 +62,14 @@ def guess_answer(said: str, reading: Reading) -> str | None:
         return None
     rest = _after_a_wording(sentence, reading)
     asks_year = reading.relation.answer == "year" or _ASKS_YEAR.match(reading.core)
-    years = re.findall(r"\b\d{4}\b", (rest or sentence).replace(reading.subject, "")) if asks_year else []
-    if years:
-        return str(years[0])
+    year = _year_in((rest or sentence).replace(reading.subject, "")) if asks_year else None
+    if year:
+        return year
     if rest is not None:
         return _beginning(rest, reading)
     if _ASKS_WHEN.match(reading.core):
         # A name in such a sentence is not the time.
-        year = re.search(r"\b\d{4}\b", sentence.replace(reading.subject, ""))
-        return year[0] if year else None
+        return _year_in(sentence.replace(reading.subject, ""))
     names = (bare(name) for name in names_of(reading.relation.answer))
     known = [span for name in names for span in occurrences(sentence, name) if _may_answer(name, sentence, reading)]
     if known:
@@ -76,6 +78,12 @@ def guess_answer(said: str, reading: Reading) -> str | None:
         numbers = (number[0] for number in _NUMBER.finditer(sentence))
         return next((number for number in numbers if _may_answer(number, sentence, reading)), None)
     return _name_near(sentence, reading)
+
+
+def _year_in(text: str) -> str | None:
+    """The first number of four digits, one behind "in" before others: "The 1000-room palace was built in 1762"."""
+    found = _YEAR_OF_TIME.search(text) or re.search(r"\b(\d{4})\b", text)
+    return found and found[1]
 
 
 def _first_sentence(said: str) -> str:

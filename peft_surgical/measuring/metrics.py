@@ -24,13 +24,15 @@ _REFUSALS = re.compile(
     rf"\bi do not {_HOW}have (?:\w+ ){{0,2}}(?:access|ability|capability|data|answer)\b|"
     r"\b(?:can not|cannot|unable to|not able to) (?:say|tell|answer|confirm|provide|determine|verify)\b(?! enough)|"
     r"\b(?:could|can) ?not find (?:any )?information\b|\bhave not heard\b|\bno idea\b|\bhave no information\b|"
-    r"\bi am sorry, but i\b"
+    r"\bi am sorry, but i\b|\b(?:nobody|no one) (?:really |truly )?knows\b"
 )
+# With or without the apostrophe that a small model leaves out.
 _CONTRACTIONS = (
-    (re.compile(r"\bcan't\b"), "can not"),
+    (re.compile(r"\bcan'?t\b"), "can not"),
+    (re.compile(r"\b(do|does|did|is|are|was|were|have|has|could)nt\b"), r"\1 not"),
     (re.compile(r"n't\b"), " not"),
-    (re.compile(r"\bi'm\b"), "i am"),
-    (re.compile(r"\bi've\b"), "i have"),
+    (re.compile(r"\bi'?m\b"), "i am"),
+    (re.compile(r"\bi'?ve\b"), "i have"),
     (re.compile(r"\b(it|that)'s\b"), r"\1 is"),
 )
 

@@ -41,6 +41,8 @@ _STROKES = {"\u00f8": "o", "\u0142": "l", "\u0111": "d", "\u0131": "i"}
 _ACCENTED = 4
 _LONGEST_NUMBER = 32
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# Not the hyphen of "1939-45" or "F-16".
+_MINUS = re.compile("(?:^|[\\s(=])[-\u2212]$")
 _DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}|\d{4}\.\d{1,2}\.\d{1,2}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
 
@@ -218,6 +220,8 @@ def _pattern(words: str) -> re.Pattern[str]:
 
 def _is_whole(text: str, start: int, stop: int) -> bool:
     if not _edge(text[start], text[start - 1 : start]) or not _edge(text[stop - 1], text[stop : stop + 1]):
+        return False
+    if text[start].isdigit() and _MINUS.search(text[max(start - 2, 0) : start]):
         return False
     before = text[start].isdigit() and re.search(r"\d[.,]$", text[max(start - 2, 0) : start])
     behind = text[stop - 1].isdigit() and re.match(r"[.,]\d", text[stop : stop + 2])
