@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, brief
 from .adapter_files import CONFIG, PREFIX, read_config, read_weights
+from .fitting import check_beginning, check_targeted
 
 KIND = "LORA"
 # What makes of the two factors something else than their product, or lets it act on some tokens only.
@@ -34,8 +35,6 @@ _OTHERWISE = (
     "layer_replication",
     "target_parameters",
 )
-# Ways to begin that leave the base's weights alone. Others, such as PiSSA, take from them what the factors begin with.
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,7 @@ class LowRank:
         config, tensors = read_config(path), read_weights(path)
         if more := [name for name in _OTHERWISE if config.get(name)]:
             raise AdapterError(f"{path} has {more[0]}, which is not merged here; PEFT's merge_and_unload may do it.")
-        if (beginning := config.get("init_lora_weights")) not in _BEGINNINGS:
-            raise AdapterError(
-                f"{path} was initialized with {brief(beginning)}, which may have changed the base, and is not merged"
-                " here; PEFT's merge_and_unload may do it."
-            )
+        check_beginning(path, config)
         factors = {}
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
@@ -76,6 +71,7 @@ class LowRank:
         if tensors or not factors:
             what = f"holds {next(iter(tensors))}" if tensors else "holds no factors"
             raise AdapterError(f"{path} {what}, so it is not merged here; PEFT's merge_and_unload may.")
+        check_targeted(path, config, factors)
         return cls(factors, config.get("base_model_name_or_path"))
 
     def added(self, module: str) -> Float[Tensor, "out in"]:

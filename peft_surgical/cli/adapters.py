@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AdapterError, SurgicalError, brief, first_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..facts import Fact
     from ..measuring.states import State
 
-_OURS, _PLAIN = "SURGICAL_IA3", "IA3"
+_OURS, _PLAIN, _LORA = "SURGICAL_IA3", "IA3", "LORA"
 
 
 def check(folders: Sequence[Path]) -> list[str]:
@@ -98,11 +100,13 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
     from ..adapters.adapter_files import read_config
+    from ..adapters.fitting import own_parameters
     from ..measuring.states import adapter_state
 
     kinds = _kinds(folders)
+    own = own_parameters(model)
     for folder, kind in zip(folders, kinds, strict=True):
-        _check_weights(folder, kind)
+        _check_weights(folder, kind, own)
     if not folders:
         return model, {"base": nullcontext}
     for folder in folders:
@@ -200,7 +204,7 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
             path, name = Path(scratch) / f"dial_{number}", f"dial_{number}"
             power(whole, dial).save(path)
             model = _load(model, path, name)
-            states[f"dial {dial:g}"] = adapter_state(model, [name])
+            states[f"dial {dial!r}".removesuffix(".0")] = adapter_state(model, [name])
     model.eval()
     return model, {"base": adapter_state(model, []), **states}
 
@@ -226,6 +230,7 @@ def _kind(folder: Path) -> str:
 
     from .. import tuner  # noqa: F401 - makes the surgical kind known
     from ..adapters.adapter_files import PICKLE, WEIGHTS, read_config
+    from ..adapters.fitting import check_beginning
 
     config = read_config(folder)
     kind, prompts, others = (config.get(key) for key in ("peft_type", "num_virtual_tokens", "adapters"))
@@ -244,12 +249,15 @@ def _kind(folder: Path) -> str:
         raise AdapterError(
             f"{folder} holds a {kind} adapter, which names further ones to load; only those that are whole are read."
         )
+    if kind == _LORA:
+        check_beginning(folder, config)
     return kind
 
 
-def _check_weights(folder: Path, kind: str) -> None:
-    """Reads an adapter's weights once before PEFT does, which takes whatever numbers it finds."""
-    from ..adapters.adapter_files import WEIGHTS
+def _check_weights(folder: Path, kind: str, own: Mapping[str, Tensor]) -> None:
+    """Reads an adapter's weights once before PEFT does, which takes any numbers and puts them anywhere."""
+    from ..adapters.adapter_files import WEIGHTS, read_config
+    from ..adapters.fitting import check_leaves_base
     from ..adapters.scale_files import read_scales, read_tensors
 
     file = folder / WEIGHTS
@@ -264,6 +272,7 @@ def _check_weights(folder: Path, kind: str) -> None:
         # Other kinds may hold whole numbers too, such as indices.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise AdapterError(f"{file} has a value in {key} that is not finite.")
+    check_leaves_base(folder, read_config(folder), tensors, own)
 
 
 def _as_ours(path: Path, scratch: Path) -> Path:
@@ -278,6 +287,7 @@ def _load(model: Any, path: Path, name: str) -> Any:
     from peft import PeftModel
 
     from .. import tuner  # noqa: F401 - makes the surgical kind known
+    from ..adapters.fitting import check_all_acts
     from ..loading.pickles import no_pickles
     from .loading import quiet_libraries
 
@@ -285,10 +295,11 @@ def _load(model: Any, path: Path, name: str) -> Any:
         with quiet_libraries(), no_pickles():
             # PEFT only warns of an adapter whose weights are not those that its configuration promises.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(path), adapter_name=name)
-                return model
-            return PeftModel.from_pretrained(model, str(path), adapter_name=name)
+            if not isinstance(model, PeftModel):
+                model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+            # Of the first adapter once more, as only this tells what was left out.
+            check_all_acts(path, model.load_adapter(str(path), adapter_name=name))
+            return model
     except SurgicalError:
         raise
     except Exception as error:  # PEFT, safetensors and torch each raise their own kinds for a file that does not fit

@@ -1,0 +1,109 @@
+"""Whether all of an adapter acts on a model, and nothing of it but what can be switched off again.
+
+PEFT leaves out the tensors of a file that a model has no place for, keeps random ones where the file lacks some, and
+writes others into the base itself. What is measured then is not the adapter, or not the base.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+
+from ..errors import AdapterError, brief
+from .adapter_files import PREFIX
+
+# Ways for LoRA to begin that leave the base's weights alone. Others, such as PiSSA, take from them what the factors
+# begin with.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+_TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+# What several adapters or layers share, which a file need not hold for each of them.
+_SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
+
+
+def check_beginning(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a LoRA adapter that began by taking something from the base's weights, which PEFT takes again.
+
+    Raises:
+        AdapterError: If it did, or may have.
+    """
+    if (beginning := config.get("init_lora_weights")) not in _BEGINNINGS:
+        raise AdapterError(
+            f"{path} was initialized with {brief(beginning)}, which may have changed the base, and is not read here;"
+            " PEFT can convert it (path_initial_model_for_weight_conversion) or merge it (merge_and_unload)."
+        )
+
+
+def check_targeted(path: Path, config: Mapping[str, Any], modules: Iterable[str]) -> None:
+    """Refuses an adapter whose file holds something for modules that its configuration does not target.
+
+    Raises:
+        AdapterError: For the first such module, or if the configuration cannot be what it is.
+    """
+    settings = SimpleNamespace(target_parameters=None, **{key: config.get(key) for key in _TARGETING})
+    if settings.target_modules in (None, "all-linear"):
+        return
+    for module in modules:
+        try:
+            targeted = check_target_module_exists(settings, module)
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise AdapterError(f"{path} cannot target modules in that way: {error}.") from error
+        if not targeted:
+            raise AdapterError(f"{path} holds something for {module}, which its configuration does not target.")
+
+
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's parameters by name, of tied ones every name; to be asked before an adapter is put on."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def check_leaves_base(
+    path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> None:
+    """Refuses an adapter whose file holds other values for parameters of the base itself, such as trained biases.
+
+    Args:
+        path: The adapter's folder.
+        config: Its configuration. Whole modules that it saves are copies beside the base's, and may differ.
+        tensors: What its file holds.
+        own: The base's, as [`own_parameters`] gives them.
+
+    Raises:
+        AdapterError: For the first such tensor.
+    """
+    saved = config.get("modules_to_save") or ()
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        if name not in own or any(name.rpartition(".")[0].endswith(str(module)) for module in saved):
+            continue
+        held = own[name]
+        if held.is_meta or tensor.shape != held.shape:
+            continue
+        if not torch.equal(tensor.to(held.device, held.dtype), held):
+            raise AdapterError(
+                f"{path} holds {name} of the base itself, with other values; disabling the adapter would not bring the"
+                " base back."
+            )
+
+
+def check_all_acts(path: Path, result: Any) -> None:
+    """Refuses an adapter of which the file lacks something, or holds something that the model has no place for.
+
+    Args:
+        path: The adapter's folder.
+        result: What `PeftModel.load_adapter` returned.
+
+    Raises:
+        AdapterError: For the first such tensor.
+    """
+    missing = [key for key in result.missing_keys if not any(part in key for part in _SHARED)]
+    if missing:
+        raise AdapterError(f"{path} lacks {missing[0]}, which its configuration promises.")
+    if result.unexpected_keys:
+        raise AdapterError(f"{path} holds {result.unexpected_keys[0]}, for which the model has no place.")

@@ -1,0 +1,145 @@
+"""What adapters from elsewhere may hold, and what of it the base or the adapter would be mistaken for."""
+
+import json
+
+import pytest
+import torch
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from peft_surgical.adapters.low_rank import LowRank
+from peft_surgical.cli import adapters
+from peft_surgical.errors import AdapterError
+
+from .adapters import logits, tiny_peft
+from .tiny import tiny_model
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def saved(folder, config, family="llama", seed=0):
+    """A stock adapter of which every parameter differs from what it began with."""
+    model = get_peft_model(tiny_model(family), config)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
+def rewritten(folder, change):
+    """The folder, with its tensors as `change` makes them."""
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("beginning", ["pissa", "olora"])
+def test_what_took_its_beginning_from_the_base_is_refused(beginning, tmp_path):
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=beginning)
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path)
+    base = logits(tiny_model("llama"))
+    loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
+    # Untrained, it is the base; and without it that is no longer the base.
+    torch.testing.assert_close(logits(loaded), base)
+    with loaded.disable_adapter():
+        assert not torch.allclose(logits(loaded), base, atol=1e-2)
+    for read in (adapters.check, lambda folders: adapters.attach(tiny_model("llama"), folders)):
+        with pytest.raises(AdapterError, match=f"was initialized with '{beginning}', which may have changed the base"):
+            read([tmp_path])
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_trained_biases_of_the_base_are_refused_and_equal_ones_are_not(bias, tmp_path):
+    folder = saved(tmp_path, LoraConfig(r=2, target_modules=["c_attn"], bias=bias, fan_in_fan_out=True), "gpt2")
+    base = tiny_model("gpt2")
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    with pytest.raises(AdapterError, match=r"holds transformer\..*bias of the base itself, with other values"):
+        adapters.attach(base, [folder])
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+
+    def as_before(tensors):
+        own = {key.removeprefix("base_model.model.").replace(".base_layer.", "."): key for key in tensors}
+        return tensors | {own[name]: value for name, value in before.items() if name in own}
+
+    model, states = adapters.attach(tiny_model("gpt2"), [rewritten(folder, as_before)])
+    with states["base"]():
+        assert torch.equal(logits(model), logits(tiny_model("gpt2")))
+
+
+def test_whole_modules_may_differ(tmp_path):
+    folder = saved(tmp_path, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    model, states = adapters.attach(tiny_model("llama"), [folder])
+    with states["base"]():
+        assert torch.equal(logits(model), logits(tiny_model("llama")))
+    with states["edited"]():
+        assert not torch.allclose(logits(model), logits(tiny_model("llama")))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LoraConfig(r=2, target_modules=["q_proj"]), LoHaConfig(r=2, target_modules=["q_proj"])],
+    ids=["lora", "loha"],
+)
+def test_what_a_file_lacks_is_told_of_every_adapter(config, tmp_path):
+    whole = saved(tmp_path / "whole", config)
+    cut = rewritten(saved(tmp_path / "cut", config, seed=1), lambda t: {k: t[k] for k in list(t)[1:]})
+    for folders in ([cut], [whole, cut]):
+        with pytest.raises(AdapterError, match=r"missing adapter keys|lacks base_model.*, which its configuration"):
+            adapters.attach(tiny_model("llama"), folders)
+    other = saved(tmp_path / "other", config, seed=1)
+    assert list(adapters.attach(tiny_model("llama"), [whole, other])[1]) == ["base", "unlearned", "edited"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, target_modules=["q_proj"]),
+        IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"]),
+    ],
+    ids=["lora", "ia3"],
+)
+def test_what_a_model_has_no_place_for_is_told_of_every_adapter(config, tmp_path):
+    whole = saved(tmp_path / "whole", config)
+    short = saved(tmp_path / "short", config)
+    for folder in (whole, short):
+        assert len(load_file(folder / WEIGHTS)) >= 3
+    rewritten(short, lambda tensors: {key: value for key, value in tensors.items() if "layers.2" not in key})
+    settings = json.loads((short / "adapter_config.json").read_text())
+    (short / "adapter_config.json").write_text(json.dumps({**settings, "exclude_modules": [r"model.layers.2"]}))
+
+    def two_layers():
+        return tiny_model("llama", num_hidden_layers=2)
+
+    adapters.attach(two_layers(), [short])
+    for folders in ([whole], [short, whole]):
+        with pytest.raises(AdapterError, match=r"holds .*layers\.2\..*, for which the model has no place"):
+            adapters.attach(two_layers(), folders)
+
+
+def test_what_the_configuration_does_not_target_is_not_merged_either(tmp_path):
+    folder = saved(tmp_path / "lora", LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    LowRank.load(folder)
+    for change in (
+        {"target_modules": ["q_proj"]},
+        {"target_modules": r".*\.q_proj"},
+        {"exclude_modules": ["v_proj"]},
+        {"layers_to_transform": [0, 1]},
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, **change}))
+        with pytest.raises(AdapterError, match=r"holds something for model\.layers\..*_proj, which its configuration"):
+            LowRank.load(folder)
+        with pytest.raises(AdapterError, match="for which the model has no place"):
+            adapters.attach(tiny_model("llama"), [folder])
+    for odd in ("(", 3, [3]):
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": odd}))
+        with pytest.raises(AdapterError):
+            LowRank.load(folder)
+
+
+def test_surgical_adapters_pass(tmp_path):
+    tiny_peft().save_pretrained(tmp_path)
+    model, states = adapters.attach(tiny_model("llama"), [tmp_path])
+    with states["edited"]():
+        assert torch.equal(logits(model), logits(tiny_peft()))
