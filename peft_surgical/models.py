@@ -105,7 +105,7 @@ def load_model(
         model.config._name_or_path = model.name_or_path = MODEL_ID
     elif is_gguf:
         # The file, not the folder around it, which alone says nothing of what was loaded.
-        model.config._name_or_path = model.name_or_path = str(name)
+        model.config._name_or_path = model.name_or_path = os.path.expanduser(name)
     note_revision(model, revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

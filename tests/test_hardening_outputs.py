@@ -222,6 +222,12 @@ def test_what_is_read_is_not_replaced(edited, model_folder, tmp_path, monkeypatc
         model_here = AutoModelForCausalLM.from_pretrained(name)
         with pytest.raises(OutputError, match="which is read for it"):
             ps.merge(model_here, [ps.product(stages)], "models/tiny", overwrite=True)
+    # A shell leaves the home folder's sign alone in `--model=~/models/tiny`.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    model_here.name_or_path = "~/models/tiny"
+    with pytest.raises(OutputError, match="would replace ~/models/tiny, which is read for it"):
+        ps.merge(model_here, [ps.product(stages)], model, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
     # Beside them there is room.
     assert run("stack", *stages, "--out", out / "edit", "--overwrite").exit_code == 0

@@ -9,13 +9,12 @@ The folder itself is locked (`locks`). Where folders cannot be, a run notices an
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
-from .files import PARTIAL, as_output_error, check_output
+from .files import as_output_error, check_output, remove_abandoned
 from .locks import lock
 
 
@@ -44,8 +43,8 @@ def claimed(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterato
     try:
         # Another run may have filled it since.
         check_output(path, overwrite=overwrite)
-        for left in path.glob(f".*{PARTIAL}") if overwrite else ():
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        if overwrite:
+            remove_abandoned(path)
         yield path
     finally:
         for folder in missing:

@@ -29,6 +29,8 @@ from .locks import lock
 PARTIAL = ".partial"
 # Seconds after which a half-written folder that no process holds is nobody's; one that is being made has no lock yet.
 _ABANDONED = 60.0
+# What `tempfile` makes of the name of an output.
+_TEMPORARY = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}", re.S)
 
 # Bytes; with what stands around it, it is a name on any file system.
 _SHORT_NAME = 64
@@ -195,16 +197,28 @@ def _locked(folder: Path) -> int | None:
 def _remove_abandoned(path: Path) -> None:
     beside = _beside(path)
     for left in path.parent.glob(f"{glob.escape(beside)}*{PARTIAL}"):
-        if "." in left.name.removeprefix(beside).removesuffix(PARTIAL):
-            # Of an output whose name goes on behind this one's.
-            continue
-        with suppress(OSError):
-            if not left.is_dir() or time.time() - left.stat().st_mtime < _ABANDONED:
-                continue
-            handle = _locked(left)
-            if handle is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(handle)
+        # Not of an output whose name goes on behind this one's.
+        if "." not in left.name.removeprefix(beside).removesuffix(PARTIAL) and left.is_dir():
+            _remove_if_abandoned(left)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed runs left half written in a folder, and nothing that a run is still writing."""
+    for left in folder.glob(f".*{PARTIAL}"):
+        if _TEMPORARY.fullmatch(left.name):
+            _remove_if_abandoned(left)
+
+
+def _remove_if_abandoned(left: Path) -> None:
+    with suppress(OSError):
+        if time.time() - left.stat().st_mtime < _ABANDONED:
+            return
+        if not left.is_dir():
+            # No file takes that long.
+            left.unlink()
+        elif (handle := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(handle)
 
 
 def _no_room(error: BaseException) -> str | None:

@@ -22,9 +22,9 @@ def check_inputs_stay(out: str | os.PathLike[str], inputs: Iterable[Any]) -> Non
     """
     place = _real(out)
     for given in inputs:
-        if not isinstance(given, (str, os.PathLike)) or not os.path.lexists(given):
+        if not isinstance(given, (str, os.PathLike)) or not os.path.lexists(os.path.expanduser(given)):
             continue
-        if _real(given).is_relative_to(place):
+        if _real(os.path.expanduser(given)).is_relative_to(place):
             raise OutputError(f"the output {out} would replace {given}, which is read for it; name another folder.")
 
 
