@@ -98,7 +98,7 @@ def edit(
             none is given has its own of [`RECIPES`]. Both keep what the recipe of `unlearn`
             chooses, see `retained` of [`learn`].
         seed: For corruption, training order and any scorer that draws.
-        overwrite: Allow `out` to hold an earlier edit, which is replaced.
+        overwrite: Allow `out` to hold an earlier edit, which is replaced once both stages are trained.
         progress: Whether to show progress bars.
         retention_tokens: Tokens of unrelated text to measure on; 0 for none.
         command: The command that does this again, for the report.
@@ -124,19 +124,11 @@ def edit(
     check_causal(model)
     check_whole(model)
     check_free(model, RECIPES)
-    chosen = selection is not None and selection.neurons is not None
-    if chosen and neurons is not None:
-        raise SelectionError(f"the selection has neurons of its own, so none are to be chosen; got {neurons}.")
-    if (granularity == "neuron") != (neurons is not None) and not chosen:
-        raise SelectionError(
-            f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
-        )
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     limited = any(limit is not None for limit in limits.values())
-    _check_selection(model, selection, granularity, limited=limited, budget=budget)
-    only_heads = heads is not None and top is None and mlps is None
-    if neurons is not None and (only_heads if selection is None else not selection.mlps):
-        raise SelectionError("no MLP is selected, and only MLPs have neurons.")
+    check_choice(selection, granularity, neurons, **limits)
+    if selection is not None:
+        selection.check(ModelShape.from_config(model.config))
     if localization is not None and localization.shape != ModelShape.from_config(model.config):
         raise SelectionError("the localization was made on a model of other sizes; localize this one.")
     if projections is None:
@@ -188,10 +180,12 @@ def edit(
         )
         config.resolve(model.config)
         lap("localize")
-        picture = by_main(lambda: _start_output(out, overwrite, localization, selection))
+        # An earlier edit stays until there is another one.
+        picture = None if overwrite else by_main(lambda: _start_output(out, localization, selection))
 
         first = unlearn(model, tokenizer, fact, config, recipe=recipes[UNLEARN], seed=seed, progress=progress)
-        by_main(lambda: first.save(out / UNLEARN))
+        if not overwrite:
+            by_main(lambda: first.save(out / UNLEARN))
         lap("unlearn")
         second = learn(
             first.model,
@@ -202,6 +196,10 @@ def edit(
             seed=seed,
             progress=progress,
         )
+        if overwrite:
+            by_main(lambda: remove_edit(out))
+            picture = by_main(lambda: _start_output(out, localization, selection))
+            by_main(lambda: first.save(out / UNLEARN))
         by_main(lambda: _save_edit(second, out))
         lap("learn")
         training = {UNLEARN: first.to_dict(), LEARN: second.to_dict()}
@@ -244,17 +242,37 @@ def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
     return {**RECIPES, **given}
 
 
-def _check_selection(
-    model: Any, selection: Selection | None, granularity: str, *, limited: bool, budget: int | None
+def check_choice(
+    selection: Selection | None,
+    granularity: Granularity,
+    neurons: int | None,
+    *,
+    top: int | None,
+    heads: int | None,
+    mlps: int | None,
+    budget: int | None,
 ) -> None:
-    """What of a selection can be told before anything is localized."""
+    """What can be told without a model of what [`edit`] is to scale.
+
+    Raises:
+        SelectionError: If some of its arguments exclude each other.
+    """
+    chosen = selection is not None and selection.neurons is not None
+    if chosen and neurons is not None:
+        raise SelectionError(f"the selection has neurons of its own, so none are to be chosen; got {neurons}.")
+    if (granularity == "neuron") != (neurons is not None) and not chosen:
+        raise SelectionError(
+            f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
+        )
     if selection is not None:
-        if limited:
+        if any(limit is not None for limit in (top, heads, mlps, budget)):
             raise SelectionError("a selection and top, heads, mlps or budget exclude each other.")
         check_granularity(granularity, selection.neurons)
-        selection.check(ModelShape.from_config(model.config))
     if budget is not None and granularity == "module":
         raise SelectionError("a budget and the granularity 'module' exclude each other: components share modules.")
+    only_heads = heads is not None and top is None and mlps is None
+    if neurons is not None and (only_heads if selection is None else not selection.mlps):
+        raise SelectionError("no MLP is selected, and only MLPs have neurons.")
 
 
 def _check_places(
@@ -276,10 +294,8 @@ def _check_places(
     config.resolve(model.config)
 
 
-def _start_output(out: Path, overwrite: bool, localization: Localization, selection: Selection) -> bytes | None:
-    """Removes what an earlier edit left, and writes the localization; returns its picture."""
-    if overwrite:
-        remove_edit(out)
+def _start_output(out: Path, localization: Localization, selection: Selection) -> bytes | None:
+    """Writes the localization; returns its picture."""
     localization.save(out / TABLE, selection)
     return _picture(localization, selection, out / PICTURE)
 

@@ -137,5 +137,16 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     own.unlink()
     own.parent.rmdir()
     own.parent.parent.rmdir()
+    (tmp_path / "chosen.json").write_text('{"components": ["L2.mlp"], "neurons": {"L2.mlp": [[0, 2]]}}')
+    chosen = ["--selection", tmp_path / "chosen.json"]
+    for options, words in (
+        (["--granularity", "neuron", "--neurons", 4, "--heads", 2], "no MLP is selected, and only MLPs have neurons"),
+        (["--component", "L0.head.1", "--granularity", "neuron", "--neurons", 4], "no MLP is selected"),
+        ([*chosen, "--granularity", "module"], "'module' scales whole modules, and neurons are chosen"),
+        ([*chosen, "--granularity", "neuron", "--neurons", 4], "the selection has neurons of its own"),
+    ):
+        assert words in said(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *options), 2)
+    assert run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *chosen).exit_code == 0
+    (tmp_path / "chosen.json").unlink()
     assert "- stands for no stream here" in said(run("edit", "-", "--out", tmp_path / "out", "--dry-run"), 2)
     assert written(tmp_path) == ["fact.yaml"]

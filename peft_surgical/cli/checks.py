@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FactError, OutputError, SelectionError, brief
 from ..writing.files import check_output, check_output_file
 
 if TYPE_CHECKING:
     from ..selection import Selection
+    from ..tuner.resolve import Granularity
 
 
 def output(path: Path, overwrite: bool) -> None:
@@ -104,6 +105,17 @@ def projections(names: Sequence[str], chosen: Selection | None, limits: Mapping[
 
     for name in sure_components(chosen, **limits) if names else ():
         projections_of(Component.parse(name), names)
+
+
+def choice(chosen: Selection | None, granularity: str, neurons: int | None, limits: Mapping[str, int | None]) -> None:
+    """Refuses options on what to scale that exclude each other, whatever the model.
+
+    Raises:
+        SelectionError: For the first such pair.
+    """
+    from ..edit import check_choice
+
+    check_choice(chosen, cast("Granularity", granularity), neurons, **limits)
 
 
 def model_has(

@@ -130,7 +130,7 @@ def edit(
         raise click.UsageError("--component and --selection exclude each other: name components, or a file of them.")
     if limited and (components or selection_file is not None):
         raise click.UsageError(f"{by_hand} and {limited} exclude each other: either you choose, or the scorer does.")
-    if (granularity == "neuron") != (neurons is not None):
+    if (granularity == "neuron") != (neurons is not None) and selection_file is None:
         raise click.UsageError("--granularity neuron and --neurons N go together.")
     if granularity == "module" and projections:
         raise click.UsageError("--projection and --granularity module exclude each other: that scales whole modules.")
@@ -141,6 +141,7 @@ def edit(
     checks.scorers(scorers)
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
+    checks.choice(selection, granularity, neurons, limits)
     if dry_run:
         check_device(source.device)
         if is_first():
