@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .errors import ArchitectureError, SelectionError, brief, said
+from .errors import AdapterError, ArchitectureError, SelectionError, brief, said
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,10 +184,13 @@ def check_causal(model: Any) -> None:
 
     Raises:
         ArchitectureError: If it is such a model.
+        AdapterError: If it is a PEFT model whose last adapter was deleted.
     """
     # The command line reads this module before it knows whether it needs any model.
     from transformers import PreTrainedModel
 
+    if hasattr(model, "get_base_model") and not getattr(model, "peft_config", True):
+        raise AdapterError("the PEFT model has no adapter any more; give what its unload() returns.")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(base, PreTrainedModel):
         return

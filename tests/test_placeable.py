@@ -1,8 +1,9 @@
 import pytest
 from peft import LoraConfig
 
+from peft_surgical.architectures import check_causal
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.staging.placeable import check_at_hand, check_bare, check_whole
+from peft_surgical.staging.placeable import check_at_hand, check_bare, check_free, check_whole
 
 from .adapters import add, tiny_peft
 from .offloading import offloaded
@@ -36,6 +37,24 @@ def test_what_is_merged_must_be_active_too():
     model.merge_adapter(["other"])
     with pytest.raises(AdapterError, match="'other' is merged into the model and not active; unmerge or activate it"):
         check_whole(model)
+
+
+def test_a_name_that_is_taken_is_refused_with_what_can_be_done():
+    model = tiny_peft(adapter="learn")
+    check_free(model, ["unlearn"])
+    with pytest.raises(AdapterError, match=r"an adapter named 'learn'; give what the model's unload\(\) returns"):
+        check_free(model, ["learn"])
+    check_free(model.unload(), ["learn"])
+    model = tiny_peft(adapter="learn")
+    add(model, "other")
+    with pytest.raises(AdapterError, match="an adapter named 'learn'; delete it first"):
+        check_free(model, ["learn"])
+    model.delete_adapter("learn")
+    check_free(model, ["learn"])
+    check_causal(model)
+    model.delete_adapter("other")
+    with pytest.raises(AdapterError, match=r"has no adapter any more; give what its unload\(\) returns"):
+        check_causal(model)
 
 
 def test_the_module_that_is_elsewhere_is_named():

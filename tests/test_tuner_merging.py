@@ -81,6 +81,15 @@ def test_a_merge_that_rounding_loses_warns_and_float32_keeps_it():
         model.merge_adapter()
 
 
+def test_merging_adapters_of_unlike_selections_says_nothing():
+    model = tiny_peft(components=["L1.mlp"])
+    add(model, "other", components=["L2.mlp"])
+    model.base_model.set_adapter(["default", "other"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.merge_and_unload()
+
+
 def test_safe_merge_refuses_what_is_not_finite():
     model = tiny_peft()
     model.base_model.surgical_layers()[1].surgical_ia3_delta["default"].data[0] = float("inf")

@@ -16,9 +16,13 @@ from tests.tiny import tiny_model
         ("training", "something of that name"),
         ("v1.0", "no dot"),
         ("", "not empty"),
+        ("mlp", "a module is called so"),
+        ("1", "a module is called so"),
+        ("model", "a module is called so"),
+        ("surgical_ia3_delta", "a module is called so"),
     ],
 )
-def test_a_name_that_torch_does_not_take_changes_nothing(name, words):
+def test_a_name_that_torch_or_peft_does_not_take_changes_nothing(name, words):
     model = tiny_peft()
     before, plain = sorted(model.state_dict()), tiny_model("llama")
     for attempt in (

@@ -66,7 +66,9 @@ def check_free(model: Any, names: Iterable[str]) -> None:
         AdapterError: If one of them is taken.
     """
     if isinstance(model, PeftModel) and (taken := next((name for name in names if name in model.peft_config), None)):
-        raise AdapterError(f"the model already has an adapter named {taken!r}; delete it first.")
+        # PEFT cannot run a model without any.
+        way = "delete it first" if len(model.peft_config) > 1 else "give what the model's unload() returns"
+        raise AdapterError(f"the model already has an adapter named {taken!r}; {way}.")
 
 
 def check_at_hand(model: Any, names: Iterable[str]) -> None:

@@ -113,10 +113,10 @@ class SurgicalIA3Model(BaseTuner):
         """Puts an adapter of `peft_config` on the model, as PEFT's `BaseTuner.inject_adapter` does.
 
         Raises:
-            AdapterError: If torch does not take its name.
+            AdapterError: If it has a name that torch or PEFT would take for something else, see [`check_usable`].
             ModelError: If the model is wrapped, see [`check_unwrapped`].
         """
-        check_usable(adapter_name)
+        check_usable(adapter_name, model)
         check_unwrapped(model)
         with self._memory_kept():
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -277,7 +277,8 @@ class SurgicalIA3Model(BaseTuner):
             if merge:
                 # Layer by layer, the first ones would be plain modules when a later one fails.
                 self._merge(adapter_names, safe_merge, stacklevel=4)
-                warnings.filterwarnings("ignore", "All adapters are already merged")
+                for said in ("All adapters are already merged", "Already following adapters were merged"):
+                    warnings.filterwarnings("ignore", said)
             if named is not None:
                 # PEFT leaves the one that acts in a module's place, whichever adapters it is told to merge.
                 let_whole_act(self.model, named)

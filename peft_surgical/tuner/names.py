@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import AdapterError
+
+# What PEFT puts before the names of a model's modules, and what stands behind them.
+_AROUND = {"base_model", "model", "surgical_ia3_delta"}
 
 
 def names_of(adapters: str | Iterable[str]) -> list[str]:
@@ -31,16 +36,37 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
         raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known)}.")
 
 
-def check_usable(name: str) -> None:
-    """Refuses what cannot name an adapter, since torch's modules hold its parameters by that name.
+def check_usable(name: str, model: nn.Module) -> None:
+    """Refuses what cannot name an adapter, since torch's modules hold its parameters by it and PEFT finds them by it.
+
+    Args:
+        name: The name.
+        model: The model that the adapter is for, with others on it or none.
 
     Raises:
-        AdapterError: If it is empty, has a dot in it, or is what such a module has already, as `half` and `train`.
+        AdapterError: If it is empty, has a dot in it, or is what such a module has already, as `half` and `train`, or
+            if one of the model's modules is called so, as `mlp`.
     """
     if not name or "." in name:
         raise AdapterError(f"{name!r} cannot name an adapter: a name is not empty and has no dot in it.")
     if hasattr(nn.ParameterDict(), name):
         raise AdapterError(f"{name!r} cannot name an adapter: torch's modules have something of that name.")
+    if name in {*_parts(model), *_AROUND}:
+        raise AdapterError(
+            f"{name!r} cannot name an adapter: a module is called so, and PEFT, which looks for an adapter's name"
+            " anywhere in a parameter's, would leave other adapters' scales out of their files."
+        )
+
+
+def _parts(module: nn.Module) -> Iterator[str]:
+    """What the modules of a model are called, each within its parent, but for what adapters have put there."""
+    for name, child in module.named_children():
+        if isinstance(child, BaseTunerLayer):
+            child = child.get_base_layer()
+        elif isinstance(child, AuxiliaryTrainingWrapper):
+            child = child.original_module
+        yield name
+        yield from _parts(child)
 
 
 def check_once(names: Sequence[str]) -> None:
