@@ -199,8 +199,7 @@ class _Session:
             finally:
                 self._under_way.pop()
             found = check_scores(raw, context.sites, self.shape, str(spec.installed))
-            check_notes(notes, str(spec.installed))
-            kept = {**copy.deepcopy(notes), "seconds": round(time.perf_counter() - started, 3)}
+            kept = {**check_notes(notes, str(spec.installed)), "seconds": round(time.perf_counter() - started, 3)}
             self._tables[spec.text] = Scores(found.components, found.neurons, kept)
         return self._tables[spec.text]
 

@@ -265,6 +265,7 @@ def projection_slices(shape: ModelShape, component: Component, projection: str) 
 
     Raises:
         SelectionError: When the model lacks the component, or the component the projection.
+        ArchitectureError: When a fused projection's layout is not told for so few key/value heads.
     """
     check_component(shape, component)
     allowed = HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
@@ -284,6 +285,11 @@ def projection_slices(shape: ModelShape, component: Component, projection: str) 
         module = architecture.qkv
         part = "qkv".index(projection)
         if architecture.qkv_order == "interleaved":
+            if shape.n_kv_heads != shape.n_heads:
+                raise ArchitectureError(
+                    f"{shape.model_type} has {shape.n_heads} heads and {shape.n_kv_heads} key and value heads, which"
+                    " the order 'interleaved' of a fused projection has no place for."
+                )
             block = 3 * head + part
         else:
             block = (0, shape.n_heads, shape.n_heads + shape.n_kv_heads)[part] + head

@@ -178,12 +178,47 @@ def asks_by_backward(context):
     return own
 
 
+def asks_in_half_precision(context):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        context.score("attribution")
+    return fine(context)
+
+
+def asks_in_inference_mode(context):
+    with torch.inference_mode():
+        context.score("attribution")
+    return fine(context)
+
+
+def in_half_precision_for_good(context):
+    torch.autocast("cpu", dtype=torch.bfloat16).__enter__()
+    return fine(context)
+
+
+def in_double_precision_for_good(context):
+    torch.set_default_dtype(torch.float64)
+    return fine(context)
+
+
 class Seen(list):
     def __call__(self, tensor, hook):
         self.append(tensor.shape)
 
 
-@pytest.mark.parametrize("scorer", [hooked, hooked_for_good, hooked_and_raises, without_gradients, trains])
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        hooked,
+        hooked_for_good,
+        hooked_and_raises,
+        without_gradients,
+        trains,
+        asks_in_half_precision,
+        asks_in_inference_mode,
+        in_half_precision_for_good,
+        in_double_precision_for_good,
+    ],
+)
 @pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
 def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
     install(Installed(module(fine=fine, messy=scorer)))
@@ -191,6 +226,9 @@ def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
     alone = localize(model, tokenizer, capital(), ["attribution"], progress=False)
     after = localize(model, tokenizer, capital(), ["messy", "attribution"], progress=False)
     assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.get_default_dtype() == torch.float32
+    assert "messy" in after.scores or scorer is hooked_and_raises
     assert after.scores["attribution"] == alone.scores["attribution"]
 
 

@@ -193,6 +193,20 @@ def test_a_registered_architecture_is_used(monkeypatch):
         register_architecture("mine", Architecture(layers="x", attention_out="o", mlp_out="d", qkv="qkv", up="up"))
 
 
+def test_an_interleaved_projection_has_a_key_and_a_value_for_each_head(monkeypatch):
+    monkeypatch.setattr("peft_surgical.architectures._KNOWN", {})
+    mine = Architecture(layers="h", attention_out="o", mlp_out="down", qkv="qkv", qkv_order="interleaved", up="up")
+    register_architecture("mine", mine)
+    places = [
+        projection_slices(ModelShape("mine", 2, 4, 4, 8, 48, 32), Component("head", 0, 3), p).start for p in "qkv"
+    ]
+    assert places == [72, 80, 88]
+    for projection in "qkv":
+        with pytest.raises(ArchitectureError, match="mine has 4 heads and 2 key and value heads, which"):
+            projection_slices(ModelShape("mine", 2, 4, 2, 8, 48, 32), Component("head", 0, 3), projection)
+    projection_slices(ModelShape("mine", 2, 4, 2, 8, 48, 32), Component("head", 0, 3), "z")
+
+
 def test_installed_packages_are_asked_for_an_unknown_architecture(monkeypatch):
     mine = Architecture(layers="h", attention_out="o", mlp_out="down", qkv="qkv", up="up")
     asked = []

@@ -15,7 +15,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -147,9 +147,10 @@ def _holds_hooks(name: str, value: Any) -> bool:
 @contextmanager
 def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iterator[None]:
     """Take away the hooks that the code within leaves behind, permanent ones too, and restore the gradient mode, the
-    model's mode, and its parameters' `grad` and `requires_grad`.
+    default dtype, the model's mode, and its parameters' `grad` and `requires_grad`.
 
-    The code within begins in eval mode and with no gradients on the parameters.
+    The code within begins in eval mode, with no gradients on the parameters, and without the autocast or the inference
+    mode of a scorer that asks for another one's scores.
 
     Args:
         bridge: The model.
@@ -161,10 +162,18 @@ def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iter
     for parameter, _, _ in held:
         parameter.grad = None
     (hooks or before).put_back()
-    with torch.set_grad_enabled(torch.is_grad_enabled()), evaluating(bridge):
+    default = torch.get_default_dtype()
+    with ExitStack() as stack:
+        # This one turns gradients on, too.
+        enabled = torch.is_grad_enabled()
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(enabled))
+        stack.enter_context(without_autocast(bridge))
+        stack.enter_context(evaluating(bridge))
         try:
             yield
         finally:
+            torch.set_default_dtype(default)
             for parameter, gradient, flag in held:
                 parameter.grad = gradient
                 parameter.requires_grad_(flag)

@@ -89,17 +89,21 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
     return Scores(components, neurons)
 
 
-def check_notes(notes: Mapping[str, Any], scorer: str) -> None:
+def check_notes(notes: Mapping[str, Any], scorer: str) -> dict[str, Any]:
     """Refuses notes that could not stand in a localization file.
+
+    Returns:
+        A copy of them as such a file gives them back, with lists for tuples.
 
     Raises:
         ScorerError: When they are not JSON, which has no NaN.
     """
     try:
         # Encoded as the file will be: UTF-8 has no lone surrogates.
-        json.dumps(notes, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(notes, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ScorerError(f"{scorer} left a note that is not JSON: {error}.") from error
+    return dict(json.loads(text))
 
 
 def _array(values: Any, site: Site, scorer: str, lengths: tuple[int, ...]) -> np.ndarray:
