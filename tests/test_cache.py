@@ -74,11 +74,6 @@ def test_whatever_decides_the_answers_is_part_of_the_key(tmp_path, computed):
     other_class.model.layers[0].mlp.act_fn = nn.GELU()
     leaky = tiny_model("llama")
     leaky.model.layers[1].post_attention_layernorm.variance_epsilon = 1e-3
-    patched = tiny_model("llama")
-    mlp = type(patched.model.layers[0].mlp)
-    other = type(mlp.__name__, (mlp,), {"forward": lambda self, x: 2 * mlp.forward(self, x)})
-    other.__qualname__, other.__module__ = mlp.__qualname__, mlp.__module__
-    patched.model.layers[0].mlp.__class__ = other
     answer(tiny_model("llama"), tmp_path)
     for number, case in enumerate(
         [
@@ -86,7 +81,6 @@ def test_whatever_decides_the_answers_is_part_of_the_key(tmp_path, computed):
             {"model": buffered},
             {"model": other_class},
             {"model": leaky},
-            {"model": patched},
             {"model": tiny_model("llama", dtype=torch.bfloat16)},
             {"model": tiny_model("llama", rms_norm_eps=1e-3)},
             {"prompts": PROMPTS[:2]},
@@ -161,6 +155,39 @@ def test_two_adapters_and_their_values_do_not_matter_when_none_acts():
     perturb(model, "second", seed=9)
     with adapter_state(model, [])():
         assert weights_digest(model) == weights_digest(tiny_model("llama"))
+
+
+class Steered(nn.Module):
+    """An MLP that adds a vector which is neither a parameter nor a buffer."""
+
+    def __init__(self, inner, vector):
+        super().__init__()
+        self.inner, self.vector = inner, vector
+
+    def forward(self, hidden):
+        return self.inner(hidden) + self.vector
+
+
+def test_what_code_of_somebodys_own_says_is_not_kept(tmp_path, computed):
+    def steered(seed):
+        model = tiny_model("llama")
+        vector = 3 * torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        model.model.layers[1].mlp = Steered(model.model.layers[1].mlp, vector)
+        return model
+
+    def patched(factor):
+        model = tiny_model("llama")
+        mlp = type(model.model.layers[0].mlp)
+        other = type(mlp.__name__, (mlp,), {"forward": lambda self, x: factor * mlp.forward(self, x)})
+        other.__qualname__, other.__module__ = mlp.__qualname__, mlp.__module__
+        model.model.layers[0].mlp.__class__ = other
+        return model
+
+    for make in (steered, patched):
+        plain = [generate_ids(make(number), TOKENIZER, PROMPTS, max_new_tokens=5) for number in (1, 9)]
+        assert plain[0] != plain[1]
+        assert [answer(make(number), tmp_path) for number in (1, 9)] == plain
+    assert files(tmp_path) == []
 
 
 def test_what_cannot_be_told_is_not_kept():

@@ -14,6 +14,7 @@ from transformers import (
     MptForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
+    Phi3ForCausalLM,
 )
 
 from peft_surgical.errors import ModelError
@@ -28,12 +29,34 @@ from .localizing import word_tokenizer
 from .offloading import offloaded
 from .small_tokenizers import CHATML
 from .threads import threads
-from .tiny import FAMILIES, VOCAB, tiny_ids, tiny_model
+from .tiny import FAMILIES, VOCAB, tiny_config, tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
 PROMPTS = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5, 8, 2)]
 ROWS = [tiny_ids(1, 4 + number % 7, seed=number)[0].tolist() for number in range(9)]
 LONGEST = 8
+
+
+def test_rows_of_a_pass_do_not_turn_each_others_positions():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = Phi3ForCausalLM(tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=30)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.15, generator=generator)
+    shared = tiny_ids(1, 12, 1)[0].tolist()
+    prompts = [[*shared, *tiny_ids(1, length, length)[0].tolist()] for length in (2, 16, 12, 25)]
+    expected = [greedy(model, prompt, 6) for prompt in prompts]
+    together = generate_ids(model, TOKENIZER, prompts, max_new_tokens=6)
+    assert together == expected
+    # Two stay on this side, one goes over, and one is beyond from the first token.
+    lengths = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in zip(prompts, together, strict=True)]
+    assert [(begin > 30, end > 30) for begin, end in lengths] == [
+        (False, False),
+        (False, True),
+        (False, False),
+        (True, True),
+    ]
 
 
 def greedy(model, prompt, count, stop=2):

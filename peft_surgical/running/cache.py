@@ -201,14 +201,15 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = _content) ->
 
     Returns:
         The hash; `None` where the base does not answer alone or its content cannot be told: an adapter acts or is
-        merged, weights are quantized or not on the processor, or a module's forward is hooked.
+        merged, weights are quantized or not on the processor, a module's forward is hooked, or its code is somebody's
+        own.
     """
     if learns_prompts(model):
         return None
     base = base_model_of(model)
     modules = list(_modules(base, ""))
     acting = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    if any(isinstance(module, acting) or not is_plain(module) for _, module in modules):
+    if any(isinstance(module, acting) or not is_plain(module) or not _is_known(module) for _, module in modules):
         return None
     digest = hashlib.blake2b(digest_size=32)
     config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_CONTENT}
@@ -230,15 +231,20 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = _content) ->
     return digest.hexdigest()
 
 
+def _is_known(module: nn.Module) -> bool:
+    """Whether what a module does is the code of a package whose version is a part of the key."""
+    places = (type(module).__module__, getattr(type(module).forward, "__module__", None) or "")
+    return all(place.partition(".")[0] in _PACKAGES for place in places)
+
+
 def _settings(module: nn.Module) -> str:
-    """What else a module computes with: numbers such as an epsilon or a slope, and what its class does."""
+    """What else a module computes with: numbers such as an epsilon or a slope."""
     plain = {
         key: value
         for key, value in vars(module).items()
         if type(value) in (bool, int, float, str) and not key.startswith("_") and key not in _NOT_COMPUTED_WITH
     }
-    code = getattr(type(module).forward, "__code__", None)
-    return f"{sorted(plain.items())}:{'' if code is None else code.co_code.hex()}"
+    return str(sorted(plain.items()))
 
 
 def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -6,6 +6,7 @@ One way of answering for base and edited model alike, so that a difference in a 
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -149,6 +150,9 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
 def _generate(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, batch_size: int, progress: bool, description: str
 ) -> list[list[int]]:
+    # Where the longest row decides how positions are turned, each stands alone.
+    alone = max(map(len, prompts), default=0) + config.max_new_tokens > _turning_length(model)
+    batch_size = 1 if alone else batch_size
     # Longest first: running out of memory shows at once, and rows of one batch need little padding.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     device = input_device(model)
@@ -159,7 +163,7 @@ def _generate(
         batches = share(_batches(order, batch_size, len(replicas)))
         with progress_bar(sum(map(len, batches)), description, enabled=progress) as bar:
             with contiguous_head(model):
-                prefix, cache = _shared_start(model, prompts)
+                prefix, cache = (0, None) if alone else _shared_start(model, prompts)
 
             def answer(replica: Replica, own: Iterator[Sequence[int]]) -> dict[int, list[int]]:
                 answers: dict[int, list[int]] = {}
@@ -177,6 +181,15 @@ def _generate(
             found = deal(replicas, batches, answer)
     every = merged({place: answer for answers in found for place, answer in answers.items()})
     return [every[i] for i in range(len(prompts))]
+
+
+def _turning_length(model: Any) -> float:
+    """Up to how many tokens all positions are turned alike; beyond it LongRoPE turns every row of a pass otherwise."""
+    text = base_model_of(model).config.get_text_config()
+    told = getattr(text, "rope_parameters", None) or {}
+    ropes = [rope for rope in (told, *told.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"]
+    own = getattr(text, "original_max_position_embeddings", None)
+    return min((rope.get("original_max_position_embeddings") or own or math.inf for rope in ropes), default=math.inf)
 
 
 def _batches(order: Sequence[int], batch_size: int, replicas: int) -> list[Sequence[int]]:
