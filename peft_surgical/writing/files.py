@@ -197,28 +197,33 @@ def _locked(folder: Path) -> int | None:
 def _remove_abandoned(path: Path) -> None:
     beside = _beside(path)
     for left in path.parent.glob(f"{glob.escape(beside)}*{PARTIAL}"):
-        # Not of an output whose name goes on behind this one's.
-        if "." not in left.name.removeprefix(beside).removesuffix(PARTIAL) and left.is_dir():
-            _remove_if_abandoned(left)
+        if "." in left.name.removeprefix(beside).removesuffix(PARTIAL):
+            # Of an output whose name goes on behind this one's.
+            continue
+        with suppress(OSError):
+            if left.is_dir() and time.time() - left.stat().st_mtime >= _ABANDONED:
+                _remove_unlocked(left)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what killed runs left half written in a folder, and nothing that a run is still writing."""
+    """Removes what killed runs left half written in a folder that no other run has claimed.
+
+    A folder within it that a run is writing all the same, as a merge into one of its own, stays.
+    """
     for left in folder.glob(f".*{PARTIAL}"):
-        if _TEMPORARY.fullmatch(left.name):
-            _remove_if_abandoned(left)
+        if not _TEMPORARY.fullmatch(left.name):
+            continue
+        if left.is_dir():
+            _remove_unlocked(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
-def _remove_if_abandoned(left: Path) -> None:
-    with suppress(OSError):
-        if time.time() - left.stat().st_mtime < _ABANDONED:
-            return
-        if not left.is_dir():
-            # No file takes that long.
-            left.unlink()
-        elif (handle := _locked(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(handle)
+def _remove_unlocked(folder: Path) -> None:
+    handle = _locked(folder)
+    if handle is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
 def _no_room(error: BaseException) -> str | None:
