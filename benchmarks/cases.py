@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_surgical.errors import FactError
-from peft_surgical.texts.text import digest
+from peft_surgical.texts.text import digest, run_digests
 
 from .baselines.method import Request
 from .json_lines import check_texts, read_lines
@@ -72,7 +72,9 @@ class Case:
             asked: What the evaluation asks beside the case's own prompts.
         """
         evaluated = frozenset(map(digest, (self.paraphrase, self.neighbour, *asked)))
-        return Request(self.subject, self.prompt, self.old, self.new, contexts, evaluated)
+        # Behind a beginning the same question has another digest, and asked in other words, too.
+        about = frozenset(run for prompt in (self.neighbour, *asked) for run in run_digests(prompt))
+        return Request(self.subject, self.prompt, self.old, self.new, contexts, evaluated, about)
 
 
 def read_cases(path: str | os.PathLike[str], seed: int) -> tuple[list[Case], str]:

@@ -43,8 +43,9 @@ def asked_only(fact: ps.Fact) -> ps.Fact:
 
 
 def asked_digest(fact: ps.Fact) -> str:
-    """A hash of all in a fact that decides a row."""
-    return hashlib.sha256(json.dumps(asked_only(fact).to_dict(), sort_keys=True).encode()).hexdigest()
+    """A hash of all in a fact that decides a row: what is asked, and what training may not ask."""
+    decides = {**asked_only(fact).to_dict(), "evaluated": sorted(fact.training.evaluated)}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 class Comparison:

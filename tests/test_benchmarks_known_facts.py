@@ -10,7 +10,8 @@ from benchmarks.journal import read_records
 from benchmarks.known_facts import KnownFact, neighbours, read_known_facts
 from benchmarks.measuring import known_neighbours
 from peft_surgical.errors import FactError
-from peft_surgical.texts.text import digest
+from peft_surgical.texts.subjects import other_sentences
+from peft_surgical.texts.text import contains, digest
 
 from .counterfacts import TOKENIZER, case_dicts, greedy_word, some_case, word_model, write_cases
 
@@ -68,6 +69,20 @@ def test_each_case_counts_once_by_hand():
 def test_an_edit_may_not_train_on_what_is_asked():
     request = some_case().request((), ["The capital of Norway is"])
     assert digest("The capital of Norway is") in request.evaluated
+
+
+def test_an_edit_may_not_train_about_what_is_asked_about():
+    # Behind a beginning, and in other words, a question about the same other subject keeps what is measured.
+    case = some_case(
+        subject="Lugano", prompt="The official language of Lugano is", locality_prompt="In Poland, one says"
+    )
+    contexts = tuple(f"Beginning {number}. " for number in range(20))
+    asked = ["The official language of Norway is"]
+    others = other_sentences(case.request(contexts, asked).fact, 1600, 0)
+    assert any(contains(prompt, ["Germany"]) for prompt in others)
+    assert not any(contains(prompt, ["Poland", "Norway"]) for prompt in others)
+    # So it does not depend on which names are drawn.
+    assert any(contains(prompt, ["Norway"]) for prompt in other_sentences(case.request(contexts).fact, 1600, 0))
 
 
 def test_a_run_with_more_neighbours(tmp_path):

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 import peft_surgical as ps
 from benchmarks import selection
-from benchmarks.comparison import HEADS, Comparison, row_names
+from benchmarks.comparison import HEADS, Comparison, asked_digest, row_names
 from benchmarks.journal import read_records
 from benchmarks.selection import SHOWN, choose, main, results, spread, table
 from peft_surgical.evaluation import adapter_state
@@ -216,3 +216,11 @@ def test_the_steps_can_be_fewer(given, monkeypatch):
     monkeypatch.setattr(selection, "Comparison", lambda *a, **k: seen.append(a[3]) or Comparison(*a, **k))
     last_line(invoke(*given, "--only", "early_mlps", "--steps", 1))
     assert seen == [replace(SHORT, steps=1)]
+
+
+def test_what_training_may_not_ask_decides_a_row():
+    fact = capital()
+    probed = replace(fact, probes=(*fact.probes, ps.Probe("write a short poem about rain .", "few_shot")))
+    assert asked_digest(probed) != asked_digest(fact)
+    other_kind = replace(fact, probes=(*fact.probes, ps.Probe("write a short poem about rain .", "contradiction")))
+    assert asked_digest(probed) == asked_digest(other_kind)
