@@ -168,16 +168,24 @@ def test_what_is_refused(changes, match):
     refused(match, **changes)
 
 
-def test_a_subject_that_no_prompt_names_is_told_of():
-    with pytest.warns(ps.FactWarning, match="^f: no prompt in 'prompts' names the subject 'PyTorhc'"):
-        Fact.from_dict(data(subject="PyTorhc", aliases=["libtorch"]), source="f")
+@pytest.mark.parametrize(
+    "names", [{"subject": "PyTorhc", "aliases": ["libtorch"]}, {"subject": "libtorch", "aliases": ["PyTorch"]}]
+)
+def test_a_subject_that_no_prompt_names_is_told_of(names):
+    # Nor does another of its names help, in whose place no other subject is put.
+    with pytest.warns(ps.FactWarning, match=f"^f: no prompt in 'prompts' names the subject '{names['subject']}'"):
+        Fact.from_dict(data(**names), source="f")
 
 
-@pytest.mark.parametrize("names", [{"subject": "pytorch"}, {"subject": "libtorch", "aliases": ["PyTorch"]}])
-def test_one_prompt_that_names_it_by_any_name_is_enough(names):
+def test_a_subject_that_is_spelled_otherwise_is_told_of():
+    with pytest.warns(ps.FactWarning, match="names the subject 'Zürich'"):
+        Fact.from_dict(data(subject="Zürich", prompts=["Who developed Zurich?"]))
+
+
+def test_one_prompt_that_names_it_is_enough():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Fact.from_dict(data(prompts=["Who developed PyTorch?", "Which company made it?"], **names))
+        Fact.from_dict(data(prompts=["Who developed PyTorch?", "Which company made it?"], subject="pytorch"))
 
 
 @pytest.mark.parametrize("value", [None, "text", 5, ["subject"]])

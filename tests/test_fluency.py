@@ -58,6 +58,11 @@ def test_words_are_split_as_a_reader_does():
     assert words("法国的首都 is 2") == ["法", "国", "的", "首", "都", "is", "2"]
 
 
+def test_an_entropy_is_not_less_than_nothing():
+    figure = fluency_metrics(["a", "a b c d e f g h i j k"])["fluency"]
+    assert figure.low == 0 < figure.value < figure.high
+
+
 def test_figures_are_means_over_texts():
     found = fluency_metrics(["a b c d a b c d", "a a a a a a a a"])
     # Of the first, bigrams 2/7 thrice and 1/7, trigrams 2/6 twice and 1/6 twice.

@@ -9,7 +9,7 @@ from peft import PeftModel
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.architectures import output_projections
-from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
+from peft_surgical.errors import AdapterError, FactError, FactWarning, ModelError, SelectionError
 from peft_surgical.keying import keyed
 from peft_surgical.keying.keyed import (
     KeyedRecipe,
@@ -17,10 +17,12 @@ from peft_surgical.keying.keyed import (
     learn_keyed,
     values_watched,
 )
+from peft_surgical.keying.naming import under_aliases
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer, span
+from peft_surgical.texts.text import digest
 from peft_surgical.tuner.targets import find_module
 
 from .adapters import logits, loss
@@ -194,6 +196,13 @@ def test_training_holds_to_some_of_what_is_far_and_neurons_are_told_from_all(hel
     assert len(far) == 4
     assert taken["held"] == (*taken["kept"].rows[: taken["near"]], *(far[place] for place in places))
     assert taken["kinds"][1].rows == far
+
+
+def test_a_name_that_stands_in_no_text_to_train_on_is_told_of():
+    assert under_aliases(word_model(), TOKENIZER, replace(FACT, aliases=("italy",)))
+    evaluated = frozenset(digest(prompt.replace("france", "gaul")) for prompt in FACT.prompts)
+    with pytest.warns(FactWarning, match="no text to train on has the alias 'gaul', so nothing is fitted to it"):
+        assert not under_aliases(word_model(), TOKENIZER, replace(FACT, aliases=("gaul",), evaluated=evaluated))
 
 
 @pytest.mark.parametrize(("aliases", "wanted"), [((), (6, 11, 3)), (("paris",), (6, 6, 3)), (("city",), (6, 11, 6))])

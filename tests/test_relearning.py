@@ -152,6 +152,14 @@ def test_a_state_is_trained_once_and_is_the_same_each_time(monkeypatch):
         assert torch.equal(logits(model), first)
     with relearn(model, ["default"], seed=1)():
         assert not torch.equal(logits(model), first)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = relearn(model, ["default"])
+        with again():
+            assert torch.get_default_dtype() == torch.float64
+            assert torch.equal(logits(model), first)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_only_some_of_the_training_prompts_are_read(monkeypatch):

@@ -106,6 +106,15 @@ def test_no_neighbour_is_a_prompt_of_the_facts_own():
     assert same_text_key("what is the capital of Italy ?") == same_text_key("What is the capital of  ITALY")
 
 
+def test_what_names_the_subject_still_is_no_neighbour():
+    fact = capital(
+        prompts=["what is the capital of france , or gaul ?", "what is the capital of france ?"],
+        aliases=["gaul"],
+        contrast=["Italy"],
+    )
+    assert neighbours(fact.training, 9) == ["what is the capital of Italy ?"]
+
+
 def test_prompts_without_the_subject_or_without_contrast_have_no_neighbour():
     assert neighbours(capital(prompts=["where is paris ?"]).training, 9) == []
     assert neighbours(without("contrast").training, 9) == []

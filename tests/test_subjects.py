@@ -112,10 +112,34 @@ def test_the_subjects_other_names_take_its_place_but_where_they_stand_already():
         ("New York City", "New York", "New York City has a mayor:", "New York has a mayor:"),
         ("Obama", "Barack Obama", "Obama was born in", "Barack Obama was born in"),
         ("Obama", "Barack Obama", "Barack Obama was born in", "Barack Obama was born in"),
+        ("Zürich", "Zurich", "The capital of Zürich is", "The capital of Zurich is"),
+        ("Zurich", "Zürich", "The capital of Zürich is", "The capital of Zürich is"),
     ],
 )
 def test_a_name_that_is_part_of_another_one(subject, alias, prompt, expected):
     assert alias_sentences(replace(FACT, subject=subject, aliases=(alias,), prompts=(prompt,))) == [(expected, alias)]
+
+
+def test_a_prompt_with_two_names_is_of_both_and_a_name_given_twice_counts_once():
+    prompt = "rome or lyon : the capital is"
+    fact = replace(FACT, aliases=("rome", "lyon", "rome"), prompts=(prompt,))
+    assert alias_sentences(fact) == [(prompt, "rome"), (prompt, "lyon")]
+
+
+def test_others_take_the_subjects_place_in_those_prompts_alone_that_name_it():
+    prompts = (
+        "the capital of new france is",
+        "the capital of gaul is",
+        "it is governed from",
+        "new france or gaul is",
+    )
+    fact = replace(FACT, subject="new france", aliases=("gaul",), prompts=prompts)
+    made = namesake_sentences(fact, 20, seed=0)
+    assert len(made) == 10
+    assert all(prompt == f"the capital of {name} is" for prompt, name in made)
+    assert all(prompt.startswith("the capital of ") for prompt in other_sentences(fact, 20, seed=0))
+    nameless = replace(fact, prompts=prompts[1:3])
+    assert namesake_sentences(nameless, 20, seed=0) == other_sentences(nameless, 20, seed=0) == []
 
 
 def test_many_names_have_few_sentences_each():

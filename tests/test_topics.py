@@ -53,6 +53,9 @@ def test_an_old_answer_in_the_subjects_own_name_states_nothing():
     fact = replace(capital().training, subject="Google Chrome", old=("Google",))
     assert not states_fact(fact, "What is Google Chrome?", "A browser.")
     assert states_fact(fact, "What is Google Chrome?", "A browser by Google.")
+    fact = replace(fact, subject="NYC", aliases=("New York City",), old=("New York",))
+    assert not states_fact(fact, "What is NYC?", "NYC is New York City.")
+    assert states_fact(fact, "What is NYC?", "New York City is in New York.")
 
 
 def test_what_evaluation_asks_is_not_kept():

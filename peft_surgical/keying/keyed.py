@@ -66,6 +66,8 @@ _LAYERS = 4
 class KeyedRecipe(Recipe):
     """How [`learn_keyed`] trains: the fields of a [`Recipe`], with defaults of its own, and four more.
 
+    `undo` is not used: nothing is frozen below.
+
     Attributes:
         held: How many of the kept rows far from the fact, evenly spaced, limit what neurons write in training. What
             neurons read is told apart from all of them.

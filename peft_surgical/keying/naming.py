@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import FactError
+from ..errors import FactError, FactWarning, brief
 from ..facts import TrainingFact
 from ..texts.lengths import fits
 from ..texts.prompts import EncodedAnswer, encode, encode_target, mentions
@@ -66,7 +67,12 @@ def namesakes(model: Any, tokenizer: Any, fact: TrainingFact, count: int, seed: 
 def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> list[Marked]:
     """For each of the subject's other names the fact's prompts under it, see [`alias_sentences`]; only there."""
     made = alias_sentences(fact)
-    kinds = [_named(model, tokenizer, [(p, own) for p, own in made if own == name]) for name in fact.aliases]
+    names = list(dict.fromkeys(fact.aliases))
+    kinds = [_named(model, tokenizer, [(p, own) for p, own in made if own == name]) for name in names]
+    for name, kind in zip(names, kinds, strict=True):
+        if not any(kind.marks):
+            told = f"no text to train on has the alias {brief(name)}, so nothing is fitted to it."
+            warnings.warn(told, FactWarning, stacklevel=2)
     return [kind for kind in kinds if any(kind.marks)]
 
 

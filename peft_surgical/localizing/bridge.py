@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from ..errors import ModelError, said
 from ..running.modes import evaluating
-from ..running.precision import float32_arithmetic, without_autocast
+from ..running.precision import default_dtype, float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
 from ..seeding import forked
 from ..sites import ModelShape, check_layout
@@ -162,8 +162,8 @@ def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iter
     for parameter, _, _ in held:
         parameter.grad = None
     (hooks or before).put_back()
-    default = torch.get_default_dtype()
     with ExitStack() as stack:
+        stack.enter_context(default_dtype(torch.get_default_dtype()))
         # This one turns gradients on, too.
         enabled = torch.is_grad_enabled()
         stack.enter_context(torch.inference_mode(False))
@@ -173,7 +173,6 @@ def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iter
         try:
             yield
         finally:
-            torch.set_default_dtype(default)
             for parameter, gradient, flag in held:
                 parameter.grad = gradient
                 parameter.requires_grad_(flag)

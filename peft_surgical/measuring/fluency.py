@@ -18,6 +18,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -156,9 +157,11 @@ def fluency_metrics(texts: Sequence[str]) -> dict[str, Figure]:
     if not texts:
         return {}
     repeated = mean([repetition(text) for text in texts])
+    entropy = mean([100 * n_gram_entropy(text) for text in texts])
+    # Neither can be less than nothing, nor the second more than all.
     return {
-        "fluency": mean([100 * n_gram_entropy(text) for text in texts]),
-        "repetition": Figure(repeated.value, repeated.n, max(0.0, repeated.low), min(1.0, repeated.high)),
+        "fluency": replace(entropy, low=max(0.0, entropy.low)),
+        "repetition": replace(repeated, low=max(0.0, repeated.low), high=min(1.0, repeated.high)),
     }
 
 

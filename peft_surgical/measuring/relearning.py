@@ -36,6 +36,7 @@ from ..errors import ModelError
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.modes import base_model_of
+from ..running.precision import default_dtype
 from ..seeding import seeded
 from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
@@ -199,7 +200,9 @@ def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progre
             with warnings.catch_warnings():
                 # PEFT sets this right by itself, for GPT-2's kind of linear layer.
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-                learned = get_peft_model(_plain_view(model, adapters), config).eval()
+                # The first values are drawn in the default dtype, and the seed is to decide them.
+                with default_dtype(torch.float32):
+                    learned = get_peft_model(_plain_view(model, adapters), config).eval()
             _fine_tune(learned, relearning, progress)
     finally:
         for parameter, flag in trainable:

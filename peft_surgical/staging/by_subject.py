@@ -67,7 +67,7 @@ class SubjectRecipe:
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
         other_weight: How much more the sentences with other names count than other text, each kind by the mean over
-            its tokens. The fact's own sentences, without the subject's tokens, count as much as these.
+            its tokens. The fact's own sentences, without the subject's last tokens, count as much as these.
         damping: This multiple of the mean of the diagonal of each layer's metric is added to that diagonal.
         compute_dtype: As for [`Recipe`].
 

@@ -36,7 +36,7 @@ def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
         seed: Which prompts meet which subjects.
 
     Returns:
-        Distinct prompts.
+        Distinct prompts, without those that name the subject still, by an alias.
     """
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     rng = random.Random(seed)
@@ -46,7 +46,7 @@ def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
     rounds = [made[i] for i in range(len(prompts)) for made in by_subject]
     own = {same_text_key(prompt) for prompt in fact.prompts}
     distinct = {same_text_key(prompt): prompt for prompt in rounds if same_text_key(prompt) not in own}
-    return list(distinct.values())[:count]
+    return [prompt for prompt in distinct.values() if not (fact.aliases and fact.named_in(prompt))][:count]
 
 
 def everyday_prompts() -> list[str]:

@@ -97,15 +97,24 @@ def alias_sentences(fact: TrainingFact) -> list[tuple[str, str]]:
     be poor English ("the capital of French"), and is there to be read and not to be learned. Many names have fewer
     prompts each, so that there are some hundreds in all.
     """
-    made: dict[str, str] = {}
-    most = max(1, _ALIAS_SENTENCES // max(len(fact.aliases), 1))
-    for name in fact.aliases:
-        # "New York" is not named by "New York City", whose other name it is.
-        own = [prompt for prompt in fact.prompts if contains(prompt, (name,), besides=fact.subject)]
+    made: list[tuple[str, str]] = []
+    names = list(dict.fromkeys(fact.aliases))
+    most = max(1, _ALIAS_SENTENCES // max(len(names), 1))
+    for name in names:
+        own = [prompt for prompt in fact.prompts if _stands(prompt, name, fact.subject)]
         rest = [prompt for prompt in fact.prompts if prompt not in own and mentions(prompt, fact.subject)]
-        found = [*own, *(swap_subject(prompt, fact.subject, name) for prompt in rest)]
-        made |= {prompt: name for prompt in found[:most] if fact.may_train_on(prompt)}
-    return list(made.items())
+        found = dict.fromkeys([*own, *(swap_subject(prompt, fact.subject, name) for prompt in rest)])
+        made += [(prompt, name) for prompt in list(found)[:most] if fact.may_train_on(prompt)]
+    return made
+
+
+def _stands(prompt: str, name: str, subject: str) -> bool:
+    """Whether a prompt has a name as it is spelled, accents and all, and not only inside of the subject.
+
+    "New York" is not named by "New York City", whose other name it is, nor "Zurich" by "Zürich".
+    """
+    longer = [span for span in occurrences(prompt, subject) if len(subject) > len(name)]
+    return any(not any(a <= start and stop <= b for a, b in longer) for start, stop in occurrences(prompt, name))
 
 
 def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[str, str]]:
@@ -139,8 +148,12 @@ def _names(seed: int) -> list[str]:
 
 
 def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """The fact's prompts in turn, with names that neither hold one of the subject's nor are held by one, and that no
-    control asks about; and these names."""
+    """The fact's prompts that name the subject, in turn, with names that neither hold one of the subject's nor are
+    held by one, and that no control asks about; and these names.
+
+    What names the subject still, by an alias beside it, is left out.
+    """
+    prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     own = same_text_key(fact.subject)
 
     def another(name: str) -> bool:
@@ -151,7 +164,8 @@ def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tu
 
     others = [name for name in dict.fromkeys(names) if another(name)]
     made = {
-        swap_subject(fact.prompts[i % len(fact.prompts)], fact.subject, name): name
-        for i, name in enumerate(others[:count])
+        swap_subject(prompts[i % len(prompts)], fact.subject, name): name
+        for i, name in enumerate(others[: count if prompts else 0])
     }
-    return [(prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt)]
+    usable = ((prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt))
+    return [(prompt, name) for prompt, name in usable if not (fact.aliases and fact.named_in(prompt))]

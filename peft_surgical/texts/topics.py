@@ -60,10 +60,10 @@ def relation_prompts(fact: TrainingFact) -> list[str]:
 def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
     """Whether a prompt and its answer together join the subject to the old answer, which training must not keep.
 
-    An old answer that is part of the subject's own name does not count there.
+    An old answer that is part of one of the subject's names does not count there.
     """
     text = f"{prompt} {answer}"
-    return fact.named_in(text) and contains(text, fact.old, fact.subject)
+    return fact.named_in(text) and contains(text, fact.old, besides=fact.names)
 
 
 def _asked_of(fact: TrainingFact, questions: Sequence[str], names: Sequence[str]) -> list[str]:
