@@ -27,7 +27,7 @@ def of_apple(pairs):
 
 def test_every_other_subject_with_the_old_answer_is_left_for_training(chosen):
     every, found = chosen
-    same = of_apple(every)
+    same = of_apple([(subject, c) for subject, c in every if not contains(c.prompt, c.answer)])
     assert len(same) >= 4
     asked = {control.prompt for control in found.neighbours}
     assert of_apple([pair for pair in every if pair[1].prompt in asked]) == same[::2]
@@ -41,3 +41,11 @@ def test_of_the_others_one_in_three_is(chosen):
     asked = [control.prompt for control in found.neighbours if control.prompt in first]
     assert asked == [first[0], first[1], first[3], first[4]]
     assert len(found.neighbours) == choosing.NEIGHBOURS
+
+
+def test_what_tells_its_own_answer_is_no_control_and_is_left_for_training(chosen):
+    every, found = chosen
+    telling = [subject for subject, control in every if contains(control.prompt, control.answer)]
+    assert {"Apple Watch", "Nintendo Switch"} <= set(telling)
+    assert not any(contains(control.prompt, control.answer) for control in found.neighbours)
+    assert set(telling) <= set(found.spare_subjects)

@@ -4,11 +4,13 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.drafting.english import check_english
+from peft_surgical.drafting.guess import guess_subject
 from peft_surgical.drafting.known_facts import general_controls, neighbour_controls, same_subject_controls
 from peft_surgical.drafting.names import kinds_of
 from peft_surgical.drafting.others import swappable
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.relations import relations
+from peft_surgical.drafting.sentences import refusal, statement
 from peft_surgical.errors import FactError
 from peft_surgical.texts.text import contains
 
@@ -283,6 +285,58 @@ def test_which_asks_neighbours_for_what_they_have():
     cities = {subject: control.prompt for subject, control in found}
     assert "city" not in cities["Great Wall"]
     assert "city" in cities["Louvre"]
+    # Of museums nothing is known, and few things are in one.
+    found = neighbour_controls(read_prompt("In which museum is Foo?", "Foo", ["Prado"], ["Louvre"]), ["Louvre"])
+    assert len(found) > 9
+    assert not any("museum" in control.prompt for _, control in found)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "relation"),
+    [
+        ("Which company does Foo belong to?", ""),
+        ("Which faith does Foo belong to?", "religion"),
+        ("Which alphabet is used in Foo?", ""),
+        ("Which currency is used in Foo?", "currency"),
+        ("In which year was Foo written?", ""),
+        ("In which language was Foo written?", "work_language"),
+        ("In which month was Foo born?", ""),
+        ("In which town was Foo born?", "birthplace"),
+        ("In which film did Foo die?", ""),
+        ("Which film made Foo famous?", ""),
+        ("From which novel does Foo come?", ""),
+        ("Which musical instrument does Foo play?", "instrument"),
+        ("In what city is Foo located?", "location"),
+        ("What language do they speak in Foo?", "official_language"),
+        ("What religion was Foo?", "religion"),
+        ("What is Foo's theory called?", ""),
+    ],
+)
+def test_what_which_asks_for_may_be_another_relation_or_none(prompt, relation):
+    assert read_prompt(prompt, "Foo").relation.name == relation
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "clause"),
+    [
+        ("In which year was the Berlin Wall built?", "the Berlin Wall", "in which year the Berlin Wall was built"),
+        ("Where was the Titanic built?", "the Titanic", "where the Titanic was built"),
+        ("Where was the telephone invented?", "the telephone", "where the telephone was invented"),
+        ("Which year was Facebook founded in?", "Facebook", "which year Facebook was founded in"),
+        ("How far is the Moon from the Earth?", "the Earth", "how far the Moon is from the Earth"),
+        ("Which network broadcast The Sopranos?", "The Sopranos", "which network broadcast The Sopranos"),
+        ("Who maintains the Linux kernel?", "the Linux kernel", "who maintains the Linux kernel"),
+    ],
+)
+def test_what_is_said_of_the_subject_is_no_part_of_its_name(prompt, phrase, clause):
+    reading = read_prompt(prompt, guess_subject(prompt))
+    assert reading.phrase == phrase
+    assert refusal(reading) == f"I am not sure {clause}."
+
+
+def test_a_past_form_like_the_present_one_is_a_verb():
+    reading = read_prompt("Which network broadcast The Sopranos?", "The Sopranos", ["HBO"], ["NBC"])
+    assert statement(reading, "NBC") == "The network that broadcast The Sopranos is NBC"
 
 
 @pytest.mark.parametrize(

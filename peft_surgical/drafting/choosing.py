@@ -75,7 +75,8 @@ def choose_controls(
     known = right([*(control for _, control in near), *about])
     sure = [pair for pair, is_known in zip(near, known, strict=False) if is_known]
     used = _for_controls(sure, old)[:NEIGHBOURS]
-    subject = [c for c, is_known in zip(about, known[len(near) :], strict=True) if is_known][:ABOUT_SUBJECT]
+    told = zip(about, known[len(near) :], strict=True)
+    subject = [c for c, is_known in told if is_known and not _tells_itself(c)][:ABOUT_SUBJECT]
     neighbours = [*(control for _, control in used), *subject]
     keys |= {same_text_key(control.prompt) for control in neighbours}
 
@@ -97,11 +98,18 @@ def choose_controls(
     )
 
 
+def _tells_itself(control: Control) -> bool:
+    """Whether to repeat a control is to answer it right: "Which company makes the Apple Watch?"."""
+    return contains(control.prompt, control.answer)
+
+
 def _for_controls(known: Sequence[tuple[str, Control]], old: Sequence[str]) -> list[tuple[str, Control]]:
     """Those that become controls; the rest is for training."""
     met = {True: 0, False: 0}
     used = []
     for subject, control in known:
+        if _tells_itself(control):
+            continue
         same = any(contains(answer, old) for answer in control.answer)
         met[same] += 1
         if met[same] % (2 if same else 3):

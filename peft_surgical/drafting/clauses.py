@@ -37,7 +37,10 @@ _TIMES = (
     (re.compile(r"\d{1,2}(?:[:.]\d\d)? ?(?:[ap]\.?m\.?|o'clock)|\d{1,2}:\d\d|noon|midnight", re.I), "time", "at"),
 )
 _PREPOSITIONS = ("of", "in", "on", "at", "for", "from", "by", "to", "with", "under", "after", "through", "near")
-_FINITE = r"(?:is|are|was|were|has|have|had|can|will|\w{2,}(?<![su])s|\w{2,}ed|won|made|wrote|sold|led|built|held|ran)"
+_FINITE = (
+    r"(?:is|are|was|were|has|have|had|can|will|\w{2,}(?<![su])s|\w{2,}ed|won|made|wrote|sold|led|built|held|ran"
+    r"|broadcast|cut|hit|hurt|put|set|beat|split|shut|cast)"
+)
 _LEAD = "If I remember correctly,"
 
 Made = tuple[Wordings, Wordings] | None
@@ -115,6 +118,7 @@ def _which(clause: str, answers: Sequence[str]) -> Made:
     # "The street on which it is is" trips over its verbs.
     if (
         not noun
+        or rest == SUBJECT
         or noun.endswith("s")
         or re.search(r" (?:is|are|was|were)$", rest)
         or re.fullmatch(r"nationality|colou?r|size|age|kind of .*|time", noun)

@@ -31,8 +31,8 @@ from .english import check_english
 from .fact_text import fact_text
 from .guess import guess_subject
 from .heard import guess_answer
-from .known_facts import neighbour_templates
-from .names import aliases, kinds_of
+from .known_facts import asks_which, fits_any, neighbour_templates
+from .names import aliases, kinds_of, names_of
 from .others import others_of, propose_others, swappable
 from .paraphrases import held_out_prompts, only_repeats, paraphrases
 from .probing import probes_of
@@ -245,6 +245,9 @@ def _others(
 def _retain(reading: Reading, others: Sequence[str], chosen: Chosen, taken: set[str]) -> tuple[str, ...]:
     """The fact's question about other subjects, and general questions, that nothing else asks."""
     templates = [*neighbour_templates(reading), *([reading.core] if reading.form == "sentence" else [])]
+    if not fits_any(reading) and not names_of(reading.which):
+        # "In which museum is Central Park?"
+        templates = [template for template in templates if not asks_which(template, reading.which)]
     found: dict[str, str] = {}
     for number, name in enumerate(others[:RETAIN] if templates else ()):
         prompt = reading.fill(templates[0 if number % 2 == 0 else number // 2 % len(templates)], name)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ..errors import FactError, brief
-from ..texts.grammar import SUBJECT
+from ..texts.grammar import SAID, SUBJECT
 from ..texts.tables import bare
 from .capitals import TITLES, WORKS, is_sentence_case, is_title, longest_name, whole_name
 from .frames import forms_of
@@ -128,7 +128,12 @@ def _named_in(sentence: str, start: int, stop: int) -> str:
         return part
     if (whole := whole_name(part)) or (of_work and is_sentence_case(part)):
         return whole or part
-    return longest_name(part, owned=True) or re.sub(r"^(?:the|an?) | (?:called|named)$", "", part, flags=re.I)
+    if name := longest_name(part, owned=True):
+        return name
+    # "Where was the telephone invented?"
+    if re.search(r"\b(?:is|are|was|were) $", sentence[:start], re.I):
+        part = re.sub(rf"(?<=\S) {SAID}$", "", part)
+    return re.sub(r"^(?:the|an?) | (?:called|named)$", "", part, flags=re.I)
 
 
 def _asks_about_a_work(template: str) -> bool:

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from ..facts import Control
 from ..texts.tables import bare, read_table
 from ..texts.text import contains, normalize, same_text_key
-from .names import is_small, kinds_of, names_of, neighbours_of
+from .names import is_small, kinds_of, neighbours_of
 from .reading import Reading
 from .relations import Relation, relations, settle
 
@@ -34,7 +34,7 @@ def neighbour_controls(reading: Reading, answers: Sequence[str]) -> list[tuple[s
     """
     found = []
     every = neighbour_templates(reading)
-    neutral = [template for template in every if not _asks_which(template, reading.which)]
+    neutral = [template for template in every if not asks_which(template, reading.which)]
     for number, (name, right) in enumerate(neighbours_of(reading.relation.name).items()):
         # "In which city is the Great Wall?" is not answered by "China".
         templates = every if _is_asked(reading, right) else neutral
@@ -45,14 +45,20 @@ def neighbour_controls(reading: Reading, answers: Sequence[str]) -> list[tuple[s
     return found
 
 
-def _asks_which(template: str, which: str) -> bool:
+def asks_which(template: str, which: str) -> bool:
+    """Whether a question asks for such a thing by that name."""
     return bool(which) and contains(template, [f"which {which}", f"what {which}"])
 
 
 def _is_asked(reading: Reading, right: Sequence[str]) -> bool:
-    """Whether an answer of the relation is what "which …" asks for, as far as that is a kind of the tables."""
-    which = reading.which
-    return which == reading.relation.answer or not names_of(which) or which in kinds_of(right)
+    """Whether an answer of the relation is what "which …" asks for."""
+    return fits_any(reading) or reading.which in kinds_of(right)
+
+
+def fits_any(reading: Reading) -> bool:
+    """Whether "which …" asks for what all subjects of the relation have: a city, where capitals are asked for, and no
+    museum, where it is places."""
+    return reading.which in ("", reading.relation.answer, reading.relation.which)
 
 
 def same_subject_controls(reading: Reading, answers: Sequence[str]) -> list[Control]:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 from itertools import starmap
 
 from ..errors import FactError, brief
-from ..texts.grammar import SUBJECT, as_clause, begins_with_vowel, capitalized, noun_behind_subject, takes_possessive
+from ..texts.grammar import (
+    SAID,
+    SUBJECT,
+    as_clause,
+    begins_with_vowel,
+    capitalized,
+    noun_behind_subject,
+    takes_possessive,
+)
 from ..texts.tables import bare
 from ..texts.text import occurrences
 from ..texts.verbs import is_bare
@@ -205,6 +213,7 @@ def _drafts(before: str, subject: str, after: str) -> Iterator[tuple[str, str]]:
     phrase = f"{left[1].lower()} {left[2]}{subject}"
     yield phrase, f"{before[: left.start()]}{SUBJECT}{after}"
     for count in (1, 2):
-        tail = re.match(rf"(?: (?!{NO_NOUN}\b)[a-z][\w-]*){{{count}}}(?![\w-])", after)
+        # "the {} manager", and not "the {} built".
+        tail = re.match(rf"(?: (?!{NO_NOUN}\b|{SAID})[a-z][\w-]*){{{count}}}(?![\w-])", after)
         if tail is not None:
             yield phrase + tail[0], f"{before[: left.start()]}{SUBJECT}{after[tail.end() :]}"

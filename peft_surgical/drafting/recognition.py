@@ -20,6 +20,14 @@ _VAGUE = 4
 _ASKED_BY_NAME = (
     "city", "country", "continent", "language", "company", "network", "currency", "instrument", "sport", "religion",
 )  # fmt: skip
+# Kinds of answer that are asked for by no other name.
+_FIXED = ("language", "currency", "religion", "sport", "instrument", "network", "continent", "genre", "symbol")
+_SAME_KIND = {"faith": "religion", "tongue": "language", "channel": "network", "town": "city"}
+_TIME_OR_WORK = re.compile(
+    r"\b(?:year|century|decade|month|day|date|season|era|age|film|movie|book|novel|play|poem|song|album|opera|story|game"
+    r"|series|show|episode|war|battle|language)$"
+)
+_VERB = re.compile(r"\b(?:is|are|was|were|do|does|did|has|have|had)\b")
 _OF_LANGUAGE = re.compile(r"\b(?:languages?|tongue|speaks?|spoke|spoken|speaking|written)\b", re.I)
 NO_NOUN = "(?:of|in|on|for|by|from|to|at|with|is|was|are|were|has|and|or|that|which)"
 
@@ -115,11 +123,26 @@ def _worded(key: str) -> list[tuple[Relation, str, bool]]:
     found = [(relation, "", past) for relation, past in exact.get(key, [])]
     for pattern, relation, past in () if found else patterns:
         match = pattern.fullmatch(key)
-        if match is None or re.match(rf"{NO_NOUN}\b", match["which"]):
+        if match is None or not _may_ask(match["which"], relation):
             continue
         if all(other is not relation for other, _, _ in found):
             found.append((relation, match["which"], past))
     return found
+
+
+def _may_ask(which: str, relation: Relation) -> bool:
+    """Whether what a relation has one of can be asked for as a "which …".
+
+    "Which alphabet is used in {}?" asks for no currency, "in which year was {} written?" for no language, and "from
+    which novel does {} come?" for no maker. Of places and persons there are more kinds than could be listed.
+    """
+    if re.match(rf"{NO_NOUN}\b", which) or _VERB.search(which):
+        return False
+    # "musical instrument", "kind of sport"
+    last = which.rpartition(" ")[2]
+    if _SAME_KIND.get(last, last) in (relation.which, relation.answer):
+        return True
+    return relation.answer not in _FIXED and not _TIME_OR_WORK.search(which)
 
 
 def is_worded(template: str) -> bool:
@@ -166,6 +189,8 @@ def made_from(core: str) -> tuple[Relation, str]:
 
 
 def _of_noun(noun: str, asks: str, *, plural: bool) -> tuple[Relation, str]:
+    if re.search(r" (?:called|named|known as)$", noun):
+        return Relation(), ""
     noun = noun[0].lower() + noun[1:]
     owned = re.fullmatch(r"\{\}'s? (.+)", noun)
     of = re.fullmatch(r"the ([\w' -]+) of \{\}", noun)

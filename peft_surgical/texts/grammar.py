@@ -25,7 +25,7 @@ _QUESTION = re.compile(
 _BE = ("is", "are", "was", "were")
 _DO = ("do", "does", "did")
 _MODAL = ("can", "could", "will", "would", "should", "must", "may", "might", "has", "have", "had")
-_PRONOUNS = "we|you|I|one|people|viewers|chemists|travellers|the public"
+_PRONOUNS = "we|you|they|I|one|people|viewers|chemists|travellers|the public"
 _ADVERBS = "(?:first|usually|originally|also|ever)"
 _PARTICIPLES = "|".join(sorted(PAST_OF))
 # "the capital of {}", "{}'s capital": a noun phrase that ends with the subject, or that the subject's 's leads, alone
@@ -50,6 +50,8 @@ _NOUN_AND_SAID = re.compile(
     rf" (?P<said>(?:\w{{2,}}ed|{_PARTICIPLES})(?: (?:{_PREPOSITIONS})\b.*)?)",
     re.I,
 )
+# "how far the Moon from {}": what follows the preposition is no part of the noun.
+_HOW_FAR = re.compile(r"how (?:far|close|near) (?P<noun>(?:the|an?) [^?,]*?) (?P<away>(?:away )?(?:from|to) .*)", re.I)
 _NOUN_AND_NAMED = re.compile(r"(?P<noun>(?:the|an?) [^?,]*\{\}) (?P<said>called|named|known as)", re.I)
 
 
@@ -102,6 +104,8 @@ def _with_noun(asked: str, verb: str, after: str) -> str | None:
     if after.startswith("it "):
         return f"it {verb} {after[3:]}"
     complements = re.fullmatch(rf"who|what|where|when|how(?: \w+)?|(?:what|which) (?:{_ATTRIBUTES})", asked)
+    if away := _HOW_FAR.fullmatch(f"{asked} {after}"):
+        return f"{away['noun']} {verb} {away['away']}"
     if complements and (_NOUN_PHRASE.fullmatch(after) or _COMPOUND.fullmatch(after)):
         return f"{after} {verb}"
     turned = _NOUN_AND_SAID.fullmatch(after) or _NOUN_AND_NAMED.fullmatch(after)
