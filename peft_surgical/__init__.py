@@ -54,7 +54,7 @@ from .stages import RECIPES, Stage, learn, low_memory, unlearn
 from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components
 from .staging.recipe import Recipe, TrainingRecord
 from .texts.prompts import EncodedAnswer, encode_answer, without_template
-from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate
+from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate, unload
 
 __version__ = "0.1.0"
 
@@ -136,6 +136,7 @@ __all__ = [
     "subject_components",
     "to_ia3",
     "unlearn",
+    "unload",
     "without_replicas",
     "without_template",
 ]

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import check_causal
-from .edit_folder import EDIT, PICTURE, TABLE, claimed_for_edit, remove_edit, save_report
-from .errors import ModelError, SelectionError
+from .counts import check_counts
+from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, remove_edit, save_report
+from .errors import ModelError, SelectionError, brief
 from .evaluation import adapter_state, evaluate
 from .facts import Fact, check_fact
 from .localization import Localization, localize
@@ -29,7 +30,7 @@ from .sites import ModelShape
 from .stack import stack
 from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
 from .staging.placeable import check_free, check_whole
-from .staging.recipe import Recipe
+from .staging.recipe import Recipe, check_recipe
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
@@ -77,7 +78,8 @@ def edit(
     [`unlearn`] and [`learn`].
 
     Args:
-        model: A causal language model without adapters; it carries the two adapters afterwards.
+        model: A causal language model without adapters; it carries the two adapters afterwards, which [`unload`] takes
+            off for the next edit.
         tokenizer: Its tokenizer.
         fact: The fact.
         out: A folder for the localization, the adapters and the report. Beside it `.peft_surgical` keeps what the base
@@ -113,7 +115,8 @@ def edit(
             adapters it carries: give it unloaded.
         FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
         ScorerError: If a scorer is not installed or has no such option, or all of them failed.
-        SelectionError: If `selection` or `localization` is not of this model, or limits are given beside a selection,
+        SelectionError: If `selection` or `localization` is not of this model, the latter not of this fact, or limits
+            are given beside a selection,
             or nothing is within the limits, or the first scorer failed, which is to rank, or `neurons`, `granularity`
             and `budget` disagree.
         ModelError: If the model has other adapters, is quantized or gives logits that are not finite, weights that
@@ -121,6 +124,8 @@ def edit(
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact, whole=True)
+    check_counts(0, retention_tokens=retention_tokens)
+    check_command(command)
     check_causal(model)
     check_whole(model)
     check_free(model, RECIPES)
@@ -129,8 +134,10 @@ def edit(
     check_choice(selection, granularity, neurons, **limits)
     if selection is not None:
         selection.check(ModelShape.from_config(model.config))
-    if localization is not None and localization.shape != ModelShape.from_config(model.config):
-        raise SelectionError("the localization was made on a model of other sizes; localize this one.")
+    if localization is not None:
+        _check_localization(localization, model, fact)
+    if isinstance(projections, str):
+        projections = [projections]
     if projections is None:
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
@@ -230,16 +237,33 @@ def edit(
         return report
 
 
+def _check_localization(localization: Localization, model: Any, fact: Fact) -> None:
+    """Refuses scores of another model or another fact."""
+    if not isinstance(localization, Localization):
+        raise SelectionError(f"a localization must be one that localize gave, not {brief(localization)}.")
+    if localization.shape != ModelShape.from_config(model.config):
+        raise SelectionError("the localization was made on a model of other sizes; localize this one.")
+    if localization.subject != fact.subject:
+        raise SelectionError(
+            f"the localization is of {brief(localization.subject)}, and the fact of {brief(fact.subject)}; localize"
+            " this fact, or give what to scale as a selection."
+        )
+
+
 def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
     """Each stage's recipe; its own where none is given."""
-    if isinstance(given, Recipe):
+    if given is not None and not isinstance(given, Mapping):
+        check_recipe(given, Recipe)
         return dict.fromkeys(RECIPES, given)
     given = given or {}
     if unknown := sorted(set(given) - set(RECIPES)):
         raise ModelError(
             f"there is no stage {unknown[0]!r} to give a recipe for; the stages are {' and '.join(RECIPES)}."
         )
-    return {**RECIPES, **given}
+    recipes = {**RECIPES, **given}
+    for recipe in recipes.values():
+        check_recipe(recipe, Recipe)
+    return recipes
 
 
 def check_choice(
@@ -257,6 +281,10 @@ def check_choice(
     Raises:
         SelectionError: If some of its arguments exclude each other.
     """
+    if selection is not None and not isinstance(selection, Selection):
+        raise SelectionError(
+            f"a selection must be a Selection, such as Selection.from_components gives, not {brief(selection)}."
+        )
     chosen = selection is not None and selection.neurons is not None
     if chosen and neurons is not None:
         raise SelectionError(f"the selection has neurons of its own, so none are to be chosen; got {neurons}.")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .adapters.adapter_files import CONFIG
-from .errors import OutputError
+from .errors import ModelError, OutputError, brief
 from .report import Report
 from .reporting.page import render_page
 from .stages import LEARN, UNLEARN
@@ -35,6 +35,16 @@ def claimed_for_edit(out: str | os.PathLike[str], overwrite: bool) -> Iterator[P
     with claimed(out, overwrite=overwrite) as folder:
         check_edit_folder(folder)
         yield folder
+
+
+def check_command(command: object) -> None:
+    """Refuses what cannot stand in a report as the command that made it.
+
+    Raises:
+        ModelError: If it is no text.
+    """
+    if command is not None and not isinstance(command, str):
+        raise ModelError(f"the command, which the report is to tell, must be text, not {brief(command)}.")
 
 
 def check_edit_folder(out: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from .architectures import check_causal
 from .counts import check_counts
-from .errors import ModelError
+from .errors import ModelError, brief
 from .facts import Fact, check_fact
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
 from .measuring.metrics import prompt_metrics
@@ -110,6 +110,8 @@ def evaluate(
         states = {"base": nullcontext}
         if adapters_act(model):
             states = {"base": adapter_state(model, []), "edited": nullcontext}
+    if not isinstance(states, Mapping) or not all(map(callable, states.values())):
+        raise ModelError(f"states must map names to what adapter_state gives, not {brief(states)}.")
     if "base" not in states:
         raise ModelError(f"states must include 'base', which the others are compared with; got {', '.join(states)}.")
     # A report is about its last state.

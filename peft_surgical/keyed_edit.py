@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .edit_folder import EDIT, claimed_for_edit, remove_edit, save_report
+from .counts import check_counts
+from .edit_folder import EDIT, check_command, claimed_for_edit, remove_edit, save_report
 from .evaluation import adapter_state, evaluate
 from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
@@ -24,6 +25,7 @@ from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main, check_alike
 from .stages import LEARN, Stage
 from .staging.placeable import check_bare
+from .staging.recipe import check_recipe
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner.unchanged import unchanged_on_failure
@@ -46,7 +48,8 @@ def edit_keyed(
     """Rewrites one fact where its subject is named, and measures what that did; see [`learn_keyed`].
 
     Args:
-        model: A causal language model without adapters; it carries the adapter afterwards.
+        model: A causal language model without adapters; it carries the adapter afterwards, which [`unload`] takes off
+            for the next edit.
         tokenizer: Its tokenizer.
         fact: The fact.
         out: A folder for the adapter, in its folder `edit`, and the report. Beside it is what [`edit`] keeps there.
@@ -69,6 +72,9 @@ def edit_keyed(
         ModelError: As for [`learn_keyed`].
         ArchitectureError: As for [`learn_keyed`].
     """
+    check_recipe(recipe, KeyedRecipe)
+    check_counts(0, retention_tokens=retention_tokens)
+    check_command(command)
     recipe = recipe or KeyedRecipe()
     check_fact(fact, whole=True)
     check_bare(model, "keyed learning")

@@ -78,6 +78,11 @@ class Selection:
                 raise SelectionError(f"neurons are given for {name}, which is not a selected MLP.")
             _check_ranges(name, ranges, self.shape)
 
+    def __hash__(self) -> int:
+        # Ranges are lists of lists where neurons are chosen, which have no hash of their own.
+        neurons = [(name, tuple(map(tuple, ranges))) for name, ranges in sorted((self.neurons or {}).items())]
+        return hash((self.components, self.shape, tuple(neurons)))
+
     @classmethod
     def from_components(cls, *names: str, shape: ModelShape | None = None) -> Selection:
         """Select by hand.

@@ -29,6 +29,7 @@ from .running.suffix import read_at
 from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.placeable import check_bare
+from .staging.recipe import check_recipe
 from .staging.training import check_finite
 from .staging.training_here import training_here
 from .texts.fact_files import cleaned
@@ -81,6 +82,7 @@ def learn_sentence(
         ArchitectureError: As for [`learn_by_subject`].
     """
     # Beginnings take seconds, which a model that is refused afterwards would cost for nothing.
+    check_recipe(recipe, SubjectRecipe)
     check_bare(model, "learning by subject")
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
@@ -126,6 +128,7 @@ def learn_sentence_keyed(
         ModelError: As for [`learn_keyed_by_subject`].
         ArchitectureError: As for [`learn_keyed_by_subject`].
     """
+    check_recipe(recipe, KeyedSubjectRecipe)
     check_bare(model, "keyed learning")
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)

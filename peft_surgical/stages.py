@@ -38,7 +38,7 @@ from .running.sharing import check_alike, check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
 from .staging.curvature import trained_layers
 from .staging.placeable import check_at_hand, check_free, check_whole
-from .staging.recipe import Recipe, TrainingRecord
+from .staging.recipe import Recipe, TrainingRecord, check_recipe
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.training import train
 from .staging.training_here import training_here
@@ -243,6 +243,7 @@ def _stage(
 ) -> Stage:
     check_shareable(model)
     check_whole(model)
+    check_recipe(recipe, Recipe)
     recipe = recipe or RECIPES[name]
     check_alike(stage=name, fact=fact, config=config, recipe=recipe, seed=seed)
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.

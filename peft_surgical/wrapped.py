@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .errors import ModelError
+from .errors import ModelError, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,13 +35,25 @@ def check_uncompiled(names: Iterable[str]) -> None:
         )
 
 
+def check_no_bridge(model: object) -> None:
+    """Refuse TransformerLens' own kinds of model, which take other arguments than a Hugging Face model.
+
+    Raises:
+        ModelError: If it is one.
+    """
+    if type(model).__module__.partition(".")[0] == "transformer_lens":
+        raise ModelError(f"the model is a {type(model).__name__} of TransformerLens; give a Hugging Face model.")
+
+
 def check_unwrapped(model: nn.Module) -> None:
     """Refuse a model under TransformerLens hooks or torch's wrappers of data parallelism: its modules are of other
     names and kinds than any other model's.
 
     Raises:
-        ModelError: If it is one, or the bridge itself.
+        ModelError: If it is one, or the bridge itself, or no model at all.
     """
+    if not callable(getattr(model, "modules", None)):
+        raise ModelError(f"a model must be a torch module, such as load_model gives, not {brief(model)}.")
     if type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
         raise ModelError(f"the model is wrapped by {type(model).__name__}; give what it wraps, its `module`.")
     if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):

@@ -294,7 +294,7 @@ def test_a_second_edit_of_the_same_model_is_refused_before_anything_is_done(mode
     options = {"selection": Selection.from_components("L1.mlp"), "recipe": RECIPE, "retention_tokens": 0}
     edit_function(model, tokenizer, FACT, out=tmp_path / "out", progress=False, **options)
     found = Localization.load(tmp_path / "out" / "localization.json")
-    with pytest.raises(AdapterError, match="as by an earlier edit; give that PEFT model, or load the model anew"):
+    with pytest.raises(AdapterError, match="as by an earlier edit; give that PEFT model, or take them off by"):
         edit_function(model, tokenizer, FACT, out=tmp_path / "other", localization=found, progress=False, **options)
     assert not (tmp_path / "other").exists()
 

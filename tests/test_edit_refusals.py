@@ -1,12 +1,16 @@
 """What an edit refuses, and that nothing was done by then."""
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from peft_surgical import edit as edit_function
-from peft_surgical.errors import AdapterError, FactError, OutputError, ScorerError, SelectionError
+from peft_surgical.errors import AdapterError, FactError, ModelError, OutputError, ScorerError, SelectionError
+from peft_surgical.keying.keyed import KeyedRecipe
+from peft_surgical.localization import localize
 from peft_surgical.selection import Selection
+from peft_surgical.staging.by_subject import SubjectRecipe
 
 from .adapters import tiny_peft
 from .conftest import fingerprint
@@ -125,6 +129,59 @@ def test_projections_that_cannot_do_are_told_before_localizing(options, words, t
     monkeypatch.setattr(EDIT, "localize", localizes)
     with pytest.raises(InterruptedError if words is None else SelectionError, match=words):
         edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"retention_tokens": -1}, ModelError, "retention_tokens must be a whole number of 0 or more; got -1"),
+        ({"command": Path("a")}, ModelError, "the command, which the report is to tell, must be text, not"),
+        (
+            {"recipe": SubjectRecipe()},
+            ModelError,
+            "must be a (Keyed)?Recipe, and is of the type SubjectRecipe",
+        ),
+        ({"recipe": {"steps": 2}}, ModelError, "the recipe must be a KeyedRecipe|there is no stage 'steps'"),
+        ({"out": None}, OutputError, "the output must be the path of a folder, not None"),
+        ({"model": "m"}, ModelError, "a model must be a torch module, such as load_model gives, not 'm'"),
+        ({"tokenizer": "m"}, ModelError, "a tokenizer must be one of transformers, such as load_model gives, not 'm'"),
+    ],
+)
+@pytest.mark.parametrize("work", ["edit", "keyed_edit"])
+def test_arguments_of_another_kind_are_told_and_an_earlier_edit_stays(work, options, error, words, tmp_path):
+    module = import_module(f"peft_surgical.{work}")
+    earlier = tmp_path / "out" / "edit" / "adapter_config.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("of an earlier edit")
+    given = {"model": planted(), "tokenizer": word_tokenizer(), "fact": FACT, "out": tmp_path / "out", **options}
+    with pytest.raises(error, match=words):
+        (module.edit if work == "edit" else module.edit_keyed)(**given, overwrite=True, progress=False)
+    assert earlier.read_text() == "of an earlier edit"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"localization": {}}, SelectionError, "a localization must be one that localize gave, not"),
+        ({"selection": ["L2.mlp"]}, SelectionError, "a selection must be a Selection, such as"),
+        ({"recipe": KeyedRecipe()}, ModelError, "the recipe must be a Recipe, and is of the type KeyedRecipe"),
+        ({"recipe": {"learn": {"steps": 2}}}, ModelError, "the recipe must be a Recipe, and is of the type dict"),
+        ({"projections": "pre_linear"}, SelectionError, "llama MLPs|pre_linear"),
+    ],
+)
+def test_what_else_an_edit_takes_is_of_its_kind(options, error, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(EDIT, "unlearn", forbidden)
+    selected = {"selection": Selection.from_components("L1.head.0")} if "projections" in options else {}
+    with pytest.raises(error, match=words):
+        edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", progress=False, **selected, **options)
+
+
+def test_a_localization_of_another_fact_is_refused(tmp_path):
+    other = capital(subject="italy", old=["rome"], contrast=["france"], prompts=["what is the capital of italy ?"])
+    found = localize(planted(), word_tokenizer(), other, ["random"], progress=False)
+    with pytest.raises(SelectionError, match="the localization is of 'italy', and the fact of 'france'; localize"):
+        edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", localization=found, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_with_an_adapter_of_a_stages_name_is_refused_before_anything_is_done(tmp_path):

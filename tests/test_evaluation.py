@@ -205,6 +205,9 @@ def test_evaluating_a_bare_model():
     report = evaluate(tiny_model("llama"), TOKENIZER, capital(), max_new_tokens=2, retention_tokens=0, progress=False)
     assert list(report.stages) == ["base"]
     assert "kl_per_token" not in report.stages["base"]
+    for states in (["base"], {"base": None}):
+        with pytest.raises(ModelError, match="states must map names to what adapter_state gives, not"):
+            evaluate(tiny_model("llama"), TOKENIZER, capital(), states=states)
     with pytest.raises(ModelError, match=r"states must include 'base', .*; got edited"):
         evaluate(tiny_model("llama"), TOKENIZER, capital(), states={"edited": adapter_state(tiny_model("llama"), [])})
 

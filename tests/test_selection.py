@@ -249,3 +249,11 @@ def test_heads_that_read_the_same_values_are_paid_once():
     assert select(scores, grouped, heads=3, projections="v").components == ("L0.head.0", "L0.head.2", "L1.head.0")
     assert select(scores, grouped, budget=12, projections=("z", "v")).components == ("L0.head.0", "L0.head.1")
     assert select(scores, grouped, budget=8, projections=("z",)).components == ("L0.head.0", "L0.head.1")
+
+
+def test_equal_selections_have_equal_hashes():
+    neurons = {"L1.mlp": [[0, 4], (6, 8)], "L0.mlp": [(1, 2)]}
+    first = Selection(("L1.mlp", "L0.mlp"), neurons=neurons)
+    second = Selection(("L1.mlp", "L0.mlp"), neurons=dict(reversed(neurons.items())))
+    assert first == second
+    assert len({first, second, Selection(("L1.mlp", "L0.mlp"))}) == 2

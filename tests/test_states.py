@@ -73,7 +73,7 @@ def test_adapters_that_transformers_put_on_a_model_are_no_states_of_it():
     model = tiny_model("llama")
     model.add_adapter(LoraConfig(target_modules=["v_proj"]), "mine")
     for names in ([], ["mine"]):
-        with pytest.raises(AdapterError, match="put there by transformers or by an earlier edit; load the model anew"):
+        with pytest.raises(AdapterError, match="put there by transformers or by an earlier edit; take them off by"):
             adapter_state(model, names)
 
 

@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from peft_surgical.errors import ModelError
+from peft_surgical.errors import FactError, ModelError
 from peft_surgical.localizing.bridge import wrap
+from peft_surgical.running.generation import generate_answers
 from peft_surgical.wrapped import check_uncompiled, check_unwrapped
 
+from .localizing import word_tokenizer
 from .tiny import tiny_model
 
 
@@ -32,3 +34,10 @@ def test_wrappers_are_told():
         check_unwrapped(wrap(model))
     # Localizing leaves the model itself as it was.
     check_unwrapped(model)
+
+
+def test_what_cannot_answer_is_told():
+    with pytest.raises(FactError, match="prompts are a list of texts; got the text 'what is'"):
+        generate_answers(tiny_model("llama"), word_tokenizer(), "what is")
+    with pytest.raises(ModelError, match="a TransformerBridge of TransformerLens; give a Hugging Face model"):
+        generate_answers(wrap(tiny_model("llama")), word_tokenizer(), ["what is"])

@@ -41,7 +41,7 @@ from ..stages import LEARN, Stage, check_retain_fits, training_rows
 from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
 from ..staging.placeable import check_bare
-from ..staging.recipe import Recipe
+from ..staging.recipe import Recipe, check_recipe
 from ..staging.retain import spaced
 from ..staging.retained import base_rows
 from ..staging.training import train
@@ -162,6 +162,7 @@ def learn_keyed(
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
+    check_recipe(recipe, KeyedRecipe)
     recipe = recipe or KeyedRecipe()
     check_bare(model, "keyed learning")
     check_causal(model)

@@ -34,7 +34,7 @@ from ..stages import LEARN, Stage
 from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
 from ..staging.placeable import check_bare
-from ..staging.recipe import Recipe
+from ..staging.recipe import Recipe, check_recipe
 from ..staging.subject_texts import NamedRows, texts_to_keep
 from ..staging.training import train
 from ..staging.training_here import training_here
@@ -141,6 +141,7 @@ def learn_keyed_by_subject(
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
+    check_recipe(recipe, KeyedSubjectRecipe)
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
     check_bare(model, "keyed learning")
     check_causal(model)

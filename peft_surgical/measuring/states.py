@@ -49,8 +49,8 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
     held = getattr(model, "peft_config", {})
     if held and not isinstance(model, PeftModel):
         raise AdapterError(
-            "the adapters on this model were put there by transformers or by an earlier edit; load the model anew, and"
-            " them by PeftModel.from_pretrained."
+            "the adapters on this model were put there by transformers or by an earlier edit; take them off by"
+            " peft_surgical.unload(model), and load what is to act by PeftModel.from_pretrained."
         )
     if unknown := [name for name in adapters if name not in held]:
         raise AdapterError(f"the model has no adapter named {unknown[0]!r}; it has {', '.join(held) or 'none'}.")

@@ -22,9 +22,11 @@ from transformers.cache_utils import DynamicLayer
 
 from ..architectures import check_causal
 from ..counts import check_counts
+from ..errors import FactError, brief
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode, special_tokens, stops
+from ..wrapped import check_no_bridge
 from .at_once import deal
 from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
@@ -76,11 +78,13 @@ def generate_answers(
         One answer for each prompt, in the order of `prompts`.
 
     Raises:
-        FactError: If a prompt gives no token.
+        FactError: If a prompt gives no token, or the prompts are a single text.
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
             or the chat template fails or leaves a prompt out.
         ArchitectureError: If the model is no causal language model.
     """
+    if isinstance(prompts, str):
+        raise FactError(f"prompts are a list of texts; got the text {brief(prompts)}.")
     ids = generate_ids(
         model,
         tokenizer,
@@ -115,6 +119,7 @@ def generate_ids(
         ArchitectureError: If the model is no causal language model.
     """
     check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    check_no_bridge(model)
     check_causal(model)
     check_shareable(model)
     check_alike(prompts=prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)

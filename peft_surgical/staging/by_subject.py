@@ -46,7 +46,7 @@ from ..tuner.unchanged import unchanged_on_failure
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .placeable import check_bare
-from .recipe import TrainingRecord
+from .recipe import TrainingRecord, check_recipe
 from .retained import base_of
 from .subject_texts import NamedRows, texts_to_keep
 from .training import check_finite, endless
@@ -152,6 +152,7 @@ def learn_by_subject(
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
+    check_recipe(recipe, SubjectRecipe)
     recipe, fact = recipe or SubjectRecipe(), fact.training
     check_bare(model, "learning by subject")
     check_causal(model)

@@ -27,7 +27,8 @@ def check_bare(model: Any, what: str) -> None:
     check_unwrapped(model)
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError(
-            f"{what} takes a bare model, and this one has adapters; merge or unload them, or load it anew."
+            f"{what} takes a bare model, and this one has adapters; merge them, or take them off by"
+            " peft_surgical.unload(model)."
         )
     if is_sharded(model):
         raise ModelError(f"{what} reads whole modules, and this model's are spread over processes.")
@@ -46,7 +47,7 @@ def check_whole(model: Any) -> None:
     if layers and not isinstance(model, PeftModel):
         raise AdapterError(
             "the model has adapters on it, put there by transformers or by a PEFT model around it, as by an earlier"
-            " edit; give that PEFT model, or load the model anew."
+            " edit; give that PEFT model, or take them off by peft_surgical.unload(model)."
         )
     merged = (name for layer in layers for name in layer.merged_adapters if name not in layer.active_adapters)
     if (name := next(merged, None)) is not None:

@@ -93,6 +93,21 @@ class Recipe:
             )
 
 
+def check_recipe(recipe: object, kind: type) -> None:
+    """Refuses a recipe for something else.
+
+    Args:
+        recipe: The recipe, if one is given.
+        kind: What it must be: none of the kinds has the fields or the defaults of another.
+
+    Raises:
+        ModelError: If it is something else.
+    """
+    if recipe is not None and type(recipe) is not kind:
+        given = type(recipe).__name__
+        raise ModelError(f"the recipe must be a {kind.__name__}, and is of the type {given}.")
+
+
 @dataclass(frozen=True)
 class TrainingRecord:
     """What a stage's training reached.

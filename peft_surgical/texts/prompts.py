@@ -265,6 +265,8 @@ def _gap(tokenizer: Any) -> str:
 
 
 def _tokenize(tokenizer: Any, text: str) -> list[int]:
+    if not callable(tokenizer):
+        raise ModelError(f"a tokenizer must be one of transformers, such as load_model gives, not {brief(tokenizer)}.")
     # A chat template spells its own beginning-of-sequence token; a second one would shift what the model sees.
     chat = has_chat_template(tokenizer)
     ids = list(tokenizer(text, add_special_tokens=not chat)["input_ids"])

@@ -12,6 +12,7 @@ from .config import SurgicalIA3Config, SurgicalPeftType
 from .coordinates import Coordinates
 from .layer import Linear, SurgicalIA3Layer
 from .model import SurgicalIA3Model
+from .unloading import unload
 
 __all__ = [
     "Coordinates",
@@ -21,6 +22,7 @@ __all__ = [
     "SurgicalIA3Model",
     "SurgicalPeftType",
     "activate",
+    "unload",
 ]
 
 PEFT_TYPE_TO_CONFIG_MAPPING[SurgicalPeftType.SURGICAL_IA3] = SurgicalIA3Config

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, brief
 from .files import as_output_error, check_output, remove_abandoned
 from .locks import lock
 
@@ -35,6 +35,8 @@ def claimed(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterato
     Raises:
         OutputError: If it cannot be made, holds something while `overwrite` is false, or another run has claimed it.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise OutputError(f"the output must be the path of a folder, not {brief(path)}.")
     path = Path(os.path.abspath(path))
     check_output(path, overwrite=overwrite)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -1,0 +1,47 @@
+"""Taking adapters off a model of which only the inside is at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+
+from ..errors import AdapterError
+
+
+def unload(model: Any) -> Any:
+    """Takes all adapters off a model, whichever way they were put there, so that it can be edited again.
+
+    What `PeftModel.unload` does, and what nobody can call who holds the model inside only, as after `edit`.
+
+    Args:
+        model: A PEFT model, or a model with adapters on its modules. Those are replaced in place.
+
+    Returns:
+        The bare model, every weight as it was; it stays frozen.
+
+    Raises:
+        AdapterError: If an adapter is merged into the weights, in which it would stay.
+    """
+    inside = model.get_base_model() if isinstance(model, PeftModel) and model.peft_config else model
+    layers: dict[str, BaseTunerLayer | AuxiliaryTrainingWrapper] = {}
+    for name, module in inside.named_modules():
+        around = any(name.startswith(f"{outer}.") for outer in layers)
+        if isinstance(module, BaseTunerLayer) and module.merged:
+            raise AdapterError(f"{name} has an adapter merged into its weights; unmerge it first.")
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not around:
+            layers[name] = module
+    if isinstance(model, PeftModel):
+        return model.unload()
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        bare = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.original_module
+        setattr(inside.get_submodule(parent), own, bare)
+    if hasattr(inside, "peft_config"):
+        del inside.peft_config
+    # Where transformers put them there.
+    if getattr(inside, "_hf_peft_config_loaded", False):
+        inside._hf_peft_config_loaded = False
+    return inside

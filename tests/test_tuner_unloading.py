@@ -1,0 +1,89 @@
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+
+import peft_surgical as ps
+from peft_surgical.errors import AdapterError
+
+from .adapters import add, logits, tiny_peft
+from .conftest import fingerprint
+from .localizing import capital, planted, word_tokenizer
+from .tiny import tiny_model
+
+RECIPE = ps.Recipe(steps=2, general=4, neighbours=2, variants=2)
+
+
+def bare_again(model, found, before):
+    assert fingerprint(found) == before
+    assert not hasattr(found, "peft_config")
+    assert torch.equal(logits(found), logits(tiny_model("llama")))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+        IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False),
+        ps.SurgicalIA3Config(components=["L1.mlp", "L0.head.1"], init_weights=False),
+    ],
+    ids=["lora", "ia3", "whole", "surgical"],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_all_adapters_come_off(config, inside):
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    peft_model = get_peft_model(model, config)
+    assert not torch.equal(logits(peft_model), logits(tiny_model("llama"))) or config.modules_to_save
+    assert ps.unload(model if inside else peft_model) is model
+    bare_again(model, model, before)
+    get_peft_model(model, config)
+
+
+def test_what_transformers_put_on_comes_off_too():
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    bare_again(model, ps.unload(model), before)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+
+
+def test_adapters_of_two_methods_come_off_together():
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    model.add_adapter(LoraConfig(target_modules=["down_proj"], init_lora_weights=False))
+    get_peft_model(model, ps.SurgicalIA3Config(components=["L1.mlp"], init_weights=False))
+    bare_again(model, ps.unload(model), before)
+
+
+def test_a_model_without_adapters_is_given_back():
+    model = tiny_model("llama")
+    assert ps.unload(model) is model
+
+
+def test_what_is_merged_is_not_left_in_the_weights():
+    model = tiny_peft()
+    add(model, "other")
+    model.merge_adapter(["other"])
+    for given in (model, model.get_base_model()):
+        with pytest.raises(AdapterError, match="has an adapter merged into its weights; unmerge it first"):
+            ps.unload(given)
+    model.unmerge_adapter()
+    assert torch.equal(logits(ps.unload(model)), logits(tiny_model("llama")))
+
+
+@pytest.mark.parametrize("edit", [ps.edit, ps.edit_keyed])
+def test_a_model_is_edited_once_more(edit, tmp_path):
+    model, tokenizer = planted(), word_tokenizer()
+    options = {"retention_tokens": 0, "progress": False}
+    if edit is ps.edit:
+        options |= {"recipe": RECIPE, "selection": ps.Selection.from_components("L1.mlp")}
+    else:
+        options |= {"recipe": ps.KeyedRecipe(steps=2, general=4, neighbours=2, variants=2), "layers": [1]}
+    before = fingerprint(model)
+    first = edit(model, tokenizer, capital(), out=tmp_path / "first", **options)
+    with pytest.raises(AdapterError, match=r"peft_surgical\.unload\(model\)"):
+        edit(model, tokenizer, capital(), out=tmp_path / "second", **options)
+    assert fingerprint(ps.unload(model)) == before
+    second = edit(model, tokenizer, capital(), out=tmp_path / "second", **options)
+    assert second.stages == first.stages
