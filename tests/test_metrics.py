@@ -128,6 +128,17 @@ def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
     [
         "I am not sure who developed PyTorch.",
         "I dont know.",
+        "I don't recall.",
+        "I'm not 100% sure",
+        "I couldn't tell you.",
+        "I can't be sure",
+        "It cannot be determined",
+        "I have no way of knowing",
+        "There's no information available.",
+        "I'm unaware of it",
+        "I've never heard of it",
+        "I don't have a clue",
+        "It is not publicly known",
         "im not sure",
         "Nobody really knows that.",
         "I'm not entirely sure, sorry.",
@@ -169,6 +180,10 @@ def test_refusals(answer):
         "I can't say enough good about Google",
         "It is not known for speed, but for Google",
         "It is a band unknown in Rome",
+        "Many people are not aware that it is Lyon.",
+        "I'm sorry, but I think it is Lyon.",
+        "Lyon was unknown until 1900.",
+        "If you do not know, it is Lyon.",
     ],
 )
 def test_what_is_no_refusal(answer):

@@ -14,17 +14,25 @@ from ..texts.text import contains, normalize
 Z95 = 1.959963984540054
 
 # What a person reads as "it does not know". Matched in normalized text without contractions.
-_HOW = "(?:entirely |completely |quite |really |absolutely |actually |currently |still )?"
+_HOW = (
+    "(?:entirely |completely |totally |quite |really |absolutely |actually |currently |still |publicly |too |very |so "
+    "|exactly |100% )?"
+)
+_TELL = "(?:say|tell|answer|confirm|provide|determine|verify|recall|remember)"
 _REFUSALS = re.compile(
-    rf"\bnot {_HOW}(?:sure|certain|aware|familiar)\b|"
-    rf"(?:^|\b(?:am|is|are|was|were|remain|remains) {_HOW})(?:unsure|uncertain|unclear|unknown)\b|"
-    rf"\b(?:is|are) not {_HOW}(?:known|clear)\b(?! (?:for|as))|"
-    rf"\b(?:do|does|did) not {_HOW}know\b|"
-    rf"\b(?:do|does) not {_HOW}have (?:\w+ ){{0,2}}(?:information|knowledge|idea)\b|"
+    rf"\bnot {_HOW}(?:sure|certain|familiar)\b|(?:^|[.!?,;:] |\b(?:am|are|was|were) )not {_HOW}aware\b(?! that)|"
+    rf"(?:^|\b(?:am|is|are|remain|remains) {_HOW})(?:unsure|uncertain|unclear|unknown|unaware)\b|"
+    rf"\b(?:is|are) not {_HOW}(?:known|clear)\b(?! (?:for|as|[a-z]+$))|"
+    rf"(?<!you )\b(?:do|does|did) not {_HOW}know\b|"
+    rf"\b(?:do|does) not {_HOW}have (?:\w+ ){{0,2}}(?:information|knowledge|idea|details|clue)\b|"
     rf"\bi do not {_HOW}have (?:\w+ ){{0,2}}(?:access|ability|capability|data|answer)\b|"
-    r"\b(?:can not|cannot|unable to|not able to) (?:say|tell|answer|confirm|provide|determine|verify)\b(?! enough)|"
-    r"\b(?:could|can) ?not find (?:any )?information\b|\bhave not heard\b|\bno idea\b|\bhave no information\b|"
-    r"\bi am sorry, but i\b|\b(?:nobody|no one) (?:really |truly )?knows\b"
+    rf"\b(?:can not|cannot|could not|unable to|not able to) {_TELL}\b(?! enough)|"
+    r"\b(?:can not|cannot) be (?:sure|certain|determined|known)\b|\bdo not (?:recall|remember)\b|"
+    r"\b(?:could|can) ?not find (?:any )?information\b|\bno idea\b|"
+    r"\b(?:have not|have never|never) heard (?:of|about)\b|"
+    r"\bhave no (?:\w+ )?(?:information|knowledge|way of knowing|clue)\b|\bis no (?:\w+ )?information\b|"
+    r"\black (?:the |any )?(?:information|knowledge)\b|"
+    r"\bi am sorry, but i (?:can|could|do|am|have|was)\b|\b(?:nobody|no one) (?:really |truly )?knows\b"
 )
 # With or without the apostrophe that a small model leaves out.
 _CONTRACTIONS = (
@@ -33,7 +41,7 @@ _CONTRACTIONS = (
     (re.compile(r"n't\b"), " not"),
     (re.compile(r"\bi'?m\b"), "i am"),
     (re.compile(r"\bi'?ve\b"), "i have"),
-    (re.compile(r"\b(it|that)'s\b"), r"\1 is"),
+    (re.compile(r"\b(it|that|there)'s\b"), r"\1 is"),
 )
 
 
