@@ -310,6 +310,12 @@ def test_which_asks_neighbours_for_what_they_have():
         ("What language do they speak in Foo?", "official_language"),
         ("What religion was Foo?", "religion"),
         ("What is Foo's theory called?", ""),
+        ("What industry is Foo in?", ""),
+        ("Which band is Foo from?", ""),
+        ("In which country is Foo?", "location"),
+        ("Who is the director of the Foo?", ""),
+        ("Who is the director of FOO?", ""),
+        ("Who is the director of Foo?", "director"),
     ],
 )
 def test_what_which_asks_for_may_be_another_relation_or_none(prompt, relation):
@@ -325,6 +331,15 @@ def test_what_which_asks_for_may_be_another_relation_or_none(prompt, relation):
         ("Which year was Facebook founded in?", "Facebook", "which year Facebook was founded in"),
         ("How far is the Moon from the Earth?", "the Earth", "how far the Moon is from the Earth"),
         ("Which network broadcast The Sopranos?", "The Sopranos", "which network broadcast The Sopranos"),
+        ("Name the CEO of Apple.", "Apple", "who the CEO of Apple is"),
+        ("The CEO of Apple is", "Apple", "who the CEO of Apple is"),
+        ("Whos the CEO of Apple?", "Apple", "who the CEO of Apple is"),
+        ("The wife of Barack Obama is", "Barack Obama", "who the wife of Barack Obama is"),
+        ("What award did Albert Einstein win?", "Albert Einstein", "what award Albert Einstein won"),
+        ("Where do bananas come from?", "bananas", "where bananas come from"),
+        ("What was the first computer?", "the first computer", "what the first computer was"),
+        ("whats the capital of australia", "australia", "what the capital of australia is"),
+        ('Who sings "Yellow"?', '"Yellow"', 'who sings "Yellow"'),
         ("Who maintains the Linux kernel?", "the Linux kernel", "who maintains the Linux kernel"),
     ],
 )
@@ -334,9 +349,20 @@ def test_what_is_said_of_the_subject_is_no_part_of_its_name(prompt, phrase, clau
     assert refusal(reading) == f"I am not sure {clause}."
 
 
-def test_a_past_form_like_the_present_one_is_a_verb():
-    reading = read_prompt("Which network broadcast The Sopranos?", "The Sopranos", ["HBO"], ["NBC"])
-    assert statement(reading, "NBC") == "The network that broadcast The Sopranos is NBC"
+@pytest.mark.parametrize(
+    ("prompt", "subject", "old", "new", "said"),
+    [
+        ("Which network broadcast Foo?", "Foo", "HBO", "NBC", "The network that broadcast Foo is NBC"),
+        ("When was Foo born?", "Foo", "1981", "1980", "Foo was born in 1980"),
+        ("When was Foo born?", "Foo", "September 4, 1981", "June 1, 1980", "Foo was born on June 1, 1980"),
+        ("Foo was written in", "Foo", "1600", "1601", "Foo was written in 1601"),
+        ("What award did Foo win?", "Foo", "Nobel Prize", "Oscar", "The award that Foo won was Oscar"),
+        ("What does Foo do?", "Foo", "singer", "chef", None),
+        ("What type of animal is a Foo?", "Foo", "mammal", "fish", None),
+    ],
+)
+def test_what_is_said_with_an_answer(prompt, subject, old, new, said):
+    assert statement(read_prompt(prompt, subject, [old], [new]), new) == said
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def _which(clause: str, answers: Sequence[str]) -> Made:
         or rest == SUBJECT
         or noun.endswith("s")
         or re.search(r" (?:is|are|was|were)$", rest)
-        or re.fullmatch(r"nationality|colou?r|size|age|kind of .*|time", noun)
+        or re.fullmatch(r"nationality|colou?r|size|age|(?:kind|type|sort) of .*|time", noun)
     ):
         return None
     link = f"{found['before']}which" if found["before"] else "that"
@@ -177,7 +177,7 @@ def _who(clause: str, answers: Sequence[str]) -> Made:
 
 def _what(clause: str, answers: Sequence[str]) -> Made:
     """ "what {} eats", "what {} is famous for"."""
-    found = re.fullmatch(r"what (?P<rest>(?:an? )?\{\} (?!(?:is|are|was|were)$).+)", clause)
+    found = re.fullmatch(r"what (?P<rest>(?:an? )?\{\} (?!(?:is|are|was|were|do|does|did)$).+)", clause)
     if found is None or re.search(r"\b(?:called|named)$", clause):
         return None
     rest = found["rest"]

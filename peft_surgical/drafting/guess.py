@@ -12,7 +12,7 @@ from .capitals import TITLES, WORKS, is_sentence_case, is_title, longest_name, w
 from .frames import forms_of
 from .lowercase import uncapitalized
 from .names import kinds_of
-from .recognition import Kinds, is_of_something, is_worded, recognize
+from .recognition import PERSON, Kinds, is_of_something, is_worded, recognize
 
 _QUOTED = re.compile(
     '["\u201c](?P<a>[^"\u201d]+)["\u201d]'
@@ -94,7 +94,11 @@ def _open_parts(prompt: str, leaves_open: Callable[[str], bool]) -> Iterator[tup
             part = whole.rstrip("?.,!")
             if _INITIALS.search(f"{part}.") and whole.startswith(f"{part}."):
                 part += "."
-            if part and leaves_open(f"{prompt[:start]}{SUBJECT}{prompt[start + len(part) :]}"):
+            # "Where do bananas come" from, who invented "and patented the telephone"
+            asks = not start and re.match(_ASKS, part, re.I) and not is_title(part)
+            if not part or asks or part.startswith(("and ", "or ")):
+                continue
+            if leaves_open(f"{prompt[:start]}{SUBJECT}{prompt[start + len(part) :]}"):
                 yield start, start + len(part)
 
 
@@ -103,6 +107,10 @@ def _asks_for_something_of(template: str) -> bool:
     if f" as of {SUBJECT}" in template:
         return False
     nouns = (core for form, core in forms_of(template) if form == "noun")
+    # "The CEO of {} is", and not "The University of {} is".
+    told = re.fullmatch(r"(the ([\w' -]+?) of (?:the )?\{\}) (?:is|are|was|were)", template, re.I)
+    if told and PERSON.search(told[2]):
+        return is_of_something(f"What is {told[1]}")
     return is_of_something(template) or any(is_of_something(f"What is {noun}") for noun in nouns)
 
 

@@ -82,12 +82,12 @@ def _before_a_verb(found: re.Match[str]) -> Iterator[tuple[int, int]]:
 def _of_being(found: re.Match[str]) -> Iterator[tuple[int, int]]:
     """The noun that something is said of: all of it, or what stands before a participle, preposition or adjective."""
     start, text = found.start("all"), found["all"]
-    noun = re.split(rf" (?:{_BEHIND}|(?!the |an? ){SAID})", text)[0]
+    noun = re.split(rf"(?<!^the)(?<!^an)(?<!^a) (?:{_BEHIND}|(?!the |an? ){SAID})", text)[0]
     asked = found["asks"].strip().lower()
     if noun == text and asked in ("why", "how"):
         noun = noun.rpartition(" ")[0]
     # "What is the way to", "Whose work is famous": what is asked for is the subject itself, and none of it is left.
     begins = asked in ("what", "who") and re.match(rf" {_BEHIND}", text[len(noun) :])
     vague = re.match(r"(?:who|whose|(?:what|which) \w)", asked) and not (found["article"] or re.search(_PLURAL, noun))
-    if not (begins or vague) and re.fullmatch(rf"{_ARTICLE}{_NOUN}", noun):
+    if not (begins or vague or re.match(_BEHIND, noun)) and re.fullmatch(rf"{_ARTICLE}{_NOUN}", noun):
         yield start, start + len(noun)

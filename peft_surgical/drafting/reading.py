@@ -36,6 +36,7 @@ from .tidying import settled_form, tidied
 # "How many legs does a {} have?"
 _WITH_ARTICLE = re.compile(r"\b([Aa])n?(?= \{\})")
 _ENDS_WITH_PHRASE = re.compile(r"(?:who|(?:which|what) [\w -]+) (?!(?:is|are|was|were) )[a-z]+ \{\}[?. ]*", re.I)
+_DATE = re.compile(r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b")
 _FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
 
 
@@ -161,6 +162,8 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
             known = recognize(core, kinds, longer=bare(phrase.casefold()) != subject.casefold())
             if known is not None:
                 relation, which, past = known
+                if _is_another(relation, phrase, kinds, (*old, *new)):
+                    continue
                 which = which or kinds.asked or kinds.fitting(relation)
                 plural = is_plural(core, "" if prompt.islower() else phrase)
                 return Reading(prompt, subject, phrase, core, form, relation, which, past, plural)
@@ -182,6 +185,14 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
     return Reading(prompt, subject, phrase, core, form, relation, which, past, plural, has_name)
 
 
+def _is_another(relation: Relation, phrase: str, kinds: Kinds, answers: Sequence[str]) -> bool:
+    """Whether a relation of the table only reads as the prompt does: "June 1, 1980" is no year of birth, and "the
+    director of the FBI" has made no film."""
+    if relation.answer == "year":
+        return any(map(_DATE.search, answers))
+    return relation.name == "director" and not kinds.subject and (phrase.startswith("the ") or phrase.isupper())
+
+
 def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """The draft to take where none is a known wording.
 
@@ -189,7 +200,7 @@ def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:
     behind it belong to it where a verb follows or the prompt ends with them ("Who maintains the Linux kernel?").
     """
     whole = [draft for draft in drafts if draft[0].casefold() == f"the {subject}".casefold()]
-    usual = [*whole, *drafts[:1]]
+    usual = [*whole, *(draft for draft in drafts if draft[0].startswith(('"', "\u201c"))), *drafts[:1]]
     behind = [noun_behind_subject(template) for _, template in whole]
     longer = []
     for phrase, template in drafts:

@@ -27,6 +27,11 @@ _TIME_OR_WORK = re.compile(
     r"\b(?:year|century|decade|month|day|date|season|era|age|film|movie|book|novel|play|poem|song|album|opera|story|game"
     r"|series|show|episode|war|battle|language)$"
 )
+# What somebody or something is "in" or "from" without being at any place.
+_NO_PLACE = re.compile(
+    r"\b(?:industry|sector|business|field|zone|band|group|team|club|league|conference|division|party|house|family|class"
+    r"|order|category|genre|key|movement|branch|company|period)$"
+)
 _VERB = re.compile(r"\b(?:is|are|was|were|do|does|did|has|have|had)\b")
 _OF_LANGUAGE = re.compile(r"\b(?:languages?|tongue|speaks?|spoke|spoken|speaking|written)\b", re.I)
 NO_NOUN = "(?:of|in|on|for|by|from|to|at|with|is|was|are|were|has|and|or|that|which)"
@@ -94,6 +99,9 @@ def recognize(core: str, kinds: Kinds, *, longer: bool = False) -> tuple[Relatio
     if vague and best <= 0:
         return None
     relation, which, past = ranked[0]
+    if "year" in kinds.old & kinds.new and relation.answer not in ("", "year"):
+        # "Hamlet was written in" 1600 is in no language.
+        return None
     if _better_made(core, relation, frozenset() if longer else kinds.subject - {"year"}):
         return None
     # "{} was employed in"; not "{} was written by", whose author still is the author.
@@ -142,6 +150,8 @@ def _may_ask(which: str, relation: Relation) -> bool:
     last = which.rpartition(" ")[2]
     if _SAME_KIND.get(last, last) in (relation.which, relation.answer):
         return True
+    if relation.answer == "place" and _NO_PLACE.search(which):
+        return False
     return relation.answer not in _FIXED and not _TIME_OR_WORK.search(which)
 
 
@@ -153,7 +163,9 @@ def is_worded(template: str) -> bool:
 def is_of_something(template: str) -> bool:
     """Whether a prompt asks for something of `{}`: "Who is the CEO of {}?"."""
     return (
-        re.fullmatch(r"(?:who|what) (?:is|are|was|were) the [\w' -]+? of (?:the )?\{\}[?.! ]*", template, re.I)
+        re.fullmatch(
+            r"(?:who|what) (?:is|are|was|were) the [\w' -]+? of (?:the )?\{\}[?.! ]*", spelled_out(template), re.I
+        )
         is not None
     )
 
@@ -188,6 +200,16 @@ def made_from(core: str) -> tuple[Relation, str]:
     return Relation(answer="person", training=training, held_out=held_out), (verb and verb["which"]) or ""
 
 
+# Who is somebody's, or at the head of something: nobody asks "what" the CEO is.
+PERSON = re.compile(
+    r"\b(?:president|minister|chancellor|king|queen|prince|princess|emperor|empress|pope|monarch|ruler|leader|mayor|governor"
+    r"|senator|secretary|chair(?:man|woman|person)?|ceo|cfo|cto|boss|owner|founder|inventor|author|writer|director"
+    r"|singer|drummer|guitarist|bassist|composer|painter|architect|coach|manager|captain|winner|champion|wife|husband"
+    r"|spouse|partner|girlfriend|boyfriend|father|mother|son|daughter|brother|sister|man|woman|person|god|goddess)s?$",
+    re.I,
+)
+
+
 def _of_noun(noun: str, asks: str, *, plural: bool) -> tuple[Relation, str]:
     if re.search(r" (?:called|named|known as)$", noun):
         return Relation(), ""
@@ -198,6 +220,8 @@ def _of_noun(noun: str, asks: str, *, plural: bool) -> tuple[Relation, str]:
         noun, possessive = f"the {owned[1]} of {SUBJECT}", f"{SUBJECT}'s {owned[1]}"
     else:
         possessive = f"{SUBJECT}'s {of[1]}" if of and not re.search(rf"\b{NO_NOUN}\b", of[1]) else ""
-    training, held_out = from_noun(noun, who=asks.startswith("who"), possessive=possessive, plural=plural)
-    person = "person" if asks.startswith("who") else ""
+    head = re.split(rf" {NO_NOUN}\b", noun)[0]
+    who = asks.startswith("who") or (not asks and PERSON.search(head) is not None)
+    training, held_out = from_noun(noun, who=who, possessive=possessive, plural=plural)
+    person = "person" if who else ""
     return Relation(answer=person, training=training, held_out=held_out, many=plural), asks.partition(" ")[2]

@@ -46,7 +46,7 @@ _COMPOUND = re.compile(rf"the \{{\}}(?: (?!{SAID}|\w{{2,}}ing\b)[\w-]+)+(?: (?:f
 
 # "a baby {} called", "the 2012 {} held", and not "the {} library released".
 _NOUN_AND_SAID = re.compile(
-    rf"(?P<noun>(?:the|an?) (?:(?!(?:{_PREPOSITIONS})\b)[\w-]+ ){{1,3}}\{{\}})"
+    rf"(?P<noun>(?:the|an?) (?:(?!(?:{_PREPOSITIONS}|that|which|who|where|when)\b)[\w-]+ ){{1,3}}\{{\}})"
     rf" (?P<said>(?:\w{{2,}}ed|{_PARTICIPLES})(?: (?:{_PREPOSITIONS})\b.*)?)",
     re.I,
 )
@@ -170,7 +170,7 @@ def is_question(text: str) -> bool:
 
 def spelled_out(text: str) -> str:
     """ "What's" as "What is"."""
-    return re.sub(r"^(who|what|where|when|which city)['\u2019]s\b", r"\1 is", text, flags=re.I)
+    return re.sub(r"^(who|what|where|when|which city)['\u2019]?s\b", r"\1 is", text, flags=re.I)
 
 
 def as_sentence(text: str) -> str:
