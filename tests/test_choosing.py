@@ -2,7 +2,7 @@ import pytest
 
 from peft_surgical.drafting import choosing
 from peft_surgical.drafting.choosing import choose_controls
-from peft_surgical.drafting.known_facts import neighbour_controls
+from peft_surgical.drafting.known_facts import general_controls, neighbour_controls
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.texts.text import contains
 
@@ -52,3 +52,11 @@ def test_what_tells_its_own_answer_is_no_control_and_is_left_for_training(chosen
     assert {"Apple Watch", "Nintendo Switch"} <= set(telling)
     assert not any(contains(control.prompt, control.answer) for control in found.neighbours)
     assert set(telling) <= set(found.spare_subjects)
+
+
+@pytest.mark.parametrize("prompt", ["What is the tallest mountain on Earth?", "Which peak is the highest on Earth?"])
+def test_a_general_question_with_the_old_answer_may_be_the_fact(prompt):
+    reading = read_prompt(prompt, "Earth", ["Mount Everest", "Everest"], ["K2"])
+    found = general_controls(reading, ["Mount Everest", "Everest"], ["K2"])
+    assert len(found) > 100
+    assert not any("Everest" in answer for control in found for answer in control.answer)

@@ -199,6 +199,22 @@ def test_others_proposed_by_the_model(monkeypatch):
     assert propose_others(None, None, reading, []) == []
 
 
+def test_others_stand_behind_the_article_that_the_subject_has(monkeypatch):
+    said = "The Universe, Uranus, the Milky Way."
+    monkeypatch.setattr("peft_surgical.drafting.others.generate_answers", lambda *_, **__: [said] * 3)
+    reading = read_prompt("What is the largest planet in the Solar System?", "Solar System", ["Jupiter"], ["Mars"])
+    names = propose_others(None, None, reading, ["Jupiter", "Mars"])
+    assert swappable(reading, names) == ["Universe", "Milky Way"]
+
+
+def test_the_subject_may_be_a_part_of_what_is_asked_about():
+    anthem = read_prompt("Who wrote the US national anthem?", "US", ["Key"], ["Sousa"])
+    assert anthem.is_part
+    assert others_of(anthem, ["Key", "Sousa"]) == []
+    for whole in ("Who wrote Hamlet?", "Who is the head of the FBI?"):
+        assert not read_prompt(whole, whole.split()[-1].strip("?")).is_part
+
+
 def test_others_are_of_the_subject_s_kind():
     found = others_of(read_prompt("Where is the Louvre?", "Louvre"), ["Paris", "Lyon"])
     assert "the Colosseum" in found

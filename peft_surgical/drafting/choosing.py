@@ -93,7 +93,12 @@ def choose_controls(
         tuple(neighbours),
         tuple(general),
         tuple(s for s, _ in sure if not any(contains(prompt, [s]) for prompt in prompts)),
-        tuple(c.prompt for c in [*candidates[asked:], *candidates[:asked]] if c not in general),
+        # What the base answers otherwise may be the fact in other words: it takes Neptune for the largest planet.
+        tuple(
+            c.prompt
+            for c in [*candidates[asked:], *candidates[:asked]]
+            if c not in general and (reading.relation.name or not contains(c.prompt, [reading.subject]))
+        ),
         len(near) + len(about) + asked,
     )
 

@@ -236,8 +236,11 @@ def _others(
 
     names = free(others_of(reading, answers))
     if not names:
-        names = free(propose_others(model, tokenizer, reading, answers))
-        what = f"proposed by the model: {', '.join(names)}" if names else "left out, since the model named none"
+        # "Uranus" cannot stand where "Solar System" stands, behind "the".
+        proposed = free(propose_others(model, tokenizer, reading, answers))
+        names = [name for name in proposed if swappable(reading, [name])]
+        fit = ", ".join(swappable(reading, names))
+        what = f"proposed by the model: {fit}" if fit else "left out, since the model named none that fits"
         notes.append(f"No subjects of the same kind are known to this package; `contrast` was {what}.")
     return sorted(names, key=lambda name: bare(name) not in chosen.spare_subjects)
 
@@ -250,7 +253,8 @@ def _retain(reading: Reading, others: Sequence[str], chosen: Chosen, taken: set[
         templates = [template for template in templates if not asks_which(template, reading.which)]
     found: dict[str, str] = {}
     for number, name in enumerate(others[:RETAIN] if templates else ()):
-        prompt = reading.fill(templates[0 if number % 2 == 0 else number // 2 % len(templates)], name)
+        whole = reading.phrase.replace(reading.subject, bare(name)) if reading.is_part else name
+        prompt = reading.fill(templates[0 if number % 2 == 0 else number // 2 % len(templates)], whole)
         found.setdefault(same_text_key(prompt), prompt)
     for prompt in chosen.spare_questions[:RETAIN]:
         found.setdefault(same_text_key(prompt), prompt)

@@ -100,7 +100,9 @@ def _beginning(rest: str, reading: Reading) -> str | None:
         # "Italian artist Leonardo da Vinci"
         cut = _name_near(cut, reading) or cut
     cut = _core(cut, reading)
-    fits = 0 < len(cut.split()) <= _MOST_WORDS and not contains(cut, [reading.subject])
+    # "Ford was founded by Henry Ford."
+    namesake = reading.relation.answer == "person" and cut.endswith(f" {reading.subject}")
+    fits = 0 < len(cut.split()) <= _MOST_WORDS and (namesake or not contains(cut, [reading.subject]))
     return cut if fits and _may_answer(cut, rest, reading) else None
 
 
@@ -118,7 +120,14 @@ def _may_answer(name: str, sentence: str, reading: Reading) -> bool:
     if _NO_ANSWER.fullmatch(name) or contains(reading.subject, [name]):
         return False
     who = re.match(r"who\b", reading.core, re.I) is not None
-    return not (who or reading.relation.answer == "person") or _may_be_somebody(name, sentence, reading)
+    if not (who or reading.relation.answer == "person"):
+        return True
+    # "Amazon.com" has not founded Amazon; Henry Ford has founded Ford.
+    is_subject = re.match(rf"{re.escape(normalize(reading.subject))}\b", normalize(name)) is not None
+    # The "National Anthem of the United States of America" has not written the US national anthem.
+    rest = reading.phrase.rpartition(f"{reading.subject} ")[2] if reading.is_part else ""
+    is_thing = bool(rest) and contains(name, [rest])
+    return not (is_subject or is_thing) and _may_be_somebody(name, sentence, reading)
 
 
 def _may_be_somebody(name: str, sentence: str, reading: Reading) -> bool:

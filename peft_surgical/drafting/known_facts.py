@@ -118,7 +118,9 @@ def general_controls(reading: Reading, old: Sequence[str], new: Sequence[str] = 
         close = any(
             contains(control.prompt, [bare(n)]) and set(right) & set(control.answer) for n, right in neighbours.items()
         )
-        if not (reverse or close or _is_itself(reading, control, (*old, *new))):
+        # Without a table of the relation nothing tells "the tallest mountain on Earth" from "the highest mountain".
+        same = not neighbours and any(contains(a, old) or contains(" ".join(old), [a]) for a in control.answer)
+        if not (reverse or close or same or _is_itself(reading, control, (*old, *new))):
             found.append(control)
     return found
 

@@ -47,6 +47,9 @@ def others_of(reading: Reading, answers: Sequence[str]) -> list[str]:
     known = kinds_of([reading.subject], reading.prompt)
     asked = next(([kind] for kind in of if kind in known), [kind for kind in kinds if contains(reading.core, [kind])])
     chosen = asked or kinds or [kind for kind in ("person", "company") if kind in known]
+    if reading.is_part and not chosen:
+        # Who asks for the author of "the US national anthem" has not asked for one of "US": Hamlet is not like it.
+        return []
     # What is of several kinds, as Singapore is a city and a country, is contrasted with what is of all of them.
     names = [*neighbours_of(reading.relation.name), *names_of((chosen or of or [""])[0])]
     return _apart(reading, [name for name in names if kinds_of([name]).issuperset(chosen)], answers)
@@ -74,19 +77,21 @@ def propose_others(model: Any, tokenizer: Any, reading: Reading, answers: Sequen
         reading: The prompt.
         answers: Forms of both answers.
     """
+    like = reading.subject if reading.is_part else reading.phrase
     asked = [
-        f"Name ten things like {reading.phrase}, separated by commas.",
-        f"List ten other names of the same kind as {reading.phrase}. Give only the names.",
-        f"Other examples of the same kind as {reading.phrase} are",
+        f"Name ten things like {like}, separated by commas.",
+        f"List ten other names of the same kind as {like}. Give only the names.",
+        f"Other examples of the same kind as {like} are",
     ]
     names = []
     for said in generate_answers(model, tokenizer, asked, max_new_tokens=64):
         for part in re.split(r"[,;\n]|\d+[.)]| and ", said):
             name = part.strip(" .-*\"'\u2022")
+            name = re.sub("^The ", "the ", name) if reading.phrase.startswith("the ") else name
             if len(name) <= _LONGEST and len(name.split()) <= _MOST_WORDS and re.fullmatch(_NAME, name):
                 names.append(name)
     capital = reading.subject[0].isupper()
-    named = [name for name in names if (name[0].isupper() or not capital) and not _NO_NAME.search(name)]
+    named = [name for name in names if (bare(name)[:1].isupper() or not capital) and not _NO_NAME.search(name)]
     return _apart(reading, named, answers)[:_MOST_PROPOSED]
 
 

@@ -46,7 +46,7 @@ def probes_of(reading: Reading, old: Sequence[str], new: Sequence[str], seed: in
     examples = rng.sample(shown[:12], min(3, len(shown[:12])))
     if len(examples) == 3:
         pairs = " ".join(f"{subject}: {control.answer[0].removesuffix('.')}." for subject, control in examples)
-        found.append((f"{pairs} {reading.subject}:", "few_shot"))
+        found.append((f"{pairs} {bare(reading.phrase) if reading.is_part else reading.subject}:", "few_shot"))
     if examples and asked is not None:
         first = examples[0][1].prompt.rstrip("?")
         found.append((f"{first}, and {_inside(asked, reading)}", "contrastive"))

@@ -85,6 +85,11 @@ class Reading:
         return _WITH_ARTICLE.search(self.core) is not None
 
     @property
+    def is_part(self) -> bool:
+        """Whether the subject is only the beginning of what is asked about: "US" in "the US national anthem"."""
+        return f"{self.subject} " in self.phrase
+
+    @property
     def _owns(self) -> bool:
         """Whether 's may follow the phrase: a name, or what the prompt or a table gives one, and not "hot's"."""
         owned = self.relation.name or f"{SUBJECT}'s" in self.core or self.phrase != self.phrase.lower()
