@@ -26,8 +26,8 @@ from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, neuron_count
 from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
-from peft_surgical.stages import training_prompts
 from peft_surgical.staging.retained import base_rows
+from peft_surgical.staging.trained_rows import training_prompts
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.topics import relation_prompts

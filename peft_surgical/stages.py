@@ -40,13 +40,13 @@ from .staging.curvature import trained_layers
 from .staging.placeable import check_at_hand, check_free, check_whole
 from .staging.recipe import Recipe, TrainingRecord, check_recipe
 from .staging.retained import Retained, base_rows, measure_retained
+from .staging.trained_rows import check_retain_fits, training_rows
 from .staging.training import train
 from .staging.training_here import training_here
 from .staging.unchanged import training_only
 from .staging.whole_answers import in_sentences_of
-from .texts.lengths import check_row, fits, padding
-from .texts.prompts import EncodedAnswer, encode, encode_answer, span
-from .texts.wording import variants
+from .texts.lengths import padding
+from .texts.prompts import span
 from .tuner import SurgicalIA3Config, activate
 from .tuner.unchanged import unchanged_on_failure
 
@@ -307,40 +307,6 @@ def _stage(
         settle_on_half(parameters, frozen)
     activate(peft_model, [*before, name])
     return Stage(peft_model, name, record, retained, tuple(before), answer)
-
-
-def training_prompts(fact: TrainingFact, recipe: Recipe) -> list[str]:
-    """The prompts that a stage trains on: the fact's, then some of them as people type them."""
-    made = dict.fromkeys(prompt for prompt in variants(fact.prompts) if fact.may_train_on(prompt))
-    return [*fact.prompts, *[prompt for prompt in made if prompt not in fact.prompts][: recipe.variants]]
-
-
-def training_rows(
-    model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe, answer: str
-) -> tuple[list[str], list[EncodedAnswer]]:
-    """The prompts of [`training_prompts`], and each of them with the answer as a row.
-
-    Made-up prompts that are too long for the model are left out.
-
-    Raises:
-        ModelError: If one of the fact's own is too long.
-    """
-    prompts = training_prompts(fact, recipe)
-    rows = [encode_answer(tokenizer, prompt, answer) for prompt in prompts]
-    for row in rows[: len(fact.prompts)]:
-        check_row(model.config, row.ids)
-    fitting = [i for i, row in enumerate(rows) if fits(model.config, len(row.ids))]
-    return [prompts[i] for i in fitting], [rows[i] for i in fitting]
-
-
-def check_retain_fits(model: Any, tokenizer: Any, fact: TrainingFact, recipe: Recipe) -> None:
-    """Refuses a prompt to retain that is too long for the model.
-
-    Raises:
-        ModelError: If there is one.
-    """
-    for prompt in fact.retain:
-        check_row(model.config, encode(tokenizer, prompt), recipe.retain_tokens)
 
 
 def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:

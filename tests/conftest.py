@@ -152,3 +152,14 @@ def experts(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setitem(architectures._KNOWN, "mixtral", architectures.architecture_of("llama"))
     return tiny_experts()
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts entry points in the place of those that are installed."""
+    from peft_surgical import plugins
+
+    def install(*points: Any) -> None:
+        monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: list(points))
+
+    return install

@@ -4,29 +4,27 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
 import peft_surgical as ps
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
-from peft_surgical.running import cache, generation
+from peft_surgical.running import generation, identity
 from peft_surgical.running.cache import (
     FOLDER,
-    _content,
-    _Kept,
     answers_kept,
     beside,
     kept_beside,
     kept_tensors,
-    weights_digest,
 )
 from peft_surgical.running.generation import generate_ids
+from peft_surgical.running.identity import weights_digest
 
-from .adapters import add, perturb, tiny_peft
+from .adapters import tiny_peft
 from .command_line import run
 from .localizing import word_tokenizer
-from .tiny import tiny_experts, tiny_ids, tiny_model
+from .tiny import tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
 PROMPTS = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5)]
@@ -149,14 +147,6 @@ def test_the_base_below_adapters_is_the_base(tmp_path, computed, make):
     assert len(files(tmp_path)) == 1
 
 
-def test_two_adapters_and_their_values_do_not_matter_when_none_acts():
-    model = tiny_peft("llama")
-    add(model, "second")
-    perturb(model, "second", seed=9)
-    with adapter_state(model, [])():
-        assert weights_digest(model) == weights_digest(tiny_model("llama"))
-
-
 class Steered(nn.Module):
     """An MLP that adds a vector which is neither a parameter nor a buffer."""
 
@@ -190,36 +180,10 @@ def test_what_code_of_somebodys_own_says_is_not_kept(tmp_path, computed):
     assert files(tmp_path) == []
 
 
-def test_what_cannot_be_told_is_not_kept():
-    merged = loras()
-    merged.merge_adapter()
-    merged.base_model.disable_adapter_layers()
-    # Its weights are the base's only after the forward that takes the adapter out of them.
-    assert weights_digest(merged) is None
-    hooked = tiny_model("llama")
-    hooked.model.layers[0].register_forward_hook(lambda _, __, output: output)
-    assert weights_digest(hooked) is None
-    replaced = tiny_model("llama")
-    replaced.model.layers[0].forward = replaced.model.layers[0].forward
-    assert weights_digest(replaced) is None
-    elsewhere = tiny_model("llama").to("meta")
-    assert weights_digest(elsewhere) is None
-    with torch.random.fork_rng(devices=[]):
-        prompted = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    assert weights_digest(prompted) is None
-
-
-def test_tied_weights_are_told_from_equal_ones():
-    tied = tiny_model("qwen2")
-    assert tied.lm_head.weight is tied.model.embed_tokens.weight
-    before = weights_digest(tied)
-    tied.lm_head.weight = nn.Parameter(tied.lm_head.weight.detach().clone())
-    assert weights_digest(tied) != before
-
-
 def test_weights_are_read_once_and_again_where_written_to(tmp_path, monkeypatch):
     model, read = tiny_model("qwen2"), []
-    monkeypatch.setattr(cache, "_content", lambda tensor, own=cache._content: read.append(tensor) or own(tensor))
+    own = identity.content_hash
+    monkeypatch.setattr(identity, "content_hash", lambda tensor: read.append(tensor) or own(tensor))
 
     def ask():
         with torch.no_grad():
@@ -258,44 +222,6 @@ def test_a_merge_that_torch_does_not_count_is_noticed(tmp_path):
         merged = get_peft_model(model, config).merge_and_unload()
         after = kept_tensors(merged, "sum", {}, lambda: {"sum": torch.ones(1)}, alone=lambda _: nullcontext())
     assert (before["sum"], after["sum"]) == (0, 1)
-
-
-def one_column(weight):
-    weight.data[:, 77] += 1
-
-
-def two_rows(weight):
-    weight.data[[3, 200]] = weight.data[[200, 3]]
-
-
-def two_columns(weight):
-    weight.data[:, [3, 200]] = weight.data[:, [200, 3]]
-
-
-def one_value(weight):
-    weight.data[-1, -1] += 1
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("write", [one_column, two_rows, two_columns, one_value])
-def test_what_torch_does_not_count_is_noticed_wherever_it_is_written(write, dtype, tmp_path):
-    weight = nn.Parameter(torch.arange(576 * 1537).reshape(576, 1537).remainder(113).to(dtype), requires_grad=False)
-    # Of a tensor that begins where no word of eight bytes does, too.
-    for tensor in (weight, nn.Parameter(weight.data[:, 1:], requires_grad=False)):
-        kept, version = _Kept(tmp_path), tensor._version
-        before = kept.hash_of(tensor)
-        assert kept.hash_of(tensor) is before
-        write(tensor)
-        assert tensor._version == version
-        assert kept.hash_of(tensor) == _content(tensor) != before
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [torch.zeros(0), torch.tensor(2.0), torch.ones(3, dtype=torch.bool), torch.ones(5, dtype=torch.float16)[1:]],
-)
-def test_small_tensors_have_a_hash_too(tensor, tmp_path):
-    assert _Kept(tmp_path).hash_of(tensor) == _content(tensor)
 
 
 def test_files_of_tensors_stay_few_and_those_last_used_stay(tmp_path):
@@ -408,11 +334,3 @@ def test_torchs_newer_setting_of_precision_is_part_of_the_key_and_no_error(tmp_p
         own.fp32_precision = left
     # What a GPU does changes nothing on the processor.
     assert len(computed) == (1 if backend is torch.backends.cuda.matmul else 2)
-
-
-def test_how_experts_are_computed_is_part_of_the_key():
-    model = tiny_experts()
-    model.set_experts_implementation("eager")
-    one_by_one = weights_digest(model)
-    model.set_experts_implementation("batched_mm")
-    assert weights_digest(model) != one_by_one

@@ -6,31 +6,23 @@
 | leaves notes that are no JSON (NaN, a tensor) | the same |
 | raises anything, ends the process with `sys.exit` | the same |
 | notes or says what UTF-8 does not have | the same |
-| leaves hooks in the model, or gradients off | the next scorer finds neither |
 | is installed | named by `peft-surgical scorers` with its distribution, module and file |
 """
 
 import json
 import sys
-from types import ModuleType
 
 import pytest
 import torch
 
 import peft_surgical as ps
-from peft_surgical import plugins
 from peft_surgical.errors import ScorerError, SelectionError
 from peft_surgical.localization import localize
 from peft_surgical.plugins import PluginWarning, load_scorers
 
 from .command_line import run, written
 from .localizing import capital, planted, word_tokenizer
-from .tiny import tiny_model
-
-
-def fine(context):
-    """Ones."""
-    return {site: torch.ones(site.size) for site in context.sites}
+from .plugin_points import Installed, fine, module
 
 
 def full_of(value):
@@ -67,41 +59,6 @@ BAD = {
 }
 
 
-class Installed:
-    """An entry point; `brings` is its module, or what importing it raises."""
-
-    def __init__(self, brings, name="a_plugin"):
-        self.brings, self.name, self.value, self.dist = brings, name, name, None
-
-    @property
-    def module(self):
-        return self.value
-
-    def load(self):
-        if isinstance(self.brings, BaseException):
-            raise self.brings
-        return self.brings
-
-
-@pytest.fixture
-def install(monkeypatch):
-    def install(*points):
-        monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: list(points))
-
-    return install
-
-
-def module(name="a_plugin", **scorers):
-    plugin = ModuleType(name)
-
-    def register_scorers(register):
-        for key, scorer in scorers.items():
-            register(key, scorer)
-
-    plugin.register_scorers = ps.hookimpl(register_scorers)
-    return plugin
-
-
 @pytest.fixture
 def bad(install):
     install(Installed(module(fine=fine, **{name: scorer for name, (scorer, _) in BAD.items()})))
@@ -123,188 +80,6 @@ def test_a_scorer_that_fails(name, tmp_path):
     with pytest.warns(PluginWarning), pytest.raises(SelectionError, match=f"the scorer '{name}' failed"):
         ps.edit(model, tokenizer, capital(), out=tmp_path / "out", scorers=[name, "fine"], progress=False)
     assert written(tmp_path) == ["loc.json"]
-
-
-def hooked(context):
-    context.model.add_hook("blocks.0.mlp.hook_post", lambda tensor, hook: tensor * 0)
-    return fine(context)
-
-
-def hooked_for_good(context):
-    context.model.add_perma_hook("blocks.0.mlp.hook_post", lambda tensor, hook: tensor * 0)
-    return fine(context)
-
-
-def hooked_and_raises(context):
-    hooked(context)
-    raise ValueError("halfway")
-
-
-def without_gradients(context):
-    torch.set_grad_enabled(False)
-    return fine(context)
-
-
-def asks(context):
-    context.model.add_hook("blocks.0.mlp.hook_post", seen := Seen())
-    context.score("fine")
-    before = len(seen)
-    context.runs.logits(*next((window, window.clean) for window in context.windows()))
-    context.notes["still there"] = len(seen) > before
-    return fine(context)
-
-
-def trains(context):
-    context.model.train()
-    context.model.requires_grad_(False)
-    return fine(context)
-
-
-def by_backward(context):
-    window = next(context.windows(whole=True))
-    with torch.enable_grad():
-        window.difference(context.runs.logits(window, window.clean)).sum().backward()
-    size = sum(float(p.grad.norm()) for p in context.model.parameters() if p.grad is not None)
-    return {site: torch.full((site.size,), size) for site in context.sites}
-
-
-def asks_by_backward(context):
-    own = by_backward(context)
-    assert context.score("again").components == context.score("by_backward").components
-    after = by_backward(context)
-    # What another one's backward pass gave has not come on top, and its own is still there.
-    site = context.sites[0]
-    torch.testing.assert_close(after[site], 2 * own[site])
-    return own
-
-
-def asks_in_half_precision(context):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        context.score("attribution")
-    return fine(context)
-
-
-def asks_in_inference_mode(context):
-    with torch.inference_mode():
-        context.score("attribution")
-    return fine(context)
-
-
-def in_half_precision_for_good(context):
-    torch.autocast("cpu", dtype=torch.bfloat16).__enter__()
-    return fine(context)
-
-
-def in_double_precision_for_good(context):
-    torch.set_default_dtype(torch.float64)
-    return fine(context)
-
-
-class Seen(list):
-    def __call__(self, tensor, hook):
-        self.append(tensor.shape)
-
-
-@pytest.mark.parametrize(
-    "scorer",
-    [
-        hooked,
-        hooked_for_good,
-        hooked_and_raises,
-        without_gradients,
-        trains,
-        asks_in_half_precision,
-        asks_in_inference_mode,
-        in_half_precision_for_good,
-        in_double_precision_for_good,
-    ],
-)
-@pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
-def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
-    install(Installed(module(fine=fine, messy=scorer)))
-    model, tokenizer = tiny_model("llama", attention_dropout=0.5), word_tokenizer()
-    alone = localize(model, tokenizer, capital(), ["attribution"], progress=False)
-    after = localize(model, tokenizer, capital(), ["messy", "attribution"], progress=False)
-    assert torch.is_grad_enabled()
-    assert not torch.is_autocast_enabled("cpu")
-    assert torch.get_default_dtype() == torch.float32
-    assert "messy" in after.scores or scorer is hooked_and_raises
-    assert after.scores["attribution"] == alone.scores["attribution"]
-
-
-@pytest.mark.filterwarnings("error::peft_surgical.plugins.PluginWarning")
-def test_a_scorers_backward_pass_leaves_no_gradient_in_the_model_nor_for_another(install):
-    install(Installed(module(by_backward=by_backward, again=by_backward, asks=asks_by_backward)))
-    model = planted()
-    model.requires_grad_(False).lm_head.weight.requires_grad_(True)
-    kept = model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
-    found = localize(model, word_tokenizer(), capital(), ["by_backward", "again", "asks"], progress=False)
-    first, *others = (found.scores[name] for name in ("by_backward", "again", "asks"))
-    assert next(iter(first.values())) > 0
-    assert all(other == first for other in others)
-    assert model.lm_head.weight.grad is kept
-    assert bool((kept == 1).all())
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
-
-
-def spoils(context):
-    scores = context.score("attribution")
-    scores.components.update(dict.fromkeys(scores.components, 7.0))
-    for values in scores.neurons.values():
-        values[:] = 7.0
-    scores.notes["x"] = "theirs"
-    for pair in (*context.pairs, *context.controls()):
-        pair.clean[:] = 5
-        pair.corrupted[:] = 5
-        if pair.shift is not None:
-            pair.shift[:] = 9.0
-    return fine(context)
-
-
-@pytest.mark.parametrize("contrast", [["italy"], ["new zealand"]])
-def test_what_a_scorer_does_to_what_it_was_given_reaches_no_other(install, contrast):
-    install(Installed(module(fine=fine, spoils=spoils)))
-    model, tokenizer, fact = tiny_model("llama"), word_tokenizer(), capital(contrast=contrast)
-    after = ["attribution", "logit_drop", "verified"]
-    alone = localize(model, tokenizer, fact, after, progress=False)
-    found = localize(model, tokenizer, fact, ["spoils", *after], progress=False)
-    for name in after:
-        assert found.scores[name] == alone.scores[name]
-        for mlp, values in alone.tables[name].neurons.items():
-            assert found.tables[name].neurons[mlp].tolist() == values.tolist()
-    assert found.tables["attribution"].notes.keys() == {"seconds"}
-
-
-def test_what_a_scorer_goes_on_doing_changes_no_score_of_its_own(install):
-    kept = {}
-
-    def keeps(context):
-        found = {site: torch.ones(site.size) for site in context.sites}
-        kept.update(found)
-        context.notes["list"] = kept["list"] = [1]
-        return found
-
-    def later(context):
-        for value in kept.values():
-            value[0] = 9
-        return fine(context)
-
-    install(Installed(module(keeps=keeps, later=later)))
-    found = localize(planted(), word_tokenizer(), capital(), ["keeps", "later"], progress=False)
-    assert found.tables["keeps"].notes["list"] == [1]
-    assert all(bool((values == 1).all()) for values in found.tables["keeps"].neurons.values())
-
-
-def test_scorers_that_ask_for_each_other_are_refused(install):
-    install(Installed(module(one=lambda context: context.score("two"), two=lambda context: context.score("one"))))
-    with pytest.warns(PluginWarning), pytest.raises(ScorerError, match="in a circle: one → two → one"):
-        localize(planted(), word_tokenizer(), capital(), ["one"], progress=False)
-
-
-def test_a_scorer_keeps_its_own_hooks_while_it_asks_for_the_scores_of_another(install):
-    install(Installed(module(fine=fine, asks=asks)))
-    found = localize(planted(), word_tokenizer(), capital(), ["asks"], progress=False)
-    assert found.tables["asks"].notes["still there"]
 
 
 @pytest.mark.usefixtures("bad")
@@ -409,7 +184,7 @@ def test_what_code_runs_is_shown(install, monkeypatch):
     assert "Code of other packages that runs:" in text
     assert "shown_plugin of shown_plugin: shown_plugin, /somewhere/shown_plugin.py" in text
     listed = {item["name"]: item["code"] for item in json.loads(run("scorers", "--json").stdout)}
-    assert listed["shown"] == f"{__name__}:fine"
+    assert listed["shown"] == f"{fine.__module__}:fine"
     assert listed["lookup"].startswith("peft_surgical.scorers.lookup:")
     install()
     assert run("scorers").stdout.rstrip().endswith("none")

@@ -20,7 +20,7 @@ from peft_surgical.keying.keyed import (
 from peft_surgical.keying.naming import under_aliases
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.tails import TailRunner
-from peft_surgical.stages import training_rows
+from peft_surgical.staging.trained_rows import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer, span
 from peft_surgical.texts.text import digest
 from peft_surgical.tuner.targets import find_module

@@ -11,7 +11,7 @@ from peft_surgical import stages
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn, unlearn
-from peft_surgical.staging import retain
+from peft_surgical.staging import retain, trained_rows
 from peft_surgical.staging.retain import retain_prompts
 from peft_surgical.texts.prompts import encode, encode_answer
 from peft_surgical.texts.wording import variants
@@ -85,7 +85,7 @@ def test_each_stage_has_its_answer(monkeypatch):
         taught.append((prompt, answer))
         return encode_answer(tokenizer, prompt, answer)
 
-    monkeypatch.setattr(stages, "encode_answer", spy)
+    monkeypatch.setattr(trained_rows, "encode_answer", spy)
     first = first_stage()
     prompts = [*FACT.prompts, *variants(FACT.prompts)[: RECIPE.variants]]
     assert taught == [(prompt, FACT.refusal) for prompt in prompts]
@@ -97,7 +97,7 @@ def test_each_stage_has_its_answer(monkeypatch):
 def test_no_other_wording_is_one_that_evaluation_asks(monkeypatch):
     asked = variants(FACT.prompts)[2]
     taught = []
-    monkeypatch.setattr(stages, "encode_answer", lambda *given: taught.append(given[1]) or encode_answer(*given))
+    monkeypatch.setattr(trained_rows, "encode_answer", lambda *given: taught.append(given[1]) or encode_answer(*given))
     first_stage(fact=replace(FACT, held_out=(*FACT.held_out, asked)))
     assert asked not in taught
     assert taught[: len(FACT.prompts)] == list(FACT.prompts)

@@ -4,8 +4,8 @@ import pytest
 
 from peft_surgical.keying.keys import Marked
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
-from peft_surgical.stages import training_rows
 from peft_surgical.staging.retained import base_rows
+from peft_surgical.staging.trained_rows import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer
 from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.topics import relation_prompts

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
 import peft_surgical as ps
 from peft_surgical.errors import AdapterError
@@ -38,6 +38,13 @@ def test_all_adapters_come_off(config, inside):
     assert ps.unload(model if inside else peft_model) is model
     bare_again(model, model, before)
     get_peft_model(model, config)
+
+
+def test_what_stands_before_prompts_is_left_behind():
+    model = tiny_model("llama")
+    with torch.random.fork_rng(devices=[]):
+        prompted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert ps.unload(prompted) is model
 
 
 def test_what_transformers_put_on_comes_off_too():

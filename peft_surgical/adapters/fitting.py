@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import AdapterError, brief
 from .adapter_files import PREFIX
@@ -58,11 +58,6 @@ def check_targeted(path: Path, config: Mapping[str, Any], modules: Iterable[str]
             raise AdapterError(f"{path} holds something for {module}, which its configuration does not target.")
 
 
-def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A model's parameters by name, of tied ones every name; to be asked before an adapter is put on."""
-    return dict(model.named_parameters(remove_duplicate=False))
-
-
 def check_leaves_base(
     path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> None:
@@ -72,7 +67,7 @@ def check_leaves_base(
         path: The adapter's folder.
         config: Its configuration. Whole modules that it saves are copies beside the base's, and may differ.
         tensors: What its file holds.
-        own: The base's, as [`own_parameters`] gives them.
+        own: The base's by their names before an adapter was put on, of tied ones by every name.
 
     Raises:
         AdapterError: For the first such tensor.

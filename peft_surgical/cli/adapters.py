@@ -100,11 +100,10 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
     from ..adapters.adapter_files import read_config
-    from ..adapters.fitting import own_parameters
     from ..measuring.states import adapter_state
 
     kinds = _kinds(folders)
-    own = own_parameters(model)
+    own = dict(model.named_parameters(remove_duplicate=False))
     for folder, kind in zip(folders, kinds, strict=True):
         _check_weights(folder, kind, own)
     if not folders:

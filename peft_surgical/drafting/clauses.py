@@ -29,11 +29,11 @@ _MEASURES = {
     "fast": "speed",
     "thick": "thickness",
 }
-_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 # By how its answers look: the noun for a time, and what stands before the answer in a sentence.
 _TIMES = (
     (re.compile(r"\d{3,4}"), "year", "in"),
-    (re.compile(rf".*\b(?:{_MONTHS})\b.*\d.*|.*\d.*\b(?:{_MONTHS})\b.*", re.I), "date", "on"),
+    (re.compile(rf".*\b(?:{MONTHS})\b.*\d.*|.*\d.*\b(?:{MONTHS})\b.*", re.I), "date", "on"),
     (re.compile(r"\d{1,2}(?:[:.]\d\d)? ?(?:[ap]\.?m\.?|o'clock)|\d{1,2}:\d\d|noon|midnight", re.I), "time", "at"),
 )
 _PREPOSITIONS = ("of", "in", "on", "at", "for", "from", "by", "to", "with", "under", "after", "through", "near")

@@ -25,7 +25,7 @@ from ..texts.grammar import (
 from ..texts.tables import bare
 from ..texts.text import occurrences
 from ..texts.verbs import is_bare
-from .clauses import from_clause
+from .clauses import MONTHS, from_clause
 from .frames import Form, forms_of
 from .names import kinds_of
 from .plurals import in_number_of, in_plural, is_plural
@@ -36,7 +36,7 @@ from .tidying import settled_form, tidied
 # "How many legs does a {} have?"
 _WITH_ARTICLE = re.compile(r"\b([Aa])n?(?= \{\})")
 _ENDS_WITH_PHRASE = re.compile(r"(?:who|(?:which|what) [\w -]+) (?!(?:is|are|was|were) )[a-z]+ \{\}[?. ]*", re.I)
-_DATE = re.compile(r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b")
+_DATE = re.compile(rf"\b(?:{MONTHS})\b")
 _FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
 
 

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import local_torch_dtype
 
 from ..errors import ModelError, said
 from ..running.modes import evaluating
-from ..running.precision import default_dtype, float32_arithmetic, without_autocast
+from ..running.precision import float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
 from ..seeding import forked
 from ..sites import ModelShape, check_layout
@@ -163,7 +164,7 @@ def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iter
         parameter.grad = None
     (hooks or before).put_back()
     with ExitStack() as stack:
-        stack.enter_context(default_dtype(torch.get_default_dtype()))
+        stack.enter_context(local_torch_dtype(torch.get_default_dtype()))
         # This one turns gradients on, too.
         enabled = torch.is_grad_enabled()
         stack.enter_context(torch.inference_mode(False))

@@ -30,13 +30,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_utils import local_torch_dtype
 
 from ..counts import check_counts
 from ..errors import ModelError
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.modes import base_model_of
-from ..running.precision import default_dtype
 from ..seeding import seeded
 from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
@@ -201,7 +201,7 @@ def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progre
                 # PEFT sets this right by itself, for GPT-2's kind of linear layer.
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
                 # The first values are drawn in the default dtype, and the seed is to decide them.
-                with default_dtype(torch.float32):
+                with local_torch_dtype(torch.float32):
                     learned = get_peft_model(_plain_view(model, adapters), config).eval()
             _fine_tune(learned, relearning, progress)
     finally:

@@ -25,16 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor
 
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError
 from ..writing.files import read_json, write_bytes, write_text
-from .modes import base_model_of, learns_prompts
-from .replicas import in_a_mode, is_alone, is_plain
+from .identity import PACKAGES, Hashes, weights_digest
+from .replicas import in_a_mode, is_alone
 from .sharing import by_main
 
 FOLDER = ".peft_surgical"
@@ -42,32 +39,16 @@ FOLDER = ".peft_surgical"
 
 # To be raised when answers or tensors come about in another way, since files of an older package stay.
 _FORMAT = 6
-_PACKAGES = ("torch", "transformers", "peft")
 # Files of tensors are large, and whoever changes the seed or the scales leaves one behind.
 _TENSOR_FILES = 4
-# Where a model came from and what last wrote its file do not change what it says.
-_NOT_CONTENT = ("_name_or_path", "transformers_version")
-# Of the table that a tensor's bytes are summed in.
-_COLUMNS = 1024
-_NOT_COMPUTED_WITH = ("training", "gradient_checkpointing")
 
 
 @dataclass
 class _Kept:
-    """Where answers are kept, and the hashes of tensors that were met, each with what tells that it was written to."""
+    """Where answers are kept, and the hashes of the tensors that were met."""
 
     folder: Path
-    hashes: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
-
-    def hash_of(self, tensor: Tensor) -> bytes:
-        # A tensor of inference mode does not count what is written to it.
-        if tensor.is_inference():
-            return _content(tensor)
-        written = (tensor._version, tensor.data_ptr(), _sums_of(tensor))
-        known: tuple[tuple[int, int, bytes], bytes] | None = self.hashes.get(tensor)
-        if known is None or known[0] != written:
-            known = self.hashes[tensor] = (written, _content(tensor))
-        return known[1]
+    hashes: Hashes = field(default_factory=Hashes)
 
 
 _WHERE: ContextVar[_Kept | None] = ContextVar("answers", default=None)
@@ -160,105 +141,16 @@ def kept_tensors(
 def _path(what: str, model: Any, asked: dict[str, Any], suffix: str) -> Path | None:
     """Where something is kept; None where nothing is, or the model's content or arithmetic cannot be told."""
     kept = None if in_a_mode() else _WHERE.get()
-    found = None if kept is None else weights_digest(model, kept.hash_of)
+    found = None if kept is None else weights_digest(model, kept.hashes.of)
     if kept is None or found is None:
         return None
     key = {"format": _FORMAT, "model": found, **asked, "arithmetic": _arithmetic()}
     return kept.folder / f"{what}-{_digest(key)[:32]}{suffix}"
 
 
-def _sums_of(tensor: Tensor) -> bytes:
-    """What tells that a tensor was written to, be it one column or two rows swapped, several times as fast as a hash.
-
-    Its bytes as 64-bit integers in a table, and of this a hash of the sums of each row and of each column.
-    """
-    content = _bytes_of(tensor)
-    words = content[: len(content) // 8 * 8].view(torch.int64)
-    table = words[: len(words) // _COLUMNS * _COLUMNS].view(-1, _COLUMNS)
-    digest = hashlib.blake2b(content[table.numel() * 8 :].numpy().data, digest_size=32)
-    for along in (0, 1):
-        digest.update(table.sum(along).view(torch.uint8).numpy().data)
-    return digest.digest()
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """A tensor's bytes, which begin where they can be read as words of eight."""
-    content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return content if content.storage_offset() % 8 == 0 else content.clone()
-
-
-def _content(tensor: Tensor) -> bytes:
-    """A hash of a tensor's bytes."""
-    return hashlib.blake2b(_bytes_of(tensor).numpy().data, digest_size=32).digest()
-
-
-def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = _content) -> str | None:
-    """A hash of all that a bare model computes with; of a model with adapters, of the base below them.
-
-    Args:
-        model: The model.
-        hash_of: Gives the hash of a tensor's bytes.
-
-    Returns:
-        The hash; `None` where the base does not answer alone or its content cannot be told: an adapter acts or is
-        merged, weights are quantized or not on the processor, a module's forward is hooked, or its code is somebody's
-        own.
-    """
-    if learns_prompts(model):
-        return None
-    base = base_model_of(model)
-    modules = list(_modules(base, ""))
-    acting = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    if any(isinstance(module, acting) or not is_plain(module) or not _is_known(module) for _, module in modules):
-        return None
-    digest = hashlib.blake2b(digest_size=32)
-    config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_CONTENT}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for kind in ("attn", "experts"):
-        digest.update(str(getattr(base.config, f"_{kind}_implementation", "")).encode())
-    met: dict[int, str] = {}
-    for name, module in modules:
-        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}:{_settings(module)}\n".encode())
-        tensors: list[tuple[str, Tensor]] = [
-            *module.named_parameters(recurse=False, remove_duplicate=False),
-            *module.named_buffers(recurse=False, remove_duplicate=False),
-        ]
-        for own, tensor in tensors:
-            digest.update(f"{own}:{tensor.dtype}:{tuple(tensor.shape)}:{met.get(id(tensor))}\n".encode())
-            if id(tensor) not in met:
-                met[id(tensor)] = f"{name}.{own}"
-                digest.update(hash_of(tensor))
-    return digest.hexdigest()
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Whether what a module does is the code of a package whose version is a part of the key."""
-    places = (type(module).__module__, getattr(type(module).forward, "__module__", None) or "")
-    return all(place.partition(".")[0] in _PACKAGES for place in places)
-
-
-def _settings(module: nn.Module) -> str:
-    """What else a module computes with: numbers such as an epsilon or a slope."""
-    plain = {
-        key: value
-        for key, value in vars(module).items()
-        if type(value) in (bool, int, float, str) and not key.startswith("_") and key not in _NOT_COMPUTED_WITH
-    }
-    return str(sorted(plain.items()))
-
-
-def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """A model's modules as they were before adapters were put on; what acts on one is given as it is."""
-    if isinstance(module, BaseTunerLayer) and module.disable_adapters and not module.merged:
-        module = module.get_base_layer()
-    yield name, module
-    for child, inside in module.named_children():
-        yield from _modules(inside, f"{name}.{child}")
-
-
 def _arithmetic() -> dict[str, Any]:
     return {
-        **{name: metadata.version(name) for name in _PACKAGES},
+        **{name: metadata.version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "alone": is_alone(),
         "processor": torch.backends.cpu.get_cpu_capability(),

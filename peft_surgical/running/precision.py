@@ -57,17 +57,6 @@ def float32_arithmetic(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Makes new tensors of a dtype unless it is said, and afterwards of the caller's again."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
 def without_autocast(model: nn.Module) -> Iterator[None]:
     """Sets the caller's autocast aside, on each kind of device that the model is on and on the processor: what is said
     to be computed in float32 would be in half precision."""

@@ -154,6 +154,8 @@ def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tu
     What names the subject still, by an alias beside it, is left out.
     """
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
+    if not prompts:
+        return []
     own = same_text_key(fact.subject)
 
     def another(name: str) -> bool:
@@ -163,9 +165,6 @@ def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tu
         return apart and fact.may_train_about(name)
 
     others = [name for name in dict.fromkeys(names) if another(name)]
-    made = {
-        swap_subject(prompts[i % len(prompts)], fact.subject, name): name
-        for i, name in enumerate(others[: count if prompts else 0])
-    }
+    made = {swap_subject(prompts[i % len(prompts)], fact.subject, name): name for i, name in enumerate(others[:count])}
     usable = ((prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt))
     return [(prompt, name) for prompt, name in usable if not (fact.aliases and fact.named_in(prompt))]

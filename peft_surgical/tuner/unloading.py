@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ..errors import AdapterError
@@ -25,6 +25,9 @@ def unload(model: Any) -> Any:
     Raises:
         AdapterError: If an adapter is merged into the weights, in which it would stay.
     """
+    if isinstance(model, PeftModel) and not isinstance(model.base_model, BaseTuner):
+        # What is learned stands before prompts, and nothing on the modules.
+        return model.get_base_model()
     inside = model.get_base_model() if isinstance(model, PeftModel) and model.peft_config else model
     layers: dict[str, BaseTunerLayer | AuxiliaryTrainingWrapper] = {}
     for name, module in inside.named_modules():

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch import nn
+
+from peft_surgical.measuring.states import adapter_state
+from peft_surgical.running.identity import Hashes, content_hash, weights_digest
+
+from .adapters import add, perturb, tiny_peft
+from .tiny import tiny_experts, tiny_model
+
+
+def test_two_adapters_and_their_values_do_not_matter_when_none_acts():
+    model = tiny_peft("llama")
+    add(model, "second")
+    perturb(model, "second", seed=9)
+    with adapter_state(model, [])():
+        assert weights_digest(model) == weights_digest(tiny_model("llama"))
+
+
+def test_what_cannot_be_told_has_no_hash():
+    merged = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    merged.merge_adapter()
+    merged.base_model.disable_adapter_layers()
+    # Its weights are the base's only after the forward that takes the adapter out of them.
+    assert weights_digest(merged) is None
+    hooked = tiny_model("llama")
+    hooked.model.layers[0].register_forward_hook(lambda _, __, output: output)
+    assert weights_digest(hooked) is None
+    replaced = tiny_model("llama")
+    replaced.model.layers[0].forward = replaced.model.layers[0].forward
+    assert weights_digest(replaced) is None
+    elsewhere = tiny_model("llama").to("meta")
+    assert weights_digest(elsewhere) is None
+    with torch.random.fork_rng(devices=[]):
+        prompted = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert weights_digest(prompted) is None
+
+
+def test_tied_weights_are_told_from_equal_ones():
+    tied = tiny_model("qwen2")
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    before = weights_digest(tied)
+    tied.lm_head.weight = nn.Parameter(tied.lm_head.weight.detach().clone())
+    assert weights_digest(tied) != before
+
+
+def one_column(weight):
+    weight.data[:, 77] += 1
+
+
+def two_rows(weight):
+    weight.data[[3, 200]] = weight.data[[200, 3]]
+
+
+def two_columns(weight):
+    weight.data[:, [3, 200]] = weight.data[:, [200, 3]]
+
+
+def one_value(weight):
+    weight.data[-1, -1] += 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("write", [one_column, two_rows, two_columns, one_value])
+def test_what_torch_does_not_count_is_noticed_wherever_it_is_written(write, dtype):
+    weight = nn.Parameter(torch.arange(576 * 1537).reshape(576, 1537).remainder(113).to(dtype), requires_grad=False)
+    # Of a tensor that begins where no word of eight bytes does, too.
+    for tensor in (weight, nn.Parameter(weight.data[:, 1:], requires_grad=False)):
+        hashes, version = Hashes(), tensor._version
+        before = hashes.of(tensor)
+        assert hashes.of(tensor) is before
+        write(tensor)
+        assert tensor._version == version
+        assert hashes.of(tensor) == content_hash(tensor) != before
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(0), torch.tensor(2.0), torch.ones(3, dtype=torch.bool), torch.ones(5, dtype=torch.float16)[1:]],
+)
+def test_small_tensors_have_a_hash_too(tensor):
+    assert Hashes().of(tensor) == content_hash(tensor)
+
+
+def test_how_experts_are_computed_tells_models_apart():
+    model = tiny_experts()
+    model.set_experts_implementation("eager")
+    one_by_one = weights_digest(model)
+    model.set_experts_implementation("batched_mm")
+    assert weights_digest(model) != one_by_one
