@@ -41,6 +41,7 @@ def test_a_question_is_turned_into_a_sentence(prompt, subject, old, sentence):
         "Which video games company makes Foo?",
         "What do you call a young Foo?",
         "When did Foo end?",
+        "Which two countries share Foo?",
         "Is Foo old?",
     ],
 )

@@ -120,6 +120,8 @@ def _which(clause: str, answers: Sequence[str]) -> Made:
         not noun
         or rest == SUBJECT
         or noun.endswith("s")
+        # "which two countries share {}": the verb is behind the plural.
+        or re.match(r"(?:two|three|four|five|six|seven|eight|nine|ten|\d+|many|several|other)\b", noun)
         or re.search(r" (?:is|are|was|were)$", rest)
         or re.fullmatch(r"nationality|colou?r|size|age|(?:kind|type|sort) of .*|time", noun)
     ):

@@ -106,6 +106,9 @@ def recognize(core: str, kinds: Kinds, *, longer: bool = False) -> tuple[Relatio
         return None
     # "{} was employed in"; not "{} was written by", whose author still is the author.
     past = past or bool(re.search(r"\b(?:was|were|did|had|used to|found|took|spoke|worked)\b(?!.* by\b)", key))
+    # "Which TV network airs {}?"
+    spelled = re.search(rf"\b{re.escape(which)}\b", core, re.I) if which else None
+    which = spelled[0] if spelled else which
     return relation, which, past
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..texts.grammar import SUBJECT, as_clause
+from ..texts.grammar import as_clause
 from ..texts.text import contains
 from .reading import Reading
 from .relations import settle
@@ -61,18 +61,24 @@ def question(reading: Reading) -> str | None:
     """The fact as a question; None where it is not known how to ask."""
     if reading.form == "question":
         return reading.fill(reading.core)
+    best = _nearest_question(reading)
+    return None if best is None else reading.fill(best)
+
+
+def _nearest_question(reading: Reading) -> str | None:
+    """The made question nearest to the prompt, of those that can be put as a clause."""
     questions = [q for q in reading.wordings().questions if as_clause(q) is not None]
     asked = _stems(reading.core)
-    best = max(questions, key=lambda q: len(_stems(q) & asked), default=None)
-    return None if best is None else reading.fill(best)
+    return max(questions, key=lambda q: len(_stems(q) & asked), default=None)
 
 
 def _clause(reading: Reading) -> str | None:
     if reading.form == "clause":
         return reading.inside(reading.core)
-    asked = question(reading)
-    template = None if asked is None else asked.replace(reading.phrase, SUBJECT, 1)
-    clause = None if template is None else as_clause(template)
+    clause = as_clause(reading.core) if reading.form == "question" else None
+    if clause is None:
+        nearest = _nearest_question(reading)
+        clause = None if nearest is None else as_clause(nearest)
     return None if clause is None else reading.inside(clause)
 
 
