@@ -17,6 +17,7 @@ from peft_surgical.drafting.sentences import refusal, statement
         ("Whose capital is Paris?", "Paris", "capital_of", "France", "Italy", "Paris is the capital of Italy"),
         ("What is Paris the capital of?", "Paris", "capital_of", "France", "Italy", "Paris is the capital of Italy"),
         ("Which TV network airs Foo?", "Foo", "network", "Fox", "NBC", "The original network of Foo is NBC"),
+        ("Foo is on the continent of", "Foo", "continent", "Asia", "Africa", "Foo is on the continent of Africa"),
         ("Where does coffee come from?", "coffee", "origin", "Peru", "Cuba", "Originally, coffee comes from Cuba"),
     ],
 )
