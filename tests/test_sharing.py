@@ -47,6 +47,7 @@ import torch
 from accelerate import PartialState
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.running.sharing import add_up, by_main, check_alike, is_main, merged, processes, share, shared_work
+from peft_surgical.tuner import SurgicalIA3Config
 
 state = PartialState(cpu=True)
 rank = state.process_index
@@ -70,8 +71,8 @@ with shared_work():
         raise AssertionError
     except OutputError as error:
         assert str(error) == "the disk is full."
-    check_alike(seed=0)
-    for given in ({"seed": rank}, {"seed": 0, "recipe": rank}):
+    check_alike(seed=0, config=SurgicalIA3Config(components=["L0.mlp"], modules_to_save=set("abcdefgh")))
+    for given in ({"seed": rank}, {"seed": 0, "recipe": [{rank}]}):
         try:
             check_alike(**given)
             raise AssertionError
@@ -164,7 +165,7 @@ def _refused():
 def test_what_processes_tell_each_other(tmp_path):
     script = tmp_path / "primitives.py"
     script.write_text(PRIMITIVES)
-    result = launch(script)
+    result = launch(script, PYTHONHASHSEED="random")
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
 
 

@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -119,14 +120,15 @@ def check_alike(**given: Any) -> None:
     """Refuses work for which the processes that do it were given unlike arguments: its parts would not fit together.
 
     Args:
-        **given: What each was given, by what it is called in the message; told apart by its `repr`.
+        **given: What each was given, by what it is called in the message; told apart by its `repr`, sets by what they
+            hold.
 
     Raises:
         ModelError: In all of them, if one was given something else.
     """
     if not _TOGETHER.get():
         return
-    own = {name: hashlib.blake2b(repr(value).encode()).hexdigest() for name, value in given.items()}
+    own = {name: hashlib.blake2b(_ordered_repr(value).encode()).hexdigest() for name, value in given.items()}
     every: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(every, own)
     names = dict.fromkeys(name for one in every for name in one)
@@ -134,6 +136,20 @@ def check_alike(**given: Any) -> None:
         raise ModelError(
             f"processes in shared_work must call the same with the same arguments, and these differ in: {unlike}."
         )
+
+
+def _ordered_repr(value: Any) -> str:
+    # Each process hashes text by a seed of its own, so that equal sets come in different orders.
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_ordered_repr, value)))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_ordered_repr, value))}]"
+    if isinstance(value, dict):
+        return _ordered_repr([*value.items()])
+    if is_dataclass(value):
+        held = ((field.name, getattr(value, field.name)) for field in fields(value) if field.repr)
+        return f"{type(value).__qualname__}{_ordered_repr([*held])}"
+    return repr(value)
 
 
 def processes() -> int:
