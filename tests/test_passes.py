@@ -4,17 +4,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from peft_surgical.errors import ModelError
 from peft_surgical.running.passes import Term, in_passes, parts, shares
 from peft_surgical.running.replicas import Replica
+from peft_surgical.running.sharing import shard
 from peft_surgical.running.workers import Worker
 from peft_surgical.staging.recipe import Recipe
 
 from .adapters import deltas
 from .test_training import ALL, Task
 from .threads import threads
+from .tiny import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -98,12 +101,13 @@ class Device:
     that of what all rows share."""
 
     def __init__(self, holds):
-        self.holds, self.tried = holds, []
+        self.holds, self.tried, self.model = holds, [], nn.Module()
         self.parameter, self.shared = (nn.Parameter(torch.zeros(1)) for _ in range(2))
 
     @property
     def workers(self):
-        runner = SimpleNamespace(prefix_once=lambda: nullcontext(SimpleNamespace(leaves=[self.shared])))
+        begun = SimpleNamespace(leaves=[self.shared])
+        runner = SimpleNamespace(prefix_once=lambda: nullcontext(begun), model=self.model)
         return [Worker(runner, [self.parameter], Replica(None))]
 
     def run(self, _, part):
@@ -139,6 +143,24 @@ def test_what_cannot_be_halved_or_is_no_lack_of_memory_is_raised():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         in_passes([device.term(range(2), broken)], device.workers, tokens=None)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pass_that_processes_run_together_is_not_cut_by_one_of_them(size):
+    device = Device(holds=2)
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    try:
+        device.model = tiny_model("llama")
+        shard(device.model)
+        if size == 1:
+            [found] = in_passes([device.term(range(3))], device.workers, tokens=None)
+            assert found == [([0], (0,)), ([1, 2], (1, 2))]
+        else:
+            with pytest.raises(ModelError, match=r"a pass of 3 rows, .* --low-memory \(pass_tokens in a recipe"):
+                in_passes([device.term(range(3))], device.workers, tokens=None)
+            assert device.tried == [[0, 1, 2]]
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_terms_share_workers_and_no_pass():

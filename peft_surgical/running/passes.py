@@ -15,7 +15,9 @@ from typing import Any, Generic, TypeVar
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
+from ..errors import ModelError
 from .at_once import at_once
+from .sharing import is_run_together
 from .workers import Worker, gather
 
 Found = TypeVar("Found")
@@ -43,7 +45,8 @@ def in_passes(
     gradient of their sum is in the first worker's parameters then.
 
     Terms do not share passes: their rows differ in length, and together they would be padded. A pass that runs out of
-    memory is taken back and its rows are run in two halves, as often as need be.
+    memory is taken back and its rows are run in two halves, as often as need be; where processes run a sharded model's
+    passes together, the others would not know.
 
     Args:
         terms: What to run.
@@ -52,7 +55,12 @@ def in_passes(
 
     Returns:
         For each term the rows of each pass and what `run` returned for them.
+
+    Raises:
+        ModelError: If a pass of several rows that processes run together runs out of memory.
     """
+    # Within a pass weights are whole.
+    together = is_run_together(workers[0].runner.model)
     dealt = [shares(term.rows, term.lengths, tokens, len(workers)) for term in terms]
     each = [[(term, own[place]) for term, own in enumerate(dealt)] for place in range(len(workers))]
 
@@ -62,7 +70,7 @@ def in_passes(
             return [
                 (term, found)
                 for term, waiting in own
-                for found in _in_turn(waiting, worker, terms[term].run, gathering)
+                for found in _in_turn(waiting, worker, terms[term].run, gathering, together)
             ]
 
     busy = [(worker, own) for worker, own in zip(workers, each, strict=True) if any(waiting for _, waiting in own)]
@@ -76,6 +84,7 @@ def _in_turn(
     worker: Worker,
     run: Callable[[Worker, Sequence[int]], Found],
     gathering: Sequence[Tensor],
+    together: bool,
 ) -> list[tuple[list[int], Found]]:
     found = []
     waiting = [*passes][::-1]
@@ -88,6 +97,12 @@ def _in_turn(
         except RuntimeError as error:
             if len(part) == 1 or not should_reduce_batch_size(error):
                 raise
+            if together:
+                raise ModelError(
+                    f"there is not enough memory for a pass of {len(part)} rows, and a model that is sharded over"
+                    " processes runs the same passes in all of them; --low-memory (pass_tokens in a recipe, as"
+                    " low_memory() sets it) or more processes take less."
+                ) from error
         # Outside of the handler, whose traceback holds on to the tensors of the pass.
         for tensor, gradient in zip(gathering, before, strict=True):
             tensor.grad = gradient

@@ -104,6 +104,11 @@ def is_sharded(model: Any) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def is_run_together(model: Any) -> bool:
+    """Whether several processes run every pass of a model together, each with a part of its weights."""
+    return is_sharded(model) and distributed.get_world_size() > 1
+
+
 def check_shareable(model: Any) -> None:
     """Refuses to share rows of a model that its processes can only run together: they would wait for each other.
 
