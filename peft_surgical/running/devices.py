@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
+from ..tuner.offloading import execution_device
 
 
 def input_device(model: Any) -> torch.device:
@@ -16,10 +17,10 @@ def input_device(model: Any) -> torch.device:
         ModelError: If its weights are nowhere.
     """
     embedding = model.get_input_embeddings()
-    device = embedding.weight.device
-    if device.type == "meta":
-        # accelerate's hooks bring weights in for a pass, and say where.
-        device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-        if device is None:
-            raise ModelError("the model's input embedding has no weights at hand: they are on the meta device.")
-    return torch.device(device)
+    device: torch.device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    brought_to = execution_device(embedding)
+    if brought_to is None:
+        raise ModelError("the model's input embedding has no weights at hand: they are on the meta device.")
+    return brought_to

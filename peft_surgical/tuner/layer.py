@@ -22,6 +22,7 @@ from ..errors import AdapterError, SelectionError
 from .coordinates import Coordinates, Side
 from .fold import Folded, features
 from .merging import Merging
+from .offloading import execution_device
 from .scaling import scale_coordinates, spread
 
 # The name of "no adapter" for a row of a mixed batch, as in PEFT.
@@ -248,7 +249,8 @@ class SurgicalIA3Layer(Merging):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # The parent class would cast to the base's dtype; scales stay in float32, and keep their requires_grad.
         if device is None:
-            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
+            base = self.get_base_layer()
+            device = execution_device(base) or self._get_base_layer_device_and_dtype(base)[0]
         if adapter_name not in self.coordinates or device is None or device.type == "meta":
             return
         self.index(adapter_name, device)

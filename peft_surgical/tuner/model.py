@@ -31,6 +31,7 @@ from .layer import Linear, SurgicalIA3Layer
 from .mergeable import check_alone, check_mergeable
 from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
+from .offloading import execution_device
 from .targets import check_target, find_module, unwrapped
 from .unchanged import unchanged_on_failure
 from .whole import check_one_whole, let_whole_act, whole_modules
@@ -107,7 +108,11 @@ class SurgicalIA3Model(BaseTuner):
         layer = Linear(target, adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        if execution_device(unwrapped(target)) is None:
+            self._replace_module(parent, target_name, layer, target)
+        else:
+            # PEFT would send the scales to where an offloaded weight is between passes: the meta device.
+            setattr(parent, target_name, layer)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Puts an adapter of `peft_config` on the model, as PEFT's `BaseTuner.inject_adapter` does.
