@@ -1,5 +1,7 @@
 """8- and 4-bit bases of bitsandbytes: the adapter trains, reloads and exports; what rewrites weights is refused."""
 
+import warnings
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -10,8 +12,10 @@ from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.tuner import SurgicalIA3Config
+from peft_surgical.tuner.layer import warn_of_precision
 from tests.adapters import COMPONENTS, deltas, logits, perturb, saved
 from tests.localizing import capital, word_tokenizer
+from tests.test_trainer import word_tokenizer as trainer_tokenizer
 from tests.tiny import tiny_ids, tiny_model
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -57,6 +61,38 @@ def test_trains_reloads_and_exports(bits, tmp_path):
     to_ia3(folder, tmp_path / "plain")
     plain = PeftModel.from_pretrained(quantized(bits), tmp_path / "plain")
     assert torch.equal(logits(plain), edited)
+
+
+def test_scales_that_trl_rounds_are_told_of_and_train_when_they_are_given_back(tmp_path):
+    """Steps of 2e-5 beside scales of 1 ± 0.4, which bfloat16 tells apart by a thousandth."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    def trained(given_back):
+        model = get_peft_model(quantized(8), SurgicalIA3Config(components=list(COMPONENTS)))
+        perturb(model)
+        arguments = trl.SFTConfig(
+            str(tmp_path), max_steps=3, learning_rate=2e-5, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True
+        )
+        data = Dataset.from_list([{"text": " ".join(f"w{i}" for i in row)} for row in tiny_ids(batch=4).tolist()])
+        found = trl.SFTTrainer(model, arguments, train_dataset=data, processing_class=trainer_tokenizer())
+        assert {delta.dtype for delta in deltas(found.model).values()} == {torch.bfloat16}
+        if given_back:
+            for parameter in found.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        before = deltas(found.model)
+        warn_of_precision.cache_clear()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found.train()
+        moved = torch.cat([(delta != before[name]).float() for name, delta in deltas(found.model).items()])
+        return float(moved.mean()), ["trained in bfloat16" in str(one.message) for one in told].count(True)
+
+    rounded, told = trained(given_back=False)
+    assert rounded < 0.5
+    assert told == 1
+    assert trained(given_back=True) == (1, 0)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -1,6 +1,7 @@
 """Training a surgical adapter: gradients, checkpointing, autocast, weight decay, compilation."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
 from peft_surgical.tuner import SurgicalIA3Config, activate
+from peft_surgical.tuner.layer import warn_of_precision
 from tests.adapters import COMPONENTS, add, deltas, logits, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_ids, tiny_model
 
@@ -144,6 +146,47 @@ def test_switching_adapters_keeps_their_optimizer():
     model.unmerge_adapter()
     now = dict(model.named_parameters())
     assert all(now[name] is parameter for name, parameter in before.items())
+
+
+@pytest.fixture
+def untold():
+    """No warning of these tests was given before."""
+    warn_of_precision.cache_clear()
+    yield
+    warn_of_precision.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_that_are_trained_in_half_precision_are_told_of_once(dtype, untold):
+    model = tiny_peft().train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    with pytest.warns(UserWarning, match=f"trained in {str(dtype)[6:]}, .* p.data = p.data.float") as told:
+        [loss_of(model) for _ in range(2)]
+    assert len([one for one in told if "scales are trained" in str(one.message)]) == 1
+
+
+def test_scales_that_are_not_trained_or_are_float32_or_wider_are_not_told_of(untold):
+    model = tiny_peft(dtype=torch.bfloat16).train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "scales are trained")
+        loss_of(model)
+        model.double()
+        loss_of(model)
+        model.bfloat16().eval()
+        loss_of(model)
+        model.train()
+        with model.disable_adapter():
+            loss_of(model)
+        activate(model, ["default"], trainable=[])
+        loss_of(model)
+
+
+def test_what_is_compiled_while_it_trains_in_half_precision_has_no_graph_break():
+    model = tiny_peft().bfloat16().train()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(tiny_ids()).logits.sum().backward()
+    assert all((p.grad != 0).any() for p in model.parameters() if p.requires_grad)
 
 
 def test_second_derivatives():

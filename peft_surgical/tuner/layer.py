@@ -11,7 +11,9 @@ output and weight decay pulls towards the identity.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,6 +29,21 @@ from .scaling import scale_coordinates, spread
 
 # The name of "no adapter" for a row of a mixed batch, as in PEFT.
 BASE = "__base__"
+
+
+@cache
+def warn_of_precision(dtype: torch.dtype) -> None:
+    """Warns, once for each dtype, that scales are trained in one that rounds away most of their steps.
+
+    Args:
+        dtype: Which.
+    """
+    warnings.warn(
+        f"scales are trained in {str(dtype).removeprefix('torch.')}, which rounds away most steps of those that differ"
+        " from 1; after building the trainer, make them float32:"
+        " for p in model.parameters(): if p.requires_grad: p.data = p.data.float()",
+        stacklevel=2,
+    )
 
 
 class SurgicalIA3Layer(Merging):
@@ -206,6 +223,12 @@ class SurgicalIA3Layer(Merging):
         rows = torch.stack([here.get(name, ones) for name in names])
         return (x * rows.view(len(x), *[1] * (x.ndim - 2), self.width)).to(x.dtype)
 
+    def _check_precision(self, adapter_names: Sequence[str]) -> None:
+        for name in adapter_names:
+            delta = self.surgical_ia3_delta[name] if name in self.coordinates else None
+            if delta is not None and delta.requires_grad and delta.dtype.itemsize < 4:
+                warn_of_precision(delta.dtype)
+
     def enable_adapters(self, enabled: bool) -> None:
         """Switches the scales on or off. While off, none gets gradients; on again, those that were frozen still are.
 
@@ -297,12 +320,18 @@ class Linear(nn.Module, SurgicalIA3Layer):
 
         Returns:
             The output, `[..., out]`.
+
+        Warns:
+            UserWarning: Once for each dtype, if an active adapter is trained in less than float32.
         """
         active: Any = self.active_adapters
         scaled = self.apply_scale if adapter_names is None else self.scale_rows
         names = active if adapter_names is None else adapter_names
         if self.disable_adapters and self.merged:
             self.unmerge()
+        # Compiled, a forward has no place for a warning.
+        if self.training and not torch.compiler.is_compiling():
+            self._check_precision(active)
         if self.disable_adapters or self.merged:
             output: Tensor = self.base_layer(x, *args, **kwargs)
         elif self.side == "input":
