@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import reprlib
 
+_TOLD = "_told_by_first"
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -53,6 +55,19 @@ class MissingPackageError(SurgicalError, ImportError):
 
 class OutputError(SurgicalError, OSError):
     """An output path that cannot be written or would overwrite something."""
+
+
+def tell(error: BaseException, *, by_first: bool) -> None:
+    """Settles whether the first of several processes tells of an error, which all of them have; else this one does.
+    What was settled before holds."""
+    if told_by_first(error) is None:
+        setattr(error, _TOLD, by_first)
+
+
+def told_by_first(error: BaseException) -> bool | None:
+    """Whether the first of several processes tells of an error; None where that is not settled."""
+    told: bool | None = getattr(error, _TOLD, None)
+    return told
 
 
 def brief(value: object) -> str:

@@ -7,7 +7,8 @@ import pytest
 import peft_surgical as ps
 from peft_surgical.cli import loading
 from peft_surgical.cli.options import Source
-from peft_surgical.cli.terminal import SILENT, passing_note
+from peft_surgical.cli.processes import SILENT
+from peft_surgical.cli.terminal import passing_note
 
 
 class Terminal(io.StringIO):

@@ -157,10 +157,10 @@ def edit(
     from ..edit import DEFAULT_SCORERS, EDIT_PROJECTIONS, NEURON_PROJECTIONS
     from ..profiling import profiled
     from ..running.replicas import without_replicas
-    from ..running.sharing import shard
+    from ..running.sharing import by_all, shard
 
     counted = projections or (EDIT_PROJECTIONS if neurons is None else NEURON_PROJECTIONS)
-    checks.model_has(model, selection, limits, counted, neurons)
+    by_all(lambda: checks.model_has(model, selection, limits, counted, neurons))
     if low_memory:
         context.with_resource(without_replicas())
     on_interrupt(context, out)

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import click
 
-from ..errors import ModelError, brief, first_line, said
+from ..errors import ModelError, brief, first_line, said, tell
 from .loading import SPREAD
 from .options import Source
-from .terminal import SILENT
+from .processes import SILENT, is_other
 
 
 @contextmanager
@@ -36,14 +36,27 @@ def launched(source: Source) -> Iterator[Source]:
     if not _several():
         yield source
         return
-    device = source.device
-    if device in SPREAD:
-        raise ModelError(f"--device {device} spreads one model over all devices, so start one process, not several.")
+    if source.device in SPREAD:
+        raise ModelError(
+            f"--device {source.device} spreads one model over all devices, so start one process, not several."
+        )
+    try:
+        with _joined(source) as own:
+            yield own
+    except BaseException as error:
+        # From here on one may fail alone.
+        tell(error, by_first=False)
+        raise
+
+
+@contextmanager
+def _joined(source: Source) -> Iterator[Source]:
     import torch
     from accelerate import PartialState
 
     from ..running.sharing import shared_work
 
+    device = source.device
     try:
         state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
     except (ValueError, RuntimeError) as error:
@@ -91,7 +104,7 @@ def check_alone(command: str) -> None:
 
 def is_first() -> bool:
     """Whether this is the first of the processes that a launcher started, which need not be joined yet."""
-    return not _several() or os.environ.get("RANK", "0") == "0"
+    return not (_several() and is_other())
 
 
 def _says_that_another_ended(error: RuntimeError) -> bool:

@@ -13,7 +13,8 @@ import click
 
 from ..errors import ModelError, first_line
 from .options import Source
-from .terminal import note, passing_note, silent
+from .processes import silent
+from .terminal import note, passing_note
 from .translate import DEBUG
 
 SPREAD = ("auto", "balanced", "sequential")
@@ -27,11 +28,17 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
         ModelError: If the device cannot be used or the model cannot be loaded.
     """
     check_device(source.device)
+    from ..running.sharing import by_all
+
+    return by_all(lambda: _load(source, quiet))
+
+
+def _load(source: Source, quiet: bool) -> tuple[Any, Any]:
     import peft_surgical as ps
 
     from ..loading.demo import demo_folder, is_to_be_fetched
 
-    if source.trust_remote_code:
+    if source.trust_remote_code and not silent():
         # A warning, which --quiet does not keep back.
         click.echo(f"Running code that comes with {source.name}, as --trust-remote-code says.", err=True)
     if source.name == "demo" and not quiet and not silent() and is_to_be_fetched():

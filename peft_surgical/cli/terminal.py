@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..texts.text import printable
+from .processes import silent
 from .translate import ARGUMENTS, RESUME
 
-SILENT = "peft_surgical.silent"
 JSON = "peft_surgical.json"
 
 # Where no terminal says how wide it is; tables fit without folding.
@@ -87,12 +87,6 @@ def passing_note(text: str, *, quiet: bool) -> Iterator[None]:
         yield
     finally:
         print(f"\r{' ' * line.cell_len}\r", end="", file=stream, flush=True)
-
-
-def silent() -> bool:
-    """Whether another process, which does the same, prints what there is to print."""
-    context = click.get_current_context(silent=True)
-    return context is not None and bool(context.meta.get(SILENT))
 
 
 def this_command(context: click.Context) -> str:

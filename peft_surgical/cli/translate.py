@@ -17,6 +17,7 @@ import click
 
 from ..errors import SurgicalError, brief, said
 from ..texts.text import printable
+from .processes import SILENT, is_left_to_another, is_other, silent
 
 DEBUG = "peft_surgical.debug"
 ARGUMENTS = "peft_surgical.arguments"
@@ -70,6 +71,7 @@ class Commands(click.Group):
             click.ClickException: In place of any other exception.
         """
         try:
+            ctx.meta[SILENT] = is_other()
             with warnings.catch_warnings(), _closed_pipe():
                 _plain_warnings(ctx)
                 return super().invoke(ctx)
@@ -108,14 +110,14 @@ class Commands(click.Group):
         try:
             code = super().main(args, prog_name, complete_var, False, **extra)
         except _Failure as failure:
-            _end(failure.format_message(), failure.status)
+            _end(failure.format_message(), failure.status, failure.__cause__ or failure)
         except click.UsageError as error:
             where = "" if error.ctx is None else f" (see `{error.ctx.command_path} --help`)"
-            _end(f"{error.format_message()}{where}", USAGE)
+            _end(f"{error.format_message()}{where}", USAGE, error)
         except click.ClickException as error:
-            _end(error.format_message(), USAGE)
-        except (click.exceptions.Abort, KeyboardInterrupt):
-            _end("", INTERRUPTED)
+            _end(error.format_message(), USAGE, error)
+        except (click.exceptions.Abort, KeyboardInterrupt) as error:
+            _end("", INTERRUPTED, error)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -178,12 +180,14 @@ def _how_to_go_on(out: Path | None) -> str:
     return f"What is complete is in {out}; run the command again with --overwrite to start over."
 
 
-def _end(message: str, code: int) -> NoReturn:
+def _end(message: str, code: int, error: BaseException) -> NoReturn:
     line = _one_line(message)
     try:
         if code == INTERRUPTED:
-            click.echo(f"Interrupted. {line}".strip(), err=True)
-        elif code != CLOSED:
+            # Ctrl-C reaches all processes.
+            if not is_other():
+                click.echo(f"Interrupted. {line}".strip(), err=True)
+        elif code != CLOSED and not is_left_to_another(error):
             click.echo(f"Error: {line}", err=True)
     except BrokenPipeError:
         code = CLOSED
@@ -228,7 +232,7 @@ def _plain_warnings(ctx: click.Context) -> None:
         line: str | None = None,
     ) -> None:
         text = _one_line(str(message))
-        if issubclass(category, UserWarning) and text not in told:
+        if issubclass(category, UserWarning) and text not in told and not silent():
             told.add(text)
             click.echo(f"Warning: {text}", err=True)
 

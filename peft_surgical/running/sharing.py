@@ -29,7 +29,7 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from ..architectures import decoder_layers
-from ..errors import AdapterError, ModelError
+from ..errors import AdapterError, ModelError, said, tell
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -138,9 +138,11 @@ def check_alike(**given: Any) -> None:
     distributed.all_gather_object(every, own)
     names = dict.fromkeys(name for one in every for name in one)
     if unlike := next((name for name in names if len({one.get(name) for one in every}) > 1), None):
-        raise ModelError(
+        error = ModelError(
             f"processes in shared_work must call the same with the same arguments, and these differ in: {unlike}."
         )
+        tell(error, by_first=not is_main())
+        raise error
 
 
 def _ordered_repr(value: Any) -> str:
@@ -191,8 +193,31 @@ def merged(own: dict[Item, Value]) -> dict[Item, Value]:
     return {key: value for part in found for key, value in part.items()}
 
 
+def by_all(function: Callable[[], Value]) -> Value:
+    """Calls a function in all processes. An error that all of them raise alike is one that the first tells of."""
+    if not _TOGETHER.get():
+        return function()
+    own: Exception | None = None
+    try:
+        value = function()
+    except Exception as error:
+        own = error
+    every: list[Any] = [None] * distributed.get_world_size()
+    try:
+        distributed.all_gather_object(every, None if own is None else f"{type(own).__name__}: {said(own)}")
+    except RuntimeError:
+        # Another has ended, which is not what this one has to say.
+        if own is None:
+            raise
+    if own is None:
+        return value
+    tell(own, by_first=not is_main() and len(set(every)) == 1)
+    raise own
+
+
 def by_main(function: Callable[[], Value]) -> Value:
-    """Calls a function in the first process alone; all of them return what it returns, or raise what it raises."""
+    """Calls a function in the first process alone; all of them return what it returns, or raise what it raises, of
+    which the first tells."""
     if not _TOGETHER.get():
         return function()
     told: list[Any] = [None, None]
@@ -203,6 +228,7 @@ def by_main(function: Callable[[], Value]) -> Value:
             told[1] = error
     distributed.broadcast_object_list(told, src=0)
     if told[1] is not None:
+        tell(told[1], by_first=not is_main())
         raise told[1]
     value: Value = told[0]
     return value

@@ -1,0 +1,144 @@
+"""What several processes of one command say: once what all of them would, and what one alone has to say."""
+
+import click
+import pytest
+import yaml
+
+import peft_surgical as ps
+from peft_surgical.cli import loading
+from peft_surgical.cli.options import Source
+from peft_surgical.cli.processes import SILENT, is_other
+
+from .command_line import run
+from .test_sharing import launch
+
+SHARED = """
+from accelerate import PartialState
+from peft_surgical.errors import OutputError, told_by_first
+from peft_surgical.running.sharing import by_all, by_main, check_alike, shared_work
+
+rank = PartialState(cpu=True).process_index
+
+def told(share, *given):
+    try:
+        share(*given)
+    except ValueError as error:
+        return told_by_first(error)
+
+def fail(message="all alike"):
+    raise ValueError(message)
+
+def fail_alone():
+    if rank == 1:
+        fail()
+    return rank
+
+with shared_work():
+    assert told(by_main, fail) is (rank == 1)
+    assert told(by_all, fail) is (rank == 1)
+    assert told(by_all, lambda: fail(f"of {rank}")) is False
+    assert told(by_all, fail_alone) is (None, False)[rank]
+    assert by_all(lambda: rank) == rank
+    assert told(lambda: check_alike(seed=rank)) is (rank == 1)
+assert told(by_all, fail) is None
+print("done")
+"""
+
+ALONE = """
+import sys
+from accelerate import PartialState
+import peft_surgical.staging.training as training
+from peft_surgical.cli import main
+
+def fail(*_):
+    raise ValueError("of one alone")
+
+plain = training._backward
+training._backward = lambda *given: fail() if PartialState().process_index == 1 else plain(*given)
+main()
+"""
+
+
+def errors(result):
+    return [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+
+
+def test_an_error_of_all_is_left_to_the_first(tmp_path):
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    result = launch(script)
+    assert result.stdout.count("done") == 2, result.stderr[-3000:]
+
+
+def test_what_keeps_all_processes_from_loading_is_said_once(tmp_path, fact_file):
+    command = ["-m", "peft_surgical.cli", "edit", fact_file, "--model", tmp_path / "none", "--out", tmp_path / "out"]
+    result = launch(*command)
+    assert result.returncode != 0
+    [line] = errors(result)
+    assert "none" in line
+    # Of both: they end alike.
+    assert result.stderr.count("exitcode  : 2") + result.stderr.count("exitcode  : -15") == 2
+
+
+def test_what_one_process_alone_has_to_say_is_said(tmp_path, fact_file, model_folder):
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    result = launch(
+        script, "edit", fact_file, "--model", model_folder, "--scorer", "random", "--out", tmp_path / "out"
+    )
+    assert [line for line in errors(result) if "of one alone" in line]
+    assert len(errors(result)) <= 2
+
+
+@pytest.mark.parametrize(("rank", "on_this_machine", "says"), [(0, 0, True), (1, 1, False), (2, 0, True)])
+def test_before_they_are_joined_the_first_of_a_machine_says_what_is_wrong(rank, on_this_machine, says, monkeypatch):
+    for name, value in {"WORLD_SIZE": 4, "RANK": rank, "LOCAL_RANK": on_this_machine}.items():
+        monkeypatch.setenv(name, str(value))
+    for command in (["edit"], ["edit", "nowhere.yaml", "--out", "out"], ["merge", "x"]):
+        result = run(*command)
+        assert (result.exit_code, bool(errors(result))) == (2, says)
+        assert says or not result.output
+
+
+def test_warnings_are_the_first_process_s(monkeypatch, tmp_path, fact_file):
+    fact = yaml.safe_load(fact_file.read_text()) | {"subject": "Atlantis"}
+    (tmp_path / "fact.yaml").write_text(yaml.safe_dump(fact))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        told.append(run("edit", tmp_path / "fact.yaml", "--dry-run", "--out", tmp_path / "out").stderr)
+    assert told[0].startswith("Warning: ")
+    assert told[1] == ""
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_that_code_is_trusted_is_said_by_the_first(silent, monkeypatch, capsys):
+    monkeypatch.setattr(ps, "load_model", lambda *_, **__: (None, None))
+    with click.Context(click.Command("edit")) as context:
+        context.meta[SILENT] = silent
+        loading.load(Source("./own", "auto", None, trust_remote_code=True), quiet=True)
+    assert ("Running code that comes with ./own" in capsys.readouterr().err) is not silent
+
+
+@pytest.mark.parametrize(("size", "other"), [("", False), ("1", False), ("x", False), ("2", True)])
+def test_one_process_is_no_other(size, other, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", "1")
+    assert is_other() is other
+
+
+def test_an_interrupt_is_told_of_by_the_first(monkeypatch, fact_file, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peft_surgical.cli.checks.edit_folder", interrupted)
+    told = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        result = run("edit", fact_file, "--out", tmp_path / "out")
+        assert result.exit_code == 130
+        told.append(result.stderr)
+    assert told[0].startswith("Interrupted.")
+    assert told[1] == ""
