@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from peft_surgical.errors import ScorerError
+from peft_surgical.errors import ModelError, ScorerError
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import PromptPair
 from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.sites import ModelShape
 
 from .localizing import patch_all, planted, random_pairs, runs_of
-from .tiny import FAMILIES, tiny_granite, tiny_ids, tiny_model
+from .tiny import FAMILIES, tiny_granite, tiny_ids, tiny_longrope, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,6 +125,40 @@ def test_prompts_longer_than_a_sliding_window_keep_their_logits(family):
     one = runs.window(pairs[:1])
     sources, corrupted = runs.capture(one, one.corrupted, site)
     torch.testing.assert_close(patch_all(runs, one, sources), corrupted, atol=2e-5, rtol=1e-4)
+
+
+def long_and_short():
+    """Prompts of 9, 11, 13, 15 and 17 tokens, of which the model turns those of more than 12 otherwise."""
+    model = tiny_longrope(12)
+    pairs = random_pairs(runs_of(model)[0], 5)
+    return model, [pairs[number] for number in (0, 3, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_prompts_turn_no_positions_of_shorter_ones(whole):
+    model, pairs = long_and_short()
+    # A template that all begin with is not run apart either.
+    pairs = [replace(pair, clean=torch.cat([pairs[0].clean[:3], pair.clean[3:]])) for pair in pairs]
+    runs = Runs(wrap(model), pairs[0].clean[:3].tolist())
+    windows = list(runs.windows(pairs, 10_000, whole=whole))
+    assert ["".join(pair.prompt for pair in window.pairs) for window in windows] == ["0", "3", "1", "24"]
+    for window in windows:
+        logits = runs.logits(window, window.clean)
+        for row, pair in enumerate(window.pairs):
+            expected = model(pair.clean[None]).logits[0, -1].detach()
+            torch.testing.assert_close(logits[row], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_windows_that_long_prompts_begin_early_are_bounded_too():
+    model, pairs = long_and_short()
+    sizes = [window.clean.shape[:2] for window in Runs(wrap(model)).windows(pairs[-2:], 25)]
+    assert sizes == [(1, 13), (1, 17)]
+
+
+def test_a_window_of_prompts_that_turn_otherwise_is_refused():
+    model, pairs = long_and_short()
+    with pytest.raises(ModelError, match="prompts of up to 12 tokens and longer ones cannot be in one window"):
+        Runs(wrap(model)).window(pairs)
 
 
 def test_gradients_are_those_of_autograd_and_no_parameter_gets_one():

@@ -2,12 +2,13 @@ import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
+from peft_surgical.errors import ModelError
 from peft_surgical.running.replicas import replicate
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.sites import architecture_of
 
 from .threads import threads
-from .tiny import FAMILIES, tiny_ids, tiny_model
+from .tiny import FAMILIES, tiny_ids, tiny_longrope, tiny_model
 
 PREFIX = tuple(tiny_ids(1, 7, seed=9)[0].tolist())
 LENGTHS = (3, 8, 1, 5)
@@ -112,6 +113,18 @@ def test_a_row_that_fills_the_last_position_is_not_filled_beyond_it():
     spans = spans_of(sequences, len(PREFIX))
     assert [runner.width([i]) for i in range(3)] == [positions - 7, positions - 8, positions - 8]
     torch.testing.assert_close(runner.logits(range(3), spans), plain(model, sequences, spans), atol=2e-5, rtol=1e-4)
+
+
+def test_no_row_is_filled_to_where_positions_are_turned_otherwise():
+    model = tiny_longrope(30)
+    sequences = [(*PREFIX, *tiny_ids(1, length, seed=length)[0].tolist()) for length in (22, 23, 24)]
+    runner = SuffixRunner(model, layers_of(model), 0, PREFIX)
+    runner.add(sequences[:2])
+    spans = spans_of(sequences[:2], len(PREFIX))
+    found = runner.logits(range(2), spans)
+    torch.testing.assert_close(found, plain(model, sequences[:2], spans), atol=2e-5, rtol=1e-4)
+    with pytest.raises(ModelError, match="have 31 tokens, and beyond 30 LongRoPE turns positions otherwise"):
+        runner.add(sequences[2:])
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -174,3 +174,16 @@ def tiny_sighted(**text: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Gemma3ForConditionalGeneration(Gemma3Config(**parts, mm_tokens_per_image=4)).eval()
+
+
+def tiny_longrope(short: int) -> PreTrainedModel:
+    """A random Phi-3 that turns the positions of a pass otherwise where its longest row has more tokens than these."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=short)
+        model = Phi3ForCausalLM(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.data.normal_(0.0, 0.15)
+    return model

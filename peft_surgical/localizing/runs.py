@@ -5,6 +5,9 @@ Attention is causal, so before the first corrupted token the clean and the corru
 further pass runs the rest only: on a chat prompt a third of the tokens. A chat template's beginning, which all prompts
 share, is computed once for all windows. Prompts are padded between that and what is their own, masked, and given their
 true positions, whatever the tokenizer's padding side, so that all end at the last position.
+
+LongRoPE turns all positions of a pass by how long its longest row is. Prompts beyond the length at which it changes
+are run whole, and apart from shorter ones.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from ..errors import ModelError, brief
 from ..running.precision import float32_arithmetic
 from ..running.suffix import contiguous_head
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
-from ..texts.lengths import check_row
+from ..texts.lengths import check_row, turning_length
 from .bridge import Hooks
 from .corruption import PromptPair
 from .window import Prefix, Window
@@ -81,6 +84,7 @@ class Runs:
         self.template = torch.tensor(template, dtype=torch.long, device="cpu")
         self._template_cache: DynamicCache | None = None
         self._hooks = Hooks.of(bridge)
+        self._turning = turning_length(bridge.original_model.config)
         weight = bridge.original_model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -99,16 +103,24 @@ class Runs:
         """Compute what the clean and the corrupted runs of these prompts share.
 
         Args:
-            pairs: Prompts of any lengths.
+            pairs: Prompts of any lengths, but with LongRoPE all up to the length at which it changes, or all beyond.
             whole: Begin at the first position: for runs that change more than the corruption does.
             max_tokens: Rows × positions of one forward pass over what they share; all in one when None.
 
         Raises:
-            ModelError: When a prompt has more tokens than the model has positions, or one that it has no embedding of.
+            ModelError: When a prompt has more tokens than the model has positions, or one that it has no embedding of,
+                or when LongRoPE would turn the positions of some as those of longer ones.
         """
         for pair in pairs:
             check_row(self.bridge.original_model.config, pair.clean.tolist())
             check_row(self.bridge.original_model.config, pair.corrupted.tolist())
+        if len({self._is_far(pair) for pair in pairs}) > 1:
+            raise ModelError(
+                f"prompts of up to {self._turning} tokens and longer ones cannot be in one window, as LongRoPE turns"
+                " positions by the longest; `windows` keeps them apart."
+            )
+        # What comes before would be turned as in a short pass.
+        whole = whole or self._is_far(pairs[0])
         width = max(len(pair.clean) for pair in pairs)
         pads = [width - len(pair.clean) for pair in pairs]
         shared = 0 if whole else self._shared(pairs)
@@ -174,8 +186,9 @@ class Runs:
         """Windows of at most `max_tokens` positions each (one prompt at least), prompts in order."""
         batch: list[PromptPair] = []
         for pair in pairs:
-            longest = max(_extent(p, whole) for p in (*batch, pair))
-            if batch and longest * (len(batch) + 1) > max_tokens:
+            far = self._is_far(pair)
+            longest = max(_extent(p, whole or far) for p in (*batch, pair))
+            if batch and (longest * (len(batch) + 1) > max_tokens or far != self._is_far(batch[0])):
                 yield self.window(batch, whole=whole, max_tokens=max_tokens)
                 batch = []
             batch.append(pair)
@@ -244,6 +257,10 @@ class Runs:
             total = (measure or window.difference)(logits).sum()
             found = torch.autograd.grad(total, [activations[site] for site in sites], materialize_grads=True)
         return {site: activations[site].detach() for site in sites}, dict(zip(sites, found, strict=True))
+
+    def _is_far(self, pair: PromptPair) -> bool:
+        """Whether LongRoPE turns a prompt's positions otherwise than those of short ones."""
+        return len(pair.clean) > self._turning
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return float32_arithmetic(self.dtype) if self.precise else nullcontext()

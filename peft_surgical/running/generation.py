@@ -6,7 +6,6 @@ One way of answering for base and edited model alike, so that a difference in a 
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ..architectures import check_causal
 from ..counts import check_counts
 from ..errors import FactError, brief
 from ..progress import progress_bar
-from ..texts.lengths import check_row, padding
+from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
 from ..wrapped import check_no_bridge
 from .at_once import deal
@@ -156,7 +155,7 @@ def _generate(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, batch_size: int, progress: bool, description: str
 ) -> list[list[int]]:
     # Where the longest row decides how positions are turned, each stands alone.
-    alone = max(map(len, prompts), default=0) + config.max_new_tokens > _turning_length(model)
+    alone = max(map(len, prompts), default=0) + config.max_new_tokens > turning_length(base_model_of(model).config)
     batch_size = 1 if alone else batch_size
     # Longest first: running out of memory shows at once, and rows of one batch need little padding.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -186,15 +185,6 @@ def _generate(
             found = deal(replicas, batches, answer)
     every = merged({place: answer for answers in found for place, answer in answers.items()})
     return [every[i] for i in range(len(prompts))]
-
-
-def _turning_length(model: Any) -> float:
-    """Up to how many tokens all positions are turned alike; beyond it LongRoPE turns every row of a pass otherwise."""
-    text = base_model_of(model).config.get_text_config()
-    told = getattr(text, "rope_parameters", None) or {}
-    ropes = [rope for rope in (told, *told.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"]
-    own = getattr(text, "original_max_position_embeddings", None)
-    return min((rope.get("original_max_position_embeddings") or own or math.inf for rope in ropes), default=math.inf)
 
 
 def _batches(order: Sequence[int], batch_size: int, replicas: int) -> list[Sequence[int]]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
-from ..texts.lengths import fits
+from ..texts.lengths import check_turned, fits, turning_length
 from .beginnings import MIN_SHARED, Beginning, expanded
 from .devices import input_device
 from .forwards import form_of, forwards, passing
@@ -131,8 +131,12 @@ class SuffixRunner:
 
         Returns:
             The index of each sequence, for [`logits`].
+
+        Raises:
+            ModelError: If LongRoPE would turn the positions of a sequence otherwise in parts or beside shorter ones.
         """
         for row in rows:
+            check_turned(self.model.config, row)
             if row[: len(self.prefix)] != self.prefix or len(row) == len(self.prefix):
                 raise ValueError("a row must begin with the shared prefix and go on after it.")
         added = range(len(self.rows), len(self.rows) + len(rows))
@@ -168,7 +172,8 @@ class SuffixRunner:
         longest = max(map(self.length, indices))
         width = filled(longest, _MULTIPLE)
         start = max(map(self._skip, indices))
-        return width if fits(self.model.config, start + width) else longest
+        config = self.model.config
+        return width if fits(config, start + width) and start + width <= turning_length(config) else longest
 
     def load(self, index: int) -> int:
         """How many tokens a sequence counts for where so many go through the model at once."""

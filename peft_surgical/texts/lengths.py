@@ -5,6 +5,7 @@ A model with learned position embeddings fails beyond them; one with rotary embe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,28 @@ def fits(config: Any, tokens: int) -> bool:
     """Whether a model has so many positions."""
     limit = _positions(config)
     return limit is None or tokens <= limit
+
+
+def turning_length(config: Any) -> float:
+    """Up to how many tokens all positions are turned alike; beyond it LongRoPE turns every row of a pass otherwise."""
+    text = _text(config)
+    told = getattr(text, "rope_parameters", None) or {}
+    ropes = [rope for rope in (told, *told.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"]
+    own = getattr(text, "original_max_position_embeddings", None)
+    return min((rope.get("original_max_position_embeddings") or own or math.inf for rope in ropes), default=math.inf)
+
+
+def check_turned(config: Any, ids: Sequence[int]) -> None:
+    """Refuses a row that cannot be run in parts or beside shorter ones, as training runs its rows.
+
+    Raises:
+        ModelError: If it is longer than [`turning_length`].
+    """
+    if len(ids) > (limit := turning_length(config)):
+        raise ModelError(
+            f"a prompt and its answer have {len(ids)} tokens, and beyond {limit} LongRoPE turns positions otherwise,"
+            " also those of shorter prompts beside it; train on shorter ones."
+        )
 
 
 def check_fact_fits(config: Any, tokenizer: Any, fact: Fact, *, answer: int, retained: int) -> None:
