@@ -22,7 +22,7 @@ from torch import nn
 
 from .errors import FactError, ModelError, ScorerError, brief, said
 from .facts import Fact, TrainingFact, check_fact
-from .localizing.bridge import Hooks, left_as_found, wrap
+from .localizing.bridge import Hooks, has_hooks, left_as_found, wrap
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair, corrupt, template_ids
@@ -62,7 +62,8 @@ def localize(
     Args:
         model: A Hugging Face causal language model, without adapters and not quantized. It is left as it was, and its
             weights are not copied; only GPT-NeoX's `query_key_value` are, which TransformerLens splits. Hooks on its
-            modules fire, those on fused projections are refused, and autocast is set aside.
+            modules fire, those on fused projections and those that act by a token's position are refused, and autocast
+            is set aside.
         tokenizer: Its tokenizer.
         fact: The fact; only its training part is used. Where the tokenizer has a chat template, the answers are
             compared within a sentence, also where the fact gives a bare one and its first prompt can be read.
@@ -85,8 +86,9 @@ def localize(
             `max_tokens` is no whole number or out of range.
         FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
         ModelError: When the model carries an adapter, is quantized, sharded, of float64 or not loaded, cannot be run
-            or copied, gives logits that are not finite, or computes something else than under TransformerLens, when a
-            prompt is too long for it, or under `torch.inference_mode()`.
+            or copied, gives logits that are not finite, computes something else than under TransformerLens, or has a
+            hook that depends on a token's position or on how long a pass is, when a prompt is too long for it, or
+            under `torch.inference_mode()`.
         ArchitectureError: When its architecture is not known.
     """
     check_fact(fact)
@@ -108,7 +110,8 @@ def localize(
     with without_autocast(model):
         bridge = wrap(model)
         try:
-            session = _Session(bridge, tokenizer, fact, catalogue, seed, prompts, max_tokens, progress)
+            hooked = has_hooks(model)
+            session = _Session(bridge, tokenizer, fact, catalogue, seed, prompts, max_tokens, progress, hooked)
             tables, errors = session.run(specs)
         finally:
             bridge.reset_hooks()
@@ -141,9 +144,10 @@ class _Session:
         prompts: int | None,
         max_tokens: int,
         progress: bool,
+        hooked: bool,
     ) -> None:
         template = template_ids(tokenizer)
-        self.runs, self.precise = Runs(bridge, template), Runs(bridge, template, precise=True)
+        self.runs, self.precise = Runs(bridge, template), Runs(bridge, template, precise=True, hooked=hooked)
         self.shape = ModelShape.from_config(bridge.original_model.config)
         self.tokenizer, self.fact, self.catalogue = tokenizer, fact, catalogue
         self.seed, self.max_tokens, self.progress = seed, max_tokens, progress

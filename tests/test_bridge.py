@@ -1,10 +1,12 @@
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import get_peft_model
 from torch import nn
 
@@ -12,7 +14,8 @@ import peft_surgical as ps
 from peft_surgical import plugins
 from peft_surgical.errors import ModelError
 from peft_surgical.localization import localize
-from peft_surgical.localizing.bridge import Hooks, left_as_found, wrap
+from peft_surgical.localizing.bridge import Hooks, has_hooks, left_as_found, wrap
+from peft_surgical.localizing.runs import Runs
 
 from .localizing import capital, planted, word_tokenizer
 from .test_hardening_scorers import Installed, module
@@ -278,6 +281,73 @@ def test_a_hook_on_a_fused_projection_is_refused_before_anything_is_scored():
     model.model.layers[1].self_attn.qkv_proj.register_forward_hook(lambda module, args, output: output * 2)
     with pytest.raises(ModelError, match="TransformerLens computes something else than this model"):
         scores(model)
+
+
+def steered(hook, family="llama", dtype=torch.float32):
+    """A model with a hook on its first MLP, and what that adds; the hook is given the MLP's output and this."""
+    model = tiny_model(family, dtype=dtype)
+    added = torch.randn(32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    name = next(name for name, _ in model.named_modules() if name.endswith("0.mlp"))
+    model.get_submodule(name).register_forward_hook(lambda module, args, output: hook(output.clone(), added))
+    return model
+
+
+def at_places(places, rows=slice(None)):
+    def hook(output, added):
+        output[rows, places] += added
+        return output
+
+    return hook
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("hook", "how"),
+    [
+        (at_places(slice(0, 3)), r"it gives other logits after 'what is the capital of france \?'"),
+        (at_places(slice(5, None)), "it gives other logits after"),
+        (at_places(-1), "it gives other logits after"),
+        (at_places(slice(None), rows=0), r"it gives other logits after 'name the capital of france \.'"),
+        (at_places(2), "in a pass of another length it fails: index 2 is out of bounds"),
+    ],
+)
+def test_a_hook_that_depends_on_a_tokens_place_is_refused(hook, how, dtype):
+    with pytest.raises(ModelError, match=rf"depends on a token's position or on how long a pass is, .*\({how}"):
+        scores(steered(hook, dtype=dtype))
+
+
+def test_a_hook_that_only_a_pass_of_one_token_is_without_is_refused_where_there_is_one():
+    model = steered(lambda output, added: output + added if output.shape[1] > 1 else output)
+    more, one = capital(prompts=["the capital of france ?"]), capital(prompts=["the capital of france"])
+    for fact, refused in ((more, False), (one, True)):
+        with pytest.raises(ModelError, match="how long a pass is") if refused else nullcontext():
+            localize(model, word_tokenizer(), fact, ["random"], progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gemma3", "gpt_neox"])
+@pytest.mark.parametrize(
+    "hook",
+    [lambda output, added: output + added, lambda output, added: output * (output.mean(-1, keepdim=True) > 0)],
+    ids=["everywhere", "by what it reads"],
+)
+def test_a_hook_that_acts_wherever_a_token_stands_is_none_that_is_refused(hook, family, dtype):
+    scores(steered(hook, family, dtype))
+
+
+def test_only_models_with_hooks_are_tried_for_them(monkeypatch):
+    tried = []
+    monkeypatch.setattr(Runs, "_check_hooks", lambda runs, pairs, max_tokens: tried.append(len(pairs)))
+    plain, mapped, forwarded = (tiny_model("llama") for _ in range(3))
+    add_hook_to_module(mapped.model.layers[1], AlignDevicesHook(torch.device("cpu")))
+    scores(plain)
+    scores(mapped)
+    assert not tried
+    forwarded.model.layers[1].mlp.forward = forwarded.model.layers[1].mlp.forward
+    for model in (steered(at_places(slice(None))), forwarded):
+        assert has_hooks(model)
+    scores(steered(at_places(slice(None))))
+    assert tried == [3]
 
 
 def test_hooks_of_torch_are_taken_away_too():

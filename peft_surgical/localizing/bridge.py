@@ -94,6 +94,26 @@ def wrap(model: nn.Module) -> TransformerBridge:
     return bridge
 
 
+def has_hooks(model: nn.Module) -> bool:
+    """Whether forward hooks, or forwards of their own, stand on a model's modules.
+
+    Those by which accelerate brings weights to a device, which change nothing that is computed, do not count.
+    """
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or ("forward" in vars(module) and not hasattr(module, "_hf_hook"))
+        for module in model.modules()
+    )
+
+
+def same_logits(own: Tensor, others: Tensor, model: nn.Module) -> bool:
+    """Whether logits are a model's own but for rounding. What is not finite in these is for who reads its answers to
+    refuse, by the prompt."""
+    limit = ROUNDED if _rounds(model) else EXACT
+    return not bool(own.isfinite().all()) or bool((own - others).abs().max() <= limit * own.std())
+
+
 # By which transformers knows that its models have these hooks.
 _CAPTURING = "_output_capturing_hooks_installed"
 
@@ -249,9 +269,7 @@ def _check_same(model: nn.Module, skeleton: Any) -> None:
     for precise in (False, True):
         own = _probe(model, tokens, precise, f"the model, a {type(model).__name__}, cannot be run")
         bridged = _probe(skeleton, tokens, precise, f"TransformerLens cannot wrap a {type(model).__name__}")
-        limit = ROUNDED if _rounds(skeleton) else EXACT
-        # What is not finite in the model itself is for who reads its answers to refuse, by the prompt.
-        if not bool(own.isfinite().all()) or bool((own - bridged).abs().max() <= limit * own.std()):
+        if same_logits(own, bridged, skeleton):
             return
         # Half precision adds up over many layers; a fault stays in float32, which takes longer.
     raise ModelError(

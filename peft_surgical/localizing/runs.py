@@ -23,12 +23,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ..errors import ModelError, brief
+from ..errors import ModelError, brief, said
 from ..running.precision import float32_arithmetic
 from ..running.suffix import contiguous_head
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from ..texts.lengths import check_row, turning_length
-from .bridge import Hooks
+from .bridge import Hooks, same_logits
 from .corruption import PromptPair
 from .window import Prefix, Window
 
@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 
 # Where a model's input embeddings are read and replaced.
 _EMBEDDED = "embed.hook_out"
+
+_PLACES = (
+    "a hook on the model depends on a token's position or on how long a pass is, and localizing runs prompts in parts"
+    " and beside others; remove it, or have it act at every position or by what it reads"
+)
 
 
 class Site(NamedTuple):
@@ -77,10 +82,18 @@ class Runs:
         bridge: The model.
         template: Token ids that most prompts begin with.
         precise: Compute in float32 even if the weights are of half precision; then there are no gradients.
+        hooked: Whether the model has hooks of somebody's, which [`answered`] then tries.
     """
 
-    def __init__(self, bridge: TransformerBridge, template: Sequence[int] = (), *, precise: bool = False) -> None:
-        self.bridge, self.precise = bridge, precise
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        template: Sequence[int] = (),
+        *,
+        precise: bool = False,
+        hooked: bool = False,
+    ) -> None:
+        self.bridge, self.precise, self.hooked = bridge, precise, hooked
         self.template = torch.tensor(template, dtype=torch.long, device="cpu")
         self._template_cache: DynamicCache | None = None
         self._hooks = Hooks.of(bridge)
@@ -162,8 +175,10 @@ class Runs:
             Pairs with `rival` and `differences` filled in.
 
         Raises:
-            ModelError: When a logit is not finite.
+            ModelError: When a logit is not finite, or hooks give a prompt other logits in parts or beside longer ones.
         """
+        if self.hooked:
+            self._check_hooks(pairs, max_tokens)
         found = []
         for window in self.windows(pairs, max_tokens):
             clean = self.logits(window, window.clean)
@@ -257,6 +272,25 @@ class Runs:
             total = (measure or window.difference)(logits).sum()
             found = torch.autograd.grad(total, [activations[site] for site in sites], materialize_grads=True)
         return {site: activations[site].detach() for site in sites}, dict(zip(sites, found, strict=True))
+
+    def _check_hooks(self, pairs: Sequence[PromptPair], max_tokens: int) -> None:
+        """Refuses hooks to which it matters where in a pass a token stands, or what else is in the pass."""
+        for window in self.windows(pairs, max_tokens, whole=True):
+            try:
+                padded = self.logits(window, window.clean)
+                # Alone, and behind a cache.
+                parts = [self.window([pair], max_tokens=max_tokens) for pair in window.pairs]
+                parted = [self.logits(part, part.clean)[0] for part in parts]
+                plain = [self._plain(pair.clean) for pair in window.pairs]
+            except Exception as error:
+                raise ModelError(f"{_PLACES} (in a pass of another length it fails: {said(error)}).") from error
+            for pair, own, *others in zip(window.pairs, plain, padded, parted, strict=True):
+                if not all(same_logits(own, other, self.bridge.original_model) for other in others):
+                    raise ModelError(f"{_PLACES} (it gives other logits after {brief(pair.prompt)}).")
+
+    def _plain(self, ids: Int[Tensor, " pos"]) -> Float[Tensor, " vocab"]:
+        tokens = ids[None].to(self.device)
+        return self._forward(tokens, torch.ones_like(tokens, dtype=torch.bool), 0, None)[0].float()
 
     def _is_far(self, pair: PromptPair) -> bool:
         """Whether LongRoPE turns a prompt's positions otherwise than those of short ones."""
