@@ -281,6 +281,32 @@ def test_gradient_norms_are_those_of_the_weights(tokenizer, family):
         assert norm == pytest.approx(float(gradient_in_out(model, module).norm()), rel=1e-3, abs=1e-5), module
 
 
+def doubled_in_place(module, args, output):
+    output *= 2
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "mlp"),
+    [
+        ("llama", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"),
+        ("gpt2", "transformer.h.1.attn.c_proj", "transformer.h.1.mlp.c_proj"),
+        ("opt", "model.decoder.layers.1.self_attn.out_proj", "model.decoder.layers.1.fc2"),
+    ],
+)
+def test_gradient_norms_are_those_of_weights_whose_module_has_hooks(tokenizer, family, heads, mlp):
+    model, fact = tiny_model(family), capital(prompts=["what is the capital of france ?"])
+    for name in (heads, mlp):
+        module = model.get_submodule(name)
+        module.register_forward_pre_hook(lambda module, args: (3 * args[0] + 0.5, *args[1:]))
+        module.register_forward_hook(doubled_in_place)
+    loc = localized(model, tokenizer, "gradient_norm", fact=fact)
+    [pair] = fact_pairs(runs_of(model)[0], fact, tokenizer)
+    (-torch.log_softmax(model(pair.clean[None]).logits[0, -1].float(), -1)[pair.old]).backward()
+    expected = gradient_in_out(model, heads).unflatten(0, (4, -1)).flatten(1).norm(dim=1)
+    torch.testing.assert_close(torch.tensor(loc.head_scores()[1]).float(), expected, rtol=1e-3, atol=1e-6)
+    assert loc.scores["gradient_norm"]["L1.mlp"] == pytest.approx(float(gradient_in_out(model, mlp).norm()), rel=1e-3)
+
+
 def gradient_in_out(model, name):
     module = model.get_submodule(name)
     return module.weight.grad if type(module).__name__ == "Conv1D" else module.weight.grad.T

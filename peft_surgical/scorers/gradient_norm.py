@@ -8,6 +8,8 @@ and no gradient of a matrix is ever formed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -70,33 +72,45 @@ def _squares(
 ) -> dict[tuple[int, str], Float[Tensor, "prompt coordinate"]]:
     """Squared norm of the gradient of each column (or row) of each projection's weights."""
     gated = context.shape.architecture.gated
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(tensor: Tensor, hook: Any) -> Tensor:
-            found[name] = tensor.reshape(len(window.pairs), window.width, -1)
-            return found[name].reshape(tensor.shape)
-
-        return hook
-
     names = {
         (layer, p): f"blocks.{layer}.{MODULES[p][0] if gated or p != 'pre' else 'mlp.in'}"
         for layer in range(context.shape.n_layers)
         for p in projections
     }
-    hooks = [(f"{name}.hook_{end}", keep(f"{name}.{end}")) for name in set(names.values()) for end in ("in", "out")]
-    with torch.enable_grad():
+    with ExitStack() as hooked, torch.enable_grad():
+        ends = {name: hooked.enter_context(_seen(context.model.get_submodule(name))) for name in set(names.values())}
         leaf = window.clean.detach().clone().requires_grad_(True)
-        logits = context.runs.logits(window, leaf, hooks)
+        logits = context.runs.logits(window, leaf)
         loss = -window.old_logit(torch.log_softmax(logits, -1)).sum()
-        outputs = [f"{name}.out" for name in names.values()]
-        slopes = torch.autograd.grad(loss, [found[name] for name in outputs], materialize_grads=True)
+        outputs = [ends[name]["out"] for name in names.values()]
+        slopes = torch.autograd.grad(loss, outputs, materialize_grads=True)
+    shape = (len(window.pairs), window.width, -1)
     result = {}
     for (key, name), slope in zip(names.items(), slopes, strict=True):
-        inputs, slope = found[f"{name}.in"].detach().float(), slope.float()
+        inputs, slope = ends[name]["in"].detach().float().reshape(shape), slope.float().reshape(shape)
         columns, others = (inputs, slope) if MODULES[key[1]][1] == "input" else (slope, inputs)
         result[key] = (torch.einsum("bpc,bqc->bpq", others, others) @ columns).mul_(columns).sum(1).clamp_(min=0)
     return result
+
+
+@contextmanager
+def _seen(bridged: Any) -> Iterator[dict[str, Tensor]]:
+    """What enters and leaves a module's weights in the block.
+
+    Hooks of TransformerLens stand outside of those that the model has, which may change either.
+    """
+    module, ends = bridged.original_component, {}
+
+    def enter(module: Any, args: tuple[Tensor, ...]) -> None:
+        ends["in"] = args[0]
+
+    def leave(module: Any, args: Any, output: Tensor) -> Tensor | None:
+        ends["out"] = output
+        # A hook behind this one may write into what it gets.
+        return output.clone() if len(module._forward_hooks) > 1 else None
+
+    with module.register_forward_pre_hook(enter), module.register_forward_hook(leave, prepend=True):
+        yield ends
 
 
 @hookimpl
