@@ -320,6 +320,18 @@ def test_scores_become_components():
     assert check_scores({sites[1]: [4.0]}, sites, SHAPE, "x").components == {"L0.mlp": 4.0}
 
 
+def test_scores_of_components_keep_their_precision_and_those_of_neurons_are_float32():
+    sites = sites_of(SHAPE, ("z", "post"))
+    large = torch.arange(4, dtype=torch.float64) + 1e9
+    raw = {sites[0]: large, sites[1]: large[:3], sites[2]: [10**9 + n for n in range(4)], sites[3]: [1e300]}
+    found = check_scores(raw, sites, SHAPE, "x")
+    heads = {f"L{layer}.head.{head}": 1e9 + head for layer in range(2) for head in range(4)}
+    assert found.components == {**heads, "L0.mlp": 3e9 + 3, "L1.mlp": 1e300}
+    assert found.neurons["L0.mlp"].dtype == np.float32
+    with pytest.raises(ScorerError, match=r"a score for blocks\.0\.mlp.hook_post that is not a finite number"):
+        check_scores({sites[1]: [0.0, 1e300, 0.0]}, sites, SHAPE, "x")
+
+
 def test_options_are_read_by_the_type_of_their_default(install):
     def scorer(context, *, share: float = 0.5, many: int = 3, name: str = "a", yes: bool = False):
         """Reads options."""

@@ -22,8 +22,8 @@ class Scores:
     """One scorer's table.
 
     Attributes:
-        components: Component name to score.
-        neurons: MLP name to one score a neuron, when the scorer tells them apart.
+        components: Component name to score, in the precision that the scorer gave.
+        neurons: MLP name to one score a neuron, float32, when the scorer tells them apart.
         notes: What the scorer said besides, JSON.
     """
 
@@ -51,7 +51,7 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
 
     Raises:
         ScorerError: When the result is no mapping or empty, names a site that was not asked for, or one twice, or has
-            a wrong shape or a number that is complex or not finite.
+            a wrong shape or a number that is complex or not finite (of a neuron, in float32).
     """
     if not isinstance(raw, Mapping):
         raise ScorerError(f"{scorer} must return a mapping of sites to scores, not {brief(raw)}.")
@@ -79,13 +79,13 @@ def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str
         elif isinstance(found[site], MLPScores):
             name = f"L{site.layer}.mlp"
             components[name] = float(_array([found[site].whole], site, scorer, (1,))[0])
-            neurons[name] = _array(found[site].neurons, site, scorer, (site.size,))
+            neurons[name] = _stored(_array(found[site].neurons, site, scorer, (site.size,)), site, scorer)
         else:
             name = f"L{site.layer}.mlp"
             values = _array(found[site], site, scorer, (site.size, 1))
-            components[name] = float(values.astype(np.float64).sum())
+            components[name] = float(values.sum())
             if len(values) > 1:
-                neurons[name] = values
+                neurons[name] = _stored(values, site, scorer)
     return Scores(components, neurons)
 
 
@@ -114,7 +114,7 @@ def _array(values: Any, site: Site, scorer: str, lengths: tuple[int, ...]) -> np
             # Python's numbers were rounded to the caller's default dtype.
             tensor = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
         # A copy: what the scorer goes on doing with its tensors must not reach the scores.
-        array = tensor.to("cpu", torch.float32, copy=True).numpy() if real else np.empty(0)
+        array = tensor.to("cpu", torch.float64, copy=True).numpy() if real else np.empty(0)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ScorerError(f"{scorer} gave {brief(values)} for {site.name}: that is no array of numbers.") from error
     if not real:
@@ -122,6 +122,18 @@ def _array(values: Any, site: Site, scorer: str, lengths: tuple[int, ...]) -> np
     if array.ndim != 1 or len(array) not in lengths:
         wanted = " or ".join(f"[{length}]" for length in lengths)
         raise ScorerError(f"{scorer} gave scores of shape {list(array.shape)} for {site.name}; it must be {wanted}.")
+    _check_finite(array, site, scorer)
+    return array
+
+
+def _stored(values: np.ndarray, site: Site, scorer: str) -> np.ndarray:
+    """Scores of neurons as a localization keeps them, in float32."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    _check_finite(narrow, site, scorer)
+    return narrow
+
+
+def _check_finite(array: np.ndarray, site: Site, scorer: str) -> None:
     if not np.isfinite(array).all():
         raise ScorerError(f"{scorer} gave a score for {site.name} that is not a finite number.")
-    return array
