@@ -96,7 +96,7 @@ def test_verified_measures_candidates_and_early_mlps_only(tokenizer):
 
 def test_verified_measures_the_key_value_heads_that_attribution_finds(tokenizer):
     # Two key/value heads a layer, each read by two query heads, which share its score.
-    attribution, verified = "attribution:sites=v", "verified:sites=v,candidates=6"
+    attribution, verified = "attribution:sites=v", "verified:sites=v,candidates=3"
     fact = without("contrast", "retain")
     loc = localized(tiny_model("llama"), tokenizer, verified, attribution, "logit_drop:sites=v", fact=fact)
     best = loc.top(6, by=attribution).components

@@ -35,7 +35,7 @@ def verified(
 
     Args:
         context: The localization.
-        candidates: How many of attribution's best to measure.
+        candidates: How many of attribution's best to measure. A key/value head that several query heads read is one.
         prompts: On how many of the prompts, evenly spaced.
         margin: By how much of itself a component's share must exceed that on control-like prompts.
     """
@@ -45,8 +45,10 @@ def verified(
         raise ScorerError(f"margin must be a finite number, not {margin}.")
     estimate = context.score("attribution").components
     early = math.ceil(context.shape.n_layers / 4)
-    wanted = {*ranked(estimate)[:candidates], *(f"L{layer}.mlp" for layer in range(early))}
-    targets = [target for target in targets_of(context.sites) if component_of(target, context.shape) in wanted]
+    of_name = {component_of(target, context.shape): target for target in targets_of(context.sites)}
+    best = ranked({name: estimate[name] for name in of_name})[:candidates]
+    wanted = {*best, *(f"L{layer}.mlp" for layer in range(early))}
+    targets = [target for name, target in of_name.items() if name in wanted]
     count = min(prompts, len(context.pairs))
     pairs = [context.pairs[number * len(context.pairs) // count] for number in range(count)]
     drops, totals = exact_drops(context, pairs, targets)
