@@ -38,6 +38,7 @@ from .selection import Selection
 from .sites import ModelShape
 from .staging.whole_answers import in_sentences
 from .texts.text import printable
+from .wrapped import check_unwrapped
 
 __all__ = ["DEFAULT_SCORERS", "Localization", "Selection", "localize"]
 
@@ -82,15 +83,16 @@ def localize(
         The scores. A scorer that fails is left out with a [`PluginWarning`], and stands in `errors`; the others go on.
 
     Raises:
-        ScorerError: When a scorer is not installed or has no such option, when all failed, or when `seed` or
-            `max_tokens` is no whole number or out of range.
+        ScorerError: When `scorers` are no names, one is not installed or has no such option, when all failed, or when
+            `seed` or `max_tokens` is no whole number or out of range.
         FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
-        ModelError: When the model carries an adapter, is quantized, sharded, of float64 or not loaded, cannot be run
-            or copied, gives logits that are not finite, computes something else than under TransformerLens, or has a
-            hook that depends on a token's position or on how long a pass is, when a prompt is too long for it, or
-            under `torch.inference_mode()`.
+        ModelError: When it is no model, carries an adapter, is quantized, sharded, of float64, not loaded or loaded
+            under `torch.inference_mode()`, cannot be run or copied, gives logits that are not finite, computes
+            something else than under TransformerLens, or has a hook that depends on a token's position or on how long
+            a pass is, when a prompt is too long for it, or under `torch.inference_mode()`.
         ArchitectureError: When its architecture is not known.
     """
+    check_unwrapped(model)
     check_fact(fact)
     fact = in_sentences(fact.training, tokenizer)
     if prompts is not None and (type(prompts) is not int or prompts < 1):
@@ -103,6 +105,11 @@ def localize(
         raise ModelError("localization takes gradients, which torch.inference_mode() rules out; call it outside.")
     if isinstance(scorers, str):
         scorers = [scorers]
+    if scorers is not None and not isinstance(scorers, Iterable):
+        raise ScorerError(
+            f"scorers are names of installed ones, such as ['attribution'], not {brief(scorers)}; a function of your"
+            " own becomes one in a plugin."
+        )
     catalogue = load_scorers()
     specs = [ScorerSpec.parse(text, catalogue) for text in (DEFAULT_SCORERS if scorers is None else scorers)]
     if not specs:
@@ -226,7 +233,8 @@ class _Session:
             clean, corrupted = (round(value, 4) for value in pair.differences)
             rival = self.tokenizer.decode([pair.rival])
             record = {"prompt": pair.prompt, "method": pair.method, "other": pair.other, "rival": rival}
-            yield {**record, "clean": clean, "corrupted": corrupted}
+            # Not every token is a text of its own.
+            yield {**record, "rival_token": pair.rival, "clean": clean, "corrupted": corrupted}
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

@@ -134,6 +134,7 @@ def test_the_corruption_is_recorded(tokenizer):
     loc = run(planted(), tokenizer, "random", fact=capital(contrast=["italy"]))
     record = loc.corruption[0]
     assert (record["method"], record["other"], record["rival"]) == ("swap", "italy", "rome")
+    assert record["rival_token"] == tokenizer.convert_tokens_to_ids("rome")
     assert record["clean"] > 0 > record["corrupted"]
 
 
@@ -272,6 +273,24 @@ def test_wrong_arguments_are_refused(tokenizer, scorers, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         localize(tiny_model("llama"), tokenizer, capital(), scorers, progress=False, **options)
     assert isinstance(caught.value, SurgicalError)
+
+
+def test_what_is_no_model_is_refused(tokenizer):
+    with pytest.raises(ModelError, match="a model must be a torch module, such as load_model gives, not None"):
+        run(None, tokenizer)
+
+
+def test_a_function_in_the_place_of_scorers_is_refused(tokenizer):
+    with pytest.raises(ScorerError, match=r"names of installed ones, such as \['attribution'\], not <func"):
+        localize(tiny_model("llama"), tokenizer, capital(), vector)
+
+
+def test_a_model_of_inference_mode_is_refused(tokenizer):
+    model = tiny_model("llama")
+    with torch.inference_mode():
+        model = copy.deepcopy(model)
+    with pytest.raises(ModelError, match=r"was loaded under torch.inference_mode\(\), .* load it outside"):
+        run(model, tokenizer)
 
 
 def test_one_scorer_may_be_text(tokenizer):

@@ -45,6 +45,8 @@ def test_tables_are_equal_that_hold_the_same():
     for name in (*neurons, "L9.mlp"):
         assert tables["second"] != Scores(SECOND, {**neurons, name: np.full(5, 9, "float32")}, notes)
     assert tables["second"] != Scores(SECOND, neurons)
+    assert tables["second"] == Scores(SECOND, neurons, {"seconds": 2.0})
+    assert tables["second"] != Scores(SECOND, neurons, {"seconds": 1.0, "filter": "none"})
 
 
 def test_top_goes_by_the_first_scorer_and_the_others_break_ties():

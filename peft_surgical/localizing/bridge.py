@@ -227,6 +227,11 @@ def check_localizable(model: nn.Module) -> None:
         if parameter.dtype == torch.float64:
             # Transformers masks padding by float32's lowest number there, and TransformerLens makes NaN of it.
             raise ModelError(f"the model's weights are float64 ({name}); localize in float32 (`model.float()`).")
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(
+            "the model was loaded under torch.inference_mode(), and localization takes gradients, which its weights"
+            " rule out; load it outside."
+        )
     if is_sharded(model):
         raise ModelError(
             "the model is sharded over processes, and TransformerLens needs whole weights; "

@@ -40,8 +40,8 @@ class Localization:
         scorers: As they were asked for, the primary one first. One that failed has no scores.
         tables: Scorer to its scores. May hold more than was asked for: what other scorers read.
         corruption: One record a prompt: how it was corrupted (`method`), with which subject (`other`), what the model
-            then says (`rival`), and the logit of the old answer less that of the rival before (`clean`) and after
-            (`corrupted`).
+            then says (`rival`, and `rival_token`, its id), and the logit of the old answer less that of the rival
+            before (`clean`) and after (`corrupted`).
         seed: What the random parts began with.
         errors: Scorer to the reason why it has no scores.
     """
