@@ -282,6 +282,8 @@ class Runs:
                 parts = [self.window([pair], max_tokens=max_tokens) for pair in window.pairs]
                 parted = [self.logits(part, part.clean)[0] for part in parts]
                 plain = [self._plain(pair.clean) for pair in window.pairs]
+            except (ModelError, torch.OutOfMemoryError):
+                raise
             except Exception as error:
                 raise ModelError(f"{_PLACES} (in a pass of another length it fails: {said(error)}).") from error
             for pair, own, *others in zip(window.pairs, plain, padded, parted, strict=True):
