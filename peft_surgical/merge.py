@@ -64,6 +64,10 @@ def merge(
             and float16.
         OutputError: If `out` cannot be written, is or holds the model's folder or one of the adapters, or holds
             something else than a checkpoint.
+
+    Warns:
+        UserWarning: If an adapter was trained on top of another, which is not given, or acts twice, or if the dtype
+            rounds a part of the edit away.
     """
     target = _dtype(dtype)
     _check_model(model)
@@ -72,6 +76,7 @@ def merge(
     check_inputs_stay(out, [*given, model.name_or_path or ""])
     check_output(out, overwrite=overwrite, content=CHECKPOINT)
     edit = read_mergeable(given)
+    warn_of_lineage(given)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
     for key, (values, _) in found.items():
@@ -103,11 +108,7 @@ def read_mergeable(adapters: Sequence[Mergeable]) -> Edit | LowRank:
 
     Raises:
         AdapterError: If an adapter cannot be read, or they are of both kinds or several LoRA adapters.
-
-    Warns:
-        UserWarning: As [`warn_of_lineage`][peft_surgical.adapters.lineage.warn_of_lineage] does.
     """
-    warn_of_lineage(adapters)
     low_rank = [
         adapter
         for adapter in adapters

@@ -21,7 +21,7 @@ from .adapters.algebra import product
 from .adapters.bases import hub_id
 from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit, EditOrPath, several
-from .adapters.lineage import parts, warn_of_lineage
+from .adapters.lineage import warn_of_lineage
 from .profiling import phase
 from .writing.files import ADAPTER, check_output
 from .writing.inputs import check_inputs_stay
@@ -53,7 +53,7 @@ def stack(
             adapter.
 
     Warns:
-        UserWarning: If one of the folders is a stage that was trained on top of another, which is not given, or is a
+        UserWarning: If one of the adapters is a stage that was trained on top of another, which is not given, or is a
             part of another one.
     """
     given: list[EditOrPath] = several(adapters)
@@ -63,7 +63,7 @@ def stack(
     edit = product(given)
     if edit.task_type is None and _has_head(edit):
         edit = replace(edit, task_type="CAUSAL_LM")
-    write_plain(edit, out, card=model_card(edit, card), notes=parts(given), overwrite=overwrite)
+    write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)
     return edit
 
 

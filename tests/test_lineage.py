@@ -4,6 +4,10 @@ import warnings
 import pytest
 from peft import PeftModel
 
+from peft_surgical.adapters.adapter_files import WEIGHTS
+from peft_surgical.adapters.algebra import difference, inverse, power, product
+from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.export import from_ia3, to_ia3
 from peft_surgical.adapters.lineage import Lineage
 from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.merge import merge
@@ -69,8 +73,75 @@ def test_what_a_product_of_a_product_holds_is_told_of_too(folder, tmp_path):
         stack([tmp_path / "again", folder / "learn"], tmp_path / "both")
 
 
-def test_the_commands_tell_it_once(folder, model_folder):
+def told(make):
+    """What is said of half an edit, or of one that acts twice."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make()
+    return [str(one.message) for one in caught if re.search("on top of|twice", str(one.message))]
+
+
+def test_what_is_made_of_a_stage_needs_what_is_below_it(folder, tmp_path):
+    made = {
+        "plain": lambda out: to_ia3(folder / "learn", out),
+        "again": lambda out: Edit.load(folder / "learn").save(out),
+        "half": lambda out: power(folder / "learn", 0.5).save(out),
+        "product": lambda out: product([folder / "learn"]).save(out),
+    }
+    for name, make in made.items():
+        make(tmp_path / name)
+        assert Lineage.of(tmp_path / name).after == ("unlearn",)
+        for given in (tmp_path / name, Edit.load(tmp_path / name)):
+            said = told(
+                lambda given=given, name=name: merge(tiny_model("llama"), given, tmp_path / f"m{name}", overwrite=True)
+            )
+            assert len(said) == 1
+            assert re.search(f"{name} was trained on top of unlearn; give that before it", said[0])
+            assert product([folder / "unlearn", given]).lineage.after == ()
+    # What is taken back needs nothing below it, and a product of both has it.
+    assert inverse(folder / "learn").lineage == power(folder / "learn", 0).lineage == Lineage()
+    assert product([folder / "unlearn", folder / "learn"]).lineage.after == ()
+
+
+def test_what_is_made_of_an_adapter_holds_it(folder, tmp_path):
+    to_ia3(folder / "learn", tmp_path / "plain")
+    from_ia3(folder / "edit", tmp_path / "surgical")
+    from_ia3(folder / "edit", tmp_path / "changed", only_changed=True)
+    power(folder / "edit", 0.5).save(tmp_path / "half")
+    for first, second, message in (
+        (folder / "unlearn", tmp_path / "surgical", "surgical holds .*unlearn already"),
+        (folder / "edit", tmp_path / "surgical", "surgical holds .*edit already"),
+        (folder / "edit", tmp_path / "changed", "changed holds .*edit already"),
+        (folder / "edit", tmp_path / "half", "half holds .*edit already"),
+        (Edit.load(folder / "edit"), Edit.load(tmp_path / "surgical"), "surgical holds .*edit already"),
+        (product([folder / "unlearn", folder / "learn"]), folder / "unlearn", "holds .*unlearn already"),
+    ):
+        said = told(lambda first=first, second=second: stack([first, second], tmp_path / "out", overwrite=True))
+        assert len(said) == 1, said
+        assert re.search(message, said[0])
+    assert "plain is given twice" in told(lambda: stack([tmp_path / "plain"] * 2, tmp_path / "out", overwrite=True))[0]
+
+
+def test_what_leads_from_one_edit_to_another_does_not_hold_the_first(folder, tmp_path):
+    difference(folder / "edit", folder / "unlearn").save(tmp_path / "rest")
+    assert not told(lambda: stack([folder / "unlearn", tmp_path / "rest"], tmp_path / "out"))
+    assert told(lambda: stack([tmp_path / "rest", folder / "edit"], tmp_path / "out", overwrite=True))
+
+
+def test_an_edit_that_is_written_as_it_was_read_is_the_same_file(folder, tmp_path):
+    Edit.load(folder / "learn").save(tmp_path / "again")
+    to_ia3(folder / "edit", tmp_path / "plain")
+    for one, other in ((folder / "learn", tmp_path / "again"), (folder / "edit", tmp_path / "plain")):
+        assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+
+
+def test_the_commands_tell_it_once(folder, model_folder, tmp_path):
     options = [option for name in ("edit", "learn") for option in ("--adapter", folder / name)]
     result = run("ask", "who ?", "--model", model_folder, *options)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("holds") == result.stderr.count("acts twice") == 1
+    for given in (["learn"], ["unlearn", "edit"]):
+        names = [folder / name for name in given]
+        result = run("merge", *names, "--model", model_folder, "--out", tmp_path / given[0])
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count("on top of") + result.stderr.count("twice") == 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,11 @@ from ..tuner.coordinates import Coordinates, Side
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .edits import Edit, ModuleScale
 from .halves import fits_half
-from .scale_files import check_finite, read_scales, write_tensors
+from .lineage import Lineage
+from .scale_files import PREFIX, WEIGHTS, check_finite, digest_of, read_scales, write_tensors
 
 CONFIG = ADAPTER.file
-WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-PREFIX = "base_model.model."
 # What is read of a configuration besides the selections, and what it may be.
 _KINDS = {
     "base_model_name_or_path": (str, type(None)),
@@ -67,7 +65,7 @@ def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool 
     config.inference_mode = True
     tensors = {f"{PREFIX}{name}.surgical_ia3_delta": module.scale - 1 for name, module in edit.modules.items()}
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-        _write(folder, config.to_dict(), tensors)
+        _write(folder, config.to_dict(), tensors, edit.lineage)
 
 
 def write_plain(
@@ -75,7 +73,6 @@ def write_plain(
     path: str | os.PathLike[str],
     *,
     card: str | None = None,
-    notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a plain (IA)^3 adapter folder that PEFT loads without this package.
@@ -84,7 +81,6 @@ def write_plain(
         edit: Its scales; the width of every module must be known.
         path: The folder.
         card: Text of the README; none is written by default.
-        notes: For the metadata of its weights.
         overwrite: Replace the folder if it holds an adapter.
 
     Raises:
@@ -122,17 +118,15 @@ def write_plain(
     ).to_dict()
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
         config |= {"target_modules": sorted(edit.modules), "feedforward_modules": sorted(inputs)}
-        _write(folder, config, tensors, notes)
+        _write(folder, config, tensors, edit.lineage)
         if card is not None:
             write_text(folder / "README.md", card)
 
 
-def _write(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], notes: Mapping[str, str] | None = None
-) -> None:
+def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], lineage: Lineage) -> None:
     check_finite(tensors)
     write_json(folder / CONFIG, dict(sorted(config.items())))
-    write_tensors(folder / WEIGHTS, tensors, notes)
+    write_tensors(folder / WEIGHTS, tensors, lineage.notes(digest_of(tensors)))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -242,4 +236,5 @@ def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], t
         task_type=config.get("task_type"),
         auto_mapping=config.get("auto_mapping"),
         name=str(path),
+        lineage=Lineage.of(path),
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import AdapterError
 from ..tuner.coordinates import Coordinates
 from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
+from .lineage import Lineage
 
 
 def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
@@ -63,6 +64,7 @@ def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
         task_type=next((e.task_type for e in loaded if e.task_type), None),
         auto_mapping=next((e.auto_mapping for e in loaded if e.auto_mapping), None),
         name=name,
+        lineage=Lineage.of_product([e.lineage for e in loaded]),
     )
 
 
@@ -89,7 +91,9 @@ def power(edit: EditOrPath, t: float | int) -> Edit:
         # float64 keeps the identities power(a, 1) == a and power(a, -1) == 1 / a exact in float32.
         return scale.double().pow(t).to(torch.float32)
 
-    return _map(edit, raised, f"({edit.name}) ** {t:g}")
+    found = _map(edit, raised, f"({edit.name}) ** {t:g}")
+    # What is taken back, or not there, neither acts twice nor needs anything below it.
+    return replace(found, lineage=edit.lineage.changed() if t > 0 else Lineage())
 
 
 def inverse(edit: EditOrPath) -> Edit:
@@ -108,7 +112,9 @@ def difference(a: EditOrPath, b: EditOrPath) -> Edit:
     Raises:
         AdapterError: If a scale of `b` is 0, or the two cannot be multiplied.
     """
-    return product([a, inverse(b)])
+    b = as_edit(b)
+    found = product([a, inverse(b)])
+    return replace(found, lineage=found.lineage.without(b.lineage))
 
 
 def _map(edit: Edit, function: Callable[[str, Tensor], Tensor], name: str) -> Edit:

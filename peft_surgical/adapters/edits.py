@@ -23,6 +23,7 @@ from ..errors import AdapterError
 from ..tuner.config import SurgicalIA3Config
 from ..tuner.coordinates import Coordinates
 from .bases import same_model
+from .lineage import Lineage
 
 Given = TypeVar("Given")
 
@@ -66,6 +67,7 @@ class Edit:
         task_type: PEFT's task type, if known.
         auto_mapping: The class of the base model, by which PEFT finds it where there is no task type, if known.
         name: What messages call it.
+        lineage: What it comes from, as the file that it was read from says; kept where it is written.
     """
 
     modules: Mapping[str, ModuleScale]
@@ -75,6 +77,7 @@ class Edit:
     task_type: str | None = None
     auto_mapping: Mapping[str, str] | None = None
     name: str = field(default="the edit", compare=False)
+    lineage: Lineage = field(default=Lineage(), compare=False)
 
     def __repr__(self) -> str:
         # A prompt shows what a call returned, and thousands of scales say nothing there.

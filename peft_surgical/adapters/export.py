@@ -63,7 +63,7 @@ def from_ia3(
         modules = {name: found for name, module in edit.modules.items() if (found := _changed(module)) is not None}
         if not modules:
             raise AdapterError(f"every scale of {adapter} is 1, so there is no edit in it.")
-        edit = replace(edit, modules=modules)
+        edit = replace(edit, modules=modules, lineage=edit.lineage.changed())
     if out is not None:
         edit.save(out, overwrite=overwrite)
     return edit

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor
 
 from ..errors import AdapterError, brief
-from .adapter_files import PREFIX
+from .scale_files import PREFIX
 
 # Ways for LoRA to begin that leave the base's weights alone. Others, such as PiSSA, take from them what the factors
 # begin with.

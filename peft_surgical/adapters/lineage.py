@@ -1,7 +1,7 @@
 """What a saved adapter was trained on top of, and which adapters one was made of.
 
-Both stand in the metadata of its weights, which other readers pass over. So that half an edit, or one that acts twice,
-is told of where adapters are put together.
+Both stand in the metadata of its weights, which other readers pass over, and go with an edit in memory, so that half
+an edit, or one that acts twice, is told of where adapters are put together.
 """
 
 from __future__ import annotations
@@ -9,27 +9,26 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .adapter_files import WEIGHTS
-from .scale_files import DIGEST, OWN
+from .scale_files import DIGEST, OWN, WEIGHTS
 
 AFTER, PARTS = f"{OWN}after", f"{OWN}parts"
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What an adapter's weights say of where they come from.
+    """What an adapter says of where it comes from.
 
     Attributes:
-        digest: That of their names, shapes and values; None where it was not written here.
+        digest: That of its tensors' names, shapes and values on disk; None where it was not written here.
         after: The names of the adapters that acted while it was trained, in their order.
-        parts: The digests of the adapters that it is the product of, and of theirs.
+        parts: The digests of the adapters that it was made of, and of theirs.
     """
 
     digest: str | None = None
@@ -46,46 +45,80 @@ class Lineage:
             return cls()
         return cls(notes.get(DIGEST), _names(notes.get(AFTER)), _names(notes.get(PARTS)))
 
+    @classmethod
+    def of_product(cls, factors: Sequence[Lineage]) -> Lineage:
+        """That of the product of adapters, in their order: it was trained on top of what does not stand among them."""
+        after = [name for place, factor in enumerate(factors) for name in factor.lacks(factors[:place])]
+        parts = [digest for factor in factors for digest in factor.held]
+        return cls(None, tuple(dict.fromkeys(after)), tuple(dict.fromkeys(parts)))
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The digests of all that acts in it."""
+        return self.parts if self.digest is None else (self.digest, *self.parts)
+
+    def changed(self) -> Lineage:
+        """That of an adapter with other scales, made of this one."""
+        return replace(self, digest=None, parts=self.held)
+
+    def without(self, other: Lineage) -> Lineage:
+        """That of what is left when another adapter is taken back."""
+        return replace(self, parts=tuple(digest for digest in self.parts if digest not in other.held))
+
+    def lacks(self, below: Sequence[Lineage]) -> tuple[str, ...]:
+        """The names of the adapters that it was trained on top of, if fewer act below it."""
+        return self.after if len(self.after) > len(below) else ()
+
+    def notes(self, digest: str) -> dict[str, str]:
+        """The metadata of its weights.
+
+        Args:
+            digest: Of the tensors that are written; other ones than it came from where its kind or scales changed.
+        """
+        # A part of a part acts in it, too.
+        parts = [part for part in self.held if part != digest]
+        return after(self.after) | ({PARTS: json.dumps(parts)} if parts else {})
+
 
 def after(names: Sequence[str]) -> dict[str, str]:
     """The metadata of an adapter that was trained on top of these."""
     return {AFTER: json.dumps(list(names))} if names else {}
 
 
-def parts(adapters: Iterable[Any]) -> dict[str, str]:
-    """The metadata of the product of adapters, as far as they are folders."""
-    found = [Lineage.of(adapter) for adapter in adapters if isinstance(adapter, str | os.PathLike)]
-    # A part of a part acts in it, too.
-    known = [digest for part in found for digest in (part.digest, *part.parts) if digest is not None]
-    return {PARTS: json.dumps(known)} if known else {}
-
-
 def warn_of_lineage(adapters: Sequence[Any]) -> None:
     """Warns of what is only half of an edit, or acts twice, when adapters act together.
 
     Args:
-        adapters: Folders, in their order; what is no folder is passed over.
+        adapters: Folders, or what was read from them, in their order.
 
     Warns:
         UserWarning: For one that was trained on top of more adapters than stand before it, for one that another was
             made of, and for one that is given twice.
     """
-    folders = [(place, adapter) for place, adapter in enumerate(adapters) if isinstance(adapter, str | os.PathLike)]
-    said = [(place, os.fspath(folder), Lineage.of(folder)) for place, folder in folders]
-    for number, (_, folder, lineage) in enumerate(said):
-        if lineage.digest is not None and lineage.digest in [held.digest for _, _, held in said[:number]]:
-            warnings.warn(f"the adapter {folder} is given twice, and then acts twice.", stacklevel=3)
-    for place, folder, lineage in said:
-        if len(lineage.after) > place:
-            below = " and ".join(lineage.after)
+    said = [_told(adapter) for adapter in adapters]
+    lineages = [lineage for _, lineage in said]
+    for place, (name, lineage) in enumerate(said):
+        if lineage.digest is not None and lineage.digest in [held.digest for held in lineages[:place]]:
+            warnings.warn(f"{name} is given twice, and then acts twice.", stacklevel=3)
+    for place, (name, lineage) in enumerate(said):
+        if lacking := lineage.lacks(lineages[:place]):
             warnings.warn(
-                f"the adapter {folder} was trained on top of {below}; give that before it, unless the model has it"
+                f"{name} was trained on top of {' and '.join(lacking)}; give that before it, unless the model has it"
                 " already.",
                 stacklevel=3,
             )
-        for _, other, held in said:
-            if lineage.digest is not None and lineage.digest in held.parts and other != folder:
-                warnings.warn(f"the adapter {other} holds {folder} already, which then acts twice.", stacklevel=3)
+        for other, held in said:
+            if lineage.digest is not None and lineage.digest in held.parts and held.digest != lineage.digest:
+                held_name = name.removeprefix("the adapter ")
+                warnings.warn(f"{other} holds {held_name} already, which then acts twice.", stacklevel=3)
+
+
+def _told(adapter: Any) -> tuple[str, Lineage]:
+    """What an adapter is called, and what it says of where it comes from."""
+    if isinstance(adapter, str | os.PathLike):
+        return f"the adapter {os.fspath(adapter)}", Lineage.of(adapter)
+    named = adapter.name.startswith("the ")
+    return adapter.name if named else f"the adapter {adapter.name}", adapter.lineage
 
 
 def _names(text: str | None) -> tuple[str, ...]:

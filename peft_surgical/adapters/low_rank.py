@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ..errors import AdapterError, brief
-from .adapter_files import CONFIG, PREFIX, read_config, read_weights
+from .adapter_files import CONFIG, read_config, read_weights
 from .fitting import check_beginning, check_targeted
+from .lineage import Lineage
+from .scale_files import PREFIX
 
 KIND = "LORA"
 # What makes of the two factors something else than their product, or lets it act on some tokens only.
@@ -44,10 +46,14 @@ class LowRank:
     Attributes:
         factors: Module name to `A`, `[rank, in]`, and `B`, `[out, rank]`, scaled.
         base_model: Where the model came from that it was made for, if that is known.
+        name: What messages call it.
+        lineage: What its file says of where it comes from.
     """
 
     factors: dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
     base_model: str | None = None
+    name: str = field(default="the adapter", compare=False)
+    lineage: Lineage = field(default=Lineage(), compare=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LowRank:
@@ -72,7 +78,7 @@ class LowRank:
             what = f"holds {next(iter(tensors))}" if tensors else "holds no factors"
             raise AdapterError(f"{path} {what}, so it is not merged here; PEFT's merge_and_unload may.")
         check_targeted(path, config, factors)
-        return cls(factors, config.get("base_model_name_or_path"))
+        return cls(factors, config.get("base_model_name_or_path"), name=str(path), lineage=Lineage.of(path))
 
     def added(self, module: str) -> Float[Tensor, "out in"]:
         """What is added to a module's weight, float32."""

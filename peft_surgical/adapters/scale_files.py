@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..errors import AdapterError
 
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 OWN = "peft_surgical."
 DIGEST = f"{OWN}sha256"
 _SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -54,7 +56,7 @@ def write_tensors(
 def tensor_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> bytes:
     """What a file of tensors holds, see [`write_tensors`]."""
     kept = {key: tensor.contiguous() for key, tensor in sorted(tensors.items())}
-    raw: bytes = save(kept, {**(notes or {}), "format": "pt", DIGEST: _digest(kept)})
+    raw: bytes = save(kept, {**(notes or {}), "format": "pt", DIGEST: digest_of(kept)})
     # The library puts the metadata in an order that changes from process to process.
     size = int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
@@ -74,7 +76,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             said = (file.metadata() or {}).get(DIGEST)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{path} cannot be read: {error}.") from error
-    if said is not None and said != _digest(tensors):
+    if said is not None and said != digest_of(tensors):
         raise AdapterError(f"{path} is damaged: it does not hold what was written to it (its sha256 differs).")
     return tensors
 
@@ -98,7 +100,8 @@ def read_scales(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return scales
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors' names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

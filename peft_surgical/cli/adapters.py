@@ -76,7 +76,7 @@ def check_scales(folders: Sequence[Path], kinds: Sequence[str]) -> None:
 
 def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
     """Each adapter's folder and the SHA-256 of its weights, by which a report can tell what was measured."""
-    from ..adapters.adapter_files import WEIGHTS
+    from ..adapters.scale_files import WEIGHTS
 
     found = []
     for folder in folders:
@@ -228,8 +228,9 @@ def _kind(folder: Path) -> str:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     from .. import tuner  # noqa: F401 - makes the surgical kind known
-    from ..adapters.adapter_files import PICKLE, WEIGHTS, read_config
+    from ..adapters.adapter_files import PICKLE, read_config
     from ..adapters.fitting import check_beginning
+    from ..adapters.scale_files import WEIGHTS
 
     config = read_config(folder)
     kind, prompts, others = (config.get(key) for key in ("peft_type", "num_virtual_tokens", "adapters"))
@@ -255,9 +256,9 @@ def _kind(folder: Path) -> str:
 
 def _check_weights(folder: Path, kind: str, own: Mapping[str, Tensor]) -> None:
     """Reads an adapter's weights once before PEFT does, which takes any numbers and puts them anywhere."""
-    from ..adapters.adapter_files import WEIGHTS, read_config
+    from ..adapters.adapter_files import read_config
     from ..adapters.fitting import check_leaves_base
-    from ..adapters.scale_files import read_scales, read_tensors
+    from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 
     file = folder / WEIGHTS
     if kind in (_OURS, _PLAIN):

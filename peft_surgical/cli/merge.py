@@ -55,7 +55,7 @@ def merge(
 
     warn_of_another_base(model, adapters[0], edit.base_model)
     with no_bars():
-        ps.merge(model, [edit], out, tokenizer=tokenizer, overwrite=overwrite)
+        ps.merge(model, adapters, out, tokenizer=tokenizer, overwrite=overwrite)
     if as_json:
         sizes = (
             {"modules": len(edit.factors)}
