@@ -28,7 +28,7 @@ from .adapters.cards import card_header, card_scales, card_use
 from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
 from .adapters.lineage import after
-from .adapters.saving import save_adapter
+from .adapters.saving import digest_to_save, save_adapter
 from .architectures import architecture_of, check_causal
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
@@ -97,7 +97,8 @@ class Stage:
             AdapterError: If the model was merged or unloaded, and holds the adapter no more.
             OutputError: If it holds something or cannot be written.
         """
-        save_adapter(self.model, self.adapter, path, card=self.card(), notes=after(self.before))
+        notes = after(self.before, [digest_to_save(self.model, adapter) for adapter in self.before])
+        save_adapter(self.model, self.adapter, path, card=self.card(), notes=notes)
 
     def card(self) -> str:
         """The README of its folder: what it scales, and how it is loaded with the stages before it."""

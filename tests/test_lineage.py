@@ -1,4 +1,5 @@
 import re
+import shutil
 import warnings
 
 import pytest
@@ -8,10 +9,11 @@ from peft_surgical.adapters.adapter_files import WEIGHTS
 from peft_surgical.adapters.algebra import difference, inverse, power, product
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import from_ia3, to_ia3
-from peft_surgical.adapters.lineage import Lineage
-from peft_surgical.adapters.scale_files import read_tensors
+from peft_surgical.adapters.lineage import Lineage, after
+from peft_surgical.adapters.scale_files import read_tensors, write_tensors
 from peft_surgical.merge import merge
 from peft_surgical.stack import stack
+from tests.adapters import saved, tiny_peft
 from tests.command_line import run
 from tests.staged import first_stage, second_stage
 from tests.tiny import tiny_model
@@ -133,6 +135,37 @@ def test_an_edit_that_is_written_as_it_was_read_is_the_same_file(folder, tmp_pat
     to_ia3(folder / "edit", tmp_path / "plain")
     for one, other in ((folder / "learn", tmp_path / "again"), (folder / "edit", tmp_path / "plain")):
         assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+
+
+def test_another_adapter_does_not_stand_for_the_one_below(folder, tmp_path):
+    first, second, both = (Lineage.of(folder / name) for name in ("unlearn", "learn", "edit"))
+    assert second.below == (first.digest,)
+    assert both.below == ()
+    other = saved(tiny_peft(), tmp_path / "other")
+    to_ia3(folder / "unlearn", tmp_path / "plain")
+    power(folder / "unlearn", 0.5).save(tmp_path / "half")
+
+    def said(*given):
+        return told(lambda: stack(given, tmp_path / "out", overwrite=True))
+
+    for given in ([other, folder / "learn"], [Edit.load(other), Edit.load(folder / "learn")]):
+        assert ["learn was trained on top of unlearn; give that" in text for text in said(*given)] == [True]
+    # The product of the two still lacks it, whatever stands before.
+    halves = product([other, folder / "learn"])
+    assert (halves.lineage.after, halves.lineage.below) == (("unlearn",), (first.digest,))
+    assert len(said(power(other, -1), halves)) == 1
+    for below in (folder / "unlearn", tmp_path / "plain", tmp_path / "half"):
+        assert not said(below, other, folder / "learn")
+        assert not said(below, halves)
+
+
+def test_a_file_that_says_no_digests_of_what_is_below_it_needs_as_many_others(folder, tmp_path):
+    other, old = saved(tiny_peft(), tmp_path / "other"), tmp_path / "old"
+    shutil.copytree(folder / "learn", old)
+    for notes, said in ((after(["unlearn"]), False), (after(["a", "b"], [None, "x"]), True), ({}, False)):
+        write_tensors(old / WEIGHTS, read_tensors(folder / "learn" / WEIGHTS), notes)
+        assert Lineage.of(old).below == ()
+        assert bool(told(lambda: stack([other, old], tmp_path / "out", overwrite=True))) is said
 
 
 def test_the_commands_tell_it_once(folder, model_folder, tmp_path):

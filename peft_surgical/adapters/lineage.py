@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from .scale_files import DIGEST, OWN, WEIGHTS
 
-AFTER, PARTS = f"{OWN}after", f"{OWN}parts"
+AFTER, BELOW, PARTS = f"{OWN}after", f"{OWN}below", f"{OWN}parts"
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Lineage:
         digest: That of its tensors' names, shapes and values on disk; None where it was not written here.
         after: The names of the adapters that acted while it was trained, in their order.
         parts: The digests of the adapters that it was made of, and of theirs.
+        below: The digest of each of `after`; empty where one of them is not known.
     """
 
     digest: str | None = None
     after: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> Lineage:
@@ -43,14 +45,17 @@ class Lineage:
                 notes = file.metadata() or {}
         except (OSError, SafetensorError):
             return cls()
-        return cls(notes.get(DIGEST), _names(notes.get(AFTER)), _names(notes.get(PARTS)))
+        found = {key: _names(notes.get(key)) for key in (AFTER, BELOW, PARTS)}
+        below = found[BELOW] if len(found[BELOW]) == len(found[AFTER]) else ()
+        return cls(notes.get(DIGEST), found[AFTER], found[PARTS], below)
 
     @classmethod
     def of_product(cls, factors: Sequence[Lineage]) -> Lineage:
         """That of the product of adapters, in their order: it was trained on top of what does not stand among them."""
-        after = [name for place, factor in enumerate(factors) for name in factor.lacks(factors[:place])]
-        parts = [digest for factor in factors for digest in factor.held]
-        return cls(None, tuple(dict.fromkeys(after)), tuple(dict.fromkeys(parts)))
+        lacking = [one for place, factor in enumerate(factors) for one in factor.lacks(factors[:place])]
+        after, below = zip(*dict.fromkeys(lacking), strict=True) if lacking else ((), ())
+        parts = dict.fromkeys(digest for factor in factors for digest in factor.held)
+        return cls(None, after, tuple(parts), () if None in below else below)
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -65,9 +70,15 @@ class Lineage:
         """That of what is left when another adapter is taken back."""
         return replace(self, parts=tuple(digest for digest in self.parts if digest not in other.held))
 
-    def lacks(self, below: Sequence[Lineage]) -> tuple[str, ...]:
-        """The names of the adapters that it was trained on top of, if fewer act below it."""
-        return self.after if len(self.after) > len(below) else ()
+    def lacks(self, below: Sequence[Lineage]) -> list[tuple[str, str | None]]:
+        """The names and digests of the adapters that it was trained on top of and that do not act below it.
+
+        Where their digests are not known, any others may be them, if there are as many.
+        """
+        if not self.below:
+            return [(name, None) for name in self.after] if len(self.after) > len(below) else []
+        acting = {digest for lineage in below for digest in lineage.held}
+        return [pair for pair in zip(self.after, self.below, strict=True) if pair[1] not in acting]
 
     def notes(self, digest: str) -> dict[str, str]:
         """The metadata of its weights.
@@ -77,12 +88,13 @@ class Lineage:
         """
         # A part of a part acts in it, too.
         parts = [part for part in self.held if part != digest]
-        return after(self.after) | ({PARTS: json.dumps(parts)} if parts else {})
+        return after(self.after, self.below) | ({PARTS: json.dumps(parts)} if parts else {})
 
 
-def after(names: Sequence[str]) -> dict[str, str]:
-    """The metadata of an adapter that was trained on top of these."""
-    return {AFTER: json.dumps(list(names))} if names else {}
+def after(names: Sequence[str], digests: Sequence[str | None] = ()) -> dict[str, str]:
+    """The metadata of an adapter that was trained on top of others, by their names and, if all are known, digests."""
+    known = {BELOW: json.dumps(list(digests))} if digests and None not in digests else {}
+    return {AFTER: json.dumps(list(names)), **known} if names else {}
 
 
 def warn_of_lineage(adapters: Sequence[Any]) -> None:
@@ -92,7 +104,7 @@ def warn_of_lineage(adapters: Sequence[Any]) -> None:
         adapters: Folders, or what was read from them, in their order.
 
     Warns:
-        UserWarning: For one that was trained on top of more adapters than stand before it, for one that another was
+        UserWarning: For one that was trained on top of others that do not stand before it, for one that another was
             made of, and for one that is given twice.
     """
     said = [_told(adapter) for adapter in adapters]
@@ -101,7 +113,7 @@ def warn_of_lineage(adapters: Sequence[Any]) -> None:
         if lineage.digest is not None and lineage.digest in [held.digest for held in lineages[:place]]:
             warnings.warn(f"{name} is given twice, and then acts twice.", stacklevel=3)
     for place, (name, lineage) in enumerate(said):
-        if lacking := lineage.lacks(lineages[:place]):
+        if lacking := [below for below, _ in lineage.lacks(lineages[:place])]:
             warnings.warn(
                 f"{name} was trained on top of {' and '.join(lacking)}; give that before it, unless the model has it"
                 " already.",

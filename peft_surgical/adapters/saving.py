@@ -7,14 +7,15 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
 
 from ..errors import AdapterError, brief
 from ..tuner.config import SurgicalIA3Config
 from ..wrapped import uncompiled
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .halves import fits_half
-from .scale_files import check_finite, read_tensors, write_tensors
+from .scale_files import check_finite, digest_of, read_tensors, write_tensors
 
 
 def save_adapter(
@@ -75,13 +76,25 @@ def save_adapter(
             write_text(folder / "README.md", card)
 
 
+def digest_to_save(model: PeftModel, adapter: str) -> str | None:
+    """The digest of a surgical adapter as [`save_adapter`] writes it; None where the model has none of that name."""
+    if adapter not in model.peft_config:
+        return None
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    return digest_of(_uncompiled(tensors))
+
+
+def _uncompiled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {uncompiled(name): tensor for name, tensor in tensors.items()}
+
+
 def _write_again(file: Path, path: Path, notes: Mapping[str, str] | None, *, halve: bool) -> int:
     """Writes a file of tensors as files are written here, in half the bytes if it may be; returns how many tensors.
 
     None of them outlives the call: each maps the file that it was read from, which Windows then does not delete.
     """
     # Layers may have been compiled after the adapter was put on.
-    tensors = {uncompiled(name): tensor for name, tensor in read_tensors(file).items()}
+    tensors = _uncompiled(read_tensors(file))
     check_finite(tensors)
     if halve and fits_half(tensors):
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
