@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from .adapters.algebra import product
+from .adapters.bases import may_be_read_from, source_of
 from .adapters.edits import Edit, ModuleScale, several
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank, is_low_rank
-from .errors import AdapterError, ModelError
+from .errors import AdapterError, ModelError, OutputError
 from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
 from .tuner.mergeable import places_of, shared_with
@@ -62,8 +63,9 @@ def merge(
         ModelError: If the model has adapters on it, is quantized, has weights that are not in memory or spread over
             processes, or has a configuration that transformers does not save, or `dtype` is none of float32, bfloat16
             and float16.
-        OutputError: If `out` cannot be written, is or holds the model's folder or one of the adapters, or holds
-            something else than a checkpoint.
+        OutputError: If `out` cannot be written, is or holds the model's folder or one of the adapters, holds something
+            else than a checkpoint, or a checkpoint that the model may have been loaded from: transformers keeps the
+            name that was given, which is relative to another folder by now, or leaves out a `subfolder`.
 
     Warns:
         UserWarning: If an adapter was trained on top of another, which is not given, or acts twice, or if the dtype
@@ -73,8 +75,13 @@ def merge(
     _check_model(model)
     given: list[Mergeable] = several(adapters)
     # A folder of that name is what would be loaded by it, be it also a hub id.
-    check_inputs_stay(out, [*given, model.name_or_path or ""])
+    check_inputs_stay(out, [*given, model.name_or_path or "", source_of(model)])
     check_output(out, overwrite=overwrite, content=CHECKPOINT)
+    if os.path.isdir(out) and any(os.scandir(out)) and may_be_read_from(model, out):
+        raise OutputError(
+            f"the output {out} may be the base itself, which was loaded as {model.name_or_path}; name another folder,"
+            " or load the base with load_model, which notes where it is."
+        )
     edit = read_mergeable(given)
     warn_of_lineage(given)
     state: dict[str, Tensor] = model.state_dict()

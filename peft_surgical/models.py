@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from .adapters.bases import note_revision
+from .adapters.bases import note_revision, note_source
 from .errors import ModelError, brief, first_line
 from .loading.demo import MODEL_ID, demo_folder
 from .loading.pickles import no_pickles
@@ -106,6 +106,8 @@ def load_model(
     elif is_gguf:
         # The file, not the folder around it, which alone says nothing of what was loaded.
         model.config._name_or_path = model.name_or_path = os.path.expanduser(name)
+    if os.path.isdir(source):
+        note_source(model, os.path.join(source, extra.get("gguf_file", "")))
     note_revision(model, revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

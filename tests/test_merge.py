@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -7,9 +8,11 @@ from safetensors.torch import load_file
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForCausalLM
 
+from peft_surgical.adapters.bases import may_be_read_from
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError, SelectionError
 from peft_surgical.merge import _cast, _with_dtype, merge
+from peft_surgical.models import load_model
 from peft_surgical.tuner import SurgicalIA3Config, activate
 from tests.adapters import add, logits, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_model
@@ -246,3 +249,44 @@ def test_a_square_weight_and_its_transpose_in_the_same_memory_stay_two():
     cast = _cast({"one": weight, "other": weight.T, "again": weight}, torch.bfloat16)
     assert torch.equal(cast["other"].float(), weight.T)
     assert cast["again"] is cast["one"]
+
+
+def load(name, **options):
+    return AutoModelForCausalLM.from_pretrained(name, **options)
+
+
+def test_the_base_is_never_overwritten(tmp_path, monkeypatch, model_folder):
+    """By whatever name it was loaded, and wherever one is by now."""
+    adapters, _ = stages(tmp_path)
+    base, work = tmp_path / "bases" / "base", tmp_path / "work"
+    tiny_model("llama").save_pretrained(base)
+    work.mkdir()
+    monkeypatch.chdir(tmp_path)
+    models = [(load(name), "may be the base itself") for name in ("bases/base", "./bases/base")]
+    models += [(load("bases", subfolder="base"), "may be the base itself")]
+    monkeypatch.chdir(base)
+    models += [(load("."), "may be the base itself")]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, base, dirs_exist_ok=True)
+    models += [(load_model("bases/base")[0], "would replace .*bases/base, which is read for it")]
+    for place in (work, tmp_path):
+        monkeypatch.chdir(place)
+        for model, words in models:
+            with pytest.raises(OutputError, match=f"{words}|would replace"):
+                merge(model, adapters, base, overwrite=True)
+    monkeypatch.chdir(work)
+    with pytest.raises(OutputError, match=models[-1][1]):
+        merge(models[-1][0], adapters, base, overwrite=True)
+    # A new folder loses nothing, nor does one that is known not to be the base.
+    merge(models[0][0], adapters, tmp_path / "new")
+    merge(models[-1][0], adapters, tmp_path / "new", overwrite=True)
+    merge(load(base), adapters, tmp_path / "new", overwrite=True)
+    merge(tiny_model("llama"), adapters, tmp_path / "new", overwrite=True)
+
+
+def test_a_model_of_the_hub_is_in_no_folder_here(tmp_path):
+    model = tiny_model("llama")
+    model.config._name_or_path = model.name_or_path = "org/base"
+    assert may_be_read_from(model, tmp_path)
+    model.config._commit_hash = "a" * 40
+    assert not may_be_read_from(model, tmp_path)

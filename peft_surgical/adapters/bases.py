@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported lazily
 
 _REVISION = "_peft_surgical_revision"
+_SOURCE = "_peft_surgical_source"
 
 
 def note_revision(model: Any, revision: str | None) -> None:
@@ -20,6 +22,34 @@ def revision_of(model: Any) -> str | None:
     """The revision that was asked for when a model, or the one below its adapters, was loaded, if any."""
     revision: str | None = getattr(model, _REVISION, None)
     return revision
+
+
+def note_source(model: Any, path: str) -> None:
+    """Keeps with a model which folder or file here it was read from, whatever becomes the current folder."""
+    setattr(model, _SOURCE, os.path.abspath(path))
+
+
+def source_of(model: Any) -> str | None:
+    """The absolute path of the folder or file that a model was read from, if it was noted."""
+    source: str | None = getattr(model, _SOURCE, None)
+    return source
+
+
+def may_be_read_from(model: Any, out: str | os.PathLike[str]) -> bool:
+    """Whether a folder may be the one that a model was read from, by its name alone.
+
+    That name is relative to a folder that need not be the current one any more, and the checkpoint may be in one
+    within it (`subfolder`).
+    """
+    name = getattr(model, "name_or_path", None)
+    if source_of(model) is not None or not name:
+        return False
+    if os.path.exists(name) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(name)):
+        return True
+    # Of a name that leads to a checkpoint from here, it is taken that it did so when the model was loaded, too.
+    leads = os.path.isabs(name) or os.path.isfile(name) or os.path.isfile(os.path.join(name, "config.json"))
+    # transformers notes the commit of what comes from the hub.
+    return not leads and getattr(getattr(model, "config", None), "_commit_hash", None) is None
 
 
 def hub_id(name: str | None) -> str | None:
