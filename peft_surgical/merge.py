@@ -19,17 +19,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from .adapters.algebra import product
-from .adapters.bases import may_be_read_from, source_of
+from .adapters.bases import folder_of, may_be_read_from, source_of
 from .adapters.edits import Edit, ModuleScale, several
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError, OutputError
+from .loading.padding import as_it_came
 from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
 from .tuner.mergeable import places_of, shared_with
 from .tuner.targets import check_target, find_module
 from .wrapped import check_uncompiled, check_unwrapped
-from .writing.files import CHECKPOINT, atomic_directory, check_output, write_json
+from .writing.carried import carry
+from .writing.files import CHECKPOINT, as_output_error, atomic_directory, check_output, write_json
 from .writing.inputs import check_inputs_stay
 
 Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
@@ -46,6 +48,9 @@ def merge(
 ) -> None:
     """Writes a checkpoint of the model with adapters folded into its weights, for `from_pretrained`.
 
+    What stands beside the base's weights goes with them where the base is a folder here or in the hub's cache:
+    `tokenizer.model`, the configurations of processors, and the files `LICENSE*` and `NOTICE*`.
+
     Args:
         model: The unedited base model; not changed.
         adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained; or
@@ -53,7 +58,7 @@ def merge(
         out: The folder to write; it appears whole or not at all.
         dtype: Of the checkpoint, such as `"float32"`; the model's by default. A half-precision merge that rounds a
             part of the edit away warns.
-        tokenizer: Saved beside the weights if given.
+        tokenizer: Saved beside the weights if given; without the token to pad with that [`load_model`] lent it.
         overwrite: Replace the folder if it holds a checkpoint.
 
     Raises:
@@ -107,7 +112,10 @@ def merge(
             path = folder / "config.json"
             write_json(path, _with_dtype(json.loads(path.read_text(encoding="utf-8")), target))
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            as_it_came(tokenizer).save_pretrained(folder)
+        if (source := folder_of(model)) is not None:
+            with as_output_error(out):
+                carry(source, folder)
 
 
 def read_mergeable(adapters: Sequence[Mergeable]) -> Edit | LowRank:

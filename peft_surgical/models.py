@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from .adapters.bases import note_revision, note_source
 from .errors import ModelError, brief, first_line
 from .loading.demo import MODEL_ID, demo_folder
+from .loading.padding import lend_padding
 from .loading.pickles import no_pickles
 
 DTYPES: dict[str, str | torch.dtype] = {
@@ -106,11 +107,9 @@ def load_model(
     elif is_gguf:
         # The file, not the folder around it, which alone says nothing of what was loaded.
         model.config._name_or_path = model.name_or_path = os.path.expanduser(name)
-    if os.path.isdir(source):
-        note_source(model, os.path.join(source, extra.get("gguf_file", "")))
+    note_source(model, os.path.join(source, extra.get("gguf_file", "")) if os.path.isdir(source) else None)
     note_revision(model, revision)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    lend_padding(tokenizer)
     return model.eval(), tokenizer
 
 

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch.testing._internal.two_tensor import TwoTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_surgical.adapters.bases import may_be_read_from
 from peft_surgical.adapters.edits import Edit
@@ -284,9 +285,77 @@ def test_the_base_is_never_overwritten(tmp_path, monkeypatch, model_folder):
     merge(tiny_model("llama"), adapters, tmp_path / "new", overwrite=True)
 
 
-def test_a_model_of_the_hub_is_in_no_folder_here(tmp_path):
+def hub(cache, model_folder):
+    """A hub's cache with one model."""
+    commit, repository = "a" * 40, cache / "models--org--base"
+    shutil.copytree(model_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return repository / "snapshots" / commit
+
+
+def test_a_model_of_the_hub_is_in_no_folder_here(tmp_path, model_folder, monkeypatch):
     model = tiny_model("llama")
     model.config._name_or_path = model.name_or_path = "org/base"
     assert may_be_read_from(model, tmp_path)
-    model.config._commit_hash = "a" * 40
+    hub(tmp_path / "cache", model_folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     assert not may_be_read_from(model, tmp_path)
+
+
+def beside(folder):
+    """Files that programs need and that neither a model nor a tokenizer saves."""
+    names = ["LICENSE", "NOTICE.txt", "preprocessor_config.json", "processor_config.json", "tokenizer.model"]
+    for name in names:
+        (folder / name).write_text(f"the {name}")
+    (folder / "notes.md").write_text("nothing of the model's")
+    return names
+
+
+def test_what_stands_beside_the_weights_goes_with_them(tmp_path, model_folder, monkeypatch):
+    adapters, base = stages(tmp_path)[0], tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    names = beside(base)
+    (base / "NOTICES").mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    given = {"loaded": load_model(base)[0], "read": load(base), "bare": tiny_model("llama")}
+    for name, model in given.items():
+        merge(model, adapters[0], tmp_path / name, tokenizer=tokenizer)
+        found = {path.name: path.read_text() for path in (tmp_path / name).iterdir() if path.name in names}
+        assert found == ({} if name == "bare" else {file: f"the {file}" for file in names})
+        assert not (tmp_path / name / "notes.md").exists()
+        assert not (tmp_path / name / "NOTICES").exists()
+
+    class Tokenizer:
+        def save_pretrained(self, folder):
+            (folder / "tokenizer.model").write_text("its own")
+
+    merge(given["read"], adapters[0], tmp_path / "own", tokenizer=Tokenizer())
+    assert (tmp_path / "own" / "tokenizer.model").read_text() == "its own"
+
+
+def test_of_the_hub_it_is_taken_from_the_cache(tmp_path, model_folder, monkeypatch):
+    names = beside(hub(tmp_path / "cache", model_folder))
+    model = load("org/base", cache_dir=tmp_path / "cache")
+    merge(model, stages(tmp_path)[0][0], tmp_path / "merged")
+    assert not {path.name for path in (tmp_path / "merged").iterdir()} & {*names}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    merge(model, stages(tmp_path)[0][0], tmp_path / "merged", overwrite=True)
+    assert {path.name for path in (tmp_path / "merged").iterdir()} >= {*names}
+
+
+def test_the_padding_that_a_tokenizer_was_lent_is_not_written(tmp_path, model_folder):
+    adapters, base = stages(tmp_path)[0], tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(base)
+    model, lent = load_model(base)
+    assert lent.pad_token == lent.eos_token
+    merge(model, adapters[0], tmp_path / "merged", tokenizer=lent)
+    assert lent.pad_token == lent.eos_token
+    written = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert (written.pad_token, written.eos_token) == (None, lent.eos_token)
+    lent.pad_token = "the"
+    merge(model, adapters[0], tmp_path / "chosen", tokenizer=lent)
+    assert AutoTokenizer.from_pretrained(tmp_path / "chosen").pad_token == "the"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported lazily
 
@@ -24,15 +25,36 @@ def revision_of(model: Any) -> str | None:
     return revision
 
 
-def note_source(model: Any, path: str) -> None:
-    """Keeps with a model which folder or file here it was read from, whatever becomes the current folder."""
-    setattr(model, _SOURCE, os.path.abspath(path))
+def note_source(model: Any, path: str | None) -> None:
+    """Keeps with a model which folder or file here it was read from, whatever becomes the current folder.
+
+    Args:
+        model: The model.
+        path: None for one of the hub.
+    """
+    setattr(model, _SOURCE, None if path is None else os.path.abspath(path))
 
 
 def source_of(model: Any) -> str | None:
     """The absolute path of the folder or file that a model was read from, if it was noted."""
     source: str | None = getattr(model, _SOURCE, None)
     return source
+
+
+def folder_of(model: Any) -> Path | None:
+    """The folder here with the checkpoint that a model was read from, be it in the hub's cache; None if none is known.
+
+    Nothing is downloaded.
+    """
+    name = source_of(model) or getattr(model, "name_or_path", None)
+    if not name:
+        return None
+    return Path(name) if os.path.isfile(os.path.join(name, "config.json")) else _snapshot(model, name)
+
+
+def _snapshot(model: Any, name: str) -> Path | None:
+    found = try_to_load_from_cache(name, "config.json", revision=revision_of(model)) if hub_id(name) else None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def may_be_read_from(model: Any, out: str | os.PathLike[str]) -> bool:
@@ -42,14 +64,13 @@ def may_be_read_from(model: Any, out: str | os.PathLike[str]) -> bool:
     within it (`subfolder`).
     """
     name = getattr(model, "name_or_path", None)
-    if source_of(model) is not None or not name:
+    if hasattr(model, _SOURCE) or not name:
         return False
     if os.path.exists(name) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(name)):
         return True
     # Of a name that leads to a checkpoint from here, it is taken that it did so when the model was loaded, too.
     leads = os.path.isabs(name) or os.path.isfile(name) or os.path.isfile(os.path.join(name, "config.json"))
-    # transformers notes the commit of what comes from the hub.
-    return not leads and getattr(getattr(model, "config", None), "_commit_hash", None) is None
+    return not leads and _snapshot(model, name) is None
 
 
 def hub_id(name: str | None) -> str | None:

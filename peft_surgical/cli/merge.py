@@ -31,7 +31,8 @@ def merge(
     """Fold adapters, in order, into the weights; write a checkpoint that `from_pretrained` loads.
 
     Takes the (IA)^3 adapters of `edit`, or the one of `edit-keyed` or any plain LoRA adapter. Small changes vanish in
-    half precision; --dtype float32 keeps them.
+    half precision; --dtype float32 keeps them. The tokenizer goes with the weights, and so do the base's
+    tokenizer.model, configurations of processors, LICENSE and NOTICE files.
 
     \b
     Examples:
