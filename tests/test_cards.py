@@ -62,6 +62,15 @@ def test_the_table_of_a_card_is_one_whatever_modules_are_called():
     ]
 
 
+def test_a_path_into_the_hubs_cache_is_named_by_its_id(tmp_path):
+    snapshot = tmp_path / "hub" / "models--org--model" / "snapshots" / "abcdef"
+    snapshot.mkdir(parents=True)
+    assert hub_id(str(snapshot)) == "org/model"
+    assert hub_id(str(snapshot.parent)) is None
+    assert "base_model: org/model" in card_header(str(snapshot), None, "ia3")
+    assert 'from_pretrained("org/model", revision="abcdef")' in card_use(str(snapshot))
+
+
 def test_adapters_and_cards_name_the_revision_of_the_base(tmp_path):
     model = tiny_model("llama")
     model.name_or_path = "org/model"

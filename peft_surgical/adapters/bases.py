@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 _REVISION = "_peft_surgical_revision"
 _SOURCE = "_peft_surgical_source"
+# Where the hub's client keeps a repository.
+_CACHED = re.compile(r"(?:^|[/\\])models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[^/\\]+)[/\\]?$")
 
 
 def note_revision(model: Any, revision: str | None) -> None:
@@ -74,7 +77,9 @@ def may_be_read_from(model: Any, out: str | os.PathLike[str]) -> bool:
 
 
 def hub_id(name: str | None) -> str | None:
-    """A base's name if it can be an id of the hub, and is no path here."""
+    """A base's name if it can be an id of the hub, and is no path here; of a path into the hub's cache the id."""
+    if name and (found := _CACHED.search(name)):
+        return found["id"].replace("--", "/")
     if not name or name.endswith(".gguf") or os.path.exists(name):
         return None
     try:
@@ -84,12 +89,19 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
+def cached_commit(name: str | None) -> str | None:
+    """The commit that a path into the hub's cache leads to; None for any other name."""
+    found = _CACHED.search(name or "")
+    return found["commit"] if found else None
+
+
 def same_model(one: str, other: str) -> bool:
     """Whether two names can be those of one model, by what they say.
 
     Folders of a name are taken for the same model, wherever they are: a path is relative, or of another machine. Ids
     of the hub are not.
     """
+    one, other = (hub_id(name) or name for name in (one, other))
     if one.lower() == other.lower():
         return True
     if all("/" in name and hub_id(name) for name in (one, other)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from .bases import hub_id
+from .bases import cached_commit, hub_id
 
 if TYPE_CHECKING:
     from .edits import Edit
@@ -64,7 +64,7 @@ def card_use(base_model: str | None, stages: Sequence[str] = (), revision: str |
     """
     base = hub_id(base_model)
     where = _quoted(base or "path/to/the/base")
-    if base and revision:
+    if base and (revision := revision or cached_commit(base_model)):
         where += f", revision={_quoted(revision)}"
     lines = [
         *(["import peft_surgical as ps"] if stages else []),
