@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from .adapters.algebra import product
-from .adapters.bases import folder_of, may_be_read_from, source_of
+from .adapters.bases import folder_of, may_be_read_from, source_of, warn_of_another_base
 from .adapters.edits import Edit, ModuleScale, several
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank, is_low_rank
@@ -73,8 +73,8 @@ def merge(
             name that was given, which is relative to another folder by now, or leaves out a `subfolder`.
 
     Warns:
-        UserWarning: If an adapter was trained on top of another, which is not given, or acts twice, or if the dtype
-            rounds a part of the edit away.
+        UserWarning: If an adapter was trained on top of another, which is not given, or acts twice, if it was made for
+            a model of another name or revision, or if the dtype rounds a part of the edit away.
     """
     target = _dtype(dtype)
     _check_model(model)
@@ -89,6 +89,8 @@ def merge(
         )
     edit = read_mergeable(given)
     warn_of_lineage(given)
+    first = given[0] if isinstance(given[0], str | os.PathLike) else given[0].name
+    warn_of_another_base(model, first, edit.base_model, edit.revision)
     state: dict[str, Tensor] = model.state_dict()
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
     for key, (values, _) in found.items():

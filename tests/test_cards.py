@@ -2,17 +2,19 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
-from peft import PeftConfig
+from huggingface_hub import ModelCard, constants
+from peft import LoraConfig, PeftConfig, get_peft_model
 
-from peft_surgical.adapters.bases import hub_id, note_revision
+from peft_surgical.adapters.bases import hub_id, note_revision, warn_of_another_base
 from peft_surgical.adapters.cards import card_header, card_scales, card_use
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.keying.updates import place_updates
+from peft_surgical.merge import merge
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn
 from peft_surgical.tuner import Coordinates, activate
@@ -69,6 +71,68 @@ def test_a_path_into_the_hubs_cache_is_named_by_its_id(tmp_path):
     assert hub_id(str(snapshot.parent)) is None
     assert "base_model: org/model" in card_header(str(snapshot), None, "ia3")
     assert 'from_pretrained("org/model", revision="abcdef")' in card_use(str(snapshot))
+
+
+def told(model, *adapter):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_another_base(model, "learn", *adapter)
+    return [str(one.message) for one in caught]
+
+
+def test_an_adapter_of_another_revision_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit, repository = "a" * 40, tmp_path / "models--org--model"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    for name in ("main", "v1"):
+        (repository / "refs" / name).write_text(commit)
+    model = tiny_model("llama")
+    model.name_or_path = "org/model"
+    # Of a model that somebody else has loaded nothing is known.
+    assert not told(model, "org/model", "v2")
+    note_revision(model, None)
+    assert told(model, "org/model", "v2") == [
+        "the adapter learn was made for the revision 'v2' of org/model; this model is of 'main'."
+    ]
+    assert told(model, "other/model", "v2") == [
+        "the adapter learn was made for 'other/model'; this model is 'org/model'."
+    ]
+    for base, revision in (("org/model", None), ("org/model", "v1"), ("org/model", commit), (str(snapshot), None)):
+        assert not told(model, base, revision)
+        assert not told(model, None, revision)
+    note_revision(model, "v2")
+    assert not told(model, "org/model", "v2")
+    assert told(model, "org/model", "v1")
+    model.name_or_path = str(snapshot)
+    assert not told(model, "org/model", "v1")
+    assert told(model, "org/model", "v2")
+    model.name_or_path = str(tmp_path)
+    assert not told(model, str(tmp_path), "v2")
+
+
+def test_merging_tells_of_another_base_once(tmp_path):
+    model = tiny_model("llama")
+    model.name_or_path = "org/one"
+    note_revision(model, None)
+    scale = ModuleScale(Coordinates("input", ((0, 2),)), torch.tensor([2.0, 3.0]), 48)
+    edit = Edit({"model.layers.0.mlp.down_proj": scale}, base_model="org/two")
+    edit.save(tmp_path / "edit")
+    lora = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["down_proj"], r=2))
+    lora.peft_config["default"].base_model_name_or_path, lora.peft_config["default"].revision = "org/one", "v2"
+    lora.save_pretrained(tmp_path / "lora")
+    cases = (
+        (tmp_path / "edit", "edit was made for 'org/two'; this model is 'org/one'"),
+        ([edit], "edit was made for 'org/two'; this model is 'org/one'"),
+        (tmp_path / "lora", "lora was made for the revision 'v2' of org/one; this model is of 'main'"),
+    )
+    for number, (given, words) in enumerate(cases):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            merge(model, given, tmp_path / f"merged{number}")
+        assert [words in str(one.message) for one in caught if "made for" in str(one.message)] == [True]
 
 
 def test_adapters_and_cards_name_the_revision_of_the_base(tmp_path):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported lazily
+
+from ..errors import brief
 
 _REVISION = "_peft_surgical_revision"
 _SOURCE = "_peft_surgical_source"
@@ -108,3 +111,46 @@ def same_model(one: str, other: str) -> bool:
         return False
     first, second = (os.path.basename(os.path.abspath(name)).lower() for name in (one, other))
     return first == second or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+
+
+def warn_of_another_base(
+    model: Any, adapter: str | os.PathLike[str], made_for: str | None, revision: str | None
+) -> None:
+    """Warns of an adapter for a model of another name or revision: it fits all the same if the shapes are.
+
+    Args:
+        model: What it is to act on.
+        adapter: What the warning calls it.
+        made_for: The name of its base, if that is known.
+        revision: The revision of its base, if that is known.
+
+    Warns:
+        UserWarning: If the names of both are known and differ, or are one of the hub and the revisions are known and
+            differ.
+    """
+    here = getattr(model, "name_or_path", None)
+    if not here or not made_for:
+        return
+    if not same_model(here, made_for):
+        warnings.warn(
+            f"the adapter {os.fspath(adapter)} was made for {brief(made_for)}; this model is {brief(here)}.",
+            stacklevel=3,
+        )
+        return
+    known = hasattr(model, _REVISION) or cached_commit(here) is not None
+    theirs = revision or cached_commit(made_for)
+    if not known or theirs is None or not (base := hub_id(here)):
+        return
+    ours = cached_commit(here) or revision_of(model) or "main"
+    if ours != theirs and _commit(base, ours) != _commit(base, theirs):
+        warnings.warn(
+            f"the adapter {os.fspath(adapter)} was made for the revision {brief(theirs)} of {base}; this model is of"
+            f" {brief(ours)}.",
+            stacklevel=3,
+        )
+
+
+def _commit(base: str, revision: str) -> str:
+    """The commit that a revision was when it was fetched, or itself where it was not."""
+    found = try_to_load_from_cache(base, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision

@@ -46,12 +46,14 @@ class LowRank:
     Attributes:
         factors: Module name to `A`, `[rank, in]`, and `B`, `[out, rank]`, scaled.
         base_model: Where the model came from that it was made for, if that is known.
+        revision: Its revision, if that is known.
         name: What messages call it.
         lineage: What its file says of where it comes from.
     """
 
     factors: dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
     base_model: str | None = None
+    revision: str | None = None
     name: str = field(default="the adapter", compare=False)
     lineage: Lineage = field(default=Lineage(), compare=False)
 
@@ -78,7 +80,8 @@ class LowRank:
             what = f"holds {next(iter(tensors))}" if tensors else "holds no factors"
             raise AdapterError(f"{path} {what}, so it is not merged here; PEFT's merge_and_unload may.")
         check_targeted(path, config, factors)
-        return cls(factors, config.get("base_model_name_or_path"), name=str(path), lineage=Lineage.of(path))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+        return cls(factors, base, revision, name=str(path), lineage=Lineage.of(path))
 
     def added(self, module: str) -> Float[Tensor, "out in"]:
         """What is added to a module's weight, float32."""

@@ -100,6 +100,7 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
     from ..adapters.adapter_files import read_config
+    from ..adapters.bases import warn_of_another_base
     from ..measuring.states import adapter_state
 
     kinds = _kinds(folders)
@@ -109,7 +110,8 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     if not folders:
         return model, {"base": nullcontext}
     for folder in folders:
-        warn_of_another_base(model, folder, read_config(folder).get("base_model_name_or_path"))
+        config = read_config(folder)
+        warn_of_another_base(model, folder, config.get("base_model_name_or_path"), config.get("revision"))
     names = [f"adapter_{number}" for number in range(1, len(folders) + 1)]
     with tempfile.TemporaryDirectory() as scratch:
         paths = list(folders)
@@ -193,10 +195,11 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
         AdapterError: If an adapter is no (IA)^3 adapter, or has no such power.
     """
     from ..adapters.algebra import power, product
+    from ..adapters.bases import warn_of_another_base
     from ..measuring.states import adapter_state
 
     whole = product(list(folders))
-    warn_of_another_base(model, folders[0], whole.base_model)
+    warn_of_another_base(model, folders[0], whole.base_model, whole.revision)
     states: dict[str, State] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, dial in enumerate(dict.fromkeys(dials), 1):
@@ -206,17 +209,6 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
             states[f"dial {dial!r}".removesuffix(".0")] = adapter_state(model, [name])
     model.eval()
     return model, {"base": adapter_state(model, []), **states}
-
-
-def warn_of_another_base(model: Any, folder: Path, made_for: Any) -> None:
-    """Warns of an adapter for a model of another name: it fits all the same if the shapes are."""
-    from ..adapters.bases import same_model
-
-    here = getattr(model, "name_or_path", "")
-    if here and isinstance(made_for, str) and made_for and not same_model(here, made_for):
-        warnings.warn(
-            f"the adapter {folder} was made for {brief(made_for)}; this model is {brief(here)}.", stacklevel=2
-        )
 
 
 def _labels(count: int) -> Mapping[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from . import checks, options
-from .adapters import check_once, warn_of_another_base
+from .adapters import check_once
 from .loading import load, no_bars
 from .terminal import print_json, print_result
 
@@ -54,7 +54,6 @@ def merge(
     model, tokenizer = load(source, quiet=quiet)
     import peft_surgical as ps
 
-    warn_of_another_base(model, adapters[0], edit.base_model)
     with no_bars():
         ps.merge(model, adapters, out, tokenizer=tokenizer, overwrite=overwrite)
     if as_json:
