@@ -160,6 +160,10 @@ def damage(folder, what):
             save_file({**tensors, first: tensors[first][:-1].contiguous()}, weights)
         case "missing":
             save_file({key: value for key, value in tensors.items() if key != first}, weights)
+        case "untargeted":
+            config.write_text(json.dumps({**content, "target_modules": r".*layers\.0\.mlp\.down_proj"}))
+        case "no pattern":
+            config.write_text(json.dumps({**content, "target_modules": "("}))
         case "more":
             save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(2)}, weights)
 
@@ -188,6 +192,21 @@ def test_damaged_folders_are_refused(what, message, tmp_path):
     damage(folder, what)
     with pytest.raises(AdapterError, match=message):
         Edit.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("untargeted", r"holds something for model\.layers\.\d\.\w+\.\w+, which its configuration does not target"),
+        ("no pattern", "cannot target modules in that way"),
+    ],
+)
+def test_scales_that_peft_would_leave_out_are_refused(what, message, tmp_path):
+    stock("llama").save_pretrained(tmp_path)
+    assert Edit.load(tmp_path).n_scales
+    damage(tmp_path, what)
+    with pytest.raises(AdapterError, match=message):
+        Edit.load(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from ..tuner.config import SurgicalIA3Config, SurgicalPeftType
 from ..tuner.coordinates import Coordinates, Side
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .edits import Edit, ModuleScale
+from .fitting import check_targeted
 from .halves import fits_half
 from .lineage import Lineage
 from .scale_files import PREFIX, WEIGHTS, check_finite, digest_of, read_scales, write_tensors
@@ -202,6 +203,7 @@ def _plain(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Ed
         side = _side(name, scale, config.get("feedforward_modules"))
         coordinates = Coordinates(side, ((0, scale.numel()),))
         modules[name] = ModuleScale(coordinates, scale.flatten(), scale.numel())
+    check_targeted(path, config, modules)
     return _edit(path, config, modules, tensors)
 
 
