@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_COMPILED = "_orig_mod"
+COMPILED = "_orig_mod"
 
 
 def uncompiled(name: str) -> str:
     """The name that a module has without `torch.compile`, which wraps it under one of its own."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED)
+    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 def check_uncompiled(names: Iterable[str]) -> None:

@@ -6,10 +6,13 @@ from peft import get_peft_model
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, WavLMConfig, WavLMModel
 
+from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import SelectionError
-from peft_surgical.tuner import SurgicalIA3Config
+from peft_surgical.merge import merge
+from peft_surgical.tuner import Coordinates, SurgicalIA3Config
+from peft_surgical.tuner.targets import find_module
 from tests.adapters import logits, perturb
-from tests.tiny import tiny_ids
+from tests.tiny import tiny_ids, tiny_model
 
 
 def test_multihead_attention_is_refused():
@@ -64,3 +67,17 @@ def test_what_the_attention_of_wavlm_reads_is_refused(module):
     config = SurgicalIA3Config(selections={name: {"side": "output", "ranges": [[0, 4]]}})
     with pytest.raises(SelectionError, match="belongs to a WavLMAttention, which reads its weight"):
         get_peft_model(WavLMModel(WavLMConfig(**sizes, **convolutions)), config)
+
+
+def test_a_name_that_only_a_property_leads_to_is_refused(tmp_path):
+    model, name = tiny_model("llama"), "base_model.layers.0.mlp.down_proj"
+    assert model.get_submodule(name) is model.model.layers[0].mlp.down_proj
+    edit = Edit({name: ModuleScale(Coordinates("input", ((0, 2),)), torch.tensor([2.0, 3.0]), 48)})
+    words = r"no module named base_model\.layers\.0\.mlp\.down_proj; it has model\.layers\.0\.mlp\.down_proj"
+    with pytest.raises(SelectionError, match=words):
+        merge(model, edit, tmp_path / "merged")
+    with pytest.raises(SelectionError, match=words):
+        get_peft_model(model, edit.config())
+    assert find_module(model, name.removeprefix("base_")) is model.get_submodule(name)
+    with pytest.raises(SelectionError, match="no module named nothing"):
+        find_module(model, "nothing.at.all")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import SelectionError
+from ..wrapped import COMPILED
 from .coordinates import Coordinates
 from .fold import features
 
@@ -30,13 +31,11 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     Raises:
         SelectionError: If the model has none, or one whose weight another module uses behind its back.
     """
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
+    if (module := _below(model, name)) is None:
         last = name.rsplit(".", 1)[-1]
         near = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] == last and ".base_layer" not in n]
         hint = f"; it has {near[0]}" if near else ""
-        raise SelectionError(f"the model has no module named {name}{hint}.") from None
+        raise SelectionError(f"the model has no module named {name}{hint}.")
     above, _, last = name.rpartition(".")
     parent = model.get_submodule(above)
     mamba = last in _READ_BY_MAMBA and hasattr(parent, "A_log") and hasattr(parent, "D")
@@ -51,6 +50,17 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
             " would have no effect."
         )
     return module
+
+
+def _below(model: nn.Module, name: str) -> nn.Module | None:
+    """The module of that name among `named_modules`: not one that a property leads to, whose weights have others."""
+    found: nn.Module | None = model
+    for part in name.split("."):
+        # What torch.compile wraps goes by its own name too, and is told of where that would lose an adapter.
+        while found is not None and part not in found._modules and COMPILED in found._modules:
+            found = found._modules[COMPILED]
+        found = found._modules.get(part) if found is not None else None
+    return found
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
