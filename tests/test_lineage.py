@@ -1,6 +1,7 @@
 import re
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 from peft import PeftModel
@@ -166,6 +167,28 @@ def test_a_file_that_says_no_digests_of_what_is_below_it_needs_as_many_others(fo
         write_tensors(old / WEIGHTS, read_tensors(folder / "learn" / WEIGHTS), notes)
         assert Lineage.of(old).below == ()
         assert bool(told(lambda: stack([other, old], tmp_path / "out", overwrite=True))) is said
+
+
+def test_one_that_says_nothing_of_itself_is_known_by_what_it_holds(folder, tmp_path):
+    """As stock PEFT writes one, and as one in memory."""
+    stock = PeftModel.from_pretrained(tiny_model("llama"), folder / "edit")
+    stock.save_pretrained(tmp_path / "stock")
+    shutil.copytree(tmp_path / "stock", tmp_path / "copy")
+    edit, other = (replace(Edit.load(folder / name), lineage=Lineage()) for name in ("unlearn", "learn"))
+    for first, second, message in (
+        (tmp_path / "stock", tmp_path / "stock", "stock is given twice"),
+        (tmp_path / "stock", tmp_path / "copy", "copy is given twice"),
+        (edit, edit, "is given twice"),
+        (edit, replace(edit, name="the edit"), "^the edit is given twice"),
+        (edit, folder / "unlearn", "is given twice"),
+        (edit, product([edit, other]), "holds .* already"),
+        (edit, other, None),
+    ):
+        said = told(lambda first=first, second=second: stack([first, second], tmp_path / "out", overwrite=True))
+        assert len(said) == (message is not None), said
+        assert message is None or re.search(message, said[0])
+    stack([tmp_path / "stock"], tmp_path / "again", overwrite=True)
+    assert told(lambda: stack([tmp_path / "stock", tmp_path / "again"], tmp_path / "out", overwrite=True))
 
 
 def test_the_commands_tell_it_once(folder, model_folder, tmp_path):

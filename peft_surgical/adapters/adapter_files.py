@@ -64,9 +64,13 @@ def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool 
     """Writes a surgical adapter folder, see [`Edit.save`](edits.Edit.save)."""
     config = edit.config()
     config.inference_mode = True
-    tensors = {f"{PREFIX}{name}.surgical_ia3_delta": module.scale - 1 for name, module in edit.modules.items()}
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-        _write(folder, config.to_dict(), tensors, edit.lineage)
+        _write(folder, config.to_dict(), surgical_tensors(edit), edit.lineage)
+
+
+def surgical_tensors(edit: Edit) -> dict[str, Tensor]:
+    """What a surgical adapter's file holds, by name."""
+    return {f"{PREFIX}{name}.surgical_ia3_delta": module.scale - 1 for name, module in edit.modules.items()}
 
 
 def write_plain(

@@ -64,7 +64,7 @@ def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
         task_type=next((e.task_type for e in loaded if e.task_type), None),
         auto_mapping=next((e.auto_mapping for e in loaded if e.auto_mapping), None),
         name=name,
-        lineage=Lineage.of_product([e.lineage for e in loaded]),
+        lineage=Lineage.of_product([e.origin() for e in loaded]),
     )
 
 
@@ -93,7 +93,7 @@ def power(edit: EditOrPath, t: float | int) -> Edit:
 
     found = _map(edit, raised, f"({edit.name}) ** {t:g}")
     # What is taken back, or not there, neither acts twice nor needs anything below it.
-    return replace(found, lineage=edit.lineage.changed() if t > 0 else Lineage())
+    return replace(found, lineage=edit.origin().changed() if t > 0 else Lineage())
 
 
 def inverse(edit: EditOrPath) -> Edit:
@@ -114,7 +114,7 @@ def difference(a: EditOrPath, b: EditOrPath) -> Edit:
     """
     b = as_edit(b)
     found = product([a, inverse(b)])
-    return replace(found, lineage=found.lineage.without(b.lineage))
+    return replace(found, lineage=found.lineage.without(b.origin()))
 
 
 def _map(edit: Edit, function: Callable[[str, Tensor], Tensor], name: str) -> Edit:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from ..tuner.config import SurgicalIA3Config
 from ..tuner.coordinates import Coordinates
 from .bases import same_model
 from .lineage import Lineage
+from .scale_files import digest_of
 
 Given = TypeVar("Given")
 
@@ -123,6 +124,14 @@ class Edit:
         from .adapter_files import write_surgical
 
         write_surgical(self, path, overwrite=overwrite)
+
+    def origin(self) -> Lineage:
+        """What it comes from, with the digest that it would be written with where it was not read from a file."""
+        from .adapter_files import surgical_tensors
+
+        if self.lineage.digest is not None:
+            return self.lineage
+        return replace(self.lineage, digest=digest_of(surgical_tensors(self)))
 
     @property
     def n_scales(self) -> int:

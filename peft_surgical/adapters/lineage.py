@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .scale_files import DIGEST, OWN, WEIGHTS
+from .scale_files import DIGEST, OWN, WEIGHTS, digest_of
 
 AFTER, BELOW, PARTS = f"{OWN}after", f"{OWN}below", f"{OWN}parts"
 
@@ -26,7 +26,8 @@ class Lineage:
     """What an adapter says of where it comes from.
 
     Attributes:
-        digest: That of its tensors' names, shapes and values on disk; None where it was not written here.
+        digest: That of its tensors' names, shapes and values on disk; None where they cannot be read, or are not on
+            disk.
         after: The names of the adapters that acted while it was trained, in their order.
         parts: The digests of the adapters that it was made of, and of theirs.
         below: The digest of each of `after`; empty where one of them is not known.
@@ -43,11 +44,14 @@ class Lineage:
         try:
             with safe_open(Path(folder) / WEIGHTS, "pt") as file:
                 notes = file.metadata() or {}
-        except (OSError, SafetensorError):
+                # Other programs write none.
+                if (digest := notes.get(DIGEST)) is None:
+                    digest = digest_of({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
             return cls()
         found = {key: _names(notes.get(key)) for key in (AFTER, BELOW, PARTS)}
         below = found[BELOW] if len(found[BELOW]) == len(found[AFTER]) else ()
-        return cls(notes.get(DIGEST), found[AFTER], found[PARTS], below)
+        return cls(digest, found[AFTER], found[PARTS], below)
 
     @classmethod
     def of_product(cls, factors: Sequence[Lineage]) -> Lineage:
@@ -130,7 +134,7 @@ def _told(adapter: Any) -> tuple[str, Lineage]:
     if isinstance(adapter, str | os.PathLike):
         return f"the adapter {os.fspath(adapter)}", Lineage.of(adapter)
     named = adapter.name.startswith("the ")
-    return adapter.name if named else f"the adapter {adapter.name}", adapter.lineage
+    return adapter.name if named else f"the adapter {adapter.name}", adapter.origin()
 
 
 def _names(text: str | None) -> tuple[str, ...]:

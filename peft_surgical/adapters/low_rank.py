@@ -83,6 +83,10 @@ class LowRank:
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
         return cls(factors, base, revision, name=str(path), lineage=Lineage.of(path))
 
+    def origin(self) -> Lineage:
+        """What it comes from; one that was made in memory has no digest."""
+        return self.lineage
+
     def added(self, module: str) -> Float[Tensor, "out in"]:
         """What is added to a module's weight, float32."""
         first, second = self.factors[module]
