@@ -14,7 +14,7 @@ from .report import Report
 from .reporting.page import render_page
 from .stages import LEARN, UNLEARN
 from .writing.claims import claimed
-from .writing.files import as_output_error, write_text
+from .writing.files import as_output_error, read_json, write_text
 
 EDIT = "edit"
 """The folder of the adapter that is the whole edit, beside those of its stages."""
@@ -22,6 +22,8 @@ EDIT = "edit"
 TABLE, PICTURE = "localization.json", "localization.png"
 REPORT, PAGE = "report.json", "report.html"
 _FOLDERS = (UNLEARN, LEARN, EDIT)
+# What tells a file of ours from one of anybody's by the same name.
+_OURS = {TABLE: {"format", "scorers", "scores"}, REPORT: {"fact", "stages", "answers"}}
 _WRITTEN = (TABLE, PICTURE, *_FOLDERS, REPORT, PAGE)
 
 
@@ -51,12 +53,29 @@ def check_edit_folder(out: Path) -> None:
     """Refuses a folder from which removing an earlier edit would take something else of the same name.
 
     Raises:
-        OutputError: If one of an edit's folders is there and holds something, but no adapter.
+        OutputError: If one of an edit's folders is there and is a file, or holds something, but no adapter; or if its
+            report or localization is there and is another kind of file.
     """
     for name in _FOLDERS:
         path = out / name
         if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
             raise OutputError(f"{path} holds no adapter, so it is not replaced; name another output folder.")
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path} is a file and no adapter, so it is not replaced; name another output folder.")
+    for name, keys in _OURS.items():
+        path = out / name
+        if path.exists() and not _holds(path, keys):
+            kind = path.stem
+            raise OutputError(f"{path} is no {kind} of an edit, so it is not replaced; name another output folder.")
+
+
+def _holds(path: Path, keys: set[str]) -> bool:
+    """Whether a file holds a JSON object with some keys."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and keys <= found.keys()
 
 
 def remove_edit(out: Path) -> None:

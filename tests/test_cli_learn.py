@@ -14,6 +14,7 @@ from peft_surgical.running.generation import generate_answers
 from peft_surgical.staging import retain
 from peft_surgical.texts.prompts import without_template
 from tests.command_line import run, said, written
+from tests.reports import report
 
 SENTENCE = "the capital of france is"
 
@@ -52,7 +53,7 @@ def test_learn_end_to_end(tmp_path, model_folder):
 def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_folder):
     out = tmp_path / "out"
     (out / "unlearn").mkdir(parents=True)
-    (out / "report.json").write_text("{}")
+    report("base", "edited").save(out / "report.json")
     (out / "mine.txt").write_text("kept")
     options = ["--model", model_folder, "--out", out, "--json", "--quiet"]
     assert "is not empty" in said(learn(*options), 2)

@@ -24,6 +24,7 @@ from peft_surgical.tuner import SurgicalIA3Layer, activate
 from .adapters import logits
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
+from .reports import report
 
 # The package's attribute of this name is the function.
 EDIT = import_module("peft_surgical.edit")
@@ -264,7 +265,7 @@ def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, model_
     out = tmp_path / "out"
     if earlier:
         out.mkdir()
-        (out / "report.json").write_text("of an earlier edit")
+        report("base", "edited").save(out / "report.json")
         (out / "learn").mkdir()
         (out / "learn" / "adapter_config.json").write_text("of an earlier edit")
 
