@@ -2,7 +2,8 @@
 
 Scales multiply, so the stages `unlearn` and `learn`, active one on top of the other, are one adapter with the product
 of their scales. `stack` writes it the way PEFT's own (IA)^3 does: it loads on the unedited base with stock PEFT,
-without this package, and gives the same logits bit for bit.
+without this package, and gives the same logits bit for bit. On a bfloat16 base that holds for `PeftModel` with its
+defaults: transformers' own `load_adapter` and PEFT's `low_cpu_mem_usage` round plain scales there.
 
     >>> stack(["unlearn", "learn"], "edit")
     >>> PeftModel.from_pretrained(base, "edit")
