@@ -16,7 +16,7 @@ Such modules are imported when a model of an unknown type is met.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -219,11 +219,13 @@ def output_projections(model: Any, layers: Sequence[int] | None = None) -> dict[
         layers: Which; all when None.
 
     Raises:
-        SelectionError: If the model has no such layer.
+        SelectionError: If the model has no such layer, or `layers` is no list of whole numbers.
         ArchitectureError: If the architecture is not known.
     """
     architecture = architecture_of(model.config.model_type)
     count = len(model.get_submodule(architecture.layers))
+    if layers is not None and not (isinstance(layers, Iterable) and all(type(layer) is int for layer in layers)):
+        raise SelectionError(f"layers must be a list of whole numbers, such as [3, 4], not {brief(layers)}.")
     wanted = range(count) if layers is None else sorted(set(layers))
     if missing := [layer for layer in wanted if not 0 <= layer < count]:
         raise SelectionError(f"the model has {count} layers (0 to {count - 1}), so no layer {missing[0]}.")

@@ -22,6 +22,16 @@ def check_counts(least: int, **counts: object) -> None:
     _check(counts, lambda count: type(count) is int and count >= least, f"a whole number of {least} or more")
 
 
+def check_seed(seed: object) -> None:
+    """Refuses what torch's random numbers cannot begin with, or Python's would begin with otherwise each time.
+
+    Raises:
+        ModelError: If it is no whole number of 64 bits. One of NumPy's has to become an `int`.
+    """
+    if type(seed) is not int or not -(2**63) <= seed < 2**64:
+        raise ModelError(f"seed must be a whole number (int) from -2**63 to 2**64 - 1, not {brief(seed)}.")
+
+
 def check_amounts(**amounts: object) -> None:
     """Refuses an amount, such as a weight or a length, that is no number of at least 0 or not finite.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import check_causal
-from .counts import check_counts
+from .counts import check_counts, check_seed
 from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, remove_edit, save_report
 from .errors import ModelError, SelectionError, brief
 from .evaluation import adapter_state, evaluate
@@ -119,11 +119,12 @@ def edit(
             are given beside a selection,
             or nothing is within the limits, or the first scorer failed, which is to rank, or `neurons`, `granularity`
             and `budget` disagree.
-        ModelError: If the model has other adapters, is quantized or gives logits that are not finite, weights that
-            would be scaled are offloaded, or `recipe` names another stage.
+        ModelError: If `seed` is no whole number, the model has other adapters, is quantized or gives logits that are
+            not finite, weights that would be scaled are offloaded, or `recipe` names another stage.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact, whole=True)
+    check_seed(seed)
     check_counts(0, retention_tokens=retention_tokens)
     check_command(command)
     check_causal(model)

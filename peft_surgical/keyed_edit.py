@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .counts import check_counts
+from .counts import check_counts, check_seed
 from .edit_folder import EDIT, check_command, claimed_for_edit, remove_edit, save_report
 from .evaluation import adapter_state, evaluate
 from .facts import Fact, check_fact
@@ -73,6 +73,7 @@ def edit_keyed(
         ArchitectureError: As for [`learn_keyed`].
     """
     check_recipe(recipe, KeyedRecipe)
+    check_seed(seed)
     check_counts(0, retention_tokens=retention_tokens)
     check_command(command)
     recipe = recipe or KeyedRecipe()

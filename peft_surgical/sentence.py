@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .architectures import architecture_of, check_causal
-from .counts import check_counts
+from .counts import check_counts, check_seed
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
@@ -83,6 +83,7 @@ def learn_sentence(
     """
     # Beginnings take seconds, which a model that is refused afterwards would cost for nothing.
     check_recipe(recipe, SubjectRecipe)
+    check_seed(seed)
     check_bare(model, "learning by subject")
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
@@ -129,6 +130,7 @@ def learn_sentence_keyed(
         ArchitectureError: As for [`learn_keyed_by_subject`].
     """
     check_recipe(recipe, KeyedSubjectRecipe)
+    check_seed(seed)
     check_bare(model, "keyed learning")
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
@@ -166,12 +168,13 @@ def checked_aliases(subject: str, aliases: Sequence[str]) -> list[str]:
     """
     if isinstance(aliases, str):
         raise FactError(f"aliases are a list of names; got the text {brief(aliases)}.")
+    aliases = [cleaned(name, "an alias", None) for name in aliases]
     for name in aliases:
         if not same_text_key(name):
             raise FactError(f"the alias {brief(name)} has no letter, digit or sign to look for.")
         if same_text_key(name) == same_text_key(subject):
             raise FactError(f"the alias {brief(name)} is the subject itself.")
-    return [cleaned(name, "an alias", None) for name in aliases]
+    return aliases
 
 
 def subject_of(prompt: str, new: str, subject: str | None = None) -> str:

@@ -30,6 +30,7 @@ from .adapters.halves import settle_on_half
 from .adapters.lineage import after
 from .adapters.saving import digest_to_save, save_adapter
 from .architectures import architecture_of, check_causal
+from .counts import check_seed
 from .errors import AdapterError, ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
@@ -168,8 +169,9 @@ def unlearn(
         AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters that are
             switched off, or those of a PEFT model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
-        ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
-            offloaded, the model is wrapped by `torch.compile`, or `torch.inference_mode` is on.
+        ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
+            weights that `config` scales are offloaded, the model is wrapped by `torch.compile`, or
+            `torch.inference_mode` is on.
         ArchitectureError: If the model is no causal language model, or `config` names components of a model whose
             architecture is not known, or modules that do not see all tokens of a text, such as experts.
     """
@@ -245,6 +247,7 @@ def _stage(
     check_shareable(model)
     check_whole(model)
     check_recipe(recipe, Recipe)
+    check_seed(seed)
     recipe = recipe or RECIPES[name]
     check_alike(stage=name, fact=fact, config=config, recipe=recipe, seed=seed)
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.

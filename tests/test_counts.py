@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive
+from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive, check_seed
 from peft_surgical.errors import ModelError
 
 
@@ -17,6 +17,17 @@ def test_counts_that_are_large_enough_are_let_through():
 def test_what_is_no_count_is_named(count):
     with pytest.raises(ModelError, match=rf"batch must be a whole number of 1 or more; got {count!r}\."):
         check_counts(1, steps=2, batch=count)
+
+
+def test_seeds_of_64_bits_are_let_through():
+    for seed in (0, -(2**63), 2**64 - 1):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [None, 1.5, "a", True, np.int64(3), 2**64])
+def test_what_is_no_seed_is_told(seed):
+    with pytest.raises(ModelError, match=r"seed must be a whole number \(int\) from -2\*\*63 to 2\*\*64 - 1, not "):
+        check_seed(seed)
 
 
 def test_amounts_that_can_be_used_are_let_through():

@@ -135,6 +135,7 @@ def test_projections_that_cannot_do_are_told_before_localizing(options, words, t
     ("options", "error", "words"),
     [
         ({"retention_tokens": -1}, ModelError, "retention_tokens must be a whole number of 0 or more; got -1"),
+        ({"seed": 1.5}, ModelError, "seed must be a whole number"),
         ({"command": Path("a")}, ModelError, "the command, which the report is to tell, must be text, not"),
         (
             {"recipe": SubjectRecipe()},

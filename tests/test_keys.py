@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -164,6 +166,11 @@ def test_what_cannot_be_read_is_refused():
     model = word_model()
     with pytest.raises(SelectionError, match="so no layer 9"):
         output_projections(model, [0, 9])
+    for layers in (1, "1", [1.0], [True]):
+        with pytest.raises(
+            SelectionError, match=re.escape(f"layers must be a list of whole numbers, such as [3, 4], not {layers!r}")
+        ):
+            output_projections(model, layers)
     with pytest.raises(SelectionError, match="no layer is named"):
         output_projections(model, [])
     with torch.no_grad():

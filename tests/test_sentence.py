@@ -131,6 +131,9 @@ def test_the_subject_is_guessed_or_given():
         (" ", "lyon", "france", "the prompt is empty"),
         (PROMPT, "lyon", "spain", "does not name the subject 'spain'"),
         ("why is it so", "lyon", None, "name the subject"),
+        (7, "lyon", "france", "The prompt must be text, not 7"),
+        (PROMPT, None, "france", "The new answer must be text, not None"),
+        (PROMPT, "lyon", 7, "The subject must be text, not 7"),
     ],
 )
 def test_what_cannot_be_learned_leaves_the_model_alone(prompt, new, subject, message):
@@ -139,6 +142,12 @@ def test_what_cannot_be_learned_leaves_the_model_alone(prompt, new, subject, mes
     with pytest.raises(FactError, match=message):
         learn_sentence(model, TOKENIZER, prompt, new=new, subject=subject, progress=False)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("learn", [learn_sentence, ps.learn_sentence_keyed])
+def test_a_seed_that_is_none_is_told(learn):
+    with pytest.raises(ModelError, match="seed must be a whole number"):
+        learn(planted(), TOKENIZER, PROMPT, new="lyon", subject="france", seed="1", progress=False)
 
 
 def test_a_model_with_adapters_is_refused():

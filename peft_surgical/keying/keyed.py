@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..architectures import check_causal, decoder_layers, output_projections
-from ..counts import check_amounts, check_counts, check_positive
+from ..counts import check_amounts, check_counts, check_positive, check_seed
 from ..errors import FactError
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
@@ -158,12 +158,14 @@ def learn_keyed(
         AdapterError: If the model has adapters already.
         FactError: If no prompt names the subject, by any of its names.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
-        ModelError: If a prompt is too long for the model, its logits are not finite, its weights are quantized or
-            offloaded, it is wrapped by `torch.compile` or spread over processes, or under `torch.inference_mode`.
+        ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite, its
+            weights are quantized or offloaded, it is wrapped by `torch.compile` or spread over processes, or under
+            `torch.inference_mode`.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
     check_recipe(recipe, KeyedRecipe)
+    check_seed(seed)
     recipe = recipe or KeyedRecipe()
     check_bare(model, "keyed learning")
     check_causal(model)

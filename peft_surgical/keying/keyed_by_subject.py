@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ..architectures import check_causal, decoder_layers, output_projections, residual_factor
-from ..counts import check_amounts, check_counts, check_limits, check_positive
+from ..counts import check_amounts, check_counts, check_limits, check_positive, check_seed
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
@@ -135,13 +135,14 @@ def learn_keyed_by_subject(
         AdapterError: If the model has adapters already.
         FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
         SelectionError: If the model has no such layer.
-        ModelError: If a prompt is too long for the model, its logits are not finite, weights that would be updated are
-            offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks or spread over processes, or under
-            `torch.inference_mode`.
+        ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
+            weights that would be updated are offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks
+            or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
     check_recipe(recipe, KeyedSubjectRecipe)
+    check_seed(seed)
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
     check_bare(model, "keyed learning")
     check_causal(model)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from ..adapters.halves import settle_on_half
 from ..architectures import check_causal, decoder_layers
-from ..counts import check_amounts, check_counts, check_limits, check_positive
+from ..counts import check_amounts, check_counts, check_limits, check_positive, check_seed
 from ..errors import SelectionError
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
@@ -146,13 +146,14 @@ def learn_by_subject(
         FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
             model's weights are quantized.
-        ModelError: If a prompt is too long for the model, its logits are not finite, weights that `config` scales are
-            offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks or spread over processes, or under
-            `torch.inference_mode`.
+        ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
+            weights that `config` scales are offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks
+            or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
     check_recipe(recipe, SubjectRecipe)
+    check_seed(seed)
     recipe, fact = recipe or SubjectRecipe(), fact.training
     check_bare(model, "learning by subject")
     check_causal(model)

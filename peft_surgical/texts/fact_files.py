@@ -246,6 +246,8 @@ def cleaned(text: str, where: str, source: str | None) -> str:
     Raises:
         FactError: If it is not Unicode text.
     """
+    if not isinstance(text, str):
+        raise complaint(f"{where} must be text, not {brief(text)}.", source)
     if _SURROGATE.search(text):
         raise complaint(f"{where} is not valid Unicode: {text[:40]!a} has half of a surrogate pair.", source)
     return unicodedata.normalize("NFC", text.strip())
