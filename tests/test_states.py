@@ -83,3 +83,29 @@ def test_states_for_evaluate_are_public():
     with ps.adapter_state(model, [])():
         assert torch.equal(logits(model), logits(tiny_model("llama")))
     assert torch.equal(logits(model), before)
+
+
+def merged_ia3(scale, dtype=torch.float32):
+    model = two_ia3().to(dtype)
+    for name, parameter in model.named_parameters():
+        if "ia3_l.second" in name:
+            parameter.data.flatten()[3] = scale
+    model.merge_adapter(["second"])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(0.0, torch.float32), (-1e-8, torch.float32), (1e-6, torch.bfloat16), (5e-4, torch.float16)]
+)
+def test_a_merged_scale_that_no_division_takes_out_is_refused(scale, dtype):
+    model = merged_ia3(scale, dtype)
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(AdapterError, match=r"'second' is merged .* load the model as it was and the adapter unmerged"):
+        adapter_state(model, [])().__enter__()
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+
+
+def test_what_division_takes_out_is_told_to_be_inexact():
+    model = merged_ia3(1e-4)
+    with pytest.warns(UserWarning, match="Unmerge result can be inaccurate"), adapter_state(model, [])():
+        torch.testing.assert_close(logits(model), logits(tiny_model("llama")), rtol=1e-2, atol=1e-2)

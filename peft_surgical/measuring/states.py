@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.ia3 import IA3Layer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
@@ -28,6 +29,8 @@ from ..tuner import SurgicalIA3Layer, SurgicalIA3Model
 
 State = Callable[[], AbstractContextManager[Any]]
 
+# PEFT adds 1e-8 to the scale that it divides by, which from here on is less than a thousandth of it.
+_LEAST_SCALE = 1e-5
 # A `PeftModel` hands on what its tuner has, so that it has to be asked by class.
 _REMEMBER = (SurgicalIA3Layer, SurgicalIA3Model)
 
@@ -44,7 +47,8 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
 
     Raises:
         AdapterError: If the model holds no adapter of a name, or some that were put on it by transformers; on
-            entering, if they cannot act at once.
+            entering, if they cannot act at once, or if an (IA)³ adapter of PEFT's own is merged into the weights with
+            a scale of 0 or nearly, which no division takes out.
     """
     held = getattr(model, "peft_config", {})
     if held and not isinstance(model, PeftModel):
@@ -106,17 +110,42 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _unmerged(layers: Sequence[Any]) -> Iterator[None]:
-    """Takes merged adapters out of the weights for a while: PEFT would in a forward, after weights were rewritten."""
+    """Takes merged adapters out of the weights for a while: PEFT would in a forward, after weights were rewritten.
+
+    PEFT's warning that its division is inexact is left to be seen: what is measured inside is what it gives.
+
+    Raises:
+        AdapterError: On entering, if a merged scale is too small to divide by.
+    """
+    for layer in layers:
+        _check_divisible(layer)
     merged = [(layer, list(layer.merged_adapters)) for layer in layers]
     with restored(weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)):
         try:
-            with inexact_unmerging():
-                for layer in layers:
-                    layer.unmerge()
+            for layer in layers:
+                layer.unmerge()
             yield
         finally:
             for layer, names in merged:
                 layer.merge(adapter_names=names)
+
+
+def _check_divisible(layer: Any) -> None:
+    """Refuses a layer with a scale of PEFT's (IA)³ merged that its weights do not come back from."""
+    if not isinstance(layer, IA3Layer):
+        return
+    dtype = layer.get_base_layer().weight.dtype
+    least = _LEAST_SCALE
+    if dtype.is_floating_point:
+        # Below, weights of a usual size times the scale have fewer digits than the dtype holds.
+        least = max(least, 16 * torch.finfo(dtype).tiny)
+    for name in set(layer.merged_adapters) & set(layer.ia3_l.keys()):
+        smallest = layer.ia3_l[name].detach().abs().min().item()
+        if smallest < least:
+            raise AdapterError(
+                f"the (IA)^3 adapter {name!r} is merged into the weights with a scale of {smallest:.2g}, and no"
+                " division gives the weights back; load the model as it was and the adapter unmerged."
+            )
 
 
 @contextmanager
@@ -133,7 +162,8 @@ def restored(weights: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def inexact_unmerging() -> Iterator[None]:
-    """Silences PEFT, which divides to unmerge and warns that this is inexact: [`restored`] puts back every bit."""
+    """Silences PEFT, which divides to unmerge and warns that this is inexact: for where nothing is read between that
+    and [`restored`], which puts back every bit."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
         yield
