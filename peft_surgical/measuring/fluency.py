@@ -28,8 +28,8 @@ from ..counts import check_counts
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.devices import input_device
-from ..running.generation import ends_of, left_pad, plain_defaults
-from ..running.modes import evaluating
+from ..running.generation import ends_of, equally_long, left_pad, plain_defaults
+from ..running.modes import embeds_prompts, evaluating
 from ..seeding import seeded
 from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode
@@ -131,7 +131,12 @@ def continuations(
         eos_token_id=ends_of(model, tokenizer) or None,
         pad_token_id=padding(model.config, tokenizer),
     )
-    texts: list[str] = []
+    rows = [encode(tokenizer, prompt) for prompt in prompts]
+    places = range(len(rows))
+    batches: list[Sequence[int]] = [places[start : start + batch_size] for start in places[::batch_size]]
+    if embeds_prompts(model):
+        batches = equally_long(rows, places, batch_size)
+    texts: dict[int, str] = {}
     device = input_device(model)
     with (
         evaluating(model),
@@ -139,13 +144,13 @@ def continuations(
         seeded(seed, device),
         progress_bar(len(prompts), description, enabled=progress) as bar,
     ):
-        for start in range(0, len(prompts), batch_size):
-            rows = [encode(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
-            ids, mask = left_pad(rows, config.pad_token_id)
+        for batch in batches:
+            ids, mask = left_pad([rows[place] for place in batch], config.pad_token_id)
             out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-            texts += tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-            bar.update(len(rows))
-    return texts
+            said = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+            texts.update(zip(batch, said, strict=True))
+            bar.update(len(batch))
+    return [texts[place] for place in places]
 
 
 def fluency_metrics(texts: Sequence[str]) -> dict[str, Figure]:

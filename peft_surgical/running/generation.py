@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -31,7 +31,7 @@ from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
 from .devices import input_device
 from .freed import release_freed
-from .modes import base_model_of, evaluating, learns_prompts
+from .modes import base_model_of, embeds_prompts, evaluating, learns_prompts
 from .replicas import Replica, replicate
 from .sharing import check_alike, check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
@@ -164,7 +164,10 @@ def _generate(
     with evaluating(model):
         # No more than there are batches: whatever it answers, each reads all weights for every token.
         replicas = replicate(model, most=-(-len(prompts) // batch_size))
-        batches = share(_batches(order, batch_size, len(replicas)))
+        if embeds_prompts(model):
+            batches = share(equally_long(prompts, order, batch_size))
+        else:
+            batches = share(_batches(order, batch_size, len(replicas)))
         with progress_bar(sum(map(len, batches)), description, enabled=progress) as bar:
             with contiguous_head(model):
                 prefix, cache = (0, None) if alone else _shared_start(model, prompts)
@@ -193,6 +196,14 @@ def _batches(order: Sequence[int], batch_size: int, replicas: int) -> list[Seque
     count = min(-(-count // replicas) * replicas, len(order))
     cuts = [len(order) * i // count for i in range(count + 1)] if count else []
     return [order[begin:end] for begin, end in pairwise(cuts)]
+
+
+def equally_long(rows: Sequence[Sequence[int]], order: Iterable[int], batch_size: int) -> list[Sequence[int]]:
+    """Rows in batches of one length each, by their places in `order`: batches that need no padding."""
+    lengths: dict[int, list[int]] = {}
+    for place in order:
+        lengths.setdefault(len(rows[place]), []).append(place)
+    return [batch for alike in lengths.values() for batch in _batches(alike, batch_size, 1)]
 
 
 def _ending(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+_LEARN_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
 _LOCK = threading.Lock()
 # The threads that are in such a block for a module, and the mode that it had before the first of them.
 _HELD: WeakKeyDictionary[Any, tuple[Counter[int], bool]] = WeakKeyDictionary()
@@ -65,3 +66,18 @@ def base_model_of(model: Any) -> Any:
 def learns_prompts(model: Any) -> bool:
     """Whether an adapter puts learned tokens before each row, which a cache of the row's own tokens does not hold."""
     return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+
+
+def embeds_prompts(model: Any) -> bool:
+    """Whether these stand as embeddings right before a row and its padding, which PEFT then counts as positions.
+
+    Prefix tuning learns keys and values instead, whose positions padding does not shift.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    return any(config.is_prompt_learning and config.peft_type not in _LEARN_KEYS for config in configs)
+
+
+def learned_tokens(model: Any) -> int:
+    """How many of a model's positions learned tokens take before each row, by the adapter with most of them."""
+    configs = getattr(model, "peft_config", {}).values()
+    return max((config.num_virtual_tokens for config in configs if config.is_prompt_learning), default=0)

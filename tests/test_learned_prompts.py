@@ -1,0 +1,61 @@
+"""Adapters that learn a prompt: what stands before each row shifts its places, and no row's depend on another's."""
+
+import pytest
+import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+
+from peft_surgical.measuring.fluency import continuations
+from peft_surgical.running.generation import generate_ids
+
+from .localizing import word_tokenizer
+from .test_generation import greedy
+from .tiny import tiny_ids, tiny_model
+
+TOKENIZER = word_tokenizer()
+KINDS = {
+    "prompt": (PromptTuningConfig, {}),
+    "p": (PromptEncoderConfig, {"encoder_hidden_size": 16}),
+    "prefix": (PrefixTuningConfig, {}),
+}
+
+
+def learned(kind, family="llama", **options):
+    config, own = KINDS[kind]
+    model = get_peft_model(
+        tiny_model(family, **options), config(task_type="CAUSAL_LM", num_virtual_tokens=4, **own)
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "prompt" in name:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_an_answer_behind_a_learned_prompt_does_not_depend_on_its_batch(kind, family):
+    model = learned(kind, family)
+    rows = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 5, 9, 17, 5)]
+    expected = [greedy(model, row, 8) for row in rows]
+    assert len({tuple(answer) for answer in expected}) > 1
+    for batch_size in (2, 5):
+        assert generate_ids(model, TOKENIZER, rows, max_new_tokens=8, batch_size=batch_size) == expected
+
+
+def test_texts_behind_a_learned_prompt_do_not_depend_on_their_batch(monkeypatch):
+    model = learned("prompt", vocab_size=len(TOKENIZER))
+    prompts = ["tell me about france", "france", "name it", "what is the capital of france", "rome"]
+    widths, run = [], model.generate
+
+    def spy(**kwargs):
+        assert kwargs["attention_mask"].all()
+        widths.append(len(kwargs["input_ids"]))
+        return run(**kwargs)
+
+    monkeypatch.setattr(model, "generate", spy)
+    texts = continuations(model, TOKENIZER, prompts)
+    assert widths == [1, 2, 1, 1]
+    # The first batch draws first, whatever comes behind it.
+    assert texts[0] == continuations(model, TOKENIZER, prompts[:1])[0]
+    assert len(texts) == len(prompts) == len(set(texts))
