@@ -4,10 +4,11 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
+from peft_surgical.evaluation import adapter_state, evaluate, measure_retention
 from peft_surgical.measuring.fluency import continuations
 from peft_surgical.running.generation import generate_ids
 
-from .localizing import word_tokenizer
+from .localizing import capital, word_tokenizer
 from .test_generation import greedy
 from .tiny import tiny_ids, tiny_model
 
@@ -59,3 +60,29 @@ def test_texts_behind_a_learned_prompt_do_not_depend_on_their_batch(monkeypatch)
     # The first batch draws first, whatever comes behind it.
     assert texts[0] == continuations(model, TOKENIZER, prompts[:1])[0]
     assert len(texts) == len(prompts) == len(set(texts))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_unrelated_text_is_read_behind_a_learned_prompt(kind):
+    model = learned(kind, "opt", vocab_size=len(TOKENIZER), max_position_embeddings=16)
+    text = "the capital of france is paris . " * 20
+    states = {"base": adapter_state(model, []), "edited": adapter_state(model, ["default"])}
+    found = measure_retention(model, TOKENIZER, states, text=text, tokens=30)["edited"]
+    # In windows of the model's positions less the four learned tokens.
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"][:30]
+    kl = []
+    for row in (ids[:12], ids[12:24], ids[24:]):
+        edited = model(torch.tensor([row])).logits[0, -len(row) : -1].log_softmax(-1)
+        with model.disable_adapter():
+            base = model(torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+        kl += (base.exp() * (base - edited)).sum(-1).tolist()
+    assert found["kl_per_token"].n == len(kl) == 27
+    assert found["kl_per_token"].value == pytest.approx(sum(kl) / 27, rel=1e-4)
+    assert found["kl_per_token"].value > 1e-3
+
+
+def test_a_learned_prompt_can_be_evaluated():
+    model = learned("prompt", vocab_size=len(TOKENIZER))
+    report = evaluate(model, TOKENIZER, capital(), retention_tokens=40, progress=False)
+    assert report.stages["edited"]["kl_per_token"].value > 0

@@ -19,7 +19,7 @@ from ..progress import progress_bar
 from ..running.at_once import deal
 from ..running.devices import input_device
 from ..running.freed import release_freed
-from ..running.modes import evaluating
+from ..running.modes import evaluating, learned_tokens
 from ..running.replicas import Replica, replicate
 from ..running.sharing import check_alike, check_shareable, merged, share
 from .metrics import Figure, clustered_mean
@@ -116,7 +116,8 @@ def _look(
     found = []
     for number, chunk in windows:
         row = torch.tensor([chunk], device=input_device(model))
-        log_probs = model(input_ids=row, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        # What a learned prompt predicts of itself comes before.
+        log_probs = model(input_ids=row, use_cache=False).logits[0, -len(chunk) : -1].float().log_softmax(-1)
         if not log_probs.sum().isfinite():
             raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")
         surprise = -log_probs.gather(1, row[0, 1:, None])[:, 0]
@@ -133,7 +134,7 @@ def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) ->
     # Models that expect a beginning-of-sequence token are at a loss without one.
     begin = begin if begin == [tokenizer.bos_token_id] else []
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    window = min(window, positions or window) - len(begin)
+    window = (min(window, positions - learned_tokens(model)) if positions else window) - len(begin)
     # An interval by windows needs two of them.
     window = min(window, max(2 - len(begin), math.ceil(len(ids) / 2)))
     cut = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
