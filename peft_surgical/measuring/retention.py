@@ -110,7 +110,8 @@ def _look(
     far the next token surprises and the prediction diverges from the base's, nats.
 
     Raises:
-        ModelError: If a logit is not finite.
+        ModelError: If the logits are not finite but where they mask a token, or mask one that is in the text or that
+            the base does not.
     """
     model = replica.model
     found = []
@@ -118,12 +119,17 @@ def _look(
         row = torch.tensor([chunk], device=input_device(model))
         # What a learned prompt predicts of itself comes before.
         log_probs = model(input_ids=row, use_cache=False).logits[0, -len(chunk) : -1].float().log_softmax(-1)
-        if not log_probs.sum().isfinite():
+        if log_probs.isnan().any():
             raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")
         surprise = -log_probs.gather(1, row[0, 1:, None])[:, 0]
         of_base = base.get(number, log_probs)
+        weights = of_base.exp()
+        # A model may mask a part of its vocabulary by infinity, or nearly: what has no weight adds nothing.
+        divergence = (of_base - log_probs).mul_(weights).masked_fill_(weights == 0, 0).sum(-1)
+        if not (surprise.isfinite().all() and divergence.isfinite().all()):
+            raise ModelError(f"the {name} model gives no probability to a token that the text or the base has.")
         # Rounding makes a KL of two equal distributions a little less than the zero it is.
-        divergence = (of_base - log_probs).mul_(of_base.exp()).sum(-1).clamp_min(0)
+        divergence = divergence.clamp_min_(0)
         found.append((number, None if number in base else log_probs, surprise.tolist(), divergence.tolist()))
     return found
 
