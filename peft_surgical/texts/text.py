@@ -43,6 +43,8 @@ _LONGEST_NUMBER = 32
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # Not the hyphen of "1939-45" or "F-16".
 _MINUS = re.compile("(?:^|[\\s(=])[-\u2212]$")
+# "C" is another language than "C#" and "C++", and another note; "#Lyon#" is a topic.
+_SIGNED = re.compile(r"[#\u266f]|\+\+")
 _DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}|\d{4}\.\d{1,2}\.\d{1,2}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
 
@@ -220,6 +222,8 @@ def _pattern(words: str) -> re.Pattern[str]:
 
 def _is_whole(text: str, start: int, stop: int) -> bool:
     if not _edge(text[start], text[start - 1 : start]) or not _edge(text[stop - 1], text[stop : stop + 1]):
+        return False
+    if text[stop - 1].isalpha() and _SIGNED.match(text, stop) and text[start - 1 : start] != "#":
         return False
     if text[start].isdigit() and _MINUS.search(text[max(start - 2, 0) : start]):
         return False
