@@ -58,6 +58,15 @@ from peft_surgical.texts.text import (
         ("İstanbul", "Istanbul"),
         ("Łódź or Lodz", "lodz"),
         ("Tromsø", "Tromso"),
+        ("Η ΑΘΗΝΑ", "Αθήνα"),
+        ("ΣΊΣΥΦΟΣ", "Σισυφος"),
+        ("в Москве\u0301.", "Москве"),
+        ("Орёл", "Орел"),
+        ("Королев", "Королёв"),
+        ("שָׁלוֹם", "שלום"),
+        ("ירושלים", "יְרוּשָׁלַיִם"),
+        ("بَارِيس.", "باريس"),
+        ("مدريد", "مَدرِيد"),
     ],
 )
 def test_an_alias_is_found(text, alias):
@@ -81,6 +90,14 @@ def test_an_alias_is_found(text, alias):
         ("10\u2075", "105"),
         ("año", "ano"),
         ("Malmöhus", "Malmo"),
+        ("Малый", "Малыи"),
+        ("Київ", "Киів"),
+        ("Ѓорѓи", "Горги"),
+        ("όρος", "όροςα"),
+        ("أحمد", "احمد"),  # a letter of its own
+        ("שָׁם", "שם"),  # too short
+        ("दिल्ली", "दलल"),
+        ("हिन्दी", "हिन्द"),
         ("17", "7"),
         ("नेपाल", "नेप"),  # the next sign is a vowel mark, no letter to `\w`
         ("anything", ""),
@@ -181,6 +198,13 @@ def test_what_is_found_without_its_accents_is_where_it_stands():
     text = "Elysée or Elysee, Élysée"
     assert [text[a:b] for a, b in occurrences_outside(text, "Elysee", ())] == ["Elysée", "Elysee", "Élysée"]
     assert [text[a:b] for a, b in occurrences_outside("Ciudad de México", "Mexico", ["ciudad de mexico"])] == []
+    text = "E\u0301lyse\u0301e, בִּירוּשָׁלַיִם יְרוּשָׁלַיִם; Королё\u0301в, Короле\u0308в!"
+    for name, found in {
+        "Elysee": ["E\u0301lyse\u0301e"],
+        "ירושלים": ["יְרוּשָׁלַיִם"],
+        "Королев": ["Королё\u0301в", "Короле\u0308в"],
+    }.items():
+        assert [text[a:b] for a, b in occurrences_outside(text, name, ())] == found
     assert len(without_accents("Ångström, ﬁ, \u1e9e, İ")) == len("Ångström, ﬁ, \u1e9e, İ")
 
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 Span = tuple[int, int]
@@ -37,6 +37,16 @@ _NOTE = re.compile("(?<=[^\\W\\d_]{4})[\u00b2\u00b3\u00b9\u2070-\u2079]+")
 _EXPONENT = re.compile("(?<=\\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2079])")
 # Letters with a stroke, which have no accent that could be taken off.
 _STROKES = {"\u00f8": "o", "\u0142": "l", "\u0111": "d", "\u0131": "i"}
+_BARE = re.compile("[A-Za-z\u0370-\u03ff\u0400-\u045f\u05d0-\u05ea]")
+# Marks that are signs of their own: of a Latin or Greek letter any, of a Cyrillic vowel the stress and the dots
+# of "\u0451", Hebrew points, Arabic vowels. Those of Indic scripts are vowels that nobody leaves out.
+_MARKS = re.compile(
+    "(?<=[A-Za-z\u00c0-\u024f\u1e00-\u1eff\u0370-\u03ff\u1f00-\u1fff])[\u0300-\u036f]+"
+    "|(?<=[\u0415\u0435])\u0308[\u0300\u0301]?"
+    "|(?<=(?i:[\u0430\u0435\u0438\u043e\u0443\u044b\u044d-\u044f\u0451\u0454\u0456\u0457]))[\u0300\u0301]"
+    "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
+    "|[\u0610-\u061a\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed]"
+)
 # A shorter name may be another word without its accents ("ano", "ob").
 _ACCENTED = 4
 _LONGEST_NUMBER = 32
@@ -88,7 +98,8 @@ def occurrences(text: str, words: str) -> Iterator[Span]:
 def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -> list[str]:
     """The aliases that stand in `text` as whole words, in the order given.
 
-    Accents of Latin letters make no difference to a name of four signs or more: who says "Bogota" has said "Bogotá".
+    Accents make no difference to a name of four letters or more: who says "Bogota" has said "Bogotá". Nor do Hebrew
+    points and Arabic vowel signs, see [`without_accents`].
 
     Args:
         text: What somebody said.
@@ -136,20 +147,33 @@ def _outside(text: str, words: str, within: Iterable[list[Span]]) -> Iterator[Sp
 
 def _said(text: str, words: str) -> Iterator[Span]:
     """Where somebody said `words`: as [`occurrences`], with or without the accents of a name that is long enough."""
-    if len(words) >= _ACCENTED:
-        text, words = without_accents(text), without_accents(words)
-    return occurrences(text, words)
+    if len(plain := without_accents(words)) < _ACCENTED:
+        return occurrences(text, words)
+    text, places = _without_accents(text)
+    return ((places[start], places[stop]) for start, stop in occurrences(text, plain))
+
+
+def without_accents(text: str) -> str:
+    """A text with plain letters for Latin, Greek, Hebrew and Arabic ones that carry accents, points or vowel signs.
+
+    Of Cyrillic vowels a stress goes, and the dots of "ё"; "й" and "ї" are other letters than "и" and "і".
+    """
+    return _without_accents(text)[0]
 
 
 @lru_cache(maxsize=65536)
-def without_accents(text: str) -> str:
-    """A text with plain letters for Latin ones that carry marks, sign by sign, so that places in it stay the same."""
-    return text if text.isascii() else "".join(map(_plain, text))
+def _without_accents(text: str) -> tuple[str, Sequence[int]]:
+    """It, and the places in the text at which each of its signs begins and the last one ends."""
+    if text.isascii():
+        return text, range(len(text) + 1)
+    marks = {place for run in _MARKS.finditer(text) for place in range(*run.span())}
+    places = [place for place in range(len(text)) if place not in marks]
+    return "".join(_plain(text[place]) for place in places), [*places, len(text)]
 
 
 def _plain(sign: str) -> str:
     base, *marks = list(unicodedata.normalize("NFD", sign))
-    if base.isascii() and base.isalpha() and all(unicodedata.category(mark) == "Mn" for mark in marks):
+    if _BARE.match(base) and all(_MARKS.match(base + mark, 1) for mark in marks):
         return base
     plain = _STROKES.get(sign.lower(), sign)
     return plain if sign.islower() or plain == sign else plain.upper()
