@@ -150,6 +150,7 @@ def test_a_missing_key(key):
         ({"portability": [FOUNDER, FOUNDER]}, "stands twice in 'portability'"),
         ({"prompts": ["\u200b"]}, "'prompts' holds the prompt .* empty to a reader"),
         ({"new": ["META ai"]}, "the name 'META ai' stands in both 'old' and 'new'"),
+        ({"old": ["1000"], "new": ["1,000"]}, "the name '1,000' in 'new' contains '1000' from 'old'"),
         ({"new": ["Meta Platforms"]}, "the name 'Meta Platforms' in 'new' contains 'Meta'"),
         ({"contrast": ["pytorch"]}, "'contrast' holds the subject 'pytorch' itself"),
         ({"aliases": ["pytorch"]}, "'aliases' holds the subject 'pytorch' itself"),

@@ -58,6 +58,18 @@ from peft_surgical.texts.text import (
         ("İstanbul", "Istanbul"),
         ("Łódź or Lodz", "lodz"),
         ("Tromsø", "Tromso"),
+        ("It has 1,000 of them.", "1000"),
+        ("1000 metres", "1,000"),
+        ("1 000 metres", "1000"),
+        ("1\u202f000\u00a0000", "1,000,000"),
+        ("8,849 m", "8849 m"),
+        ("1,000", "1 000"),
+        ("1945, 1946", "1945"),
+        ("1000, 200", "1000"),
+        ("In 2024 100 came", "2024"),
+        ("100 200 300", "200"),
+        ("1.000", "1.000"),
+        ("1,000.5", "1,000.5"),
         ("Η ΑΘΗΝΑ", "Αθήνα"),
         ("ΣΊΣΥΦΟΣ", "Σισυφος"),
         ("в Москве\u0301.", "Москве"),
@@ -90,6 +102,12 @@ def test_an_alias_is_found(text, alias):
         ("10\u2075", "105"),
         ("año", "ano"),
         ("Malmöhus", "Malmo"),
+        ("1,000.5 and 1,0000 and 1,00 and 21,000", "1000"),
+        ("1,000,000 and 1,000,00 and 10,1,000", "1000"),
+        ("-1,000", "1000"),
+        ("1.000", "1000"),
+        ("1,000", "000"),
+        ("100, 200", "100200"),
         ("Малый", "Малыи"),
         ("Київ", "Киів"),
         ("Ѓорѓи", "Горги"),
@@ -211,3 +229,9 @@ def test_what_is_found_without_its_accents_is_where_it_stands():
 def test_a_row_of_numbers_takes_a_time_that_grows_with_it():
     # Each is looked at with what stands around it, and no further.
     assert not contains("1.1" * 20_000, ["1"])
+
+
+def test_a_number_is_where_its_thousands_stand():
+    text = "1 000, 1,000 or 1000"
+    assert [text[a:b] for a, b in occurrences_outside(text, "1000", ())] == ["1 000", "1,000", "1000"]
+    assert replace_first("It has 1,000 m.", "1000 m", "7 m") == "It has 7 m."

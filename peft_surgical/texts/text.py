@@ -58,6 +58,10 @@ _SIGNED = re.compile(r"[#\u266f]|\+\+")
 _DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}|\d{4}\.\d{1,2}\.\d{1,2}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
 
+# A point between thousands would be a decimal one elsewhere. The spaces are plain, thin, narrow and not to be broken.
+_GROUPED = re.compile("(?<!\\d)(?<!\\d[.,])[1-9]\\d{0,2}([, \u00a0\u2009\u202f])\\d{3}(?:\\1\\d{3})*(?!\\d|,\\d)")
+_LARGE = re.compile(r"\d{4}")
+
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _WIDE_SIGNS = re.compile("[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
@@ -99,7 +103,8 @@ def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -
     """The aliases that stand in `text` as whole words, in the order given.
 
     Accents make no difference to a name of four letters or more: who says "Bogota" has said "Bogotá". Nor do Hebrew
-    points and Arabic vowel signs, see [`without_accents`].
+    points and Arabic vowel signs, see [`without_accents`]. A comma or a space between the thousands of a number makes
+    none, either: who says "1,000" has said "1000".
 
     Args:
         text: What somebody said.
@@ -146,11 +151,15 @@ def _outside(text: str, words: str, within: Iterable[list[Span]]) -> Iterator[Sp
 
 
 def _said(text: str, words: str) -> Iterator[Span]:
-    """Where somebody said `words`: as [`occurrences`], with or without the accents of a name that is long enough."""
-    if len(plain := without_accents(words)) < _ACCENTED:
+    """Where somebody said `words`: as [`occurrences`], with or without the accents of a name that is long enough, and
+    with the thousands of a number parted or not."""
+    if len(without_accents(words)) < _ACCENTED:
         return occurrences(text, words)
-    text, places = _without_accents(text)
-    return ((places[start], places[stop]) for start, stop in occurrences(text, plain))
+    # Elsewhere what stands between digits may as well part two numbers.
+    large = _LARGE.search(_without_accents(words, ungrouped=True)[0]) is not None
+    text, places = _without_accents(text, ungrouped=large)
+    words, _ = _without_accents(words, ungrouped=large)
+    return ((places[start], places[stop]) for start, stop in occurrences(text, words))
 
 
 def without_accents(text: str) -> str:
@@ -162,12 +171,17 @@ def without_accents(text: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _without_accents(text: str) -> tuple[str, Sequence[int]]:
-    """It, and the places in the text at which each of its signs begins and the last one ends."""
-    if text.isascii():
+def _without_accents(text: str, ungrouped: bool = False) -> tuple[str, Sequence[int]]:
+    """It, and the places in the text at which each of its signs begins and the last one ends.
+
+    When `ungrouped`, without what parts the thousands of a number, either: "1,000" and "1 000" are "1000".
+    """
+    groups = list(_GROUPED.finditer(text)) if ungrouped else []
+    if text.isascii() and not groups:
         return text, range(len(text) + 1)
-    marks = {place for run in _MARKS.finditer(text) for place in range(*run.span())}
-    places = [place for place in range(len(text)) if place not in marks]
+    left_out = {place for run in _MARKS.finditer(text) for place in range(*run.span())}
+    left_out |= {place for group in groups for place in range(*group.span()) if not text[place].isdigit()}
+    places = [place for place in range(len(text)) if place not in left_out]
     return "".join(_plain(text[place]) for place in places), [*places, len(text)]
 
 
