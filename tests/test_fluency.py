@@ -58,6 +58,15 @@ def test_words_are_split_as_a_reader_does():
     assert words("法国的首都 is 2") == ["法", "国", "的", "首", "都", "is", "2"]
 
 
+def test_marks_are_a_part_of_their_word():
+    assert words("हिन्दी भाषा है।") == ["हिन्दी", "भाषा", "है", "।"]
+    assert words("தமிழ்") == ["தமிழ்"]
+    assert words("cafe\u0301, cafés") == ["café", ",", "cafés"]
+    assert words("x\u0304y is n̄") == ["x\u0304y", "is", "n̄"]
+    # Of what is no word, and in scripts without spaces, they stand by themselves.
+    assert words("❤\ufe0fis กิน") == ["❤", "\ufe0f", "is", "ก", "ิ", "น"]
+
+
 def test_an_entropy_is_not_less_than_nothing():
     figure = fluency_metrics(["a", "a b c d e f g h i j k"])["fluency"]
     assert figure.low == 0 < figure.value < figure.high

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -195,8 +196,20 @@ def repetition(text: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Words and signs as they stand; in scripts without spaces, characters."""
-    return _WORD.findall(text)
+    """Words and signs as they stand, accents composed; in scripts without spaces, characters."""
+    text = unicodedata.normalize("NFC", text)
+    return [text[slice(*found.span())] for found in _WORD.finditer(_with_letters_for_marks(text))]
+
+
+def _with_letters_for_marks(text: str) -> str:
+    """A text with some letter for each mark within a word, which a regular expression takes for no part of it."""
+    if text.isascii():
+        return text
+    signs = [""]
+    for sign in text:
+        within = signs[-1].isalnum() and not UNSPACED.match(signs[-1]) and not UNSPACED.match(sign)
+        signs.append("x" if within and unicodedata.category(sign).startswith("M") else sign)
+    return "".join(signs)
 
 
 def _n_grams(found: Sequence[str], n: int) -> list[tuple[str, ...]]:
