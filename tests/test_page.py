@@ -195,6 +195,10 @@ def test_what_became_of_a_probe(said, status):
         ("PARIS", [("old", "PARIS")]),
         ("Rome, not Paris", [("right", "Rome"), ("", ", not "), ("old", "Paris")]),
         ("", []),
+        # As they are counted, in the signs in which they were said.
+        ("Ｐａｒｉｓ and L\u00adyon", [("old", "Ｐａｒｉｓ"), ("", " and "), ("new", "L\u00adyon")]),
+        ("Lyon\u00b9\u00a0 is", [("new", "Lyon\u00b9"), ("", "\u00a0 is")]),
+        ("Not Pari\u0301s.", [("", "Not "), ("old", "Pari\u0301s"), ("", ".")]),
     ],
 )
 def test_mark(answer, pieces):

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from peft_surgical.texts.text import (
@@ -6,6 +8,7 @@ from peft_surgical.texts.text import (
     find,
     goes_on_unspaced,
     normalize,
+    normalize_in_place,
     occurrences,
     occurrences_outside,
     replace_first,
@@ -235,3 +238,17 @@ def test_a_number_is_where_its_thousands_stand():
     text = "1 000, 1,000 or 1000"
     assert [text[a:b] for a, b in occurrences_outside(text, "1000", ())] == ["1 000", "1,000", "1000"]
     assert replace_first("It has 1,000 m.", "1000 m", "7 m") == "It has 7 m."
+
+
+def test_normalized_signs_are_where_they_stand():
+    signs = "aAi\u0301\u0323\u0307\u00ad\u200b İßﬁ½²⁵1234.,\u00a0\n\u3000"
+    signs += "Σςé\u0308ｶﾞが\u3099한\u1112\u1161\u11ab\ufe0f❤¨हिंदी"
+    generator = random.Random(0)
+    texts = ["".join(generator.choices(signs, k=generator.randrange(14))) for _ in range(3000)]
+    for text in [*texts, "Lyons\u00b9 is", "  Ｐａｒｉｓ ", "2\u00b2"]:
+        found, places = normalize_in_place(text)
+        assert found == normalize(text)
+        assert len(places) == len(found) + 1
+        assert places == sorted(places)
+    text = "Ｐａｒｉｓ\u00b9  and L\u00adyo\u0301n"
+    assert [text[i : i + 1] for i in normalize_in_place(text)[1]] == [*"Ｐａｒｉｓ", " ", *"and", " ", *"Lyon", ""]

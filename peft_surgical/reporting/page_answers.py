@@ -10,7 +10,7 @@ from ..measuring.metrics import is_right, leaks, refuses, says_new, says_old
 from ..measuring.portability import as_before, follows, longer_names
 from ..measuring.soft_forgetting import Outcome, probe_outcome
 from ..report import Report
-from ..texts.text import normalize, occurrences_outside
+from ..texts.text import normalize, normalize_in_place, occurrences_outside
 
 Piece = tuple[str, str]
 
@@ -164,11 +164,13 @@ def mark(answer: str, fact: Fact, question: Control | PortabilityQuestion | None
             longer_names(question, fact) if isinstance(question, PortabilityQuestion) else (),
         ),
     }
+    # As what counts is found: in the text as a reader sees it.
+    text, places = normalize_in_place(answer)
     spans = [
-        (start, stop, name)
+        (places[start], max(places[stop], places[stop - 1] + 1), name)
         for name, (aliases, besides) in kinds.items()
         for alias in aliases
-        for start, stop in occurrences_outside(answer, alias, besides)
+        for start, stop in occurrences_outside(text, normalize(alias), [normalize(longer) for longer in besides])
     ]
     position = 0
     # The longest alias at a place is what was said there.

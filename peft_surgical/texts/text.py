@@ -12,6 +12,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 Span = tuple[int, int]
 
@@ -22,6 +23,8 @@ _SAME = str.maketrans(
 )
 # Joiners, direction marks, soft hyphens and emoji variation selectors: nothing that a reader sees.
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufe00-\ufe0f]")
+# What may become one sign with the sign before it: beside marks, parts of Hangul syllables and voicing.
+_JOINED = re.compile(f"{_INVISIBLE.pattern}|[\u1160-\u11ff\uff9e\uff9f]")
 # What is not printable by itself but part of how text is written: the joiners and direction marks of Persian, Hindi,
 # Hebrew and many emoji. Those that turn the direction of all that follows are not among them.
 _HARMLESS = "\n\t\u200c\u200d\u200e\u200f\u061c"
@@ -70,10 +73,35 @@ _WIDE_SIGNS = re.compile("[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\
 @lru_cache(maxsize=65536)
 def normalize(text: str) -> str:
     """NFKC, one kind of apostrophe, hyphen and quotation mark, nothing invisible, case folded, spaces collapsed."""
-    text = _EXPONENT.sub("^", _NOTE.sub("", text))
+    return " ".join(_folded(_EXPONENT.sub("^", _NOTE.sub("", text))).split())
+
+
+def normalize_in_place(text: str) -> tuple[str, list[int]]:
+    """[`normalize`], and the places in the text at which each of its signs begins and the last one ends."""
+    notes = {place for note in _NOTE.finditer(text) for place in range(*note.span())}
+    exponents = {exponent.start() for exponent in _EXPONENT.finditer(text)} - notes
+    begins = [i for i, sign in enumerate(text) if i not in notes and not _JOINED.match(sign) and not _is_mark(sign)]
+    begins = [0, *(i for i in begins if i)] if text else []
+    signs, places = "", []
+    for begin, end in pairwise([*begins, len(text)]):
+        own = "".join(text[i] for i in range(begin, end) if i not in notes)
+        for sign in _folded("^" * (begin in exponents) + own):
+            sign = " " if sign.isspace() else sign
+            if sign != " " or signs[-1:] not in ("", " "):
+                signs += sign
+                places.append(begin)
+    kept = len(signs.rstrip())
+    return signs[:kept], [*places, len(text)][: kept + 1]
+
+
+def _folded(text: str) -> str:
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SAME)
     # The small form of "İ" is two signs to Unicode.
-    return " ".join(unicodedata.normalize("NFKC", text.casefold()).replace("i\u0307", "i").split())
+    return unicodedata.normalize("NFKC", text.casefold()).replace("i\u0307", "i")
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign).startswith("M")
 
 
 def same_text_key(text: str) -> str:
@@ -288,4 +316,4 @@ def _edge(inside: str, outside: str) -> bool:
     if not outside or UNSPACED.match(inside) or UNSPACED.match(outside):
         return True
     # An underscore is emphasis in Markdown, not a letter.
-    return not (outside.isalnum() or unicodedata.category(outside).startswith("M"))
+    return not (outside.isalnum() or _is_mark(outside))
