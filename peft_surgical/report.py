@@ -14,6 +14,7 @@ from typing import Any
 from .errors import FactError, ReportError, brief
 from .facts import Fact
 from .measuring.metrics import Figure
+from .measuring.soft_forgetting import split_kind
 from .writing.files import read_json, write_json
 
 # What `evaluate` measures of the base beside it, which is no edit.
@@ -40,6 +41,9 @@ METRICS = {
     "fluency": "n-gram entropy of text about the subject (bits x 100)",
     "repetition": "4-grams of text about the subject that it has had before",
 }
+
+# Those that are shares; of one kind of probe, too.
+RATES = frozenset(METRICS) - {"relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Report:
                 fact=Fact.from_dict(data["fact"]),
                 **found,
                 stages={
-                    stage: {metric: _figure(figure) for metric, figure in figures.items()}
+                    stage: {metric: _figure(metric, figure) for metric, figure in figures.items()}
                     for stage, figures in data["stages"].items()
                 },
                 answers={
@@ -204,6 +208,8 @@ def _unknown_controls(count: int) -> str:
 
 
 _LARGEST = 1e308
+# More prompts or tokens than anybody counts, and few enough for what is worked out from them.
+_MOST = 10**15
 _KINDS: dict[str, type] = {
     "model": str,
     "dtype": str,
@@ -220,11 +226,13 @@ def _of_kind(value: Any, kind: type) -> Any:
     return value
 
 
-def _figure(values: Mapping[str, Any]) -> Figure:
+def _figure(metric: str, values: Mapping[str, Any]) -> Figure:
+    amounts = ("a share of 0 to 1", 0.0, 1.0) if split_kind(metric)[0] in RATES else ("a number", -_LARGEST, _LARGEST)
     for name, value in values.items():
+        what, least, most = ("a count", 0, _MOST) if name == "n" else amounts
         kinds = (int,) if name == "n" else (int, float)
-        if type(value) not in kinds or not -_LARGEST < value < _LARGEST:
-            raise TypeError(f"{brief(value)} stands where a number should")
+        if type(value) not in kinds or not least <= value <= most:
+            raise TypeError(f"{brief(value)} stands where {what} should, as {name!r} of {brief(metric)}")
     return Figure(**values)
 
 

@@ -135,3 +135,31 @@ def test_what_is_no_report_is_an_error_of_its_own_and_a_value_error(tmp_path):
     assert isinstance(caught.value, ValueError)
     with pytest.raises(ps.ReportError, match="this is not a report"):
         Report.from_dict({})
+
+
+@pytest.mark.parametrize(
+    ("metric", "change"),
+    [
+        ("new_answer_rate", {"n": -3}),
+        ("new_answer_rate", {"n": 10**300}),
+        ("kl_per_token", {"n": 10**16}),
+        ("old_answer_rate", {"value": 2.0}),
+        ("control_kept", {"low": -0.5}),
+        ("probe_old_rate_few_shot", {"high": 1.5}),
+    ],
+)
+def test_a_figure_that_nothing_can_have_is_no_report(metric, change):
+    data = full().to_dict()
+    figure = {"value": 0.5, "n": 4, "low": 0.1, "high": 0.9}
+    data["stages"]["edited"][metric] = figure
+    assert Report.from_dict(data).to_dict() == data
+    data["stages"]["edited"][metric] = {**figure, **change}
+    [name] = change
+    with pytest.raises(ReportError, match=rf"stands where .* should, as '{name}' of '{metric}'"):
+        Report.from_dict(data)
+
+
+def test_figures_that_are_no_shares_may_be_large():
+    data = full().to_dict()
+    data["stages"]["edited"]["perplexity_ratio"] = {"value": 1e304, "n": 4, "low": 1e304, "high": 1e304}
+    assert Report.from_dict(data).to_dict() == data

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from ..measuring.metrics import Figure
 from ..measuring.soft_forgetting import split_kind
-from ..report import Report
+from ..report import RATES, Report
 from ..texts.text import printable
 
 # What is asked, and the metrics over it.
@@ -38,8 +38,6 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Unrelated text", ("kl_per_token", "perplexity_ratio")),
     ("Text about the subject", ("fluency", "repetition")),
 )
-_NO_RATES = {"relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency"}
-RATES = frozenset(metric for _, metrics in GROUPS for metric in metrics) - _NO_RATES
 # Labels longer than this, which hold a long answer, are folded before the figures are.
 _LABEL_WIDTH, _LEAST_LABEL_WIDTH = 30, 20
 # More columns than any table needs.
