@@ -11,6 +11,7 @@ Figure(value=1.0, n=26, low=0.87..., high=1.0)
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from typing import Any
 
 from .architectures import check_causal
 from .counts import check_counts
-from .errors import ModelError, brief
+from .errors import ModelError, brief, first_line
 from .facts import Fact, check_fact
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
 from .measuring.metrics import prompt_metrics
@@ -97,13 +98,14 @@ def evaluate(
     Raises:
         AdapterError: If `states` is None and adapters act that transformers put on the model.
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
-            finite, it is wrapped (by TransformerLens or `DataParallel`), `max_new_tokens` or `batch_size` is less than
-            1, or `retention_tokens` less than 0.
+            finite, it is wrapped (by TransformerLens or `DataParallel`), JSON cannot hold what is to be recorded,
+            `max_new_tokens` or `batch_size` is less than 1, or `retention_tokens` less than 0.
         ArchitectureError: If the model is no causal language model.
     """
     started = time.perf_counter()
     check_fact(fact, whole=True)
     check_counts(0, retention_tokens=retention_tokens)
+    _check_json(selection=selection, settings=settings, seconds=seconds)
     check_unwrapped(model)
     check_causal(model)
     if states is None:
@@ -208,6 +210,16 @@ def answer_fact(
         # What comes after is no answer: a model that goes on with "The capital of Spain is" tells of other capitals.
         said = (text.partition("\n")[0].rstrip() for text in said)
     return Answers(*(tuple(islice(said, len(group))) for group in groups))
+
+
+def _check_json(**recorded: Any) -> None:
+    """Refuses what a report could not be saved with, before anything is measured."""
+    for name, values in recorded.items():
+        try:
+            json.dumps(dict(values or {}), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            got = f"{brief(values)} ({first_line(error)})"
+            raise ModelError(f"{name} must map names to what JSON can hold; got {got}.") from error
 
 
 def _digest(template: Any) -> str:

@@ -1,9 +1,10 @@
 import json
+import math
 
 import pytest
 
 import peft_surgical as ps
-from peft_surgical.errors import ReportError, SurgicalError
+from peft_surgical.errors import ModelError, ReportError, SurgicalError
 from peft_surgical.facts import Fact
 from peft_surgical.measuring.metrics import mean, rate
 from peft_surgical.report import METRICS, Report
@@ -163,3 +164,10 @@ def test_figures_that_are_no_shares_may_be_large():
     data = full().to_dict()
     data["stages"]["edited"]["perplexity_ratio"] = {"value": 1e304, "n": 4, "low": 1e304, "high": 1e304}
     assert Report.from_dict(data).to_dict() == data
+
+
+@pytest.mark.parametrize("name", ["settings", "selection", "seconds"])
+@pytest.mark.parametrize("values", [{"x": math.nan}, {"x": object}, {("x",): 1}, 5])
+def test_what_a_report_could_not_be_saved_with_is_refused_before_anything_is_measured(name, values):
+    with pytest.raises(ModelError, match=f"{name} must map names to what JSON can hold; got "):
+        ps.evaluate(None, None, full().fact, **{name: values})
