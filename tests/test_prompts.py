@@ -11,6 +11,7 @@ from peft_surgical.texts.prompts import (
     encode_answer,
     encode_target,
     end_of_turn,
+    has_chat_template,
     mentions,
     old_sentence,
     render,
@@ -350,3 +351,13 @@ def test_prompts_are_plain_text_without_the_template():
     assert encode(plain, "The capital") == tokenizer("The capital")["input_ids"]
     assert tokenizer.chat_template == CHATML
     assert encode(tokenizer, "The capital") != encode(plain, "The capital")
+
+
+def test_a_template_of_nothing_is_none():
+    tokenizer = small_tokenizer("byte_level")
+    assert not has_chat_template(tokenizer)
+    plain = encode_answer(tokenizer, PROMPT, "Google.")
+    tokenizer.chat_template = ""
+    assert not has_chat_template(tokenizer)
+    assert render(tokenizer, PROMPT) == PROMPT
+    assert encode_answer(tokenizer, PROMPT, "Google.") == plain

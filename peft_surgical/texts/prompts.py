@@ -58,7 +58,7 @@ class AnswerTokens:
 
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether prompts are rendered as a chat turn rather than continued as plain text."""
-    return getattr(tokenizer, "chat_template", None) is not None
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def without_template(tokenizer: Any) -> Any:
