@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -80,3 +81,14 @@ def test_an_argument_is_kept_as_it_was_typed(monkeypatch):
     monkeypatch.setattr(os, "fsencode", lambda argument: argument.encode("ascii", "surrogateescape"))
     context = cli.make_context("peft-surgical", ["ask", "caf\udcc3\udca9"])
     assert context.meta[ARGUMENTS] == ["ask", "caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("ascii", b"a -> b, 1-2 x 3... ?"), ("cp1252", b"a -> b, 1\x962 \xd7 3\x85 ?")]
+)
+def test_a_terminal_without_arrows_shows_plain_signs(encoding, expected, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    assert status(["--version"], stream, monkeypatch) == 0
+    stream.write("a \u2192 b, 1\u20132 \u00d7 3\u2026 \u6771")
+    stream.flush()
+    assert stream.buffer.getvalue().splitlines()[-1] == expected

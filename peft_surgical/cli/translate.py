@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -29,6 +30,19 @@ CLOSED = 141
 
 # What a full disk, a read-only folder and their like are called: nothing that this package could have done better.
 _ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+# What stands in tables and titles, for terminals that have no such signs.
+_PLAIN_SIGNS = {"\u2013": "-", "\u2192": "->", "\u00d7": "x", "\u2026": "..."}
+_IN_PLAIN_SIGNS = "peft_surgical.plain_signs"
+
+
+def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:
+    """Has a stream show what it cannot in plain signs, or as a question mark: the command does not fail for it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN_SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_IN_PLAIN_SIGNS, _in_plain_signs)
 
 
 class _Failure(click.ClickException):
@@ -105,8 +119,7 @@ class Commands(click.Group):
             return super().main(args, prog_name, complete_var, False, **extra)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                # A terminal that cannot show an arrow shows a question mark; the command does not fail for it.
-                stream.reconfigure(errors="replace")
+                stream.reconfigure(errors=_IN_PLAIN_SIGNS)
         try:
             code = super().main(args, prog_name, complete_var, False, **extra)
         except _Failure as failure:

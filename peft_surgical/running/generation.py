@@ -143,7 +143,8 @@ def generate_ids(
 def ends_of(model: Any, tokenizer: Any) -> list[int]:
     """The token ids at which a model's answer is over: [`stops`], and the special tokens that its checkpoint names.
 
-    A chat model may end a turn in several ways, which only its generation config lists.
+    A chat model may end a turn in several ways, which only its generation config lists. A token that is listed there
+    and is no special one, such as a line break, is no end: it may stand within an answer.
     """
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     named = [] if named is None else [named] if isinstance(named, int) else list(named)
