@@ -56,7 +56,8 @@ def told_apart(
     """The texts where the subject stands, and those that it is told apart from.
 
     Kept questions about the subject are among the first: a neuron fires there as well, and what it writes is trained
-    to make no difference. Told to be shut there, it would learn these few questions and no others.
+    to make no difference. Told to be shut there, it would learn these few questions and no others. In answers to them
+    only a name by the tokens of its prompt counts; what an answer begins with, or another name there, is told apart.
 
     Args:
         model: The base; a namesake that it has no room for is left out.
