@@ -92,8 +92,8 @@ def localize(
             a pass is, when a prompt is too long for it, or under `torch.inference_mode()`.
         ArchitectureError: When its architecture is not known.
     """
-    check_unwrapped(model)
     check_fact(fact)
+    check_unwrapped(model)
     fact = in_sentences(fact.training, tokenizer)
     if prompts is not None and (type(prompts) is not int or prompts < 1):
         raise FactError(f"prompts must be a whole number of at least 1, not {brief(prompts)}.")
