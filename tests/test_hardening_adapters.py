@@ -262,7 +262,7 @@ def test_names_that_lead_out_of_the_folder(name, tmp_path):
 def test_module_names_are_no_paths(good, tmp_path):
     adapter = shutil.copytree(good / "plain", tmp_path / "adapter")
     tensors(adapter, lambda found: {"base_model.model.../../evil.ia3_l": torch.ones(1, 8) * 2, **found})
-    with pytest.raises(AdapterError, match="holds something for ../../evil, which its configuration does not target"):
+    with pytest.raises(AdapterError, match="its configuration does not target"):
         ps.stack([adapter], tmp_path / "out")
     targets = json.loads((adapter / CONFIG).read_text())["target_modules"]
     config(adapter, target_modules=[*targets, "../../evil"])
