@@ -20,16 +20,23 @@ import click
 import peft_surgical as ps
 from peft_surgical import hookspecs
 from peft_surgical.cli import cli
+from peft_surgical.drafting import ways
 from peft_surgical.tuner.resolve import GRANULARITIES
 
 FOLDER = Path(__file__).parent / "reference"
 WIDTH = 100
 NOTE = "<!-- Written by docs/build_reference.py; edit the docstrings instead. -->"
 
-# The three public names that are neither a class nor a function have no docstring that `inspect` finds.
+# The public names that are neither a class nor a function have no docstring that `inspect` finds.
 VALUES = {
     "PAPER_SELECTION": lambda: _stated(inspect.getmodule(ps.Selection), "PAPER_SELECTION"),
     "RECIPES": lambda: _stated(inspect.getmodule(ps.unlearn), "RECIPES"),
+    "EditOrPath": lambda: _stated(inspect.getmodule(ps.Edit), "EditOrPath"),
+    "Mergeable": lambda: _stated(inspect.getmodule(ps.merge), "Mergeable"),
+    "Register": lambda: _stated(hookspecs, "Register"),
+    "Scorer": lambda: _stated(inspect.getmodule(ps.ScorerContext), "Scorer"),
+    "State": lambda: _stated(inspect.getmodule(ps.adapter_state), "State"),
+    "Way": lambda: _stated(ways, "Way"),
     "hookimpl": lambda: "Marks a plugin's `register_scorers`, see [The hook](#the-hook).",
 }
 _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Warns):")
@@ -45,7 +52,7 @@ def python() -> str:
         "Functions": [name for name, value in public.items() if inspect.isfunction(value)],
         "Classes": [name for name, value in public.items() if inspect.isclass(value) and name not in errors],
         "Errors and warnings": sorted(errors),
-        "Values": sorted(VALUES),
+        "Values and types": sorted(VALUES),
     }
     parts = [NOTE, "# Python", "Everything public is in `peft_surgical`, which the examples import as `ps`."]
     for title, names in groups.items():
@@ -205,7 +212,8 @@ def _stated(module: Any, name: str) -> str:
     """The value and the text below a module's assignment."""
     body = ast.parse(inspect.getsource(module)).body
     for statement, below in pairwise(body):
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and ast.unparse(targets[0]) == name:
             text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
             return f"{_code(_double(ast.unparse(statement)))}\n\n{_markdown(text)}"
     raise LookupError(f"{name} is not assigned in {module.__name__}.")

@@ -11,10 +11,11 @@ Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transf
 """
 
 from .adapters.algebra import difference, inverse, power, product
-from .adapters.edits import Edit
+from .adapters.edits import Edit, EditOrPath
 from .adapters.export import from_ia3, to_ia3
 from .drafting.drafts import FactDraft, new_fact
 from .drafting.paraphrases import expand, held_out_prompts, paraphrases
+from .drafting.ways import Way
 from .edit import edit
 from .errors import (
     AdapterError,
@@ -31,15 +32,16 @@ from .errors import (
 )
 from .evaluation import evaluate
 from .facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact
-from .hookspecs import hookimpl
+from .hookspecs import Register, hookimpl
 from .keyed_edit import edit_keyed
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .localization import Localization, Selection, localize
-from .localizing.context import MLPScores, ScorerContext
+from .localizing.context import MLPScores, Scorer, ScorerContext
+from .localizing.runs import Site
 from .measuring.metrics import Figure
-from .measuring.states import adapter_state
-from .merge import merge
+from .measuring.states import State, adapter_state
+from .merge import Mergeable, merge
 from .models import load_model
 from .plugins import PluginWarning
 from .report import Report
@@ -53,6 +55,7 @@ from .stack import stack
 from .stages import RECIPES, Stage, learn, low_memory, unlearn
 from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components
 from .staging.recipe import Recipe, TrainingRecord
+from .staging.retained import Retained
 from .texts.prompts import EncodedAnswer, encode_answer, without_template
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate, unload
 
@@ -67,6 +70,7 @@ __all__ = [
     "Component",
     "Control",
     "Edit",
+    "EditOrPath",
     "EncodedAnswer",
     "Fact",
     "FactDraft",
@@ -77,6 +81,7 @@ __all__ = [
     "KeyedSubjectRecipe",
     "Localization",
     "MLPScores",
+    "Mergeable",
     "MissingPackageError",
     "ModelError",
     "ModelShape",
@@ -85,14 +90,19 @@ __all__ = [
     "PortabilityQuestion",
     "Probe",
     "Recipe",
+    "Register",
     "Report",
     "ReportError",
+    "Retained",
+    "Scorer",
     "ScorerContext",
     "ScorerError",
     "Selection",
     "SelectionError",
+    "Site",
     "Slice",
     "Stage",
+    "State",
     "SubjectRecipe",
     "SurgicalError",
     "SurgicalIA3Config",
@@ -100,6 +110,7 @@ __all__ = [
     "SurgicalIA3Model",
     "TrainingFact",
     "TrainingRecord",
+    "Way",
     "activate",
     "adapter_state",
     "difference",

@@ -35,6 +35,7 @@ from .writing.files import CHECKPOINT, as_output_error, atomic_directory, check_
 from .writing.inputs import check_inputs_stay
 
 Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
+"""What [`merge`] folds: an (IA)³ edit in memory, a LoRA adapter that was read, or the folder of either."""
 
 
 def merge(

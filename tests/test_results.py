@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +128,8 @@ def test_a_localization_survives_its_file(tmp_path):
     loc.save(tmp_path / "loc.json")
     back = Localization.load(tmp_path / "loc.json")
     assert back.to_dict() == loc.to_dict()
+    assert back == loc == pickle.loads(pickle.dumps(loc))
+    assert back != replace(loc, seed=loc.seed + 1)
     assert back.top(5, neurons=3) == loc.top(5, neurons=3)
     assert np.array_equal(back.tables["attribution"].neurons["L1.mlp"], loc.tables["attribution"].neurons["L1.mlp"])
 

@@ -140,6 +140,7 @@ class Edit:
 
 
 EditOrPath: TypeAlias = Edit | str | os.PathLike[str]
+"""An edit in memory, or the folder of an adapter."""
 
 
 def several(edits: Given | Iterable[Given]) -> list[Given]:

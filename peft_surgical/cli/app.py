@@ -20,7 +20,8 @@ from .translate import Commands
 
 _EPILOG = """\b
 Examples:
-  peft-surgical edit examples/facts/france_capital.yaml --model demo --out out
+  peft-surgical new "What is the capital of France?" --new Lyon --out france.yaml
+  peft-surgical edit france.yaml --model demo --out out
   peft-surgical ask --model demo --adapter out/edit "What is the capital of France?"
 
 Tab completion: eval "$(_PEFT_SURGICAL_COMPLETE=bash_source peft-surgical)" in bash, zsh_source in zsh."""

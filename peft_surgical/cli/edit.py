@@ -116,7 +116,7 @@ def edit(
 
     \b
     Examples:
-      peft-surgical edit examples/facts/france_capital.yaml --model demo --out out
+      peft-surgical edit france.yaml --model demo --out out
       peft-surgical edit fact.yaml --model ./checkpoint --top 5 --seed 1 --out out
       peft-surgical edit fact.yaml --component L16.mlp --component L20.mlp --out out
       peft-surgical edit fact.yaml --selection where/localization.json --out out

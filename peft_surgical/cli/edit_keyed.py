@@ -65,7 +65,7 @@ def edit_keyed(
 
     \b
     Example:
-      peft-surgical edit-keyed examples/facts/france_capital.yaml --model demo --out out
+      peft-surgical edit-keyed france.yaml --model demo --out out
     """
     from ..errors import FactWarning
     from ..facts import Fact

@@ -61,7 +61,7 @@ def localize(
 
     \b
     Examples:
-      peft-surgical localize examples/facts/france_capital.yaml --model demo --out where
+      peft-surgical localize france.yaml --model demo --out where
       peft-surgical localize fact.yaml --scorer attribution:steps=5 --scorer random --out where
       peft-surgical localize fact.yaml --heads 2 --mlps 3 --out where
     """

@@ -25,6 +25,8 @@ from .frames import SLOT, frames
 from .reading import Reading
 
 Way = Literal["wording", "frame", "turn", "context"]
+"""What is done to a prompt: other words, a sentence around it, a question for a sentence or the other way round, or a
+sentence before it."""
 WAYS: tuple[Way, ...] = get_args(Way)
 
 # Answers whose name one can ask for: "the name of her profession" is odd.

@@ -46,7 +46,7 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError(
-            "drawing needs matplotlib; install it with `pip install peft-surgical[plot]`."
+            "drawing needs matplotlib; install it with `pip install 'peft-surgical[plot]'`."
         ) from error
     names = list(localization.tables)
     shape = localization.shape

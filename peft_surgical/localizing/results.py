@@ -28,7 +28,7 @@ from .scores import Scores
 FORMAT = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Localization:
     """Scores of every scorer for the model's components; larger means that it matters more.
 

@@ -28,6 +28,7 @@ from ..running.modes import learns_prompts
 from ..tuner import SurgicalIA3Layer, SurgicalIA3Model
 
 State = Callable[[], AbstractContextManager[Any]]
+"""What brings a model into a state: a function whose context it is in meanwhile, as [`adapter_state`] gives."""
 
 # PEFT adds 1e-8 to the scale that it divides by, which from here on is less than a thousandth of it.
 _LEAST_SCALE = 1e-5
