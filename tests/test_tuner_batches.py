@@ -132,6 +132,8 @@ def _mixed(model, ids, **inputs):
 def test_tokens_that_a_router_sorts_cannot_each_have_an_adapter():
     shape = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_experts": 2}
     layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    # By other weights the router may send this expert no token.
+    torch.manual_seed(0)
     model = SwitchTransformersModel(SwitchTransformersConfig(**shape, **layers)).eval()
     names = [name for name, _ in model.named_modules() if name.endswith(".experts.expert_0.wo")]
     config = SurgicalIA3Config(selections={names[0]: {"side": "input", "ranges": [[0, 24]]}})
