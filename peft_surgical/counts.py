@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import ModelError, brief
+from .errors import ModelError, SurgicalError, brief
 
 
 def check_counts(least: int, **counts: object) -> None:
@@ -22,14 +22,18 @@ def check_counts(least: int, **counts: object) -> None:
     _check(counts, lambda count: type(count) is int and count >= least, f"a whole number of {least} or more")
 
 
-def check_seed(seed: object) -> None:
+def check_seed(seed: object, error: type[SurgicalError] = ModelError) -> None:
     """Refuses what torch's random numbers cannot begin with, or Python's would begin with otherwise each time.
+
+    Args:
+        seed: The seed.
+        error: What to raise.
 
     Raises:
         ModelError: If it is no whole number of 64 bits. One of NumPy's has to become an `int`.
     """
     if type(seed) is not int or not -(2**63) <= seed < 2**64:
-        raise ModelError(f"seed must be a whole number (int) from -2**63 to 2**64 - 1, not {brief(seed)}.")
+        raise error(f"seed must be a whole number (int) from -2**63 to 2**64 - 1, not {brief(seed)}.")
 
 
 def check_amounts(**amounts: object) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .counts import check_seed
 from .errors import FactError, ModelError, ScorerError, brief, said
 from .facts import Fact, TrainingFact, check_fact
 from .localizing.bridge import Hooks, has_hooks, left_as_found, wrap
@@ -97,8 +98,7 @@ def localize(
     fact = in_sentences(fact.training, tokenizer)
     if prompts is not None and (type(prompts) is not int or prompts < 1):
         raise FactError(f"prompts must be a whole number of at least 1, not {brief(prompts)}.")
-    if type(seed) is not int or not -(2**63) <= seed < 2**64:
-        raise ScorerError(f"seed must be a whole number from -2**63 to 2**64 - 1, not {brief(seed)}.")
+    check_seed(seed, ScorerError)
     if type(max_tokens) is not int or max_tokens < 1:
         raise ScorerError(f"max_tokens must be a whole number of at least 1, not {brief(max_tokens)}.")
     if torch.is_inference_mode_enabled():

@@ -171,3 +171,8 @@ def test_figures_that_are_no_shares_may_be_large():
 def test_what_a_report_could_not_be_saved_with_is_refused_before_anything_is_measured(name, values):
     with pytest.raises(ModelError, match=f"{name} must map names to what JSON can hold; got "):
         ps.evaluate(None, None, full().fact, **{name: values})
+
+
+def test_a_seed_that_is_none_is_refused_before_anything_is_measured():
+    with pytest.raises(ModelError, match="seed must be a whole number"):
+        ps.evaluate(None, None, full().fact, seed=1.5)
