@@ -46,6 +46,7 @@ SHOWN = (
     "ps",
     "ns",
     "score",
+    "score_neighbour_known",
     "new_answer_rate",
     "paraphrase_new_answer_rate",
     "neighbour_kept",

@@ -2,7 +2,9 @@
 
 ES, PS and NS are ROME's (Meng et al. 2022): the share of cases in which the new answer has a greater mean
 log-likelihood per token than the old one after the prompt (ES) and after its paraphrase (PS), and the share in which
-the neighbour's true answer has a greater one than the new answer (NS). The Score is their harmonic mean.
+the neighbour's true answer has a greater one than the new answer (NS). The Score is their harmonic mean;
+`score_neighbour_known` that of the cases whose neighbour's true answer the base prefers, so that no edit is charged
+with what the base gets wrong.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ def figures(
         bootstrap over cases, which is a point where all resamples are equal.
     """
     triples = [successes(m) for m in measured]
+    known = [triple for triple, before in zip(triples, base, strict=True) if successes(before)[2]]
     es, ps, ns = (rate([triple[i] for triple in triples]) for i in range(3))
     kept = [
         contains(m["neighbour"]["said"], (case.neighbour_answer,))
@@ -55,6 +58,7 @@ def figures(
         "ps": ps,
         "ns": ns,
         "score": score(triples, seed),
+        "score_neighbour_known": score(known, seed),
         "new_answer_rate": _said(cases, measured, "prompt", says_new),
         "old_answer_rate": _said(cases, measured, "prompt", says_old),
         "paraphrase_new_answer_rate": _said(cases, measured, "paraphrase", says_new),

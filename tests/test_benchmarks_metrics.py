@@ -38,6 +38,7 @@ def test_figures_by_hand():
         "ps": (0.75, 4),
         "ns": (0.75, 4),
         "score": (pytest.approx(3 / (1 + 4 / 3 + 4 / 3)), 4),
+        "score_neighbour_known": (pytest.approx(3 / (1 + 4 / 3 + 4 / 3)), 4),
         "new_answer_rate": (0.5, 4),  # of the second the old answer stands there, too
         "old_answer_rate": (0.25, 4),
         "paraphrase_new_answer_rate": (0.5, 4),
@@ -47,6 +48,17 @@ def test_figures_by_hand():
         "seconds_per_edit": (2.5, 4),
     }
     assert found["ps"] == rate([True, False, True, True])
+
+
+def test_a_neighbour_that_the_base_gets_wrong_is_no_part_of_the_score_of_known_ones():
+    cases = [some_case(case_id=number) for number in range(3)]
+    edited = [measured(), measured(paraphrase=(-2.0, -1.0)), measured(neighbour=(-1.0, -3.0))]
+    unknown = measured((-2.0, -1.0), (-2.0, -1.0), neighbour=(-1.0, -3.0))
+    found = figures(cases, edited, [BASE, BASE, unknown], [], seed=0)
+    known = found["score_neighbour_known"]
+    assert (known.value, known.n) == (pytest.approx(3 / (1 + 2 + 1)), 2)
+    assert found["score"].n == 3
+    assert "score_neighbour_known" not in figures(cases, edited, [unknown] * 3, [], seed=0)
 
 
 def test_rome_score_is_a_harmonic_mean():
