@@ -62,11 +62,22 @@ def check_edit_folder(out: Path) -> None:
             raise OutputError(f"{path} holds no adapter, so it is not replaced; name another output folder.")
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path} is a file and no adapter, so it is not replaced; name another output folder.")
-    for name, keys in _OURS.items():
-        path = out / name
-        if path.exists() and not _holds(path, keys):
-            kind = path.stem
-            raise OutputError(f"{path} is no {kind} of an edit, so it is not replaced; name another output folder.")
+    for name in _OURS:
+        check_replaced(out / name)
+
+
+def check_replaced(path: Path) -> None:
+    """Refuses to replace a report or a localization of somebody else's.
+
+    Args:
+        path: A file that is called [`TABLE`] or [`REPORT`].
+
+    Raises:
+        OutputError: If it is there and is another kind of file.
+    """
+    if path.exists() and not _holds(path, _OURS[path.name]):
+        kind = path.stem
+        raise OutputError(f"{path} is no {kind} of an edit, so it is not replaced; name another output folder.")
 
 
 def _holds(path: Path, keys: set[str]) -> bool:

@@ -20,10 +20,11 @@ def test_a_limit_that_nothing_is_within_leaves_what_was_there(tmp_path, fact_fil
     assert line == "Error: no component fits heads=2: the scorer scored no heads."
     assert not out.exists()
     out.mkdir()
+    earlier = '{"format": 1, "scorers": [], "scores": "of an earlier run"}'
     for name in ("localization.json", "localization.png"):
-        (out / name).write_text("of an earlier run")
+        (out / name).write_text(earlier)
     assert said(run(*command, "--quiet", "--overwrite"), 2) == line
-    assert [(out / name).read_text() for name in written(out)] == ["of an earlier run"] * 2
+    assert [(out / name).read_text() for name in written(out)] == [earlier] * 2
 
 
 def test_a_budget_is_an_upper_bound(tmp_path, fact_file, model_folder):

@@ -9,6 +9,7 @@
 | an output file that is there and is no file: a pipe, a link to nothing | refused, with `--overwrite` too |
 | an output folder that is, or holds, an adapter or the model that is read | refused, with `--overwrite` too |
 | an output folder of `stack` or `merge` that holds something else than they write | refused, with `--overwrite` too |
+| an output folder that holds somebody else's file by the name of a report or localization | as above |
 | Ctrl-C | exit status 130; what is there is whole; says what that is and how to go on; running again works |
 
 Refused is one line on standard error and exit status 2.
@@ -242,6 +243,22 @@ def test_what_holds_something_else_is_not_replaced(command, content, edited, fac
     line = said(run(*commands(edited, fact_file, model_folder, out)[command], "--overwrite"), 2)
     assert line == f"Error: {out} holds no {content}, so it is not replaced; name another output folder."
     assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("command", "name", "beside"),
+    [("localize", "localization.json", "localization.png"), ("evaluate", "report.json", "report.html")],
+)
+def test_a_file_of_somebody_else_s_is_not_replaced(command, name, beside, edited, fact_file, model_folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for file in (name, beside):
+        (out / file).write_text('{"mine": 1}')
+    line = said(run(*commands(edited, fact_file, model_folder, out)[command], "--overwrite"), 2)
+    kind = name.removesuffix(".json")
+    assert line == f"Error: {out / name} is no {kind} of an edit, so it is not replaced; name another output folder."
+    assert {file: (out / file).read_text() for file in written(out)} == dict.fromkeys((name, beside), '{"mine": 1}')
 
 
 # Two at once

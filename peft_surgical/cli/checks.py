@@ -14,15 +14,24 @@ if TYPE_CHECKING:
     from ..tuner.resolve import Granularity
 
 
-def output(path: Path, overwrite: bool) -> None:
+def output(path: Path, overwrite: bool, replaced: str | None = None) -> None:
     """Refuses an output folder that would lose something, and says which option allows it.
 
+    Args:
+        path: The folder.
+        overwrite: Allow it to hold something.
+        replaced: The name of the report or localization in it that is replaced then, if that is all of an edit's.
+
     Raises:
-        OutputError: As [`check_output`].
+        OutputError: As [`check_output`], or if what is to be replaced is no file of ours.
     """
     check_output(path, overwrite=True)
     if not overwrite and path.is_dir() and any(path.iterdir()):
         raise OutputError(f"the output folder {path} is not empty; name another one or give --overwrite.")
+    if replaced is not None:
+        from ..edit_folder import check_replaced
+
+        check_replaced(path / replaced)
 
 
 def edit_folder(path: Path, overwrite: bool) -> None:

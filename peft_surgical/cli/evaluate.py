@@ -71,7 +71,7 @@ def evaluate(
     from ..facts import Fact
 
     fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite)
+    checks.output(out, overwrite, "report.json")
     adapter_loading.check(adapters)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)

@@ -69,7 +69,7 @@ def localize(
 
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite)
+    checks.output(out, overwrite, "localization.json")
     checks.scorers(scorers)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
