@@ -150,3 +150,15 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     (tmp_path / "chosen.json").unlink()
     assert "- stands for no stream here" in said(run("edit", "-", "--out", tmp_path / "out", "--dry-run"), 2)
     assert written(tmp_path) == ["fact.yaml"]
+
+
+def test_a_dry_run_tells_which_neurons_a_selection_names(tmp_path, fact_file):
+    chosen = {"components": ["L1.head.0", "L2.mlp", "L0.mlp"], "neurons": {"L2.mlp": [[0, 2], [4, 6]]}}
+    path = tmp_path / "selection.json"
+    command = ["edit", fact_file, "--out", tmp_path / "out", "--selection", path, "--dry-run"]
+    path.write_text(json.dumps(chosen))
+    assert "  scale     L1.head.0, 4 neurons of L2.mlp, L0.mlp\n" in run(*command).stdout
+    plan = json.loads(run(*command, "--json").stdout)
+    assert {key: plan[key] for key in chosen} == chosen
+    path.write_text(json.dumps({"components": ["L2.mlp"], "neurons": {"L2.mlp": [[3, 4]]}}))
+    assert "  scale     1 neuron of L2.mlp\n" in run(*command).stdout

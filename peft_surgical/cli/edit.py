@@ -18,7 +18,7 @@ from .terminal import on_interrupt, print_json, print_result, this_command
 
 if TYPE_CHECKING:
     from ..facts import Fact
-    from ..selection import Selection
+    from ..selection import Ranges, Selection
     from ..staging.recipe import Recipe
     from ..tuner.resolve import Granularity
 
@@ -226,6 +226,7 @@ def _tell(
 
     names = list(scorers) or list(DEFAULT_SCORERS)
     components = [] if selection is None else list(selection.components)
+    some = {} if selection is None else dict(selection.neurons or {})
     if as_json:
         print_json(
             {
@@ -235,12 +236,14 @@ def _tell(
                 **limits,
                 "components": components,
                 **how,
+                "neurons": some or how["neurons"],
                 "out": str(out),
                 "files": [name for files, _ in _FILES for name in files.split(", ")],
             }
         )
         return
-    chosen = ", ".join(components) or _within(limits, names[0])
+    parts = (name if name not in some else _some_neurons(name, some[name]) for name in components)
+    chosen = ", ".join(parts) or _within(limits, names[0])
     if how["granularity"] == "module":
         chosen += ", whole modules"
     if how["neurons"] is not None:
@@ -260,6 +263,11 @@ def _tell(
         "Nothing was loaded or written.",
     ]
     print_result("\n".join(lines), quiet=quiet)
+
+
+def _some_neurons(mlp: str, ranges: Ranges) -> str:
+    count = sum(stop - start for start, stop in ranges)
+    return f"{count:,} neuron{'s' * (count != 1)} of {mlp}"
 
 
 def _within(limits: Mapping[str, int | None], scorer: str) -> str:
