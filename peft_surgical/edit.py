@@ -34,7 +34,7 @@ from .staging.recipe import Recipe, check_recipe
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
-from .tuner.resolve import Granularity, check_granularity
+from .tuner.resolve import Granularity, check_granularity, check_has_neurons
 from .tuner.unchanged import unchanged_on_failure
 
 DEFAULT_SCORERS = ("lookup", "attribution")
@@ -132,13 +132,13 @@ def edit(
     check_free(model, RECIPES)
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     limited = any(limit is not None for limit in limits.values())
-    check_choice(selection, granularity, neurons, **limits)
+    if isinstance(projections, str):
+        projections = [projections]
+    check_choice(selection, granularity, neurons, projections, **limits)
     if selection is not None:
         selection.check(ModelShape.from_config(model.config))
     if localization is not None:
         _check_localization(localization, model, fact)
-    if isinstance(projections, str):
-        projections = [projections]
     if projections is None:
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
@@ -271,6 +271,7 @@ def check_choice(
     selection: Selection | None,
     granularity: Granularity,
     neurons: int | None,
+    projections: Sequence[str] | None = None,
     *,
     top: int | None,
     heads: int | None,
@@ -302,6 +303,12 @@ def check_choice(
     only_heads = heads is not None and top is None and mlps is None
     if neurons is not None and (only_heads if selection is None else not selection.mlps):
         raise SelectionError("no MLP is selected, and only MLPs have neurons.")
+    some = {} if selection is None else dict(selection.neurons or {})
+    if some or neurons is not None:
+        sure = sure_components(selection, top=top, heads=heads, mlps=mlps, budget=budget)
+        of = (name for name in sure if (name in some if some else name.endswith(".mlp")))
+        # Of which MLPs they will be, only the scores may tell.
+        check_has_neurons(next(of, "an MLP"), projections or ())
 
 
 def _check_places(

@@ -162,3 +162,24 @@ def test_a_dry_run_tells_which_neurons_a_selection_names(tmp_path, fact_file):
     assert {key: plan[key] for key in chosen} == chosen
     path.write_text(json.dumps({"components": ["L2.mlp"], "neurons": {"L2.mlp": [[3, 4]]}}))
     assert "  scale     1 neuron of L2.mlp\n" in run(*command).stdout
+
+
+def test_neurons_of_the_residual_stream_are_refused_before_a_model_is_loaded(tmp_path, fact_file, no_model):
+    path = tmp_path / "selection.json"
+    chosen = {"components": ["L1.head.0", "L0.mlp", "L2.mlp"], "neurons": {"L2.mlp": [[0, 2]]}}
+    path.write_text(json.dumps(chosen))
+    number = ["--granularity", "neuron", "--neurons", 4]
+    for options, mlp in (
+        (["--selection", path], "L2.mlp"),
+        ([*number, "--component", "L1.mlp"], "L1.mlp"),
+        (number, "L0.mlp"),
+        ([*number, "--top", 3], "an MLP"),
+    ):
+        for last in ([], ["--dry-run"]):
+            command = ["edit", fact_file, "--out", tmp_path / "out", *options, "--projection", "z", *last]
+            assert said(run(*command, "--projection", "in"), 2) == (
+                f"Error: the projection 'in' of {mlp} is the residual stream, which has no neurons; choose from post,"
+                " pre, pre_linear to scale only some neurons."
+            )
+            if last:
+                assert run(*command, "--projection", "post").exit_code == 0

@@ -113,6 +113,7 @@ def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words
         ({"projections": ["z"], "top": 2}, None),
         ({"projections": ["in", "pre_linear"]}, "cannot be scaled on both sides"),
         ({"projections": ["in"], "granularity": "neuron", "neurons": 4}, "which has no neurons"),
+        ({"projections": "in", "granularity": "neuron", "neurons": 4, "top": 2}, "'in' of an MLP is the residual"),
         ({"granularity": "neuron", "neurons": 4}, None),
         ({"granularity": "neuron", "neurons": 4, "heads": 2}, "no MLP is selected, and only MLPs have neurons"),
         (

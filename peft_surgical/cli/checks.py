@@ -116,7 +116,13 @@ def projections(names: Sequence[str], chosen: Selection | None, limits: Mapping[
         projections_of(Component.parse(name), names)
 
 
-def choice(chosen: Selection | None, granularity: str, neurons: int | None, limits: Mapping[str, int | None]) -> None:
+def choice(
+    chosen: Selection | None,
+    granularity: str,
+    neurons: int | None,
+    projections: Sequence[str],
+    limits: Mapping[str, int | None],
+) -> None:
     """Refuses options on what to scale that exclude each other, whatever the model.
 
     Raises:
@@ -124,7 +130,7 @@ def choice(chosen: Selection | None, granularity: str, neurons: int | None, limi
     """
     from ..edit import check_choice
 
-    check_choice(chosen, cast("Granularity", granularity), neurons, **limits)
+    check_choice(chosen, cast("Granularity", granularity), neurons, projections, **limits)
 
 
 def model_has(

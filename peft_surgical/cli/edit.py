@@ -141,7 +141,7 @@ def edit(
     checks.scorers(scorers)
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
-    checks.choice(selection, granularity, neurons, limits)
+    checks.choice(selection, granularity, neurons, projections, limits)
     if dry_run:
         check_device(source.device)
         if is_first():

@@ -89,6 +89,23 @@ def check_granularity(granularity: str, neurons: object) -> None:
         )
 
 
+def check_has_neurons(mlp: str, projections: Iterable[str]) -> None:
+    """Refuses to scale only some neurons where there are none.
+
+    Args:
+        mlp: What the neurons are of, in words.
+        projections: Where they are to be scaled.
+
+    Raises:
+        SelectionError: If one is `in`.
+    """
+    if MLP_INPUT in projections:
+        raise SelectionError(
+            f"the projection 'in' of {mlp} is the residual stream, which has no neurons; choose from"
+            f" {', '.join(MLP_PROJECTIONS)} to scale only some neurons."
+        )
+
+
 def _projected(
     component: Component,
     shape: ModelShape,
@@ -105,11 +122,7 @@ def _projected(
                 raise SelectionError(f"the granularity 'neuron' needs the neurons of {component}, and none are given.")
             yield whole
             continue
-        if projection == MLP_INPUT:
-            raise SelectionError(
-                f"the projection 'in' of {component} is the residual stream, which has no neurons; choose from"
-                f" {', '.join(MLP_PROJECTIONS)} to scale only some neurons."
-            )
+        check_has_neurons(str(component), [projection])
         for start, stop in ranges:
             if not 0 <= start < stop <= whole.stop - whole.start:
                 raise SelectionError(
