@@ -84,8 +84,9 @@ def localize(
         The scores. A scorer that fails is left out with a [`PluginWarning`], and stands in `errors`; the others go on.
 
     Raises:
-        ScorerError: When `scorers` are no names, one is not installed or has no such option, when all failed, or when
-            `seed` or `max_tokens` is no whole number or out of range.
+        ScorerError: When `scorers` are no names, one is not installed or has no such option, a built-in one takes no
+            such value of an option, when all failed, or when `seed` or `max_tokens` is no whole number or out of
+            range.
         FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
         ModelError: When it is no model, carries an adapter, is quantized, sharded, of float64, not loaded or loaded
             under `torch.inference_mode()`, cannot be run or copied, gives logits that are not finite, computes
@@ -125,6 +126,9 @@ def localize(
     # What a scorer asked another for before it failed is none of those that were to be.
     if not any(spec.text in tables for spec in specs):
         raise ScorerError("; ".join(errors.values()))
+    for fault in errors.values():
+        # Not before it is known that no error says the same.
+        warnings.warn(fault, PluginWarning, stacklevel=2)
     return Localization(
         model=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
         dtype=str(session.runs.dtype).removeprefix("torch."),
@@ -174,7 +178,6 @@ class _Session:
             except ScorerError as error:
                 # What a plugin says goes into a file and onto a terminal.
                 errors[spec.text] = printable(said(error))
-                warnings.warn(errors[spec.text], PluginWarning, stacklevel=3)
         requested = [spec.text for spec in specs if spec.text in self._tables]
         return {name: self._tables[name] for name in [*requested, *self._tables]}, errors
 

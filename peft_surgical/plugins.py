@@ -21,7 +21,7 @@ import pluggy
 
 from . import hookspecs, scorers
 from .errors import ScorerError, said
-from .localizing.context import Scorer
+from .localizing.context import Scorer, check_of
 
 GROUP = "peft_surgical"
 OWN = "peft-surgical"
@@ -62,6 +62,27 @@ class Installed:
         """Option names and their defaults: the scorer's keyword-only parameters."""
         parameters = inspect.signature(self.scorer).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def check(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Refuses values of options that no model makes right, where the scorer is a built-in one.
+
+        Args:
+            options: Those that are given.
+
+        Returns:
+            The other scorers that the options name.
+
+        Raises:
+            ScorerError: For such a value; names the scorer.
+        """
+        # A plugin's wrapper may carry what a scorer of ours was marked with, and take other options.
+        check = check_of(self.scorer) if self.distribution == OWN else None
+        if check is None:
+            return ()
+        try:
+            return tuple(check(**{**self.options, **options}) or ())
+        except ScorerError as error:
+            raise ScorerError(f"{self}: {said(error)}") from error
 
     @property
     def _function(self) -> Any:

@@ -9,8 +9,11 @@
 | is installed | named by `peft-surgical scorers` with its distribution, module and file |
 """
 
+import functools
 import json
+import re
 import sys
+import warnings
 
 import pytest
 import torch
@@ -19,8 +22,9 @@ import peft_surgical as ps
 from peft_surgical.errors import ScorerError, SelectionError
 from peft_surgical.localization import localize
 from peft_surgical.plugins import PluginWarning, load_scorers
+from peft_surgical.scorers.attribution import attribution
 
-from .command_line import run, written
+from .command_line import run, said, written
 from .localizing import capital, planted, word_tokenizer
 from .plugin_points import Installed, fine, module
 
@@ -69,7 +73,8 @@ def bad(install):
 def test_a_scorer_that_fails(name, tmp_path):
     words = BAD[name][1]
     model, tokenizer = planted(), word_tokenizer()
-    with pytest.warns(PluginWarning, match=words), pytest.raises(ScorerError, match=words):
+    # A warning would say what the error says.
+    with warnings.catch_warnings(action="error", category=PluginWarning), pytest.raises(ScorerError, match=words):
         localize(model, tokenizer, capital(), [name], progress=False)
     # It never takes another with it, and what was found can be written.
     with pytest.warns(PluginWarning, match=words):
@@ -87,8 +92,7 @@ def test_a_command_with_a_scorer_that_fails(tmp_path, fact_file, model_folder):
     for command in ("localize", "edit"):
         options = ["--model", model_folder, "--scorer", "nan", "--out", tmp_path / "out"]
         result = run(command, fact_file, *options, "--quiet")
-        assert result.exit_code == 2
-        assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Warning", "Error"]
+        assert "'nan' of a_plugin" in said(result, 2)
         assert written(tmp_path) == ["fact.yaml"]
 
 
@@ -199,3 +203,38 @@ def test_what_a_plugin_says_cannot_write_to_the_terminal(install):
     assert "red" in result.stdout
     assert "\x1b" not in result.output
     assert "\x07" not in result.output
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        ("attribution:steps=-1", "'attribution' of peft-surgical: steps must be at least 1, not -1."),
+        ("verified:prompts=0", "peft-surgical: candidates and prompts must be at least 1, not 40 and 0."),
+        ("verified:margin=nan", "'verified' of peft-surgical: margin must be a finite number, not nan."),
+        ("logit_drop:measure=all", "peft-surgical: measure must be one of difference, new, old, not 'all'."),
+        ("logit_drop:ablation=no", "peft-surgical: ablation must be none, zero or mean, not 'no'."),
+        ("consensus:of=random", "two other scorers or more, each once, joined by +, not 'random'."),
+        ("consensus:of=random+attribution:steps=0", "peft-surgical: steps must be at least 1, not 0."),
+    ],
+)
+def test_a_value_that_no_model_makes_right_is_told_at_once(scorer, words, tmp_path, fact_file):
+    for command in (["localize"], ["edit"], ["edit", "--dry-run"]):
+        # What another one may find keeps none of them going.
+        options = ["--scorer", "random", "--scorer", scorer, "--out", tmp_path / "out"]
+        line = said(run(*command, fact_file, *options), 2)
+        assert line.startswith(f"Error: the scorer '{scorer.partition(':')[0]}' of peft-surgical: ")
+        assert line.endswith(words)
+    with pytest.raises(ScorerError, match=re.escape(words)):
+        localize(planted(), word_tokenizer(), capital(), ["random", scorer], progress=False)
+    assert written(tmp_path) == ["fact.yaml"]
+
+
+def test_a_wrapper_of_a_plugin_s_takes_the_values_that_it_wants(install):
+    @functools.wraps(attribution)
+    def wrapped(context, *, steps=0):
+        return attribution(context, steps=steps + 1)
+
+    install(Installed(module(wrapped=wrapped)))
+    found = localize(planted(), word_tokenizer(), capital(), "wrapped:steps=0", progress=False)
+    assert found.tables.keys() == {"wrapped:steps=0"}

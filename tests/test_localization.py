@@ -10,10 +10,9 @@ from transformers.utils import logging
 
 from peft_surgical.errors import ArchitectureError, ModelError, ScorerError, SurgicalError
 from peft_surgical.localization import DEFAULT_SCORERS, localize
-from peft_surgical.plugins import PluginWarning
 from peft_surgical.sites import ModelShape, components
 
-from .localizing import capital, planted, word_tokenizer
+from .localizing import capital, planted, without, word_tokenizer
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 ALL = [
@@ -304,12 +303,12 @@ def test_inference_mode_is_refused(tokenizer):
 
 @pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
 def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
-    # What it had computed before it failed is none of those that were to be.
-    with (
-        pytest.warns(PluginWarning, match="there is no scorer 'nope'"),
-        pytest.raises(ScorerError, match="there is no scorer 'nope'"),
-    ):
+    with pytest.raises(ScorerError, match="there is no scorer 'nope'"):
         localize(planted(), tokenizer, capital(), "consensus:of=lookup+nope", progress=False)
+    # What it had computed before it failed is none of those that were to be.
+    fact = without("contrast", "retain")
+    with pytest.raises(ScorerError, match="needs the fact's `contrast`"):
+        localize(planted(), tokenizer, fact, "consensus:of=lookup+specificity", progress=False)
     with pytest.raises(ScorerError, match="steps must be at least 1"):
         run(tiny_model("llama"), tokenizer, "attribution:steps=0")
 

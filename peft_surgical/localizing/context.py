@@ -59,6 +59,30 @@ Scorer = Callable[..., Mapping[Site, SiteScores] | Mapping[str, SiteScores] | Ma
 """`scorer(context, **options) -> {site: scores}`; a site may be named by its hook point."""
 
 
+_Declared = TypeVar("_Declared", bound=Scorer)
+_CHECK = "_peft_surgical_check"
+
+
+def checked_by(check: Callable[..., Iterable[str] | None]) -> Callable[[_Declared], _Declared]:
+    """Has a built-in scorer's options checked as they are read: a value that no model makes right waits for none.
+
+    Args:
+        check: Called with every option by its name; raises a [`ScorerError`] for such a value, and returns the other
+            scorers that the options name, if any.
+    """
+
+    def declared(scorer: _Declared) -> _Declared:
+        setattr(scorer, _CHECK, check)
+        return scorer
+
+    return declared
+
+
+def check_of(scorer: Scorer) -> Callable[..., Iterable[str] | None] | None:
+    """What a scorer was marked with by [`checked_by`], if it was."""
+    return getattr(scorer, _CHECK, None)
+
+
 @dataclass(frozen=True, eq=False)
 class ScorerContext:
     """One localization, as a scorer sees it. Of the fact, only what training may see is in here.

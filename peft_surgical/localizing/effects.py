@@ -19,6 +19,18 @@ from .window import Window
 MEASURES = {"difference": Window.difference, "new": Window.new_difference, "old": Window.old_logit}
 
 
+def check_effect(*, measure: str, ablation: str) -> None:
+    """Refuses what [`exact_drops`] neither measures nor puts in a component's place.
+
+    Raises:
+        ScorerError: For an unknown measure or ablation.
+    """
+    if measure not in MEASURES:
+        raise ScorerError(f"measure must be one of {', '.join(MEASURES)}, not {measure!r}.")
+    if ablation not in ("none", "zero", "mean"):
+        raise ScorerError(f"ablation must be none, zero or mean, not {ablation!r}.")
+
+
 @torch.no_grad()
 def exact_drops(
     context: ScorerContext,
@@ -43,10 +55,7 @@ def exact_drops(
     Raises:
         ScorerError: For an unknown measure or ablation.
     """
-    if measure not in MEASURES:
-        raise ScorerError(f"measure must be one of {', '.join(MEASURES)}, not {measure!r}.")
-    if ablation not in ("none", "zero", "mean"):
-        raise ScorerError(f"ablation must be none, zero or mean, not {ablation!r}.")
+    check_effect(measure=measure, ablation=ablation)
     runs = context.precise
     sites = list(dict.fromkeys(target.site for target in targets))
     means = _means(runs, pairs, sites, context.max_tokens) if ablation == "mean" else {}

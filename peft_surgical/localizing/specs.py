@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ScorerError, brief
+from ..errors import ScorerError, brief, said
 from ..plugins import Catalogue, Installed
 from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS, ModelShape
 from .runs import Site, sites_of
@@ -40,8 +40,9 @@ class ScorerSpec:
             projections: What `sites` is unless given.
 
         Raises:
-            ScorerError: When the scorer is not installed, has no such option, an option is given twice, or the value
-                is of another type than the option's default, which must be text, a number, a truth value or None.
+            ScorerError: When the scorer is not installed, has no such option, an option is given twice, the value is
+                of another type than the option's default, which must be text, a number, a truth value or None, or a
+                built-in scorer takes no such value.
         """
         if not isinstance(text, str) or not text.isprintable():
             raise ScorerError(f"a scorer is given as text, such as 'attribution:steps=5', not {brief(text)}.")
@@ -66,6 +67,11 @@ class ScorerSpec:
         if "sites" not in given and projections != DEFAULT_PROJECTIONS:
             # Asked for by another scorer, for its own sites: the table must not be taken for that of the default ones.
             text = f"{text}{',' if rest else ':'}sites={'+'.join(projections)}"
+        for other in installed.check(options):
+            try:
+                cls.parse(other, catalogue, projections)
+            except ScorerError as error:
+                raise ScorerError(f"{installed}: {said(error)}") from error
         return cls(text, installed, options, projections)
 
     def sites(self, shape: ModelShape) -> tuple[Site, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import ScorerError
 from ..hookspecs import Register, hookimpl
-from ..localizing.context import ScorerContext
+from ..localizing.context import ScorerContext, checked_by
 from ..localizing.runs import Runs, Site
 from ..localizing.window import Window
 
@@ -35,6 +35,12 @@ class Estimates(NamedTuple):
     at_subject: dict[Site, Tensor]
 
 
+def _check(*, steps: int) -> None:
+    if steps < 1:
+        raise ScorerError(f"steps must be at least 1, not {steps}.")
+
+
+@checked_by(_check)
 def attribution(context: ScorerContext, *, steps: int = 1) -> dict[Site, Tensor]:
     """Linear estimate of the drop of the logit difference, by gradient; a head or neuron each.
 
@@ -42,8 +48,7 @@ def attribution(context: ScorerContext, *, steps: int = 1) -> dict[Site, Tensor]
         context: The localization.
         steps: 1 for the gradient at the clean run; more to average it over so many points between the two runs.
     """
-    if steps < 1:
-        raise ScorerError(f"steps must be at least 1, not {steps}.")
+    _check(steps=steps)
     return estimates(context, steps).everywhere
 
 

@@ -20,13 +20,21 @@ from torch import Tensor
 
 from ..errors import ScorerError
 from ..hookspecs import Register, hookimpl
-from ..localizing.context import ScorerContext
+from ..localizing.context import ScorerContext, checked_by
 from ..localizing.patching import component_of, targets_of
 from ..localizing.runs import Site
 
 DEFAULT_OF = "activation_magnitude+attribution+gradient_norm"
 
 
+def _scorers(*, of: str) -> list[str]:
+    names = of.split("+")
+    if len(names) < 2 or len(set(names)) < len(names) or "consensus" in names:
+        raise ScorerError(f"a consensus needs two other scorers or more, each once, joined by +, not {of!r}.")
+    return names
+
+
+@checked_by(_scorers)
 def consensus(context: ScorerContext, *, of: str = DEFAULT_OF) -> dict[Site, Tensor]:
     """The mean rank of a component among its kind, over several scorers.
 
@@ -39,9 +47,7 @@ def consensus(context: ScorerContext, *, of: str = DEFAULT_OF) -> dict[Site, Ten
             hold a `+` (`sites=v+pre`; give `sites` to the consensus, which passes it on) or a comma, nor be
             `consensus` itself.
     """
-    names = of.split("+")
-    if len(names) < 2 or len(set(names)) < len(names) or "consensus" in names:
-        raise ScorerError(f"a consensus needs two other scorers or more, each once, joined by +, not {of!r}.")
+    names = _scorers(of=of)
     tables = {name: context.score(name).components for name in names}
     ranks: dict[str, dict[str, float]] = {}
     standing: dict[str, float] = {}

@@ -9,12 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..hookspecs import Register, hookimpl
-from ..localizing.context import ScorerContext
-from ..localizing.effects import exact_drops, site_scores
+from ..localizing.context import ScorerContext, checked_by
+from ..localizing.effects import check_effect, exact_drops, site_scores
 from ..localizing.patching import targets_of
 from ..localizing.runs import Site
 
 
+@checked_by(check_effect)
 def logit_drop(context: ScorerContext, *, measure: str = "difference", ablation: str = "none") -> dict[Site, Tensor]:
     """Exact drop when one component is patched from the corrupted run; a forward row each.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ScorerError
 from ..hookspecs import Register, hookimpl
-from ..localizing.context import ScorerContext
+from ..localizing.context import ScorerContext, checked_by
 from ..localizing.effects import exact_drops, site_scores
 from ..localizing.patching import component_of, targets_of
 from ..localizing.runs import Site
@@ -28,6 +28,14 @@ from ..selection import ranked
 from .specificity import as_shares, control_shares
 
 
+def _check(*, candidates: int, prompts: int, margin: float) -> None:
+    if min(candidates, prompts) < 1:
+        raise ScorerError(f"candidates and prompts must be at least 1, not {candidates} and {prompts}.")
+    if not math.isfinite(margin):
+        raise ScorerError(f"margin must be a finite number, not {margin}.")
+
+
+@checked_by(_check)
 def verified(
     context: ScorerContext, *, candidates: int = 40, prompts: int = 6, margin: float = 0.2
 ) -> dict[Site, Tensor]:
@@ -39,10 +47,7 @@ def verified(
         prompts: On how many of the prompts, evenly spaced.
         margin: By how much of itself a component's share must exceed that on control-like prompts.
     """
-    if min(candidates, prompts) < 1:
-        raise ScorerError(f"candidates and prompts must be at least 1, not {candidates} and {prompts}.")
-    if not math.isfinite(margin):
-        raise ScorerError(f"margin must be a finite number, not {margin}.")
+    _check(candidates=candidates, prompts=prompts, margin=margin)
     estimate = context.score("attribution").components
     early = math.ceil(context.shape.n_layers / 4)
     of_name = {component_of(target, context.shape): target for target in targets_of(context.sites)}
