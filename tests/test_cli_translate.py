@@ -6,9 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
+import peft_surgical as ps
+from peft_surgical import plugins
 from peft_surgical.cli import cli
 from peft_surgical.cli.translate import ARGUMENTS
+from peft_surgical.loading import demo
+
+from .command_line import PROMPT, run, said
 
 FULL = Path("/dev/full")
 PRINTING = (["--help"], ["--version"], ["edit", "--help"], ["scorers"], ["scorers", "--json"], [])
@@ -92,3 +98,27 @@ def test_a_terminal_without_arrows_shows_plain_signs(encoding, expected, monkeyp
     stream.write("a \u2192 b, 1\u20132 \u00d7 3\u2026 \u6771")
     stream.flush()
     assert stream.buffer.getvalue().splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["edit", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 or --low-memory takes less."),
+        (["edit-keyed", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 or --low-memory takes less."),
+        (["localize", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 takes less."),
+        (["evaluate", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 takes less."),
+        (["learn", PROMPT, "--new", "lyon", "--out", "OUT"], " for this model; --dtype bfloat16 takes less."),
+        (["scorers"], "."),
+    ],
+)
+def test_without_memory_only_what_the_command_takes_is_advised(command, says, tmp_path, fact_file, monkeypatch):
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(ps, "load_model", exhausted)
+    monkeypatch.setattr(demo, "is_to_be_fetched", lambda: False)
+    if command == ["scorers"]:
+        monkeypatch.setattr(plugins, "load_scorers", exhausted)
+    places = {"FACT": fact_file, "OUT": tmp_path / "out"}
+    result = run(*(places.get(word, word) for word in command))
+    assert said(result, 2) == f"Error: there is not enough memory{says}"

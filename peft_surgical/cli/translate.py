@@ -96,7 +96,7 @@ class Commands(click.Group):
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
-            raise _failure(error) from error
+            raise _failure(error, self.commands.get(ctx.invoked_subcommand or "")) from error
 
     def main(
         self,
@@ -158,18 +158,17 @@ def _closed_pipe() -> Iterator[None]:
         raise _Failure("", CLOSED) from error
 
 
-def _failure(error: Exception) -> _Failure:
+def _failure(error: Exception, command: click.Command | None = None) -> _Failure:
     if isinstance(error, SurgicalError):
         return _Failure(str(error), USAGE)
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         where = f" {error.filename}" if error.filename else ""
         return _Failure(f"cannot read or write{where}: {error.strerror}.", USAGE)
     if _no_memory(error):
-        return _Failure(
-            "there is not enough memory for this model; --dtype bfloat16, or --low-memory where it is trained, takes"
-            " less.",
-            USAGE,
-        )
+        takes = {option for parameter in command.params for option in parameter.opts} if command is not None else set()
+        less = [name for name in ("--dtype bfloat16", "--low-memory") if name.split()[0] in takes]
+        advice = f" for this model; {' or '.join(less)} takes less" if less else ""
+        return _Failure(f"there is not enough memory{advice}.", USAGE)
     message = (
         f"internal: {type(error).__name__}: {error} "
         "(this is a fault of peft-surgical; please report it with what --debug prints)"
