@@ -15,7 +15,7 @@ from .errors import FactError, ReportError, brief
 from .facts import Fact
 from .measuring.metrics import Figure
 from .measuring.soft_forgetting import split_kind
-from .writing.files import read_json, write_json
+from .writing.files import read_json, why_unread, write_json
 
 # What `evaluate` measures of the base beside it, which is no edit.
 _OF_THE_BASE = re.compile(r"base (in \d+ bits|relearned \d+ steps?)")
@@ -152,7 +152,7 @@ class Report:
         try:
             data = read_json(path)
         except (OSError, ValueError) as error:
-            raise ReportError(f"{path}: cannot be read as a report ({error}).") from error
+            raise ReportError(f"{path}: cannot be read as a report ({why_unread(error)}).") from error
         try:
             return cls.from_dict(data)
         except ReportError as error:

@@ -25,7 +25,7 @@ from .sites import (
     check_component,
     projection_slices,
 )
-from .writing.files import read_json, write_json
+from .writing.files import read_json, why_unread, write_json
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -169,7 +169,7 @@ class Selection:
         try:
             data = read_json(path)
         except (OSError, ValueError) as error:
-            raise SelectionError(f"{path} cannot be read as a selection: {error}.") from error
+            raise SelectionError(f"{path} cannot be read as a selection: {why_unread(error)}.") from error
         if isinstance(data, Mapping) and ("scores" in data or "stages" in data) and not data.get("selection"):
             kind = "localization" if "scores" in data else "report"
             raise SelectionError(f"{path} is a {kind} that holds no selection; give one that does, or names by hand.")

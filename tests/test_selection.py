@@ -213,8 +213,34 @@ def test_a_selection_knows_the_models_that_it_is_not_of():
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(SelectionError, match="cannot be read as a selection"):
-        Selection.load(tmp_path / "none.json")
+    path = tmp_path / "none.json"
+    with pytest.raises(SelectionError, match="cannot be read as a selection") as caught:
+        Selection.load(path)
+    assert str(caught.value) == f"{path} cannot be read as a selection: No such file or directory."
+
+
+def test_a_file_with_a_byte_order_mark_is_taken(tmp_path):
+    (tmp_path / "selection.json").write_text('{"components": ["L1.mlp"]}', encoding="utf-8-sig")
+    assert Selection.load(tmp_path / "selection.json") == Selection.from_components("L1.mlp")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'{"components": ["L1.mlp"], "components": ["L0.mlp"]}', "the key 'components' stands twice"),
+        (
+            b'{"components": ["L1.mlp"], "neurons": {"L1.mlp": [[0, 2]], "L1.mlp": [[4, 6]]}}',
+            "the key 'L1.mlp' stands twice",
+        ),
+        (b'{"components": ["L1.mlp\xff"]}', "it is not UTF-8 text"),
+    ],
+)
+def test_a_file_that_can_be_read_in_two_ways_or_in_none_is_refused(content, why, tmp_path):
+    path = tmp_path / "selection.json"
+    path.write_bytes(content)
+    with pytest.raises(SelectionError) as caught:
+        Selection.load(path)
+    assert str(caught.value) == f"{path} cannot be read as a selection: {why}."
 
 
 def test_index_ranges_cover_exactly_the_indices():

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import AdapterError, SelectionError, brief
 from ..tuner.config import SurgicalIA3Config, SurgicalPeftType
 from ..tuner.coordinates import Coordinates, Side
-from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
+from ..writing.files import ADAPTER, atomic_directory, read_json, why_unread, write_json, write_text
 from .edits import Edit, ModuleScale
 from .fitting import check_targeted
 from .halves import fits_half
@@ -149,7 +149,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise AdapterError(f"{path} is not an adapter folder: it has no {CONFIG}.") from None
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path / CONFIG} cannot be read: {error}.") from error
+        raise AdapterError(f"{path / CONFIG} cannot be read: {why_unread(error)}.") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path / CONFIG} must hold a JSON object.")
     for key, kinds in _KINDS.items():

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from ..errors import SelectionError, brief
 from ..selection import Selection, index_ranges, ranked, select
 from ..sites import Component, ModelShape
-from ..writing.files import read_json, write_json
+from ..writing.files import read_json, why_unread, write_json
 from .localization_files import pack, read_localization
 from .scores import Scores
 
@@ -259,7 +259,7 @@ class Localization:
         try:
             data = read_json(path)
         except (OSError, ValueError) as error:
-            raise SelectionError(f"{path} cannot be read as a localization: {error}.") from error
+            raise SelectionError(f"{path} cannot be read as a localization: {why_unread(error)}.") from error
         try:
             return cls.from_dict(data)
         except SelectionError as error:

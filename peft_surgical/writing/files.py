@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from ..errors import OutputError
+from ..errors import OutputError, brief
 from .locks import lock
 
 PARTIAL = ".partial"
@@ -104,16 +104,34 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is not JSON in UTF-8, holds NaN or infinity, or is nested deeper than Python can follow.
+        ValueError: If it is not JSON in UTF-8, holds NaN or infinity, has a key twice, or is nested deeper than Python
+            can follow.
     """
 
     def refuse(constant: str) -> Any:
         raise ValueError(f"it holds {constant}, which JSON does not have")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {brief(key)} stands twice")
+            found[key] = value
+        return found
+
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+        # Editors of Windows begin a file with a byte order mark.
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def why_unread(error: OSError | ValueError) -> str:
+    """What [`read_json`] raised in words, without the number and the path that the system puts around them."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @contextmanager
