@@ -218,7 +218,7 @@ def test_code_of_a_checkpoint_runs_only_when_asked_for(with_code, tmp_path, monk
     # It is said even with --quiet: it is a warning.
     result = asked(with_code, "--trust-remote-code", "--quiet")
     assert (tmp_path / "ran").exists()
-    assert f"Running code that comes with {with_code}" in result.stderr
+    assert f"Code that comes with {with_code} may run, as --trust-remote-code says." in result.stderr
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

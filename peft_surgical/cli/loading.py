@@ -40,7 +40,7 @@ def _load(source: Source, quiet: bool) -> tuple[Any, Any]:
 
     if source.trust_remote_code and not silent():
         # A warning, which --quiet does not keep back.
-        click.echo(f"Running code that comes with {source.name}, as --trust-remote-code says.", err=True)
+        click.echo(f"Code that comes with {source.name} may run, as --trust-remote-code says.", err=True)
     if source.name == "demo" and not quiet and not silent() and is_to_be_fetched():
         # It says so itself, and pip's bar needs the terminal, which is kept from all else that loads.
         demo_folder(converting=quiet_libraries())
