@@ -4,20 +4,23 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional as F
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.evaluation import adapter_state, evaluate
 from peft_surgical.facts import Fact
+from peft_surgical.measuring import relearning
 from peft_surgical.measuring.metrics import says_old
 from peft_surgical.measuring.ratio import paired_ratio
 from peft_surgical.measuring.relearning import relearned_state, relearning_recovery
+from peft_surgical.measuring.rewriting import linear_layers
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.texts.prompts import encode_answer
 
 from .adapters import add, logits, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
-from .tiny import tiny_model
+from .tiny import FAMILIES, tiny_experts, tiny_model
 
 TOKENIZER = word_tokenizer()
 FACT = capital()
@@ -120,6 +123,50 @@ def test_half_precision_is_put_back_to_the_bit():
     with relearn(model, ["default"], 5)():
         assert old_loss(model) < unlearned - 0.1
     assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert torch.equal(logits(model), expected)
+
+
+def first_values(model):
+    """What LoRA begins with, by its names, as it is put on a model for relearning."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relearning, "_fine_tune", lambda learned, *_: found.update(learned.model.state_dict()))
+        with relearn(model, [])():
+            pass
+    return {name: value for name, value in found.items() if ".lora_" in name}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_trained_is_lora_on_all_linear_layers(family):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        byhand = get_peft_model(tiny_model(family), LoraConfig(r=16, target_modules="all-linear"), "relearned")
+    expected = {name: value for name, value in byhand.get_base_model().state_dict().items() if ".lora_" in name}
+    found = first_values(tiny_model(family))
+    assert [*found] == [*expected]
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def dense_and_experts():
+    """Linear layers in a first MLP, of names that an older transformers gave to the experts of the second one."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    of_experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = Qwen3MoeConfig(vocab_size=128, num_key_value_heads=2, head_dim=8, **sizes, **of_experts)
+        return Qwen3MoeForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(("make", "layers"), [(tiny_experts, 3 * 4), (dense_and_experts, 2 * 4 + 3)])
+def test_experts_are_no_linear_layers_and_are_put_back_to_the_bit(make, layers):
+    model = make().to(torch.bfloat16)
+    before, expected = copy.deepcopy(model.state_dict()), logits(model)
+    adapted = {name.partition(".lora_")[0] for name in first_values(model)}
+    assert adapted == {name for name, _ in linear_layers(model)}
+    assert len(adapted) == layers
+    with relearn(model, [], 5)():
+        assert not torch.equal(logits(model), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(logits(model), expected)
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.utils.rnn import pad_sequence
@@ -42,10 +42,12 @@ from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
 from .metrics import Figure, says_old
 from .ratio import paired_ratio
-from .rewriting import check_weights, merged_weights
+from .rewriting import check_weights, linear_layers, merged_weights
 from .states import State, adapter_state
 
 PROMPTS, LEARNING_RATE, RANK = 5, 2e-4, 16
+
+_ADAPTER = "relearned"
 
 # What torch's loss leaves out.
 _NOT_ASKED = -100
@@ -86,10 +88,10 @@ def relearned_state(
     """The state in which adapters are merged into the weights, and these fine-tuned on prompts with the old answer.
 
     Whoever attacks has the merged weights and knows nothing of the edit. So the fine-tuning is the common one: LoRA on
-    all linear layers but the output head, Adam, the loss on the answer's tokens. It reaches every layer that an edit
-    can have changed, and needs far less memory than training all weights. What it learned is small and is kept: a
-    state is trained when it is first entered, and only then. Make a new state after the model's weights or adapters
-    have changed.
+    all linear layers but the output head, Adam, the loss on the answer's tokens. It reaches every linear layer that an
+    edit can have changed, and no experts that are one tensor, and needs far less memory than training all weights.
+    What it learned is small and is kept: a state is trained when it is first entered, and only then. Make a new state
+    after the model's weights or adapters have changed.
 
     Args:
         model: A `PeftModel`, or a bare model with no `adapters`.
@@ -143,7 +145,7 @@ class RelearnedState:
         self._model = model
         self._acting = acting
         self._progress = progress
-        self._learned: PeftModel | None = None
+        self._learned: _LinearLora | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -153,10 +155,10 @@ class RelearnedState:
                 self._learned = _relearn(self._model, self.adapters, self.relearning, self._progress)
             try:
                 # The weights that this writes to are the model's own.
-                self._learned.base_model.merge_adapter()
+                self._learned.merge_adapter()
                 yield
             finally:
-                self._learned.base_model.unmerge_adapter()
+                self._learned.unmerge_adapter()
 
 
 def relearning_recovery(
@@ -190,20 +192,34 @@ def relearning_recovery(
     return found
 
 
-def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progress: bool) -> PeftModel:
+class _LinearLora(LoraModel):
+    """LoRA on the linear layers but the output head, and on nothing else.
+
+    For a mixture of experts PEFT takes "all-linear", and names of linear layers too, for the experts and the router as
+    an older transformers had them. It does so before it asks here which layers are meant.
+    """
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        peft_config.target_modules = {name for name, _ in linear_layers(self.model)}
+        return peft_config
+
+
+def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progress: bool) -> _LinearLora:
     """Trained LoRA on a plain view of the model: the model's own weights are below it and are not written to."""
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         # A state may be entered where nobody wants gradients.
         with seeded(relearning.seed, model.device), torch.inference_mode(False), torch.enable_grad():
-            config = LoraConfig(r=relearning.rank, lora_alpha=relearning.rank, target_modules="all-linear")
+            config = LoraConfig(r=relearning.rank, lora_alpha=relearning.rank)
             with warnings.catch_warnings():
                 # PEFT sets this right by itself, for GPT-2's kind of linear layer.
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
                 # The first values are drawn in the default dtype, and the seed is to decide them.
                 with local_torch_dtype(torch.float32):
-                    learned = get_peft_model(_plain_view(model, adapters), config).eval()
-            _fine_tune(learned, relearning, progress)
+                    learned = _LinearLora(_plain_view(model, adapters), {_ADAPTER: config}, _ADAPTER)
+            # Half precision would round the steps away.
+            learned._cast_adapter_dtype(_ADAPTER)
+            _fine_tune(learned.eval(), relearning, progress)
     finally:
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
@@ -223,7 +239,7 @@ def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
     return tuner.unload()
 
 
-def _fine_tune(learned: PeftModel, relearning: Relearning, progress: bool) -> None:
+def _fine_tune(learned: _LinearLora, relearning: Relearning, progress: bool) -> None:
     rows = [torch.tensor(row.ids, device="cpu") for row in relearning.rows]
     ids = pad_sequence(rows, batch_first=True)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
