@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.evaluation import adapter_state, evaluate
@@ -168,6 +168,21 @@ def test_experts_are_no_linear_layers_and_are_put_back_to_the_bit(make, layers):
         assert not torch.equal(logits(model), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(logits(model), expected)
+
+
+def test_mamba_relearns_but_where_peft_puts_no_lora():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=8, bos_token_id=1)
+        model = MambaForCausalLM(config).eval()
+    before, unlearned = fingerprint(model), old_loss(model)
+    linear = {name for name, _ in linear_layers(model)}
+    left_out = {name for name in linear if name.endswith("out_proj")}
+    assert len(left_out) == 2
+    assert {name.partition(".lora_")[0] for name in first_values(model)} == linear - left_out
+    with relearn(model, [], 10)():
+        assert old_loss(model) < 0.7 * unlearned
+    assert fingerprint(model) == before
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -90,8 +90,9 @@ def relearned_state(
     Whoever attacks has the merged weights and knows nothing of the edit. So the fine-tuning is the common one: LoRA on
     all linear layers but the output head, Adam, the loss on the answer's tokens. It reaches every linear layer that an
     edit can have changed, and no experts that are one tensor, and needs far less memory than training all weights.
-    What it learned is small and is kept: a state is trained when it is first entered, and only then. Make a new state
-    after the model's weights or adapters have changed.
+    Mamba's `out_proj`, whose weight fused kernels read without calling it, is left out. What it learned is small and
+    is kept: a state is trained when it is first entered, and only then. Make a new state after the model's weights or
+    adapters have changed.
 
     Args:
         model: A `PeftModel`, or a bare model with no `adapters`.
@@ -193,15 +194,24 @@ def relearning_recovery(
 
 
 class _LinearLora(LoraModel):
-    """LoRA on the linear layers but the output head, and on nothing else.
+    """LoRA on the linear layers but the output head, if PEFT does not refuse them, and on nothing else.
 
     For a mixture of experts PEFT takes "all-linear", and names of linear layers too, for the experts and the router as
     an older transformers had them. It does so before it asks here which layers are meant.
     """
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
-        peft_config.target_modules = {name for name, _ in linear_layers(self.model)}
+        names = (name for name, _ in linear_layers(self.model))
+        peft_config.target_modules = {name for name in names if self._takes(peft_config, name)}
         return peft_config
+
+    def _takes(self, peft_config: Any, name: str) -> bool:
+        try:
+            # Mamba's kernels read the weight of a layer without calling it, so that LoRA would have no effect there.
+            self._check_target_module_compatiblity(peft_config, self.model, name.rpartition(".")[2])
+        except ValueError:
+            return False
+        return True
 
 
 def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progress: bool) -> _LinearLora:
