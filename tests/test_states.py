@@ -7,12 +7,14 @@ from peft import LoraConfig
 
 import peft_surgical as ps
 from peft_surgical.errors import AdapterError
+from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.measuring.states import adapter_state, adapters_act
 
 from .adapters import logits
+from .localizing import capital, word_tokenizer
 from .test_evaluation import peft_states, two_ia3, two_lora, two_surgical
-from .tiny import tiny_model
+from .tiny import tiny_ids, tiny_model
 
 NAMES = ["default", "second"]
 
@@ -109,3 +111,35 @@ def test_what_division_takes_out_is_told_to_be_inexact():
     model = merged_ia3(1e-4)
     with pytest.warns(UserWarning, match="Unmerge result can be inaccurate"), adapter_state(model, [])():
         torch.testing.assert_close(logits(model), logits(tiny_model("llama")), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["merged before", "rounded", "relearned"])
+def test_weights_train_after_a_state_in_inference_mode(kind):
+    """PEFT's (IA)^3 gives weights new tensors as it merges and unmerges, and those of inference mode never train."""
+    model = two_ia3()
+    if kind == "merged before":
+        model.merge_adapter(["default"])
+    states = {
+        "merged before": adapter_state(model, []),
+        "rounded": rounded_state(model, ["default"], 8),
+        "relearned": relearned_state(model, word_tokenizer(), capital(), ["default"], 1),
+    }
+    weights = copy.deepcopy(model.state_dict())
+    with torch.inference_mode():
+        for state in (states[kind], states[kind]):
+            with state():
+                logits(model)
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model(tiny_ids(), labels=tiny_ids()).loss.backward()
+
+
+def test_weights_that_were_made_in_inference_mode_are_rounded_there():
+    with torch.inference_mode():
+        model = copy.deepcopy(two_ia3())
+        before = logits(model)
+        assert model.get_input_embeddings().weight.is_inference()
+        with rounded_state(model, ["default"], 4)():
+            assert not torch.equal(logits(model), before)
+        assert torch.equal(logits(model), before)

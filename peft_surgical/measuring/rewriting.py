@@ -20,7 +20,7 @@ from ..errors import AdapterError, ModelError, first_line
 from ..running.modes import base_model_of
 from ..running.sharing import is_sharded
 from ..tuner.mergeable import check_untied
-from .states import inexact_unmerging, restored
+from .states import inexact_unmerging, restored, writing
 
 
 def check_weights(model: Any, adapters: Sequence[str], done: str) -> None:
@@ -95,9 +95,10 @@ def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[list[Any]]:
     with restored(written.values()):
         try:
             if adapters:
-                _merge(model, adapters)
+                with writing(written.values()):
+                    _merge(model, adapters)
             yield layers
         finally:
             if any(module.merged for module in model.modules() if isinstance(module, BaseTunerLayer)):
-                with inexact_unmerging():
+                with inexact_unmerging(), writing(written.values()):
                     model.base_model.unmerge_adapter()

@@ -121,14 +121,17 @@ def _unmerged(layers: Sequence[Any]) -> Iterator[None]:
     for layer in layers:
         _check_divisible(layer)
     merged = [(layer, list(layer.merged_adapters)) for layer in layers]
-    with restored(weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)):
+    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)]
+    with restored(weights):
         try:
-            for layer in layers:
-                layer.unmerge()
+            with writing(weights):
+                for layer in layers:
+                    layer.unmerge()
             yield
         finally:
-            for layer, names in merged:
-                layer.merge(adapter_names=names)
+            with writing(weights):
+                for layer, names in merged:
+                    layer.merge(adapter_names=names)
 
 
 def _check_divisible(layer: Any) -> None:
@@ -152,13 +155,23 @@ def _check_divisible(layer: Any) -> None:
 @contextmanager
 def restored(weights: Iterable[Tensor]) -> Iterator[None]:
     """Copies weights, which a block may write to, and puts back every bit when it ends."""
-    before = [(weight, weight.detach().clone()) for weight in weights]
+    kept = list(weights)
+    with writing(kept):
+        before = [weight.detach().clone() for weight in kept]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for weight, value in before:
+        with writing(kept):
+            for weight, value in zip(kept, before, strict=True):
                 weight.copy_(value)
+
+
+@contextmanager
+def writing(weights: Iterable[Tensor]) -> Iterator[None]:
+    """A block that writes to weights, by what PEFT makes of them, too: what is made in inference mode never trains
+    again, so that a block is in that mode only for weights that were made there."""
+    with torch.inference_mode(any(weight.is_inference() for weight in weights)), torch.no_grad():
+        yield
 
 
 @contextmanager
