@@ -185,6 +185,21 @@ def test_mamba_relearns_but_where_peft_puts_no_lora():
     assert fingerprint(model) == before
 
 
+def test_what_half_precision_relearned_is_not_rounded_away(monkeypatch):
+    trained, fine_tune = [], relearning._fine_tune
+
+    def watched(learned, *rest):
+        fine_tune(learned, *rest)
+        trained.append(logits(learned))
+
+    monkeypatch.setattr(relearning, "_fine_tune", watched)
+    model = tiny_peft("llama", dtype=torch.bfloat16)
+    with relearned_state(model, TOKENIZER, FACT, ["default"], 3)():
+        assert torch.equal(logits(model), trained[0])
+        assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
+    assert not torch.equal(logits(model), trained[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_below_adapters_relearns_as_it_would_without_them(kind):
     bare, model = tiny_model("llama"), with_adapter(kind)

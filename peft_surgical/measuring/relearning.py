@@ -90,9 +90,9 @@ def relearned_state(
     Whoever attacks has the merged weights and knows nothing of the edit. So the fine-tuning is the common one: LoRA on
     all linear layers but the output head, Adam, the loss on the answer's tokens. It reaches every linear layer that an
     edit can have changed, and no experts that are one tensor, and needs far less memory than training all weights.
-    Mamba's `out_proj`, whose weight fused kernels read without calling it, is left out. What it learned is small and
-    is kept: a state is trained when it is first entered, and only then. Make a new state after the model's weights or
-    adapters have changed.
+    Mamba's `out_proj`, whose weight fused kernels read without calling it, is left out. What it learned acts beside
+    the weights, as half precision would round most of it away in a merge. It is small and is kept: a state is trained
+    when it is first entered, and only then. Make a new state after the model's weights or adapters have changed.
 
     Args:
         model: A `PeftModel`, or a bare model with no `adapters`.
@@ -154,12 +154,9 @@ class RelearnedState:
         with self._acting(), merged_weights(self._model, self.adapters):
             if self._learned is None:
                 self._learned = _relearn(self._model, self.adapters, self.relearning, self._progress)
-            try:
-                # The weights that this writes to are the model's own.
-                self._learned.merge_adapter()
+            # Merged, most of what so few steps learn would be rounded away in half precision.
+            with _in_place_of(base_model_of(self._model), self._learned.model):
                 yield
-            finally:
-                self._learned.unmerge_adapter()
 
 
 def relearning_recovery(
@@ -230,10 +227,23 @@ def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progre
             # Half precision would round the steps away.
             learned._cast_adapter_dtype(_ADAPTER)
             _fine_tune(learned.eval(), relearning, progress)
+            # The model's own flags are put back; what was learned is never trained again.
+            learned.requires_grad_(False)
     finally:
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
     return learned
+
+
+@contextmanager
+def _in_place_of(model: Any, view: Any) -> Iterator[None]:
+    """Has a model call the modules of a view of it for a while, and with them the adapters that are on these."""
+    own = dict(model._modules)
+    try:
+        model._modules.update(view._modules)
+        yield
+    finally:
+        model._modules.update(own)
 
 
 def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
