@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from peft import BOFTConfig, IA3Config, LoraConfig, get_peft_model
@@ -9,7 +11,7 @@ from peft_surgical.measuring.rounding import round_channels, rounded_state
 
 from .adapters import add, logits, tiny_peft
 from .conftest import fingerprint
-from .tiny import tiny_experts, tiny_model
+from .tiny import tiny_experts, tiny_model, tiny_sighted
 
 
 def test_rounding_worked_by_hand():
@@ -108,6 +110,25 @@ def test_convolutions_and_whole_numbers_are_not_experts():
     before = model.conv.weight.clone()
     with rounded_state(model, [], 4)():
         assert torch.equal(model.conv.weight, before)
+
+
+def test_a_vector_with_dimensions_of_one_is_no_experts():
+    model = tiny_model("llama")
+    model.mix = nn.Parameter(torch.ones(1, 1, 32))
+    for made in (model, tiny_sighted()):
+        before = copy.deepcopy(made.state_dict())
+        with rounded_state(made, [], 4)():
+            kept = [key for key, value in made.state_dict().items() if value.ndim > 2]
+            assert kept
+            assert all(torch.equal(made.state_dict()[key], before[key]) for key in kept)
+            assert any(not torch.equal(value, before[key]) for key, value in made.state_dict().items())
+
+
+def test_matrices_side_by_side_that_are_no_experts_are_refused_as_such():
+    model = tiny_model("llama")
+    model.gates = nn.Parameter(torch.ones(2, 4, 4))
+    with pytest.raises(ModelError, match=r"gates holds .* or other matrices side by side"):
+        rounded_state(model, [], 4)
 
 
 def test_a_head_that_an_adapter_saves_whole_is_not_rounded():

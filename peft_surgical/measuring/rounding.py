@@ -45,7 +45,7 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
     Raises:
         AdapterError: If the model holds no adapter of a name, or one that adds to the prompt.
         ModelError: If `bits` is out of range, weights are quantized already or spread over processes, or many experts'
-            weights are one tensor, whose channels cannot be told.
+            weights or other matrices are one tensor, whose channels cannot be told.
     """
     if type(bits) is not int or not 2 <= bits <= 8:
         raise ModelError(f"weights are rounded to 2 to 8 bits, not {bits!r}.")
@@ -75,10 +75,11 @@ def _check_no_experts(model: Any) -> None:
         if isinstance(module, _ConvNd) or id(module) in beside:
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim > 2 and parameter.is_floating_point():
+            # A vector may have dimensions of one, to be multiplied with a batch.
+            if sum(size > 1 for size in parameter.shape) > 2 and parameter.is_floating_point():
                 raise ModelError(
-                    f"{name}.{own} holds the weights of many experts in one tensor, of which it is not known what to"
-                    " round; only linear layers are rounded."
+                    f"{name}.{own} holds the weights of many experts in one tensor, or other matrices side by side, of"
+                    " which it is not known what to round; only linear layers are rounded."
                 )
 
 
