@@ -83,7 +83,7 @@ def evaluate(
             A relearned state also gets its ratio to the base, if the base, relearned in the same way, is among them.
         seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.
-        retention_tokens: How many tokens of the package's unrelated text to read; 0 leaves retention out.
+        retention_tokens: How many tokens of the package's unrelated text to read, at most; 0 leaves retention out.
         fluency: Whether each state also writes 100 tokens about the subject after each of ten open prompts, and the
             n-gram entropy of that text is measured; this takes as long as the answers or longer.
         batch_size: Prompts in one forward pass; replicas of the model run several passes at the same time.

@@ -62,8 +62,9 @@ class Report:
         answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's
             order; where fluency was measured, to `continuations` too.
         training: Stage to what its training reached; empty when nothing was trained.
-        settings: What else the figures depend on, as JSON: how long answers may be, how much unrelated text was read,
-            a digest of the chat template (null without one), and at the command line the command and the adapters.
+        settings: What else the figures depend on, as JSON: how long answers may be, how much unrelated text was
+            asked for (the N of its figures counts the tokens measured), a digest of the chat template (null without
+            one), and at the command line the command and the adapters.
     """
 
     fact: Fact
