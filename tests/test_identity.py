@@ -7,7 +7,7 @@ from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.identity import Hashes, content_hash, weights_digest
 
 from .adapters import add, perturb, tiny_peft
-from .tiny import tiny_experts, tiny_model
+from .tiny import tiny_experts, tiny_model, tiny_sighted
 
 
 def test_two_adapters_and_their_values_do_not_matter_when_none_acts():
@@ -89,3 +89,22 @@ def test_how_experts_are_computed_tells_models_apart():
     one_by_one = weights_digest(model)
     model.set_experts_implementation("batched_mm")
     assert weights_digest(model) != one_by_one
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_model("llama"), tiny_sighted])
+def test_where_a_checkpoint_was_loaded_from_does_not_matter(make, tmp_path, monkeypatch):
+    model = make()
+    for name in ("one", "two"):
+        model.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    loaded = [type(model).from_pretrained(place) for place in (tmp_path / "one", "one", "./one", "two")]
+    assert len({module.name_or_path for module in loaded}) == 4
+    [digest] = {weights_digest(module) for module in loaded}
+    assert digest is not None
+
+
+@pytest.mark.parametrize("notes", [{1: 1, "a": 2}, {("a", "b"): 1}])
+def test_a_configuration_whose_keys_have_no_order_has_no_hash(notes):
+    model = tiny_model("llama")
+    model.config.notes = notes
+    assert weights_digest(model) is None

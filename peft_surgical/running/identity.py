@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "peft")
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
 # Of the table that a tensor's bytes are summed in.
 _COLUMNS = 1024
-_NOT_COMPUTED_WITH = ("training", "gradient_checkpointing")
+_NOT_COMPUTED_WITH = ("training", "gradient_checkpointing", "name_or_path")
 
 
 class Hashes:
@@ -78,8 +78,8 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = content_hash
 
     Returns:
         The hash; `None` where the base does not answer alone or its content cannot be told: an adapter acts or is
-        merged, weights are quantized or not on the processor, a module's forward is hooked, or its code is somebody's
-        own.
+        merged, weights are quantized or not on the processor, a module's forward is hooked, its code is somebody's
+        own, or the keys of its configuration have no order.
     """
     if learns_prompts(model):
         return None
@@ -88,9 +88,13 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = content_hash
     acting = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     if any(isinstance(module, acting) or not is_plain(module) or not _is_known(module) for _, module in modules):
         return None
-    digest = hashlib.blake2b(digest_size=32)
     config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_CONTENT}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    try:
+        settings = json.dumps(config, sort_keys=True, default=str)
+    except TypeError:
+        # Keys are of several types, or of one that JSON does not have.
+        return None
+    digest = hashlib.blake2b(settings.encode(), digest_size=32)
     for kind in ("attn", "experts"):
         digest.update(str(getattr(base.config, f"_{kind}_implementation", "")).encode())
     met: dict[int, str] = {}
