@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -7,7 +9,7 @@ from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.identity import Hashes, content_hash, weights_digest
 
 from .adapters import add, perturb, tiny_peft
-from .tiny import tiny_experts, tiny_model, tiny_sighted
+from .tiny import FAMILIES, tiny_experts, tiny_granite, tiny_longrope, tiny_model, tiny_sighted
 
 
 def test_two_adapters_and_their_values_do_not_matter_when_none_acts():
@@ -108,3 +110,34 @@ def test_a_configuration_whose_keys_have_no_order_has_no_hash(notes):
     model = tiny_model("llama")
     model.config.notes = notes
     assert weights_digest(model) is None
+
+
+MAKERS = [
+    *(functools.partial(tiny_model, family) for family in FAMILIES),
+    tiny_experts,
+    functools.partial(tiny_granite, 0.5),
+    tiny_sighted,
+    functools.partial(tiny_longrope, 16),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_transformers_own_models_with_all_that_wraps_their_forwards_have_a_hash(make):
+    assert weights_digest(make()) is not None
+
+
+@pytest.mark.parametrize("name", ["forward", "__call__"])
+def test_a_class_whose_function_was_replaced_has_no_hash_even_if_it_passes_for_the_old_one(name, monkeypatch):
+    model = tiny_model("llama")
+    for kind in (type(model), type(model.model.layers[0]), type(model.model.layers[0].mlp), nn.Linear):
+        own = getattr(kind, name)
+
+        @functools.wraps(own)
+        def doubled(*args, own=own, **kwargs):
+            return 2 * own(*args, **kwargs)
+
+        for replaced in (doubled, torch.no_grad()(doubled), functools.partial(own)):
+            with monkeypatch.context() as patch:
+                patch.setattr(kind, name, replaced)
+                assert weights_digest(model) is None
+    assert weights_digest(model) is not None

@@ -113,9 +113,23 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = content_hash
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether what a module does is the code of a package whose version is a part of the key."""
-    places = (type(module).__module__, getattr(type(module).forward, "__module__", None) or "")
-    return all(place.partition(".")[0] in PACKAGES for place in places)
+    """Whether what a module does is, as far as can be seen, the code of a package whose version is a part of the key.
+
+    Functions that its code calls by a name of their module may have been replaced there.
+    """
+    kind = type(module)
+    return kind.__module__.partition(".")[0] in PACKAGES and _is_of_packages(kind.forward, kind.__call__)
+
+
+def _is_of_packages(*functions: Any) -> bool:
+    """Whether functions, and those that they wrap, were written in such a package, whatever they say of themselves."""
+    for function in functions:
+        while function is not None:
+            place = getattr(function, "__globals__", {}).get("__name__", "")
+            if place.partition(".")[0] not in PACKAGES:
+                return False
+            function = getattr(function, "__wrapped__", None)
+    return True
 
 
 def _settings(module: nn.Module) -> str:
