@@ -32,6 +32,12 @@ def test_what_cannot_be_told_has_no_hash():
     replaced = tiny_model("llama")
     replaced.model.layers[0].forward = replaced.model.layers[0].forward
     assert weights_digest(replaced) is None
+    everywhere = nn.modules.module.register_module_forward_hook(lambda _, __, output: output)
+    try:
+        assert weights_digest(tiny_model("llama")) is None
+    finally:
+        everywhere.remove()
+    assert weights_digest(tiny_model("llama")) is not None
     elsewhere = tiny_model("llama").to("meta")
     assert weights_digest(elsewhere) is None
     with torch.random.fork_rng(devices=[]):

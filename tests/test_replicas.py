@@ -4,6 +4,12 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -148,6 +154,26 @@ def that_refuses_to_be_copied(model):
             raise ValueError("there is one of me")
 
     model.kept = Kept()
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        register_module_forward_hook,
+        register_module_forward_pre_hook,
+        register_module_full_backward_hook,
+        register_module_full_backward_pre_hook,
+    ],
+)
+def test_hooks_on_all_modules_are_not_run_in_several_threads(register):
+    model = tiny_model("llama")
+    with threads(2):
+        handle = register(lambda *_: None)
+        try:
+            assert len(replicate(model)) == 1
+        finally:
+            handle.remove()
+        assert len(replicate(model)) == 2
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -59,9 +60,10 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
 
     That is one for each of torch's threads, four at most. It is the model alone where modules of their own would not
     do the same: off the processor, with weights in a format of their own (quantized, sharded), with hooks or forwards
-    that stand on its modules, with adapters that are merged (they unmerge themselves in a forward pass), under
-    autocast and torch's other modes, which are one thread's, and where it holds what Python cannot copy. So it is
-    within [`without_replicas`], and where processes share rows, which must all cut them alike.
+    that stand on its modules, with hooks on all modules there are, with adapters that are merged (they unmerge
+    themselves in a forward pass), under autocast and torch's other modes, which are one thread's, and where it holds
+    what Python cannot copy. So it is within [`without_replicas`], and where processes share rows, which must all cut
+    them alike.
 
     Args:
         model: A causal language model, bare or with adapters.
@@ -129,7 +131,8 @@ def is_plain(module: nn.Module) -> bool:
     parameters in a format of their own."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return not (
-        module._forward_hooks
+        _has_any_global_hook()
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
