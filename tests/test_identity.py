@@ -4,8 +4,13 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.moe import ExpertsInterface, batched_mm_experts_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from peft_surgical.measuring.states import adapter_state
+from peft_surgical.running.attention import GROUPED
 from peft_surgical.running.identity import Hashes, content_hash, weights_digest
 
 from .adapters import add, perturb, tiny_peft
@@ -147,3 +152,45 @@ def test_a_class_whose_function_was_replaced_has_no_hash_even_if_it_passes_for_t
                 patch.setattr(kind, name, replaced)
                 assert weights_digest(model) is None
     assert weights_digest(model) is not None
+
+
+OWN_FUNCTIONS = [
+    (AttentionInterface, sdpa_attention_forward, "sdpa"),
+    (AttentionMaskInterface, sdpa_mask, "sdpa"),
+    (ExpertsInterface, batched_mm_experts_forward, "batched_mm"),
+]
+
+
+@pytest.mark.parametrize(("interface", "own", "name"), OWN_FUNCTIONS)
+def test_a_function_of_somebodys_own_that_a_name_chooses_has_no_hash(interface, own, name, monkeypatch):
+    model = tiny_experts()
+    model.set_experts_implementation("batched_mm")
+    assert weights_digest(model) is not None
+
+    @functools.wraps(own)
+    def doubled(*args, **kwargs):
+        return own(*args, **kwargs)
+
+    monkeypatch.setitem(interface._global_mapping, name, doubled)
+    assert weights_digest(model) is None
+
+
+def test_an_attention_function_of_somebodys_own_has_no_hash_under_its_own_name_either(monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setitem(AttentionInterface._global_mapping, "mine", lambda *args, **kwargs: None)
+    model.set_attn_implementation("mine")
+    assert weights_digest(model) is None
+
+
+def test_how_attention_is_computed_tells_models_apart_in_a_part_of_one_too():
+    model, digests = tiny_model("llama"), []
+    for name in ("sdpa", "eager", GROUPED):
+        model.set_attn_implementation(name)
+        digests.append(weights_digest(model))
+    model = tiny_sighted()
+    digests.append(weights_digest(model))
+    model.set_attn_implementation({"text_config": "eager"})
+    assert model.config._attn_implementation == "sdpa"
+    digests.append(weights_digest(model))
+    assert None not in digests
+    assert len(set(digests)) == 5

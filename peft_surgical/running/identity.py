@@ -12,6 +12,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .modes import base_model_of, learns_prompts
 from .replicas import is_plain
@@ -19,6 +22,13 @@ from .replicas import is_plain
 PACKAGES = ("torch", "transformers", "peft")
 """Whose code a model may be made of; a key that holds its hash holds their versions, too."""
 
+_OWN = __name__.partition(".")[0]
+
+# What a configuration chooses by a name, with where transformers looks the name up.
+_CHOSEN = {
+    "_attn_implementation": (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS),
+    "_experts_implementation": (ALL_EXPERTS_FUNCTIONS,),
+}
 # Where a model came from and what last wrote its file do not change what it says.
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
 # Of the table that a tensor's bytes are summed in.
@@ -78,8 +88,8 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = content_hash
 
     Returns:
         The hash; `None` where the base does not answer alone or its content cannot be told: an adapter acts or is
-        merged, weights are quantized or not on the processor, a module's forward is hooked, its code is somebody's
-        own, or the keys of its configuration have no order.
+        merged, weights are quantized or not on the processor, a module's forward is hooked, its code or its attention
+        is somebody's own, or the keys of its configuration have no order.
     """
     if learns_prompts(model):
         return None
@@ -95,11 +105,10 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = content_hash
         # Keys are of several types, or of one that JSON does not have.
         return None
     digest = hashlib.blake2b(settings.encode(), digest_size=32)
-    for kind in ("attn", "experts"):
-        digest.update(str(getattr(base.config, f"_{kind}_implementation", "")).encode())
     met: dict[int, str] = {}
     for name, module in modules:
-        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}:{_settings(module)}\n".encode())
+        made_of = f"{type(module).__module__}.{type(module).__qualname__}:{_settings(module)}:{_choices(module)}"
+        digest.update(f"{name}:{made_of}\n".encode())
         tensors: list[tuple[str, Tensor]] = [
             *module.named_parameters(recurse=False, remove_duplicate=False),
             *module.named_buffers(recurse=False, remove_duplicate=False),
@@ -118,18 +127,28 @@ def _is_known(module: nn.Module) -> bool:
     Functions that its code calls by a name of their module may have been replaced there.
     """
     kind = type(module)
-    return kind.__module__.partition(".")[0] in PACKAGES and _is_of_packages(kind.forward, kind.__call__)
+    chosen = [table.get(name) for key, name in _choices(module).items() for table in _CHOSEN[key]]
+    return (
+        kind.__module__.partition(".")[0] in PACKAGES
+        and all(_is_of(function, PACKAGES) for function in (kind.forward, kind.__call__))
+        and all(_is_of(function, (*PACKAGES, _OWN)) for function in chosen)
+    )
 
 
-def _is_of_packages(*functions: Any) -> bool:
-    """Whether functions, and those that they wrap, were written in such a package, whatever they say of themselves."""
-    for function in functions:
-        while function is not None:
-            place = getattr(function, "__globals__", {}).get("__name__", "")
-            if place.partition(".")[0] not in PACKAGES:
-                return False
-            function = getattr(function, "__wrapped__", None)
+def _is_of(function: Any, packages: tuple[str, ...]) -> bool:
+    """Whether a function, and each that it wraps, was written in one of some packages, whatever it says of itself."""
+    while function is not None:
+        place = getattr(function, "__globals__", {}).get("__name__", "")
+        if place.partition(".")[0] not in packages:
+            return False
+        function = getattr(function, "__wrapped__", None)
     return True
+
+
+def _choices(module: nn.Module) -> dict[str, str | None]:
+    """What a module's configuration, which in a model of several parts is its part's, chooses by a name."""
+    config = getattr(module, "config", None)
+    return {key: getattr(config, key, None) for key in _CHOSEN}
 
 
 def _settings(module: nn.Module) -> str:
