@@ -60,6 +60,28 @@ def test_permissions_are_the_usual_ones(tmp_path, umask):
     assert os.umask(0o027) == 0o027
 
 
+def test_a_folder_has_the_bit_that_hands_a_group_on_as_any_other_has(tmp_path, umask):
+    tmp_path.chmod(0o2770)
+    (tmp_path / "any").mkdir()
+    with atomic_directory(tmp_path / "d") as folder:
+        (folder / "inner").mkdir()
+    assert mode(tmp_path / "d") == mode(tmp_path / "d" / "inner") == mode(tmp_path / "any")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+@pytest.mark.parametrize("link", [False, True])
+def test_what_is_no_regular_file_stays(tmp_path, link):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    path = tmp_path / "link" if link else pipe
+    if link:
+        path.symlink_to(pipe)
+    with pytest.raises(OutputError, match=rf"^cannot write {path}: it is there and is no regular file; .*\.$"):
+        write_text(path, "x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert path.is_symlink() == link
+    assert names(tmp_path) == (["link", "pipe"] if link else ["pipe"])
+
+
 def test_a_private_file_stays_private_and_a_link_is_replaced(tmp_path):
     private, link = tmp_path / "private", tmp_path / "link"
     private.write_text("old")

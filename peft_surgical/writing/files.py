@@ -74,10 +74,14 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path`, all of it or nothing.
 
     Raises:
-        OutputError: If the folder does not exist or cannot be written.
+        OutputError: If the folder does not exist or cannot be written, or if `path` is there and is no regular file,
+            such as a pipe or a device.
     """
     path = Path(path)
     with as_output_error(path):
+        # Renaming replaces whatever is there, and says so of a folder only.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OutputError(f"cannot write {path}: it is there and is no regular file; name another one.")
         # A file that somebody made private stays so.
         there = path.is_file() and not path.is_symlink()
         mode = stat.S_IMODE(path.stat().st_mode) if there else 0o666 & ~_umask()
@@ -195,11 +199,12 @@ def _beside(path: Path) -> str:
 def _make_usual(folder: Path) -> None:
     """Gives a folder and what was written into it the usual permissions.
 
-    mkdtemp makes private folders, and safetensors private files.
+    mkdtemp makes private folders, and safetensors private files. What a folder has beside permissions, as the bit that
+    hands its group on, it has from the one that it stands in.
     """
     mask = _umask()
     for place, _, names in os.walk(folder):
-        os.chmod(place, 0o777 & ~mask)
+        os.chmod(place, stat.S_IMODE(os.stat(place).st_mode) & ~0o777 | 0o777 & ~mask)
         for name in names:
             if not os.path.islink(own := os.path.join(place, name)):
                 os.chmod(own, 0o666 & ~mask)
