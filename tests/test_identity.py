@@ -194,3 +194,9 @@ def test_how_attention_is_computed_tells_models_apart_in_a_part_of_one_too():
     digests.append(weights_digest(model))
     assert None not in digests
     assert len(set(digests)) == 5
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_weights_that_are_packed_have_no_hash():
+    packed = torch.ao.quantization.quantize_dynamic(tiny_model("llama"), {nn.Linear}, dtype=torch.qint8)
+    assert weights_digest(packed) is None

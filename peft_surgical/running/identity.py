@@ -122,14 +122,18 @@ def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = content_hash
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether what a module does is, as far as can be seen, the code of a package whose version is a part of the key.
+    """Whether what a module does is, as far as can be seen, the code of a package whose version is a part of the key,
+    and all that it computes with is seen, too.
 
     Functions that its code calls by a name of their module may have been replaced there.
     """
     kind = type(module)
     chosen = [table.get(name) for key, name in _choices(module).items() for table in _CHOSEN[key]]
+    # What is saved in a way of its own, such as torch.ao's packed weights, is neither a parameter nor a buffer.
+    plainly = (nn.Module._save_to_state_dict, nn.Module.get_extra_state)
     return (
         kind.__module__.partition(".")[0] in PACKAGES
+        and (kind._save_to_state_dict, kind.get_extra_state) == plainly
         and all(_is_of(function, PACKAGES) for function in (kind.forward, kind.__call__))
         and all(_is_of(function, (*PACKAGES, _OWN)) for function in chosen)
     )
