@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
+from safetensors.torch import save
 from torch import nn
 
 import peft_surgical as ps
@@ -114,6 +115,33 @@ def test_a_damaged_file_is_written_anew(tmp_path, computed, damage):
     assert len(computed) == 2
     assert file.read_text() == whole
     assert [path.name for path in tmp_path.iterdir() if path.name != ".gitignore"] == [file.name]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"",
+        lambda raw: raw[:-5],
+        lambda raw: bytes(len(raw)),
+        lambda raw: raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:],
+        lambda raw: (2).to_bytes(8, "little") + b"{}",
+        lambda raw: save({"a": torch.zeros(3)}),
+        lambda raw: save({"b": torch.zeros(3)}, {"format": "pt"}),
+    ],
+)
+def test_a_damaged_file_of_tensors_is_written_anew(tmp_path, damage):
+    def ask():
+        with answers_kept(tmp_path):
+            return kept_tensors(
+                tiny_model("llama"), "kind", {}, lambda: {"a": torch.arange(3.0)}, alone=lambda _: nullcontext()
+            )
+
+    ask()
+    [file] = tmp_path.glob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert torch.equal(ask()["a"], torch.arange(3.0))
+    assert file.read_bytes() == whole
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path, computed):

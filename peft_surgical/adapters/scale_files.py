@@ -64,8 +64,12 @@ def tensor_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None 
     return b"".join([len(header).to_bytes(8, "little"), header, raw[8 + size :]])
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str], *, any_program: bool = True) -> dict[str, Tensor]:
     """Reads tensors as they are.
+
+    Args:
+        path: The file.
+        any_program: Also read a file without a digest, which another program has written.
 
     Raises:
         AdapterError: If the file cannot be read, is no safetensors file, or does not hold what its digest says.
@@ -76,7 +80,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             said = (file.metadata() or {}).get(DIGEST)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{path} cannot be read: {error}.") from error
-    if said is not None and said != digest_of(tensors):
+    if not (said is None and any_program) and said != digest_of(tensors):
         raise AdapterError(f"{path} is damaged: it does not hold what was written to it (its sha256 differs).")
     return tensors
 

@@ -182,7 +182,7 @@ def _read(path: Path, count: int) -> list[list[int]] | None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor] | None:
     try:
-        found = read_tensors(path)
+        found = read_tensors(path, any_program=False)
     except AdapterError:
         return None
     with suppress(OSError):
