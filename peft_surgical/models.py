@@ -88,12 +88,12 @@ def load_model(
             reason = reason.partition(". ")[0].rstrip(".") + "."
         if unreached:
             reason = f"there is no folder of that name, and {reason[0].lower()}{reason[1:]}"
-        raise ModelError(f"cannot load the model {str(name)!r}: {reason}") from error
+        raise _unloaded(name, source, reason) from error
     # For some kinds of model transformers makes an empty tokenizer where there is none.
     empty = len(tokenizer) <= len(tokenizer.all_special_tokens)
     lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model)
     if lack is not None:
-        raise ModelError(f"cannot load the model {str(name)!r}: {lack}")
+        raise _unloaded(name, source, lack)
     if is_gguf:
         as_plain_model(model)
     if device is not None:
@@ -152,6 +152,13 @@ def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
     if path.is_absolute() or str(name).startswith(("./", "../", "~")) or str(name).count("/") > 1:
         raise ModelError(f"there is no model folder {path}.")
     return str(name), {} if revision is None else {"revision": revision}
+
+
+def _unloaded(name: str | os.PathLike[str], source: str, reason: str) -> ModelError:
+    if str(name) == "demo":
+        # Nobody has made this folder by hand, or knows of it.
+        reason = f"{reason.rstrip('.')}; if the folder {source} is damaged, remove it, and it is made anew."
+    return ModelError(f"cannot load the model {str(name)!r}: {reason}")
 
 
 def _lack_of_weights(info: Mapping[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -197,6 +198,23 @@ def test_a_converted_folder_is_used_again(tmp_path, monkeypatch):
     assert demo_folder() == demo_folder()
     assert made == [Path("installed.gguf")]
     assert demo_folder().parent == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("model.safetensors", 100), ("model.safetensors", None), ("tokenizer.json", 0)]
+)
+def test_a_damaged_folder_is_named_with_what_to_do(name, kept, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path))
+    folder = shutil.copytree(model_folder, module._folder())
+    ps.load_model("demo")
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if kept is not None:
+        (folder / name).write_bytes(content[:kept])
+    with pytest.raises(ModelError) as caught:
+        ps.load_model("demo")
+    assert str(caught.value).startswith("cannot load the model 'demo': ")
+    assert str(caught.value).endswith(f"; if the folder {folder} is damaged, remove it, and it is made anew.")
 
 
 def test_a_command_says_that_the_demo_model_is_fetched(tmp_path, monkeypatch):
