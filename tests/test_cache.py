@@ -7,6 +7,7 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import save
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import peft_surgical as ps
 from peft_surgical.measuring.states import adapter_state
@@ -362,3 +363,10 @@ def test_torchs_newer_setting_of_precision_is_part_of_the_key_and_no_error(tmp_p
         own.fp32_precision = left
     # What a GPU does changes nothing on the processor.
     assert len(computed) == (1 if backend is torch.backends.cuda.matmul else 2)
+
+
+def test_the_kernel_that_attention_may_run_on_is_part_of_the_key(tmp_path, computed):
+    for backends in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], SDPBackend.MATH):
+        with sdpa_kernel(backends):
+            answer(tiny_model("llama"), tmp_path)
+    assert len(computed) == len(files(tmp_path)) == 2

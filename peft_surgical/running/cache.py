@@ -156,6 +156,9 @@ def _arithmetic() -> dict[str, Any]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "precision": _matmul_precision(),
         "mkldnn": torch.backends.mkldnn.enabled,
+        # Which kernel computes attention on a processor, too, for all that these are called.
+        "flash": torch.backends.cuda.flash_sdp_enabled(),
+        "math": torch.backends.cuda.math_sdp_enabled(),
     }
 
 
