@@ -7,7 +7,7 @@ from peft_surgical.sites import architecture_of
 from peft_surgical.staging.displacement import Displacement, measure_displacement, neuron_modules
 from peft_surgical.tuner import SurgicalIA3Config
 
-from .tiny import tiny_granite, tiny_ids, tiny_model
+from .tiny import packed, tiny_granite, tiny_ids, tiny_model
 
 ADAPTER = "default"
 
@@ -207,8 +207,9 @@ def test_quantized_weights_are_refused():
     name = "model.layers.0.mlp.down_proj"
     projection = model.get_submodule(name)
     projection.weight = torch.nn.Parameter(projection.weight.detach().to(torch.int8), requires_grad=False)
-    with pytest.raises(SelectionError, match="quantized"):
-        neuron_modules(model, {name: {"side": "input", "ranges": [[0, 4]]}})
+    for quantized in (model, packed(tiny_model("llama"))):
+        with pytest.raises(SelectionError, match="quantized"):
+            neuron_modules(quantized, {name: {"side": "input", "ranges": [[0, 4]]}})
 
 
 def test_modules_come_in_the_order_of_their_layers():

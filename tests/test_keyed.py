@@ -31,7 +31,7 @@ from .counterfacts import TOKENIZER, word_model
 from .filling import assert_filling_changes_no_value
 from .localizing import capital
 from .threads import threads
-from .tiny import tiny_ids
+from .tiny import packed, tiny_ids
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
@@ -370,6 +370,8 @@ def test_what_cannot_be_used_leaves_no_adapter(monkeypatch):
         getattr(model.model.layers[1].mlp, name).weight = torch.nn.Parameter(torch.ones(1, dtype=torch.int8), False)
         with pytest.raises(ModelError, match=f"{name} has no weights at hand .* quantized or offloaded"):
             taught(model=model, layers=[1])
+    with pytest.raises(ModelError, match=r"down_proj has no weights at hand .* quantized or offloaded"):
+        taught(model=packed(word_model()))
 
 
 def refused(*_, **__):

@@ -6,6 +6,7 @@ torch.Size([1, 3, 128])
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -187,3 +188,12 @@ def tiny_longrope(short: int) -> PreTrainedModel:
             if parameter.ndim == 2:
                 parameter.data.normal_(0.0, 0.15)
     return model
+
+
+def packed(model: PreTrainedModel) -> Any:
+    """A copy of a model whose linear layers torch.ao has quantized: their weights are neither parameters nor
+    buffers."""
+    with warnings.catch_warnings():
+        # That it is about to leave torch.
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)

@@ -161,7 +161,8 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
         reading = [name for name, _ in reading_rows(model, module)]
         for name in (module, *reading):
             weight = find_module(model, name).weight
-            if weight.dtype not in _PLAIN or weight.device.type == "meta":
+            # Of a module of packed weights it is a method.
+            if not isinstance(weight, Tensor) or weight.dtype not in _PLAIN or weight.device.type == "meta":
                 raise ModelError(f"{name} has no weights at hand to be rewritten: they are quantized or offloaded.")
         for name in reading:
             ranks[name] = ranks.get(name, 0) + 1

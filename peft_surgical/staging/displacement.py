@@ -96,7 +96,9 @@ def neuron_modules(model: Any, selections: Mapping[str, Any]) -> dict[str, int]:
         raise SelectionError(NEURONS_ONLY)
     for name in selections:
         find_module(model, name)
-    if not all(model.get_submodule(name).weight.is_floating_point() for name in selections):
+    weights = [model.get_submodule(name).weight for name in selections]
+    # Of a module of packed weights it is a method.
+    if not all(isinstance(weight, Tensor) and weight.is_floating_point() for weight in weights):
         raise SelectionError("learning by subject reads the weights of MLPs, and this model's are quantized.")
     return {name: i for name, i in every.items() if name in selections}
 
