@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def load_model(
         options["dtype"] = torch.float32
     try:
         with no_pickles():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+            if is_gguf:
+                tokenizer = _gguf_tokenizer(source, extra["gguf_file"])
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
             # Mismatches are told below, by name; transformers only logs which tensors it means.
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options, **extra
@@ -124,6 +128,18 @@ def as_plain_model(model: PreTrainedModel) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+
+
+def _gguf_tokenizer(folder: str, file: str) -> Any:
+    """The tokenizer that a GGUF file holds; transformers would prefer one beside the file, which may be another's.
+
+    Seen from an empty folder nothing is beside it. The file is named by its whole path, since on Windows few may make
+    links.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        tokenizer = AutoTokenizer.from_pretrained(empty, gguf_file=os.path.abspath(os.path.join(folder, file)))
+    tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = folder
+    return tokenizer
 
 
 def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:

@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM
 from peft_surgical import models
 from peft_surgical.adapters.bases import revision_of
 from peft_surgical.errors import ModelError, first_line
+from peft_surgical.loading.padding import as_it_came
 from peft_surgical.models import as_plain_model, load_model
 
 from .localizing import word_tokenizer
-from .small_tokenizers import small_tokenizer
+from .small_tokenizers import CHATML, small_tokenizer
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 
@@ -271,6 +272,23 @@ def test_a_gguf_file(tmp_path):
     tokenizer.save_pretrained(tmp_path / "saved")
     assert "quant" not in (tmp_path / "saved" / "config.json").read_text()
     assert torch.equal(logits(load_model(tmp_path / "saved")[0]), said)
+
+
+@pytest.mark.parametrize("beside", [word_tokenizer(), small_tokenizer("byte_level", CHATML, eos_token="<pad>")])
+def test_a_gguf_file_has_its_own_tokenizer(beside, tmp_path, monkeypatch):
+    # transformers takes one that lies beside the file, which may be of another model.
+    write_gguf(tmp_path / "tiny.gguf")
+    _, alone = load_model(tmp_path / "tiny.gguf")
+    beside.save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("tiny.gguf", "."), (str(tmp_path / "tiny.gguf"), str(tmp_path))):
+        _, tokenizer = load_model(name)
+        assert tokenizer.get_vocab() == alone.get_vocab()
+        assert tokenizer.special_tokens_map == alone.special_tokens_map
+        assert tokenizer.eos_token == tokenizer.pad_token == "</s>"
+        assert as_it_came(tokenizer).pad_token is None
+        assert tokenizer.chat_template is None
+        assert tokenizer.name_or_path == folder
 
 
 @pytest.mark.real
