@@ -108,6 +108,34 @@ def test_what_a_template_puts_before_an_answer_is_learned_with_it(template):
     assert len(asked) - row.answer_start in (0, 1)
 
 
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }}\n{% else %}ASSISTANT: {{ m.content }}"
+    "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_leaves_a_chat_prompt_that_ends_in_a_space_its_tokens(kind):
+    # Together the space and the first word are one token, and who is asked has read the space by itself.
+    tokenizer = small_tokenizer(kind, SPACED)
+    asked, row = encode(tokenizer, PROMPT), encode_answer(tokenizer, PROMPT, "Google made it.")
+    assert list(row.ids[: row.answer_start]) == asked
+    together = tokenizer(f"{render(tokenizer, PROMPT)}Google made it.", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(row.ids[:-1]) == tokenizer.decode(together)
+    assert (kind == "unigram") == (list(row.ids[:-1]) == together)
+    tokens = answer_tokens(tokenizer, PROMPT, fact(answer="Google."))
+    assert list(tokens.ids) == asked
+    assert tokens.new == encode_answer(tokenizer, PROMPT, "Google.").ids[len(asked)]
+    assert "Google".startswith(tokenizer.decode([tokens.new]))
+
+
+def test_a_template_that_tells_the_time_is_rendered_once():
+    tokenizer = small_tokenizer("byte_level", "{{ strftime_now('%M:%S.%f') }}" + CHATML)
+    row = encode_answer(tokenizer, PROMPT, "Google.")
+    assert tokenizer.decode(row.ids[row.answer_start : -1]) == "Google."
+    assert tokenizer.decode(answer_tokens(tokenizer, PROMPT, fact(answer="Google.")).ids).endswith("assistant\n")
+
+
 def test_a_template_may_change():
     tokenizer = small_tokenizer("byte_level", CHATML)
     first = render(tokenizer, PROMPT)

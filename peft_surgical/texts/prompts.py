@@ -1,8 +1,9 @@
 """From prompts and answers to token ids: the one place that knows chat templates, and which token *is* the answer.
 
-A prompt and its answer are tokenized together, so that the boundary between them has the tokens the model meets when
-it answers. The answer's token is the first one that tells the old answer from the new one in that context; a bare
-white-space token (a sentencepiece `▁`) tells nothing and is refused.
+A prompt and its answer are tokenized together, and apart where a chat model's answer would take the end of its prompt
+into its own first token, so that the boundary between them has the tokens the model meets when it answers. The
+answer's token is the first one that tells the old answer from the new one in that context; a bare white-space token (a
+sentencepiece `▁`) tells nothing and is refused.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def encode(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
-    """Tokenizes a prompt, its answer and the end of the turn together.
+    """Tokenizes a prompt, its answer and the end of the turn, as the model meets them when it answers.
 
     Args:
         tokenizer: Any Hugging Face tokenizer.
@@ -180,10 +181,11 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
         prompt, new_answer, old_answer = (
             swap_subject(text, fact.subject, subject) for text in (prompt, new_answer, old_answer)
         )
-    end = _find_end(tokenizer)
-    ending = [] if end is None else [end]
-    old = [*_tokenize(tokenizer, _join(tokenizer, prompt, old_answer)), *ending]
-    new = [*_tokenize(tokenizer, _join(tokenizer, prompt, new_answer)), *ending]
+    end, text = _find_end(tokenizer), render(tokenizer, prompt)
+    old, new = (
+        [*_answered(tokenizer, text, answer)[0], *([] if end is None else [end])]
+        for answer in (old_answer, new_answer)
+    )
     shared = _common_prefix(old, new)
     if shared == len(old) or shared == len(new):
         raise FactError(
@@ -240,9 +242,7 @@ def mentions(text: str, subject: str) -> bool:
 
 def encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     """A prompt and its answer, which may go on."""
-    prompt_ids = _tokenize(tokenizer, render(tokenizer, prompt))
-    ids = _tokenize(tokenizer, _join(tokenizer, prompt, answer))
-    start = _common_prefix(prompt_ids, ids)
+    ids, start = _answered(tokenizer, render(tokenizer, prompt), answer)
     if start == 0:
         raise FactError(
             f"the prompt {brief(prompt)} gives no token before the answer {brief(answer)}; give a longer prompt."
@@ -250,11 +250,26 @@ def encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     return EncodedAnswer(tuple(ids), start)
 
 
-def _join(tokenizer: Any, prompt: str, answer: str) -> str:
-    text = render(tokenizer, prompt)
+def _answered(tokenizer: Any, text: str, answer: str) -> tuple[list[int], int]:
+    """Token ids of a rendered prompt and its answer, and where the answer's begin."""
+    asked, between = _tokenize(tokenizer, text), _between(tokenizer, text)
+    ids = _tokenize(tokenizer, text + between + answer)
+    start = _common_prefix(asked, ids)
+    if start < len(asked) and has_chat_template(tokenizer) and not between:
+        # A space at the prompt's end, say, would be one token with the first word, and a model that is asked has read
+        # that space by itself. Alone the answer may get a space before it, and behind these it gets none.
+        for head in ("", "x\n", "("):
+            lead, both = _tokenize(tokenizer, head), _tokenize(tokenizer, head + answer)
+            row = [*asked, *both[len(lead) :]]
+            if both[: len(lead)] == lead and tokenizer.decode(row) == tokenizer.decode(ids):
+                return row, len(asked)
+    return ids, start
+
+
+def _between(tokenizer: Any, text: str) -> str:
     if has_chat_template(tokenizer):
-        return text + _gap(tokenizer) + answer
-    return text + answer if not text or text[-1].isspace() or goes_on_unspaced(text) else f"{text} {answer}"
+        return _gap(tokenizer)
+    return "" if not text or text[-1].isspace() or goes_on_unspaced(text) else " "
 
 
 def _gap(tokenizer: Any) -> str:

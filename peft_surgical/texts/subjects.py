@@ -23,7 +23,7 @@ def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int])
         tokenizer: Any Hugging Face tokenizer.
         prompt: The prompt.
         subject: As the prompt names it, whatever its case.
-        ids: The prompt and its answer, or the beginning of it, tokenized together.
+        ids: The prompt and its answer, or the beginning of it, as [`encode_open`] gives them.
 
     Returns:
         Spans of positions in `ids`, ascending; none where the prompt does not name the subject, and none whose
