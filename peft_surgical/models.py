@@ -53,7 +53,8 @@ def load_model(
         The model in evaluation mode and its tokenizer.
 
     Raises:
-        ModelError: If the model cannot be found or read, has no tokenizer, or options exclude one another.
+        ModelError: If the model cannot be found or read, is an adapter, has no tokenizer, or options exclude one
+            another.
     """
     if device is not None and device_map is not None:
         raise ModelError(f"device {str(device)!r} and device_map {device_map!r} exclude each other; give one of them.")
@@ -93,6 +94,9 @@ def load_model(
         if unreached:
             reason = f"there is no folder of that name, and {reason[0].lower()}{reason[1:]}"
         raise _unloaded(name, source, reason) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        # Given the hub id of an adapter, transformers loads its base and puts it on.
+        raise ModelError(f"{str(name)!r} is an adapter; name its base model, and the adapter beside it.")
     # For some kinds of model transformers makes an empty tokenizer where there is none.
     empty = len(tokenizer) <= len(tokenizer.all_special_tokens)
     lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -77,6 +78,16 @@ def test_a_model_knows_the_revision_that_it_was_loaded_from(folder, monkeypatch)
     assert revision_of(load_model(folder)[0]) is None
     monkeypatch.setattr(models, "_locate", lambda name, revision: (str(folder), {}))
     assert revision_of(load_model("org/model", revision="v2")[0]) == "v2"
+
+
+def test_an_adapter_is_no_model(folder, tmp_path, monkeypatch):
+    # transformers puts one that is named by its hub id on the base that it names.
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    word_tokenizer().save_pretrained(tmp_path / "adapter")
+    refused(tmp_path / "adapter", "holds an adapter; name its base model, and the adapter beside it")
+    monkeypatch.setattr(models, "_locate", lambda name, revision: (str(tmp_path / "adapter"), {}))
+    refused("org/adapter", r"'org/adapter' is an adapter; name its base model, and the adapter beside it\.")
 
 
 def refused(name, match, **options):
