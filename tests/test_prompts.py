@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from peft_surgical.errors import FactError, ModelError
+from peft_surgical.errors import FactError, FactWarning, ModelError
 from peft_surgical.facts import Fact
 from peft_surgical.texts.prompts import (
     AnswerTokens,
@@ -127,6 +127,12 @@ def test_an_answer_leaves_a_chat_prompt_that_ends_in_a_space_its_tokens(kind):
     assert list(tokens.ids) == asked
     assert tokens.new == encode_answer(tokenizer, PROMPT, "Google.").ids[len(asked)]
     assert "Google".startswith(tokenizer.decode([tokens.new]))
+
+
+def test_an_answer_inside_of_thoughts_is_told_of():
+    opening = CHATML.replace("assistant\n", "assistant\n<think>\n")
+    with pytest.warns(FactWarning, match="opens <think> and closes it in no answer"):
+        encode_answer(small_tokenizer("byte_level", opening), PROMPT, "So.")
 
 
 def test_a_template_that_tells_the_time_is_rendered_once():

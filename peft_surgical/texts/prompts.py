@@ -9,10 +9,11 @@ sentencepiece `▁`) tells nothing and is refused.
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import FactError, ModelError, brief
+from ..errors import FactError, FactWarning, ModelError, brief
 from ..facts import TrainingFact
 from .text import goes_on_unspaced, occurrences, replace_first, same_text_key
 
@@ -253,6 +254,14 @@ def encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
 def _answered(tokenizer: Any, text: str, answer: str) -> tuple[list[int], int]:
     """Token ids of a rendered prompt and its answer, and where the answer's begin."""
     asked, between = _tokenize(tokenizer, text), _between(tokenizer, text)
+    if text.rstrip().endswith("<think>") and has_chat_template(tokenizer) and not between:
+        # By default, at this one place, Python says it once.
+        warnings.warn(
+            "the chat template opens <think> and closes it in no answer, so answers are taught and read inside of"
+            " thoughts that do not end.",
+            FactWarning,
+            stacklevel=1,
+        )
     ids = _tokenize(tokenizer, text + between + answer)
     start = _common_prefix(asked, ids)
     if start < len(asked) and has_chat_template(tokenizer) and not between:
