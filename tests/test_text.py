@@ -135,6 +135,23 @@ def test_an_alias_is_not_found(text, alias):
 def test_scripts_without_spaces_go_on_without_one():
     for text in ("法国的首都是", "首都是哪里？", "フランスの首都は", "เมืองหลวงของฝรั่งเศสคือ"):
         assert goes_on_unspaced(text)
+    for text in (
+        "It is \u201c",
+        "c'est \u00ab",
+        "is (",
+        "is [",
+        "is $",
+        "costs \u20ac",
+        "and/",
+        "l'",
+        "L\u2019",
+        'is "',
+        "is '",
+        '"',
+    ):
+        assert goes_on_unspaced(text)
+    for text in ('He said "so"', "in 1990'", "so)", "so\u201d", "so \u00bb", "so:"):
+        assert not goes_on_unspaced(text)
     for text in ("프랑스의 수도는", "The capital is", "In 1945", "Paris?", ""):
         assert not goes_on_unspaced(text)
 

@@ -235,9 +235,16 @@ def _several(names: str | Iterable[str]) -> Iterable[str]:
 
 
 def goes_on_unspaced(text: str) -> bool:
-    """Whether what follows a text follows without a space: Thai, Chinese or Japanese, but not Korean."""
-    last = text[-1:]
-    return bool(_WIDE_SIGNS.match(last) or (UNSPACED.match(last) and not _HANGUL.match(last)))
+    """Whether what follows a text follows without a space: Thai, Chinese or Japanese, but not Korean; also what an
+    opening sign, a slash, the sign of a currency or the apostrophe of "l'" comes before."""
+    before, last = text[-2:-1], text[-1:]
+    if _WIDE_SIGNS.match(last) or (UNSPACED.match(last) and not _HANGUL.match(last)):
+        return True
+    if last in tuple(_APOSTROPHES) and before.isalpha():
+        return True
+    if last in ("'", '"'):
+        return not before.strip()
+    return last == "/" or (last != "" and unicodedata.category(last) in ("Ps", "Pi", "Sc"))
 
 
 def printable(text: str) -> str:
