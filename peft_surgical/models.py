@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .adapters.bases import note_revision, note_source
 from .errors import ModelError, brief, first_line
@@ -100,6 +101,13 @@ def load_model(
     # For some kinds of model transformers makes an empty tokenizer where there is none.
     empty = len(tokenizer) <= len(tokenizer.all_special_tokens)
     lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model)
+    # transformers makes a decoder of one, whose configuration says so no more.
+    if (
+        lack
+        and not is_gguf
+        and AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra).is_encoder_decoder
+    ):
+        lack = "it is an encoder-decoder; give a decoder-only causal language model."
     if lack is not None:
         raise _unloaded(name, source, lack)
     if is_gguf:
@@ -163,12 +171,15 @@ def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
             raise ModelError(f"the folder {path} holds an adapter; name its base model, and the adapter beside it.")
         if not (path / "config.json").is_file():
             raise ModelError(f"the folder {path} holds no config.json, so it is not a model checkpoint.")
-        if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
+        # Not what a trainer leaves there, such as training_args.bin.
+        if not any(path.glob("*.safetensors")) and any(path.glob("*model*.bin")):
             raise ModelError(
                 f"the folder {path} holds its weights only as a pickle (.bin), which can run code; save them as"
                 " safetensors."
             )
         return str(path), {}
+    if address := re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+(?:/[^/?#]+)?)", str(name)):
+        raise ModelError(f"{str(name)!r} is the address of a page; give the hub id alone, {address[1]!r}.")
     if path.is_absolute() or str(name).startswith(("./", "../", "~")) or str(name).count("/") > 1:
         raise ModelError(f"there is no model folder {path}.")
     return str(name), {} if revision is None else {"revision": revision}

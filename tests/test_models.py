@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration
 
 from peft_surgical import models
 from peft_surgical.adapters.bases import revision_of
@@ -105,6 +105,8 @@ def test_models_that_are_not_there(tmp_path, monkeypatch):
     refused(tmp_path / "none", r"there is no model folder .*none\.")
     refused("~nobody-is-called-so/none", r"there is no model folder ~nobody-is-called-so/none\.")
     refused("./none", r"there is no model folder none\.")
+    for address in ("https://huggingface.co/org/model", "https://hf.co/org/model/tree/main?x"):
+        refused(address, "is the address of a page; give the hub id alone, 'org/model'")
     refused("a/b/c", r"there is no model folder a/b/c\.")
     refused("none.gguf", r"there is no GGUF file none\.gguf\.")
     (tmp_path / "empty").mkdir()
@@ -161,6 +163,21 @@ def test_no_pickle_is_opened_for_an_index_that_names_one(folder, tmp_path):
     index = {"metadata": {}, "weight_map": dict.fromkeys(whole, "shard.bin")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, r"shard\.bin is read as a pickle, which can run code; save the weights as safetensors\.")
+
+
+def test_an_encoder_decoder(tmp_path):
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(encoder_layers=1, decoder_layers=1, **sizes, **heads)
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    refused(tmp_path, r"it is an encoder-decoder; give a decoder-only causal language model\.")
+
+
+def test_a_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "training_args.bin").write_bytes(b"")
+    refused(folder, "[nN]o file named model.safetensors")
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
