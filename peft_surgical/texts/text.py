@@ -236,15 +236,19 @@ def _several(names: str | Iterable[str]) -> Iterable[str]:
 
 def goes_on_unspaced(text: str) -> bool:
     """Whether what follows a text follows without a space: Thai, Chinese or Japanese, but not Korean; also what an
-    opening sign, a slash, the sign of a currency or the apostrophe of "l'" comes before."""
+    opening sign, a slash, the sign of a currency or the apostrophe of "l'" comes before, if that is not of "5 €" or
+    "dogs'"."""
     before, last = text[-2:-1], text[-1:]
     if _WIDE_SIGNS.match(last) or (UNSPACED.match(last) and not _HANGUL.match(last)):
         return True
     if last in tuple(_APOSTROPHES) and before.isalpha():
-        return True
+        return before.lower() != "s"
     if last in ("'", '"'):
         return not before.strip()
-    return last == "/" or (last != "" and unicodedata.category(last) in ("Ps", "Pi", "Sc"))
+    kind = unicodedata.category(last) if last else ""
+    if kind == "Sc":
+        return not text[:-1].rstrip()[-1:].isdigit()
+    return last == "/" or kind in ("Ps", "Pi")
 
 
 def printable(text: str) -> str:
