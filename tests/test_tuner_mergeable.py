@@ -2,13 +2,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.merge import merge
-from peft_surgical.tuner import mergeable
+from peft_surgical.tuner import SurgicalIA3Config, mergeable
 from peft_surgical.tuner.mergeable import check_mergeable, places_of, shared_with
-from tests.adapters import saved, tiny_peft
+from tests.adapters import logits, perturb, saved, tiny_peft
 from tests.tiny import tiny_model
 
 
@@ -49,3 +50,36 @@ def test_a_layer_that_shares_its_weight_is_named():
     model.base_model.model.beside = other
     with pytest.raises(AdapterError, match=r"shares its weight with beside\.weight"):
         check_mergeable(model.base_model.model)
+
+
+HEAD, DOWN = ({"side": "output", "ranges": [[0, 4]]}, {"side": "input", "ranges": [[0, 4]]})
+
+
+@pytest.mark.parametrize("kind", ["tied", "over another method"])
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("names", [None, ["second"]])
+def test_only_what_is_merged_is_asked_whether_it_can_be(kind, deleted, names):
+    base = tiny_model("llama")
+    if kind == "tied":
+        base.lm_head.weight = base.model.embed_tokens.weight
+    else:
+        base.add_adapter(LoraConfig(target_modules=["lm_head"], init_lora_weights=False), "l")
+    model = get_peft_model(base, SurgicalIA3Config(selections={"lm_head": HEAD}), "first").eval()
+    model.add_adapter("second", SurgicalIA3Config(selections={"model.layers.1.mlp.down_proj": DOWN}))
+    perturb(model, "first"), perturb(model, "second")
+    words = "shares its weight" if kind == "tied" else "another method"
+    with pytest.raises(AdapterError, match=words):
+        model.merge_adapter()
+    model.set_adapter("second")
+    if deleted:
+        model.delete_adapter("first")
+    else:
+        with pytest.raises(AdapterError, match=words):
+            model.merge_adapter(["second", "first"])
+    layer, edited = model.base_model.model.model.layers[1].mlp.down_proj, logits(model)
+    weight = layer.weight.clone()
+    model.merge_adapter(names)
+    assert layer.merged_adapters == ["second"]
+    torch.testing.assert_close(logits(model), edited, atol=1e-5, rtol=1e-4)
+    model.unmerge_adapter()
+    assert torch.equal(layer.weight, weight)

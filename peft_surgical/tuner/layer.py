@@ -342,3 +342,8 @@ class Linear(nn.Module, SurgicalIA3Layer):
 
     def __repr__(self) -> str:
         return "surgical_ia3." + super().__repr__()
+
+
+def layers_by_name(model: nn.Module) -> dict[str, SurgicalIA3Layer]:
+    """A model's surgical layers, by their names in it."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, SurgicalIA3Layer)}

@@ -11,21 +11,26 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError
 from .fold import check_foldable, is_wrapper, scaled_tensors
-from .layer import SurgicalIA3Layer
+from .layer import SurgicalIA3Layer, layers_by_name
 
 
-def check_mergeable(model: nn.Module) -> None:
-    """Refuses a model with layers whose scales cannot be folded into their weights.
+def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None) -> None:
+    """Refuses adapters whose scales cannot be folded into the weights.
 
     Args:
-        model: What holds them.
+        model: What holds them. Layers that have none of them are not asked.
+        adapter_names: Which adapters; the active ones by default.
 
     Raises:
         AdapterError: If a weight is quantized or otherwise cannot be rewritten in place, is also used elsewhere, or
             has an adapter of another method on it.
     """
-    check_alone(model)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SurgicalIA3Layer)}
+    layers = {
+        name: layer
+        for name, layer in layers_by_name(model).items()
+        if layer.coordinates.keys() & (layer.active_adapters if adapter_names is None else adapter_names)
+    }
+    check_alone(layers)
     for layer in layers.values():
         check_foldable(layer.get_base_layer(), layer.side)
     check_untied(model, layers)
@@ -69,14 +74,17 @@ def _embedding_weight(model: nn.Module) -> Tensor | None:
     return None
 
 
-def check_alone(model: nn.Module) -> None:
+def check_alone(layers: Mapping[str, SurgicalIA3Layer]) -> None:
     """Refuses layers that lie over an adapter of another method: PEFT takes both off together.
+
+    Args:
+        layers: By their names.
 
     Raises:
         AdapterError: If there is one.
     """
-    for name, layer in model.named_modules():
-        if isinstance(layer, SurgicalIA3Layer) and layer.base_layer is not layer.get_base_layer():
+    for name, layer in layers.items():
+        if layer.base_layer is not layer.get_base_layer():
             raise AdapterError(f"{name} has an adapter of another method on it; merge or delete that one first.")
 
 

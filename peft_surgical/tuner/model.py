@@ -27,7 +27,7 @@ from ..errors import AdapterError, SelectionError
 from ..wrapped import check_uncompiled, check_unwrapped, uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
-from .layer import Linear, SurgicalIA3Layer
+from .layer import Linear, SurgicalIA3Layer, layers_by_name
 from .mergeable import check_alone, check_mergeable
 from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
@@ -232,7 +232,7 @@ class SurgicalIA3Model(BaseTuner):
             yield
 
     def _check_merge_allowed(self) -> None:
-        check_mergeable(self.model)
+        """Nothing: PEFT does not say which adapters are to be merged, and `_merge` has asked about just these."""
 
     def _check_to_merge(self, adapter_names: list[str] | None) -> None:
         if adapter_names is not None:
@@ -256,6 +256,7 @@ class SurgicalIA3Model(BaseTuner):
 
     def _merge(self, adapter_names: list[str] | None, safe_merge: bool, stacklevel: int) -> None:
         self._check_to_merge(adapter_names)
+        check_mergeable(self.model, adapter_names)
         before = [(layer, list(layer.merged_adapters)) for layer in self.surgical_layers()]
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -274,7 +275,7 @@ class SurgicalIA3Model(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         self._check_to_merge(adapter_names)
-        check_alone(self.model)
+        check_alone(layers_by_name(self.model))
         named = adapter_names if merge else None
         if named is not None:
             check_one_whole(self.model, named)
