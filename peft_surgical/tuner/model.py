@@ -21,10 +21,9 @@ from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils.other import _set_adapter
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, SelectionError
-from ..wrapped import check_uncompiled, check_unwrapped, uncompiled
+from ..wrapped import check_unwrapped, uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .layer import Linear, SurgicalIA3Layer, layers_by_name
@@ -32,7 +31,8 @@ from .mergeable import check_alone, check_mergeable
 from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
 from .offloading import execution_device
-from .targets import check_target, find_module, unwrapped
+from .placing import make_place
+from .targets import unwrapped
 from .unchanged import unchanged_on_failure
 from .whole import check_one_whole, let_whole_act, whole_modules
 
@@ -59,29 +59,7 @@ class SurgicalIA3Model(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: SurgicalIA3Config, model: nn.Module) -> None:
-        # Everything is checked here, before the first module is replaced, so that a refusal leaves the model as it
-        # was.
-        first_names = {id(module): name for name, module in model.named_modules()}
-        scaled = [name for name, module in model.named_modules() if isinstance(module, SurgicalIA3Layer)]
-        for name in (*scaled, *peft_config.coordinates):
-            if any(f".{whole}." in f".{name}." for whole in peft_config.modules_to_save or ()):
-                raise SelectionError(f"{name} cannot be scaled and be in modules_to_save at once.")
-        widths, transposed = {}, False
-        for name, coordinates in peft_config.coordinates.items():
-            module = find_module(model, name)
-            first = first_names[id(module)]
-            check_uncompiled([first])
-            if first != name:
-                raise SelectionError(f"{name} is another name of {first}; select that one.")
-            widths[name] = check_target(name, module, coordinates, (peft_config.features or {}).get(name))
-            if isinstance(module, SurgicalIA3Layer) and module.side != coordinates.side:
-                raise SelectionError(
-                    f"another adapter scales the {module.side} of {name}, so this one cannot scale its"
-                    f" {coordinates.side}."
-                )
-            transposed |= isinstance(unwrapped(module), Conv1D)
-        peft_config.check_made_for(self.get_model_config(model))
-        peft_config.features, peft_config.fan_in_fan_out = widths, transposed
+        make_place(peft_config, model, self.get_model_config(model))
 
     @staticmethod
     def _check_target_module_exists(peft_config: SurgicalIA3Config, key: str) -> bool:
