@@ -1,15 +1,28 @@
 """Modules that no scale could act on, because another reads their weights."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 from peft import get_peft_model
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM, WavLMConfig, WavLMModel
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    ReformerConfig,
+    ReformerModel,
+    WavLMConfig,
+    WavLMModel,
+)
 
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import SelectionError
 from peft_surgical.merge import merge
-from peft_surgical.tuner import Coordinates, SurgicalIA3Config
+from peft_surgical.tuner import Coordinates, SurgicalIA3Config, targets
 from peft_surgical.tuner.targets import find_module
 from tests.adapters import logits, perturb
 from tests.tiny import tiny_ids, tiny_model
@@ -67,6 +80,56 @@ def test_what_the_attention_of_wavlm_reads_is_refused(module):
     config = SurgicalIA3Config(selections={name: {"side": "output", "ranges": [[0, 4]]}})
     with pytest.raises(SelectionError, match="belongs to a WavLMAttention, which reads its weight"):
         get_peft_model(WavLMModel(WavLMConfig(**sizes, **convolutions)), config)
+
+
+MAPS = {"detr": "Detr", "conditional_detr": "ConditionalDetr", "maskformer": "MaskFormerDetr", "dab_detr": "DabDetr"}
+
+
+@pytest.mark.parametrize("family", MAPS)
+def test_the_keys_of_maps_of_attention_which_run_as_a_convolution_are_refused(family):
+    modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    kind = getattr(modeling, f"{MAPS[family]}MHAttentionMap")
+    model = nn.Sequential(kind(16, 16, 2) if family == "dab_detr" else kind(16, 2))
+    query, key = ("0.q_linear", "0.k_linear") if family == "dab_detr" else ("0.q_proj", "0.k_proj")
+    with pytest.raises(SelectionError, match=f"belongs to a {kind.__name__}, which reads its weight"):
+        find_module(model, key)
+    assert find_module(model, query) is model.get_submodule(query)
+
+
+@pytest.mark.parametrize("module", ["mlp.dense_4h_to_h", "self_attention.dense"])
+@pytest.mark.parametrize(("slices", "slow", "reads"), [(2, True, True), (2, False, False), (1, True, False)])
+def test_what_bloom_reads_in_slices_is_refused(module, slices, slow, reads):
+    sizes = {"vocab_size": 128, "hidden_size": 32, "n_layer": 1, "n_head": 4}
+    model = BloomForCausalLM(BloomConfig(**sizes, pretraining_tp=slices, slow_but_exact=slow)).eval()
+    config = SurgicalIA3Config(selections={f"transformer.h.0.{module}": {"side": "input", "ranges": [[0, 4]]}})
+    before = logits(model)
+    if reads:
+        with pytest.raises(SelectionError, match=r"belongs to a Bloom\w+, which reads its weight"):
+            get_peft_model(model, config)
+    else:
+        adapted = get_peft_model(model, config)
+        perturb(adapted)
+        assert not torch.equal(logits(adapted), before)
+
+
+@pytest.mark.parametrize("module", ["query_key", "value"])
+def test_what_hashed_attention_reads_in_generation_is_refused(module):
+    sizes = {"hidden_size": 16, "attention_head_size": 8, "num_attention_heads": 2, "feed_forward_size": 16}
+    model = ReformerModel(ReformerConfig(**sizes, attn_layers=["lsh", "local"], axial_pos_embds=False))
+    hashed, local = (f"encoder.layers.{layer}.attention.self_attention.{module}" for layer in (0, 1))
+    with pytest.raises(SelectionError, match="belongs to a LSHSelfAttention, which reads its weight"):
+        find_module(model, hashed)
+    if module == "value":
+        assert find_module(model, local) is model.get_submodule(local)
+
+
+@pytest.mark.parametrize("kind", [*targets._READ_BY])
+def test_what_is_said_to_read_weights_does(kind):
+    families = Path(transformers.models.__path__[0])
+    sources = [path.read_text(encoding="utf-8") for path in families.glob("*/modeling_*.py")]
+    if not (holding := [source for source in sources if f"class {kind}(" in source]):
+        pytest.skip("this transformers has no such class")
+    assert all(f"self.{module}.weight" in source for source in holding for module in targets._READ_BY[kind])
 
 
 def test_a_name_that_only_a_property_leads_to_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -22,6 +23,36 @@ _READ_BY = {
     "MobileBertLMPredictionHead": ("dense", "decoder"),
     "LongcatFlashTopkRouter": ("classifier",),
     "TDNNLayer": ("kernel",),
+    "BloomAttention": ("dense",),
+    "BloomMLP": ("dense_4h_to_h",),
+    "DetrMHAttentionMap": ("k_proj",),
+    "ConditionalDetrMHAttentionMap": ("k_proj",),
+    "MaskFormerDetrMHAttentionMap": ("k_proj",),
+    "DabDetrMHAttentionMap": ("k_linear",),
+    "NeoMMEForMaskedLM": ("unembedding_projection",),
+    "Gemma4AssistantForCausalLM": ("lm_head",),
+    "Gemma4UnifiedAssistantForCausalLM": ("lm_head",),
+    # Where it generates with a cache.
+    "LSHSelfAttention": ("query_key", "value"),
+    # In training.
+    "Gemma3nTextAltUp": ("correction_coefs",),
+}
+
+
+def _slowly(bloom: Any) -> bool:
+    return bool(bloom.pretraining_tp > 1 and bloom.slow_but_exact)
+
+
+def _ordered(assistant: Any) -> bool:
+    return bool(assistant.config.use_ordered_embeddings)
+
+
+# Those of them that do so as their configuration says, and when.
+_READ_WHERE: dict[str, Callable[[Any], bool]] = {
+    "BloomAttention": _slowly,
+    "BloomMLP": _slowly,
+    "Gemma4AssistantForCausalLM": _ordered,
+    "Gemma4UnifiedAssistantForCausalLM": _ordered,
 }
 
 
@@ -43,8 +74,9 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     torchs = isinstance(parent, nn.MultiheadAttention) or (
         isinstance(parent, nn.TransformerEncoderLayer) and last in ("linear1", "linear2")
     )
-    theirs = {kind.__name__ for kind in type(parent).__mro__ if kind.__module__.startswith("transformers.")}
-    if mamba or torchs or any(last in _READ_BY.get(kind, ()) for kind in theirs):
+    theirs = [kind.__name__ for kind in type(parent).__mro__ if kind.__module__.startswith("transformers.")]
+    readers = [kind for kind in theirs if last in _READ_BY.get(kind, ())]
+    if mamba or torchs or any(kind not in _READ_WHERE or _READ_WHERE[kind](parent) for kind in readers):
         raise SelectionError(
             f"{name} belongs to a {type(parent).__name__}, which reads its weight without calling it, so a scale on it"
             " would have no effect."
