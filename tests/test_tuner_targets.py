@@ -11,13 +11,20 @@ from torch import nn
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
+    PhimoeConfig,
     ReformerConfig,
     ReformerModel,
     WavLMConfig,
     WavLMModel,
 )
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4GroupedLinear
+from transformers.models.falcon.modeling_falcon import FalconLinear
+from transformers.models.idefics.modeling_idefics import IdeficsDecoupledLinear
+from transformers.models.llama4.modeling_llama4 import Llama4Router
+from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import SelectionError
@@ -130,6 +137,50 @@ def test_what_is_said_to_read_weights_does(kind):
     if not (holding := [source for source in sources if f"class {kind}(" in source]):
         pytest.skip("this transformers has no such class")
     assert all(f"self.{module}.weight" in source for source in holding for module in targets._READ_BY[kind])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Named(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        DeepseekV4GroupedLinear(8, 12, 2),
+        IdeficsDecoupledLinear(8, 12, out_additional_features=2),
+        Llama4Router(Llama4TextConfig(hidden_size=8, num_local_experts=12)),
+        PhimoeTopKRouter(PhimoeConfig(hidden_size=8, num_local_experts=12)),
+        Doubled(8, 12),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_what_does_not_compute_as_a_linear_is_refused(module, side):
+    model = nn.Sequential(module)
+    config = SurgicalIA3Config(selections={"0": {"side": side, "ranges": [[0, 4]]}})
+    with pytest.raises(SelectionError, match=f"0 is a {type(module).__name__}, which has a forward of its own"):
+        get_peft_model(model, config)
+    assert model[0] is module
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("kind", [FalconLinear, Named, nn.modules.linear.NonDynamicallyQuantizableLinear])
+def test_a_class_that_computes_as_a_linear_is_scaled_and_merged(kind, side):
+    module, x = kind(8, 12), torch.randn(3, 8)
+    nn.init.normal_(module.weight), nn.init.normal_(module.bias)
+    before = module(x)
+    config = SurgicalIA3Config(selections={"0": {"side": side, "ranges": [[0, 4]]}})
+    model = get_peft_model(nn.Sequential(module), config).eval()
+    perturb(model)
+    edited = model(x)
+    assert not torch.equal(edited, before)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), edited)
 
 
 def test_a_name_that_only_a_property_leads_to_is_refused(tmp_path):

@@ -55,6 +55,19 @@ _READ_WHERE: dict[str, Callable[[Any], bool]] = {
     "Gemma4UnifiedAssistantForCausalLM": _ordered,
 }
 
+# Packages whose linear modules have a forward of their own, for weights that are quantized or to be.
+_QUANTIZING = ("bitsandbytes", "compressed_tensors", "optimum", "quanto", "quark", "torch", "torchao")
+# Classes of transformers that compute what a Linear does in a forward of their own.
+_LINEAR_ALL_THE_SAME = (
+    "FalconLinear",
+    "AutoBitLinear",
+    "CompressedTensorsFP8Linear",
+    "FP8Linear",
+    "FbgemmFp8Linear",
+    "MetalLinear",
+    "QuantizedLinear",
+)
+
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
     """Returns the module of that full name.
@@ -108,6 +121,14 @@ def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
     return weight.T if isinstance(base, Conv1D) else weight
 
 
+def _computes_linear(module: nn.Module) -> bool:
+    """Whether what comes out of a linear module is as wide as it says, and a merge of scales computes the same."""
+    kind = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    package, _, _ = kind.__module__.partition(".")
+    known = package == "transformers" and kind.__name__ in _LINEAR_ALL_THE_SAME
+    return kind is Conv1D or package in _QUANTIZING or known
+
+
 def check_target(name: str, module: nn.Module, coordinates: Coordinates, width: int | None = None) -> int:
     """Refuses a module that cannot be scaled, or does not have the coordinates.
 
@@ -123,10 +144,16 @@ def check_target(name: str, module: nn.Module, coordinates: Coordinates, width: 
     Raises:
         SelectionError: If the module is not linear, or narrower than a range, or of another width than expected.
     """
-    found = features(unwrapped(module), coordinates.side)
+    base = unwrapped(module)
+    found = features(base, coordinates.side)
     if found is None:
         raise SelectionError(
             f"{name} is a {type(module).__name__}; a surgical adapter scales Linear and Conv1D modules."
+        )
+    if not _computes_linear(base):
+        raise SelectionError(
+            f"{name} is a {type(base).__name__}, which has a forward of its own, and is not known to compute what a"
+            " Linear does; a surgical adapter scales modules that do."
         )
     if width is not None and width != found:
         raise SelectionError(
