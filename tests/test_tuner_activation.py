@@ -165,6 +165,54 @@ def test_deleting_while_the_scales_are_off_is_remembered_too(frozen):
     assert trainable(model) == (set() if frozen else {"other"})
 
 
+def trained(model):
+    """What trains: each adapter's scales, and the heads that adapters save whole."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all("surgical_ia3_delta" in name or "modules_to_save" in name for name in names)
+    return {("head", n.split(".")[-2]) if "modules_to_save" in n else ("scales", n.split(".")[-1]) for n in names}
+
+
+def both(name):
+    return {("head", name), ("scales", name)}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda model: model.set_requires_grad("default", False), set()),
+        (lambda model: model.set_adapter("default", inference_mode=True), set()),
+        (lambda model: model.set_adapter("other"), both("other")),
+        (lambda model: activate(model, ["default"]), set()),
+        (lambda model: activate(model, ["other"], trainable=["other"]), both("other")),
+        (lambda model: model.delete_adapter("other"), both("default")),
+        (lambda model: (model.set_adapter("other"), model.delete_adapter("other")), both("default")),
+    ],
+    ids=["freeze", "set frozen", "set", "activate frozen", "activate", "delete the idle", "delete the active"],
+)
+def test_what_trains_of_a_module_saved_whole_is_chosen_while_adapters_are_off_too(change, expected):
+    model = tiny_peft(modules_to_save=["lm_head"])
+    add(model, "other", modules_to_save=["lm_head"])
+    other = copy.deepcopy(model)
+    with model.disable_adapter():
+        change(model)
+    change(other)
+    assert trained(model) == expected == trained(other)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_head_that_follows_a_deleted_adapter_trains_if_that_did(frozen):
+    model = tiny_peft(modules_to_save=["lm_head"])
+    add(model, "other")
+    model.set_adapter("other", inference_mode=frozen)
+    with model.disable_adapter():
+        model.delete_adapter("other")
+        assert trained(model) == set()
+    assert trained(model) == (set() if frozen else both("default"))
+    with model.disable_adapter():
+        model.set_requires_grad("default", frozen)
+    assert trained(model) == (both("default") if frozen else set())
+
+
 def with_heads(kind):
     """A model with two adapters that each save the head, and what it says by each and by the base."""
     base = tiny_model("llama")

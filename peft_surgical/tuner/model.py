@@ -34,7 +34,7 @@ from .offloading import execution_device
 from .placing import make_place
 from .targets import unwrapped
 from .unchanged import unchanged_on_failure
-from .whole import check_one_whole, let_whole_act, whole_modules
+from .whole import check_one_whole, let_whole_act, whole_parameters, whole_trainable
 
 if TYPE_CHECKING:
     from ..adapters.edits import Edit
@@ -120,8 +120,7 @@ class SurgicalIA3Model(BaseTuner):
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         # Layers remember what was trainable; modules_to_save, which are PEFT's own, need somebody to do it for them.
         if not enabled and self._was_trainable is None:
-            wrappers = [wrapper for wrapper, _ in whole_modules(self.model)]
-            self._was_trainable = {p: p.requires_grad for wrapper in wrappers for p in wrapper.parameters()}
+            self._was_trainable = whole_trainable(self.model)
         super()._enable_adapter_layers(enabled)
         if enabled:
             for parameter, trainable in (self._was_trainable or {}).items():
@@ -154,7 +153,23 @@ class SurgicalIA3Model(BaseTuner):
             # Of a module that is saved whole PEFT wants to know by which adapter.
             let_act(self.model, [])
             self.active_adapter: list[str] = []
-        self._was_trainable = None
+        self.remember_whole()
+
+    def remember_whole(self) -> None:
+        """While the adapters are off, takes what trains now of modules that are saved whole for what does later."""
+        if self._was_trainable is not None:
+            self._was_trainable = whole_trainable(self.model)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Freezes adapters or makes them trainable, with what they save whole; while off, for when they are on again.
+
+        Args:
+            adapter_names: Which adapters.
+            requires_grad: Whether they get gradients.
+        """
+        super().set_requires_grad(adapter_names, requires_grad)
+        if self._was_trainable is not None:
+            self._was_trainable |= {p: p.requires_grad for p in whole_parameters(self.model, names_of(adapter_names))}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Deletes an adapter. Others that are active stay active, and frozen if they were.
@@ -193,6 +208,10 @@ class SurgicalIA3Model(BaseTuner):
                 if layer._was_trainable is not None:
                     layer._was_trainable.update({n: was_trained for n in active if n in layer._was_trainable})
                     layer.surgical_ia3_delta.requires_grad_(False)
+            if self._was_trainable is not None:
+                for parameter in whole_parameters(self.model, active):
+                    self._was_trainable[parameter] = was_trained
+                    parameter.requires_grad_(False)
         else:
             for parameter, requires_grad in trainable.items():
                 parameter.requires_grad_(requires_grad)
