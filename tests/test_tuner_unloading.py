@@ -79,6 +79,30 @@ def test_what_is_merged_is_not_left_in_the_weights():
     assert torch.equal(logits(ps.unload(model)), logits(tiny_model("llama")))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unloading_a_peft_model_takes_merged_scales_out_of_the_weights(dtype):
+    base = tiny_model("llama", dtype=dtype)
+    model = tiny_peft(dtype=dtype)
+    add(model, "other")
+    model.merge_adapter(["default", "other"])
+    found = model.unload().state_dict()
+    assert found.keys() == base.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in base.state_dict().items())
+
+
+def test_unloading_does_not_leave_what_another_method_merged():
+    base = tiny_model("llama")
+    base.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model = get_peft_model(base, ps.SurgicalIA3Config(components=["L1.mlp"], init_weights=False))
+    model.merge_adapter()
+    merged = logits(model)
+    with pytest.raises(AdapterError, match="q_proj has an adapter merged into its weights; unmerge it first"):
+        model.unload()
+    assert torch.equal(logits(model), merged)
+    model.unmerge_adapter()
+    torch.testing.assert_close(logits(model.unload()), logits(tiny_model("llama")))
+
+
 @pytest.mark.parametrize("edit", [ps.edit, ps.edit_keyed])
 def test_a_model_is_edited_once_more(edit, tmp_path):
     model, tokenizer = planted(), word_tokenizer()

@@ -34,6 +34,7 @@ from .offloading import execution_device
 from .placing import make_place
 from .targets import unwrapped
 from .unchanged import unchanged_on_failure
+from .unloading import take_out
 from .whole import check_one_whole, let_whole_act, whole_parameters, whole_trainable
 
 if TYPE_CHECKING:
@@ -276,6 +277,8 @@ class SurgicalIA3Model(BaseTuner):
         named = adapter_names if merge else None
         if named is not None:
             check_one_whole(self.model, named)
+        if not merge:
+            take_out(self.model)
         with warnings.catch_warnings():
             if merge:
                 # Layer by layer, the first ones would be plain modules when a later one fails.

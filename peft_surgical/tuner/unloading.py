@@ -5,10 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 from ..errors import AdapterError
+from .layer import SurgicalIA3Layer, layers_by_name
+
+
+def check_unmerged(name: str, module: nn.Module) -> None:
+    """Refuses a module with an adapter merged into its weights, in which it would stay.
+
+    Args:
+        name: Its name, for the message.
+        module: Any module.
+
+    Raises:
+        AdapterError: If it has one.
+    """
+    if isinstance(module, BaseTunerLayer) and module.merged:
+        raise AdapterError(f"{name} has an adapter merged into its weights; unmerge it first.")
+
+
+def take_out(model: nn.Module) -> None:
+    """Puts the weights back into which surgical scales are merged, the very same ones.
+
+    Args:
+        model: What holds the layers.
+
+    Raises:
+        AdapterError: If an adapter of another method is merged, which may not come out exactly; nothing is changed.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, SurgicalIA3Layer):
+            check_unmerged(name, module)
+    for layer in layers_by_name(model).values():
+        with onload_layer(layer):
+            layer.merge_only([])
 
 
 def unload(model: Any) -> Any:
@@ -32,8 +65,7 @@ def unload(model: Any) -> Any:
     layers: dict[str, BaseTunerLayer | AuxiliaryTrainingWrapper] = {}
     for name, module in inside.named_modules():
         around = any(name.startswith(f"{outer}.") for outer in layers)
-        if isinstance(module, BaseTunerLayer) and module.merged:
-            raise AdapterError(f"{name} has an adapter merged into its weights; unmerge it first.")
+        check_unmerged(name, module)
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not around:
             layers[name] = module
     if isinstance(model, PeftModel):
