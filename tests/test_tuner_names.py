@@ -20,6 +20,9 @@ from tests.tiny import tiny_model
         ("1", "a module is called so"),
         ("model", "a module is called so"),
         ("surgical_ia3_delta", "a module is called so"),
+        ("weight", "a parameter is called so"),
+        ("bias", "a parameter is called so"),
+        ("inv_freq", "a parameter is called so"),
     ],
 )
 def test_a_name_that_torch_or_peft_does_not_take_changes_nothing(name, words):

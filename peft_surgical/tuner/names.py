@@ -45,27 +45,33 @@ def check_usable(name: str, model: nn.Module) -> None:
 
     Raises:
         AdapterError: If it is empty, has a dot in it, or is what such a module has already, as `half` and `train`, or
-            if one of the model's modules is called so, as `mlp`.
+            if one of the model's modules, parameters or buffers is called so, as `mlp` and `weight`.
     """
     if not name or "." in name:
         raise AdapterError(f"{name!r} cannot name an adapter: a name is not empty and has no dot in it.")
     if hasattr(nn.ParameterDict(), name):
         raise AdapterError(f"{name!r} cannot name an adapter: torch's modules have something of that name.")
-    if name in {*_parts(model), *_AROUND}:
+    parts = [*_parts(model)]
+    if name in {*_AROUND, *(called for called, _ in parts)}:
         raise AdapterError(
             f"{name!r} cannot name an adapter: a module is called so, and PEFT, which looks for an adapter's name"
             " anywhere in a parameter's, would leave other adapters' scales out of their files."
         )
+    if any(name in {*module._parameters, *module._buffers} for module in (model, *(module for _, module in parts))):
+        raise AdapterError(
+            f"{name!r} cannot name an adapter: a parameter is called so, and PEFT, which takes an adapter's name out"
+            " of a parameter's, could not load again what the adapter saves whole."
+        )
 
 
-def _parts(module: nn.Module) -> Iterator[str]:
-    """What the modules of a model are called, each within its parent, but for what adapters have put there."""
+def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model, each by what it is called within its parent, but for what adapters have put there."""
     for name, child in module.named_children():
         if isinstance(child, BaseTunerLayer):
             child = child.get_base_layer()
         elif isinstance(child, AuxiliaryTrainingWrapper):
             child = child.original_module
-        yield name
+        yield name, child
         yield from _parts(child)
 
 
