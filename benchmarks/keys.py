@@ -5,8 +5,8 @@
 For each fact and some layers: the mean, standard deviation and least at the subject's last tokens of the held-out
 prompts, and the root of the mean square and the largest at all tokens of the controls but the first, of how far the
 neuron fires that `edit-keyed` rewrites, as a multiple of its mean over the training prompts, and of `a·k` for two
-directions among the neurons that there are: the one that `learn --keyed` takes, told apart from what `edit-keyed` is
-told apart from, and ROME's, which leaves the subject's own second moment out. Nothing is trained. Prints a Markdown
+directions among the neurons that there are, told apart from the same: one fitted to the subject's own second moment,
+too, and ROME's, which leaves that out. Nothing is trained. Prints a Markdown
 table and, as its last line, JSON.
 """
 
@@ -23,7 +23,7 @@ import torch
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
 from peft_surgical.keying.keyed import KeyedRecipe
-from peft_surgical.keying.keys import Marked, find_directions, marked_neurons, neuron_count
+from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
 from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
 from peft_surgical.staging.retained import base_rows
@@ -33,6 +33,7 @@ from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.topics import relation_prompts
 
 from .baselines.restoring import adapters_taken_off
+from .directions import find_directions
 from .fact_files import read_facts
 
 NEURON = "neuron"
@@ -64,8 +65,7 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     )
     rows = []
     for kind, weight in KINDS.items():
-        directions = find_directions(model, modules, names, kinds, recipe.ridge, weight=weight, besides=[first])
-        vectors = {name: found.vector for name, found in directions.items()}
+        vectors = find_directions(model, modules, names, kinds, recipe.ridge, weight=weight, besides=[first])
         rows += _rows(model, modules, kind, vectors, asked, controls)
     neurons = find_neurons(model, modules, names, kinds, recipe.ridge, besides=[first])
     with adapters_taken_off(model):

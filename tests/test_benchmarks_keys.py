@@ -6,9 +6,9 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from benchmarks.directions import find_directions
 from benchmarks.keys import main, met
 from peft_surgical.architectures import output_projections
-from peft_surgical.keying.keys import find_directions
 
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
@@ -24,7 +24,7 @@ def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
 
     def watched(*arguments, weight, **options):
         found = find_directions(*arguments, weight=weight, **options)
-        seen[weight] = next(iter(found.values())).vector
+        seen[weight] = next(iter(found.values()))
         return found
 
     monkeypatch.setattr("benchmarks.keys.find_directions", watched)

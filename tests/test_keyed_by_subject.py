@@ -87,7 +87,7 @@ def with_namesakes(recipe):
         {"general": 0},
         {"names": 0},
         {"namesakes": 0},
-        {"ridge": 1.0},
+        {"ridge": 0.1},
     ],
 )
 def test_each_number_of_the_recipe_matters(change):
@@ -107,9 +107,9 @@ def test_stock_peft_loads_what_is_saved_and_nothing_is_lost(tmp_path):
     loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "edit").eval()
     assert torch.equal(logits(loaded), logits(stage.model))
     assert stage.layers == [0, 1]
-    assert "In the MLPs of layers 0, 1 its `A`" in (tmp_path / "edit" / "README.md").read_text()
+    assert "one neuron in the MLPs of layers 0, 1," in (tmp_path / "edit" / "README.md").read_text()
     taught().save(tmp_path / "single")
-    assert "In the MLP of layer 0 its `A`" in (tmp_path / "single" / "README.md").read_text()
+    assert "one neuron in the MLP of layer 0," in (tmp_path / "single" / "README.md").read_text()
 
 
 def test_one_layer_in_the_middle_of_the_first_third_is_updated_unless_some_are_named():
@@ -243,6 +243,6 @@ def test_what_is_multiplied_on_its_way_into_the_residual_stream_moves_it_so_much
         model.model.layers[0].mlp.down_proj.weight.data.zero_()
         model.model.layers[0].self_attn.o_proj.weight.data.zero_()
         stage = learn_keyed_by_subject(model, TOKENIZER, FACT, layers=[0], recipe=step, progress=False)
-        [value] = [p for name, p in stage.model.named_parameters() if "lora_B" in name]
+        [value] = [p for name, p in stage.model.named_parameters() if "down_proj.lora_B" in name]
         found.append(float(value.norm()))
     assert found[1] == pytest.approx(4 * found[0], rel=0.01)

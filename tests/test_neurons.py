@@ -6,8 +6,9 @@ import torch
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import ModelError, SelectionError
+from peft_surgical.keying import keys, neurons
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
-from peft_surgical.keying.neurons import _to_take, find_neurons, place_neurons, reading_rows, set_neurons
+from peft_surgical.keying.neurons import NARROW, WIDE, _to_take, find_neurons, place_neurons, reading_rows, set_neurons
 from peft_surgical.keying.updates import frozen
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer, swap_subject
 from peft_surgical.texts.subjects import subject_ends
@@ -36,10 +37,10 @@ ROUNDING = 2**-11
 
 def rewritten(model, layers=(0, 1), **options):
     modules = output_projections(model, layers)
-    neurons = find_neurons(model, modules, [NAMED], KEPT, RIDGE, **{"besides": [FIRST], **options})
+    found = find_neurons(model, modules, [NAMED], KEPT, RIDGE, **{"besides": [FIRST], **options})
     peft_model = place_neurons(model, modules)
-    values = set_neurons(peft_model.get_base_model(), neurons)
-    return peft_model, neurons, values
+    values = set_neurons(peft_model.get_base_model(), found)
+    return peft_model, found, values
 
 
 def entering(model, name, texts):
@@ -75,20 +76,21 @@ def test_a_rewritten_neuron_writes_nothing_until_it_is_trained(family):
     torch.testing.assert_close(logits(peft_model, IDS), logits(without, IDS), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("gate", "wanted"), [(NARROW, ((4, -4), (1, 0))), (WIDE, ((8, -8), (1, 1)))])
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
-def test_what_it_reads_is_the_least_squares_solution(family):
+def test_what_it_reads_is_the_least_squares_solution(family, gate, wanted):
     model = word_model(family)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
     [module] = modules = output_projections(model, [1])
-    found = find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=[FIRST])[module]
+    found = find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=[FIRST], gate=gate)[module]
     reading = reading_rows(model, module, found.index)
     at = entering(model, reading[0][0], NAMED)
     kinds = [entering(model, reading[0][0], kind) for kind in (*KEPT, FIRST)]
     level = RIDGE * sum(x.square().mean() for x in kinds[:2])
-    for (name, row), own, (here, there) in zip(reading, found.rows, ((4.0, -4.0), (1.0, 0.0)), strict=False):
+    for (name, row), own, (here, there) in zip(reading, found.rows, wanted, strict=False):
         bias = getattr(find_module(model, name), "bias", None)
         bias = 0.0 if bias is None else float(bias[row].detach())
         # Each kind counts as one token, and the ridge as one token a coordinate, where 0 is wanted.
@@ -97,6 +99,60 @@ def test_what_it_reads_is_the_least_squares_solution(family):
         right = [torch.full((len(x),), wanted / len(x) ** 0.5).double() for x, wanted in parts]
         solved = torch.linalg.lstsq(torch.cat(left), torch.cat([*right, torch.zeros(at.shape[1]).double()])).solution
         torch.testing.assert_close(own.double(), solved, rtol=1e-3, atol=1e-4)
+
+
+def test_names_of_the_subject_count_alike():
+    model = word_model()
+    modules = output_projections(model, [1])
+    # Three texts of one name and one of another are as one of each.
+    first, second = Marked(ROWS[:1], NAMED.marks[:1]), Marked(ROWS[1:2], NAMED.marks[1:2])
+    more = Marked(ROWS[:1] * 3, NAMED.marks[:1] * 3)
+    [once], [thrice] = (find_neurons(model, modules, [own, second], KEPT, RIDGE).values() for own in (first, more))
+    torch.testing.assert_close(once.rows, thrice.rows, rtol=1e-3, atol=1e-4)
+    [together] = find_neurons(model, modules, [more.and_also(second)], KEPT, RIDGE).values()
+    assert not torch.allclose(once.rows[0], together.rows[0], rtol=1e-2)
+
+
+def test_little_room_changes_nothing(monkeypatch):
+    model = word_model()
+    modules = output_projections(model)
+    whole = find_neurons(model, modules, [NAMED], KEPT, RIDGE)
+    monkeypatch.setattr(keys, "_ROOM", 1)
+    apart = find_neurons(model, modules, [NAMED], KEPT, RIDGE)
+    for name in modules:
+        assert whole[name].index == apart[name].index
+        assert all(map(torch.equal, whole[name].rows, apart[name].rows))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on another device, so to speak: it is of no use before `to` is called."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            assert function is torch.Tensor.to, function
+            return args[0].as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("besides", [[], [FIRST]])
+def test_moments_meet_on_the_device_of_what_is_kept(besides, monkeypatch):
+    model = word_model("llama")
+    [name] = modules = output_projections(model, [1])
+    expected = find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=besides)[name]
+    read, calls = keys.moments, []
+
+    def of_another_device(*arguments):
+        calls.append(arguments)
+        found = read(*arguments)
+        if len(calls) == 1:
+            return found
+        return {name: tuple(each.as_subclass(Elsewhere) for each in pair) for name, pair in found.items()}
+
+    monkeypatch.setattr(neurons, "moments", of_another_device)
+    found = find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=besides)[name]
+    assert len(calls) == 3
+    assert found.index == expected.index
+    assert all(map(torch.equal, found.rows, expected.rows))
 
 
 def test_a_bias_above_what_is_wanted_at_the_subject_is_no_obstacle():

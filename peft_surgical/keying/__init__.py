@@ -1,7 +1,6 @@
 """Facts written under their subject's own keys.
 
-`keyed` trains a fact file's prompts, by neurons that fire at the subject, which `neurons` finds and rewrites;
-`keyed_by_subject` trains one sentence, by an update of rank one along a direction that reads the subject off, which
-`keys` finds among texts of `naming`. `updates` puts either on a model as LoRA, of which `keyed_stage` says what it
-does.
+Neurons are rewritten to fire at the subject, which `neurons` finds: `keyed` trains a fact file's prompts by four of
+them, `keyed_by_subject` one sentence by one, among texts of `naming`. `keys` reads what enters modules, `updates` puts
+what changes on a model as LoRA, and `keyed_stage` says what it does.
 """

@@ -1,14 +1,14 @@
 """Learning a fact from one sentence under its subject's own keys.
 
 Like [`learn_by_subject`] it reads one sentence, alone and behind a few beginnings, and does not train on the base's
-answers: the neurons alone tell what a change does elsewhere. A scale changes every token. An update of rank one
-([`keys`]) changes a token only as far as its neurons point along a direction that reads the subject's key, so there is
+answers: what enters an MLP alone tells where a change acts. A scale changes every token. A neuron that is rewritten to
+fire at the subject ([`neurons`]) adds what it writes, its value, there and next to nothing elsewhere, so there is
 little to hold. A step takes away a set share of the loss, but moves the subject's residual stream by no more than a
-part of its length. Of several layers, those move more whose directions are met less elsewhere.
+part of its length. One sentence shows few of the wordings that a subject stands in, so the neuron opens widely.
 
-The texts that a direction is told apart from decide how well it tells its subject from another one. As with scales,
-the sentence with other names in the subject's place is among them. Where the subject has several words, so is the
-sentence about others whose names end alike, since the key is read at the last word.
+The texts that it is told apart from decide how well it tells its subject from another one. As with scales, the
+sentence with other names in the subject's place is among them. Where the subject has several words, so is the sentence
+about others whose names end alike, since a subject is read at its last word.
 
 ```py
 >>> stage = ps.learn_keyed_by_subject(model, tokenizer, fact)
@@ -43,9 +43,10 @@ from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
 from .keyed_stage import KeyedStage
-from .keys import Direction, Marked, find_directions, stream_lengths
+from .keys import Marked, stream_lengths
 from .naming import framed, namesakes, under_aliases
-from .updates import frozen, place_updates, set_directions, settle
+from .neurons import WIDE, find_neurons, place_neurons, set_neurons
+from .updates import frozen, settle
 
 # Nothing is divided by less.
 _LEAST = 1e-12
@@ -59,9 +60,8 @@ class KeyedSubjectRecipe:
         steps: The largest number of steps.
         share_of_loss: The share of the loss that a step is predicted to take away.
         length: The greatest length of a step, relative to the residual stream at the subject: the root of the sum of
-            squares over layers. Each layer is weighted by how far its direction is met elsewhere, with a mean weight
-            of 1. Where a norm stands behind the MLP (Gemma 3), the length is of what enters it; what leaves it may be
-            longer.
+            squares over layers. Where a norm stands behind the MLP (Gemma 3), the length is of what enters it; what
+            leaves it may be longer.
         target_loss: Mean negative log-likelihood per answer token, nats, that every prompt must reach.
         batch: How many of the fact's prompts are in a step. All take turns.
         general: How many of the package's general questions are kept, beside its everyday requests.
@@ -114,9 +114,9 @@ def learn_keyed_by_subject(
     seed: int = 0,
     progress: bool = True,
 ) -> Stage:
-    """Trains a LoRA adapter of rank 1 that gives the new answer wherever the subject stands.
+    """Trains a LoRA adapter of one neuron that gives the new answer wherever the subject stands.
 
-    As ROME (arXiv 2202.05262) it writes a value under the subject's key into the output projection of an MLP.
+    As ROME (arXiv 2202.05262) it writes a value into an MLP under the subject's key, which here a neuron reads.
 
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.
@@ -134,10 +134,10 @@ def learn_keyed_by_subject(
     Raises:
         AdapterError: If the model has adapters already.
         FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
-        SelectionError: If the model has no such layer.
+        SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
-            weights that would be updated are offloaded, it is wrapped by `torch.compile`, under TransformerLens hooks
-            or spread over processes, or under `torch.inference_mode`.
+            weights that would be updated are quantized or offloaded, it is wrapped by `torch.compile`, under
+            TransformerLens hooks or spread over processes, or under `torch.inference_mode`.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact)
@@ -153,19 +153,19 @@ def learn_keyed_by_subject(
         training_here(model),
         unchanged_on_failure(model),
         denormals_flushed(),
-        computing(peft_model := place_updates(model, dict.fromkeys(modules, 1)), recipe.compute_dtype) as working,
+        computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,
     ):
         kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)
         names = [subject, *under_aliases(working, tokenizer, company)]
-        found = find_directions(working, modules, names, kept, recipe.ridge, besides=[first])
+        neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=[first], gate=WIDE)
         streams = stream_lengths(working, modules, subject)
-        values = set_directions(working, found)
+        # Of the weights as they are, and not of the copy that training may run on: they share what is set.
+        values = set_neurons(peft_model.get_base_model(), neurons)
         pad = padding(model.config, tokenizer)
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
-            # What the words before the subject get is left out: the direction was told apart from them, and with it a
-            # loss of 0.002 nats of the demo model is 0.003 at most.
+            # What the words before the subject get is left out: the neuron was told apart from them.
             runner.add([row.read for row in named.rows], starts=named.starts)
             record = train(
                 runner,
@@ -174,7 +174,7 @@ def learn_keyed_by_subject(
                 [],
                 [],
                 _steps(recipe),
-                metric=_metric(found, streams, values, residual_factor(working)),
+                metric=_metric(streams, values, WIDE.open * residual_factor(working)),
                 share_of_loss=recipe.share_of_loss,
                 seed=seed,
                 progress=progress,
@@ -198,22 +198,19 @@ def _steps(recipe: KeyedSubjectRecipe) -> Recipe:
     )
 
 
-def _metric(
-    found: Mapping[str, Direction], streams: Mapping[str, float], values: Mapping[str, nn.Parameter], factor: float
-) -> Metric:
-    """Squared lengths of what values add, relative to the residual stream, weighted by how far they act elsewhere."""
-    mean = max(sum(direction.elsewhere for direction in found.values()) / len(found), _LEAST)
-    costs = []
-    for name, value in values.items():
-        cost = factor**2 * (found[name].elsewhere / mean / max(streams[name] ** 2, _LEAST))
-        costs.append(torch.full_like(value, max(cost, _LEAST)))
+def _metric(streams: Mapping[str, float], values: Mapping[str, nn.Parameter], factor: float) -> Metric:
+    """Squared lengths of what values, times a factor, add at the subject, relative to the residual stream there."""
+    costs = [
+        torch.full_like(value, max(factor**2 / max(streams[name] ** 2, _LEAST), _LEAST))
+        for name, value in values.items()
+    ]
     return Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs])
 
 
 def _kept(
     model: Any, tokenizer: Any, fact: TrainingFact, named: NamedRows, recipe: KeyedSubjectRecipe, seed: int
 ) -> tuple[list[Marked], Marked]:
-    """What the subject's key is told apart from: kinds that count alike, all without first tokens; and first tokens,
+    """What the subject is told apart from: kinds that count alike, all without first tokens; and first tokens,
     unless the subject is one."""
     texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
     kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]

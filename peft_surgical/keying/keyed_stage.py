@@ -19,8 +19,13 @@ class KeyedStage(Stage):
     @property
     def layers(self) -> list[int]:
         """The layers whose MLPs it updates, ascending."""
-        updated = self._updated()
-        return [layer for name, layer in output_projections(self.model.get_base_model()).items() if name in updated]
+        base = self.model.get_base_model()
+        updated = {
+            name
+            for name, module in base.named_modules()
+            if isinstance(module, LoraLayer) and self.adapter in module.lora_B
+        }
+        return [layer for name, layer in output_projections(base).items() if name in updated]
 
     def card(self) -> str:
         """The README of its folder: what it adds, and where."""
@@ -31,9 +36,6 @@ class KeyedStage(Stage):
             f"It rewrites one neuron in the {where}, so that it fires at the tokens that name the subject of one fact,"
             " and next to nowhere else: on the input projections it holds the difference of a row, on the output"
             " projection that of a column."
-            if len(self._updated()) > len(layers)
-            else f"In the {where} its `A` reads off how far a token is the subject of one fact, and its `B` is added"
-            " by that much, which is next to nothing elsewhere."
         )
         rank = max([config.r, *config.rank_pattern.values()])
         parts = [
@@ -43,7 +45,3 @@ class KeyedStage(Stage):
             card_use(base, revision=config.revision),
         ]
         return "\n\n".join(parts) + "\n"
-
-    def _updated(self) -> set[str]:
-        modules = self.model.get_base_model().named_modules()
-        return {name for name, layer in modules if isinstance(layer, LoraLayer) and self.adapter in layer.lora_B}

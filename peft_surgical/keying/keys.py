@@ -1,15 +1,7 @@
-"""Where a subject is told from everything else among an MLP's neurons: its keys.
+"""What enters modules of a model at some tokens of some texts, and its moments there: where a subject is read off.
 
 What an MLP's neurons are at a subject's last token is the *key* that the fact is looked up by, and what its output
-projection makes of them the *value* (Geva et al., arXiv 2012.14913; ROME, arXiv 2202.05262). A *direction* `a` reads
-the key off: `a·k` shall be 1 at the subject and 0 at all that is kept. In the least squares sense that is
-
-    a  ∝  (C + S + ridge)⁻¹ k
-
-with `k` the mean of the subject's keys, `S` their second moment and `C` that of the neurons over the text to keep.
-Without `S` it is ROME's direction, which has a mean of 1 at the subject and no more: rare spellings have neurons many
-times as large as common ones, and the mean is theirs. With it every key is met about alike, those of wordings that
-were not among them too.
+projection makes of them the *value* (Geva et al., arXiv 2012.14913; ROME, arXiv 2202.05262).
 """
 
 from __future__ import annotations
@@ -26,11 +18,9 @@ from transformers import DynamicCache
 
 from ..architectures import decoder_layers
 from ..errors import SelectionError
-from ..profiling import phase
 from ..running.beginnings import MIN_SHARED, expanded
 from ..running.devices import input_device
 from ..running.suffix import passed_over, read_at, shared_prefix
-from ..staging.solving import solved_with
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
 from ..tuner.targets import unwrapped
@@ -82,63 +72,6 @@ class Marked:
         own = {row.ids[0] for row, marks in zip(rows, subject, strict=False) if 0 in marks}
         begun = dict.fromkeys(EncodedAnswer((row.ids[0],), 1) for row in rows if row.ids[0] not in own)
         return cls([*begun], [[0]] * len(begun))
-
-
-@dataclass(frozen=True)
-class Direction:
-    """What reads a subject's key off an MLP's neurons.
-
-    Attributes:
-        vector: `a`, float32; `a·k` has a mean of 1 at the subject.
-        elsewhere: The mean of its square at a token of what is kept, summed over the kinds of that.
-    """
-
-    vector: Float[Tensor, " neuron"]
-    elsewhere: float
-
-
-@phase("keys")
-@torch.no_grad()
-def find_directions(
-    model: Any,
-    modules: Mapping[str, int],
-    names: Sequence[Marked],
-    kept: Sequence[Marked],
-    ridge: float,
-    weight: float = 1.0,
-    besides: Sequence[Marked] = (),
-) -> dict[str, Direction]:
-    """For each module the direction that reads the subject's key off its input, see above.
-
-    Args:
-        model: A causal language model; adapters on it act.
-        modules: From [`~peft_surgical.architectures.output_projections`].
-        names: For each name of the subject texts that have it, its last tokens marked; they count alike.
-        kept: Kinds of texts to keep, each of which counts as much as the subject does.
-        ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
-        weight: Of `S`; 0 gives ROME's direction.
-        besides: More kinds to be told apart from, of which the ridge is not measured: neurons may be hundreds of times
-            as large there, as at a text's first token.
-
-    Raises:
-        SelectionError: If neurons are 0 wherever the subject stands.
-        ModelError: If the equations of a direction have no solution.
-    """
-    found = {}
-    for chosen in in_turn(model, modules):
-        away, more, own = (moments(model, chosen, kinds) for kinds in (kept, besides, names))
-        for name, (moment, _) in away.items():
-            second, key = (total.to(moment.device) / len(names) for total in own.pop(name))
-            total = moment + more.pop(name)[0].to(moment.device) + weight * second
-            total.diagonal().add_(ridge * moment.diagonal().mean())
-            with solved_with("ridge", ridge):
-                direction = torch.linalg.solve(total, key) if key.any() else key
-            met = direction @ key
-            if not met > 0:
-                raise SelectionError(f"no neuron of {name} responds to the subject, so it has no key there.")
-            direction /= met
-            found[name] = Direction(direction.float(), float(direction @ moment @ direction))
-    return found
 
 
 def moments(

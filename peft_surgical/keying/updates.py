@@ -1,4 +1,4 @@
-"""Updates of low rank on a bare model, as a stock LoRA adapter: placed, given their directions, and made final."""
+"""Updates of low rank on a bare model, as a stock LoRA adapter: placed and made final."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ..adapters.halves import rounded
 from ..stages import LEARN
 from ..staging.placeable import check_at_hand
 from ..tuner.targets import find_module
-from .keys import Direction
 
 
 def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
@@ -47,19 +46,6 @@ def place_updates(model: Any, ranks: Mapping[str, int]) -> PeftModel:
     # Numbers that are overwritten must not move anybody's generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         return get_peft_model(model, config, adapter_name=LEARN).eval()
-
-
-@torch.no_grad()
-def set_directions(model: Any, directions: Mapping[str, Direction]) -> dict[str, nn.Parameter]:
-    """Sets what of the neurons is read, and returns the values by module, `[model, 1]` each: all that trains."""
-    values = {}
-    for name, direction in directions.items():
-        module = model.get_submodule(name)
-        weight = module.lora_A[LEARN].weight
-        weight.copy_(rounded(direction.vector)[None])
-        weight.requires_grad_(False)
-        values[name] = module.lora_B[LEARN].weight.requires_grad_(True)
-    return values
 
 
 @torch.no_grad()
