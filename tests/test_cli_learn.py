@@ -9,7 +9,7 @@ from rich.console import Console
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical.keying.keyed_by_subject import subject_layer
+from peft_surgical.keying.keyed_by_subject import sentence_layers
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.staging import retain
 from peft_surgical.texts.prompts import without_template
@@ -73,8 +73,9 @@ def test_keyed_learning_writes_one_stock_adapter(tmp_path, model_folder):
     result = learn("--keyed", "--model", model_folder, "--out", out)
     assert result.exit_code == 0, result.output
     assert written(out) == ["edit"]
-    layer = subject_layer(ps.load_model(model_folder)[0])
-    assert f"An update of rank one in layer {layer}: {out / 'edit'}" in " ".join(result.stdout.split())
+    layers = sentence_layers(ps.load_model(model_folder)[0])
+    named = ", ".join(map(str, layers))
+    assert f"A neuron in each of layers {named}: {out / 'edit'}" in " ".join(result.stdout.split())
     model, tokenizer = ps.load_model(model_folder, dtype="float32")
     edited = PeftModel.from_pretrained(model, out / "edit").eval()
     assert edited.peft_config["default"].peft_type == "LORA"
@@ -86,7 +87,7 @@ def test_keyed_learning_writes_one_stock_adapter(tmp_path, model_folder):
     again = learn("--keyed", "--model", model_folder, "--out", out, "--overwrite", "--json", "--quiet")
     assert again.exit_code == 0, again.output
     told = json.loads(again.stdout)
-    assert told["layers"] == [layer]
+    assert told["layers"] == layers
     assert "scales" not in told
     other = learn("--keyed", "--alias", "italy", "--model", model_folder, "--out", tmp_path / "other", "--quiet")
     assert other.exit_code == 0, other.output

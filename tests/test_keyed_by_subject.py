@@ -11,7 +11,7 @@ from benchmarks.plain_text import log_likelihoods
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
-from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject, subject_layer
+from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject, sentence_layers
 from peft_surgical.keying.keys import Marked, marked_neurons
 from peft_surgical.keying.naming import FRAMES, framed
 from peft_surgical.texts.prompts import EncodedAnswer, encode
@@ -108,17 +108,17 @@ def test_stock_peft_loads_what_is_saved_and_nothing_is_lost(tmp_path):
     assert torch.equal(logits(loaded), logits(stage.model))
     assert stage.layers == [0, 1]
     assert "one neuron in the MLPs of layers 0, 1," in (tmp_path / "edit" / "README.md").read_text()
-    taught().save(tmp_path / "single")
+    taught(layers=[0]).save(tmp_path / "single")
     assert "one neuron in the MLP of layer 0," in (tmp_path / "single" / "README.md").read_text()
 
 
-def test_one_layer_in_the_middle_of_the_first_third_is_updated_unless_some_are_named():
-    assert taught().layers == [0]
-    assert taught(layers=[1]).layers == [1]
+def test_two_layers_are_updated_unless_some_are_named():
     model = tiny_model("llama")
-    for count, wanted in ((2, 0), (12, 2), (30, 5), (80, 13)):
+    assert taught().layers == sentence_layers(model)
+    assert taught(layers=[0]).layers == [0]
+    for count, wanted in ((1, [0]), (2, [1]), (12, [2, 4]), (30, [5, 10]), (80, [13, 26])):
         model.config.num_hidden_layers = count
-        assert subject_layer(model) == wanted
+        assert sentence_layers(model) == wanted
 
 
 def test_the_subject_is_told_from_its_namesakes():

@@ -24,7 +24,7 @@ _SHOWN_TOKENS = 12
 @click.option(
     "--keyed",
     is_flag=True,
-    help="By an update of rank one that the subject's tokens meet (LoRA), not by scales: other subjects keep more.",
+    help="By two neurons that fire at the subject (LoRA), not by scales: other subjects keep more.",
 )
 @click.option(
     "--alias", "aliases", multiple=True, metavar="NAME", help="With --keyed: another name of it, repeatable."
@@ -117,7 +117,7 @@ def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     stage.save(out / EDIT)
     layers = stage.layers
     named = ", ".join(map(str, layers))
-    return {"layers": layers}, f"An update of rank one in layer {named}: {out / EDIT}, LoRA that stock PEFT loads."
+    return {"layers": layers}, f"A neuron in each of layers {named}: {out / EDIT}, LoRA that stock PEFT loads."
 
 
 def _table(prompt: str, said: dict[str, str]) -> Table:

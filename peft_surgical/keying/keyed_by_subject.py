@@ -4,7 +4,7 @@ Like [`learn_by_subject`] it reads one sentence, alone and behind a few beginnin
 answers: what enters an MLP alone tells where a change acts. A scale changes every token. A neuron that is rewritten to
 fire at the subject ([`neurons`]) adds what it writes, its value, there and next to nothing elsewhere, so there is
 little to hold. A step takes away a set share of the loss, but moves the subject's residual stream by no more than a
-part of its length. One sentence shows few of the wordings that a subject stands in, so the neuron opens widely.
+part of its length.
 
 The texts that it is told apart from decide how well it tells its subject from another one. As with scales, the
 sentence with other names in the subject's place is among them. Where the subject has several words, so is the sentence
@@ -31,7 +31,6 @@ from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
 from ..stages import LEARN, Stage
-from ..staging.by_subject import subject_layers
 from ..staging.curvature import Metric
 from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe, check_recipe
@@ -42,10 +41,11 @@ from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
+from .keyed import keyed_layers
 from .keyed_stage import KeyedStage
 from .keys import Marked, stream_lengths
 from .naming import framed, namesakes, under_aliases
-from .neurons import WIDE, find_neurons, place_neurons, set_neurons
+from .neurons import OPEN, find_neurons, place_neurons, set_neurons
 from .updates import frozen, settle
 
 # Nothing is divided by less.
@@ -94,13 +94,18 @@ class KeyedSubjectRecipe:
         check_limits(target_loss=self.target_loss)
 
 
-def subject_layer(model: Any) -> int:
-    """The middle one of the layers where subjects are enriched: of 30, the sixth.
+def sentence_layers(model: Any) -> list[int]:
+    """The first two of [`keyed_layers`]: of 30 layers 5 and 10.
 
-    Values in several layers answer to the sentence's own wording, and a value in one layer to more wordings of it.
+    A value in a single layer holds in fewer wordings, and more layers do not hold in more; each costs time.
+
+    Args:
+        model: A causal language model.
+
+    Raises:
+        ArchitectureError: If the model's architecture is not known.
     """
-    layers = subject_layers(model)
-    return layers[len(layers) // 2]
+    return keyed_layers(model)[:2]
 
 
 @phase("learn")
@@ -114,7 +119,7 @@ def learn_keyed_by_subject(
     seed: int = 0,
     progress: bool = True,
 ) -> Stage:
-    """Trains a LoRA adapter of one neuron that gives the new answer wherever the subject stands.
+    """Trains a LoRA adapter of two neurons that give the new answer wherever the subject stands.
 
     As ROME (arXiv 2202.05262) it writes a value into an MLP under the subject's key, which here a neuron reads.
 
@@ -123,7 +128,7 @@ def learn_keyed_by_subject(
         tokenizer: Its tokenizer.
         fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
             few beginnings of other sentences, is enough.
-        layers: Whose MLPs are updated; when None one, the middle of those that [`subject_components`] names.
+        layers: In whose MLPs a neuron is rewritten; those of [`sentence_layers`] when None.
         recipe: How to train.
         seed: Decides which names stand in for the subject, and which prompts meet in a step.
         progress: Whether to show progress bars.
@@ -146,7 +151,7 @@ def learn_keyed_by_subject(
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
     check_bare(model, "keyed learning")
     check_causal(model)
-    modules = output_projections(model, [subject_layer(model)] if layers is None else layers)
+    modules = output_projections(model, sentence_layers(model) if layers is None else layers)
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)
     with (
@@ -158,7 +163,7 @@ def learn_keyed_by_subject(
         kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)
         names = [subject, *under_aliases(working, tokenizer, company)]
-        neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=[first], gate=WIDE)
+        neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=[first])
         streams = stream_lengths(working, modules, subject)
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
@@ -174,7 +179,7 @@ def learn_keyed_by_subject(
                 [],
                 [],
                 _steps(recipe),
-                metric=_metric(streams, values, WIDE.open * residual_factor(working)),
+                metric=_metric(streams, values, OPEN * residual_factor(working)),
                 share_of_loss=recipe.share_of_loss,
                 seed=seed,
                 progress=progress,

@@ -3,9 +3,8 @@
 An MLP's neurons each read a token by their rows of its input projections and write a column of its output projection
 (Geva et al., arXiv 2012.14913). A direction among the neurons, as ROME's (arXiv 2202.05262), is linear: what is a
 little like the subject meets it a little. A neuron of its own has the MLP's nonlinearity. The row that is activated
-shall be so much at the subject's last tokens and as much below 0 at all that is kept, where SiLU and GELU let nothing
-through; that of a gated MLP's linear projection 1, and elsewhere 0 or 1 ([`Gate`]). Both are least squares, over what
-enters the MLP:
+shall be `OPEN` at the subject's last tokens and `-OPEN` at all that is kept, where SiLU and GELU let nothing through;
+that of a gated MLP's linear projection 1 and 0. Both are least squares, over what enters the MLP:
 
     row  =  (C + S + ridge)⁻¹ (wanted at the subject · k  +  wanted elsewhere · m)
 
@@ -44,6 +43,12 @@ from ..tuner.targets import find_module, unwrapped, weight_of
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
 from .updates import place_updates
 
+OPEN = 4.0
+"""What the row that is activated shall be at the subject: SiLU of minus this is a fiftieth of that of this. Twice as
+much, and a second factor of 1 everywhere, vary less with the wording, but other text then moved more."""
+
+# What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
+_WANTED = ((OPEN, -OPEN), (1.0, 0.0))
 # Below this part of the mean square, or of the squared length, that half of the neurons exceed, one is silent or void.
 # What a rewritten neuron writes is about a thousandth of what half of the others do, or less, and of the demo model's
 # own none writes less than a tenth.
@@ -51,31 +56,6 @@ _LITTLE = 0.01
 # So many texts of one token are read at a time.
 _AT_ONCE = 1024
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """How wide a neuron opens at the subject.
-
-    Attributes:
-        open: What the row that is activated shall be there; elsewhere it shall be minus that.
-        factor: What a gated MLP's other row shall be elsewhere, where it is 1 at the subject.
-    """
-
-    open: float
-    factor: float
-
-    @property
-    def wanted(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """What each row shall be, at the subject and elsewhere."""
-        return (self.open, -self.open), (1.0, self.factor)
-
-
-NARROW = Gate(open=4.0, factor=0.0)
-"""Shut by two factors at what is kept: SiLU of -4 is a fiftieth of that of 4."""
-WIDE = Gate(open=8.0, factor=1.0)
-"""Varies less with the wording around the subject, and moves other text more: for a fact of which one sentence is
-known."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +97,6 @@ def find_neurons(
     kept: Sequence[Marked],
     ridge: float,
     besides: Sequence[Marked] = (),
-    gate: Gate = NARROW,
 ) -> dict[str, Neuron]:
     """For each module the neuron to take and what it shall read, see above.
 
@@ -128,7 +107,6 @@ def find_neurons(
         kept: Kinds of texts to keep, each of which counts as much as the subject does.
         ridge: Added to the diagonal, as a multiple of the mean of that of `C`.
         besides: More kinds to keep, of which the ridge is not measured, as at a text's first token.
-        gate: How wide it opens.
 
     Raises:
         SelectionError: If what enters an MLP at the subject is too much like what enters it elsewhere.
@@ -159,7 +137,7 @@ def find_neurons(
             # Of two that write alike, sums that are rounded otherwise may choose either.
             index = by_main(partial(_to_take, squares[module], lengths))
             rows = []
-            for (here, there), (reading, row) in zip(gate.wanted, reading_rows(model, module, index), strict=False):
+            for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):
                 bias = _bias(model.get_submodule(reading), row)
                 rows.append(((here - bias) * at + (there - bias) * elsewhere).float())
                 if not rows[-1].double() @ key + bias > 0:
