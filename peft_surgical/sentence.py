@@ -104,7 +104,7 @@ def learn_sentence_keyed(
     seed: int = 0,
     progress: bool = True,
 ) -> Stage:
-    """Does what [`learn_sentence`] does by an update of rank one instead of scales; see [`learn_keyed_by_subject`].
+    """Does what [`learn_sentence`] does by two neurons that fire at its subject; see [`learn_keyed_by_subject`].
 
     Args:
         model: As for [`learn_sentence`].

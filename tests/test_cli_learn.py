@@ -47,7 +47,7 @@ def test_learn_end_to_end(tmp_path, model_folder):
             chances[name] = log_likelihoods(edited, without_template(tokenizer), [(SENTENCE, "lyon")])[0]
     shown = [line.split() for line in result.stdout.splitlines()]
     assert all([name, *answer.split()] in shown for name, answer in answers.items())
-    assert chances["edited"] > chances["base"] + 0.5
+    assert chances["edited"] > chances["base"] + 0.2
 
 
 def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_folder):
@@ -83,7 +83,7 @@ def test_keyed_learning_writes_one_stock_adapter(tmp_path, model_folder):
     for name, state in (("base", edited.disable_adapter), ("edited", nullcontext)):
         with state():
             chances[name] = log_likelihoods(edited, without_template(tokenizer), [(SENTENCE, "lyon")])[0]
-    assert chances["edited"] > chances["base"] + 0.5
+    assert chances["edited"] > chances["base"] + 0.2
     again = learn("--keyed", "--model", model_folder, "--out", out, "--overwrite", "--json", "--quiet")
     assert again.exit_code == 0, again.output
     told = json.loads(again.stdout)

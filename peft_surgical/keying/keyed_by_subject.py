@@ -43,9 +43,9 @@ from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
 from .keyed import keyed_layers
 from .keyed_stage import KeyedStage
-from .keys import Marked, stream_lengths
+from .keys import Marked, marked_neurons, stream_lengths
 from .naming import framed, namesakes, under_aliases
-from .neurons import OPEN, find_neurons, place_neurons, set_neurons
+from .neurons import Neuron, find_neurons, place_neurons, set_neurons
 from .updates import frozen, settle
 
 # Nothing is divided by less.
@@ -167,6 +167,7 @@ def learn_keyed_by_subject(
         streams = stream_lengths(working, modules, subject)
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
+        fired = _fired(working, modules, subject, neurons)
         pad = padding(model.config, tokenizer)
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
@@ -179,7 +180,7 @@ def learn_keyed_by_subject(
                 [],
                 [],
                 _steps(recipe),
-                metric=_metric(streams, values, OPEN * residual_factor(working)),
+                metric=_metric(streams, fired, values, residual_factor(working)),
                 share_of_loss=recipe.share_of_loss,
                 seed=seed,
                 progress=progress,
@@ -203,10 +204,21 @@ def _steps(recipe: KeyedSubjectRecipe) -> Recipe:
     )
 
 
-def _metric(streams: Mapping[str, float], values: Mapping[str, nn.Parameter], factor: float) -> Metric:
-    """Squared lengths of what values, times a factor, add at the subject, relative to the residual stream there."""
+def _fired(model: Any, modules: Mapping[str, int], subject: Marked, neurons: Mapping[str, Neuron]) -> dict[str, float]:
+    """For each module the mean square of how far its neuron fires at the subject."""
+    batches = list(marked_neurons(model, modules, subject))
+    return {
+        name: float(torch.cat([batch[name][:, neuron.index] for batch in batches]).square().mean())
+        for name, neuron in neurons.items()
+    }
+
+
+def _metric(
+    streams: Mapping[str, float], fired: Mapping[str, float], values: Mapping[str, nn.Parameter], factor: float
+) -> Metric:
+    """Squared lengths of what values add at the subject, relative to the residual stream there."""
     costs = [
-        torch.full_like(value, max(factor**2 / max(streams[name] ** 2, _LEAST), _LEAST))
+        torch.full_like(value, max(factor**2 * fired[name] / max(streams[name] ** 2, _LEAST), _LEAST))
         for name, value in values.items()
     ]
     return Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs])

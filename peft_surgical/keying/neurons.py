@@ -3,8 +3,8 @@
 An MLP's neurons each read a token by their rows of its input projections and write a column of its output projection
 (Geva et al., arXiv 2012.14913). A direction among the neurons, as ROME's (arXiv 2202.05262), is linear: what is a
 little like the subject meets it a little. A neuron of its own has the MLP's nonlinearity. The row that is activated
-shall be `OPEN` at the subject's last tokens and `-OPEN` at all that is kept, where SiLU and GELU let nothing through;
-that of a gated MLP's linear projection 1 and 0. Both are least squares, over what enters the MLP:
+shall be `_OPEN` at the subject's last tokens and `-_OPEN` at all that is kept, where SiLU and GELU let nothing
+through; that of a gated MLP's linear projection 1 and 0. Both are least squares, over what enters the MLP:
 
     row  =  (C + S + ridge)⁻¹ (wanted at the subject · k  +  wanted elsewhere · m)
 
@@ -43,12 +43,11 @@ from ..tuner.targets import find_module, unwrapped, weight_of
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
 from .updates import place_updates
 
-OPEN = 4.0
-"""What the row that is activated shall be at the subject: SiLU of minus this is a fiftieth of that of this. Twice as
-much, and a second factor of 1 everywhere, vary less with the wording, but other text then moved more."""
-
+# SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
+# the wording, but other text then moved more.
+_OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
-_WANTED = ((OPEN, -OPEN), (1.0, 0.0))
+_WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
 # Below this part of the mean square, or of the squared length, that half of the neurons exceed, one is silent or void.
 # What a rewritten neuron writes is about a thousandth of what half of the others do, or less, and of the demo model's
 # own none writes less than a tenth.
