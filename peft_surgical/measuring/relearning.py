@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_utils import local_torch_dtype
@@ -253,6 +253,9 @@ def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
         return copy.deepcopy(base_model_of(model), shared)
     tuner = copy.deepcopy(model.base_model, shared)
     for module in tuner.modules():
+        if isinstance(module, BaseTunerLayer):
+            # The weights are the model's own, out of which nothing is to be taken that is merged.
+            module.merged_adapters = []
         # PEFT unloads to the whole modules of an adapter that is chosen, even where it is switched off.
         if not adapters and isinstance(module, ModulesToSaveWrapper):
             module.set_adapter([])
