@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import peft_surgical as ps
-from peft_surgical.plugins import PluginWarning, installed_scorers
+from peft_surgical.plugins import installed_scorers
 
 WORDS = ["<unk>", "<eos>", "what", "is", "the", "capital", "of", "france", "italy", "?", "paris", "lyon", "where", "."]
 FACT = ps.Fact.from_dict(
@@ -118,5 +118,5 @@ def test_it_reads_transposed_weights_too():
 
 def test_a_model_with_norms_after_its_blocks_is_refused():
     config = Gemma3TextConfig(**GROUPED, head_dim=4, tie_word_embeddings=True)
-    with pytest.warns(PluginWarning), pytest.raises(ps.ScorerError, match=r"direct-logit .*without a norm"):
+    with pytest.raises(ps.ScorerError, match=r"direct-logit .*without a norm"):
         localize(build(Gemma3ForCausalLM, config))
