@@ -4,10 +4,9 @@
 
 For each fact and some layers: the mean, standard deviation and least at the subject's last tokens of the held-out
 prompts, and the root of the mean square and the largest at all tokens of the controls but the first, of how far the
-neuron fires that `edit-keyed` rewrites, as a multiple of its mean over the training prompts, and of `a·k` for two
-directions among the neurons that there are, told apart from the same: one fitted to the subject's own second moment,
-too, and ROME's, which leaves that out. Nothing is trained. Prints a Markdown
-table and, as its last line, JSON.
+neuron fires that `edit-keyed` rewrites, as a multiple of its mean over the training prompts, and of `a·k` for ROME's
+direction among the neurons that there are, told apart from the same texts: `a ∝ C⁻¹ k`, of a mean of 1 at the subject.
+Nothing is trained. Prints a Markdown table and, as its last line, JSON.
 """
 
 from __future__ import annotations
@@ -19,11 +18,13 @@ from typing import Any
 
 import click
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
 from peft_surgical.keying.keyed import KeyedRecipe
-from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
+from peft_surgical.keying.keys import Marked, in_turn, marked_neurons, moments, neuron_count
 from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
 from peft_surgical.staging.retained import base_rows
@@ -32,13 +33,11 @@ from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.topics import relation_prompts
 
+from .baselines.covariances import with_ridge
 from .baselines.restoring import adapters_taken_off
-from .directions import find_directions
 from .fact_files import read_facts
 
-NEURON = "neuron"
-KINDS = {"direction": 1.0, "ROME's direction": 0.0}
-"""What a direction is called, and the weight of the subject's own second moment in it."""
+NEURON, DIRECTION = "neuron", "ROME's direction"
 
 
 def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None, seed: int) -> list[dict[str, Any]]:
@@ -63,10 +62,8 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     names, kinds, first = told_apart(
         model, tokenizer, fact.training, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
     )
-    rows = []
-    for kind, weight in KINDS.items():
-        vectors = find_directions(model, modules, names, kinds, recipe.ridge, weight=weight, besides=[first])
-        rows += _rows(model, modules, kind, vectors, asked, controls)
+    vectors = directions(model, modules, names, kinds, recipe.ridge, first)
+    rows = _rows(model, modules, DIRECTION, vectors, asked, controls)
     neurons = find_neurons(model, modules, names, kinds, recipe.ridge, besides=[first])
     with adapters_taken_off(model):
         base = place_neurons(model, modules).get_base_model()
@@ -80,11 +77,39 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     return sorted(rows, key=lambda row: row["layer"])
 
 
+def directions(
+    model: Any,
+    modules: Mapping[str, int],
+    names: Sequence[Marked],
+    kept: Sequence[Marked],
+    ridge: float,
+    first: Marked,
+) -> dict[str, Float[Tensor, " neuron"]]:
+    """For each module ROME's direction (arXiv 2202.05262), of a covariance over the texts that neurons are told from.
+
+    Args:
+        model: The base.
+        modules: From [`~peft_surgical.architectures.output_projections`].
+        names: As for [`find_neurons`].
+        kept: As for [`find_neurons`].
+        ridge: As for [`find_neurons`].
+        first: First tokens of texts, of which the ridge is not measured.
+    """
+    found = {}
+    for chosen in in_turn(model, modules):
+        away, more, own = (moments(model, chosen, kinds) for kinds in (kept, [first], names))
+        for name, (moment, _) in away.items():
+            key = own[name][1]
+            direction = torch.linalg.solve(with_ridge(moment, ridge) + more[name][0], key)
+            found[name] = (direction / (direction @ key)).float()
+    return found
+
+
 def _rows(
     model: Any,
     modules: Mapping[str, int],
     kind: str,
-    vectors: Mapping[str, torch.Tensor],
+    vectors: Mapping[str, Tensor],
     asked: Marked,
     controls: Marked,
 ) -> list[dict[str, Any]]:

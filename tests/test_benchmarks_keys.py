@@ -6,13 +6,14 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from benchmarks.directions import find_directions
-from benchmarks.keys import main, met
+from benchmarks.keys import directions, main, met
 from peft_surgical.architectures import output_projections
+from peft_surgical.keying.keys import Marked
 
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
+from .test_keys import KINDS, RIDGE, ROWS, SUBJECT, neurons_one_by_one, single
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
@@ -20,21 +21,17 @@ FACT = replace(capital(), subject="france")
 
 
 def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
-    seen = {}
+    seen = []
 
-    def watched(*arguments, weight, **options):
-        found = find_directions(*arguments, weight=weight, **options)
-        seen[weight] = next(iter(found.values()))
+    def watched(*arguments):
+        found = directions(*arguments)
+        seen.extend(found.values())
         return found
 
-    monkeypatch.setattr("benchmarks.keys.find_directions", watched)
+    monkeypatch.setattr("benchmarks.keys.directions", watched)
     model = word_model()
     rows = met(model, TOKENIZER, FACT, [1], 0)
-    assert [(row["layer"], row["kind"]) for row in rows] == [
-        (1, "direction"),
-        (1, "ROME's direction"),
-        (1, "neuron"),
-    ]
+    assert [(row["layer"], row["kind"]) for row in rows] == [(1, "ROME's direction"), (1, "neuron")]
     [name] = output_projections(model, [1])
     # The subject's last token of each held-out prompt that names it, read by hand.
     neurons = []
@@ -47,11 +44,24 @@ def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
             places.append(words.index("france"))
     handle.remove()
     keys = torch.stack([own[at] for own, at in zip(neurons, places, strict=True)])
-    for row, weight in zip(rows[:2], (1.0, 0.0), strict=True):
-        by_hand = keys @ seen[weight]
-        assert row["n"] == len(keys) > 0
-        torch.testing.assert_close(row["mean"], float(by_hand.mean()), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(row["least"], float(by_hand.min()), rtol=1e-3, atol=1e-4)
+    row, by_hand = rows[0], keys @ seen[0]
+    assert row["n"] == len(keys) > 0
+    torch.testing.assert_close(row["mean"], float(by_hand.mean()), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(row["least"], float(by_hand.min()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_direction_is_romes_by_hand():
+    model = word_model()
+    [name] = modules = output_projections(model, [1])
+    first = Marked.first_of(ROWS, [])
+    found = directions(model, modules, [SUBJECT], KINDS, RIDGE, first)[name].double()
+    own, others = single(model, name)
+    beside = torch.cat(neurons_one_by_one(model, name, first.rows))
+    kept = sum(kind.T @ kind / len(kind) for kind in others)
+    total = kept + beside.T @ beside / len(beside)
+    total.diagonal().add_(RIDGE * kept.diagonal().mean())
+    expected = torch.linalg.solve(total, own.mean(0))
+    torch.testing.assert_close(found, expected / (expected @ own.mean(0)), rtol=1e-3, atol=1e-3)
 
 
 def test_a_neuron_fires_at_held_out_prompts_and_less_at_controls():
@@ -69,8 +79,8 @@ def test_the_command_prints_a_table_and_json(tmp_path, model_folder):
     result = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "0", "--layer", "1"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert len(lines) == 2 + 6 + 1
-    assert [row["layer"] for row in json.loads(lines[-1])["fact.yaml"]] == [0, 0, 0, 1, 1, 1]
+    assert len(lines) == 2 + 4 + 1
+    assert [row["layer"] for row in json.loads(lines[-1])["fact.yaml"]] == [0, 0, 1, 1]
     wrong = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "9"])
     assert wrong.exit_code == 1
     assert "no layer 9" in wrong.output

@@ -9,11 +9,11 @@ from rich.console import Console
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
-from peft_surgical.keying.keyed_by_subject import sentence_layers
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.staging import retain
 from peft_surgical.texts.prompts import without_template
 from tests.command_line import run, said, written
+from tests.counterfacts import TOKENIZER, word_model
 from tests.reports import report
 
 SENTENCE = "the capital of france is"
@@ -47,7 +47,7 @@ def test_learn_end_to_end(tmp_path, model_folder):
             chances[name] = log_likelihoods(edited, without_template(tokenizer), [(SENTENCE, "lyon")])[0]
     shown = [line.split() for line in result.stdout.splitlines()]
     assert all([name, *answer.split()] in shown for name, answer in answers.items())
-    assert chances["edited"] > chances["base"] + 0.2
+    assert chances["edited"] > chances["base"] + 0.5
 
 
 def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_folder):
@@ -68,14 +68,14 @@ def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_fo
     assert result.stderr == ""
 
 
-def test_keyed_learning_writes_one_stock_adapter(tmp_path, model_folder):
-    out = tmp_path / "out"
+def test_keyed_learning_writes_one_stock_adapter(tmp_path):
+    # Of so many layers neither neuron is in the last one, behind which nothing reads the subject.
+    model_folder, out = tmp_path / "four_layers", tmp_path / "out"
+    word_model(num_hidden_layers=4).save_pretrained(model_folder), TOKENIZER.save_pretrained(model_folder)
     result = learn("--keyed", "--model", model_folder, "--out", out)
     assert result.exit_code == 0, result.output
     assert written(out) == ["edit"]
-    layers = sentence_layers(ps.load_model(model_folder)[0])
-    named = ", ".join(map(str, layers))
-    assert f"A neuron in each of layers {named}: {out / 'edit'}" in " ".join(result.stdout.split())
+    assert f"A neuron in each of layers 1, 2: {out / 'edit'}" in " ".join(result.stdout.split())
     model, tokenizer = ps.load_model(model_folder, dtype="float32")
     edited = PeftModel.from_pretrained(model, out / "edit").eval()
     assert edited.peft_config["default"].peft_type == "LORA"
@@ -87,7 +87,7 @@ def test_keyed_learning_writes_one_stock_adapter(tmp_path, model_folder):
     again = learn("--keyed", "--model", model_folder, "--out", out, "--overwrite", "--json", "--quiet")
     assert again.exit_code == 0, again.output
     told = json.loads(again.stdout)
-    assert told["layers"] == layers
+    assert told["layers"] == [1, 2]
     assert "scales" not in told
     other = learn("--keyed", "--alias", "italy", "--model", model_folder, "--out", tmp_path / "other", "--quiet")
     assert other.exit_code == 0, other.output

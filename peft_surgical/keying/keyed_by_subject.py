@@ -48,6 +48,8 @@ from .naming import framed, namesakes, under_aliases
 from .neurons import Neuron, find_neurons, place_neurons, set_neurons
 from .updates import frozen, settle
 
+# A value in a single layer holds in fewer wordings, and more layers do not hold in more; each costs time.
+_LAYERS = 2
 # Nothing is divided by less.
 _LEAST = 1e-12
 
@@ -94,20 +96,6 @@ class KeyedSubjectRecipe:
         check_limits(target_loss=self.target_loss)
 
 
-def sentence_layers(model: Any) -> list[int]:
-    """The first two of [`keyed_layers`]: of 30 layers 5 and 10.
-
-    A value in a single layer holds in fewer wordings, and more layers do not hold in more; each costs time.
-
-    Args:
-        model: A causal language model.
-
-    Raises:
-        ArchitectureError: If the model's architecture is not known.
-    """
-    return keyed_layers(model)[:2]
-
-
 @phase("learn")
 def learn_keyed_by_subject(
     model: Any,
@@ -128,7 +116,7 @@ def learn_keyed_by_subject(
         tokenizer: Its tokenizer.
         fact: Only its training part is read; each of its prompts must name the subject. One prompt, alone and behind a
             few beginnings of other sentences, is enough.
-        layers: In whose MLPs a neuron is rewritten; those of [`sentence_layers`] when None.
+        layers: In whose MLPs a neuron is rewritten; the first two of [`keyed_layers`] when None.
         recipe: How to train.
         seed: Decides which names stand in for the subject, and which prompts meet in a step.
         progress: Whether to show progress bars.
@@ -151,7 +139,7 @@ def learn_keyed_by_subject(
     recipe, fact = recipe or KeyedSubjectRecipe(), fact.training
     check_bare(model, "keyed learning")
     check_causal(model)
-    modules = output_projections(model, sentence_layers(model) if layers is None else layers)
+    modules = output_projections(model, keyed_layers(model)[:_LAYERS] if layers is None else layers)
     named, company = NamedRows.of(model, tokenizer, fact), framed(model, tokenizer, fact)
     wider = NamedRows.of(model, tokenizer, company)
     with (
