@@ -77,9 +77,9 @@ def evaluate(
         tokenizer: Its tokenizer. Without a chat template an answer is the first line of what the model goes on with.
         fact: Held-out prompts, controls, probes and portability questions; none of them was trained on.
         states: Name to a function that returns a context in which the model is in that state, as [`adapter_state`]
-            gives one. `base` must be among them: controls count where the base answers right. It comes first in the
-            report, which is about the last of the others. When None: just `base`, and where adapters act on the model
-            `edited`, the model as it is.
+            gives one. `base` must be among them: a control is kept or lost where the base answers it right. It comes
+            first in the report, which is about the last of the others. When None: just `base`, and where adapters act
+            on the model `edited`, the model as it is.
             A relearned state also gets its ratio to the base, if the base, relearned in the same way, is among them.
         seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.

@@ -56,7 +56,8 @@ class Report:
         dtype: The base's dtype during evaluation.
         seed: The seed of the run.
         versions: Package and Python versions.
-        selection: The components that were edited, best first, with the granularity; empty when unknown.
+        selection: The components that were edited, best first if they were ranked, with the granularity; empty when
+            unknown.
         seconds: Step to wall-clock seconds.
         stages: State (`base`, `unlearned`, `edited`, …) to metric to figure.
         answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's
@@ -191,7 +192,8 @@ class Report:
             said += f" (base: {round(base_old.value * base_old.n)} with {self.fact.old[0]}); "
             said += others or _unknown_controls(len(self.fact.controls))
         sentence = f"{said}."
-        if base_old.value < 0.5:
+        # A base that gives the new answer may carry an edit already, merged.
+        if base_old.value < 0.5 and (stage != "base" or new.value <= old.value):
             sentence += f" The base hardly holds the old answer, so there was little of {self.fact.old[0]} to rewrite."
         return sentence
 
@@ -205,7 +207,8 @@ class Report:
 def _unknown_controls(count: int) -> str:
     if not count:
         return "the fact has no controls, so what else changed is not known"
-    return f"the base answers none of the {count} control{'s' * (count != 1)} right, so what else changed is not known"
+    none = "the one control wrong" if count == 1 else f"none of the {count} controls right"
+    return f"the base answers {none}, so what else changed is not known"
 
 
 _LARGEST = 1e308

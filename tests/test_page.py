@@ -1,4 +1,5 @@
 import html.parser
+from dataclasses import replace
 
 import pytest
 
@@ -304,3 +305,22 @@ def test_notebook_table():
     page = Page(text)
     assert "html" not in {tag for tag, *_ in page.elements}
     assert any(report().verdict() in text for text in page.texts("div"))
+
+
+def test_a_base_alone_shows_nothing_that_compares_it_with_itself():
+    page = render_page(report("base"))
+    for what in ("Controls (other facts)", "Unrelated text", "still right", "Still right"):
+        assert what not in page
+        assert what in render_page(report("base", "edited")), what
+
+
+def test_components_are_listed_without_a_rank_that_nobody_gave_them():
+    page = Page(render_page(replace(report(), selection={"components": ["L0.mlp"], "granularity": "keyed"})))
+    assert "1 component, granularity keyed:" in page.texts("p")
+
+
+def test_line_ends_of_any_system():
+    answers = {**ANSWERS, "edited": {**ANSWERS["edited"], "held_out": ["Lyon\r\nis it.", "No\rway.", "Paris"]}}
+    page = render_page(report(answers=answers))
+    assert "\ufffd" not in page
+    assert "No\nway." in page

@@ -92,12 +92,15 @@ def test_verdict():
         "Of 4 held-out questions, the base model answers 0 with Lyon and 1 with Paris. "
         "The base hardly holds the old answer, so there was little of Paris to rewrite."
     )
+    # A checkpoint that carries an edit is the base of an evaluation without adapters.
+    carries = report(base=figures([True] * 4, [False] * 4, [True]))
+    assert carries.verdict() == "Of 4 held-out questions, the base model answers 4 with Lyon and 0 with Paris."
     unknown = report(base=figures([False], [True]), edited=figures([True], [False]))
     assert unknown.verdict().startswith("Of 1 held-out question, ")
     assert unknown.verdict().endswith("; the fact has no controls, so what else changed is not known.")
     data = unknown.to_dict()
     data["fact"]["controls"] = [{"prompt": "Rome?", "answer": ["Italy"]}]
-    assert "the base answers none of the 1 control right, so" in Report.from_dict(data).verdict()
+    assert "the base answers the one control wrong, so" in Report.from_dict(data).verdict()
     # What became of the base is no edit of it.
     base = figures([False] * 4, [True] * 4, [True])
     rounded = report(**{"base": base, "base in 4 bits": figures([True], [False]), "base relearned 2 steps": base})

@@ -113,7 +113,8 @@ def _clean(value: Any) -> Any:
     """Control codes and lone surrogates are not allowed in HTML, and a file with them cannot be written."""
     if type(value) is not str:
         return value
-    return "".join("\ufffd" if _forbidden(char) else char for char in value)
+    lines = value.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join("\ufffd" if _forbidden(char) else char for char in lines)
 
 
 def _forbidden(char: str) -> bool:

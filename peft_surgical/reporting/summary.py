@@ -122,7 +122,8 @@ def groups(figures: Mapping[str, Mapping[str, Figure]]) -> list[tuple[str, list[
     for name, metrics in GROUPS:
         of_kind = [metric for metric in found if split_kind(metric)[0] in metrics]
         present = [metric for metric in (*metrics, *of_kind) if count(figures, metric)]
-        if present:
+        # A base alone is compared with nothing.
+        if present and not (list(figures) == ["base"] and set(present) <= _FIXED_FOR_BASE):
             listed.append((name, present))
     return listed
 
@@ -169,8 +170,6 @@ def _rows(report: Report) -> list[tuple[str, list[str]]]:
     """Names, and what stands beside them: nothing for what is asked; for a metric over how many it is, and figures."""
     rows: list[tuple[str, list[str]]] = []
     for group, present in groups(report.stages):
-        if list(report.stages) == ["base"] and set(present) <= _FIXED_FOR_BASE:
-            continue
         rows.append((group, []))
         for metric in present:
             cells = [figure_text(metric, figures.get(metric), stage) for stage, figures in report.stages.items()]
