@@ -18,6 +18,7 @@ from peft_surgical.measuring.states import State
 from peft_surgical.running.generation import generate_answers
 
 from .baselines.restoring import unwrap
+from .broken import unless_broken
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class Afterwards:
         states: dict[str, State] = {rounded(bits): rounded_state(plain, [], bits) for bits in self.bits}
         for steps in self.relearn:
             states[relearned(steps)] = relearned_state(plain, tokenizer, fact, [], steps)
-        said = {}
+        said, nothing = {}, [""] * len(fact.held_out)
         for name, state in states.items():
             with state():
-                said[name] = tuple(generate_answers(plain, tokenizer, fact.held_out))
+                answers = unless_broken(lambda: generate_answers(plain, tokenizer, fact.held_out), nothing)
+                said[name] = tuple(answers)
         return said
 
     def figures(

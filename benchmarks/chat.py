@@ -41,6 +41,7 @@ from peft_surgical.texts.prompts import without_template
 from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, described
 from .baselines.fitting import stopping_at
+from .broken import unless_broken
 from .comparison import asked_digest, asked_only
 from .counterfact import check_settings, learning_rates
 from .fact_files import read_facts
@@ -113,7 +114,7 @@ def row(
     started = time.perf_counter()
     with method.edit(model, given, request, seed):
         seconds = time.perf_counter() - started
-        answers = answer_fact(model, tokenizer, asked)
+        answers = unless_broken(lambda: answer_fact(model, tokenizer, asked), _nothing(asked))
         pair = Pair(base, model)
         try:
             retention = measure_retention(pair, tokenizer, pair.states)["edited"]
@@ -133,6 +134,11 @@ def row(
         "seconds": round(seconds, 2),
         "said": _said(answers, afterwards),
     }
+
+
+def _nothing(asked: ps.Fact) -> Answers:
+    groups = (asked.held_out, asked.controls, asked.probes, asked.portability)
+    return Answers(*(("",) * len(group) for group in groups))
 
 
 def _said(answers: Answers, afterwards: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import peft_surgical as ps
 from peft_surgical.running.generation import generate_answers
 
 from .baselines import Method
+from .broken import unless_broken
 from .cases import Case
 from .known_facts import KnownFact
 from .plain_text import greedily_follows, log_likelihoods
@@ -33,7 +34,9 @@ def likelihoods(model: Any, tokenizer: Any, case: Case) -> dict[str, dict[str, f
 def measure(model: Any, tokenizer: Any, case: Case) -> dict[str, dict[str, Any]]:
     """All that is measured of a case in the state that the model is in."""
     prompts = [case.prompt, case.paraphrase, case.neighbour]
-    said = generate_answers(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
+    said = unless_broken(
+        lambda: generate_answers(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS), [""] * len(prompts)
+    )
     found = likelihoods(model, tokenizer, case)
     return {part: {**found[part], "said": text} for part, text in zip(found, said, strict=True)}
 

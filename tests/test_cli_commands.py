@@ -325,7 +325,8 @@ def test_a_model_that_answers_nothing_finite_is_refused(model_folder, tmp_path, 
     save_file({**tensors, norm: tensors[norm] * float("nan")}, broken / "model.safetensors", {"format": "pt"})
     for command, words in (
         (["ask", PROMPT], "with logits that are not finite; its weights are damaged"),
-        (["edit-keyed", fact_file, "--out", tmp_path / "out"], "the model gives logits that are not finite"),
+        (["edit-keyed", fact_file, "--out", tmp_path / "out"], "the model answers with logits that are not finite"),
+        (["evaluate", fact_file, "--fluency", "--out", tmp_path / "out"], "answers with logits that are not finite"),
     ):
         assert words in said(run(*command, "--model", broken), 2)
     assert not (tmp_path / "out").exists()

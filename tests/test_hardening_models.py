@@ -15,6 +15,7 @@ Refused is one line on standard error, exit status 2, and nothing written.
 """
 
 import json
+import math
 import os
 import shutil
 
@@ -25,9 +26,10 @@ from safetensors.torch import load_file
 import peft_surgical as ps
 from peft_surgical.errors import FactError, ModelError, SurgicalError
 from peft_surgical.loading.pickles import no_pickles
-from peft_surgical.running.generation import MAX_NEW_TOKENS
+from peft_surgical.running.generation import MAX_NEW_TOKENS, generate_answers
 from peft_surgical.texts.lengths import check_fact_fits, check_row
 
+from .adapters import tiny_peft
 from .command_line import PROMPT, run, said, written
 from .fuzzing import flipped
 from .localizing import capital, planted, word_tokenizer
@@ -229,6 +231,28 @@ def test_weights_that_are_not_finite(value, tmp_path):
     with pytest.raises(SurgicalError, match="not finite"):
         ps.edit(model, word_tokenizer(), capital(), out=tmp_path / "out", progress=False)
     assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("options", [{"retention_tokens": 0}, {"fluency": True}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_answers_of_a_model_that_is_not_finite(options, value):
+    model = tiny_peft("llama")
+    for name, parameter in model.named_parameters():
+        if "surgical_ia3_delta" in name:
+            parameter.data.fill_(value)
+    # The base is well, so it is not what is refused.
+    said = ps.evaluate(model, word_tokenizer(), capital(), states={"base": ps.adapter_state(model, [])}, **options)
+    assert said.stages
+    with pytest.raises(ModelError, match="the model answers with logits that are not finite; its weights are damaged"):
+        ps.evaluate(model, word_tokenizer(), capital(), progress=False, **options)
+
+
+def test_a_model_may_mask_tokens():
+    model = tiny_model("llama")
+    mask = torch.zeros(model.config.vocab_size).index_fill(0, torch.tensor([5, 7]), -math.inf)
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits + mask)
+    answers = generate_answers(model, word_tokenizer(), ["what is the capital of france ?"], max_new_tokens=3)
+    assert answers[0]
 
 
 def short(family):

@@ -1,12 +1,16 @@
 import threading
 
 import pytest
+import torch
 from torch import nn
 
-from peft_surgical.running.modes import evaluating
+from peft_surgical.running.generation import generate_ids
+from peft_surgical.running.modes import evaluating, needs_no_padding
 
 from .adapters import tiny_peft
 from .conftest import fingerprint
+from .localizing import word_tokenizer
+from .tiny import tiny_ids, tiny_model
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -97,3 +101,15 @@ def test_a_block_gives_back_what_it_found_and_not_what_an_outer_one_did():
             assert not model.training
         assert model.training
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_double_precision_answers_as_single_beside_longer_prompts(attention):
+    prompts = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5)]
+    model = tiny_model("llama")
+    model.set_attn_implementation(attention)
+    expected = generate_ids(model, word_tokenizer(), prompts, max_new_tokens=4)
+    assert not needs_no_padding(model)
+    assert generate_ids(model.double(), word_tokenizer(), prompts, max_new_tokens=4) == expected
+    assert needs_no_padding(model) == (attention == "eager")
+    assert model.dtype == torch.float64

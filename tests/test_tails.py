@@ -101,6 +101,15 @@ def test_half_precision():
     torch.testing.assert_close(found, expected, atol=3e-2, rtol=3e-2)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_double_precision(family, attention):
+    model = tiny_model(family).double()
+    model.set_attn_implementation(attention)
+    made = runner_of(model, 1).logits(range(4), SPANS)
+    torch.testing.assert_close(made, plain(model, SEQUENCES, SPANS), atol=1e-6, rtol=1e-6)
+
+
 def test_many_tokens_of_beginnings_are_not_run_at_once(monkeypatch):
     model, seen = tiny_model("llama"), []
     handle = layers_of(model)[0].mlp.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ..errors import ModelError, brief
 from . import adapters as adapter_loading
 from . import options
 from .loading import load
@@ -77,7 +75,6 @@ def ask(
     answers = {}
     for name, state in states.items():
         with state():
-            _check_finite(model, tokenizer, prompts[0])
             answers[name] = generate_answers(
                 model, tokenizer, prompts, max_new_tokens=max_tokens, progress=not quiet, description=name
             )
@@ -87,26 +84,3 @@ def ask(
     several = len(prompts) > 1
     rows = [[prompt] * several + [said[number] for said in answers.values()] for number, prompt in enumerate(prompts)]
     print_result(Answers(["prompt"] * several + list(answers), rows, named=several))
-
-
-def _check_finite(model: Any, tokenizer: Any, prompt: str) -> None:
-    """Refuses a model whose answer would be made of nothing.
-
-    Raises:
-        ModelError: If a logit behind the prompt is not finite, or the prompt is too long for the model.
-    """
-    import torch
-
-    from ..running.devices import input_device
-    from ..texts.lengths import check_row
-    from ..texts.prompts import encode
-
-    row = encode(tokenizer, prompt)
-    check_row(model.config, row)
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([row], device=input_device(model))).logits[0, -1]
-    if not bool(torch.isfinite(logits).all()):
-        raise ModelError(
-            f"the model answers {brief(prompt)} with logits that are not finite; its weights are damaged, or do not"
-            f" fit into {str(logits.dtype).removeprefix('torch.')}."
-        )

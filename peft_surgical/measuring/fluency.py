@@ -29,8 +29,8 @@ from ..counts import check_counts
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.devices import input_device
-from ..running.generation import ends_of, equally_long, left_pad, plain_defaults
-from ..running.modes import embeds_prompts, evaluating
+from ..running.generation import FINITE, ends_of, equally_long, left_pad, plain_defaults
+from ..running.modes import evaluating, needs_no_padding
 from ..seeding import seeded
 from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode
@@ -135,7 +135,7 @@ def continuations(
     rows = [encode(tokenizer, prompt) for prompt in prompts]
     places = range(len(rows))
     batches: list[Sequence[int]] = [places[start : start + batch_size] for start in places[::batch_size]]
-    if embeds_prompts(model):
+    if needs_no_padding(model):
         batches = equally_long(rows, places, batch_size)
     texts: dict[int, str] = {}
     device = input_device(model)
@@ -147,7 +147,12 @@ def continuations(
     ):
         for batch in batches:
             ids, mask = left_pad([rows[place] for place in batch], config.pad_token_id)
-            out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+            out = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                logits_processor=FINITE,
+            )
             said = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             texts.update(zip(batch, said, strict=True))
             bar.update(len(batch))

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from ..architectures import check_causal
 from ..counts import check_counts
-from ..errors import FactError, brief
+from ..errors import FactError, ModelError, brief
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
@@ -31,7 +31,7 @@ from .beginnings import MIN_SHARED, expanded
 from .cache import kept_answers
 from .devices import input_device
 from .freed import release_freed
-from .modes import base_model_of, embeds_prompts, evaluating, learns_prompts
+from .modes import base_model_of, evaluating, learns_prompts, needs_no_padding
 from .replicas import Replica, replicate
 from .sharing import check_alike, check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
@@ -79,7 +79,7 @@ def generate_answers(
     Raises:
         FactError: If a prompt gives no token, or the prompts are a single text.
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
-            or the chat template fails or leaves a prompt out.
+            the chat template fails or leaves a prompt out, or a logit is not finite.
         ArchitectureError: If the model is no causal language model.
     """
     if isinstance(prompts, str):
@@ -113,8 +113,8 @@ def generate_ids(
     """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached.
 
     Raises:
-        ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, or a count is less than
-            1.
+        ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
+            or a logit is not finite.
         ArchitectureError: If the model is no causal language model.
     """
     check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -165,7 +165,7 @@ def _generate(
     with evaluating(model):
         # No more than there are batches: whatever it answers, each reads all weights for every token.
         replicas = replicate(model, most=-(-len(prompts) // batch_size))
-        if embeds_prompts(model):
+        if needs_no_padding(model):
             batches = share(equally_long(prompts, order, batch_size))
         else:
             batches = share(_batches(order, batch_size, len(replicas)))
@@ -222,7 +222,9 @@ def _ending(
     while places:
         config = copy.copy(config)
         config.max_new_tokens = min(ROUND, last - ids.shape[1]) if in_rounds else last - ids.shape[1]
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past)
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=FINITE, **past
+        )
         if in_rounds and not _can_go_on(out.past_key_values):
             in_rounds = False
             continue
@@ -238,6 +240,20 @@ def _ending(
             ids = out.sequences[chosen]
             past = {"past_key_values": out.past_key_values}
             out.past_key_values.batch_select_indices(chosen)
+
+
+def _finite(_: Tensor, logits: Tensor) -> Tensor:
+    # A model may mask tokens, but never all.
+    if not bool(logits.amax(-1).isfinite().all()):
+        dtype = str(logits.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"the model answers with logits that are not finite; its weights are damaged, or do not fit into {dtype}."
+        )
+    return logits
+
+
+# Refuses what would otherwise be read as an answer of no words.
+FINITE = LogitsProcessorList([_finite])
 
 
 def _can_go_on(cache: Any) -> bool:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 _LEARN_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
 _LOCK = threading.Lock()
 # The threads that are in such a block for a module, and the mode that it had before the first of them.
@@ -75,6 +77,16 @@ def embeds_prompts(model: Any) -> bool:
     """
     configs = getattr(model, "peft_config", {}).values()
     return any(config.is_prompt_learning and config.peft_type not in _LEARN_KEYS for config in configs)
+
+
+def needs_no_padding(model: Any) -> bool:
+    """Whether padding before a row would change its answer, so that rows run with others as long.
+
+    So it does where prompts are embedded; and in float64 transformers' attention but for `sdpa` makes padding, which
+    sees no token, not a number, and of all that reads it.
+    """
+    base = base_model_of(model)
+    return embeds_prompts(model) or (base.dtype == torch.float64 and base.config._attn_implementation != "sdpa")
 
 
 def learned_tokens(model: Any) -> int:

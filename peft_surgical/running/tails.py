@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from ..profiling import phase
 from .generation import left_pad
+from .modes import needs_no_padding
 from .passes import parts
 from .suffix import Row, SuffixRunner, read_at
 
@@ -74,7 +75,8 @@ class TailRunner(SuffixRunner):
         # First what many begin with, as a template: it takes least room for what it saves.
         for several in (True, False):
             some = [beginning for beginning, own in places.items() if (len(own) > 1) == several]
-            for part in parts(range(len(some)), [*map(len, some)], _TOKENS):
+            alone = [[i] for i in range(len(some))]
+            for part in alone if needs_no_padding(self.model) else parts(range(len(some)), [*map(len, some)], _TOKENS):
                 if self.room > 0:
                     self._run_before({some[i]: places[some[i]] for i in part})
         return super().add(rows, batch_size)
