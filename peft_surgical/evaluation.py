@@ -70,7 +70,8 @@ def evaluate(
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> Report:
-    """Measures a model in one or several states on a fact, in its weights' dtype whatever the caller's autocast.
+    """Measures a model in one or several states on a fact, in its weights' dtype whatever the caller's autocast, and
+    without the one that `Trainer(bf16=True)` leaves on a model.
 
     Args:
         model: A causal language model, bare or with adapters of any kind.

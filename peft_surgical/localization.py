@@ -65,7 +65,7 @@ def localize(
         model: A Hugging Face causal language model, without adapters and not quantized. It is left as it was, and its
             weights are not copied; only GPT-NeoX's `query_key_value` are, which TransformerLens splits. Hooks on its
             modules fire, those on fused projections and those that act by a token's position are refused, and autocast
-            is set aside.
+            is set aside, also that which `Trainer(bf16=True)` leaves on a model.
         tokenizer: Its tokenizer.
         fact: The fact; only its training part is used. Where the tokenizer has a chat template, the answers are
             compared within a sentence, also where the fact gives a bare one and its first prompt can be read.

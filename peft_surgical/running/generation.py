@@ -32,6 +32,7 @@ from .cache import kept_answers
 from .devices import input_device
 from .freed import release_freed
 from .modes import base_model_of, evaluating, learns_prompts, needs_no_padding
+from .precision import own_forwards
 from .replicas import Replica, replicate
 from .sharing import check_alike, check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
@@ -65,7 +66,8 @@ def generate_answers(
     """The model's greedy answer to each prompt, as text without special tokens.
 
     Args:
-        model: A causal language model, bare or with adapters; its mode is left as it was.
+        model: A causal language model, bare or with adapters; its mode is left as it was. What `Trainer(bf16=True)`
+            wrapped runs without that wrapper.
         tokenizer: Its tokenizer.
         prompts: Rendered with the chat template when there is one.
         max_new_tokens: An answer that has not ended by then is cut.
@@ -132,12 +134,13 @@ def generate_ids(
         return_dict_in_generate=True,
     )
     settings = {"batch_size": batch_size, **{name: getattr(config, name) for name in _DECIDE}}
-    return kept_answers(
-        model,
-        prompts,
-        settings,
-        lambda: _generate(model, prompts, config, batch_size, progress, description),
-    )
+    with own_forwards(model):
+        return kept_answers(
+            model,
+            prompts,
+            settings,
+            lambda: _generate(model, prompts, config, batch_size, progress, description),
+        )
 
 
 def ends_of(model: Any, tokenizer: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""The precision that numbers are computed in: float32 on half-precision weights, and no caller's autocast.
+"""The precision that numbers are computed in: float32 on half-precision weights, and nobody's autocast.
 
 bfloat16 ranks exact patching effects badly: an effect is the small difference of two large logits (figures are in
 docs/measurements/speed.md). Under [`float32_arithmetic`] each operation sees its half-precision tensors as float32,
@@ -7,15 +7,23 @@ one weight matrix at a time. It is for forward passes without a graph, since a g
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.utils.operations import ConvertOutputsToFp32
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _HALF = (torch.bfloat16, torch.float16)
+
+_LOCK = threading.Lock()
+# How many blocks a module runs by its own forward in, and accelerate's, which it had before the first of them.
+_HELD: WeakKeyDictionary[nn.Module, tuple[int, Any]] = WeakKeyDictionary()
 
 
 class _Widen(TorchFunctionMode):
@@ -58,10 +66,68 @@ def float32_arithmetic(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def without_autocast(model: nn.Module) -> Iterator[None]:
-    """Sets the caller's autocast aside, on each kind of device that the model is on and on the processor: what is said
-    to be computed in float32 would be in half precision."""
+    """Sets the caller's autocast aside, on each kind of device that the model is on and on the processor, and
+    accelerate's ([`own_forwards`]): what is said to be computed in float32 would be in half precision."""
     kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
     with ExitStack() as stack:
         for kind in filter(torch.amp.is_autocast_available, kinds - {"meta"}):
             stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(own_forwards(model))
         yield
+
+
+@contextmanager
+def own_forwards(model: nn.Module) -> Iterator[None]:
+    """Lets modules run in a block by the forwards that they had before accelerate wrapped them for mixed precision.
+
+    `Trainer(bf16=True)` leaves such a wrapper on what it trained, and that turns autocast on wherever it is off. A
+    forward that somebody else put on a module stays. Where blocks of several threads overlap, the last of them puts
+    the wrappers back.
+    """
+    entered: list[nn.Module] = []
+    try:
+        with _LOCK:
+            for module in model.modules():
+                if _enter(module):
+                    entered.append(module)
+        yield
+    finally:
+        with _LOCK:
+            for module in entered:
+                _leave(module)
+
+
+def _enter(module: nn.Module) -> bool:
+    """Takes accelerate's wrapper off a module that is in no block yet; returns whether the module is in one now."""
+    count, wrapper = _HELD.get(module, (0, vars(module).get("forward")))
+    if not count:
+        own = _own_forward(wrapper)
+        if own is wrapper:
+            return False
+        # Its class's forward on the module itself would pass for one of somebody's.
+        if getattr(own, "__func__", None) is type(module).forward:
+            del vars(module)["forward"]
+        else:
+            module.forward = own
+    _HELD[module] = count + 1, wrapper
+    return True
+
+
+def _leave(module: nn.Module) -> None:
+    count, wrapper = _HELD.pop(module)
+    if count > 1:
+        _HELD[module] = count - 1, wrapper
+    else:
+        module.forward = wrapper
+
+
+def _own_forward(forward: Any) -> Any:
+    """What is below accelerate's wrappers, which convert what autocast gives; a forward without one is given back."""
+    function = getattr(forward, "__func__", forward)
+    converting = getattr(function, "__wrapped__", None)
+    cast: Any = getattr(converting, "model_forward", None)
+    by_torch = getattr(cast, "__globals__", None) is vars(torch.amp.autocast_mode)
+    if not (isinstance(converting, ConvertOutputsToFp32) and by_torch):
+        return forward
+    own = cast.__wrapped__
+    return _own_forward(own if function is forward else MethodType(own, forward.__self__))

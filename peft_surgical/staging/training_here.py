@@ -21,7 +21,7 @@ _uncompiled = Overlapping(lambda: torch.compiler.set_stance("force_eager"))
 @contextmanager
 def training_here(model: Any) -> Iterator[None]:
     """Lets a model be trained in a block as its recipe says, with `torch.no_grad` or `torch.autocast` around it or
-    not, and compiled in place or not.
+    not, wrapped by accelerate for mixed precision or not, and compiled in place or not.
 
     Raises:
         ModelError: If `torch.compile` wrapped the model, or under `torch.inference_mode`.
