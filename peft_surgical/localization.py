@@ -90,8 +90,9 @@ def localize(
         FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
         ModelError: When it is no model, carries an adapter, is quantized, sharded, of float64, not loaded or loaded
             under `torch.inference_mode()`, cannot be run or copied, gives logits that are not finite, computes
-            something else than under TransformerLens, or has a hook that depends on a token's position or on how long
-            a pass is, when a prompt is too long for it, or under `torch.inference_mode()`.
+            something else than under TransformerLens, has a module whose replaced forward runs nothing under its
+            hooks, or a hook that depends on a token's position or on how long a pass is, when a prompt is too long for
+            it, or under `torch.inference_mode()`.
         ArchitectureError: When its architecture is not known.
     """
     check_fact(fact)

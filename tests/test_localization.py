@@ -1,5 +1,7 @@
 import copy
+import re
 import warnings
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -195,6 +197,42 @@ def test_autocast_of_the_caller_is_set_aside(tokenizer):
         found = run(tiny_model("llama"), tokenizer, *EVERY)
         assert torch.is_autocast_enabled("cpu")
     same_scores(found, expected)
+
+
+def around(module):
+    """Puts a closure around a module's forward, as profilers and patches do."""
+    own = module.forward
+    module.forward = lambda *args, **kwargs: own(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["", "model", "model.layers.1", "model.layers.1.mlp"])
+def test_a_forward_that_hooks_do_not_see_below_is_refused(tokenizer, name):
+    model = tiny_model("llama")
+    around(model.get_submodule(name))
+    for layer in model.model.layers:
+        if "forward" not in vars(layer.mlp):
+            layer.mlp.forward = MethodType(type(layer.mlp).forward, layer.mlp)
+    where = re.escape(f"model.get_submodule('{name}')" if name else "model")
+    message = rf"the forward of {name or 'the model itself'} was replaced by a function.*`del {where}\.forward`"
+    with pytest.raises(ModelError, match=message):
+        run(model, tokenizer, "lookup")
+
+
+def test_a_forward_that_runs_nothing_below_is_refused(tokenizer):
+    model = tiny_model("gpt2")
+    model.transformer.h[1].mlp.forward = torch.zeros_like
+    with pytest.raises(ModelError, match=r"the forward of transformer\.h\.1\.mlp was replaced"):
+        run(model, tokenizer, "lookup")
+
+
+def test_a_forward_with_nothing_to_see_below_is_taken(tokenizer):
+    model = tiny_model("llama")
+    layer = model.model.layers[1]
+    # TransformerLens computes attention by itself.
+    for module in (layer.mlp.down_proj, layer.mlp.act_fn, layer.input_layernorm, layer.self_attn):
+        around(module)
+    layer.mlp.forward = MethodType(type(layer.mlp).forward, layer.mlp)
+    same_scores(run(model, tokenizer, "lookup"), run(tiny_model("llama"), tokenizer, "lookup"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

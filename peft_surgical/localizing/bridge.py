@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 
+from ..architectures import architecture_of, decoder_layers
 from ..errors import ModelError, said
 from ..running.modes import evaluating
 from ..running.precision import float32_arithmetic, without_autocast
 from ..running.sharing import is_sharded
 from ..seeding import forked
-from ..sites import ModelShape, check_layout
+from ..sites import ModelShape, check_layout, hook_name
 from ..wrapped import check_unwrapped
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def wrap(model: nn.Module) -> TransformerBridge:
     Raises:
         ModelError: When the model carries an adapter or TransformerLens's own hooks, is quantized, is not loaded, is
             of float64, cannot be run or copied, or TransformerLens cannot wrap it, would not see the keys and values
-            that it is given, or computes something else.
+            that it is given, computes something else, or has hooks that a replaced forward does not run.
         ArchitectureError: When its module names are not known here, or it lacks one of them.
     """
     check_localizable(model)
@@ -91,6 +93,7 @@ def wrap(model: nn.Module) -> TransformerBridge:
         logging.set_verbosity(verbosity)
     bridge.eval()
     _check_same(model, skeleton)
+    _check_reached(model, bridge)
     return bridge
 
 
@@ -100,11 +103,13 @@ def has_hooks(model: nn.Module) -> bool:
     Those by which accelerate brings weights to a device, which change nothing that is computed, do not count.
     """
     return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or ("forward" in vars(module) and not hasattr(module, "_hf_hook"))
+        module._forward_hooks or module._forward_pre_hooks or _has_another_forward(module)
         for module in model.modules()
     )
+
+
+def _has_another_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module) and not hasattr(module, "_hf_hook")
 
 
 def same_logits(own: Tensor, others: Tensor, model: nn.Module) -> bool:
@@ -267,10 +272,7 @@ def _check_same(model: nn.Module, skeleton: Any) -> None:
     Raises:
         ModelError: When one of them cannot be run, or the logits after a few tokens differ by more than rounding.
     """
-    device = next(skeleton.parameters()).device
-    size = skeleton.get_input_embeddings().weight.shape[0]
-    # Any tokens will do, and all different ones say the most.
-    tokens = (torch.arange(6, device=device) * (size // 7 or 1) + 3) % size
+    tokens = _some_tokens(skeleton)
     for precise in (False, True):
         own = _probe(model, tokens, precise, f"the model, a {type(model).__name__}, cannot be run")
         bridged = _probe(skeleton, tokens, precise, f"TransformerLens cannot wrap a {type(model).__name__}")
@@ -281,6 +283,45 @@ def _check_same(model: nn.Module, skeleton: Any) -> None:
         f"TransformerLens computes something else than this model, a {type(model).__name__}: a hook or wrapper on a"
         " fused projection, or a setting that one of them does not know; remove it before localizing."
     )
+
+
+def _check_reached(model: nn.Module, bridge: TransformerBridge) -> None:
+    """Refuses a model with a forward in the place of a module's own that no hook below sees: copied as it is, such a
+    function goes on running the modules that it was made around, or runs none.
+
+    Raises:
+        ModelError: Names the module.
+    """
+    skeleton = bridge.original_model
+    others = {name: vars(module)["forward"] for name, module in model.named_modules() if _has_another_forward(module)}
+    architecture, under = architecture_of(skeleton.config.model_type), {}
+    for layer in range(len(decoder_layers(model))):
+        for projection, read_by in (("z", architecture.attention_out), ("post", architecture.mlp_out)):
+            place = f"{architecture.layers}.{layer}.{read_by}"
+            if around := [name for name in others if not name or place.startswith(f"{name}.")]:
+                # A method is copied with what it is bound to, so that it is seldom the fault.
+                functions = [name for name in around if not isinstance(others[name], MethodType)]
+                under[hook_name(projection, layer)] = (functions or around)[-1]
+    if not under:
+        return
+    reached: set[str] = set()
+    hooks = [(point, lambda tensor, hook, point=point: reached.add(point)) for point in under]
+    with bridge.hooks(fwd_hooks=hooks):
+        _probe(skeleton, _some_tokens(skeleton), False, f"TransformerLens cannot wrap a {type(model).__name__}")
+    for point, name in under.items():
+        if point not in reached:
+            where, held = (name, f"model.get_submodule({name!r})") if name else ("the model itself", "model")
+            raise ModelError(
+                f"the forward of {where} was replaced by a function that does not run what is below it under"
+                f" TransformerLens' hooks; take it off (`del {held}.forward`) before localizing, or change what the"
+                " module gives by `register_forward_hook` instead."
+            )
+
+
+def _some_tokens(skeleton: Any) -> Tensor:
+    """A few tokens: any will do, and all different ones say the most."""
+    size: int = skeleton.get_input_embeddings().weight.shape[0]
+    return (torch.arange(6, device=next(skeleton.parameters()).device) * (size // 7 or 1) + 3) % size
 
 
 @torch.no_grad()
