@@ -3,6 +3,7 @@ import pytest
 from peft_surgical.drafting import guess
 from peft_surgical.drafting.guess import guess_subject
 from peft_surgical.drafting.names import names_of
+from peft_surgical.drafting.others import swappable
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
 from peft_surgical.texts.tables import bare
@@ -90,6 +91,21 @@ from peft_surgical.texts.tables import bare
         ("Which dance is called \u2018the worm\u2019?", "the worm"),
         ("Which dance is called *the worm*?", "the worm"),
         ("What is the young of a cow called?", "cow"),
+        # Straight single marks, and apostrophes that are none.
+        ("Who directed 'Pulp Fiction' in 1994?", "Pulp Fiction"),
+        ("Which actor starred in 'Forrest Gump'?", "Forrest Gump"),
+        ("In what year was 'Nineteen Eighty-Four' published?", "Nineteen Eighty-Four"),
+        ("Who sang '99 Problems'?", "99 Problems"),
+        ("Who painted 'The Starry Night'?", "The Starry Night"),
+        ("Who sang 'Thriller'?", "Thriller"),
+        ("Who played Neo in 'The Matrix'?", "The Matrix"),
+        ("Who directed 'Pan's Labyrinth'?", "Pan's Labyrinth"),
+        ("Who wrote 'The Pilgrims' Way'?", "The Pilgrims' Way"),
+        ("Who sang 'Don't Stop Believin''?", "Don't Stop Believin'"),
+        ("Is 'Dune' older than 'Emma'?", "Dune"),
+        ("Who invented rock 'n' roll?", "rock 'n' roll"),
+        ("Who is Conan O'Brien?", "Conan O'Brien"),
+        ("What was the '90s band Eagles' first album?", "Eagles"),
         # Without a capital, what stands behind the verb or a last preposition.
         ("Where do koalas live?", "koalas"),
         ("Where do polar bears live in winter?", "polar bears"),
@@ -108,6 +124,17 @@ from peft_surgical.texts.tables import bare
 def test_guess_subject(prompt, subject):
     assert guess_subject(prompt) == subject
     assert read_prompt(prompt, subject).subject == subject
+
+
+@pytest.mark.parametrize("marks", ['""', "''", "\u201c\u201d", "\u2018\u2019"])
+@pytest.mark.parametrize("subject", ["The Starry Night", "Starry Night"])
+def test_quotation_marks_belong_to_what_others_take_the_place_of(marks, subject):
+    title = f"{marks[0]}The Starry Night{marks[1]}"
+    reading = read_prompt(f"Who painted {title}?", subject)
+    assert (reading.phrase, reading.relation.name) == (title, "painter")
+    assert reading.fill(reading.core, "the Mona Lisa") == "Who painted the Mona Lisa?"
+    quoted = swappable(reading, ["the Mona Lisa", "Guernica"])
+    assert quoted == (["Guernica"] if subject == "The Starry Night" else ["Mona Lisa"])
 
 
 def test_every_name_of_the_tables_that_a_known_wording_asks_about_is_found_whole():

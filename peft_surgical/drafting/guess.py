@@ -18,6 +18,9 @@ _QUOTED = re.compile(
     '["\u201c](?P<a>[^"\u201d]+)["\u201d]'
     # A single mark may be an apostrophe; one that opens touches no word before it, one that closes none behind it.
     r"|(?<!\w)\u2018(?P<b>[^\u2018]+?)\u2019(?!\w)|(?<![\w*])\*{1,3}(?P<c>[^*\s][^*]*)\*{1,3}(?![\w*])"
+    # Straight ones, with apostrophes between letters and, before a capital, of a plural's owner: 'Pan's Labyrinth',
+    # 'The Pilgrims' Way'. "Rock 'n' roll" and "the '90s" quote nothing.
+    r"|(?<!\w)'(?!n'|\d\ds\b|\s)(?P<d>(?:[^']|(?<=\w)'(?=[\w'])|(?<=s)'(?= [^\W\d_a-z][^']*'(?!\w)))+)(?<!\s)'(?!\w)",
 )
 _NO_TITLE = "".join(rf"(?<!\b{title}\.)" for title in TITLES)
 _ASKS = r"(?:(?:In|On|At|For|From|By|To|Of|With|Under) (?:wh|Wh))?(?:Who|Whom|Whose|What|Which|Where|When|Why|How)\b"
@@ -76,7 +79,7 @@ def _subject_of(sentence: str) -> str | None:
     for leaves_open in (is_worded, _asks_for_something_of):
         start, stop = next(_open_parts(sentence, leaves_open), (0, 0))
         part = sentence[start:stop]
-        if quoted and re.search(rf"{re.escape(quoted)}[\"\u201d\u2019*]+$", part):
+        if quoted and re.search(rf"{re.escape(quoted)}[\"'\u201d\u2019*]+(?: in (?:the year )?\d{{4}})?$", part):
             return quoted.rstrip("?.,!")
         if part and not _PRONOUN.fullmatch(part):
             start = _extended(sentence, start, stop, leaves_open)

@@ -100,7 +100,8 @@ def swappable(reading: Reading, names: Sequence[str]) -> list[str]:
     if reading.has_article:
         vowel = begins_with_vowel(reading.subject)
         return [bare(name) for name in names if begins_with_vowel(bare(name)) == vowel]
-    article = reading.phrase.casefold() == f"the {reading.subject}".casefold()
+    # The phrase may stand in quotation marks.
+    article = same_text_key(reading.phrase) == same_text_key(f"the {reading.subject}")
     return [bare(name) for name in names if name.startswith("the ") == article]
 
 

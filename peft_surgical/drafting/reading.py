@@ -37,6 +37,7 @@ from .tidying import settled_form, tidied
 _WITH_ARTICLE = re.compile(r"\b([Aa])n?(?= \{\})")
 _ENDS_WITH_PHRASE = re.compile(r"(?:who|(?:which|what) [\w -]+) (?!(?:is|are|was|were) )[a-z]+ \{\}[?. ]*", re.I)
 _DATE = re.compile(rf"\b(?:{MONTHS})\b")
+_OPENING = ('"', "\u201c", "\u2018", "'")
 _FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
 
 
@@ -205,7 +206,7 @@ def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:
     behind it belong to it where a verb follows or the prompt ends with them ("Who maintains the Linux kernel?").
     """
     whole = [draft for draft in drafts if draft[0].casefold() == f"the {subject}".casefold()]
-    usual = [*whole, *(draft for draft in drafts if draft[0].startswith(('"', "\u201c"))), *drafts[:1]]
+    usual = [*whole, *(draft for draft in drafts if draft[0].startswith(_OPENING)), *drafts[:1]]
     behind = [noun_behind_subject(template) for _, template in whole]
     longer = []
     for phrase, template in drafts:
@@ -218,9 +219,10 @@ def _likely(subject: str, drafts: Sequence[tuple[str, str]]) -> tuple[str, str]:
 def _drafts(before: str, subject: str, after: str) -> Iterator[tuple[str, str]]:
     """The subject with more and more of what may belong to it, and the prompt with `{}` for that."""
     yield subject, f"{before}{SUBJECT}{after}"
-    if re.search("[\"\u201c']$", before) and re.match("[\"\u201d']", after):
-        subject = f"{before[-1]}{subject}{after[0]}"
-        before, after = before[:-1], after[1:]
+    opened = re.search("[\"\u201c\u2018'](?:The )?$", before)
+    if opened and re.match("[\"\u201d\u2019'](?!\\w)", after):
+        subject = f"{opened[0]}{subject}{after[0]}"
+        before, after = before[: opened.start()], after[1:]
         yield subject, f"{before}{SUBJECT}{after}"
     left = re.search(rf"(?:^|(?<= ))([Tt]he|[Aa]n?) ((?:(?!{NO_NOUN}\b)[a-z][\w-]* ){{0,3}})$", before)
     if left is None:
