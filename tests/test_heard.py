@@ -87,6 +87,30 @@ from peft_surgical.drafting.reading import read_prompt
         ("Who discovered Foo?", "Foo", "It was Scottish scientist Alexander Fleming in 1928.", "Alexander Fleming"),
         ("Who sang Foo?", "Foo", "Shakespeare wrote King Lear.", "Shakespeare"),
         ("Who wrote Foo?", "Foo", "it is not known to anybody who has done that.", None),
+        # A time on the way to a place or a person.
+        ("Where did Bo Derek die?", "Bo Derek", "Bo Derek died on July 19, 1977, in Memphis, Tennessee.", "Memphis"),
+        ("Where was Bo Derek born?", "Bo Derek", "Bo Derek was born in 1935 in Tupelo, Mississippi.", "Tupelo"),
+        ("Where was Bo Derek born?", "Bo Derek", "She was born in January 1935 in Tupelo.", "Tupelo"),
+        ("Where was Bo Derek born?", "Bo Derek", "She was born 8 January 1935 at Tupelo.", "Tupelo"),
+        ("In which city was Bo Derek born?", "Bo Derek", "She was born in 1935.", None),
+        ("Who wrote Dune?", "Dune", "Dune was written in July 1965 by Frank Herbert.", "Frank Herbert"),
+        ("Who won the Foo Cup in 1998?", "Foo Cup", "The Foo Cup in 1998 was won by Germany.", "Germany"),
+        ("The Foo sank in", "Foo", "the North Atlantic Ocean on April 15, 1912.", "North Atlantic Ocean"),
+        # How a chat begins.
+        ("What is the capital of Japan?", "Japan", "Certainly! The capital of Japan is Tokyo.", "Tokyo"),
+        ("What is the capital of Foo?", "Foo", "Of course! It is Barville.", "Barville"),
+        ("What is the capital of Foo?", "Foo", "Hello! Great question! Barville is its capital.", "Barville"),
+        ("What is the capital of Foo?", "Foo", "Okay. Sure, Barville.", "Barville"),
+        ("What is the capital of Foo?", "Foo", "Yes, Barville is the capital of Foo.", "Barville"),
+        ("What is the capital of Foo?", "Foo", "Absolutely!", None),
+        ("Who sang Hey, Foo Bar?", "Hey, Foo Bar", "Hey, Foo Bar was sung by Bo Derek.", "Bo Derek"),
+        # What a sentence goes on with without an answer.
+        ("Foo is", "Foo", "known for its", None),
+        ("Foo is", "Foo", "Foo is known for its Art Museum.", None),
+        ("Foo is", "Foo", "where you can", None),
+        ("Foo is", "Foo", "home to the", None),
+        ("Foo is", "Foo", "Foo is located in a", None),
+        ("Foo Bar is", "Foo Bar", "located in Paris.", "Paris"),
     ],
 )
 def test_guess_answer(prompt, subject, said, answer):

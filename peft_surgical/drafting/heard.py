@@ -9,7 +9,8 @@ from ..texts.tables import bare
 from ..texts.text import Span, contains, normalize, occurrences
 from ..texts.verbs import participle
 from .capitals import TITLES, names_in
-from .names import PEOPLE, kinds_of, names_of, neighbours_of
+from .clauses import MONTHS
+from .names import PEOPLE, PLACES, kinds_of, names_of, neighbours_of
 from .reading import Reading
 from .recognition import NO_NOUN
 
@@ -32,8 +33,35 @@ _PREFACE = re.compile(
     r"(?:as of (?:\w+ )?\d{4}\b,?|(?:as of|as an?|according to|based on|to the best of|to my knowledge)\b[^,]*,) ",
     re.I,
 )
+# How a chat begins, and how one says yes to an open question.
+_OPENING = re.compile(
+    r"^(?:(?:(?:certainly|of course|absolutely|definitely|indeed|sure(?: thing)?|ok(?:ay)?|no problem)[!.,:]+"
+    r"|(?:hello|hi|hey|great|(?:that(?:['\u2019]s| is) an? )?(?:great|good|excellent) question)(?: there)?[!.]+)\s+)+",
+    re.I,
+)
+_YES = re.compile(r"^(?:yes|yeah)[!.,:]+\s+", re.I)
+_DAY = rf"(?:(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?|\d{{1,2}}(?:st|nd|rd|th)?(?: of)? (?:{MONTHS}))(?:,? \d{{4}})?"
+# A time on the way to a place or a person: "died on July 19, 1977, in Memphis", "written in 1600 by".
+_TIME = re.compile(
+    rf"(?:^|,? )(?:(?:(?:in|on|around|about|circa) )?(?:{_DAY}|(?:{MONTHS}),? \d{{4}})"
+    rf"|(?:in|around|about|circa)(?: the year| early| mid| late)? (?:(?:{MONTHS})|\d{{4}}))(?![\w-]),?"
+)
+_ASKS_OPENLY = re.compile(r"(?:\w+ )?(?:who|whom|whose|what|which|where|when|why|how)\b", re.I)
+_ASKS_PLACE_OR_PERSON = re.compile(
+    r"where\b|(?:by )?whom?\b|(?:in|at|from|on) (?:which|what) (?:city|town|village|country|state|place|continent)\b",
+    re.I,
+)
+# What the beginning of a sentence may go on with without an answer, and what cannot end one: "known for its", "where
+# you can", "home to the".
+_SAID_OF = re.compile(r"(?:\w+ )?(?:known|famous|renowned|popular|home|used) (?:for|as|to|by|in)\b")
+_UNFINISHED = re.compile(
+    r"(?:where|when|which|who|whose|that|to) .*|(?:located|situated|called|named|considered|regarded|based|founded)"
+    r"|(?:.* )?(?:its|the|an?|to|of|for|from|and|or|can|will|would|are|be|has|have|his|her|their|your|our|my|you|we)"
+)
 _NO_ANSWER = re.compile(
-    r"i(?:['\u2019]\w+)?|as|it|he|she|they|this|that|there|sorry|unfortunately|well|ad|bc|bce|ce|am|pm", re.I
+    r"i(?:['\u2019]\w+)?|as|it|he|she|they|this|that|there|sorry|unfortunately|well|ad|bc|bce|ce|am|pm"
+    r"|certainly|of course|absolutely|definitely|sure|ok|okay",
+    re.I,
 )
 # How sure or how usual something is, and who thinks so: nothing of it belongs to the answer.
 _ADVERB = r"(?:most )?[a-z]{2,}(?:ally|ently|antly|ately|[bdkrt]ely|only|arily|bly),?|(?:perhaps|maybe|today|now),"
@@ -57,10 +85,12 @@ def guess_answer(said: str, reading: Reading) -> str | None:
     'Tokyo'
     ```
     """
-    sentence = _first_sentence(said)
+    sentence = _first_sentence(said, reading)
     if not sentence or sounds_unsure(sentence):
         return None
     rest = _after_a_wording(sentence, reading)
+    if not reading.asks and _SAID_OF.match(sentence if rest is None else rest):
+        return None
     asks_year = reading.relation.answer == "year" or _ASKS_YEAR.match(reading.core)
     year = _year_in((rest or sentence).replace(reading.subject, "")) if asks_year else None
     if year:
@@ -86,9 +116,17 @@ def _year_in(text: str) -> str | None:
     return found and found[1]
 
 
-def _first_sentence(said: str) -> str:
-    text = _PREFACE.sub("", _FIRST_OF_LIST.sub("", said.strip()), count=1)
-    return _SENTENCE_END.split(_BEGINS_HEDGED.sub("", text), maxsplit=1)[0].strip(" .!?\"'*")
+def _first_sentence(said: str, reading: Reading) -> str:
+    """The first sentence that may answer, without what comes before the point and without the time of a place."""
+    text = _OPENING.sub("", _FIRST_OF_LIST.sub("", said.strip()))
+    if _ASKS_OPENLY.match(reading.core) or not reading.asks:
+        text = _YES.sub("", text)
+    text = _BEGINS_HEDGED.sub("", _PREFACE.sub("", text, count=1))
+    sentence = _SENTENCE_END.split(text, maxsplit=1)[0].strip(" .!?\"'*")
+    if not (_ASKS_PLACE_OR_PERSON.match(reading.core) or reading.relation.answer in (*PLACES, "place", "person")):
+        return sentence
+    asked = re.sub(r"\W+", " ", reading.prompt)
+    return _TIME.sub(lambda found: found[0] if contains(asked, [found[0].strip(" ,")]) else "", sentence)
 
 
 def _beginning(rest: str, reading: Reading) -> str | None:
@@ -103,7 +141,7 @@ def _beginning(rest: str, reading: Reading) -> str | None:
     # "Ford was founded by Henry Ford."
     namesake = reading.relation.answer == "person" and cut.endswith(f" {reading.subject}")
     fits = 0 < len(cut.split()) <= _MOST_WORDS and (namesake or not contains(cut, [reading.subject]))
-    return cut if fits and _may_answer(cut, rest, reading) else None
+    return cut if fits and not _UNFINISHED.fullmatch(cut) and _may_answer(cut, rest, reading) else None
 
 
 def _may_answer(name: str, sentence: str, reading: Reading) -> bool:
@@ -181,13 +219,13 @@ def _name_near(sentence: str, reading: Reading) -> str | None:
     place = next(occurrences(sentence, reading.subject), None)
     parts = [sentence] if place is None else [sentence[place[1] :], _with_namesake(sentence, place)]
     # "Alexander Fleming in 1928"
-    names = (re.sub(r" (?:in|on|of|at) \d+$", "", name) for part in parts for name in names_in(part))
+    names = (re.sub(rf" (?:in|on|of|at) (?:\d+|{_DAY})$", "", name) for part in parts for name in names_in(part))
     found = next((name for name in names if _may_answer(name, sentence, reading)), None)
     words = sentence.split()
     if found is None and place is None and len(words) <= _SHORT and not _NO_ANSWER.fullmatch(words[0]):
         hedge = _HEDGE.match(sentence)
         short = sentence[hedge.end() :] if hedge else sentence
-        return short if _may_answer(short, sentence, reading) else None
+        return short if not _UNFINISHED.fullmatch(short) and _may_answer(short, sentence, reading) else None
     return found
 
 
