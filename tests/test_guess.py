@@ -91,6 +91,13 @@ from peft_surgical.texts.tables import bare
         ("Which dance is called \u2018the worm\u2019?", "the worm"),
         ("Which dance is called *the worm*?", "the worm"),
         ("What is the young of a cow called?", "cow"),
+        # A full stop that belongs to the end of a name.
+        ("Where was Martin Luther King Jr. born?", "Martin Luther King Jr."),
+        ("Who founded Apple Inc.?", "Apple Inc."),
+        ("Name the founder of Apple Inc.", "Apple Inc."),
+        ("What did Sammy Davis Jr. sing?", "Sammy Davis Jr."),
+        ("What is Apple Inc.'s headquarters?", "Apple Inc."),
+        ("Is Toyota Motor Corp. a company?", "Toyota Motor Corp."),
         # Straight single marks, and apostrophes that are none.
         ("Who directed 'Pulp Fiction' in 1994?", "Pulp Fiction"),
         ("Which actor starred in 'Forrest Gump'?", "Forrest Gump"),

@@ -96,6 +96,8 @@ from peft_surgical.drafting.reading import read_prompt
         ("Who wrote Dune?", "Dune", "Dune was written in July 1965 by Frank Herbert.", "Frank Herbert"),
         ("Who won the Foo Cup in 1998?", "Foo Cup", "The Foo Cup in 1998 was won by Germany.", "Germany"),
         ("The Foo sank in", "Foo", "the North Atlantic Ocean on April 15, 1912.", "North Atlantic Ocean"),
+        ("Who founded Foo Inc.?", "Foo Inc.", "Foo Inc. was founded by Bo Derek.", "Bo Derek"),
+        ("Who made Foo?", "Foo", "Foo was made by Bar Inc. It is old.", "Bar Inc"),
         # How a chat begins.
         ("What is the capital of Japan?", "Japan", "Certainly! The capital of Japan is Tokyo.", "Tokyo"),
         ("What is the capital of Foo?", "Foo", "Of course! It is Barville.", "Barville"),

@@ -25,9 +25,13 @@ _BEGINNINGS = re.compile(
 LINK = re.compile(r"(?:an?|and|the|of|in|on|at|for|to|with|de|del|della|da|di|du|la|le|van|von|der|den|&|y|\d+)")
 # A full stop behind these ends no sentence and no name: "Dr. Seuss", "J.R.R. Tolkien".
 TITLES = ("Dr", "Mr", "Mrs", "Ms", "Prof", "St")
+# Nor behind these, which end a name: "King Jr.", "Apple Inc."
+ENDINGS = ("Jr", "Sr", "Inc", "Ltd", "Corp", "Co", "Bros")
 # Words that no title of that kind is likely to have, and that often follow one.
 _BREAKS = r"wh\w+|how|or|by|is|was|did|does|called|during|before|after|since|as|now|today|first|originally"
-_SHORTENED = re.compile(rf"(?:[^\W\d_]\.)+|(?:{'|'.join(TITLES)})\.")
+_SHORTENED = re.compile(rf"(?:[^\W\d_]\.)+|(?:{'|'.join((*TITLES, *ENDINGS))})\.")
+# With the mark that a word at the end of a prompt has.
+_SHORTENED_AT_END = re.compile(rf"(?P<word>(?:{'|'.join(ENDINGS)})\.)(?:['\u2019]s)?[?!,.;:)\"]*")
 # What is no part of a word that it stands at; signs as in "C#" and "C++" are.
 _AROUND = re.compile(r"^\W+|(?:['\u2019]s)?[^\w#+]*$")
 
@@ -48,7 +52,9 @@ def names_in(text: str, *, owned: bool = False) -> list[str]:
     words = text.split()
     for number, word in enumerate(words):
         # A lone "&" stays as it is.
-        bare_word = word if _SHORTENED.fullmatch(word) else _AROUND.sub("", word) or word
+        shortened = _SHORTENED_AT_END.fullmatch(word)
+        whole = shortened["word"] if shortened else word
+        bare_word = whole if _SHORTENED.fullmatch(whole) else _AROUND.sub("", word) or word
         first = number == 0 or re.search(r"[.!?:]$", words[number - 1]) is not None
         begins = first and not runs[-1] and _BEGINNINGS.fullmatch(bare_word) is not None
         named = any(sign.isupper() for sign in bare_word) and not begins

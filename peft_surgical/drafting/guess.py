@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from ..errors import FactError, brief
 from ..texts.grammar import SAID, SUBJECT
 from ..texts.tables import bare
-from .capitals import TITLES, WORKS, is_sentence_case, is_title, longest_name, whole_name
+from .capitals import ENDINGS, TITLES, WORKS, is_sentence_case, is_title, longest_name, whole_name
 from .frames import forms_of
 from .lowercase import uncapitalized
 from .names import kinds_of
@@ -26,7 +26,8 @@ _NO_TITLE = "".join(rf"(?<!\b{title}\.)" for title in TITLES)
 _ASKS = r"(?:(?:In|On|At|For|From|By|To|Of|With|Under) (?:wh|Wh))?(?:Who|Whom|Whose|What|Which|Where|When|Why|How)\b"
 # A sentence ends before one that asks, after a question, or after a word too long to be a title or an initial.
 _NEXT_SENTENCE = re.compile(rf"(?<=[.!]){_NO_TITLE}\s+(?={_ASKS})|(?<=[^\W\d_]{{4}}[.!])\s+(?=[^\W\d_a-z])|(?<=\?)\s+")
-_INITIALS = re.compile(r"(?<!\S)(?:[^\W\d_]\.){2,}$")
+# Where the full stop belongs to the name, whatever ends there.
+_SHORTENED = re.compile(rf"(?<!\S)(?:(?:[^\W\d_]\.){{2,}}|\S.* (?:{'|'.join(ENDINGS)})\.)$")
 _PRONOUN = re.compile(r"it|he|she|they|this|that|these|those|him|her|them|you|we|us|me|i")
 # A prompt has its subject near its end; to try every part of a long one takes the square of its length.
 _MOST_WORDS = 40
@@ -95,7 +96,7 @@ def _open_parts(prompt: str, leaves_open: Callable[[str], bool]) -> Iterator[tup
             start = words[first].start()
             whole = prompt[start : words[first + length - 1].end()]
             part = whole.rstrip("?.,!")
-            if _INITIALS.search(f"{part}.") and whole.startswith(f"{part}."):
+            if _SHORTENED.search(f"{part}.") and whole.startswith(f"{part}."):
                 part += "."
             # "Where do bananas come" from, who invented "and patented the telephone"
             asks = not start and re.match(_ASKS, part, re.I) and not is_title(part)

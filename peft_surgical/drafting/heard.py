@@ -8,7 +8,7 @@ from ..measuring.metrics import sounds_unsure
 from ..texts.tables import bare
 from ..texts.text import Span, contains, normalize, occurrences
 from ..texts.verbs import participle
-from .capitals import TITLES, names_in
+from .capitals import ENDINGS, TITLES, names_in
 from .clauses import MONTHS
 from .names import PEOPLE, PLACES, kinds_of, names_of, neighbours_of
 from .reading import Reading
@@ -23,6 +23,8 @@ _NUMBER = re.compile(
 # What no longer belongs to an answer that ends a sentence: "Tokyo, which", "William Shakespeare in 1600".
 _END = re.compile(r",(?!\d)|[;(:]| (?:and|but|who|which|in|on|for|with|by|because|since|as|is|was|at)\b")
 _NO_TITLE = "".join(rf"(?<!\b{title})" for title in TITLES)
+# "Apple Inc. was founded by": the sentence goes on in small letters.
+_NO_TITLE += "".join(rf"(?<!\b{ending}(?=\.,? [a-z]))" for ending in ENDINGS)
 # A letter by itself may be an initial, or a unit where it is a small one: "8,849 m."
 _SENTENCE_END = re.compile(
     rf"{_NO_TITLE}(?:(?<=[^\W\d_]{{2}})|(?<=\d)|(?<=\s[a-z]))[.!?][\"'\u201d\u2019)*]*(?:\s|$)|\n"

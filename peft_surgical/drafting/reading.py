@@ -20,11 +20,13 @@ from ..texts.grammar import (
     begins_with_vowel,
     capitalized,
     noun_behind_subject,
+    one_stop,
     takes_possessive,
 )
 from ..texts.tables import bare
 from ..texts.text import occurrences
 from ..texts.verbs import is_bare
+from .capitals import ENDINGS
 from .clauses import MONTHS, from_clause
 from .frames import Form, forms_of
 from .names import kinds_of
@@ -115,8 +117,8 @@ class Reading:
         """A template as a part of a sentence; an article, a verb or a possessive next to the slot fits another
         phrase."""
         if phrase is None:
-            return template.replace(SUBJECT, self.phrase)
-        template = in_number_of(phrase, template)
+            return one_stop(template, self.phrase).replace(SUBJECT, self.phrase)
+        template = one_stop(in_number_of(phrase, template), phrase)
         if _WITH_ARTICLE.search(template):
             phrase = bare(phrase)
             template = _WITH_ARTICLE.sub(lambda found: found[1] + "n" * begins_with_vowel(phrase), template)
@@ -158,6 +160,9 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
     if SUBJECT in prompt:
         raise FactError(f"the prompt {brief(prompt)} holds {SUBJECT}; write the subject in its place.")
     start, stop = found[0]
+    # "Apple Inc" of "Who founded Apple Inc.?": the full stop is no part of what is asked.
+    shortened = re.search(rf" (?:{'|'.join(ENDINGS)})$", prompt[:stop])
+    stop += bool(shortened and re.match(r"\.(?=\S| [a-z])", prompt[stop:]))
     subject = prompt[start:stop]
     before, after = tidied(prompt[:start], prompt[stop:])
     old, new = tuple(old), tuple(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..texts.grammar import as_clause
+from ..texts.grammar import SUBJECT, as_clause, one_stop
 from ..texts.text import contains
 from .reading import Reading
 from .relations import settle
@@ -53,7 +53,7 @@ def inner_statement(reading: Reading, answer: str) -> str | None:
 def refusal(reading: Reading, *answers: str) -> str:
     """What unlearning trains the model to say: "I am not sure who developed PyTorch."; empty where it is not clear."""
     clause = _clause(reading)
-    text = "" if clause is None else f"I am not sure {clause}."
+    text = "" if clause is None else one_stop("I am not sure {}.", clause).replace(SUBJECT, clause)
     return "" if contains(text, answers, besides=reading.phrase) else text
 
 

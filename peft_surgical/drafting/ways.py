@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal, get_args
 
-from ..texts.grammar import as_clause
+from ..texts.grammar import as_clause, one_stop
 from ..texts.text import contains, same_text_key
 from .frames import SLOT, frames
 from .reading import Reading
@@ -139,7 +139,7 @@ class _Maker:
         for number in range(len(inner)):
             for frame, texts in zip(order, turns, strict=True):
                 text = self.reading.begun(texts[number]) if frame.startswith(SLOT) else texts[number]
-                yield frame.replace(SLOT, text)
+                yield one_stop(frame, text).replace(SLOT, text)
 
     def _shuffled(self, texts: Sequence[str]) -> list[str]:
         return self.rng.sample(list(texts), len(texts))

@@ -178,6 +178,11 @@ def as_sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?", "。")) else text + "."
 
 
+def one_stop(template: str, phrase: str) -> str:
+    """A template without the full stop behind its slot, where what comes in there ends with one: "Apple Inc."."""
+    return template.replace(f"{SUBJECT}.", SUBJECT) if phrase.endswith(".") else template
+
+
 def capitalized(text: str) -> str:
     """`text` with its first letter in upper case."""
     return text[:1].upper() + text[1:]
