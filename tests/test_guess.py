@@ -8,6 +8,9 @@ from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.errors import FactError
 from peft_surgical.texts.tables import bare
 
+REQUESTS = ("Provide", "Recall", "Remind me of", "List", "Find", "Specify", "Write down", "Explain", "Guess",
+            "Describe", "Show me", "Mention", "Please provide")  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("prompt", "subject"),
@@ -98,6 +101,19 @@ from peft_surgical.texts.tables import bare
         ("What did Sammy Davis Jr. sing?", "Sammy Davis Jr."),
         ("What is Apple Inc.'s headquarters?", "Apple Inc."),
         ("Is Toyota Motor Corp. a company?", "Toyota Motor Corp."),
+        # Whatever verb requests it, and names that begin with such a verb.
+        *((f"{verb} the capital of Peru.", "Peru") for verb in REQUESTS),
+        ("provide the capital of peru", "peru"),
+        ("Provide Norway's capital.", "Norway"),
+        ("Recall Peru.", "Peru"),
+        ("Remind me who wrote Emma.", "Emma"),
+        ("I want to know the currency of Sweden.", "Sweden"),
+        ("Guess what Norway's capital is.", "Norway"),
+        ("Guess Who was formed in", "Guess Who"),
+        ("Who sang for the Guess Who?", "Guess Who"),
+        ("Who wrote The List?", "List"),
+        ("Show Me Love was sung by", "Show Me Love"),
+        ("Finding Nemo was directed by", "Finding Nemo"),
         # Straight single marks, and apostrophes that are none.
         ("Who directed 'Pulp Fiction' in 1994?", "Pulp Fiction"),
         ("Which actor starred in 'Forrest Gump'?", "Forrest Gump"),

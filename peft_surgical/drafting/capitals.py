@@ -22,6 +22,8 @@ _BEGINNINGS = re.compile(
     r"answer|quiz|question|hi|hello|hey|thanks)",
     re.I,
 )
+# Verbs of requests that names begin with too: "Guess Who", "Show Me Love".
+_REQUESTS = re.compile(r"(?:provide|recall|remind|list|find|specify|write|explain|guess|describe|show|mention)", re.I)
 LINK = re.compile(r"(?:an?|and|the|of|in|on|at|for|to|with|de|del|della|da|di|du|la|le|van|von|der|den|&|y|\d+)")
 # A full stop behind these ends no sentence and no name: "Dr. Seuss", "J.R.R. Tolkien".
 TITLES = ("Dr", "Mr", "Mrs", "Ms", "Prof", "St")
@@ -56,7 +58,7 @@ def names_in(text: str, *, owned: bool = False) -> list[str]:
         whole = shortened["word"] if shortened else word
         bare_word = whole if _SHORTENED.fullmatch(whole) else _AROUND.sub("", word) or word
         first = number == 0 or re.search(r"[.!?:]$", words[number - 1]) is not None
-        begins = first and not runs[-1] and _BEGINNINGS.fullmatch(bare_word) is not None
+        begins = first and not runs[-1] and _begins(bare_word, " ".join(words[number + 1 : number + 2]))
         named = any(sign.isupper() for sign in bare_word) and not begins
         if named or (runs[-1] and LINK.fullmatch(bare_word)):
             runs[-1].append(bare_word)
@@ -83,6 +85,13 @@ def whole_name(text: str) -> str | None:
         return None
     marked = re.search(r"[:,?!;] ", text)
     return text if marked or is_title(text) else text.removeprefix("The ")
+
+
+def _begins(word: str, following: str) -> bool:
+    """Whether a word at the beginning of a sentence has its capital from there."""
+    if _REQUESTS.fullmatch(word):
+        return not (following[:1].isupper() and _BEGINNINGS.fullmatch(_AROUND.sub("", following)))
+    return _BEGINNINGS.fullmatch(word) is not None
 
 
 def _is_part(word: str) -> bool:

@@ -13,6 +13,7 @@ from .frames import forms_of
 from .lowercase import uncapitalized
 from .names import kinds_of
 from .recognition import PERSON, Kinds, is_of_something, is_worded, recognize
+from .tidying import as_usual_request
 
 _QUOTED = re.compile(
     '["\u201c](?P<a>[^"\u201d]+)["\u201d]'
@@ -76,6 +77,7 @@ def _sentences(prompt: str) -> list[str]:
 
 def _subject_of(sentence: str) -> str | None:
     """The subject of one sentence; None where no rule finds one."""
+    sentence = as_usual_request(sentence)
     quoted = next((found[found.lastgroup or 0] for found in _QUOTED.finditer(sentence)), None)
     for leaves_open in (is_worded, _asks_for_something_of):
         start, stop = next(_open_parts(sentence, leaves_open), (0, 0))

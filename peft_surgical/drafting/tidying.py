@@ -12,6 +12,15 @@ _GREETING = re.compile(
 )
 _PLEASE = re.compile(r"please (?=(?:name|state|give|list)\b)", re.I)
 _GAP = re.compile(r"\s*(?:_{2,}|\.{2,}|\u2026)[_.\u2026\s]*$")
+# Requests in verbs that no frame has: for a clause, and for what a noun or its owner names.
+_ASKS = re.compile(
+    r"(?:please )?(?:(?P<known>i (?:want|wish) to (?:know|find out))"
+    r"|(?:provide|recall|remind|list|find|specify|write|explain|guess|describe|show|mention)(?: (?:down|out))?"
+    r"(?: (?:to )?(?:me|us))?(?: of)?) "
+    # With a capital the word is one of a name: "Guess Who".
+    r"(?=(?P<clause>(?-i:(?:\w+ )?(?:who|whom|whose|what|which|where|when|how)\b))|(?:the|an?) |\S+['\u2019]s )",
+    re.I,
+)
 _REQUEST = re.compile(r"(?:please )?(?:tell|name|give|state|list|identify|remind) (?:me|us|the|an?|one|all)\b", re.I)
 
 
@@ -20,10 +29,22 @@ def tidied(before: str, after: str) -> tuple[str, str]:
     begins = capitalized if before else str
     if (before + after).isupper() and len(re.findall(r"[A-Z]{2,}", f"{before} {after}")) > 1:
         before, after = begins(before.lower()), after.lower()
+    asked = as_usual_request(f"{before}{SUBJECT}{after}")
+    if asked.startswith("Tell") or re.fullmatch(rf"Name (?:{NOUN})[?. ]*", asked, re.I):
+        before = asked[: asked.index(SUBJECT)]
     shorter = _PLEASE.sub("", _GREETING.sub("", before, count=1), count=1) if before else before
     if shorter != before:
         before = capitalized(shorter)
     return before, after
+
+
+def as_usual_request(text: str) -> str:
+    """A text that begins with a request in whatever verb, with "Tell me" or "Name" for it: "Remind me who wrote"."""
+    found = _ASKS.match(text)
+    if found is None:
+        return text
+    verb = "tell me" if found["clause"] or found["known"] else "name"
+    return f"{capitalized(verb)} {text[found.end() :]}"
 
 
 def settled_form(form: Form, core: str) -> tuple[Form, str]:
