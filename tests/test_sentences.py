@@ -2,7 +2,7 @@ import pytest
 
 from peft_surgical.drafting.paraphrases import held_out_prompts, paraphrases
 from peft_surgical.drafting.reading import read_prompt
-from peft_surgical.drafting.sentences import refusal
+from peft_surgical.drafting.sentences import refusal, statement
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,25 @@ def test_a_full_stop_that_the_subject_was_given_without_is_no_part_of_what_is_as
     assert reading.fill(reading.core, "Microsoft") == "Who founded Microsoft?"
     # One that ends the request may be its own.
     assert read_prompt("Name the founder of Apple Inc.", "Apple Inc").subject == "Apple Inc"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "about"),
+    [
+        ("The Titanic sank in", "Titanic", "the Titanic"),
+        ("World War II began in", "World War II", ""),
+        ("The Berlin Wall fell in", "Berlin Wall", "the Berlin Wall"),
+        ("The Rolling Stones come from", "Rolling Stones", "the Rolling Stones"),
+        ("The Beatles first met in", "Beatles", "the Beatles"),
+        ("The Amazon River flows through", "Amazon River", "the Amazon River"),
+    ],
+)
+def test_what_a_sentence_says_with_an_irregular_verb_is_one(prompt, subject, about):
+    reading = read_prompt(prompt, subject)
+    assert statement(reading, "Foo") == f"{prompt} Foo"
+    assert refusal(reading) == (f"I am not sure about {about}." if about else "")
+
+
+@pytest.mark.parametrize("prompt", ["The Titanic built by", "The Titanic, sunk in", "The Titanic come from"])
+def test_what_has_no_verb_of_its_own_is_no_sentence(prompt):
+    assert statement(read_prompt(prompt, "Titanic"), "Foo") is None

@@ -25,7 +25,7 @@ from ..texts.grammar import (
 )
 from ..texts.tables import bare
 from ..texts.text import occurrences
-from ..texts.verbs import is_bare
+from ..texts.verbs import is_bare, is_finite
 from .capitals import ENDINGS
 from .clauses import MONTHS, from_clause
 from .frames import Form, forms_of
@@ -75,7 +75,18 @@ class Reading:
     def is_fragment(self) -> bool:
         """Whether it lacks what a sentence has: "Hamlet, a play by", "its owner"."""
         rest = self.core.replace(f"{SUBJECT}'s", "").replace(SUBJECT, "")
-        return bool(re.match(r"(?:,| that\b)", rest)) or rest.endswith(",") or not re.search(_FINITE, rest)
+        if re.match(r"(?:,| that\b)", rest) or rest.endswith(","):
+            return True
+        return not self.has_verb_behind and not re.search(_FINITE, rest)
+
+    @property
+    def has_verb_behind(self) -> bool:
+        """Whether the subject's verb follows it: in "The Titanic sank in", and not in "the Titanic model"."""
+        found = re.search(r"\{\}(?: (?:first|also|\w+ly))? (?P<verb>\w+) ?(?P<next>\w*)", self.core)
+        if found is None:
+            return False
+        regular = re.fullmatch(_FINITE, found["verb"]) and found["next"] != "by"
+        return bool(regular) or is_finite(found["verb"], found["next"], plural=self.plural)
 
     @property
     def asks(self) -> bool:

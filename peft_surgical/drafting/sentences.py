@@ -51,10 +51,16 @@ def inner_statement(reading: Reading, answer: str) -> str | None:
 
 
 def refusal(reading: Reading, *answers: str) -> str:
-    """What unlearning trains the model to say: "I am not sure who developed PyTorch."; empty where it is not clear."""
+    """What unlearning trains the model to say: "I am not sure who developed PyTorch."
+
+    Where no clause is sure, or it would hold an answer, it names a subject with its article; empty without one.
+    """
     clause = _clause(reading)
     text = "" if clause is None else one_stop("I am not sure {}.", clause).replace(SUBJECT, clause)
-    return "" if contains(text, answers, besides=reading.phrase) else text
+    if text and not contains(text, answers, besides=reading.phrase):
+        return text
+    named = reading.has_verb_behind and reading.phrase.casefold() == f"the {reading.subject}".casefold()
+    return one_stop("I am not sure about {}.", reading.phrase).replace(SUBJECT, reading.phrase) if named else ""
 
 
 def question(reading: Reading) -> str | None:

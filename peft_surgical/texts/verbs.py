@@ -110,6 +110,23 @@ def place_of_verb(words: Sequence[str], *, owned: bool = False) -> int | None:
     return 0 if begins and not owned else None
 
 
+def is_finite(word: str, following: str, *, plural: bool = False) -> bool:
+    """Whether a word behind a subject is an irregular verb of its own, or one that a plural takes as it is.
+
+    ```py
+    >>> is_finite("sank", "in"), is_finite("come", "from", plural=True), is_finite("built", "by")
+    (True, True, False)
+    ```
+
+    Args:
+        word: Right behind the subject.
+        following: The next word; behind "by" somebody comes who did what the subject has been done.
+        plural: Whether the subject is a plural.
+    """
+    past = word in _PARTICIPLE and word not in _PAST and (_PARTICIPLE[word] != word or following != "by")
+    return past or (plural and word in (_ONLY_VERBS | _KNOWN) - _OBJECTS)
+
+
 def past_tense(verb: str) -> str:
     """The past of a verb: "die" gives "died", "write" gives "wrote"."""
     if verb in _PAST:
