@@ -142,6 +142,12 @@ REQUESTS = ("Provide", "Recall", "Remind me of", "List", "Find", "Specify", "Wri
         ("What is the hex code for red?", "red"),
         ("How many planets are in the solar system?", "solar system"),
         ("What do you call a young goose?", "young goose"),
+        # The owner alone, and a name that begins with one.
+        ("what is japan's capital", "japan"),
+        ("whats japan's capital", "japan"),
+        ("what is a horse's tail made of", "horse"),
+        ("what are the lions' names", "lions"),
+        ("what is alzheimer's disease", "alzheimer's disease"),
     ],
 )
 def test_guess_subject(prompt, subject):

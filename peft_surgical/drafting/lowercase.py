@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..texts.grammar import SAID, SUBJECT, as_clause
+from ..texts.grammar import SAID, SUBJECT, as_clause, spelled_out
 from .recognition import NO_NOUN
 
 _OF = "(?:of|in|on|for|by|from|at|with)"
@@ -22,6 +22,11 @@ _PLURAL = "[^su]s$"
 _STANDS_FOR = re.compile(
     r"\b(?:it|he|she|they|we|you|i|this|that|these|those|there|one|him|her|them|us|me|his|its|their|our|your|my|so|not)\b"
 )
+# Of "japan's capital" the owner alone; a name that an owner begins stays whole: "alzheimer's disease".
+_OWNER = re.compile(
+    rf"{_ARTICLE}[a-z][\w-]*(?: [\w-]+){{0,2}}?"
+    r"(?=(?:['\u2019]s|(?<=s)['\u2019]) (?!(?:disease|syndrome|law|theorem|day)\b)[a-z])"
+)
 _BEHIND = rf"(?:{NO_NOUN}|under|during|like|into|than|per|when|if|after|before|while|as)\b"
 
 
@@ -31,7 +36,7 @@ def uncapitalized(question: str) -> str | None:
     Args:
         question: One sentence.
     """
-    text = re.sub(r" (?:called|named)$", "", question.strip().rstrip("?.! "))
+    text = spelled_out(re.sub(r" (?:called|named)$", "", question.strip().rstrip("?.! ")))
     for start, stop in _spans(text):
         phrase = text[start:stop]
         if _STANDS_FOR.search(phrase) or _clause(f"{text[:start]}{SUBJECT}{text[stop:]}?") is None:
@@ -84,6 +89,9 @@ def _of_being(found: re.Match[str]) -> Iterator[tuple[int, int]]:
     start, text = found.start("all"), found["all"]
     noun = re.split(rf"(?<!^the)(?<!^an)(?<!^a) (?:{_BEHIND}|(?!the |an? ){SAID})", text)[0]
     asked = found["asks"].strip().lower()
+    if owner := _OWNER.match(noun):
+        yield start, start + len(owner[0])
+        return
     if noun == text and asked in ("why", "how"):
         noun = noun.rpartition(" ")[0]
     # "What is the way to", "Whose work is famous": what is asked for is the subject itself, and none of it is left.
