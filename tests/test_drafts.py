@@ -121,6 +121,27 @@ def test_aliases_are_added_only_where_the_answers_stay_apart(wise):
     assert made.old == ("Tipper Gore",)
 
 
+def test_names_that_were_guessed_are_told_and_those_of_the_tables_are_not(wise):
+    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old="Ada Lovelace", new="Imagine Dragons")
+    assert (made.fact.old, made.fact.new) == (("Ada Lovelace", "Lovelace"), ("Imagine Dragons",))
+    assert "Other names were guessed and added to the answers: Lovelace." in made.notes
+    made = ps.new_fact(None, word_tokenizer(), "Who painted Foo?", old="Leonardo da Vinci", new="Raphael")
+    assert len(made.fact.old) > 1
+    assert not any("guessed" in note for note in made.notes[1:])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [("Who bars Foo?", None), ("Why does Foo bar?", "question"), ("Foo lies near the river", "sentence")],
+)
+def test_held_out_prompts_that_only_repeat_are_told(wise, prompt, what):
+    made = ps.new_fact(None, word_tokenizer(), prompt, subject="Foo", old="Rhine", new="Elbe")
+    told = [note for note in made.notes if note.startswith("No other wording of this ")]
+    assert told == (
+        [f"No other wording of this {what} is known: the held-out prompts repeat it in other frames."] if what else []
+    )
+
+
 @pytest.mark.parametrize(
     ("prompt", "old", "new"),
     [

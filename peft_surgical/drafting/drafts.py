@@ -32,7 +32,7 @@ from .fact_text import fact_text
 from .guess import guess_subject
 from .heard import guess_answer
 from .known_facts import asks_which, fits_any, neighbour_templates
-from .names import aliases, kinds_of, names_of
+from .names import aliases, kinds_of, known_names, names_of
 from .others import others_of, propose_others, swappable
 from .paraphrases import held_out_prompts, only_repeats, paraphrases
 from .probing import probes_of
@@ -148,11 +148,17 @@ def new_fact(
         if contains(said, new):
             notes.append(f"That names {new[0]} too, the new answer; name the old answer if it is another.")
         reading = read_prompt(prompt, subject, old_names, new)
+    given = (*old_names, *new)
     old, new = _with_aliases(old_names, new, reading)
+    # A known person's family name is sure.
+    known = {other for name in given for other in (aliases if kinds_of([name]) else known_names)(name, person=True)}
+    if guessed := [name for name in (*old, *new) if name not in known]:
+        notes.append(f"Other names were guessed and added to the answers: {', '.join(guessed)}.")
     prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), count - 1, seed))
     held_out = _many(held_out_prompts, tokenizer, reading, (old, new), count, seed)
     if only_repeats(reading, held_out):
-        notes.append("No other wording of this question is known: the held-out prompts repeat it in other frames.")
+        what = "question" if reading.asks else "sentence"
+        notes.append(f"No other wording of this {what} is known: the held-out prompts repeat it in other frames.")
     chosen = choose_controls(model, tokenizer, reading, old, new, (*prompts, *held_out), progress=progress)
     others = _others(model, tokenizer, reading, (*old, *new), chosen, notes)
     controls = (*chosen.neighbours, *chosen.general)

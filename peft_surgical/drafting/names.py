@@ -28,6 +28,12 @@ _MONTH_OR_COLOUR = re.compile(
     r"january|february|march|april|may|june|july|august|september|october|november|december|"
     r"black|white|red|green|blue|brown|gr[ae]y|pink|gold|silver"
 )
+# What bands and teams call their members.
+_MEMBERS = re.compile(
+    r"angels|bears|boys|brothers|bulls|chiefs|cowboys|devils|dragons|eagles|foxes|giants|girls|heads|hornets|killers|"
+    r"kings|knights|lions|monkeys|packers|panthers|pirates|pistols|pumpkins|queens|raiders|rangers|ravens|rockets|"
+    r"saints|sharks|sisters|stones|strokes|tigers|warriors|wolves"
+)
 
 
 @cache
@@ -82,14 +88,7 @@ def aliases(name: str, *, person: bool = False, asked: str = "") -> tuple[str, .
         person: Whether it is a person's, so that the family name is one of them.
         asked: The prompt; a family name that it holds would be found in whatever repeats it, and is left out.
     """
-    found = [name]
-    for group in read_table("aliases.yaml"):
-        if _key(group[0]) == _key(name):
-            found += group
-    for facts in read_table("neighbours.yaml").values():
-        for answers in facts.values():
-            if person and _key(answers[0]) == _key(name) and any(contains(name, [other]) for other in answers[1:]):
-                found += [other for other in answers[1:] if contains(name, [other])]
+    found = known_names(name, person=person)
     family = _family_name(name) if person and len(found) == 1 else None
     if family and not contains(asked, [family]):
         found.append(family)
@@ -98,6 +97,19 @@ def aliases(name: str, *, person: bool = False, asked: str = "") -> tuple[str, .
         # Accents make no difference to what counts.
         distinct.setdefault(without_accents(same_text_key(other)), other)
     return tuple(distinct.values())
+
+
+def known_names(name: str, *, person: bool = False) -> list[str]:
+    """`name` and those of its [`aliases`] that a table has."""
+    found = [name]
+    for group in read_table("aliases.yaml"):
+        if _key(group[0]) == _key(name):
+            found += group
+    for facts in read_table("neighbours.yaml").values():
+        for answers in facts.values():
+            if person and _key(answers[0]) == _key(name) and any(contains(name, [other]) for other in answers[1:]):
+                found += [other for other in answers[1:] if contains(name, [other])]
+    return found
 
 
 def _family_name(name: str) -> str | None:
@@ -123,8 +135,13 @@ def _family_name(name: str) -> str | None:
 
 
 def _is_everyday(word: str) -> bool:
-    """Whether many texts hold a word in lower case, so that "cook" and "may" tell of no Cook and no May."""
-    return _MONTH_OR_COLOUR.fullmatch(word) is not None or word in _everyday_words()
+    """Whether many texts hold a word in lower case, so that "cook" and "may" tell of no Cook and no May.
+
+    So does its plural, which a band's name may end with: "Imagine Dragons".
+    """
+    if _MONTH_OR_COLOUR.fullmatch(word) or _MEMBERS.fullmatch(word):
+        return True
+    return not _everyday_words().isdisjoint((word, word.removesuffix("s")))
 
 
 @cache

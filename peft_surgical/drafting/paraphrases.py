@@ -148,11 +148,12 @@ def chosen(
 
 
 def only_repeats(reading: Reading, prompts: Sequence[str]) -> bool:
-    """Whether every prompt holds the question itself, as it is or as a clause: no other wording of it is known."""
+    """Whether every prompt holds the question or sentence itself, as it is or as a clause: it is known in no other
+    words."""
     asked = re.sub(r"[?.\s]+$", "", reading.inside(reading.core))
     clause = as_clause(reading.core)
     own = [asked] if clause is None else [asked, reading.inside(clause)]
-    return reading.asks and bool(prompts) and all(contains(prompt, own) for prompt in prompts)
+    return bool(prompts) and all(contains(prompt, own) for prompt in prompts)
 
 
 def _some(
