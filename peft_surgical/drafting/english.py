@@ -14,8 +14,11 @@ _ENGLISH = re.compile(
     r"its|their|does|did|can|could|will|would|should|has|have|had|are|were|been|named|called|tell|name|give)\b",
     re.I,
 )
+_REQUEST = re.compile(
+    r"(?:describe|explain|list|find|show|write|mention|recall|provide|define|identify|state)\b", re.I
+)
 _SHARED = ("a", "an", "is", "was", "in", "on", "at", "as", "to", "be")
-# So few words beside the subject may be nouns alone: "Hamlet author".
+# So few words behind the subject may be nouns alone: "Hamlet author". Before it more than one may be "Wer schrieb".
 _FEW = 2
 
 
@@ -31,7 +34,9 @@ def check_english(reading: Reading) -> None:
     # A question has more of them than the beginning of a sentence: "Was Hitler a painter?", "Ada Lovelace was born".
     shared = len(set(words).intersection(_SHARED)) >= (2 if reading.prompt.endswith("?") else 1)
     english = _ENGLISH.search(rest) or shared or words[:1] == ["do"]
-    if reading.relation.name or english or (len(words) <= _FEW and _is_latin(rest)):
+    begins = re.match(rf"(?:the )?{re.escape(reading.subject)}", reading.prompt, re.I)
+    few = len(words) <= (_FEW if begins else 1) and _is_latin(rest)
+    if reading.relation.name or english or few or _REQUEST.match(rest.strip()):
         return
     raise FactError(
         f"the prompt {brief(reading.prompt)} is not in English, and prompts are made in English only; write the fact "
