@@ -145,6 +145,7 @@ REQUESTS = ("Provide", "Recall", "Remind me of", "List", "Find", "Specify", "Wri
         # The owner alone, and a name that begins with one.
         ("what is japan's capital", "japan"),
         ("whats japan's capital", "japan"),
+        ("whats the language in mexico again?", "mexico"),
         ("what is a horse's tail made of", "horse"),
         ("what are the lions' names", "lions"),
         ("what is alzheimer's disease", "alzheimer's disease"),

@@ -36,7 +36,7 @@ def uncapitalized(question: str) -> str | None:
     Args:
         question: One sentence.
     """
-    text = spelled_out(re.sub(r" (?:called|named)$", "", question.strip().rstrip("?.! ")))
+    text = spelled_out(re.sub(r" (?:called|named|again)$", "", question.strip().rstrip("?.! ")))
     for start, stop in _spans(text):
         phrase = text[start:stop]
         if _STANDS_FOR.search(phrase) or _clause(f"{text[:start]}{SUBJECT}{text[stop:]}?") is None:

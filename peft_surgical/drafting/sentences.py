@@ -53,14 +53,15 @@ def inner_statement(reading: Reading, answer: str) -> str | None:
 def refusal(reading: Reading, *answers: str) -> str:
     """What unlearning trains the model to say: "I am not sure who developed PyTorch."
 
-    Where no clause is sure, or it would hold an answer, it names a subject with its article; empty without one.
+    Where no clause is known for a sentence that the subject begins, it names that with its article; empty where it
+    has none, and where the clause would hold an answer.
     """
     clause = _clause(reading)
+    begins = reading.form == "sentence" and reading.core.startswith(f"{SUBJECT} ") and reading.has_verb_behind
+    if clause is None and begins and reading.phrase.casefold() == f"the {reading.subject}".casefold():
+        clause = f"about {reading.phrase}"
     text = "" if clause is None else one_stop("I am not sure {}.", clause).replace(SUBJECT, clause)
-    if text and not contains(text, answers, besides=reading.phrase):
-        return text
-    named = reading.has_verb_behind and reading.phrase.casefold() == f"the {reading.subject}".casefold()
-    return one_stop("I am not sure about {}.", reading.phrase).replace(SUBJECT, reading.phrase) if named else ""
+    return "" if contains(text, answers, besides=reading.phrase) else text
 
 
 def question(reading: Reading) -> str | None:
