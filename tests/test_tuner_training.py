@@ -148,6 +148,17 @@ def test_switching_adapters_keeps_their_optimizer():
     assert all(now[name] is parameter for name, parameter in before.items())
 
 
+@pytest.mark.parametrize("whole", [[], ["lm_head"]], ids=["scales", "and a head"])
+def test_what_is_switched_off_gets_no_gradient(whole):
+    model = tiny_peft(modules_to_save=whole).train()
+    with model.disable_adapter():
+        off = model(tiny_ids()).logits
+    assert not off.requires_grad
+    assert torch.equal(off, logits(tiny_model("llama")))
+    loss_of(model).backward()
+    assert all((p.grad != 0).any() for p in model.parameters() if p.requires_grad)
+
+
 @pytest.fixture
 def untold():
     """No warning of these tests was given before."""

@@ -16,14 +16,10 @@ def state(model):
         [(name, id(module)) for name, module in model.named_modules()],
         {name: (parameter.requires_grad, parameter.tolist()) for name, parameter in model.named_parameters()},
         [([*layer.coordinates], [*layer._indices], layer.active_adapters) for layer in layers],
-        [
-            (layer.merged_adapters[:], layer.disable_adapters, layer._was_trainable)
-            for layer in tuner.surgical_layers()
-        ],
+        [(layer.merged_adapters[:], layer.disable_adapters) for layer in layers],
         [*tuner.peft_config],
         [*tuner.active_adapters],
         [*tuner.targeted_module_names],
-        tuner._was_trainable,
     )
 
 

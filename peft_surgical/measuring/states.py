@@ -10,7 +10,6 @@ but those that adapters are merged into.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,15 +24,12 @@ from torch import Tensor
 
 from ..errors import AdapterError, first_line
 from ..running.modes import learns_prompts
-from ..tuner import SurgicalIA3Layer, SurgicalIA3Model
 
 State = Callable[[], AbstractContextManager[Any]]
 """What brings a model into a state: a function whose context it is in meanwhile, as [`adapter_state`] gives."""
 
 # PEFT adds 1e-8 to the scale that it divides by, which from here on is less than a thousandth of it.
 _LEAST_SCALE = 1e-5
-# A `PeftModel` hands on what its tuner has, so that it has to be asked by class.
-_REMEMBER = (SurgicalIA3Layer, SurgicalIA3Model)
 
 
 def adapter_state(model: Any, adapters: Sequence[str]) -> State:
@@ -89,8 +85,6 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
     active = list(tuner.active_adapters)
     # PEFT lets gradients follow activity; a frozen stage must come back frozen.
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    # What surgical adapters that are switched off shall train when they are on again.
-    remembered = [(m, copy.copy(m._was_trainable)) for m in model.modules() if isinstance(m, _REMEMBER)]
     with _unmerged([layer for layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]):
         try:
             if adapters:
@@ -105,8 +99,6 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
                 layer._disable_adapters = value
             for parameter, flag in trainable:
                 parameter.requires_grad_(flag)
-            for module, memory in remembered:
-                module._was_trainable = memory
 
 
 @contextmanager

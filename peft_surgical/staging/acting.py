@@ -48,5 +48,4 @@ def scaling_at(
     with base_of(model), ExitStack() as hooked:
         for layer in layers:
             hooked.enter_context(layer.get_base_layer().register_forward_pre_hook(scaled(layer)))
-            layer.surgical_ia3_delta[adapter].requires_grad_(True)
         yield

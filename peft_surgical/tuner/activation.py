@@ -47,8 +47,6 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
         let_act(model, adapters)
     for module in [*layers, *(wrapper for wrapper, _ in whole_modules(model))]:
         module.set_requires_grad(trainable, True)
-    if tuner is not None:
-        tuner.remember_whole()
     # A PeftModel takes the configuration of its "active adapter" from one name.
     known_by_one = tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str)
     if known_by_one and adapters:

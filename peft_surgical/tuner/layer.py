@@ -74,7 +74,6 @@ class SurgicalIA3Layer(Merging):
         # No buffers: `to_empty` and the meta device would leave them without their values.
         self._indices: dict[str, Tensor] = {}
         self._disable_adapters = False
-        self._was_trainable: dict[str, bool] | None = None
         # PEFT's `disable_input_dtype_casting` switches it; here nothing is cast to a weight's dtype either way.
         self.cast_input_dtype_enabled = True
         self._folded: Folded | None = None
@@ -230,44 +229,12 @@ class SurgicalIA3Layer(Merging):
                 warn_of_precision(delta.dtype)
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Switches the scales on or off. While off, none gets gradients; on again, those that were frozen still are.
+        """Switches the scales on or off; what trains and what is frozen stays so.
 
         Args:
             enabled: True for on.
         """
-        if enabled:
-            for name, trainable in (self._was_trainable or {}).items():
-                if name in self.surgical_ia3_delta:
-                    self.surgical_ia3_delta[name].requires_grad_(trainable)
-            self._was_trainable = None
-        elif not self._disable_adapters:
-            self._was_trainable = {name: delta.requires_grad for name, delta in self.surgical_ia3_delta.items()}
-            for delta in self.surgical_ia3_delta.values():
-                delta.requires_grad_(False)
         self._disable_adapters = not enabled
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`.
-
-        Args:
-            adapter_names: The adapters that multiply in the forward pass, in this order.
-            inference_mode: Freeze them.
-        """
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-        # What is chosen while the scales are off holds when they come on again.
-        self._was_trainable = None
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Freezes adapters or makes them trainable.
-
-        Args:
-            adapter_names: Which adapters.
-            requires_grad: Whether they get gradients.
-        """
-        super().set_requires_grad(adapter_names, requires_grad)
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if self._was_trainable is not None:
-            self._was_trainable.update({name: requires_grad for name in names if name in self._was_trainable})
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # The parent class would cast to the base's dtype; scales stay in float32, and keep their requires_grad.
@@ -330,7 +297,7 @@ class Linear(nn.Module, SurgicalIA3Layer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         # Compiled, a forward has no place for a warning.
-        if self.training and not torch.compiler.is_compiling():
+        if self.training and not self.disable_adapters and not torch.compiler.is_compiling():
             self._check_precision(active)
         if self.disable_adapters or self.merged:
             output: Tensor = self.base_layer(x, *args, **kwargs)

@@ -35,7 +35,7 @@ from .placing import make_place
 from .targets import unwrapped
 from .unchanged import unchanged_on_failure
 from .unloading import take_out
-from .whole import check_one_whole, let_whole_act, whole_parameters, whole_trainable
+from .whole import check_one_whole, let_whole_act, whole_trainable
 
 if TYPE_CHECKING:
     from ..adapters.edits import Edit
@@ -53,7 +53,6 @@ class SurgicalIA3Model(BaseTuner):
 
     prefix = "surgical_ia3_"
     tuner_layer_cls = SurgicalIA3Layer
-    _was_trainable: dict[nn.Parameter, bool] | None = None
 
     def _prepare_adapter_config(self, peft_config: SurgicalIA3Config, model_config: dict) -> SurgicalIA3Config:
         peft_config.resolve(model_config)
@@ -102,8 +101,7 @@ class SurgicalIA3Model(BaseTuner):
         """
         check_usable(adapter_name, model)
         check_unwrapped(model)
-        with self._memory_kept():
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
         # PEFT shortens long lists of targets to common endings, and the saved file would say so.
         config = self.peft_config[adapter_name]
         config.target_modules = list(config.selections)
@@ -119,23 +117,11 @@ class SurgicalIA3Model(BaseTuner):
         return [module for module in self.model.modules() if isinstance(module, Linear)]
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        # Layers remember what was trainable; modules_to_save, which are PEFT's own, need somebody to do it for them.
-        if not enabled and self._was_trainable is None:
-            self._was_trainable = whole_trainable(self.model)
+        # PEFT's own wrappers of whole modules would train all that acts once they are switched on.
+        trainable = whole_trainable(self.model)
         super()._enable_adapter_layers(enabled)
-        if enabled:
-            for parameter, trainable in (self._was_trainable or {}).items():
-                parameter.requires_grad_(trainable)
-            self._was_trainable = None
-
-    @contextmanager
-    def _memory_kept(self) -> Iterator[None]:
-        # Changing the set of adapters while they are switched off must not make them forget which of them are frozen.
-        memory, of_wrappers = [(layer, layer._was_trainable) for layer in self.surgical_layers()], self._was_trainable
-        yield
-        for layer, was_trainable in memory:
-            layer._was_trainable = was_trainable
-        self._was_trainable = of_wrappers
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`; see [`activate`].
@@ -154,23 +140,6 @@ class SurgicalIA3Model(BaseTuner):
             # Of a module that is saved whole PEFT wants to know by which adapter.
             let_act(self.model, [])
             self.active_adapter: list[str] = []
-        self.remember_whole()
-
-    def remember_whole(self) -> None:
-        """While the adapters are off, takes what trains now of modules that are saved whole for what does later."""
-        if self._was_trainable is not None:
-            self._was_trainable = whole_trainable(self.model)
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Freezes adapters or makes them trainable, with what they save whole; while off, for when they are on again.
-
-        Args:
-            adapter_names: Which adapters.
-            requires_grad: Whether they get gradients.
-        """
-        super().set_requires_grad(adapter_names, requires_grad)
-        if self._was_trainable is not None:
-            self._was_trainable |= {p: p.requires_grad for p in whole_parameters(self.model, names_of(adapter_names))}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Deletes an adapter. Others that are active stay active, and frozen if they were.
@@ -180,15 +149,11 @@ class SurgicalIA3Model(BaseTuner):
                 trainable if the deleted one was.
         """
         layers = [layer for layer in self.surgical_layers() if adapter_name in layer.surgical_ia3_delta]
-        # While the scales are off, it is remembered which of them train.
-        was_trained = any(
-            (layer._was_trainable or {}).get(adapter_name, layer.surgical_ia3_delta[adapter_name].requires_grad)
-            for layer in layers
-        )
+        was_trained = any(layer.surgical_ia3_delta[adapter_name].requires_grad for layer in layers)
         left = [name for name in self.active_adapters if name != adapter_name]
         another_acts = adapter_name in self.active_adapters and not left
         trainable = {p: p.requires_grad for layer in self.surgical_layers() for p in layer.surgical_ia3_delta.values()}
-        with self._memory_kept(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # Each layer would say which one it makes active instead.
             warnings.filterwarnings("ignore", ".*was active which is now deleted")
             super().delete_adapter(adapter_name)
@@ -196,7 +161,7 @@ class SurgicalIA3Model(BaseTuner):
             active = list(self.peft_config)[:1] if another_acts else left
             if another_acts and active:
                 _set_adapter(self.model, active, inference_mode=not was_trained)
-            for layer in self.surgical_layers():
+            for layer in layers_by_name(self.model).values():
                 layer.set_adapter(active, inference_mode=not was_trained)
         self.active_adapter = active
         if another_acts and active:
@@ -204,16 +169,7 @@ class SurgicalIA3Model(BaseTuner):
                 f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {active[0]}.",
                 stacklevel=3,
             )
-        if another_acts:
-            for layer in self.surgical_layers():
-                if layer._was_trainable is not None:
-                    layer._was_trainable.update({n: was_trained for n in active if n in layer._was_trainable})
-                    layer.surgical_ia3_delta.requires_grad_(False)
-            if self._was_trainable is not None:
-                for parameter in whole_parameters(self.model, active):
-                    self._was_trainable[parameter] = was_trained
-                    parameter.requires_grad_(False)
-        else:
+        if not another_acts:
             for parameter, requires_grad in trainable.items():
                 parameter.requires_grad_(requires_grad)
 

@@ -12,7 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from .layer import SurgicalIA3Layer
 
-# They hold in attributes which adapters act, and what was trainable when they were switched off.
+# They hold in attributes which adapters act, and whether these are switched off.
 _OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 # PEFT hooks the embeddings of a model with gradient checkpointing, and transformers holds what takes that off again.

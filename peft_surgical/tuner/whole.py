@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -34,15 +33,6 @@ def check_one_whole(model: nn.Module, adapters: Sequence[str]) -> None:
 def whole_trainable(model: nn.Module) -> dict[nn.Parameter, bool]:
     """Which parameters of modules that are saved whole train, and which do not."""
     return {p: p.requires_grad for wrapper, _ in whole_modules(model) for p in wrapper.parameters()}
-
-
-def whole_parameters(model: nn.Module, adapters: Sequence[str]) -> Iterator[nn.Parameter]:
-    """The parameters that these adapters have in place of those of modules that they save whole."""
-    for wrapper, _ in whole_modules(model):
-        for kind in wrapper.adapter_layer_names:
-            for name, held in attrgetter(kind)(wrapper).items():
-                if name in adapters:
-                    yield from held.parameters() if isinstance(held, nn.Module) else [held]
 
 
 def let_whole_act(model: nn.Module, adapters: Sequence[str]) -> None:
