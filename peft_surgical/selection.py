@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SelectionError, brief
+from .ranges import Ranges, checked_neurons
 from .sites import (
     HEAD_PROJECTIONS,
     MLP_INPUT,
@@ -26,8 +27,6 @@ from .sites import (
     projection_slices,
 )
 from .writing.files import read_json, why_unread, write_json
-
-Ranges = tuple[tuple[int, int], ...]
 
 _KEYS = ("components", "shape", "neurons")
 _RECORDED = ("granularity", "scales")
@@ -69,19 +68,11 @@ class Selection:
             if self.shape is not None:
                 check_component(self.shape, component)
         if self.neurons is not None:
-            if not isinstance(self.neurons, Mapping):
-                raise SelectionError(f"a selection's neurons must map MLPs to ranges, not {brief(self.neurons)}.")
-            pairs = {name: _pairs(name, ranges) for name, ranges in self.neurons.items()}
-            object.__setattr__(self, "neurons", pairs)
-        for name, ranges in (self.neurons or {}).items():
-            if name not in seen or Component.parse(name).kind != "mlp":
-                raise SelectionError(f"neurons are given for {name}, which is not a selected MLP.")
-            _check_ranges(name, ranges, self.shape)
+            width = None if self.shape is None else self.shape.d_mlp
+            object.__setattr__(self, "neurons", checked_neurons(self.neurons, seen, width))
 
     def __hash__(self) -> int:
-        # Ranges are lists of lists where neurons are chosen, which have no hash of their own.
-        neurons = [(name, tuple(map(tuple, ranges))) for name, ranges in sorted((self.neurons or {}).items())]
-        return hash((self.components, self.shape, tuple(neurons)))
+        return hash((self.components, self.shape, tuple(sorted((self.neurons or {}).items()))))
 
     @classmethod
     def from_components(cls, *names: str, shape: ModelShape | None = None) -> Selection:
@@ -327,40 +318,8 @@ def ranked(scores: Mapping[str, float], tie_break: Callable[[str], Any] | None =
     return sorted(scores, key=lambda name: (-scores[name], tie_break(name) if tie_break else 0))
 
 
-def index_ranges(indices: Iterable[int]) -> Ranges:
-    """The shortest ascending list of `(start, stop)` that covers exactly these indices."""
-    ranges: list[tuple[int, int]] = []
-    for index in sorted(set(indices)):
-        if ranges and ranges[-1][1] == index:
-            ranges[-1] = (ranges[-1][0], index + 1)
-        else:
-            ranges.append((index, index + 1))
-    return tuple(ranges)
-
-
 def _is_finite(number: Any) -> bool:
     try:
         return math.isfinite(number)
     except (TypeError, ValueError, OverflowError):
         return False
-
-
-def _pairs(name: str, ranges: Any) -> Ranges:
-    if not isinstance(ranges, Sequence) or isinstance(ranges, str):
-        raise SelectionError(f"the neuron ranges of {name} must be a list of [start, stop], not {brief(ranges)}.")
-    for pair in ranges:
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(end) is int for end in pair):
-            raise SelectionError(f"a neuron range of {name} must be [start, stop], not {brief(pair)}.")
-    return tuple((start, stop) for start, stop in ranges)
-
-
-def _check_ranges(name: str, ranges: Ranges, shape: ModelShape | None) -> None:
-    last = 0
-    for start, stop in ranges:
-        if not last <= start < stop:
-            raise SelectionError(f"the neuron ranges of {name} must be ascending and apart, not {brief(ranges)}.")
-        last = stop
-    if not ranges:
-        raise SelectionError(f"{name} is selected with no neurons.")
-    if shape is not None and last > shape.d_mlp:
-        raise SelectionError(f"{name} has {shape.d_mlp} neurons (0 to {shape.d_mlp - 1}); {ranges[-1]} goes beyond.")

@@ -59,6 +59,24 @@ def test_bad_arguments_are_refused(arguments, message):
         SurgicalIA3Config(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("neurons", "message"),
+    [
+        ([3], r"must map MLPs to ranges, not \[3\]"),
+        ({"L0.mlp": 5}, "the neurons of L0.mlp must be a non-empty list of .*, got 5"),
+        ({"L0.mlp": []}, r"must be a non-empty list of .*, got \[\]"),
+        ({"L0.mlp": [[0.5, 3]]}, r"must be two integers .*, got \[0.5, 3\]"),
+        ({"L0.mlp": [[3, 3]]}, r"got \[3, 3\]"),
+        ({"L0.mlp": [[0, 4], [2, 6]]}, r"\[2, 6\] begins before 4"),
+        ({"L1.mlp": [[0, 4]]}, "neurons are given for 'L1.mlp', which is not a selected MLP"),
+        ({"L0.head.1": [[0, 4]]}, "neurons are given for 'L0.head.1', which is not a selected MLP"),
+    ],
+)
+def test_malformed_neurons_are_refused_before_there_is_a_model(neurons, message):
+    with pytest.raises(SelectionError, match=message):
+        SurgicalIA3Config(components=["L0.mlp", "L0.head.1"], neurons=neurons)
+
+
 def test_json_round_trip(tmp_path):
     config = SurgicalIA3Config(selections={"a.b": SPEC}, features={"a.b": 8}, task_type="CAUSAL_LM", revision="abc")
     config.save_pretrained(tmp_path)
@@ -131,7 +149,9 @@ def test_neuron_granularity():
         (["L0.mlp"], {"projections": ["z"]}, "L0.mlp needs one of the projections post"),
         (["L0.mlp"], {"granularity": "neuron"}, "needs the neurons of L0.mlp"),
         (["L0.mlp"], {"neurons": {"L0.mlp": [[0, 4]]}, "projections": ["in"]}, "no neurons; choose from post, pre"),
-        (["L0.mlp"], {"neurons": {"L0.mlp": [[40, 49]]}}, r"\[40, 49\] of L0.mlp are not within its 48"),
+        (["L0.mlp"], {"neurons": {"L0.mlp": [[40, 49]]}}, r"\[40, 49\] goes beyond the neurons of L0.mlp, .* 48"),
+        (["L0.mlp"], {"neurons": {"L1.mlp": [[0, 4]]}}, "neurons are given for 'L1.mlp', which is not a selected MLP"),
+        (["L0.mlp"], {"neurons": {"L0.mlp": [[0, 4], [3, 6]]}}, r"\[3, 6\] begins before 4"),
     ],
 )
 def test_what_the_model_does_not_have_is_refused(components, options, message):

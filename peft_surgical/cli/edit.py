@@ -18,7 +18,8 @@ from .terminal import on_interrupt, print_json, print_result, this_command
 
 if TYPE_CHECKING:
     from ..facts import Fact
-    from ..selection import Ranges, Selection
+    from ..ranges import Ranges
+    from ..selection import Selection
     from ..staging.recipe import Recipe
     from ..tuner.resolve import Granularity
 

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import SelectionError, brief
-from ..selection import Selection, index_ranges, ranked, select
+from ..ranges import united_index
+from ..selection import Selection, ranked, select
 from ..sites import Component, ModelShape
 from ..writing.files import read_json, why_unread, write_json
 from .localization_files import pack, read_localization
@@ -129,7 +130,7 @@ class Localization:
                     f"(scorers with neurons here: {', '.join(have) or 'none'}; `attribution` gives them)."
                 )
             best = np.argsort(-scores, kind="stable")[:count]
-            chosen[mlp] = index_ranges(best.tolist())
+            chosen[mlp] = united_index(best.tolist())
         return Selection(selection.components, self.shape, chosen or None)
 
     def ranks(self, by: str | None = None) -> dict[str, int]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from peft.config import PeftConfig
 
 from ..errors import ArchitectureError, SelectionError, brief
+from ..ranges import checked_neurons
 from ..sites import WIDEST, ModelShape
 from .coordinates import Coordinates
 from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, Granularity, check_granularity, resolve
@@ -67,8 +68,8 @@ class SurgicalIA3Config(PeftConfig):
         feedforward_modules: Those whose input is scaled. Derived.
 
     Raises:
-        SelectionError: If there are neither selections nor components, a selection is malformed, or a derived field
-            contradicts it.
+        SelectionError: If there are neither selections nor components, a selection is malformed, neurons are or are of
+            no MLP of `components`, or a derived field contradicts a selection.
     """
 
     selections: dict[str, Any] | None = field(
@@ -130,8 +131,9 @@ class SurgicalIA3Config(PeftConfig):
             listed = isinstance(names, (list, tuple, set)) and all(isinstance(item, str) for item in names)
             if not (listed or (names is None and name != "projections")):
                 raise SelectionError(f"{name} must be a list of names, got {brief(names)}.")
-        if self.neurons is not None and not isinstance(self.neurons, dict):
-            raise SelectionError(f"neurons must map MLPs to ranges, got {brief(self.neurons)}.")
+        if self.neurons is not None:
+            neurons = checked_neurons(self.neurons, self.components or ())
+            self.neurons = {name: [list(pair) for pair in ranges] for name, ranges in neurons.items()}
         widths = {} if self.features is None else self.features
         if not isinstance(widths, dict) or not all(type(w) is int and 0 < w <= WIDEST for w in widths.values()):
             raise SelectionError(f"features must map module names to widths, got {brief(self.features)}.")

@@ -7,7 +7,7 @@ Everything outside of the ranges has no parameter and a scale of exactly 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -17,10 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import SelectionError, brief
-from ..sites import WIDEST
+from ..ranges import Range, Ranges, checked_ranges, united, united_index
 
 Side: TypeAlias = Literal["input", "output"]
-Range: TypeAlias = tuple[int, int]
 
 SIDES: tuple[Side, Side] = ("input", "output")
 
@@ -35,7 +34,7 @@ class Coordinates:
     """
 
     side: Side
-    ranges: tuple[Range, ...]
+    ranges: Ranges
 
     @classmethod
     def from_spec(cls, module: str, spec: Any) -> Coordinates:
@@ -58,42 +57,17 @@ class Coordinates:
         side, ranges = spec["side"], spec["ranges"]
         if side not in SIDES:
             raise SelectionError(f"the side of {module} must be 'input' or 'output', got {brief(side)}.")
-        if isinstance(ranges, str) or not isinstance(ranges, Sequence) or not ranges:
-            raise SelectionError(
-                f"the ranges of {module} must be a non-empty list of [start, stop], got {brief(ranges)}."
-            )
-        previous = 0
-        for pair in ranges:
-            if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(i) is int for i in pair):
-                raise SelectionError(f"a range of {module} must be two integers [start, stop], got {brief(pair)}.")
-            start, stop = pair
-            if not 0 <= start < stop:
-                raise SelectionError(f"a range of {module} must have 0 <= start < stop, got [{start}, {stop}].")
-            if stop > WIDEST:
-                raise SelectionError(f"a range of {module} ends at {brief(stop)}, and no module is so wide.")
-            if start < previous:
-                raise SelectionError(
-                    f"the ranges of {module} must be sorted and must not overlap; [{start}, {stop}] begins before"
-                    f" {previous}."
-                )
-            previous = stop
-        return cls(side, tuple((start, stop) for start, stop in ranges))
+        return cls(side, checked_ranges(module, ranges))
 
     @classmethod
     def union(cls, side: Side, ranges: Iterable[Range]) -> Coordinates:
         """The smallest coordinates that hold all of `ranges`, which may overlap and come in any order."""
-        merged: list[Range] = []
-        for start, stop in sorted(ranges):
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
-            else:
-                merged.append((start, stop))
-        return cls(side, tuple(merged))
+        return cls(side, united(ranges))
 
     @classmethod
     def from_index(cls, side: Side, index: Iterable[int]) -> Coordinates:
         """The coordinates that hold the given single indices."""
-        return cls.union(side, ((i, i + 1) for i in index))
+        return cls(side, united_index(index))
 
     def to_spec(self) -> dict[str, Any]:
         """Returns the JSON form."""

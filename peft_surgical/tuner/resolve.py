@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 from ..errors import SelectionError
+from ..ranges import Range, Ranges, checked_neurons
 from ..sites import (
     MLP_INPUT,
     MLP_PROJECTIONS,
@@ -27,7 +28,7 @@ from ..sites import (
     projection_slices,
     projections_of,
 )
-from .coordinates import Coordinates, Range, Side
+from .coordinates import Coordinates, Side
 
 Granularity: TypeAlias = Literal["component", "module", "neuron"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
@@ -56,10 +57,12 @@ def resolve(
         Module name -> coordinates; slices of one module are united.
 
     Raises:
-        SelectionError: If the model does not have a component, a projection is unknown, neurons are given for the
-            granularity `module`, or one module would be scaled on both sides.
+        SelectionError: If the model does not have a component or a neuron, a projection is unknown, neurons are given
+            for the granularity `module` or for no MLP of `components`, or one module would be scaled on both sides.
     """
     check_granularity(granularity, neurons)
+    components = list(components)
+    chosen = checked_neurons(neurons or {}, components, shape.d_mlp)
     slices: list[tuple[str, Slice]] = []
     for name in components:
         component = Component.parse(name)
@@ -67,7 +70,7 @@ def resolve(
         if granularity == "module":
             found: Iterable[Slice] = module_slices(shape, component)
         else:
-            found = _projected(component, shape, projections, neurons or {}, required=granularity == "neuron")
+            found = _projected(component, shape, projections, chosen, required=granularity == "neuron")
         slices.extend((name, piece) for piece in found)
     return _unite(slices)
 
@@ -110,13 +113,13 @@ def _projected(
     component: Component,
     shape: ModelShape,
     projections: Sequence[str],
-    neurons: Mapping[str, Sequence[Sequence[int]]],
+    neurons: Mapping[str, Ranges],
     *,
     required: bool,
 ) -> Iterable[Slice]:
     for projection in projections_of(component, projections):
         whole = projection_slices(shape, component, projection)
-        ranges = neurons.get(str(component)) if component.kind == "mlp" else None
+        ranges = neurons.get(str(component))
         if not ranges:
             if required and component.kind == "mlp":
                 raise SelectionError(f"the granularity 'neuron' needs the neurons of {component}, and none are given.")
@@ -124,11 +127,6 @@ def _projected(
             continue
         check_has_neurons(str(component), [projection])
         for start, stop in ranges:
-            if not 0 <= start < stop <= whole.stop - whole.start:
-                raise SelectionError(
-                    f"the neurons [{start}, {stop}] of {component} are not within its"
-                    f" {whole.stop - whole.start} neurons."
-                )
             yield whole._replace(start=whole.start + start, stop=whole.start + stop)
 
 
