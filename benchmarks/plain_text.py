@@ -7,7 +7,7 @@ makes everything of `peft_surgical` treat them as such.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,3 +62,20 @@ def greedily_follows(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]
     labels, lengths = targets(rows)
     hits = target_logits(model, tokenizer, rows).argmax(-1).cpu() == labels
     return [bool(part.all()) for part in hits.split(lengths)]
+
+
+@torch.no_grad()
+def answer_logits(
+    runner: SuffixRunner, rows: Sequence[EncodedAnswer], batch_size: int = 32
+) -> Iterator[Float[Tensor, "token vocab"]]:
+    """Logits that predict each row's answer.
+
+    Args:
+        runner: Has taken in the rows, and no others before them.
+        rows: The rows.
+        batch_size: Rows a forward.
+    """
+    for start in range(0, len(rows), batch_size):
+        spans = [span(row) for row in rows[start : start + batch_size]]
+        for part, logits in runner.read(range(start, start + len(spans)), spans):
+            yield from logits.split([spans[i][1] - spans[i][0] for i in part])

@@ -32,11 +32,12 @@ from peft_surgical.staging.retain import (
     general_prompts,
     retain_prompts,
 )
-from peft_surgical.staging.retained import answer_logits, base_rows
+from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, mentions, span
 from peft_surgical.texts.text import same_text_key
 
 from .fact_files import read_facts
+from .plain_text import answer_logits
 
 SHOWN = ("kl_per_token", "unchanged")
 

@@ -344,6 +344,8 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
     if own.modules_to_save:
         raise AdapterError("a stage trains scales only, so leave modules_to_save out of its configuration.")
     own.inference_mode = False
+    # What a stage keeps is measured where it begins, which is to be the base.
+    own.init_weights = True
     own.revision = own.revision or revision_of(model)
     own.resolve(model.config)
     check_at_hand(model, own.selections or {})

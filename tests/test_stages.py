@@ -387,3 +387,8 @@ def test_what_is_scaled_may_not_be_offloaded():
     with pytest.raises(ModelError, match=r"layers\.2\..* has no weights at hand .* offloaded"):
         first_stage(model=model)
     assert list(model.state_dict()) == before
+
+
+def test_scales_of_a_stage_begin_at_one_whatever_its_config_says():
+    stage = first_stage(options={"init_weights": False}, recipe=replace(RECIPE, steps=0))
+    assert not any(delta.any() for delta in deltas(stage.model).values())

@@ -27,11 +27,11 @@ from peft_surgical.architectures import decoder_layers
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
 from peft_surgical.stages import LEARN, RECIPES
 from peft_surgical.staging.retain import TopDistribution
-from peft_surgical.staging.retained import answer_logits, base_rows
+from peft_surgical.staging.retained import base_rows
 from peft_surgical.staging.training import endless
 from peft_surgical.texts.prompts import EncodedAnswer, encode_target, span
 
-from ..plain_text import targets
+from ..plain_text import answer_logits, targets
 from .adapters import adapted
 from .fitting import first_trained, fit_recipe, target_loss
 from .lora import Lora

@@ -7,11 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor
 
 from ..facts import TrainingFact
 from ..profiling import phase
@@ -19,7 +16,7 @@ from ..progress import progress_bar
 from ..running.cache import kept_tensors
 from ..running.suffix import Entering, SuffixRunner
 from ..texts.lengths import fits
-from ..texts.prompts import EncodedAnswer, encode, span
+from ..texts.prompts import EncodedAnswer, encode
 from ..texts.topics import states_fact, topic_prompts
 from ..tuner import SurgicalIA3Layer
 from .contrast import with_contrast
@@ -147,7 +144,7 @@ def measure_retained(
 
     Args:
         runner: Has taken in the rows, from index `offset` on; takes in what else the package carries.
-        model: Its model.
+        model: Its model, in which only this adapter acts, with scales of 1.
         layers: Those with the adapter's scales.
         adapter: Its name.
         selections: What it scales.
@@ -161,23 +158,10 @@ def measure_retained(
     if earlier is not None and earlier.selections == selections:
         return earlier
     found = _measured(runner, model, layers, adapter, selections, kept, offset, recipe, seed, progress)
-    if earlier is not None:
-        base = earlier.base
-    elif _is_base(model):
-        base = found.base
-    else:
-        with base_of(model):
-            base = tuple(TopDistribution.of(own) for own in answer_logits(runner, kept.rows, offset))
+    # A stage begins at scales 1, so that its model is the base.
+    base = found.base if earlier is None else earlier.base
     entering = runner.entering(range(offset, offset + len(kept.rows)))
     return Retained(kept, base, found.curvature, selections, entering)
-
-
-@torch.no_grad()
-def _is_base(model: Any) -> bool:
-    """Whether all active scales are 1."""
-    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
-    found = (layer.product(layer.active_adapters) for layer in layers)
-    return all(product is None or bool((product[1] == 1).all()) for product in found)
 
 
 def _measured(
@@ -207,7 +191,7 @@ def _measured(
             return measure([known[i] for i in range(len(kept.carried))], kept.carried)
 
         near = measure([offset + i for i in range(kept.near)], kept.rows[: kept.near])
-        if kept.carried and _is_base(model):
+        if kept.carried:
             asked = {
                 "rows": [[row.answer_start, *row.ids] for row in kept.carried],
                 "selections": selections,
@@ -243,21 +227,3 @@ def base_of(model: Any) -> Iterator[None]:
             layer.enable_adapters(True)
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
-
-
-@torch.no_grad()
-def answer_logits(
-    runner: SuffixRunner, rows: Sequence[EncodedAnswer], offset: int = 0, batch_size: int = 32
-) -> Iterator[Float[Tensor, "token vocab"]]:
-    """Logits that predict each row's answer.
-
-    Args:
-        runner: Has taken in the rows, from index `offset` on.
-        rows: The rows.
-        offset: See `runner`.
-        batch_size: Rows a forward.
-    """
-    for start in range(0, len(rows), batch_size):
-        spans = [span(row) for row in rows[start : start + batch_size]]
-        for part, logits in runner.read(range(offset + start, offset + start + len(spans)), spans):
-            yield from logits.split([spans[i][1] - spans[i][0] for i in part])

@@ -60,7 +60,7 @@ class SurgicalIA3Config(PeftConfig):
         neurons: MLP component name -> ranges of its neurons, for the granularity `neuron`.
         modules_to_save: Modules that are trained and saved whole beside the scales, as in every PEFT method.
         init_weights: Whether all scales start at exactly 1. False starts them at random, which is of use in tests
-            only.
+            only; stages start at 1.
         features: Module name -> the width of the scaled side. Filled in by the model; refuses a model of another
             shape.
         fan_in_fan_out: Whether a selected module stores its weight as (in, out). Filled in by the model.
