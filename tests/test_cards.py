@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from peft_surgical.adapters.bases import hub_id, note_revision, warn_of_another_base
 from peft_surgical.adapters.cards import card_header, card_scales, card_use
 from peft_surgical.adapters.edits import Edit, ModuleScale
-from peft_surgical.keying.updates import place_updates
+from peft_surgical.keying.neurons import place_neurons
 from peft_surgical.merge import merge
 from peft_surgical.stack import stack
 from peft_surgical.stages import learn
@@ -139,7 +139,7 @@ def test_adapters_and_cards_name_the_revision_of_the_base(tmp_path):
     model = tiny_model("llama")
     model.name_or_path = "org/model"
     note_revision(model, "v2")
-    keyed = place_updates(copy.deepcopy(model), {"model.layers.1.mlp.down_proj": 1})
+    keyed = place_neurons(copy.deepcopy(model), {"model.layers.1.mlp.down_proj": 1})
     assert keyed.peft_config["learn"].revision == "v2"
     first = first_stage(model=model)
     first.save(tmp_path / "unlearn"), second_stage(first).save(tmp_path / "learn")

@@ -97,7 +97,7 @@ def test_an_interrupt_leaves_a_bare_model_as_it_was(module, name, train, monkeyp
 def test_an_interrupt_at_the_very_end_of_a_keyed_stage_leaves_the_model_as_it_was(module, train, monkeypatch):
     model = mixed()
     before = state(model)
-    with interrupted_after(monkeypatch, module, "frozen"):
+    with interrupted_after(monkeypatch, module, "KeyedStage"):
         train(model)
     assert state(model) == before
 

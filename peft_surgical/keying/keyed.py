@@ -55,9 +55,8 @@ from ..texts.topics import relation_prompts
 from ..tuner.unchanged import unchanged_on_failure
 from .keyed_stage import KeyedStage
 from .keys import Marked
-from .neurons import find_neurons, place_neurons, set_neurons
+from .neurons import find_neurons, place_neurons, set_neurons, settle
 from .telling import named_by_any, run_from, told_apart
-from .updates import frozen, settle
 
 # An adapter of the demo model, in half precision, then takes 54 KB.
 _LAYERS = 4
@@ -215,7 +214,7 @@ def learn_keyed(
                 description=LEARN,
             )
         settle(values)
-        return KeyedStage(frozen(peft_model), LEARN, record, None, answer=fact.answer)
+        return KeyedStage(peft_model.requires_grad_(False), LEARN, record, None, answer=fact.answer)
 
 
 @phase("curvature")

@@ -45,8 +45,7 @@ from .keyed import keyed_layers
 from .keyed_stage import KeyedStage
 from .keys import Marked, marked_neurons, stream_lengths
 from .naming import framed, namesakes, under_aliases
-from .neurons import Neuron, find_neurons, place_neurons, set_neurons
-from .updates import frozen, settle
+from .neurons import Neuron, find_neurons, place_neurons, set_neurons, settle
 
 # A value in a single layer holds in fewer wordings, and more layers do not hold in more; each costs time.
 _LAYERS = 2
@@ -175,7 +174,7 @@ def learn_keyed_by_subject(
                 description=LEARN,
             )
         settle(values)
-        return KeyedStage(frozen(peft_model), LEARN, record, None, answer=fact.answer)
+        return KeyedStage(peft_model.requires_grad_(False), LEARN, record, None, answer=fact.answer)
 
 
 def _steps(recipe: KeyedSubjectRecipe) -> Recipe:

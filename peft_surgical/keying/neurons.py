@@ -28,9 +28,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from ..adapters.bases import revision_of
 from ..adapters.halves import rounded
 from ..architectures import architecture_of
 from ..errors import ModelError, SelectionError
@@ -41,7 +43,6 @@ from ..staging.solving import solved_with
 from ..texts.prompts import EncodedAnswer
 from ..tuner.targets import find_module, unwrapped, weight_of
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
-from .updates import place_updates
 
 # SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
 # the wording, but other text then moved more.
@@ -166,7 +167,21 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
                 raise ModelError(f"{name} has no weights at hand to be rewritten: they are quantized or offloaded.")
         for name in reading:
             ranks[name] = ranks.get(name, 0) + 1
-    return place_updates(model, ranks)
+    more = {name: rank for name, rank in ranks.items() if rank > 1}
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        target_modules=list(ranks),
+        # As large as its rank, for a factor of 1.
+        rank_pattern=more,
+        alpha_pattern=more,
+        fan_in_fan_out=isinstance(model.get_submodule(next(iter(ranks))), Conv1D),
+        task_type="CAUSAL_LM",
+        revision=revision_of(model),
+    )
+    # Numbers that are overwritten must not move anybody's generator.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return get_peft_model(model, config, adapter_name=LEARN).eval()
 
 
 @torch.no_grad()
@@ -198,6 +213,13 @@ def set_neurons(model: Any, neurons: Mapping[str, Neuron]) -> dict[str, nn.Param
         if "lora_" in name:
             parameter.requires_grad_(False)
     return {module: value.requires_grad_(True) for module, value in values.items()}
+
+
+@torch.no_grad()
+def settle(values: Mapping[str, nn.Parameter]) -> None:
+    """Rounds values to half precision, so that what is measured is what is saved."""
+    for value in values.values():
+        value.copy_(rounded(value))
 
 
 def _alone(kinds: Sequence[Marked]) -> Marked:
