@@ -1,7 +1,9 @@
+from functools import partial
+
 import torch
 
 from peft_surgical.staging import measured as module
-from peft_surgical.staging.curvature import Curvature, trained_layers
+from peft_surgical.staging.curvature import Curvature, measure_curvature, trained_layers
 from peft_surgical.staging.measured import Measured
 from peft_surgical.staging.retain import TopDistribution
 
@@ -15,9 +17,8 @@ def measured(rows, **options):
     indices = [len(task.facts) + i for i in rows]
     chosen = [task.retains[i] for i in rows]
     layers, seen = trained_layers(task.model, ADAPTER), []
-    found = Measured.of(
-        task.runner, layers, ADAPTER, indices, chosen, on_row=lambda: seen.append(1), **{"draws": 2, **options}
-    )
+    sample = partial(measure_curvature, task.runner, layers, ADAPTER)
+    found = Measured.sampled(sample, indices, chosen, on_row=lambda: seen.append(1), **{"draws": 2, **options})
     assert len(seen) == len(rows)
     return found
 

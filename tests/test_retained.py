@@ -10,7 +10,7 @@ from peft_surgical.errors import ModelError
 from peft_surgical.running.cache import answers_kept
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import learn, unlearn
-from peft_surgical.staging import measured, retain, retained
+from peft_surgical.staging import retain, retained
 
 from .adapters import deltas, logits, tiny_peft, trainable
 from .staged import FACT, RECIPE, TOKENIZER, config, first_stage
@@ -25,7 +25,7 @@ def few_everyday_prompts(monkeypatch):
 
 def test_a_stage_with_the_same_scales_measures_nothing_again(monkeypatch):
     first = first_stage()
-    monkeypatch.setattr(measured, "measure_curvature", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(retained, "measure_curvature", lambda *_, **__: pytest.fail("it was measured"))
     monkeypatch.setattr(retained, "base_answers", lambda *_, **__: pytest.fail("it was asked"))
     second = learn(first.model, TOKENIZER, FACT, recipe=RECIPE, retained=first.retained, progress=False)
     assert second.retained is first.retained
@@ -74,13 +74,13 @@ def test_no_more_everyday_requests_are_kept_than_the_recipe_says():
 
 
 def test_what_the_package_carries_is_measured_once_for_all_facts(tmp_path, monkeypatch):
-    asked, plain = [], measured.measure_curvature
+    asked, plain = [], retained.measure_curvature
 
     def spy(*given, **options):
         asked.append(len(given[4]))
         return plain(*given, **options)
 
-    monkeypatch.setattr(measured, "measure_curvature", spy)
+    monkeypatch.setattr(retained, "measure_curvature", spy)
     # Of three everyday requests one is what this fact is trained on, and so left out.
     other = replace(FACT, prompts=(*FACT.prompts, retain.everyday_prompts()[1]), held_out=FACT.held_out[:1])
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..running.sharing import merged, processes
-from ..running.suffix import SuffixRunner
 from ..texts.prompts import EncodedAnswer
-from ..tuner import SurgicalIA3Layer
-from .curvature import Curvature, measure_curvature
+from .curvature import Curvature
 from .retain import TopDistribution
 
 
@@ -32,33 +29,6 @@ class Measured:
     base: tuple[TopDistribution, ...]
 
     @classmethod
-    def of(
-        cls,
-        runner: SuffixRunner,
-        layers: Sequence[SurgicalIA3Layer],
-        adapter: str,
-        indices: Sequence[int],
-        rows: Sequence[EncodedAnswer],
-        *,
-        on_row: Callable[[], Any],
-        **options: Any,
-    ) -> Measured:
-        """Measures rows.
-
-        Args:
-            runner: Has taken them in.
-            layers: Those of the adapter.
-            adapter: Its name.
-            indices: The rows' indices in the runner.
-            rows: The rows.
-            on_row: Called when a row of this process's is done.
-            **options: As [`measure_curvature`] takes them.
-        """
-        return cls.sampled(
-            partial(measure_curvature, runner, layers, adapter), indices, rows, on_row=on_row, **options
-        )
-
-    @classmethod
     def sampled(
         cls,
         sample: Callable[..., Curvature],
@@ -68,13 +38,14 @@ class Measured:
         on_row: Callable[[], Any],
         **options: Any,
     ) -> Measured:
-        """Measures rows, parameters of any kind.
+        """Measures rows.
 
         Args:
-            sample: As [`sample_curvature`], the runner, the parameters and what watches them given.
-            indices: As for [`of`].
-            rows: As for [`of`].
-            on_row: As for [`of`].
+            sample: As [`sample_curvature`], the runner, the parameters and what watches them given; of scales
+                [`measure_curvature`], the runner, the layers and the adapter given.
+            indices: The rows' indices in the runner, which has taken them in.
+            rows: The rows.
+            on_row: Called when a row of this process's is done.
             **options: As [`sample_curvature`] takes them.
         """
         distributions: dict[int, TopDistribution] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,7 +21,7 @@ from ..texts.prompts import EncodedAnswer, encode
 from ..texts.topics import states_fact, topic_prompts
 from ..tuner import SurgicalIA3Layer
 from .contrast import with_contrast
-from .curvature import Curvature
+from .curvature import Curvature, measure_curvature
 from .measured import Measured
 from .recipe import Recipe
 from .retain import TopDistribution, base_answers, carried_prompts, retain_prompts
@@ -178,11 +179,12 @@ def _measured(
 ) -> Measured:
     """The curvature of both kinds of retained rows, weighted, and the distributions met on the way."""
     options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
+    sample = partial(measure_curvature, runner, layers, adapter)
     far = range(kept.near, len(kept.rows))
     with progress_bar(kept.near + len(kept.carried), "what to keep", enabled=progress) as bar:
 
         def measure(indices: Sequence[int], rows: Sequence[EncodedAnswer]) -> Measured:
-            return Measured.of(runner, layers, adapter, indices, rows, on_row=lambda: bar.update(1), **options)
+            return Measured.sampled(sample, indices, rows, on_row=lambda: bar.update(1), **options)
 
         def measure_carried() -> Measured:
             known = dict(zip(kept.places, (offset + i for i in far), strict=True))
