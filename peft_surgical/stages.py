@@ -43,8 +43,7 @@ from .staging.recipe import Recipe, TrainingRecord, check_recipe
 from .staging.retained import Retained, base_rows, measure_retained
 from .staging.trained_rows import check_retain_fits, training_rows
 from .staging.training import train
-from .staging.training_here import training_here
-from .staging.unchanged import training_only
+from .staging.training_here import training_here, training_only
 from .staging.whole_answers import in_sentences_of
 from .texts.lengths import padding
 from .texts.prompts import span

@@ -40,6 +40,7 @@ from ..running.modes import base_model_of
 from ..seeding import seeded
 from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
+from ..tuner.unchanged import trainable_kept
 from .metrics import Figure, says_old
 from .ratio import paired_ratio
 from .rewriting import check_weights, linear_layers, merged_weights
@@ -213,8 +214,7 @@ class _LinearLora(LoraModel):
 
 def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progress: bool) -> _LinearLora:
     """Trained LoRA on a plain view of the model: the model's own weights are below it and are not written to."""
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
+    with trainable_kept(model.parameters()):
         # A state may be entered where nobody wants gradients.
         with seeded(relearning.seed, model.device), torch.inference_mode(False), torch.enable_grad():
             config = LoraConfig(r=relearning.rank, lora_alpha=relearning.rank)
@@ -229,9 +229,6 @@ def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progre
             _fine_tune(learned.eval(), relearning, progress)
             # The model's own flags are put back; what was learned is never trained again.
             learned.requires_grad_(False)
-    finally:
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
     return learned
 
 

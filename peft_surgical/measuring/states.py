@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, first_line
 from ..running.modes import learns_prompts
+from ..tuner.unchanged import trainable_kept
 
 State = Callable[[], AbstractContextManager[Any]]
 """What brings a model into a state: a function whose context it is in meanwhile, as [`adapter_state`] gives."""
@@ -83,9 +84,9 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     disabled = [layer._disable_adapters for layer in layers]
     active = list(tuner.active_adapters)
+    merged = [layer for layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]
     # PEFT lets gradients follow activity; a frozen stage must come back frozen.
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with _unmerged([layer for layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]):
+    with _unmerged(merged), trainable_kept(model.parameters()):
         try:
             if adapters:
                 tuner.enable_adapter_layers()
@@ -97,8 +98,6 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
             tuner.set_adapter(active, inference_mode=True)
             for layer, value in zip(layers, disabled, strict=True):
                 layer._disable_adapters = value
-            for parameter, flag in trainable:
-                parameter.requires_grad_(flag)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ..texts.lengths import fits
 from ..texts.prompts import EncodedAnswer, encode
 from ..texts.topics import states_fact, topic_prompts
 from ..tuner import SurgicalIA3Layer
+from ..tuner.unchanged import trainable_kept
 from .contrast import with_contrast
 from .curvature import Curvature, measure_curvature
 from .measured import Measured
@@ -219,13 +220,11 @@ def base_of(model: Any) -> Iterator[None]:
     kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
     layers = [module for module in model.modules() if isinstance(module, kinds) and not module.disable_adapters]
     # PEFT's own layers train all that acts once they are switched on.
-    trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
+    with trainable_kept(parameter for layer in layers for parameter in layer.parameters()):
+        try:
+            for layer in layers:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)

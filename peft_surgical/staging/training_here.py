@@ -1,17 +1,19 @@
-"""Training that comes out the same whatever mode its caller is in."""
+"""Training that comes out the same whatever mode its caller is in, and of nothing but an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from ..errors import AdapterError, ModelError
 from ..running.overlapping import Overlapping
 from ..running.precision import without_autocast
+from ..tuner.unchanged import trainable_kept
 from ..wrapped import check_uncompiled
 
 # Torch's stance is the whole process's.
@@ -37,4 +39,15 @@ def training_here(model: Any) -> Iterator[None]:
         )
     # Training stands on the modules' forwards, which a compiled model does not call.
     with torch.enable_grad(), _uncompiled(), without_autocast(model):
+        yield
+
+
+@contextmanager
+def training_only(model: Any, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Freezes all but these parameters of a model in this block, so that it adds nothing to the gradients of what
+    somebody else trains."""
+    wanted = {id(parameter) for parameter in parameters}
+    with trainable_kept(model.parameters()):
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in wanted)
         yield

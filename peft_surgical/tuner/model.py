@@ -33,9 +33,9 @@ from .names import check_known, check_once, check_usable, names_of
 from .offloading import execution_device
 from .placing import make_place
 from .targets import unwrapped
-from .unchanged import unchanged_on_failure
+from .unchanged import trainable_kept, unchanged_on_failure
 from .unloading import take_out
-from .whole import check_one_whole, let_whole_act, whole_trainable
+from .whole import check_one_whole, let_whole_act, whole_modules
 
 if TYPE_CHECKING:
     from ..adapters.edits import Edit
@@ -118,10 +118,8 @@ class SurgicalIA3Model(BaseTuner):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         # PEFT's own wrappers of whole modules would train all that acts once they are switched on.
-        trainable = whole_trainable(self.model)
-        super()._enable_adapter_layers(enabled)
-        for parameter, flag in trainable.items():
-            parameter.requires_grad_(flag)
+        with trainable_kept(p for wrapper, _ in whole_modules(self.model) for p in wrapper.parameters()):
+            super()._enable_adapter_layers(enabled)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Chooses the active adapters and makes exactly them trainable, unless `inference_mode`; see [`activate`].

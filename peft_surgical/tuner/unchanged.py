@@ -1,14 +1,15 @@
-"""A model that is to get an adapter: as it was if that fails."""
+"""What is done to a model and leaves it as it was: always, or if it fails."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 from .layer import SurgicalIA3Layer
 
@@ -17,6 +18,17 @@ _OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 # PEFT hooks the embeddings of a model with gradient checkpointing, and transformers holds what takes that off again.
 _OF_HOOKS = ("_require_grads_hook", "_require_grads_hooks")
+
+
+@contextmanager
+def trainable_kept(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Puts back which of these parameters train, whatever this block makes of it."""
+    held = [(parameter, parameter.requires_grad) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, flag in held:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager

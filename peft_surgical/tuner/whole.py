@@ -30,11 +30,6 @@ def check_one_whole(model: nn.Module, adapters: Sequence[str]) -> None:
             )
 
 
-def whole_trainable(model: nn.Module) -> dict[nn.Parameter, bool]:
-    """Which parameters of modules that are saved whole train, and which do not."""
-    return {p: p.requires_grad for wrapper, _ in whole_modules(model) for p in wrapper.parameters()}
-
-
 def let_whole_act(model: nn.Module, adapters: Sequence[str]) -> None:
     """Makes what these adapters save act in its place, and what others save not, and none of it train."""
     for wrapper, held in whole_modules(model):
