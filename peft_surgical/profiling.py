@@ -51,13 +51,6 @@ class Profile:
             for label, seconds, calls in rows
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same, as JSON."""
-        phases = [
-            {"phase": list(path), "seconds": value, "calls": self.calls[path]} for path, value in self.seconds.items()
-        ]
-        return {"seconds": self.total, "phases": phases}
-
     def _rows(self, path: tuple[str, ...]) -> Iterator[tuple[str, float, str]]:
         inside = [key for key in self.seconds if key[:-1] == path]
         for key in inside:

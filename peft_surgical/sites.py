@@ -359,23 +359,16 @@ def check_layout(model: nn.Module, shape: ModelShape) -> None:
                 )
 
 
-def hook_name(site: Component | str, layer: int | None = None) -> str:
+def hook_name(projection: str, layer: int) -> str:
     """The TransformerLens hook point of a projection of a layer.
 
-    Args:
-        site: A projection such as `"z"`, or a component, which stands for `z` (head) or `post` (MLP).
-        layer: The layer, when `site` is a projection.
+    Raises:
+        SelectionError: If the projection is none that is scored.
     """
-    if isinstance(site, Component):
-        projection, block = ("z" if site.kind == "head" else "post"), site.layer
-    elif layer is not None and site in (*HEAD_PROJECTIONS, *MLP_PROJECTIONS):
-        projection, block = site, layer
-    else:
+    if projection not in (*HEAD_PROJECTIONS, *MLP_PROJECTIONS):
         names = ", ".join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))
-        raise SelectionError(
-            f"a hook point belongs to a component, or to a projection ({names}) and a layer, not to {site!r}."
-        )
-    return f"blocks.{block}.{'attn' if projection in HEAD_PROJECTIONS else 'mlp'}.hook_{projection}"
+        raise SelectionError(f"a hook point belongs to a projection ({names}), not to {projection!r}.")
+    return f"blocks.{layer}.{'attn' if projection in HEAD_PROJECTIONS else 'mlp'}.hook_{projection}"
 
 
 def _path(architecture: Architecture, layer: int, module: str) -> str:

@@ -45,7 +45,6 @@ def test_spans_are_nested_as_the_calls_are_and_add_up(clock):
         "everything else        1.00 s    9.1%",
         "total                 11.00 s  100.0%",
     ]
-    assert profile.to_dict()["phases"][1] == {"phase": ["outer", "inner"], "seconds": 4, "calls": 2}
 
 
 def test_a_span_that_fails_has_its_time_and_is_left(clock):
@@ -79,7 +78,7 @@ def test_an_open_span_has_a_table(clock):
     with profiled() as profile, phase("outer"):
         clock(1)
         assert profile.table().splitlines()[0].split()[0] == "outer"
-        assert profile.to_dict()["phases"] == [{"phase": ["outer"], "seconds": 0.0, "calls": 0}]
+        assert (profile.seconds, profile.calls) == ({("outer",): 0.0}, {("outer",): 0})
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,12 @@ def test_a_folder_that_is_not_empty_is_replaced_only_on_demand(tmp_path):
     with pytest.raises(OutputError, match="is not empty"):
         save_adapter(model, "default", out)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    edit = model.base_model.edit("default")
     with pytest.raises(OutputError, match="out holds no adapter, so it is not replaced"):
-        save_adapter(model, "default", out, overwrite=True)
+        edit.save(out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     (out / CONFIG).write_text("{}")
-    save_adapter(model, "default", out, overwrite=True)
+    edit.save(out, overwrite=True)
     assert not (out / "notes.txt").exists()
     assert json.loads((out / CONFIG).read_text())["peft_type"] == "SURGICAL_IA3"
 
@@ -81,13 +82,16 @@ def test_what_would_not_be_read_back_does_not_take_the_place_of_what_is(value, t
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "surgical_ia3_delta" in name)[0] = value
     with pytest.raises(AdapterError, match="has a value that is not finite, so the adapter is not written"):
-        save_adapter(model, "default", tmp_path / "out", overwrite=True)
-    assert Edit.load(tmp_path / "out").modules.keys() == before.modules.keys()
+        save_adapter(model, "default", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     name, module = next(iter(before.modules.items()))
     broken = Edit({name: replace(module, scale=module.scale * value)})
-    for write in (lambda: broken.save(tmp_path / "a"), lambda: to_ia3(broken, tmp_path / "b")):
+    for write in (broken.save, lambda path, **options: to_ia3(broken, path, **options)):
         with pytest.raises(AdapterError, match="is not finite"):
-            write()
+            write(tmp_path / "out", overwrite=True)
+        with pytest.raises(AdapterError, match="is not finite"):
+            write(tmp_path / "another")
+    assert Edit.load(tmp_path / "out").modules.keys() == before.modules.keys()
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 

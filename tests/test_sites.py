@@ -167,8 +167,8 @@ def test_zeroing_the_hook_equals_zeroing_the_slice(family, projection):
 
 
 def test_hook_names():
-    assert hook_name(Component.parse("L3.head.1")) == "blocks.3.attn.hook_z"
-    assert hook_name(Component.parse("L3.mlp")) == "blocks.3.mlp.hook_post"
+    assert hook_name("z", 3) == "blocks.3.attn.hook_z"
+    assert hook_name("post", 3) == "blocks.3.mlp.hook_post"
     assert hook_name("pre_linear", 0) == "blocks.0.mlp.hook_pre_linear"
     # Which module reads it depends on the model.
     for projection in ("nonsense", "in"):

@@ -25,7 +25,6 @@ def save_adapter(
     *,
     card: str | None = None,
     notes: Mapping[str, str] | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Saves one adapter into `path` itself.
 
@@ -37,19 +36,18 @@ def save_adapter(
         path: The folder.
         card: Text of the README; PEFT's own when None.
         notes: For the metadata of its weights.
-        overwrite: Replace the folder if it holds an adapter.
 
     Raises:
         AdapterError: If the model has no such adapter, holds nothing of it any more, or its name would lead out of the
             folder.
-        OutputError: If `path` cannot be written, or holds something and may not be replaced.
+        OutputError: If `path` cannot be written, or holds something.
     """
     if not adapter or adapter != os.path.basename(adapter) or adapter in (os.curdir, os.pardir):
         raise AdapterError(f"the adapter name {brief(adapter)} cannot be the name of a folder.")
     if adapter not in model.peft_config:
         raise AdapterError(f"there is no adapter named {adapter!r}; the model has {sorted(model.peft_config)}.")
     with (
-        atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder,
+        atomic_directory(path, content=ADAPTER) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
     ):
         # Scales are all there is to save; PEFT would add whole embeddings where the vocabulary was enlarged.

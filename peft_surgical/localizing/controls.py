@@ -18,11 +18,12 @@ from ..texts.prompts import answer_tokens, encode, mentions, swap_subject
 from .corruption import PromptPair, blur, first_difference, template_tokens
 from .runs import Runs
 
+# So many pairs of each kind at most.
 LIMIT = 3
 
 
 def control_pairs(
-    tokenizer: Any, fact: TrainingFact, runs: Runs, generator: torch.Generator, max_tokens: int, limit: int = LIMIT
+    tokenizer: Any, fact: TrainingFact, runs: Runs, generator: torch.Generator, max_tokens: int
 ) -> tuple[PromptPair, ...]:
     """Pairs of contrast prompts (another contrast subject swapped in) and of retain prompts (their own words blurred).
 
@@ -32,22 +33,21 @@ def control_pairs(
         runs: Finds the model's own answers.
         generator: Decides which, when there are many, and the noise.
         max_tokens: Bounds the memory.
-        limit: At most so many of each kind.
 
     Returns:
         Pairs whose `old` is the model's own answer to the clean prompt, and `rival` that to the corrupted one.
     """
-    drafts = [*_contrast(tokenizer, fact, generator, limit), *_retain(tokenizer, fact, runs, generator, limit)]
+    drafts = [*_contrast(tokenizer, fact, generator), *_retain(tokenizer, fact, runs, generator)]
     return runs.answered(drafts, max_tokens)
 
 
-def _contrast(tokenizer: Any, fact: TrainingFact, generator: torch.Generator, limit: int) -> list[PromptPair]:
+def _contrast(tokenizer: Any, fact: TrainingFact, generator: torch.Generator) -> list[PromptPair]:
     order = torch.randperm(len(fact.contrast), generator=generator, device="cpu").tolist()
     subjects = [fact.contrast[i] for i in order]
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     found: list[PromptPair] = []
     for turn in range(len(prompts) * len(subjects)):
-        if len(found) == limit:
+        if len(found) == LIMIT:
             break
         # Walk along the diagonals, so that both prompts and subjects change from pair to pair.
         prompt = prompts[turn % len(prompts)]
@@ -66,11 +66,9 @@ def _contrast(tokenizer: Any, fact: TrainingFact, generator: torch.Generator, li
     return found
 
 
-def _retain(
-    tokenizer: Any, fact: TrainingFact, runs: Runs, generator: torch.Generator, limit: int
-) -> list[PromptPair]:
+def _retain(tokenizer: Any, fact: TrainingFact, runs: Runs, generator: torch.Generator) -> list[PromptPair]:
     template = template_tokens(tokenizer)
-    order = torch.randperm(len(fact.retain), generator=generator, device="cpu").tolist()[:limit]
+    order = torch.randperm(len(fact.retain), generator=generator, device="cpu").tolist()[:LIMIT]
     contexts = [(fact.retain[i], torch.tensor(encode(tokenizer, fact.retain[i]), device="cpu")) for i in order]
     return [blur(prompt, ids, -1, -1, (), runs.embed, generator, template) for prompt, ids in contexts]
 

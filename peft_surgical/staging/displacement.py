@@ -43,7 +43,7 @@ NEURONS_ONLY = (
 
 @dataclass(frozen=True)
 class Displacement:
-    """The quadratic form of each layer's change of scales.
+    """The quadratic form of each layer's change of scales: together, the mean squared relative displacement by it.
 
     Attributes:
         forms: For each layer a symmetric matrix, float32; the mean over tokens.
@@ -56,10 +56,6 @@ class Displacement:
 
     def __rmul__(self, weight: float) -> Displacement:
         return Displacement(tuple(weight * form for form in self.forms))
-
-    def of(self, changes: Sequence[Float[Tensor, " selected"]]) -> float:
-        """The mean squared relative displacement that a change of scales causes."""
-        return sum(float(change @ (form @ change)) for form, change in zip(self.forms, changes, strict=True))
 
     def factors(self, damping: float) -> list[Float[Tensor, "selected selected"]]:
         """Lower triangular factors, one a layer.

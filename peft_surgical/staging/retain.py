@@ -24,6 +24,9 @@ from ..texts.text import same_text_key
 from ..texts.topics import topic_prompts
 from ..texts.wording import variants
 
+# Prompts that are answered at a time.
+_AT_ONCE = 128
+
 Item = TypeVar("Item")
 
 
@@ -119,7 +122,6 @@ def base_answers(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    batch_size: int = 128,
     progress: bool = False,
 ) -> list[EncodedAnswer]:
     """The model's own greedy answers, cut at `max_new_tokens`, as sequences to hold it to."""
@@ -129,7 +131,7 @@ def base_answers(
         tokenizer,
         encoded,
         max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
+        batch_size=_AT_ONCE,
         progress=progress,
         description="answers to keep",
     )

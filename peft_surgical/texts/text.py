@@ -53,6 +53,7 @@ _MARKS = re.compile(
 # A shorter name may be another word without its accents ("ano", "ob").
 _ACCENTED = 4
 _LONGEST_NUMBER = 32
+_LONGEST_RUN = 6
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # Not the hyphen of "1939-45" or "F-16".
 _MINUS = re.compile("(?:^|[\\s(=])[-\u2212]$")
@@ -266,11 +267,11 @@ def word_digest(text: str) -> str:
     return _short(_words(text))
 
 
-def run_digests(text: str, longest: int = 6) -> Iterator[str]:
-    """[`word_digest`] of every run of up to so many words."""
+def run_digests(text: str) -> Iterator[str]:
+    """[`word_digest`] of every run of up to six words."""
     words = _words(text)
     for start in range(len(words)):
-        for stop in range(start + 1, min(start + longest, len(words)) + 1):
+        for stop in range(start + 1, min(start + _LONGEST_RUN, len(words)) + 1):
             yield _short(words[start:stop])
 
 
