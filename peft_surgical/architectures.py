@@ -19,13 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
+
+from torch import nn
+from transformers import PreTrainedModel
 
 from .errors import AdapterError, ArchitectureError, SelectionError, brief, said
-
-if TYPE_CHECKING:
-    from torch import nn
-
 
 GROUP = "peft_surgical.architectures"
 
@@ -186,9 +185,6 @@ def check_causal(model: Any) -> None:
         ArchitectureError: If it is such a model.
         AdapterError: If it is a PEFT model whose last adapter was deleted.
     """
-    # The command line reads this module before it knows whether it needs any model.
-    from transformers import PreTrainedModel
-
     if hasattr(model, "get_base_model") and not getattr(model, "peft_config", True):
         raise AdapterError("the PEFT model has no adapter any more; give what its unload() returns.")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

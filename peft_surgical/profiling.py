@@ -18,6 +18,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 _INDENT = 2
 
 
@@ -99,8 +101,6 @@ def phase(name: str) -> Iterator[None]:
 
 
 def _now() -> float:
-    import torch
-
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is not None and _is_in_use(torch.get_device_module(accelerator.type)):
         # What a call has only asked the accelerator for would be counted under the next one.

@@ -30,14 +30,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
 
 from .architectures import Architecture, architecture_of, register_architecture
 from .errors import ArchitectureError, SelectionError, brief
 from .wrapped import check_uncompiled
-
-if TYPE_CHECKING:
-    from torch import nn
 
 __all__ = [
     "HEAD_PROJECTIONS",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from .errors import ModelError, brief
-
-if TYPE_CHECKING:
-    from torch import nn
-
 
 COMPILED = "_orig_mod"
 

@@ -1,7 +1,6 @@
 """The `peft-surgical` command: it parses, checks, calls the library and translates errors.
 
-One file a command. Each imports what it needs of the library inside its function, so that `--help` and a mistyped
-option cost no more than importing the package does, which is PEFT's and torch's import.
+One file a command. `--help` and a mistyped option cost what importing the package does: PEFT's import, and torch's.
 
 Exit status: 0 on success, 2 for wrong usage or input (one line on standard error that begins with `Error:`), 1 for a
 failure of this package, 130 after Ctrl-C, 141 where nobody reads what is printed any more, as in `| head`.

@@ -9,15 +9,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor
+
+from ..adapters.adapter_files import PICKLE, read_config
+from ..adapters.algebra import power, product
+from ..adapters.bases import warn_of_another_base
+from ..adapters.edits import Edit
+from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_base
+from ..adapters.lineage import warn_of_lineage
+from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 from ..errors import AdapterError, SurgicalError, brief, first_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..facts import Fact
-    from ..measuring.states import State
+from ..facts import Fact
+from ..loading.pickles import no_pickles
+from ..measuring.relearning import relearned_state
+from ..measuring.rounding import rounded_state
+from ..measuring.states import State, adapter_state
+from .loading import quiet_libraries
 
 _OURS, _PLAIN, _LORA = "SURGICAL_IA3", "IA3", "LORA"
 
@@ -33,8 +44,6 @@ def check(folders: Sequence[Path]) -> list[str]:
         UserWarning: Of what is only a part of an edit, or acts twice.
     """
     kinds = _kinds(folders)
-    from ..adapters.lineage import warn_of_lineage
-
     warn_of_lineage(folders)
     return kinds
 
@@ -76,8 +85,6 @@ def check_scales(folders: Sequence[Path], kinds: Sequence[str]) -> None:
 
 def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
     """Each adapter's folder and the SHA-256 of its weights, by which a report can tell what was measured."""
-    from ..adapters.scale_files import WEIGHTS
-
     found = []
     for folder in folders:
         with (folder / WEIGHTS).open("rb") as file:
@@ -99,10 +106,6 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
-    from ..adapters.adapter_files import read_config
-    from ..adapters.bases import warn_of_another_base
-    from ..measuring.states import adapter_state
-
     kinds = _kinds(folders)
     own = dict(model.named_parameters(remove_duplicate=False))
     for folder, kind in zip(folders, kinds, strict=True):
@@ -136,8 +139,6 @@ def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -
     Raises:
         ModelError: If the model has no weights at hand that could be rounded.
     """
-    from ..measuring.rounding import rounded_state
-
     adapters = list(getattr(model, "peft_config", {}))
     rounded: dict[str, State] = {}
     for number in dict.fromkeys(bits):
@@ -171,8 +172,6 @@ def with_relearned(
     Raises:
         ModelError: If the model has no weights at hand that could be fine-tuned, or too few positions.
     """
-    from ..measuring.relearning import relearned_state
-
     adapters = list(getattr(model, "peft_config", {}))
     relearned: dict[str, State] = {}
     for number in dict.fromkeys(steps):
@@ -194,10 +193,6 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
     Raises:
         AdapterError: If an adapter is no (IA)^3 adapter, or has no such power.
     """
-    from ..adapters.algebra import power, product
-    from ..adapters.bases import warn_of_another_base
-    from ..measuring.states import adapter_state
-
     whole = product(list(folders))
     warn_of_another_base(model, folders[0], whole.base_model, whole.revision)
     states: dict[str, State] = {}
@@ -217,13 +212,6 @@ def _labels(count: int) -> Mapping[str, int]:
 
 
 def _kind(folder: Path) -> str:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    from .. import tuner  # noqa: F401 - makes the surgical kind known
-    from ..adapters.adapter_files import PICKLE, read_config
-    from ..adapters.fitting import check_beginning
-    from ..adapters.scale_files import WEIGHTS
-
     config = read_config(folder)
     kind, prompts, others = (config.get(key) for key in ("peft_type", "num_virtual_tokens", "adapters"))
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
@@ -248,10 +236,6 @@ def _kind(folder: Path) -> str:
 
 def _check_weights(folder: Path, kind: str, own: Mapping[str, Tensor]) -> None:
     """Reads an adapter's weights once before PEFT does, which takes any numbers and puts them anywhere."""
-    from ..adapters.adapter_files import read_config
-    from ..adapters.fitting import check_leaves_base
-    from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
-
     file = folder / WEIGHTS
     if kind in (_OURS, _PLAIN):
         read_scales(file)
@@ -269,20 +253,11 @@ def _check_weights(folder: Path, kind: str, own: Mapping[str, Tensor]) -> None:
 
 def _as_ours(path: Path, scratch: Path) -> Path:
     """The same scales as a surgical adapter: PEFT keeps adapters of two kinds apart."""
-    from ..adapters.edits import Edit
-
     Edit.load(path).save(scratch)
     return scratch
 
 
 def _load(model: Any, path: Path, name: str) -> Any:
-    from peft import PeftModel
-
-    from .. import tuner  # noqa: F401 - makes the surgical kind known
-    from ..adapters.fitting import check_all_acts
-    from ..loading.pickles import no_pickles
-    from .loading import quiet_libraries
-
     try:
         with quiet_libraries(), no_pickles():
             # PEFT only warns of an adapter whose weights are not those that its configuration promises.

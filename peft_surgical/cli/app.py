@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .. import __version__
 from .ask import ask
 from .edit import edit
 from .edit_keyed import edit_keyed
@@ -29,8 +30,6 @@ Tab completion: eval "$(_PEFT_SURGICAL_COMPLETE=bash_source peft-surgical)" in b
 
 def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
-        from .. import __version__
-
         click.echo(f"peft-surgical {__version__}")
         context.exit()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..running.generation import generate_answers
 from . import adapters as adapter_loading
 from . import options
 from .loading import load
@@ -70,8 +71,6 @@ def ask(
         model, states = adapter_loading.attach(model, adapters)
         # What two stages are called in a report says nothing to somebody who asks a question.
         states = {name: state for name, state in states.items() if name in ("base", "edited")}
-    from ..running.generation import generate_answers
-
     answers = {}
     for name, state in states.items():
         with state():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from .. import plugins
+from ..drafting.guess import guess_subject
+from ..edit import check_choice
+from ..edit_folder import check_edit_folder, check_replaced
 from ..errors import FactError, OutputError, SelectionError, brief
+from ..localizing.specs import ScorerSpec
+from ..selection import Selection, select, sure_components
+from ..sites import Component, ModelShape, components, projections_of
+from ..tuner.resolve import Granularity
 from ..writing.files import check_output, check_output_file
-
-if TYPE_CHECKING:
-    from ..selection import Selection
-    from ..tuner.resolve import Granularity
 
 
 def output(path: Path, overwrite: bool, replaced: str | None = None) -> None:
@@ -29,8 +33,6 @@ def output(path: Path, overwrite: bool, replaced: str | None = None) -> None:
     if not overwrite and path.is_dir() and any(path.iterdir()):
         raise OutputError(f"the output folder {path} is not empty; name another one or give --overwrite.")
     if replaced is not None:
-        from ..edit_folder import check_replaced
-
         check_replaced(path / replaced)
 
 
@@ -40,8 +42,6 @@ def edit_folder(path: Path, overwrite: bool) -> None:
     Raises:
         OutputError: As [`output`], or if one of an edit's folders in it holds something else.
     """
-    from ..edit_folder import check_edit_folder
-
     output(path, overwrite)
     check_edit_folder(path)
 
@@ -66,8 +66,6 @@ def subject(prompt: str, given: str | None) -> str:
     """
     if given is not None:
         return given
-    from ..drafting.guess import guess_subject
-
     try:
         return guess_subject(prompt)
     except FactError as error:
@@ -82,10 +80,7 @@ def scorers(names: Sequence[str]) -> None:
     """
     if not names:
         return
-    from ..localizing.specs import ScorerSpec
-    from ..plugins import load_scorers
-
-    catalogue = load_scorers()
+    catalogue = plugins.load_scorers()
     for name in names:
         ScorerSpec.parse(name, catalogue)
 
@@ -98,8 +93,6 @@ def selection(names: Sequence[str], path: Path | None = None) -> Selection | Non
     """
     if not names and path is None:
         return None
-    from ..selection import Selection
-
     return Selection.from_components(*names) if path is None else Selection.load(path)
 
 
@@ -109,9 +102,6 @@ def projections(names: Sequence[str], chosen: Selection | None, limits: Mapping[
     Raises:
         SelectionError: For the first such component.
     """
-    from ..selection import sure_components
-    from ..sites import Component, projections_of
-
     for name in sure_components(chosen, **limits) if names else ():
         projections_of(Component.parse(name), names)
 
@@ -128,8 +118,6 @@ def choice(
     Raises:
         SelectionError: For the first such pair.
     """
-    from ..edit import check_choice
-
     check_choice(chosen, cast("Granularity", granularity), neurons, projections, **limits)
 
 
@@ -154,9 +142,6 @@ def model_has(
             budget of fewer scales than any component has.
         ArchitectureError: For a model whose components are not known.
     """
-    from ..selection import select
-    from ..sites import ModelShape, components
-
     shape = ModelShape.from_config(model.config)
     if chosen is not None:
         chosen.check(shape)

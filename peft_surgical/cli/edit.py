@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import click
 
+import peft_surgical as ps
+
+from ..edit import DEFAULT_SCORERS, EDIT_PROJECTIONS, NEURON_PROJECTIONS
+from ..facts import Fact
+from ..profiling import profiled
+from ..ranges import Ranges
+from ..reporting.summary import summarize
+from ..running.replicas import without_replicas
+from ..running.sharing import by_all, shard
+from ..selection import Selection
 from ..sites import PROJECTIONS
+from ..staging.recipe import Recipe
+from ..staging.whole_answers import whole_answer
+from ..tuner.resolve import Granularity
 from . import checks, options
 from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
 from .terminal import on_interrupt, print_json, print_result, this_command
-
-if TYPE_CHECKING:
-    from ..facts import Fact
-    from ..ranges import Ranges
-    from ..selection import Selection
-    from ..staging.recipe import Recipe
-    from ..tuner.resolve import Granularity
 
 _FILES = (
     ("localization.json, localization.png", "the scores of every component"),
@@ -122,8 +128,6 @@ def edit(
       peft-surgical edit fact.yaml --component L16.mlp --component L20.mlp --out out
       peft-surgical edit fact.yaml --selection where/localization.json --out out
     """
-    from ..facts import Fact
-
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     limited = next((f"--{name}" for name, limit in limits.items() if limit is not None), None)
     by_hand = "--component" if components else "--selection"
@@ -153,13 +157,6 @@ def edit(
         give_back_freed()
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
-    import peft_surgical as ps
-
-    from ..edit import DEFAULT_SCORERS, EDIT_PROJECTIONS, NEURON_PROJECTIONS
-    from ..profiling import profiled
-    from ..running.replicas import without_replicas
-    from ..running.sharing import by_all, shard
-
     counted = projections or (EDIT_PROJECTIONS if neurons is None else NEURON_PROJECTIONS)
     by_all(lambda: checks.model_has(model, selection, limits, counted, neurons))
     if low_memory:
@@ -190,8 +187,6 @@ def edit(
             retention_tokens=retention_tokens,
             command=this_command(context),
         )
-    from ..reporting.summary import summarize
-
     if as_json:
         print_json(report.to_dict())
     written = [(files, what) for files, what in _FILES if (out / files.split(",")[0].strip("/")).exists()]
@@ -202,9 +197,7 @@ def edit(
 
 def _recipes(steps: int | None, little: bool) -> dict[str, Recipe] | None:
     """How the stages train, as the options say; each as its own recipe has it otherwise."""
-    from ..stages import RECIPES, low_memory
-
-    recipes = low_memory() if little else RECIPES
+    recipes = ps.low_memory() if little else ps.RECIPES
     if steps is None:
         return recipes if little else None
     return {stage: replace(own, steps=steps) for stage, own in recipes.items()}
@@ -222,9 +215,6 @@ def _tell(
     quiet: bool,
 ) -> None:
     """What the command would do, on standard output."""
-    from ..edit import DEFAULT_SCORERS
-    from ..staging.whole_answers import whole_answer
-
     names = list(scorers) or list(DEFAULT_SCORERS)
     components = [] if selection is None else list(selection.components)
     some = {} if selection is None else dict(selection.neurons or {})

@@ -8,6 +8,14 @@ from pathlib import Path
 
 import click
 
+import peft_surgical as ps
+
+from ..errors import FactWarning
+from ..facts import Fact
+from ..profiling import profiled
+from ..reporting.summary import summarize
+from ..running.replicas import without_replicas
+from ..stages import LOW_MEMORY_TOKENS
 from . import checks, options
 from .allocator import give_back_freed
 from .launch import launched, sharded
@@ -67,9 +75,6 @@ def edit_keyed(
     Example:
       peft-surgical edit-keyed france.yaml --model demo --out out
     """
-    from ..errors import FactWarning
-    from ..facts import Fact
-
     with warnings.catch_warnings():
         # What it warns of is refused here.
         warnings.simplefilter("ignore", FactWarning)
@@ -81,13 +86,6 @@ def edit_keyed(
         give_back_freed()
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
-    import peft_surgical as ps
-
-    from ..profiling import profiled
-    from ..reporting.summary import summarize
-    from ..running.replicas import without_replicas
-    from ..stages import LOW_MEMORY_TOKENS
-
     recipe = ps.KeyedRecipe(pass_tokens=LOW_MEMORY_TOKENS if low_memory else None)
     if low_memory:
         context.with_resource(without_replicas())

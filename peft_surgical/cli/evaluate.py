@@ -6,6 +6,12 @@ from pathlib import Path
 
 import click
 
+import peft_surgical as ps
+
+from ..facts import Fact
+from ..reporting.page import render_page
+from ..reporting.summary import summarize
+from ..running.cache import kept_beside
 from ..writing.claims import claimed
 from ..writing.files import write_text
 from . import adapters as adapter_loading
@@ -68,8 +74,6 @@ def evaluate(
       peft-surgical evaluate fact.yaml --adapter out/edit --bits 8 --bits 4 --out check
       peft-surgical evaluate fact.yaml --adapter out/edit --relearn 5 --fluency --out check
     """
-    from ..facts import Fact
-
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite, "report.json")
     adapter_loading.check(adapters)
@@ -78,10 +82,6 @@ def evaluate(
         model, states = adapter_loading.attach(model, adapters)
         states = adapter_loading.with_rounded(model, states, bits)
         states = adapter_loading.with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)
-        import peft_surgical as ps
-
-        from ..running.cache import kept_beside
-
         on_interrupt(context, out)
         with kept_beside(out):
             report = ps.evaluate(
@@ -95,9 +95,6 @@ def evaluate(
                 settings={"command": this_command(context), "adapters": adapter_loading.identities(adapters)},
                 progress=not quiet,
             )
-        from ..reporting.page import render_page
-        from ..reporting.summary import summarize
-
         page = render_page(report, command=this_command(context))
         report.save(out / "report.json")
         write_text(out / "report.html", page)

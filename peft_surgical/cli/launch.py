@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import click
+import torch
+from accelerate import PartialState
+from torch.distributed import DistError
 
 from ..errors import ModelError, brief, first_line, said, tell
+from ..running.sharing import shared_work
 from .loading import SPREAD
 from .options import Source
 from .processes import SILENT, is_other
@@ -51,11 +55,6 @@ def launched(source: Source) -> Iterator[Source]:
 
 @contextmanager
 def _joined(source: Source) -> Iterator[Source]:
-    import torch
-    from accelerate import PartialState
-
-    from ..running.sharing import shared_work
-
     device = source.device
     try:
         state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
@@ -108,8 +107,6 @@ def is_first() -> bool:
 
 
 def _says_that_another_ended(error: RuntimeError) -> bool:
-    from torch.distributed import DistError
-
     # Of gloo torch raises a plain RuntimeError.
     return isinstance(error, DistError) or "/gloo/transport/" in said(error)
 

@@ -10,6 +10,15 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+import peft_surgical as ps
+
+from ..edit_folder import EDIT, claimed_for_edit, remove_edit
+from ..running.generation import generate_answers
+from ..sentence import checked_aliases, subject_of
+from ..stack import stack
+from ..stages import LEARN
+from ..texts.prompts import without_template
+from ..texts.text import printable
 from . import checks, options
 from .loading import load
 from .terminal import note, on_interrupt, plain_table, print_json, print_result
@@ -62,20 +71,12 @@ def learn(
       peft-surgical learn "Lake Como lies in" --subject "Lake Como" --new Austria --model ./checkpoint --out out
     """
     checks.edit_folder(out, overwrite)
-    from ..sentence import checked_aliases, subject_of
-
     if aliases and not keyed:
         raise click.UsageError("--alias goes with --keyed: scales act under any name alike.")
     about = subject_of(prompt, new, checks.subject(prompt, subject) if prompt.strip() else subject)
     checked_aliases(about, aliases)
     prompt = prompt.strip()
     model, tokenizer = load(source, quiet=quiet)
-    import peft_surgical as ps
-
-    from ..edit_folder import claimed_for_edit, remove_edit
-    from ..running.generation import generate_answers
-    from ..texts.prompts import without_template
-
     if subject is None:
         note(f"The subject was guessed: {about}.", quiet=quiet)
     if prompt.endswith("?"):
@@ -100,10 +101,6 @@ def learn(
 
 def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     """Saves the stage and the adapter made of it; returns how many scales they have, and a sentence on the files."""
-    from ..edit_folder import EDIT
-    from ..stack import stack
-    from ..stages import LEARN
-
     stage.save(out / LEARN)
     made = stack([out / LEARN], out / EDIT)
     told = f"{made.n_scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads."
@@ -112,8 +109,6 @@ def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
 
 def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     """Saves the adapter; returns which layers it updates, and a sentence on the file."""
-    from ..edit_folder import EDIT
-
     stage.save(out / EDIT)
     layers = stage.layers
     named = ", ".join(map(str, layers))
@@ -121,8 +116,6 @@ def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
 
 
 def _table(prompt: str, said: dict[str, str]) -> Table:
-    from ..texts.text import printable
-
     table = plain_table()
     table.add_column("", no_wrap=True)
     table.add_column(Text(printable(f"{prompt} …")), overflow="fold")

@@ -10,8 +10,14 @@ from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import click
+import torch
+from transformers.utils import logging as transformers_logging
+
+import peft_surgical as ps
 
 from ..errors import ModelError, first_line
+from ..loading import demo
+from ..running.sharing import by_all
 from .options import Source
 from .processes import silent
 from .terminal import note, passing_note
@@ -28,22 +34,16 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
         ModelError: If the device cannot be used or the model cannot be loaded.
     """
     check_device(source.device)
-    from ..running.sharing import by_all
-
     return by_all(lambda: _load(source, quiet))
 
 
 def _load(source: Source, quiet: bool) -> tuple[Any, Any]:
-    import peft_surgical as ps
-
-    from ..loading.demo import demo_folder, is_to_be_fetched
-
     if source.trust_remote_code and not silent():
         # A warning, which --quiet does not keep back.
         click.echo(f"Code that comes with {source.name} may run, as --trust-remote-code says.", err=True)
-    if source.name == "demo" and not quiet and not silent() and is_to_be_fetched():
+    if source.name == "demo" and not quiet and not silent() and demo.is_to_be_fetched():
         # It says so itself, and pip's bar needs the terminal, which is kept from all else that loads.
-        demo_folder(converting=quiet_libraries())
+        demo.demo_folder(converting=quiet_libraries())
     where = {"device_map" if source.device in SPREAD else "device": source.device}
     loading = f"Loading {source.name} …"
     if _debugging():
@@ -64,8 +64,6 @@ def quiet_libraries() -> Iterator[None]:
     if _debugging():
         yield
         return
-    from transformers.utils import logging as transformers_logging
-
     before = transformers_logging.get_verbosity()
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level
@@ -84,8 +82,6 @@ def quiet_libraries() -> Iterator[None]:
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keeps transformers' progress bars alone off the terminal, which show in a pipe too."""
-    from transformers.utils import logging as transformers_logging
-
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -103,8 +99,6 @@ def check_device(device: str | None) -> None:
     """
     if device is None or device in SPREAD:
         return
-    import torch
-
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, ImportError) as error:

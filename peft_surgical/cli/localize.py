@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Group
 
+import peft_surgical as ps
+
+from ..edit import EDIT_PROJECTIONS
 from ..errors import ScorerError
+from ..facts import Fact
+from ..localizing.plots import plot_localization
+from ..localizing.results import Localization
+from ..selection import Selection
 from ..texts.text import printable
 from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .tables import ScoreTable
 from .terminal import note, on_interrupt, print_json, print_result
-
-if TYPE_CHECKING:
-    from ..localizing.results import Localization
-    from ..selection import Selection
 
 
 @click.command(short_help="Find the heads and MLPs that hold a fact.")
@@ -65,18 +67,12 @@ def localize(
       peft-surgical localize fact.yaml --scorer attribution:steps=5 --scorer random --out where
       peft-surgical localize fact.yaml --heads 2 --mlps 3 --out where
     """
-    from ..facts import Fact
-
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite, "localization.json")
     checks.scorers(scorers)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
-        import peft_surgical as ps
-
-        from ..edit import EDIT_PROJECTIONS
-
         checks.model_has(model, None, limits, EDIT_PROJECTIONS)
         on_interrupt(context, out)
         found = ps.localize(
@@ -124,7 +120,5 @@ def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bo
     except ImportError:
         note("localization.png is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
         return False
-    from ..localizing.plots import plot_localization
-
     plot_localization(found, chosen, path)
     return True

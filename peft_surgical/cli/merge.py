@@ -6,6 +6,12 @@ from pathlib import Path
 
 import click
 
+import peft_surgical as ps
+
+from ..adapters.low_rank import LowRank
+from ..merge import read_mergeable
+from ..writing.files import CHECKPOINT, check_output
+from ..writing.inputs import check_inputs_stay
 from . import checks, options
 from .adapters import check_once
 from .loading import load, no_bars
@@ -41,19 +47,12 @@ def merge(
     """
     checks.output(out, overwrite)
     check_once(adapters)
-    from ..adapters.low_rank import LowRank
-    from ..merge import read_mergeable
-    from ..writing.files import CHECKPOINT, check_output
-    from ..writing.inputs import check_inputs_stay
-
     # `demo` is no folder, whatever is called so here.
     check_inputs_stay(out, adapters if source.name == "demo" else [*adapters, source.name])
     check_output(out, overwrite=overwrite, content=CHECKPOINT)
     # Read before the model is: a damaged adapter is told at once.
     edit = read_mergeable(adapters)
     model, tokenizer = load(source, quiet=quiet)
-    import peft_surgical as ps
-
     with no_bars():
         ps.merge(model, adapters, out, tokenizer=tokenizer, overwrite=overwrite)
     if as_json:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
+import peft_surgical as ps
+
+from ..drafting.english import check_english
+from ..drafting.reading import read_prompt
 from ..errors import FactError, brief
+from ..texts.fact_checks import check_apart, check_asked
+from ..texts.text import same_text_key
 from . import checks, options
 from .loading import load
 from .terminal import note, print_json, print_result
@@ -72,8 +78,6 @@ def new(
     checks.output_file(out, overwrite)
     _check(prompt, subject, old, new)
     model, tokenizer = load(source, quiet=quiet)
-    import peft_surgical as ps
-
     try:
         draft = ps.new_fact(
             model,
@@ -115,11 +119,6 @@ def _check(prompt: str, subject: str | None, old: tuple[str, ...], new: tuple[st
     """
     if any(not name.strip() for name in (*old, *new)):
         raise FactError("an answer is empty; give --new, and --old if need be, a name.")
-    from ..drafting.english import check_english
-    from ..drafting.reading import read_prompt
-    from ..texts.fact_checks import check_apart, check_asked
-    from ..texts.text import same_text_key
-
     if mute := [name for name in (*old, *new) if not same_text_key(name)]:
         raise FactError(f"the answer {brief(mute[0])} has no letter, digit or sign to look for.")
     if not same_text_key(prompt):

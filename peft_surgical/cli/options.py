@@ -14,13 +14,11 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import brief
+from ..models import DTYPES
 from .terminal import JSON
 from .translate import DEBUG, debug_from_environment
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-# As in `models.DTYPES`, which would import torch.
-DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 
 
 def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -125,7 +123,7 @@ _MODEL = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(DTYPE_NAMES),
+        type=click.Choice(tuple(DTYPES)),
         default="auto",
         show_default=True,
         help="Of the weights; auto is the checkpoint's own, float32 for GGUF.",

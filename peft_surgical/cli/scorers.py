@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 import click
 from rich.text import Text
 
+from .. import plugins
 from ..texts.text import printable
 from .options import as_json as json_option
 from .options import debug
@@ -27,10 +28,8 @@ def scorers(as_json: bool) -> None:
     Example:
       peft-surgical scorers
     """
-    from ..plugins import load_scorers
-
     with redirect_stdout(sys.stderr):  # what a plugin prints as it is imported is no part of the list
-        catalogue = load_scorers()
+        catalogue = plugins.load_scorers()
     installed = [item for _, item in sorted(catalogue.scorers.items())]
     if as_json:
         print_json(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+import peft_surgical as ps
+
 from . import checks, options
 from .adapters import check_once
 from .terminal import print_json, print_result
@@ -27,8 +29,6 @@ def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool,
     """
     checks.output(out, overwrite)
     check_once(adapters)
-    import peft_surgical as ps
-
     edit = ps.stack(list(adapters), out, overwrite=overwrite)
     if as_json:
         print_json({"out": str(out), "modules": len(edit.modules), "scales": edit.n_scales})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
+from accelerate.utils.memory import should_reduce_batch_size
 
 from ..errors import SurgicalError, brief, said
 from ..texts.text import printable
@@ -179,8 +180,6 @@ def _failure(error: Exception, command: click.Command | None = None) -> _Failure
 def _no_memory(error: Exception) -> bool:
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
-    from accelerate.utils.memory import should_reduce_batch_size
-
     # It looks for what torch says in an only argument that is text, which not every error has.
     return bool(should_reduce_batch_size(RuntimeError(said(error))))
 
