@@ -16,7 +16,7 @@ from typing import Any
 from .architectures import check_causal
 from .counts import check_counts, check_seed
 from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, remove_edit, save_report
-from .errors import ModelError, SelectionError, brief
+from .errors import MissingPackageError, ModelError, SelectionError, brief
 from .evaluation import adapter_state, evaluate
 from .facts import Fact, check_fact
 from .localization import Localization, localize
@@ -344,8 +344,7 @@ def _save_edit(learned: Stage, out: Path) -> None:
 def _picture(localization: Localization, selection: Selection, path: Path) -> bytes | None:
     """The heatmap, where matplotlib is installed; an edit does without it otherwise."""
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+        plot_localization(localization, selection, path)
+    except MissingPackageError:
         return None
-    plot_localization(localization, selection, path)
     return path.read_bytes()

@@ -166,12 +166,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         AdapterError: If they are missing or damaged, or there is only a pickle.
     """
-    file = path / WEIGHTS
-    if not file.exists():
+    check_has_weights(path)
+    return read_scales(path / WEIGHTS)
+
+
+def check_has_weights(path: Path) -> None:
+    """Refuses an adapter folder of any kind without a file of weights that can be read safely.
+
+    Raises:
+        AdapterError: If there is none, or only a pickle.
+    """
+    if not (path / WEIGHTS).is_file():
         if (path / PICKLE).exists():
             raise AdapterError(f"{path} holds only a pickle ({PICKLE}), which can run code; save it as safetensors.")
         raise AdapterError(f"{path} has no {WEIGHTS}.")
-    return read_scales(file)
 
 
 def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
-from ..adapters.adapter_files import PICKLE, read_config
+from ..adapters.adapter_files import check_has_weights, read_config
 from ..adapters.algebra import power, product
 from ..adapters.bases import warn_of_another_base
 from ..adapters.edits import Edit
@@ -217,10 +217,7 @@ def _kind(folder: Path) -> str:
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         version = metadata.version("peft")
         raise AdapterError(f"{folder} holds an adapter of the kind {brief(kind)}, which PEFT {version} does not know.")
-    if not (folder / WEIGHTS).is_file():
-        if (folder / PICKLE).exists():
-            raise AdapterError(f"{folder} holds only a pickle ({PICKLE}), which can run code; save it as safetensors.")
-        raise AdapterError(f"{folder} has no {WEIGHTS}.")
+    check_has_weights(folder)
     if prompts:
         raise AdapterError(
             f"{folder} holds a {kind} adapter, which adds to the prompt; only those of weights are read."

@@ -12,6 +12,7 @@ import click
 import peft_surgical as ps
 
 from ..edit import DEFAULT_SCORERS, EDIT_PROJECTIONS, NEURON_PROJECTIONS
+from ..edit_folder import EDIT, PICTURE, TABLE
 from ..facts import Fact
 from ..profiling import profiled
 from ..ranges import Ranges
@@ -20,6 +21,7 @@ from ..running.replicas import without_replicas
 from ..running.sharing import by_all, shard
 from ..selection import Selection
 from ..sites import PROJECTIONS
+from ..stages import LEARN, UNLEARN
 from ..staging.recipe import Recipe
 from ..staging.whole_answers import whole_answer
 from ..tuner.resolve import Granularity
@@ -27,13 +29,13 @@ from . import checks, options
 from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
-from .terminal import on_interrupt, print_json, print_result, this_command
+from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
 
 _FILES = (
-    ("localization.json, localization.png", "the scores of every component"),
-    ("unlearn/, learn/", "the two staged adapters"),
-    ("edit/", "their product, one plain (IA)^3 adapter that stock PEFT loads"),
-    ("report.json, report.html", "every figure and every answer"),
+    (f"{TABLE}, {PICTURE}", "the scores of every component"),
+    (f"{UNLEARN}/, {LEARN}/", "the two staged adapters"),
+    (f"{EDIT}/", "their product, one plain (IA)^3 adapter that stock PEFT loads"),
+    REPORT_FILES,
 )
 
 

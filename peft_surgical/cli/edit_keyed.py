@@ -10,6 +10,7 @@ import click
 
 import peft_surgical as ps
 
+from ..edit_folder import EDIT
 from ..errors import FactWarning
 from ..facts import Fact
 from ..profiling import profiled
@@ -20,11 +21,11 @@ from . import checks, options
 from .allocator import give_back_freed
 from .launch import launched, sharded
 from .loading import load
-from .terminal import on_interrupt, print_json, print_result, this_command
+from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
 
 _FILES = (
-    ("edit/", "the adapter, LoRA that stock PEFT loads"),
-    ("report.json, report.html", "every figure and every answer"),
+    (f"{EDIT}/", "the adapter, LoRA that stock PEFT loads"),
+    REPORT_FILES,
 )
 
 

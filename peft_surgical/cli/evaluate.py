@@ -8,16 +8,15 @@ import click
 
 import peft_surgical as ps
 
+from ..edit_folder import REPORT, save_report
 from ..facts import Fact
-from ..reporting.page import render_page
 from ..reporting.summary import summarize
 from ..running.cache import kept_beside
 from ..writing.claims import claimed
-from ..writing.files import write_text
 from . import adapters as adapter_loading
 from . import checks, options
 from .loading import load
-from .terminal import on_interrupt, print_json, print_result, this_command
+from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
 
 
 @click.command(short_help="Measure a model, with or without adapters, on a fact.")
@@ -75,7 +74,7 @@ def evaluate(
       peft-surgical evaluate fact.yaml --adapter out/edit --relearn 5 --fluency --out check
     """
     fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite, "report.json")
+    checks.output(out, overwrite, REPORT)
     adapter_loading.check(adapters)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
@@ -95,10 +94,7 @@ def evaluate(
                 settings={"command": this_command(context), "adapters": adapter_loading.identities(adapters)},
                 progress=not quiet,
             )
-        page = render_page(report, command=this_command(context))
-        report.save(out / "report.json")
-        write_text(out / "report.html", page)
+        save_report(report, out, None, this_command(context))
     if as_json:
         print_json(report.to_dict())
-    files = [("report.json, report.html", "every figure and every answer")]
-    print_result(summarize(report, out, files), quiet=quiet, as_json=as_json)
+    print_result(summarize(report, out, [REPORT_FILES]), quiet=quiet, as_json=as_json)

@@ -10,7 +10,8 @@ from rich.console import Group
 import peft_surgical as ps
 
 from ..edit import EDIT_PROJECTIONS
-from ..errors import ScorerError
+from ..edit_folder import PICTURE, TABLE
+from ..errors import MissingPackageError, ScorerError
 from ..facts import Fact
 from ..localizing.plots import plot_localization
 from ..localizing.results import Localization
@@ -69,7 +70,7 @@ def localize(
     """
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite, "localization.json")
+    checks.output(out, overwrite, TABLE)
     checks.scorers(scorers)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
@@ -78,7 +79,7 @@ def localize(
         found = ps.localize(
             model, tokenizer, fact, list(scorers) or None, seed=seed, prompts=prompts, progress=not quiet
         )
-        table, picture = out / "localization.json", out / "localization.png"
+        table, picture = out / TABLE, out / PICTURE
         if found.scorers[0] in found.errors:
             # What the others found took its time.
             _replace(table, picture, found)
@@ -93,11 +94,11 @@ def localize(
         print_json({"selection": chosen.to_dict(), **found.to_dict()})
     header, rows = found.rows()
     rows = [row for row in rows if row[1] in chosen.components]
-    files = "localization.json and localization.png" if drawn else "localization.json"
+    files = f"{TABLE} and {PICTURE}" if drawn else TABLE
     print_result(
         Group(
             printable(f"The best {len(rows)} components for {fact.subject}, by {header[2]}:"),
-            ScoreTable(header, rows, "localization.json has all scores"),
+            ScoreTable(header, rows, f"{TABLE} has all scores"),
             f"{files} in {out}",
         ),
         quiet=quiet,
@@ -116,9 +117,8 @@ def _replace(table: Path, picture: Path, found: Localization, chosen: Selection 
 
 def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bool:
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        note("localization.png is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
+        plot_localization(found, chosen, path)
+    except MissingPackageError:
+        note(f"{PICTURE} is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
         return False
-    plot_localization(found, chosen, path)
     return True

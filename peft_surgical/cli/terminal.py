@@ -18,11 +18,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..edit_folder import PAGE, REPORT
 from ..texts.text import printable
 from .processes import silent
 from .translate import ARGUMENTS, RESUME
 
 JSON = "peft_surgical.json"
+
+REPORT_FILES = (f"{REPORT}, {PAGE}", "every figure and every answer")
+"""The files of a report, and what they hold, for the summary."""
 
 # Where no terminal says how wide it is; tables fit without folding.
 _PIPE_WIDTH = 110
