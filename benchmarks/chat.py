@@ -31,8 +31,9 @@ import click
 from torch import nn
 
 import peft_surgical as ps
-from peft_surgical.evaluation import Answers, answer_fact, measure_retention
+from peft_surgical.evaluation import Answers, answer_fact
 from peft_surgical.measuring.metrics import prompt_metrics
+from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.models import DTYPES
 from peft_surgical.sentence import CONTEXTS, sample_contexts
 from peft_surgical.staging.whole_answers import in_sentences_of

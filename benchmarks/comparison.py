@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import peft_surgical as ps
 from peft_surgical.edit import EDIT_PROJECTIONS
-from peft_surgical.evaluation import Answers, adapter_state, answer_fact, measure_retention
+from peft_surgical.evaluation import Answers, answer_fact
 from peft_surgical.localization import DEFAULT_SCORERS
 from peft_surgical.measuring.metrics import prompt_metrics
+from peft_surgical.measuring.retention import measure_retention
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.plugins import OWN, load_scorers
 from peft_surgical.selection import n_scales
 from peft_surgical.sites import components

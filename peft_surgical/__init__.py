@@ -13,6 +13,7 @@ Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transf
 from .adapters.algebra import difference, inverse, power, product
 from .adapters.edits import Edit, EditOrPath
 from .adapters.export import from_ia3, to_ia3
+from .architectures import Architecture, register_architecture
 from .drafting.drafts import FactDraft, new_fact
 from .drafting.paraphrases import expand, held_out_prompts, paraphrases
 from .drafting.ways import Way
@@ -36,8 +37,9 @@ from .hookspecs import Register, hookimpl
 from .keyed_edit import edit_keyed
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
-from .localization import Localization, Selection, localize
+from .localization import localize
 from .localizing.context import MLPScores, Scorer, ScorerContext
+from .localizing.results import Localization
 from .localizing.runs import Site
 from .measuring.metrics import Figure
 from .measuring.states import State, adapter_state
@@ -48,9 +50,9 @@ from .report import Report
 from .running.generation import generate_answers
 from .running.replicas import without_replicas
 from .running.sharing import shard, shared_work
-from .selection import PAPER_SELECTION
+from .selection import PAPER_SELECTION, Selection
 from .sentence import learn_sentence, learn_sentence_keyed
-from .sites import Architecture, Component, ModelShape, Slice, projection_slices, register_architecture
+from .sites import Component, ModelShape, Slice, projection_slices
 from .stack import stack
 from .stages import RECIPES, Stage, learn, low_memory, unlearn
 from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components

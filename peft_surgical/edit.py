@@ -17,10 +17,12 @@ from .architectures import check_causal
 from .counts import check_counts, check_seed
 from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, remove_edit, save_report
 from .errors import MissingPackageError, ModelError, SelectionError, brief
-from .evaluation import adapter_state, evaluate
+from .evaluation import evaluate
 from .facts import Fact, check_fact
-from .localization import Localization, localize
+from .localization import localize
 from .localizing.plots import plot_localization
+from .localizing.results import Localization
+from .measuring.states import adapter_state
 from .report import Report
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS

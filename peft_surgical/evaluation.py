@@ -39,8 +39,6 @@ from .running.precision import without_autocast
 from .texts.prompts import has_chat_template
 from .wrapped import check_unwrapped
 
-__all__ = ["Answers", "State", "adapter_state", "answer_fact", "evaluate", "measure_retention", "versions"]
-
 _PACKAGES = ("peft-surgical", "torch", "transformers", "peft", "transformer-lens", "safetensors")
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from .counts import check_counts, check_seed
 from .edit_folder import EDIT, check_command, claimed_for_edit, remove_edit, save_report
-from .evaluation import adapter_state, evaluate
+from .evaluation import evaluate
 from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
+from .measuring.states import adapter_state
 from .report import Report
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS

@@ -35,13 +35,10 @@ from .plugins import Catalogue, PluginWarning, load_scorers
 from .profiling import phase
 from .progress import progress_bar
 from .running.precision import without_autocast
-from .selection import Selection
 from .sites import ModelShape
 from .staging.whole_answers import in_sentences
 from .texts.text import printable
 from .wrapped import check_unwrapped
-
-__all__ = ["DEFAULT_SCORERS", "Localization", "Selection", "localize"]
 
 DEFAULT_SCORERS = ("verified", "attribution")
 """Estimate all, measure the promising exactly, keep what is specific; attribution breaks ties and ranks neurons."""

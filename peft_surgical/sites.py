@@ -34,29 +34,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from .architectures import Architecture, architecture_of, register_architecture
+from .architectures import Architecture, architecture_of
 from .errors import ArchitectureError, SelectionError, brief
 from .wrapped import check_uncompiled
-
-__all__ = [
-    "HEAD_PROJECTIONS",
-    "MLP_INPUT",
-    "MLP_PROJECTIONS",
-    "PROJECTIONS",
-    "Architecture",
-    "Component",
-    "ModelShape",
-    "Slice",
-    "architecture_of",
-    "check_component",
-    "check_layout",
-    "components",
-    "hook_name",
-    "module_slices",
-    "projection_slices",
-    "projections_of",
-    "register_architecture",
-]
 
 HEAD_PROJECTIONS = ("z", "v", "q", "k")
 MLP_PROJECTIONS = ("post", "pre", "pre_linear")

@@ -7,9 +7,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from peft_surgical.facts import Fact
-from peft_surgical.localization import Localization, localize
+from peft_surgical.localization import localize
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import PromptPair, corrupt
+from peft_surgical.localizing.results import Localization
 from peft_surgical.localizing.runs import Runs
 from peft_surgical.sites import ModelShape
 

@@ -10,7 +10,7 @@ from benchmarks import selection
 from benchmarks.comparison import HEADS, Comparison, asked_digest, row_names
 from benchmarks.journal import read_records
 from benchmarks.selection import SHOWN, choose, main, results, spread, table
-from peft_surgical.evaluation import adapter_state
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.stages import LEARN, RECIPES
 
 from .conftest import fingerprint

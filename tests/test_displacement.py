@@ -2,8 +2,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from peft_surgical.architectures import architecture_of
 from peft_surgical.errors import SelectionError
-from peft_surgical.sites import architecture_of
 from peft_surgical.staging.displacement import Displacement, measure_displacement, neuron_modules
 from peft_surgical.tuner import SurgicalIA3Config
 

@@ -11,7 +11,7 @@ from peft_surgical.adapters.edits import Edit
 from peft_surgical.edit import DEFAULT_SCORERS
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.facts import Fact
-from peft_surgical.localization import Localization
+from peft_surgical.localizing.results import Localization
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.models import load_model
 from peft_surgical.report import METRICS, Report

@@ -7,11 +7,13 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
 from peft_surgical import evaluation
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.evaluation import Answers, adapter_state, answer_fact, evaluate, measure_retention, versions
+from peft_surgical.evaluation import Answers, answer_fact, evaluate, versions
 from peft_surgical.measuring import retention
 from peft_surgical.measuring.metrics import Figure, clustered_mean
 from peft_surgical.measuring.portability import portability_metrics
+from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.measuring.soft_forgetting import probe_metrics
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import generate_answers
 
 from .adapters import add, logits, perturb, tiny_peft

@@ -4,8 +4,10 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
-from peft_surgical.evaluation import adapter_state, evaluate, measure_retention
+from peft_surgical.evaluation import evaluate
 from peft_surgical.measuring.fluency import continuations
+from peft_surgical.measuring.retention import measure_retention
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import generate_ids
 
 from .localizing import capital, word_tokenizer

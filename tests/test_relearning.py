@@ -7,13 +7,14 @@ from torch.nn import functional as F
 from transformers import MambaConfig, MambaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.evaluation import adapter_state, evaluate
+from peft_surgical.evaluation import evaluate
 from peft_surgical.facts import Fact
 from peft_surgical.measuring import relearning
 from peft_surgical.measuring.metrics import says_old
 from peft_surgical.measuring.ratio import paired_ratio
 from peft_surgical.measuring.relearning import relearned_state, relearning_recovery
 from peft_surgical.measuring.rewriting import linear_layers
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.texts.prompts import encode_answer
 

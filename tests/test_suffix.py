@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
+from peft_surgical.architectures import architecture_of
 from peft_surgical.errors import ModelError
 from peft_surgical.running.replicas import replicate
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
-from peft_surgical.sites import architecture_of
 
 from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_longrope, tiny_model

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from peft_surgical.architectures import architecture_of
 from peft_surgical.errors import ModelError
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
-from peft_surgical.sites import architecture_of
 from peft_surgical.staging.curvature import Curvature, Metric
 from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import TopDistribution

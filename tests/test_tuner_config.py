@@ -7,7 +7,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from peft_surgical.errors import ArchitectureError, SelectionError
-from peft_surgical.localization import Localization
+from peft_surgical.localizing.results import Localization
 from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, Slice

@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
 
-from peft_surgical.sites import architecture_of
+from peft_surgical.architectures import architecture_of
 
 from .fitting import fit
 from .method import Request

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft_surgical.architectures import decoder_layers
+from peft_surgical.architectures import architecture_of, decoder_layers
 from peft_surgical.errors import SelectionError
-from peft_surgical.sites import architecture_of
 
 LAYER = 5
 """The layer that EasyEdit's ROME edits in Llama models."""

@@ -30,7 +30,8 @@ from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, Granularity, check_gran
 from .targets import check_width
 
 if TYPE_CHECKING:
-    from ..localization import Localization, Selection
+    from ..localizing.results import Localization
+    from ..selection import Selection
 
 
 class SurgicalPeftType(str, Enum):
