@@ -1,1 +1,4 @@
-"""Where weights come from: the demo model's out of a package (`demo`), and none out of a pickle (`pickles`)."""
+"""Where weights come from: the demo model's out of a package (`demo`), and none out of a pickle (`pickles`).
+
+`padding` lends a tokenizer that has none a token to pad with.
+"""
