@@ -39,7 +39,7 @@ from .tuner import SurgicalIA3Config
 from .tuner.resolve import Granularity, check_granularity, check_has_neurons
 from .tuner.unchanged import unchanged_on_failure
 
-DEFAULT_SCORERS = ("lookup", "attribution")
+EDIT_SCORERS = ("lookup", "attribution")
 """The first ranks: an edit is made where the fact is looked up. The others stand beside it in the localization."""
 
 EDIT_PROJECTIONS = ("z", "in")
@@ -162,7 +162,7 @@ def edit(
             seconds[name] = round(now - started, 2)
             started = now
 
-        names = DEFAULT_SCORERS if scorers is None else scorers
+        names = EDIT_SCORERS if scorers is None else scorers
         found = localization
         if found is None:
             found = localize(model, tokenizer, fact, names, seed=seed, progress=progress)

@@ -16,6 +16,7 @@ from typing import Any
 from .errors import SelectionError, brief
 from .ranges import Ranges, checked_neurons
 from .sites import (
+    DEFAULT_PROJECTIONS,
     HEAD_PROJECTIONS,
     MLP_INPUT,
     MLP_PROJECTIONS,
@@ -185,7 +186,7 @@ def select(
     mlps: int | None = None,
     budget: int | None = None,
     threshold: float | None = None,
-    projections: Sequence[str] = ("z", "post"),
+    projections: Sequence[str] = DEFAULT_PROJECTIONS,
     neurons: int | None = None,
     tie_break: Callable[[str], Any] | None = None,
 ) -> Selection:

@@ -44,6 +44,9 @@ MLP_INPUT = "in"
 PROJECTIONS = (*HEAD_PROJECTIONS, *MLP_PROJECTIONS, MLP_INPUT)
 """All that can be scaled; scorers know those of heads and of MLPs' neurons."""
 
+DEFAULT_PROJECTIONS = ("z", "post")
+"""What is scored, counted and scaled unless others are named."""
+
 # No more digits than any model has layers, and not those of other scripts, which would give one component two names.
 _NUMBER = "(0|[1-9][0-9]{0,4})"
 _NAME = re.compile(rf"L{_NUMBER}\.(?:(mlp)|head\.{_NUMBER})")

@@ -24,7 +24,7 @@ from benchmarks.speed.scaling import Grid, exponent, made_up_fact, scaling, wide
 from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_stock_adapter
 from benchmarks.speed.table import lines
 from benchmarks.speed.training import learn
-from peft_surgical.edit import DEFAULT_SCORERS
+from peft_surgical.edit import EDIT_SCORERS
 from peft_surgical.errors import FactError
 from peft_surgical.running import computing
 from peft_surgical.running.generation import generate_answers
@@ -245,7 +245,7 @@ def test_all_rows_in_one_run(model_folder, fact_file):
     assert sentence["ratio"] == sentence["seconds"] / sentence["other_seconds"]
     assert sentence["ratio_keyed"] == sentence["seconds_keyed"] / sentence["other_seconds"]
     assert found["localization"]["largest_error"] < 1e-4
-    assert found["localization"]["top10_overlap_of"].keys() == set(DEFAULT_SCORERS)
+    assert found["localization"]["top10_overlap_of"].keys() == set(EDIT_SCORERS)
     assert [*found["passes"]["tokens"]] == [*map(str, TOKENS)]
     for cost in found["passes"]["tokens"].values():
         assert min(cost[name]["seconds"] for name in ("step", "curvature")) > 0

@@ -64,7 +64,7 @@ def test_neither_the_package_nor_its_commands_import_what_only_localizing_needs(
 
 
 @pytest.mark.parametrize(
-    ("command", "defaults"), [("edit", EDIT.DEFAULT_SCORERS), ("localize", LOCALIZATION.DEFAULT_SCORERS)]
+    ("command", "defaults"), [("edit", EDIT.EDIT_SCORERS), ("localize", LOCALIZATION.DEFAULT_SCORERS)]
 )
 def test_the_help_names_the_default_scorers(command, defaults):
     (option,) = (option for option in cli.commands[command].params if option.name == "scorers")

@@ -8,7 +8,7 @@ from peft import IA3Config, PeftModel
 
 from peft_surgical import edit as edit_function
 from peft_surgical.adapters.edits import Edit
-from peft_surgical.edit import DEFAULT_SCORERS
+from peft_surgical.edit import EDIT_SCORERS
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.facts import Fact
 from peft_surgical.localizing.results import Localization
@@ -139,7 +139,7 @@ def test_the_report_is_of_three_states(edited, model_folder):
 def test_the_selection_is_all_mlps_in_the_order_of_the_localization(edited):
     out, _, report = edited
     found = Localization.load(out / "localization.json")
-    assert found.scorers == DEFAULT_SCORERS
+    assert found.scorers == EDIT_SCORERS
     assert found.subject == "france"
     expected = found.top(mlps=99)
     assert sorted(expected.components) == [f"L{layer}.mlp" for layer in range(found.shape.n_layers)]
@@ -214,7 +214,7 @@ def test_what_is_selected(case, model_folder, tmp_path):
     out = tmp_path / "out"
     _, report = rewrite(model_folder, out, retention_tokens=0, **options)
     found = Localization.load(out / "localization.json")
-    assert found.scorers == tuple(options.get("scorers", DEFAULT_SCORERS))
+    assert found.scorers == tuple(options.get("scorers", EDIT_SCORERS))
     assert len(report.selection["components"]) == components
     assert "kl_per_token" not in report.stages["edited"]
     n_scales = Edit.load(out / "learn").n_scales

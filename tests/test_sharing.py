@@ -122,7 +122,7 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
     model, tokenizer = load_model(model_folder, dtype="float32")
     localization = None
     if sharded:
-        localization = ps.localize(model, tokenizer, test_edit.FACT, test_edit.DEFAULT_SCORERS, progress=False)
+        localization = ps.localize(model, tokenizer, test_edit.FACT, test_edit.EDIT_SCORERS, progress=False)
         shard(model)
         with pytest.raises(ModelError, match="localize before sharding it"):
             ps.localize(model, tokenizer, test_edit.FACT, progress=False)

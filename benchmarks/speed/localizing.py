@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import peft_surgical as ps
-from peft_surgical.edit import DEFAULT_SCORERS
+from peft_surgical.edit import EDIT_SCORERS
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import template_ids
 from peft_surgical.localizing.patching import targets_of
@@ -38,11 +38,11 @@ def localization(case: Case) -> dict[str, Any]:
     )
     guess = attributed(runs, pairs, targets, sizes.max_tokens)
     default, default_seconds = timed(
-        located, case.fresh(), case.tokenizer, case.fact, list(DEFAULT_SCORERS), sizes.max_tokens
+        located, case.fresh(), case.tokenizer, case.fact, list(EDIT_SCORERS), sizes.max_tokens
     )
     # On the same prompts: what each scorer of the default measures need not be what patching does.
     compared = ps.localize(
-        case.fresh(), case.tokenizer, case.fact, [*DEFAULT_SCORERS, EXACT], prompts=sizes.prompts, progress=False
+        case.fresh(), case.tokenizer, case.fact, [*EDIT_SCORERS, EXACT], prompts=sizes.prompts, progress=False
     )
     best = {name: set(ranked(scores)[:10]) for name, scores in compared.scores.items()}
     # The runs that all components share are paid once.
@@ -59,6 +59,6 @@ def localization(case: Case) -> dict[str, Any]:
         "ratio_exact": other / per_prompt["exact"],
         "ratio_default": other / per_prompt["default"],
         "largest_error": float((exact[0][chosen] - sample).abs().max()),
-        "top10_overlap_of": {name: len(best[name] & best[EXACT]) for name in DEFAULT_SCORERS},
+        "top10_overlap_of": {name: len(best[name] & best[EXACT]) for name in EDIT_SCORERS},
         "top10_overlap": round(10 * overlap(guess.mean(0), exact.mean(0), min(10, len(targets)))),
     }

@@ -11,7 +11,7 @@ import click
 
 import peft_surgical as ps
 
-from ..edit import DEFAULT_SCORERS, EDIT_PROJECTIONS, NEURON_PROJECTIONS
+from ..edit import EDIT_PROJECTIONS, EDIT_SCORERS, NEURON_PROJECTIONS
 from ..edit_folder import EDIT, PICTURE, TABLE
 from ..facts import Fact
 from ..profiling import profiled
@@ -167,7 +167,7 @@ def edit(
     with profiled() as spent:
         localization = None
         if sharded():
-            names = list(scorers) or DEFAULT_SCORERS
+            names = list(scorers) or EDIT_SCORERS
             localization = ps.localize(model, tokenizer, fact, names, seed=seed, progress=not quiet)
             shard(model)
         report = ps.edit(
@@ -217,7 +217,7 @@ def _tell(
     quiet: bool,
 ) -> None:
     """What the command would do, on standard output."""
-    names = list(scorers) or list(DEFAULT_SCORERS)
+    names = list(scorers) or list(EDIT_SCORERS)
     components = [] if selection is None else list(selection.components)
     some = {} if selection is None else dict(selection.neurons or {})
     if as_json:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from ..errors import SelectionError, brief
 from ..ranges import united_index
 from ..selection import Selection, ranked, select
-from ..sites import Component, ModelShape
+from ..sites import DEFAULT_PROJECTIONS, Component, ModelShape
 from ..writing.files import read_json, why_unread, write_json
 from .localization_files import pack, read_localization
 from .scores import Scores
@@ -72,7 +72,7 @@ class Localization:
         budget: int | None = None,
         threshold: float | None = None,
         neurons: int | None = None,
-        projections: Sequence[str] = ("z", "post"),
+        projections: Sequence[str] = DEFAULT_PROJECTIONS,
     ) -> Selection:
         """The best components, until every given limit is reached.
 

@@ -8,10 +8,8 @@ from typing import Any
 
 from ..errors import ScorerError, brief, said
 from ..plugins import Catalogue, Installed
-from ..sites import HEAD_PROJECTIONS, MLP_PROJECTIONS, ModelShape
+from ..sites import DEFAULT_PROJECTIONS, HEAD_PROJECTIONS, MLP_PROJECTIONS, ModelShape
 from .runs import Site, sites_of
-
-DEFAULT_PROJECTIONS = ("z", "post")
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from peft.config import PeftConfig
 
 from ..errors import ArchitectureError, SelectionError, brief
 from ..ranges import checked_neurons
-from ..sites import WIDEST, ModelShape
+from ..sites import DEFAULT_PROJECTIONS, WIDEST, ModelShape
 from .coordinates import Coordinates
-from .resolve import DEFAULT_PROJECTIONS, GRANULARITIES, Granularity, check_granularity, resolve
+from .resolve import GRANULARITIES, Granularity, check_granularity, resolve
 from .targets import check_width
 
 if TYPE_CHECKING:

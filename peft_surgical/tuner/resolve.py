@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias, get_args
 from ..errors import SelectionError
 from ..ranges import Range, Ranges, checked_neurons
 from ..sites import (
+    DEFAULT_PROJECTIONS,
     MLP_INPUT,
     MLP_PROJECTIONS,
     Component,
@@ -32,7 +33,6 @@ from .coordinates import Coordinates, Side
 
 Granularity: TypeAlias = Literal["component", "module", "neuron"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
-DEFAULT_PROJECTIONS = ("z", "post")
 
 
 def resolve(
