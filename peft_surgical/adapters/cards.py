@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from .bases import cached_commit, hub_id
 
@@ -30,13 +30,13 @@ def card_header(base_model: str | None, task_type: str | None, kind: str) -> str
         task_type: PEFT's.
         kind: PEFT's, as a tag.
     """
-    header = ["---", "library_name: peft", "tags:", f"- {kind}", "- peft-surgical"]
-    if base := hub_id(base_model):
-        # An id may read as a number or as yes and no.
-        header[1:1] = [f"base_model: {base if isinstance(yaml.safe_load(base), str) else json.dumps(base)}"]
-    if task_type == "CAUSAL_LM":
-        header.insert(1, "pipeline_tag: text-generation")
-    return "\n".join([*header, "---"])
+    header = ModelCardData(
+        base_model=hub_id(base_model),
+        library_name="peft",
+        pipeline_tag="text-generation" if task_type == "CAUSAL_LM" else None,
+        tags=[kind, "peft-surgical"],
+    )
+    return "\n".join(["---", header.to_yaml(), "---"])
 
 
 def card_scales(edit: Edit) -> str:
