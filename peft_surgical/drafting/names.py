@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from importlib import resources
 
-from ..texts.tables import read_table
+from ..texts.tables import read_data, read_table
 from ..texts.text import contains, same_text_key, without_accents
 from .relations import relations
 
@@ -146,9 +145,7 @@ def _is_everyday(word: str) -> bool:
 
 @cache
 def _everyday_words() -> frozenset[str]:
-    data = resources.files("peft_surgical").joinpath("data")
-    names = ("everyday.txt", "general.txt", "retention.txt")
-    text = "\n".join(data.joinpath(name).read_text(encoding="utf-8") for name in names)
+    text = "\n".join(map(read_data, ("everyday.txt", "general.txt", "retention.txt")))
     return frozenset(re.findall(r"(?<![\w'])[a-z]+(?![\w'])", text))
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from itertools import chain
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..running.freed import release_freed
 from ..running.modes import evaluating, learned_tokens
 from ..running.replicas import Replica, replicate
 from ..running.sharing import check_alike, check_shareable, merged, share
+from ..texts.tables import read_data
 from .metrics import Figure, clustered_mean
 from .states import State
 
@@ -62,7 +62,7 @@ def measure_retention(
     check_counts(2, window=window)
     check_counts(0, tokens=tokens)
     if text is None:
-        text = resources.files("peft_surgical").joinpath("data", "retention.txt").read_text(encoding="utf-8")
+        text = read_data("retention.txt")
     check_shareable(model)
     windows = _windows(model, tokenizer, text, tokens, window)
     check_alike(text=windows, states=[*states])

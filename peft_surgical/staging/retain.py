@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..facts import TrainingFact
 from ..running.generation import generate_ids
 from ..texts.prompts import EncodedAnswer, encode, mentions, swap_subject
+from ..texts.tables import read_data
 from ..texts.text import same_text_key
 from ..texts.topics import topic_prompts
 from ..texts.wording import variants
@@ -63,8 +63,7 @@ def general_prompts() -> list[str]:
 
 
 def _lines(name: str) -> list[str]:
-    text = resources.files("peft_surgical").joinpath("data", name).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in read_data(name).splitlines() if line.strip()]
 
 
 def carried_prompts(general: int, everyday: int | None = None) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..errors import FactError, brief
+from ..writing.files import KeyTwiceError, no_key_twice
 
 MAX_BYTES = 10_000_000
 MAX_VALUES = 500_000
@@ -38,9 +39,9 @@ def read_fact_file(path: str | os.PathLike[str]) -> Any:
         try:
             # Numbers stay the words that they were written as, NaN and Infinity too.
             words: dict[str, Any] = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), str)
-            return json.loads(text, object_pairs_hook=_no_key_twice, **words)
-        except _KeyTwice as error:
-            raise FactError(f"{path}: the key {brief(error.args[0])} stands twice.") from error
+            return json.loads(text, object_pairs_hook=no_key_twice, **words)
+        except KeyTwiceError as error:
+            raise FactError(f"{path}: {error}.") from error
         except (ValueError, RecursionError):
             pass
     try:
@@ -97,19 +98,6 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-
-
-class _KeyTwice(Exception):
-    """A JSON object has a key twice."""
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _KeyTwice(key)
-        found[key] = value
-    return found
 
 
 def _check_events(text: str, path: Path) -> None:

@@ -115,22 +115,32 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"it holds {constant}, which JSON does not have")
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise ValueError(f"the key {brief(key)} stands twice")
-            found[key] = value
-        return found
-
     try:
         # Editors of Windows begin a file with a byte order mark.
         text = Path(path).read_text(encoding="utf-8-sig")
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=no_key_twice)
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8 text") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+class KeyTwiceError(ValueError):
+    """A JSON object has a key twice."""
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs, as `object_pairs_hook` for Python's reader, which would keep the last of a key.
+
+    Raises:
+        KeyTwiceError: If a key stands twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise KeyTwiceError(f"the key {brief(key)} stands twice")
+        found[key] = value
+    return found
 
 
 def why_unread(error: OSError | ValueError) -> str:
