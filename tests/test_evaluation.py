@@ -362,9 +362,9 @@ def test_adapters_that_cannot_act_at_once():
 
 
 def test_adapters_that_are_not_there():
-    with pytest.raises(AdapterError, match="the model has no adapter named 'learn'; it has default"):
+    with pytest.raises(AdapterError, match="there is no adapter named 'learn'; the model has default"):
         adapter_state(tiny_peft("llama"), ["default", "learn"])
-    with pytest.raises(AdapterError, match="no adapter named 'learn'; it has none"):
+    with pytest.raises(AdapterError, match="no adapter named 'learn'; the model has none"):
         adapter_state(tiny_model("llama"), ["learn"])
 
 

@@ -97,7 +97,7 @@ def test_what_would_not_be_read_back_does_not_take_the_place_of_what_is(value, t
 
 def test_an_unknown_adapter_is_refused(tmp_path):
     model = tiny_peft(adapter="unlearn")
-    with pytest.raises(AdapterError, match=r"there is no adapter named 'learn'; the model has \['unlearn'\]"):
+    with pytest.raises(AdapterError, match="there is no adapter named 'learn'; the model has unlearn"):
         save_adapter(model, "learn", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, brief
 from ..tuner.config import SurgicalIA3Config
+from ..tuner.names import check_known
 from ..wrapped import uncompiled
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .halves import fits_half
@@ -44,8 +45,7 @@ def save_adapter(
     """
     if not adapter or adapter != os.path.basename(adapter) or adapter in (os.curdir, os.pardir):
         raise AdapterError(f"the adapter name {brief(adapter)} cannot be the name of a folder.")
-    if adapter not in model.peft_config:
-        raise AdapterError(f"there is no adapter named {adapter!r}; the model has {sorted(model.peft_config)}.")
+    check_known([adapter], model.peft_config)
     with (
         atomic_directory(path, content=ADAPTER) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, first_line
 from ..running.modes import learns_prompts
+from ..tuner.names import check_known
 from ..tuner.unchanged import trainable_kept
 
 State = Callable[[], AbstractContextManager[Any]]
@@ -54,8 +55,7 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
             "the adapters on this model were put there by transformers or by an earlier edit; take them off by"
             " peft_surgical.unload(model), and load what is to act by PeftModel.from_pretrained."
         )
-    if unknown := [name for name in adapters if name not in held]:
-        raise AdapterError(f"the model has no adapter named {unknown[0]!r}; it has {', '.join(held) or 'none'}.")
+    check_known(adapters, held)
     return lambda: _acting(model, list(adapters))
 
 

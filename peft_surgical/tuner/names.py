@@ -33,7 +33,7 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
         raise AdapterError(f"adapters are given here as a list of names, got {names!r}; give [{names!r}].")
     known = list(known)
     if unknown := [name for name in names if name not in known]:
-        raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known)}.")
+        raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known) or 'none'}.")
 
 
 def check_usable(name: str, model: nn.Module) -> None:
