@@ -9,17 +9,18 @@ from typing import Any
 from .errors import ModelError, SurgicalError, brief
 
 
-def check_counts(least: int, **counts: object) -> None:
+def check_counts(least: int, error: type[SurgicalError] = ModelError, **counts: object) -> None:
     """Refuses a count that is too small or no whole number.
 
     Args:
         least: What each must be at least.
+        error: What to raise.
         **counts: The counts by their names.
 
     Raises:
         ModelError: Names the first that is not so.
     """
-    _check(counts, lambda count: type(count) is int and count >= least, f"a whole number of {least} or more")
+    _check(counts, lambda count: type(count) is int and count >= least, f"a whole number of {least} or more", error)
 
 
 def check_seed(seed: object, error: type[SurgicalError] = ModelError) -> None:
@@ -72,10 +73,12 @@ def check_limits(**limits: object) -> None:
     _check(limits, lambda limit: _is_number(limit) and not math.isnan(limit), "a number")
 
 
-def _check(values: Mapping[str, object], fits: Callable[[Any], bool], wanted: str) -> None:
+def _check(
+    values: Mapping[str, object], fits: Callable[[Any], bool], wanted: str, error: type[SurgicalError] = ModelError
+) -> None:
     for name, value in values.items():
         if not fits(value):
-            raise ModelError(f"{name} must be {wanted}; got {brief(value)}.")
+            raise error(f"{name} must be {wanted}; got {brief(value)}.")
 
 
 def _is_number(value: object) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .counts import check_seed
+from .counts import check_counts, check_seed
 from .errors import FactError, ModelError, ScorerError, brief, said
 from .facts import Fact, TrainingFact, check_fact
 from .localizing.bridge import Hooks, has_hooks, left_as_found, wrap
@@ -95,11 +95,10 @@ def localize(
     check_fact(fact)
     check_unwrapped(model)
     fact = in_sentences(fact.training, tokenizer)
-    if prompts is not None and (type(prompts) is not int or prompts < 1):
-        raise FactError(f"prompts must be a whole number of at least 1, not {brief(prompts)}.")
+    if prompts is not None:
+        check_counts(1, FactError, prompts=prompts)
     check_seed(seed, ScorerError)
-    if type(max_tokens) is not int or max_tokens < 1:
-        raise ScorerError(f"max_tokens must be a whole number of at least 1, not {brief(max_tokens)}.")
+    check_counts(1, ScorerError, max_tokens=max_tokens)
     if torch.is_inference_mode_enabled():
         raise ModelError("localization takes gradients, which torch.inference_mode() rules out; call it outside.")
     if isinstance(scorers, str):

@@ -190,7 +190,7 @@ def test_one_projection_may_be_text():
 @pytest.mark.parametrize("top", [-1, 0, "1", 1.0, True])
 def test_a_top_that_is_no_positive_whole_number_is_refused(top):
     for source in (Selection.from_components("L1.mlp", "L0.head.1"), localization()):
-        with pytest.raises(SelectionError, match=f"top must be a whole number of at least 1, not {top!r}"):
+        with pytest.raises(SelectionError, match=f"top must be a whole number of 1 or more; got {top!r}"):
             SurgicalIA3Config.from_localization(source, top=top)
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft.config import PeftConfig
 
+from ..counts import check_counts
 from ..errors import ArchitectureError, SelectionError, brief
 from ..ranges import checked_neurons
 from ..sites import DEFAULT_PROJECTIONS, WIDEST, ModelShape
@@ -266,8 +267,8 @@ class SurgicalIA3Config(PeftConfig):
                 "a configuration is made from a Localization or a Selection (Selection.from_components(...)), not"
                 f" {brief(localization)}."
             )
-        if top is not None and (type(top) is not int or top < 1):
-            raise SelectionError(f"top must be a whole number of at least 1, not {brief(top)}.")
+        if top is not None:
+            check_counts(1, SelectionError, top=top)
         if granularity == "neuron" and neurons is None and not getattr(localization, "neurons", None):
             raise SelectionError("the granularity 'neuron' needs neurons, how many of each MLP are scaled.")
         # A selection is told from a localization by being the result of `top`.
