@@ -368,8 +368,8 @@ def test_ctrl_c_of_what_writes_at_its_end(command, edited, fact_file, model_fold
 @pytest.mark.parametrize(
     ("command", "last"),
     [
-        ("localize", "peft_surgical.localizing.plots.plot_localization"),
-        ("evaluate", "peft_surgical.cli.evaluate.write_text"),
+        ("localize", "peft_surgical.cli.localize.plot_localization"),
+        ("evaluate", "peft_surgical.edit_folder.write_text"),
     ],
 )
 def test_ctrl_c_between_two_files(command, last, edited, fact_file, model_folder, tmp_path, monkeypatch):
