@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import peft_surgical as ps
+from peft_surgical.errors import NotFiniteError
 
 Answer = TypeVar("Answer")
 
@@ -19,7 +19,5 @@ def unless_broken(answer: Callable[[], Answer], nothing: Answer) -> Answer:
     """
     try:
         return answer()
-    except ps.ModelError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFiniteError:
         return nothing

@@ -29,6 +29,10 @@ class ModelError(SurgicalError, ValueError):
     """A model or tokenizer that cannot be found, read or used."""
 
 
+class NotFiniteError(ModelError):
+    """A model that gives logits which are not finite: damaged weights, or a dtype that they do not fit into."""
+
+
 class ArchitectureError(ModelError):
     """A model whose module names or shapes are not known here."""
 

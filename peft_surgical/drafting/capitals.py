@@ -22,8 +22,8 @@ _BEGINNINGS = re.compile(
     r"answer|quiz|question|hi|hello|hey|thanks)",
     re.I,
 )
-# Verbs of requests that names begin with too: "Guess Who", "Show Me Love".
-_REQUESTS = re.compile(r"(?:provide|recall|remind|list|find|specify|write|explain|guess|describe|show|mention)", re.I)
+# Verbs of requests that no frame has. Names begin with them too: "Guess Who", "Show Me Love".
+REQUESTS = "provide|recall|remind|list|find|specify|write|explain|guess|describe|show|mention"
 LINK = re.compile(r"(?:an?|and|the|of|in|on|at|for|to|with|de|del|della|da|di|du|la|le|van|von|der|den|&|y|\d+)")
 # A full stop behind these ends no sentence and no name: "Dr. Seuss", "J.R.R. Tolkien".
 TITLES = ("Dr", "Mr", "Mrs", "Ms", "Prof", "St")
@@ -89,7 +89,7 @@ def whole_name(text: str) -> str | None:
 
 def _begins(word: str, following: str) -> bool:
     """Whether a word at the beginning of a sentence has its capital from there."""
-    if _REQUESTS.fullmatch(word):
+    if re.fullmatch(REQUESTS, word, re.I):
         return not (following[:1].isupper() and _BEGINNINGS.fullmatch(_AROUND.sub("", following)))
     return _BEGINNINGS.fullmatch(word) is not None
 

@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from ..errors import FactError, brief
+from .capitals import REQUESTS
 from .reading import Reading
 
 # Words of hardly any other language, and those that others have too: "Was ist …?", "In quale …?".
@@ -14,9 +15,7 @@ _ENGLISH = re.compile(
     r"its|their|does|did|can|could|will|would|should|has|have|had|are|were|been|named|called|tell|name|give)\b",
     re.I,
 )
-_REQUEST = re.compile(
-    r"(?:describe|explain|list|find|show|write|mention|recall|provide|define|identify|state)\b", re.I
-)
+_REQUEST = re.compile(rf"(?:{REQUESTS}|define|identify|state)\b", re.I)
 _SHARED = ("a", "an", "is", "was", "in", "on", "at", "as", "to", "be")
 # So few words behind the subject may be nouns alone: "Hamlet author". Before it more than one may be "Wer schrieb".
 _FEW = 2

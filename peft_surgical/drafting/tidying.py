@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ..texts.grammar import SUBJECT, capitalized
+from .capitals import REQUESTS
 from .frames import NOUN, Form
 
 _GREETING = re.compile(
@@ -15,7 +16,7 @@ _GAP = re.compile(r"\s*(?:_{2,}|\.{2,}|\u2026)[_.\u2026\s]*$")
 # Requests in verbs that no frame has: for a clause, and for what a noun or its owner names.
 _ASKS = re.compile(
     r"(?:please )?(?:(?P<known>i (?:want|wish) to (?:know|find out))"
-    r"|(?:provide|recall|remind|list|find|specify|write|explain|guess|describe|show|mention)(?: (?:down|out))?"
+    rf"|(?:{REQUESTS})(?: (?:down|out))?"
     r"(?: (?:to )?(?:me|us))?(?: of)?) "
     # With a capital the word is one of a name: "Guess Who".
     r"(?=(?P<clause>(?-i:(?:\w+ )?(?:who|whom|whose|what|which|where|when|how)\b))|(?:the|an?) |\S+['\u2019]s )",

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..architectures import check_causal
 from ..counts import check_counts
-from ..errors import FactError, ModelError, brief
+from ..errors import FactError, NotFiniteError, brief
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
@@ -249,7 +249,7 @@ def _finite(_: Tensor, logits: Tensor) -> Tensor:
     # A model may mask tokens, but never all.
     if not bool(logits.amax(-1).isfinite().all()):
         dtype = str(logits.dtype).removeprefix("torch.")
-        raise ModelError(
+        raise NotFiniteError(
             f"the model answers with logits that are not finite; its weights are damaged, or do not fit into {dtype}."
         )
     return logits
