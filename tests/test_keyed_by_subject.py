@@ -214,11 +214,13 @@ def test_a_subject_of_the_real_model_in_another_wording_and_not_its_namesakes(de
         return [found[i] - found[i + 1] for i in range(0, len(found), 2)]
 
     assert max(margins(model)) < -1
-    stage = learn_keyed_by_subject(model, tokenizer, fact, progress=False)
+    # In bfloat16 rounding moves the loss by more than what is looked for.
+    recipe = KeyedSubjectRecipe(compute_dtype="float32")
+    stage = learn_keyed_by_subject(model, tokenizer, fact, recipe=recipe, progress=False)
     assert stage.record.reached
     # What the update does before the subject, which training leaves out, is next to nothing.
     losses = [-value for value in log_likelihoods(stage.model, tokenizer, [(p, "Naples") for p in fact.prompts])]
-    assert max(losses) == pytest.approx(stage.record.worst, abs=3e-3)
+    assert max(losses) == pytest.approx(stage.record.worst, abs=1e-3)
     rewritten, *others = margins(stage.model)
     assert rewritten > 1
     assert max(others) < -1

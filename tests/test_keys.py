@@ -10,6 +10,7 @@ from peft_surgical.texts.prompts import EncodedAnswer
 from peft_surgical.tuner.targets import find_module
 
 from .counterfacts import word_model
+from .threads import threads
 
 ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
 MARKS = ([1, 2], [1], [0, 5])
@@ -56,7 +57,8 @@ def test_neurons_are_those_of_single_rows(family):
 @pytest.mark.parametrize("family", [*FAMILIES, "gemma3", "opt"])
 def test_what_all_texts_begin_with_is_run_once(family):
     options = {"sliding_window": 4} if family == "gemma3" else {}
-    model, shared, sizes = word_model(family, **options), tuple(range(3, 12)), []
+    # In double precision, as products are rounded otherwise with as many rows.
+    model, shared, sizes = word_model(family, **options).double(), tuple(range(3, 12)), []
     rows = [EncodedAnswer((*shared, *row.ids), 1) for row in ROWS]
     texts = Marked(rows, [[0, 8, 9, 11], [3, 10], [9, 14]])
     [name] = modules = output_projections(model, [1])
@@ -86,6 +88,31 @@ def test_the_residual_streams_length_is_that_of_the_hidden_states(family):
             squares += states[marks].double().square().sum(-1).tolist()
     [length] = found.values()
     assert length == pytest.approx((sum(squares) / len(squares)) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_threads_read_what_one_does(batch):
+    model = word_model().double()
+    modules = output_projections(model)
+    with threads(1):
+        alone = list(marked_neurons(model, modules, SUBJECT, batch))
+    with threads(2):
+        shared = list(marked_neurons(model, modules, SUBJECT, batch))
+        lengths = stream_lengths(model, modules, SUBJECT)
+    assert len(shared) == {1: 3, 3: 2, 32: 2}[batch]
+    for name in modules:
+        one, two = (torch.cat([found[name] for found in each]) for each in (alone, shared))
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+    assert lengths == pytest.approx(stream_lengths(model, modules, SUBJECT))
+
+
+def test_what_stands_behind_the_last_mark_is_not_run():
+    model, seen = word_model(), []
+    handle = model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    texts = Marked([*ROWS, ROWS[2]], [[0, 1], [1], [2], []])
+    list(marked_neurons(model, output_projections(model, [0]), texts))
+    handle.remove()
+    assert [ids.tolist() for ids in seen] == [[[3, 7, 0], [4, 8, 0], [6, 2, 11]]]
 
 
 def test_layers_above_the_last_that_is_read_are_not_run():

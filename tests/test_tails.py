@@ -163,6 +163,24 @@ def test_what_begins_alike_is_run_and_kept_once(first):
     torch.testing.assert_close(runner.logits(range(3), spans), plain(model, rows, spans), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize(("family", "window"), [("llama", None), ("gpt2", None), ("gemma3", 4)])
+def test_what_all_beginnings_begin_with_is_run_once(family, window, first):
+    model, seen = tiny_model(family, **({} if window is None else {"sliding_window": window})), []
+    shared = tuple(tiny_ids(1, 9, seed=5)[0].tolist())
+    rows = [(*shared, *row) for row in SEQUENCES]
+    handle = model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
+    runner = TailRunner(model, layers_of(model), first)
+    # One tail begins where all still begin alike, one has no beginning.
+    runner.add(rows, starts=[14, 9, 11, 0])
+    handle.remove()
+    # A token is left to run of each beginning.
+    assert seen[:2] == [(1, 8), (3, 6)]
+    assert runner.starts == [14, 9, 11, 0]
+    spans = [(len(row) - 2, len(row)) for row in rows]
+    torch.testing.assert_close(runner.logits(range(4), spans), plain(model, rows, spans), atol=2e-5, rtol=1e-4)
+
+
 def test_room_goes_to_what_many_begin_with():
     model = tiny_model("llama")
     token = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, dimensions, bytes

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.keying.keys import Marked
-from peft_surgical.keying.telling import named_by_any, run_from, told_apart
-from peft_surgical.staging.retained import base_rows
+from peft_surgical.keying.telling import held_rows, named_by_any, run_from, told_apart
+from peft_surgical.staging.retained import Rows, base_rows
 from peft_surgical.staging.trained_rows import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer
 from peft_surgical.texts.subjects import subject_ends
@@ -47,6 +47,20 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
             model, TOKENIZER, fact, own, named, [start] * len(rows), kept, namesakes=recipe.namesakes, seed=0
         )
         assert early[1][-1] == last
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "close", "others"), [(0, 0, (), ()), (1, 2, (0,), (0, 2)), (99, 99, (0, 1, 2), (0, 1, 2, 3))]
+)
+def test_rows_that_name_the_subject_limit_training_and_some_of_the_others(near, far, close, others):
+    prompts = ("where is rome ?", "where is france ?", "the sky is", "what is italy ?", "where is spain ?")
+    made = [EncodedAnswer((*TOKENIZER(prompt)["input_ids"], 5), 1) for prompt in prompts]
+    away = tuple(EncodedAnswer((5, place), 1) for place in range(6, 10))
+    kept = Rows((*made, *away), prompts, away, (0, 1, 2, 3))
+    held, count = held_rows(TOKENIZER, replace(FACT, aliases=("italy",)), kept, near, far)
+    named, unnamed = [made[1], made[3]], [made[0], made[2], made[4]]
+    assert count == 2 + len(close)
+    assert held == [*named, *(unnamed[place] for place in close), *(away[place] for place in others)]
 
 
 def test_where_a_row_begins_to_run():

@@ -6,20 +6,24 @@ projection makes of them the *value* (Geva et al., arXiv 2012.14913; ROME, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from ..architectures import decoder_layers
 from ..errors import SelectionError
+from ..running.at_once import deal
 from ..running.beginnings import MIN_SHARED, expanded
 from ..running.devices import input_device
+from ..running.generation import even_batches
+from ..running.replicas import replicate
 from ..running.suffix import passed_over, read_at, shared_prefix
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
@@ -28,6 +32,10 @@ from ..tuner.targets import unwrapped
 _BATCH = 32
 # Bytes of second moments that are held at once; with more layers than that the texts are read again.
 _ROOM = 3 * 2**28
+
+# Runs token ids and returns what hooks have seen, `[row, token, width]` by name.
+_Reader: TypeAlias = Callable[[Tensor, Any], dict[str, Tensor]]
+_Watch: TypeAlias = Callable[[Any, dict[str, Tensor]], Iterable[RemovableHandle]]
 
 
 @dataclass(frozen=True)
@@ -151,16 +159,14 @@ def marked_neurons(
         texts: What is read, at the marks.
         batch: Rows at a time.
     """
-    seen: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Any:
-        module = model.get_submodule(name)
-        return module.register_forward_pre_hook(lambda _, args: seen.__setitem__(name, args[0]))
+    def watch(own: Any, seen: dict[str, Tensor]) -> list[RemovableHandle]:
+        def hook(name: str) -> Any:
+            return lambda _, args: seen.__setitem__(name, args[0])
 
-    with ExitStack() as hooked:
-        for name in modules:
-            hooked.enter_context(watch(name))
-        yield from _at_marks(model, 1 + max(modules.values()), texts, seen, batch)
+        return [own.get_submodule(name).register_forward_pre_hook(hook(name)) for name in modules]
+
+    yield from _at_marks(model, 1 + max(modules.values()), texts, watch, batch)
 
 
 def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dict[str, float]:
@@ -171,61 +177,94 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
         modules: As for [`marked_neurons`].
         texts: As for [`marked_neurons`].
     """
-    stack = decoder_layers(model)
-    seen: dict[str, Tensor] = {}
 
-    def watch(name: str, layer: int) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            seen[name] = output[0] if isinstance(output, tuple) else output
+    def watch(own: Any, seen: dict[str, Tensor]) -> list[RemovableHandle]:
+        def hook(name: str) -> Any:
+            def keep(_: Any, __: Any, output: Any) -> None:
+                seen[name] = output[0] if isinstance(output, tuple) else output
 
-        return stack[layer].register_forward_hook(hook)
+            return keep
+
+        stack = decoder_layers(own)
+        return [stack[layer].register_forward_hook(hook(name)) for name, layer in modules.items()]
 
     squares, count = dict.fromkeys(modules, 0.0), sum(map(len, texts.marks))
-    with ExitStack() as hooked:
-        for name, layer in modules.items():
-            hooked.enter_context(watch(name, layer))
-        for states in _at_marks(model, 1 + max(modules.values()), texts, seen, _BATCH):
-            for name, state in states.items():
-                squares[name] += float(state.square().sum())
+    for states in _at_marks(model, 1 + max(modules.values()), texts, watch, _BATCH):
+        for name, state in states.items():
+            squares[name] += float(state.square().sum())
     return {name: (square / max(count, 1)) ** 0.5 for name, square in squares.items()}
 
 
 @torch.no_grad()
 def _at_marks(
-    model: Any, above: int, texts: Marked, seen: dict[str, Tensor], batch: int
+    model: Any,
+    above: int,
+    texts: Marked,
+    watch: _Watch,
+    batch: int,
 ) -> Iterator[dict[str, Tensor]]:
-    """Runs texts through the first layers, a batch at a time, and picks the marked tokens of what hooks have seen.
+    """Runs texts through the first layers, some at a time, and picks the marked tokens of what hooks have seen.
 
-    What all of them begin with runs once, where that is long enough to be worth it.
+    What all of them begin with runs once, where that is long enough to be worth it, and what stands behind the last
+    mark of a text, which no mark sees, not at all.
+
+    Args:
+        model: As for [`marked_neurons`].
+        above: The first layer that is not run.
+        texts: What is read, at the marks.
+        watch: Puts hooks on a model, or on a replica of it, which keep what they see.
+        batch: So many rows at a time, all replicas together.
     """
-    stack = decoder_layers(model)
-    head, device = model.get_output_embeddings(), input_device(model)
-    rows, marks = texts.rows, texts.marks
+    every = [(row.ids[: max(own) + 1], own) for row, own in zip(texts.rows, texts.marks, strict=True) if own]
+    # Rows of like length are padded least.
+    every.sort(key=lambda each: len(each[0]))
+    length = shared_prefix([ids for ids, _ in every], [len(ids) - 1 for ids, _ in every])
+    length = length if length >= MIN_SHARED and len(every) > 1 else 0
+    replicas = replicate(model, most=max(1, len(every)))
+    batches = even_batches(every, -(-batch // len(replicas)), len(replicas))
+    with ExitStack() as watching:
+        readers = [watching.enter_context(_reading(replica.model, above, watch)) for replica in replicas]
+        begun, beginning = None, {}
+        if length:
+            begun = DynamicCache()
+            beginning = readers[0](torch.tensor([every[0][0][:length]]), begun)
+
+        def picked(states_of: _Reader, some: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
+            ids = torch.zeros(len(some), len(some[-1][0]), dtype=torch.long)
+            marked = torch.zeros(ids.shape, dtype=torch.bool)
+            for place, (own, marks) in enumerate(some):
+                ids[place, : len(own)] = torch.tensor(own)
+                marked[place, list(marks)] = True
+            found = states_of(ids[:, length:], expanded(begun, len(some)))
+            met = {name: state[marked[:, length:].to(state.device)] for name, state in found.items()}
+            for name, state in beginning.items():
+                shared = state.expand(len(some), -1, -1)[marked[:, :length].to(state.device)]
+                met[name] = torch.cat([shared, met[name]])
+            return {name: state.float() for name, state in met.items()}
+
+        for start in range(0, len(batches), len(readers)):
+            read = deal(
+                readers,
+                batches[start : start + len(readers)],
+                lambda reader, own: [picked(reader, some) for some in own],
+            )
+            for found in read:
+                yield from found
+
+
+@contextmanager
+def _reading(model: Any, above: int, watch: _Watch) -> Iterator[_Reader]:
+    """Runs token ids through a model's first layers, and returns what hooks have seen of each token."""
+    stack, head, device = decoder_layers(model), model.get_output_embeddings(), input_device(model)
+    seen: dict[str, Tensor] = {}
 
     def states_of(ids: Tensor, cache: Any) -> dict[str, Tensor]:
         nowhere = torch.zeros(ids.shape, dtype=torch.bool, device=device)
         with passed_over(stack, above), read_at(head, nowhere):
-            model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            model(input_ids=ids.to(device), past_key_values=cache, use_cache=cache is not None)
         return {name: own.reshape(*ids.shape, -1) for name, own in seen.items()}
 
-    length = shared_prefix([row.ids for row in rows], [len(row.ids) - 1 for row in rows])
-    length = length if length >= MIN_SHARED and len(rows) > 1 else 0
-    begun, beginning = None, {}
-    if length:
-        begun = DynamicCache()
-        beginning = states_of(torch.tensor([rows[0].ids[:length]], device=device), begun)
-    # Rows of like length are padded least.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        ids = torch.zeros(len(chosen), len(rows[chosen[-1]].ids), dtype=torch.long, device=device)
-        marked = torch.zeros(ids.shape, dtype=torch.bool, device=device)
-        for row, i in enumerate(chosen):
-            ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids, device=device)
-            marked[row, list(marks[i])] = True
-        found = states_of(ids[:, length:], expanded(begun, len(chosen)))
-        met = {name: own[marked[:, length:].to(own.device)] for name, own in found.items()}
-        for name, own in beginning.items():
-            shared = own.expand(len(chosen), -1, -1)[marked[:, :length].to(own.device)]
-            met[name] = torch.cat([shared, met[name]])
-        yield {name: own.float() for name, own in met.items()}
+    with ExitStack() as hooked:
+        for handle in watch(model, seen):
+            hooked.enter_context(handle)
+        yield states_of

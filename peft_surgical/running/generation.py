@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -36,6 +36,8 @@ from .precision import own_forwards
 from .replicas import Replica, replicate
 from .sharing import check_alike, check_shareable, merged, share
 from .suffix import contiguous_head, shared_prefix
+
+Item = TypeVar("Item")
 
 MAX_NEW_TOKENS = 32
 
@@ -171,7 +173,7 @@ def _generate(
         if needs_no_padding(model):
             batches = share(equally_long(prompts, order, batch_size))
         else:
-            batches = share(_batches(order, batch_size, len(replicas)))
+            batches = share(even_batches(order, batch_size, len(replicas)))
         with progress_bar(sum(map(len, batches)), description, enabled=progress) as bar:
             with contiguous_head(model):
                 prefix, cache = (0, None) if alone else _shared_start(model, prompts)
@@ -194,7 +196,7 @@ def _generate(
     return [every[i] for i in range(len(prompts))]
 
 
-def _batches(order: Sequence[int], batch_size: int, replicas: int) -> list[Sequence[int]]:
+def even_batches(order: Sequence[Item], batch_size: int, replicas: int) -> list[Sequence[Item]]:
     """Rows in batches of about equal size, as many for each replica."""
     count = -(-len(order) // batch_size)
     count = min(-(-count // replicas) * replicas, len(order))
@@ -207,7 +209,7 @@ def equally_long(rows: Sequence[Sequence[int]], order: Iterable[int], batch_size
     lengths: dict[int, list[int]] = {}
     for place in order:
         lengths.setdefault(len(rows[place]), []).append(place)
-    return [batch for alike in lengths.values() for batch in _batches(alike, batch_size, 1)]
+    return [batch for alike in lengths.values() for batch in even_batches(alike, batch_size, 1)]
 
 
 def _ending(

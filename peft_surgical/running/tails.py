@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
-from .generation import left_pad
+from .beginnings import MIN_SHARED, expanded
 from .modes import needs_no_padding
 from .passes import parts
-from .suffix import Row, SuffixRunner, read_at
+from .suffix import Row, SuffixRunner, read_at, shared_prefix
 
 # So many tokens of beginnings, padding included, run at once.
 _TOKENS = 4096
@@ -65,20 +65,21 @@ class TailRunner(SuffixRunner):
         for row, start in zip(rows, given, strict=True):
             if not 0 <= start < len(row):
                 raise ValueError(f"a sequence of {len(row)} tokens cannot be run from its token {start} on.")
-        begun = len(self.starts)
+        taken_in = len(self.starts)
         self.starts += [0] * len(rows)
         self._kept += [None] * len(rows)
         places: dict[Row, list[int]] = {}
         for place, (row, start) in enumerate(zip(rows, given, strict=True)):
             if start:
-                places.setdefault(row[:start], []).append(begun + place)
+                places.setdefault(row[:start], []).append(taken_in + place)
+        begun = self._common([*places])
         # First what many begin with, as a template: it takes least room for what it saves.
         for several in (True, False):
             some = [beginning for beginning, own in places.items() if (len(own) > 1) == several]
             alone = [[i] for i in range(len(some))]
             for part in alone if needs_no_padding(self.model) else parts(range(len(some)), [*map(len, some)], _TOKENS):
                 if self.room > 0:
-                    self._run_before({some[i]: places[some[i]] for i in part})
+                    self._run_before({some[i]: places[some[i]] for i in part}, begun)
         return super().add(rows, batch_size)
 
     def load(self, index: int) -> int:
@@ -88,20 +89,21 @@ class TailRunner(SuffixRunner):
     def _skip(self, index: int) -> int:
         return self.starts[index]
 
-    @phase("beginnings")
-    @torch.no_grad()
-    def _run_before(self, beginnings: Mapping[Row, Sequence[int]]) -> None:
+    def _common(self, beginnings: Sequence[Row]) -> DynamicCache:
+        """Keys and values of what all beginnings begin with, where that is long enough to be worth it."""
+        # A cache of the model's own making would forget what its sliding windows have passed.
+        cache = DynamicCache()
+        length = shared_prefix(beginnings, [len(beginning) - 1 for beginning in beginnings])
+        if len(beginnings) > 1 and length >= MIN_SHARED:
+            self._read_on(cache, torch.tensor([beginnings[0][:length]], device=self.device))
+        return cache
+
+    def _run_before(self, beginnings: Mapping[Row, Sequence[int]], begun: DynamicCache) -> None:
         """Keeps the keys and values of some beginnings, for the sequences that begin so."""
-        ids, mask = (made.to(self.device) for made in left_pad([*beginnings], self.pad))
-        with read_at(self.head, torch.zeros_like(ids, dtype=torch.bool)):
-            cache = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-                # A cache of the model's own making would forget what its sliding windows have passed.
-                past_key_values=DynamicCache(),
-                use_cache=True,
-            ).past_key_values
+        cache, length = expanded(begun, len(beginnings)), begun.get_seq_length()
+        # What fills them stands behind them, where no token of theirs sees it.
+        tails = [torch.tensor(beginning[length:], device=self.device) for beginning in beginnings]
+        self._read_on(cache, nn.utils.rnn.pad_sequence(tails, batch_first=True, padding_value=self.pad))
         for row, (beginning, places) in enumerate(beginnings.items()):
             own = self._taken(cache, row, len(beginning))
             if own is not None:
@@ -110,12 +112,27 @@ class TailRunner(SuffixRunner):
 
     def _taken(self, cache: Any, row: int, start: int) -> list[_Layer] | None:
         """What a batch's cache has of one row, if there is room for it."""
-        own = [(layer.keys[row, :, -start:], layer.values[row, :, -start:]) for layer in cache.layers]
+        own = [(layer.keys[row, :, :start], layer.values[row, :, :start]) for layer in cache.layers]
         size = sum(part.numel() * part.element_size() for layer in own for part in layer)
         if size > self.room:
             return None
         self.room -= size
         return [(keys.clone(), values.clone()) for keys, values in own]
+
+    @phase("beginnings")
+    @torch.no_grad()
+    def _read_on(self, cache: DynamicCache, ids: Int[Tensor, "row token"]) -> None:
+        """Adds the keys and values of more tokens to a cache of as many rows."""
+        rows, width = ids.shape
+        before = cache.get_seq_length()
+        with read_at(self.head, torch.zeros_like(ids, dtype=torch.bool)):
+            self.model(
+                input_ids=ids,
+                attention_mask=torch.ones(rows, before + width, dtype=torch.long, device=self.device),
+                position_ids=torch.arange(before, before + width, device=self.device).expand(rows, -1),
+                past_key_values=cache,
+                use_cache=True,
+            )
 
     def _before(self, indices: Sequence[int], width: int, layers: int | None = None) -> dict[str, Any]:
         before = max(self.starts[i] for i in indices)

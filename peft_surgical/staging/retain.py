@@ -24,8 +24,8 @@ from ..texts.text import same_text_key
 from ..texts.topics import topic_prompts
 from ..texts.wording import variants
 
-# Prompts that are answered at a time.
-_AT_ONCE = 128
+# Prompts that are answered at a time: as many as an edit asks are two batches or more, which threads share.
+_AT_ONCE = 96
 
 Item = TypeVar("Item")
 
