@@ -23,6 +23,18 @@ def check_counts(least: int, error: type[SurgicalError] = ModelError, **counts: 
     _check(counts, lambda count: type(count) is int and count >= least, f"a whole number of {least} or more", error)
 
 
+def check_text_tokens(**counts: object) -> None:
+    """Refuses how many tokens of a text are to be read, of which the first is not predicted.
+
+    Raises:
+        ModelError: If one is 1, less than 0 or no whole number.
+    """
+    check_counts(0, ModelError, **counts)
+    for name, count in counts.items():
+        if count == 1:
+            raise ModelError(f"{name} must be 0, or 2 or more: nothing is predicted before a text's second token.")
+
+
 def check_seed(seed: object, error: type[SurgicalError] = ModelError) -> None:
     """Refuses what torch's random numbers cannot begin with, or Python's would begin with otherwise each time.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import check_causal
-from .counts import check_counts, check_seed
+from .counts import check_seed, check_text_tokens
 from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, remove_edit, save_report
 from .errors import MissingPackageError, ModelError, SelectionError, brief
 from .evaluation import evaluate
@@ -127,7 +127,7 @@ def edit(
     """
     check_fact(fact, whole=True)
     check_seed(seed)
-    check_counts(0, retention_tokens=retention_tokens)
+    check_text_tokens(retention_tokens=retention_tokens)
     check_command(command)
     check_causal(model)
     check_whole(model)

@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any
 
 from .architectures import check_causal
-from .counts import check_counts, check_seed
+from .counts import check_seed, check_text_tokens
 from .errors import ModelError, brief, first_line
 from .facts import Fact, check_fact
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
@@ -99,12 +99,12 @@ def evaluate(
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
             finite, it is wrapped (by TransformerLens or `DataParallel`), JSON cannot hold what is to be recorded,
             `seed` is no whole number, `max_new_tokens` or `batch_size` is less than 1, or `retention_tokens` less
-            than 0.
+            than 0 or 1.
         ArchitectureError: If the model is no causal language model.
     """
     started = time.perf_counter()
     check_fact(fact, whole=True)
-    check_counts(0, retention_tokens=retention_tokens)
+    check_text_tokens(retention_tokens=retention_tokens)
     check_seed(seed)
     _check_json(selection=selection, settings=settings, seconds=seconds)
     check_unwrapped(model)

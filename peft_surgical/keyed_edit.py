@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .counts import check_counts, check_seed
+from .counts import check_seed, check_text_tokens
 from .edit_folder import EDIT, check_command, claimed_for_edit, remove_edit, save_report
 from .evaluation import evaluate
 from .facts import Fact, check_fact
@@ -75,7 +75,7 @@ def edit_keyed(
     """
     check_recipe(recipe, KeyedRecipe)
     check_seed(seed)
-    check_counts(0, retention_tokens=retention_tokens)
+    check_text_tokens(retention_tokens=retention_tokens)
     check_command(command)
     recipe = recipe or KeyedRecipe()
     check_fact(fact, whole=True)

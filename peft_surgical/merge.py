@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -79,7 +81,7 @@ def merge(
     """
     target = _dtype(dtype)
     _check_model(model)
-    given: list[Mergeable] = several(adapters)
+    given: list[Mergeable] = several(adapters, (Edit, LowRank))
     # A folder of that name is what would be loaded by it, be it also a hub id.
     check_inputs_stay(out, [*given, model.name_or_path or "", source_of(model)])
     check_output(out, overwrite=overwrite, content=CHECKPOINT)
@@ -254,6 +256,9 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError("the model has adapters on it; merge needs the unedited base model.")
+    # Of an adapter that transformers deleted the layers stay.
+    if any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules()):
+        raise ModelError("the model has layers of a deleted adapter on it; give what unload(model) returns.")
     if getattr(model, "is_quantized", False):
         raise ModelError("the model is quantized; load it in bfloat16 or float32 to merge.")
     if any(parameter.device.type == "meta" for parameter in model.parameters()):

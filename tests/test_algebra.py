@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,10 @@ from peft_surgical.adapters.algebra import difference, inverse, power, product
 from peft_surgical.adapters.bases import same_model
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import AdapterError
+from peft_surgical.merge import merge
+from peft_surgical.stack import stack
 from peft_surgical.tuner.coordinates import Coordinates
+from tests.tiny import tiny_model
 
 ULP = 2.0**-23
 
@@ -168,3 +173,23 @@ def test_what_float32_cannot_hold_is_refused(function):
 def test_what_a_prompt_shows_is_one_short_line():
     assert repr(edit([2.0, 3.0])) == "Edit(2 scales on 1 modules)"
     assert repr(edit([2.0, 3.0], base_model="a/b")) == "Edit(2 scales on 1 modules of 'a/b')"
+
+
+@pytest.mark.parametrize("given", [None, 1, [None]])
+def test_what_is_no_adapter_is_refused(given, tmp_path):
+    for make in (stack, partial(merge, tiny_model("llama"))):
+        with pytest.raises(AdapterError, match="an adapter is a folder or what was loaded from one, not "):
+            make(given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_edit_without_scales_is_refused(tmp_path):
+    for make in (stack, partial(merge, tiny_model("llama"))):
+        with pytest.raises(AdapterError, match=r"holds no scales\."):
+            make(Edit({}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("t", ["half", None, [1]])
+def test_a_power_is_a_number(t):
+    with pytest.raises(AdapterError, match="the power of an edit must be a finite number, got "):
+        power(edit([2.0, 1.0]), t)

@@ -36,6 +36,14 @@ def test_a_claim_makes_folders_and_takes_back_those_that_stay_empty(tmp_path):
     assert written(deep) == ["kept"]
 
 
+def test_a_link_to_nothing_yet_is_claimed_where_it_leads(tmp_path):
+    (tmp_path / "link").symlink_to("real")
+    with claimed(tmp_path / "link") as folder:
+        (folder / "a").write_text("1")
+    assert (tmp_path / "real" / "a").read_text() == "1"
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_claim_of_a_folder_that_was_filled_before_it_was_locked(tmp_path, monkeypatch):
     claims = import_module("peft_surgical.writing.claims")
     lock = claims._lock

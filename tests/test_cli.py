@@ -325,7 +325,8 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, fact_file):
         told += result.stderr.splitlines()
     assert told == [
         "Interrupted. Nothing is half written; run the command again.",
-        f"Interrupted. What is complete is in {out}; run the command again with --overwrite to start over.",
+        f"Interrupted. {out} holds what is complete, or what it held before; run the command again with --overwrite"
+        " to start over.",
     ]
 
 

@@ -92,6 +92,26 @@ def test_json_is_all_of_standard_output(monkeypatch, tmp_path, fact_file):
 
 
 @pytest.mark.usefixtures("no_model")
+def test_a_dry_run_counts_in_words(tmp_path, fact_file):
+    options = ["--top", 1, "--heads", 1, "--mlps", 2, "--budget", 1, "--steps", 1, "--scorer", "random"]
+    plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *options).stdout
+    assert "the best 1 component by random, at most 1 head and 2 MLPs and 1 scale\n" in plan
+    assert "in at most 1 step:" in plan
+    assert (
+        "1 neuron of each MLP"
+        in run(
+            "edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--granularity", "neuron", "--neurons", 1
+        ).stdout
+    )
+
+
+@pytest.mark.usefixtures("no_model")
+def test_one_token_of_unrelated_text_is_refused(tmp_path, fact_file):
+    refused = run("edit", fact_file, "--out", tmp_path / "out", "--retention-tokens", 1)
+    assert "before the second token nothing is predicted; give 0, or 2 or more" in said(refused, 2)
+
+
+@pytest.mark.usefixtures("no_model")
 def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     result = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--top", 3, "--scorer", "random")
     assert result.exit_code == 0
@@ -108,7 +128,7 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     assert plan["top"] is None
     limits = ["--heads", 2, "--mlps", 3, "--budget", 4000]
     plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *limits).stdout
-    assert "the best components by lookup, at most 2 heads and 3 mlps and 4,000 scales" in plan
+    assert "the best components by lookup, at most 2 heads and 3 MLPs and 4,000 scales" in plan
     (tmp_path / "selection.json").write_text('{"components": ["L2.mlp"]}')
     by_hand = ["--selection", tmp_path / "selection.json", "--json"]
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *by_hand).stdout)

@@ -51,6 +51,7 @@ def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):
         (["--new", "lyon", "--out", "OUT"], "Missing argument 'PROMPT'"),
         ([PROMPT, "--new", "lyon", "--out", "FULL"], "full.yaml exists; name another one or give --overwrite"),
         ([PROMPT, "--new", "lyon", "--out", "FOLDER", "--overwrite"], "is a folder; name a file"),
+        ([PROMPT, "--new", "lyon", "--out", "facts/"], "facts/ names a folder; name a file"),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--subject", "spain"], "does not name the subject 'spain'"),
         (["why is it so?", "--new", "lyon", "--out", "OUT"], "cannot be guessed; name it with --subject."),
         ([PROMPT, "--new", "Paris", "--old", "paris", "--out", "OUT"], "'Paris' stands in both 'old' and 'new'"),

@@ -392,6 +392,8 @@ def test_counts_of_nothing_are_refused(count):
 def test_a_number_of_tokens_that_is_none_is_refused_before_anything_is_answered(monkeypatch):
     asked = []
     monkeypatch.setattr(evaluation, "generate_answers", lambda *_, **__: asked.append(1))
+    with pytest.raises(ModelError, match="retention_tokens must be 0, or 2 or more"):
+        evaluate(tiny_model("llama"), TOKENIZER, capital(), retention_tokens=1, progress=False)
     with pytest.raises(ModelError, match="retention_tokens must be a whole number of 0 or more; got -1"):
         evaluate(tiny_model("llama"), TOKENIZER, capital(), retention_tokens=-1, progress=False)
     assert not asked

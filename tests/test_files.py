@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -111,6 +113,15 @@ def test_where_text_cannot_be_written(tmp_path):
         with pytest.raises(OutputError, match=rf"^cannot write {path}: .*\.$"):
             write_text(path, "x")
     assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_disk_that_fills_within_a_folder_is_told_of_by_the_outputs_name(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(
+        OutputError, match=rf"^cannot write {re.escape(str(tmp_path / 'out'))}: No space left on device"
+    ):
+        with atomic_directory(tmp_path / "out") as folder:
+            raise OutputError(f"cannot write {folder / 'a'}: {full}.") from full
 
 
 def test_json_has_no_nan(tmp_path):

@@ -328,7 +328,10 @@ def test_a_run_that_another_one_overtakes(command, edited, fact_file, model_fold
 
 
 AGAIN = "Interrupted. Nothing is half written; run the command again."
-GO_ON = "Interrupted. What is complete is in {}; run the command again with --overwrite to start over."
+GO_ON = (
+    "Interrupted. {} holds what is complete, or what it held before; run the command again with --overwrite to start"
+    " over."
+)
 
 
 @pytest.mark.parametrize("stage", ["localize", "unlearn", "learn", "stack", "evaluate", "save_report"])

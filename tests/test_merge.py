@@ -15,6 +15,7 @@ from peft_surgical.errors import AdapterError, ModelError, OutputError, Selectio
 from peft_surgical.merge import _cast, _with_dtype, merge
 from peft_surgical.models import load_model
 from peft_surgical.tuner import SurgicalIA3Config, activate
+from peft_surgical.tuner.unloading import unload
 from tests.adapters import add, logits, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_model
 
@@ -134,6 +135,17 @@ def test_a_weight_that_is_computed_from_others_is_refused(tmp_path):
     torch.nn.utils.parametrizations.weight_norm(model.model.layers[1].mlp.down_proj)
     with pytest.raises(AdapterError, match="the weight of a ParametrizedLinear is computed from other parameters"):
         merge(model, adapters, tmp_path / "merged")
+
+
+def test_layers_that_a_deleted_adapter_left_are_refused(tmp_path):
+    adapter, base = saved(tiny_peft(components=["L2.mlp"]), tmp_path / "adapter"), tiny_model("llama")
+    base.add_adapter(SurgicalIA3Config(components=["L1.mlp"]), "x")
+    base.delete_adapter("x")
+    with pytest.raises(ModelError, match=r"has layers of a deleted adapter on it; give what unload\(model\) returns"):
+        merge(base, adapter, tmp_path / "merged")
+    merge(unload(base), adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(tiny_peft(components=["L2.mlp"])), atol=1e-5, rtol=1e-4)
 
 
 def test_tokenizer_is_saved_beside(tmp_path):

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from peft_surgical.adapters.adapter_files import WEIGHTS
 from peft_surgical.adapters.lineage import Lineage
-from peft_surgical.adapters.scale_files import digest_of, read_tensors, tensor_bytes, write_tensors
+from peft_surgical.adapters.scale_files import digest_of, read_scales, read_tensors, tensor_bytes, write_tensors
 from peft_surgical.errors import AdapterError
 
 TENSORS = {"b": torch.arange(6.0).view(3, 2).T, "a": torch.ones(2).half()}
@@ -38,3 +38,11 @@ def test_another_programs_digest_is_none_of_these(tmp_path):
     save_file(tensors, tmp_path / WEIGHTS, {"format": "pt", "sha256": "0" * 64})
     assert read_tensors(tmp_path / WEIGHTS).keys() == tensors.keys()
     assert Lineage.of(tmp_path).digest == digest_of(tensors)
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path):
+    path = tmp_path / "scales.safetensors"
+    write_tensors(path, {"a": torch.ones(3)})
+    found = read_scales(path)
+    path.write_bytes(tensor_bytes({"a": torch.full((3,), 7.0)}))
+    assert torch.equal(found["a"], torch.ones(3))

@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from peft_surgical.errors import ModelError
+from peft_surgical.keying.keyed import learn_keyed
 from peft_surgical.keying.keys import Marked
 from peft_surgical.keying.telling import held_rows, named_by_any, run_from, told_apart
 from peft_surgical.staging.retained import Rows, base_rows
@@ -12,6 +14,7 @@ from peft_surgical.texts.topics import relation_prompts
 
 from .counterfacts import TOKENIZER, word_model
 from .test_keyed import FACT, RECIPE
+from .tiny import tiny_longrope
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
@@ -76,3 +79,11 @@ def test_where_a_row_begins_to_run():
     assert run_from(Marked(rows, [[0], [3], [2]]), []) == [0, 3, 2]
     # At the latest before the answer, be it the same in all.
     assert run_from(Marked([rows[0]] * 2, [[], []]), []) == [4, 4]
+
+
+def test_what_is_told_apart_and_not_held_to_is_not_read_where_positions_are_turned_otherwise():
+    long = " ".join(["the sky is"] * 20)
+    fact = replace(FACT, retain=("the sky is", long))
+    model = tiny_longrope(40)
+    with pytest.raises(ModelError, match="beyond 40 LongRoPE turns positions otherwise"):
+        learn_keyed(model, TOKENIZER, fact, recipe=replace(RECIPE, held_near=0), progress=False)

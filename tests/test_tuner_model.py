@@ -198,6 +198,8 @@ def test_modules_to_save(tmp_path):
     assert not model.base_model.model.lm_head.modules_to_save["default"].weight.requires_grad
     with pytest.raises(AdapterError, match="modules_to_save"):
         model.add_weighted_adapter(["default"], [1.0], "new")
+    with pytest.raises(AdapterError, match="has modules_to_save; only scales can be computed with"):
+        model.base_model.edit("default")
     with pytest.raises(SelectionError, match="modules_to_save must be a list of names, got 'lm_head'"):
         tiny_peft(modules_to_save="lm_head")
     with pytest.raises(SelectionError, match="modules_to_save at once"):

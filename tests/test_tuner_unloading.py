@@ -1,11 +1,15 @@
+import copy
+
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
 from peft_surgical.errors import AdapterError
 
-from .adapters import add, logits, tiny_peft
+from .adapters import add, logits, saved, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
 from .tiny import tiny_model
@@ -53,6 +57,28 @@ def test_what_transformers_put_on_comes_off_too():
     model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     bare_again(model, ps.unload(model), before)
     model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+
+
+def test_what_an_adapter_has_trained_in_a_modules_place_goes_with_it():
+    model = tiny_peft(modules_to_save=["lm_head"])
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(1.3)
+    assert not torch.equal(logits(model), logits(tiny_model("llama")))
+    for take_off in (ps.unload, lambda peft_model: peft_model.unload()):
+        found = take_off(copy.deepcopy(model))
+        assert torch.equal(logits(found), logits(tiny_model("llama")))
+        assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_a_model_that_transformers_put_an_adapter_on_is_saved_under_its_own_names(tmp_path):
+    adapter = saved(tiny_peft(components=["L1.mlp"]), tmp_path / "adapter")
+    model = tiny_model("llama")
+    model.load_adapter(str(adapter))
+    found = ps.unload(model)
+    found.save_pretrained(tmp_path / "base")
+    assert load_file(tmp_path / "base/model.safetensors").keys() == dict(tiny_model("llama").named_parameters()).keys()
+    ps.merge(found, adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(tiny_peft(components=["L1.mlp"])), atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_of_two_methods_come_off_together():

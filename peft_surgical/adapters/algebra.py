@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import AdapterError
+from ..errors import AdapterError, brief
 from ..tuner.coordinates import Coordinates
 from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
 from .lineage import Lineage
@@ -79,9 +79,13 @@ def power(edit: EditOrPath, t: float | int) -> Edit:
         AdapterError: If a scale of 0 would have to be inverted, a negative one has no such power, or a power is too
             large for float32.
     """
-    edit, t = as_edit(edit), float(t)
+    edit, given = as_edit(edit), t
+    try:
+        t = float(t)
+    except (TypeError, ValueError):
+        t = math.nan
     if not math.isfinite(t):
-        raise AdapterError(f"the power of an edit must be a finite number, got {t}.")
+        raise AdapterError(f"the power of an edit must be a finite number, got {brief(given)}.")
 
     def raised(name: str, scale: Float[Tensor, " selected"]) -> Float[Tensor, " selected"]:
         if t < 0 and (scale == 0).any():

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import AdapterError
+from ..errors import AdapterError, brief
 from ..tuner.config import SurgicalIA3Config
 from ..tuner.coordinates import Coordinates
 from .bases import same_model
@@ -143,16 +143,38 @@ EditOrPath: TypeAlias = Edit | str | os.PathLike[str]
 """An edit in memory, or the folder of an adapter."""
 
 
-def several(edits: Given | Iterable[Given]) -> list[Given]:
-    """One edit or folder, or several, as a list."""
-    if isinstance(edits, (str, os.PathLike)) or not isinstance(edits, Iterable):
-        return [edits]
-    return list(edits)
+def several(edits: Given | Iterable[Given], kinds: tuple[type, ...] | None = None) -> list[Given]:
+    """One edit or folder, or several, as a list.
+
+    Args:
+        edits: What somebody gave.
+        kinds: What an adapter in memory may be; an [`Edit`] when None.
+
+    Raises:
+        AdapterError: If something is neither of a kind nor a path.
+    """
+    given = [edits] if isinstance(edits, (str, os.PathLike)) or not isinstance(edits, Iterable) else list(edits)
+    for edit in given:
+        _check_kind(edit, kinds or (Edit,))
+    return given
+
+
+def _check_kind(edit: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(edit, (str, os.PathLike, *kinds)):
+        raise AdapterError(f"an adapter is a folder or what was loaded from one, not {brief(edit)}.")
 
 
 def as_edit(edit: EditOrPath) -> Edit:
-    """Returns the edit itself, or reads the folder that is given instead."""
-    return edit if isinstance(edit, Edit) else Edit.load(edit)
+    """Returns the edit itself, or reads the folder that is given instead.
+
+    Raises:
+        AdapterError: If it is neither, or an edit without scales.
+    """
+    _check_kind(edit, (Edit,))
+    edit = edit if isinstance(edit, Edit) else Edit.load(edit)
+    if not edit.modules:
+        raise AdapterError(f"{edit.name} holds no scales.")
+    return edit
 
 
 def check_same_base(edits: list[Edit]) -> None:

@@ -98,7 +98,8 @@ def read_scales(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise AdapterError(f"{path} holds {key} as {kind}; scales are float32, float16, bfloat16 or float64.")
         if not tensor.numel():
             raise AdapterError(f"{path} holds an empty tensor {key}.")
-        scales[key] = tensor.to(torch.float32)
+        # A copy: what is read stays mapped to the file, which may be written anew.
+        scales[key] = tensor.to(torch.float32, copy=True)
         if not torch.isfinite(scales[key]).all():
             raise AdapterError(f"{path} has a value in {key} that is not finite.")
     return scales

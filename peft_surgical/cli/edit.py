@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +29,9 @@ from . import checks, options
 from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
-from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
+from .terminal import REPORT_FILES, counted, on_interrupt, print_json, print_result, this_command
 
+_COUNTED = {"heads": "head", "mlps": "MLP", "budget": "scale"}
 _FILES = (
     (f"{TABLE}, {PICTURE}", "the scores of every component"),
     (f"{UNLEARN}/, {LEARN}/", "the two staged adapters"),
@@ -240,18 +241,23 @@ def _tell(
     if how["granularity"] == "module":
         chosen += ", whole modules"
     if how["neurons"] is not None:
-        chosen += f", {how['neurons']:,} neurons of each MLP"
+        chosen += f", {counted(how['neurons'], 'neuron')} of each MLP"
     if how["projections"]:
         chosen += f", at {' and '.join(how['projections'])}"
-    steps = "" if how["steps"] is None else f", in at most {how['steps']:,} steps"
+    steps = "" if how["steps"] is None else f", in at most {counted(how['steps'], 'step')}"
+    evaluated: dict[str, Sized] = {
+        "held-out prompt": fact.held_out,
+        "control": fact.controls,
+        "probe": fact.probes,
+        "portability question": fact.portability,
+    }
     lines = [
         f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
-        f"  localize  with {', '.join(names)}, on {len(fact.prompts)} prompts",
+        f"  localize  with {', '.join(names)}, on {counted(len(fact.prompts), 'prompt')}",
         f"  scale     {chosen}",
         f"  unlearn   to answer{steps}: {fact.refusal}",
         f"  learn     to answer{steps}: {whole_answer(fact)}",
-        f"  evaluate  on {len(fact.held_out)} held-out prompts, {len(fact.controls)} controls, "
-        f"{len(fact.probes)} probes, {len(fact.portability)} portability questions",
+        f"  evaluate  on {', '.join(counted(len(asked), one) for one, asked in evaluated.items())}",
         f"  write     {', '.join(files for files, _ in _FILES)} in {out}",
         "Nothing was loaded or written.",
     ]
@@ -260,7 +266,7 @@ def _tell(
 
 def _some_neurons(mlp: str, ranges: Ranges) -> str:
     count = sum(stop - start for start, stop in ranges)
-    return f"{count:,} neuron{'s' * (count != 1)} of {mlp}"
+    return f"{counted(count, 'neuron')} of {mlp}"
 
 
 def _within(limits: Mapping[str, int | None], scorer: str) -> str:
@@ -268,7 +274,8 @@ def _within(limits: Mapping[str, int | None], scorer: str) -> str:
     given = {name: limit for name, limit in limits.items() if limit is not None}
     if not given:
         return "the MLPs of all layers"
-    number = f"{given.pop('top')} " if "top" in given else ""
-    others = [f"{limit:,} {'scales' if name == 'budget' else name}" for name, limit in given.items()]
+    top = given.pop("top", None)
+    best = "components" if top is None else counted(top, "component")
+    others = [counted(limit, _COUNTED[name]) for name, limit in given.items()]
     most = f", at most {' and '.join(others)}" if others else ""
-    return f"the best {number}components by {scorer}{most}"
+    return f"the best {best} by {scorer}{most}"

@@ -111,8 +111,8 @@ def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
     """Saves the adapter; returns which layers it updates, and a sentence on the file."""
     stage.save(out / EDIT)
     layers = stage.layers
-    named = ", ".join(map(str, layers))
-    return {"layers": layers}, f"A neuron in each of layers {named}: {out / EDIT}, LoRA that stock PEFT loads."
+    named = f"each of layers {', '.join(map(str, layers))}" if len(layers) > 1 else f"layer {layers[0]}"
+    return {"layers": layers}, f"A neuron in {named}: {out / EDIT}, LoRA that stock PEFT loads."
 
 
 def _table(prompt: str, said: dict[str, str]) -> Table:

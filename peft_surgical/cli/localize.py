@@ -21,7 +21,7 @@ from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .tables import ScoreTable
-from .terminal import note, on_interrupt, print_json, print_result
+from .terminal import counted, note, on_interrupt, print_json, print_result
 
 
 @click.command(short_help="Find the heads and MLPs that hold a fact.")
@@ -97,7 +97,7 @@ def localize(
     files = f"{TABLE} and {PICTURE}" if drawn else TABLE
     print_result(
         Group(
-            printable(f"The best {len(rows)} components for {fact.subject}, by {header[2]}:"),
+            printable(f"The best {counted(len(rows), 'component')} for {fact.subject}, by {header[2]}:"),
             ScoreTable(header, rows, f"{TABLE} has all scores"),
             f"{files} in {out}",
         ),

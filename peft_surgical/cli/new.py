@@ -40,7 +40,7 @@ from .terminal import note, print_json, print_result
     "--subject", metavar="NAME", help="What the prompt is about, as the prompt names it.  [default: guessed]"
 )
 @options.model
-@click.option("--out", "-o", required=True, type=options.PATH, metavar="FILE", help="The fact file to write.")
+@click.option("--out", "-o", required=True, type=options.FILE, metavar="FILE", help="The fact file to write.")
 @click.option(
     "--count",
     type=click.IntRange(min=2),

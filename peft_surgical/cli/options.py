@@ -42,7 +42,23 @@ class _Path(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+class _File(_Path):
+    """The path of a file, which does not end as a folder's may."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if os.fspath(value).endswith(("/", os.sep)):
+            self.fail(f"{os.fspath(value)} names a folder; name a file.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 PATH = _Path(path_type=Path)
+FILE = _File(path_type=Path)
+
+
+def _predicting(context: click.Context, parameter: click.Parameter, value: int) -> int:
+    if value == 1:
+        raise click.BadParameter("before the second token nothing is predicted; give 0, or 2 or more.")
+    return value
 
 
 def _named(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -96,6 +112,7 @@ mlps = click.option("--mlps", type=click.IntRange(min=1), help="MLPs at most; al
 retention_tokens = click.option(
     "--retention-tokens",
     type=click.IntRange(min=0),
+    callback=_predicting,
     default=2048,
     show_default=True,
     help="Tokens of unrelated text to measure on; 0 for none.",

@@ -10,7 +10,7 @@ import peft_surgical as ps
 
 from . import checks, options
 from .adapters import check_once
-from .terminal import print_json, print_result
+from .terminal import counted, print_json, print_result
 
 
 @click.command(short_help="Multiply adapters into one plain (IA)^3 adapter.")
@@ -33,7 +33,8 @@ def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool,
     if as_json:
         print_json({"out": str(out), "modules": len(edit.modules), "scales": edit.n_scales})
     text = (
-        f"One plain (IA)^3 adapter in {out}: {edit.n_scales:,} scales in {len(edit.modules)} modules.\n"
+        f"One plain (IA)^3 adapter in {out}: {counted(edit.n_scales, 'scale')} in"
+        f" {counted(len(edit.modules), 'module')}.\n"
         f'Load it with PeftModel.from_pretrained(model, "{out}"), this package installed or not.'
     )
     print_result(text, quiet=quiet, as_json=as_json)

@@ -188,7 +188,9 @@ def _how_to_go_on(out: Path | None) -> str:
     """What Ctrl-C says, by what the output folder, if there is one, holds by then."""
     if out is None or not out.is_dir() or not any(out.iterdir()):
         return "Nothing is half written; run the command again."
-    return f"What is complete is in {out}; run the command again with --overwrite to start over."
+    return (
+        f"{out} holds what is complete, or what it held before; run the command again with --overwrite to start over."
+    )
 
 
 def _end(message: str, code: int, error: BaseException) -> NoReturn:

@@ -47,7 +47,7 @@ from ..staging.trained_rows import check_retain_fits, training_rows
 from ..staging.training import train
 from ..staging.training_here import training_here
 from ..staging.whole_answers import in_sentences_of
-from ..texts.lengths import padding
+from ..texts.lengths import check_turned, padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
@@ -186,6 +186,8 @@ def learn_keyed(
         computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,
     ):
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
+        for row in kept.rows:
+            check_turned(model.config, row.read)
         held, near = held_rows(tokenizer, fact, kept, recipe.held_near, recipe.held)
         starts = run_from(named, held)
         names, kinds, first = told_apart(

@@ -35,7 +35,7 @@ _ROOM = 3 * 2**28
 
 # Runs token ids and returns what hooks have seen, `[row, token, width]` by name.
 _Reader: TypeAlias = Callable[[Tensor, Any], dict[str, Tensor]]
-_Watch: TypeAlias = Callable[[Any, dict[str, Tensor]], Iterable[RemovableHandle]]
+_Watch: TypeAlias = Callable[[Any, dict[str, Tensor]], Iterator[RemovableHandle]]
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,12 @@ def marked_neurons(
         batch: Rows at a time.
     """
 
-    def watch(own: Any, seen: dict[str, Tensor]) -> list[RemovableHandle]:
+    def watch(own: Any, seen: dict[str, Tensor]) -> Iterator[RemovableHandle]:
         def hook(name: str) -> Any:
             return lambda _, args: seen.__setitem__(name, args[0])
 
-        return [own.get_submodule(name).register_forward_pre_hook(hook(name)) for name in modules]
+        for name in modules:
+            yield own.get_submodule(name).register_forward_pre_hook(hook(name))
 
     yield from _at_marks(model, 1 + max(modules.values()), texts, watch, batch)
 
@@ -178,7 +179,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
         texts: As for [`marked_neurons`].
     """
 
-    def watch(own: Any, seen: dict[str, Tensor]) -> list[RemovableHandle]:
+    def watch(own: Any, seen: dict[str, Tensor]) -> Iterator[RemovableHandle]:
         def hook(name: str) -> Any:
             def keep(_: Any, __: Any, output: Any) -> None:
                 seen[name] = output[0] if isinstance(output, tuple) else output
@@ -186,7 +187,8 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
             return keep
 
         stack = decoder_layers(own)
-        return [stack[layer].register_forward_hook(hook(name)) for name, layer in modules.items()]
+        for name, layer in modules.items():
+            yield stack[layer].register_forward_hook(hook(name))
 
     squares, count = dict.fromkeys(modules, 0.0), sum(map(len, texts.marks))
     for states in _at_marks(model, 1 + max(modules.values()), texts, watch, _BATCH):
@@ -212,7 +214,7 @@ def _at_marks(
         model: As for [`marked_neurons`].
         above: The first layer that is not run.
         texts: What is read, at the marks.
-        watch: Puts hooks on a model, or on a replica of it, which keep what they see.
+        watch: Puts hooks on a model, or on a replica of it, one by one, which keep what they see.
         batch: So many rows at a time, all replicas together.
     """
     every = [(row.ids[: max(own) + 1], own) for row, own in zip(texts.rows, texts.marks, strict=True) if own]
@@ -227,13 +229,13 @@ def _at_marks(
         begun, beginning = None, {}
         if length:
             begun = DynamicCache()
-            beginning = readers[0](torch.tensor([every[0][0][:length]]), begun)
+            beginning = readers[0](torch.tensor([every[0][0][:length]], device="cpu"), begun)
 
         def picked(states_of: _Reader, some: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-            ids = torch.zeros(len(some), len(some[-1][0]), dtype=torch.long)
-            marked = torch.zeros(ids.shape, dtype=torch.bool)
+            ids = torch.zeros(len(some), len(some[-1][0]), dtype=torch.long, device="cpu")
+            marked = torch.zeros(ids.shape, dtype=torch.bool, device="cpu")
             for place, (own, marks) in enumerate(some):
-                ids[place, : len(own)] = torch.tensor(own)
+                ids[place, : len(own)] = torch.tensor(own, device="cpu")
                 marked[place, list(marks)] = True
             found = states_of(ids[:, length:], expanded(begun, len(some)))
             met = {name: state[marked[:, length:].to(state.device)] for name, state in found.items()}

@@ -22,7 +22,7 @@ from peft.utils.other import _set_adapter
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..errors import AdapterError, SelectionError
+from ..errors import AdapterError, SelectionError, brief
 from ..wrapped import check_unwrapped, uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
@@ -233,6 +233,8 @@ class SurgicalIA3Model(BaseTuner):
             check_one_whole(self.model, named)
         if not merge:
             take_out(self.model)
+            # PEFT leaves what acts in a module's place.
+            let_whole_act(self.model, [])
         with warnings.catch_warnings():
             if merge:
                 # Layer by layer, the first ones would be plain modules when a later one fails.
@@ -264,6 +266,8 @@ class SurgicalIA3Model(BaseTuner):
 
         self._check_free(adapter_name)
         check_known(adapters, self.peft_config)
+        if not isinstance(weights, Sequence):
+            raise AdapterError(f"the weights must be a list of one number for each adapter, not {brief(weights)}.")
         if len(adapters) != len(weights) or not adapters:
             raise AdapterError(
                 f"each adapter needs one weight; got {len(adapters)} adapters and {len(weights)} weights."
@@ -290,12 +294,17 @@ class SurgicalIA3Model(BaseTuner):
             adapter_name: Which adapter.
 
         Raises:
-            AdapterError: If the model has none of that name.
+            AdapterError: If the model has none of that name, or the adapter saves whole modules.
         """
         from ..adapters.edits import Edit, ModuleScale
 
         check_known([adapter_name], self.peft_config)
         config = self.peft_config[adapter_name]
+        if config.modules_to_save:
+            raise AdapterError(
+                f"adapter {adapter_name!r} has modules_to_save; only scales can be computed with, not modules saved"
+                " whole."
+            )
         modules = {
             # Layers may have been compiled after the adapter was put on.
             uncompiled(name): ModuleScale(

@@ -11,6 +11,10 @@ from torch import nn
 
 from ..errors import AdapterError
 from .layer import SurgicalIA3Layer, layers_by_name
+from .whole import let_whole_act
+
+# What PEFT's files put before the names of a model's modules.
+_PREFIX = "base_model."
 
 
 def check_unmerged(name: str, module: nn.Module) -> None:
@@ -69,6 +73,8 @@ def unload(model: Any) -> Any:
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not around:
             layers[name] = module
     if isinstance(model, PeftModel):
+        # PEFT leaves what acts in a module's place.
+        let_whole_act(inside, [])
         return model.unload()
     for name, layer in layers.items():
         parent, _, own = name.rpartition(".")
@@ -79,4 +85,12 @@ def unload(model: Any) -> Any:
     # Where transformers put them there.
     if getattr(inside, "_hf_peft_config_loaded", False):
         inside._hf_peft_config_loaded = False
+        _forget_renaming(inside)
     return inside
+
+
+def _forget_renaming(model: Any) -> None:
+    """Lets transformers save a model under its own names again: what it read an adapter's file by, it saves by."""
+    kept = vars(model).get("_weight_conversions") or ()
+    if any(name.startswith(_PREFIX) for entry in kept for name in entry.source_patterns):
+        del model._weight_conversions

@@ -60,7 +60,8 @@ def _lock(path: Path) -> int | None:
     """A handle of the locked folder, which closing gives back; None where folders cannot be locked."""
     while True:
         with as_output_error(path):
-            path.mkdir(parents=True, exist_ok=True)
+            # A link may lead to what is not there yet.
+            Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
             try:
                 handle = lock(path)
             except BlockingIOError as error:

@@ -261,6 +261,9 @@ def _remove_unlocked(folder: Path) -> None:
 
 def _no_room(error: BaseException) -> str | None:
     """Why nothing more can be written, if that is what an error says."""
+    # Of what a file within was called nobody knows.
+    if isinstance(error, OutputError) and error.__cause__ is not None:
+        error = error.__cause__
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
         number = int(found[1])
