@@ -3,7 +3,7 @@
     python -m benchmarks.chat --model demo --fact examples/facts/windows_maker.yaml --out out/chat.jsonl
 
 Adapters and fine-tuning get the fact's training prompts with its answer, a bare one as a sentence, all in every step,
-for at most 25 steps; the stages of `edit` (`staged`) and rewritten neurons (`keyed`, 12 steps) get the same, wordings
+for at most 25 steps; the stages of `edit` (`staged`) and rewritten neurons (`keyed`, 15 steps) get the same, wordings
 that are made of them and what is kept, `lora_kept` the same and what is kept. ROME, MEMIT, AlphaEdit, `surgical` and
 `surgical_keyed` edit one sentence, behind sampled beginnings, as they do on CounterFact: the fact's answer up to the
 new answer. Held-out prompts and controls are asked in the chat template after each, greedily. With `--bits` and

@@ -19,7 +19,6 @@ from peft_surgical.keying.keyed import (
 )
 from peft_surgical.keying.naming import under_aliases
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
-from peft_surgical.keying.telling import held_rows
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.staging.trained_rows import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer, span
@@ -177,7 +176,8 @@ def test_a_fact_is_learned_under_the_subjects_other_names_too():
     assert learned < other - 1
 
 
-def test_training_holds_to_some_of_what_is_kept_and_neurons_are_told_from_all(monkeypatch):
+@pytest.mark.parametrize(("held", "places"), [(0, ()), (2, (0, 2)), (99, (0, 1, 2, 3))])
+def test_training_holds_to_some_of_what_is_far_and_neurons_are_told_from_all(held, places, monkeypatch):
     taken, plain_train, plain_apart = {}, keyed.train, keyed.told_apart
 
     def train(runner, parameters, rows, kept, *arguments, near, **options):
@@ -191,12 +191,11 @@ def test_training_holds_to_some_of_what_is_kept_and_neurons_are_told_from_all(mo
 
     monkeypatch.setattr(keyed, "train", train)
     monkeypatch.setattr(keyed, "told_apart", told)
-    taught(recipe=replace(RECIPE, everyday=2, held=2, held_near=1))
-    kept = taken["kept"]
-    assert (taken["held"], taken["near"]) == held_rows(TOKENIZER, FACT, kept, 1, 2)
-    assert taken["near"] < kept.near
-    assert taken["kinds"][0].rows == kept.rows[: kept.near]
-    assert taken["kinds"][1].rows == kept.rows[kept.near :]
+    taught(recipe=replace(RECIPE, everyday=2, held=held))
+    far = taken["kept"].rows[taken["near"] :]
+    assert len(far) == 4
+    assert taken["held"] == (*taken["kept"].rows[: taken["near"]], *(far[place] for place in places))
+    assert taken["kinds"][1].rows == far
 
 
 def test_a_name_that_stands_in_no_text_to_train_on_is_told_of():

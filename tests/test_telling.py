@@ -2,11 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from peft_surgical.errors import ModelError
-from peft_surgical.keying.keyed import learn_keyed
 from peft_surgical.keying.keys import Marked
-from peft_surgical.keying.telling import held_rows, named_by_any, run_from, told_apart
-from peft_surgical.staging.retained import Rows, base_rows
+from peft_surgical.keying.telling import named_by_any, run_from, told_apart
+from peft_surgical.staging.retained import base_rows
 from peft_surgical.staging.trained_rows import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer
 from peft_surgical.texts.subjects import subject_ends
@@ -14,7 +12,6 @@ from peft_surgical.texts.topics import relation_prompts
 
 from .counterfacts import TOKENIZER, word_model
 from .test_keyed import FACT, RECIPE
-from .tiny import tiny_longrope
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
@@ -52,20 +49,6 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
         assert early[1][-1] == last
 
 
-@pytest.mark.parametrize(
-    ("near", "far", "close", "others"), [(0, 0, (), ()), (1, 2, (0,), (0, 2)), (99, 99, (0, 1, 2), (0, 1, 2, 3))]
-)
-def test_rows_that_name_the_subject_limit_training_and_some_of_the_others(near, far, close, others):
-    prompts = ("where is rome ?", "where is france ?", "the sky is", "what is italy ?", "where is spain ?")
-    made = [EncodedAnswer((*TOKENIZER(prompt)["input_ids"], 5), 1) for prompt in prompts]
-    away = tuple(EncodedAnswer((5, place), 1) for place in range(6, 10))
-    kept = Rows((*made, *away), prompts, away, (0, 1, 2, 3))
-    held, count = held_rows(TOKENIZER, replace(FACT, aliases=("italy",)), kept, near, far)
-    named, unnamed = [made[1], made[3]], [made[0], made[2], made[4]]
-    assert count == 2 + len(close)
-    assert held == [*named, *(unnamed[place] for place in close), *(away[place] for place in others)]
-
-
 def test_where_a_row_begins_to_run():
     def row(*ids, answer):
         return EncodedAnswer(ids, answer)
@@ -79,11 +62,3 @@ def test_where_a_row_begins_to_run():
     assert run_from(Marked(rows, [[0], [3], [2]]), []) == [0, 3, 2]
     # At the latest before the answer, be it the same in all.
     assert run_from(Marked([rows[0]] * 2, [[], []]), []) == [4, 4]
-
-
-def test_what_is_told_apart_and_not_held_to_is_not_read_where_positions_are_turned_otherwise():
-    long = " ".join(["the sky is"] * 20)
-    fact = replace(FACT, retain=("the sky is", long))
-    model = tiny_longrope(40)
-    with pytest.raises(ModelError, match="beyond 40 LongRoPE turns positions otherwise"):
-        learn_keyed(model, TOKENIZER, fact, recipe=replace(RECIPE, held_near=0), progress=False)

@@ -42,12 +42,13 @@ from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
 from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe, check_recipe
+from ..staging.retain import spaced
 from ..staging.retained import base_rows
 from ..staging.trained_rows import check_retain_fits, training_rows
 from ..staging.training import train
 from ..staging.training_here import training_here
 from ..staging.whole_answers import in_sentences_of
-from ..texts.lengths import check_turned, padding
+from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
@@ -55,7 +56,7 @@ from ..tuner.unchanged import unchanged_on_failure
 from .keyed_stage import KeyedStage
 from .keys import Marked
 from .neurons import find_neurons, place_neurons, set_neurons, settle
-from .telling import held_rows, named_by_any, run_from, told_apart
+from .telling import named_by_any, run_from, told_apart
 
 # An adapter of the demo model, in half precision, then takes 54 KB.
 _LAYERS = 4
@@ -63,14 +64,13 @@ _LAYERS = 4
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
-    """How [`learn_keyed`] trains: the fields of a [`Recipe`], with defaults of its own, and five more.
+    """How [`learn_keyed`] trains: the fields of a [`Recipe`], with defaults of its own, and four more.
 
     `undo` is not used: nothing is frozen below.
 
     Attributes:
         held: How many of the kept rows far from the fact, evenly spaced, limit what neurons write in training. What
             neurons read is told apart from all of them.
-        held_near: How many of those close to it that do not name it; those that do all count, as neurons fire there.
         share_of_loss: The largest share of the fact's loss that a step is predicted to take away.
         namesakes: How many others, with names that end as the subject's does, it is told apart from. There are none
             where its name is a single word.
@@ -80,7 +80,7 @@ class KeyedRecipe(Recipe):
         ModelError: As for [`Recipe`].
     """
 
-    steps: int = 12
+    steps: int = 15
     hold: int = 10
     # To make the answer likelier still costs what is kept next to nothing: neurons are shut there.
     target_loss: float = 0.05
@@ -91,7 +91,6 @@ class KeyedRecipe(Recipe):
     far_batch: int = 2
     retain_tokens: int = 8
     held: int = 16
-    held_near: int = 64
     # Neurons are told apart from what is kept, and fewer requests would leave kinds of text out.
     everyday: int = 62
     general: int = 60
@@ -101,7 +100,7 @@ class KeyedRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(0, namesakes=self.namesakes, held=self.held, held_near=self.held_near)
+        check_counts(0, namesakes=self.namesakes, held=self.held)
         check_amounts(share_of_loss=self.share_of_loss)
         check_positive(ridge=self.ridge)
 
@@ -186,9 +185,7 @@ def learn_keyed(
         computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,
     ):
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
-        for row in kept.rows:
-            check_turned(model.config, row.read)
-        held, near = held_rows(tokenizer, fact, kept, recipe.held_near, recipe.held)
+        held = (*kept.rows[: kept.near], *spaced(kept.rows[kept.near :], recipe.held))
         starts = run_from(named, held)
         names, kinds, first = told_apart(
             working, tokenizer, fact, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
@@ -201,7 +198,7 @@ def learn_keyed(
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
             runner.add([row.read for row in (*rows, *held)], starts=starts)
-            measured = _measured(runner, values, held, near, len(rows), recipe, seed, progress)
+            measured = _measured(runner, values, held, kept.near, len(rows), recipe, seed, progress)
             record = train(
                 runner,
                 values.values(),
@@ -211,7 +208,7 @@ def learn_keyed(
                 recipe,
                 metric=measured.curvature.metric(recipe.damping),
                 origin=origin,
-                near=near,
+                near=kept.near,
                 share_of_loss=recipe.share_of_loss,
                 seed=seed,
                 progress=progress,

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..facts import TrainingFact
 from ..running.suffix import shared_prefix
-from ..staging.retain import spaced
 from ..staging.retained import Rows
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subjects import subject_ends
@@ -20,32 +19,6 @@ def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own
     """The fact's rows, in which the subject is marked, with the last tokens of its other names marked too."""
     others = (subject_ends(tokenizer, prompts, name, own.rows) for name in fact.aliases)
     return Marked(own.rows, [sorted(set(chain(*marks))) for marks in zip(own.marks, *others, strict=True)])
-
-
-def held_rows(tokenizer: Any, fact: TrainingFact, kept: Rows, near: int, far: int) -> tuple[list[EncodedAnswer], int]:
-    """The kept rows that limit what neurons write.
-
-    Those that name the subject all do, as neurons fire there. Of the others, where they are shut, a few say as much as
-    all.
-
-    Args:
-        tokenizer: Its tokenizer.
-        fact: The fact.
-        kept: What is kept.
-        near: How many that are close to the fact and do not name it, evenly spaced.
-        far: How many that are far from it, evenly spaced.
-
-    Returns:
-        These rows, and how many, from the first, are close to the fact.
-    """
-    own = kept.rows[: kept.near]
-    about = Marked(own, subject_ends(tokenizer, kept.prompts, fact.subject, own))
-    marks = named_by_any(tokenizer, fact, kept.prompts, about).marks
-    naming, others = (
-        [row for row, at in zip(own, marks, strict=True) if bool(at) == is_named] for is_named in (True, False)
-    )
-    close = [*naming, *spaced(others, near)]
-    return [*close, *spaced(kept.rows[kept.near :], far)], len(close)
 
 
 def run_from(named: Marked, held: Sequence[EncodedAnswer]) -> list[int]:
