@@ -243,7 +243,7 @@ def test_methods_by_name():
     assert (staged["unlearn"]["steps"], staged["learn"]["steps"]) == (8, 15)
     assert "pass_tokens" not in staged["learn"]
     assert described(build("one_stage"), model)["recipe"] == {k: v for k, v in staged.items() if k != "unlearn"}
-    assert described(build("keyed"), model)["recipe"]["learn"]["held"] == 24
+    assert described(build("keyed"), model)["recipe"]["learn"]["held"] == 16
     assert all(build(name).name == name for name in METHODS)
     with pytest.raises(SurgicalError, match="no method 'grace'; choose from base, surgical"):
         build("grace")
