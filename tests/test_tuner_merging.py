@@ -333,7 +333,7 @@ def test_add_weighted_adapter_is_the_weighted_product():
     assert trainable(model) == {"default"}
     model.set_adapter("product")
     assert torch.equal(logits(model), both)
-    model.add_weighted_adapter(["default", "default"], [0.5, 0.5], "same")
+    model.add_weighted_adapter(["default", "default"], torch.tensor([0.5, 0.5]), "same")
     model.set_adapter("same")
     first = logits(model)
     model.set_adapter("default")

@@ -39,3 +39,8 @@ def test_a_name_that_torch_or_peft_does_not_take_changes_nothing(name, words):
     assert list(model.peft_config) == ["default"]
     assert not any(isinstance(module, SurgicalIA3Layer) for module in plain.modules())
     model.add_weighted_adapter(["default"], [0.5], "a_half")
+
+
+def test_one_number_is_no_list_of_weights():
+    with pytest.raises(AdapterError, match="the weights must be a list of one number for each adapter, not 1"):
+        tiny_peft().add_weighted_adapter(["default"], 1, "new")

@@ -12,7 +12,7 @@ several adapters is rounded once, and undone exactly; `add_weighted_adapter` mul
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -266,7 +266,7 @@ class SurgicalIA3Model(BaseTuner):
 
         self._check_free(adapter_name)
         check_known(adapters, self.peft_config)
-        if not isinstance(weights, Sequence):
+        if not isinstance(weights, Sized):
             raise AdapterError(f"the weights must be a list of one number for each adapter, not {brief(weights)}.")
         if len(adapters) != len(weights) or not adapters:
             raise AdapterError(
