@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import get_peft_model, inject_adapter_in_model
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
@@ -164,6 +164,50 @@ def test_deleting_while_the_scales_are_off_leaves_what_trains_too(frozen):
         model.delete_adapter("default")
         assert trainable(model) == (set() if frozen else {"other"})
     assert trainable(model) == (set() if frozen else {"other"})
+
+
+def three_of_which_one_saves_its_head(active, trainable):
+    """Adapters `default`, `third` and `head`, of which the last has a head of its own, changed."""
+    model = tiny_peft()
+    add(model, "third", components=["L0.mlp"])
+    add(model, "head", modules_to_save=["lm_head"])
+    model.base_model.model.lm_head.modules_to_save["head"].weight.data.mul_(1.5)
+    activate(model, active, trainable=trainable)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("active", "deleted"),
+    [
+        (["default", "third"], "head"),
+        (["head", "default", "third"], "head"),
+        (["default", "head", "third"], "third"),
+        (["head", "default"], "default"),
+    ],
+)
+def test_deleting_beside_several_that_act_leaves_these_and_what_they_train(active, deleted):
+    model = three_of_which_one_saves_its_head(active, active[:1])
+    left = [name for name in active if name != deleted]
+    model.delete_adapter(deleted)
+    expected = three_of_which_one_saves_its_head(left, [name for name in active[:1] if name != deleted])
+    assert model.active_adapters == left
+    assert trained(model) == trained(expected)
+    # The model is asked, as PEFT's wrapper knows one adapter by name.
+    assert torch.equal(logits(model.base_model.model), logits(expected.base_model.model))
+    assert deleted not in model.base_model.model.lm_head.modules_to_save
+    # And what comes under its name begins anew.
+    model.add_adapter(deleted, SurgicalIA3Config(components=["L0.mlp"], modules_to_save=["lm_head"]))
+    model.set_adapter(deleted)
+    assert torch.equal(logits(model), logits(tiny_model("llama")))
+
+
+def test_a_head_that_was_loaded_to_be_trained_is_frozen_while_others_act(tmp_path):
+    saved(tiny_peft(modules_to_save=["lm_head"]), tmp_path)
+    for choose in (PeftModel.set_adapter, lambda model, name: activate(model, [name], trainable=[name])):
+        model = tiny_peft()
+        model.load_adapter(tmp_path, "loaded", is_trainable=True)
+        choose(model, "default")
+        assert trained(model) == {("scales", "default")}
 
 
 def trained(model):

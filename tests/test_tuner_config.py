@@ -276,6 +276,12 @@ def test_selections_that_replace_takes_over_are_told(recwarn):
     assert list(model.peft_config["default"].selections) == ["model.layers.1.mlp.down_proj"]
 
 
+@pytest.mark.parametrize("name", ["target_modules", "feedforward_modules"])
+def test_modules_named_beside_components_are_refused(name):
+    with pytest.raises(SelectionError, match=rf"{name} follows from components .* got \['q_proj', 'v_proj'\]\."):
+        SurgicalIA3Config(components=["L0.mlp"], **{name: ["v_proj", "q_proj"]})
+
+
 def test_what_is_derived_follows_selections_that_were_changed_by_hand(tmp_path):
     whole = {"side": "input", "ranges": [[0, 4]]}
     config = SurgicalIA3Config(selections={"model.layers.0.mlp.down_proj": whole})

@@ -125,6 +125,13 @@ class SurgicalIA3Config(PeftConfig):
         self.projections = list(self.projections)
         if self.selections is not None:
             self._derive()
+            return
+        for name in ("target_modules", "feedforward_modules"):
+            # Full names are what `dataclasses.replace` copies of a configuration that was resolved.
+            if short := [module for module in getattr(self, name) or () if "." not in module]:
+                raise SelectionError(
+                    f"{name} follows from components and must be left out, or None; got {brief(sorted(short))}."
+                )
 
     def _check_kinds(self) -> None:
         """A configuration may come from a file, and a file from anybody."""

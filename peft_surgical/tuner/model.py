@@ -134,6 +134,9 @@ class SurgicalIA3Model(BaseTuner):
         check_once(names_of(adapter_name))
         if adapter_name:
             super().set_adapter(adapter_name, inference_mode=inference_mode)
+            for wrapper, held in whole_modules(self.model):
+                # PEFT freezes what acted before, which another that was loaded to be trained need not have done.
+                wrapper.set_requires_grad(held - {*names_of(adapter_name)}, False)
         else:
             # Of a module that is saved whole PEFT wants to know by which adapter.
             let_act(self.model, [])
@@ -151,14 +154,23 @@ class SurgicalIA3Model(BaseTuner):
         left = [name for name in self.active_adapters if name != adapter_name]
         another_acts = adapter_name in self.active_adapters and not left
         trainable = {p: p.requires_grad for layer in self.surgical_layers() for p in layer.surgical_ia3_delta.values()}
+        whole = whole_modules(self.model)
+        trainable |= {p: p.requires_grad for wrapper, _ in whole for p in wrapper.parameters()}
         with warnings.catch_warnings():
             # Each layer would say which one it makes active instead.
             warnings.filterwarnings("ignore", ".*was active which is now deleted")
+            if adapter_name in self.peft_config and not any(adapter_name in layer.merged_adapters for layer in layers):
+                for wrapper, held in whole:
+                    if adapter_name in held:
+                        # PEFT would name all that is left to it, and it takes one, so that half would be deleted.
+                        wrapper.delete_adapter(adapter_name, [])
             super().delete_adapter(adapter_name)
             # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
             active = list(self.peft_config)[:1] if another_acts else left
             if another_acts and active:
                 _set_adapter(self.model, active, inference_mode=not was_trained)
+            else:
+                let_whole_act(self.model, active)
             for layer in layers_by_name(self.model).values():
                 layer.set_adapter(active, inference_mode=not was_trained)
         self.active_adapter = active

@@ -33,4 +33,5 @@ def check_one_whole(model: nn.Module, adapters: Sequence[str]) -> None:
 def let_whole_act(model: nn.Module, adapters: Sequence[str]) -> None:
     """Makes what these adapters save act in its place, and what others save not, and none of it train."""
     for wrapper, held in whole_modules(model):
+        wrapper.set_requires_grad(held, False)
         wrapper.set_adapter([name for name in adapters if name in held], inference_mode=True)
