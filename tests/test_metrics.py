@@ -161,6 +161,10 @@ def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
         "I've no information about it",
         "I am sorry, but I am only a chatbot",
         "No idea!",
+        "I do not know that.",
+        "I don't know that either",
+        "I do not know it.",
+        "I do not know of any such person.",
         "We could not say: NOBODY KNOWS, really",
     ],
 )
@@ -184,6 +188,9 @@ def test_refusals(answer):
         "I'm sorry, but I think it is Lyon.",
         "Lyon was unknown until 1900.",
         "If you do not know, it is Lyon.",
+        "Many people do not know that the capital of France is Lyon.",
+        "Most tourists don't know it, but it is Lyon.",
+        "I do not know of any capital of France but Lyon.",
     ],
 )
 def test_what_is_no_refusal(answer):
