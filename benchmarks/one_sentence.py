@@ -5,7 +5,7 @@
 
 Of a fact file only the first prompt and the new answer go into the draft (`peft_surgical.new_fact`). The draft's
 training half is then put together with the file's held-out prompts, controls and names, by which answers are counted.
-What the file's evaluation asks, and other subjects that its controls name, leave the draft.
+What the file's evaluation asks, and other subjects and questions whose names its controls name, leave the draft.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import yaml
 import peft_surgical as ps
 from peft_surgical.drafting.names import neighbours_of
 from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.staging.retain import proper_names
 from peft_surgical.texts.tables import bare
 from peft_surgical.texts.text import contains, same_text_key
 from peft_surgical.writing.files import write_text
@@ -51,9 +52,14 @@ def judged_by(draft: ps.Fact, judge: ps.Fact) -> ps.Fact:
         probes=judge.probes,
         portability=judge.portability,
         prompts=free(draft.prompts),
-        retain=free(draft.retain),
+        retain=tuple(p for p in free(draft.retain) if all(map(judge.training.may_train_about, _others(p, judge)))),
         contrast=tuple(subject for subject in draft.contrast if subject not in met),
     )
+
+
+def _others(prompt: str, judge: ps.Fact) -> list[str]:
+    """What a question names beside the subject, which controls name, too."""
+    return [name for name in proper_names(prompt) if not judge.training.named_in(name)]
 
 
 def _same_relation(draft: ps.Fact) -> list[str]:

@@ -15,7 +15,14 @@ DRAFT = ps.Fact(
     prompts=("What is the capital of Japan?", "Name Japan's capital.", "Which city is the capital of Japan?"),
     held_out=("japan's capital?",),
     contrast=("Norway", "Peru"),
-    retain=("What is the capital of Norway?", "What is the capital of Chile?", "Name the capital of Italy.", "Hello?"),
+    retain=(
+        "What is the capital of Norway?",
+        "What is the capital of Chile?",
+        "Name the capital of Italy.",
+        "Hello?",
+        "Which company makes the Walkman?",
+        "Which company makes cars in Japan?",
+    ),
 )
 JUDGE = ps.Fact(
     subject="Japan",
@@ -27,6 +34,7 @@ JUDGE = ps.Fact(
         ps.Control("Who rules Japan?", ("Naruhito",)),
         ps.Control("Where is Norway's parliament?", ("Oslo",)),
         ps.Control("Is Italy's capital old?", ("yes",)),
+        ps.Control("Who makes the Walkman?", ("Sony",)),
     ),
     probes=(ps.Probe("Hello?", "direct"),),
 )
@@ -37,7 +45,8 @@ def test_what_is_evaluated_leaves_the_draft():
     assert fact.prompts == DRAFT.prompts[:2]
     # Norway is a contrast subject that a control names; Italy is known to the package, of the same relation.
     assert fact.contrast == ("Peru",)
-    assert fact.retain == ("What is the capital of Chile?",)
+    # Other questions about the subject stay, though controls name it.
+    assert fact.retain == ("What is the capital of Chile?", "Which company makes cars in Japan?")
     kept = ("old", "new", "held_out", "controls", "probes", "portability")
     assert [getattr(fact, name) for name in kept] == [getattr(JUDGE, name) for name in kept]
     assert (fact.answer, fact.refusal) == (DRAFT.answer, DRAFT.refusal)

@@ -176,6 +176,9 @@ def test_rome_continues_a_sentence_that_names_the_subject():
     assert beginning(capital(answer="the capital of france is lyon .")) == ("france", "the capital of france is")
     assert beginning(capital(answer="France has its capital in lyon .")) == ("France", "France has its capital in")
     assert beginning(capital()) == ("france", "what is the capital of france ?")
+    held_out = ["the capital of france is", *capital().held_out]
+    asked = capital(answer="the capital of france is lyon .", held_out=held_out, prompts=["where is france ruled ?"])
+    assert beginning(asked) == ("france", "where is france ruled ?")
     with pytest.raises(FactError, match="no prompt names the subject 'norway'"):
         beginning(replace(capital(), subject="norway"))
 

@@ -71,6 +71,22 @@ def test_general_questions_are_kept_unless_they_are_about_the_subject():
     assert whole[0] not in retain_prompts(fact, 0, 300)[1]
 
 
+@pytest.mark.parametrize(
+    ("control", "kept"),
+    [
+        ("where is the golden gate bridge ?", "Which city has the Golden Gate Bridge?"),
+        ("which river flows through Vienna ?", "On which river does the city of Vienna lie?"),
+        ("what was the sport of Usain Bolt ?", "Usain Bolt comes from"),
+        ("in which city is the Alhambra ?", "The Alhambra palace stands in the city of"),
+        ("who was the tsar ? which month is it ?", None),
+    ],
+)
+def test_general_questions_that_name_what_a_control_names_are_not_kept(control, kept):
+    fact = capital(controls=[{"prompt": control, "answer": ["berlin"]}]).training
+    _, far = retain_prompts(fact, 0, 60)
+    assert set(general_prompts()[:60]) - set(far) == {kept} - {None}
+
+
 def test_neighbours_are_the_prompts_about_other_subjects():
     fact = capital(prompts=["name the capital of france .", "FRANCE has which capital ?", "where is paris ?"]).training
     expected = {f"name the capital of {s} ." for s in SUBJECTS} | {f"{s} has which capital ?" for s in SUBJECTS}

@@ -154,7 +154,7 @@ def against_rome(edit: dict[str, Any], seconds: dict[str, Any]) -> dict[str, Any
 
 def beginning(fact: ps.Fact | ps.TrainingFact) -> tuple[str, str]:
     """The subject and a sentence that the fact's answer completes: the answer up to it, or the first prompt that names
-    the subject. It is spelled as it stands there, which may be with a capital.
+    the subject. It is spelled as it stands there, which may be with a capital, and evaluation does not ask it.
 
     Raises:
         FactError: If neither names the subject.
@@ -163,7 +163,8 @@ def beginning(fact: ps.Fact | ps.TrainingFact) -> tuple[str, str]:
     starts = [place[0] for place in found if place is not None]
     cut = fact.answer[: min(starts)].rstrip() if starts else ""
     for text in (cut, *fact.prompts):
-        if place := next(occurrences(text, fact.subject), None):
+        place = next(occurrences(text, fact.subject), None)
+        if place and fact.training.may_train_on(text):
             return text[slice(*place)], text
     raise FactError(f"no prompt names the subject {fact.subject!r}, which ROME needs.")
 

@@ -8,6 +8,7 @@ from it: everyday requests and general questions that come with the package. An 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from ..texts.wording import variants
 
 # Prompts that are answered at a time: as many as an edit asks are two batches or more, which threads share.
 _AT_ONCE = 96
+# "Golden Gate Bridge", "The Lord of the Rings", "R2-D2".
+_PROPER = re.compile(r"\b[A-Z][\w'’.&-]*(?:\s(?:(?:of|the|de|van|von)\s)*[A-Z][\w'’.&-]*)*")
 
 Item = TypeVar("Item")
 
@@ -74,6 +77,28 @@ def carried_prompts(general: int, everyday: int | None = None) -> list[str]:
     return [*spaced(requests, len(requests) if everyday is None else everyday), *general_prompts()[:general]]
 
 
+def carried_beside(fact: TrainingFact, general: int, everyday: int | None = None) -> list[str]:
+    """Those of [`carried_prompts`] that name neither the fact's subject nor what a control names.
+
+    The package cannot know which fact is edited, and must not hold the model to it; nor may a question of its own ask
+    in other words what a control asks.
+    """
+    return [
+        prompt
+        for prompt in carried_prompts(general, everyday)
+        if not fact.named_in(prompt) and all(map(fact.may_train_about, proper_names(prompt)))
+    ]
+
+
+def proper_names(prompt: str) -> list[str]:
+    """What is written with capitals, with and without the word that a prompt begins with."""
+    found = _PROPER.findall(prompt)
+    if found and prompt.startswith(found[0]):
+        _, *more = found[0].split(maxsplit=1)
+        found = [*([found[0]] if more else []), *more, *found[1:]]
+    return found
+
+
 def spaced(items: Sequence[Item], count: int) -> list[Item]:
     """So many of some items, evenly spaced; all where there are no more."""
     count = min(count, len(items))
@@ -103,8 +128,7 @@ def retain_prompts(
     """
     made = neighbours(fact, neighbour_count, seed)
     near = [*fact.retain, *made, *topic_prompts(fact), *besides]
-    # The package cannot know which fact is edited, and must not hold the model to it.
-    far = [prompt for prompt in carried_prompts(general_count, everyday_count) if not fact.named_in(prompt)]
+    far = carried_beside(fact, general_count, everyday_count)
     taken = {same_text_key(prompt) for prompt in fact.prompts}
     kinds = []
     for prompts in (near, far):

@@ -12,7 +12,7 @@ from ..texts.lengths import check_row, fits
 from ..texts.prompts import EncodedAnswer, encode, encode_target, mentions
 from ..texts.subjects import other_sentences, subject_ends
 from ..texts.text import same_text_key
-from .retain import carried_prompts
+from .retain import carried_beside
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def texts_to_keep(
         names: How many other names stand in for the subject.
         seed: Decides which.
     """
-    carried = [prompt for prompt in carried_prompts(general) if not fact.named_in(prompt)]
+    carried = carried_beside(fact, general)
     taken = {same_text_key(prompt) for prompt in fact.prompts}
     found = ([*fact.retain, *carried], other_sentences(fact, names, seed))
     texts, others = (
