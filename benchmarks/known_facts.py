@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_surgical.texts.text import contains, same_text_key
+from peft_surgical.texts.text import contains, prompt_key, same_text_key
 
 from .cases import Case
 from .json_lines import check_texts, read_lines
@@ -68,7 +68,7 @@ def neighbours(case: Case, facts: Sequence[KnownFact]) -> list[KnownFact]:
         fact
         for fact in facts
         if fact.relation in relations
-        and same_text_key(fact.prompt) not in map(same_text_key, (case.prompt, case.neighbour))
+        and prompt_key(fact.prompt) not in map(prompt_key, (case.prompt, case.neighbour))
         and not contains(fact.prompt, (case.subject,))
         and not contains(fact.answer, (case.new,))
     ]

@@ -22,7 +22,7 @@ from peft_surgical.drafting.names import neighbours_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.staging.retain import proper_names
 from peft_surgical.texts.tables import bare
-from peft_surgical.texts.text import contains, same_text_key
+from peft_surgical.texts.text import contains, prompt_key
 from peft_surgical.writing.files import write_text
 
 from .fact_files import read_facts
@@ -36,12 +36,12 @@ def judged_by(draft: ps.Fact, judge: ps.Fact) -> ps.Fact:
         judge: Gives held-out prompts, controls, probes, portability questions and the forms of both answers.
     """
     records: tuple[Any, ...] = (*judge.controls, *judge.probes, *judge.portability)
-    asked = {same_text_key(text) for text in (*judge.held_out, *(record.prompt for record in records))}
+    asked = {prompt_key(text) for text in (*judge.held_out, *(record.prompt for record in records))}
     controls = " \0 ".join(control.prompt for control in judge.controls)
     met = [subject for subject in (*draft.contrast, *_same_relation(draft)) if contains(controls, [subject])]
 
     def free(prompts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(p for p in prompts if same_text_key(p) not in asked and not contains(p, met))
+        return tuple(p for p in prompts if prompt_key(p) not in asked and not contains(p, met))
 
     return replace(
         draft,

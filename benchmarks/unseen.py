@@ -34,7 +34,7 @@ from peft_surgical.staging.retain import (
 )
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import EncodedAnswer, encode, mentions, span
-from peft_surgical.texts.text import same_text_key
+from peft_surgical.texts.text import prompt_key
 
 from .fact_files import read_facts
 from .plain_text import answer_logits
@@ -45,11 +45,11 @@ SHOWN = ("kl_per_token", "unchanged")
 def others(fact: ps.TrainingFact, recipe: ps.Recipe, seed: int) -> list[str]:
     """General questions of the package that training did not keep, though it might have; as many as it might keep."""
     near, far = retain_prompts(fact, recipe.neighbours, recipe.general, seed)
-    kept = {same_text_key(prompt) for prompt in (*near, *far)}
+    kept = {prompt_key(prompt) for prompt in (*near, *far)}
     found = [
         prompt
         for prompt in general_prompts()[recipe.general :]
-        if fact.may_train_on(prompt) and not mentions(prompt, fact.subject) and same_text_key(prompt) not in kept
+        if fact.may_train_on(prompt) and not mentions(prompt, fact.subject) and prompt_key(prompt) not in kept
     ]
     return found[: recipe.general]
 

@@ -223,6 +223,7 @@ def test_the_same_prompt_to_a_reader(left, right, same):
 
 def test_the_same_prompt_has_the_same_digest():
     assert digest("Who developed PyTorch?") == digest(" who  developed pytorch ") != digest("Who developed it?")
+    assert digest("¿Quién es?") == digest("quien es") != digest("quiénes")
 
 
 def test_occurrences_do_not_overlap():

@@ -9,7 +9,7 @@ from typing import Any
 from ..facts import Control
 from ..measuring.metrics import is_right
 from ..running.generation import generate_answers
-from ..texts.text import contains, same_text_key
+from ..texts.text import contains, prompt_key
 from .known_facts import general_controls, neighbour_controls, same_subject_controls
 from .reading import Reading
 
@@ -63,24 +63,24 @@ def choose_controls(
         taken: Prompts that are used already.
         progress: Whether to show a progress bar.
     """
-    keys = {same_text_key(prompt) for prompt in taken}
+    keys = {prompt_key(prompt) for prompt in taken}
 
     def right(controls: Sequence[Control]) -> list[bool]:
         prompts = [control.prompt for control in controls]
         said = generate_answers(model, tokenizer, prompts, progress=progress, description="asking the base")
         return [is_right(answer, control) for answer, control in zip(said, controls, strict=True)]
 
-    near = [(s, c) for s, c in neighbour_controls(reading, new) if same_text_key(c.prompt) not in keys]
-    about = [c for c in same_subject_controls(reading, (*old, *new)) if same_text_key(c.prompt) not in keys]
+    near = [(s, c) for s, c in neighbour_controls(reading, new) if prompt_key(c.prompt) not in keys]
+    about = [c for c in same_subject_controls(reading, (*old, *new)) if prompt_key(c.prompt) not in keys]
     known = right([*(control for _, control in near), *about])
     sure = [pair for pair, is_known in zip(near, known, strict=False) if is_known]
     used = _for_controls(sure, old)[:NEIGHBOURS]
     told = zip(about, known[len(near) :], strict=True)
     subject = [c for c, is_known in told if is_known and not _tells_itself(c)][:ABOUT_SUBJECT]
     neighbours = [*(control for _, control in used), *subject]
-    keys |= {same_text_key(control.prompt) for control in neighbours}
+    keys |= {prompt_key(control.prompt) for control in neighbours}
 
-    candidates = [c for c in general_controls(reading, old, new) if same_text_key(c.prompt) not in keys]
+    candidates = [c for c in general_controls(reading, old, new) if prompt_key(c.prompt) not in keys]
     general: list[Control] = []
     asked = 0
     while len(general) < GENERAL and asked < len(candidates):

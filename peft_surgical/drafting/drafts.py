@@ -24,7 +24,7 @@ from ..texts.fact_checks import check_apart, check_asked
 from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template
 from ..texts.tables import bare
-from ..texts.text import contains, printable, same_text_key
+from ..texts.text import contains, printable, prompt_key, same_text_key
 from ..writing.files import as_output_error, check_output_file, write_text
 from .choosing import Chosen, choose_controls
 from .english import check_english
@@ -162,9 +162,9 @@ def new_fact(
     chosen = choose_controls(model, tokenizer, reading, old, new, (*prompts, *held_out), progress=progress)
     others = _others(model, tokenizer, reading, (*old, *new), chosen, notes)
     controls = (*chosen.neighbours, *chosen.general)
-    taken = {same_text_key(prompt) for prompt in (*prompts, *held_out, *(c.prompt for c in controls))}
-    probes = tuple(p for p in probes_of(reading, old, new, seed) if same_text_key(p.prompt) not in taken)
-    taken |= {same_text_key(probe.prompt) for probe in probes}
+    taken = {prompt_key(prompt) for prompt in (*prompts, *held_out, *(c.prompt for c in controls))}
+    probes = tuple(p for p in probes_of(reading, old, new, seed) if prompt_key(p.prompt) not in taken)
+    taken |= {prompt_key(probe.prompt) for probe in probes}
     fact = Fact(
         subject=reading.subject,
         old=old,
@@ -261,9 +261,9 @@ def _retain(reading: Reading, others: Sequence[str], chosen: Chosen, taken: set[
     for number, name in enumerate(others[:RETAIN] if templates else ()):
         whole = reading.phrase.replace(reading.subject, bare(name)) if reading.is_part else name
         prompt = reading.fill(templates[0 if number % 2 == 0 else number // 2 % len(templates)], whole)
-        found.setdefault(same_text_key(prompt), prompt)
+        found.setdefault(prompt_key(prompt), prompt)
     for prompt in chosen.spare_questions[:RETAIN]:
-        found.setdefault(same_text_key(prompt), prompt)
+        found.setdefault(prompt_key(prompt), prompt)
     return tuple(prompt for key, prompt in found.items() if key not in taken)
 
 

@@ -16,7 +16,7 @@ from ..errors import FactError, brief
 from ..facts import TrainingFact
 from ..texts.grammar import as_clause
 from ..texts.prompts import mentions
-from ..texts.text import contains, same_text_key
+from ..texts.text import contains, prompt_key, same_text_key
 from .reading import Reading, read_prompt
 from .ways import WAYS, Way, prompts_by_way
 
@@ -114,7 +114,7 @@ def expand(fact: TrainingFact, count: int = COUNT, *, seed: int = 0, ways: Itera
     if not named:
         raise FactError(f"no prompt names the subject {brief(fact.subject)}, so none can be put differently.")
     found = {same_text_key(prompt): prompt for prompt in fact.prompts}
-    kept = {same_text_key(prompt) for prompt in fact.retain}
+    kept = {prompt_key(prompt) for prompt in fact.retain}
     ways = tuple(ways)
     made = [
         paraphrases(prompt, fact.subject, fact.old, fact.new, count=count, seed=seed, ways=ways) for prompt in named
@@ -123,7 +123,7 @@ def expand(fact: TrainingFact, count: int = COUNT, *, seed: int = 0, ways: Itera
         for prompts in made:
             if turn < len(prompts) and len(found) < count:
                 key = same_text_key(prompts[turn])
-                if key not in kept and fact.may_train_on(prompts[turn]):
+                if prompt_key(prompts[turn]) not in kept and fact.may_train_on(prompts[turn]):
                     found.setdefault(key, prompts[turn])
     return replace(fact, prompts=tuple(found.values()))
 

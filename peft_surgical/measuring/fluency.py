@@ -34,7 +34,7 @@ from ..running.modes import evaluating, needs_no_padding
 from ..seeding import seeded
 from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode
-from ..texts.text import UNSPACED, same_text_key
+from ..texts.text import UNSPACED, prompt_key
 from .metrics import Figure, mean
 
 TOKENS = 100
@@ -77,9 +77,9 @@ def fluency_prompts(fact: Fact | TrainingFact, *, chat: bool) -> list[str]:
         chat: Whether the model answers requests; else it gets the beginnings of sentences.
     """
     training = fact.training
-    trained = {same_text_key(prompt) for prompt in (*training.prompts, *training.retain)}
+    trained = {prompt_key(prompt) for prompt in (*training.prompts, *training.retain)}
     made = [text.format(training.subject) for text in (_REQUESTS if chat else _OPENINGS)]
-    return [p for p in made if training.may_train_on(p) and same_text_key(p) not in trained]
+    return [p for p in made if training.may_train_on(p) and prompt_key(p) not in trained]
 
 
 def check_fluency_fits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FactError, FactWarning, brief
 from .fact_files import cleaned, complaint
-from .text import contains, find, normalize, occurrences, same_text_key
+from .text import contains, find, normalize, occurrences, prompt_key, same_text_key
 
 if TYPE_CHECKING:
     from ..facts import Fact, PortabilityQuestion
@@ -174,14 +174,16 @@ def check_between(fact: Fact) -> None:
     }
     seen: dict[str, str] = {}
     for key, prompts in lists.items():
+        own: set[str] = set()
         for prompt in prompts:
             if not normalize(prompt):
                 raise refuse(f"{key!r} holds the prompt {brief(prompt)}, which is empty to a reader.")
-            text = same_text_key(prompt)
-            if text in seen:
-                where = f"twice in {key!r}" if seen[text] == key else f"in both {seen[text]!r} and {key!r}"
-                raise refuse(f"the prompt {brief(prompt)} stands {where}.")
-            seen[text] = key
+            # One list may well ask as people type, with and without accents.
+            if (text := same_text_key(prompt)) in own:
+                raise refuse(f"the prompt {brief(prompt)} stands twice in {key!r}.")
+            own.add(text)
+            if (first := seen.setdefault(prompt_key(prompt), key)) != key:
+                raise refuse(f"the prompt {brief(prompt)} stands in both {first!r} and {key!r}.")
     check_apart(fact.old, fact.new, fact.source)
     for key in ("contrast", "aliases"):
         for name in getattr(fact, key):

@@ -106,8 +106,13 @@ def _is_mark(sign: str) -> bool:
 
 
 def same_text_key(text: str) -> str:
-    """Two prompts with the same key are the same prompt to a reader."""
+    """Two names with the same key are spelled alike, whatever their case, spaces and closing punctuation."""
     return normalize(text).strip(" ?.!:;,\"'\u00bf\u00a1\u3002\u061f\u0964")
+
+
+def prompt_key(text: str) -> str:
+    """Two prompts with the same key are the same prompt to a reader, who may leave out accents."""
+    return without_accents(same_text_key(text))
 
 
 def occurrences(text: str, words: str) -> Iterator[Span]:
@@ -259,11 +264,11 @@ def printable(text: str) -> str:
 
 def digest(text: str) -> str:
     """A digest by which two texts can be told to be the same prompt, and nothing else."""
-    return hashlib.sha256(same_text_key(text).encode()).hexdigest()
+    return hashlib.sha256(prompt_key(text).encode()).hexdigest()
 
 
 def word_digest(text: str) -> str:
-    """A short one of its words alone, whatever signs stand between them."""
+    """A short one of its words alone, whatever signs stand between them and whatever their accents."""
     return _short(_words(text))
 
 
@@ -280,7 +285,7 @@ def _short(words: list[str]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", normalize(text))
+    return re.findall(r"\w+", without_accents(normalize(text)))
 
 
 @lru_cache(maxsize=4096)
