@@ -17,8 +17,22 @@ def test_what_is_trained_is_not_held_out_with_other_accents(other):
             peru(**{key: given})
 
 
-def test_one_list_may_ask_with_and_without_accents():
-    prompts = ("Quelle est la capitale du Pérou ?", "Quelle est la capitale du Perou ?")
+@pytest.mark.parametrize(
+    "other", ["(The capital of Peru is)", "- The capital of *Peru* is ____.", "The capital: of Peru is"]
+)
+def test_what_is_trained_is_not_held_out_with_other_signs(other):
+    with pytest.raises(FactError, match="stands in both 'prompts' and 'held_out'"):
+        peru(held_out=(other,))
+    assert not peru(prompts=("Peru?",), held_out=(other,)).training.may_train_on("The capital of Peru is")
+
+
+def test_one_list_may_ask_with_and_without_accents_and_signs():
+    prompts = (
+        "Quelle est la capitale du Pérou ?",
+        "Quelle est la capitale du Perou ?",
+        "It is, in Peru,",
+        "It is in Peru",
+    )
     assert peru(prompts=prompts).prompts == prompts
 
 

@@ -12,8 +12,10 @@ from peft_surgical.texts.text import (
     occurrences,
     occurrences_outside,
     replace_first,
+    run_digests,
     same_text_key,
     without_accents,
+    word_digest,
 )
 
 
@@ -219,6 +221,44 @@ def test_replace_the_first_of_several(text, aliases, said):
 )
 def test_the_same_prompt_to_a_reader(left, right, same):
     assert (same_text_key(left) == same_text_key(right)) is same
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "(Capital of France?)|«Capital of France?»|**Capital of France?**",
+        "capital of france|- Capital of France|> Capital of France?|“Capital of France”.|`Capital of _France_` …",
+        "Tell me, what is it?|Tell me what is it",
+        "In France - which city?|In France — which city?|In France: which city?",
+        "The capital of France is|The capital of France is ____.|The capital of France is: ...",
+        "谁是总统？|「谁是总统」",
+    ],
+)
+def test_the_same_words_are_the_same_prompt(same):
+    assert len({digest(prompt) for prompt in same.split("|")}) == 1
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [
+        "Who made C?|Who made C++?|Who made C#?|Who made C♯?",
+        "Is it 5?|Is it -5?|Is it 5%?|Is it $5?|Is it €5?|Is it 5°?|Is it 😀?|Is it?",
+        "2 + 2|2 - 2|2 * 2|2 / 2|2 2|22",
+        "Is 3.5 enough?|Is 35 enough?",
+        "राम कौन है?|रमा कौन है?|रम कौन है?",
+        "dogs|do gs",
+        "😀|😢|«»|?",
+    ],
+)
+def test_other_words_or_telling_signs_are_another_prompt(apart):
+    prompts = apart.split("|")
+    assert len(set(map(digest, prompts))) == len(prompts)
+
+
+def test_signs_make_no_difference_to_names():
+    assert word_digest("São_Paulo") == word_digest("“Sao” Paulo!") != word_digest("SaoPaulo")
+    assert word_digest("C++") == word_digest("C")
+    assert word_digest("Notre-Dame") in run_digests("Is *Notre Dame* 5% of it?")
 
 
 def test_the_same_prompt_has_the_same_digest():

@@ -20,7 +20,7 @@ from itertools import zip_longest
 from typing import Literal, get_args
 
 from ..texts.grammar import as_clause, one_stop
-from ..texts.text import contains, same_text_key
+from ..texts.text import contains, prompt_key
 from .frames import SLOT, frames
 from .reading import Reading
 
@@ -48,14 +48,14 @@ def prompts_by_way(reading: Reading, *, held_out: bool = False, seed: int = 0) -
     Returns:
         Distinct prompts, none of them the given one. Each names the subject as that does.
     """
-    taken = {same_text_key(reading.prompt)}
+    taken = {prompt_key(reading.prompt)}
     if held_out:
-        taken |= {same_text_key(prompt) for prompts in prompts_by_way(reading).values() for prompt in prompts}
+        taken |= {prompt_key(prompt) for prompts in prompts_by_way(reading).values() for prompt in prompts}
     distinct: dict[Way, list[str]] = {}
     for way, prompts in _Maker(reading, held_out, seed).made().items():
         distinct[way] = []
         for prompt in prompts:
-            key = same_text_key(prompt)
+            key = prompt_key(prompt)
             if key not in taken and contains(prompt, [reading.subject]):
                 taken.add(key)
                 distinct[way].append(prompt)

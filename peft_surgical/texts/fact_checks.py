@@ -178,7 +178,7 @@ def check_between(fact: Fact) -> None:
         for prompt in prompts:
             if not normalize(prompt):
                 raise refuse(f"{key!r} holds the prompt {brief(prompt)}, which is empty to a reader.")
-            # One list may well ask as people type, with and without accents.
+            # One list may well ask as people type, with and without accents and signs.
             if (text := same_text_key(prompt)) in own:
                 raise refuse(f"the prompt {brief(prompt)} stands twice in {key!r}.")
             own.add(text)

@@ -59,6 +59,12 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _MINUS = re.compile("(?:^|[\\s(=])[-\u2212]$")
 # "C" is another language than "C#" and "C++", and another note; "#Lyon#" is a topic.
 _SIGNED = re.compile(r"[#\u266f]|\+\+")
+# Of languages and notes, of numbers below zero, of sums and shares and prices, and pictures.
+_TELLING = (
+    r"(?<=[^\W_])(?:[#\u266f]|\++)|(?<![^\s(=])-(?=\d)|(?<=\d)(?:[%\u2030\u00b0]|\s?[-+*/^<=>\u00d7\u00f7]\s?(?=\d))"
+    "|[$\u00a2-\u00a5\u20a0-\u20cf\u2600-\u27bf\U0001f000-\U0001faff]"
+)
+_NO_LETTER = re.compile(rf"(?P<telling>{_TELLING})|[^\w\s]|_")
 _DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}|\d{4}\.\d{1,2}\.\d{1,2}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
 
@@ -111,8 +117,11 @@ def same_text_key(text: str) -> str:
 
 
 def prompt_key(text: str) -> str:
-    """Two prompts with the same key are the same prompt to a reader, who may leave out accents."""
-    return without_accents(same_text_key(text))
+    """Two prompts with the same key are the same prompt to a reader: the same words, with or without accents.
+
+    What stands around and between them makes no difference, but for signs that tell words apart, as in "C++" and "-5".
+    """
+    return " ".join(_words(text)) or without_accents(same_text_key(text))
 
 
 def occurrences(text: str, words: str) -> Iterator[Span]:
@@ -269,12 +278,12 @@ def digest(text: str) -> str:
 
 def word_digest(text: str) -> str:
     """A short one of its words alone, whatever signs stand between them and whatever their accents."""
-    return _short(_words(text))
+    return _short(_bare_words(text))
 
 
 def run_digests(text: str) -> Iterator[str]:
     """[`word_digest`] of every run of up to six words."""
-    words = _words(text)
+    words = _bare_words(text)
     for start in range(len(words)):
         for stop in range(start + 1, min(start + _LONGEST_RUN, len(words)) + 1):
             yield _short(words[start:stop])
@@ -284,8 +293,17 @@ def _short(words: list[str]) -> str:
     return hashlib.blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
 
 
+def _bare_words(text: str) -> list[str]:
+    return [word for word in _words(text) if any(map(str.isalnum, word))]
+
+
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", without_accents(normalize(text)))
+    """Its words without accents, and between them the signs that tell words apart."""
+
+    def parted(sign: re.Match[str]) -> str:
+        return f" {sign[0]} " if sign["telling"] else sign[0] if _is_mark(sign[0]) else " "
+
+    return _NO_LETTER.sub(parted, without_accents(normalize(text))).split()
 
 
 @lru_cache(maxsize=4096)
