@@ -20,6 +20,7 @@ from ..errors import FactError, brief
 from ..facts import Fact
 from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
+from ..texts.called import called
 from ..texts.fact_checks import check_apart, check_asked
 from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template
@@ -234,11 +235,12 @@ def _answer(tokenizer: Any, reading: Reading, old: Sequence[str], new: Sequence[
 def _others(
     model: Any, tokenizer: Any, reading: Reading, answers: Sequence[str], chosen: Chosen, notes: list[str]
 ) -> list[str]:
-    """Subjects of the same kind that no control asks about, those that the model knows first."""
+    """Subjects of the same kind that no control asks about by any name, those that the model knows first."""
     controls = [control.prompt for control in (*chosen.neighbours, *chosen.general)]
 
     def free(names: Sequence[str]) -> list[str]:
-        return [name for name in names if not any(contains(prompt, [bare(name)]) for prompt in controls)]
+        said = {name: called(bare(name), (reading.subject,)) for name in names}
+        return [name for name in names if not any(contains(prompt, said[name]) for prompt in controls)]
 
     names = free(others_of(reading, answers))
     if not names:

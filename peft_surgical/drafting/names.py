@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from ..texts.tables import read_data, read_table
+from ..texts.called import PERSONS, is_everyday
+from ..texts.tables import read_table
 from ..texts.text import contains, same_text_key, without_accents
 from .relations import relations
 
@@ -20,19 +21,8 @@ PEOPLE = frozenset(
 )
 # A family name of so few letters may be anything.
 _SHORTEST = 3
-_PERSONS = frozenset(("person", "athlete", "musician", "character"))
 # What belongs to the family name that follows: "van Gogh", "Le Pen", "de la Cruz".
 _PARTICLE = re.compile(r"l[ea]|d[aeiu]|del|della|d[aeo]s|van|von|de[rn]|te[rn]|bin|ibn|al|el", re.I)
-_MONTH_OR_COLOUR = re.compile(
-    r"january|february|march|april|may|june|july|august|september|october|november|december|"
-    r"black|white|red|green|blue|brown|gr[ae]y|pink|gold|silver"
-)
-# What bands and teams call their members.
-_MEMBERS = re.compile(
-    r"angels|bears|boys|brothers|bulls|chiefs|cowboys|devils|dragons|eagles|foxes|giants|girls|heads|hornets|killers|"
-    r"kings|knights|lions|monkeys|packers|panthers|pirates|pistols|pumpkins|queens|raiders|rangers|ravens|rockets|"
-    r"saints|sharks|sisters|stones|strokes|tigers|warriors|wolves"
-)
 
 
 @cache
@@ -122,7 +112,7 @@ def _family_name(name: str) -> str | None:
     if words[0] == "The":
         return name.removeprefix("The ")
     kinds = kinds_of([name])
-    if (kinds and not kinds & _PERSONS) or any(
+    if (kinds and not kinds & PERSONS) or any(
         "company" in kinds_of([" ".join(words[:n])]) for n in range(1, start + 1)
     ):
         return None
@@ -130,23 +120,7 @@ def _family_name(name: str) -> str | None:
     # "II", "Jr.", "Un": no family name, or one too short to tell anything by.
     if last.isupper() or last.strip(".") in ("Jr", "Sr") or (start == len(words) - 1 and len(last) <= _SHORTEST):
         return None
-    return None if start == len(words) - 1 and _is_everyday(last.casefold()) else " ".join(words[start:])
-
-
-def _is_everyday(word: str) -> bool:
-    """Whether many texts hold a word in lower case, so that "cook" and "may" tell of no Cook and no May.
-
-    So does its plural, which a band's name may end with: "Imagine Dragons".
-    """
-    if _MONTH_OR_COLOUR.fullmatch(word) or _MEMBERS.fullmatch(word):
-        return True
-    return not _everyday_words().isdisjoint((word, word.removesuffix("s")))
-
-
-@cache
-def _everyday_words() -> frozenset[str]:
-    text = "\n".join(map(read_data, ("everyday.txt", "general.txt", "retention.txt")))
-    return frozenset(re.findall(r"(?<![\w'])[a-z]+(?![\w'])", text))
+    return None if start == len(words) - 1 and is_everyday(last.casefold()) else " ".join(words[start:])
 
 
 def neighbours_of(relation: str) -> dict[str, tuple[str, ...]]:

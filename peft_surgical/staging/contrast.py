@@ -12,6 +12,7 @@ from ..drafting.others import others_of, propose_others, swappable
 from ..drafting.reading import read_prompt
 from ..errors import FactError, ModelError
 from ..facts import TrainingFact
+from ..texts.called import called
 from ..texts.prompts import mentions
 from ..texts.text import contains
 
@@ -20,7 +21,7 @@ def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFac
     """The fact, with other subjects of its subject's kind where it gives none.
 
     They are those that the package knows, else names that the model gives, as far as they look like such; no other
-    name of the subject, and none that a control asks about.
+    name of the subject, and none that a control asks about, by a shorter or another name either.
 
     Args:
         model: The base, which is asked where the package knows no other.
@@ -40,7 +41,7 @@ def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFac
 
     def another(name: str) -> bool:
         own = contains(name, fact.names) or any(contains(names, (name,)) for names in fact.names)
-        return not own and fact.may_train_about(name)
+        return not own and all(map(fact.may_train_about, called(name, fact.names)))
 
     found = [*filter(another, swappable(reading, others_of(reading, answers)))]
     if not found:

@@ -3,5 +3,5 @@
 `fact_files` and `fact_checks` say what a fact may be, `text` how texts compare, `grammar` how a question is turned
 round. `prompts` is the one place that knows chat templates, `lengths` what fits. `wording` and `topics` ask more
 questions, `verbs` finds and bends the verbs of a sentence, `subjects` finds a subject among tokens and puts others in
-its place. `tables` reads what comes with the package.
+its place, `called` knows what else they are called. `tables` reads what comes with the package.
 """

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..facts import TrainingFact
+from .called import called
 from .prompts import EncodedAnswer, encode, encode_open, mentions, swap_subject
 from .tables import bare, read_table
 from .text import contains, occurrences, same_text_key
@@ -149,7 +150,7 @@ def _names(seed: int) -> list[str]:
 
 def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
     """The fact's prompts that name the subject, in turn, with names that neither hold one of the subject's nor are
-    held by one, and that no control asks about; and these names.
+    held by one, and that no control asks about, by another name either if the package chose it; and these names.
 
     What names the subject still, by an alias beside it, is left out.
     """
@@ -162,7 +163,8 @@ def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tu
         # An alias may be as short as "US", which stands inside of "Russia".
         held = contains(name, fact.aliases) or any(contains(alias, (name,)) for alias in fact.aliases)
         apart = not held and same_text_key(name) not in own and own not in same_text_key(name)
-        return apart and fact.may_train_about(name)
+        said = (name,) if name in fact.contrast else called(name, fact.names)
+        return apart and all(map(fact.may_train_about, said))
 
     others = [name for name in dict.fromkeys(names) if another(name)]
     made = {swap_subject(prompts[i % len(prompts)], fact.subject, name): name for i, name in enumerate(others[:count])}
