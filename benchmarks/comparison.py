@@ -20,9 +20,9 @@ from peft_surgical.measuring.states import adapter_state
 from peft_surgical.plugins import OWN, load_scorers
 from peft_surgical.selection import n_scales
 from peft_surgical.sites import components
-from peft_surgical.stages import LEARN
 from peft_surgical.staging.curvature import Curvature
 from peft_surgical.staging.retained import Retained
+from peft_surgical.staging.stage import LEARN
 
 from .baselines.restoring import adapters_taken_off
 

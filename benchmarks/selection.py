@@ -43,7 +43,8 @@ from peft_surgical.evaluation import Answers
 from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.models import DTYPES
 from peft_surgical.sites import PROJECTIONS
-from peft_surgical.stages import LEARN, RECIPES
+from peft_surgical.stages import RECIPES
+from peft_surgical.staging.stage import LEARN
 
 from .baselines.staged import as_json
 from .comparison import HEADS, Comparison, asked_digest, row_names

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import peft_surgical as ps
 from peft_surgical.measuring.metrics import Figure, mean, rate
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
-from peft_surgical.stages import LEARN, RECIPES
+from peft_surgical.stages import RECIPES
 from peft_surgical.staging.retain import (
     TopDistribution,
     base_answers,
@@ -33,6 +33,7 @@ from peft_surgical.staging.retain import (
     retain_prompts,
 )
 from peft_surgical.staging.retained import base_rows
+from peft_surgical.staging.stage import LEARN
 from peft_surgical.texts.prompts import EncodedAnswer, encode, mentions, span
 from peft_surgical.texts.text import prompt_key
 

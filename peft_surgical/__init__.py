@@ -54,10 +54,11 @@ from .selection import PAPER_SELECTION, Selection
 from .sentence import learn_sentence, learn_sentence_keyed
 from .sites import Component, ModelShape, Slice, projection_slices
 from .stack import stack
-from .stages import RECIPES, Stage, learn, low_memory, unlearn
+from .stages import RECIPES, learn, low_memory, unlearn
 from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components
 from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained
+from .staging.stage import Stage
 from .texts.prompts import EncodedAnswer, encode_answer, without_template
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate, unload
 

@@ -30,9 +30,10 @@ from .running.sharing import by_main, check_alike
 from .selection import Selection, sure_components
 from .sites import ModelShape
 from .stack import stack
-from .stages import LEARN, RECIPES, UNLEARN, Stage, learn, unlearn
+from .stages import RECIPES, learn, unlearn
 from .staging.placeable import check_free, check_whole
 from .staging.recipe import Recipe, check_recipe
+from .staging.stage import LEARN, UNLEARN, Stage
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config

@@ -12,7 +12,7 @@ from .adapters.adapter_files import CONFIG
 from .errors import ModelError, OutputError, brief
 from .report import Report
 from .reporting.page import render_page
-from .stages import LEARN, UNLEARN
+from .staging.stage import LEARN, UNLEARN
 from .writing.claims import claimed
 from .writing.files import as_output_error, read_json, write_text
 

@@ -24,9 +24,9 @@ from .report import Report
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main, check_alike
-from .stages import LEARN, Stage
 from .staging.placeable import check_bare
 from .staging.recipe import check_recipe
+from .staging.stage import LEARN, Stage
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner.unchanged import unchanged_on_failure

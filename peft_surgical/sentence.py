@@ -26,10 +26,10 @@ from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .running.devices import input_device
 from .running.modes import evaluating
 from .running.suffix import read_at
-from .stages import Stage
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.placeable import check_bare
 from .staging.recipe import check_recipe
+from .staging.stage import Stage
 from .staging.training import check_finite
 from .staging.training_here import training_here
 from .texts.fact_files import cleaned

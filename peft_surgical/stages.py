@@ -13,34 +13,26 @@ The second adapter begins by taking back what the first one changed (`Recipe.und
 
 from __future__ import annotations
 
-import copy
-import math
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 
-from .adapters.bases import hub_id, revision_of
-from .adapters.cards import card_header, card_scales, card_use
-from .adapters.edits import Edit
 from .adapters.halves import settle_on_half
-from .adapters.lineage import after
-from .adapters.saving import digest_to_save, save_adapter
 from .architectures import architecture_of, check_causal
 from .counts import check_seed
-from .errors import AdapterError, ArchitectureError
+from .errors import ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
 from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_alike, check_shareable
 from .running.suffix import SuffixRunner, shared_prefix
 from .staging.curvature import trained_layers
-from .staging.placeable import check_at_hand, check_free, check_whole
-from .staging.recipe import Recipe, TrainingRecord, check_recipe
+from .staging.placeable import check_whole
+from .staging.recipe import Recipe, check_recipe
 from .staging.retained import Retained, base_rows, measure_retained
+from .staging.stage import LEARN, UNLEARN, Stage, place_adapter
 from .staging.trained_rows import check_retain_fits, training_rows
 from .staging.training import train
 from .staging.training_here import training_here, training_only
@@ -50,76 +42,12 @@ from .texts.prompts import span
 from .tuner import SurgicalIA3Config, activate
 from .tuner.unchanged import unchanged_on_failure
 
-UNLEARN, LEARN = "unlearn", "learn"
-
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
 RECIPES = {UNLEARN: Recipe(steps=8, hold=7), LEARN: Recipe()}
 """How each stage trains unless told otherwise; `dataclasses.replace(ps.RECIPES["learn"], steps=20)` changes a part."""
 
 # With fewer a pass's own cost is most of its time.
 LOW_MEMORY_TOKENS = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A trained stage.
-
-    Attributes:
-        model: The PEFT model with this stage's adapter active, and those before it.
-        adapter: This stage's adapter name.
-        record: What training reached.
-        retained: What training kept; pass it to the next stage, which then need not work it out again. None after
-            [`learn_keyed`], as what that holds to serves no other stage, and where nothing was held to the base's.
-        before: The adapters that acted while it was trained, in their order; without them it is not what was trained.
-        answer: What it taught.
-    """
-
-    model: PeftModel
-    adapter: str
-    record: TrainingRecord
-    retained: Retained | None
-    before: tuple[str, ...] = ()
-    answer: str = ""
-
-    def __repr__(self) -> str:
-        # A prompt shows what a call returned, and a model's modules and thousands of rows say nothing there.
-        base, record = type(self.model.get_base_model()).__name__, self.record
-        return f"{type(self).__name__}({self.adapter!r} of a {base}, {record.steps} steps, loss {record.loss:.3g})"
-
-    @phase("save")
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves this stage's adapter, and only it, as PEFT saves an adapter, directly into `path`, with its [`card`].
-
-        Args:
-            path: The folder; it appears whole or not at all.
-
-        Raises:
-            AdapterError: If the model was merged or unloaded, and holds the adapter no more.
-            OutputError: If it holds something or cannot be written.
-        """
-        notes = after(self.before, [digest_to_save(self.model, adapter) for adapter in self.before])
-        save_adapter(self.model, self.adapter, path, card=self.card(), notes=notes)
-
-    def card(self) -> str:
-        """The README of its folder: what it scales, and how it is loaded with the stages before it."""
-        edit: Edit = self.model.base_model.edit(self.adapter)
-        base, stages = hub_id(edit.base_model) or "the base model", [*self.before, self.adapter]
-        parts = [
-            card_header(edit.base_model, edit.task_type, "surgical-ia3"),
-            f"# One stage of a surgical edit: {self.adapter}",
-            f"A surgical (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)}"
-            f" modules, as it was trained{' on top of ' + ' and '.join(self.before) if self.before else ''}."
-            " `peft-surgical stack` makes one plain (IA)³ adapter of all stages, which loads without this package.",
-            card_scales(edit),
-            card_use(edit.base_model, stages, edit.revision),
-        ]
-        return "\n\n".join(parts) + "\n"
-
-    def to_dict(self) -> dict[str, Any]:
-        """What training reached and taught, as JSON."""
-        # JSON has no infinity, and that is the loss of no prompt seen.
-        infinite = {key: None for key in ("loss", "worst") if math.isinf(getattr(self.record, key))}
-        return {**asdict(self.record), **infinite, "answer": self.answer}
 
 
 def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
@@ -310,52 +238,6 @@ def _stage(
         settle_on_half(parameters, frozen)
     activate(peft_model, [*before, name])
     return Stage(peft_model, name, record, retained, tuple(before), answer)
-
-
-def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:
-    """Puts a stage's adapter on a bare model, or beside the surgical adapters that it has.
-
-    Args:
-        model: The model; becomes part of what is returned.
-        name: The adapter's.
-        config: What it scales; that of the last of `active` when None.
-        active: The adapters that act.
-
-    Raises:
-        AdapterError: If the name is taken, the model has adapters of another kind, there is no config, or it saves
-            whole modules.
-        ModelError: If weights that it would scale are offloaded.
-    """
-    check_free(model, [name])
-    if isinstance(model, PeftModel):
-        others = [c for c in model.peft_config.values() if not isinstance(c, SurgicalIA3Config)]
-        if others:
-            raise AdapterError(
-                f"a stage trains on surgical adapters, and the model has one of type {others[0].peft_type};"
-                " merge it first."
-            )
-        if config is None and active:
-            config = model.peft_config[active[-1]]
-    if config is None:
-        raise AdapterError(f"{name} needs a config, since the model has no active adapter to take one from.")
-    # A copy of its own, since PEFT writes into the configuration that it is given.
-    own = copy.deepcopy(config)
-    if own.modules_to_save:
-        raise AdapterError("a stage trains scales only, so leave modules_to_save out of its configuration.")
-    own.inference_mode = False
-    # What a stage keeps is measured where it begins, which is to be the base.
-    own.init_weights = True
-    own.revision = own.revision or revision_of(model)
-    own.resolve(model.config)
-    check_at_hand(model, own.selections or {})
-    if isinstance(model, PeftModel):
-        # `get_peft_model` notes the base in a configuration, and `add_adapter` does not.
-        own.base_model_name_or_path = own.base_model_name_or_path or (
-            getattr(model.get_base_model(), "name_or_path", None) or None
-        )
-        model.add_adapter(name, own)
-        return model
-    return get_peft_model(model, own, adapter_name=name)
 
 
 def _first_layer(model: Any, configs: list[SurgicalIA3Config]) -> tuple[nn.ModuleList, int]:

@@ -11,7 +11,8 @@ from benchmarks.comparison import HEADS, Comparison, asked_digest, row_names
 from benchmarks.journal import read_records
 from benchmarks.selection import SHOWN, choose, main, results, spread, table
 from peft_surgical.measuring.states import adapter_state
-from peft_surgical.stages import LEARN, RECIPES
+from peft_surgical.stages import RECIPES
+from peft_surgical.staging.stage import LEARN
 
 from .conftest import fingerprint
 from .localizing import capital, planted, without, word_tokenizer

@@ -21,8 +21,9 @@ from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.scorers.attribution import estimated_drops
 from peft_surgical.sites import Component, ModelShape, hook_name, projection_slices
-from peft_surgical.stages import LEARN, RECIPES
+from peft_surgical.stages import RECIPES
 from peft_surgical.staging import retain
+from peft_surgical.staging.stage import LEARN
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

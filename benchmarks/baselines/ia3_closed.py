@@ -24,8 +24,8 @@ from torch import Tensor
 
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
-from peft_surgical.stages import LEARN, place_adapter
 from peft_surgical.staging.by_subject import displacement_kept
+from peft_surgical.staging.stage import LEARN, place_adapter
 from peft_surgical.staging.subject_texts import NamedRows
 from peft_surgical.tuner.targets import weight_of
 

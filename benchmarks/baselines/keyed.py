@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import peft_surgical as ps
-from peft_surgical.stages import LEARN
+from peft_surgical.staging.stage import LEARN
 
 from .method import Request
 from .staged import Staged, as_json

@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from peft_surgical.architectures import decoder_layers
 from peft_surgical.running.suffix import SuffixRunner, shared_prefix
-from peft_surgical.stages import LEARN, RECIPES
+from peft_surgical.stages import RECIPES
 from peft_surgical.staging.retain import TopDistribution
 from peft_surgical.staging.retained import base_rows
+from peft_surgical.staging.stage import LEARN
 from peft_surgical.staging.training import endless
 from peft_surgical.texts.prompts import EncodedAnswer, encode_target, span
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft_surgical.stages import LEARN, UNLEARN
+from peft_surgical.staging.stage import LEARN, UNLEARN
 
 from .method import Request
 from .staged import Staged, default_components, train

@@ -18,7 +18,8 @@ from peft_surgical.architectures import decoder_layers
 from peft_surgical.edit import EDIT_PROJECTIONS
 from peft_surgical.models import DTYPES
 from peft_surgical.running.computing import compute_dtype
-from peft_surgical.stages import LEARN, RECIPES, UNLEARN
+from peft_surgical.stages import RECIPES
+from peft_surgical.staging.stage import LEARN, UNLEARN
 
 from .method import Request
 from .restoring import adapters_taken_off

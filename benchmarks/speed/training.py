@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import peft_surgical as ps
 from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.stages import LEARN, Stage
 from peft_surgical.staging.retained import Retained
+from peft_surgical.staging.stage import LEARN, Stage
 
 from .case import Case, matrix_product_peak, timed
 from .stock import fit_with_trainer, mean_loss, plain_step_seconds

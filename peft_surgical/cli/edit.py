@@ -21,8 +21,8 @@ from ..running.replicas import without_replicas
 from ..running.sharing import by_all, shard
 from ..selection import Selection
 from ..sites import PROJECTIONS
-from ..stages import LEARN, UNLEARN
 from ..staging.recipe import Recipe
+from ..staging.stage import LEARN, UNLEARN
 from ..staging.whole_answers import whole_answer
 from ..tuner.resolve import Granularity
 from . import checks, options

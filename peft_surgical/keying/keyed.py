@@ -37,13 +37,13 @@ from ..running.computing import computing, denormals_flushed, plain_attention
 from ..running.replicas import Replica
 from ..running.tails import TailRunner
 from ..sites import ModelShape
-from ..stages import LEARN, Stage
 from ..staging.curvature import RowGradients, sample_curvature
 from ..staging.measured import Measured
 from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe, check_recipe
 from ..staging.retain import spaced
 from ..staging.retained import base_rows
+from ..staging.stage import LEARN, Stage
 from ..staging.trained_rows import check_retain_fits, training_rows
 from ..staging.training import train
 from ..staging.training_here import training_here

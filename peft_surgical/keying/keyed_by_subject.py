@@ -30,10 +30,10 @@ from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
-from ..stages import LEARN, Stage
 from ..staging.curvature import Metric
 from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe, check_recipe
+from ..staging.stage import LEARN, Stage
 from ..staging.subject_texts import NamedRows, texts_to_keep
 from ..staging.training import train
 from ..staging.training_here import training_here

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from ..adapters.bases import hub_id
 from ..adapters.cards import card_header, card_use
 from ..architectures import output_projections
-from ..stages import Stage
+from ..staging.stage import Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)

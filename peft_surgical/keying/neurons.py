@@ -38,8 +38,8 @@ from ..architectures import architecture_of
 from ..errors import ModelError, SelectionError
 from ..profiling import phase
 from ..running.sharing import by_main
-from ..stages import LEARN
 from ..staging.solving import solved_with
+from ..staging.stage import LEARN
 from ..texts.prompts import EncodedAnswer
 from ..tuner.targets import find_module, unwrapped, weight_of
 from .keys import Marked, in_turn, marked_neurons, moments, neuron_count

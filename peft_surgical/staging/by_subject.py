@@ -38,7 +38,6 @@ from ..progress import progress_bar
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
 from ..sites import ModelShape
-from ..stages import LEARN, Stage, place_adapter
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, span
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
@@ -48,6 +47,7 @@ from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neur
 from .placeable import check_bare
 from .recipe import TrainingRecord, check_recipe
 from .retained import base_of
+from .stage import LEARN, Stage, place_adapter
 from .subject_texts import NamedRows, texts_to_keep
 from .training import check_finite, endless
 from .training_here import training_here
