@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peft_surgical.running.suffix import Row, SuffixRunner
+from peft_surgical.running.beginnings import Row
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.texts.prompts import EncodedAnswer, encode_target, span
 
 UNLIKELY = -1e9

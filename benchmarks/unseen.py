@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import peft_surgical as ps
 from peft_surgical.measuring.metrics import Figure, mean, rate
-from peft_surgical.running.suffix import SuffixRunner, shared_prefix
+from peft_surgical.running.beginnings import shared_prefix
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import RECIPES
 from peft_surgical.staging.retain import (
     TopDistribution,

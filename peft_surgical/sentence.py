@@ -24,8 +24,8 @@ from .errors import FactError, brief
 from .facts import TrainingFact, refusal_for
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .running.devices import input_device
+from .running.forwards import read_at
 from .running.modes import evaluating
-from .running.suffix import read_at
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.placeable import check_bare
 from .staging.recipe import check_recipe

@@ -25,9 +25,10 @@ from .counts import check_seed
 from .errors import ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
+from .running.beginnings import shared_prefix
 from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_alike, check_shareable
-from .running.suffix import SuffixRunner, shared_prefix
+from .running.suffix import SuffixRunner
 from .staging.curvature import trained_layers
 from .staging.placeable import check_whole
 from .staging.recipe import Recipe, check_recipe

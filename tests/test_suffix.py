@@ -5,7 +5,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from peft_surgical.architectures import architecture_of
 from peft_surgical.errors import ModelError
 from peft_surgical.running.replicas import replicate
-from peft_surgical.running.suffix import SuffixRunner, shared_prefix
+from peft_surgical.running.suffix import SuffixRunner
 
 from .threads import threads
 from .tiny import FAMILIES, tiny_ids, tiny_longrope, tiny_model
@@ -349,17 +349,6 @@ def test_rows_and_positions_that_are_refused():
     for span in ((len(PREFIX) - 1, len(PREFIX) + 1), (len(PREFIX), len(PREFIX) + 4), (len(PREFIX), len(PREFIX))):
         with pytest.raises(ValueError, match="are not all from token 7 on in the sequence"):
             runner.logits([0], [span])
-
-
-def test_shared_prefix():
-    a, b, c = (1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 9)
-    assert shared_prefix([a, b], [3, 4]) == 3
-    assert shared_prefix([a, b, c], [3, 4, 2]) == 2
-    assert shared_prefix([a, b], [1, 4]) == 1  # what is read stays out
-    assert shared_prefix([a, a], [9, 9]) == 3  # a row goes on after it
-    assert shared_prefix([a, (7, 8)], [9, 9]) == 0
-    assert shared_prefix([a], [0]) == 0
-    assert shared_prefix([], []) == 0
 
 
 @pytest.mark.parametrize("first", [0, 2])

@@ -6,7 +6,8 @@ from torch import nn
 
 from peft_surgical.architectures import architecture_of
 from peft_surgical.errors import ModelError
-from peft_surgical.running.suffix import SuffixRunner, shared_prefix
+from peft_surgical.running.beginnings import shared_prefix
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.staging.curvature import Curvature, Metric
 from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import TopDistribution

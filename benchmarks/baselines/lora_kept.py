@@ -24,7 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from peft_surgical.architectures import decoder_layers
-from peft_surgical.running.suffix import SuffixRunner, shared_prefix
+from peft_surgical.running.beginnings import shared_prefix
+from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import RECIPES
 from peft_surgical.staging.retain import TopDistribution
 from peft_surgical.staging.retained import base_rows

@@ -20,11 +20,11 @@ from transformers import DynamicCache
 from ..architectures import decoder_layers
 from ..errors import SelectionError
 from ..running.at_once import deal
-from ..running.beginnings import MIN_SHARED, expanded
+from ..running.beginnings import MIN_SHARED, expanded, shared_prefix
 from ..running.devices import input_device
+from ..running.forwards import passed_over, read_at
 from ..running.generation import even_batches
 from ..running.replicas import replicate
-from ..running.suffix import passed_over, read_at, shared_prefix
 from ..texts.prompts import EncodedAnswer
 from ..tuner.fold import features
 from ..tuner.targets import unwrapped

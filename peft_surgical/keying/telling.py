@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from ..facts import TrainingFact
-from ..running.suffix import shared_prefix
+from ..running.beginnings import shared_prefix
 from ..staging.retained import Rows
 from ..texts.prompts import EncodedAnswer, span
 from ..texts.subjects import subject_ends

@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from ..errors import ModelError, brief, said
+from ..running.forwards import contiguous_head
 from ..running.precision import float32_arithmetic
-from ..running.suffix import contiguous_head
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from ..texts.lengths import check_row, turning_length
 from .bridge import Hooks, same_logits

@@ -14,10 +14,28 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
+Row = tuple[int, ...]
 Keys = Float[Tensor, "row head token dim"]
 
 # A shorter common beginning is not worth a pass of its own.
 MIN_SHARED = 8
+
+
+def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
+    """How many leading tokens all rows share, leaving each row's read positions out of the prefix.
+
+    Args:
+        rows: Token ids.
+        keep: For each row the first position whose logits are read; the prefix ends before the smallest of them.
+    """
+    if not rows:
+        return 0
+    length = min(min(len(row) for row in rows) - 1, min(keep))
+    first = rows[0]
+    for index in range(length):
+        if any(row[index] != first[index] for row in rows):
+            return index
+    return max(length, 0)
 
 
 class Beginning:

@@ -1,4 +1,4 @@
-"""Putting other functions in the place of modules' forwards for a while."""
+"""Putting other functions in the place of modules' forwards for a while, or another input before an output head."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 
@@ -51,3 +52,31 @@ def form_of(layer: nn.Module) -> Iterator[Callable[[], bool]]:
     seen: list[bool] = []
     with layer.register_forward_hook(lambda _, __, out: seen.append(isinstance(out, tuple))):
         yield lambda: any(seen)
+
+
+@contextmanager
+def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
+    """Lets an output head see, and so compute logits for, the positions of a mask only."""
+    # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
+    with head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)], *args[1:])):
+        yield
+
+
+@contextmanager
+def contiguous_head(model: Any) -> Iterator[None]:
+    """Hands the output head the last positions as one matrix.
+
+    What a model slices out of its hidden states is strided, and the product of that becomes a batched one, over as
+    many copies of the head as there are rows: gigabytes, and most of the time of an answer in bfloat16.
+    """
+    head = model.get_output_embeddings()
+    with head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:])):
+        yield
+
+
+@contextmanager
+def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
+    """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
+    with form_of(layers[first - 1]) as in_tuple:
+        with forwards({layer: passing(lambda hidden: hidden, in_tuple) for layer in layers[first:]}):
+            yield

@@ -27,15 +27,15 @@ from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
 from ..wrapped import check_no_bridge
 from .at_once import deal
-from .beginnings import MIN_SHARED, expanded
+from .beginnings import MIN_SHARED, expanded, shared_prefix
 from .cache import kept_answers
 from .devices import input_device
+from .forwards import contiguous_head
 from .freed import release_freed
 from .modes import base_model_of, evaluating, learns_prompts, needs_no_padding
 from .precision import own_forwards
 from .replicas import Replica, replicate
 from .sharing import check_alike, check_shareable, merged, share
-from .suffix import contiguous_head, shared_prefix
 
 Item = TypeVar("Item")
 

@@ -19,41 +19,22 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
 from ..texts.lengths import check_turned, fits, turning_length
-from .beginnings import MIN_SHARED, Beginning, expanded
+from .beginnings import MIN_SHARED, Beginning, Row, expanded
 from .devices import input_device
-from .forwards import form_of, forwards, passing
+from .forwards import form_of, forwards, passing, read_at
 from .pieces import Pieces, unembedding_of
 from .replicas import Replica
 from .shapes import filled
 from .sharing import is_sharded
 
-Row = tuple[int, ...]
-
 # Rows are filled to multiples of so many tokens.
 _MULTIPLE = 4
-
-
-def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
-    """How many leading tokens all rows share, leaving each row's read positions out of the prefix.
-
-    Args:
-        rows: Token ids.
-        keep: For each row the first position whose logits are read; the prefix ends before the smallest of them.
-    """
-    if not rows:
-        return 0
-    length = min(min(len(row) for row in rows) - 1, min(keep))
-    first = rows[0]
-    for index in range(length):
-        if any(row[index] != first[index] for row in rows):
-            return index
-    return max(length, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,32 +349,4 @@ class SuffixRunner:
             below = {layer: passing(lambda hidden: hidden, lambda: in_tuple) for layer in self.layers[1 : self.first]}
             below[self.layers[0]] = passing(lambda _: entering, lambda: in_tuple)
         with forwards(below), read_at(self.head, mask):
-            yield
-
-
-@contextmanager
-def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
-    """Lets an output head see, and so compute logits for, the positions of a mask only."""
-    # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
-    with head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)], *args[1:])):
-        yield
-
-
-@contextmanager
-def contiguous_head(model: Any) -> Iterator[None]:
-    """Hands the output head the last positions as one matrix.
-
-    What a model slices out of its hidden states is strided, and the product of that becomes a batched one, over as
-    many copies of the head as there are rows: gigabytes, and most of the time of an answer in bfloat16.
-    """
-    head = model.get_output_embeddings()
-    with head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:])):
-        yield
-
-
-@contextmanager
-def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
-    """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
-    with form_of(layers[first - 1]) as in_tuple:
-        with forwards({layer: passing(lambda hidden: hidden, in_tuple) for layer in layers[first:]}):
             yield

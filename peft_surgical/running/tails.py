@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
-from .beginnings import MIN_SHARED, expanded
+from .beginnings import MIN_SHARED, Row, expanded, shared_prefix
+from .forwards import read_at
 from .modes import needs_no_padding
 from .passes import parts
-from .suffix import Row, SuffixRunner, read_at, shared_prefix
+from .suffix import SuffixRunner
 
 # So many tokens of beginnings, padding included, run at once.
 _TOKENS = 4096

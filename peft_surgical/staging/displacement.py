@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..architectures import architecture_of, decoder_layers, output_projections, residual_factor
 from ..errors import SelectionError
 from ..running.devices import input_device
-from ..running.suffix import passed_over, read_at
+from ..running.forwards import passed_over, read_at
 from ..tuner import SurgicalIA3Layer
 from ..tuner.targets import find_module, weight_of
 from .retained import base_of
