@@ -12,7 +12,7 @@ from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import retain, retained
 
-from .adapters import deltas, logits, tiny_peft, trainable
+from .adapters import deltas
 from .staged import FACT, RECIPE, TOKENIZER, config, first_stage
 from .tiny import tiny_model
 
@@ -174,13 +174,3 @@ def test_a_model_whose_logits_are_not_finite_is_refused():
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
         unlearn(model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
-
-
-def test_of_the_base_are_whole_modules_too():
-    model = tiny_peft("llama", modules_to_save=["lm_head"])
-    model.get_output_embeddings().modules_to_save["default"].weight.data.mul_(1.5)
-    said, trained = logits(model), trainable(model)
-    with retained.base_of(model):
-        assert torch.equal(logits(model), logits(tiny_model("llama")))
-    assert torch.equal(logits(model), said)
-    assert trainable(model) == trained

@@ -6,9 +6,9 @@ import torch
 from torch._dynamo import eval_frame
 
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.staging.retained import base_of
 from peft_surgical.staging.training_here import training_here
 from peft_surgical.tuner import SurgicalIA3Layer
+from peft_surgical.tuner.unchanged import base_of
 
 from . import test_by_subject, test_keyed, test_keyed_by_subject, test_sentence
 from .adapters import deltas, logits

@@ -1,8 +1,11 @@
 import pytest
+import torch
 
 from peft_surgical.adapters.algebra import power
 from peft_surgical.tuner import SurgicalIA3Layer, SurgicalIA3Model, activate
-from tests.adapters import OTHER_COMPONENTS, add, tiny_peft
+from peft_surgical.tuner.unchanged import base_of
+from tests.adapters import OTHER_COMPONENTS, add, logits, tiny_peft, trainable
+from tests.tiny import tiny_model
 
 # How many layers, or scales, are in when it happens.
 PLACES = [0, 1, 2]
@@ -86,3 +89,13 @@ def test_an_interrupt_between_an_adapters_places_and_its_scales_leaves_nothing_o
     with pytest.raises(KeyboardInterrupt):
         model.base_model.add_edit(edit, "new")
     assert state(model) == before
+
+
+def test_of_the_base_are_whole_modules_too():
+    model = tiny_peft("llama", modules_to_save=["lm_head"])
+    model.get_output_embeddings().modules_to_save["default"].weight.data.mul_(1.5)
+    said, trained = logits(model), trainable(model)
+    with base_of(model):
+        assert torch.equal(logits(model), logits(tiny_model("llama")))
+    assert torch.equal(logits(model), said)
+    assert trainable(model) == trained

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ArchitectureError
 from ..tuner import SurgicalIA3Layer
-from .retained import base_of
+from ..tuner.unchanged import base_of
 
 
 @contextmanager

@@ -41,12 +41,11 @@ from ..sites import ModelShape
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, span
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
-from ..tuner.unchanged import unchanged_on_failure
+from ..tuner.unchanged import base_of, unchanged_on_failure
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .placeable import check_bare
 from .recipe import TrainingRecord, check_recipe
-from .retained import base_of
 from .stage import LEARN, Stage, place_adapter
 from .subject_texts import NamedRows, texts_to_keep
 from .training import check_finite, endless

@@ -32,7 +32,7 @@ from ..running.devices import input_device
 from ..running.forwards import passed_over, read_at
 from ..tuner import SurgicalIA3Layer
 from ..tuner.targets import find_module, weight_of
-from .retained import base_of
+from ..tuner.unchanged import base_of
 from .solving import solved_with
 
 Tokens = Sequence[int]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ..facts import TrainingFact
 from ..profiling import phase
@@ -20,7 +16,7 @@ from ..texts.lengths import fits
 from ..texts.prompts import EncodedAnswer, encode
 from ..texts.topics import states_fact, topic_prompts
 from ..tuner import SurgicalIA3Layer
-from ..tuner.unchanged import trainable_kept
+from ..tuner.unchanged import base_of
 from .contrast import with_contrast
 from .curvature import Curvature, measure_curvature
 from .measured import Measured
@@ -212,19 +208,3 @@ def _measured(
         bar.refresh()
     carried = carried.select(kept.places)
     return Measured(recipe.near_weight * near.curvature + carried.curvature, (*near.base, *carried.base))
-
-
-@contextmanager
-def base_of(model: Any) -> Iterator[None]:
-    """Switches every adapter on `model` off in this block. What was on and trainable is so again afterwards."""
-    kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
-    layers = [module for module in model.modules() if isinstance(module, kinds) and not module.disable_adapters]
-    # PEFT's own layers train all that acts once they are switched on.
-    with trainable_kept(parameter for layer in layers for parameter in layer.parameters()):
-        try:
-            for layer in layers:
-                layer.enable_adapters(False)
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)

@@ -19,7 +19,7 @@ from ..running.generation import generate_answers
 from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template, mentions
 from ..texts.text import contains, occurrences_outside, same_text_key
-from .retained import base_of
+from ..tuner.unchanged import base_of
 
 AnyFact = TypeVar("AnyFact", Fact, TrainingFact)
 

@@ -32,6 +32,22 @@ def trainable_kept(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
+def base_of(model: Any) -> Iterator[None]:
+    """Switches every adapter on `model` off in this block. What was on and trainable is so again afterwards."""
+    kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
+    layers = [module for module in model.modules() if isinstance(module, kinds) and not module.disable_adapters]
+    # PEFT's own layers train all that acts once they are switched on.
+    with trainable_kept(parameter for layer in layers for parameter in layer.parameters()):
+        try:
+            for layer in layers:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+
+@contextmanager
 def unchanged_on_failure(model: Any) -> Iterator[None]:
     """Puts a model back as it was if this block raises: its layers, its adapters, which of these act, which parameters
     train, each module's mode and what hooks its forward.
