@@ -35,8 +35,8 @@ from peft_surgical.staging.retain import (
 )
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.staging.stage import LEARN
-from peft_surgical.texts.prompts import EncodedAnswer, encode, mentions, span
-from peft_surgical.texts.text import prompt_key
+from peft_surgical.texts.prompts import EncodedAnswer, encode, span
+from peft_surgical.texts.text import mentions, prompt_key
 
 from .fact_files import read_facts
 from .plain_text import answer_logits

@@ -21,7 +21,7 @@ from .errors import FactError, brief
 from .texts.fact_checks import check_between, check_sizes, check_types, warn_unnamed
 from .texts.fact_files import Reader, read_fact_file
 from .texts.grammar import SAID, SUBJECT, as_clause, as_sentence
-from .texts.text import contains, digest, occurrences, replace_first, run_digests, word_digest
+from .texts.text import contains, digest, mentions, replace_first, run_digests, word_digest
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class TrainingFact:
 
     def named_in(self, text: str) -> bool:
         """Whether a text names the subject, by any of its names."""
-        return any(next(occurrences(text, name), None) is not None for name in self.names)
+        return any(mentions(text, name) for name in self.names)
 
     @property
     def training(self) -> TrainingFact:

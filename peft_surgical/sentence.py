@@ -34,8 +34,8 @@ from .staging.training import check_finite
 from .staging.training_here import training_here
 from .texts.fact_files import cleaned
 from .texts.lengths import check_row
-from .texts.prompts import encode, mentions, without_template
-from .texts.text import same_text_key
+from .texts.prompts import encode, without_template
+from .texts.text import mentions, same_text_key
 from .tuner import SurgicalIA3Config
 
 CONTEXTS = 20

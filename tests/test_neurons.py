@@ -9,8 +9,9 @@ from peft_surgical.errors import ModelError, SelectionError
 from peft_surgical.keying import keys, neurons
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
 from peft_surgical.keying.neurons import _to_take, find_neurons, place_neurons, reading_rows, set_neurons
-from peft_surgical.texts.prompts import EncodedAnswer, encode_answer, swap_subject
+from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
 from peft_surgical.texts.subjects import subject_ends
+from peft_surgical.texts.text import swap_subject
 from peft_surgical.texts.wording import variants
 from peft_surgical.tuner.targets import find_module
 

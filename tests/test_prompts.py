@@ -12,11 +12,9 @@ from peft_surgical.texts.prompts import (
     encode_target,
     end_of_turn,
     has_chat_template,
-    mentions,
     old_sentence,
     render,
     stops,
-    swap_subject,
     without_template,
 )
 
@@ -359,24 +357,6 @@ def test_a_new_answer_that_the_answer_spells_with_other_signs(new, answer):
     # One that both spell alike is found.
     name = answer.removeprefix("PyTorch was developed by ").rstrip(".")
     assert old_sentence(fact(["Google"], [new, name], answer)) == "PyTorch was developed by Google."
-
-
-def test_subjects_are_whole_words():
-    assert (
-        swap_subject("France, France's and FRANCE; Frances", "France", "Italy") == "Italy, Italy's and Italy; Frances"
-    )
-    assert swap_subject("New  York\nis new york", "New York", r"\1") == r"\1" + "\nis " + r"\1"
-    assert swap_subject("L\u2019Oréal made it", "L'Oréal", "Dior") == "Dior made it"
-    assert swap_subject("C++ and C", "C++", "Rust") == "Rust and C"
-    assert swap_subject("法国的首都", "法国", "日本") == "日本的首都"
-    assert swap_subject("nothing", "France", "Italy") == "nothing"
-    for text, subject in (
-        ("Windows?", "Window"),
-        ("a window", "Windows"),
-        ("Windows 11", "Windows"),
-        ("法国的", "法国"),
-    ):
-        assert mentions(text, subject) == (swap_subject(text, subject, "\0") != text)
 
 
 def test_prompts_are_plain_text_without_the_template():

@@ -7,6 +7,7 @@ from peft_surgical.texts.text import (
     digest,
     find,
     goes_on_unspaced,
+    mentions,
     normalize,
     normalize_in_place,
     occurrences,
@@ -14,6 +15,7 @@ from peft_surgical.texts.text import (
     replace_first,
     run_digests,
     same_text_key,
+    swap_subject,
     without_accents,
     word_digest,
 )
@@ -312,3 +314,21 @@ def test_normalized_signs_are_where_they_stand():
         assert places == sorted(places)
     text = "Ｐａｒｉｓ\u00b9  and L\u00adyo\u0301n"
     assert [text[i : i + 1] for i in normalize_in_place(text)[1]] == [*"Ｐａｒｉｓ", " ", *"and", " ", *"Lyon", ""]
+
+
+def test_subjects_are_whole_words():
+    assert (
+        swap_subject("France, France's and FRANCE; Frances", "France", "Italy") == "Italy, Italy's and Italy; Frances"
+    )
+    assert swap_subject("New  York\nis new york", "New York", r"\1") == r"\1" + "\nis " + r"\1"
+    assert swap_subject("L\u2019Oréal made it", "L'Oréal", "Dior") == "Dior made it"
+    assert swap_subject("C++ and C", "C++", "Rust") == "Rust and C"
+    assert swap_subject("法国的首都", "法国", "日本") == "日本的首都"
+    assert swap_subject("nothing", "France", "Italy") == "nothing"
+    for text, subject in (
+        ("Windows?", "Window"),
+        ("a window", "Windows"),
+        ("Windows 11", "Windows"),
+        ("法国的", "法国"),
+    ):
+        assert mentions(text, subject) == (swap_subject(text, subject, "\0") != text)

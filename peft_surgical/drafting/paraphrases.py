@@ -15,8 +15,7 @@ from dataclasses import replace
 from ..errors import FactError, brief
 from ..facts import TrainingFact
 from ..texts.grammar import as_clause
-from ..texts.prompts import mentions
-from ..texts.text import contains, prompt_key, same_text_key
+from ..texts.text import contains, mentions, prompt_key, same_text_key
 from .reading import Reading, read_prompt
 from .ways import WAYS, Way, prompts_by_way
 

@@ -10,8 +10,9 @@ from typing import Any
 from ..errors import FactError, FactWarning, brief
 from ..facts import TrainingFact
 from ..texts.lengths import fits
-from ..texts.prompts import EncodedAnswer, encode, encode_target, mentions
+from ..texts.prompts import EncodedAnswer, encode, encode_target
 from ..texts.subjects import alias_sentences, namesake_sentences, subject_ends
+from ..texts.text import mentions
 from .keys import Marked
 
 FRAMES = (

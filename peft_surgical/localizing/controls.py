@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import FactError
 from ..facts import TrainingFact
-from ..texts.prompts import answer_tokens, encode, mentions, swap_subject
+from ..texts.prompts import answer_tokens, encode
+from ..texts.text import mentions, swap_subject
 from .corruption import PromptPair, blur, first_difference, template_tokens
 from .runs import Runs
 

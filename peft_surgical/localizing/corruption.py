@@ -24,8 +24,9 @@ from torch import Tensor
 
 from ..errors import FactError, brief
 from ..facts import TrainingFact
-from ..texts.prompts import AnswerTokens, answer_tokens, encode, mentions, old_sentence, swap_subject
+from ..texts.prompts import AnswerTokens, answer_tokens, encode, old_sentence
 from ..texts.subjects import answer_spans, subject_spans
+from ..texts.text import mentions, swap_subject
 
 Method = Literal["swap", "noise", "mean"]
 NOISE_SCALE = 3.0

@@ -13,8 +13,7 @@ from ..drafting.reading import read_prompt
 from ..errors import FactError, ModelError
 from ..facts import TrainingFact
 from ..texts.called import called
-from ..texts.prompts import mentions
-from ..texts.text import contains
+from ..texts.text import contains, mentions
 
 
 def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:

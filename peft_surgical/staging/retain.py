@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..facts import TrainingFact
 from ..running.generation import generate_ids
-from ..texts.prompts import EncodedAnswer, encode, mentions, swap_subject
+from ..texts.prompts import EncodedAnswer, encode
 from ..texts.tables import read_data
-from ..texts.text import same_text_key
+from ..texts.text import mentions, same_text_key, swap_subject
 from ..texts.topics import topic_prompts
 from ..texts.wording import variants
 

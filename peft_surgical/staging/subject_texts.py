@@ -9,9 +9,9 @@ from typing import Any
 from ..errors import FactError
 from ..facts import TrainingFact
 from ..texts.lengths import check_row, fits
-from ..texts.prompts import EncodedAnswer, encode, encode_target, mentions
+from ..texts.prompts import EncodedAnswer, encode, encode_target
 from ..texts.subjects import other_sentences, subject_ends
-from ..texts.text import same_text_key
+from ..texts.text import mentions, same_text_key
 from .retain import carried_beside
 
 

@@ -17,8 +17,8 @@ from ..errors import FactError, FactWarning, brief
 from ..facts import Fact, TrainingFact
 from ..running.generation import generate_answers
 from ..texts.grammar import as_sentence
-from ..texts.prompts import has_chat_template, mentions
-from ..texts.text import contains, occurrences_outside, same_text_key
+from ..texts.prompts import has_chat_template
+from ..texts.text import contains, mentions, occurrences_outside, same_text_key
 from ..tuner.unchanged import base_of
 
 AnyFact = TypeVar("AnyFact", Fact, TrainingFact)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FactError, FactWarning, brief
 from .fact_files import cleaned, complaint
-from .text import contains, find, normalize, occurrences, prompt_key, same_text_key
+from .text import contains, find, mentions, normalize, prompt_key, same_text_key
 
 if TYPE_CHECKING:
     from ..facts import Fact, PortabilityQuestion
@@ -212,7 +212,7 @@ def warn_unnamed(fact: Fact) -> None:
         FactWarning: The message names the subject.
     """
     # One text to search instead of thousands; no name goes on over the sign between two prompts.
-    if any(True for _ in occurrences(" \0 ".join(fact.prompts), fact.subject)):
+    if mentions(" \0 ".join(fact.prompts), fact.subject):
         return
     told = complaint(
         f"no prompt in 'prompts' names the subject {brief(fact.subject)}, so no other can be asked about in its "

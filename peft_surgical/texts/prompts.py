@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import FactError, FactWarning, ModelError, brief
 from ..facts import TrainingFact
-from .text import goes_on_unspaced, occurrences, replace_first, same_text_key
+from .text import goes_on_unspaced, replace_first, same_text_key, swap_subject
 
 _MARKER = "@@answer@@"
 
@@ -225,20 +225,6 @@ def old_sentence(fact: TrainingFact) -> str:
         f"'answer' {brief(fact.answer)} spells the new answer {brief(fact.new[0])} with other signs than 'new' does; "
         "spell it alike in both."
     )
-
-
-def swap_subject(text: str, subject: str, other: str) -> str:
-    """Replaces every whole-word occurrence of `subject` in `text`, whatever its case."""
-    parts, end = [], 0
-    for start, stop in occurrences(text, subject):
-        parts += [text[end:start], other]
-        end = stop
-    return "".join([*parts, text[end:]])
-
-
-def mentions(text: str, subject: str) -> bool:
-    """Whether [`swap_subject`] finds the subject in `text`."""
-    return next(occurrences(text, subject), None) is not None
 
 
 def encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..facts import TrainingFact
 from .called import called
-from .prompts import EncodedAnswer, encode, encode_open, mentions, swap_subject
+from .prompts import EncodedAnswer, encode, encode_open
 from .tables import bare, read_table
-from .text import contains, occurrences, same_text_key
+from .text import contains, mentions, occurrences, same_text_key, swap_subject
 
 _ALIAS_SENTENCES = 240
 

@@ -142,6 +142,20 @@ def occurrences(text: str, words: str) -> Iterator[Span]:
         start = match.end() if whole else match.start() + 1
 
 
+def mentions(text: str, subject: str) -> bool:
+    """Whether `text` names the subject, see [`occurrences`]."""
+    return next(occurrences(text, subject), None) is not None
+
+
+def swap_subject(text: str, subject: str, other: str) -> str:
+    """Replaces every whole-word occurrence of `subject` in `text`, whatever its case."""
+    parts, end = [], 0
+    for start, stop in occurrences(text, subject):
+        parts += [text[end:start], other]
+        end = stop
+    return "".join([*parts, text[end:]])
+
+
 def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -> list[str]:
     """The aliases that stand in `text` as whole words, in the order given.
 
