@@ -17,13 +17,7 @@ from .errors import ModelError, brief, first_line
 from .loading.demo import MODEL_ID, demo_folder
 from .loading.padding import lend_padding
 from .loading.pickles import no_pickles
-
-DTYPES: dict[str, str | torch.dtype] = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from .running.precision import DTYPES as DTYPES  # what `dtype` may be, for who offers it
 
 _NO_TOKENIZER = "it has no tokenizer that can be read, such as a tokenizer.json beside the weights."
 

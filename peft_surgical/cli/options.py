@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import brief
-from ..models import DTYPES
+from ..running.precision import DTYPES
 from .terminal import JSON
 from .translate import DEBUG, debug_from_environment
 
