@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..errors import AdapterError
-from .layer import SurgicalIA3Layer
+from .layer import layers_by_name
 from .model import SurgicalIA3Model, let_act
 from .names import check_once, names_of
 from .whole import check_one_whole, whole_modules
@@ -32,7 +32,7 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
             active, or two of them save the same module whole, of which only one can act.
     """
     adapters, trainable = names_of(adapters), names_of(trainable)
-    layers = [module for module in model.modules() if isinstance(module, SurgicalIA3Layer)]
+    layers = layers_by_name(model).values()
     known = {name for layer in layers for name in layer.coordinates}
     if unknown := [name for name in adapters if name not in known]:
         raise AdapterError(f"there is no surgical adapter named {unknown[0]!r}; the model has {sorted(known)}.")

@@ -16,7 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from .layer import BASE, SurgicalIA3Layer
+from .layer import BASE, SurgicalIA3Layer, layers_by_name
 from .names import check_known
 
 # Models that, in places, count tokens before rows, which no shape tells where there are as many of both.
@@ -40,7 +40,7 @@ def rows_of(tuner: Any, adapter_names: Sequence[str]) -> Iterator[None]:
     """
     names = list(adapter_names)
     check_known(names, [BASE, *tuner.peft_config])
-    layers = {name: module for name, module in tuner.model.named_modules() if isinstance(module, SurgicalIA3Layer)}
+    layers = layers_by_name(tuner.model)
     if any(layer.merged for layer in layers.values()):
         raise AdapterError("adapter_names needs adapters that are not merged; call unmerge_adapter() first.")
     batch = _Batch(names)

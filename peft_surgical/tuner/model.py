@@ -26,6 +26,7 @@ from ..errors import AdapterError, SelectionError, brief
 from ..wrapped import check_unwrapped, uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
+from .coordinates import Coordinates
 from .layer import Linear, SurgicalIA3Layer, layers_by_name
 from .mergeable import check_alone, check_mergeable
 from .merging import warn_of_rounding
@@ -75,11 +76,13 @@ class SurgicalIA3Model(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        coordinates = peft_config.coordinates.get(current_key)
-        if coordinates is None:
+        # PEFT asks for each module, and `coordinates` reads the selections of all.
+        spec = (peft_config.selections or {}).get(current_key)
+        if spec is None:
             raise SelectionError(
                 f"the weights hold scales for {current_key}, which the configuration does not select."
             )
+        coordinates = Coordinates.from_spec(current_key, spec)
         if isinstance(target, SurgicalIA3Layer):
             target.update_layer(adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
             return
@@ -112,9 +115,9 @@ class SurgicalIA3Model(BaseTuner):
         for layer in self.surgical_layers():
             layer._move_adapter_to_device_of_base_layer(adapter_name)
 
-    def surgical_layers(self) -> list[Linear]:
+    def surgical_layers(self) -> list[SurgicalIA3Layer]:
         """Returns the wrapped modules, in the model's order."""
-        return [module for module in self.model.modules() if isinstance(module, Linear)]
+        return [*layers_by_name(self.model).values()]
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         # PEFT's own wrappers of whole modules would train all that acts once they are switched on.
@@ -320,12 +323,12 @@ class SurgicalIA3Model(BaseTuner):
         modules = {
             # Layers may have been compiled after the adapter was put on.
             uncompiled(name): ModuleScale(
-                module.coordinates[adapter_name],
-                _whole(module.scale(adapter_name).detach()).cpu().clone(),
-                module.width,
+                layer.coordinates[adapter_name],
+                _whole(layer.scale(adapter_name).detach()).cpu().clone(),
+                layer.width,
             )
-            for name, module in self.model.named_modules()
-            if isinstance(module, SurgicalIA3Layer) and adapter_name in module.coordinates
+            for name, layer in layers_by_name(self.model).items()
+            if adapter_name in layer.coordinates
         }
         return Edit(
             modules,
@@ -351,11 +354,11 @@ class SurgicalIA3Model(BaseTuner):
         with unchanged_on_failure(self):
             self.peft_config[adapter_name] = edit.config()
             self.inject_adapter(self.model, adapter_name)
-            for name, module in self.model.named_modules():
-                if isinstance(module, SurgicalIA3Layer) and name in edit.modules:
-                    delta = module.surgical_ia3_delta[adapter_name]
-                    delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)
-                    delta.data.copy_(edit.modules[name].scale - 1)
+            layers = layers_by_name(self.model)
+            for name in edit.modules:
+                delta = layers[name].surgical_ia3_delta[adapter_name]
+                delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)
+                delta.data.copy_(edit.modules[name].scale - 1)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -366,8 +369,7 @@ def _whole(tensor: Tensor) -> Tensor:
 def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
     """Makes just these adapters act in surgical layers and in modules that are saved whole, and none of them train."""
     let_whole_act(model, adapters)
-    for layer in model.modules():
-        if isinstance(layer, SurgicalIA3Layer):
-            if layer.merged:
-                layer.unmerge()
-            layer.set_adapter(list(adapters), inference_mode=True)
+    for layer in layers_by_name(model).values():
+        if layer.merged:
+            layer.unmerge()
+        layer.set_adapter(list(adapters), inference_mode=True)

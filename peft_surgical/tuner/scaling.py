@@ -40,8 +40,8 @@ def scale_coordinates(
         A new activation in the dtype of `x`.
     """
     width = x.shape[-1]
-    pieces = coordinates.pieces(width)
-    if len(pieces) > MAX_PIECES:
+    # There are at least as many pieces as ranges, of which neurons have hundreds.
+    if len(coordinates.ranges) > MAX_PIECES or len(pieces := coordinates.pieces(width)) > MAX_PIECES:
         return (x * spread(scale, index, width)).to(x.dtype)
     parts = list(x.split([length for length, _ in pieces], dim=-1))
     position = 0
