@@ -116,6 +116,8 @@ def test_expand_adds_what_training_may_use():
     assert asked in paraphrases(one.prompts[0], "france", count=1000)
     assert dataclasses.replace(more, prompts=one.prompts) == one
     assert expand(more, 30) == more
+    whole = expand(capital(prompts=one.prompts, held_out=[asked]), 30)
+    assert whole.training == more
     assert expand(capital().training, 2) == capital().training
     assert expand(one, 30, seed=1).prompts != more.prompts
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import overload
 
 from ..errors import FactError, brief
-from ..facts import TrainingFact
+from ..facts import Fact, TrainingFact
 from ..texts.grammar import as_clause
 from ..texts.text import contains, mentions, prompt_key, same_text_key
 from .reading import Reading, read_prompt
@@ -97,11 +98,17 @@ def held_out_prompts(
     return _some(prompt, subject, _forms(old), _forms(new), count, seed, ways, held_out=True)
 
 
-def expand(fact: TrainingFact, count: int = COUNT, *, seed: int = 0, ways: Iterable[Way] = WAYS) -> TrainingFact:
+@overload
+def expand(fact: Fact, count: int = ..., *, seed: int = ..., ways: Iterable[Way] = ...) -> Fact: ...
+@overload
+def expand(fact: TrainingFact, count: int = ..., *, seed: int = ..., ways: Iterable[Way] = ...) -> TrainingFact: ...
+def expand(
+    fact: Fact | TrainingFact, count: int = COUNT, *, seed: int = 0, ways: Iterable[Way] = WAYS
+) -> Fact | TrainingFact:
     """A fact with paraphrases added to its prompts, until it has `count`.
 
     Args:
-        fact: Its prompts stay as they are, and first. What evaluation asks is not added.
+        fact: A fact or its training part. Its prompts stay as they are, and first. What evaluation asks is not added.
         count: Of prompts in the end, if so many can be made; a fact with as many already is returned as it is.
         seed: Decides which.
         ways: As in [`paraphrases`].
@@ -114,6 +121,7 @@ def expand(fact: TrainingFact, count: int = COUNT, *, seed: int = 0, ways: Itera
         raise FactError(f"no prompt names the subject {brief(fact.subject)}, so none can be put differently.")
     found = {same_text_key(prompt): prompt for prompt in fact.prompts}
     kept = {prompt_key(prompt) for prompt in fact.retain}
+    training = fact.training
     ways = tuple(ways)
     made = [
         paraphrases(prompt, fact.subject, fact.old, fact.new, count=count, seed=seed, ways=ways) for prompt in named
@@ -122,7 +130,7 @@ def expand(fact: TrainingFact, count: int = COUNT, *, seed: int = 0, ways: Itera
         for prompts in made:
             if turn < len(prompts) and len(found) < count:
                 key = same_text_key(prompts[turn])
-                if prompt_key(prompts[turn]) not in kept and fact.may_train_on(prompts[turn]):
+                if prompt_key(prompts[turn]) not in kept and training.may_train_on(prompts[turn]):
                     found.setdefault(key, prompts[turn])
     return replace(fact, prompts=tuple(found.values()))
 
