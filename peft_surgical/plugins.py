@@ -173,11 +173,6 @@ def load_scorers() -> Catalogue:
     return Catalogue(found, tuple(plugins))
 
 
-def installed_scorers() -> list[tuple[str, str, str]]:
-    """Name, what it reads, and distribution of every installed scorer, by name."""
-    return [(item.name, item.reads, item.distribution) for _, item in sorted(load_scorers().scorers.items())]
-
-
 def _add(plugin: Any, distribution: str, modules: list[Any], found: dict[str, Installed]) -> None:
     """Takes one plugin and its scorers, or none of them.
 

@@ -18,7 +18,7 @@ from peft_surgical.localizing.context import MLPScores
 from peft_surgical.localizing.runs import sites_of
 from peft_surgical.localizing.scores import check_scores
 from peft_surgical.localizing.specs import ScorerSpec
-from peft_surgical.plugins import PluginWarning, get_plugin_manager, installed_scorers, load_scorers
+from peft_surgical.plugins import PluginWarning, get_plugin_manager, load_scorers
 from peft_surgical.sites import ModelShape
 
 from .command_line import run
@@ -108,11 +108,11 @@ def install(monkeypatch):
 
 def test_built_in_scorers_come_through_the_hook(install):
     install()
-    rows = installed_scorers()
-    assert {name for name, _, _ in rows} == BUILT_IN
+    found = load_scorers().scorers
+    assert found.keys() == BUILT_IN
     assert {"activation_magnitude", "attribution", "gradient_norm", "logit_drop", "random"} < BUILT_IN
-    assert [name for name, _, _ in rows] == sorted(BUILT_IN)
-    assert all(reads.endswith(".") and distribution == "peft-surgical" for _, reads, distribution in rows)
+    assert all(item.name == name for name, item in found.items())
+    assert all(item.reads.endswith(".") and item.distribution == "peft-surgical" for item in found.values())
 
 
 def test_a_fresh_manager_has_no_plugin():
@@ -145,7 +145,8 @@ def test_what_a_plugin_prints_is_not_in_the_list(install):
 
 def test_a_plugins_scorer_is_listed_with_its_distribution(install):
     install(extra=module(good=good))
-    assert ("good", "Reads nothing.", "dist-extra 1.0") in installed_scorers()
+    item = load_scorers()["good"]
+    assert (item.reads, item.distribution) == ("Reads nothing.", "dist-extra 1.0")
 
 
 @pytest.mark.parametrize(
@@ -226,8 +227,8 @@ def test_what_a_partial_reads(install):
     described = partial(good)
     described.__doc__ = "Its own."
     install(theirs=module(half=partial(good), described=described))
-    reads = {name: text for name, text, _ in installed_scorers()}
-    assert (reads["half"], reads["described"]) == ("Reads nothing.", "Its own.")
+    found = load_scorers()
+    assert (found["half"].reads, found["described"].reads) == ("Reads nothing.", "Its own.")
 
 
 def test_two_plugins_with_one_name_clash(install):

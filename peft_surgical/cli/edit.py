@@ -160,8 +160,8 @@ def edit(
         give_back_freed()
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
-    counted = projections or (EDIT_PROJECTIONS if neurons is None else NEURON_PROJECTIONS)
-    by_all(lambda: checks.model_has(model, selection, limits, counted, neurons))
+    scaled = projections or (EDIT_PROJECTIONS if neurons is None else NEURON_PROJECTIONS)
+    by_all(lambda: checks.model_has(model, selection, limits, scaled, neurons))
     if low_memory:
         context.with_resource(without_replicas())
     on_interrupt(context, out)

@@ -19,7 +19,7 @@ from ..running.at_once import deal
 from ..running.devices import input_device
 from ..running.freed import release_freed
 from ..running.modes import evaluating, learned_tokens
-from ..running.replicas import Replica, replicate
+from ..running.replicas import Replica, replicas_of, replicate
 from ..running.sharing import check_alike, check_shareable, merged, share
 from ..texts.tables import read_data
 from .metrics import Figure, clustered_mean
@@ -74,7 +74,7 @@ def measure_retention(
     own = share(list(enumerate(windows)))
     order = ["base", *(name for name in states if name != "base")]
     with evaluating(model), progress_bar(len(own) * len(order), "unrelated text", enabled=progress) as bar:
-        at_a_time = len(replicate(model))
+        at_a_time = replicas_of(model)
         for start in range(0, len(own), at_a_time):
             some = own[start : start + at_a_time]
             base: dict[int, Tensor] = {}

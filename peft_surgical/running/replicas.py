@@ -69,11 +69,8 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
         model: A causal language model, bare or with adapters.
         most: At most so many.
     """
-    count = _count(torch.get_num_threads(), _MOST if most is None else min(most, _MOST))
-    if count <= 1 or is_alone() or processes() > 1 or in_a_mode() or not all(map(_is_replicable, model.modules())):
-        return [Replica(model)]
     made = [Replica(model)]
-    for _ in range(count - 1):
+    for _ in range(replicas_of(model, most) - 1):
         twins: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
         for parameter in model.parameters():
             trained = parameter.requires_grad
@@ -83,6 +80,13 @@ def replicate(model: Any, most: int | None = None) -> list[Replica]:
         except Exception:  # of whatever a model holds, each kind says in its own way that it is not copied
             return [Replica(model)]
     return made
+
+
+def replicas_of(model: Any, most: int | None = None) -> int:
+    """How many [`replicate`] makes, where Python can copy what the model holds, without making them."""
+    count = _count(torch.get_num_threads(), _MOST if most is None else min(most, _MOST))
+    alone = count <= 1 or is_alone() or processes() > 1 or in_a_mode()
+    return 1 if alone or not all(map(_is_replicable, model.modules())) else count
 
 
 def _count(threads: int, most: int) -> int:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import peft_surgical as ps
-from peft_surgical.plugins import installed_scorers
+from peft_surgical.plugins import load_scorers
 
 WORDS = ["<unk>", "<eos>", "what", "is", "the", "capital", "of", "france", "italy", "?", "paris", "lyon", "where", "."]
 FACT = ps.Fact.from_dict(
@@ -75,8 +75,7 @@ def at_the_end(model, norm):
 
 
 def test_it_is_listed_with_its_distribution():
-    [row] = [row for row in installed_scorers() if row[0] == "direct_logit"]
-    assert row[2].startswith("peft-surgical-direct-logit ")
+    assert load_scorers()["direct_logit"].distribution.startswith("peft-surgical-direct-logit ")
 
 
 def test_the_scores_and_the_embedding_add_up_to_the_final_residual_stream():
