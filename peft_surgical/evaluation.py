@@ -95,6 +95,7 @@ def evaluate(
         The report.
 
     Raises:
+        FactError: If `fact` is no whole fact.
         AdapterError: If `states` is None and adapters act that transformers put on the model.
         ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
             finite, it is wrapped (by TransformerLens or `DataParallel`), JSON cannot hold what is to be recorded,

@@ -58,7 +58,11 @@ def low_memory(recipe: Recipe | None = None) -> dict[str, Recipe]:
 
     Args:
         recipe: What both stages follow otherwise; each stage's own in [`RECIPES`] when None.
+
+    Raises:
+        ModelError: If it is a recipe for something else.
     """
+    check_recipe(recipe, Recipe)
     return {stage: replace(recipe or own, pass_tokens=LOW_MEMORY_TOKENS) for stage, own in RECIPES.items()}
 
 
@@ -94,6 +98,7 @@ def unlearn(
         The stage; its adapter is named `unlearn`, and its model is left in eval mode.
 
     Raises:
+        FactError: If `fact` is none.
         AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters that are
             switched off, or those of a PEFT model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
@@ -143,6 +148,7 @@ def learn(
         The stage; its adapter is named `learn`, and its model is left in eval mode.
 
     Raises:
+        FactError: If `fact` is none.
         AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
             named `learn`, or adapters of another kind, or adapters that are switched off, or those of a PEFT model
             that is not given.

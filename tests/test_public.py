@@ -6,6 +6,8 @@ from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 import peft_surgical as ps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +24,19 @@ def test_classes_that_public_signatures_name_are_public():
     own = {name for name, value in found.items() if getattr(value, "__module__", "").startswith("peft_surgical")}
     assert {"Fact", "Retained", "SurgicalIA3Config"} <= own <= {*ps.__all__}
     assert {"EditOrPath", "Mergeable", "State", "Way"} <= found.keys() & {*ps.__all__}
+
+
+def test_what_is_no_fact_is_refused_wherever_a_fact_is_asked_for():
+    asked = 0
+    for function in (value for name in ps.__all__ if inspect.isfunction(value := getattr(ps, name))):
+        parameters = inspect.signature(function).parameters
+        if "fact" in parameters:
+            asked += 1
+            given = {name: None for name, each in parameters.items() if each.default is each.empty}
+            with pytest.raises(ps.FactError, match=r"such as Fact\.from_file\(\.\.\.\) gives, not 'france\.yaml'"):
+                function(**given | {"fact": "france.yaml"})
+            assert "FactError: " in inspect.getdoc(function), function
+    assert asked == 10
 
 
 def test_what_is_imported_is_required():

@@ -9,6 +9,7 @@ from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe
 from peft_surgical.staging.by_subject import SubjectRecipe
 from peft_surgical.staging.recipe import Recipe
+from peft_surgical.stages import LOW_MEMORY_TOKENS, RECIPES, low_memory
 
 from .test_keyed import FACT, PROMPTS, RECIPE, taught
 
@@ -109,3 +110,12 @@ def keyed_as_it_is():
 def test_each_number_of_a_recipe_matters(change):
     found = keyed(replace(RECIPE, **change))
     assert not all(torch.equal(a, b) for a, b in zip(found, keyed_as_it_is(), strict=True))
+
+
+def test_less_memory_is_for_stages_alone():
+    plain = low_memory()
+    assert {stage: replace(recipe, pass_tokens=None) for stage, recipe in plain.items()} == dict(RECIPES)
+    less = Recipe(steps=3, pass_tokens=LOW_MEMORY_TOKENS)
+    assert low_memory(Recipe(steps=3)) == dict.fromkeys(RECIPES, less)
+    with pytest.raises(ModelError, match="must be a Recipe, and is of the type KeyedSubjectRecipe"):
+        low_memory(KeyedSubjectRecipe())

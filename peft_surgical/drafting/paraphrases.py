@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import overload
 
 from ..errors import FactError, brief
-from ..facts import Fact, TrainingFact
+from ..facts import Fact, TrainingFact, check_fact
 from ..texts.grammar import as_clause
 from ..texts.text import contains, mentions, prompt_key, same_text_key
 from .reading import Reading, read_prompt
@@ -114,8 +114,9 @@ def expand(
         ways: As in [`paraphrases`].
 
     Raises:
-        FactError: If no prompt of the fact names its subject, or a way is not known.
+        FactError: If `fact` is none, no prompt of it names its subject, or a way is not known.
     """
+    check_fact(fact)
     named = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     if not named:
         raise FactError(f"no prompt names the subject {brief(fact.subject)}, so none can be put differently.")

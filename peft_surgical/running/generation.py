@@ -82,6 +82,7 @@ def generate_answers(
 
     Raises:
         FactError: If a prompt gives no token, or the prompts are a single text.
+        AdapterError: If the last adapter of a PEFT model was deleted.
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
             the chat template fails or leaves a prompt out, or a logit is not finite.
         ArchitectureError: If the model is no causal language model.

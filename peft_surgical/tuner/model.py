@@ -151,6 +151,9 @@ class SurgicalIA3Model(BaseTuner):
         Args:
             adapter_name: Which one. If it is the only active one, the first of those that are left becomes active, and
                 trainable if the deleted one was.
+
+        Raises:
+            ValueError: If there is no such adapter, or it is merged.
         """
         layers = [layer for layer in self.surgical_layers() if adapter_name in layer.surgical_ia3_delta]
         was_trained = any(layer.surgical_ia3_delta[adapter_name].requires_grad for layer in layers)
@@ -274,8 +277,8 @@ class SurgicalIA3Model(BaseTuner):
             adapter_name: Name of the new adapter.
 
         Raises:
-            AdapterError: If a name is unknown or taken, the lengths differ or are 0, an adapter saves whole modules,
-                or a scale has no such power.
+            AdapterError: If a name is unknown or taken, or the new one is what torch or PEFT would take for something
+                else, the lengths differ or are 0, an adapter saves whole modules, or a scale has no such power.
         """
         from ..adapters.algebra import power, product
 
@@ -347,7 +350,7 @@ class SurgicalIA3Model(BaseTuner):
             adapter_name: Name of the new adapter.
 
         Raises:
-            AdapterError: If the name is taken.
+            AdapterError: If the name is taken, or one that torch or PEFT would take for something else.
             SelectionError: If the model does not have the coordinates.
         """
         self._check_free(adapter_name)
