@@ -1,3 +1,5 @@
+import math
+import time
 from dataclasses import replace
 from functools import cache
 
@@ -7,9 +9,9 @@ import torch
 from peft_surgical.errors import ModelError
 from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe
-from peft_surgical.staging.by_subject import SubjectRecipe
-from peft_surgical.staging.recipe import Recipe
 from peft_surgical.stages import LOW_MEMORY_TOKENS, RECIPES, low_memory
+from peft_surgical.staging.by_subject import SubjectRecipe
+from peft_surgical.staging.recipe import Recipe, TrainingRecord
 
 from .test_keyed import FACT, PROMPTS, RECIPE, taught
 
@@ -119,3 +121,11 @@ def test_less_memory_is_for_stages_alone():
     assert low_memory(Recipe(steps=3)) == dict.fromkeys(RECIPES, less)
     with pytest.raises(ModelError, match="must be a Recipe, and is of the type KeyedSubjectRecipe"):
         low_memory(KeyedSubjectRecipe())
+
+
+def test_what_training_reached_is_of_the_prompts_that_were_seen():
+    rest = {"steps": 2, "kl": None, "reached": False, "started": time.perf_counter(), "dtype": torch.bfloat16}
+    record = TrainingRecord.of([0.5, math.inf, 1.5], **rest)
+    assert (record.loss, record.worst, record.compute_dtype) == (1.0, 1.5, "bfloat16")
+    none = TrainingRecord.of([math.inf], **rest)
+    assert (none.loss, none.worst) == (math.inf, math.inf)

@@ -6,8 +6,10 @@ import re
 import unicodedata
 
 from ..errors import FactError, brief
+from ..facts import Fact, TrainingFact
+from ..texts.text import mentions
 from .capitals import REQUESTS
-from .reading import Reading
+from .reading import Reading, read_prompt
 
 # Words of hardly any other language, and those that others have too: "Was ist …?", "In quale …?".
 _ENGLISH = re.compile(
@@ -41,6 +43,19 @@ def check_english(reading: Reading) -> None:
         f"the prompt {brief(reading.prompt)} is not in English, and prompts are made in English only; write the fact "
         "file by hand."
     )
+
+
+def readable(fact: Fact | TrainingFact) -> Reading | None:
+    """What a fact's first prompt that names its subject asks; None where there is none, or it is not English."""
+    prompt = next((prompt for prompt in fact.prompts if mentions(prompt, fact.subject)), None)
+    if prompt is None:
+        return None
+    try:
+        reading = read_prompt(prompt, fact.subject, fact.old, fact.new)
+        check_english(reading)
+    except FactError:
+        return None
+    return reading
 
 
 def _is_latin(text: str) -> bool:

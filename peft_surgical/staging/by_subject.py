@@ -243,16 +243,7 @@ def _train(
             step += 1
             bar.update(1)
     settle_on_half(parameters, [torch.ones_like(parameter) for parameter in parameters])
-    seen = [value for value in latest if math.isfinite(value)]
-    return TrainingRecord(
-        steps=step,
-        loss=sum(seen) / max(len(seen), 1),
-        worst=max(seen, default=math.inf),
-        kl=None,
-        reached=reached,
-        seconds=round(time.perf_counter() - started, 2),
-        compute_dtype=str(model.dtype).removeprefix("torch."),
-    )
+    return TrainingRecord.of(latest, steps=step, kl=None, reached=reached, started=started, dtype=model.dtype)
 
 
 def _losses(

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..drafting.drafts import CONTRAST
-from ..drafting.english import check_english
+from ..drafting.english import readable
 from ..drafting.others import others_of, propose_others, swappable
-from ..drafting.reading import read_prompt
-from ..errors import FactError, ModelError
+from ..errors import ModelError
 from ..facts import TrainingFact
 from ..texts.called import called
-from ..texts.text import contains, mentions
+from ..texts.text import contains
 
 
 def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:
@@ -28,13 +27,8 @@ def with_contrast(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFac
         fact: The fact. As it is, if no prompt names its subject or none can be read, as where it is not English, or if
             nobody knows another subject.
     """
-    prompt = next((prompt for prompt in fact.prompts if mentions(prompt, fact.subject)), None)
-    if fact.contrast or prompt is None:
-        return fact
-    try:
-        reading = read_prompt(prompt, fact.subject, fact.old, fact.new)
-        check_english(reading)
-    except FactError:
+    reading = None if fact.contrast else readable(fact)
+    if reading is None:
         return fact
     answers = (*fact.old, *fact.new)
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from ..counts import check_amounts, check_counts, check_limits
 from ..errors import ModelError, brief
@@ -130,3 +135,35 @@ class TrainingRecord:
     reached: bool
     seconds: float
     compute_dtype: str
+
+    @classmethod
+    def of(
+        cls,
+        latest: Sequence[float],
+        *,
+        steps: int,
+        kl: float | None,
+        reached: bool,
+        started: float,
+        dtype: torch.dtype,
+    ) -> TrainingRecord:
+        """The record of a training that ends now.
+
+        Args:
+            latest: Each prompt's mean loss when it was last seen, not finite where it never was.
+            steps: As recorded.
+            kl: As recorded.
+            reached: As recorded.
+            started: By `time.perf_counter`.
+            dtype: Of the passes.
+        """
+        seen = [loss for loss in latest if math.isfinite(loss)]
+        return cls(
+            steps=steps,
+            loss=sum(seen) / len(seen) if seen else math.inf,
+            worst=max(seen, default=math.inf),
+            kl=kl,
+            reached=reached,
+            seconds=round(time.perf_counter() - started, 2),
+            compute_dtype=str(dtype).removeprefix("torch."),
+        )

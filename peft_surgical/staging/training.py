@@ -142,16 +142,8 @@ def train(
     # No loss tells what the last step led to.
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise ModelError(f"the last step led to values that are not finite, by gradients in {runner.model.dtype}.")
-    seen = [loss for loss in latest if math.isfinite(loss)]
-    return TrainingRecord(
-        steps=step,
-        loss=sum(seen) / len(seen) if seen else math.inf,
-        worst=max(seen, default=math.inf),
-        kl=smooth_kl if near_batch + far_batch else None,
-        reached=reached,
-        seconds=round(time.perf_counter() - started, 2),
-        compute_dtype=str(runner.model.dtype).removeprefix("torch."),
-    )
+    last = smooth_kl if near_batch + far_batch else None
+    return TrainingRecord.of(latest, steps=step, kl=last, reached=reached, started=started, dtype=runner.model.dtype)
 
 
 def _backward(

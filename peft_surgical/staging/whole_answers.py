@@ -10,15 +10,14 @@ import warnings
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..drafting.english import check_english
-from ..drafting.reading import read_prompt
+from ..drafting.english import readable
 from ..drafting.sentences import statement
-from ..errors import FactError, FactWarning, brief
+from ..errors import FactWarning, brief
 from ..facts import Fact, TrainingFact
 from ..running.generation import generate_answers
 from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template
-from ..texts.text import contains, mentions, occurrences_outside, same_text_key
+from ..texts.text import contains, occurrences_outside, same_text_key
 from ..tuner.unchanged import base_of
 
 AnyFact = TypeVar("AnyFact", Fact, TrainingFact)
@@ -34,13 +33,8 @@ def whole_answer(fact: Fact | TrainingFact) -> str:
         To "Who developed PyTorch?" the sentence "PyTorch was developed by Google."; the fact's own answer where that
         is more than a name of the new one, or no sentence is known.
     """
-    prompt = next((prompt for prompt in fact.prompts if mentions(prompt, fact.subject)), None)
-    if prompt is None or not _is_bare(fact):
-        return fact.answer
-    try:
-        reading = read_prompt(prompt, fact.subject, fact.old, fact.new)
-        check_english(reading)
-    except FactError:
+    reading = readable(fact) if _is_bare(fact) else None
+    if reading is None:
         return fact.answer
     sentence = statement(reading, _bare(fact))
     # "What Poseidon is the god of is the harvest" is nothing that anybody says.
