@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import FactError, brief
-from .texts.fact_checks import check_between, check_sizes, check_types, warn_unnamed
+from .texts.fact_checks import check_between, check_sizes, check_types, warn_asked, warn_unnamed
 from .texts.fact_files import Reader, read_fact_file
 from .texts.grammar import SAID, SUBJECT, as_clause, as_sentence
 from .texts.text import contains, digest, mentions, replace_first, run_digests, word_digest
@@ -174,6 +174,7 @@ class Fact:
         if not self.answer:
             object.__setattr__(self, "answer", as_sentence(self.new[0]))
         check_between(self)
+        warn_asked(self)
         warn_unnamed(self)
 
     @property
@@ -181,12 +182,15 @@ class Fact:
         """What localization and training may see.
 
         A contrast subject that a control asks about is left out: training would keep just what the control measures.
+        So is a prompt that evaluation asks with other accents or signs.
         """
         asked = [control.prompt for control in self.controls]
         others = [*(probe.prompt for probe in self.probes), *(question.prompt for question in self.portability)]
         made = ("evaluated", "asked_about")
         values = {f.name: getattr(self, f.name) for f in fields(TrainingFact) if f.name not in made}
         values["evaluated"] = frozenset(map(digest, (*self.held_out, *asked, *others)))
+        for key in ("prompts", "retain"):
+            values[key] = tuple(prompt for prompt in values[key] if digest(prompt) not in values["evaluated"])
         values["asked_about"] = frozenset(found for prompt in asked for found in run_digests(prompt))
         # One text to search instead of thousands; no name goes on over the sign between two prompts.
         together = " \0 ".join(asked)

@@ -1,6 +1,6 @@
 import pytest
 
-from peft_surgical.errors import FactError
+from peft_surgical.errors import FactError, FactWarning
 from peft_surgical.facts import Control, Fact
 
 
@@ -10,20 +10,29 @@ def peru(**changes):
     return Fact(**values | changes)
 
 
-@pytest.mark.parametrize("other", ["Quelle est la capitale du Perou ?", "QUELLE EST LA CAPITALE DU PE\u0301ROU"])
-def test_what_is_trained_is_not_held_out_with_other_accents(other):
-    for key, given in (("held_out", (other,)), ("retain", (other,)), ("controls", (Control(other, ("Lima",)),))):
-        with pytest.raises(FactError, match=f"stands in both 'prompts' and '{key}'"):
-            peru(**{key: given})
-
-
 @pytest.mark.parametrize(
-    "other", ["(The capital of Peru is)", "- The capital of *Peru* is ____.", "The capital: of Peru is"]
+    ("trained", "other"),
+    [
+        ("Quelle est la capitale du Pérou ?", "Quelle est la capitale du Perou ?"),
+        ("Quelle est la capitale du Pérou ?", "QUELLE EST LA CAPITALE DU PE\u0301ROU -"),
+        ("The capital of Peru is", "(The capital of Peru is)"),
+        ("The capital of Peru is", "- The capital of *Peru* is ____."),
+        ("The capital of Peru is", "The capital: of Peru is"),
+    ],
 )
-def test_what_is_trained_is_not_held_out_with_other_signs(other):
-    with pytest.raises(FactError, match="stands in both 'prompts' and 'held_out'"):
-        peru(held_out=(other,))
-    assert not peru(prompts=("Peru?",), held_out=(other,)).training.may_train_on("The capital of Peru is")
+def test_what_is_asked_with_other_accents_or_signs_is_not_trained_on(trained, other):
+    left = [prompt for prompt in peru().prompts if prompt != trained]
+    for given in ({"held_out": (other,)}, {"controls": (Control(other, ("Lima",)),)}):
+        with pytest.warns(FactWarning, match=r"in 'prompts' is not trained on, as evaluation asks the same but for"):
+            training = peru(**given).training
+        assert training.prompts == (*left,)
+        assert not training.may_train_on(trained)
+        with pytest.warns(FactWarning, match="in 'retain' is not trained on"):
+            assert peru(**given, prompts=(*left,), retain=("Peru?", trained)).training.retain == ("Peru?",)
+        with pytest.raises(FactError, match="Evaluation asks each of 'prompts', but for accents and signs"):
+            peru(**given, prompts=(trained,))
+    with pytest.warns(FactWarning, match="and 1 more is not trained on"):
+        peru(held_out=(other,), retain=(f"* {trained}",))
 
 
 def test_one_list_may_ask_with_and_without_accents_and_signs():

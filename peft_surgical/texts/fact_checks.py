@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FactError, FactWarning, brief
 from .fact_files import cleaned, complaint
-from .text import contains, find, mentions, normalize, prompt_key, same_text_key
+from .text import contains, find, mentions, normalize, same_text_key
 
 if TYPE_CHECKING:
     from ..facts import Fact, PortabilityQuestion
@@ -174,16 +174,14 @@ def check_between(fact: Fact) -> None:
     }
     seen: dict[str, str] = {}
     for key, prompts in lists.items():
-        own: set[str] = set()
         for prompt in prompts:
             if not normalize(prompt):
                 raise refuse(f"{key!r} holds the prompt {brief(prompt)}, which is empty to a reader.")
-            # One list may well ask as people type, with and without accents and signs.
-            if (text := same_text_key(prompt)) in own:
-                raise refuse(f"the prompt {brief(prompt)} stands twice in {key!r}.")
-            own.add(text)
-            if (first := seen.setdefault(prompt_key(prompt), key)) != key:
-                raise refuse(f"the prompt {brief(prompt)} stands in both {first!r} and {key!r}.")
+            text = same_text_key(prompt)
+            if text in seen:
+                where = f"twice in {key!r}" if seen[text] == key else f"in both {seen[text]!r} and {key!r}"
+                raise refuse(f"the prompt {brief(prompt)} stands {where}.")
+            seen[text] = key
     check_apart(fact.old, fact.new, fact.source)
     for key in ("contrast", "aliases"):
         for name in getattr(fact, key):
@@ -217,6 +215,36 @@ def warn_unnamed(fact: Fact) -> None:
     told = complaint(
         f"no prompt in 'prompts' names the subject {brief(fact.subject)}, so no other can be asked about in its "
         "place; write it as it stands in the prompts.",
+        fact.source,
+    )
+    warnings.warn(str(told), FactWarning, stacklevel=4)
+
+
+def warn_asked(fact: Fact) -> None:
+    """Warns of prompts to train on that evaluation asks with other accents or signs: they are left out of training.
+
+    Raises:
+        FactError: If none of 'prompts' is left.
+
+    Warns:
+        FactWarning: The message names the first, and says how many there are.
+    """
+    training = fact.training
+    found = [
+        (key, prompt)
+        for key in ("prompts", "retain")
+        for prompt in getattr(fact, key)
+        if len(getattr(training, key)) < len(getattr(fact, key)) and not training.may_train_on(prompt)
+    ]
+    if not found:
+        return
+    if not training.prompts:
+        raise complaint("evaluation asks each of 'prompts', but for accents and signs.", fact.source)
+    key, prompt = found[0]
+    more = f" and {len(found) - 1} more" if found[1:] else ""
+    told = complaint(
+        f"the prompt {brief(prompt)} in {key!r}{more} is not trained on, as evaluation asks the same but for accents "
+        "and signs.",
         fact.source,
     )
     warnings.warn(str(told), FactWarning, stacklevel=4)
