@@ -20,7 +20,7 @@ import yaml
 import peft_surgical as ps
 from peft_surgical.drafting.names import neighbours_of
 from peft_surgical.drafting.reading import read_prompt
-from peft_surgical.staging.retain import proper_names
+from peft_surgical.staging.retain import names_asked
 from peft_surgical.texts.tables import bare
 from peft_surgical.texts.text import contains, prompt_key
 from peft_surgical.writing.files import write_text
@@ -52,14 +52,9 @@ def judged_by(draft: ps.Fact, judge: ps.Fact) -> ps.Fact:
         probes=judge.probes,
         portability=judge.portability,
         prompts=free(draft.prompts),
-        retain=tuple(p for p in free(draft.retain) if all(map(judge.training.may_train_about, _others(p, judge)))),
+        retain=tuple(p for p in free(draft.retain) if contains(p, judge.names) or not names_asked(judge.training, p)),
         contrast=tuple(subject for subject in draft.contrast if subject not in met),
     )
-
-
-def _others(prompt: str, judge: ps.Fact) -> list[str]:
-    """What a question names beside the subject, which controls name, too."""
-    return [name for name in proper_names(prompt) if not judge.training.named_in(name)]
 
 
 def _same_relation(draft: ps.Fact) -> list[str]:

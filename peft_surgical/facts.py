@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -174,8 +175,7 @@ class Fact:
         if not self.answer:
             object.__setattr__(self, "answer", as_sentence(self.new[0]))
         check_between(self)
-        warn_asked(self)
-        warn_unnamed(self)
+        warn_unnamed(self, warn_asked(self))
 
     @property
     def training(self) -> TrainingFact:
@@ -185,17 +185,25 @@ class Fact:
         So is a prompt that evaluation asks with other accents or signs.
         """
         asked = [control.prompt for control in self.controls]
-        others = [*(probe.prompt for probe in self.probes), *(question.prompt for question in self.portability)]
         made = ("evaluated", "asked_about")
         values = {f.name: getattr(self, f.name) for f in fields(TrainingFact) if f.name not in made}
-        values["evaluated"] = frozenset(map(digest, (*self.held_out, *asked, *others)))
+        values["evaluated"] = self._evaluated()
         for key in ("prompts", "retain"):
-            values[key] = tuple(prompt for prompt in values[key] if digest(prompt) not in values["evaluated"])
+            values[key] = self.not_asked(values[key])
         values["asked_about"] = frozenset(found for prompt in asked for found in run_digests(prompt))
         # One text to search instead of thousands; no name goes on over the sign between two prompts.
         together = " \0 ".join(asked)
         values["contrast"] = tuple(s for s in self.contrast if not contains(together, (s,)))
         return TrainingFact(**values)
+
+    def not_asked(self, prompts: Iterable[str]) -> tuple[str, ...]:
+        """Those of some prompts that evaluation does not ask, be it with other accents or signs."""
+        evaluated = self._evaluated()
+        return tuple(prompt for prompt in prompts if digest(prompt) not in evaluated)
+
+    def _evaluated(self) -> frozenset[str]:
+        records: tuple[Any, ...] = (*self.controls, *self.probes, *self.portability)
+        return frozenset(map(digest, (*self.held_out, *(record.prompt for record in records))))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Fact:

@@ -31,6 +31,8 @@ def test_what_is_asked_with_other_accents_or_signs_is_not_trained_on(trained, ot
             assert peru(**given, prompts=(*left,), retain=("Peru?", trained)).training.retain == ("Peru?",)
         with pytest.raises(FactError, match="Evaluation asks each of 'prompts', but for accents and signs"):
             peru(**given, prompts=(trained,))
+    with pytest.warns(FactWarning, match="No prompt in 'prompts' that is trained on names the subject 'Peru'"):
+        peru(prompts=("The capital of Peru is", "Which is it?"), held_out=("(The capital of Peru is)",))
     with pytest.warns(FactWarning, match="and 1 more is not trained on"):
         peru(held_out=(other,), retain=(f"* {trained}",))
 

@@ -7,6 +7,7 @@ from peft_surgical.drafting.paraphrases import expand, held_out_prompts, paraphr
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.relations import relations
 from peft_surgical.drafting.ways import WAYS, prompts_by_way
+from peft_surgical.errors import FactWarning
 from peft_surgical.texts.text import contains, same_text_key
 from tests.localizing import capital
 
@@ -118,6 +119,9 @@ def test_expand_adds_what_training_may_use():
     assert expand(more, 30) == more
     whole = expand(capital(prompts=one.prompts, held_out=[asked]), 30)
     assert whole.training == more
+    with pytest.warns(FactWarning, match="is not trained on"):
+        dressed = expand(capital(prompts=[*one.prompts, f"({asked})"], held_out=[asked]), 30)
+    assert (len(dressed.prompts), len(dressed.training.prompts)) == (31, 30)
     assert expand(capital().training, 2) == capital().training
     assert expand(one, 30, seed=1).prompts != more.prompts
 

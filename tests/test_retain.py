@@ -79,12 +79,20 @@ def test_general_questions_are_kept_unless_they_are_about_the_subject():
         ("what was the sport of Usain Bolt ?", "Usain Bolt comes from"),
         ("in which city is the Alhambra ?", "The Alhambra palace stands in the city of"),
         ("who was the tsar ? which month is it ?", None),
+        ("what did Marconi invent ?", "What did Guglielmo Marconi work on?"),
+        ("what is the real name of Batman ?", "What is Batman's real name?"),
+        ("who is the father of Luke Skywalker ?", "Who is Luke Skywalker's father?"),
+        ("how many Great Lakes are there ?", "Name one of the Great Lakes of North America."),
+        ("what should a carpenter do in it ? may i ask ?", None),
     ],
 )
 def test_general_questions_that_name_what_a_control_names_are_not_kept(control, kept):
     fact = capital(controls=[{"prompt": control, "answer": ["berlin"]}]).training
-    _, far = retain_prompts(fact, 0, 60)
-    assert set(general_prompts()[:60]) - set(far) == {kept} - {None}
+    _, far = retain_prompts(fact, 0, 400)
+    every = {*everyday_prompts(), *general_prompts()[:400]} - {
+        p for p in general_prompts() if contains(p, ("france",))
+    }
+    assert every - set(far) == {kept} - {None}
 
 
 def test_neighbours_are_the_prompts_about_other_subjects():

@@ -245,7 +245,12 @@ def test_the_same_words_are_the_same_prompt(same):
     [
         "Who made C?|Who made C++?|Who made C#?|Who made C♯?",
         "Is it 5?|Is it -5?|Is it 5%?|Is it $5?|Is it €5?|Is it 5°?|Is it 😀?|Is it?",
-        "2 + 2|2 - 2|2 * 2|2 / 2|2 2|22",
+        "2 + 2|2 - 2|2 * 2|2 / 2|2 2|22|2**2|2/2|2-2|5½|51 2",
+        "Who has blood O-?|Who has blood O+?|Who has blood O?",
+        "x*2|x/2|x-2|x < 2|x > 2|x <= 2|x >= 2",
+        "What does == do?|What does != do?|What does && do?|What does || do?|What does do?",
+        "Is it .5?|Is it 5?|Is it √5?|Is it 5 %?",
+        "A ∪ B|A ∩ B|A - B|A B",
         "Is 3.5 enough?|Is 35 enough?",
         "राम कौन है?|रमा कौन है?|रम कौन है?",
         "dogs|do gs",

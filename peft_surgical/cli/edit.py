@@ -253,7 +253,7 @@ def _tell(
     }
     lines = [
         f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
-        f"  localize  with {', '.join(names)}, on {counted(len(fact.prompts), 'prompt')}",
+        f"  localize  with {', '.join(names)}, on {counted(len(fact.training.prompts), 'prompt')}",
         f"  scale     {chosen}",
         f"  unlearn   to answer{steps}: {fact.refusal}",
         f"  learn     to answer{steps}: {whole_answer(fact)}",

@@ -109,7 +109,8 @@ def expand(
 
     Args:
         fact: A fact or its training part. Its prompts stay as they are, and first. What evaluation asks is not added.
-        count: Of prompts in the end, if so many can be made; a fact with as many already is returned as it is.
+        count: Of prompts to train on in the end, if so many can be made; a fact with as many already is returned as it
+            is.
         seed: Decides which.
         ways: As in [`paraphrases`].
 
@@ -121,6 +122,7 @@ def expand(
     if not named:
         raise FactError(f"no prompt names the subject {brief(fact.subject)}, so none can be put differently.")
     found = {same_text_key(prompt): prompt for prompt in fact.prompts}
+    count += len(fact.prompts) - len(fact.training.prompts)
     kept = {prompt_key(prompt) for prompt in fact.retain}
     training = fact.training
     ways = tuple(ways)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..facts import TrainingFact
 from ..running.generation import generate_ids
+from ..texts.called import called
 from ..texts.prompts import EncodedAnswer, encode
 from ..texts.tables import read_data
 from ..texts.text import mentions, same_text_key, swap_subject
@@ -28,7 +29,9 @@ from ..texts.wording import variants
 # Prompts that are answered at a time: as many as an edit asks are two batches or more, which threads share.
 _AT_ONCE = 96
 # "Golden Gate Bridge", "The Lord of the Rings", "R2-D2".
-_PROPER = re.compile(r"\b[A-Z][\w'’.&-]*(?:\s(?:(?:of|the|de|van|von)\s)*[A-Z][\w'’.&-]*)*")
+_PROPER = re.compile(r"\b[A-Z][\w'\u2019.&-]*(?:\s(?:(?:of|the|de|van|von)\s)*[A-Z][\w'\u2019.&-]*)*")
+_WITHIN = re.compile(r"\s(?:of|the|de|van|von)\s(?:the\s)?")
+_BEGINS = (".", "?", "!", ":", '"', "\u201c")
 
 Item = TypeVar("Item")
 
@@ -86,16 +89,27 @@ def carried_beside(fact: TrainingFact, general: int, everyday: int | None = None
     return [
         prompt
         for prompt in carried_prompts(general, everyday)
-        if not fact.named_in(prompt) and all(map(fact.may_train_about, proper_names(prompt)))
+        if not fact.named_in(prompt) and not names_asked(fact, prompt)
     ]
 
 
-def proper_names(prompt: str) -> list[str]:
-    """What is written with capitals, with and without the word that a prompt begins with."""
-    found = _PROPER.findall(prompt)
-    if found and prompt.startswith(found[0]):
-        _, *more = found[0].split(maxsplit=1)
-        found = [*([found[0]] if more else []), *more, *found[1:]]
+def names_asked(fact: TrainingFact, prompt: str) -> bool:
+    """Whether a prompt has a name, or what else that is called, that a control names."""
+    said = (other for name in _proper_names(prompt) for other in called(name, fact.names))
+    return not all(map(fact.may_train_about, said))
+
+
+def _proper_names(prompt: str) -> list[str]:
+    """What is written with capitals, and its parts between words as "of"; without the words that sentences begin
+    with, which have one anyway."""
+    found = []
+    for place in _PROPER.finditer(prompt):
+        name = place[0]
+        if not place.start() or prompt[: place.start()].rstrip()[-1:] in _BEGINS:
+            first, _, name = name.partition(" ")
+            found += [f"{first} {name}"] * bool(name)
+        parts = [re.sub("['\u2019]s?$", "", part.rstrip(".")) for part in (name, *_WITHIN.split(name))]
+        found += [part for part in parts if len(part) > 1]
     return found
 
 

@@ -7,7 +7,7 @@ for all that follows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -203,25 +203,11 @@ def check_between(fact: Fact) -> None:
         raise refuse(f"'answer' {brief(fact.answer)} holds no name from 'new' ({_listed(fact.new)}).")
 
 
-def warn_unnamed(fact: Fact) -> None:
-    """Warns where no prompt names the subject: localization and training put others in its place.
-
-    Warns:
-        FactWarning: The message names the subject.
-    """
-    # One text to search instead of thousands; no name goes on over the sign between two prompts.
-    if mentions(" \0 ".join(fact.prompts), fact.subject):
-        return
-    told = complaint(
-        f"no prompt in 'prompts' names the subject {brief(fact.subject)}, so no other can be asked about in its "
-        "place; write it as it stands in the prompts.",
-        fact.source,
-    )
-    warnings.warn(str(told), FactWarning, stacklevel=4)
-
-
-def warn_asked(fact: Fact) -> None:
+def warn_asked(fact: Fact) -> tuple[str, ...]:
     """Warns of prompts to train on that evaluation asks with other accents or signs: they are left out of training.
+
+    Returns:
+        What is left of 'prompts'.
 
     Raises:
         FactError: If none of 'prompts' is left.
@@ -229,22 +215,40 @@ def warn_asked(fact: Fact) -> None:
     Warns:
         FactWarning: The message names the first, and says how many there are.
     """
-    training = fact.training
-    found = [
-        (key, prompt)
-        for key in ("prompts", "retain")
-        for prompt in getattr(fact, key)
-        if len(getattr(training, key)) < len(getattr(fact, key)) and not training.may_train_on(prompt)
-    ]
+    left = {key: fact.not_asked(getattr(fact, key)) for key in ("prompts", "retain")}
+    kept = {key: set(prompts) for key, prompts in left.items()}
+    found = [(key, prompt) for key in kept for prompt in getattr(fact, key) if prompt not in kept[key]]
     if not found:
-        return
-    if not training.prompts:
+        return left["prompts"]
+    if not left["prompts"]:
         raise complaint("evaluation asks each of 'prompts', but for accents and signs.", fact.source)
     key, prompt = found[0]
     more = f" and {len(found) - 1} more" if found[1:] else ""
     told = complaint(
         f"the prompt {brief(prompt)} in {key!r}{more} is not trained on, as evaluation asks the same but for accents "
         "and signs.",
+        fact.source,
+    )
+    warnings.warn(str(told), FactWarning, stacklevel=4)
+    return left["prompts"]
+
+
+def warn_unnamed(fact: Fact, prompts: Sequence[str]) -> None:
+    """Warns where no prompt to train on names the subject: localization and training put others in its place.
+
+    Args:
+        fact: The fact.
+        prompts: Those of its prompts that are trained on.
+
+    Warns:
+        FactWarning: The message names the subject.
+    """
+    # One text to search instead of thousands; no name goes on over the sign between two prompts.
+    if mentions(" \0 ".join(prompts), fact.subject):
+        return
+    told = complaint(
+        f"no prompt in 'prompts'{' that is trained on' * (len(prompts) < len(fact.prompts))} names the subject "
+        f"{brief(fact.subject)}, so no other can be asked about in its place; write it as it stands in the prompts.",
         fact.source,
     )
     warnings.warn(str(told), FactWarning, stacklevel=4)

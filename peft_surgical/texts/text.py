@@ -59,12 +59,15 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _MINUS = re.compile("(?:^|[\\s(=])[-\u2212]$")
 # "C" is another language than "C#" and "C++", and another note; "#Lyon#" is a topic.
 _SIGNED = re.compile(r"[#\u266f]|\+\+")
-# Of languages and notes, of numbers below zero, of sums and shares and prices, and pictures.
-_TELLING = (
-    r"(?<=[^\W_])(?:[#\u266f]|\++)|(?<![^\s(=])-(?=\d)|(?<=\d)(?:[%\u2030\u00b0]|\s?[-+*/^<=>\u00d7\u00f7]\s?(?=\d))"
-    "|[$\u00a2-\u00a5\u20a0-\u20cf\u2600-\u27bf\U0001f000-\U0001faff]"
+# What stands around words: quotation marks, brackets and emphasis, and behind them what closes a part of a sentence.
+_BEFORE = (
+    "\"'`*_~()[]{}\u00ab\u00bb\u2039\u203a\u300a\u300b\u3008\u3009\u300c\u300d\u300e\u300f\u3010\u3011\u00bf\u00a1"
 )
-_NO_LETTER = re.compile(rf"(?P<telling>{_TELLING})|[^\w\s]|_")
+_BEHIND = _BEFORE + ".,;:!?\u3001\u3002\u061f\u060c\u0964"
+# Between words, a dash or a bullet; at the beginning of a text a heading or a quotation, too.
+_APART = re.compile("[-*\u2013\u2022\u00b7]+")
+_AHEAD = re.compile("[#>]+")
+_DASH = re.compile("[\u2014\u2015]")
 _DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}|\d{4}\.\d{1,2}\.\d{1,2}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
 
@@ -119,9 +122,22 @@ def same_text_key(text: str) -> str:
 def prompt_key(text: str) -> str:
     """Two prompts with the same key are the same prompt to a reader: the same words, with or without accents.
 
-    What stands around and between them makes no difference, but for signs that tell words apart, as in "C++" and "-5".
+    What stands around them makes no difference, such as quotation marks, emphasis and closing signs, nor do dashes and
+    blanks to fill in between them. Any other sign does, as in "C++", "-5" and "2 - 2".
     """
-    return " ".join(_words(text)) or without_accents(same_text_key(text))
+    given = _DASH.sub(" - ", without_accents(normalize(text))).split()
+    found = []
+    for place, word in enumerate(given):
+        around = given[place - 1 : place] + given[place + 1 : place + 2]
+        if _APART.fullmatch(word) and len(around) == 2 and all(map(_is_operand, around)):
+            found.append(word)
+        elif not (_APART.fullmatch(word) or (not place and _AHEAD.fullmatch(word))):
+            found.append(word.lstrip(_BEFORE).rstrip(_BEHIND))
+    return " ".join(filter(None, found)) or without_accents(same_text_key(text))
+
+
+def _is_operand(word: str) -> bool:
+    return len(word.strip(_BEHIND)) == 1 or any(map(str.isdigit, word))
 
 
 def occurrences(text: str, words: str) -> Iterator[Span]:
@@ -292,12 +308,12 @@ def digest(text: str) -> str:
 
 def word_digest(text: str) -> str:
     """A short one of its words alone, whatever signs stand between them and whatever their accents."""
-    return _short(_bare_words(text))
+    return _short(_words(text))
 
 
 def run_digests(text: str) -> Iterator[str]:
     """[`word_digest`] of every run of up to six words."""
-    words = _bare_words(text)
+    words = _words(text)
     for start in range(len(words)):
         for stop in range(start + 1, min(start + _LONGEST_RUN, len(words)) + 1):
             yield _short(words[start:stop])
@@ -307,17 +323,8 @@ def _short(words: list[str]) -> str:
     return hashlib.blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
 
 
-def _bare_words(text: str) -> list[str]:
-    return [word for word in _words(text) if any(map(str.isalnum, word))]
-
-
 def _words(text: str) -> list[str]:
-    """Its words without accents, and between them the signs that tell words apart."""
-
-    def parted(sign: re.Match[str]) -> str:
-        return f" {sign[0]} " if sign["telling"] else sign[0] if _is_mark(sign[0]) else " "
-
-    return _NO_LETTER.sub(parted, without_accents(normalize(text))).split()
+    return re.findall(r"[^\W_]+", without_accents(normalize(text)))
 
 
 @lru_cache(maxsize=4096)
