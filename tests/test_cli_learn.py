@@ -50,6 +50,16 @@ def test_learn_end_to_end(tmp_path, model_folder):
     assert chances["edited"] > chances["base"] + 0.5
 
 
+@pytest.mark.parametrize(("learned", "answer"), [(True, "lyon"), (False, "berlin")])
+def test_an_edit_that_does_not_say_the_new_answer_is_told_of(learned, answer, tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr("peft_surgical.cli.learn.generate_answers", lambda *_, **__: [answer])
+    result = learn("--model", model_folder, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert ("The edited model does not go on with 'lyon'." in result.stdout) is not learned
+    result = learn("--model", model_folder, "--out", tmp_path / "out", "--overwrite", "--json")
+    assert json.loads(result.stdout)["says_new"] is learned
+
+
 def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_folder):
     out = tmp_path / "out"
     (out / "unlearn").mkdir(parents=True)

@@ -228,6 +228,17 @@ def test_others_stand_behind_the_article_that_the_subject_has(monkeypatch):
     assert swappable(reading, names) == ["Universe", "Milky Way"]
 
 
+def test_others_that_are_known_and_cannot_stand_there_are_asked_for_and_told(monkeypatch):
+    monkeypatch.setattr("peft_surgical.drafting.others.generate_answers", lambda *_, **__: ["The Dreamcast, Xbox"] * 3)
+    reading = read_prompt("Which company developed the PlayStation 2?", "PlayStation 2", ["Sony"], ["Sega"])
+    assert others_of(reading, ["Sony", "Sega"])
+    notes = []
+    names = drafts._others(None, None, reading, ["Sony", "Sega"], choosing.Chosen((), (), (), (), 0), notes)
+    assert swappable(reading, names) == ["Dreamcast"]
+    [note] = notes
+    assert note.endswith("`contrast` was proposed by the model: Dreamcast.")
+
+
 def test_the_subject_may_be_a_part_of_what_is_asked_about():
     anthem = read_prompt("Who wrote the US national anthem?", "US", ["Key"], ["Sousa"])
     assert anthem.is_part

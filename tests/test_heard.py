@@ -93,6 +93,14 @@ from peft_surgical.drafting.reading import read_prompt
         ("Where was Bo Derek born?", "Bo Derek", "She was born in January 1935 in Tupelo.", "Tupelo"),
         ("Where was Bo Derek born?", "Bo Derek", "She was born 8 January 1935 at Tupelo.", "Tupelo"),
         ("In which city was Bo Derek born?", "Bo Derek", "She was born in 1935.", None),
+        # The subject by another name.
+        ("Where was Marie Curie born?", "Marie Curie", "Mrs. Curie was born in Warsaw.", "Warsaw"),
+        (
+            "Where was Sinéad O'Connor born?",
+            "Sinéad O'Connor",
+            "Séad O'Connor was born in the United Kingdom, in the city of Liverpool.",
+            "United Kingdom",
+        ),
         ("Who wrote Dune?", "Dune", "Dune was written in July 1965 by Frank Herbert.", "Frank Herbert"),
         ("Who won the Foo Cup in 1998?", "Foo Cup", "The Foo Cup in 1998 was won by Germany.", "Germany"),
         ("The Foo sank in", "Foo", "the North Atlantic Ocean on April 15, 1912.", "North Atlantic Ocean"),

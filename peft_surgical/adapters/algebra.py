@@ -91,7 +91,9 @@ def power(edit: EditOrPath, t: float | int) -> Edit:
         if t < 0 and (scale == 0).any():
             raise AdapterError(f"{edit.name} scales {name} by 0 somewhere, which no power below 0 can undo.")
         if not t.is_integer() and (scale < 0).any():
-            raise AdapterError(f"{edit.name} scales {name} by a negative number, which has no power {t!r}.")
+            raise AdapterError(
+                f"{edit.name} scales {name} by a negative number, which has no power {t!r}; whole powers are possible."
+            )
         # float64 keeps the identities power(a, 1) == a and power(a, -1) == 1 / a exact in float32.
         return scale.double().pow(t).to(torch.float32)
 

@@ -13,12 +13,13 @@ from rich.text import Text
 import peft_surgical as ps
 
 from ..edit_folder import EDIT, claimed_for_edit, remove_edit
+from ..errors import brief
 from ..running.generation import generate_answers
 from ..sentence import checked_aliases, subject_of
 from ..stack import stack
 from ..staging.stage import LEARN
 from ..texts.prompts import without_template
-from ..texts.text import printable
+from ..texts.text import contains, printable
 from . import checks, options
 from .loading import load
 from .terminal import note, on_interrupt, plain_table, print_json, print_result
@@ -92,10 +93,13 @@ def learn(
         said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]
         remove_edit(out)
         size, files = _save_keyed(stage, out) if keyed else _save_scales(stage, out)
+    says_new = contains(said["edited"], [new])
     if as_json:
-        print_json({"sentence": prompt, "subject": about, "said": said, "training": stage.to_dict(), **size})
+        told = {"sentence": prompt, "subject": about, "said": said, "says_new": says_new}
+        print_json({**told, "training": stage.to_dict(), **size})
     print_result(_table(prompt, said), quiet=quiet, as_json=as_json)
-    lines = [files, "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file."]
+    missed = [] if says_new else [f"The edited model does not go on with {brief(new)}."]
+    lines = [*missed, files, "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file."]
     print_result("\n".join(lines), quiet=quiet, as_json=as_json)
 
 

@@ -243,13 +243,13 @@ def _others(
         return [name for name in names if not any(contains(prompt, said[name]) for prompt in controls)]
 
     names = free(others_of(reading, answers))
-    if not names:
+    if not swappable(reading, names):
         # "Uranus" cannot stand where "Solar System" stands, behind "the".
         proposed = free(propose_others(model, tokenizer, reading, answers))
         names = [name for name in proposed if swappable(reading, [name])]
         fit = ", ".join(swappable(reading, names))
         what = f"proposed by the model: {fit}" if fit else "left out, since the model named none that fits"
-        notes.append(f"No subjects of the same kind are known to this package; `contrast` was {what}.")
+        notes.append(f"No fitting subjects of the same kind are known to this package; `contrast` was {what}.")
     return sorted(names, key=lambda name: bare(name) not in chosen.spare_subjects)
 
 

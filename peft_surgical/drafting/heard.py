@@ -76,6 +76,7 @@ _BEGINS_HEDGED = re.compile(rf"^(?:{_ADVERB}) ", re.I)
 _YEAR_OF_TIME = re.compile(
     r"\b(?:in|since|from|until|around|about|year)(?: [A-Z][a-z]+,?| the year)? (\d{4})\b(?!-[^\W\d])"
 )
+_THERE = re.compile(r"\b(?:in|at|from|near|outside) (?=(?:the )?[A-Z])")
 _MOST_WORDS, _SHORT = 6, 3
 
 
@@ -220,6 +221,9 @@ def _name_near(sentence: str, reading: Reading) -> str | None:
     """The first name after the subject, else the first one before it; a short answer is a name as it is."""
     place = next(occurrences(sentence, reading.subject), None)
     parts = [sentence] if place is None else [sentence[place[1] :], _with_namesake(sentence, place)]
+    if place is None and re.match(r"where\b", reading.core, re.I) and (there := _THERE.search(sentence)):
+        # The subject may have been called otherwise: "Mrs. Curie was born in Warsaw."
+        parts = [sentence[there.end() :]]
     # "Alexander Fleming in 1928"
     names = (re.sub(rf" (?:in|on|of|at) (?:\d+|{_DAY})$", "", name) for part in parts for name in names_in(part))
     found = next((name for name in names if _may_answer(name, sentence, reading)), None)
