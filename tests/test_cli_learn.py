@@ -60,6 +60,21 @@ def test_an_edit_that_does_not_say_the_new_answer_is_told_of(learned, answer, tm
     assert json.loads(result.stdout)["says_new"] is learned
 
 
+def test_a_long_new_answer_is_looked_for_whole(tmp_path, model_folder, monkeypatch):
+    asked = []
+
+    def answers(*_, max_new_tokens, **__):
+        asked.append(max_new_tokens)
+        return ["lyon"]
+
+    monkeypatch.setattr("peft_surgical.cli.learn.generate_answers", answers)
+    new = " ".join(["lyon"] * 20)
+    options = ["--subject", "france", "--model", model_folder, "--out", tmp_path / "out"]
+    assert run("learn", SENTENCE, "--new", new, *options).exit_code == 0
+    assert len(asked) == 2
+    assert min(asked) >= 20
+
+
 def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_folder):
     out = tmp_path / "out"
     (out / "unlearn").mkdir(parents=True)

@@ -25,6 +25,8 @@ from .loading import load
 from .terminal import note, on_interrupt, plain_table, print_json, print_result
 
 _SHOWN_TOKENS = 12
+# Room for an article before an answer.
+_AROUND = 4
 
 
 @click.command(short_help="Learn one sentence by its subject, in seconds.")
@@ -88,9 +90,11 @@ def learn(
     on_interrupt(context, out)
     learn_one = partial(ps.learn_sentence_keyed, aliases=aliases) if keyed else ps.learn_sentence
     with claimed_for_edit(out, overwrite):
-        said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]}
+        # A long answer is said whole, or whether it was said could not be told.
+        shown = max(_SHOWN_TOKENS, len(tokenizer(new)["input_ids"]) + _AROUND)
+        said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=shown)[0]}
         stage = learn_one(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
-        said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=_SHOWN_TOKENS)[0]
+        said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=shown)[0]
         remove_edit(out)
         size, files = _save_keyed(stage, out) if keyed else _save_scales(stage, out)
     says_new = contains(said["edited"], [new])

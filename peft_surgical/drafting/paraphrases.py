@@ -122,9 +122,9 @@ def expand(
     if not named:
         raise FactError(f"no prompt names the subject {brief(fact.subject)}, so none can be put differently.")
     found = {same_text_key(prompt): prompt for prompt in fact.prompts}
-    count += len(fact.prompts) - len(fact.training.prompts)
-    kept = {prompt_key(prompt) for prompt in fact.retain}
     training = fact.training
+    count += len(fact.prompts) - len(training.prompts)
+    kept = {prompt_key(prompt) for prompt in fact.retain}
     ways = tuple(ways)
     made = [
         paraphrases(prompt, fact.subject, fact.old, fact.new, count=count, seed=seed, ways=ways) for prompt in named
