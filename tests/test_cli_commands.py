@@ -11,16 +11,14 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
-from peft_surgical.cli import adapters
 from peft_surgical.report import Report
 from tests.command_line import PROMPT, run, said, written
 from tests.localizing import planted, word_tokenizer
-from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -214,101 +212,6 @@ def test_ask_with_a_dial(tmp_path, model_folder):
     # Told before a model is looked for.
     refused = said(run("ask", "--model", "./none", "--adapter", lora, "--dial", 0.5, PROMPT), 2)
     assert refused.endswith("holds a LORA adapter; --dial turns SURGICAL_IA3 and IA3 adapters.")
-
-
-def stock(config, folder):
-    """A stock adapter that changes what the model computes."""
-    model = get_peft_model(planted(), config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name or "ia3_l" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        LoraConfig(target_modules=["q_proj", "down_proj"], r=2),
-        IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    ],
-    ids=["lora", "ia3"],
-)
-def test_stock_adapters_act_in_their_states(config, tmp_path):
-    folders = [stock(config, tmp_path / name) for name in ("first", "second", "third")]
-    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
-
-    def logits(model, state=contextlib.nullcontext):
-        with torch.no_grad(), state():
-            return model(ids).logits
-
-    base = logits(planted())
-    one = logits(PeftModel.from_pretrained(planted(), folders[0]).eval())
-    model, states = adapters.attach(planted(), folders)
-    assert list(states) == ["base", "after 1", "after 2", "edited"]
-    seen = {name: logits(model, state) for name, state in states.items()}
-    assert torch.equal(seen["base"], base)
-    torch.testing.assert_close(seen["after 1"], one)
-    assert not torch.allclose(one, base)
-    for before, after in (("after 1", "after 2"), ("after 2", "edited")):
-        assert not torch.allclose(seen[before], seen[after])
-    # However often a state was visited before, the base comes back bit for bit.
-    assert torch.equal(logits(model, states["base"]), base)
-
-
-def test_ours_and_plain_together_are_their_product(edited, tmp_path):
-    out, _ = edited
-    folders = [out / "unlearn", out / "edit"]
-    model, states = adapters.attach(planted(), folders)
-    assert list(states) == ["base", "unlearned", "edited"]
-    ps.stack(folders, tmp_path / "product")
-    ids = torch.tensor([word_tokenizer()(PROMPT)["input_ids"]])
-    with torch.no_grad():
-        product = PeftModel.from_pretrained(planted(), tmp_path / "product").eval()(ids).logits
-        with states["edited"]():
-            both = model(ids).logits
-        with states["unlearned"]():
-            first = model(ids).logits
-    assert not torch.equal(both, first)
-    torch.testing.assert_close(both, product)
-
-
-def test_adapters_that_cannot_be_used(tmp_path, edited):
-    out, _ = edited
-    whole = LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"])
-    folders = [stock(whole, tmp_path / name) for name in ("one", "two")]
-    with pytest.raises(ps.AdapterError, match="the adapters adapter_1, adapter_2 cannot act at once"):
-        adapters.attach(planted(), folders)
-    lora = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "lora")
-    with pytest.raises(ps.AdapterError, match="LORA and SURGICAL_IA3 cannot be active at once"):
-        adapters.check([lora, out / "edit" / ".." / "learn"])
-    pickled = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "pickled")
-    os.rename(pickled / "adapter_model.safetensors", pickled / "adapter_model.bin")
-    with pytest.raises(ps.AdapterError, match="only a pickle"):
-        adapters.check([pickled])
-    cut = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "cut")
-    weights = cut / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(ps.AdapterError, match="cannot be put on this model"):
-        adapters.attach(planted(), [cut])
-    with pytest.raises(ps.AdapterError, match=r"cannot be put on this model: size mismatch for .*lora_A"):
-        adapters.attach(tiny_model("llama", hidden_size=64), [lora])
-    config = json.loads((lora / "adapter_config.json").read_text())
-    config["target_modules"] = ["q_proj", "k_proj"]
-    (lora / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ps.AdapterError, match="missing adapter keys"):
-        adapters.attach(planted(), [lora])
-    (lora / "adapter_config.json").write_text("{}")
-    with pytest.raises(ps.AdapterError, match=r"an adapter of the kind None, which PEFT [\d.]+ does not know\."):
-        adapters.check([lora])
-    (lora / "adapter_config.json").write_text('{"peft_type": "OF_TOMORROW"}')
-    with pytest.raises(ps.AdapterError, match="an adapter of the kind 'OF_TOMORROW', which PEFT"):
-        adapters.check([lora])
-    (lora / "adapter_config.json").write_text("[]")
-    with pytest.raises(ps.AdapterError, match=r"must hold a JSON object\."):
-        adapters.check([lora])
 
 
 def test_asked_quietly_there_are_answers_and_nothing_else(model_folder):

@@ -8,8 +8,8 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_surgical.adapters.low_rank import LowRank
-from peft_surgical.cli import adapters
 from peft_surgical.errors import AdapterError
+from peft_surgical.measuring.attached import attach, check_together
 
 from .adapters import logits, tiny_peft
 from .tiny import tiny_model
@@ -44,7 +44,7 @@ def test_what_took_its_beginning_from_the_base_is_refused(beginning, tmp_path):
     torch.testing.assert_close(logits(loaded), base)
     with loaded.disable_adapter():
         assert not torch.allclose(logits(loaded), base, atol=1e-2)
-    for read in (adapters.check, lambda folders: adapters.attach(tiny_model("llama"), folders)):
+    for read in (check_together, lambda folders: attach(tiny_model("llama"), folders)):
         with pytest.raises(AdapterError, match=f"was initialized with '{beginning}', which may have changed the base"):
             read([tmp_path])
 
@@ -55,21 +55,21 @@ def test_trained_biases_of_the_base_are_refused_and_equal_ones_are_not(bias, tmp
     base = tiny_model("gpt2")
     before = {name: value.clone() for name, value in base.state_dict().items()}
     with pytest.raises(AdapterError, match=r"holds transformer\..*bias of the base itself, with other values"):
-        adapters.attach(base, [folder])
+        attach(base, [folder])
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
     def as_before(tensors):
         own = {key.removeprefix("base_model.model.").replace(".base_layer.", "."): key for key in tensors}
         return tensors | {own[name]: value for name, value in before.items() if name in own}
 
-    model, states = adapters.attach(tiny_model("gpt2"), [rewritten(folder, as_before)])
+    model, states = attach(tiny_model("gpt2"), [rewritten(folder, as_before)])
     with states["base"]():
         assert torch.equal(logits(model), logits(tiny_model("gpt2")))
 
 
 def test_whole_modules_may_differ(tmp_path):
     folder = saved(tmp_path, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
-    model, states = adapters.attach(tiny_model("llama"), [folder])
+    model, states = attach(tiny_model("llama"), [folder])
     with states["base"]():
         assert torch.equal(logits(model), logits(tiny_model("llama")))
     with states["edited"]():
@@ -86,9 +86,9 @@ def test_what_a_file_lacks_is_told_of_every_adapter(config, tmp_path):
     cut = rewritten(saved(tmp_path / "cut", config, seed=1), lambda t: {k: t[k] for k in list(t)[1:]})
     for folders in ([cut], [whole, cut]):
         with pytest.raises(AdapterError, match=r"missing adapter keys|lacks base_model.*, which its configuration"):
-            adapters.attach(tiny_model("llama"), folders)
+            attach(tiny_model("llama"), folders)
     other = saved(tmp_path / "other", config, seed=1)
-    assert list(adapters.attach(tiny_model("llama"), [whole, other])[1]) == ["base", "unlearned", "edited"]
+    assert list(attach(tiny_model("llama"), [whole, other])[1]) == ["base", "unlearned", "edited"]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_what_a_model_has_no_place_for_is_told_of_every_adapter(config, tmp_path
     def two_layers():
         return tiny_model("llama", num_hidden_layers=2)
 
-    adapters.attach(two_layers(), [short])
+    attach(two_layers(), [short])
     for folders in ([whole], [short, whole]):
         with pytest.raises(AdapterError, match=r"holds .*layers\.2\..*, for which the model has no place"):
-            adapters.attach(two_layers(), folders)
+            attach(two_layers(), folders)
 
 
 def test_what_the_configuration_does_not_target_is_not_merged_either(tmp_path):
@@ -131,7 +131,7 @@ def test_what_the_configuration_does_not_target_is_not_merged_either(tmp_path):
         with pytest.raises(AdapterError, match=r"holds something for model\.layers\..*_proj, which its configuration"):
             LowRank.load(folder)
         with pytest.raises(AdapterError, match="for which the model has no place"):
-            adapters.attach(tiny_model("llama"), [folder])
+            attach(tiny_model("llama"), [folder])
     for odd in ("(", 3, [3]):
         (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": odd}))
         with pytest.raises(AdapterError):
@@ -140,6 +140,6 @@ def test_what_the_configuration_does_not_target_is_not_merged_either(tmp_path):
 
 def test_surgical_adapters_pass(tmp_path):
     tiny_peft().save_pretrained(tmp_path)
-    model, states = adapters.attach(tiny_model("llama"), [tmp_path])
+    model, states = attach(tiny_model("llama"), [tmp_path])
     with states["edited"]():
         assert torch.equal(logits(model), logits(tiny_peft()))

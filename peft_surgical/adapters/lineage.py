@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..errors import AdapterError
 from .scale_files import DIGEST, OWN, WEIGHTS, digest_of
 
 AFTER, BELOW, PARTS = f"{OWN}after", f"{OWN}below", f"{OWN}parts"
@@ -99,6 +100,19 @@ def after(names: Sequence[str], digests: Sequence[str | None] = ()) -> dict[str,
     """The metadata of an adapter that was trained on top of others, by their names and, if all are known, digests."""
     known = {BELOW: json.dumps(list(digests))} if digests and None not in digests else {}
     return {AFTER: json.dumps(list(names)), **known} if names else {}
+
+
+def check_once(folders: Sequence[Path]) -> None:
+    """Refuses an adapter that is given twice, by whatever path.
+
+    Raises:
+        AdapterError: For the first such folder.
+    """
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise AdapterError(f"the adapter {folder} is given twice; it would act twice.")
+        seen.add(folder.resolve())
 
 
 def warn_of_lineage(adapters: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
 """The `peft-surgical` command: it parses, checks, calls the library and translates errors.
 
 One file a command, which `app` puts together. They share `options`, `checks` of what needs no model, `loading` of a
-model and of `adapters` on it. `launch` and `processes` are for several processes, `allocator` for little memory.
+model. `launch` and `processes` are for several processes, `allocator` for little memory.
 `terminal` and `tables` print, and `translate` makes lines and exit statuses of exceptions.
 
 `--help` and a mistyped option cost what importing the package does: PEFT's import, and torch's.

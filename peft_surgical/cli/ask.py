@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from ..errors import AdapterError
+from ..measuring.attached import SCALES, attach, attach_dials, check_together
 from ..running.generation import generate_answers
-from . import adapters as adapter_loading
 from . import options
-from .loading import load
+from .loading import load, quiet_libraries
 from .tables import Answers
 from .terminal import print_json, print_result
 
@@ -61,14 +62,15 @@ def ask(
         raise click.UsageError("--dial turns an edit; name one with --adapter.")
     if any(not prompt.strip() for prompt in prompts):
         raise click.UsageError("a prompt is empty.")
-    kinds = adapter_loading.check(adapters)
-    if dials:
-        adapter_loading.check_scales(adapters, kinds)
+    kinds = check_together(adapters)
+    for folder, kind in zip(adapters, kinds, strict=True):
+        if dials and kind not in SCALES:
+            raise AdapterError(f"{folder} holds a {kind} adapter; --dial turns {' and '.join(SCALES)} adapters.")
     model, tokenizer = load(source, quiet=quiet)
     if dials:
-        model, states = adapter_loading.attach_dials(model, adapters, dials)
+        model, states = attach_dials(model, adapters, dials, quiet_libraries)
     else:
-        model, states = adapter_loading.attach(model, adapters)
+        model, states = attach(model, adapters, quiet_libraries)
         # What two stages are called in a report says nothing to somebody who asks a question.
         states = {name: state for name, state in states.items() if name in ("base", "edited")}
     answers = {}

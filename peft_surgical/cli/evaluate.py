@@ -10,12 +10,13 @@ import peft_surgical as ps
 
 from ..edit_folder import REPORT, save_report
 from ..facts import Fact
+from ..measuring.afterwards import with_relearned, with_rounded
+from ..measuring.attached import attach, check_together, identities
 from ..reporting.summary import summarize
 from ..running.cache import kept_beside
 from ..writing.claims import claimed
-from . import adapters as adapter_loading
 from . import checks, options
-from .loading import load
+from .loading import load, quiet_libraries
 from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
 
 
@@ -75,12 +76,12 @@ def evaluate(
     """
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite, REPORT)
-    adapter_loading.check(adapters)
+    check_together(adapters)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
-        model, states = adapter_loading.attach(model, adapters)
-        states = adapter_loading.with_rounded(model, states, bits)
-        states = adapter_loading.with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)
+        model, states = attach(model, adapters, quiet_libraries)
+        states = with_rounded(model, states, bits)
+        states = with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)
         on_interrupt(context, out)
         with kept_beside(out):
             report = ps.evaluate(
@@ -91,7 +92,7 @@ def evaluate(
                 seed=seed,
                 retention_tokens=retention_tokens,
                 fluency=fluency,
-                settings={"command": this_command(context), "adapters": adapter_loading.identities(adapters)},
+                settings={"command": this_command(context), "adapters": identities(adapters)},
                 progress=not quiet,
             )
         save_report(report, out, None, this_command(context))

@@ -8,12 +8,12 @@ import click
 
 import peft_surgical as ps
 
+from ..adapters.lineage import check_once
 from ..adapters.low_rank import LowRank
 from ..merge import read_mergeable
 from ..writing.files import CHECKPOINT, check_output
 from ..writing.inputs import check_inputs_stay
 from . import checks, options
-from .adapters import check_once
 from .loading import load, no_bars
 from .terminal import print_json, print_result
 

@@ -8,8 +8,8 @@ import click
 
 import peft_surgical as ps
 
+from ..adapters.lineage import check_once
 from . import checks, options
-from .adapters import check_once
 from .terminal import counted, print_json, print_result
 
 

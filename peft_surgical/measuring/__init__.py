@@ -2,5 +2,6 @@
 
 `metrics` has figures, intervals and the rules by which an answer counts, `ratio` the ratio of two rates.
 `retention`, `fluency`, `portability` and `soft_forgetting` measure one thing each. `states` are the base and the
-edits that are compared; `relearning` and `rounding` make more of them, which `rewriting` puts back.
+edits that are compared, `attached` those of adapters that are read from disk; `relearning` and `rounding` make more
+of them, which `afterwards` arranges and `rewriting` puts back.
 """

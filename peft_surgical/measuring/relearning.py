@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, cast_adapter_dtype
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_utils import local_torch_dtype
@@ -225,7 +225,7 @@ def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progre
                 with local_torch_dtype(torch.float32):
                     learned = _LinearLora(_plain_view(model, adapters), {_ADAPTER: config}, _ADAPTER)
             # Half precision would round the steps away.
-            learned._cast_adapter_dtype(_ADAPTER)
+            cast_adapter_dtype(learned, _ADAPTER)
             _fine_tune(learned.eval(), relearning, progress)
             # The model's own flags are put back; what was learned is never trained again.
             learned.requires_grad_(False)

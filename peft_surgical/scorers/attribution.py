@@ -70,11 +70,9 @@ def estimates(context: ScorerContext, steps: int = 1) -> Estimates:
     return context.once(("attribution", context.sites, steps), estimate)
 
 
-def estimated_drops(
-    runs: Runs, window: Window, sites: Sequence[Site], steps: int = 1
-) -> dict[Site, Float[Tensor, "prompt item"]]:
-    """The estimate for each prompt of a window and each head or neuron of a site."""
-    return {site: _of_prompts(site, drops) for site, drops in drops_by_position(runs, window, sites, steps)}
+def estimated_drops(runs: Runs, window: Window, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "prompt item"]]:
+    """The estimate for each prompt of a window and each head or neuron of a site, by gradients of the clean run."""
+    return {site: _of_prompts(site, drops) for site, drops in drops_by_position(runs, window, sites)}
 
 
 def drops_by_position(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -20,20 +20,22 @@ from ..adapters.algebra import power, product
 from ..adapters.bases import warn_of_another_base
 from ..adapters.edits import Edit
 from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_base
-from ..adapters.lineage import warn_of_lineage
+from ..adapters.lineage import check_once, warn_of_lineage
 from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 from ..errors import AdapterError, SurgicalError, brief, first_line
-from ..facts import Fact
 from ..loading.pickles import no_pickles
-from ..measuring.relearning import relearned_state
-from ..measuring.rounding import rounded_state
-from ..measuring.states import State, adapter_state
-from .loading import quiet_libraries
+from .states import State, adapter_state
 
-_OURS, _PLAIN, _LORA = "SURGICAL_IA3", "IA3", "LORA"
+SCALES = ("SURGICAL_IA3", "IA3")
+"""The kinds of adapters that hold scales: ours, and PEFT's own (IA)^3."""
+
+_LORA = "LORA"
+
+# What libraries are loaded under, for one who keeps what they print to himself.
+_Quiet: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
-def check(folders: Sequence[Path]) -> list[str]:
+def check_together(folders: Sequence[Path]) -> list[str]:
     """The kinds (PEFT types) of adapter folders, without reading their weights.
 
     Raises:
@@ -51,36 +53,12 @@ def check(folders: Sequence[Path]) -> list[str]:
 def _kinds(folders: Sequence[Path]) -> list[str]:
     kinds = [_kind(folder) for folder in folders]
     check_once(folders)
-    if len(set(kinds)) > 1 and set(kinds) != {_OURS, _PLAIN}:
+    if len(set(kinds)) > 1 and set(kinds) != {*SCALES}:
         raise AdapterError(
             f"adapters of the kinds {' and '.join(sorted(set(kinds)))} cannot be active at once; merge one of them "
             "into the weights first."
         )
     return kinds
-
-
-def check_once(folders: Sequence[Path]) -> None:
-    """Refuses an adapter that is given twice, by whatever path.
-
-    Raises:
-        AdapterError: For the first such folder.
-    """
-    seen: set[Path] = set()
-    for folder in folders:
-        if folder.resolve() in seen:
-            raise AdapterError(f"the adapter {folder} is given twice; it would act twice.")
-        seen.add(folder.resolve())
-
-
-def check_scales(folders: Sequence[Path], kinds: Sequence[str]) -> None:
-    """Refuses adapters of kinds that a dial does not turn, as what they add is no scale.
-
-    Raises:
-        AdapterError: For the first such folder.
-    """
-    for folder, kind in zip(folders, kinds, strict=True):
-        if kind not in (_OURS, _PLAIN):
-            raise AdapterError(f"{folder} holds a {kind} adapter; --dial turns {_OURS} and {_PLAIN} adapters.")
 
 
 def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
@@ -92,12 +70,13 @@ def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
     return found
 
 
-def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
+def attach(model: Any, folders: Sequence[Path], quiet: _Quiet = nullcontext) -> tuple[Any, dict[str, State]]:
     """Loads adapters onto a model.
 
     Args:
         model: The base model; becomes part of the returned one.
         folders: Adapter folders, in the order of training.
+        quiet: The context that PEFT reads them in.
 
     Returns:
         The PEFT model, and name to state: `base`; `unlearned` after the first of two, or `after 1`, `after 2`, … of
@@ -121,73 +100,16 @@ def attach(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, State]]:
         if len(set(kinds)) > 1:
             paths = [_as_ours(path, Path(scratch) / name) for path, name in zip(paths, names, strict=True)]
         for path, name in zip(paths, names, strict=True):
-            model = _load(model, path, name)
+            model = _load(model, path, name, quiet)
     model.eval()
     states = {label: adapter_state(model, names[:count]) for label, count in _labels(len(names)).items()}
     with states["edited"]():  # Adapters that cannot act at once are told before anything is measured.
         return model, states
 
 
-def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -> dict[str, State]:
-    """Adds base and edited in few bits to states, before the last, which is the one that a report is about.
-
-    Args:
-        model: As [`attach`] returns it.
-        states: As it returns them.
-        bits: Numbers of bits.
-
-    Raises:
-        ModelError: If the model has no weights at hand that could be rounded.
-    """
-    adapters = list(getattr(model, "peft_config", {}))
-    rounded: dict[str, State] = {}
-    for number in dict.fromkeys(bits):
-        rounded[f"base in {number} bits"] = rounded_state(model, [], number)
-        if adapters:
-            rounded[f"edited in {number} bits"] = rounded_state(model, adapters, number)
-    return _before_last(states, rounded) if adapters else {**states, **rounded}
-
-
-def with_relearned(
-    model: Any,
-    states: Mapping[str, State],
-    tokenizer: Any,
-    fact: Fact,
-    steps: Sequence[int],
-    *,
-    seed: int,
-    progress: bool,
-) -> dict[str, State]:
-    """Adds base and edited after a little fine-tuning on the old answer, before the last as [`with_rounded`] does.
-
-    Args:
-        model: As [`attach`] returns it.
-        states: As it returns them.
-        tokenizer: The model's.
-        fact: Some of its training prompts are relearned.
-        steps: Numbers of steps.
-        seed: Decides which prompts, and the first values of what is trained.
-        progress: Whether to show progress bars.
-
-    Raises:
-        ModelError: If the model has no weights at hand that could be fine-tuned, or too few positions.
-    """
-    adapters = list(getattr(model, "peft_config", {}))
-    relearned: dict[str, State] = {}
-    for number in dict.fromkeys(steps):
-        for name, acting in (("base", []), *([("edited", adapters)] if adapters else [])):
-            relearned[f"{name} relearned {number} step{'s' * (number != 1)}"] = relearned_state(
-                model, tokenizer, fact, acting, number, seed=seed, progress=progress
-            )
-    return _before_last(states, relearned) if adapters else {**states, **relearned}
-
-
-def _before_last(states: Mapping[str, State], added: Mapping[str, State]) -> dict[str, State]:
-    *first, last = states.items()
-    return dict([*first, *added.items(), last])
-
-
-def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) -> tuple[Any, dict[str, State]]:
+def attach_dials(
+    model: Any, folders: Sequence[Path], dials: Sequence[float], quiet: _Quiet = nullcontext
+) -> tuple[Any, dict[str, State]]:
     """Loads the product of adapters once for each position of a dial: 0 is the base, 1 the edit as it is.
 
     Raises:
@@ -200,7 +122,7 @@ def attach_dials(model: Any, folders: Sequence[Path], dials: Sequence[float]) ->
         for number, dial in enumerate(dict.fromkeys(dials), 1):
             path, name = Path(scratch) / f"dial_{number}", f"dial_{number}"
             power(whole, dial).save(path)
-            model = _load(model, path, name)
+            model = _load(model, path, name, quiet)
             states[f"dial {dial!r}".removesuffix(".0")] = adapter_state(model, [name])
     model.eval()
     return model, {"base": adapter_state(model, []), **states}
@@ -234,7 +156,7 @@ def _kind(folder: Path) -> str:
 def _check_weights(folder: Path, kind: str, own: Mapping[str, Tensor]) -> None:
     """Reads an adapter's weights once before PEFT does, which takes any numbers and puts them anywhere."""
     file = folder / WEIGHTS
-    if kind in (_OURS, _PLAIN):
+    if kind in SCALES:
         read_scales(file)
         return
     try:
@@ -254,9 +176,9 @@ def _as_ours(path: Path, scratch: Path) -> Path:
     return scratch
 
 
-def _load(model: Any, path: Path, name: str) -> Any:
+def _load(model: Any, path: Path, name: str, quiet: _Quiet) -> Any:
     try:
-        with quiet_libraries(), no_pickles():
+        with quiet(), warnings.catch_warnings(), no_pickles():
             # PEFT only warns of an adapter whose weights are not those that its configuration promises.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             if not isinstance(model, PeftModel):

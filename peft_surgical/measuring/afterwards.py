@@ -1,0 +1,70 @@
+"""States of a model after what may happen to it: weights rounded to few bits, or a little fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..facts import Fact
+from .relearning import relearned_state
+from .rounding import rounded_state
+from .states import State
+
+
+def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -> dict[str, State]:
+    """Adds base and edited in few bits to states, before the last, which is the one that a report is about.
+
+    Args:
+        model: As [`~peft_surgical.measuring.attached.attach`] returns it.
+        states: As it returns them.
+        bits: Numbers of bits.
+
+    Raises:
+        ModelError: If the model has no weights at hand that could be rounded.
+    """
+    adapters = list(getattr(model, "peft_config", {}))
+    rounded: dict[str, State] = {}
+    for number in dict.fromkeys(bits):
+        rounded[f"base in {number} bits"] = rounded_state(model, [], number)
+        if adapters:
+            rounded[f"edited in {number} bits"] = rounded_state(model, adapters, number)
+    return _before_last(states, rounded) if adapters else {**states, **rounded}
+
+
+def with_relearned(
+    model: Any,
+    states: Mapping[str, State],
+    tokenizer: Any,
+    fact: Fact,
+    steps: Sequence[int],
+    *,
+    seed: int,
+    progress: bool,
+) -> dict[str, State]:
+    """Adds base and edited after a little fine-tuning on the old answer, before the last as [`with_rounded`] does.
+
+    Args:
+        model: As [`attach`] returns it.
+        states: As it returns them.
+        tokenizer: The model's.
+        fact: Some of its training prompts are relearned.
+        steps: Numbers of steps.
+        seed: Decides which prompts, and the first values of what is trained.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ModelError: If the model has no weights at hand that could be fine-tuned, or too few positions.
+    """
+    adapters = list(getattr(model, "peft_config", {}))
+    relearned: dict[str, State] = {}
+    for number in dict.fromkeys(steps):
+        for name, acting in (("base", []), *([("edited", adapters)] if adapters else [])):
+            relearned[f"{name} relearned {number} step{'s' * (number != 1)}"] = relearned_state(
+                model, tokenizer, fact, acting, number, seed=seed, progress=progress
+            )
+    return _before_last(states, relearned) if adapters else {**states, **relearned}
+
+
+def _before_last(states: Mapping[str, State], added: Mapping[str, State]) -> dict[str, State]:
+    *first, last = states.items()
+    return dict([*first, *added.items(), last])

@@ -1,0 +1,132 @@
+"""Adapters that are read from disk, and the states of a model that has them."""
+
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+
+import peft_surgical as ps
+from peft_surgical.measuring.attached import attach, attach_dials, check_together, identities
+
+from .adapters import OTHER_COMPONENTS, logits, saved, tiny_peft
+from .tiny import tiny_model
+
+PLAIN = IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"])
+
+
+def stock(config, folder):
+    """A stock adapter that changes what the model computes."""
+    model = get_peft_model(tiny_model("llama"), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "ia3_l" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
+def in_state(model, state):
+    with state():
+        return logits(model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj", "down_proj"], r=2),
+        PLAIN,
+    ],
+    ids=["lora", "ia3"],
+)
+def test_stock_adapters_act_in_their_states(config, tmp_path):
+    folders = [stock(config, tmp_path / name) for name in ("first", "second", "third")]
+    base = logits(tiny_model("llama"))
+    one = logits(PeftModel.from_pretrained(tiny_model("llama"), folders[0]).eval())
+    model, states = attach(tiny_model("llama"), folders)
+    assert list(states) == ["base", "after 1", "after 2", "edited"]
+    seen = {name: in_state(model, state) for name, state in states.items()}
+    assert torch.equal(seen["base"], base)
+    torch.testing.assert_close(seen["after 1"], one)
+    assert not torch.allclose(one, base)
+    for before, after in (("after 1", "after 2"), ("after 2", "edited")):
+        assert not torch.allclose(seen[before], seen[after])
+    # However often a state was visited before, the base comes back bit for bit.
+    assert torch.equal(in_state(model, states["base"]), base)
+
+
+def test_ours_and_plain_together_are_their_product(tmp_path):
+    folders = [saved(tiny_peft(), tmp_path / "ours"), stock(PLAIN, tmp_path / "plain")]
+    model, states = attach(tiny_model("llama"), folders)
+    assert list(states) == ["base", "unlearned", "edited"]
+    ps.stack(folders, tmp_path / "product")
+    both, first = (in_state(model, states[name]) for name in ("edited", "unlearned"))
+    assert not torch.allclose(both, first)
+    product = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "product").eval()
+    torch.testing.assert_close(both, logits(product))
+
+
+def test_a_dial_goes_from_the_base_to_the_edit(tmp_path):
+    folders = [saved(tiny_peft(), tmp_path / "one"), saved(tiny_peft("llama", OTHER_COMPONENTS), tmp_path / "two")]
+    model, states = attach(tiny_model("llama"), folders)
+    edited = in_state(model, states["edited"])
+    model, states = attach_dials(tiny_model("llama"), folders, [0, 0.5, 1, 0.5])
+    assert list(states) == ["base", "dial 0", "dial 0.5", "dial 1"]
+    seen = {name: in_state(model, state) for name, state in states.items()}
+    assert torch.equal(seen["base"], logits(tiny_model("llama")))
+    assert torch.equal(seen["dial 0"], seen["base"])
+    torch.testing.assert_close(seen["dial 1"], edited)
+    assert not torch.allclose(seen["dial 0.5"], seen["base"])
+    assert not torch.allclose(seen["dial 0.5"], edited)
+
+
+def test_without_adapters_there_is_the_base(tmp_path):
+    bare = tiny_model("llama")
+    model, states = attach(bare, [])
+    assert model is bare
+    assert list(states) == ["base"]
+
+
+def test_what_was_measured_is_known_by_its_weights(tmp_path):
+    folder = saved(tiny_peft(), tmp_path)
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    assert identities([folder]) == [{"folder": str(folder), "sha256": hashlib.sha256(weights).hexdigest()}]
+
+
+def test_adapters_that_cannot_be_used(tmp_path):
+    ours = saved(tiny_peft(), tmp_path / "ours")
+    whole = LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"])
+    folders = [stock(whole, tmp_path / name) for name in ("one", "two")]
+    with pytest.raises(ps.AdapterError, match="the adapters adapter_1, adapter_2 cannot act at once"):
+        attach(tiny_model("llama"), folders)
+    lora = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "lora")
+    with pytest.raises(ps.AdapterError, match="LORA and SURGICAL_IA3 cannot be active at once"):
+        check_together([lora, ours])
+    pickled = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "pickled")
+    os.rename(pickled / "adapter_model.safetensors", pickled / "adapter_model.bin")
+    with pytest.raises(ps.AdapterError, match="only a pickle"):
+        check_together([pickled])
+    cut = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "cut")
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ps.AdapterError, match="cannot be put on this model"):
+        attach(tiny_model("llama"), [cut])
+    with pytest.raises(ps.AdapterError, match=r"cannot be put on this model: size mismatch for .*lora_A"):
+        attach(tiny_model("llama", hidden_size=64), [lora])
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj", "k_proj"]
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ps.AdapterError, match="missing adapter keys"):
+        attach(tiny_model("llama"), [lora])
+    (lora / "adapter_config.json").write_text("{}")
+    with pytest.raises(ps.AdapterError, match=r"an adapter of the kind None, which PEFT [\d.]+ does not know\."):
+        check_together([lora])
+    (lora / "adapter_config.json").write_text('{"peft_type": "OF_TOMORROW"}')
+    with pytest.raises(ps.AdapterError, match="an adapter of the kind 'OF_TOMORROW', which PEFT"):
+        check_together([lora])
+    (lora / "adapter_config.json").write_text("[]")
+    with pytest.raises(ps.AdapterError, match=r"must hold a JSON object\."):
+        check_together([lora])
