@@ -128,7 +128,7 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     assert plan["top"] is None
     limits = ["--heads", 2, "--mlps", 3, "--budget", 4000]
     plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *limits).stdout
-    assert "the best components by lookup, at most 2 heads and 3 MLPs and 4,000 scales" in plan
+    assert "the best components by attribution, at most 2 heads and 3 MLPs and 4,000 scales" in plan
     (tmp_path / "selection.json").write_text('{"components": ["L2.mlp"]}')
     by_hand = ["--selection", tmp_path / "selection.json", "--json"]
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *by_hand).stdout)

@@ -44,7 +44,7 @@ _FILES = (
 @options.fact
 @options.model
 @options.out
-@options.scorer("lookup and attribution")
+@options.scorer("attribution and lookup")
 @click.option(
     "--top",
     type=click.IntRange(min=1),
