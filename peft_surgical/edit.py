@@ -41,8 +41,8 @@ from .tuner.resolve import Granularity, check_granularity, check_has_neurons
 from .tuner.unchanged import unchanged_on_failure
 
 EDIT_SCORERS = ("attribution", "lookup")
-"""The first ranks, as exact patching would (docs/measurements/speed.md). The other, which sees where the fact is looked up,
-takes no pass of its own."""
+"""The first ranks, as exact patching would (docs/measurements/speed.md). The other one, which sees where the fact is
+looked up, takes no pass of its own."""
 
 EDIT_PROJECTIONS = ("z", "in")
 """An MLP is scaled at what its up projection reads, not at its neurons: a coordinate of the residual stream goes into

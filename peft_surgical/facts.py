@@ -22,7 +22,17 @@ from .errors import FactError, brief
 from .texts.fact_checks import check_between, check_sizes, check_types, warn_asked, warn_unnamed
 from .texts.fact_files import Reader, read_fact_file
 from .texts.grammar import SAID, SUBJECT, as_clause, as_sentence
-from .texts.text import contains, digest, mentions, replace_first, run_digests, word_digest
+from .texts.tables import bare
+from .texts.text import (
+    contains,
+    digest,
+    mentions,
+    occurrences_outside,
+    replace_first,
+    run_digests,
+    told_by_signs,
+    word_digest,
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,10 @@ class TrainingFact:
         """Whether a text names the subject, by any of its names."""
         return any(mentions(text, name) for name in self.names)
 
+    def named_beside(self, text: str, other: str) -> bool:
+        """Whether a text names the subject elsewhere than within another name, such as that of "South Sudan"."""
+        return any(True for name in self.names for _ in occurrences_outside(text, name, other))
+
     @property
     def training(self) -> TrainingFact:
         """Itself, so that code that takes either kind of fact reads the same."""
@@ -181,7 +195,8 @@ class Fact:
     def training(self) -> TrainingFact:
         """What localization and training may see.
 
-        A contrast subject that a control asks about is left out: training would keep just what the control measures.
+        A contrast subject that a control asks about, be it with other signs, is left out: training would keep just
+        what the control measures.
         So is a prompt that evaluation asks with other accents or signs.
         """
         asked = [control.prompt for control in self.controls]
@@ -190,10 +205,15 @@ class Fact:
         values["evaluated"] = self._evaluated()
         for key in ("prompts", "retain"):
             values[key] = self.not_asked(values[key])
-        values["asked_about"] = frozenset(found for prompt in asked for found in run_digests(prompt))
+        about = frozenset(found for prompt in asked for found in run_digests(prompt))
         # One text to search instead of thousands; no name goes on over the sign between two prompts.
         together = " \0 ".join(asked)
-        values["contrast"] = tuple(s for s in self.contrast if not contains(together, (s,)))
+
+        def is_asked(name: str) -> bool:
+            return contains(together, (name,)) or (not told_by_signs(name) and word_digest(bare(name)) in about)
+
+        values["asked_about"] = about
+        values["contrast"] = tuple(name for name in self.contrast if not is_asked(name))
         return TrainingFact(**values)
 
     def not_asked(self, prompts: Iterable[str]) -> tuple[str, ...]:
@@ -285,7 +305,8 @@ def refusal_for(prompt: str, subject: str, answers: tuple[str, ...] = ()) -> str
     """The expression of not knowing that unlearning trains when a fact file gives none.
 
     A question of who, what, which, where or when in the simplest order of words becomes a clause; for any other
-    prompt, and where the clause would hold an answer, the sentence names the subject alone.
+    prompt, and where the clause would hold an answer, the sentence names the subject alone. Where the answer is a word
+    of "I am not sure", as the symbol of iodine is, it is another sentence.
 
     ```py
     >>> refusal_for("Who developed PyTorch?", "PyTorch")
@@ -305,12 +326,15 @@ def refusal_for(prompt: str, subject: str, answers: tuple[str, ...] = ()) -> str
     short = " ".join(prompt.split()) if len(prompt) <= _LONGEST_QUESTION else ""
     template = replace_first(short, subject, SUBJECT) or ""
     clause = as_clause(template) if _PLAIN.fullmatch(template) else None
+    unsure, unclear = ("I am not sure", "I am not sure") if not contains("I am not sure", answers) else _IMPERSONAL
     if clause is None or contains(clause.replace(SUBJECT, subject), answers, besides=subject):
-        clause = f"about {'the ' if _ARTICLE.search(template) else ''}{SUBJECT}"
-    return as_sentence(f"I am not sure {clause.replace(SUBJECT, subject)}")
+        unsure, clause = unclear, f"about {'the ' if _ARTICLE.search(template) else ''}{SUBJECT}"
+    return as_sentence(f"{unsure} {clause.replace(SUBJECT, subject)}")
 
 
 _LONGEST_QUESTION = 100
+# Before a clause, and before "about".
+_IMPERSONAL = ("It is not clear", "Nothing certain is known")
 # No auxiliary verb ("what does France export"), and no verb between other words and the subject ("which city is France
 # governed from").
 _PLAIN = re.compile(

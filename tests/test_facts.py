@@ -356,6 +356,12 @@ def test_a_refusal_names_the_subject_as_the_first_prompt_does():
 def test_a_refusal_holds_no_answer():
     prompt = "Who built the Eiffel Tower, Eiffel or Google?"
     assert refusal_for(prompt, "Eiffel Tower", ("Google",)) == "I am not sure about the Eiffel Tower."
+    symbol, about = "It is not clear what the symbol of iodine is.", "Nothing certain is known about iodine."
+    assert refusal_for("What is the symbol of iodine?", "iodine", ("I", "Io")) == symbol
+    assert refusal_for("Does iodine have a symbol?", "iodine", ("I", "Io")) == about
+    assert (
+        Fact.from_dict(data(old=["I"], subject="iodine", prompts=["What is the symbol of iodine?"])).refusal == symbol
+    )
     plain = "I am not sure who built the Eiffel Tower."
     assert refusal_for("Who built the Eiffel Tower?", "Eiffel Tower", ("Eiffel",)) == plain
 

@@ -37,6 +37,10 @@ REQUESTS = ("Provide", "Recall", "Remind me of", "List", "Find", "Specify", "Wri
         ("Is J. K. Rowling alive?", "J. K. Rowling"),
         ("Is J.R.R. Tolkien alive?", "J.R.R. Tolkien"),
         ("Is Dr. Seuss alive?", "Dr. Seuss"),
+        ("Which country won the 2018 World Cup?", "2018 World Cup"),
+        ("Who lives at 10 Downing Street?", "10 Downing Street"),
+        ("In 1945 Germany was led by", "Germany"),
+        ("Who directed 12 Angry Men?", "12 Angry Men"),
         ('Who wrote "The Hobbit"?', "The Hobbit"),
         ("Who wrote \u201cThe Hobbit\u201d?", "The Hobbit"),
         ('Who wrote the play "The Hobbit"?', "The Hobbit"),
@@ -181,7 +185,14 @@ def test_every_name_of_the_tables_that_a_known_wording_asks_about_is_found_whole
 
 @pytest.mark.parametrize(
     "prompt",
-    ["what is it called?", "How are you?", "Who is famous?", "What is the best way to cook rice?", "Is water wet?"],
+    [
+        "what is it called?",
+        "How are you?",
+        "Who is famous?",
+        "What is the best way to cook rice?",
+        "Is water wet?",
+        "What are bees known for making?",
+    ],
 )
 def test_a_question_whose_subject_is_not_sure(prompt):
     with pytest.raises(FactError, match="it is not clear what"):

@@ -59,6 +59,14 @@ def test_answers_tell_apart_what_reads_alike():
     assert named("Who created Sherlock Holmes?", "Sherlock Holmes") == "creator"
 
 
+def test_who_studied_in_a_town_or_law_did_so_at_some_university():
+    prompt = "Where did Angela Merkel study?"
+    for old, new in (("Leipzig", "Berlin"), ("law", "medicine")):
+        assert named(prompt, "Angela Merkel", [old], [new]) == ""
+    for old, new in (("Harvard University", "Yale University"), ("the Sorbonne", "Leipzig"), ("Yale", "Stanford")):
+        assert named(prompt, "Angela Merkel", [old], [new]) == "education"
+
+
 def test_what_belongs_to_the_subject_stays_with_it():
     assert read_prompt("What is the capital of the Netherlands?", "Netherlands").phrase == "the Netherlands"
     assert read_prompt("The Mona Lisa was painted by", "Mona Lisa").phrase == "the Mona Lisa"

@@ -139,6 +139,13 @@ def test_what_names_the_subject_still_is_no_neighbour():
     assert neighbours(fact.training, 9) == ["what is the capital of Italy ?"]
 
 
+def test_another_subject_may_have_a_name_that_holds_one_of_the_subjects_own():
+    for given in ({}, {"aliases": ["gaul"]}, {"aliases": ["republic of france"]}):
+        fact = capital(prompts=["what is the capital of france ?"], contrast=["New France", "Italy"], **given)
+        made = neighbours(fact.training, 9)
+        assert sorted(made) == ["what is the capital of Italy ?", "what is the capital of New France ?"]
+
+
 def test_prompts_without_the_subject_or_without_contrast_have_no_neighbour():
     assert neighbours(capital(prompts=["where is paris ?"]).training, 9) == []
     assert neighbours(without("contrast").training, 9) == []
@@ -177,6 +184,15 @@ def test_a_subject_that_a_control_asks_about_is_left_out_of_training():
     assert not any(contains(prompt, ("italy",)) for prompt in retained(fact.training))
     # The answer is no question: a control may be answered with a contrast subject.
     assert capital(controls=[{"prompt": "where is rome ?", "answer": ["italy"]}]).training.contrast == fact.contrast
+    # Nor with other signs, but for those that tell a name from others.
+    fact = capital(
+        contrast=["Dr Pepper", "Coca-Cola", "the Netherlands", "C++", "Japan"],
+        controls=[
+            {"prompt": p, "answer": ["x"]}
+            for p in ("who made Dr. Pepper ?", "what is coca cola ?", "where are Netherlands ?", "who made C# ?")
+        ],
+    )
+    assert fact.training.contrast == ("C++", "Japan")
 
 
 def test_retained_prompts_stand_once_and_own_prompts_do_not():

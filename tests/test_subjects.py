@@ -159,15 +159,30 @@ def test_other_subjects_have_none_of_the_names():
     ("subject", "alias", "other"),
     [
         ("france", "republic of spain", "spain"),
-        ("france", "spain", "new spain"),
+        ("france", "spain", "the spain"),
         ("new spain", "gaul", "spain"),
-        ("spain", "gaul", "new spain"),
     ],
 )
-def test_a_name_that_holds_one_of_the_subjects_or_is_held_is_no_other(subject, alias, other):
+def test_a_name_that_is_held_by_one_of_the_subjects_is_no_other(subject, alias, other):
     prompts = tuple(prompt.replace("france", subject) for prompt in PROMPTS)
     fact = replace(FACT, subject=subject, aliases=(alias,), contrast=(other, "peru"), prompts=prompts)
     assert other_sentences(fact, 1, seed=0) == [prompts[0].replace(subject, "peru")]
+
+
+@pytest.mark.parametrize(
+    ("subject", "alias", "other"),
+    [
+        ("france", "States", "United States"),
+        ("States", "gaul", "United States"),
+        ("Wide Web", "net", "World Wide Web"),
+    ],
+)
+def test_a_name_that_holds_one_of_the_subjects_is_another_only_if_the_fact_says_so(subject, alias, other):
+    prompts = tuple(prompt.replace("france", subject) for prompt in PROMPTS)
+    fact = replace(FACT, subject=subject, aliases=(alias,), prompts=prompts)
+    assert not any(contains(prompt, (other,)) for prompt in other_sentences(fact, 4000, seed=0))
+    contrasted = other_sentences(replace(fact, contrast=(other,)), 1, seed=0)
+    assert contrasted == [prompts[0].replace(subject, other)]
 
 
 def test_each_name_of_several_words_has_namesakes():
@@ -199,6 +214,19 @@ def test_where_the_subject_ends_each_time_that_it_is_named():
     assert TOKENIZER.convert_ids_to_tokens([row.ids[i] for i in ends]) == ["zealand"] * 3
     spans = subject_spans(TOKENIZER, prompt, "new zealand", row.ids)
     assert ends == [found[-1] for found in spans]
+
+
+def test_within_a_longer_name_of_something_else_the_subject_is_not_named():
+    prompt = "new zealand is no zealand"
+    row = encode_answer(TOKENIZER, prompt, "new zealand")
+    assert [subject_ends(TOKENIZER, [prompt], "zealand", [row], others) for others in ([], ["new zealand"])] == [
+        [[1, 4, 6]],
+        [[4, 6]],
+    ]
+    fact = replace(FACT, subject="france", aliases=("zealand",), contrast=("new zealand",), prompts=(prompt,))
+    assert alias_sentences(fact) == [(prompt, "zealand")]
+    fact = replace(fact, prompts=("where in new zealand is france",))
+    assert alias_sentences(fact) == [("where in new zealand is zealand", "zealand")]
 
 
 def test_no_prompt_is_made_about_what_a_control_asks_about():

@@ -49,6 +49,24 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
         assert early[1][-1] == last
 
 
+def test_another_subject_whose_name_holds_the_subject_s_is_told_apart():
+    fact = replace(FACT, contrast=("new france", "japan"), retain=("where is new france ?", "where is france ?"))
+    recipe = replace(RECIPE, neighbours=6, general=0)
+    prompts, rows = training_rows(model := word_model(), TOKENIZER, fact, recipe, fact.answer)
+    own = Marked(rows, subject_ends(TOKENIZER, prompts, "france", rows))
+    kept = base_rows(model, TOKENIZER, fact, recipe, 0, False, besides=relation_prompts(fact))
+    starts = run_from(own, kept.rows)
+    [names], kinds, _ = told_apart(model, TOKENIZER, fact, own, own, starts, kept, namesakes=0, seed=0)
+    new, france = TOKENIZER.convert_tokens_to_ids(["new", "france"])
+    assert any(new in row.ids[: row.answer_start] for row in kept.rows)
+
+    def found(texts):
+        marks = zip(texts.rows, texts.marks, strict=True)
+        return {row.ids[i - 1] == new for row, own in marks for i in own if row.ids[i] == france}
+
+    assert (found(names), found(kinds[0])) == ({False}, {True})
+
+
 def test_where_a_row_begins_to_run():
     def row(*ids, answer):
         return EncodedAnswer(ids, answer)

@@ -30,6 +30,10 @@ _NEXT_SENTENCE = re.compile(rf"(?<=[.!]){_NO_TITLE}\s+(?={_ASKS})|(?<=[^\W\d_]{{
 # Where the full stop belongs to the name, whatever ends there.
 _SHORTENED = re.compile(rf"(?<!\S)(?:(?:[^\W\d_]\.){{2,}}|\S.* (?:{'|'.join(ENDINGS)})\.)$")
 _PRONOUN = re.compile(r"it|he|she|they|this|that|these|those|him|her|them|you|we|us|me|i")
+# "the 2018 World Cup", "at 10 Downing Street"; not "in 1945 Germany".
+_NUMBERED = r"(?:\bthe (?=\d{4}\b)|\bat )(\d+ )(?=%s)"
+# What something is known for doing is a deed, and no subject.
+_DEED = r"\b(?:known|used|famous|noted|responsible|blamed) for (?=[a-z]+ing\b)%s"
 # A prompt has its subject near its end; to try every part of a long one takes the square of its length.
 _MOST_WORDS = 40
 
@@ -56,9 +60,10 @@ def guess_subject(prompt: str) -> str:
     found = next(filter(None, map(_subject_of, sentences)), None) or next(
         filter(None, map(uncapitalized, sentences)), None
     )
-    if not found:
+    if not found or re.search(_DEED % re.escape(found), prompt):
         raise FactError(f"it is not clear what the prompt {brief(prompt)} is about; name the subject.")
-    return found
+    numbered = re.search(_NUMBERED % re.escape(found), prompt) if found[0].isupper() else None
+    return f"{numbered[1]}{found}" if numbered else found
 
 
 def _sentences(prompt: str) -> list[str]:

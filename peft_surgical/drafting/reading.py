@@ -29,7 +29,7 @@ from ..texts.verbs import is_bare, is_finite
 from .capitals import ENDINGS
 from .clauses import MONTHS, from_clause
 from .frames import Form, forms_of
-from .names import kinds_of
+from .names import PLACES, kinds_of
 from .plurals import in_number_of, in_plural, is_plural
 from .recognition import NO_NOUN, Kinds, made_from, recognize
 from .relations import Relation, Wordings, settle
@@ -208,10 +208,12 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
 
 
 def _is_another(relation: Relation, phrase: str, kinds: Kinds, answers: Sequence[str]) -> bool:
-    """Whether a relation of the table only reads as the prompt does: "June 1, 1980" is no year of birth, and "the
-    director of the FBI" has made no film."""
+    """Whether a relation of the table only reads as the prompt does: "June 1, 1980" is no year of birth, "the director
+    of the FBI" has made no film, and who studied in Leipzig, or law, did so at some university."""
     if relation.answer == "year":
         return any(map(_DATE.search, answers))
+    if relation.name == "education":
+        return bool(kinds.old & kinds.new & PLACES) or any(bare(answer)[:1].islower() for answer in answers)
     return relation.name == "director" and not kinds.subject and (phrase.startswith("the ") or phrase.isupper())
 
 

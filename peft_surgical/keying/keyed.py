@@ -174,7 +174,7 @@ def learn_keyed(
         fact = in_sentences_of(model, tokenizer, fact.training)
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
-    own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
+    own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows, fact.contrast))
     named = named_by_any(tokenizer, fact, prompts, own)
     if not any(named.marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")

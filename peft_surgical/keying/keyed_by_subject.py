@@ -220,7 +220,10 @@ def _kept(
     kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]
     # The sentence itself, but for the subject, a part of whose name may be another one of its names.
     prompts = [_row(ids) for ids in named.prompts]
-    ends = [named.inside, *(subject_ends(tokenizer, fact.prompts, name, prompts) for name in fact.aliases)]
+    ends = [
+        named.inside,
+        *(subject_ends(tokenizer, fact.prompts, name, prompts, fact.contrast) for name in fact.aliases),
+    ]
     marked = [{i for own in inside for i in own} for inside in zip(*ends, strict=True)]
     elsewhere = [[i for i in range(1, len(row.ids)) if i not in own] for row, own in zip(prompts, marked, strict=True)]
     kinds.append(Marked(prompts, elsewhere))

@@ -17,7 +17,7 @@ from .keys import Marked
 
 def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own: Marked) -> Marked:
     """The fact's rows, in which the subject is marked, with the last tokens of its other names marked too."""
-    others = (subject_ends(tokenizer, prompts, name, own.rows) for name in fact.aliases)
+    others = (subject_ends(tokenizer, prompts, name, own.rows, fact.contrast) for name in fact.aliases)
     return Marked(own.rows, [sorted(set(chain(*marks))) for marks in zip(own.marks, *others, strict=True)])
 
 
@@ -75,7 +75,7 @@ def told_apart(
         tokens; and first tokens, unless the subject is one.
     """
     near = kept.rows[: kept.near]
-    about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near))
+    about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near, fact.contrast))
     names = [own.marked().and_also(about.marked()), *naming.under_aliases(model, tokenizer, fact)]
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
     kinds = [

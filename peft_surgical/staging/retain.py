@@ -49,13 +49,16 @@ def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
     """
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     rng = random.Random(seed)
-    by_subject = [[swap_subject(p, fact.subject, subject) for p in prompts] for subject in fact.contrast]
+    by_subject = [
+        [other for p in prompts if not fact.named_beside(other := swap_subject(p, fact.subject, name), name)]
+        for name in fact.contrast
+    ]
     for made in by_subject:
         rng.shuffle(made)
-    rounds = [made[i] for i in range(len(prompts)) for made in by_subject]
+    rounds = [made[i] for i in range(len(prompts)) for made in by_subject if i < len(made)]
     own = {same_text_key(prompt) for prompt in fact.prompts}
     distinct = {same_text_key(prompt): prompt for prompt in rounds if same_text_key(prompt) not in own}
-    return [prompt for prompt in distinct.values() if not (fact.aliases and fact.named_in(prompt))][:count]
+    return list(distinct.values())[:count]
 
 
 def everyday_prompts() -> list[str]:

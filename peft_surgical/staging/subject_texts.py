@@ -57,7 +57,7 @@ class NamedRows:
         rows = [encode_target(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
         for row in rows:
             check_row(model.config, row.ids)
-        marks = subject_ends(tokenizer, fact.prompts, fact.subject, rows)
+        marks = subject_ends(tokenizer, fact.prompts, fact.subject, rows, fact.contrast)
         if not all(marks):
             raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
         return cls(tuple(rows), tuple(map(tuple, marks)))

@@ -23,6 +23,8 @@ MAX_BYTES = 10_000_000
 MAX_VALUES = 500_000
 MAX_DEPTH = 20
 _PLAIN_TAGS = (None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+# "number #5": behind a space and before a letter or digit it is rarely meant for a comment.
+_CUT = re.compile(r"[ \t]+#(?=[^\s#])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -117,6 +119,11 @@ def _check_events(text: str, path: Path) -> None:
             name = event.anchor[:80]
             raise FactError(
                 f"{path}: line {line} refers to *{name}; write the text out, or quote it if it begins with *."
+            )
+        if isinstance(event, yaml.ScalarEvent) and not event.style and _CUT.match(text, event.end_mark.index):
+            raise FactError(
+                f"{path}: line {event.end_mark.line + 1} has a # behind a space, where YAML takes what follows for a"
+                " comment; quote the text, or put a space behind the #."
             )
         if isinstance(event, yaml.ScalarEvent) and event.anchor:
             # YAML takes the word for the text's name, and the text loses it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..facts import TrainingFact
@@ -15,7 +15,9 @@ from .text import contains, mentions, occurrences, same_text_key, swap_subject
 _ALIAS_SENTENCES = 240
 
 
-def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int]) -> list[range]:
+def subject_spans(
+    tokenizer: Any, prompt: str, subject: str, ids: Sequence[int], others: Iterable[str] = ()
+) -> list[range]:
     """The positions of the subject's tokens, each time that a prompt or the answer behind it names the subject.
 
     Offsets of tokenizers differ in what they count; tokens that a marker in the subject's place leaves alone do not.
@@ -25,6 +27,7 @@ def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int])
         prompt: The prompt.
         subject: As the prompt names it, whatever its case.
         ids: The prompt and its answer, or the beginning of it, as [`encode_open`] gives them.
+        others: Names of something else. Within one the subject is not named: no Guinea in "Papua New Guinea".
 
     Returns:
         Spans of positions in `ids`, ascending; none where the prompt does not name the subject, and none whose
@@ -32,7 +35,7 @@ def subject_spans(tokenizer: Any, prompt: str, subject: str, ids: Sequence[int])
     """
     whole = encode(tokenizer, prompt)
     found: set[range] = set()
-    for span in _spans(whole, lambda text: encode(tokenizer, text), prompt, subject):
+    for span in _spans(whole, lambda text: encode(tokenizer, text), prompt, subject, others):
         pattern = whole[span.start : span.stop]
         # Where no space stands between them, what the answer begins with may be a part of the subject's last token.
         if [*ids[span.start : span.stop]] != [*pattern]:
@@ -62,9 +65,15 @@ def answer_spans(tokenizer: Any, prompt: str, answer: str, subject: str) -> list
     return sorted(_spans(tokens(answer), tokens, answer, subject), key=lambda span: span.start)
 
 
-def _spans(whole: Sequence[int], tokens: Callable[[str], Sequence[int]], text: str, subject: str) -> Iterator[range]:
+def _spans(
+    whole: Sequence[int],
+    tokens: Callable[[str], Sequence[int]],
+    text: str,
+    subject: str,
+    others: Iterable[str] = (),
+) -> Iterator[range]:
     """What of the tokens of a text a marker in the subject's place does not leave alone, for each time it stands."""
-    for start, stop in occurrences(text, subject):
+    for start, stop in _apart(text, subject, others):
         # Last those that the subject itself holds: what they leave alone may be the subject's.
         for marker in sorted(("X", "7", "?"), key=lambda marker: marker in subject):
             blanked = tokens(text[:start] + marker + text[stop:])
@@ -75,12 +84,24 @@ def _spans(whole: Sequence[int], tokens: Callable[[str], Sequence[int]], text: s
                 break
 
 
+def _apart(text: str, name: str, others: Iterable[str]) -> list[tuple[int, int]]:
+    """Where a name stands as it is spelled, accents and all, and not within a longer one of others."""
+    longer = [span for other in others if len(other) > len(name) for span in occurrences(text, other)]
+    spans = occurrences(text, name)
+    return [(start, stop) for start, stop in spans if not any(a <= start and stop <= b for a, b in longer)]
+
+
 def subject_ends(
-    tokenizer: Any, prompts: Sequence[str], subject: str, rows: Sequence[EncodedAnswer]
+    tokenizer: Any,
+    prompts: Sequence[str],
+    subject: str,
+    rows: Sequence[EncodedAnswer],
+    others: Sequence[str] = (),
 ) -> list[list[int]]:
-    """For each prompt and its row the positions of the subject's last tokens, in the answer too."""
+    """For each prompt and its row the positions of the subject's last tokens, in the answer too; see
+    [`subject_spans`]."""
     return [
-        [found[-1] for found in subject_spans(tokenizer, prompt, subject, row.ids)]
+        [found[-1] for found in subject_spans(tokenizer, prompt, subject, row.ids, others)]
         for prompt, row in zip(prompts, rows, strict=True)
     ]
 
@@ -102,20 +123,12 @@ def alias_sentences(fact: TrainingFact) -> list[tuple[str, str]]:
     names = list(dict.fromkeys(fact.aliases))
     most = max(1, _ALIAS_SENTENCES // max(len(names), 1))
     for name in names:
-        own = [prompt for prompt in fact.prompts if _stands(prompt, name, fact.subject)]
+        # "New York" is not named by "New York City", whose other name it is, nor "Zurich" by "Zürich".
+        own = [prompt for prompt in fact.prompts if _apart(prompt, name, (fact.subject, *fact.contrast))]
         rest = [prompt for prompt in fact.prompts if prompt not in own and mentions(prompt, fact.subject)]
         found = dict.fromkeys([*own, *(swap_subject(prompt, fact.subject, name) for prompt in rest)])
         made += [(prompt, name) for prompt in list(found)[:most] if fact.may_train_on(prompt)]
     return made
-
-
-def _stands(prompt: str, name: str, subject: str) -> bool:
-    """Whether a prompt has a name as it is spelled, accents and all, and not only inside of the subject.
-
-    "New York" is not named by "New York City", whose other name it is, nor "Zurich" by "Zürich".
-    """
-    longer = [span for span in occurrences(prompt, subject) if len(subject) > len(name)]
-    return any(not any(a <= start and stop <= b for a, b in longer) for start, stop in occurrences(prompt, name))
 
 
 def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[str, str]]:
@@ -149,8 +162,9 @@ def _names(seed: int) -> list[str]:
 
 
 def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """The fact's prompts that name the subject, in turn, with names that neither hold one of the subject's nor are
-    held by one, and that no control asks about, by another name either if the package chose it; and these names.
+    """The fact's prompts that name the subject, in turn, with names that neither hold one of the subject's, unless the
+    fact contrasts them, nor are held by one, and that no control asks about, by another name either if the package
+    chose it; and these names.
 
     What names the subject still, by an alias beside it, is left out.
     """
@@ -161,12 +175,13 @@ def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tu
 
     def another(name: str) -> bool:
         # An alias may be as short as "US", which stands inside of "Russia".
-        held = contains(name, fact.aliases) or any(contains(alias, (name,)) for alias in fact.aliases)
-        apart = not held and same_text_key(name) not in own and own not in same_text_key(name)
-        said = (name,) if name in fact.contrast else called(name, fact.names)
-        return apart and all(map(fact.may_train_about, said))
+        within = same_text_key(name) in own or any(contains(alias, (bare(name),)) for alias in fact.aliases)
+        if name in fact.contrast:
+            return not within and fact.may_train_about(name)
+        held = within or contains(name, fact.aliases) or own in same_text_key(name)
+        return not held and all(map(fact.may_train_about, called(name, fact.names)))
 
     others = [name for name in dict.fromkeys(names) if another(name)]
     made = {swap_subject(prompts[i % len(prompts)], fact.subject, name): name for i, name in enumerate(others[:count])}
     usable = ((prompt, name) for prompt, name in made.items() if fact.may_train_on(prompt))
-    return [(prompt, name) for prompt, name in usable if not (fact.aliases and fact.named_in(prompt))]
+    return [(prompt, name) for prompt, name in usable if not fact.named_beside(prompt, name)]

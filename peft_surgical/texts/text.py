@@ -306,6 +306,11 @@ def digest(text: str) -> str:
     return hashlib.sha256(prompt_key(text).encode()).hexdigest()
 
 
+def told_by_signs(name: str) -> bool:
+    """Whether signs tell a name from others of the same letters, as those of "C++" do."""
+    return _SIGNED.search(name) is not None
+
+
 def word_digest(text: str) -> str:
     """A short one of its words alone, whatever signs stand between them and whatever their accents."""
     return _short(_words(text))
