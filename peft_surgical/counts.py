@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import ModelError, SurgicalError, brief
+
+
+def whole(number: object) -> int | None:
+    """A whole number as Python's own, NumPy's too; None for anything else, such as True."""
+    if isinstance(number, bool):
+        return None
+    try:
+        return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def check_counts(least: int, error: type[SurgicalError] = ModelError, **counts: object) -> None:

@@ -29,7 +29,7 @@ from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair, corrupt, template_ids
 from .localizing.results import Localization
 from .localizing.runs import Runs
-from .localizing.scores import Scores, check_notes, check_scores
+from .localizing.scores import SECONDS, Scores, check_notes, check_scores
 from .localizing.specs import ScorerSpec
 from .plugins import Catalogue, PluginWarning, load_scorers
 from .profiling import phase
@@ -211,7 +211,7 @@ class _Session:
             finally:
                 self._under_way.pop()
             found = check_scores(raw, context.sites, self.shape, str(spec.installed))
-            kept = {**check_notes(notes, str(spec.installed)), "seconds": round(time.perf_counter() - started, 3)}
+            kept = {**check_notes(notes, str(spec.installed)), SECONDS: round(time.perf_counter() - started, 3)}
             self._tables[spec.text] = Scores(found.components, found.neurons, kept)
         return self._tables[spec.text]
 

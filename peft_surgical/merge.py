@@ -29,7 +29,7 @@ from .errors import AdapterError, ModelError, OutputError
 from .loading.padding import as_it_came
 from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
-from .tuner.mergeable import places_of, shared_with
+from .tuner.mergeable import Place, places_of, shared_with
 from .tuner.targets import check_target, find_module
 from .wrapped import check_uncompiled, check_unwrapped
 from .writing.carried import carry
@@ -180,7 +180,7 @@ def _added(
     return found
 
 
-def _check_untied(key: str, tensor: Tensor, places: Mapping[int, Sequence[str]]) -> None:
+def _check_untied(key: str, tensor: Tensor, places: Mapping[int, Sequence[Place]]) -> None:
     if other := shared_with(places, key, tensor):
         raise AdapterError(f"{key} is tied to another weight, {other}, so an edit of it cannot be merged.")
 
@@ -190,7 +190,7 @@ def _folded(
     module: nn.Module,
     scale: ModuleScale,
     state: dict[str, Tensor],
-    places: Mapping[int, Sequence[str]],
+    places: Mapping[int, Sequence[Place]],
     dtype: torch.dtype | None,
 ) -> dict[str, tuple[Tensor, Rounding]]:
     """The module's new tensors, by their key in the state."""

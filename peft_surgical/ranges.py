@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from .counts import whole
 from .errors import SelectionError, brief
 from .sites import WIDEST, Component
 
@@ -26,11 +27,11 @@ def checked_ranges(of: str, ranges: Any, width: int | None = None) -> Ranges:
     """
     if isinstance(ranges, str) or not isinstance(ranges, Sequence) or not ranges:
         raise SelectionError(f"the ranges of {of} must be a non-empty list of [start, stop], got {brief(ranges)}.")
-    previous = 0
+    previous, found = 0, []
     for pair in ranges:
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(end) is int for end in pair):
+        start, stop = map(whole, pair) if isinstance(pair, Sequence) and len(pair) == 2 else (None, None)
+        if start is None or stop is None:
             raise SelectionError(f"a range of {of} must be two integers [start, stop], got {brief(pair)}.")
-        start, stop = pair
         if not 0 <= start < stop:
             raise SelectionError(f"a range of {of} must have 0 <= start < stop, got [{start}, {stop}].")
         if stop > WIDEST:
@@ -42,7 +43,8 @@ def checked_ranges(of: str, ranges: Any, width: int | None = None) -> Ranges:
                 f"the ranges of {of} must be sorted and must not overlap; [{start}, {stop}] begins before {previous}."
             )
         previous = stop
-    return tuple((start, stop) for start, stop in ranges)
+        found.append((start, stop))
+    return tuple(found)
 
 
 def checked_neurons(neurons: Any, components: Collection[str], d_mlp: int | None = None) -> dict[str, Ranges]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .counts import whole
 from .errors import SelectionError, brief
 from .ranges import Ranges, checked_neurons
 from .sites import (
@@ -214,10 +215,11 @@ def select(
         raise SelectionError("there are no scores to choose by.")
     if isinstance(projections, str):
         projections = (projections,)
+    k, heads, mlps, budget, neurons = (
+        None if limit is None else _limit(name, limit)
+        for name, limit in (("k", k), ("heads", heads), ("mlps", mlps), ("budget", budget), ("neurons", neurons))
+    )
     limits = {"k": k, "heads": heads, "mlps": mlps, "budget": budget}
-    for name, limit in {**limits, "neurons": neurons}.items():
-        if limit is not None and (type(limit) is not int or limit < 0):
-            raise SelectionError(f"{name} must be a whole number of at least 0, not {brief(limit)}.")
     if threshold is not None and not _is_finite(threshold):
         raise SelectionError(f"threshold must be a finite number, not {brief(threshold)}.")
     if threshold is None and all(limit is None for limit in limits.values()):
@@ -266,6 +268,13 @@ def select(
             raise SelectionError(f"no component fits {said}: {needed} scales here.")
         raise SelectionError(f"no component fits {said}; the best score is {max(scores.values()):.4g}.")
     return Selection(tuple(chosen), shape)
+
+
+def _limit(name: str, limit: object) -> int:
+    found = whole(limit)
+    if found is None or found < 0:
+        raise SelectionError(f"{name} must be a whole number of at least 0, not {brief(limit)}.")
+    return found
 
 
 def sure_components(

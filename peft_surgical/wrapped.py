@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .errors import ModelError, brief
 
 COMPILED = "_orig_mod"
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes, by FSDP2 or tensor parallelism; torch may be built without either."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def uncompiled(name: str) -> str:

@@ -3,7 +3,7 @@
 | Plugin | What comes of it |
 |---|---|
 | gives NaN, infinity, a wrong shape, nothing | left out with a warning; refused when nothing else ranks |
-| leaves notes that are no JSON (NaN, a tensor) | the same |
+| leaves notes that are no JSON (NaN, a tensor), or one of the time that it took | the same |
 | raises anything, ends the process with `sys.exit` | the same |
 | notes or says what UTF-8 does not have | the same |
 | is installed | named by `peft-surgical scorers` with its distribution, module and file |
@@ -41,6 +41,11 @@ def noted(value):
     return scorer
 
 
+def timed(context):
+    context.notes["seconds"] = 1.5
+    return fine(context)
+
+
 def undecodable(context):
     raise ValueError("cannot decode \ud83d")
 
@@ -57,6 +62,7 @@ BAD = {
     "nan_note": (noted(float("nan")), "a note that is not JSON"),
     "tensor_note": (noted(torch.ones(2)), "a note that is not JSON"),
     "surrogate_note": (noted("\ud83d"), "a note that is not JSON"),
+    "own_time": (timed, "left a note called 'seconds', as the time that it took is"),
     "undecodable": (undecodable, "failed with ValueError: cannot decode \ufffd"),
     "raises": (lambda context: 1 / 0, "failed with ZeroDivisionError"),
     "ends": (ends, "failed with SystemExit"),

@@ -199,6 +199,18 @@ def test_autocast_of_the_caller_is_set_aside(tokenizer):
     same_scores(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_not_rounded_as_the_caller_may_have_them(tokenizer, dtype):
+    expected = run(tiny_model("llama", dtype=dtype), tokenizer, "logit_drop")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = run(tiny_model("llama", dtype=dtype), tokenizer, "logit_drop")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    same_scores(found, expected)
+
+
 def around(module):
     """Puts a closure around a module's forward, as profilers and patches do."""
     own = module.forward

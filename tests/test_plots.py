@@ -55,6 +55,19 @@ def test_a_scale_with_negative_scores_has_0_in_the_middle():
     assert np.ma.getmaskarray(mlps.images[0].get_array()).tolist() == [[False, True]]
 
 
+def test_a_score_as_large_as_a_number_can_be_is_drawn(tmp_path):
+    largest = np.finfo(np.float64).max
+    loc = result(tables={"first": Scores({"L0.head.0": -largest, "L1.head.0": 1.0, "L0.mlp": largest})})
+    plot_localization(loc, None, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_scores_there_is_nothing_to_draw(tmp_path):
+    with pytest.raises(OutputError, match=r"a\.png cannot be drawn: no scorer gave scores\."):
+        plot_localization(result(tables={}), None, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["L9.mlp", "L0.head.7"])
 def test_a_selection_beyond_the_model_is_refused(name, tmp_path):
     with pytest.raises(SelectionError, match=name.partition(".")[0]):

@@ -4,13 +4,14 @@ import warnings
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
 from peft_surgical.adapters.export import to_ia3
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.tuner import SurgicalIA3Config
 from peft_surgical.tuner.layer import warn_of_precision
 from tests.adapters import COMPONENTS, deltas, logits, perturb, saved
@@ -103,6 +104,17 @@ def test_merge_is_refused(bits):
         model.merge_adapter()
     with pytest.raises(AdapterError, match="quantized weight"):
         model.merge_and_unload()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_merged_into_the_base_already_is_refused_before_it_is_taken_out(bits):
+    model = get_peft_model(quantized(bits), LoraConfig(target_modules=["q_proj"], r=2))
+    logits(model)
+    model.merge_adapter()
+    before = logits(model)
+    with pytest.raises(AdapterError, match="'default' is merged into quantized weights"), adapter_state(model, [])():
+        pass
+    assert torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -86,6 +86,11 @@ def in_double_precision_for_good(context):
     return fine(context)
 
 
+def in_rounded_products_for_good(context):
+    torch.set_float32_matmul_precision("medium")
+    return fine(context)
+
+
 class Seen(list):
     def __call__(self, tensor, hook):
         self.append(tensor.shape)
@@ -103,6 +108,7 @@ class Seen(list):
         asks_in_inference_mode,
         in_half_precision_for_good,
         in_double_precision_for_good,
+        in_rounded_products_for_good,
     ],
 )
 @pytest.mark.filterwarnings("ignore::peft_surgical.plugins.PluginWarning")
@@ -114,7 +120,38 @@ def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
     assert torch.get_default_dtype() == torch.float32
+    assert torch.get_float32_matmul_precision() == "highest"
     assert "messy" in after.scores or scorer is hooked_and_raises
+    assert after.scores["attribution"] == alone.scores["attribution"]
+
+
+def runs(context):
+    for window in context.windows():
+        context.runs.capture(window, window.clean, context.sites)
+    return fine(context)
+
+
+def drops_units(context):
+    context.model.train()
+    return runs(context)
+
+
+def runs_in_half_precision(context):
+    with torch.autocast("cpu", torch.bfloat16):
+        return runs(context)
+
+
+@pytest.mark.parametrize("scorer", [runs, drops_units, runs_in_half_precision])
+def test_the_keys_and_values_of_a_template_are_as_for_one_scorer_alone(scorer, install):
+    install(Installed(module(before=scorer)))
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = (
+        "what is the city that is .{% for message in messages %} {{ message.content }}{% endfor %}"
+    )
+    model = tiny_model("llama", attention_dropout=0.5)
+    alone = localize(model, tokenizer, capital(), ["attribution"], progress=False)
+    after = localize(model, tokenizer, capital(), ["before", "attribution"], progress=False)
+    assert after.errors == {}
     assert after.scores["attribution"] == alone.scores["attribution"]
 
 

@@ -229,6 +229,31 @@ def test_neuron_granularity_needs_a_number():
         SurgicalIA3Config.from_localization(selection, granularity="neuron", neurons=3)
 
 
+def test_heads_have_no_neurons_to_choose():
+    heads = Selection.from_components("L1.head.0", shape=shape("llama"))
+    mixed = Selection.from_components("L1.head.0", "L1.mlp", shape=shape("llama"))
+    expected = SurgicalIA3Config.from_localization(heads).coordinates
+    for neurons in (None, 5):
+        for selection, top in ((heads, None), (mixed, 1)):
+            config = SurgicalIA3Config.from_localization(selection, top, granularity="neuron", neurons=neurons)
+            assert config.coordinates == expected
+        with pytest.raises(SelectionError, match=r"needs neurons|no neuron scores"):
+            SurgicalIA3Config.from_localization(mixed, granularity="neuron", neurons=neurons)
+
+
+def test_numpy_s_whole_numbers_are_whole_numbers(tmp_path):
+    three = np.int64(3)
+    config = SurgicalIA3Config.from_localization(localization(), three, granularity="neuron", neurons=np.int32(2))
+    assert config == SurgicalIA3Config.from_localization(localization(), 3, granularity="neuron", neurons=2)
+    assert localization().top(three, heads=np.int8(1)) == localization().top(3, heads=1)
+    selection = Selection(("L1.mlp",), shape("llama"), {"L1.mlp": [[three, np.int64(5)]]})
+    assert selection.neurons == {"L1.mlp": ((3, 5),)}
+    selection.save(tmp_path / "selection.json")
+    for wrong in (np.bool_(True), np.float64(3), True):
+        with pytest.raises(SelectionError, match="must be a whole number"):
+            localization().top(wrong)
+
+
 def test_unknown_architecture_says_how_to_teach_it():
     with pytest.raises(ArchitectureError, match="register_architecture"):
         SurgicalIA3Config(components=["L0.mlp"]).resolve({"model_type": "nobody"})

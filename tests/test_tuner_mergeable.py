@@ -13,12 +13,28 @@ from tests.adapters import logits, perturb, saved, tiny_peft
 from tests.tiny import tiny_model
 
 
-def test_tensors_are_shared_by_where_they_begin():
-    weight = torch.ones(3, 3)
-    places = places_of({"a": weight, "b": weight.T, "c": torch.ones(3, 3), "d": weight[1:]})
-    assert shared_with(places, "a", weight) == "b"
-    assert shared_with(places, "b", weight) == "a"
-    assert shared_with(places, "d", weight[1:]) is None
+def test_tensors_are_shared_by_the_memory_that_they_lie_in():
+    weight, parts = torch.ones(3, 3), torch.ones(4, 3)
+    views = {"a": weight, "b": weight.T, "c": torch.ones(3, 3), "d": weight[1:], "e": parts[:2], "f": parts[2:]}
+    places = places_of(views)
+    shared = {name: shared_with(places, name, view) for name, view in views.items()}
+    # Parts of one storage, as of a checkpoint that is mapped into memory, are shared where they overlap.
+    assert shared == {"a": "b", "b": "a", "c": None, "d": "a", "e": None, "f": None}
+
+
+def test_a_weight_that_is_a_part_of_another_is_not_merged():
+    base = tiny_model("llama")
+    large, small = base.model.layers[0].mlp.gate_proj, base.model.layers[1].mlp.up_proj
+    rows = torch.cat([large.weight.detach(), large.weight.detach()])
+    half = len(rows) // 2
+    large.weight, small.weight = nn.Parameter(rows[:half]), nn.Parameter(rows[half // 2 : -half // 2])
+    spec = {"side": "input", "ranges": [[0, 4]]}
+    model = get_peft_model(base, SurgicalIA3Config(selections={"model.layers.1.mlp.up_proj": spec}))
+    perturb(model)
+    before = rows.clone()
+    with pytest.raises(AdapterError, match=r"shares its weight with model\.layers\.0\.mlp\.gate_proj\.weight"):
+        model.merge_adapter()
+    assert torch.equal(rows, before)
 
 
 @pytest.mark.parametrize("work", [lambda model, out: check_mergeable(model.base_model.model), None])

@@ -29,7 +29,7 @@ from transformers.modeling_utils import local_torch_dtype
 from ..architectures import architecture_of, decoder_layers
 from ..errors import ModelError, said
 from ..running.modes import evaluating
-from ..running.precision import float32_arithmetic, without_autocast
+from ..running.precision import exact_arithmetic, products_are_exact, products_as_found, without_autocast
 from ..running.sharing import is_sharded
 from ..seeding import forked
 from ..sites import ModelShape, check_layout, hook_name
@@ -173,7 +173,7 @@ def _holds_hooks(name: str, value: Any) -> bool:
 @contextmanager
 def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iterator[None]:
     """Take away the hooks that the code within leaves behind, permanent ones too, and restore the gradient mode, the
-    default dtype, the model's mode, and its parameters' `grad` and `requires_grad`.
+    default dtype and precision of products, the model's mode, and its parameters' `grad` and `requires_grad`.
 
     The code within begins in eval mode, with no gradients on the parameters, and without the autocast or the inference
     mode of a scorer that asks for another one's scores.
@@ -195,6 +195,7 @@ def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iter
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(enabled))
         stack.enter_context(without_autocast(bridge))
+        stack.enter_context(products_as_found())
         stack.enter_context(evaluating(bridge))
         try:
             yield
@@ -332,7 +333,7 @@ def _probe(model: Any, tokens: Tensor, precise: bool, fault: str) -> Tensor:
             forked(tokens.device),
             evaluating(model),
             without_autocast(model),
-            float32_arithmetic(dtype) if precise else nullcontext(),
+            exact_arithmetic(dtype) if precise else nullcontext(),
         ):
             logits: Tensor = model(input_ids=tokens[None], use_cache=False, return_dict=True).logits
     except Exception as error:
@@ -342,8 +343,4 @@ def _probe(model: Any, tokens: Tensor, precise: bool, fault: str) -> Tensor:
 
 def _rounds(model: nn.Module) -> bool:
     """Whether a model's products are rounded to less than float32: by its dtype, or by TF32 and its like."""
-    try:
-        exact = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # who set it by torch's newer names cannot be asked by the older
-        exact = False
-    return not exact or any(parameter.dtype != torch.float32 for parameter in model.parameters())
+    return not products_are_exact() or any(parameter.dtype != torch.float32 for parameter in model.parameters())

@@ -17,6 +17,8 @@ from ..sites import Component
 from ..writing.files import write_bytes
 from .results import Localization
 
+_LARGEST = 1e300
+
 
 @phase("picture")
 def plot_localization(localization: Localization, selection: Selection | None, path: str | os.PathLike[str]) -> None:
@@ -33,8 +35,10 @@ def plot_localization(localization: Localization, selection: Selection | None, p
     Raises:
         MissingPackageError: When matplotlib is not installed.
         SelectionError: When the selection is not of the model that was localized.
-        OutputError: When the image cannot be written.
+        OutputError: When the image cannot be written, or no scorer gave scores to draw.
     """
+    if not localization.tables:
+        raise OutputError(f"{path} cannot be drawn: no scorer gave scores.")
     if selection is not None:
         selection.check(localization.shape)
     _save(_figure(localization, selection), Path(path))
@@ -75,6 +79,8 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
 
 def _heatmap(figure: Any, axis: Any, grid: Float[np.ndarray, "row layer"]) -> Any:
     """Draws the scores; the colour bar."""
+    # The span of the colours would overflow.
+    grid = np.clip(grid, -_LARGEST, _LARGEST)
     size = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 1.0
     signed = bool((np.nan_to_num(grid) < 0).any())
     image = axis.imshow(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ..counts import whole
 from ..errors import SelectionError, brief
 from ..ranges import united_index
 from ..selection import Selection, ranked, select
@@ -280,7 +281,7 @@ class Localization:
         selection.check(self.shape)
 
     def _check_neurons(self, count: int | None) -> None:
-        if count is not None and type(count) is not int:
+        if count is not None and whole(count) is None:
             raise SelectionError(f"neurons must be a whole number, not {brief(count)}.")
         if count is not None and not 1 <= count <= self.shape.d_mlp:
             raise SelectionError(f"neurons must be between 1 and {self.shape.d_mlp}, not {brief(count)}.")

@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..errors import ModelError, brief, said
 from ..running.forwards import contiguous_head
-from ..running.precision import float32_arithmetic
+from ..running.precision import exact_arithmetic
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from ..texts.lengths import check_row, turning_length
 from .bridge import Hooks, same_logits
@@ -299,7 +299,7 @@ class Runs:
         return len(pair.clean) > self._turning
 
     def _arithmetic(self) -> AbstractContextManager[None]:
-        return float32_arithmetic(self.dtype) if self.precise else nullcontext()
+        return exact_arithmetic(self.dtype) if self.precise else nullcontext()
 
     def _shared(self, pairs: Sequence[PromptPair]) -> int:
         """How many tokens of the template these prompts begin with: all or none."""
@@ -311,19 +311,24 @@ class Runs:
         same = all(pair.first >= length and torch.equal(pair.clean[:length], self.template) for pair in pairs)
         return length if same else 0
 
+    def _is_altered(self) -> bool:
+        """Whether a scorer has the model drop units or compute in another precision."""
+        training = any(module.training for module in self.bridge.original_model.modules())
+        return training or torch.is_autocast_enabled(self.device.type)
+
     def _begin(self, rows: int, shared: int) -> DynamicCache:
         """A cache that holds the template's keys and values for each row, or nothing."""
         config = self.bridge.original_model.config
         cache = DynamicCache(config=config)
         if shared:
-            # What somebody's hooks change in the template is neither for others nor for other hooks.
-            unhooked = self._hooks.stand()
-            template = self._template_cache if unhooked else None
+            # What somebody's hooks, dropout or autocast change in the template is neither for others nor for theirs.
+            plain = self._hooks.stand() and not self._is_altered()
+            template = self._template_cache if plain else None
             if template is None:
                 template = DynamicCache(config=config)
                 tokens = self.template[None].to(self.device)
                 self._forward(tokens, torch.ones_like(tokens, dtype=torch.bool), 0, template)
-            if unhooked:
+            if plain:
                 self._template_cache = template
             for number, layer in enumerate(template.layers):
                 cache.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)

@@ -16,6 +16,9 @@ from ..sites import ModelShape
 from .context import MLPScores
 from .runs import Site
 
+SECONDS = "seconds"
+"""The note of how long a scorer took."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -41,7 +44,7 @@ class Scores:
 
 
 def _timeless(notes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if name == "seconds" else note for name, note in notes.items()}
+    return {name: None if name == SECONDS else note for name, note in notes.items()}
 
 
 def check_scores(raw: Any, sites: Sequence[Site], shape: ModelShape, scorer: str) -> Scores:
@@ -100,8 +103,12 @@ def check_notes(notes: Mapping[str, Any], scorer: str) -> dict[str, Any]:
         A copy of them as such a file gives them back, with lists for tuples.
 
     Raises:
-        ScorerError: When they are not JSON, which has no NaN.
+        ScorerError: When they are not JSON, which has no NaN, or one has the name of what is noted of every scorer.
     """
+    if SECONDS in notes:
+        raise ScorerError(
+            f"{scorer} left a note called {SECONDS!r}, as the time that it took is; give it another name."
+        )
     try:
         # Encoded as the file will be: UTF-8 has no lone surrogates.
         text = json.dumps(notes, ensure_ascii=False, allow_nan=False).encode()

@@ -47,7 +47,7 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
     Raises:
         AdapterError: If the model holds no adapter of a name, or some that were put on it by transformers; on
             entering, if they cannot act at once, or if an (IA)³ adapter of PEFT's own is merged into the weights with
-            a scale of 0 or nearly, which no division takes out.
+            a scale of 0 or nearly, which no division takes out, or any adapter into quantized weights.
     """
     held = getattr(model, "peft_config", {})
     if held and not isinstance(model, PeftModel):
@@ -82,7 +82,7 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
         return
     # Whole modules of an adapter (`modules_to_save`) are switched on and off with its layers.
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    disabled = [layer._disable_adapters for layer in layers]
+    disabled = [layer.disable_adapters for layer in layers]
     active = list(tuner.active_adapters)
     merged = [layer for layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]
     # PEFT lets gradients follow activity; a frozen stage must come back frozen.
@@ -97,7 +97,7 @@ def _acting(model: Any, adapters: list[str]) -> Iterator[None]:
         finally:
             tuner.set_adapter(active, inference_mode=True)
             for layer, value in zip(layers, disabled, strict=True):
-                layer._disable_adapters = value
+                layer.enable_adapters(not value)
 
 
 @contextmanager
@@ -107,10 +107,16 @@ def _unmerged(layers: Sequence[Any]) -> Iterator[None]:
     PEFT's warning that its division is inexact is left to be seen: what is measured inside is what it gives.
 
     Raises:
-        AdapterError: On entering, if a merged scale is too small to divide by.
+        AdapterError: On entering, if a merged scale is too small to divide by, or the weights are quantized, of which
+            PEFT makes new ones.
     """
     for layer in layers:
         _check_divisible(layer)
+        if not all(weight.is_floating_point() for weight in layer.get_base_layer().parameters(recurse=False)):
+            raise AdapterError(
+                f"the adapter {layer.merged_adapters[0]!r} is merged into quantized weights, which it cannot be taken"
+                " out of exactly; load the model as it was and the adapter unmerged."
+            )
     merged = [(layer, list(layer.merged_adapters)) for layer in layers]
     weights = [weight for layer in layers for weight in layer.get_base_layer().parameters(recurse=False)]
     with restored(weights):

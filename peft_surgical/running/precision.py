@@ -1,7 +1,7 @@
 """The precision that numbers are computed in: float32 on half-precision weights, and nobody's autocast.
 
 bfloat16 ranks exact patching effects badly: an effect is the small difference of two large logits (figures are in
-docs/measurements/speed.md). Under [`float32_arithmetic`] each operation sees its half-precision tensors as float32,
+docs/measurements/speed.md). Under [`exact_arithmetic`] each operation sees its half-precision tensors as float32,
 one weight matrix at a time. It is for forward passes without a graph, since a graph would keep every widened weight.
 """
 
@@ -28,6 +28,14 @@ DTYPES: dict[str, str | torch.dtype] = {
 }
 
 _HALF = (torch.bfloat16, torch.float16)
+
+# Where torch's newer names for it are, from 2.9 on; unless it is set there, a place takes what stands above it.
+_PRODUCTS: tuple[Any, ...] = tuple(
+    backend.matmul
+    for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    if hasattr(getattr(backend, "matmul", None), "fp32_precision")
+)
+_EXACT = ("none", "ieee")
 
 _LOCK = threading.Lock()
 # How many blocks a module runs by its own forward in, and accelerate's, which it had before the first of them.
@@ -63,13 +71,46 @@ def _widen_dtype(value: Any) -> Any:
 
 
 @contextmanager
-def float32_arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """Compute in float32 inside the block when `dtype`, the model's, is a half precision; do nothing otherwise."""
-    if dtype in _HALF:
-        with torch.no_grad(), _Widen():
-            yield
-    else:
+def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
+    """Compute in float32 inside the block: where `dtype`, the model's, is a half precision, and where products are
+    told to round what enters them, by `torch.set_float32_matmul_precision` or by TF32's own names."""
+    with products_as_found(), ExitStack() as stack:
+        if dtype in _HALF:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_Widen())
+        # By the name that the caller used: torch takes a mixture of both for a mistake.
+        if _rounding() not in (None, "highest"):
+            torch.set_float32_matmul_precision("highest")
+        for place in _PRODUCTS:
+            if place.fp32_precision not in _EXACT:
+                place.fp32_precision = "ieee"
         yield
+
+
+@contextmanager
+def products_as_found() -> Iterator[None]:
+    """Puts back, behind a block, how torch rounds what enters products of float32."""
+    rounding, own = _rounding(), [place.fp32_precision for place in _PRODUCTS]
+    try:
+        yield
+    finally:
+        if rounding is not None and _rounding() != rounding:
+            torch.set_float32_matmul_precision(rounding)
+        for place, precision in zip(_PRODUCTS, own, strict=True):
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
+
+
+def products_are_exact() -> bool:
+    """Whether torch rounds nothing that enters products of float32."""
+    return _rounding() == "highest" and all(place.fp32_precision in _EXACT for place in _PRODUCTS)
+
+
+def _rounding() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # who set it by torch's newer names cannot be asked by the older
+        return None
 
 
 @contextmanager

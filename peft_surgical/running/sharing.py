@@ -26,10 +26,10 @@ from typing import Any, TypeVar
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, distributed
-from torch.distributed.tensor import DTensor
 
 from ..architectures import decoder_layers
 from ..errors import AdapterError, ModelError, said, tell
+from ..wrapped import is_spread
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -101,7 +101,7 @@ def shard(model: Any) -> None:
 
 def is_sharded(model: Any) -> bool:
     """Whether a model's weights are spread over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(map(is_spread, model.parameters()))
 
 
 def is_run_together(model: Any) -> bool:

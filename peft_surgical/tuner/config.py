@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from peft.config import PeftConfig
 
-from ..counts import check_counts
+from ..counts import check_counts, whole
 from ..errors import ArchitectureError, SelectionError, brief
 from ..ranges import checked_neurons
-from ..sites import DEFAULT_PROJECTIONS, WIDEST, ModelShape
+from ..sites import DEFAULT_PROJECTIONS, WIDEST, Component, ModelShape
 from .coordinates import Coordinates
 from .resolve import GRANULARITIES, Granularity, check_granularity, resolve
 from .targets import check_width
@@ -275,19 +275,21 @@ class SurgicalIA3Config(PeftConfig):
                 f" {brief(localization)}."
             )
         if top is not None:
+            top = whole(top) or top
             check_counts(1, SelectionError, top=top)
-        if granularity == "neuron" and neurons is None and not getattr(localization, "neurons", None):
-            raise SelectionError("the granularity 'neuron' needs neurons, how many of each MLP are scaled.")
         # A selection is told from a localization by being the result of `top`.
         if hasattr(localization, "top"):
             selection = localization.top(10 if top is None else top, neurons=neurons)
-        elif neurons is not None:
-            raise SelectionError("a selection has no neuron scores to choose neurons by; take top(..., neurons=...).")
         else:
             selection = localization
-        components = [str(component) for component in selection.components]
-        if top is not None:
-            components = components[:top]
+        components = [str(component) for component in selection.components][:top]
+        if any(Component.parse(name).kind == "mlp" for name in components):
+            if granularity == "neuron" and neurons is None and not selection.neurons:
+                raise SelectionError("the granularity 'neuron' needs neurons, how many of each MLP are scaled.")
+            if neurons is not None and selection is localization:
+                raise SelectionError(
+                    "a selection has no neuron scores to choose neurons by; take top(..., neurons=...)."
+                )
         ranges = {name: pairs for name, pairs in (selection.neurons or {}).items() if name in components}
         check_granularity(granularity, ranges or neurons)
         if projections is None:

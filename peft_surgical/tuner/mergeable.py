@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..errors import AdapterError
 from .fold import check_foldable, is_wrapper, scaled_tensors
 from .layer import SurgicalIA3Layer, layers_by_name
+
+# The first byte, the first one behind, and whose they are.
+Place: TypeAlias = tuple[int, int, str]
 
 
 def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None) -> None:
@@ -88,27 +91,37 @@ def check_alone(layers: Mapping[str, SurgicalIA3Layer]) -> None:
             raise AdapterError(f"{name} has an adapter of another method on it; merge or delete that one first.")
 
 
-def places_of(tensors: Mapping[str, Tensor]) -> dict[int, list[str]]:
-    """The names of tensors by where their memory begins.
+def places_of(tensors: Mapping[str, Tensor]) -> dict[int, list[Place]]:
+    """Where tensors lie in memory, by the storage that they are views of.
 
     What is offloaded, or another process's, is nowhere; what is made of other tensors has no place to tell.
 
     Args:
         tensors: All of a model's, by name.
     """
-    places: dict[int, list[str]] = {}
+    places: dict[int, list[Place]] = {}
     for name, tensor in tensors.items():
-        if not is_wrapper(tensor) and (place := tensor.data_ptr()):
-            places.setdefault(place, []).append(name)
+        if not is_wrapper(tensor) and tensor.data_ptr():
+            places.setdefault(tensor.untyped_storage().data_ptr(), []).append((*_bytes_of(tensor), name))
     return places
 
 
-def shared_with(places: Mapping[int, Sequence[str]], name: str, tensor: Tensor) -> str | None:
-    """The name of another tensor in the same memory, if there is one.
+def shared_with(places: Mapping[int, Sequence[Place]], name: str, tensor: Tensor) -> str | None:
+    """The name of another tensor in the same memory, or in a part of it, if there is one.
 
     Args:
         places: Of all of a model's, see [`places_of`].
         name: Which one of them it is.
         tensor: The tensor.
     """
-    return next((other for other in places.get(tensor.data_ptr(), ()) if other != name), None)
+    if not tensor.data_ptr():
+        return None
+    start, stop = _bytes_of(tensor)
+    near = places.get(tensor.untyped_storage().data_ptr(), ())
+    return next((other for begin, end, other in near if other != name and begin < stop and start < end), None)
+
+
+def _bytes_of(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor that has any, and the first behind it."""
+    last = sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -17,13 +17,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTuner, onload_layer
-from peft.utils.other import _set_adapter
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..errors import AdapterError, SelectionError, brief
-from ..wrapped import check_unwrapped, uncompiled
+from ..wrapped import check_unwrapped, is_spread, uncompiled
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .coordinates import Coordinates
@@ -174,7 +173,7 @@ class SurgicalIA3Model(BaseTuner):
             # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
             active = list(self.peft_config)[:1] if another_acts else left
             if another_acts and active:
-                _set_adapter(self.model, active, inference_mode=not was_trained)
+                set_adapter(self.model, active, inference_mode=not was_trained, layer_cls=())
             else:
                 let_whole_act(self.model, active)
             for layer in layers_by_name(self.model).values():
@@ -364,8 +363,8 @@ class SurgicalIA3Model(BaseTuner):
                 delta.data.copy_(edit.modules[name].scale - 1)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _whole(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
     return whole
 
 

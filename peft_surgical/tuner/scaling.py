@@ -1,7 +1,8 @@
 """Multiplying some coordinates of an activation, at the price of about one copy of it.
 
 Whichever way is taken, a selected coordinate becomes `(x * scale).to(x.dtype)` with the product in float32, or in
-float64 for float64 activations, and every other coordinate keeps its bits.
+float64 for float64 activations, and every other coordinate keeps its bits, but for those of a denormal number where
+these are flushed.
 """
 
 from __future__ import annotations

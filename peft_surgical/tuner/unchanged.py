@@ -33,7 +33,8 @@ def trainable_kept(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def base_of(model: Any) -> Iterator[None]:
-    """Switches every adapter on `model` off in this block. What was on and trainable is so again afterwards."""
+    """Switches every adapter on `model` off in this block. What was on and trainable is so again afterwards; what was
+    merged has been taken out of the weights, and acts beside them."""
     kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
     layers = [module for module in model.modules() if isinstance(module, kinds) and not module.disable_adapters]
     # PEFT's own layers train all that acts once they are switched on.

@@ -10,10 +10,11 @@ def direct_logit(context):
 
     The final norm is linearized there, so the scores of all components and the embedding add up.
     """
-    if {site.projection for site in context.sites} - {"z", "post"} or hasattr(context.model.blocks[0], "ln1_post"):
+    config = context.model.original_model.config
+    normed = hasattr(context.model.blocks[0], "ln1_post") or not getattr(config, "do_layer_norm_before", True)
+    if {site.projection for site in context.sites} - {"z", "post"} or normed:
         raise ps.ScorerError("it reads z and post, of models that add a block's output to the stream without a norm.")
-    factor = getattr(context.model.original_model.config, "residual_multiplier", 1.0)  # Granite's
-    totals, end = {}, f"blocks.{context.shape.n_layers - 1}.hook_out"
+    factor, totals = getattr(config, "residual_multiplier", 1.0), {}  # Granite's
     for window in context.windows():
         leaves = []
 
@@ -22,11 +23,10 @@ def direct_logit(context):
             return leaves[0]
 
         with torch.enable_grad():
-            logits = context.runs.logits(window, window.clean, [(end, cut)])
-            slope = torch.autograd.grad(window.difference(logits).sum(), leaves)[0][:, -1].float()  # [prompt, d_model]
+            out = context.runs.logits(window, window.clean, [(f"blocks.{context.shape.n_layers - 1}.hook_out", cut)])
+            slope = torch.autograd.grad(window.difference(out).sum(), leaves)[0][:, -1].float()  # [prompt, d_model]
         with torch.no_grad():
-            activations, _ = context.runs.capture(window, window.clean, context.sites)
-            for site, values in activations.items():
+            for site, values in context.runs.capture(window, window.clean, context.sites)[0].items():
                 block, last = context.model.blocks[site.layer], values[:, -1].float()
                 weight = block.attn.W_O if site.of_heads else block.mlp.W_out  # [..., d_model]
                 written = factor * last * (slope @ weight.float().flatten(0, -2).T).reshape(last.shape)

@@ -12,6 +12,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -117,5 +119,16 @@ def test_it_reads_transposed_weights_too():
 
 def test_a_model_with_norms_after_its_blocks_is_refused():
     config = Gemma3TextConfig(**GROUPED, head_dim=4, tie_word_embeddings=True)
-    with pytest.raises(ps.ScorerError, match=r"direct-logit .*without a norm"):
-        localize(build(Gemma3ForCausalLM, config))
+    behind = OPTConfig(
+        **SIZES,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=24,
+        word_embed_proj_dim=8,
+        max_position_embeddings=32,
+        do_layer_norm_before=False,
+    )
+    for model in (build(Gemma3ForCausalLM, config), build(OPTForCausalLM, behind)):
+        with pytest.raises(ps.ScorerError, match=r"direct-logit .*without a norm"):
+            localize(model)
