@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .architectures import output_projections
 from .counts import check_seed, check_text_tokens
 from .edit_folder import EDIT, check_command, claimed_for_edit, remove_edit, save_report
 from .evaluation import evaluate
@@ -82,7 +83,7 @@ def edit_keyed(
     check_bare(model, "keyed learning")
     told = in_sentences(fact, tokenizer)
     check_fact_fits(model.config, tokenizer, told, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
-    layers = keyed_layers(model) if layers is None else sorted(set(layers))
+    layers = list(output_projections(model, keyed_layers(model) if layers is None else layers).values())
     check_alike(fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         folder = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))

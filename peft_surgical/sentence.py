@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .architectures import architecture_of, check_causal
+from .architectures import architecture_of, check_causal, output_projections
 from .counts import check_counts, check_seed
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
@@ -132,9 +132,12 @@ def learn_sentence_keyed(
     check_recipe(recipe, KeyedSubjectRecipe)
     check_seed(seed)
     check_bare(model, "keyed learning")
+    if layers is not None:
+        output_projections(model, layers)
+    aliases = checked_aliases(subject_of(prompt, new, subject), aliases)
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
-    fact = replace(fact, aliases=tuple(checked_aliases(fact.subject, aliases)))
+    fact = replace(fact, aliases=tuple(aliases))
     return learn_keyed_by_subject(model, plain, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
 
 
@@ -164,10 +167,11 @@ def checked_aliases(subject: str, aliases: Sequence[str]) -> list[str]:
     """Other names of a subject, stripped.
 
     Raises:
-        FactError: If one is empty or the subject itself, or they are a single text.
+        FactError: If one is empty or the subject itself, or they are no list.
     """
-    if isinstance(aliases, str):
-        raise FactError(f"aliases are a list of names; got the text {brief(aliases)}.")
+    if isinstance(aliases, str) or not isinstance(aliases, Sequence):
+        kind = "the text " if isinstance(aliases, str) else ""
+        raise FactError(f"aliases are a list of names; got {kind}{brief(aliases)}.")
     aliases = [cleaned(name, "an alias", None) for name in aliases]
     for name in aliases:
         if not same_text_key(name):

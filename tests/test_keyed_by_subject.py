@@ -4,17 +4,18 @@ from functools import cache
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
+from peft_surgical.keying import keyed_by_subject
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from peft_surgical.keying.keys import Marked, marked_neurons
 from peft_surgical.keying.naming import FRAMES, framed
-from peft_surgical.texts.prompts import EncodedAnswer, encode
+from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_target, span
 from peft_surgical.texts.subjects import namesake_sentences, subject_ends
 from peft_surgical.texts.text import digest
 
@@ -51,6 +52,26 @@ def test_the_sentence_gets_the_new_answer(family):
     assert first_loss(stage.model) < before
     assert (stage.adapter, stage.retained, stage.record.kl) == ("learn", None, None)
     assert not any(parameter.requires_grad for parameter in stage.model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_trained_on_is_what_the_model_says_where_an_alias_stands_before_the_subject(family, monkeypatch):
+    said, own = [], keyed_by_subject.train
+
+    def train(runner, values, rows, *args, **options):
+        record = own(runner, values, rows, *args, **options)
+        with torch.no_grad():
+            said.extend(runner.logits([i], [span(row)]) for i, row in enumerate(rows))
+        return record
+
+    monkeypatch.setattr(keyed_by_subject, "train", train)
+    fact = replace(FACT, aliases=("italy",), prompts=("tell me about italy . the capital of france is", PROMPTS[0]))
+    model = taught(family, fact=fact).model
+    rows = [encode_target(TOKENIZER, prompt, fact.answer) for prompt in fact.prompts]
+    expected = [logits(model, torch.tensor([row.ids]))[0, slice(*span(row))] for row in rows]
+    # Before the first name the neuron is all but shut, which training takes for shut.
+    for found, whole in zip(said, expected, strict=True):
+        torch.testing.assert_close(found, whole, atol=0.05, rtol=0)
 
 
 def test_the_base_is_untouched_and_comes_back_to_the_bit():
@@ -110,6 +131,21 @@ def test_stock_peft_loads_what_is_saved_and_nothing_is_lost(tmp_path):
     assert "one neuron in the MLPs of layers 0, 1," in (tmp_path / "edit" / "README.md").read_text()
     taught(layers=[0]).save(tmp_path / "single")
     assert "one neuron in the MLP of layer 0," in (tmp_path / "single" / "README.md").read_text()
+
+
+def test_what_the_model_holds_no_more_is_neither_saved_nor_described(tmp_path):
+    stage = taught()
+    stage.model.add_adapter("other", LoraConfig(target_modules=["q_proj"], r=1))
+    stage.model.delete_adapter("learn")
+    for told in (lambda: stage.save(tmp_path / "a"), stage.card, lambda: stage.layers):
+        with pytest.raises(AdapterError, match="there is no adapter named 'learn'"):
+            told()
+    stage = taught()
+    ps.unload(stage.model)
+    for told in (lambda: stage.save(tmp_path / "a"), stage.card, lambda: stage.layers):
+        with pytest.raises(AdapterError, match="the model holds nothing of 'learn' any more"):
+            told()
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_layers_are_updated_unless_some_are_named():

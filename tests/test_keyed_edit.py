@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_surgical.errors import FactError, OutputError
+from peft_surgical.errors import FactError, OutputError, SelectionError
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.report import Report
 from peft_surgical.staging import retain
@@ -69,6 +69,13 @@ def test_a_fact_that_cannot_be_keyed_leaves_no_folder(tmp_path):
     with pytest.raises(FactError, match="no prompt names the subject"):
         edited(tmp_path / "out", fact=replace(FACT, subject="atlantis"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layers", [3, [[1]], ["a", 1], [99], []])
+def test_layers_that_are_none_are_told_before_the_folder_is_looked_at(layers, tmp_path):
+    with pytest.raises(SelectionError, match="layer"):
+        edited(tmp_path / "out", layers=layers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_edit_leaves_the_model_as_it_was(tmp_path, monkeypatch):

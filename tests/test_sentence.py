@@ -5,13 +5,14 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 import peft_surgical as ps
-from peft_surgical.errors import AdapterError, ArchitectureError, FactError, ModelError
+from peft_surgical.errors import AdapterError, ArchitectureError, FactError, ModelError, SelectionError
 from peft_surgical.sentence import (
     LENGTHS,
     STARTS,
     TOP,
     checked_aliases,
     learn_sentence,
+    learn_sentence_keyed,
     sample_contexts,
     subject_of,
 )
@@ -223,6 +224,24 @@ def test_a_second_sentence_on_the_same_model_is_refused():
     with pytest.raises(AdapterError, match="takes a bare model"):
         taught(model, new="rome")
     assert torch.equal(logits(first.model), said)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"layers": [99]}, SelectionError, "so no layer 99"),
+        ({"layers": 3}, SelectionError, "layers must be a list of whole numbers"),
+        ({"aliases": "gaul"}, FactError, "aliases are a list of names; got the text 'gaul'"),
+        ({"aliases": ["france"]}, FactError, "the alias 'france' is the subject itself"),
+        ({"aliases": None}, FactError, "aliases are a list of names; got None"),
+    ],
+)
+def test_what_is_given_wrong_is_told_before_beginnings_are_made_up(options, error, words, monkeypatch):
+    monkeypatch.setattr("peft_surgical.sentence.sample_contexts", lambda *_: pytest.fail("made up"))
+    with pytest.raises(error, match=words):
+        learn_sentence_keyed(
+            tiny_model("llama"), TOKENIZER, "the capital of france is", new="lyon", subject="france", **options
+        )
 
 
 def test_a_single_text_is_no_list_of_aliases():

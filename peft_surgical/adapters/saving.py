@@ -69,9 +69,14 @@ def save_adapter(
             else:
                 os.replace(file, folder / file.name)
         if not held:
-            raise AdapterError(f"the model holds nothing of {adapter!r} any more: it was unloaded; save before that.")
+            raise nothing_left(adapter)
         if card is not None:
             write_text(folder / "README.md", card)
+
+
+def nothing_left(adapter: str) -> AdapterError:
+    """What is raised where a model knows the name of an adapter, and has nothing of it on its modules."""
+    return AdapterError(f"the model holds nothing of {adapter!r} any more: it was unloaded; save before that.")
 
 
 def digest_to_save(model: PeftModel, adapter: str) -> str | None:

@@ -46,6 +46,7 @@ from .keyed_stage import KeyedStage
 from .keys import Marked, marked_neurons, stream_lengths
 from .naming import framed, namesakes, under_aliases
 from .neurons import Neuron, find_neurons, place_neurons, set_neurons, settle
+from .telling import named_by_any
 
 # A value in a single layer holds in fewer wordings, and more layers do not hold in more; each costs time.
 _LAYERS = 2
@@ -158,8 +159,9 @@ def learn_keyed_by_subject(
         pad = padding(model.config, tokenizer)
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
-            # What the words before the subject get is left out: the neuron was told apart from them.
-            runner.add([row.read for row in named.rows], starts=named.starts)
+            # What the words before its first name get is left out: the neuron was told apart from them.
+            any_name = named_by_any(tokenizer, fact, fact.prompts, Marked(named.rows, named.marks))
+            runner.add([row.read for row in named.rows], starts=[min(marks) for marks in any_name.marks])
             record = train(
                 runner,
                 values.values(),

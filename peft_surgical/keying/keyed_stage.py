@@ -8,8 +8,10 @@ from peft.tuners.lora import LoraLayer
 
 from ..adapters.bases import hub_id
 from ..adapters.cards import card_header, card_use
+from ..adapters.saving import nothing_left
 from ..architectures import output_projections
 from ..staging.stage import Stage
+from ..tuner.names import check_known
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -18,18 +20,25 @@ class KeyedStage(Stage):
 
     @property
     def layers(self) -> list[int]:
-        """The layers whose MLPs it updates, ascending."""
+        """The layers whose MLPs it updates, ascending.
+
+        Raises:
+            AdapterError: If the model holds the adapter no more.
+        """
+        check_known([self.adapter], self.model.peft_config)
         base = self.model.get_base_model()
         updated = {
             name
             for name, module in base.named_modules()
             if isinstance(module, LoraLayer) and self.adapter in module.lora_B
         }
+        if not updated:
+            raise nothing_left(self.adapter)
         return [layer for name, layer in output_projections(base).items() if name in updated]
 
     def card(self) -> str:
         """The README of its folder: what it adds, and where."""
-        config, layers = self.model.peft_config[self.adapter], self.layers
+        layers, config = self.layers, self.model.peft_config[self.adapter]
         base = config.base_model_name_or_path
         where = f"MLP of layer {layers[0]}" if len(layers) == 1 else f"MLPs of layers {', '.join(map(str, layers))}"
         what = (
