@@ -6,9 +6,9 @@ One way of answering for base and edited model alike, so that a difference in a 
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from .devices import input_device
 from .forwards import contiguous_head
 from .freed import release_freed
 from .modes import base_model_of, evaluating, learns_prompts, needs_no_padding
+from .overlapping import Changes
 from .precision import own_forwards
 from .replicas import Replica, replicate
 from .sharing import check_alike, check_shareable, merged, share
@@ -49,9 +50,8 @@ _COUNT_PLACES = ("mpt", "gpt_neo")
 
 _DECIDE = ("max_new_tokens", "eos_token_id", "pad_token_id")
 
-# How many blocks have taken a model's own settings away, which overlap where several threads ask it, and the settings.
-_LOCK = threading.Lock()
-_OWN: dict[Any, tuple[int, Any]] = {}
+# Several threads may ask a model at once.
+_PLAIN_DEFAULTS = Changes()
 
 
 @torch.no_grad()
@@ -290,21 +290,16 @@ def plain_defaults(model: Any) -> Iterator[None]:
     """Keeps what a checkpoint asks of generation, such as a repetition penalty, out of it: greedy is greedy."""
     # A PEFT model hands on the base's, but for one that it was given itself.
     holders = {m for m in (base_model_of(model), model) if "generation_config" in vars(m)}
-    with _LOCK:
+    with ExitStack() as within:
         for holder in holders:
-            count, own = _OWN.get(holder, (0, holder.generation_config))
-            _OWN[holder] = count + 1, own
-            holder.generation_config = GenerationConfig()
-    try:
+            _PLAIN_DEFAULTS.enter(holder, partial(_without_defaults, holder))
+            within.callback(_PLAIN_DEFAULTS.leave, holder)
         yield
-    finally:
-        with _LOCK:
-            for holder in holders:
-                count, own = _OWN.pop(holder)
-                if count > 1:
-                    _OWN[holder] = count - 1, own
-                else:
-                    holder.generation_config = own
+
+
+def _without_defaults(holder: Any) -> Callable[[], None]:
+    own, holder.generation_config = holder.generation_config, GenerationConfig()
+    return partial(setattr, holder, "generation_config", own)
 
 
 def left_pad(

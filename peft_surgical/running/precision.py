@@ -7,17 +7,18 @@ one weight matrix at a time. It is for forward passes without a graph, since a g
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.operations import ConvertOutputsToFp32
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from .overlapping import Changes
 
 # By the names that a user gives; what `auto` is depends on where it is asked for.
 DTYPES: dict[str, str | torch.dtype] = {
@@ -37,9 +38,7 @@ _PRODUCTS: tuple[Any, ...] = tuple(
 )
 _EXACT = ("none", "ieee")
 
-_LOCK = threading.Lock()
-# How many blocks a module runs by its own forward in, and accelerate's, which it had before the first of them.
-_HELD: WeakKeyDictionary[nn.Module, tuple[int, Any]] = WeakKeyDictionary()
+_UNWRAPPED = Changes()
 
 
 class _Widen(TorchFunctionMode):
@@ -133,41 +132,25 @@ def own_forwards(model: nn.Module) -> Iterator[None]:
     forward that somebody else put on a module stays. Where blocks of several threads overlap, the last of them puts
     the wrappers back.
     """
-    entered: list[nn.Module] = []
-    try:
-        with _LOCK:
-            for module in model.modules():
-                if _enter(module):
-                    entered.append(module)
+    with ExitStack() as within:
+        for module in model.modules():
+            if _UNWRAPPED.enter(module, partial(_unwrap, module)):
+                within.callback(_UNWRAPPED.leave, module)
         yield
-    finally:
-        with _LOCK:
-            for module in entered:
-                _leave(module)
 
 
-def _enter(module: nn.Module) -> bool:
-    """Takes accelerate's wrapper off a module that is in no block yet; returns whether the module is in one now."""
-    count, wrapper = _HELD.get(module, (0, vars(module).get("forward")))
-    if not count:
-        own = _own_forward(wrapper)
-        if own is wrapper:
-            return False
-        # Its class's forward on the module itself would pass for one of somebody's.
-        if getattr(own, "__func__", None) is type(module).forward:
-            del vars(module)["forward"]
-        else:
-            module.forward = own
-    _HELD[module] = count + 1, wrapper
-    return True
-
-
-def _leave(module: nn.Module) -> None:
-    count, wrapper = _HELD.pop(module)
-    if count > 1:
-        _HELD[module] = count - 1, wrapper
+def _unwrap(module: nn.Module) -> Callable[[], None] | None:
+    """Takes accelerate's wrapper off a module; returns what puts it back, or None where there is none."""
+    wrapper = vars(module).get("forward")
+    own = _own_forward(wrapper)
+    if own is wrapper:
+        return None
+    # Its class's forward on the module itself would pass for one of somebody's.
+    if getattr(own, "__func__", None) is type(module).forward:
+        del vars(module)["forward"]
     else:
-        module.forward = wrapper
+        module.forward = own
+    return partial(setattr, module, "forward", wrapper)
 
 
 def _own_forward(forward: Any) -> Any:

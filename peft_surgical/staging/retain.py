@@ -45,20 +45,17 @@ def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
         seed: Which prompts meet which subjects.
 
     Returns:
-        Distinct prompts, without those that name the subject still, by an alias.
+        Distinct prompts, without those that name the subject still, elsewhere than within the other name.
     """
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     rng = random.Random(seed)
-    by_subject = [
-        [other for p in prompts if not fact.named_beside(other := swap_subject(p, fact.subject, name), name)]
-        for name in fact.contrast
-    ]
+    by_subject = [[(swap_subject(p, fact.subject, name), name) for p in prompts] for name in fact.contrast]
     for made in by_subject:
         rng.shuffle(made)
-    rounds = [made[i] for i in range(len(prompts)) for made in by_subject if i < len(made)]
+    rounds = [made[i] for i in range(len(prompts)) for made in by_subject]
     own = {same_text_key(prompt) for prompt in fact.prompts}
-    distinct = {same_text_key(prompt): prompt for prompt in rounds if same_text_key(prompt) not in own}
-    return list(distinct.values())[:count]
+    distinct = {same_text_key(made[0]): made for made in rounds if same_text_key(made[0]) not in own}
+    return [prompt for prompt, name in distinct.values() if not fact.named_beside(prompt, name)][:count]
 
 
 def everyday_prompts() -> list[str]:
