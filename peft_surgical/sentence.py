@@ -239,7 +239,7 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
                     last = torch.zeros(batch.shape, dtype=torch.bool, device=device)
                     last[:, -1] = True
                     with read_at(model.get_output_embeddings(), last):
-                        logits = model(input_ids=batch, use_cache=False).logits
+                        [logits] = model(input_ids=batch, use_cache=False).logits
                     best = logits.float().cpu().topk(TOP)
                     check_finite(float(best.values[:, 0].sum()), model.dtype)
                     for i, values, tokens in zip(going, *best, strict=True):

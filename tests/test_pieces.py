@@ -5,7 +5,7 @@ from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, Granite
 from peft_surgical.running.pieces import Pieces, _together, unembedding_of
 from peft_surgical.running.suffix import SuffixRunner
 
-from .test_suffix import PREFIX, gradients, layers_of, rows, spans_of, state
+from .test_suffix import PREFIX, gradients, layers_of, plain, rows, spans_of, state
 from .tiny import FAMILIES, tiny_model
 
 SIZES = {
@@ -77,7 +77,7 @@ def test_logits_and_gradients_are_those_of_one_piece(name, first, monkeypatch):
     slopes = torch.autograd.grad((expected * weights).sum(), trained)
     before, passes, products = state(model), [], []
     runner.layers[-1].register_forward_hook(lambda *_: passes.append(1))
-    runner.head.register_forward_hook(lambda _, __, out: products.append(len(out)))
+    runner.head.register_forward_hook(lambda _, __, out: products.append(out.shape[:-1].numel()))
     pieces = runner.read(range(4), spans)
     assert not any(products)
     count, products[:] = len(passes), []
@@ -96,10 +96,59 @@ def test_a_scale_or_a_cap_is_not_left_out():
     for model in (scaled_model(), multiplied_model(), capped_model()):
         runner, spans = runner_of(model)
         (_, logits), *_ = runner.read(range(4), spans)
-        plain = []
-        runner.head.register_forward_hook(lambda _, __, out, plain=plain: plain.append(out))
+        bare = []
+        runner.head.register_forward_hook(lambda _, __, out, bare=bare: bare.append(out.flatten(0, -2)))
         runner.logits(range(4), spans)
-        assert (logits - plain[-1][: len(logits)]).abs().max() > 1e-3 * plain[-1].abs().max()
+        assert (logits - bare[-1][: len(logits)]).abs().max() > 1e-3 * bare[-1].abs().max()
+
+
+def forbid(logits):
+    logits[..., 5] = -1e4
+
+
+def forbid_in_rows(logits):
+    logits[:, :, 5] = -1e4
+
+
+def on_the_head(model, change):
+    model.lm_head.register_forward_hook(lambda _, __, logits: change(logits))
+
+
+def on_the_model(model, change):
+    model.register_forward_hook(lambda _, __, out: change(out.logits))
+
+
+def on_the_decoder(model, _):
+    def change(_, __, out):
+        # There is no tenth token in a piece.
+        out.last_hidden_state[:, 9] *= 2
+
+    model.model.register_forward_hook(change)
+
+
+@pytest.mark.parametrize("change", [forbid, forbid_in_rows])
+@pytest.mark.parametrize("hook", [on_the_head, on_the_model, on_the_decoder])
+@pytest.mark.parametrize("first", [0, 2])
+def test_hooks_of_somebodys_act_as_in_a_plain_forward(first, hook, change, monkeypatch):
+    monkeypatch.setattr("peft_surgical.running.pieces._POSITIONS", 4)
+    monkeypatch.setattr("peft_surgical.running.pieces._MULTIPLE", 4)
+    # All alike long, and long enough for the hook on a place.
+    model, sequences = tiny_model("llama").requires_grad_(False), [(*PREFIX, 3, 4, 5, row) for row in range(6, 10)]
+    spans = spans_of(sequences, len(PREFIX))
+    hook(model, change)
+    runner = SuffixRunner(model, layers_of(model), first, () if hook is on_the_decoder else PREFIX)
+    runner.add(sequences)
+    runner.layers[2].requires_grad_(True)
+    expected = plain(model, sequences, spans)
+    weights = torch.linspace(-1, 1, expected.numel()).reshape(expected.shape)
+    trained = [*runner.layers[2].parameters()]
+    slopes = torch.autograd.grad((expected * weights).sum(), trained)
+    torch.testing.assert_close(runner.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
+    pieces = runner.read(range(4), spans)
+    torch.testing.assert_close(torch.cat(weighed(pieces, weights)), expected.detach(), atol=2e-5, rtol=1e-4)
+    pieces.back()
+    for parameter, slope in zip(trained, slopes, strict=True):
+        torch.testing.assert_close(parameter.grad, slope, atol=2e-5, rtol=1e-4)
 
 
 def test_what_arrives_is_taken_away_and_may_come_again(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,25 @@ def forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 module.forward = forward_before
 
 
+@contextmanager
+def stood_in(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """As [`forwards`], but without the modules' hooks: what they do belongs to what is not run.
+
+    Args:
+        replaced: What to call instead of each one.
+    """
+    kinds = ("_forward_pre_hooks", "_forward_hooks")
+    own = [(module, kind, hooks) for module in replaced for kind in kinds if (hooks := getattr(module, kind))]
+    try:
+        for module, kind, _ in own:
+            setattr(module, kind, OrderedDict())
+        with forwards(replaced):
+            yield
+    finally:
+        for module, kind, hooks in own:
+            setattr(module, kind, hooks)
+
+
 def passing(function: Callable[[Tensor], Tensor], in_tuple: Callable[[], bool] | None = None) -> Callable[..., Any]:
     """A forward that looks at its first argument only.
 
@@ -56,9 +76,12 @@ def form_of(layer: nn.Module) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
-    """Lets an output head see, and so compute logits for, the positions of a mask only."""
-    # Two-dimensional and contiguous: a strided slice would become a batched product over copies of the head.
-    with head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)], *args[1:])):
+    """Lets an output head see, and so compute logits for, the positions of a mask only, one after another in one row.
+
+    Somebody's hooks on what is behind may count on three dimensions.
+    """
+    # Contiguous: a strided slice would become a batched product over copies of the head.
+    with head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)][None], *args[1:])):
         yield
 
 
@@ -78,5 +101,5 @@ def contiguous_head(model: Any) -> Iterator[None]:
 def passed_over(layers: nn.ModuleList, first: int) -> Iterator[None]:
     """Lets the decoder layers from `first` on hand through what they get, for who reads only what is below."""
     with form_of(layers[first - 1]) as in_tuple:
-        with forwards({layer: passing(lambda hidden: hidden, in_tuple) for layer in layers[first:]}):
+        with stood_in({layer: passing(lambda hidden: hidden, in_tuple) for layer in layers[first:]}):
             yield

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .forwards import forwards
+from .forwards import stood_in
 from .shapes import filled
 from .sharing import is_sharded
 
@@ -89,16 +89,17 @@ class Unembedding:
 
     @contextmanager
     def taking(self) -> Iterator[None]:
-        """Keeps what the head is to read in a forward pass of the model, which computes no logits."""
+        """Keeps what the head is to read, one row, in a forward pass of the model, which computes no logits."""
 
-        def take(states: Tensor, *_: Any, **__: Any) -> Tensor:
-            self._states = states
-            return states.new_empty(0, 1)
+        def take(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            self._states = args[0][0]
+            # Of none the head makes none, as wide as what somebody's hooks on it or on the model count on.
+            return args[0][:, :0], *args[1:]
 
         def see(_: nn.Module, __: Any, out: Any) -> None:
             self._kind = type(out)
 
-        with self._decoder.register_forward_hook(see), forwards({self._head: take}):
+        with self._decoder.register_forward_hook(see), self._head.register_forward_pre_hook(take):
             yield
 
     def pieces(self, counts: Sequence[int]) -> Pieces | None:
@@ -120,10 +121,10 @@ class Unembedding:
         out = self._kind(last_hidden_state=own) if issubclass(self._kind, ModelOutput) else (own,)
         ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         # What the model does to them on their way to the head was done when they were taken.
-        put_in = self._head.register_forward_pre_hook(lambda _, args: (states, *args[1:]))
-        with put_in, forwards({self._decoder: lambda *_, **__: out}):
+        put_in = self._head.register_forward_pre_hook(lambda _, args: (own, *args[1:]))
+        with put_in, stood_in({self._decoder: lambda *_, **__: out}):
             logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
-        return logits[:read] if more else logits
+        return logits[0, :read]
 
 
 def unembedding_of(model: Any) -> Unembedding | None:

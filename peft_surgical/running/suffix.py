@@ -27,7 +27,7 @@ from ..profiling import phase
 from ..texts.lengths import check_turned, fits, turning_length
 from .beginnings import MIN_SHARED, Beginning, Row, expanded
 from .devices import input_device
-from .forwards import form_of, forwards, passing, read_at
+from .forwards import form_of, passing, read_at, stood_in
 from .pieces import Pieces, unembedding_of
 from .replicas import Replica
 from .shapes import filled
@@ -172,7 +172,7 @@ class SuffixRunner:
         """
         with self._ready(indices, spans) as inputs:
             logits: Tensor = self.model(**inputs).logits
-        return logits
+        return logits.flatten(0, -2)
 
     def read(self, indices: Sequence[int], spans: Sequence[tuple[int, int]]) -> Pieces:
         """As [`logits`], but made piece by piece when they are looked at; they are never all there at once."""
@@ -327,7 +327,7 @@ class SuffixRunner:
 
         none = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
         with form_of(self.layers[self.first - 1]) as in_tuple, read_at(self.head, none):
-            with forwards({layer: passing(capture, in_tuple) for layer in self.layers[self.first :]}):
+            with stood_in({layer: passing(capture, in_tuple) for layer in self.layers[self.first :]}):
                 out = self.model(input_ids=ids, **options)
             self._in_tuple = in_tuple()
         return out.past_key_values, captured["hidden"]
@@ -348,5 +348,5 @@ class SuffixRunner:
             in_tuple = self._in_tuple
             below = {layer: passing(lambda hidden: hidden, lambda: in_tuple) for layer in self.layers[1 : self.first]}
             below[self.layers[0]] = passing(lambda _: entering, lambda: in_tuple)
-        with forwards(below), read_at(self.head, mask):
+        with stood_in(below), read_at(self.head, mask):
             yield
