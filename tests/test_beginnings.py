@@ -1,4 +1,126 @@
-from peft_surgical.running.beginnings import shared_prefix
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from peft_surgical import architectures
+from peft_surgical.architectures import Architecture
+from peft_surgical.keying.keys import Marked, marked_neurons
+from peft_surgical.running.beginnings import goes_on_from_keys, shared_prefix
+from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.running.tails import TailRunner
+from peft_surgical.texts.prompts import EncodedAnswer
+
+from .test_suffix import PREFIX, plain, rows, spans_of
+from .tiny import FAMILIES, tiny_model
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "pad_token_id": 0,
+}
+HALVES = {"vocab_size": 128, "n_embd": 32, "n_layer": 4, "n_head": 4}
+# Models whose layers keep a state of their own, alone or beside keys and values, or nothing.
+STATEFUL = {
+    "lfm2": {
+        **SIZES,
+        "layer_types": ["conv", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "block_ff_dim": 48,
+        "block_multiple_of": 8,
+    },
+    "falcon_h1": {**SIZES, "num_hidden_layers": 2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "recurrent_gemma": {**SIZES, "num_hidden_layers": 3, "lru_width": 32},
+    "minimax": {
+        **SIZES,
+        "num_hidden_layers": 4,
+        "num_local_experts": 2,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "rwkv": {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 4},
+    "openai-gpt": HALVES,
+}
+# In Gemma's newer models the last layers read the keys and values of others.
+OF_KEYS = {
+    "gptj": {**HALVES, "rotary_dim": 4},
+    "gemma4_text": {
+        **SIZES,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 128,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["full_attention"] * 4,
+        "global_head_dim": 8,
+    },
+    "cohere2": {**SIZES, "num_hidden_layers": 4},
+}
+LAYERS = {"rwkv": "rwkv.blocks", "openai-gpt": "transformer.h", "gptj": "transformer.h"}
+
+
+def built(family):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**STATEFUL, **OF_KEYS}[family]))
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.15)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OF_KEYS, *STATEFUL])
+def test_what_keeps_more_than_keys_and_values_is_told_apart(family):
+    model = tiny_model(family) if family in FAMILIES else built(family)
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it is not run"))
+    assert goes_on_from_keys(model) == (family not in STATEFUL)
+
+
+def test_layers_of_a_kind_that_is_not_known_may_keep_anything():
+    model = tiny_model("llama")
+    model.config.layer_types = ["of_its_own"] * 3
+    assert not goes_on_from_keys(model)
+
+
+# RWKV's layers give more than what enters the next one, so that none is passed over.
+@pytest.mark.parametrize(
+    ("family", "first"),
+    [(family, first) for family in (*OF_KEYS, *STATEFUL) for first in (0, 1) if not (first and family == "rwkv")],
+)
+def test_rows_that_begin_alike_give_the_logits_of_a_plain_forward(family, first):
+    model, sequences = built(family), rows(PREFIX)
+    layers = model.get_submodule(LAYERS.get(family, "model.layers"))
+    spans = spans_of(sequences, len(PREFIX))
+    runner, tails = SuffixRunner(model, layers, first, PREFIX), TailRunner(model, layers, first)
+    runner.add(sequences)
+    tails.add(sequences, starts=[len(PREFIX)] * 4)
+    alone = family in STATEFUL
+    assert (runner.prefix, tails.starts) == (() if alone else PREFIX, [0 if alone else len(PREFIX)] * 4)
+    expected = plain(model, sequences, spans)
+    for one in (runner, tails):
+        torch.testing.assert_close(one.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_neurons_of_texts_that_begin_alike_are_read_whatever_a_model_keeps(monkeypatch):
+    lfm2 = Architecture(
+        layers="model.layers",
+        attention_out="self_attn.out_proj",
+        mlp_out="feed_forward.w2",
+        qkv="none",
+        gate="feed_forward.w1",
+        up="feed_forward.w3",
+    )
+    monkeypatch.setitem(architectures._KNOWN, "lfm2", lfm2)
+    model, name = built("lfm2"), "model.layers.1.feed_forward.w2"
+    texts = [EncodedAnswer((*range(20, 30), *row), 1) for row in ([3, 4], [5, 6], [7, 8])]
+    marks = Marked(texts, [[10, 11]] * 3)
+    [found] = marked_neurons(model, {name: 1}, marks)
+    seen = []
+    model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, 10:]))
+    for text in texts:
+        model(torch.tensor([text.ids]))
+    torch.testing.assert_close(found[name], torch.cat(seen), atol=1e-5, rtol=1e-4)
 
 
 def test_shared_prefix():

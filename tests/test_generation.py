@@ -361,7 +361,7 @@ def test_a_shared_beginning_is_left_where_a_model_counts_places_or_keeps_no_keys
 def test_a_cache_that_rows_cannot_leave_is_used_to_the_end(monkeypatch):
     model = tiny_model("llama")
     expected = [greedy(model, prompt, 9) for prompt in ROWS]
-    monkeypatch.setattr(generation, "_all_layers", lambda cache, condition: False)
+    monkeypatch.setattr(generation, "all_layers", lambda cache, condition: False)
     assert generate_ids(model, word_tokenizer(), ROWS, max_new_tokens=9) == expected
 
 

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from ..architectures import decoder_layers
 from ..errors import SelectionError
 from ..running.at_once import deal
-from ..running.beginnings import MIN_SHARED, expanded, shared_prefix
+from ..running.beginnings import MIN_SHARED, expanded, goes_on_from_keys, shared_prefix
 from ..running.devices import input_device
 from ..running.forwards import passed_over, read_at
 from ..running.generation import even_batches
@@ -221,7 +221,8 @@ def _at_marks(
     # Rows of like length are padded least.
     every.sort(key=lambda each: len(each[0]))
     length = shared_prefix([ids for ids, _ in every], [len(ids) - 1 for ids, _ in every])
-    length = length if length >= MIN_SHARED and len(every) > 1 else 0
+    if length < MIN_SHARED or len(every) < 2 or not goes_on_from_keys(model):
+        length = 0
     replicas = replicate(model, most=max(1, len(every)))
     batches = even_batches(every, -(-batch // len(replicas)), len(replicas))
     with ExitStack() as watching:

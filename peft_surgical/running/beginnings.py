@@ -6,13 +6,17 @@ through the beginning afterwards: for all sequences together, or for each by its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from .modes import base_model_of
 
 Row = tuple[int, ...]
 Keys = Float[Tensor, "row head token dim"]
@@ -36,6 +40,36 @@ def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
         if any(row[index] != first[index] for row in rows):
             return index
     return max(length, 0)
+
+
+def goes_on_from_keys(model: Any) -> bool:
+    """Whether keys and values are all that rows need of what stands before them, by what a model says of itself.
+
+    A recurrent or a convolution layer has a state besides, and some models keep nothing at all.
+
+    Args:
+        model: A causal language model, bare or with adapters.
+    """
+    base = base_model_of(model)
+    if getattr(base, "_is_stateful", False) or "past_key_values" not in signature(type(base).forward).parameters:
+        return False
+    try:
+        return all_layers(DynamicCache(config=base.config), _is_of_keys)
+    except (AttributeError, KeyError):  # of a configuration that names layers of a kind of its own, or none
+        return False
+
+
+def _is_of_keys(layer: Any) -> bool:
+    """Whether a layer of a model's own cache is for keys and values alone, or stands for one that reads another's."""
+    if isinstance(layer, DynamicLayer):
+        # What has left a sliding window can stay in a cache without one: masks leave it out.
+        return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+    return getattr(layer, "keys", layer) is None
+
+
+def all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
+    """Whether something is a cache that grows, and each of its layers fulfills a condition."""
+    return isinstance(cache, DynamicCache) and all(map(condition, cache.layers))
 
 
 class Beginning:

@@ -68,9 +68,9 @@ def passing(function: Callable[[Tensor], Tensor], in_tuple: Callable[[], bool] |
 
 @contextmanager
 def form_of(layer: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Tells whether a decoder layer that runs in the block gives a tuple, as GPT-J's and Bloom's do."""
+    """Tells whether a decoder layer that runs in the block gives a tuple, as GPT-J's and Bloom's do, or a list."""
     seen: list[bool] = []
-    with layer.register_forward_hook(lambda _, __, out: seen.append(isinstance(out, tuple))):
+    with layer.register_forward_hook(lambda _, __, out: seen.append(isinstance(out, tuple | list))):
         yield lambda: any(seen)
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from ..architectures import check_causal
@@ -27,7 +27,7 @@ from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
 from ..wrapped import check_no_bridge
 from .at_once import deal
-from .beginnings import MIN_SHARED, expanded, shared_prefix
+from .beginnings import MIN_SHARED, all_layers, expanded, shared_prefix
 from .cache import kept_answers
 from .devices import input_device
 from .forwards import contiguous_head
@@ -264,12 +264,8 @@ FINITE = LogitsProcessorList([_finite])
 
 def _can_go_on(cache: Any) -> bool:
     """Whether rows can leave a cache and the others go on from it; a model that caches nothing leaves it empty."""
-    dynamic = _all_layers(cache, lambda layer: isinstance(layer, DynamicLayer))
+    dynamic = all_layers(cache, lambda layer: isinstance(layer, DynamicLayer))
     return dynamic and any(layer.get_seq_length() for layer in cache.layers)
-
-
-def _all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
-    return isinstance(cache, DynamicCache) and all(map(condition, cache.layers))
 
 
 def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
@@ -281,7 +277,7 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
     # A recurrent model may give its state by another name.
     cache = getattr(model(input_ids=start, use_cache=True, logits_to_keep=1), "past_key_values", None)
     # A sliding window or a recurrent state cannot be put before padding, nor what a model left empty.
-    whole = _all_layers(cache, lambda layer: type(layer) is DynamicLayer and layer.get_seq_length() == length)
+    whole = all_layers(cache, lambda layer: type(layer) is DynamicLayer and layer.get_seq_length() == length)
     return (length, cache) if whole else (0, None)
 
 

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from ..profiling import phase
 from ..texts.lengths import check_turned, fits, turning_length
-from .beginnings import MIN_SHARED, Beginning, Row, expanded
+from .beginnings import MIN_SHARED, Beginning, Row, expanded, goes_on_from_keys
 from .devices import input_device
 from .forwards import form_of, passing, read_at, stood_in
 from .pieces import Pieces, unembedding_of
@@ -64,7 +64,8 @@ class SuffixRunner:
         model: A causal language model, possibly with adapters in place.
         layers: Its decoder layers, in order.
         first: Index of the first layer that anything trains in; the layers below run once a sequence, in [`add`].
-        prefix: Leading token ids that all sequences share; may be empty.
+        prefix: Leading token ids that all sequences share; may be empty. A model that keeps more of them than keys and
+            values, or nothing, runs them with each sequence.
         pad: Token id that fills rows on the right.
         room: Bytes that the kept hidden states may take, where the model is; those of sequences for which there is
             none left are computed each time.
@@ -76,7 +77,7 @@ class SuffixRunner:
         self.model = model
         self.layers = layers
         self.first = first
-        self.prefix = tuple(prefix)
+        self.prefix = tuple(prefix) if prefix and goes_on_from_keys(model) else ()
         self.pad = pad
         self.room = room
         self.head = model.get_output_embeddings()
@@ -313,7 +314,7 @@ class SuffixRunner:
         return torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows], device=self.device)
 
     def _run_below(self, ids: Tensor, **options: Any) -> tuple[Any, Tensor]:
-        """Runs the frozen layers only; returns the cache that the model gives back and what leaves the last of them.
+        """Runs the frozen layers only; returns the cache that the model gives back, if any, and what leaves the last.
 
         Args:
             ids: Token ids, `[row, token]`.
@@ -330,7 +331,7 @@ class SuffixRunner:
             with stood_in({layer: passing(capture, in_tuple) for layer in self.layers[self.first :]}):
                 out = self.model(input_ids=ids, **options)
             self._in_tuple = in_tuple()
-        return out.past_key_values, captured["hidden"]
+        return getattr(out, "past_key_values", None), captured["hidden"]
 
     def _filled(self, cache: Any) -> Any:
         """Gives layers that were passed over a length in the cache: models ask layer 0 how long the past is."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..profiling import phase
-from .beginnings import MIN_SHARED, Row, expanded, shared_prefix
+from .beginnings import MIN_SHARED, Row, expanded, goes_on_from_keys, shared_prefix
 from .forwards import read_at
 from .modes import needs_no_padding
 from .passes import parts
@@ -57,7 +57,8 @@ class TailRunner(SuffixRunner):
         Args:
             rows: Token ids.
             batch_size: Rows a forward.
-            starts: For each the token to run it from; the first when None.
+            starts: For each the token to run it from; the first when None, and where the model keeps more of what
+                stands before than keys and values, or nothing.
 
         Returns:
             The index of each sequence, for [`logits`].
@@ -66,6 +67,8 @@ class TailRunner(SuffixRunner):
         for row, start in zip(rows, given, strict=True):
             if not 0 <= start < len(row):
                 raise ValueError(f"a sequence of {len(row)} tokens cannot be run from its token {start} on.")
+        if any(given) and not goes_on_from_keys(self.model):
+            given = [0] * len(rows)
         taken_in = len(self.starts)
         self.starts += [0] * len(rows)
         self._kept += [None] * len(rows)
