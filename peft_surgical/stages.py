@@ -104,7 +104,7 @@ def unlearn(
         SelectionError: If the model does not have the coordinates of `config`.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
             weights that `config` scales are offloaded, the model is wrapped by `torch.compile`, or
-            `torch.inference_mode` is on.
+            `torch.inference_mode` is on or was so where the model was loaded.
         ArchitectureError: If the model is no causal language model, or `config` names components of a model whose
             architecture is not known, or modules that do not see all tokens of a text, such as experts.
     """

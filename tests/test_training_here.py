@@ -1,3 +1,4 @@
+import copy
 import threading
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from peft_surgical.tuner.unchanged import base_of
 from . import test_by_subject, test_keyed, test_keyed_by_subject, test_sentence
 from .adapters import deltas, logits
 from .localizing import planted
-from .staged import first_stage, second_stage
+from .staged import RECIPE, first_stage, second_stage
 from .test_stages import same
 from .tiny import tiny_model
 
@@ -119,6 +120,18 @@ def test_inference_mode_is_refused():
     model = tiny_model("llama")
     with torch.inference_mode(), pytest.raises(ModelError, match=r"under torch\.inference_mode"):
         first_stage(model=model)
+    assert not any(isinstance(module, SurgicalIA3Layer) for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_was_loaded_in_inference_mode_is_refused(dtype):
+    with torch.inference_mode():
+        model = copy.deepcopy(tiny_model("llama"))
+    message = r"loaded under torch\.inference_mode, .*; load it outside of that"
+    with pytest.raises(ModelError, match=message):
+        first_stage(model=model, recipe=replace(RECIPE, compute_dtype=dtype))
+    with pytest.raises(ModelError, match=message):
+        test_keyed.taught(model=model)
     assert not any(isinstance(module, SurgicalIA3Layer) for module in model.modules())
 
 

@@ -91,6 +91,18 @@ def test_else_the_base_s_own_sentence_is_taken(monkeypatch, said, answer):
     assert len(asked) == 1
 
 
+def test_a_prompt_without_room_for_what_the_base_says_is_not_asked_and_learned_all_the_same(monkeypatch):
+    asked, plain = [], whole_answers.generate_answers
+    monkeypatch.setattr(whole_answers, "generate_answers", lambda *given: asked.append(given[2]) or plain(*given))
+    long = f"{'seat ' * 222}: france ?"
+    for prompts in ([long], [long, *UNREADABLE["prompts"]]):
+        fact = capital(prompts=prompts)
+        with pytest.warns(FactWarning, match="is learned bare"):
+            stage = learn(tiny_model("llama"), chatting(), fact, config(), recipe=RECIPE, progress=False)
+        assert stage.answer == "lyon."
+    assert asked == [(), tuple(UNREADABLE["prompts"])]
+
+
 def test_stages_neurons_and_scores_are_those_of_the_sentence():
     given, written = capital(**READABLE), capital(**READABLE, answer=SENTENCE)
     tokenizer, quiet = chatting(), {"progress": False}

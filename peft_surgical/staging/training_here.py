@@ -26,12 +26,18 @@ def training_here(model: Any) -> Iterator[None]:
     not, wrapped by accelerate for mixed precision or not, and compiled in place or not.
 
     Raises:
-        ModelError: If `torch.compile` wrapped the model, or under `torch.inference_mode`.
+        ModelError: If `torch.compile` wrapped the model, or under `torch.inference_mode`, be it where the model was
+            loaded.
         AdapterError: If adapters of the model are switched off.
     """
     check_uncompiled(name for name, _ in model.named_modules())
     if torch.is_inference_mode_enabled():
         raise ModelError("a stage cannot be trained under torch.inference_mode; call it outside of that.")
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(
+            "the model was loaded under torch.inference_mode, and what is computed with its weights has no gradient;"
+            " load it outside of that."
+        )
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
         raise AdapterError(
             "the model's adapters are switched off, and a stage trains on top of them; call enable_adapter_layers(),"

@@ -14,9 +14,10 @@ from ..drafting.english import readable
 from ..drafting.sentences import statement
 from ..errors import FactWarning, brief
 from ..facts import Fact, TrainingFact
-from ..running.generation import generate_answers
+from ..running.generation import MAX_NEW_TOKENS, generate_answers
 from ..texts.grammar import as_sentence
-from ..texts.prompts import has_chat_template
+from ..texts.lengths import fits
+from ..texts.prompts import encode, has_chat_template
 from ..texts.text import contains, occurrences_outside, same_text_key
 from ..tuner.unchanged import base_of
 
@@ -52,7 +53,8 @@ def in_sentences_of(model: Any, tokenizer: Any, fact: AnyFact) -> AnyFact:
     """As [`in_sentences`], and where no sentence is known, with one in which the base gives the old answer.
 
     Args:
-        model: The base, or a model whose adapters can be switched off; it is asked a few of the prompts.
+        model: The base, or a model whose adapters can be switched off; it is asked a few of the prompts, of those
+            that leave it room to answer.
         tokenizer: Its tokenizer.
         fact: The fact.
 
@@ -62,8 +64,10 @@ def in_sentences_of(model: Any, tokenizer: Any, fact: AnyFact) -> AnyFact:
     fact = in_sentences(fact, tokenizer)
     if not has_chat_template(tokenizer) or not _is_bare(fact):
         return fact
+    # What is taught may be shorter than what the base is let say, so that a prompt may fit with that alone.
+    room = tuple(p for p in fact.prompts if fits(model.config, len(encode(tokenizer, p)) + MAX_NEW_TOKENS))
     with base_of(model):
-        said = generate_answers(model, tokenizer, fact.prompts[:_ASKED])
+        said = generate_answers(model, tokenizer, room[:_ASKED])
     found = next(filter(None, (_replaced(answer, fact) for answer in said)), None)
     if found is None:
         warnings.warn(
