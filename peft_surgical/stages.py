@@ -30,6 +30,7 @@ from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_alike, check_shareable
 from .running.suffix import SuffixRunner
 from .staging.curvature import trained_layers
+from .staging.origins import check_origin, origin_of
 from .staging.placeable import check_whole
 from .staging.recipe import Recipe, check_recipe
 from .staging.retained import Retained, base_rows, measure_retained
@@ -89,7 +90,7 @@ def unlearn(
         fact: Only its training part is read.
         config: Which coordinates get a scale.
         recipe: How to train; the stage's own in [`RECIPES`] when None.
-        retained: What to keep, from an earlier stage on the same base; worked out when None.
+        retained: What to keep, from an earlier stage of this fact on the same base; worked out when None.
         seed: Decides which rows meet in a step, which prompts are asked about contrast subjects, and draws the signs
             that the curvature is estimated with.
         progress: Whether to show progress bars.
@@ -98,13 +99,14 @@ def unlearn(
         The stage; its adapter is named `unlearn`, and its model is left in eval mode.
 
     Raises:
-        FactError: If `fact` is none.
+        FactError: If `fact` is none, or `retained` was worked out for another one.
         AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters that are
             switched off, or those of a PEFT model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
-            weights that `config` scales are offloaded, the model is wrapped by `torch.compile`, or
-            `torch.inference_mode` is on or was so where the model was loaded.
+            weights that `config` scales are offloaded, the model is wrapped by `torch.compile`,
+            `torch.inference_mode` is on or was so where the model was loaded, or `retained` is from another base,
+            tokenizer or chat template.
         ArchitectureError: If the model is no causal language model, or `config` names components of a model whose
             architecture is not known, or modules that do not see all tokens of a text, such as experts.
     """
@@ -148,7 +150,7 @@ def learn(
         The stage; its adapter is named `learn`, and its model is left in eval mode.
 
     Raises:
-        FactError: If `fact` is none.
+        FactError: If `fact` is none, or `retained` was worked out for another one.
         AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
             named `learn`, or adapters of another kind, or adapters that are switched off, or those of a PEFT model
             that is not given.
@@ -186,8 +188,11 @@ def _stage(
     check_alike(stage=name, fact=fact, config=config, recipe=recipe, seed=seed)
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
     _, fact_rows = training_rows(model, tokenizer, fact, recipe, answer)
+    origin = origin_of(model, tokenizer, fact)
     if retained is None:
         check_retain_fits(model, tokenizer, fact, recipe)
+    else:
+        check_origin(retained.origin, origin)
     before = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
     peft_model = place_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
@@ -221,6 +226,7 @@ def _stage(
                 kept,
                 retained,
                 recipe,
+                origin=origin,
                 offset=len(fact_rows),
                 seed=seed,
                 progress=progress,

@@ -20,6 +20,7 @@ from ..tuner.unchanged import base_of
 from .contrast import with_contrast
 from .curvature import Curvature, measure_curvature
 from .measured import Measured
+from .origins import Origin
 from .recipe import Recipe
 from .retain import TopDistribution, base_answers, carried_prompts, retain_prompts
 
@@ -59,6 +60,7 @@ class Retained:
         selections: The scales that the curvature is of.
         entering: What of the rows enters the first layer that trains; None where that is the first of all. A stage
             that begins there, too, does not run the layers below on them again.
+        origin: What tells of which fact, tokenizer and base all this is; None where nobody knows.
     """
 
     kept: Rows
@@ -66,6 +68,7 @@ class Retained:
     curvature: Curvature
     selections: Any
     entering: Entering | None = None
+    origin: Origin | None = None
 
     def __repr__(self) -> str:
         # Every token of it would fill pages.
@@ -134,6 +137,7 @@ def measure_retained(
     earlier: Retained | None,
     recipe: Recipe,
     *,
+    origin: Origin,
     offset: int,
     seed: int,
     progress: bool,
@@ -149,6 +153,7 @@ def measure_retained(
         kept: The rows.
         earlier: What an earlier stage on the same base measured; what still holds is not measured again.
         recipe: Gives the weight of near rows, the draws and how many tokens go through the model at once.
+        origin: What the rows are from.
         offset: See `runner`.
         seed: Draws the signs that the curvature is estimated with.
         progress: Whether to show a progress bar.
@@ -159,7 +164,7 @@ def measure_retained(
     # A stage begins at scales 1, so that its model is the base.
     base = found.base if earlier is None else earlier.base
     entering = runner.entering(range(offset, offset + len(kept.rows)))
-    return Retained(kept, base, found.curvature, selections, entering)
+    return Retained(kept, base, found.curvature, selections, entering, origin)
 
 
 def _measured(
