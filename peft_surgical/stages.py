@@ -210,7 +210,8 @@ def _stage(
         # Stages read the same hidden states below their first layer; an adapter below it would make them differ.
         configs = [peft_model.peft_config[adapter] for adapter in [*before, name]]
         layers, first = _first_layer(working, configs)
-        runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=padding(model.config, tokenizer))
+        pad, tokens = padding(model.config, tokenizer), recipe.pass_tokens
+        runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=pad, tokens=tokens)
         runner.reuse(None if retained is None else retained.entering)
         scaled = trained_layers(working, name)
         with plain_attention(working):

@@ -195,7 +195,9 @@ def learn_keyed(
         values = set_neurons(peft_model.get_base_model(), neurons)
         origin = [value.detach().clone() for value in values.values()]
         pad = padding(model.config, tokenizer)
-        runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
+        runner = TailRunner(
+            working, decoder_layers(working), min(modules.values()), pad=pad, tokens=recipe.pass_tokens
+        )
         with plain_attention(working):
             runner.add([row.read for row in (*rows, *held)], starts=starts)
             measured = _measured(runner, values, held, kept.near, len(rows), recipe, seed, progress)

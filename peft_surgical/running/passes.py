@@ -12,11 +12,8 @@ from functools import partial
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
-
-from ..errors import ModelError
 from .at_once import at_once
+from .halving import in_turn, parts
 from .sharing import is_run_together
 from .workers import Worker, gather
 
@@ -70,46 +67,13 @@ def in_passes(
             return [
                 (term, found)
                 for term, waiting in own
-                for found in _in_turn(waiting, worker, terms[term].run, gathering, together)
+                for found in in_turn(waiting, partial(terms[term].run, worker), together=together, gathering=gathering)
             ]
 
     busy = [(worker, own) for worker, own in zip(workers, each, strict=True) if any(waiting for _, waiting in own)]
     found = [*chain.from_iterable(at_once([partial(work, worker, own) for worker, own in busy]))]
     gather(workers)
     return [[passed for place, passed in found if place == term] for term in range(len(terms))]
-
-
-def _in_turn(
-    passes: Sequence[list[int]],
-    worker: Worker,
-    run: Callable[[Worker, Sequence[int]], Found],
-    gathering: Sequence[Tensor],
-    together: bool,
-) -> list[tuple[list[int], Found]]:
-    found = []
-    waiting = [*passes][::-1]
-    while waiting:
-        part = waiting.pop()
-        before = [None if tensor.grad is None else tensor.grad.clone() for tensor in gathering]
-        try:
-            found.append((part, run(worker, part)))
-            continue
-        except RuntimeError as error:
-            if len(part) == 1 or not should_reduce_batch_size(error):
-                raise
-            if together:
-                raise ModelError(
-                    f"there is not enough memory for a pass of {len(part)} rows, and a model that is sharded over"
-                    " processes runs the same passes in all of them; --low-memory (pass_tokens in a recipe, as"
-                    " low_memory() sets it) or more processes take less."
-                ) from error
-        # Outside of the handler, whose traceback holds on to the tensors of the pass.
-        for tensor, gradient in zip(gathering, before, strict=True):
-            tensor.grad = gradient
-        clear_device_cache(garbage_collection=True)
-        middle = len(part) // 2
-        waiting += [part[middle:], part[:middle]]
-    return found
 
 
 def shares(rows: Sequence[int], lengths: Sequence[int], tokens: int | None, workers: int) -> list[list[list[int]]]:
@@ -130,24 +94,3 @@ def shares(rows: Sequence[int], lengths: Sequence[int], tokens: int | None, work
     least = bisect_left(range(1, most + 1), -wanted, key=lambda tokens: -len(parts(rows, lengths, tokens)))
     made = parts(rows, lengths, least + 1)
     return [made[worker::workers] for worker in range(workers)]
-
-
-def parts(rows: Sequence[int], lengths: Sequence[int], tokens: int | None) -> list[list[int]]:
-    """Parts rows into as few passes as possible.
-
-    Args:
-        rows: What to part.
-        lengths: The tokens of each.
-        tokens: At most so many tokens a pass, padding included, but always one row; rows of like length go together.
-            All rows are one pass, in their order, when None.
-    """
-    if tokens is None:
-        return [list(rows)] if rows else []
-    # Longest first: running out of memory shows at once.
-    waiting = sorted(range(len(rows)), key=lambda place: -lengths[place])
-    made = []
-    while waiting:
-        fit = max(1, tokens // lengths[waiting[0]])
-        made.append([rows[place] for place in waiting[:fit]])
-        waiting = waiting[fit:]
-    return made

@@ -28,10 +28,11 @@ from ..texts.lengths import check_turned, fits, turning_length
 from .beginnings import MIN_SHARED, Beginning, Row, expanded, goes_on_from_keys
 from .devices import input_device
 from .forwards import form_of, passing, read_at, stood_in
+from .halving import in_turn, parts
 from .pieces import Pieces, unembedding_of
 from .replicas import Replica
 from .shapes import filled
-from .sharing import is_sharded
+from .sharing import is_run_together, is_sharded
 
 # Rows are filled to multiples of so many tokens.
 _MULTIPLE = 4
@@ -69,10 +70,19 @@ class SuffixRunner:
         pad: Token id that fills rows on the right.
         room: Bytes that the kept hidden states may take, where the model is; those of sequences for which there is
             none left are computed each time.
+        tokens: At most so many tokens go through the layers below at once in [`add`], padding included, but always one
+            row; as many as there are when None.
     """
 
     def __init__(
-        self, model: Any, layers: nn.ModuleList, first: int, prefix: Row = (), pad: int = 0, room: int = 2**30
+        self,
+        model: Any,
+        layers: nn.ModuleList,
+        first: int,
+        prefix: Row = (),
+        pad: int = 0,
+        room: int = 2**30,
+        tokens: int | None = None,
     ) -> None:
         self.model = model
         self.layers = layers
@@ -80,6 +90,7 @@ class SuffixRunner:
         self.prefix = tuple(prefix) if prefix and goes_on_from_keys(model) else ()
         self.pad = pad
         self.room = room
+        self.tokens = tokens
         self.head = model.get_output_embeddings()
         self.device = input_device(model)
         self.rows: list[Row] = []
@@ -111,11 +122,16 @@ class SuffixRunner:
     def add(self, rows: Sequence[Row], batch_size: int = 64) -> list[int]:
         """Takes in sequences (each beginning with the prefix) and keeps what enters the first trained layer.
 
+        Args:
+            rows: Token ids.
+            batch_size: Rows a forward, where `tokens` lets as many; fewer where memory runs out.
+
         Returns:
             The index of each sequence, for [`logits`].
 
         Raises:
-            ModelError: If LongRoPE would turn the positions of a sequence otherwise in parts or beside shorter ones.
+            ModelError: If LongRoPE would turn the positions of a sequence otherwise in parts or beside shorter ones,
+                or a pass that processes run together runs out of memory.
         """
         for row in rows:
             check_turned(self.model.config, row)
@@ -128,13 +144,16 @@ class SuffixRunner:
         self._entering += [None] * len(rows)
         known = ((i, self._known.get(self.rows[i])) for i in added)
         new = [i for i, states in known if states is None or not self._keep(i, states)]
-        for chunk in range(0, len(new), batch_size):
-            if self.room <= 0:
-                break
-            chosen = new[chunk : chunk + batch_size]
-            for index, states in zip(chosen, self._compute_entering(chosen), strict=True):
-                self._keep(index, states, own=False)
+        passes = parts(new, [self.load(i) for i in new], self.tokens)
+        batches = [part[start : start + batch_size] for part in passes for start in range(0, len(part), batch_size)]
+        in_turn(batches, self._enter, together=is_run_together(self.model))
         return list(added)
+
+    def _enter(self, indices: Sequence[int]) -> None:
+        """Keeps what enters the first trained layer of some sequences, as far as there is room."""
+        if self.room > 0:
+            for index, states in zip(indices, self._compute_entering(indices), strict=True):
+                self._keep(index, states, own=False)
 
     def _keep(self, index: int, states: Tensor, *, own: bool = True) -> bool:
         """Keeps what enters the first trained layer of a sequence, if there is room: a copy, if it is part of more."""
@@ -279,7 +298,7 @@ class SuffixRunner:
         """The same sequences, each with a prefix of its own, so that what one does can be told from the others."""
         if not self.prefix:
             return self
-        made = SuffixRunner(self.model, self.layers, self.first, pad=self.pad)
+        made = SuffixRunner(self.model, self.layers, self.first, pad=self.pad, tokens=self.tokens)
         made.rows = list(self.rows)
         made._in_tuple = self._in_tuple
         before = self._entering_prefix

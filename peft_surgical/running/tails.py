@@ -19,8 +19,9 @@ from transformers import DynamicCache
 from ..profiling import phase
 from .beginnings import MIN_SHARED, Row, expanded, goes_on_from_keys, shared_prefix
 from .forwards import read_at
+from .halving import in_turn, parts
 from .modes import needs_no_padding
-from .passes import parts
+from .sharing import is_run_together
 from .suffix import SuffixRunner
 
 # So many tokens of beginnings, padding included, run at once.
@@ -41,13 +42,23 @@ class TailRunner(SuffixRunner):
         pad: Token id that fills rows.
         room: Bytes that what is kept may take, where the model is; sequences for which there is none left run whole.
             A step needs more: the keys and values of its sequences, each padded to the longest of them.
+        tokens: At most so many tokens run at once in [`add`], by [`load`] or as beginnings, but always one row; as
+            many as there are when None, of beginnings 4,096.
 
     Attributes:
         starts: For each sequence the token that it runs from.
     """
 
-    def __init__(self, model: Any, layers: nn.ModuleList, first: int, pad: int = 0, room: int = 2**30) -> None:
-        super().__init__(model, layers, first, pad=pad, room=room)
+    def __init__(
+        self,
+        model: Any,
+        layers: nn.ModuleList,
+        first: int,
+        pad: int = 0,
+        room: int = 2**30,
+        tokens: int | None = None,
+    ) -> None:
+        super().__init__(model, layers, first, pad=pad, room=room, tokens=tokens)
         self.starts: list[int] = []
         self._kept: list[list[_Layer] | None] = []
 
@@ -56,7 +67,7 @@ class TailRunner(SuffixRunner):
 
         Args:
             rows: Token ids.
-            batch_size: Rows a forward.
+            batch_size: Rows a forward, where `tokens` lets as many; fewer where memory runs out.
             starts: For each the token to run it from; the first when None, and where the model keeps more of what
                 stands before than keys and values, or nothing.
 
@@ -80,10 +91,15 @@ class TailRunner(SuffixRunner):
         # First what many begin with, as a template: it takes least room for what it saves.
         for several in (True, False):
             some = [beginning for beginning, own in places.items() if (len(own) > 1) == several]
-            alone = [[i] for i in range(len(some))]
-            for part in alone if needs_no_padding(self.model) else parts(range(len(some)), [*map(len, some)], _TOKENS):
+            passes = [[i] for i in range(len(some))]
+            if not needs_no_padding(self.model):
+                passes = parts(range(len(some)), [*map(len, some)], min(self.tokens or _TOKENS, _TOKENS))
+
+            def run(part: Sequence[int], some: Sequence[Row] = some) -> None:
                 if self.room > 0:
                     self._run_before({some[i]: places[some[i]] for i in part}, begun)
+
+            in_turn(passes, run, together=is_run_together(self.model))
         return super().add(rows, batch_size)
 
     def load(self, index: int) -> int:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..errors import ArchitectureError, ModelError
 from ..running.at_once import deal
 from ..running.freed import release_freed
-from ..running.passes import parts
+from ..running.halving import parts
 from ..running.pieces import Pieces
 from ..running.replicas import Replica
 from ..running.sharing import add_up, share
