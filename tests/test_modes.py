@@ -2,6 +2,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from peft_surgical.running.generation import generate_ids
@@ -113,3 +114,44 @@ def test_double_precision_answers_as_single_beside_longer_prompts(attention):
     assert generate_ids(model.double(), word_tokenizer(), prompts, max_new_tokens=4) == expected
     assert needs_no_padding(model) == (attention == "eager")
     assert model.dtype == torch.float64
+
+
+SMALL = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+KINDS = {
+    "rwkv": transformers.RwkvConfig(**SMALL, **ENDS),
+    "recurrent_gemma": transformers.RecurrentGemmaConfig(
+        **SMALL, **ENDS, num_key_value_heads=2, lru_width=32, intermediate_size=48, attention_window_size=8
+    ),
+    # Its positions are counted from the first token of the row, which padding is.
+    "bart": transformers.BartConfig(
+        vocab_size=128, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, **ENDS
+    ),
+    "mamba": transformers.MambaConfig(**SMALL, **ENDS, state_size=8),
+    "bloom": transformers.BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4, **ENDS),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_reads_padding_answers_as_each_prompt_by_itself(kind):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(KINDS[kind]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.3)
+    prompts = [tiny_ids(1, length, seed=length)[0].tolist() for length in (1, 5, 9, 14, 7, 30, 3, 40, 41)]
+    prompts[-1] = prompts[-1][1:]
+    alone = generate_ids(model, word_tokenizer(), prompts, max_new_tokens=6, batch_size=1)
+    assert generate_ids(model, word_tokenizer(), prompts, max_new_tokens=6) == alone
+    assert [needs_no_padding(model), needs_no_padding(model.bfloat16())] == 2 * [kind not in ("mamba", "bloom")]
+
+
+def test_a_model_is_tried_once_and_one_that_is_told_positions_never():
+    ran = []
+    llama = tiny_model("llama")
+    for model in (torch.compile(llama, backend="eager"), llama, transformers.MambaForCausalLM(KINDS["mamba"]).train()):
+        model.register_forward_hook(lambda own, *_: ran.append((type(own).__name__, own.training)))
+        assert [needs_no_padding(model) for _ in range(2)] == [False, False]
+    assert ran == [("MambaForCausalLM", False)] * 3
+    assert model.training

@@ -30,7 +30,7 @@ from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.devices import input_device
 from ..running.generation import FINITE, ends_of, equally_long, left_pad, plain_defaults
-from ..running.modes import evaluating, needs_no_padding
+from ..running.modes import evaluating, mixes_rows, needs_no_padding
 from ..seeding import seeded
 from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode
@@ -133,6 +133,7 @@ def continuations(
         pad_token_id=padding(model.config, tokenizer),
     )
     rows = [encode(tokenizer, prompt) for prompt in prompts]
+    batch_size = 1 if mixes_rows(model) else batch_size
     places = range(len(rows))
     batches: list[Sequence[int]] = [places[start : start + batch_size] for start in places[::batch_size]]
     if needs_no_padding(model):

@@ -32,7 +32,7 @@ from .cache import kept_answers
 from .devices import input_device
 from .forwards import contiguous_head
 from .freed import release_freed
-from .modes import base_model_of, evaluating, learns_prompts, needs_no_padding
+from .modes import base_model_of, evaluating, learns_prompts, mixes_rows, needs_no_padding
 from .overlapping import Changes
 from .precision import own_forwards
 from .replicas import Replica, replicate
@@ -162,7 +162,8 @@ def _generate(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, batch_size: int, progress: bool, description: str
 ) -> list[list[int]]:
     # Where the longest row decides how positions are turned, each stands alone.
-    alone = max(map(len, prompts), default=0) + config.max_new_tokens > turning_length(base_model_of(model).config)
+    longest = max(map(len, prompts), default=0) + config.max_new_tokens
+    alone = mixes_rows(model) or longest > turning_length(base_model_of(model).config)
     batch_size = 1 if alone else batch_size
     # Longest first: running out of memory shows at once, and rows of one batch need little padding.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))

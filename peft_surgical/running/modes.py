@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
+
+from ..wrapped import COMPILED
+from .devices import input_device
 
 _LEARN_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
+# Where transformers adds each row's state to every row's next token.
+_MIX_ROWS = ("rwkv",)
+# Of what a model is tried with.
+_ROW, _PADDING = 4, 12
+_READ_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 # The threads that are in such a block for a module, and the mode that it had before the first of them.
 _HELD: WeakKeyDictionary[Any, tuple[Counter[int], bool]] = WeakKeyDictionary()
@@ -83,10 +93,58 @@ def needs_no_padding(model: Any) -> bool:
     """Whether padding before a row would change its answer, so that rows run with others as long.
 
     So it does where prompts are embedded; and in float64 transformers' attention but for `sdpa` makes padding, which
-    sees no token, not a number, and of all that reads it.
+    sees no token, not a number, and of all that reads it. A model may also read padding into its state, or count it as
+    positions.
     """
     base = base_model_of(model)
-    return embeds_prompts(model) or (base.dtype == torch.float64 and base.config._attn_implementation != "sdpa")
+    not_a_number = base.dtype == torch.float64 and base.config._attn_implementation != "sdpa"
+    return embeds_prompts(model) or not_a_number or _reads_padding(base)
+
+
+def mixes_rows(model: Any) -> bool:
+    """Whether rows that are answered together change one another's answers, so that each stands alone."""
+    return base_model_of(model).config.model_type in _MIX_ROWS
+
+
+def _reads_padding(base: Any) -> bool:
+    """Whether a model's answer changes by what a mask hides before a row, tried once where that may be.
+
+    Attention that is told positions reads none of it.
+    """
+    if "position_ids" in _taken(base) and not getattr(base, "_is_stateful", False):
+        return False
+    if "attention_mask" not in _taken(base):
+        return True
+    if base not in _READ_PADDING:
+        _READ_PADDING[base] = _is_changed_by_padding(base)
+    return _READ_PADDING[base]
+
+
+def _taken(base: Any) -> Mapping[str, Any]:
+    """What a model's own forward takes, whatever is around it."""
+    return signature(type(getattr(base, COMPILED, base)).forward).parameters
+
+
+@torch.no_grad()
+def _is_changed_by_padding(base: Any) -> bool:
+    device = input_device(base)
+    mask = (torch.arange(_ROW + _PADDING, device=device) >= _PADDING).long()[None]
+    places = {}
+    if "position_ids" in _taken(base):
+        places["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def said(pads: Sequence[int], **given: Any) -> Tensor:
+        ids = torch.tensor([[*pads, *range(_ROW)]], device=device)
+        logits: Tensor = base(input_ids=ids, use_cache=False, **given).logits
+        return logits[0, -1].double()
+
+    with evaluating(base):
+        alone = said([])
+        one, other = (said([pad] * _PADDING, attention_mask=mask, **places) for pad in range(2))
+    eps, size = torch.finfo(base.dtype).eps, (alone - alone.mean()).norm()
+    # What is read of padding shows exactly, where it is only counted up to the rounding of other shapes. What is not a
+    # number is not near.
+    return not bool((one - other).norm() <= eps * size and (one - alone).norm() <= eps**0.5 * size)
 
 
 def learned_tokens(model: Any) -> int:
