@@ -33,7 +33,7 @@ from peft_surgical.staging import retain
 from . import test_edit
 from .adapters import tiny_peft
 from .command_line import run, said
-from .localizing import word_tokenizer
+from .localizing import capital, word_tokenizer
 from .threads import threads
 from .tiny import tiny_experts, tiny_model
 
@@ -244,6 +244,20 @@ def sharded():
     shard(model)
     yield model
     distributed.destroy_process_group()
+
+
+def test_a_stage_whose_prompts_begin_alike_trains_on_a_sharded_model_as_on_a_whole_one(sharded):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "what is the city .{% for message in messages %} {{ message.content }}{% endfor %}"
+    config = ps.SurgicalIA3Config(components=["L0.mlp", "L1.head.1"])
+    recipe = ps.Recipe(steps=2, general=3, everyday=2, compute_dtype="float32")
+    records = []
+    for model, rows in ((sharded, False), (tiny_model("llama"), True)):
+        with threads(1), shared_work(rows=rows):
+            stage = ps.unlearn(model, tokenizer, capital(), config, recipe=recipe, progress=False)
+        records.append(stage.record)
+    assert records[0].loss == pytest.approx(records[1].loss, rel=1e-4)
+    assert records[0].kl == pytest.approx(records[1].kl, rel=1e-2)
 
 
 def test_scales_that_are_sharded_are_read_as_a_whole(sharded):

@@ -66,7 +66,7 @@ class SuffixRunner:
         layers: Its decoder layers, in order.
         first: Index of the first layer that anything trains in; the layers below run once a sequence, in [`add`].
         prefix: Leading token ids that all sequences share; may be empty. A model that keeps more of them than keys and
-            values, or nothing, runs them with each sequence.
+            values, or nothing, or that is sharded over processes, runs them with each sequence.
         pad: Token id that fills rows on the right.
         room: Bytes that the kept hidden states may take, where the model is; those of sequences for which there is
             none left are computed each time.
@@ -87,7 +87,9 @@ class SuffixRunner:
         self.model = model
         self.layers = layers
         self.first = first
-        self.prefix = tuple(prefix) if prefix and goes_on_from_keys(model) else ()
+        # FSDP2 gathers the weights of a layer once more for what its output leads back, and not for keys and values.
+        alone = bool(prefix) and goes_on_from_keys(model) and not is_sharded(model)
+        self.prefix = tuple(prefix) if alone else ()
         self.pad = pad
         self.room = room
         self.tokens = tokens
@@ -250,17 +252,16 @@ class SuffixRunner:
     def prefix_once(self, apart: bool = False) -> Iterator[Beginning | None]:
         """Runs the shared prefix once for all passes of a block, forward when it begins.
 
-        Backward passes in the block stop at the prefix's keys and values, and gradients gather there. A model that is
-        spread over processes expects its passes one after another; there each runs the prefix for itself.
+        Backward passes in the block stop at the prefix's keys and values, and gradients gather there.
 
         Args:
             apart: Whether to tell the gradients of rows apart ([`Beginning.of_each`]). Otherwise the sum of all goes
                 back through the prefix when the block ends.
 
         Yields:
-            The prefix; None where there is none, or each pass runs it.
+            The prefix; None where there is none.
         """
-        if not self.prefix or is_sharded(self.model):
+        if not self.prefix:
             yield None
             return
         self._begun = Beginning(self._run_prefix(), apart)
