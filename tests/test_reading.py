@@ -67,6 +67,14 @@ def test_who_studied_in_a_town_or_law_did_so_at_some_university():
         assert named(prompt, "Angela Merkel", [old], [new]) == "education"
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    ["{} was educated at", "{} studied at", "Which university did {} attend?", "What is the alma mater of {}?"],
+)
+def test_a_university_may_be_called_by_its_town(prompt):
+    assert named(prompt.format("Isaac Newton"), "Isaac Newton", ["Cambridge"], ["Oxford"]) == "education"
+
+
 def test_what_belongs_to_the_subject_stays_with_it():
     assert read_prompt("What is the capital of the Netherlands?", "Netherlands").phrase == "the Netherlands"
     assert read_prompt("The Mona Lisa was painted by", "Mona Lisa").phrase == "the Mona Lisa"

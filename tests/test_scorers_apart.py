@@ -141,7 +141,12 @@ def runs_in_half_precision(context):
         return runs(context)
 
 
-@pytest.mark.parametrize("scorer", [runs, drops_units, runs_in_half_precision])
+def runs_on_rounded_products(context):
+    torch.set_float32_matmul_precision("medium")
+    return runs(context)
+
+
+@pytest.mark.parametrize("scorer", [runs, drops_units, runs_in_half_precision, runs_on_rounded_products])
 def test_the_keys_and_values_of_a_template_are_as_for_one_scorer_alone(scorer, install):
     install(Installed(module(before=scorer)))
     tokenizer = word_tokenizer()

@@ -22,6 +22,15 @@ def test_tensors_are_shared_by_the_memory_that_they_lie_in():
     assert shared == {"a": "b", "b": "a", "c": None, "d": "a", "e": None, "f": None}
 
 
+def test_columns_side_by_side_share_nothing():
+    fused, heads = torch.ones(6, 8), torch.ones(4, 3, 2)
+    views = {"a": fused[:, :4], "b": fused[:, 4:].t(), "c": fused[:, 3:5], "d": fused[2:4, :4]}
+    views |= {"e": heads[:, 0], "f": heads[:, 1], "g": heads[1], "h": heads[:, 2].t()}
+    places = places_of(views)
+    shared = {name: shared_with(places, name, view) for name, view in views.items()}
+    assert shared == {"a": "c", "b": "c", "c": "a", "d": "a", "e": "g", "f": "g", "g": "e", "h": "g"}
+
+
 def test_a_weight_that_is_a_part_of_another_is_not_merged():
     base = tiny_model("llama")
     large, small = base.model.layers[0].mlp.gate_proj, base.model.layers[1].mlp.up_proj

@@ -38,6 +38,11 @@ from .tidying import settled_form, tidied
 # "How many legs does a {} have?"
 _WITH_ARTICLE = re.compile(r"\b([Aa])n?(?= \{\})")
 _ENDS_WITH_PHRASE = re.compile(r"(?:who|(?:which|what) [\w -]+) (?!(?:is|are|was|were) )[a-z]+ \{\}[?. ]*", re.I)
+_OF_UNIVERSITY = re.compile(
+    r"\b(?:universit(?:y|ies)|college|school|alma mater|attend(?:ed)?|degree|lectures|enrolled"
+    r"|(?:studied|educated|graduated) (?:at|from))\b",
+    re.I,
+)
 _DATE = re.compile(rf"\b(?:{MONTHS})\b")
 _OPENING = ('"', "\u201c", "\u2018", "'")
 _FINITE = r"\b(?:is|are|was|were|\w+s|\w+ed|spoke|wrote|took|found|came|grew|got|sang|sung|led|won|lost)\b"
@@ -184,7 +189,7 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
             known = recognize(core, kinds, longer=bare(phrase.casefold()) != subject.casefold())
             if known is not None:
                 relation, which, past = known
-                if _is_another(relation, phrase, kinds, (*old, *new)):
+                if _is_another(relation, core, phrase, kinds, (*old, *new)):
                     continue
                 which = which or kinds.asked or kinds.fitting(relation)
                 plural = is_plural(core, "" if prompt.islower() else phrase)
@@ -207,12 +212,12 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
     return Reading(prompt, subject, phrase, core, form, relation, which, past, plural, has_name)
 
 
-def _is_another(relation: Relation, phrase: str, kinds: Kinds, answers: Sequence[str]) -> bool:
+def _is_another(relation: Relation, core: str, phrase: str, kinds: Kinds, answers: Sequence[str]) -> bool:
     """Whether a relation of the table only reads as the prompt does: "June 1, 1980" is no year of birth, "the director
-    of the FBI" has made no film, and who studied in Leipzig, or law, did so at some university."""
+    of the FBI" has made no film, and where somebody studied may be a town, as Leipzig, or law."""
     if relation.answer == "year":
         return any(map(_DATE.search, answers))
-    if relation.name == "education":
+    if relation.name == "education" and not _OF_UNIVERSITY.search(core):
         return bool(kinds.old & kinds.new & PLACES) or any(bare(answer)[:1].islower() for answer in answers)
     return relation.name == "director" and not kinds.subject and (phrase.startswith("the ") or phrase.isupper())
 

@@ -29,7 +29,8 @@ from transformers.modeling_utils import local_torch_dtype
 from ..architectures import architecture_of, decoder_layers
 from ..errors import ModelError, said
 from ..running.modes import evaluating
-from ..running.precision import exact_arithmetic, products_are_exact, products_as_found, without_autocast
+from ..running.precision import exact_arithmetic, without_autocast
+from ..running.products import is_unrounded, rounding, rounding_as_found
 from ..running.sharing import is_sharded
 from ..seeding import forked
 from ..sites import ModelShape, check_layout, hook_name
@@ -195,7 +196,7 @@ def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iter
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(enabled))
         stack.enter_context(without_autocast(bridge))
-        stack.enter_context(products_as_found())
+        stack.enter_context(rounding_as_found())
         stack.enter_context(evaluating(bridge))
         try:
             yield
@@ -343,4 +344,4 @@ def _probe(model: Any, tokens: Tensor, precise: bool, fault: str) -> Tensor:
 
 def _rounds(model: nn.Module) -> bool:
     """Whether a model's products are rounded to less than float32: by its dtype, or by TF32 and its like."""
-    return not products_are_exact() or any(parameter.dtype != torch.float32 for parameter in model.parameters())
+    return not is_unrounded(rounding()) or any(parameter.dtype != torch.float32 for parameter in model.parameters())

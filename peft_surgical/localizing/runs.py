@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicCache
 from ..errors import ModelError, brief, said
 from ..running.forwards import contiguous_head
 from ..running.precision import exact_arithmetic
+from ..running.products import rounding
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from ..texts.lengths import check_row, turning_length
 from .bridge import Hooks, same_logits
@@ -97,6 +98,7 @@ class Runs:
         self.template = torch.tensor(template, dtype=torch.long, device="cpu")
         self._template_cache: DynamicCache | None = None
         self._hooks = Hooks.of(bridge)
+        self._rounding = rounding()
         self._turning = turning_length(bridge.original_model.config)
         weight = bridge.original_model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -314,7 +316,7 @@ class Runs:
     def _is_altered(self) -> bool:
         """Whether a scorer has the model drop units or compute in another precision."""
         training = any(module.training for module in self.bridge.original_model.modules())
-        return training or torch.is_autocast_enabled(self.device.type)
+        return training or torch.is_autocast_enabled(self.device.type) or rounding() != self._rounding
 
     def _begin(self, rows: int, shared: int) -> DynamicCache:
         """A cache that holds the template's keys and values for each row, or nothing."""

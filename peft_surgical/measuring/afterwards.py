@@ -44,7 +44,7 @@ def with_relearned(
     """Adds base and edited after a little fine-tuning on the old answer, before the last as [`with_rounded`] does.
 
     Args:
-        model: As [`attach`] returns it.
+        model: As [`~peft_surgical.measuring.attached.attach`] returns it.
         states: As it returns them.
         tokenizer: The model's.
         fact: Some of its training prompts are relearned.

@@ -7,7 +7,6 @@ through the beginning afterwards: for all sequences together, or for each by its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .modes import base_model_of
+from .modes import base_model_of, taken
 
 Row = tuple[int, ...]
 Keys = Float[Tensor, "row head token dim"]
@@ -51,7 +50,7 @@ def goes_on_from_keys(model: Any) -> bool:
         model: A causal language model, bare or with adapters.
     """
     base = base_model_of(model)
-    if getattr(base, "_is_stateful", False) or "past_key_values" not in signature(type(base).forward).parameters:
+    if getattr(base, "_is_stateful", False) or "past_key_values" not in taken(base):
         return False
     try:
         return all_layers(DynamicCache(config=base.config), _is_of_keys)

@@ -111,16 +111,16 @@ def _reads_padding(base: Any) -> bool:
 
     Attention that is told positions reads none of it.
     """
-    if "position_ids" in _taken(base) and not getattr(base, "_is_stateful", False):
+    if "position_ids" in taken(base) and not getattr(base, "_is_stateful", False):
         return False
-    if "attention_mask" not in _taken(base):
+    if "attention_mask" not in taken(base):
         return True
     if base not in _READ_PADDING:
         _READ_PADDING[base] = _is_changed_by_padding(base)
     return _READ_PADDING[base]
 
 
-def _taken(base: Any) -> Mapping[str, Any]:
+def taken(base: Any) -> Mapping[str, Any]:
     """What a model's own forward takes, whatever is around it."""
     return signature(type(getattr(base, COMPILED, base)).forward).parameters
 
@@ -130,7 +130,7 @@ def _is_changed_by_padding(base: Any) -> bool:
     device = input_device(base)
     mask = (torch.arange(_ROW + _PADDING, device=device) >= _PADDING).long()[None]
     places = {}
-    if "position_ids" in _taken(base):
+    if "position_ids" in taken(base):
         places["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
 
     def said(pads: Sequence[int], **given: Any) -> Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .overlapping import Changes
+from .products import unrounded
 
 # By the names that a user gives; what `auto` is depends on where it is asked for.
 DTYPES: dict[str, str | torch.dtype] = {
@@ -29,14 +30,6 @@ DTYPES: dict[str, str | torch.dtype] = {
 }
 
 _HALF = (torch.bfloat16, torch.float16)
-
-# Where torch's newer names for it are, from 2.9 on; unless it is set there, a place takes what stands above it.
-_PRODUCTS: tuple[Any, ...] = tuple(
-    backend.matmul
-    for backend in (torch.backends.cuda, torch.backends.mkldnn)
-    if hasattr(getattr(backend, "matmul", None), "fp32_precision")
-)
-_EXACT = ("none", "ieee")
 
 _UNWRAPPED = Changes()
 
@@ -73,43 +66,11 @@ def _widen_dtype(value: Any) -> Any:
 def exact_arithmetic(dtype: torch.dtype) -> Iterator[None]:
     """Compute in float32 inside the block: where `dtype`, the model's, is a half precision, and where products are
     told to round what enters them, by `torch.set_float32_matmul_precision` or by TF32's own names."""
-    with products_as_found(), ExitStack() as stack:
+    with unrounded(), ExitStack() as stack:
         if dtype in _HALF:
             stack.enter_context(torch.no_grad())
             stack.enter_context(_Widen())
-        # By the name that the caller used: torch takes a mixture of both for a mistake.
-        if _rounding() not in (None, "highest"):
-            torch.set_float32_matmul_precision("highest")
-        for place in _PRODUCTS:
-            if place.fp32_precision not in _EXACT:
-                place.fp32_precision = "ieee"
         yield
-
-
-@contextmanager
-def products_as_found() -> Iterator[None]:
-    """Puts back, behind a block, how torch rounds what enters products of float32."""
-    rounding, own = _rounding(), [place.fp32_precision for place in _PRODUCTS]
-    try:
-        yield
-    finally:
-        if rounding is not None and _rounding() != rounding:
-            torch.set_float32_matmul_precision(rounding)
-        for place, precision in zip(_PRODUCTS, own, strict=True):
-            if place.fp32_precision != precision:
-                place.fp32_precision = precision
-
-
-def products_are_exact() -> bool:
-    """Whether torch rounds nothing that enters products of float32."""
-    return _rounding() == "highest" and all(place.fp32_precision in _EXACT for place in _PRODUCTS)
-
-
-def _rounding() -> str | None:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # who set it by torch's newer names cannot be asked by the older
-        return None
 
 
 @contextmanager

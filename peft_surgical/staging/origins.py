@@ -27,7 +27,7 @@ class Origin:
     """Hashes of what decides the answers to keep.
 
     Attributes:
-        fact: Of the fact, but for what is taught.
+        fact: Of each field of the fact but for the sentences that are taught, which decide nothing of it.
         tokenizer: Of the tokens of some of its prompts and the chat template. A template may render the day, too, so
             that what it renders is not read.
         shape: Of the base's kind and sizes.
@@ -35,7 +35,7 @@ class Origin:
             hand as plain numbers. A stage that is merged leaves them as they are.
     """
 
-    fact: str
+    fact: tuple[tuple[str, str], ...]
     tokenizer: str
     shape: str
     base: tuple[str, str] | None
@@ -43,14 +43,14 @@ class Origin:
 
 def origin_of(model: Any, tokenizer: Any, fact: TrainingFact) -> Origin:
     """What the answers come from that the base of `model` gives about a fact."""
-    decides = [(f.name, getattr(fact, f.name)) for f in fields(TrainingFact) if f.name not in _TAUGHT]
+    decides = tuple((f.name, _hash(getattr(fact, f.name))) for f in fields(TrainingFact) if f.name not in _TAUGHT)
     told = [list(tokenizer(prompt)["input_ids"]) for prompt in fact.prompts[:_READ]]
     template = str(getattr(tokenizer, "chat_template", None))
     base = base_model_of(model)
     config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config
-    sizes = [getattr(config, name, None) for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")]
+    sizes = [getattr(config, name, None) for name in ("model_type", "hidden_size", "num_hidden_layers")]
     tokens = sorted({token for ids in told for token in ids})
-    return Origin(_hash(decides), _hash([told, template]), _hash(sizes), _hash_of_embeddings(base, tokens))
+    return Origin(decides, _hash([told, template]), _hash(sizes), _hash_of_embeddings(base, tokens))
 
 
 def check_origin(given: Origin | None, own: Origin) -> None:
@@ -68,14 +68,19 @@ def check_origin(given: Origin | None, own: Origin) -> None:
     if given is None:
         return
     another = "'retained' was worked out {}; leave it out, or give that of a stage of this {}."
-    if given.fact != own.fact:
-        raise FactError(another.format("for another fact", "fact"))
+    if differ := [name for (name, mine), (_, its) in zip(own.fact, given.fact, strict=True) if mine != its]:
+        raise FactError(another.format(f"for a fact with other {' and '.join(map(_named, differ))}", "fact"))
     if given.tokenizer != own.tokenizer:
         raise ModelError(another.format("with another tokenizer or chat template", "one"))
     # The same base in another precision has other digits.
     comparable = given.base and own.base and given.base[0] == own.base[0]
     if given.shape != own.shape or (comparable and given.base != own.base):
         raise ModelError(another.format("on another base", "one"))
+
+
+def _named(field: str) -> str:
+    """A field as a fact file has it: what evaluation asks is no field of what training sees."""
+    return {"evaluated": "questions to evaluate", "asked_about": "controls"}.get(field, repr(field))
 
 
 def _hash_of_embeddings(base: Any, tokens: list[int]) -> tuple[str, str] | None:

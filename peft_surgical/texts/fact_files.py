@@ -120,7 +120,9 @@ def _check_events(text: str, path: Path) -> None:
             raise FactError(
                 f"{path}: line {line} refers to *{name}; write the text out, or quote it if it begins with *."
             )
-        if isinstance(event, yaml.ScalarEvent) and not event.style and _CUT.match(text, event.end_mark.index):
+        # In a list: behind a key's own text a comment is likely.
+        listed = isinstance(event, yaml.ScalarEvent) and depth > 1 and bool(event.value) and not event.style
+        if listed and _CUT.match(text, event.end_mark.index):
             raise FactError(
                 f"{path}: line {event.end_mark.line + 1} has a # behind a space, where YAML takes what follows for a"
                 " comment; quote the text, or put a space behind the #."

@@ -13,8 +13,9 @@ from ..errors import AdapterError
 from .fold import check_foldable, is_wrapper, scaled_tensors
 from .layer import SurgicalIA3Layer, layers_by_name
 
-# The first byte, the first one behind, and whose they are.
-Place: TypeAlias = tuple[int, int, str]
+Extent: TypeAlias = tuple[int, int, int, int]
+# Its bytes, see `_extent`, and whose they are.
+Place: TypeAlias = tuple[Extent, str]
 
 
 def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None) -> None:
@@ -102,7 +103,7 @@ def places_of(tensors: Mapping[str, Tensor]) -> dict[int, list[Place]]:
     places: dict[int, list[Place]] = {}
     for name, tensor in tensors.items():
         if not is_wrapper(tensor) and tensor.data_ptr():
-            places.setdefault(tensor.untyped_storage().data_ptr(), []).append((*_bytes_of(tensor), name))
+            places.setdefault(tensor.untyped_storage().data_ptr(), []).append((_extent(tensor), name))
     return places
 
 
@@ -116,12 +117,23 @@ def shared_with(places: Mapping[int, Sequence[Place]], name: str, tensor: Tensor
     """
     if not tensor.data_ptr():
         return None
-    start, stop = _bytes_of(tensor)
-    near = places.get(tensor.untyped_storage().data_ptr(), ())
-    return next((other for begin, end, other in near if other != name and begin < stop and start < end), None)
+    own, near = _extent(tensor), places.get(tensor.untyped_storage().data_ptr(), ())
+    return next((other for extent, other in near if other != name and _meet(own, extent)), None)
 
 
-def _bytes_of(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor that has any, and the first behind it."""
-    last = sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+def _extent(tensor: Tensor) -> Extent:
+    """The bytes of a tensor that has any: the first one, the first behind it, from row to row, and of a row."""
+    dims = [(stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+    step = max(dims, default=(0, 1))
+    width = 1 + sum((size - 1) * stride for stride, size in dims) - step[0] * (step[1] - 1)
+    start, size = tensor.data_ptr(), tensor.element_size()
+    return start, start + (step[0] * (step[1] - 1) + width) * size, step[0] * size, width * size
+
+
+def _meet(one: Extent, other: Extent) -> bool:
+    """Whether two tensors have a byte in common. Those that are columns of one matrix, side by side, have none."""
+    (start, stop, step, width), (begin, end, same, more) = one, other
+    if stop <= begin or end <= start:
+        return False
+    apart = (begin - start) % step if step else 0
+    return step != same or not (width <= apart and apart + more <= step)
