@@ -196,8 +196,7 @@ class Fact:
         """What localization and training may see.
 
         A contrast subject that a control asks about, be it with other signs, is left out: training would keep just
-        what the control measures.
-        So is a prompt that evaluation asks with other accents or signs.
+        what the control measures. So is a prompt that evaluation asks with other accents or signs.
         """
         asked = [control.prompt for control in self.controls]
         made = ("evaluated", "asked_about")

@@ -1,15 +1,24 @@
 """What several processes of one command say: once what all of them would, and what one alone has to say."""
 
+import os
+from contextlib import contextmanager
+from unittest import mock
+
 import click
 import pytest
 import yaml
+from accelerate import PartialState
+from torch import distributed
 
 import peft_surgical as ps
 from peft_surgical.cli import loading
+from peft_surgical.cli.launch import launched
 from peft_surgical.cli.options import Source
 from peft_surgical.cli.processes import SILENT, is_other
+from peft_surgical.errors import ModelError
+from peft_surgical.running.sharing import processes
 
-from .command_line import run
+from .command_line import run, said
 from .test_sharing import launch
 
 SHARED = """
@@ -144,3 +153,99 @@ def test_an_interrupt_is_told_of_by_the_first(monkeypatch, fact_file, tmp_path):
         told.append(result.stderr)
     assert told[0].startswith("Interrupted.")
     assert told[1] == ""
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:9401."
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "message"),
+    [
+        (RuntimeError(GLOO), ModelError, "another of the processes has ended"),
+        (distributed.DistBackendError("NCCL error"), ModelError, "another of the processes has ended"),
+        (RuntimeError("shapes differ"), RuntimeError, "^shapes differ$"),
+    ],
+)
+def test_one_of_several_that_fails_is_not_taken_for_a_fault_of_the_others(error, told, message, monkeypatch):
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr("peft_surgical.cli.launch._several", lambda: True)
+    with pytest.raises(told, match=message), launched(source("cpu")):
+        raise error
+
+
+def test_what_a_command_holds_is_told_of_its_failure():
+    """Else the one that failed waits for the others before it ends."""
+    seen = []
+
+    @contextmanager
+    def held():
+        try:
+            yield
+        except ValueError as error:
+            seen.append(error)
+            raise
+
+    def fail():
+        click.get_current_context().with_resource(held())
+        raise ValueError("of the command")
+
+    command = click.Command("edit", callback=fail)
+    with pytest.raises(ValueError, match="of the command"):
+        command.main([], standalone_mode=False)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("command", ["new", "scorers", "localize", "learn", "stack", "merge", "evaluate", "ask"])
+def test_commands_that_share_nothing_refuse_several_processes(command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert f"`{command}` runs in one process, and WORLD_SIZE names 2" in said(run(command, "x"), 2)
+
+
+def test_one_process_tells_what_would_be_done(monkeypatch, tmp_path, fact_file):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        told.append(run("edit", fact_file, "--dry-run", "--out", tmp_path / "out").stdout)
+    assert "Would edit" in told[0]
+    assert not told[1]
+
+
+def source(device):
+    return Source("demo", "auto", device, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("device", [None, "cuda:1", "auto"])
+def test_one_process_has_nothing_to_join(device):
+    with launched(source(device)) as found:
+        assert found == source(device)
+        assert processes() == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [("2", "names 2 processes, and they cannot be joined"), ("abc", "no number")]
+)
+def test_processes_that_no_launcher_started_are_told_of(monkeypatch, given, told):
+    # A test before this one may have joined a single process, and accelerate writes into the environment.
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    with mock.patch.dict(os.environ, {"WORLD_SIZE": given}):
+        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        with pytest.raises(ModelError, match=told), launched(source("cpu")):
+            pass
+    assert PartialState._shared_state == {}
+
+
+def test_no_number_of_processes_is_one(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with launched(source("cpu")) as found:
+        assert found == source("cpu")
+
+
+def test_a_model_is_not_spread_by_every_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ModelError, match="spreads one model over all devices, so start one process"),
+        launched(source("auto")),
+    ):
+        pass

@@ -31,3 +31,36 @@ def test_two_words_before_a_subject_may_be_another_language(prompt, subject):
 )
 def test_a_few_nouns_around_a_subject_are_english(prompt, subject):
     check_english(read_prompt(prompt, subject))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("Quelle est la capitale de la France ?", "France"),
+        ("La capitale de la France est", "France"),
+        ("¿Cuál es la capital de España?", "España"),
+        ("Was ist die Hauptstadt von Deutschland?", "Deutschland"),
+        ("Was ist die Hauptstadt von Deutschland?", "Hauptstadt von Deutschland"),
+        ("Qual é a capital do Japão?", "Japão"),
+        ("日本の首都はどこですか？", "日本"),
+    ],
+)
+def test_a_prompt_in_another_language_is_refused(prompt, subject):
+    with pytest.raises(FactError, match=r"is not in English, .*; write the fact file by hand"):
+        check_english(read_prompt(prompt, subject))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("Hamlet author", "Hamlet"),
+        ("Pride and Prejudice author?", "Pride and Prejudice"),
+        ("東京 is the capital of", "東京"),
+        ("Was Alfred Sisley a painter?", "Alfred Sisley"),
+        ("Do pandas eat bamboo?", "pandas"),
+        ("Lionel Messi professionally plays", "Lionel Messi"),
+        ("Barack Obama is a", "Barack Obama"),
+    ],
+)
+def test_few_english_words_are_enough(prompt, subject):
+    check_english(read_prompt(prompt, subject))

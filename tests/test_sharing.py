@@ -4,22 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from unittest import mock
 
-import click
 import pytest
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
 import peft_surgical as ps
-from peft_surgical.cli.launch import launched
-from peft_surgical.cli.options import Source
 from peft_surgical.errors import AdapterError, ArchitectureError, ModelError, OutputError
 from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
@@ -32,7 +26,6 @@ from peft_surgical.staging import retain
 
 from . import test_edit
 from .adapters import tiny_peft
-from .command_line import run, said
 from .localizing import capital, word_tokenizer
 from .threads import threads
 from .tiny import tiny_experts, tiny_model
@@ -305,99 +298,3 @@ def test_only_a_bare_model_is_sharded_and_once(sharded):
         shard(unknown)
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trained
     assert all(parameter.requires_grad for parameter in unknown.parameters())
-
-
-GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:9401."
-
-
-@pytest.mark.parametrize(
-    ("error", "told", "message"),
-    [
-        (RuntimeError(GLOO), ModelError, "another of the processes has ended"),
-        (distributed.DistBackendError("NCCL error"), ModelError, "another of the processes has ended"),
-        (RuntimeError("shapes differ"), RuntimeError, "^shapes differ$"),
-    ],
-)
-def test_one_of_several_that_fails_is_not_taken_for_a_fault_of_the_others(error, told, message, monkeypatch):
-    monkeypatch.setattr(PartialState, "_shared_state", {})
-    monkeypatch.setattr("peft_surgical.cli.launch._several", lambda: True)
-    with pytest.raises(told, match=message), launched(source("cpu")):
-        raise error
-
-
-def test_what_a_command_holds_is_told_of_its_failure():
-    """Else the one that failed waits for the others before it ends."""
-    seen = []
-
-    @contextmanager
-    def held():
-        try:
-            yield
-        except ValueError as error:
-            seen.append(error)
-            raise
-
-    def fail():
-        click.get_current_context().with_resource(held())
-        raise ValueError("of the command")
-
-    command = click.Command("edit", callback=fail)
-    with pytest.raises(ValueError, match="of the command"):
-        command.main([], standalone_mode=False)
-    assert len(seen) == 1
-
-
-@pytest.mark.parametrize("command", ["new", "scorers", "localize", "learn", "stack", "merge", "evaluate", "ask"])
-def test_commands_that_share_nothing_refuse_several_processes(command, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert f"`{command}` runs in one process, and WORLD_SIZE names 2" in said(run(command, "x"), 2)
-
-
-def test_one_process_tells_what_would_be_done(monkeypatch, tmp_path, fact_file):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    told = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        told.append(run("edit", fact_file, "--dry-run", "--out", tmp_path / "out").stdout)
-    assert "Would edit" in told[0]
-    assert not told[1]
-
-
-def source(device):
-    return Source("demo", "auto", device, trust_remote_code=False)
-
-
-@pytest.mark.parametrize("device", [None, "cuda:1", "auto"])
-def test_one_process_has_nothing_to_join(device):
-    with launched(source(device)) as found:
-        assert found == source(device)
-        assert processes() == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "told"), [("2", "names 2 processes, and they cannot be joined"), ("abc", "no number")]
-)
-def test_processes_that_no_launcher_started_are_told_of(monkeypatch, given, told):
-    # A test before this one may have joined a single process, and accelerate writes into the environment.
-    monkeypatch.setattr(PartialState, "_shared_state", {})
-    with mock.patch.dict(os.environ, {"WORLD_SIZE": given}):
-        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(name, None)
-        with pytest.raises(ModelError, match=told), launched(source("cpu")):
-            pass
-    assert PartialState._shared_state == {}
-
-
-def test_no_number_of_processes_is_one(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "")
-    with launched(source("cpu")) as found:
-        assert found == source("cpu")
-
-
-def test_a_model_is_not_spread_by_every_process(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with (
-        pytest.raises(ModelError, match="spreads one model over all devices, so start one process"),
-        launched(source("auto")),
-    ):
-        pass

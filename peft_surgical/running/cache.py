@@ -13,7 +13,6 @@ round as they like, nothing is kept. A file that is damaged or cannot be written
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,8 @@ from torch import Tensor
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError
 from ..writing.files import read_json, write_bytes, write_text
-from .identity import PACKAGES, Hashes, weights_digest
+from .identity import PACKAGES, Hashes, json_hash, weights_digest
+from .products import on_processor
 from .replicas import in_a_mode, is_alone
 from .sharing import by_main
 
@@ -102,7 +102,7 @@ def kept_answers(
     if kept is not None:
         return kept
     answers = answer()
-    by_main(lambda: _write(path, json.dumps({"digest": _digest(answers), "answers": answers}).encode()))
+    by_main(lambda: _write(path, json.dumps({"digest": json_hash(answers), "answers": answers}).encode()))
     return answers
 
 
@@ -145,7 +145,7 @@ def _path(what: str, model: Any, asked: dict[str, Any], suffix: str) -> Path | N
     if kept is None or found is None:
         return None
     key = {"format": _FORMAT, "model": found, **asked, "arithmetic": _arithmetic()}
-    return kept.folder / f"{what}-{_digest(key)[:32]}{suffix}"
+    return kept.folder / f"{what}-{json_hash(key)[:32]}{suffix}"
 
 
 def _arithmetic() -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _arithmetic() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "alone": is_alone(),
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "precision": _matmul_precision(),
+        "precision": on_processor(),
         "mkldnn": torch.backends.mkldnn.enabled,
         # Which kernel computes attention on a processor, too, for all that these are called.
         "flash": torch.backends.cuda.flash_sdp_enabled(),
@@ -162,22 +162,11 @@ def _arithmetic() -> dict[str, Any]:
     }
 
 
-def _matmul_precision() -> str:
-    """In what float32 matrices are multiplied on the processor, by whichever of torch's two settings it was said."""
-    backend = getattr(torch.backends.mkldnn, "matmul", None)
-    # The older setting cannot be read where the newer one, which torch has had since 2.9, was used.
-    return str(torch.get_float32_matmul_precision() if backend is None else backend.fp32_precision)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=32).hexdigest()
-
-
 def _read(path: Path, count: int) -> list[list[int]] | None:
     try:
         found = read_json(path)
         answers: list[list[int]] = found["answers"]
-        whole = found["digest"] == _digest(answers) and len(answers) == count
+        whole = found["digest"] == json_hash(answers) and len(answers) == count
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return answers if whole else None

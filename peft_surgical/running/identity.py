@@ -79,6 +79,11 @@ def content_hash(tensor: Tensor) -> bytes:
     return hashlib.blake2b(_bytes_of(tensor).numpy().data, digest_size=32).digest()
 
 
+def json_hash(value: Any) -> str:
+    """A hash of what JSON can hold, and of sets of it."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=sorted).encode(), digest_size=32).hexdigest()
+
+
 def weights_digest(model: Any, hash_of: Callable[[Tensor], bytes] = content_hash) -> str | None:
     """A hash of all that a bare model computes with; of a model with adapters, of the base below them.
 

@@ -34,13 +34,14 @@ def unrounded() -> Iterator[None]:
     """Rounds nothing within a block."""
     with _LOCK:
         _BLOCKS.append(_BLOCKS[0] if _BLOCKS else _read())
-        # By the name that the caller used: torch takes a mixture of both for a mistake.
-        if _older() not in (None, "highest"):
-            torch.set_float32_matmul_precision("highest")
-        for place in _PLACES:
-            if place.fp32_precision not in _EXACT:
-                place.fp32_precision = "ieee"
     try:
+        with _LOCK:
+            # By the name that the caller used: torch takes a mixture of both for a mistake.
+            if _older() not in (None, "highest"):
+                torch.set_float32_matmul_precision("highest")
+            for place in _PLACES:
+                if place.fp32_precision not in _EXACT:
+                    place.fp32_precision = "ieee"
         yield
     finally:
         with _LOCK:
@@ -69,6 +70,13 @@ def rounding() -> Rounding:
         return _BLOCKS[0] if _BLOCKS else _read()
 
 
+def on_processor() -> str:
+    """In what the processor multiplies matrices of float32, by whichever of the two it was said."""
+    place = getattr(torch.backends.mkldnn, "matmul", None)
+    # The older one cannot be read where the newer one was used.
+    return str(torch.get_float32_matmul_precision() if place is None else place.fp32_precision)
+
+
 def is_unrounded(found: Rounding) -> bool:
     """Whether nothing is rounded by that."""
     return found[0] == "highest" and all(precision in _EXACT for precision in found[1])
@@ -82,10 +90,10 @@ def _read() -> Rounding:
 
 
 def _write(wanted: Rounding) -> None:
-    found = _read()
-    if wanted[0] is not None and found[0] != wanted[0]:
-        torch.set_float32_matmul_precision(wanted[0])
-    for place, precision, now in zip(_PLACES, wanted[1], _read()[1], strict=True):
+    older, newer = wanted
+    if older not in (None, _older()):
+        torch.set_float32_matmul_precision(older)
+    for place, precision, now in zip(_PLACES, newer, _read()[1], strict=True):
         if precision != now:
             place.fp32_precision = precision
 

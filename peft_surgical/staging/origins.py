@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import FactError, ModelError
 from ..facts import TrainingFact
-from ..running.identity import content_hash
+from ..running.identity import content_hash, json_hash
 from ..running.modes import base_model_of
 
 # What a stage teaches decides nothing of what it keeps.
@@ -43,14 +41,14 @@ class Origin:
 
 def origin_of(model: Any, tokenizer: Any, fact: TrainingFact) -> Origin:
     """What the answers come from that the base of `model` gives about a fact."""
-    decides = tuple((f.name, _hash(getattr(fact, f.name))) for f in fields(TrainingFact) if f.name not in _TAUGHT)
+    decides = tuple((f.name, json_hash(getattr(fact, f.name))) for f in fields(TrainingFact) if f.name not in _TAUGHT)
     told = [list(tokenizer(prompt)["input_ids"]) for prompt in fact.prompts[:_READ]]
     template = str(getattr(tokenizer, "chat_template", None))
     base = base_model_of(model)
     config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config
     sizes = [getattr(config, name, None) for name in ("model_type", "hidden_size", "num_hidden_layers")]
     tokens = sorted({token for ids in told for token in ids})
-    return Origin(decides, _hash([told, template]), _hash(sizes), _hash_of_embeddings(base, tokens))
+    return Origin(decides, json_hash([told, template]), json_hash(sizes), _hash_of_embeddings(base, tokens))
 
 
 def check_origin(given: Origin | None, own: Origin) -> None:
@@ -98,7 +96,3 @@ def _hash_of_embeddings(base: Any, tokens: list[int]) -> tuple[str, str] | None:
         return None
     rows = weight.detach()[[token for token in tokens if token < len(weight)]]
     return str(rows.dtype), content_hash(rows.cpu()).hex()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, default=sorted).encode(), digest_size=16).hexdigest()

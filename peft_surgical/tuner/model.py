@@ -173,6 +173,7 @@ class SurgicalIA3Model(BaseTuner):
             # PEFT lets the first layer choose what is active, even if that layer had no other adapter.
             active = list(self.peft_config)[:1] if another_acts else left
             if another_acts and active:
+                # Of modules that are saved whole alone; layers follow below, whatever is merged in them.
                 set_adapter(self.model, active, inference_mode=not was_trained, layer_cls=())
             else:
                 let_whole_act(self.model, active)
