@@ -17,7 +17,7 @@ from .architectures import Architecture, register_architecture
 from .drafting.drafts import FactDraft, new_fact
 from .drafting.paraphrases import expand, held_out_prompts, paraphrases
 from .drafting.ways import Way
-from .edit import edit
+from .editing import edit
 from .errors import (
     AdapterError,
     ArchitectureError,
@@ -43,7 +43,7 @@ from .localizing.results import Localization
 from .localizing.runs import Site
 from .measuring.metrics import Figure
 from .measuring.states import State, adapter_state
-from .merge import Mergeable, merge
+from .merging import Mergeable, merge
 from .models import load_model
 from .plugins import PluginWarning
 from .report import Report
@@ -53,7 +53,7 @@ from .running.sharing import shard, shared_work
 from .selection import PAPER_SELECTION, Selection
 from .sentence import learn_sentence, learn_sentence_keyed
 from .sites import Component, ModelShape, Slice, projection_slices
-from .stack import stack
+from .stacking import stack
 from .stages import RECIPES, learn, low_memory, unlearn
 from .staging.by_subject import SubjectRecipe, learn_by_subject, subject_components
 from .staging.recipe import Recipe, TrainingRecord

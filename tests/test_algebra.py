@@ -9,8 +9,8 @@ from peft_surgical.adapters.algebra import difference, inverse, power, product
 from peft_surgical.adapters.bases import same_model
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import AdapterError
-from peft_surgical.merge import merge
-from peft_surgical.stack import stack
+from peft_surgical.merging import merge
+from peft_surgical.stacking import stack
 from peft_surgical.tuner.coordinates import Coordinates
 from tests.tiny import tiny_model
 

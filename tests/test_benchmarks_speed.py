@@ -24,7 +24,7 @@ from benchmarks.speed.scaling import Grid, exponent, made_up_fact, scaling, wide
 from benchmarks.speed.stock import fit_with_trainer, mean_loss, padded, with_stock_adapter
 from benchmarks.speed.table import lines
 from benchmarks.speed.training import learn
-from peft_surgical.edit import EDIT_SCORERS
+from peft_surgical.editing import EDIT_SCORERS
 from peft_surgical.errors import FactError
 from peft_surgical.running import computing
 from peft_surgical.running.generation import generate_answers

@@ -14,8 +14,8 @@ from peft_surgical.adapters.bases import hub_id, note_revision, warn_of_another_
 from peft_surgical.adapters.cards import card_header, card_scales, card_use
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.keying.neurons import place_neurons
-from peft_surgical.merge import merge
-from peft_surgical.stack import stack
+from peft_surgical.merging import merge
+from peft_surgical.stacking import stack
 from peft_surgical.stages import learn
 from peft_surgical.tuner import Coordinates, activate
 

@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 import peft_surgical as ps
+from peft_surgical import editing, localization
 from peft_surgical.cli import cli
 from peft_surgical.cli.terminal import note, print_json, print_result
 from peft_surgical.cli.translate import Commands
@@ -16,7 +17,6 @@ from tests.localizing import planted
 
 # A command of this name is in the way of its module.
 EDIT_COMMAND = import_module("peft_surgical.cli.edit")
-EDIT, LOCALIZATION = import_module("peft_surgical.edit"), import_module("peft_surgical.localization")
 COMMANDS = ("new", "scorers", "localize", "edit", "edit-keyed", "learn", "stack", "merge", "evaluate", "ask")
 
 
@@ -64,7 +64,7 @@ def test_neither_the_package_nor_its_commands_import_what_only_localizing_needs(
 
 
 @pytest.mark.parametrize(
-    ("command", "defaults"), [("edit", EDIT.EDIT_SCORERS), ("localize", LOCALIZATION.DEFAULT_SCORERS)]
+    ("command", "defaults"), [("edit", editing.EDIT_SCORERS), ("localize", localization.DEFAULT_SCORERS)]
 )
 def test_the_help_names_the_default_scorers(command, defaults):
     (option,) = (option for option in cli.commands[command].params if option.name == "scorers")
@@ -220,7 +220,7 @@ def no_scores(monkeypatch):
         raise AssertionError("a fact was localized")
 
     monkeypatch.setattr(ps, "localize", localize)
-    monkeypatch.setattr(EDIT, "localize", localize)
+    monkeypatch.setattr(editing, "localize", localize)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_an_identity_has_no_changed_coordinates(tmp_path):
 
 
 def test_stack_loads_where_this_package_cannot_be_imported(tmp_path):
-    from peft_surgical.stack import stack
+    from peft_surgical.stacking import stack
 
     base = tiny_model("llama", dtype=torch.bfloat16)
     base.save_pretrained(tmp_path / "base")

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
+from peft_surgical import editing
 from peft_surgical.drafting.drafts import FactDraft
 from peft_surgical.errors import OutputError
 from peft_surgical.writing.claims import claimed
@@ -41,7 +42,6 @@ from .outputs import WRITTEN, complete, leftovers
 
 QUICKLY = ["--steps", 1, "--scorer", "logit_drop", "--top", 2, "--retention-tokens", 64, "--quiet"]
 # The package's attribute of this name is the function.
-EDIT = import_module("peft_surgical.edit")
 
 
 def edit(fact_file, model_folder, out, *options):
@@ -342,7 +342,7 @@ def test_ctrl_c_at_any_stage(stage, fact_file, model_folder, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(EDIT, stage, interrupt)
+        patch.setattr(editing, stage, interrupt)
         result = edit(fact_file, model_folder, out)
     assert result.exit_code == 130
     names = complete(out)

@@ -12,8 +12,8 @@ from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import from_ia3, to_ia3
 from peft_surgical.adapters.lineage import Lineage, after
 from peft_surgical.adapters.scale_files import read_tensors, write_tensors
-from peft_surgical.merge import merge
-from peft_surgical.stack import stack
+from peft_surgical.merging import merge
+from peft_surgical.stacking import stack
 from tests.adapters import saved, tiny_peft
 from tests.command_line import run
 from tests.staged import first_stage, second_stage

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.low_rank import LowRank, is_low_rank
 from peft_surgical.errors import AdapterError, SelectionError
-from peft_surgical.merge import merge
+from peft_surgical.merging import merge
 
 from .adapters import logits, saved, tiny_peft
 from .tiny import tiny_model

@@ -24,7 +24,7 @@ from peft_surgical.running.sharing import add_up, by_main, is_main, merged, proc
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.staging import retain
 
-from . import test_edit
+from . import test_editing
 from .adapters import tiny_peft
 from .localizing import capital, word_tokenizer
 from .threads import threads
@@ -115,12 +115,12 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
     model, tokenizer = load_model(model_folder, dtype="float32")
     localization = None
     if sharded:
-        localization = ps.localize(model, tokenizer, test_edit.FACT, test_edit.EDIT_SCORERS, progress=False)
+        localization = ps.localize(model, tokenizer, test_editing.FACT, test_editing.EDIT_SCORERS, progress=False)
         shard(model)
         with pytest.raises(ModelError, match="localize before sharding it"):
-            ps.localize(model, tokenizer, test_edit.FACT, progress=False)
+            ps.localize(model, tokenizer, test_editing.FACT, progress=False)
         with shared_work(), pytest.raises(ModelError, match="so they must run the same rows"):
-            ps.learn(model, tokenizer, test_edit.FACT, recipe=test_edit.RECIPE)
+            ps.learn(model, tokenizer, test_editing.FACT, recipe=test_editing.RECIPE)
     with pytest.MonkeyPatch.context() as patch, threads(1), shared_work(rows=not sharded):
         # A launched process has one thread, and sums of two round otherwise: long steps on a tiny model amplify that.
         patch.setattr(retain, "everyday_prompts", lambda: everyday)
@@ -129,13 +129,13 @@ def edit(model_folder, out, *, sharded=False, keyed=False):
         patch.setattr(workers, "_OWN_IN_FLOAT32", 1)
         options = {"retention_tokens": 48, "progress": False}
         if keyed:
-            fact = replace(test_edit.FACT, subject="france")
+            fact = replace(test_editing.FACT, subject="france")
             ps.edit_keyed(
-                model, tokenizer, fact, out=out, recipe=ps.KeyedRecipe(**asdict(test_edit.RECIPE)), **options
+                model, tokenizer, fact, out=out, recipe=ps.KeyedRecipe(**asdict(test_editing.RECIPE)), **options
             )
         else:
-            options |= {"recipe": test_edit.RECIPE, "localization": localization}
-            ps.edit(model, tokenizer, test_edit.FACT, out=out, **options)
+            options |= {"recipe": test_editing.RECIPE, "localization": localization}
+            ps.edit(model, tokenizer, test_editing.FACT, out=out, **options)
     return rows
 
 
@@ -195,7 +195,7 @@ def test_two_processes_make_the_edit_of_one(how, tmp_path, model_folder, alone):
         for name, figure in figures.items():
             assert both.stages[state][name].value == pytest.approx(figure.value, rel=1e-3, abs=1e-5)
             assert both.stages[state][name].n == figure.n
-    assert {path.name for path in (tmp_path / "out").iterdir()} == test_edit.FILES
+    assert {path.name for path in (tmp_path / "out").iterdir()} == test_editing.FILES
 
 
 def test_two_processes_make_the_keyed_edit_of_one(tmp_path, model_folder):
@@ -268,8 +268,8 @@ def test_scales_that_are_sharded_are_read_as_a_whole(sharded):
     ("use", "message"),
     [
         (lambda m: rounded_state(m, [], 4), "spread over processes cannot be rounded"),
-        (lambda m: relearned_state(m, word_tokenizer(), test_edit.FACT, [], 1), "cannot be fine-tuned"),
-        (lambda m: ps.learn_by_subject(m, word_tokenizer(), test_edit.FACT), "this model's are spread over processes"),
+        (lambda m: relearned_state(m, word_tokenizer(), test_editing.FACT, [], 1), "cannot be fine-tuned"),
+        (lambda m: ps.learn_by_subject(m, word_tokenizer(), test_editing.FACT), "'s are spread over processes"),
         (lambda m: ps.merge(m, [], "merged"), "sharded over processes; load it whole to merge"),
     ],
 )

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from peft_surgical import stages
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
-from peft_surgical.stack import stack
+from peft_surgical.stacking import stack
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import retain, trained_rows
 from peft_surgical.staging.retain import retain_prompts

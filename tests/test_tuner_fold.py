@@ -3,7 +3,7 @@ import inspect
 import pytest
 import torch
 
-from peft_surgical.merge import merge
+from peft_surgical.merging import merge
 from peft_surgical.tuner.fold import Rounding
 from tests.adapters import saved, tiny_peft
 from tests.tiny import tiny_model

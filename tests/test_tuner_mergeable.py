@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from peft_surgical.errors import AdapterError
-from peft_surgical.merge import merge
+from peft_surgical.merging import merge
 from peft_surgical.tuner import SurgicalIA3Config, mergeable
 from peft_surgical.tuner.mergeable import check_mergeable, places_of, shared_with
 from tests.adapters import logits, perturb, saved, tiny_peft

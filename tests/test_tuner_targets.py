@@ -28,7 +28,7 @@ from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import SelectionError
-from peft_surgical.merge import merge
+from peft_surgical.merging import merge
 from peft_surgical.tuner import Coordinates, SurgicalIA3Config, targets
 from peft_surgical.tuner.targets import find_module
 from tests.adapters import logits, perturb

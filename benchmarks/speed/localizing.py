@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import peft_surgical as ps
-from peft_surgical.edit import EDIT_SCORERS
+from peft_surgical.editing import EDIT_SCORERS
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import template_ids
 from peft_surgical.localizing.patching import targets_of

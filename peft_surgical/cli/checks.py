@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from .. import plugins
 from ..drafting.guess import guess_subject
-from ..edit import check_choice
 from ..edit_folder import check_edit_folder, check_replaced
+from ..editing import check_choice
 from ..errors import FactError, OutputError, SelectionError, brief
 from ..localizing.specs import ScorerSpec
 from ..selection import Selection, select, sure_components

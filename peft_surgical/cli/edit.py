@@ -11,8 +11,8 @@ import click
 
 import peft_surgical as ps
 
-from ..edit import EDIT_PROJECTIONS, EDIT_SCORERS, NEURON_PROJECTIONS
 from ..edit_folder import EDIT, PICTURE, TABLE
+from ..editing import EDIT_PROJECTIONS, EDIT_SCORERS, NEURON_PROJECTIONS
 from ..facts import Fact
 from ..profiling import profiled
 from ..ranges import Ranges

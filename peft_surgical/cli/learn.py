@@ -16,7 +16,7 @@ from ..edit_folder import EDIT, claimed_for_edit, remove_edit
 from ..errors import brief
 from ..running.generation import generate_answers
 from ..sentence import checked_aliases, subject_of
-from ..stack import stack
+from ..stacking import stack
 from ..staging.stage import LEARN
 from ..texts.prompts import without_template
 from ..texts.text import contains, printable

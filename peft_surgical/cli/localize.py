@@ -9,8 +9,8 @@ from rich.console import Group
 
 import peft_surgical as ps
 
-from ..edit import EDIT_PROJECTIONS
 from ..edit_folder import PICTURE, TABLE
+from ..editing import EDIT_PROJECTIONS
 from ..errors import MissingPackageError, ScorerError
 from ..facts import Fact
 from ..localizing.plots import plot_localization

@@ -10,7 +10,7 @@ import peft_surgical as ps
 
 from ..adapters.lineage import check_once
 from ..adapters.low_rank import LowRank
-from ..merge import read_mergeable
+from ..merging import read_mergeable
 from ..writing.files import CHECKPOINT, check_output
 from ..writing.inputs import check_inputs_stay
 from . import checks, options

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from peft_surgical import edit as edit_function
+from peft_surgical import editing
 from peft_surgical.errors import AdapterError, FactError, ModelError, OutputError, ScorerError, SelectionError
 from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.localization import localize
@@ -16,8 +17,6 @@ from .adapters import tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
 
-# The package's attribute of this name is the function.
-EDIT = import_module("peft_surgical.edit")
 FACT = capital()
 
 
@@ -29,7 +28,7 @@ def test_a_full_folder_is_refused_before_anything_is_done(tmp_path, monkeypatch)
     (tmp_path / "notes.txt").write_text("mine")
     model = planted()
     before = fingerprint(model)
-    monkeypatch.setattr(EDIT, "localize", forbidden)
+    monkeypatch.setattr(editing, "localize", forbidden)
     with pytest.raises(OutputError, match="is not empty"):
         edit_function(model, word_tokenizer(), FACT, out=tmp_path)
     with pytest.raises(OutputError, match="is a file"):
@@ -38,14 +37,14 @@ def test_a_full_folder_is_refused_before_anything_is_done(tmp_path, monkeypatch)
     assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize("work", ["edit", "keyed_edit"])
+@pytest.mark.parametrize("work", ["editing", "keyed_edit"])
 def test_a_folder_that_holds_no_adapter_is_not_taken_for_an_earlier_edit_s(work, tmp_path, monkeypatch):
     module = import_module(f"peft_surgical.{work}")
-    monkeypatch.setattr(module, "localize" if work == "edit" else "learn_keyed", forbidden)
+    monkeypatch.setattr(module, "localize" if work == "editing" else "learn_keyed", forbidden)
     thesis = tmp_path / "edit" / "thesis.tex"
     thesis.parent.mkdir()
     thesis.write_text("mine")
-    run = module.edit if work == "edit" else module.edit_keyed
+    run = module.edit if work == "editing" else module.edit_keyed
     with pytest.raises(OutputError, match="edit holds no adapter, so it is not replaced"):
         run(planted(), word_tokenizer(), FACT, out=tmp_path, overwrite=True)
     assert thesis.read_text() == "mine"
@@ -127,7 +126,7 @@ def test_projections_that_cannot_do_are_told_before_localizing(options, words, t
     def localizes(*_, **__):
         raise InterruptedError
 
-    monkeypatch.setattr(EDIT, "localize", localizes)
+    monkeypatch.setattr(editing, "localize", localizes)
     with pytest.raises(InterruptedError if words is None else SelectionError, match=words):
         edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", **options)
 
@@ -149,7 +148,7 @@ def test_projections_that_cannot_do_are_told_before_localizing(options, words, t
         ({"tokenizer": "m"}, ModelError, "a tokenizer must be one of transformers, such as load_model gives, not 'm'"),
     ],
 )
-@pytest.mark.parametrize("work", ["edit", "keyed_edit"])
+@pytest.mark.parametrize("work", ["editing", "keyed_edit"])
 def test_arguments_of_another_kind_are_told_and_an_earlier_edit_stays(work, options, error, words, tmp_path):
     module = import_module(f"peft_surgical.{work}")
     earlier = tmp_path / "out" / "edit" / "adapter_config.json"
@@ -157,7 +156,7 @@ def test_arguments_of_another_kind_are_told_and_an_earlier_edit_stays(work, opti
     earlier.write_text("of an earlier edit")
     given = {"model": planted(), "tokenizer": word_tokenizer(), "fact": FACT, "out": tmp_path / "out", **options}
     with pytest.raises(error, match=words):
-        (module.edit if work == "edit" else module.edit_keyed)(**given, overwrite=True, progress=False)
+        (module.edit if work == "editing" else module.edit_keyed)(**given, overwrite=True, progress=False)
     assert earlier.read_text() == "of an earlier edit"
 
 
@@ -172,7 +171,7 @@ def test_arguments_of_another_kind_are_told_and_an_earlier_edit_stays(work, opti
     ],
 )
 def test_what_else_an_edit_takes_is_of_its_kind(options, error, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(EDIT, "unlearn", forbidden)
+    monkeypatch.setattr(editing, "unlearn", forbidden)
     selected = {"selection": Selection.from_components("L1.head.0")} if "projections" in options else {}
     with pytest.raises(error, match=words):
         edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", progress=False, **selected, **options)

@@ -29,7 +29,7 @@ from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main, check_alike
 from .selection import Selection, sure_components
 from .sites import ModelShape
-from .stack import stack
+from .stacking import stack
 from .stages import RECIPES, learn, unlearn
 from .staging.placeable import check_free, check_whole
 from .staging.recipe import Recipe, check_recipe

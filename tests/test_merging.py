@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_surgical.adapters.bases import may_be_read_from
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError, SelectionError
-from peft_surgical.merge import _cast, _with_dtype, merge
+from peft_surgical.merging import _cast, _with_dtype, merge
 from peft_surgical.models import load_model
 from peft_surgical.tuner import SurgicalIA3Config, activate
 from peft_surgical.tuner.unloading import unload

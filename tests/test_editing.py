@@ -1,5 +1,4 @@
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -7,8 +6,9 @@ import torch
 from peft import IA3Config, PeftModel
 
 from peft_surgical import edit as edit_function
+from peft_surgical import editing
 from peft_surgical.adapters.edits import Edit
-from peft_surgical.edit import EDIT_SCORERS
+from peft_surgical.editing import EDIT_SCORERS
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.facts import Fact
 from peft_surgical.localizing.results import Localization
@@ -26,8 +26,6 @@ from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
 from .reports import report
 
-# The package's attribute of this name is the function.
-EDIT = import_module("peft_surgical.edit")
 RECIPE = Recipe(
     steps=3,
     fact_batch=3,
@@ -83,7 +81,7 @@ def edited(model_folder, tmp_path_factory):
 
 def test_an_earlier_localization_is_not_done_again(edited, model_folder, tmp_path, monkeypatch):
     out, _, report = edited
-    monkeypatch.delattr(EDIT, "localize")
+    monkeypatch.delattr(editing, "localize")
     earlier = Localization.load(out / "localization.json")
     _, again = rewrite(model_folder, tmp_path / "out", localization=earlier)
     assert again.answers == report.answers
@@ -272,7 +270,7 @@ def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, model_
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(EDIT, step, interrupt)
+    monkeypatch.setattr(editing, step, interrupt)
     with pytest.raises(KeyboardInterrupt):
         rewrite(model_folder, out, overwrite=earlier)
     if left is None or (earlier and step in ("unlearn", "learn")):
@@ -318,7 +316,7 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(step, model_folder, tmp_
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(EDIT, step, interrupt)
+    monkeypatch.setattr(editing, step, interrupt)
     with pytest.raises(KeyboardInterrupt):
         edit_function(model, tokenizer, FACT, out=tmp_path / "out", recipe=RECIPE, progress=False)
     assert fingerprint(model) == before

@@ -9,7 +9,7 @@ from peft_surgical.adapters.algebra import inverse, power
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.export import to_ia3
 from peft_surgical.errors import AdapterError, OutputError
-from peft_surgical.stack import model_card, stack
+from peft_surgical.stacking import model_card, stack
 from peft_surgical.tuner import SurgicalIA3Config, activate
 from peft_surgical.tuner.coordinates import Coordinates
 from tests.adapters import add, logits, perturb, saved, tiny_peft
