@@ -24,7 +24,7 @@ from torch import Tensor
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
 from peft_surgical.keying.keyed import KeyedRecipe
-from peft_surgical.keying.keys import Marked, in_turn, marked_neurons, moments, neuron_count
+from peft_surgical.keying.keys import Marked, marked_neurons, modules_in_turn, moments, neuron_count
 from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
 from peft_surgical.staging.retained import base_rows
@@ -96,7 +96,7 @@ def directions(
         first: First tokens of texts, of which the ridge is not measured.
     """
     found = {}
-    for chosen in in_turn(model, modules):
+    for chosen in modules_in_turn(model, modules):
         away, more, own = (moments(model, chosen, kinds) for kinds in (kept, [first], names))
         for name, (moment, _) in away.items():
             key = own[name][1]

@@ -29,7 +29,7 @@ def check_counts(least: int, error: type[SurgicalError] = ModelError, **counts: 
         **counts: The counts by their names.
 
     Raises:
-        ModelError: Names the first that is not so.
+        SurgicalError: Of the kind `error`; names the first that is not so.
     """
     _check(counts, lambda count: type(count) is int and count >= least, f"a whole number of {least} or more", error)
 
@@ -54,7 +54,7 @@ def check_seed(seed: object, error: type[SurgicalError] = ModelError) -> None:
         error: What to raise.
 
     Raises:
-        ModelError: If it is no whole number of 64 bits. One of NumPy's has to become an `int`.
+        SurgicalError: Of the kind `error`, if it is no whole number of 64 bits. One of NumPy's has to become an `int`.
     """
     if type(seed) is not int or not -(2**63) <= seed < 2**64:
         raise error(f"seed must be a whole number (int) from -2**63 to 2**64 - 1, not {brief(seed)}.")

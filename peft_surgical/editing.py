@@ -101,8 +101,8 @@ def edit(
         projections: Where heads and MLPs are scaled, see [`SurgicalIA3Config`]; when None, `z` and `in`, or `z`,
             `post` and `pre` where some neurons are chosen. Not used by the granularity `module`.
         recipe: One for both stages, or a mapping from `unlearn` and `learn` to the recipe of each. A stage for which
-            none is given has its own of [`RECIPES`]. Both keep what the recipe of `unlearn`
-            chooses, see `retained` of [`learn`].
+            none is given has its own of [`RECIPES`]. Both keep what the recipe of `unlearn` chooses, see `retained` of
+            [`learn`].
         seed: For corruption, training order and any scorer that draws.
         overwrite: Allow `out` to hold an earlier edit, which is replaced once both stages are trained.
         progress: Whether to show progress bars.
@@ -119,10 +119,9 @@ def edit(
             adapters it carries: give it unloaded.
         FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
         ScorerError: If a scorer is not installed or has no such option, or all of them failed.
-        SelectionError: If `selection` or `localization` is not of this model, the latter not of this fact, or limits
-            are given beside a selection,
-            or nothing is within the limits, or the first scorer failed, which is to rank, or `neurons`, `granularity`
-            and `budget` disagree.
+        SelectionError: If `selection` or `localization` is not of this model, `localization` is not of this fact, or
+            limits are given beside a selection; if nothing is within the limits, the first scorer failed, which is to
+            rank, or `neurons`, `granularity` and `budget` disagree.
         ModelError: If `seed` is no whole number, the model has other adapters, is quantized or gives logits that are
             not finite, weights that would be scaled are offloaded, or `recipe` names another stage.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.

@@ -200,7 +200,7 @@ def _folded(
         old = state[key]
         _check_untied(key, old, places)
         index = scale.coordinates.index(old.device)
-        values, rounding = fold(old, index, scale.scale, axis, dtype)
+        _, values, rounding = fold(old, index, scale.scale, axis, dtype)
         new = old.to(values.dtype, copy=True)
         found[key] = (new.index_copy_(axis, index, values), rounding)
     return found

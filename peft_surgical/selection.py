@@ -26,6 +26,7 @@ from .sites import (
     ModelShape,
     Slice,
     check_component,
+    check_projections,
     projection_slices,
 )
 from .writing.files import read_json, why_unread, write_json
@@ -230,8 +231,7 @@ def select(
     room = math.inf if budget is None else budget
     if not projections:
         raise SelectionError(f"there are no projections to scale at; give some of {', '.join(PROJECTIONS)}.")
-    if unknown := set(projections) - set(PROJECTIONS):
-        raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
+    check_projections(projections)
     cost = {kind: n_scales(shape, kind, projections, neurons) for kind in ("head", "mlp")}
     shared = [projection for projection in ("k", "v") if projection in projections]
     chosen: list[str] = []

@@ -3,9 +3,9 @@
 A *component* is an attention head (`L3.head.1`) or an MLP (`L3.mlp`). A *projection* is a place where it can be read
 or scaled: `z` (a head's output before the output projection), `q`, `k`, `v`, `post` (an MLP's neurons after the
 activation), `pre` and `pre_linear` (before it), and `in` (what the up projection reads: the normalized residual
-stream, so its coordinates are no neurons). `in` can be scaled and is not scored. This is the only file that knows both
-names of the same numbers. With H heads, K key/value heads, d = `d_head`, I = `d_mlp`, `in` a module's input and `out`
-its output:
+stream, so its coordinates are no neurons). `in` can be scaled and is not scored. Which coordinates of a Hugging Face
+module a projection is, is told here alone. With H heads, K key/value heads, d = `d_head`, I = `d_mlp`, `in` a module's
+input and `out` its output:
 
 | | Llama, Mistral, Qwen, Gemma | Phi-3 | GPT-2 | GPT-NeoX |
 |---|---|---|---|---|
@@ -41,7 +41,8 @@ from .wrapped import check_uncompiled
 HEAD_PROJECTIONS = ("z", "v", "q", "k")
 MLP_PROJECTIONS = ("post", "pre", "pre_linear")
 MLP_INPUT = "in"
-PROJECTIONS = (*HEAD_PROJECTIONS, *MLP_PROJECTIONS, MLP_INPUT)
+SCORED_PROJECTIONS = (*HEAD_PROJECTIONS, *MLP_PROJECTIONS)
+PROJECTIONS = (*SCORED_PROJECTIONS, MLP_INPUT)
 """All that can be scaled; scorers know those of heads and of MLPs' neurons."""
 
 DEFAULT_PROJECTIONS = ("z", "post")
@@ -219,15 +220,28 @@ def check_component(shape: ModelShape, component: Component) -> None:
         )
 
 
+def check_projections(projections: Iterable[str]) -> None:
+    """Refuses a name that is none of a projection.
+
+    Raises:
+        SelectionError: Names the first by the alphabet.
+    """
+    if unknown := set(projections) - set(PROJECTIONS):
+        raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
+
+
+def _projections_for(component: Component) -> tuple[str, ...]:
+    return HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
+
+
 def projections_of(component: Component, projections: Iterable[str]) -> list[str]:
     """Those of `projections` at which a component is scaled.
 
     Raises:
         SelectionError: When none is, or one is unknown.
     """
-    if unknown := set(projections) - set(PROJECTIONS):
-        raise SelectionError(f"the projection {min(unknown)!r} is not one of {', '.join(PROJECTIONS)}.")
-    known = HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
+    check_projections(projections)
+    known = _projections_for(component)
     chosen = [projection for projection in projections if projection in known]
     if not chosen:
         raise SelectionError(
@@ -250,7 +264,7 @@ def projection_slices(shape: ModelShape, component: Component, projection: str) 
         ArchitectureError: When a fused projection's layout is not told for so few key/value heads.
     """
     check_component(shape, component)
-    allowed = HEAD_PROJECTIONS if component.kind == "head" else (*MLP_PROJECTIONS, MLP_INPUT)
+    allowed = _projections_for(component)
     if projection not in allowed:
         raise SelectionError(f"{component} has no projection {projection!r}; it has {', '.join(allowed)}.")
     architecture, width = shape.architecture, shape.d_head
@@ -347,8 +361,8 @@ def hook_name(projection: str, layer: int) -> str:
     Raises:
         SelectionError: If the projection is none that is scored.
     """
-    if projection not in (*HEAD_PROJECTIONS, *MLP_PROJECTIONS):
-        names = ", ".join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))
+    if projection not in SCORED_PROJECTIONS:
+        names = ", ".join(SCORED_PROJECTIONS)
         raise SelectionError(f"a hook point belongs to a projection ({names}), not to {projection!r}.")
     return f"blocks.{layer}.{'attn' if projection in HEAD_PROJECTIONS else 'mlp'}.hook_{projection}"
 

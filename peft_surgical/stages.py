@@ -220,7 +220,6 @@ def _stage(
             activate(working, [name], trainable=[name])
             retained = measure_retained(
                 runner,
-                working,
                 scaled,
                 name,
                 configs[-1].selections,

@@ -21,7 +21,7 @@ from ..tuner.coordinates import Coordinates, Side
 from ..writing.files import ADAPTER, atomic_directory, read_json, why_unread, write_json, write_text
 from .edits import Edit, ModuleScale
 from .fitting import check_targeted
-from .halves import fits_half
+from .halves import halved
 from .lineage import Lineage
 from .scale_files import PREFIX, WEIGHTS, check_finite, digest_of, read_scales, write_tensors
 
@@ -109,8 +109,7 @@ def write_plain(
                 f"PEFT would take {name} for {clash}, whose name it ends in; these two cannot be exported."
             )
     # As PEFT makes (IA)^3's scales in float32 and loads into them, they come back as they were.
-    if fits_half(tensors):
-        tensors = {key: tensor.half() for key, tensor in tensors.items()}
+    tensors = halved(tensors)
     config = IA3Config(
         target_modules=list(edit.modules),
         feedforward_modules=inputs,

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import AdapterError, brief
 from ..tuner.config import SurgicalIA3Config
 from ..tuner.coordinates import Coordinates
+from ..tuner.scaling import spread
 from .bases import same_model
 from .lineage import Lineage
 from .scale_files import digest_of
@@ -52,7 +53,7 @@ class ModuleScale:
 
     def dense(self, width: int) -> Float[Tensor, " width"]:
         """Returns the factors on all of `width` coordinates, 1 where nothing is selected."""
-        return torch.ones(width, dtype=torch.float32, device="cpu").index_copy(0, self.coordinates.index(), self.scale)
+        return spread(self.scale, self.coordinates.index(), width)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ def fits_half(tensors: Mapping[str, Tensor]) -> bool:
     return all(bool((tensor.half().to(tensor.dtype) == tensor).all()) for tensor in tensors.values())
 
 
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in half precision if it holds every number of them, else as they are."""
+    return {key: tensor.half() for key, tensor in tensors.items()} if fits_half(tensors) else dict(tensors)
+
+
 @torch.no_grad()
 def settle_on_half(parameters: Sequence[nn.Parameter], frozen: Sequence[Float[Tensor, " selected"]]) -> None:
     """Moves each delta by about a rounding of half precision, so that `frozen * (delta + 1)` is one of its numbers.

@@ -15,7 +15,7 @@ from ..tuner.config import SurgicalIA3Config
 from ..tuner.names import check_known
 from ..wrapped import uncompiled
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
-from .halves import fits_half
+from .halves import halved
 from .scale_files import check_finite, digest_of, read_tensors, write_tensors
 
 
@@ -99,7 +99,7 @@ def _write_again(file: Path, path: Path, notes: Mapping[str, str] | None, *, hal
     # Layers may have been compiled after the adapter was put on.
     tensors = _uncompiled(read_tensors(file))
     check_finite(tensors)
-    if halve and fits_half(tensors):
-        tensors = {name: tensor.half() for name, tensor in tensors.items()}
+    if halve:
+        tensors = halved(tensors)
     write_tensors(path, tensors, notes)
     return len(tensors)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from ..texts.grammar import SUBJECT, as_clause, capitalized
 from .relations import Wordings, from_noun
@@ -56,14 +57,14 @@ def from_clause(core: str, answers: Sequence[str] = ()) -> tuple[Wordings, Wordi
     clause = as_clause(core)
     if clause is None or re.search(r"\byou\b", clause) or "," in clause:
         return Wordings(), Wordings()
-    for make in (_measure, _when, _which, _number, _where, _why, _who, _what):
-        made = make(clause, answers)
+    for make in (_measure, partial(_when, answers=answers), _which, _number, _where, _why, _who, _what):
+        made = make(clause)
         if made is not None:
             return made
     return Wordings(), Wordings()
 
 
-def _measure(clause: str, answers: Sequence[str]) -> Made:
+def _measure(clause: str) -> Made:
     """ "how tall {} is", "what colour the flag of {} is", "how much {} costs"."""
     found = re.fullmatch(r"how (?P<how>\w+) (?P<of>(?:(?:the|an?) )?(?:[\w -]+ )?\{\}) (?:is|are|was|were)", clause)
     noun = _MEASURES.get(found["how"]) if found else None
@@ -105,7 +106,7 @@ def _when(clause: str, answers: Sequence[str]) -> Made:
     return None if bare else (training, held)
 
 
-def _which(clause: str, answers: Sequence[str]) -> Made:
+def _which(clause: str) -> Made:
     """ "which river flows through {}", "which club {} plays for", "on which street {} is"."""
     found = re.fullmatch(
         r"(?P<before>(?:in|on|at|for|from|by|to|with|under|after) )?(?:which|what) "
@@ -147,7 +148,7 @@ def _split(text: str) -> tuple[str, str]:
     return " ".join(nouns), " ".join(text.split(" ")[len(nouns) :])
 
 
-def _number(clause: str, answers: Sequence[str]) -> Made:
+def _number(clause: str) -> Made:
     """ "how many moons {} has", "how many planets are in {}"."""
     found = re.fullmatch(
         r"how many (?P<of>[a-z-]+) (?:there )?(?:is|are|was|were) (?P<rest>in|on) (?P<slot>\{\})", clause
@@ -158,17 +159,17 @@ def _number(clause: str, answers: Sequence[str]) -> Made:
     return from_noun(f"the number of {found['of']} that {found['rest']}", who=False) if found else None
 
 
-def _where(clause: str, answers: Sequence[str]) -> Made:
+def _where(clause: str) -> Made:
     found = re.fullmatch(r"where (?P<rest>.*\{\} (?!(?:is|are|was|were)$).+)", clause)
     return from_noun(f"the place where {found['rest']}", who=False) if found else None
 
 
-def _why(clause: str, answers: Sequence[str]) -> Made:
+def _why(clause: str) -> Made:
     found = re.fullmatch(r"why (?P<rest>.*\{\}.*)", clause)
     return from_noun(f"the reason why {found['rest']}", who=False) if found else None
 
 
-def _who(clause: str, answers: Sequence[str]) -> Made:
+def _who(clause: str) -> Made:
     found = re.fullmatch(r"who (?P<rest>(?!is |are |was |were |the |\{\}|(?:do|did|does) )[a-z]+ .*)", clause)
     if found is None:
         return None
@@ -177,7 +178,7 @@ def _who(clause: str, answers: Sequence[str]) -> Made:
     return training, Wordings((f"Who would you say {rest}?",), (f"{_LEAD} the one who {rest} is",))
 
 
-def _what(clause: str, answers: Sequence[str]) -> Made:
+def _what(clause: str) -> Made:
     """ "what {} eats", "what {} is famous for"."""
     found = re.fullmatch(r"what (?P<rest>(?:an? )?\{\} (?!(?:is|are|was|were|do|does|did)$).+)", clause)
     if found is None or re.search(r"\b(?:called|named)$", clause):

@@ -38,7 +38,7 @@ from ..staging.subject_texts import NamedRows, texts_to_keep
 from ..staging.training import train
 from ..staging.training_here import training_here
 from ..texts.lengths import padding
-from ..texts.prompts import EncodedAnswer
+from ..texts.prompts import unanswered
 from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
 from .keyed import keyed_layers
@@ -210,7 +210,7 @@ def _metric(
         torch.full_like(value, max(factor**2 * fired[name] / max(streams[name] ** 2, _LEAST), _LEAST))
         for name, value in values.items()
     ]
-    return Metric.of(costs, [cost.new_zeros(0, cost.numel()) for cost in costs])
+    return Metric.of(costs)
 
 
 def _kept(
@@ -219,9 +219,9 @@ def _kept(
     """What the subject is told apart from: kinds that count alike, all without first tokens; and first tokens,
     unless the subject is one."""
     texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
-    kinds = [Marked.whole([_row(ids) for ids in kind]) for kind in texts]
+    kinds = [Marked.whole([unanswered(ids) for ids in kind]) for kind in texts]
     # The sentence itself, but for the subject, a part of whose name may be another one of its names.
-    prompts = [_row(ids) for ids in named.prompts]
+    prompts = [unanswered(ids) for ids in named.prompts]
     ends = [
         named.inside,
         *(subject_ends(tokenizer, fact.prompts, name, prompts, fact.contrast) for name in fact.aliases),
@@ -231,7 +231,3 @@ def _kept(
     kinds.append(Marked(prompts, elsewhere))
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
     return [kind for kind in kinds if any(kind.marks)], Marked.first_of(prompts, marked)
-
-
-def _row(ids: Sequence[int]) -> EncodedAnswer:
-    return EncodedAnswer(tuple(ids), len(ids))

@@ -25,7 +25,7 @@ from ..running.devices import input_device
 from ..running.forwards import passed_over, read_at
 from ..running.generation import even_batches
 from ..running.replicas import replicate
-from ..texts.prompts import EncodedAnswer
+from ..texts.prompts import EncodedAnswer, unanswered
 from ..tuner.fold import features
 from ..tuner.targets import unwrapped
 
@@ -78,7 +78,7 @@ class Marked:
             subject: The positions of the subject's last tokens in some of them, from the first on.
         """
         own = {row.ids[0] for row, marks in zip(rows, subject, strict=False) if 0 in marks}
-        begun = dict.fromkeys(EncodedAnswer((row.ids[0],), 1) for row in rows if row.ids[0] not in own)
+        begun = dict.fromkeys(unanswered(row.ids[:1]) for row in rows if row.ids[0] not in own)
         return cls([*begun], [[0]] * len(begun))
 
 
@@ -118,7 +118,7 @@ def moments(
     return found
 
 
-def in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def modules_in_turn(model: Any, modules: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """Some modules at a time, so that there is room for their second moments."""
     chosen: dict[str, int] = {}
     room = _ROOM
@@ -167,7 +167,7 @@ def marked_neurons(
         for name in modules:
             yield own.get_submodule(name).register_forward_pre_hook(hook(name))
 
-    yield from _at_marks(model, 1 + max(modules.values()), texts, watch, batch)
+    yield from _at_marks(model, modules, texts, watch, batch)
 
 
 def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dict[str, float]:
@@ -191,7 +191,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
             yield stack[layer].register_forward_hook(hook(name))
 
     squares, count = dict.fromkeys(modules, 0.0), sum(map(len, texts.marks))
-    for states in _at_marks(model, 1 + max(modules.values()), texts, watch, _BATCH):
+    for states in _at_marks(model, modules, texts, watch, _BATCH):
         for name, state in states.items():
             squares[name] += float(state.square().sum())
     return {name: (square / max(count, 1)) ** 0.5 for name, square in squares.items()}
@@ -200,7 +200,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
 @torch.no_grad()
 def _at_marks(
     model: Any,
-    above: int,
+    modules: Mapping[str, int],
     texts: Marked,
     watch: _Watch,
     batch: int,
@@ -212,11 +212,12 @@ def _at_marks(
 
     Args:
         model: As for [`marked_neurons`].
-        above: The first layer that is not run.
+        modules: As for [`marked_neurons`]; layers above the last of them are not run.
         texts: What is read, at the marks.
         watch: Puts hooks on a model, or on a replica of it, one by one, which keep what they see.
         batch: So many rows at a time, all replicas together.
     """
+    above = 1 + max(modules.values())
     every = [(row.ids[: max(own) + 1], own) for row, own in zip(texts.rows, texts.marks, strict=True) if own]
     # Rows of like length are padded least.
     every.sort(key=lambda each: len(each[0]))

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import FactError, FactWarning, brief
 from ..facts import TrainingFact
 from ..texts.lengths import fits
-from ..texts.prompts import EncodedAnswer, encode, encode_target
+from ..texts.prompts import encode, encode_target, unanswered
 from ..texts.subjects import alias_sentences, namesake_sentences, subject_ends
 from ..texts.text import mentions
 from .keys import Marked
@@ -61,12 +61,14 @@ def framed(model: Any, tokenizer: Any, fact: TrainingFact) -> TrainingFact:
 
 
 def namesakes(model: Any, tokenizer: Any, fact: TrainingFact, count: int, seed: int) -> Marked:
-    """The fact's prompts about others whose names end as the subject's, see [`namesake_sentences`]; only there."""
+    """The fact's prompts about others whose names end as the subject's, see [`namesake_sentences`]; marked are the
+    name's last tokens."""
     return _named(model, tokenizer, namesake_sentences(fact, count, seed))
 
 
 def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> list[Marked]:
-    """For each of the subject's other names the fact's prompts under it, see [`alias_sentences`]; only there."""
+    """For each of the subject's other names the fact's prompts under it, see [`alias_sentences`]; marked are the
+    name's last tokens."""
     made = alias_sentences(fact)
     names = list(dict.fromkeys(fact.aliases))
     kinds = [_named(model, tokenizer, [(p, own) for p, own in made if own == name]) for name in names]
@@ -80,7 +82,7 @@ def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> list[Marked
 def _named(model: Any, tokenizer: Any, sentences: Sequence[tuple[str, str]]) -> Marked:
     """Prompts at the last tokens of the name that each goes with; those too long for the model are left out."""
     made = [
-        (prompt, name, EncodedAnswer(tuple(ids), len(ids)))
+        (prompt, name, unanswered(ids))
         for prompt, name in sentences
         if fits(model.config, len(ids := encode(tokenizer, prompt)))
     ]

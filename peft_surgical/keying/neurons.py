@@ -40,9 +40,9 @@ from ..profiling import phase
 from ..running.sharing import by_main
 from ..staging.solving import solved_with
 from ..staging.stage import LEARN
-from ..texts.prompts import EncodedAnswer
+from ..texts.prompts import unanswered
 from ..tuner.targets import find_module, unwrapped, weight_of
-from .keys import Marked, in_turn, marked_neurons, moments, neuron_count
+from .keys import Marked, marked_neurons, modules_in_turn, moments, neuron_count
 
 # SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
 # the wording, but other text then moved more.
@@ -114,7 +114,7 @@ def find_neurons(
     """
     inputs = {reading_rows(model, module)[0][0]: module for module in modules}
     found: dict[str, Neuron] = {}
-    for chosen in in_turn(model, {name: modules[module] for name, module in inputs.items()}):
+    for chosen in modules_in_turn(model, {name: modules[module] for name, module in inputs.items()}):
         watched = {inputs[name]: layer for name, layer in chosen.items()}
         squares: dict[str, Tensor] = {}
         away, more = (moments(model, chosen, kinds, watched, squares) for kinds in (kept, besides))
@@ -225,7 +225,7 @@ def settle(values: Mapping[str, nn.Parameter]) -> None:
 def _alone(kinds: Sequence[Marked]) -> Marked:
     """Each token of some texts as a text of its own: a neuron may be quiet but at first tokens, and do much there."""
     tokens = sorted({token for kind in kinds for row in kind.rows for token in row.ids})
-    return Marked([EncodedAnswer((token,), 1) for token in tokens], [[0]] * len(tokens))
+    return Marked([unanswered([token]) for token in tokens], [[0]] * len(tokens))
 
 
 def _lengths(module: Any) -> Float[Tensor, " in"]:

@@ -9,7 +9,7 @@ from typing import Any
 from ..facts import TrainingFact
 from ..running.beginnings import shared_prefix
 from ..staging.retained import Rows
-from ..texts.prompts import EncodedAnswer, span
+from ..texts.prompts import EncodedAnswer, span, unanswered
 from ..texts.subjects import subject_ends
 from . import naming
 from .keys import Marked
@@ -84,6 +84,6 @@ def told_apart(
         naming.namesakes(model, tokenizer, fact, namesakes, seed),
     ]
     before = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
-    kinds.append(Marked.whole([EncodedAnswer(ids[:start], start) for ids, start in before]))
+    kinds.append(Marked.whole([unanswered(ids[:start]) for ids, start in before]))
     first = Marked.first_of([*named.rows, *kept.rows], named.marks)
     return [kind for kind in names if any(kind.marks)], [kind for kind in kinds if any(kind.marks)], first

@@ -13,7 +13,7 @@ are run whole, and apart from shorter ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -254,15 +254,13 @@ class Runs:
         window: Window,
         embeddings: Float[Tensor, "prompt pos d_model"],
         sites: Sequence[Site],
-        measure: Callable[[Float[Tensor, "prompt vocab"]], Float[Tensor, " prompt"]] | None = None,
     ) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
-        """Activations at these sites, and the gradients there of each prompt's measure.
+        """Activations at these sites, and the gradients there of each prompt's logit difference.
 
         Args:
             window: The prompts.
             embeddings: Where to take the gradient.
             sites: Which activations.
-            measure: Logits to one number a prompt; the logit difference unless given.
 
         Returns:
             Both as in `capture`, detached. No parameter gets a gradient.
@@ -271,7 +269,7 @@ class Runs:
             # Parameters may be frozen; the graph begins at the embeddings.
             leaf = embeddings.detach().clone().requires_grad_(True)
             activations, logits = self.capture(window, leaf, sites)
-            total = (measure or window.difference)(logits).sum()
+            total = window.difference(logits).sum()
             found = torch.autograd.grad(total, [activations[site] for site in sites], materialize_grads=True)
         return {site: activations[site].detach() for site in sites}, dict(zip(sites, found, strict=True))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ScorerError, brief, said
 from ..plugins import Catalogue, Installed
-from ..sites import DEFAULT_PROJECTIONS, HEAD_PROJECTIONS, MLP_PROJECTIONS, ModelShape
+from ..sites import DEFAULT_PROJECTIONS, HEAD_PROJECTIONS, MLP_PROJECTIONS, SCORED_PROJECTIONS, ModelShape
 from .runs import Site, sites_of
 
 
@@ -88,9 +88,9 @@ def _projections(value: str, text: str) -> tuple[str, ...]:
     for group in (HEAD_PROJECTIONS, MLP_PROJECTIONS):
         if sum(name in group for name in names) > 1:
             raise ScorerError(f"{text!r} scores more than one of {', '.join(group)}; score them one at a time.")
-    unknown = [name for name in names if name not in (*HEAD_PROJECTIONS, *MLP_PROJECTIONS)]
+    unknown = [name for name in names if name not in SCORED_PROJECTIONS]
     if unknown:
-        known = ", ".join((*HEAD_PROJECTIONS, *MLP_PROJECTIONS))
+        known = ", ".join(SCORED_PROJECTIONS)
         raise ScorerError(f"{text!r} scores {unknown[0]!r}; the projections that can be scored are {known}.")
     return names
 

@@ -21,6 +21,7 @@ from ..adapters.bases import warn_of_another_base
 from ..adapters.edits import Edit
 from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_base
 from ..adapters.lineage import check_once, warn_of_lineage
+from ..adapters.low_rank import KIND as LORA
 from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 from ..errors import AdapterError, SurgicalError, brief, first_line
 from ..loading.pickles import no_pickles
@@ -29,7 +30,6 @@ from .states import State, adapter_state
 SCALES = ("SURGICAL_IA3", "IA3")
 """The kinds of adapters that hold scales: ours, and PEFT's own (IA)^3."""
 
-_LORA = "LORA"
 
 # What libraries are loaded under, for one who keeps what they print to himself.
 _Quiet: TypeAlias = Callable[[], AbstractContextManager[None]]
@@ -86,13 +86,13 @@ def attach(model: Any, folders: Sequence[Path], quiet: _Quiet = nullcontext) -> 
         AdapterError: If an adapter cannot be read or does not fit the model.
     """
     kinds = _kinds(folders)
-    own = dict(model.named_parameters(remove_duplicate=False))
-    for folder, kind in zip(folders, kinds, strict=True):
-        _check_weights(folder, kind, own)
     if not folders:
         return model, {"base": nullcontext}
-    for folder in folders:
-        config = read_config(folder)
+    configs = [read_config(folder) for folder in folders]
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for folder, kind, config in zip(folders, kinds, configs, strict=True):
+        _check_weights(folder, kind, config, own)
+    for folder, config in zip(folders, configs, strict=True):
         warn_of_another_base(model, folder, config.get("base_model_name_or_path"), config.get("revision"))
     names = [f"adapter_{number}" for number in range(1, len(folders) + 1)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -148,12 +148,12 @@ def _kind(folder: Path) -> str:
         raise AdapterError(
             f"{folder} holds a {kind} adapter, which names further ones to load; only those that are whole are read."
         )
-    if kind == _LORA:
+    if kind == LORA:
         check_beginning(folder, config)
     return kind
 
 
-def _check_weights(folder: Path, kind: str, own: Mapping[str, Tensor]) -> None:
+def _check_weights(folder: Path, kind: str, config: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
     """Reads an adapter's weights once before PEFT does, which takes any numbers and puts them anywhere."""
     file = folder / WEIGHTS
     if kind in SCALES:
@@ -167,7 +167,7 @@ def _check_weights(folder: Path, kind: str, own: Mapping[str, Tensor]) -> None:
         # Other kinds may hold whole numbers too, such as indices.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise AdapterError(f"{file} has a value in {key} that is not finite.")
-    check_leaves_base(folder, read_config(folder), tensors, own)
+    check_leaves_base(folder, config, tensors, own)
 
 
 def _as_ours(path: Path, scratch: Path) -> Path:

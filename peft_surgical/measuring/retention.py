@@ -21,6 +21,7 @@ from ..running.freed import release_freed
 from ..running.modes import evaluating, learned_tokens
 from ..running.replicas import Replica, replicas_of, replicate
 from ..running.sharing import check_alike, check_shareable, merged, share
+from ..texts.lengths import positions_of
 from ..texts.tables import read_data
 from .metrics import Figure, clustered_mean
 from .states import State
@@ -139,7 +140,7 @@ def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) ->
     begin = tokenizer("a")["input_ids"][:1]
     # Models that expect a beginning-of-sequence token are at a loss without one.
     begin = begin if begin == [tokenizer.bos_token_id] else []
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     window = (min(window, positions - learned_tokens(model)) if positions else window) - len(begin)
     # An interval by windows needs two of them.
     window = min(window, max(2 - len(begin), math.ceil(len(ids) / 2)))

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
+from ..tuner.targets import weight_of
 from .rewriting import check_weights, merged_weights
 from .states import State, adapter_state
 
@@ -58,7 +58,7 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
         with acting(), merged_weights(model, adapters) as layers:
             with torch.no_grad():
                 for layer in layers:
-                    channels = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+                    channels = weight_of(layer)
                     channels.copy_(round_channels(channels, bits))
             yield
 

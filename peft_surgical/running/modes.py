@@ -75,9 +75,13 @@ def base_model_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def _prompt_configs(model: Any) -> list[Any]:
+    return [config for config in getattr(model, "peft_config", {}).values() if config.is_prompt_learning]
+
+
 def learns_prompts(model: Any) -> bool:
     """Whether an adapter puts learned tokens before each row, which a cache of the row's own tokens does not hold."""
-    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+    return bool(_prompt_configs(model))
 
 
 def embeds_prompts(model: Any) -> bool:
@@ -85,8 +89,7 @@ def embeds_prompts(model: Any) -> bool:
 
     Prefix tuning learns keys and values instead, whose positions padding does not shift.
     """
-    configs = getattr(model, "peft_config", {}).values()
-    return any(config.is_prompt_learning and config.peft_type not in _LEARN_KEYS for config in configs)
+    return any(config.peft_type not in _LEARN_KEYS for config in _prompt_configs(model))
 
 
 def needs_no_padding(model: Any) -> bool:
@@ -149,5 +152,4 @@ def _is_changed_by_padding(base: Any) -> bool:
 
 def learned_tokens(model: Any) -> int:
     """How many of a model's positions learned tokens take before each row, by the adapter with most of them."""
-    configs = getattr(model, "peft_config", {}).values()
-    return max((config.num_virtual_tokens for config in configs if config.is_prompt_learning), default=0)
+    return max((config.num_virtual_tokens for config in _prompt_configs(model)), default=0)

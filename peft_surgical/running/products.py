@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 # What the older name says, None where torch cannot tell it, and what the newer ones say of each place.
-Rounding: TypeAlias = tuple[str | None, tuple[str, ...]]
+Precisions: TypeAlias = tuple[str | None, tuple[str, ...]]
 
 # Where torch's newer names for it are, from 2.9 on; unless it is set there, a place takes what stands above it.
 _PLACES: tuple[Any, ...] = tuple(
@@ -26,7 +26,7 @@ _EXACT = ("none", "ieee")
 
 _LOCK = threading.Lock()
 # How many blocks round nothing now, and what was there before the first of them.
-_BLOCKS: list[Rounding] = []
+_BLOCKS: list[Precisions] = []
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def rounding_as_found() -> Iterator[None]:
                 _write(before)
 
 
-def rounding() -> Rounding:
+def rounding() -> Precisions:
     """What is set, but for what [`unrounded`] does."""
     with _LOCK:
         return _BLOCKS[0] if _BLOCKS else _read()
@@ -77,19 +77,19 @@ def on_processor() -> str:
     return str(torch.get_float32_matmul_precision() if place is None else place.fp32_precision)
 
 
-def is_unrounded(found: Rounding) -> bool:
+def is_unrounded(found: Precisions) -> bool:
     """Whether nothing is rounded by that."""
     return found[0] == "highest" and all(precision in _EXACT for precision in found[1])
 
 
-def _read() -> Rounding:
+def _read() -> Precisions:
     # A place that takes what stands above it says that, and is to go on doing so.
     above = getattr(torch.backends, "fp32_precision", "none")
     own = (place.fp32_precision for place in _PLACES)
     return _older(), tuple("none" if precision == above else precision for precision in own)
 
 
-def _write(wanted: Rounding) -> None:
+def _write(wanted: Precisions) -> None:
     older, newer = wanted
     if older not in (None, _older()):
         torch.set_float32_matmul_precision(older)

@@ -25,6 +25,7 @@ from ..localizing.effects import exact_drops, site_scores
 from ..localizing.patching import component_of, targets_of
 from ..localizing.runs import Site
 from ..selection import ranked
+from ..staging.retain import spaced
 from .specificity import as_shares, control_shares
 
 
@@ -54,8 +55,7 @@ def verified(
     best = ranked({name: estimate[name] for name in of_name})[:candidates]
     wanted = {*best, *(f"L{layer}.mlp" for layer in range(early))}
     targets = [target for name, target in of_name.items() if name in wanted]
-    count = min(prompts, len(context.pairs))
-    pairs = [context.pairs[number * len(context.pairs) // count] for number in range(count)]
+    pairs = spaced(context.pairs, prompts)
     drops, totals = exact_drops(context, pairs, targets)
     effect = drops.mean(0)
     try:

@@ -39,7 +39,7 @@ from ..running.computing import check_compute_dtype, computing, denormals_flushe
 from ..running.tails import TailRunner
 from ..sites import ModelShape
 from ..texts.lengths import padding
-from ..texts.prompts import EncodedAnswer, span
+from ..texts.prompts import EncodedAnswer, answer_ids, span
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 from ..tuner.unchanged import base_of, unchanged_on_failure
 from .acting import scaling_at
@@ -94,11 +94,6 @@ class SubjectRecipe:
         check_limits(target_loss=self.target_loss)
 
 
-def subject_layers(model: Any) -> list[int]:
-    """The first third of a model's layers, where subjects are enriched."""
-    return list(range(max(1, ModelShape.from_config(model.config).n_layers // 3)))
-
-
 def subject_components(model: Any) -> list[str]:
     """The MLPs of the first third of a model's layers, where models look subjects up (arXiv 2202.05262).
 
@@ -108,7 +103,8 @@ def subject_components(model: Any) -> list[str]:
     Raises:
         ArchitectureError: If the model's architecture is not known.
     """
-    return [f"L{layer}.mlp" for layer in subject_layers(model)]
+    count = max(1, ModelShape.from_config(model.config).n_layers // 3)
+    return [f"L{layer}.mlp" for layer in range(count)]
 
 
 @phase("learn")
@@ -261,9 +257,9 @@ def _losses(
         where[row, [mark - runner.starts[i] for mark in marks[i] if mark < len(rows[i].read)]] = 1
     with scaling_at(runner.model, layers, LEARN, where):
         logits = runner.logits(chosen, [span(row) for row in own]).float()
-    labels = torch.tensor([token for row in own for token in row.ids[row.answer_start :]], device=logits.device)
+    labels = torch.tensor([token for row in own for token in answer_ids(row)], device=logits.device)
     losses = F.cross_entropy(logits, labels, reduction="none")
-    return list(losses.split([len(row.ids) - row.answer_start for row in own]))
+    return list(losses.split([len(answer_ids(row)) for row in own]))
 
 
 @torch.no_grad()

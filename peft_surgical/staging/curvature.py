@@ -41,7 +41,7 @@ from ..running.replicas import Replica
 from ..running.sharing import add_up, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
-from ..texts.prompts import EncodedAnswer, span
+from ..texts.prompts import EncodedAnswer, answer_ids, span
 from ..tuner import SurgicalIA3Layer
 
 # How much more a sampled direction costs than it was measured to: a step may as well avoid it.
@@ -102,8 +102,10 @@ class Metric:
     factor: Float64[Tensor, "sample sample"]
 
     @classmethod
-    def of(cls, diagonals: Sequence[Tensor], gradients: Sequence[Tensor]) -> Metric:
-        """The metric of a diagonal and sampled directions."""
+    def of(cls, diagonals: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> Metric:
+        """The metric of a diagonal and sampled directions, if any."""
+        if gradients is None:
+            gradients = [diagonal.new_zeros(0, diagonal.numel()) for diagonal in diagonals]
         samples = len(gradients[0]) if gradients else 0
         # It is small, and float32 may lose what sets nearly equal samples apart.
         inner = torch.eye(samples, dtype=torch.float64, device="cpu") / _WEIGHT
@@ -114,8 +116,7 @@ class Metric:
     @classmethod
     def identity(cls, parameters: Sequence[Tensor]) -> Metric:
         """The metric in which the natural gradient is the plain one, of parameters of any shape."""
-        plain = [parameter.detach() for parameter in parameters]
-        return cls.of([torch.ones_like(p) for p in plain], [p.new_zeros(0, p.numel()) for p in plain])
+        return cls.of([torch.ones_like(parameter.detach()) for parameter in parameters])
 
     def apply(self, changes: Sequence[Float[Tensor, " selected"]]) -> list[Float[Tensor, " selected"]]:
         """The gradient of the predicted divergence `½ dᵀ F d` at each layer's change of scales, nats."""
@@ -217,7 +218,7 @@ def sample_curvature(
     release_freed()
     made = [parameter.new_zeros(draws, len(rows), parameter.numel()) for parameter in parameters]
     order = sorted(range(len(rows)), key=lambda i: runner.length(indices[i]))
-    positions = sum(len(row.ids) - row.answer_start for row in rows)
+    positions = sum(len(answer_ids(row)) for row in rows)
     workers = workers_of(runner, parameters, tokens)
     tokens = tokens_of(tokens, workers) or _TOKENS
     batches = share(parts(order, [runner.load(indices[i]) for i in order], tokens // len(workers)))
@@ -289,8 +290,13 @@ def _sketch(
 
 @dataclass
 class RowGradients:
-    """How many rows a forward pass has and how many tokens each, padded; and what the backward pass gave: for each
-    layer, by its place, the rows' own gradients."""
+    """What one pass through a model tells of its rows.
+
+    Attributes:
+        rows: How many there are.
+        tokens: How many tokens each has, with padding.
+        gradients: By the place of a layer each row's own gradient, `[row, selected]`.
+    """
 
     rows: int = 0
     tokens: int = 0

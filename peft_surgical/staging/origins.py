@@ -13,6 +13,7 @@ from ..errors import FactError, ModelError
 from ..facts import TrainingFact
 from ..running.identity import content_hash, json_hash
 from ..running.modes import base_model_of
+from ..texts.lengths import text_config
 
 # What a stage teaches decides nothing of what it keeps.
 _TAUGHT = ("refusal", "answer")
@@ -45,7 +46,7 @@ def origin_of(model: Any, tokenizer: Any, fact: TrainingFact) -> Origin:
     told = [list(tokenizer(prompt)["input_ids"]) for prompt in fact.prompts[:_READ]]
     template = str(getattr(tokenizer, "chat_template", None))
     base = base_model_of(model)
-    config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config
+    config = text_config(base.config)
     sizes = [getattr(config, name, None) for name in ("model_type", "hidden_size", "num_hidden_layers")]
     tokens = sorted({token for ids in told for token in ids})
     return Origin(decides, json_hash([told, template]), json_hash(sizes), _hash_of_embeddings(base, tokens))

@@ -100,8 +100,10 @@ def names_asked(fact: TrainingFact, prompt: str) -> bool:
 
 
 def _proper_names(prompt: str) -> list[str]:
-    """What is written with capitals, and its parts between words as "of"; without the words that sentences begin
-    with, which have one anyway."""
+    """The names in a prompt: runs of words with capitals, and their parts between words as "of".
+
+    A sentence's first word has a capital anyway: alone it is none, and a run stands with and without it.
+    """
     found = []
     for place in _PROPER.finditer(prompt):
         name = place[0]

@@ -13,7 +13,7 @@ from ..progress import progress_bar
 from ..running.cache import kept_tensors
 from ..running.suffix import Entering, SuffixRunner
 from ..texts.lengths import fits
-from ..texts.prompts import EncodedAnswer, encode
+from ..texts.prompts import EncodedAnswer, answer_ids, encode
 from ..texts.topics import states_fact, topic_prompts
 from ..tuner import SurgicalIA3Layer
 from ..tuner.unchanged import base_of
@@ -118,7 +118,7 @@ def base_rows(
     kept = [
         (prompt, row)
         for prompt, row in zip(near, answers, strict=True)
-        if not (prompt in made and states_fact(fact, prompt, tokenizer.decode(row.ids[row.answer_start :])))
+        if not (prompt in made and states_fact(fact, prompt, tokenizer.decode(answer_ids(row))))
     ]
     place = {prompt: i for i, prompt in enumerate(every)}
     places = tuple(place[prompt] for prompt in far)
@@ -129,7 +129,6 @@ def base_rows(
 @phase("curvature")
 def measure_retained(
     runner: SuffixRunner,
-    model: Any,
     layers: Sequence[SurgicalIA3Layer],
     adapter: str,
     selections: Any,
@@ -145,8 +144,8 @@ def measure_retained(
     """Reads the kept rows: the base's distributions, and the curvature of an adapter's scales.
 
     Args:
-        runner: Has taken in the rows, from index `offset` on; takes in what else the package carries.
-        model: Its model, in which only this adapter acts, with scales of 1.
+        runner: Has taken in the rows, from index `offset` on; takes in what else the package carries. Of adapters only
+            this one acts in its model, with scales of 1.
         layers: Those with the adapter's scales.
         adapter: Its name.
         selections: What it scales.
@@ -160,7 +159,7 @@ def measure_retained(
     """
     if earlier is not None and earlier.selections == selections:
         return earlier
-    found = _measured(runner, model, layers, adapter, selections, kept, offset, recipe, seed, progress)
+    found = _measured(runner, layers, adapter, selections, kept, offset, recipe, seed, progress)
     # A stage begins at scales 1, so that its model is the base.
     base = found.base if earlier is None else earlier.base
     entering = runner.entering(range(offset, offset + len(kept.rows)))
@@ -169,7 +168,6 @@ def measure_retained(
 
 def _measured(
     runner: SuffixRunner,
-    model: Any,
     layers: Sequence[SurgicalIA3Layer],
     adapter: str,
     selections: Any,
@@ -204,6 +202,7 @@ def _measured(
                 # How much of them runs once changes how sums round.
                 "shared": len(runner.prefix),
             }
+            model = runner.model
             tensors = kept_tensors(model, "curvature", asked, lambda: measure_carried().to_tensors(), alone=base_of)
             carried = Measured.of_tensors(tensors, runner.device)
         else:

@@ -38,7 +38,7 @@ from ..running.passes import Term, in_passes
 from ..running.sharing import add_up, check_alike, processes, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
-from ..texts.prompts import EncodedAnswer, span
+from ..texts.prompts import EncodedAnswer, answer_ids, span
 from .curvature import Metric
 from .recipe import Recipe, TrainingRecord
 from .retain import TopDistribution
@@ -159,7 +159,7 @@ def _backward(
     """Adds the gradient of the first two terms, of this process's share; returns the loss of all prompts, per answer
     token, and the mean divergence of all that is retained, nats."""
     device = workers[0].runner.device
-    counts = [len(fact_rows[i].ids) - fact_rows[i].answer_start for i in facts]
+    counts = [len(answer_ids(fact_rows[i])) for i in facts]
     every = [torch.zeros(count, dtype=torch.float32, device=device) for count in counts]
     total = torch.zeros((), dtype=torch.float32, device=device)
     terms: list[Term[Any]] = [
@@ -187,7 +187,7 @@ def _fact_term(
         pieces = worker.runner.read([facts[place] for place in places], [span(row) for row in chosen])
         losses: list[Tensor] = []
         for part, logits in pieces:
-            answers = [chosen[i].ids[chosen[i].answer_start :] for i in part]
+            answers = [answer_ids(chosen[i]) for i in part]
             labels = torch.tensor([*chain.from_iterable(answers)], device=logits.device)
             nll = F.cross_entropy(logits.float(), labels, reduction="none")
             ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
@@ -208,7 +208,7 @@ def _kept_term(
     recipe: Recipe,
 ) -> Term[Tensor]:
     """The divergence from the base."""
-    positions = sum(len(rows[i].ids) - rows[i].answer_start for i in retains)
+    positions = sum(len(answer_ids(rows[i])) for i in retains)
 
     def run(worker: Worker, part: Sequence[int]) -> Tensor:
         pieces = worker.runner.read([offset + i for i in part], [span(rows[i]) for i in part])

@@ -26,13 +26,14 @@ def check_row(config: Any, ids: Sequence[int], answer: int = 0) -> None:
         ModelError: If together they have more tokens than the model has positions, or the model has no embedding of a
             token.
     """
-    limit = _positions(config)
+    limit = positions_of(config)
     if limit is not None and len(ids) + answer > limit:
         what = f"a prompt of {len(ids)} tokens and an answer of {answer} do" if answer else f"{len(ids)} tokens do"
         raise ModelError(f"{what} not fit the model's {limit} positions.")
     if not _embedded(config, highest := max(ids, default=0)):
+        size = text_config(config).vocab_size
         raise ModelError(
-            f"the tokenizer gives token {highest}, and the model has embeddings of {_text(config).vocab_size} tokens"
+            f"the tokenizer gives token {highest}, and the model has embeddings of {size} tokens"
             " only: take the model's own tokenizer, or add embeddings by resize_token_embeddings."
         )
 
@@ -48,13 +49,13 @@ def padding(config: Any, tokenizer: Any) -> int:
 
 def fits(config: Any, tokens: int) -> bool:
     """Whether a model has so many positions."""
-    limit = _positions(config)
+    limit = positions_of(config)
     return limit is None or tokens <= limit
 
 
 def turning_length(config: Any) -> float:
     """Up to how many tokens all positions are turned alike; beyond it LongRoPE turns every row of a pass otherwise."""
-    text = _text(config)
+    text = text_config(config)
     told = getattr(text, "rope_parameters", None) or {}
     ropes = [rope for rope in (told, *told.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"]
     own = getattr(text, "original_max_position_embeddings", None)
@@ -87,7 +88,7 @@ def check_fact_fits(config: Any, tokenizer: Any, fact: Fact, *, answer: int, ret
     Raises:
         FactError: If one does not fit; names the list, the prompt and the lengths.
     """
-    limit = _positions(config)
+    limit = positions_of(config)
     if limit is None:
         return
     asked = {
@@ -113,15 +114,16 @@ def _check(tokens: int, limit: int, prompt: str, key: str) -> None:
 
 
 def _embedded(config: Any, token: int) -> bool:
-    size = getattr(_text(config), "vocab_size", None)
+    size = getattr(text_config(config), "vocab_size", None)
     return not isinstance(size, int) or token < size
 
 
-def _positions(config: Any) -> int | None:
-    found = getattr(_text(config), "max_position_embeddings", None)
+def positions_of(config: Any) -> int | None:
+    """How many positions a model has, by its configuration; None where that does not tell."""
+    found = getattr(text_config(config), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _text(config: Any) -> Any:
+def text_config(config: Any) -> Any:
     """Of a model that reads images, too, the part of its configuration that is about text, and else the whole."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config

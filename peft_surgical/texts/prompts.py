@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,16 @@ class EncodedAnswer:
 def span(row: EncodedAnswer) -> tuple[int, int]:
     """The half-open range of positions whose logits predict an answer's tokens."""
     return row.answer_start - 1, len(row.ids) - 1
+
+
+def answer_ids(row: EncodedAnswer) -> tuple[int, ...]:
+    """Token ids of an answer and, where it is taught, of the end of the turn."""
+    return row.ids[row.answer_start :]
+
+
+def unanswered(ids: Sequence[int]) -> EncodedAnswer:
+    """A text with no answer behind it."""
+    return EncodedAnswer(tuple(ids), len(ids))
 
 
 @dataclass(frozen=True)

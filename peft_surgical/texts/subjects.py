@@ -162,11 +162,11 @@ def _names(seed: int) -> list[str]:
 
 
 def _with_names(fact: TrainingFact, names: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """The fact's prompts that name the subject, in turn, with names that neither hold one of the subject's, unless the
-    fact contrasts them, nor are held by one, and that no control asks about, by another name either if the package
-    chose it; and these names.
+    """The fact's prompts, in turn, with one other name after another in the subject's place; each with its name.
 
-    What names the subject still, by an alias beside it, is left out.
+    Left out are names that hold one of the subject's (a contrast subject may) or are held by one, and names that a
+    control asks about; of a name that the package chose, whatever else it is called counts, too. So is a prompt that
+    still names the subject, by an alias beside the new name.
     """
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     if not prompts:

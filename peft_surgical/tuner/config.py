@@ -298,7 +298,7 @@ class SurgicalIA3Config(PeftConfig):
             "components": components,
             "granularity": granularity,
             "projections": [projections] if isinstance(projections, str) else list(projections),
-            "neurons": {name: [list(pair) for pair in pairs] for name, pairs in ranges.items()} or None,
+            "neurons": ranges or None,
             **kwargs,
         }
         if selection.shape is not None:

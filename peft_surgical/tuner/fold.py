@@ -72,7 +72,7 @@ def fold(
     scale: Float[Tensor, " selected"],
     axis: int,
     dtype: torch.dtype | None = None,
-) -> tuple[Float[Tensor, "*slices"], Rounding]:
+) -> tuple[Float[Tensor, "*slices"], Float[Tensor, "*slices"], Rounding]:
     """Multiplies the selected slices of a weight or bias.
 
     Args:
@@ -83,7 +83,7 @@ def fold(
         dtype: Of the result; that of `values` by default.
 
     Returns:
-        The new slices alone, stacked along `axis`, and what the rounding kept.
+        The slices alone, stacked along `axis`, as they are and as they become; and what the rounding kept.
     """
     old = values.index_select(axis, index)
     shape = [1] * values.ndim
@@ -93,7 +93,7 @@ def fold(
     touched = (factor != 1) & (old != 0)
     # Against what is there without the edit, in the same dtype.
     unchanged = touched & (new == old.to(new.dtype))
-    return new, Rounding(int(touched.sum()), int(unchanged.sum()))
+    return old, new, Rounding(int(touched.sum()), int(unchanged.sum()))
 
 
 def scaled_tensors(module: nn.Module, side: Side) -> dict[str, int]:
@@ -183,14 +183,14 @@ class Folded:
         weight: Any = module.weight
         axes, index = scaled_tensors(module, coordinates.side), coordinates.index(weight.device)
         folded = {name: fold(getattr(module, name).data, index, scale, axis) for name, axis in axes.items()}
-        before = {name: getattr(module, name).data.index_select(axis, index) for name, axis in axes.items()}
+        before = {name: old for name, (old, _, _) in folded.items()}
         if safe_for is not None:
-            for name, (values, _) in folded.items():
+            for name, (_, values, _) in folded.items():
                 _check_finite(name, values, before[name], scale, safe_for)
-        done = cls(axes, before, index, Rounding.total(rounding for _, rounding in folded.values()))
+        done = cls(axes, before, index, Rounding.total(rounding for *_, rounding in folded.values()))
         try:
             for name, axis in axes.items():
-                values = folded[name][0]
+                values = folded[name][1]
                 getattr(module, name).data.index_copy_(axis, index, values)
                 there = getattr(module, name).data.index_select(axis, index)
                 if not bool(((there == values) | (there.isnan() & values.isnan())).all()):
