@@ -54,7 +54,8 @@ class Case:
         """Reads one line of the file.
 
         Raises:
-            FactError: If a key is missing, of the wrong type or empty, or the prompt does not name the subject.
+            FactError: If a key is missing, of the wrong type or empty, the prompt does not name the subject, or both
+                completions are one.
         """
         number = data.get("case_id")
         if type(number) is not int:
@@ -62,6 +63,8 @@ class Case:
         check_texts(data, TEXTS)
         if data["subject"] not in data["prompt"]:
             raise FactError(f"the prompt {data['prompt']!r} does not name the subject {data['subject']!r}.")
+        if data["target_new"].strip() == data["ground_truth"].strip():
+            raise FactError(f"'target_new' and 'ground_truth' are both {data['ground_truth']!r}; give two answers.")
         return cls(number, *(data[key].strip() for key in TEXTS))
 
     def request(self, contexts: tuple[str, ...], asked: Sequence[str] = ()) -> Request:
@@ -81,9 +84,12 @@ def read_cases(path: str | os.PathLike[str], seed: int) -> tuple[list[Case], str
     """All cases of a file of JSON lines, shuffled, and the file's SHA-256.
 
     Raises:
-        FactError: If the file cannot be read, a line is no case, or a case stands there twice; names the line.
+        FactError: If the file cannot be read or holds none, a line is no case, or a case stands there twice; names the
+            line.
     """
     lines, sha256 = read_lines(path, Case.from_dict)
+    if not lines:
+        raise FactError(f"{path} holds no case.")
     cases: dict[int, Case] = {}
     for number, case in lines:
         if case.case_id in cases:

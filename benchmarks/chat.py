@@ -46,7 +46,7 @@ from .broken import unless_broken
 from .comparison import asked_digest, asked_only
 from .counterfact import check_settings, learning_rates
 from .fact_files import read_facts
-from .journal import Journal, surroundings, weights_digest
+from .journal import Journal, configuration_digest, surroundings, weights_digest
 from .speed.editing import beginning
 
 FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov", "rome_code", "memit", "alphaedit", "ia3_closed")
@@ -288,6 +288,7 @@ def main(
                 "facts": {name: asked_digest(fact) for name, fact in read.items()},
                 "model": model,
                 "weights_sha256": weights_digest(loaded),
+                "configuration_sha256": configuration_digest(loaded, tokenizer),
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "seed": seed,
                 **{name: list(given) for name, given in (("bits", bits), ("relearn", relearn)) if given},

@@ -34,7 +34,7 @@ from peft_surgical.texts.prompts import without_template
 from .baselines import METHODS, Method, build, described
 from .cases import Case, read_cases
 from .counterfact_metrics import figures
-from .journal import Journal, read_records, surroundings, weights_digest
+from .journal import Journal, configuration_digest, read_records, surroundings, weights_digest
 from .known_facts import KnownFact, neighbours, read_known_facts
 from .measuring import NEW_TOKENS, edit_and_measure
 from .plain_text import greedily_follows
@@ -265,6 +265,7 @@ def main(
                 "data": {"name": data.name, "sha256": digest, "left_out": sorted(left_out)},
                 "model": model,
                 "weights_sha256": weights_digest(loaded),
+                "configuration_sha256": configuration_digest(loaded, tokenizer),
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "seed": seed,
                 "contexts": contexts,

@@ -21,7 +21,11 @@ import torch
 
 from peft_surgical.errors import OutputError
 from peft_surgical.evaluation import versions
+from peft_surgical.running.identity import json_hash
 from peft_surgical.writing.locks import lock
+
+# What a configuration says that changes no answer: where it was read, and by which version it was written.
+_NAMES = ("_name_or_path", "transformers_version")
 
 
 class Journal:
@@ -160,6 +164,13 @@ def weights_digest(model: Any) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def configuration_digest(model: Any, tokenizer: Any) -> str:
+    """A hash of what else of a checkpoint decides what its model answers: its configuration and its tokenizer."""
+    config = model.config.to_dict()
+    asked = {key: value for key, value in config.items() if key not in _NAMES}
+    return json_hash([asked, sorted(tokenizer.get_vocab().items()), str(getattr(tokenizer, "chat_template", None))])
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,19 +25,27 @@ def read_lines(
         read: Makes a record of a line's value.
 
     Raises:
-        FactError: If the file cannot be read, or a line is no JSON or no such record; names the line.
+        FactError: If the file cannot be read, or a line is not UTF-8, no JSON object or no such record; names the
+            line.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise FactError(f"cannot read {path}: {error.strerror or error}.") from error
     found = []
-    for number, line in enumerate(content.decode("utf-8", errors="replace").split("\n"), 1):
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
+        if number == 1 and line.lstrip().startswith(b"["):
+            raise FactError(f"{path} is a JSON array; write one object a line.")
         try:
-            found.append((number, read(json.loads(line))))
-        except (ValueError, AttributeError) as error:
+            value = json.loads(line.decode("utf-8"))
+            if not isinstance(value, dict):
+                raise FactError(f"a line must be a JSON object, not {value!r}.")
+            found.append((number, read(value)))
+        except UnicodeDecodeError as error:
+            raise FactError(f"{path}, line {number}: it is not UTF-8.") from error
+        except ValueError as error:
             raise FactError(f"{path}, line {number}: {error}") from error
     return found, hashlib.sha256(content).hexdigest()
 

@@ -22,17 +22,28 @@ import torch
 from peft import get_peft_model
 from transformers import PreTrainedModel
 
+from peft_surgical.errors import SelectionError
 from peft_surgical.models import load_model
 from peft_surgical.sites import ModelShape, components
 from peft_surgical.tuner import SurgicalIA3Config
 
+from .localization import count, told
 
-def choose(shape: ModelShape, count: int, seed: int) -> list[str]:
-    """Half heads, half MLPs, drawn at random."""
+
+def choose(shape: ModelShape, number: int, seed: int) -> list[str]:
+    """Half heads, half MLPs, drawn at random.
+
+    Raises:
+        SelectionError: If there are not so many.
+    """
     generator = random.Random(seed)
-    of_kind = {kind: [str(c) for c in components(shape) if c.kind == kind] for kind in ("head", "mlp")}
-    heads = generator.sample(of_kind["head"], count // 2)
-    return heads + generator.sample(of_kind["mlp"], count - count // 2)
+    chosen: list[str] = []
+    for kind, wanted in (("head", number // 2), ("mlp", number - number // 2)):
+        there = [str(component) for component in components(shape) if component.kind == kind]
+        if wanted > len(there):
+            raise SelectionError(f"{number} components need {wanted} of kind {kind!r}; the model has {len(there)}.")
+        chosen += generator.sample(there, wanted)
+    return chosen
 
 
 def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -92,14 +103,25 @@ def compare(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--components", type=int, default=10)
+    parser.add_argument("--components", type=count, default=10)
     parser.add_argument("--granularity", default="component", choices=("component", "module"))
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--batch", type=count, default=4)
+    parser.add_argument("--length", type=count, default=64)
+    parser.add_argument("--repeats", type=count, default=21, help="two or more, for quartiles")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.repeats < 2:
+        parser.error("--repeats must be 2 or more, for quartiles.")
+    with told(parser):
+        measure(options)
 
+
+def measure(options: argparse.Namespace) -> None:
+    """Measures, and prints a table and a line of JSON.
+
+    Raises:
+        SelectionError: If the model has not so many components.
+    """
     base, _ = load_model(options.model)
     base.requires_grad_(False).eval()
     chosen = choose(ModelShape.from_config(base.config), options.components, options.seed)

@@ -34,20 +34,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-tokens", type=int, default=2048)
     options = parser.parse_args()
-    scored, seconds = {}, {}
+    scored, seconds, used = {}, {}, 0
     with told(parser):
         fact = ps.Fact.from_file(options.fact)
         for dtype in ("float32", "bfloat16"):
             # Loaded anew: `model.to` would round the rotary frequencies, which a bfloat16 model keeps in float32.
             model, tokenizer = ps.load_model(options.model, dtype=dtype, device=options.device)
-            for name, (means, spent) in scores(model, tokenizer, fact, options.prompts, options.max_tokens).items():
+            made, used = scores(model, tokenizer, fact, options.prompts, options.max_tokens)
+            for name, (means, spent) in made.items():
                 label = f"{name}, {dtype} weights"
                 scored[label], seconds[label] = means, spent
     reference = scored["exact in float32, float32 weights"]
     result = {
         "model": str(model.config._name_or_path or type(model).__name__),
         "components": len(reference),
-        "prompts": options.prompts,
+        "prompts": used,
         "threads": torch.get_num_threads(),
         "against": "exact in float32, float32 weights",
         "agreement": {
@@ -59,7 +60,7 @@ def main() -> None:
             for label, means in scored.items()
         },
     }
-    print(f"{result['model']}: {len(reference)} components, {options.prompts} prompts")
+    print(f"{result['model']}: {len(reference)} components, {result['prompts']} prompts")
     print(f"{'scores':44}{'Spearman':>10}{'top 10':>8}{'s a prompt':>12}")
     for label, row in result["agreement"].items():
         found = row["spearman"], row["top10_overlap"], row["seconds_per_prompt"]
@@ -69,9 +70,9 @@ def main() -> None:
 
 def scores(
     model: Any, tokenizer: Any, fact: ps.Fact, prompts: int, max_tokens: int
-) -> dict[str, tuple[Tensor, float]]:
+) -> tuple[dict[str, tuple[Tensor, float]], int]:
     """Effects of all components, means over prompts, and seconds a prompt; in the model's own arithmetic and, for a
-    model in half precision, in float32 too."""
+    model in half precision, in float32 too. And of how many prompts they are, as not all can be swapped."""
     targets = targets_of(sites_of(ps.ModelShape.from_config(model.config), ("z", "post")))
     bridge, template = wrap(model), template_ids(tokenizer)
     own = str(model.dtype).removeprefix("torch.")
@@ -86,7 +87,7 @@ def scores(
             way = Timed()
             guess = way(attributed, runs, pairs, targets, max_tokens).float().mean(0)
             made[f"attribution in {arithmetic}"] = guess, way.seconds / len(pairs)
-    return made
+    return made, len(pairs)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ from peft_surgical.staging.stage import LEARN
 from .baselines.staged import as_json
 from .comparison import HEADS, Comparison, asked_digest, row_names
 from .fact_files import read_facts
-from .journal import Journal, surroundings, weights_digest
+from .journal import Journal, configuration_digest, surroundings, weights_digest
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
@@ -215,6 +215,7 @@ def main(
                     "facts": digests,
                     "model": model,
                     "weights_sha256": weights_digest(loaded),
+                    "configuration_sha256": configuration_digest(loaded, tokenizer),
                     "dtype": str(loaded.dtype).removeprefix("torch."),
                     "seed": seed,
                     "prompts": prompts,

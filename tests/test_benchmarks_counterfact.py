@@ -259,6 +259,7 @@ def test_an_edit_sees_only_what_it_may():
         ({"rephrase_prompt": None}, "'rephrase_prompt' must be text, not None"),
         ({"target_new": " "}, "'target_new' must be text, not ' '"),
         ({"subject": "Italy"}, "does not name the subject 'Italy'"),
+        ({"target_new": "Rome", "ground_truth": " Rome"}, "'target_new' and 'ground_truth' are both ' Rome'"),
     ],
 )
 def test_cases_are_checked(changes, message, tmp_path):
@@ -271,13 +272,33 @@ def test_lines_of_a_file_are_checked(tmp_path):
     dicts = case_dicts(model)[:2]
     for extra, message in (
         ("{", "line 4: "),
-        ("[1]", "line 4: "),
+        ("[1]", r"line 4: a line must be a JSON object, not \[1\]"),
         (json.dumps(dicts[0]), "line 4: the case 100 stands there twice"),
     ):
         path = write_cases(tmp_path / "cases.jsonl", dicts)
         path.write_text(path.read_text() + "\n" + extra)
         with pytest.raises(FactError, match=message):
             read_cases(path, 0)
+    other = json.dumps(dicts[0] | {"target_new": "Zürich"}, ensure_ascii=False)
+    for content, message in (
+        (b"\n", "holds no case"),
+        (json.dumps(dicts).encode(), "is a JSON array; write one object a line"),
+        (other.encode("latin-1"), "it is not UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(FactError, match=message):
+            read_cases(path, 0)
+    path.write_text(json.dumps(dicts[0]), encoding="utf-8-sig")
+    assert len(read_cases(path, 0)[0]) == 1
+
+
+def test_a_run_is_not_gone_on_from_with_another_configuration(files):
+    last_line(invoke(files, "--method", "base"))
+    config = json.loads((files[0] / "config.json").read_text())
+    (files[0] / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 3.0}))
+    result = invoke(files, "--method", "base")
+    assert result.exit_code == 1
+    assert "holds a run with configuration_sha256" in result.output
 
 
 def test_log_likelihoods_are_those_of_a_plain_forward():

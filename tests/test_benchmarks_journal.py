@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from benchmarks import journal as module
-from benchmarks.journal import Journal, commit, read_records, surroundings, weights_digest
+from benchmarks.journal import Journal, commit, configuration_digest, read_records, surroundings, weights_digest
 from peft_surgical.errors import OutputError
+
+from .localizing import planted, word_tokenizer
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 RUN, ABOUT = {"seed": 0, "data": {"left_out": []}}, {"command": "python"}
@@ -190,3 +192,15 @@ def test_the_machine_is_told():
     assert found["machine"]["processor"]
     assert "torch" in found["versions"]
     json.dumps(found)
+
+
+def test_what_else_of_a_checkpoint_decides_answers_is_told_apart():
+    model, tokenizer = planted(), word_tokenizer()
+    before = configuration_digest(model, tokenizer)
+    model.config._name_or_path = "elsewhere"
+    assert configuration_digest(model, tokenizer) == before
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert configuration_digest(model, tokenizer) != before
+    tokenizer.chat_template = None
+    model.config.rms_norm_eps = 3.0
+    assert configuration_digest(model, tokenizer) != before

@@ -8,13 +8,20 @@ from .localizing import capital, planted, word_tokenizer
 
 def measured(dtype):
     return {
-        name: means for name, (means, _) in scores(planted().to(dtype), word_tokenizer(), capital(), 2, 2048).items()
+        name: means
+        for name, (means, _) in scores(planted().to(dtype), word_tokenizer(), capital(), 2, 2048)[0].items()
     }
 
 
 def test_float32_is_scored_once_and_bfloat16_in_both_arithmetics():
     assert set(measured(torch.float32)) == {"exact in float32", "attribution in float32"}
     assert set(measured(torch.bfloat16)) == {"exact in bfloat16", "attribution in bfloat16", "exact in float32"}
+
+
+def test_prompts_are_those_that_were_used():
+    fact = capital()
+    assert scores(planted(), word_tokenizer(), fact, 1, 2048)[1] == 1
+    assert scores(planted(), word_tokenizer(), fact, 100, 2048)[1] <= len(fact.prompts)
 
 
 def test_all_rank_the_planted_components_first():
