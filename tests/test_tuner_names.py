@@ -23,6 +23,8 @@ from tests.tiny import tiny_model
         ("weight", "a parameter is called so"),
         ("bias", "a parameter is called so"),
         ("inv_freq", "a parameter is called so"),
+        ("__base__", "PEFT means the model without an adapter by it"),
+        ("modules_to_save", "PEFT means where it keeps"),
     ],
 )
 def test_a_name_that_torch_or_peft_does_not_take_changes_nothing(name, words):

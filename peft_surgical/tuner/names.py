@@ -13,6 +13,12 @@ from ..errors import AdapterError
 # What PEFT puts before the names of a model's modules, and what stands behind them.
 _AROUND = {"base_model", "model", "surgical_ia3_delta"}
 
+# What PEFT itself means by a word that stands where an adapter's name may.
+_OF_PEFT = {
+    "__base__": "the model without an adapter",
+    "modules_to_save": "where it keeps the modules that are saved whole",
+}
+
 
 def names_of(adapters: str | Iterable[str]) -> list[str]:
     """One name, or several, as a list."""
@@ -45,12 +51,15 @@ def check_usable(name: str, model: nn.Module) -> None:
 
     Raises:
         AdapterError: If it is empty, has a dot in it, or is what such a module has already, as `half` and `train`, or
-            if one of the model's modules, parameters or buffers is called so, as `mlp` and `weight`.
+            a word of PEFT's own, as `__base__`, or if one of the model's modules, parameters or buffers is called so,
+            as `mlp` and `weight`.
     """
     if not name or "." in name:
         raise AdapterError(f"{name!r} cannot name an adapter: a name is not empty and has no dot in it.")
     if hasattr(nn.ParameterDict(), name):
         raise AdapterError(f"{name!r} cannot name an adapter: torch's modules have something of that name.")
+    if name in _OF_PEFT:
+        raise AdapterError(f"{name!r} cannot name an adapter: PEFT means {_OF_PEFT[name]} by it; choose another name.")
     parts = [*_parts(model)]
     if name in {*_AROUND, *(called for called, _ in parts)}:
         raise AdapterError(
