@@ -6,10 +6,12 @@ import pytest
 import torch
 from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.export import from_ia3, to_ia3
 from peft_surgical.errors import AdapterError, OutputError
+from peft_surgical.stacking import stack
 from peft_surgical.tuner import Coordinates, SurgicalIA3Config, activate
 from tests.adapters import add, logits, perturb, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_ids, tiny_model
@@ -269,3 +271,46 @@ def test_two_names_that_peft_would_confuse_are_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"PEFT would take x\.proj for proj"):
         to_ia3(edit, tmp_path / "plain")
     to_ia3(Edit(dict(zip(("x.proj", "proj"), scales, strict=True))), tmp_path / "plain")
+
+
+class Outer(nn.Module):
+    """Linear modules whose whole names others end in, one of which is none."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.block = nn.ModuleDict({"norm": nn.LayerNorm(8), "head": nn.Linear(8, 8)})
+
+    def forward(self, x):
+        return self.head(self.block["head"](self.block["norm"](self.norm(x))))
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("names", [["norm"], ["head"], ["norm", "head", "block.head"]])
+def test_a_name_that_others_end_in_is_exported_for_its_own_module(names, side, tmp_path):
+    selections = {name: {"side": side, "ranges": [[0, 3]]} for name in names}
+    model = get_peft_model(Outer(), SurgicalIA3Config(selections=selections, init_weights=False))
+    model.save_pretrained(tmp_path / "a")
+    stack(tmp_path / "a", tmp_path / "plain")
+    assert Edit.load(tmp_path / "plain").modules.keys() == selections.keys()
+    plain = PeftModel.from_pretrained(Outer(), tmp_path / "plain")
+    x = torch.ones(2, 8)
+    assert torch.equal(plain(x), model(x))
+    assert {*plain.targeted_module_names} == {*names}
+    stack(tmp_path / "plain", tmp_path / "again")
+    read = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("plain", "again")]
+    assert read[0]["target_modules"] == read[1]["target_modules"] == "|".join(sorted(names)).replace(".", r"\.")
+
+
+def test_numbers_in_a_sequence_name_their_own_modules(tmp_path):
+    def layers():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 8)))
+
+    config = SurgicalIA3Config(selections={"0": {"side": "input", "ranges": [[0, 4]]}}, init_weights=False)
+    model = get_peft_model(layers(), config)
+    model.save_pretrained(tmp_path / "a")
+    to_ia3(tmp_path / "a", tmp_path / "plain")
+    x = torch.ones(2, 8)
+    assert torch.equal(PeftModel.from_pretrained(layers(), tmp_path / "plain")(x), model(x))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +123,17 @@ def write_plain(
         inference_mode=True,
     ).to_dict()
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-        config |= {"target_modules": sorted(edit.modules), "feedforward_modules": sorted(inputs)}
+        config |= {"target_modules": _targets(edit.modules), "feedforward_modules": sorted(inputs)}
         _write(folder, config, tensors, edit.lineage)
         if card is not None:
             write_text(folder / "README.md", card)
+
+
+def _targets(names: Iterable[str]) -> list[str] | str:
+    """Modules as PEFT takes them: from a list also those whose name ends in a dot and one of it, as may be where a
+    module of the model itself is meant; a pattern has to match whole names."""
+    listed = sorted(names)
+    return listed if all("." in name for name in listed) else "|".join(re.escape(name) for name in listed)
 
 
 def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], lineage: Lineage) -> None:
