@@ -39,6 +39,9 @@ from .writing.inputs import check_inputs_stay
 Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
 """What [`merge`] folds: an (IA)³ edit in memory, a LoRA adapter that was read, or the folder of either."""
 
+# By it transformers knows that it put an adapter on a model.
+_FLAG = "_hf_peft_config_loaded"
+
 
 def merge(
     model: PreTrainedModel,
@@ -106,6 +109,8 @@ def merge(
         config = model.config
         # save_pretrained notes the dtype and the class in the configuration of the model that it saves.
         model.config = copy.deepcopy(config)
+        # And by that flag it would save adapters, of which there are none.
+        flag = vars(model).pop(_FLAG, None)
         try:
             model.save_pretrained(folder, state_dict=state)
         except ValueError as error:
@@ -113,6 +118,8 @@ def merge(
             raise ModelError(f"the model cannot be saved: {' '.join(str(error).split())}") from error
         finally:
             model.config = config
+            if flag is not None:
+                setattr(model, _FLAG, flag)
         if target is not None:
             path = folder / "config.json"
             write_json(path, _with_dtype(json.loads(path.read_text(encoding="utf-8")), target))
@@ -254,7 +261,8 @@ def _check_model(model: PreTrainedModel) -> None:
             f"merge needs the unedited base model, got a {type(model).__name__}; give its unload(), or load the base"
             " anew."
         )
-    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
+    # Not by transformers' flag alone, which it leaves set where PEFT refused an adapter.
+    if hasattr(model, "peft_config"):
         raise ModelError("the model has adapters on it; merge needs the unedited base model.")
     # Of an adapter that transformers deleted the layers stay.
     if any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules()):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +20,7 @@ from peft_surgical.tuner.unloading import unload
 from tests.adapters import add, logits, saved, tiny_peft
 from tests.tiny import FAMILIES, tiny_model
 
+WEIGHTS = "model.safetensors"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -180,6 +182,15 @@ def test_refusals(tmp_path):
         merge(tiny_model("llama"), [folder], tmp_path / "full", overwrite=True)
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "full"]
+
+
+def test_a_base_on_which_transformers_could_put_no_adapter_is_merged_into(tmp_path):
+    folder, model = saved(tiny_peft(), tmp_path / "a"), tiny_model("llama")
+    with pytest.raises(ValueError, match="nope"):
+        model.add_adapter(LoraConfig(target_modules=["nope"]), "x")
+    for base, out in ((model, "refused"), (tiny_model("llama"), "bare")):
+        merge(base, [folder], tmp_path / out)
+    assert (tmp_path / "refused" / WEIGHTS).read_bytes() == (tmp_path / "bare" / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("shard", ["50GB", "20KB"])
