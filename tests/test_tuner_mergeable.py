@@ -108,3 +108,33 @@ def test_only_what_is_merged_is_asked_whether_it_can_be(kind, deleted, names):
     torch.testing.assert_close(logits(model), edited, atol=1e-5, rtol=1e-4)
     model.unmerge_adapter()
     assert torch.equal(layer.weight, weight)
+
+
+@pytest.mark.parametrize("safe_merge", [False, True])
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_model_without_values_is_merged_and_unmerged_as_by_other_methods(low_cpu_mem_usage, safe_merge):
+    base = tiny_model("llama").to("meta")
+    config = SurgicalIA3Config(components=["L0.head.1", "L1.mlp"])
+    model = get_peft_model(base, config, low_cpu_mem_usage=low_cpu_mem_usage)
+    model.merge_adapter(safe_merge=safe_merge)
+    assert all(layer.merged for layer in model.base_model.surgical_layers())
+    model.unmerge_adapter()
+    model.merge_and_unload(safe_merge=safe_merge)
+    assert all(parameter.is_meta for parameter in base.parameters())
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model: model.base_model.edit("default"),
+        lambda model: model.add_weighted_adapter(["default"], [0.5], "new"),
+        lambda model: model.merge_adapter(),
+        lambda model: model.merge_and_unload(),
+    ],
+)
+def test_scales_that_are_not_loaded_yet_are_not_computed_with(work):
+    config = SurgicalIA3Config(components=["L0.head.1", "L1.mlp"])
+    model = get_peft_model(tiny_model("llama"), config, low_cpu_mem_usage=True)
+    with pytest.raises(AdapterError, match="the scales of 'default' are not loaded yet"):
+        work(model)
+    assert [*model.peft_config] == ["default"]

@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config, activate
 from peft_surgical.tuner.offloading import execution_device
 
@@ -93,3 +94,11 @@ def test_where_weights_are_brought_to():
     add_hook_to_module(module, type(model._hf_hook)(), append=True)
     assert execution_device(module) == torch.device("cpu"), "the first of several hooks"
     assert execution_device(SimpleNamespace(_hf_hook=SimpleNamespace(execution_device="cpu"))) is None
+
+
+def test_a_layer_is_not_merged_into_a_weight_that_is_elsewhere(tmp_path):
+    layer = adapted("memory", tmp_path).base_model.surgical_layers()[0]
+    assert layer.get_base_layer().weight.is_meta
+    with pytest.raises(AdapterError, match="the weight of a Linear is offloaded; bring it to memory"):
+        layer.merge()
+    assert not layer.merged

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError
 from .coordinates import Coordinates, Side
+from .offloading import execution_device
 
 LOSS_WORTH_A_WARNING = 0.01
 
@@ -90,6 +91,9 @@ def fold(
     shape[axis] = -1
     factor = scale.to(values.device).view(shape)
     new = (old * factor).to(dtype or values.dtype)
+    if values.is_meta:
+        # What has no numbers loses none.
+        return old, new, Rounding()
     touched = (factor != 1) & (old != 0)
     # Against what is there without the edit, in the same dtype.
     unchanged = touched & (new == old.to(new.dtype))
@@ -175,12 +179,14 @@ class Folded:
             safe_for: Refuse a result that is not finite, before anything is written, and blame this adapter.
 
         Raises:
-            AdapterError: If the weights cannot be multiplied in place, see [`check_foldable`], or do not hold what was
-                written into them, or `safe_for` is given and a value is not finite. The weights are as they were then,
-                as they are after any other error.
+            AdapterError: If the weights cannot be multiplied in place, see [`check_foldable`], are offloaded, or do
+                not hold what was written into them, or `safe_for` is given and a value is not finite. The weights are
+                as they were then, as they are after any other error.
         """
         check_foldable(module, coordinates.side)
         weight: Any = module.weight
+        if weight.is_meta and execution_device(module) is not None:
+            raise AdapterError(f"the weight of a {type(module).__name__} is offloaded; bring it to memory to merge.")
         axes, index = scaled_tensors(module, coordinates.side), coordinates.index(weight.device)
         folded = {name: fold(getattr(module, name).data, index, scale, axis) for name, axis in axes.items()}
         before = {name: old for name, (old, _, _) in folded.items()}
@@ -193,7 +199,7 @@ class Folded:
                 values = folded[name][1]
                 getattr(module, name).data.index_copy_(axis, index, values)
                 there = getattr(module, name).data.index_select(axis, index)
-                if not bool(((there == values) | (there.isnan() & values.isnan())).all()):
+                if not there.is_meta and not bool(((there == values) | (there.isnan() & values.isnan())).all()):
                     raise AdapterError(
                         f"the {name} of a {type(module).__name__} does not hold what is written into it, so an edit of"
                         " it cannot be merged."
@@ -211,7 +217,7 @@ class Folded:
 
 
 def _check_finite(name: str, values: Tensor, before: Tensor, scale: Tensor, adapter: str) -> None:
-    if torch.isfinite(values).all():
+    if values.is_meta or torch.isfinite(values).all():
         return
     if not torch.isfinite(scale).all():
         why = f"the adapter {adapter} has scales that are not finite"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -27,7 +27,7 @@ def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None
 
     Raises:
         AdapterError: If a weight is quantized or otherwise cannot be rewritten in place, is also used elsewhere, or
-            has an adapter of another method on it.
+            has an adapter of another method on it, or scales are not loaded yet.
     """
     layers = {
         name: layer
@@ -36,8 +36,31 @@ def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None
     }
     check_alone(layers)
     for layer in layers.values():
-        check_foldable(layer.get_base_layer(), layer.side)
+        base: Any = layer.get_base_layer()
+        check_foldable(base, layer.side)
+        if not base.weight.is_meta:
+            check_loaded([layer], layer.active_adapters if adapter_names is None else adapter_names)
     check_untied(model, layers)
+
+
+def check_loaded(layers: Iterable[SurgicalIA3Layer], adapter_names: Iterable[str]) -> None:
+    """Refuses scales without values, as PEFT makes them with `low_cpu_mem_usage` for a file that is to be loaded.
+
+    Args:
+        layers: What holds them.
+        adapter_names: Which adapters; a layer may lack some.
+
+    Raises:
+        AdapterError: If there are some.
+    """
+    names = [*adapter_names]
+    for layer in layers:
+        held = layer.surgical_ia3_delta
+        if found := next((name for name in names if name in layer.coordinates and held[name].is_meta), None):
+            raise AdapterError(
+                f"the scales of {found!r} are not loaded yet, as low_cpu_mem_usage leaves them; load them with"
+                " set_peft_model_state_dict(..., low_cpu_mem_usage=True) first."
+            )
 
 
 def check_untied(model: nn.Module, layers: Mapping[str, BaseTunerLayer]) -> None:

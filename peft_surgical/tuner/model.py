@@ -27,7 +27,7 @@ from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .coordinates import Coordinates
 from .layer import Linear, SurgicalIA3Layer, layers_by_name
-from .mergeable import check_alone, check_mergeable
+from .mergeable import check_alone, check_loaded, check_mergeable
 from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
 from .offloading import execution_device
@@ -312,11 +312,13 @@ class SurgicalIA3Model(BaseTuner):
             adapter_name: Which adapter.
 
         Raises:
-            AdapterError: If the model has none of that name, or the adapter saves whole modules.
+            AdapterError: If the model has none of that name, or the adapter saves whole modules, or its scales are not
+                loaded yet.
         """
         from ..adapters.edits import Edit, ModuleScale
 
         check_known([adapter_name], self.peft_config)
+        check_loaded(self.surgical_layers(), [adapter_name])
         config = self.peft_config[adapter_name]
         if config.modules_to_save:
             raise AdapterError(
