@@ -32,8 +32,9 @@ from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
 from .offloading import execution_device
 from .placing import make_place
+from .replacing import all_off, switch_off, take_off
 from .targets import unwrapped
-from .unchanged import trainable_kept, unchanged_on_failure
+from .unchanged import notes_kept_on_failure, trainable_kept, unchanged_on_failure
 from .unloading import take_out
 from .whole import check_one_whole, let_whole_act, whole_modules
 
@@ -53,6 +54,10 @@ class SurgicalIA3Model(BaseTuner):
 
     prefix = "surgical_ia3_"
     tuner_layer_cls = SurgicalIA3Layer
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        with notes_kept_on_failure(model):
+            super().__init__(model, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: SurgicalIA3Config, model_config: dict) -> SurgicalIA3Config:
         peft_config.resolve(model_config)
@@ -97,13 +102,21 @@ class SurgicalIA3Model(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Puts an adapter of `peft_config` on the model, as PEFT's `BaseTuner.inject_adapter` does.
 
+        It takes the place of one of the same name. Where adapters are switched off, it begins so, too. If that fails,
+        the model is as it was.
+
         Raises:
             AdapterError: If it has a name that torch or PEFT would take for something else, see [`check_usable`].
             ModelError: If the model is wrapped, see [`check_unwrapped`].
         """
         check_usable(adapter_name, model)
         check_unwrapped(model)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        off = all_off(model)
+        with unchanged_on_failure(self):
+            take_off(adapter_name, model)
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            if off:
+                switch_off(adapter_name, model)
         # PEFT shortens long lists of targets to common endings, and the saved file would say so.
         config = self.peft_config[adapter_name]
         config.target_modules = list(config.selections)

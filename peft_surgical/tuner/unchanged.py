@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 from peft import PeftModel
@@ -18,6 +19,10 @@ _OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 # PEFT hooks the embeddings of a model with gradient checkpointing, and transformers holds what takes that off again.
 _OF_HOOKS = ("_require_grads_hook", "_require_grads_hooks")
+
+
+# Which adapters a layer or a wrapper holds.
+_IN_PLACE = ("coordinates", "_indices", "_adapters")
 
 
 @contextmanager
@@ -46,6 +51,27 @@ def base_of(model: Any) -> Iterator[None]:
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
+
+
+@contextmanager
+def notes_kept_on_failure(model: Any) -> Iterator[None]:
+    """Puts back what PEFT and transformers note on a model of its adapters, if this block, which puts one on, raises.
+
+    Args:
+        model: A model with adapters on it or none.
+    """
+    held = getattr(model, "peft_config", None)
+    configs = dict(held or {})
+    try:
+        yield
+    except BaseException:
+        if held is not None:
+            held.clear()
+            held.update(configs)
+        elif getattr(model, "_hf_peft_config_loaded", False):
+            # transformers says so before it asks PEFT.
+            model._hf_peft_config_loaded = False
+        raise
 
 
 @contextmanager
@@ -93,9 +119,13 @@ def unchanged_on_failure(model: Any) -> Iterator[None]:
 
 def _own(module: Any) -> dict[str, Any]:
     """The attributes of a module that are to be put back. Those that describe its weights are left out."""
+    if isinstance(module, nn.ParameterDict):
+        # Scales come into one and leave it by name.
+        return {name: dict(vars(module)[name]) for name in ("_keys", "_parameters")}
     if not isinstance(module, _OF_PEFT):
         kept = ("training", *_OF_HOOKS)
         return {name: vars(module)[name] for name in kept if name in vars(module)}
     own = {name: value for name, value in vars(module).items() if name not in ("merged_adapters", "_folded")}
-    # PEFT adds to its lists of targets in place.
-    return {name: list(value) if isinstance(value, list) else value for name, value in own.items()}
+    # These are added to in place, as PEFT does with its lists of targets.
+    copied = {name: copy(value) for name, value in own.items() if isinstance(value, list) or name in _IN_PLACE}
+    return own | copied

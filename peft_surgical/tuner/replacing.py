@@ -1,0 +1,57 @@
+"""How an adapter comes to a model that has others: in place of one of its name, and off where these are off."""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import onload_layer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+from .layer import layers_by_name
+from .unchanged import trainable_kept
+from .whole import whole_modules
+
+
+def take_off(name: str, model: nn.Module) -> None:
+    """Takes what an adapter of that name has off a model, scales and modules that it saves whole, if there is one.
+
+    Put on a base under the name of an adapter that is there, PEFT's own methods begin anew on all of its modules. The
+    modules of a surgical adapter are not those of another one, so that scales of both would act.
+
+    Args:
+        name: The adapter's name.
+        model: The model. Layers that hold no adapter any more stay for [`make_place`] to take off.
+    """
+    layers = [layer for layer in layers_by_name(model).values() if name in layer.coordinates]
+    for layer in layers:
+        with onload_layer(layer):
+            # Another one cannot be put on while any is merged: PEFT unmerges them all.
+            layer.merge_only([])
+        del layer.coordinates[name]
+        layer._indices.pop(name, None)
+        del layer.surgical_ia3_delta[name]
+    # Without a surgical adapter of that name they are another method's.
+    for wrapper, held in whole_modules(model) if layers else ():
+        if isinstance(wrapper, ModulesToSaveWrapper) and name in held:
+            wrapper.delete_adapter(name, [])
+
+
+def all_off(model: nn.Module) -> bool:
+    """Whether a model has surgical adapters, and all of them are switched off."""
+    off = [layer.disable_adapters for layer in layers_by_name(model).values() if layer.coordinates]
+    return bool(off) and all(off)
+
+
+def switch_off(name: str, model: nn.Module) -> None:
+    """Switches an adapter's layers off, and the modules that it saves whole; what trains and what is frozen stays so.
+
+    Args:
+        name: The adapter's name.
+        model: The model.
+    """
+    for layer in layers_by_name(model).values():
+        if name in layer.coordinates:
+            layer.enable_adapters(False)
+    for wrapper, held in whole_modules(model):
+        if name in held:
+            with trainable_kept(wrapper.parameters()):
+                wrapper.enable_adapters(False)
