@@ -121,7 +121,7 @@ def _own(module: Any) -> dict[str, Any]:
     """The attributes of a module that are to be put back. Those that describe its weights are left out."""
     if isinstance(module, nn.ParameterDict):
         # Scales come into one and leave it by name.
-        return {name: dict(vars(module)[name]) for name in ("_keys", "_parameters")}
+        return {"training": module.training} | {name: dict(vars(module)[name]) for name in ("_keys", "_parameters")}
     if not isinstance(module, _OF_PEFT):
         kept = ("training", *_OF_HOOKS)
         return {name: vars(module)[name] for name in kept if name in vars(module)}
