@@ -45,24 +45,25 @@ def main() -> None:
                 label = f"{name}, {dtype} weights"
                 scored[label], seconds[label] = means, spent
     reference = scored["exact in float32, float32 weights"]
+    agreement = {
+        label: {
+            "spearman": spearman(means, reference),
+            "top10_overlap": overlap(means, reference, 10),
+            "seconds_per_prompt": seconds[label],
+        }
+        for label, means in scored.items()
+    }
     result = {
         "model": str(model.config._name_or_path or type(model).__name__),
         "components": len(reference),
         "prompts": used,
         "threads": torch.get_num_threads(),
         "against": "exact in float32, float32 weights",
-        "agreement": {
-            label: {
-                "spearman": spearman(means, reference),
-                "top10_overlap": overlap(means, reference, 10),
-                "seconds_per_prompt": seconds[label],
-            }
-            for label, means in scored.items()
-        },
+        "agreement": agreement,
     }
     print(f"{result['model']}: {len(reference)} components, {result['prompts']} prompts")
     print(f"{'scores':44}{'Spearman':>10}{'top 10':>8}{'s a prompt':>12}")
-    for label, row in result["agreement"].items():
+    for label, row in agreement.items():
         found = row["spearman"], row["top10_overlap"], row["seconds_per_prompt"]
         print(f"{label:44}{found[0]:>10.3f}{found[1]:>8.1f}{found[2]:>12.2f}")
     print(json.dumps(result))
