@@ -61,14 +61,22 @@ def goes_on_from_keys(model: Any) -> bool:
 def _is_of_keys(layer: Any) -> bool:
     """Whether a layer of a model's own cache is for keys and values alone, or stands for one that reads another's."""
     if isinstance(layer, DynamicLayer):
-        # What has left a sliding window can stay in a cache without one: masks leave it out.
-        return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+        return keeps_keys_alone(layer)
     return getattr(layer, "keys", layer) is None
 
 
+def keeps_keys_alone(layer: Any) -> bool:
+    """Whether a layer of a cache has keys and values, and no state besides as kinds that are derived may have."""
+    # What has left a sliding window can stay in a cache without one: masks leave it out.
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+
+
 def all_layers(cache: Any, condition: Callable[[Any], bool]) -> bool:
-    """Whether something is a cache that grows, and each of its layers fulfills a condition."""
-    return isinstance(cache, DynamicCache) and all(map(condition, cache.layers))
+    """Whether something is a cache that grows, and each of its layers fulfills a condition.
+
+    A cache of a model's own kind may keep more than its layers tell.
+    """
+    return type(cache) is DynamicCache and all(map(condition, cache.layers))
 
 
 class Beginning:

@@ -27,7 +27,7 @@ from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
 from ..wrapped import check_no_bridge
 from .at_once import deal
-from .beginnings import MIN_SHARED, all_layers, expanded, shared_prefix
+from .beginnings import MIN_SHARED, all_layers, expanded, keeps_keys_alone, shared_prefix
 from .cache import kept_answers
 from .devices import input_device
 from .forwards import contiguous_head
@@ -265,8 +265,7 @@ FINITE = LogitsProcessorList([_finite])
 
 def _can_go_on(cache: Any) -> bool:
     """Whether rows can leave a cache and the others go on from it; a model that caches nothing leaves it empty."""
-    dynamic = all_layers(cache, lambda layer: isinstance(layer, DynamicLayer))
-    return dynamic and any(layer.get_seq_length() for layer in cache.layers)
+    return all_layers(cache, keeps_keys_alone) and any(layer.get_seq_length() for layer in cache.layers)
 
 
 def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:

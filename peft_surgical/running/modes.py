@@ -19,6 +19,8 @@ from .devices import input_device
 _LEARN_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
 # Where transformers adds each row's state to every row's next token.
 _MIX_ROWS = ("rwkv",)
+# Where transformers asks a layer that has no keys how many there are, and then hides others than those of the padding.
+_MISPLACE_PADDING = ("minimax",)
 # Of what a model is tried with.
 _ROW, _PADDING = 4, 12
 _READ_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -97,9 +99,11 @@ def needs_no_padding(model: Any) -> bool:
 
     So it does where prompts are embedded; and in float64 transformers' attention but for `sdpa` makes padding, which
     sees no token, not a number, and of all that reads it. A model may also read padding into its state, or count it as
-    positions.
+    positions, or see it once it goes on from a cache.
     """
     base = base_model_of(model)
+    if base.config.model_type in _MISPLACE_PADDING:
+        return True
     not_a_number = base.dtype == torch.float64 and base.config._attn_implementation != "sdpa"
     return embeds_prompts(model) or not_a_number or _reads_padding(base)
 
