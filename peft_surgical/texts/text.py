@@ -74,6 +74,8 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
 # A point between thousands would be a decimal one elsewhere. The spaces are plain, thin, narrow and not to be broken.
 _GROUPED = re.compile("(?<!\\d)(?<!\\d[.,])[1-9]\\d{0,2}([, \u00a0\u2009\u202f])\\d{3}(?:\\1\\d{3})*(?!\\d|,\\d)")
 _LARGE = re.compile(r"\d{4}")
+# Where spaces part thousands, a comma behind them may begin decimals.
+_SPACED = re.compile("(?<!\\d)(?<!\\d[.,])[1-9]\\d{0,2}([ \u00a0\u2009\u202f])\\d{3}(?:\\1\\d{3})*(?!\\d)")
 
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -177,7 +179,7 @@ def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -
 
     Accents make no difference to a name of four letters or more: who says "Bogota" has said "Bogotá". Nor do Hebrew
     points and Arabic vowel signs, see [`without_accents`]. A comma or a space between the thousands of a number makes
-    none, either: who says "1,000" has said "1000".
+    none, either: who says "1,000" has said "1000", and not "1".
 
     Args:
         text: What somebody said.
@@ -354,9 +356,12 @@ def _is_whole(text: str, start: int, stop: int) -> bool:
         return False
     if text[start].isdigit() and _MINUS.search(text[max(start - 2, 0) : start]):
         return False
-    before = text[start].isdigit() and re.search(r"\d[.,]$", text[max(start - 2, 0) : start])
-    behind = text[stop - 1].isdigit() and re.match(r"[.,]\d", text[stop : stop + 2])
-    return not (before or behind) or not _is_number(text, start, stop)
+    before = re.search(r"\d([.,\s])$", text[max(start - 2, 0) : start]) if text[start].isdigit() else None
+    behind = re.match(r"([.,\s])\d", text[stop : stop + 2]) if text[stop - 1].isdigit() else None
+    signs = {found[1] for found in (before, behind) if found}
+    if not signs.isdisjoint(".,") and _is_number(text, start, stop):
+        return False
+    return signs <= {".", ","} or not _cuts_thousands(text, start, stop)
 
 
 def _is_number(text: str, start: int, stop: int) -> bool:
@@ -370,6 +375,17 @@ def _is_number(text: str, start: int, stop: int) -> bool:
     written = text[start:stop].join(around).strip(".,")
     listed = written.count(",") > 1 and not _THOUSANDS.fullmatch(written)
     return _NUMBER.fullmatch(written) is not None and not _DATE.fullmatch(written) and not listed
+
+
+def _cuts_thousands(text: str, start: int, stop: int) -> bool:
+    """Whether one of two places is within a number whose thousands are parted by spaces, as "12" ends in "12 000"."""
+    for number in _SPACED.finditer(text, max(start - _LONGEST_NUMBER, 0), stop + _LONGEST_NUMBER):
+        begin, end = number.span()
+        # "100 200 300" may as well be three numbers; none of several begins with a zero.
+        one = not text[begin : begin + 3].isdigit() or re.search(r"\s0", number[0])
+        if one and (begin < start < end or begin < stop < end):
+            return True
+    return False
 
 
 def _edge(inside: str, outside: str) -> bool:
