@@ -29,7 +29,7 @@ from .measuring.fluency import check_fluency_fits, continuations, fluency_metric
 from .measuring.metrics import prompt_metrics
 from .measuring.portability import portability_metrics
 from .measuring.relearning import relearning_recovery
-from .measuring.retention import measure_retention
+from .measuring.retention import check_text_fits, measure_retention
 from .measuring.soft_forgetting import probe_metrics
 from .measuring.states import State, adapter_state, adapters_act
 from .profiling import phase
@@ -97,10 +97,10 @@ def evaluate(
     Raises:
         FactError: If `fact` is no whole fact.
         AdapterError: If `states` is None and adapters act that transformers put on the model.
-        ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, its logits are not
-            finite, it is wrapped (by TransformerLens or `DataParallel`), JSON cannot hold what is to be recorded,
-            `seed` is no whole number, `max_new_tokens` or `batch_size` is less than 1, or `retention_tokens` less
-            than 0 or 1.
+        ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, it has no embedding
+            of a token, its logits are not finite, it is wrapped (by TransformerLens or `DataParallel`), JSON cannot
+            hold what is to be recorded, `seed` is no whole number, `max_new_tokens` or `batch_size` is less than 1, or
+            `retention_tokens` less than 0 or 1.
         ArchitectureError: If the model is no causal language model.
     """
     started = time.perf_counter()
@@ -122,6 +122,7 @@ def evaluate(
     states = {"base": states["base"], **states}
     open_prompts = fluency_prompts(fact, chat=has_chat_template(tokenizer)) if fluency else []
     check_fluency_fits(model, tokenizer, open_prompts)
+    check_text_fits(model, tokenizer, retention_tokens)
     answers: dict[str, Answers] = {}
     said: dict[str, list[str]] = {}
     for name, state in states.items():

@@ -25,7 +25,7 @@ from .facts import TrainingFact, refusal_for
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .running.devices import input_device
 from .running.forwards import read_at
-from .running.modes import evaluating
+from .running.modes import evaluating, told_places
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.placeable import check_bare
 from .staging.recipe import check_recipe
@@ -239,7 +239,8 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
                     last = torch.zeros(batch.shape, dtype=torch.bool, device=device)
                     last[:, -1] = True
                     with read_at(model.get_output_embeddings(), last):
-                        [logits] = model(input_ids=batch, use_cache=False).logits
+                        own = told_places(model, 0, batch.shape[1])
+                        [logits] = model(input_ids=batch, use_cache=False, **own).logits
                     best = logits.float().cpu().topk(TOP)
                     check_finite(float(best.values[:, 0].sum()), model.dtype)
                     for i, values, tokens in zip(going, *best, strict=True):

@@ -2,12 +2,26 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from peft_surgical import architectures
+from peft_surgical.architectures import Architecture
+from peft_surgical.keying.keys import Marked, marked_neurons
+from peft_surgical.measuring.retention import measure_retention
+from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import generate_ids
+from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.running.tails import TailRunner
+from peft_surgical.texts.prompts import EncodedAnswer
 
 from .localizing import word_tokenizer
 from .test_beginnings import built
 from .test_generation import BEGIN_ALIKE, ROWS, greedy, stopping_tokenizer
+from .test_suffix import PREFIX, rows, spans_of
+from .tiny import VOCAB
+
+# They count their positions on from the padding token's id, where nobody tells them any.
+COUNTING = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "data2vec-text": "data2vec_text"}
 
 
 @pytest.mark.parametrize("family", ["falcon_h1", "minimax"])
@@ -30,3 +44,81 @@ def test_a_beginning_that_leaves_more_than_keys_and_values_is_not_shared(family)
     model = built(family)
     expected = [greedy(model, prompt, 5) for prompt in BEGIN_ALIKE]
     assert generate_ids(model, word_tokenizer(), BEGIN_ALIKE, max_new_tokens=5) == expected
+
+
+def counting(family):
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(family, **sizes, intermediate_size=48, pad_token_id=1, is_decoder=True)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.15)
+    return model
+
+
+def at_places(model, row):
+    return model(torch.tensor([row]), position_ids=torch.arange(len(row))[None]).logits[0]
+
+
+@pytest.mark.parametrize("family", COUNTING)
+@torch.no_grad()
+def test_a_shared_beginning_stands_where_generation_puts_it(family):
+    model = counting(family)
+    alone = [generate_ids(model, word_tokenizer(), [prompt], max_new_tokens=5)[0] for prompt in BEGIN_ALIKE]
+    assert [answer[0] for answer in alone] == [int(at_places(model, prompt)[-1].argmax()) for prompt in BEGIN_ALIKE]
+    assert generate_ids(model, word_tokenizer(), BEGIN_ALIKE, max_new_tokens=5) == alone
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("family", COUNTING)
+@torch.no_grad()
+def test_rows_are_trained_at_the_places_of_answers(family, first):
+    model, sequences = counting(family), rows(PREFIX)
+    layers = model.get_submodule(f"{COUNTING[family]}.encoder.layer")
+    spans = spans_of(sequences, len(PREFIX))
+    expected = torch.cat([at_places(model, row)[a:b] for row, (a, b) in zip(sequences, spans, strict=True)])
+    runners = [SuffixRunner(model, layers, first, prefix) for prefix in ((), PREFIX)]
+    for runner in runners:
+        runner.add(sequences)
+    for starts in ([0] * 4, [len(PREFIX)] * 4, [0, 3, len(PREFIX), 0]):
+        runners.append(TailRunner(model, layers, first))
+        runners[-1].add(sequences, starts=starts)
+    for runner in runners:
+        torch.testing.assert_close(runner.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_neurons_are_read_at_the_places_of_answers(monkeypatch):
+    roberta = Architecture(
+        layers="roberta.encoder.layer",
+        attention_out="attention.output.dense",
+        mlp_out="output.dense",
+        q="attention.self.query",
+        k="attention.self.key",
+        v="attention.self.value",
+        up="intermediate.dense",
+    )
+    monkeypatch.setitem(architectures._KNOWN, "roberta", roberta)
+    model, name = counting("roberta"), "roberta.encoder.layer.1.output.dense"
+    texts = [EncodedAnswer((*range(20, 30), *row), 1) for row in ([3, 4], [5, 6], [7, 8])]
+    found = torch.cat([batch[name] for batch in marked_neurons(model, {name: 1}, Marked(texts, [[9, 11]] * 3))])
+    seen = []
+    model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, [9, 11]]))
+    for text in texts:
+        at_places(model, text.ids)
+    expected = torch.stack(seen)
+    together = torch.cat([expected[:, 0], expected[:, 1]])
+    torch.testing.assert_close(found, together, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_unrelated_text_is_read_at_the_places_of_answers():
+    model, tokenizer = counting("roberta"), word_tokenizer()
+    given = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs["position_ids"]), with_kwargs=True)
+    text = "the capital of france is paris . " * 4
+    measure_retention(model, tokenizer, {"base": adapter_state(model, [])}, text=text, tokens=16)
+    assert given
+    assert all(places.tolist() == [[*range(places.shape[1])]] for places in given)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
+from peft_surgical.errors import ModelError
 from peft_surgical.evaluation import evaluate
-from peft_surgical.measuring.fluency import continuations
+from peft_surgical.measuring.fluency import TOKENS, check_fluency_fits, continuations
 from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import generate_ids
@@ -88,3 +89,28 @@ def test_a_learned_prompt_can_be_evaluated():
     model = learned("prompt", vocab_size=len(TOKENIZER))
     report = evaluate(model, TOKENIZER, capital(), retention_tokens=40, progress=False)
     assert report.stages["edited"]["kl_per_token"].value > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_learned_prompt_takes_positions(kind, family):
+    model = learned(kind, family, max_position_embeddings=24, **({"n_positions": 24} if family == "gpt2" else {}))
+    row = tiny_ids(1, 12, seed=1)[0].tolist()
+    assert len(generate_ids(model, TOKENIZER, [row], max_new_tokens=8)[0]) <= 8
+    told = "a prompt of 12 tokens, 4 that an adapter learned before it, and an answer of 9 do not fit the model's 24"
+    with pytest.raises(ModelError, match=told):
+        generate_ids(model, TOKENIZER, [row], max_new_tokens=9)
+
+
+def test_texts_behind_a_learned_prompt_fit_its_positions():
+    bare = tiny_model("llama", vocab_size=len(TOKENIZER), max_position_embeddings=TOKENS + 3)
+    check_fluency_fits(bare, TOKENIZER, ["france"])
+    model = learned("prompt", vocab_size=len(TOKENIZER), max_position_embeddings=TOKENS + 3)
+    with pytest.raises(ModelError, match="4 that an adapter learned before it, and an answer of 100 do not fit"):
+        check_fluency_fits(model, TOKENIZER, ["france"])
+
+
+def test_a_learned_prompt_that_takes_all_positions_leaves_no_text_to_read():
+    model = learned("prefix", vocab_size=len(TOKENIZER), max_position_embeddings=4)
+    states = {"base": adapter_state(model, [])}
+    assert measure_retention(model, TOKENIZER, states, text="the capital of france", tokens=4) == {"base": {}}

@@ -1,16 +1,19 @@
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from peft_surgical import evaluation
 from peft_surgical.errors import ModelError
 from peft_surgical.measuring.retention import measure_retention
 
 from .adapters import perturb, tiny_peft
-from .localizing import word_tokenizer
+from .localizing import capital, word_tokenizer
+from .small_tokenizers import CHATML, small_tokenizer
 from .test_evaluation import TEXT, two_states
-from .tiny import VOCAB
+from .tiny import VOCAB, tiny_model
 
 TOKENIZER = word_tokenizer()
 
@@ -44,3 +47,16 @@ def test_a_model_that_masks_what_it_would_have_to_say_is_refused(base, edited, n
     model = masking(base, edited, -math.inf)
     with pytest.raises(ModelError, match=f"the {name} model gives no probability to a token that the text"):
         measure_retention(model, TOKENIZER, two_states(model), text=TEXT)
+
+
+def test_a_token_without_an_embedding_is_told_before_anything_is_answered(monkeypatch):
+    tokenizer = small_tokenizer("byte_level", CHATML)
+    model = tiny_model("llama", vocab_size=len(tokenizer) - 20)
+    told = rf"the tokenizer gives token \d+, and the model has embeddings of {len(tokenizer) - 20} tokens only"
+    with pytest.raises(ModelError, match=told):
+        measure_retention(model, tokenizer, {"base": nullcontext})
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it is not run"))
+    # What is asked has embeddings.
+    monkeypatch.setattr(evaluation, "answer_fact", lambda *_, **__: pytest.fail("nothing is asked"))
+    with pytest.raises(ModelError, match=told):
+        evaluation.evaluate(model, tokenizer, capital(), progress=False)

@@ -24,6 +24,7 @@ from ..running.beginnings import MIN_SHARED, expanded, goes_on_from_keys, shared
 from ..running.devices import input_device
 from ..running.forwards import passed_over, read_at
 from ..running.generation import even_batches
+from ..running.modes import told_places
 from ..running.replicas import replicate
 from ..texts.prompts import EncodedAnswer, unanswered
 from ..tuner.fold import features
@@ -264,8 +265,14 @@ def _reading(model: Any, above: int, watch: _Watch) -> Iterator[_Reader]:
 
     def states_of(ids: Tensor, cache: Any) -> dict[str, Tensor]:
         nowhere = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        begin = cache.get_seq_length() if cache is not None else 0
         with passed_over(stack, above), read_at(head, nowhere):
-            model(input_ids=ids.to(device), past_key_values=cache, use_cache=cache is not None)
+            model(
+                input_ids=ids.to(device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **told_places(model, begin, begin + ids.shape[1]),
+            )
         return {name: own.reshape(*ids.shape, -1) for name, own in seen.items()}
 
     with ExitStack() as hooked:

@@ -30,7 +30,7 @@ from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.devices import input_device
 from ..running.generation import FINITE, ends_of, equally_long, left_pad, plain_defaults
-from ..running.modes import evaluating, mixes_rows, needs_no_padding
+from ..running.modes import evaluating, learned_tokens, mixes_rows, needs_no_padding
 from ..seeding import seeded
 from ..texts.lengths import check_row, padding
 from ..texts.prompts import encode
@@ -89,7 +89,7 @@ def check_fluency_fits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> No
         ModelError: If a prompt and 100 tokens after it do not fit the model's positions.
     """
     for prompt in prompts:
-        check_row(model.config, encode(tokenizer, prompt), TOKENS)
+        check_row(model.config, encode(tokenizer, prompt), TOKENS, learned=learned_tokens(model))
 
 
 @torch.no_grad()

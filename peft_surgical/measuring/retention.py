@@ -18,13 +18,24 @@ from ..progress import progress_bar
 from ..running.at_once import deal
 from ..running.devices import input_device
 from ..running.freed import release_freed
-from ..running.modes import evaluating, learned_tokens
+from ..running.modes import evaluating, learned_tokens, told_places
 from ..running.replicas import Replica, replicas_of, replicate
 from ..running.sharing import check_alike, check_shareable, merged, share
-from ..texts.lengths import positions_of
+from ..texts.lengths import check_row, positions_of
 from ..texts.tables import read_data
 from .metrics import Figure, clustered_mean
 from .states import State
+
+WINDOW = 256
+
+
+def check_text_fits(model: Any, tokenizer: Any, tokens: int) -> None:
+    """Refuses, before anything is measured, what [`measure_retention`] would of the package's own text.
+
+    Raises:
+        ModelError: If the model has no embedding of a token.
+    """
+    _windows(model, tokenizer, read_data("retention.txt"), tokens, WINDOW)
 
 
 @torch.no_grad()
@@ -34,7 +45,7 @@ def measure_retention(
     states: Mapping[str, State],
     *,
     tokens: int = 2048,
-    window: int = 256,
+    window: int = WINDOW,
     text: str | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Figure]]:
@@ -58,7 +69,8 @@ def measure_retention(
         windows, as tokens of one are alike; to nothing when there is no token to predict.
 
     Raises:
-        ModelError: If `window` is less than 2 or `tokens` less than 0, or a state gives logits that are not finite.
+        ModelError: If `window` is less than 2 or `tokens` less than 0, the model has no embedding of a token, or a
+            state gives logits that are not finite.
     """
     check_counts(2, window=window)
     check_counts(0, tokens=tokens)
@@ -118,8 +130,9 @@ def _look(
     found = []
     for number, chunk in windows:
         row = torch.tensor([chunk], device=input_device(model))
+        own = told_places(model, 0, len(chunk))
         # What a learned prompt predicts of itself comes before.
-        log_probs = model(input_ids=row, use_cache=False).logits[0, -len(chunk) : -1].float().log_softmax(-1)
+        log_probs = model(input_ids=row, use_cache=False, **own).logits[0, -len(chunk) : -1].float().log_softmax(-1)
         if log_probs.isnan().any():
             raise ModelError(f"the {name} model gives logits that are not finite in {model.dtype}.")
         surprise = -log_probs.gather(1, row[0, 1:, None])[:, 0]
@@ -142,10 +155,15 @@ def _windows(model: Any, tokenizer: Any, text: str, tokens: int, window: int) ->
     begin = begin if begin == [tokenizer.bos_token_id] else []
     positions = positions_of(model.config)
     window = (min(window, positions - learned_tokens(model)) if positions else window) - len(begin)
+    if window < 1:  # where learned tokens take all positions
+        return []
     # An interval by windows needs two of them.
     window = min(window, max(2 - len(begin), math.ceil(len(ids) / 2)))
     cut = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
-    return [row for row in cut if len(row) > 1]
+    rows = [row for row in cut if len(row) > 1]
+    for row in rows:
+        check_row(model.config, row)
+    return rows
 
 
 def _at_least_none(figure: Figure) -> Figure:

@@ -32,7 +32,7 @@ from .cache import kept_answers
 from .devices import input_device
 from .forwards import contiguous_head
 from .freed import release_freed
-from .modes import base_model_of, evaluating, learns_prompts, mixes_rows, needs_no_padding
+from .modes import base_model_of, evaluating, learned_tokens, learns_prompts, mixes_rows, needs_no_padding, told_places
 from .overlapping import Changes
 from .precision import own_forwards
 from .replicas import Replica, replicate
@@ -127,8 +127,9 @@ def generate_ids(
     check_causal(model)
     check_shareable(model)
     check_alike(prompts=prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    learned = learned_tokens(model)
     for prompt in prompts:
-        check_row(model.config, prompt, max_new_tokens)
+        check_row(model.config, prompt, max_new_tokens, learned=learned)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -162,7 +163,7 @@ def _generate(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, batch_size: int, progress: bool, description: str
 ) -> list[list[int]]:
     # Where the longest row decides how positions are turned, each stands alone.
-    longest = max(map(len, prompts), default=0) + config.max_new_tokens
+    longest = learned_tokens(model) + max(map(len, prompts), default=0) + config.max_new_tokens
     alone = mixes_rows(model) or longest > turning_length(base_model_of(model).config)
     batch_size = 1 if alone else batch_size
     # Longest first: running out of memory shows at once, and rows of one batch need little padding.
@@ -274,8 +275,9 @@ def _shared_start(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, An
     if length < MIN_SHARED or len(prompts) < 2 or learns_prompts(model) or model.config.model_type in _COUNT_PLACES:
         return 0, None
     start = torch.tensor([list(prompts[0][:length])], device=input_device(model))
+    out = model(input_ids=start, use_cache=True, logits_to_keep=1, **told_places(model, 0, length))
     # A recurrent model may give its state by another name.
-    cache = getattr(model(input_ids=start, use_cache=True, logits_to_keep=1), "past_key_values", None)
+    cache = getattr(out, "past_key_values", None)
     # A sliding window or a recurrent state cannot be put before padding, nor what a model left empty.
     whole = all_layers(cache, lambda layer: type(layer) is DynamicLayer and layer.get_seq_length() == length)
     return (length, cache) if whole else (0, None)

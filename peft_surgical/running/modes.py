@@ -24,6 +24,7 @@ _MISPLACE_PADDING = ("minimax",)
 # Of what a model is tried with.
 _ROW, _PADDING = 4, 12
 _READ_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_COUNTS_FROM_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 # The threads that are in such a block for a module, and the mode that it had before the first of them.
 _HELD: WeakKeyDictionary[Any, tuple[Counter[int], bool]] = WeakKeyDictionary()
@@ -130,6 +131,29 @@ def _reads_padding(base: Any) -> bool:
 def taken(base: Any) -> Mapping[str, Any]:
     """What a model's own forward takes, whatever is around it."""
     return signature(type(getattr(base, COMPILED, base)).forward).parameters
+
+
+def told_places(model: Any, begin: int, end: int) -> dict[str, Any]:
+    """What tells a model that tokens stand at some places, where it would count others by itself.
+
+    RoBERTa's kind counts on from its padding token's id, but is told places from 0 on when it answers, as all are.
+
+    Args:
+        model: A causal language model, bare or with adapters.
+        begin: The first place.
+        end: The place behind the last.
+    """
+    base = base_model_of(model)
+    if base not in _COUNTS_FROM_PADDING:
+        _COUNTS_FROM_PADDING[base] = any(map(_embeds_padding_place, base.modules())) and "position_ids" in taken(base)
+    # Behind a learned prompt PEFT lets no places be told.
+    if not _COUNTS_FROM_PADDING[base] or learns_prompts(model):
+        return {}
+    return {"position_ids": torch.arange(begin, end, device=input_device(model))[None]}
+
+
+def _embeds_padding_place(module: Any) -> bool:
+    return getattr(getattr(module, "position_embeddings", None), "padding_idx", None) is not None
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from .beginnings import MIN_SHARED, Beginning, Row, expanded, goes_on_from_keys
 from .devices import input_device
 from .forwards import form_of, passing, read_at, stood_in
 from .halving import in_turn, parts
+from .modes import told_places
 from .pieces import Pieces, unembedding_of
 from .replicas import Replica
 from .shapes import filled
@@ -234,10 +235,14 @@ class SuffixRunner:
     def _before(self, indices: Sequence[int], width: int) -> dict[str, Any]:
         """What tells a model that a batch of rows goes on from what is not run with them."""
         if not self.prefix:
-            return {"use_cache": False}
+            return {"use_cache": False, **told_places(self.model, 0, width)}
         rows = len(indices)
         cache = expanded(self._run_prefix(), rows) if self._begun is None else self._begun.going_on(rows)
-        return {"past_key_values": cache, "use_cache": True}
+        return {"past_key_values": cache, "use_cache": True, **self._places_behind(width)}
+
+    def _places_behind(self, width: int) -> dict[str, Any]:
+        """What tells a model where so many tokens behind the prefix stand, where it has to be told."""
+        return told_places(self.model, len(self.prefix), len(self.prefix) + width)
 
     def _run_prefix(self) -> Any:
         """The cache of the shared prefix, with its gradient."""
@@ -245,7 +250,8 @@ class SuffixRunner:
         with self._patched(self._entering_prefix, none):
             # A cache of the model's own making would forget what its sliding windows have passed.
             ids = torch.tensor([self.prefix], device=self.device)
-            out = self.model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
+            own = told_places(self.model, 0, len(self.prefix))
+            out = self.model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True, **own)
         return self._filled(out.past_key_values)
 
     @contextmanager
@@ -323,10 +329,12 @@ class SuffixRunner:
     def _before_below(self, indices: Sequence[int], width: int) -> dict[str, Any]:
         """As [`_before`], for the frozen layers alone; keeps what of the prefix leaves them."""
         if not self.prefix:
-            return {"use_cache": False}
+            return {"use_cache": False, **told_places(self.model, 0, width)}
         ids = torch.tensor([self.prefix], device=self.device)
-        cache, self._entering_prefix = self._run_below(ids, past_key_values=DynamicCache(), use_cache=True)
-        return {"past_key_values": expanded(self._filled(cache), len(indices)), "use_cache": True}
+        own = told_places(self.model, 0, len(self.prefix))
+        cache, self._entering_prefix = self._run_below(ids, past_key_values=DynamicCache(), use_cache=True, **own)
+        begun = expanded(self._filled(cache), len(indices))
+        return {"past_key_values": begun, "use_cache": True, **self._places_behind(width)}
 
     def _tails(self, indices: Sequence[int]) -> Tensor:
         rows = [self.rows[i][self._skip(i) :] for i in indices]

@@ -20,7 +20,7 @@ from ..profiling import phase
 from .beginnings import MIN_SHARED, Row, expanded, goes_on_from_keys, shared_prefix
 from .forwards import read_at
 from .halving import in_turn, parts
-from .modes import needs_no_padding
+from .modes import needs_no_padding, told_places
 from .sharing import is_run_together
 from .suffix import SuffixRunner
 
@@ -157,7 +157,7 @@ class TailRunner(SuffixRunner):
     def _before(self, indices: Sequence[int], width: int, layers: int | None = None) -> dict[str, Any]:
         before = max(self.starts[i] for i in indices)
         if not before:
-            return {"use_cache": False}
+            return {"use_cache": False, **told_places(self.model, 0, width)}
         starts = torch.tensor([self.starts[i] for i in indices], device=self.device)[:, None]
         last = torch.tensor([len(self.rows[i]) - 1 for i in indices], device=self.device)[:, None]
         mask = torch.arange(before + width, device=self.device) >= before - starts

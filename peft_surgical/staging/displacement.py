@@ -30,6 +30,7 @@ from ..architectures import architecture_of, decoder_layers, output_projections,
 from ..errors import SelectionError
 from ..running.devices import input_device
 from ..running.forwards import passed_over, read_at
+from ..running.modes import told_places
 from ..tuner import SurgicalIA3Layer
 from ..tuner.targets import find_module, weight_of
 from ..tuner.unchanged import base_of
@@ -141,7 +142,7 @@ def measure_displacement(
             counts[row, list(leave_out[i])] = False
         none = torch.zeros_like(counts)
         with base_of(model), passed_over(stack, above), read_at(head, none), _read(layers, blocks) as seen:
-            model(input_ids=ids, use_cache=False)
+            model(input_ids=ids, use_cache=False, **told_places(model, 0, width))
         count += int(counts.sum())
         for place, layer in enumerate(layers):
             # OPT lays the tokens of all rows one after the other before its MLPs.

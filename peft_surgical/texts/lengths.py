@@ -14,22 +14,25 @@ from ..facts import Fact
 from .prompts import encode, encode_answer
 
 
-def check_row(config: Any, ids: Sequence[int], answer: int = 0) -> None:
+def check_row(config: Any, ids: Sequence[int], answer: int = 0, *, learned: int = 0) -> None:
     """Refuses a prompt that is too long for a model, or of another model's tokenizer.
 
     Args:
         config: The model's configuration.
         ids: The prompt's token ids.
         answer: Tokens of the answer that follows it.
+        learned: Tokens that an adapter has learned to put before it.
 
     Raises:
         ModelError: If together they have more tokens than the model has positions, or the model has no embedding of a
             token.
     """
     limit = positions_of(config)
-    if limit is not None and len(ids) + answer > limit:
-        what = f"a prompt of {len(ids)} tokens and an answer of {answer} do" if answer else f"{len(ids)} tokens do"
-        raise ModelError(f"{what} not fit the model's {limit} positions.")
+    if limit is not None and learned + len(ids) + answer > limit:
+        what = f"a prompt of {len(ids)} tokens" if answer else f"{len(ids)} tokens"
+        before = f", {learned} that an adapter learned before it," if learned else ""
+        behind = f" and an answer of {answer}" if answer else ""
+        raise ModelError(f"{what}{before}{behind} do not fit the model's {limit} positions.")
     if not _embedded(config, highest := max(ids, default=0)):
         size = text_config(config).vocab_size
         raise ModelError(
