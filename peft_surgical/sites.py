@@ -32,11 +32,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
-
 from .architectures import Architecture, architecture_of
 from .errors import ArchitectureError, SelectionError, brief
-from .wrapped import check_uncompiled
+from .sizes import NAMES, kv_heads_of, neurons_of, size_of, text_values
 
 HEAD_PROJECTIONS = ("z", "v", "q", "k")
 MLP_PROJECTIONS = ("post", "pre", "pre_linear")
@@ -53,11 +51,6 @@ _NUMBER = "(0|[1-9][0-9]{0,4})"
 _NAME = re.compile(rf"L{_NUMBER}\.(?:(mlp)|head\.{_NUMBER})")
 # Far more than any model has, and little enough to be held in memory.
 _MOST, WIDEST = 10_000, 1 << 24
-_CONFIG_NAMES = {
-    "n_layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "n_heads": ("num_attention_heads", "n_head"),
-    "d_model": ("hidden_size", "n_embd"),
-}
 
 
 class Slice(NamedTuple):
@@ -138,22 +131,29 @@ class ModelShape:
                 multimodal configuration, the sizes are those of its `text_config`.
 
         Raises:
-            ArchitectureError: When the model type is not known, or a size is missing or differs from layer to layer.
+            ArchitectureError: When the model type is not known, a size is missing or differs from layer to layer, or
+                its fused projection is laid out as by Falcon's `new_decoder_architecture`.
         """
         values: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
         model_type = values.get("model_type")
         if not isinstance(model_type, str):
             raise ArchitectureError("the model's configuration has no model_type, so its layout is not known.")
         architecture_of(model_type)
-        text = values.get("text_config")
-        if isinstance(text, Mapping):
-            values = text
-        found = {field: _size(values, names, model_type) for field, names in _CONFIG_NAMES.items()}
+        text = text_values(config)
+        if text.get("new_decoder_architecture") and architecture_of(model_type).qkv is not None:
+            raise ArchitectureError(
+                f"the {model_type} configuration has new_decoder_architecture, whose fused projection has each key and"
+                " value head behind its own queries; that order is not supported."
+            )
+        found = {field: size_of(text, names, model_type) for field, names in NAMES.items()}
         heads, width = found["n_heads"], found["d_model"]
-        d_head = _size(values, ("head_dim",), model_type, width // heads)
-        kv_heads = _size(values, ("num_key_value_heads",), model_type, heads)
-        d_mlp = _size(values, ("intermediate_size", "n_inner", "ffn_dim"), model_type, 4 * width)
-        return cls(model_type=model_type, n_kv_heads=kv_heads, d_head=d_head, d_mlp=d_mlp, **found)
+        return cls(
+            model_type=model_type,
+            n_kv_heads=kv_heads_of(text, model_type, heads),
+            d_head=size_of(text, ("head_dim",), model_type, width // heads),
+            d_mlp=neurons_of(text, model_type, width),
+            **found,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The sizes as JSON."""
@@ -182,17 +182,6 @@ class ModelShape:
     def architecture(self) -> Architecture:
         """The module names of this model type."""
         return architecture_of(self.model_type)
-
-
-def _size(values: Mapping[str, Any], names: tuple[str, ...], model_type: str, default: int | None = None) -> int:
-    value = next((values[name] for name in names if values.get(name) is not None), default)
-    if type(value) is int and value > 0:
-        return value
-    if value is None:
-        raise ArchitectureError(f"the {model_type} configuration gives no {names[0]}.")
-    raise ArchitectureError(
-        f"the {model_type} configuration's {names[0]} must be one positive number for all layers, not {value!r}."
-    )
 
 
 def components(shape: ModelShape) -> tuple[Component, ...]:
@@ -335,24 +324,6 @@ def module_slices(shape: ModelShape, component: Component) -> tuple[Slice, ...]:
         widths = [(n, w) for n, w in zip(names, (q_width, kv_width, kv_width), strict=True) if n is not None]
     widths.append((architecture.attention_out, shape.d_model))
     return tuple(Slice(_path(architecture, layer, name), "output", 0, width) for name, width in widths)
-
-
-def check_layout(model: nn.Module, shape: ModelShape) -> None:
-    """Refuse a model that lacks a module of its architecture, such as one with experts in place of an MLP.
-
-    Raises:
-        ArchitectureError: If it lacks one. The message names the module.
-        ModelError: If the model is wrapped by torch.compile.
-    """
-    there = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    check_uncompiled(there)
-    for component in components(shape):
-        for piece in module_slices(shape, component):
-            if piece.module not in there:
-                raise ArchitectureError(
-                    f"the layout of model type {shape.model_type!r} names {piece.module}, and this model has no such"
-                    " module; what differs from layer to layer and mixtures of experts are not supported."
-                )
 
 
 def hook_name(projection: str, layer: int) -> str:

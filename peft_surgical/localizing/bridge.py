@@ -28,12 +28,13 @@ from transformers.modeling_utils import local_torch_dtype
 
 from ..architectures import architecture_of, decoder_layers
 from ..errors import ModelError, said
+from ..layouts import check_layout
 from ..running.modes import evaluating
 from ..running.precision import exact_arithmetic, without_autocast
 from ..running.products import is_unrounded, rounding, rounding_as_found
 from ..running.sharing import is_sharded
 from ..seeding import forked
-from ..sites import ModelShape, check_layout, hook_name
+from ..sites import ModelShape, hook_name
 from ..wrapped import check_unwrapped
 
 if TYPE_CHECKING:

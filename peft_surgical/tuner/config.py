@@ -15,7 +15,7 @@ or taken from a localization, `SurgicalIA3Config.from_localization(localization,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from peft.config import PeftConfig
 
 from ..counts import check_counts, whole
 from ..errors import ArchitectureError, SelectionError, brief
+from ..layouts import check_widths
 from ..ranges import checked_neurons
 from ..sites import DEFAULT_PROJECTIONS, WIDEST, Component, ModelShape
 from .coordinates import Coordinates
@@ -191,17 +192,20 @@ class SurgicalIA3Config(PeftConfig):
         if looked_up:
             self._of_components = self.selections
 
-    def check_made_for(self, model_config: Any) -> None:
-        """Refuses a model in which `components` are other coordinates than those that they were resolved to.
+    def check_made_for(self, model_config: Any, widths: Mapping[str, int]) -> None:
+        """Refuses a model in which `components` are other coordinates than those that they were resolved to, or whose
+        modules are laid out otherwise than its sizes say.
 
         Selections that were given, read from a file or changed by hand are taken as they are.
 
         Args:
             model_config: The model's configuration, as an object or a dict. A model type that is not known is not
                 checked.
+            widths: How wide the selected side of each module is in the model.
 
         Raises:
             SelectionError: If they are other coordinates there.
+            ArchitectureError: If a module is not as wide as the model's sizes make it.
 
         Warns:
             UserWarning: If selections that are taken as they are contradict `components`. `dataclasses.replace` makes
@@ -219,6 +223,12 @@ class SurgicalIA3Config(PeftConfig):
                 raise
             return
         if here == self.selections:
+            sides = {module: c.side for module, c in self.coordinates.items()}
+            check_widths(
+                ModelShape.from_config(model_config),
+                map(Component.parse, self.components),
+                lambda module, side: widths[module] if sides.get(module) == side else None,
+            )
             return
         if looked_up:
             raise SelectionError(

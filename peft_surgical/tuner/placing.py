@@ -29,6 +29,8 @@ def make_place(config: SurgicalIA3Config, model: nn.Module, model_config: Mappin
     Raises:
         SelectionError: If the model does not have a module or a coordinate of it, another adapter scales a module's
             other side, or a module would be scaled and saved whole at once.
+        ArchitectureError: If a module that components were looked up in is laid out otherwise than the model's
+            configuration says.
     """
     with _without_bare(model):
         first_names = {id(module): name for name, module in model.named_modules()}
@@ -49,7 +51,7 @@ def make_place(config: SurgicalIA3Config, model: nn.Module, model_config: Mappin
                     f" {coordinates.side}."
                 )
             transposed |= isinstance(unwrapped(module), Conv1D)
-        config.check_made_for(model_config)
+        config.check_made_for(model_config, widths)
     config.features, config.fan_in_fan_out = widths, transposed
 
 
