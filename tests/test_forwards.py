@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from peft_surgical.running.forwards import form_of, forwards, passed_over, passing, stood_in
+from peft_surgical.errors import ArchitectureError
+from peft_surgical.running.forwards import form_of, forwards, passed_over, passing, read_at, stood_in
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.stages import learn
@@ -36,6 +37,17 @@ def test_forwards_come_back_after_an_exception():
     with pytest.raises(RuntimeError, match="broken"), forwards({layer: passing(abs)}):
         raise RuntimeError("broken")
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 8), (2, 4, 8), (6, 8)])
+def test_a_head_that_reads_no_state_for_each_token_is_told_of(shape):
+    head, mask = nn.Linear(8, 16), torch.ones(2, 3, dtype=torch.bool)
+    with read_at(head, mask):
+        assert head(torch.zeros(2, 3, 8)).shape == (1, 6, 16)
+        with pytest.raises(
+            ArchitectureError, match=r"head reads states of shape \[.*8\], which .* of \[2, 3\] tokens"
+        ):
+            head(torch.zeros(shape))
 
 
 def test_what_stands_in_for_a_module_has_none_of_its_hooks():

@@ -1,6 +1,15 @@
+import copy
+
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    ElectraConfig,
+    ElectraForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from peft_surgical.running.pieces import Pieces, _together, unembedding_of
 from peft_surgical.running.suffix import SuffixRunner
@@ -187,11 +196,18 @@ def with_a_decoder_that_does_not_run(model, monkeypatch):
     monkeypatch.setattr(model, "get_decoder", lambda: torch.nn.Linear(1, 1), raising=False)
 
 
+def with_a_decoder_that_holds_the_head(model, monkeypatch):
+    whole = copy.copy(model)
+    monkeypatch.setattr(model, "get_decoder", lambda: whole, raising=False)
+
+
 def of_processes(model, monkeypatch):
     monkeypatch.setattr("peft_surgical.running.pieces.is_sharded", lambda _: True)
 
 
-@pytest.mark.parametrize("change", [without_a_decoder, with_a_decoder_that_does_not_run, of_processes])
+@pytest.mark.parametrize(
+    "change", [without_a_decoder, with_a_decoder_that_does_not_run, with_a_decoder_that_holds_the_head, of_processes]
+)
 def test_a_model_that_cannot_be_parted_makes_logits_in_one_piece(change, monkeypatch):
     monkeypatch.setattr("peft_surgical.running.pieces._POSITIONS", 4)
     model = tiny_model("llama")
@@ -206,6 +222,26 @@ def test_a_model_that_cannot_be_parted_makes_logits_in_one_piece(change, monkeyp
     pieces.back()
     for parameter, slope in zip(runner.layers.parameters(), slopes, strict=True):
         torch.testing.assert_close(parameter.grad, slope)
+
+
+def test_a_head_may_read_other_states_than_the_decoder_gives():
+    torch.manual_seed(0)
+    sizes = {
+        name: value for name, value in SIZES.items() if name not in ("num_key_value_heads", "tie_word_embeddings")
+    }
+    model = ElectraForCausalLM(ElectraConfig(**sizes, embedding_size=16, is_decoder=True)).eval()
+    sequences = rows(PREFIX)
+    runner, spans = SuffixRunner(model, model.electra.encoder.layer, 0, ()), spans_of(sequences, len(PREFIX))
+    expected = runner.logits(runner.add(sequences), spans)
+    weights = torch.linspace(-1, 1, expected.numel()).reshape(expected.shape)
+    trained = [*runner.layers.parameters()]
+    slopes = torch.autograd.grad((expected * weights).sum(), trained)
+    pieces = runner.read(range(len(sequences)), spans)
+    found = torch.cat(weighed(pieces, weights))
+    pieces.back()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for parameter, slope in zip(trained, slopes, strict=True):
+        torch.testing.assert_close(parameter.grad, slope, atol=1e-5, rtol=1e-4)
 
 
 def test_the_model_is_as_before_also_after_an_exception():

@@ -10,6 +10,8 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from ..errors import ArchitectureError
+
 
 @contextmanager
 def forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
@@ -79,9 +81,22 @@ def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None
     """Lets an output head see, and so compute logits for, the positions of a mask only, one after another in one row.
 
     Somebody's hooks on what is behind may count on three dimensions.
+
+    Raises:
+        ArchitectureError: In the block, if the head reads anything but a state for each token.
     """
-    # Contiguous: a strided slice would become a batched product over copies of the head.
-    with head.register_forward_pre_hook(lambda _, args: (args[0][mask.to(args[0].device)][None], *args[1:])):
+
+    def read(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states = args[0]
+        if states.shape[:-1] != mask.shape:
+            raise ArchitectureError(
+                f"the model's output head reads states of shape {[*states.shape]}, which are not one for each of"
+                f" {[*mask.shape]} tokens; give a model that predicts one next token from each."
+            )
+        # Contiguous: a strided slice would become a batched product over copies of the head.
+        return states[mask.to(states.device)][None], *args[1:]
+
+    with head.register_forward_pre_hook(read):
         yield
 
 

@@ -86,6 +86,7 @@ class Unembedding:
         self._model, self._decoder, self._head = model, decoder, model.get_output_embeddings()
         self._states: Tensor | None = None
         self._kind: Any = None
+        self._width = 0
 
     @contextmanager
     def taking(self) -> Iterator[None]:
@@ -97,7 +98,7 @@ class Unembedding:
             return args[0][:, :0], *args[1:]
 
         def see(_: nn.Module, __: Any, out: Any) -> None:
-            self._kind = type(out)
+            self._kind, self._width = type(out), out[0].shape[-1]
 
         with self._decoder.register_forward_hook(see), self._head.register_forward_pre_hook(take):
             yield
@@ -118,7 +119,9 @@ class Unembedding:
         if more:
             states = F.pad(states, (0, 0, 0, more))
         own = states[None]
-        out = self._kind(last_hidden_state=own) if issubclass(self._kind, ModelOutput) else (own,)
+        # Between a decoder and a head of another width stands what takes the decoder's.
+        given = own if own.shape[-1] == self._width else own.new_zeros(1, len(states), self._width)
+        out = self._kind(last_hidden_state=given) if issubclass(self._kind, ModelOutput) else (given,)
         ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         # What the model does to them on their way to the head was done when they were taken.
         put_in = self._head.register_forward_pre_hook(lambda _, args: (own, *args[1:]))
@@ -132,7 +135,11 @@ def unembedding_of(model: Any) -> Unembedding | None:
     them for a whole pass."""
     find = getattr(model, "get_decoder", None)
     decoder = None if find is None or is_sharded(model) else find()
-    return None if decoder is None or decoder is model else Unembedding(model, decoder)
+    if decoder is None:
+        return None
+    # What some call their decoder is a whole causal model, as of Llama 4 that reads images.
+    head = model.get_output_embeddings()
+    return None if any(module is head for module in decoder.modules()) else Unembedding(model, decoder)
 
 
 def _together(counts: Sequence[int]) -> Iterator[range]:
