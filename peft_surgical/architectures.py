@@ -174,9 +174,11 @@ def residual_factor(model: Any) -> float:
 
 
 def check_causal(model: Any) -> None:
-    """Refuses a model that does not go on with a text: one with an encoder beside it, or without a method that does.
+    """Refuses a model that does not go on with a text: one with an encoder beside it, or without a method that does,
+    or whose tokens see those behind them, as Gemma's may and PaliGemma's do.
 
-    A model that may be either, as BERT's, and is set up to look both ways is not told apart.
+    A model that may be either, as BERT's, and looks both ways by another setting than `use_bidirectional_attention` is
+    not told apart.
 
     Args:
         model: The model, bare or with adapters. What is no model of transformers is not judged.
@@ -195,6 +197,12 @@ def check_causal(model: Any) -> None:
         raise ArchitectureError(
             f"a {type(base).__name__} does not go on with a text; give a causal language model, as"
             " AutoModelForCausalLM loads it."
+        )
+    # Gemma 4 also says "vision", where only an image's tokens see one another.
+    if getattr(base.config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+        raise ArchitectureError(
+            f"this {type(base).__name__} looks both ways, as its configuration says (use_bidirectional_attention);"
+            " give a causal language model, whose tokens see only those before them."
         )
 
 

@@ -90,7 +90,8 @@ def localize(
             something else than under TransformerLens, has a module whose replaced forward runs nothing under its
             hooks, or a hook that depends on a token's position or on how long a pass is, when a prompt is too long for
             it, or under `torch.inference_mode()`.
-        ArchitectureError: When its architecture is not known.
+        ArchitectureError: When its architecture is not known or its modules are laid out otherwise, or it is no causal
+            language model.
     """
     check_fact(fact)
     check_unwrapped(model)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5ForConditionalGeneration
@@ -55,6 +57,29 @@ def test_causal_models_pass_whatever_is_around_them_and_whatever_they_say_of_the
     odd = tiny_model("llama")
     odd.can_generate = lambda: False
     check_causal(odd)
+
+
+TWO_WAYS = {
+    "Gemma3ForCausalLM": lambda: tiny_model("gemma3", use_bidirectional_attention=True),
+    "Gemma3ForConditionalGeneration": lambda: tiny_sighted(use_bidirectional_attention=True),
+}
+
+
+@pytest.mark.parametrize(
+    "call", [*CALLS.values(), lambda model: ps.localize(model, word_tokenizer(), capital())], ids=[*CALLS, "localize"]
+)
+@pytest.mark.parametrize("kind", TWO_WAYS)
+def test_a_model_whose_tokens_see_those_behind_them_is_refused(kind, call):
+    with pytest.raises(ps.ArchitectureError, match=f"this {kind} looks both ways, as its configuration says"):
+        call(TWO_WAYS[kind]())
+
+
+@pytest.mark.parametrize(("value", "refused"), [("all", True), ("vision", False), (None, False), (False, False)])
+def test_a_model_that_looks_both_ways_at_images_alone_is_causal(value, refused):
+    model = tiny_model("llama")
+    model.config.use_bidirectional_attention = value
+    with pytest.raises(ps.ArchitectureError, match="both ways") if refused else nullcontext():
+        check_causal(model)
 
 
 def test_adapters_do_not_hide_the_kind():

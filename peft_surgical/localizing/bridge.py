@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 
-from ..architectures import architecture_of, decoder_layers
+from ..architectures import architecture_of, check_causal, decoder_layers
 from ..errors import ModelError, said
 from ..layouts import check_layout
 from ..running.modes import evaluating
@@ -63,9 +63,11 @@ def wrap(model: nn.Module) -> TransformerBridge:
         ModelError: When the model carries an adapter or TransformerLens's own hooks, is quantized, is not loaded, is
             of float64, cannot be run or copied, or TransformerLens cannot wrap it, would not see the keys and values
             that it is given, computes something else, or has hooks that a replaced forward does not run.
-        ArchitectureError: When its module names are not known here, or it lacks one of them.
+        ArchitectureError: When it is no causal language model, its module names are not known here, or it lacks one of
+            them or has one of another width than its sizes make it.
     """
     check_localizable(model)
+    check_causal(model)
     _check_cache_is_seen(model)
     try:
         skeleton = _share(model)
