@@ -6,6 +6,7 @@ from peft_surgical.localizing.runs import sites_of
 
 from .localizing import patch_all, random_pairs, runs_of
 from .tiny import FAMILIES, tiny_model
+from .untold import teach, untold_model
 
 PROJECTIONS = [("z", "post"), ("v", "pre")]
 
@@ -42,6 +43,43 @@ def test_a_growing_batch_equals_one_forward_a_component(family, projections):
         for target, logits in zip(targets, found, strict=True):
             torch.testing.assert_close(logits, one_by_one(runs, pair, target), atol=2e-5, rtol=1e-4)
     assert (found - clean).abs().amax(1).min() > 1e-5
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "gpt_bigcode"])
+@pytest.mark.parametrize("projections", PROJECTIONS)
+def test_heads_that_share_one_key_head_are_patched_one_by_one_too(model_type, projections, monkeypatch):
+    teach(monkeypatch, model_type)
+    runs, shape = runs_of(untold_model(model_type))
+    # GPT-BigCode's last states take the shape of its input, which has one row.
+    assert runs.can_grow == (model_type == "falcon")
+    pair = random_pairs(runs, 1)[0]
+    sites = sites_of(shape, projections)
+    targets = targets_of(sites)
+    sources, _ = runs.capture(runs.window([pair], whole=True), runs.window([pair], whole=True).corrupted, sites)
+    for whole in (True, False):
+        window = runs.window([pair], whole=whole)
+        within = {site: source[:, window.start :] for site, source in sources.items()}
+        with torch.no_grad():
+            for tokens in (10_000, 40):
+                found = patch(runs, window, targets, within, tokens)
+                for target, logits in zip(targets, found, strict=True):
+                    torch.testing.assert_close(logits, one_by_one(runs, pair, target), atol=2e-5, rtol=1e-4)
+
+
+def test_whether_rows_may_be_added_is_tried_once_and_not_by_running_out_of_memory(monkeypatch):
+    runs, _ = runs_of(tiny_model("llama"))
+    calls = []
+
+    def forward(*_):
+        calls.append(1)
+        raise torch.OutOfMemoryError("full") if len(calls) == 1 else RuntimeError("shape")
+
+    monkeypatch.setattr(runs, "_forward", forward)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        _ = runs.can_grow
+    assert not runs.can_grow
+    assert not runs.can_grow
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

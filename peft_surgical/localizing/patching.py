@@ -3,7 +3,8 @@
 Patching takes a clean run, gives one component the activation of another run, and looks at what the logits lose. One
 forward pass a component computes the layers below it again each time. Here the pass begins with one clean row, and a
 component's row is *born* at its own layer as a copy of the clean row: no layer below is computed twice, and all
-components go through the layers above as rows of one batch.
+components go through the layers above as rows of one batch. Only where a model cannot take more rows on the way, as
+GPT-BigCode, are all there from the first layer on.
 """
 
 from __future__ import annotations
@@ -103,9 +104,13 @@ def _grow(runs: Runs, window: Window, targets: Sequence[Target], sources: Source
 
         return hook
 
-    hooks += [(f"blocks.{layer}.hook_in", grow(count)) for layer, count in born.items()]
+    embeddings = window.clean
+    if runs.can_grow:
+        hooks += [(f"blocks.{layer}.hook_in", grow(count)) for layer, count in born.items()]
+    else:
+        embeddings = embeddings.expand(1 + len(targets), -1, -1)
     hooks += [(site.name, write(site, patches)) for site, patches in by_site.items()]
-    return runs.logits(window, window.clean, hooks)[1:]
+    return runs.logits(window, embeddings, hooks)[1:]
 
 
 def _shape(tensor: Tensor, site: Site, window: Window) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from ..running.precision import exact_arithmetic
 from ..running.products import rounding
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from ..texts.lengths import check_row, turning_length
-from .bridge import Hooks, same_logits
+from .bridge import Hooks, left_as_found, same_logits
 from .corruption import PromptPair
 from .window import Prefix, Window
 
@@ -219,14 +220,30 @@ class Runs:
 
         Args:
             window: The prompts.
-            embeddings: `window.clean`, `window.corrupted`, or anything of that shape.
+            embeddings: `window.clean`, `window.corrupted`, or anything of that shape; of one prompt any number of
+                rows.
             hooks: TransformerLens forward hooks, `(hook point, function)`; they may add rows to a window
-                of one prompt.
+                of one prompt, where [`can_grow`].
         """
-        tokens = window.tokens[:, window.start :]
+        rows = len(embeddings)
+        tokens, mask = window.tokens[:, window.start :].expand(rows, -1), window.all_mask.expand(rows, -1)
         embed = (_EMBEDDED, lambda tensor, hook: embeddings)
         with self.bridge.hooks(fwd_hooks=[embed, *hooks]):
-            return self._forward(tokens, window.all_mask, window.start, window.prefix).float()
+            return self._forward(tokens, mask, window.start, window.prefix).float()
+
+    @cached_property
+    def can_grow(self) -> bool:
+        """Whether rows may be added between layers; some models bring what leaves the last into the shape of what
+        entered the first."""
+        two = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        grown = ("blocks.0.hook_in", lambda tensor, hook: tensor.expand(2, -1, -1))
+        try:
+            with torch.no_grad(), left_as_found(self.bridge, self._hooks), self.bridge.hooks(fwd_hooks=[grown]):
+                return len(self._forward(two, torch.ones_like(two, dtype=torch.bool), 0, None)) == 2
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return False
 
     def capture(
         self, window: Window, embeddings: Float[Tensor, "prompt pos d_model"], sites: Sequence[Site]
