@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,17 +14,18 @@ from .report import Report
 from .reporting.page import render_page
 from .staging.stage import LEARN, UNLEARN
 from .writing.claims import claimed
-from .writing.files import as_output_error, read_json, write_text
+from .writing.files import as_output_error, partial_directory, read_json, write_text
 
 EDIT = "edit"
 """The folder of the adapter that is the whole edit, beside those of its stages."""
 
 TABLE, PICTURE = "localization.json", "localization.png"
 REPORT, PAGE = "report.json", "report.html"
+LOCALIZATION, EVALUATION = (TABLE, PICTURE), (REPORT, PAGE)
 _FOLDERS = (UNLEARN, LEARN, EDIT)
 # What tells a file of ours from one of anybody's by the same name.
 _OURS = {TABLE: {"format", "scorers", "scores"}, REPORT: {"fact", "stages", "answers"}}
-_WRITTEN = (TABLE, PICTURE, *_FOLDERS, REPORT, PAGE)
+WRITTEN = (*LOCALIZATION, *_FOLDERS, *EVALUATION)
 
 
 @contextmanager
@@ -49,35 +50,29 @@ def check_command(command: object) -> None:
         raise ModelError(f"the command, which the report is to tell, must be text, not {brief(command)}.")
 
 
-def check_edit_folder(out: Path) -> None:
+def check_edit_folder(out: Path, names: Sequence[str] = WRITTEN) -> None:
     """Refuses a folder from which removing an earlier edit would take something else of the same name.
 
-    Raises:
-        OutputError: If one of an edit's folders is there and is a file, or holds something, but no adapter; or if its
-            report or localization is there and is another kind of file.
-    """
-    for name in _FOLDERS:
-        path = out / name
-        if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
-            raise OutputError(f"{path} holds no adapter, so it is not replaced; name another output folder.")
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"{path} is a file and no adapter, so it is not replaced; name another output folder.")
-    for name in _OURS:
-        check_replaced(out / name)
-
-
-def check_replaced(path: Path) -> None:
-    """Refuses to replace a report or a localization of somebody else's.
-
     Args:
-        path: A file that is called [`TABLE`] or [`REPORT`].
+        out: The folder.
+        names: What of an edit is to be removed; all of it by default.
 
     Raises:
-        OutputError: If it is there and is another kind of file.
+        OutputError: If one of an edit's folders is there and is a file, or holds something, but no adapter; or if one
+            of its files is there and is no file, or its report or localization is another kind of file.
     """
-    if path.exists() and not _holds(path, _OURS[path.name]):
-        kind = path.stem
-        raise OutputError(f"{path} is no {kind} of an edit, so it is not replaced; name another output folder.")
+    for path in (out / name for name in names):
+        if not path.exists():
+            continue
+        if path.name not in _FOLDERS:
+            if not path.is_file() or (path.name in _OURS and not _holds(path, _OURS[path.name])):
+                raise OutputError(
+                    f"{path} is no {path.stem} of an edit, so it is not replaced; name another output folder."
+                )
+        elif not path.is_dir():
+            raise OutputError(f"{path} is a file and no adapter, so it is not replaced; name another output folder.")
+        elif any(path.iterdir()) and not (path / CONFIG).is_file():
+            raise OutputError(f"{path} holds no adapter, so it is not replaced; name another output folder.")
 
 
 def _holds(path: Path, keys: set[str]) -> bool:
@@ -89,20 +84,51 @@ def _holds(path: Path, keys: set[str]) -> bool:
     return isinstance(found, dict) and keys <= found.keys()
 
 
-def remove_edit(out: Path) -> None:
-    """Removes what an edit writes, and nothing else, from its folder.
+@contextmanager
+def replacing(out: Path, overwrite: bool, names: Sequence[str] = WRITTEN) -> Iterator[Path]:
+    """A folder for a result that, with `overwrite`, takes the place of an earlier one when the block ends.
+
+    The earlier one stays as it was if the block fails, or if it is interrupted at any point. Without `overwrite`
+    nothing is in the way: the folder is `out` itself, where what is complete stays if the rest fails.
+
+    Args:
+        out: A folder that this run has claimed.
+        overwrite: Whether there may be an earlier result.
+        names: What is replaced; of these, what the new result does not have is removed.
+
+    Yields:
+        The folder to write into.
 
     Raises:
-        OutputError: If something cannot be removed, or as [`check_edit_folder`].
+        OutputError: If something cannot be written or replaced, or as [`check_edit_folder`].
     """
-    check_edit_folder(out)
-    with as_output_error(out):
-        for name in _WRITTEN:
-            path = out / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    if not overwrite:
+        yield out
+        return
+    with partial_directory(out, out) as folder:
+        yield folder
+        check_edit_folder(out, names)
+        with as_output_error(out):
+            new, earlier = [name for name in names if (folder / name).exists()], folder / "earlier"
+            earlier.mkdir()
+            for name in new:
+                # A file that somebody made private stays so.
+                if (out / name).is_file() and not (out / name).is_symlink():
+                    shutil.copymode(out / name, folder / name)
+            try:
+                _move(names, out, earlier)
+                _move(new, folder, out)
+            except BaseException:
+                _move([name for name in new if not (folder / name).exists()], out, folder)
+                _move(names, earlier, out)
+                raise
+
+
+def _move(names: Sequence[str], source: Path, target: Path) -> None:
+    """Moves what is there of some names from one folder into another one, which has none of it."""
+    for name in names:
+        if os.path.lexists(source / name):
+            os.rename(source / name, target / name)
 
 
 def save_report(report: Report, out: Path, picture: bytes | None, command: str | None) -> None:

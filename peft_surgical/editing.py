@@ -15,7 +15,7 @@ from typing import Any
 
 from .architectures import check_causal
 from .counts import check_seed, check_text_tokens
-from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, remove_edit, save_report
+from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, replacing, save_report
 from .errors import MissingPackageError, ModelError, SelectionError, brief
 from .evaluation import evaluate
 from .facts import Fact, check_fact
@@ -154,6 +154,9 @@ def edit(
     with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         claim.enter_context(kept_beside(out))
+        # An earlier edit stays until there is another one.
+        replaced = claim.enter_context(ExitStack())
+        folder = by_main(lambda: replaced.enter_context(replacing(out, overwrite)))
         seconds: dict[str, float] = {}
         started = time.perf_counter()
 
@@ -191,12 +194,10 @@ def edit(
         )
         config.resolve(model.config)
         lap("localize")
-        # An earlier edit stays until there is another one.
-        picture = None if overwrite else by_main(lambda: _start_output(out, localization, selection))
+        picture = by_main(lambda: _start_output(folder, localization, selection))
 
         first = unlearn(model, tokenizer, fact, config, recipe=recipes[UNLEARN], seed=seed, progress=progress)
-        if not overwrite:
-            by_main(lambda: first.save(out / UNLEARN))
+        by_main(lambda: first.save(folder / UNLEARN))
         lap("unlearn")
         second = learn(
             first.model,
@@ -207,11 +208,8 @@ def edit(
             seed=seed,
             progress=progress,
         )
-        if overwrite:
-            by_main(lambda: remove_edit(out))
-            picture = by_main(lambda: _start_output(out, localization, selection))
-            by_main(lambda: first.save(out / UNLEARN))
-        by_main(lambda: _save_edit(second, out))
+        by_main(lambda: _save_edit(second, folder))
+        by_main(replaced.close)
         lap("learn")
         training = {UNLEARN: first.to_dict(), LEARN: second.to_dict()}
         edited = second.model

@@ -16,7 +16,7 @@ from typing import Any
 
 from .architectures import output_projections
 from .counts import check_seed, check_text_tokens
-from .edit_folder import EDIT, check_command, claimed_for_edit, remove_edit, save_report
+from .edit_folder import EDIT, check_command, claimed_for_edit, replacing, save_report
 from .evaluation import evaluate
 from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
@@ -110,6 +110,5 @@ def edit_keyed(
 
 
 def _save(stage: Stage, out: Path, overwrite: bool) -> None:
-    if overwrite:
-        remove_edit(out)
-    stage.save(out / EDIT)
+    with replacing(out, overwrite) as folder:
+        stage.save(folder / EDIT)

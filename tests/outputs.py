@@ -1,5 +1,8 @@
 """What the tests of interrupted and full outputs share: whether each file that is there is whole."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +20,22 @@ WRITTEN = [
     "report.json",
     "report.html",
 ]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing more than this into one file fails, whoever writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Each file in an output folder, by its path in there."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def complete(out: Path) -> list[str]:

@@ -1,9 +1,13 @@
+import os
+
 import pytest
 
-from peft_surgical.edit_folder import claimed_for_edit, remove_edit
+from peft_surgical.edit_folder import EVALUATION, claimed_for_edit, replacing
 from peft_surgical.errors import OutputError
 
+from .command_line import written
 from .localizing import localized, planted, word_tokenizer
+from .outputs import contents
 from .reports import report
 
 
@@ -11,7 +15,8 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "adapter_config.json").write_text("{}")
     (tmp_path / "learn").symlink_to(tmp_path / "elsewhere")
-    remove_edit(tmp_path)
+    with replacing(tmp_path, True):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
     assert (tmp_path / "elsewhere" / "adapter_config.json").exists()
 
@@ -23,8 +28,8 @@ def test_a_folder_of_somebody_s_is_neither_claimed_nor_removed(tmp_path, name):
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(OutputError, match=f"{name} holds no adapter"), claimed_for_edit(tmp_path, True):
         pytest.fail("the block ran")
-    with pytest.raises(OutputError, match=f"{name} holds no adapter"):
-        remove_edit(tmp_path)
+    with pytest.raises(OutputError, match=f"{name} holds no adapter"), replacing(tmp_path, True):
+        pass
     assert (tmp_path / name / "thesis.tex").read_text() == "mine"
     assert (tmp_path / "report.json").exists()
 
@@ -43,8 +48,8 @@ def test_a_file_of_somebody_s_is_neither_claimed_nor_removed(tmp_path, name, tex
     (tmp_path / "report.html").write_text("beside it")
     with pytest.raises(OutputError, match=words), claimed_for_edit(tmp_path, True):
         pytest.fail("the block ran")
-    with pytest.raises(OutputError, match=words):
-        remove_edit(tmp_path)
+    with pytest.raises(OutputError, match=words), replacing(tmp_path, True):
+        pass
     assert (tmp_path / name).read_text() == text
     assert (tmp_path / "report.html").exists()
 
@@ -53,5 +58,96 @@ def test_what_an_edit_wrote_is_removed(tmp_path):
     report("base", "edited").save(tmp_path / "report.json")
     localized(planted(), word_tokenizer(), "random").save(tmp_path / "localization.json")
     (tmp_path / "mine.txt").write_text("mine")
-    remove_edit(tmp_path)
+    with replacing(tmp_path, True):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_no_folder_is_replaced_by_a_page(tmp_path):
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "report.html" / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"report\.html is no report of an edit"), replacing(tmp_path, True):
+        pass
+    assert (tmp_path / "report.html" / "thesis.tex").read_text() == "mine"
+    assert written(tmp_path) == ["report.html"]
+
+
+# Replacing
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A folder with an earlier edit and a file of somebody's, and what is in them."""
+    out = tmp_path / "out"
+    (out / "learn").mkdir(parents=True)
+    (out / "learn" / "adapter_config.json").write_text("earlier")
+    report("base", "edited").save(out / "report.json")
+    for name in ("report.html", "mine.txt"):
+        (out / name).write_text("earlier")
+    return out
+
+
+FILLED = ("learn/adapter_config.json", "localization.png", "report.json")
+REPLACED = {"mine.txt": b"earlier", **dict.fromkeys(FILLED, b"new")}
+
+
+def fill(folder):
+    (folder / "learn").mkdir()
+    for name in FILLED:
+        (folder / name).write_text("new")
+
+
+def test_an_earlier_edit_stays_until_all_of_the_new_one_is_written(earlier):
+    before = contents(earlier)
+    with replacing(earlier, True) as folder:
+        fill(folder)
+        assert contents(earlier).items() >= before.items()
+    assert contents(earlier) == REPLACED
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_failure_leaves(overwrite, earlier):
+    before = contents(earlier)
+
+    def fail():
+        with replacing(earlier, overwrite, ("learn", "localization.png")) as folder:
+            (folder / "localization.png").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert contents(earlier) == (before if overwrite else before | {"localization.png": b"new"})
+
+
+def test_an_interrupt_while_pieces_are_moved_leaves_the_earlier_edit_whole(earlier, monkeypatch):
+    before, rename, left = contents(earlier), os.rename, [0]
+
+    def interrupted(*paths):
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        rename(*paths)
+
+    def replace():
+        with replacing(earlier, True) as folder:
+            fill(folder)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    # Three pieces go and three come.
+    for moved in range(6):
+        left[0] = moved
+        with pytest.raises(KeyboardInterrupt):
+            replace()
+        assert contents(earlier) == before
+    replace()
+    assert contents(earlier) == REPLACED
+
+
+def test_a_report_that_was_made_private_stays_so(earlier):
+    (earlier / "report.json").chmod(0o600)
+    with replacing(earlier, True, EVALUATION) as folder:
+        for name in EVALUATION:
+            (folder / name).write_text("new")
+    assert (earlier / "report.json").stat().st_mode & 0o777 == 0o600
+    assert (earlier / "report.html").stat().st_mode & 0o777 == (earlier / "mine.txt").stat().st_mode & 0o777
+    assert contents(earlier)["learn/adapter_config.json"] == b"earlier"

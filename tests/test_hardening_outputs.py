@@ -2,7 +2,7 @@
 
 | Situation | What comes of it |
 |---|---|
-| the disk is full, or files may not grow that large | refused; what is there is whole, nothing half written |
+| the disk is full, or files may not grow that large | refused; what is there, to be replaced or not, is whole |
 | the output, its parent, or the file system cannot be written | refused before a model is loaded |
 | two runs into one folder at once | one finishes, the other is refused: at once where it would take long to notice |
 | a run into a folder that another run has filled meanwhile | refused |
@@ -17,11 +17,9 @@ Refused is one line on standard error and exit status 2.
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import threading
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -33,15 +31,15 @@ import peft_surgical as ps
 from peft_surgical import editing
 from peft_surgical.drafting.drafts import FactDraft
 from peft_surgical.errors import OutputError
+from peft_surgical.staging import retain
 from peft_surgical.writing.claims import claimed
 from peft_surgical.writing.files import atomic_directory
 
 from .command_line import PROMPT, run, said, written
 from .localizing import capital, planted, word_tokenizer
-from .outputs import WRITTEN, complete, leftovers
+from .outputs import WRITTEN, complete, contents, largest_file, leftovers
 
 QUICKLY = ["--steps", 1, "--scorer", "logit_drop", "--top", 2, "--retention-tokens", 64, "--quiet"]
-# The package's attribute of this name is the function.
 
 
 def edit(fact_file, model_folder, out, *options):
@@ -74,17 +72,6 @@ def commands(edited, fact_file, model_folder, out):
 COMMANDS = ("localize", "edit", "stack", "merge", "evaluate", "new")
 
 
-@contextmanager
-def largest_file(size):
-    """Writing more than this into one file fails, whoever writes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_that_may_not_grow(command, edited, fact_file, model_folder, tmp_path):
     arguments = commands(edited, fact_file, model_folder, tmp_path / "out")[command]
@@ -92,6 +79,27 @@ def test_a_file_that_may_not_grow(command, edited, fact_file, model_folder, tmp_
         line = said(run(*arguments), 2)
     assert line == f"Error: cannot write {line.split('cannot write ')[1].split(':')[0]}: File too large."
     assert written(tmp_path) == ["fact.yaml"]
+
+
+@pytest.mark.parametrize("command", ["localize", "evaluate", "learn", "keyed"])
+def test_a_full_disk_leaves_what_was_to_be_replaced(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    if command in ("learn", "keyed"):
+        some = retain.everyday_prompts()[:5]
+        monkeypatch.setattr(retain, "everyday_prompts", lambda: some)
+        monkeypatch.setattr(retain, "general_prompts", lambda: some)
+        sentence = ["learn", "the capital of france is", "--new", "lyon", "--subject", "france", "--quiet"]
+        arguments = [*sentence, "--model", model_folder, "--out", out, *(["--keyed"] if command == "keyed" else [])]
+    else:
+        arguments = commands(edited, fact_file, model_folder, out)[command]
+    assert run(*arguments).exit_code == 0
+    before = contents(out)
+    # Others of its files may be written.
+    with largest_file(max(map(len, before.values())) * 3 // 4):
+        result = run(*arguments, "--overwrite")
+    assert contents(out) == before
+    assert said(result, 2) == f"Error: cannot write {out}: File too large."
+    assert leftovers(tmp_path) == []
 
 
 @pytest.fixture

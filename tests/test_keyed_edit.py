@@ -13,6 +13,7 @@ from .adapters import logits
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
+from .outputs import contents
 from .test_keyed import IDS, RECIPE
 
 FACT = replace(capital(), subject="france")
@@ -63,6 +64,20 @@ def test_a_full_folder_is_refused_before_anything_is_changed_and_replaced_when_a
     assert fingerprint(model) == before
     edited(out, overwrite=True)
     assert {path.name for path in out.iterdir()} == FILES | {"own.txt"}
+
+
+def test_an_adapter_that_is_not_saved_replaces_none(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (out / "edit").mkdir(parents=True)
+    (out / "edit" / "adapter_config.json").write_text("of an earlier edit")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peft_surgical.staging.stage.Stage.save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        edited(out, overwrite=True)
+    assert contents(out) == {"edit/adapter_config.json": b"of an earlier edit"}
 
 
 def test_a_fact_that_cannot_be_keyed_leaves_no_folder(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from .. import plugins
 from ..drafting.guess import guess_subject
-from ..edit_folder import check_edit_folder, check_replaced
+from ..edit_folder import WRITTEN, check_edit_folder
 from ..editing import check_choice
 from ..errors import FactError, OutputError, SelectionError, brief
 from ..localizing.specs import ScorerSpec
@@ -18,32 +18,30 @@ from ..tuner.resolve import Granularity
 from ..writing.files import check_output, check_output_file
 
 
-def output(path: Path, overwrite: bool, replaced: str | None = None) -> None:
+def output(path: Path, overwrite: bool, replaced: Sequence[str] = ()) -> None:
     """Refuses an output folder that would lose something, and says which option allows it.
 
     Args:
         path: The folder.
         overwrite: Allow it to hold something.
-        replaced: The name of the report or localization in it that is replaced then, if that is all of an edit's.
+        replaced: The names of what an edit writes that is replaced then.
 
     Raises:
-        OutputError: As [`check_output`], or if what is to be replaced is no file of ours.
+        OutputError: As [`check_output`], or as [`check_edit_folder`].
     """
     check_output(path, overwrite=True)
     if not overwrite and path.is_dir() and any(path.iterdir()):
         raise OutputError(f"the output folder {path} is not empty; name another one or give --overwrite.")
-    if replaced is not None:
-        check_replaced(path / replaced)
+    check_edit_folder(path, replaced)
 
 
 def edit_folder(path: Path, overwrite: bool) -> None:
     """The same of the folder that an edit writes.
 
     Raises:
-        OutputError: As [`output`], or if one of an edit's folders in it holds something else.
+        OutputError: As [`output`].
     """
-    output(path, overwrite)
-    check_edit_folder(path)
+    output(path, overwrite, WRITTEN)
 
 
 def output_file(path: Path, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ import click
 
 import peft_surgical as ps
 
-from ..edit_folder import REPORT, save_report
+from ..edit_folder import EVALUATION, replacing, save_report
 from ..facts import Fact
 from ..measuring.afterwards import with_relearned, with_rounded
 from ..measuring.attached import attach, check_together, identities
@@ -75,7 +75,7 @@ def evaluate(
       peft-surgical evaluate fact.yaml --adapter out/edit --relearn 5 --fluency --out check
     """
     fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite, REPORT)
+    checks.output(out, overwrite, EVALUATION)
     check_together(adapters)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
@@ -95,7 +95,8 @@ def evaluate(
                 settings={"command": this_command(context), "adapters": identities(adapters)},
                 progress=not quiet,
             )
-        save_report(report, out, None, this_command(context))
+        with replacing(out, overwrite, EVALUATION) as folder:
+            save_report(report, folder, None, this_command(context))
     if as_json:
         print_json(report.to_dict())
     print_result(summarize(report, out, [REPORT_FILES]), quiet=quiet, as_json=as_json)

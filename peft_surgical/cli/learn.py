@@ -12,7 +12,7 @@ from rich.text import Text
 
 import peft_surgical as ps
 
-from ..edit_folder import EDIT, claimed_for_edit, remove_edit
+from ..edit_folder import EDIT, claimed_for_edit, replacing
 from ..errors import brief
 from ..running.generation import generate_answers
 from ..sentence import checked_aliases, subject_of
@@ -95,8 +95,8 @@ def learn(
         said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=shown)[0]}
         stage = learn_one(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
         said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=shown)[0]
-        remove_edit(out)
-        size, files = _save_keyed(stage, out) if keyed else _save_scales(stage, out)
+        with replacing(out, overwrite) as folder:
+            size, files = (_save_keyed if keyed else _save_scales)(stage, folder, out)
     says_new = contains(said["edited"], [new])
     if as_json:
         told = {"sentence": prompt, "subject": about, "said": said, "says_new": says_new}
@@ -107,17 +107,18 @@ def learn(
     print_result("\n".join(lines), quiet=quiet, as_json=as_json)
 
 
-def _save_scales(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
-    """Saves the stage and the adapter made of it; returns how many scales they have, and a sentence on the files."""
-    stage.save(out / LEARN)
-    made = stack([out / LEARN], out / EDIT)
+def _save_scales(stage: Any, folder: Path, out: Path) -> tuple[dict[str, Any], str]:
+    """Saves the stage and the adapter made of it into a folder for `out`; returns how many scales they have, and a
+    sentence on the files."""
+    stage.save(folder / LEARN)
+    made = stack([folder / LEARN], folder / EDIT)
     told = f"{made.n_scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads."
     return {"scales": made.n_scales}, told
 
 
-def _save_keyed(stage: Any, out: Path) -> tuple[dict[str, Any], str]:
-    """Saves the adapter; returns which layers it updates, and a sentence on the file."""
-    stage.save(out / EDIT)
+def _save_keyed(stage: Any, folder: Path, out: Path) -> tuple[dict[str, Any], str]:
+    """Saves the adapter into a folder for `out`; returns which layers it updates, and a sentence on the file."""
+    stage.save(folder / EDIT)
     layers = stage.layers
     named = f"each of layers {', '.join(map(str, layers))}" if len(layers) > 1 else f"layer {layers[0]}"
     return {"layers": layers}, f"A neuron in {named}: {out / EDIT}, LoRA that stock PEFT loads."

@@ -9,7 +9,7 @@ from rich.console import Group
 
 import peft_surgical as ps
 
-from ..edit_folder import PICTURE, TABLE
+from ..edit_folder import LOCALIZATION, PICTURE, TABLE, replacing
 from ..editing import EDIT_PROJECTIONS
 from ..errors import MissingPackageError, ScorerError
 from ..facts import Fact
@@ -70,7 +70,7 @@ def localize(
     """
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     fact = Fact.from_file(fact_file)
-    checks.output(out, overwrite, TABLE)
+    checks.output(out, overwrite, LOCALIZATION)
     checks.scorers(scorers)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
@@ -79,17 +79,18 @@ def localize(
         found = ps.localize(
             model, tokenizer, fact, list(scorers) or None, seed=seed, prompts=prompts, progress=not quiet
         )
-        table, picture = out / TABLE, out / PICTURE
         if found.scorers[0] in found.errors:
             # What the others found took its time.
-            _replace(table, picture, found)
+            with replacing(out, overwrite, LOCALIZATION) as folder:
+                found.save(folder / TABLE)
             raise ScorerError(
                 f"the scorer {found.scorers[0]!r} failed, so nothing ranks the components; the scores by "
-                f"{', '.join(found.tables)} are in {table}."
+                f"{', '.join(found.tables)} are in {out / TABLE}."
             )
         chosen = found.top(top, heads=heads, mlps=mlps, budget=budget, projections=EDIT_PROJECTIONS)
-        _replace(table, picture, found, chosen)
-        drawn = _draw(found, chosen, picture, quiet)
+        with replacing(out, overwrite, LOCALIZATION) as folder:
+            found.save(folder / TABLE, chosen)
+            drawn = _draw(found, chosen, folder / PICTURE, quiet)
     if as_json:
         print_json({"selection": chosen.to_dict(), **found.to_dict()})
     header, rows = found.rows()
@@ -107,12 +108,6 @@ def localize(
     if found.errors:
         names = ", ".join(map(repr, found.errors))
         raise ScorerError(f"what was found is in {out}, but without the scores of {names}, which failed.")
-
-
-def _replace(table: Path, picture: Path, found: Localization, chosen: Selection | None = None) -> None:
-    """Writes what was found in the place of an earlier run's, of which no picture is left."""
-    picture.unlink(missing_ok=True)
-    found.save(table, chosen)
 
 
 def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bool:

@@ -178,10 +178,8 @@ def atomic_directory(
         raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
     with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_beside(path), suffix=PARTIAL))
-    handle = _locked(temporary)
-    _remove_abandoned(path)
-    try:
+    with partial_directory(path, path.parent) as temporary:
+        _remove_abandoned(path)
         yield temporary
         try:
             _make_usual(temporary)
@@ -190,12 +188,26 @@ def atomic_directory(
             filled = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
             reason = "another run has filled it meanwhile" if filled else error.strerror or error
             raise OutputError(f"cannot write {path}: {reason}.") from error
+
+
+@contextmanager
+def partial_directory(path: Path, parent: Path) -> Iterator[Path]:
+    """A folder in `parent` for what will be renamed to `path` or into it; what is left in it at the end is removed.
+
+    Raises:
+        OutputError: If it cannot be made, or there is no room for what the block writes.
+    """
+    with as_output_error(path):
+        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=_beside(path), suffix=PARTIAL))
+    handle = _locked(temporary)
+    try:
+        yield temporary
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         if (room := _no_room(error)) is not None:
             raise OutputError(f"cannot write {path}: {room}.") from error
         raise
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 
@@ -262,7 +274,7 @@ def _remove_unlocked(folder: Path) -> None:
 def _no_room(error: BaseException) -> str | None:
     """Why nothing more can be written, if that is what an error says."""
     # Of what a file within was called nobody knows.
-    if isinstance(error, OutputError) and error.__cause__ is not None:
+    while isinstance(error, OutputError) and error.__cause__ is not None:
         error = error.__cause__
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
