@@ -12,7 +12,8 @@ from .running.sharing import is_main
 
 def progress_bar(total: int, description: str, *, enabled: bool) -> Any:
     """A tqdm bar; `disable=None` is tqdm's own "only on a terminal", which a notebook's stream denies to be."""
-    shown = enabled and is_main()
+    # A program without a console may have no such stream, to which tqdm would write all the same.
+    shown = enabled and is_main() and sys.stderr is not None
     disable = None if shown and not _in_notebook() else not shown
     return tqdm(total=total, desc=description, disable=disable, leave=False, dynamic_ncols=True)
 

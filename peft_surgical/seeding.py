@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+
+# Torch's generators are the process's: what two threads seed and put back at once, neither has as its seed says.
+_ALONE = threading.RLock()
 
 # What draws with the processor's generator, and what draws nothing.
 _WITHOUT_ITS_OWN = ("cpu", "meta")
@@ -14,7 +18,10 @@ _WITHOUT_ITS_OWN = ("cpu", "meta")
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's random numbers; leaving puts their states back, of the processor and of an accelerator."""
+    """Seeds torch's random numbers; leaving puts their states back, of the processor and of an accelerator.
+
+    One thread is in such a block, or in one of [`forked`], at a time; others wait.
+    """
     with forked(device):
         torch.default_generator.manual_seed(seed)
         module = _module_of(device)
@@ -28,7 +35,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def forked(device: torch.device) -> Iterator[None]:
     """Puts the states of torch's random numbers back on leaving, of the processor and of an accelerator."""
-    with torch.random.fork_rng(devices=[]):
+    with _ALONE, torch.random.fork_rng(devices=[]):
         module = _module_of(device)
         if module is None:
             yield

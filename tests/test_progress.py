@@ -17,3 +17,10 @@ def test_a_bar_is_shown_in_a_notebook_and_in_no_file(monkeypatch, enabled, modul
     with progress_bar(2, "what", enabled=enabled) as bar:
         bar.update(1)
     assert ("what:" in stream.getvalue()) == (enabled and module == "ipykernel.iostream")
+
+
+def test_a_bar_is_not_shown_where_there_is_no_such_stream(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    with progress_bar(2, "what", enabled=True) as bar:
+        bar.update(1)
+    assert bar.disable

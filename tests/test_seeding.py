@@ -1,3 +1,4 @@
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -79,4 +80,26 @@ def test_a_device_without_numbers_of_its_own_is_passed_over(monkeypatch):
     before = torch.get_rng_state()
     with seeded(3, SimpleNamespace(type="hpu", index=0)):
         assert torch.initial_seed() == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_threads_draw_what_their_seeds_say_and_leave_no_trace():
+    def draw(seed, drawn):
+        with seeded(seed, CPU):
+            drawn.append(torch.rand(3))
+            met.wait(timeout=0.2)
+            drawn.append(torch.rand(3))
+
+    alone, met = [], SimpleNamespace(wait=lambda timeout: None)
+    for seed in (1, 2):
+        draw(seed, alone)
+    before = torch.get_rng_state()
+    # Both would be inside at once, if they could.
+    met, found = threading.Event(), {1: [], 2: []}
+    threads = [threading.Thread(target=draw, args=item) for item in found.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(torch.stack([*found[1], *found[2]]), torch.stack(alone))
     assert torch.equal(torch.get_rng_state(), before)

@@ -116,6 +116,18 @@ def test_an_interrupt_leaves_no_hooks_for_gradient_checkpointing(module, name, t
     assert not embeddings._forward_hooks
 
 
+@pytest.mark.parametrize(("module", "name", "train"), TRAINED, ids=IDS)
+def test_what_is_trained_and_taken_off_leaves_no_hooks_for_gradient_checkpointing(module, name, train):
+    model = mixed()
+    model.gradient_checkpointing_enable()
+    embeddings = model.get_input_embeddings()
+    before = dict(embeddings._forward_hooks)
+    ps.unload(train(model).model)
+    assert dict(embeddings._forward_hooks) == before
+    model.disable_input_require_grads()
+    assert not embeddings._forward_hooks
+
+
 def test_another_selection_after_an_interrupt_is_trained_alone(monkeypatch):
     model = tiny_model("llama")
     with interrupted_after(monkeypatch, stages, "train"):

@@ -38,10 +38,12 @@ from ..architectures import architecture_of
 from ..errors import ModelError, SelectionError
 from ..profiling import phase
 from ..running.sharing import by_main
+from ..seeding import forked
 from ..staging.solving import solved_with
 from ..staging.stage import LEARN
 from ..texts.prompts import unanswered
 from ..tuner.targets import find_module, unwrapped, weight_of
+from ..tuner.unchanged import embeddings_unhooked
 from .keys import Marked, marked_neurons, modules_in_turn, moments, neuron_count
 
 # SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
@@ -180,7 +182,7 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
         revision=revision_of(model),
     )
     # Numbers that are overwritten must not move anybody's generator.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with forked(model.device), torch.device("cpu"), embeddings_unhooked(model):
         return get_peft_model(model, config, adapter_name=LEARN).eval()
 
 

@@ -19,6 +19,7 @@ from ..adapters.saving import digest_to_save, save_adapter
 from ..errors import AdapterError
 from ..profiling import phase
 from ..tuner import SurgicalIA3Config
+from ..tuner.unchanged import embeddings_unhooked
 from .placeable import check_at_hand, check_free
 from .recipe import TrainingRecord
 from .retained import Retained
@@ -131,4 +132,5 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
         )
         model.add_adapter(name, own)
         return model
-    return get_peft_model(model, own, adapter_name=name)
+    with embeddings_unhooked(model):
+        return get_peft_model(model, own, adapter_name=name)

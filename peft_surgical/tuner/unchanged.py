@@ -20,7 +20,6 @@ _OF_PEFT = (PeftModel, BaseTuner, BaseTunerLayer, AuxiliaryTrainingWrapper)
 # PEFT hooks the embeddings of a model with gradient checkpointing, and transformers holds what takes that off again.
 _OF_HOOKS = ("_require_grads_hook", "_require_grads_hooks")
 
-
 # Which adapters a layer or a wrapper holds.
 _IN_PLACE = ("coordinates", "_indices", "_adapters")
 
@@ -51,6 +50,26 @@ def base_of(model: Any) -> Iterator[None]:
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
+
+
+@contextmanager
+def embeddings_unhooked(model: Any) -> Iterator[None]:
+    """Takes off again what PEFT hooks onto the embeddings of a model with gradient checkpointing in this block.
+
+    It makes their output require gradients, which training here does not need, and stays when adapters are taken off.
+
+    Args:
+        model: A bare model that becomes a PEFT model in the block. What was hooked before stays.
+    """
+    held = {name: vars(model).pop(name) for name in _OF_HOOKS if name in vars(model)}
+    try:
+        yield
+    finally:
+        for hook in vars(model).get("_require_grads_hooks", ()):
+            hook.remove()
+        for name in _OF_HOOKS:
+            vars(model).pop(name, None)
+        vars(model).update(held)
 
 
 @contextmanager
