@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,18 +28,23 @@ _FOLDERS = (UNLEARN, LEARN, EDIT)
 # What tells a file of ours from one of anybody's by the same name.
 _OURS = {TABLE: {"format", "scorers", "scores"}, REPORT: {"fact", "stages", "answers"}}
 WRITTEN = (*LOCALIZATION, *_FOLDERS, *EVALUATION)
+_REPLACED = ".replaced."
 
 
 @contextmanager
 def claimed_for_edit(out: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
-    """Claims the folder of an edit, see [`claimed`].
+    """Claims the folder of an edit, see [`claimed`]. A report in it that somebody made private stays so.
 
     Raises:
         OutputError: As for [`claimed`] and [`check_edit_folder`].
     """
     with claimed(out, overwrite=overwrite) as folder:
         check_edit_folder(folder)
+        modes = {path: path.stat().st_mode for path in (folder / name for name in EVALUATION) if path.is_file()}
         yield folder
+        for path, mode in modes.items():
+            if path.is_file():
+                path.chmod(stat.S_IMODE(mode))
 
 
 def check_command(command: object) -> None:
@@ -88,8 +95,10 @@ def _holds(path: Path, keys: set[str]) -> bool:
 def replacing(out: Path, overwrite: bool, names: Sequence[str] = WRITTEN) -> Iterator[Path]:
     """A folder for a result that, with `overwrite`, takes the place of an earlier one when the block ends.
 
-    The earlier one stays as it was if the block fails, or if it is interrupted at any point. Without `overwrite`
-    nothing is in the way: the folder is `out` itself, where what is complete stays if the rest fails.
+    The earlier one stays as it was if the block fails or is interrupted. What cannot be put back, or is not because
+    this process is killed, stays in a folder within `out`, whose name begins with `.replaced.`, until the next result
+    has taken its place. Without `overwrite` nothing is in the way: the folder is `out` itself, where what is complete
+    stays if the rest fails.
 
     Args:
         out: A folder that this run has claimed.
@@ -109,8 +118,8 @@ def replacing(out: Path, overwrite: bool, names: Sequence[str] = WRITTEN) -> Ite
         yield folder
         check_edit_folder(out, names)
         with as_output_error(out):
-            new, earlier = [name for name in names if (folder / name).exists()], folder / "earlier"
-            earlier.mkdir()
+            new = [name for name in names if (folder / name).exists()]
+            earlier = Path(tempfile.mkdtemp(dir=out, prefix=_REPLACED))
             for name in new:
                 # A file that somebody made private stays so.
                 if (out / name).is_file() and not (out / name).is_symlink():
@@ -118,10 +127,18 @@ def replacing(out: Path, overwrite: bool, names: Sequence[str] = WRITTEN) -> Ite
             try:
                 _move(names, out, earlier)
                 _move(new, folder, out)
-            except BaseException:
-                _move([name for name in new if not (folder / name).exists()], out, folder)
-                _move(names, earlier, out)
+            except BaseException as error:
+                try:
+                    _move([name for name in new if not (folder / name).exists()], out, folder)
+                    _move(names, earlier, out)
+                    earlier.rmdir()
+                except OSError as again:
+                    kept = f"what it held is in {earlier}"
+                    raise OutputError(f"cannot write {out}: {again.strerror}; {kept}.") from error
                 raise
+        # Also what a killed run could not put back.
+        for left in out.glob(f"{_REPLACED}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _move(names: Sequence[str], source: Path, target: Path) -> None:

@@ -1,6 +1,4 @@
-import sys
 import threading
-from concurrent.futures import wait
 from functools import partial
 
 import pytest
@@ -98,18 +96,39 @@ def test_an_interrupt_while_the_others_run_ends_them_first(monkeypatch):
             if worker == "y":
                 assert interrupted.wait(timeout=30)
 
-    def waiting(others):
-        monkeypatch.setattr(module, "wait", wait)
+    def waiting(thread):
+        monkeypatch.setattr(threading.Thread, "join", join)
         interrupted.set()
         raise KeyboardInterrupt
 
-    module = sys.modules["peft_surgical.running.at_once"]
-    monkeypatch.setattr(module, "wait", waiting)
+    join = threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", waiting)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         deal("xy", range(2000), run)
     assert threading.active_count() == before
     assert max(i for i in taken if i % 2) < 1999
+
+
+def test_an_interrupt_while_a_thread_starts_leaves_none_behind(monkeypatch):
+    stopped, worked = threading.Event(), []
+
+    def work():
+        assert stopped.wait(timeout=30)
+        worked.append(1)
+
+    def starting(thread):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        start(thread)
+        raise KeyboardInterrupt
+
+    start, before = threading.Thread.start, threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    with pytest.raises(KeyboardInterrupt):
+        at_once([work, work, work], stop=stopped.set)
+    assert threading.active_count() == before
+    # The first one had not been begun, and the last one was not.
+    assert len(worked) <= 1
 
 
 def test_threads_are_given_back_when_the_last_block_ends():

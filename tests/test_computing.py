@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from peft_surgical.errors import ModelError
 from peft_surgical.running import computing as module
 from peft_surgical.running.attention import GROUPED
 from peft_surgical.running.computing import compute_dtype, computing, denormals_flushed, plain_attention
@@ -64,6 +65,17 @@ def test_only_a_copy_gets_another_attention(monkeypatch):
     with computing(peft_model, "float32") as same, plain_attention(same):
         assert same is base
         assert base.config._attn_implementation == own
+
+
+def test_what_cannot_be_copied_trains_in_its_own_dtype(monkeypatch):
+    peft_model = tiny_peft("llama", ("L1.mlp",))
+    base = peft_model.get_base_model()
+    torch.nn.utils.weight_norm(base.model.layers[1].self_attn.o_proj)
+    monkeypatch.setattr(module, "compute_dtype", lambda *_: torch.bfloat16)
+    with computing(peft_model, "auto") as working:
+        assert working is base
+    with pytest.raises(ModelError, match="cannot be copied to train in bfloat16"), computing(peft_model, "bfloat16"):
+        pass
 
 
 @pytest.mark.parametrize("flushed", [False, True])

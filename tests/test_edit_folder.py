@@ -143,6 +143,49 @@ def test_an_interrupt_while_pieces_are_moved_leaves_the_earlier_edit_whole(earli
     assert contents(earlier) == REPLACED
 
 
+@pytest.mark.parametrize("again", [KeyboardInterrupt, PermissionError(13, "Permission denied")])
+def test_what_cannot_be_put_back_stays_until_there_is_another_result(again, earlier, monkeypatch):
+    before, rename, moved = contents(earlier), os.rename, []
+
+    def failing(*paths):
+        moved.append(paths)
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        if len(moved) > 3:
+            raise again
+        rename(*paths)
+
+    def replace():
+        with claimed_for_edit(earlier, True) as out, replacing(out, True) as folder:
+            fill(folder)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(KeyboardInterrupt if again is KeyboardInterrupt else OutputError) as told:
+        replace()
+    monkeypatch.setattr(os, "rename", rename)
+    [kept] = earlier.glob(".replaced.*")
+    assert again is KeyboardInterrupt or f"Permission denied; what it held is in {kept}" in str(told.value)
+    assert before.items() <= {**contents(earlier), **contents(kept)}.items()
+    # A run that fails takes nothing of it, and one that does not needs it no more.
+    with pytest.raises(ZeroDivisionError), claimed_for_edit(earlier, True) as out, replacing(out, True):
+        raise ZeroDivisionError
+    assert before.items() <= {**contents(earlier), **contents(kept)}.items()
+    replace()
+    assert contents(earlier) == REPLACED
+
+
+def test_a_report_that_was_made_private_is_written_anew_as_private(earlier):
+    (earlier / "report.json").chmod(0o600)
+    with claimed_for_edit(earlier, True) as out:
+        with replacing(out, True) as folder:
+            fill(folder)
+        for name in EVALUATION:
+            (out / name).unlink(missing_ok=True)
+            (out / name).write_text("new")
+    assert (earlier / "report.json").stat().st_mode & 0o777 == 0o600
+    assert (earlier / "report.html").stat().st_mode & 0o777 == (earlier / "mine.txt").stat().st_mode & 0o777
+
+
 def test_a_report_that_was_made_private_stays_so(earlier):
     (earlier / "report.json").chmod(0o600)
     with replacing(earlier, True, EVALUATION) as folder:

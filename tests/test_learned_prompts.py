@@ -102,6 +102,16 @@ def test_a_learned_prompt_takes_positions(kind, family):
         generate_ids(model, TOKENIZER, [row], max_new_tokens=9)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_learned_prompt_that_is_switched_off_takes_none(kind):
+    model = learned(kind, max_position_embeddings=16)
+    rows = [tiny_ids(1, 8, seed=1)[0].tolist()]
+    with model.disable_adapter():
+        assert generate_ids(model, TOKENIZER, rows, max_new_tokens=8) == [greedy(model, rows[0], 8)]
+    with pytest.raises(ModelError, match="4 that an adapter learned before it"):
+        generate_ids(model, TOKENIZER, rows, max_new_tokens=8)
+
+
 def test_texts_behind_a_learned_prompt_fit_its_positions():
     bare = tiny_model("llama", vocab_size=len(TOKENIZER), max_position_embeddings=TOKENS + 3)
     check_fluency_fits(bare, TOKENIZER, ["france"])

@@ -217,6 +217,17 @@ def test_transformers_switches_on_what_was_added_while_adapters_were_off():
     assert not torch.equal(logits(model), base)
 
 
+def test_adapters_of_another_method_that_are_off_leave_a_new_one_off():
+    model, base = tiny_model("llama"), logits(tiny_model("llama"))
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "first")
+    model.disable_adapters()
+    model.add_adapter(config(), "second")
+    perturb(model, "second")
+    assert torch.equal(logits(model.eval()), base)
+    model.enable_adapters()
+    assert not torch.equal(logits(model), base)
+
+
 def test_what_a_deleted_adapter_left_off_switches_no_other_off():
     model = tiny_model("llama")
     model.add_adapter(config(COMPONENTS), "first")

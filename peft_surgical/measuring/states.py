@@ -23,7 +23,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 
 from ..errors import AdapterError, first_line
-from ..running.modes import learns_prompts
+from ..running.modes import learns_prompts, prompts_act
 from ..tuner.names import check_known
 from ..tuner.unchanged import trainable_kept
 
@@ -62,7 +62,7 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
 def adapters_act(model: Any) -> bool:
     """Whether a model is not just its base: an adapter is merged into its weights, or acts on or before them."""
     if learns_prompts(model):
-        return not getattr(model, "_adapters_disabled", False)
+        return prompts_act(model)
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     return any(_acts(layer) for layer in layers)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -74,20 +74,36 @@ def at_once(functions: Sequence[Callable[[], Value]], stop: Callable[[], Any] = 
     flushed = flushes_denormals()
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
-    def beside(function: Callable[[], Value]) -> Value:
-        torch.set_flush_denormal(flushed)
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
-            return function()
+    others: list[Future[Value]] = [Future() for _ in functions[1:]]
+    cancelled = threading.Event()
 
-    with _shared_out(len(functions)), ThreadPoolExecutor(len(functions) - 1) as pool:
-        others = [pool.submit(beside, function) for function in functions[1:]]
+    def beside(function: Callable[[], Value], future: Future[Value]) -> None:
+        if cancelled.is_set():
+            return
         try:
+            torch.set_flush_denormal(flushed)
+            with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+                future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    pairs = zip(functions[1:], others, strict=True)
+    threads = [threading.Thread(target=beside, args=pair) for pair in pairs]
+    with _shared_out(len(functions)):
+        try:
+            for thread in threads:
+                thread.start()
             first = functions[0]()
-            wait(others)
+            for thread in threads:
+                thread.join()
         except BaseException:
+            # An interrupt may come while a thread starts, of which only the thread itself knows then.
+            cancelled.set()
             stop()
-            # An interrupt also ends the wait for the others, and the pool would leave them running.
-            wait(others)
+            for thread in threads:
+                # What has not begun cannot be waited for, and will not begin.
+                with suppress(RuntimeError):
+                    thread.join()
             raise
     return [first, *(other.result() for other in others)]
 

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..errors import ModelError
+from ..errors import ModelError, said
 from .at_once import flushes_denormals
 from .attention import GROUPED, has_plain_attention
 from .freed import release_freed
@@ -87,7 +87,15 @@ def computing(peft_model: PeftModel, dtype: str) -> Iterator[Any]:
     for buffer in base.buffers():
         # Rotary frequencies are used in float32 whatever the weights are.
         memo[id(buffer)] = buffer
-    working = copy.deepcopy(base, memo).eval()
+    try:
+        working = copy.deepcopy(base, memo).eval()
+    except Exception as error:  # of whatever a model holds, each kind says in its own way that it is not copied
+        if named != "auto":
+            raise ModelError(
+                f"the model cannot be copied to train in {dtype} ({said(error)}); leave compute_dtype 'auto'."
+            ) from error
+        yield base
+        return
     _COPIES.add(working)
     yield working
 

@@ -32,7 +32,16 @@ from .cache import kept_answers
 from .devices import input_device
 from .forwards import contiguous_head
 from .freed import release_freed
-from .modes import base_model_of, evaluating, learned_tokens, learns_prompts, mixes_rows, needs_no_padding, told_places
+from .modes import (
+    base_model_of,
+    evaluating,
+    learned_tokens,
+    learns_prompts,
+    mixes_rows,
+    needs_no_padding,
+    prompts_act,
+    told_places,
+)
 from .overlapping import Changes
 from .precision import own_forwards
 from .replicas import Replica, replicate
@@ -127,7 +136,7 @@ def generate_ids(
     check_causal(model)
     check_shareable(model)
     check_alike(prompts=prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    learned = learned_tokens(model)
+    learned = learned_tokens(model) if prompts_act(model) else 0
     for prompt in prompts:
         check_row(model.config, prompt, max_new_tokens, learned=learned)
     config = GenerationConfig(

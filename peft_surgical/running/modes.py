@@ -147,7 +147,7 @@ def told_places(model: Any, begin: int, end: int) -> dict[str, Any]:
     if base not in _COUNTS_FROM_PADDING:
         _COUNTS_FROM_PADDING[base] = any(map(_embeds_padding_place, base.modules())) and "position_ids" in taken(base)
     # Behind a learned prompt PEFT lets no places be told.
-    if not _COUNTS_FROM_PADDING[base] or learns_prompts(model):
+    if not _COUNTS_FROM_PADDING[base] or prompts_act(model):
         return {}
     return {"position_ids": torch.arange(begin, end, device=input_device(model))[None]}
 
@@ -176,6 +176,11 @@ def _is_changed_by_padding(base: Any) -> bool:
     # What is read of padding shows exactly, where it is only counted up to the rounding of other shapes. What is not a
     # number is not near.
     return not bool((one - other).norm() <= eps * size and (one - alone).norm() <= eps**0.5 * size)
+
+
+def prompts_act(model: Any) -> bool:
+    """Whether learned tokens stand before each row now: where adapters are switched off they do not."""
+    return learns_prompts(model) and not getattr(model, "_adapters_disabled", False)
 
 
 def learned_tokens(model: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peft.tuners.tuners_utils import onload_layer
+from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
@@ -36,8 +36,9 @@ def take_off(name: str, model: nn.Module) -> None:
 
 
 def all_off(model: nn.Module) -> bool:
-    """Whether a model has surgical adapters, and all of them are switched off."""
-    off = [layer.disable_adapters for layer in layers_by_name(model).values() if layer.coordinates]
+    """Whether a model has adapters, of whatever method, and all of them are switched off."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    off = [layer.disable_adapters for layer in layers if layer._all_available_adapter_names()]
     return bool(off) and all(off)
 
 
