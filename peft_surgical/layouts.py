@@ -16,8 +16,8 @@ def _widths(shape: ModelShape, component: Component) -> Iterator[tuple[Slice, st
     """Every side of a module on which a component is, whole, and what makes it so wide, in words."""
     stream = f"a residual stream of {shape.d_model}"
     if component.kind == "mlp":
-        yield projection_slices(shape, component, MLP_INPUT), stream
         yield from ((piece, f"{shape.d_mlp} neurons") for piece in module_slices(shape, component))
+        yield projection_slices(shape, component, MLP_INPUT), stream
         return
     *before, out = module_slices(shape, component)
     heads = f"{shape.n_heads} heads and {shape.n_kv_heads} key/value heads of {shape.d_head}"

@@ -39,10 +39,14 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def complete(out: Path) -> list[str]:
-    """The names in an output folder, partial files aside, each of which is checked to be whole."""
+    """The names in an output folder, partial files and what they replace aside, each checked to be whole."""
     if not out.exists():
         return []
-    names = sorted(path.name for path in out.iterdir() if not path.name.endswith(".partial"))
+    names = sorted(
+        path.name
+        for path in out.iterdir()
+        if not path.name.endswith(".partial") and not path.name.startswith(".replaced.")
+    )
     assert set(names) <= set(WRITTEN)
     for name in names:
         match name:

@@ -16,6 +16,7 @@ from peft import get_peft_model
 
 import peft_surgical as ps
 from peft_surgical.adapters.saving import save_adapter
+from peft_surgical.edit_folder import EVALUATION
 
 from .adapters import perturb
 from .command_line import PROMPT, run, said, written
@@ -62,8 +63,12 @@ def test_killed_at_every_stage_and_run_again(arguments, tmp_path):
     for number, name in enumerate(WRITTEN):
         assert ended([*arguments, *again], out / name, signal.SIGKILL) == -signal.SIGKILL
         assert set(complete(out)) == set(WRITTEN[:number])
-        # Of this run alone: what the one before it left is gone.
-        assert [left.rsplit(".", 2)[0] for left in leftovers(out)] == [f".{name}"]
+        # Of this run alone: what the one before it left is gone, but for what it was to replace and did not.
+        kept = number if name not in EVALUATION else 0
+        left = [".out." if kept else f".{name}.", *[".replaced."] * kept]
+        assert [own.startswith(begin) for own, begin in zip(leftovers(out), left, strict=True)] == [True] * len(left)
+        earlier = sorted(map(complete, out.glob(".replaced.*")), key=len)
+        assert [set(one) for one in earlier] == [set(WRITTEN[:size]) for size in range(kept)]
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
         assert "give --overwrite" in said(run(*arguments), 2)
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before

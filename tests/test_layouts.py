@@ -118,5 +118,5 @@ def test_adapters_and_other_kinds_of_modules_are_no_other_layout():
 def test_a_module_that_is_not_there_is_named():
     model = tiny_experts()
     shape = ModelShape.from_config(tiny_model("llama").config)
-    with pytest.raises(ArchitectureError, match=r"names model\.layers\.0\.mlp\.up_proj, and this model has no such"):
+    with pytest.raises(ArchitectureError, match=r"names model\.layers\.0\.mlp\.gate_proj, and this model has no such"):
         check_layout(model, shape)
