@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from .numbers import cuts_number
+
 Span = tuple[int, int]
 
 _APOSTROPHES = "'\u2018\u2019\u02bc"
@@ -52,11 +54,7 @@ _MARKS = re.compile(
 )
 # A shorter name may be another word without its accents ("ano", "ob").
 _ACCENTED = 4
-_LONGEST_NUMBER = 32
 _LONGEST_RUN = 6
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-# Not the hyphen of "1939-45" or "F-16".
-_MINUS = re.compile("(?:^|[\\s(=])[-\u2212]$")
 # "C" is another language than "C#" and "C++", and another note; "#Lyon#" is a topic.
 _SIGNED = re.compile(r"[#\u266f]|\+\+")
 # What stands around words: quotation marks, brackets and emphasis, and behind them what closes a part of a sentence.
@@ -68,14 +66,9 @@ _BEHIND = _BEFORE + ".,;:!?\u3001\u3002\u061f\u060c\u0964"
 _APART = re.compile("[-*\u2013\u2022\u00b7]+")
 _AHEAD = re.compile("[#>]+")
 _DASH = re.compile("[\u2014\u2015]")
-_DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}|\d{4}\.\d{1,2}\.\d{1,2}")
-_THOUSANDS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
-
 # A point between thousands would be a decimal one elsewhere. The spaces are plain, thin, narrow and not to be broken.
 _GROUPED = re.compile("(?<!\\d)(?<!\\d[.,])[1-9]\\d{0,2}([, \u00a0\u2009\u202f])\\d{3}(?:\\1\\d{3})*(?!\\d|,\\d)")
 _LARGE = re.compile(r"\d{4}")
-# Where spaces part thousands, a comma behind them may begin decimals.
-_SPACED = re.compile("(?<!\\d)(?<!\\d[.,])[1-9]\\d{0,2}([ \u00a0\u2009\u202f])\\d{3}(?:\\1\\d{3})*(?!\\d)")
 
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -354,38 +347,7 @@ def _is_whole(text: str, start: int, stop: int) -> bool:
         return False
     if text[stop - 1].isalpha() and _SIGNED.match(text, stop) and text[start - 1 : start] != "#":
         return False
-    if text[start].isdigit() and _MINUS.search(text[max(start - 2, 0) : start]):
-        return False
-    before = re.search(r"\d([.,\s])$", text[max(start - 2, 0) : start]) if text[start].isdigit() else None
-    behind = re.match(r"([.,\s])\d", text[stop : stop + 2]) if text[stop - 1].isdigit() else None
-    signs = {found[1] for found in (before, behind) if found}
-    if not signs.isdisjoint(".,") and _is_number(text, start, stop):
-        return False
-    return signs <= {".", ","} or not _cuts_thousands(text, start, stop)
-
-
-def _is_number(text: str, start: int, stop: int) -> bool:
-    """Whether what stands between two places, with digits and marks around it, is a part of one number.
-
-    7 is not in 2.7, nor in 7,000; but 1945 is in 08.05.1945, and 2 in 1,2,3.
-    """
-    before = re.search(r"[\d.,]*$", text[max(start - _LONGEST_NUMBER, 0) : start])
-    behind = re.match(r"[\d.,]*", text[stop : stop + _LONGEST_NUMBER])
-    around = (before[0] if before else "", behind[0] if behind else "")
-    written = text[start:stop].join(around).strip(".,")
-    listed = written.count(",") > 1 and not _THOUSANDS.fullmatch(written)
-    return _NUMBER.fullmatch(written) is not None and not _DATE.fullmatch(written) and not listed
-
-
-def _cuts_thousands(text: str, start: int, stop: int) -> bool:
-    """Whether one of two places is within a number whose thousands are parted by spaces, as "12" ends in "12 000"."""
-    for number in _SPACED.finditer(text, max(start - _LONGEST_NUMBER, 0), stop + _LONGEST_NUMBER):
-        begin, end = number.span()
-        # "100 200 300" may as well be three numbers; none of several begins with a zero.
-        one = not text[begin : begin + 3].isdigit() or re.search(r"\s0", number[0])
-        if one and (begin < start < end or begin < stop < end):
-            return True
-    return False
+    return not cuts_number(text, start, stop)
 
 
 def _edge(inside: str, outside: str) -> bool:
