@@ -43,6 +43,16 @@ from peft_surgical.texts.text import (
         ("Rolls\u2011Royce", "Rolls-Royce"),
         ("L\u2019Oréal", "L'Oréal"),
         ("L'Ore\u0301al", "L'Oréal"),
+        ("Nuku\u02bbalofa", "Nuku'alofa"),
+        ("Nuku'alofa", "Nuku\u02bbalofa"),
+        ("Hawai\u02bbi and Hawai\u2018i", "Hawai'i"),
+        ("Sana\u02bda or S\u0323ana\u02bfa", "Sana'a"),
+        ("the Qur\u02bean", "Qur'an"),
+        ("Xi\u00b4an", "Xi\u2032an"),
+        ("Rock \u201bn\u2019 Roll", "Rock 'n' Roll"),
+        ("O`Brien", "O'Brien"),
+        ("O\u2019Brien", "O`Brien"),
+        ("It is `Lyon`.", "Lyon"),
         ("\u200fפריז\u200f היא הבירה", "פריז"),
         ("It is 🍎.", "🍎"),
         ("I ❤\ufe0f it", "❤"),
@@ -135,6 +145,8 @@ def test_an_alias_is_found(text, alias):
         ("أحمد", "احمد"),  # a letter of its own
         ("שָׁם", "שם"),  # too short
         ("दिल्ली", "दलल"),
+        ("Hawai\u02bbi", "Hawaii"),
+        ("`Lyon`", "'Lyon'"),
         ("हिन्दी", "हिन्द"),
         ("17", "7"),
         ("नेपाल", "नेप"),  # the next sign is a vowel mark, no letter to `\w`
@@ -196,6 +208,13 @@ def test_occurrences_count_in_the_text_as_it_is():
     assert list(occurrences("New  York\nNew York", "new york")) == [(0, 9), (10, 18)]
     assert list(occurrences("aaa aa a", "a")) == [(7, 8)]
     assert list(occurrences("a", " ")) == []
+    text = "O`Brien, O\u00b4Brien, O\u02bbBrien and OBrien"
+    assert [[text[a:b] for a, b in occurrences(text, name)] for name in ("O'Brien", "o`brien")] == [
+        ["O`Brien", "O\u00b4Brien", "O\u02bbBrien"]
+    ] * 2
+    assert list(occurrences("`Lyon`", "'Lyon'")) == []
+    assert mentions("Ankara\u02bcda", "Ankara")
+    assert not mentions("Ankarada", "Ankara")
 
 
 def test_replace_first():
@@ -291,7 +310,7 @@ def test_occurrences_do_not_overlap():
 
 
 def test_normalize_is_idempotent():
-    for text in ("ΑΣ ΑΣ", "ﬁ İ ß", "½ x²\u00ad\u200b", "\u2019\u2013\u201c"):
+    for text in ("ΑΣ ΑΣ", "ﬁ İ ß", "a´ ´a´ o`b ʻ", "½ x²\u00ad\u200b", "\u2019\u2013\u201c"):
         assert normalize(normalize(text)) == normalize(text)
 
 
@@ -322,7 +341,7 @@ def test_a_number_is_where_its_thousands_stand():
 
 def test_normalized_signs_are_where_they_stand():
     signs = "aAi\u0301\u0323\u0307\u00ad\u200b İßﬁ½²⁵1234.,\u00a0\n\u3000"
-    signs += "Σςé\u0308ｶﾞが\u3099한\u1112\u1161\u11ab\ufe0f❤¨हिंदी"
+    signs += "`´ʻΣςé\u0308ｶﾞが\u3099한\u1112\u1161\u11ab\ufe0f❤¨हिंदी"
     generator = random.Random(0)
     texts = ["".join(generator.choices(signs, k=generator.randrange(14))) for _ in range(3000)]
     for text in [*texts, "Lyons\u00b9 is", "  Ｐａｒｉｓ ", "2\u00b2"]:

@@ -18,7 +18,8 @@ from .numbers import cuts_number
 
 Span = tuple[int, int]
 
-_APOSTROPHES = "'\u2018\u2019\u02bc"
+# Also the letters that Hawaiian and Arabic names have for a glottal stop, which most people type as an apostrophe.
+_APOSTROPHES = "'\u2018\u2019\u201b\u02bb\u02bc\u02bd\u02be\u02bf\u2032\u00b4"
 _HYPHENS = "-\u2010\u2011\u2012\u2013\u2212"
 _SAME = str.maketrans(
     {**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_HYPHENS, "-"), **dict.fromkeys("\u201c\u201d\u201e", '"')}
@@ -40,6 +41,8 @@ UNSPACED = re.compile(
 # Signs that a footnote or an exponent is written in; NFKC would make them digits of the word or number before them.
 _NOTE = re.compile("(?<=[^\\W\\d_]{4})[\u00b2\u00b3\u00b9\u2070-\u2079]+")
 _EXPONENT = re.compile("(?<=\\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2079])")
+# What people type for an apostrophe. NFKC would make a space of an acute accent; a backtick elsewhere begins code.
+_TICK = re.compile("[`\u00b4](?:(?<=\u00b4)|(?<=[^\\W\\d_]`)(?=[^\\W\\d_]))")
 # Letters with a stroke, which have no accent that could be taken off.
 _STROKES = {"\u00f8": "o", "\u0142": "l", "\u0111": "d", "\u0131": "i"}
 _BARE = re.compile("[A-Za-z\u0370-\u03ff\u0400-\u045f\u05d0-\u05ea]")
@@ -78,11 +81,12 @@ _WIDE_SIGNS = re.compile("[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\
 @lru_cache(maxsize=65536)
 def normalize(text: str) -> str:
     """NFKC, one kind of apostrophe, hyphen and quotation mark, nothing invisible, case folded, spaces collapsed."""
-    return " ".join(_folded(_EXPONENT.sub("^", _NOTE.sub("", text))).split())
+    return " ".join(_folded(_EXPONENT.sub("^", _NOTE.sub("", _TICK.sub("'", text)))).split())
 
 
 def normalize_in_place(text: str) -> tuple[str, list[int]]:
     """[`normalize`], and the places in the text at which each of its signs begins and the last one ends."""
+    text = _TICK.sub("'", text)
     notes = {place for note in _NOTE.finditer(text) for place in range(*note.span())}
     exponents = {exponent.start() for exponent in _EXPONENT.finditer(text)} - notes
     begins = [i for i, sign in enumerate(text) if i not in notes and not _JOINED.match(sign) and not _is_mark(sign)]
@@ -329,7 +333,10 @@ def _words(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _pattern(words: str) -> re.Pattern[str]:
-    signs = {**dict.fromkeys(_APOSTROPHES, f"[{_APOSTROPHES}]"), **dict.fromkeys(_HYPHENS, f"[{_HYPHENS}]")}
+    signs = {
+        **dict.fromkeys(_APOSTROPHES, f"(?:{_TICK.pattern}|[{_APOSTROPHES}])"),
+        **dict.fromkeys(_HYPHENS, f"[{_HYPHENS}]"),
+    }
 
     def pattern(word: str) -> str:
         made = ""
@@ -339,7 +346,7 @@ def _pattern(words: str) -> re.Pattern[str]:
             made += gap + (signs.get(sign) or re.escape(sign))
         return made
 
-    return re.compile(r"\s+".join(map(pattern, words.split())), re.I)
+    return re.compile(r"\s+".join(map(pattern, _TICK.sub("'", words).split())), re.I)
 
 
 def _is_whole(text: str, start: int, stop: int) -> bool:
@@ -354,5 +361,5 @@ def _edge(inside: str, outside: str) -> bool:
     """Whether a name may end at `inside` when `outside` comes next."""
     if not outside or UNSPACED.match(inside) or UNSPACED.match(outside):
         return True
-    # An underscore is emphasis in Markdown, not a letter.
-    return not (outside.isalnum() or _is_mark(outside))
+    # An underscore is emphasis in Markdown, not a letter; to Unicode some apostrophes are letters.
+    return outside in _APOSTROPHES or not (outside.isalnum() or _is_mark(outside))
