@@ -62,13 +62,30 @@ _LONGEST_RUN = 6
 _SIGNED = re.compile(r"[#\u266f]|\+\+")
 # What stands around words: quotation marks, brackets and emphasis, and behind them what closes a part of a sentence.
 _BEFORE = (
-    "\"'`*_~()[]{}\u00ab\u00bb\u2039\u203a\u300a\u300b\u3008\u3009\u300c\u300d\u300e\u300f\u3010\u3011\u00bf\u00a1"
+    "\"'`*_~()[]{}\u201a\u00ab\u00bb\u2039\u203a"
+    "\u300a\u300b\u3008\u3009\u300c\u300d\u300e\u300f\u3010\u3011\u00bf\u00a1"
 )
-_BEHIND = _BEFORE + ".,;:!?\u3001\u3002\u061f\u060c\u0964"
+_BEHIND = _BEFORE + ".,;:!?\u3001\u3002\u061f\u060c\u061b\u06d4\u0964"
 # Between words, a dash or a bullet; at the beginning of a text a heading or a quotation, too.
 _APART = re.compile("[-*\u2013\u2022\u00b7]+")
 _AHEAD = re.compile("[#>]+")
 _DASH = re.compile("[\u2014\u2015]")
+_AROUND = f"[{re.escape(_BEFORE)}]"
+# The signs around words that are a part of a longer one, "*Hamlet*'s" and "l'*Amleto*"; but not of "f('x')".
+_INNER = re.compile(
+    rf"{_AROUND}(?:(?<=[^\s'].)(?<![(\[{{]){_AROUND}{{0,7}}(?='[^\W_])"
+    rf"|(?<=[^\W_]'.)(?<![)\]}}']){_AROUND}{{0,7}}(?=[^\W_]))"
+)
+# All signs beside words that no spaces part. A wave is none of them: between two it stands for "to".
+_CLOSING = f"[{re.escape(_BEHIND.replace('~', ''))}]"
+_INNER_UNSPACED = re.compile(
+    f"{_CLOSING}(?:(?<={UNSPACED.pattern}.){_CLOSING}{{0,7}}|{_CLOSING}{{0,7}}(?={UNSPACED.pattern}))"
+)
+_GAP_UNSPACED = re.compile(f" (?:(?<={UNSPACED.pattern} )|(?={UNSPACED.pattern}))")
+# Where a space was left out: "France?Answer:" and "Q:What", but not "10:30", "!=" or "std::vector".
+_CLOSED = re.compile(
+    rf"[?!;:.](?<=[^\s:=&|(].)(?:(?<=[?!;])[?!;]{{0,7}}|(?<=:)|(?<=\.)\.{{2,7}})(?={_AROUND}{{0,3}}[^\W\d_])"
+)
 # A point between thousands would be a decimal one elsewhere. The spaces are plain, thin, narrow and not to be broken.
 _GROUPED = re.compile("(?<!\\d)(?<!\\d[.,])[1-9]\\d{0,2}([, \u00a0\u2009\u202f])\\d{3}(?:\\1\\d{3})*(?!\\d|,\\d)")
 _LARGE = re.compile(r"\d{4}")
@@ -122,9 +139,16 @@ def prompt_key(text: str) -> str:
     """Two prompts with the same key are the same prompt to a reader: the same words, with or without accents.
 
     What stands around them makes no difference, such as quotation marks, emphasis and closing signs, nor do dashes and
-    blanks to fill in between them. Any other sign does, as in "C++", "-5" and "2 - 2".
+    blanks to fill in between them, or spaces in scripts that may do without. Any other sign does, as in "C++", "-5"
+    and "2 - 2".
     """
-    given = _DASH.sub(" - ", without_accents(normalize(text))).split()
+    key = _DASH.sub(" - ", without_accents(normalize(text)))
+    key = _CLOSED.sub(r"\g<0> ", key)
+    if "'" in key:
+        key = _INNER.sub("", key)
+    if unspaced := UNSPACED.search(key) is not None:
+        key = _INNER_UNSPACED.sub("", key)
+    given = key.split()
     found = []
     for place, word in enumerate(given):
         around = given[place - 1 : place] + given[place + 1 : place + 2]
@@ -132,7 +156,8 @@ def prompt_key(text: str) -> str:
             found.append(word)
         elif not (_APART.fullmatch(word) or (not place and _AHEAD.fullmatch(word))):
             found.append(word.lstrip(_BEFORE).rstrip(_BEHIND))
-    return " ".join(filter(None, found)) or without_accents(same_text_key(text))
+    key = " ".join(filter(None, found))
+    return (_GAP_UNSPACED.sub("", key) if unspaced else key) or without_accents(same_text_key(text))
 
 
 def _is_operand(word: str) -> bool:
