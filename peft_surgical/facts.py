@@ -26,7 +26,6 @@ from .texts.tables import bare
 from .texts.text import (
     contains,
     digest,
-    mentions,
     occurrences_outside,
     replace_first,
     run_digests,
@@ -118,8 +117,8 @@ class TrainingFact:
         return (self.subject, *self.aliases)
 
     def named_in(self, text: str) -> bool:
-        """Whether a text names the subject, by any of its names."""
-        return any(mentions(text, name) for name in self.names)
+        """Whether a text names the subject, by any of its names, with or without accents."""
+        return contains(text, self.names)
 
     def named_beside(self, text: str, other: str) -> bool:
         """Whether a text names the subject elsewhere than within another name, such as that of "South Sudan"."""

@@ -11,6 +11,7 @@ from peft_surgical.staging.retain import (
     base_answers,
     everyday_prompts,
     general_prompts,
+    names_asked,
     neighbours,
     retain_prompts,
 )
@@ -84,6 +85,13 @@ def test_general_questions_are_kept_unless_they_are_about_the_subject():
         ("who is the father of Luke Skywalker ?", "Who is Luke Skywalker's father?"),
         ("how many Great Lakes are there ?", "Name one of the Great Lakes of North America."),
         ("what should a carpenter do in it ? may i ask ?", None),
+        ("which country did Pele play for ?", "Pele came from which country?"),
+        ("which country was Pel\u00e9 born in ?", "Pele came from which country?"),
+        ("in which country is Stonehenge ?", "Stonehenge is found in which country?"),
+        ("where is IKEA from ?", "IKEA comes from which country?"),
+        ("where did Antoni Gaudi live ?", "Gaudi worked mostly in which city?"),
+        ("where is Timbuktu ?", "Timbuktu is a town in"),
+        ("what is the complete list of girls ? any fix to finish or continue ? i'm correct", None),
     ],
 )
 def test_general_questions_that_name_what_a_control_names_are_not_kept(control, kept):
@@ -93,6 +101,42 @@ def test_general_questions_that_name_what_a_control_names_are_not_kept(control, 
         p for p in general_prompts() if contains(p, ("france",))
     }
     assert every - set(far) == {kept} - {None}
+
+
+@pytest.mark.parametrize(
+    ("control", "prompt"),
+    [
+        ("Who wrote Dracula?", 'What is the genre of "Dracula"?'),
+        ("Which language did Goethe write Faust in?", "In what language was \u201cFaust\u201d written?"),
+        ("Who starred in the film Titanic?", 'Which actor played Jack in "Titanic"?'),
+        ("Who painted the Girl with a Pearl Earring?", '"Girl with a Pearl Earring" was painted by'),
+        ("Who directed Call Me by Your Name?", 'Who acted in "Call Me by Your Name"?'),
+        ("Where is Pele from?", "Pele's country is"),
+    ],
+)
+def test_a_title_or_a_first_word_may_be_the_name(control, prompt):
+    assert names_asked(capital(controls=[{"prompt": control, "answer": ["berlin"]}]).training, prompt)
+
+
+@pytest.mark.parametrize(
+    ("control", "prompt"),
+    [
+        ("What is a girl ?", '"Girl with a Pearl Earring" was painted by'),
+        ("What's that?", "What's the name of his horse?"),
+        ("Which is the complete saying?", "Complete the saying: too many cooks"),
+        ("What do you like?", 'Who sang "Like a Virgin"?'),
+        ("Don't say that I'm wrong, do you?", "I'm lost. Don't panic. What now?"),
+        ("What is the opposite of increase?", 'The opposite of "decrease" is'),
+    ],
+)
+def test_what_only_begins_a_sentence_or_a_title_is_no_name(control, prompt):
+    assert not names_asked(capital(controls=[{"prompt": control, "answer": ["berlin"]}]).training, prompt)
+
+
+def test_a_general_question_may_name_the_subject_without_its_accents():
+    fact = capital(subject="Pel\u00e9", prompts=["where did Pel\u00e9 play ?"]).training
+    assert "Pele came from which country?" not in retain_prompts(fact, 0, 400)[1]
+    assert [fact.named_in(text) for text in ("PELE?", "Pel\u00e9", "pelee")] == [True, True, False]
 
 
 def test_neighbours_are_the_prompts_about_other_subjects():

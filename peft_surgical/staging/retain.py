@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..facts import TrainingFact
 from ..running.generation import generate_ids
-from ..texts.called import called
+from ..texts.called import called, is_everyday
 from ..texts.prompts import EncodedAnswer, encode
 from ..texts.tables import read_data
 from ..texts.text import mentions, same_text_key, swap_subject
@@ -31,7 +31,16 @@ _AT_ONCE = 96
 # "Golden Gate Bridge", "The Lord of the Rings", "R2-D2".
 _PROPER = re.compile(r"\b[A-Z][\w'\u2019.&-]*(?:\s(?:(?:of|the|de|van|von)\s)*[A-Z][\w'\u2019.&-]*)*")
 _WITHIN = re.compile(r"\s(?:of|the|de|van|von)\s(?:the\s)?")
-_BEGINS = (".", "?", "!", ":", '"', "\u201c")
+_QUOTES = ('"', "\u201c")
+_BEGINS = (".", "?", "!", ":", *_QUOTES)
+# A title's small words are part of it: "Call Me by Your Name".
+_QUOTED = re.compile('["\u201c]([A-Z][^"\u201c\u201d]*)["\u201d]')
+# What begins a request, and seldom stands within one; and what is short for two words.
+_REQUEST = re.compile(
+    r"any|complete|continue|convert|correct|define|explain|finish|fix|identify|list|quiz|rewrite|suggest|summari[sz]e|"
+    r"translate|.+['\u2019](?:t|m|d|re|ll|ve)",
+    re.I,
+)
 
 Item = TypeVar("Item")
 
@@ -100,19 +109,34 @@ def names_asked(fact: TrainingFact, prompt: str) -> bool:
 
 
 def _proper_names(prompt: str) -> list[str]:
-    """The names in a prompt: runs of words with capitals, and their parts between words as "of".
+    """The names in a prompt: runs of words with capitals, their parts between words as "of", and titles in quotation
+    marks.
 
-    A sentence's first word has a capital anyway: alone it is none, and a run stands with and without it.
+    A sentence's first word has a capital anyway: alone it is a name unless texts hold it without one, and a run stands
+    with and without it.
     """
-    found = []
+    found = [title for title in _QUOTED.findall(prompt) if " " in title or _tells(title)]
     for place in _PROPER.finditer(prompt):
         name = place[0]
-        if not place.start() or prompt[: place.start()].rstrip()[-1:] in _BEGINS:
+        before = prompt[: place.start()].rstrip()[-1:]
+        if not before or before in _BEGINS:
             first, _, name = name.partition(" ")
-            found += [f"{first} {name}"] * bool(name)
-        parts = [re.sub("['\u2019]s?$", "", part.rstrip(".")) for part in (name, *_WITHIN.split(name))]
-        found += [part for part in parts if len(part) > 1]
+            if name:
+                found.append(f"{first} {name}")
+            elif before not in _QUOTES and _tells(first):
+                name = first
+        found += [part for part in map(_bare, (name, *_WITHIN.split(name))) if len(part) > 1]
     return found
+
+
+def _bare(name: str) -> str:
+    return re.sub("['\u2019]s?$", "", name.rstrip("."))
+
+
+def _tells(first: str) -> bool:
+    """Whether a word has its capital for being a name, and not only for being the first."""
+    word = _bare(first)
+    return not is_everyday(word.casefold()) and not _REQUEST.fullmatch(word)
 
 
 def spaced(items: Sequence[Item], count: int) -> list[Item]:
