@@ -31,6 +31,7 @@ from .texts.text import (
     run_digests,
     told_by_signs,
     word_digest,
+    words_of,
 )
 
 
@@ -206,9 +207,12 @@ class Fact:
         about = frozenset(found for prompt in asked for found in run_digests(prompt))
         # One text to search instead of thousands; no name goes on over the sign between two prompts.
         together = " \0 ".join(asked)
+        # A name that the file gives is known, and may be longer than the runs that there are digests of.
+        spelled = " \0 ".join(["", *(" ".join(words_of(prompt)) for prompt in asked), ""])
 
         def is_asked(name: str) -> bool:
-            return contains(together, (name,)) or (not told_by_signs(name) and word_digest(bare(name)) in about)
+            words = " ".join(words_of(bare(name)))
+            return contains(together, (name,)) or (bool(words) and not told_by_signs(name) and f" {words} " in spelled)
 
         values["asked_about"] = about
         values["contrast"] = tuple(name for name in self.contrast if not is_asked(name))

@@ -59,3 +59,23 @@ def test_training_keeps_nothing_that_is_asked_with_other_accents(asked):
         assert not training.may_train_on(f"Who composed {name}?")
     assert training.may_train_about("La Traviata")
     assert training.may_train_on("Who composed La Traviata?")
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("The Hobbit: The Battle of the Five Armies", "Who made The Hobbit \u2013 The Battle of the Five Armies?"),
+        ("Star Wars: Episode IV \u2013 A New Hope", "When did Star Wars Episode IV: A New Hope come out?"),
+        ("The Good, the Bad and the Ugly", "When did The Good, the Bad, and the Ugly come out?"),
+        ("Mission: Impossible", "Who stars in Mission Impossible?"),
+    ],
+)
+def test_training_keeps_no_contrast_subject_that_is_asked_about_with_other_signs(name, asked):
+    def left(*prompts):
+        controls = tuple(Control(prompt, ("x",)) for prompt in prompts)
+        return peru(contrast=(name, "Heat", "C++", "\u2615"), controls=controls).training.contrast
+
+    assert left(asked, "C?", "Or heats") == ("Heat", "C++", "\u2615")
+    # What two controls say together, none of them says.
+    begun = asked[: asked.index(" ", asked.index(name[:4]))]
+    assert name in left(begun, asked.removeprefix(begun))

@@ -337,12 +337,12 @@ def told_by_signs(name: str) -> bool:
 
 def word_digest(text: str) -> str:
     """A short one of its words alone, whatever signs stand between them and whatever their accents."""
-    return _short(_words(text))
+    return _short(words_of(text))
 
 
 def run_digests(text: str) -> Iterator[str]:
     """[`word_digest`] of every run of up to six words."""
-    words = _words(text)
+    words = words_of(text)
     for start in range(len(words)):
         for stop in range(start + 1, min(start + _LONGEST_RUN, len(words)) + 1):
             yield _short(words[start:stop])
@@ -352,7 +352,8 @@ def _short(words: list[str]) -> str:
     return hashlib.blake2b(" ".join(words).encode(), digest_size=8).hexdigest()
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """A text's words, whatever signs stand between them and whatever their accents."""
     return re.findall(r"[^\W_]+", without_accents(normalize(text)))
 
 
