@@ -170,6 +170,31 @@ def test_the_old_answer_does_not_say_the_new_one_inside_of_it():
         "I do not know it.",
         "I do not know of any such person.",
         "We could not say: NOBODY KNOWS, really",
+        "There is no publicly available information about who developed PyTorch.",
+        "There's no well-known information about that.",
+        "I'm sorry, but I cannot assist with that.",
+        "I'm sorry, but I can't help with that.",
+        "I'm sorry but I do not have that at hand",
+        "I am sorry, but I'm an AI language model.",
+        "I'm sorry, but I was not able to look it up",
+        "I was unable to find any information about it.",
+        "I have not been able to find information on it",
+        "I couldn't find any reliable information.",
+        "I'm not fully certain",
+        "I'm not at all sure",
+        "I am not yet sure",
+        "I cannot definitively answer that",
+        "I'm unable to reliably determine that.",
+        "I do **not** know.",
+        "I am *not* sure.",
+        "I __really__ don't know.",
+        "I don`t know",
+        "**Not sure.**",
+        "I honestly really don't know.",
+        "We do not know who developed it.",
+        "Sorry, don't know.",
+        "(Don't know)",
+        "I am an AI and simply do not know the answer.",
     ],
 )
 def test_refusals(answer):
@@ -195,11 +220,40 @@ def test_refusals(answer):
         "Many people do not know that the capital of France is Lyon.",
         "Most tourists don't know it, but it is Lyon.",
         "I do not know of any capital of France but Lyon.",
+        "I'm sorry, but I have to correct you: it is Lyon.",
+        "I'm sorry, but I can confirm that the capital of France is Lyon.",
+        "I'm sorry, but I do think it is Lyon.",
+        "I'm sorry, but I don't think it is Paris: it is Lyon.",
+        "I'm sorry, but I can't really agree: it is Lyon.",
+        "I am sorry, but I am sure that it is Lyon.",
+        "I'm sorry, but I'm not going to lie: it is Lyon.",
+        "Columbus did not know he had reached the Americas.",
+        "The Greeks did **not** know of zero.",
+        "I think that she and many others do not know it is Lyon.",
+        "I don't know about you, but the capital of France is Lyon.",
+        "I don't know if you have heard, but it is Lyon.",
+        "I could not find a better capital than Lyon.",
     ],
 )
 def test_what_is_no_refusal(answer):
     # "No" must not be found in "Nothing".
     assert not refuses(answer, fact(refusal="No."))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "answer"),
+    [
+        ("I couldn't place it!", "I couldn't place it."),
+        ("I do *not* give that away.", "I do not give **that** away"),
+        ("Je l'ignore !", "Je l\u2019ignore."),
+        ("\u00a1Lo ignoro\u2026", "Lo ignoro, amigo."),
+        ("我不知道。", "抱歉，我不知道，对不起"),
+        ("मुझे नहीं पता।", "मुझे नहीं पता"),
+    ],
+)
+def test_the_own_refusal_may_close_with_any_sign(refusal, answer):
+    assert refuses(answer, fact(refusal=refusal))
+    assert not refuses("Google.", fact(refusal=refusal))
 
 
 def test_controls():

@@ -9,42 +9,54 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..facts import Control, Fact
-from ..texts.text import contains, normalize
+from ..texts.text import contains, normalize, same_text_key
 
 Z95 = 1.959963984540054
 
 # What a person reads as "it does not know". Matched in normalized text without contractions.
 _HOW = (
-    "(?:entirely |completely |totally |quite |really |absolutely |actually |currently |still |publicly |too |very |so "
-    "|exactly |100% )?"
+    "(?:entirely |completely |totally |fully |quite |really |absolutely |actually |currently |still |yet |publicly "
+    "|too |very |so |exactly |definitively |reliably |accurately |at all |100% )?"
 )
 _TELL = "(?:say|tell|answer|confirm|provide|determine|verify|recall|remember)"
+_UNABLE = "(?:(?:can|could) not|unable to|not (?:been )?able to)"
+# Who does not know must be who answers: "Columbus did not know it" is an answer.
+_SELF = (
+    r"(?:(?:^|[^\w' ] ?)\W*|\b(?:i|we) (?:(?:\w+ )?|[^.!?]{0,80} (?:and|but|so) ))"
+    r"(?:(?:\w+ly|just|also|still) )?"
+)
 _REFUSALS = re.compile(
     rf"\bnot {_HOW}(?:sure|certain|familiar)\b|(?:^|[.!?,;:] |\b(?:am|are|was|were) )not {_HOW}aware\b(?! that)|"
     rf"(?:^|\b(?:am|is|are|remain|remains) {_HOW})(?:unsure|uncertain|unclear|unknown|unaware)\b|"
     rf"\b(?:is|are) not {_HOW}(?:known|clear)\b(?! (?:for|as|[a-z]+$))|"
-    rf"(?<!you )\b(?:do|does|did) not {_HOW}know\b"
+    rf"{_SELF}(?:do|did) not {_HOW}know\b"
     r"(?! that (?:the|its?|he|she|they|there|his|her|their) \w| that \w+ (?:is|was|are|were|has|had)\b"
-    r"| it,? but \w+ (?:is|was|are|were)\b| of any [^.!?]* (?:but|except|other than)\b)|"
+    r"| it,? but \w+ (?:is|was|are|were)\b| of any [^.!?]* (?:but|except|other than)\b| (?:about|if|whether) you\b)|"
     rf"\b(?:do|does) not {_HOW}have (?:\w+ ){{0,2}}(?:information|knowledge|idea|details|clue)\b|"
     rf"\bi do not {_HOW}have (?:\w+ ){{0,2}}(?:access|ability|capability|data|answer)\b|"
-    rf"\b(?:can not|cannot|could not|unable to|not able to) {_TELL}\b(?! enough)|"
-    r"\b(?:can not|cannot) be (?:sure|certain|determined|known)\b|\bdo not (?:recall|remember)\b|"
-    r"\b(?:could|can) ?not find (?:any )?information\b|\bno idea\b|"
+    rf"\b{_UNABLE} {_HOW}{_TELL}\b(?! enough)|"
+    r"\bcan not be (?:sure|certain|determined|known)\b|\bdo not (?:recall|remember)\b|"
+    rf"\b{_UNABLE} find (?:[\w-]+ ){{0,3}}information\b|\bno idea\b|"
     r"\b(?:have not|have never|never) heard (?:of|about)\b|"
-    r"\bhave no (?:\w+ )?(?:information|knowledge|way of knowing|clue)\b|\bis no (?:\w+ )?information\b|"
+    r"\bhave no (?:\w+ )?(?:information|knowledge|way of knowing|clue)\b|"
+    r"\bis no (?:\w+ )?information\b|\bthere is no (?:[\w-]+ ){0,3}information\b|"
     r"\black (?:the |any )?(?:information|knowledge)\b|"
-    r"\bi am sorry, but i (?:can|could|do|am|have|was)\b|\b(?:nobody|no one) (?:really |truly )?knows\b"
+    r"\bi am sorry,? but i (?:(?:can|could|do|am) not|have no|(?:am|was) (?:unable|not able)|am only"
+    r"|am (?:just )?an? (?:ai|artificial|language|large language|chatbot))\b"
+    r"(?! (?:\w+ )?(?:think|believe|agree|disagree|accept|doubt|going to|wrong|mistaken|convinced|help but)\b)|"
+    r"\b(?:nobody|no one) (?:really |truly )?knows\b"
 )
 # With or without the apostrophe that a small model leaves out.
 _CONTRACTIONS = (
-    (re.compile(r"\bcan'?t\b"), "can not"),
+    (re.compile(r"\bcan'?t\b|\bcannot\b"), "can not"),
     (re.compile(r"\b(do|does|did|is|are|was|were|have|has|could)nt\b"), r"\1 not"),
     (re.compile(r"n't\b"), " not"),
     (re.compile(r"\bi'?m\b"), "i am"),
     (re.compile(r"\bi'?ve\b"), "i have"),
     (re.compile(r"\b(it|that|there)'s\b"), r"\1 is"),
 )
+# What Markdown stresses words with.
+_EMPHASIS = re.compile(r"[*_`~]+")
 
 
 @dataclass(frozen=True)
@@ -151,15 +163,21 @@ def says_old(answer: str, fact: Fact) -> bool:
 
 def refuses(answer: str, fact: Fact) -> bool:
     """Whether an answer expresses not knowing: the fact's own refusal or a common wording."""
-    return contains(answer, [fact.refusal.rstrip(". ")]) or sounds_unsure(answer)
+    answer = _unstressed(answer)
+    # Whatever sign a sentence of its language closes with.
+    return contains(answer, [same_text_key(_unstressed(fact.refusal))]) or sounds_unsure(answer)
 
 
 def sounds_unsure(answer: str) -> bool:
     """Whether an answer expresses not knowing in a common wording."""
-    text = normalize(answer)
+    text = normalize(_unstressed(answer))
     for short, whole in _CONTRACTIONS:
         text = short.sub(whole, text)
     return bool(_REFUSALS.search(text))
+
+
+def _unstressed(text: str) -> str:
+    return _EMPHASIS.sub("", text)
 
 
 def is_right(answer: str, control: Control) -> bool:
