@@ -60,10 +60,12 @@ def _is_number(text: str, start: int, stop: int) -> bool:
 
 def _cuts_thousands(text: str, start: int, stop: int) -> bool:
     """Whether one of two places is within a number whose thousands are parted by spaces, as "12" ends in "12 000"."""
+    # A name with a number behind it is whole: "Apollo 11 100 kilometres away".
+    named = any(map(str.isalpha, text[start:stop]))
     for number in _SPACED.finditer(text, max(start - _LONGEST_NUMBER, 0), stop + _LONGEST_NUMBER):
         begin, end = number.span()
         # "100 200 300" may as well be three numbers; none of several begins with a zero.
         one = not text[begin : begin + 3].isdigit() or re.search(r"\s0", number[0])
-        if one and (begin < start < end or begin < stop < end):
+        if one and (begin < start < end or (begin < stop < end and not named)):
             return True
     return False

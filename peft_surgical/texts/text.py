@@ -89,6 +89,8 @@ _CLOSED = re.compile(
 # A point between thousands would be a decimal one elsewhere. The spaces are plain, thin, narrow and not to be broken.
 _GROUPED = re.compile("(?<!\\d)(?<!\\d[.,])[1-9]\\d{0,2}([, \u00a0\u2009\u202f])\\d{3}(?:\\1\\d{3})*(?!\\d|,\\d)")
 _LARGE = re.compile(r"\d{4}")
+# Two numbers, and not one whose thousands are parted.
+_BREAK = re.compile(r"(?<=\d)[^\S\n\t]*[\n\t]\s*(?=\d)")
 
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -209,7 +211,7 @@ def find(text: str, aliases: Iterable[str], besides: str | Iterable[str] = "") -
         besides: A longer name that may hold an alias, or several: inside it an alias does not count. Who says "Google
             Chrome" has not said "Google".
     """
-    text = normalize(text)
+    text = normalize(_BREAK.sub(" \0 ", text))
     within = [list(_said(text, normalize(name))) for name in _several(besides)]
     return [alias for alias in aliases if any(True for _ in _outside(text, normalize(alias), within))]
 
