@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_surgical.running.replicas import replicate
 from peft_surgical.running.tails import TailRunner
@@ -258,3 +259,31 @@ def test_a_replica_runs_the_same_tails(family):
     with threads(2):
         _, other = replicate(model)
     assert torch.equal(runner.on(other).logits(range(4), SPANS), runner.logits(range(4), SPANS))
+
+
+# They count positions from what they keep, and take none.
+UNTOLD_PLACES = {
+    "bart": {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
+    "trocr": {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
+    "roformer": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
+}
+
+
+@pytest.mark.parametrize("starts", [STARTS, (3, 3, 3, 3)])
+@pytest.mark.parametrize("family", UNTOLD_PLACES)
+@torch.no_grad()
+def test_rows_run_whole_where_a_model_is_told_no_positions(family, starts):
+    sizes = {"vocab_size": 128, "is_decoder": True, "pad_token_id": 0, **UNTOLD_PLACES[family]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.15)
+    [layers] = [own for own in model.modules() if isinstance(own, torch.nn.ModuleList)]
+    runner = TailRunner(model, layers, 0)
+    runner.add(SEQUENCES, starts=starts)
+    assert runner.starts == [0] * 4
+    spans = [(length - 1, length) for length in LENGTHS]
+    torch.testing.assert_close(runner.logits(range(4), spans), plain(model, SEQUENCES, spans), atol=2e-5, rtol=1e-4)

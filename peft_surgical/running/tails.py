@@ -20,7 +20,7 @@ from ..profiling import phase
 from .beginnings import MIN_SHARED, Row, expanded, goes_on_from_keys, shared_prefix
 from .forwards import read_at
 from .halving import in_turn, parts
-from .modes import needs_no_padding, told_places
+from .modes import base_model_of, needs_no_padding, taken, told_places
 from .sharing import is_run_together
 from .suffix import SuffixRunner
 
@@ -69,7 +69,7 @@ class TailRunner(SuffixRunner):
             rows: Token ids.
             batch_size: Rows a forward, where `tokens` lets as many; fewer where memory runs out.
             starts: For each the token to run it from; the first when None, and where the model keeps more of what
-                stands before than keys and values, or nothing.
+                stands before than keys and values, or nothing, or is told no positions.
 
         Returns:
             The index of each sequence, for [`logits`].
@@ -78,7 +78,9 @@ class TailRunner(SuffixRunner):
         for row, start in zip(rows, given, strict=True):
             if not 0 <= start < len(row):
                 raise ValueError(f"a sequence of {len(row)} tokens cannot be run from its token {start} on.")
-        if any(given) and not goes_on_from_keys(self.model):
+        # Without positions a model counts on from all that is kept, the padding before shorter beginnings included.
+        told = "position_ids" in taken(base_model_of(self.model))
+        if not told or (any(given) and not goes_on_from_keys(self.model)):
             given = [0] * len(rows)
         taken_in = len(self.starts)
         self.starts += [0] * len(rows)
