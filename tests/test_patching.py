@@ -66,6 +66,11 @@ def test_heads_that_share_one_key_head_are_patched_one_by_one_too(model_type, pr
                     torch.testing.assert_close(logits, one_by_one(runs, pair, target), atol=2e-5, rtol=1e-4)
 
 
+def test_rows_are_not_added_where_attention_compares_those_of_the_mask_itself(monkeypatch):
+    teach(monkeypatch, "xglm")
+    assert not runs_of(untold_model("xglm"))[0].can_grow
+
+
 def test_whether_rows_may_be_added_is_tried_once_and_not_by_running_out_of_memory(monkeypatch):
     runs, _ = runs_of(tiny_model("llama"))
     calls = []
