@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import peft_surgical as ps
+from peft_surgical import architectures
 from peft_surgical.architectures import output_projections
-from peft_surgical.errors import ModelError, SelectionError
+from peft_surgical.errors import ArchitectureError, ModelError, SelectionError
 from peft_surgical.keying import keys, neurons
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
 from peft_surgical.keying.neurons import _to_take, find_neurons, place_neurons, reading_rows, set_neurons
@@ -18,6 +19,7 @@ from peft_surgical.tuner.targets import find_module
 from .adapters import logits
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
+from .test_relearning import dense_and_experts
 from .tiny import tiny_ids
 
 IDS = tiny_ids() % len(TOKENIZER)
@@ -329,3 +331,15 @@ def test_wordings_that_were_not_among_those_fitted_fire_and_other_countries_do_n
     # A direction's mean there is up to a fifth of what it is at the subject.
     assert away.abs().mean() < 0.05 * full
     assert away.abs().max() < 0.4 * at.min()
+
+
+def test_a_dense_layer_that_peft_takes_for_experts_is_refused(monkeypatch):
+    monkeypatch.setitem(architectures._KNOWN, "qwen3_moe", architectures.architecture_of("llama"))
+    model = dense_and_experts()
+    before = fingerprint(model)
+    with pytest.raises(
+        ArchitectureError,
+        match=r"takes model\.layers\.0\.mlp\.\w+ of a qwen3_moe model for a part of experts.*by_subject",
+    ):
+        place_neurons(model, output_projections(model, [0]))
+    assert fingerprint(model) == before

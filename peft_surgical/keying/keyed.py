@@ -161,7 +161,8 @@ def learn_keyed(
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite, its
             weights are quantized or offloaded, it is wrapped by `torch.compile` or spread over processes, or under
             `torch.inference_mode`.
-        ArchitectureError: If the model is no causal language model, or its architecture is not known.
+        ArchitectureError: If the model is no causal language model, its architecture is not known, or PEFT takes its
+            MLPs for experts.
     """
     check_fact(fact)
     check_recipe(recipe, KeyedRecipe)

@@ -20,6 +20,7 @@ its shape, so that the edit is a stock LoRA adapter and merges.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.bases import revision_of
 from ..adapters.halves import rounded
 from ..architectures import architecture_of
-from ..errors import ModelError, SelectionError
+from ..errors import ArchitectureError, ModelError, SelectionError
 from ..profiling import phase
 from ..running.sharing import by_main
 from ..seeding import forked
@@ -158,6 +160,7 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
     Raises:
         SelectionError: If the model has no such module.
         ModelError: If its weights are quantized or offloaded.
+        ArchitectureError: If PEFT takes its MLPs for experts.
     """
     ranks = dict.fromkeys(modules, 1)
     for module in modules:
@@ -181,9 +184,25 @@ def place_neurons(model: Any, modules: Mapping[str, int]) -> PeftModel:
         task_type="CAUSAL_LM",
         revision=revision_of(model),
     )
+    _check_kept(model, config)
     # Numbers that are overwritten must not move anybody's generator.
     with forked(model.device), torch.device("cpu"), embeddings_unhooked(model):
         return get_peft_model(model, config, adapter_name=LEARN).eval()
+
+
+def _check_kept(model: Any, config: LoraConfig) -> None:
+    """Refuses modules that PEFT puts others in the place of: of a mixture of experts it takes even a dense layer's
+    MLP for experts, as an older transformers named them, here and wherever the adapter is loaded."""
+    converted = copy.deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(converted, model, None)
+    except ValueError:  # of some parts of what it takes for experts, without the others
+        converted.target_modules = set()
+    if lost := sorted(set(config.target_modules) - set(converted.target_modules)):
+        raise ArchitectureError(
+            f"PEFT takes {lost[0]} of a {model.config.model_type} model for a part of experts, so that its neurons"
+            " cannot be rewritten; learn with learn_by_subject, or with unlearn and learn, which scale them."
+        )
 
 
 @torch.no_grad()
