@@ -43,27 +43,39 @@ STATEFUL = {
     "rwkv": {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 4},
     "openai-gpt": HALVES,
 }
-# In Gemma's newer models the last layers read the keys and values of others.
+# In Gemma's newer models the last layers read the keys and values of others, and those of Gemma 3n hand on several
+# states a token.
+SHARED_KEYS = {
+    **SIZES,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": 128,
+    "hidden_size_per_layer_input": 8,
+}
 OF_KEYS = {
     "gptj": {**HALVES, "rotary_dim": 4},
     "gemma4_text": {
-        **SIZES,
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
-        "vocab_size_per_layer_input": 128,
-        "hidden_size_per_layer_input": 8,
+        **SHARED_KEYS,
         "layer_types": ["full_attention"] * 4,
         "global_head_dim": 8,
+    },
+    "gemma3n_text": {
+        **SHARED_KEYS,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "laurel_rank": 4,
     },
     "cohere2": {**SIZES, "num_hidden_layers": 4},
 }
 LAYERS = {"rwkv": "rwkv.blocks", "openai-gpt": "transformer.h", "gptj": "transformer.h"}
 
 
-def built(family):
+def built(family, **options):
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**STATEFUL, **OF_KEYS}[family]))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(family, **{**{**STATEFUL, **OF_KEYS}[family], **options})
+        )
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.15)
@@ -102,6 +114,34 @@ def test_rows_that_begin_alike_give_the_logits_of_a_plain_forward(family, first)
         torch.testing.assert_close(one.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("room", [2**30, 0])
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize(("family", "shared"), [("gemma4_text", 2), ("gemma3n_text", 2), ("gemma3n_text", 0)])
+def test_all_layers_run_where_what_leaves_the_frozen_ones_is_not_all_that_is_read(family, shared, first, room):
+    model, sequences = built(family, num_kv_shared_layers=shared), rows(PREFIX)
+    spans = spans_of(sequences, len(PREFIX))
+    expected = plain(model, sequences, spans)
+    for prefix in ((), PREFIX):
+        runner = SuffixRunner(model, model.model.layers, first, prefix, room=room)
+        tails = TailRunner(model, model.model.layers, first, room=room)
+        for one, options in ((runner, {}), (tails, {"starts": [len(prefix)] * 2})):
+            # The second time it is known, if there was room to compute anything.
+            indices = [*one.add(sequences[:2], **options), *one.add(sequences[2:], **options)]
+            torch.testing.assert_close(one.logits(indices, spans), expected, atol=2e-5, rtol=1e-4)
+            assert one.first == 0
+            assert one.entering(indices) is None
+        torch.testing.assert_close(runner.unshared().logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma3n_text"])
+@torch.no_grad()
+def test_neurons_of_layers_that_read_keys_of_others_are_those_of_a_plain_forward(family, layer, monkeypatch):
+    monkeypatch.setitem(architectures._KNOWN, family, architectures.architecture_of("llama"))
+    model, name = built(family), f"model.layers.{layer}.mlp.down_proj"
+    assert_read_alike(model, name, layer)
+
+
 def test_neurons_of_texts_that_begin_alike_are_read_whatever_a_model_keeps(monkeypatch):
     lfm2 = Architecture(
         layers="model.layers",
@@ -113,10 +153,14 @@ def test_neurons_of_texts_that_begin_alike_are_read_whatever_a_model_keeps(monke
     )
     monkeypatch.setitem(architectures._KNOWN, "lfm2", lfm2)
     model, name = built("lfm2"), "model.layers.1.feed_forward.w2"
+    assert_read_alike(model, name, 1)
+
+
+def assert_read_alike(model, name, layer):
     texts = [EncodedAnswer((*range(20, 30), *row), 1) for row in ([3, 4], [5, 6], [7, 8])]
     marks = Marked(texts, [[10, 11]] * 3)
     # As many batches as there are threads.
-    found = torch.cat([batch[name] for batch in marked_neurons(model, {name: 1}, marks)])
+    found = torch.cat([batch[name] for batch in marked_neurons(model, {name: layer}, marks)])
     seen = []
     model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, 10:]))
     for text in texts:

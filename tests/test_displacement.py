@@ -2,11 +2,13 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from peft_surgical import architectures
 from peft_surgical.architectures import architecture_of
-from peft_surgical.errors import SelectionError
+from peft_surgical.errors import ArchitectureError, SelectionError
 from peft_surgical.staging.displacement import Displacement, measure_displacement, neuron_modules
 from peft_surgical.tuner import SurgicalIA3Config
 
+from .test_beginnings import built
 from .tiny import packed, tiny_granite, tiny_ids, tiny_model
 
 ADAPTER = "default"
@@ -223,3 +225,31 @@ def test_modules_come_in_the_order_of_their_layers():
         ("model.layers.0.mlp.down_proj", 0),
         ("model.layers.1.mlp.down_proj", 1),
     ]
+
+
+def placed(family, name, monkeypatch):
+    """A model whose layers hand on something of a form of its own, scaled in its second MLP."""
+    monkeypatch.setitem(architectures._KNOWN, family, architecture_of("gpt2" if "gpt" in family else "llama"))
+    selections = {name: {"side": "input", "ranges": [[0, 20]]}}
+    model = get_peft_model(built(family), SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
+    base = model.get_base_model()
+    return base, neuron_modules(base, model.peft_config[ADAPTER].selections)
+
+
+def test_states_that_layers_give_in_a_list_are_measured(monkeypatch):
+    name = "transformer.h.1.mlp.c_proj"
+    model, modules = placed("openai-gpt", name, monkeypatch)
+    [form] = measured(model, modules, rows()).forms
+    reference, seen = built("openai-gpt"), []
+    reference.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0][..., :20]))
+    with torch.no_grad():
+        states = reference(tiny_ids(3, 7), output_hidden_states=True).hidden_states[2]
+    entering = (seen[0] / states.norm(dim=-1, keepdim=True))[:, 1:].flatten(0, 1)
+    weight = reference.get_submodule(name).weight[:20]
+    torch.testing.assert_close(form, (weight @ weight.T) * (entering.T @ entering) / len(entering))
+
+
+def test_several_states_a_token_are_no_residual_stream(monkeypatch):
+    model, modules = placed("gemma3n_text", "model.layers.1.mlp.down_proj", monkeypatch)
+    with pytest.raises(ArchitectureError, match=r"hand on 4 states a token.*learn with learn_keyed"):
+        measured(model, modules, rows())

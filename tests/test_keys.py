@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from peft_surgical import architectures
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import ArchitectureError, SelectionError
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count, stream_lengths
@@ -10,6 +11,7 @@ from peft_surgical.texts.prompts import EncodedAnswer
 from peft_surgical.tuner.targets import find_module
 
 from .counterfacts import word_model
+from .test_beginnings import built
 from .threads import threads
 
 ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [4, 8], [6, 2, 11, 10, 1, 12]))
@@ -141,3 +143,20 @@ def test_what_cannot_be_read_is_refused():
     model.config.model_type = "unheard_of"
     with pytest.raises(ArchitectureError, match="unheard_of"):
         output_projections(model)
+
+
+def test_states_that_layers_give_in_a_list_are_read(monkeypatch):
+    monkeypatch.setitem(architectures._KNOWN, "openai-gpt", architectures.architecture_of("gpt2"))
+    model = built("openai-gpt")
+    [length] = stream_lengths(model, output_projections(model, [1]), SUBJECT).values()
+    with torch.no_grad():
+        states = [model(torch.tensor([row.ids]), output_hidden_states=True).hidden_states[2][0] for row in ROWS]
+    squares = torch.cat([own[marks] for own, marks in zip(states, MARKS, strict=True)]).square().sum(-1)
+    assert length == pytest.approx(float(squares.mean()) ** 0.5, rel=1e-5)
+
+
+def test_several_states_a_token_are_no_residual_stream(monkeypatch):
+    monkeypatch.setitem(architectures._KNOWN, "gemma3n_text", architectures.architecture_of("llama"))
+    model = built("gemma3n_text")
+    with pytest.raises(ArchitectureError, match=r"hand on 4 states a token.*learn with learn_keyed"):
+        stream_lengths(model, output_projections(model, [1]), SUBJECT)

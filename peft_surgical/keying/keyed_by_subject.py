@@ -131,7 +131,8 @@ def learn_keyed_by_subject(
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
             weights that would be updated are quantized or offloaded, it is wrapped by `torch.compile`, under
             TransformerLens hooks or spread over processes, or under `torch.inference_mode`.
-        ArchitectureError: If the model is no causal language model, or its architecture is not known.
+        ArchitectureError: If the model is no causal language model, its architecture is not known, PEFT takes its
+            MLPs for experts, or its layers hand on several states a token.
     """
     check_fact(fact)
     check_recipe(recipe, KeyedSubjectRecipe)

@@ -22,7 +22,7 @@ from ..errors import SelectionError
 from ..running.at_once import deal
 from ..running.beginnings import MIN_SHARED, expanded, goes_on_from_keys, shared_prefix
 from ..running.devices import input_device
-from ..running.forwards import passed_over, read_at
+from ..running.forwards import handed_on, passed_over, read_at
 from ..running.generation import even_batches
 from ..running.modes import told_places
 from ..running.replicas import replicate
@@ -183,7 +183,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
     def watch(own: Any, seen: dict[str, Tensor]) -> Iterator[RemovableHandle]:
         def hook(name: str) -> Any:
             def keep(_: Any, __: Any, output: Any) -> None:
-                seen[name] = output[0] if isinstance(output, tuple) else output
+                seen[name] = handed_on(output)
 
             return keep
 

@@ -76,6 +76,24 @@ def form_of(layer: nn.Module) -> Iterator[Callable[[], bool]]:
         yield lambda: any(seen)
 
 
+def handed_on(output: Any) -> Tensor:
+    """The hidden states in what a decoder layer gives: some give a tuple, and OpenAI's first GPT a list.
+
+    Args:
+        output: What it gives.
+
+    Raises:
+        ArchitectureError: If these are several states a token, as Gemma 3n's are.
+    """
+    states: Tensor = output[0] if isinstance(output, tuple | list) else output
+    if states.ndim > 3:
+        raise ArchitectureError(
+            f"the model's decoder layers hand on {len(states)} states a token, so that how far an edit moves its one"
+            " residual stream cannot be measured; learn with learn_keyed, or with learn and a config with selections."
+        )
+    return states
+
+
 @contextmanager
 def read_at(head: nn.Module, mask: Bool[Tensor, "batch token"]) -> Iterator[None]:
     """Lets an output head see, and so compute logits for, the positions of a mask only, one after another in one row.

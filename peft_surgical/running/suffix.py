@@ -66,6 +66,8 @@ class SuffixRunner:
         model: A causal language model, possibly with adapters in place.
         layers: Its decoder layers, in order.
         first: Index of the first layer that anything trains in; the layers below run once a sequence, in [`add`].
+            All layers run at each step where later ones read keys and values of those below, or each hands on several
+            states a token.
         prefix: Leading token ids that all sequences share; may be empty. A model that keeps more of them than keys and
             values, or nothing, or that is sharded over processes, runs them with each sequence.
         pad: Token id that fills rows on the right.
@@ -87,7 +89,7 @@ class SuffixRunner:
     ) -> None:
         self.model = model
         self.layers = layers
-        self.first = first
+        self.first = 0 if _reads_below(model) else first
         # FSDP2 gathers the weights of a layer once more for what its output leads back, and not for keys and values.
         alone = bool(prefix) and goes_on_from_keys(model) and not is_sharded(model)
         self.prefix = tuple(prefix) if alone else ()
@@ -154,8 +156,9 @@ class SuffixRunner:
 
     def _enter(self, indices: Sequence[int]) -> None:
         """Keeps what enters the first trained layer of some sequences, as far as there is room."""
-        if self.room > 0:
-            for index, states in zip(indices, self._compute_entering(indices), strict=True):
+        if self.room > 0 and self.first:
+            # There are none where all layers run.
+            for index, states in zip(indices, self._compute_entering(indices), strict=False):
                 self._keep(index, states, own=False)
 
     def _keep(self, index: int, states: Tensor, *, own: bool = True) -> bool:
@@ -220,8 +223,8 @@ class SuffixRunner:
             mask[row, start - skip : stop - skip] = True
         before = self._before(indices, ids.shape[1])
         entering = None
-        if self.first:
-            own = self._entering_of(indices)
+        own = self._entering_of(indices) if self.first else []
+        if own:
             # All are padded to the longest.
             own[0] = F.pad(own[0], (0, 0, 0, ids.shape[1] - len(own[0])))
             entering = nn.utils.rnn.pad_sequence(own, batch_first=True)
@@ -315,15 +318,25 @@ class SuffixRunner:
         return made
 
     def _entering_of(self, indices: Sequence[int]) -> list[Tensor]:
+        """As [`_compute_entering`], but for what is kept."""
         missing = [i for i in indices if self._entering[i] is None]
-        found = dict(zip(missing, self._compute_entering(missing), strict=True)) if missing else {}
+        computed = self._compute_entering(missing) if missing else []
+        if not self.first:
+            return []
+        found = dict(zip(missing, computed, strict=True))
         return [found[i] if own is None else own for i, own in ((i, self._entering[i]) for i in indices)]
 
     @torch.no_grad()
     def _compute_entering(self, indices: Sequence[int]) -> list[Tensor]:
-        """What enters the first trained layer of some sequences, of what runs of them, each as long as it is."""
+        """What enters the first trained layer of some sequences, of what runs of them, each as long as it is.
+
+        Where that is more than one state a token, nothing, and all layers run from then on.
+        """
         ids = self._tails(indices)
         _, hidden = self._run_below(ids, **self._before_below(indices, ids.shape[1]))
+        if hidden.shape[:-1] != ids.shape:
+            self.first, self._entering_prefix = 0, None
+            return []
         return [row[: self.length(i)] for i, row in zip(indices, hidden, strict=True)]
 
     def _before_below(self, indices: Sequence[int], width: int) -> dict[str, Any]:
@@ -379,3 +392,8 @@ class SuffixRunner:
             below[self.layers[0]] = passing(lambda _: entering, lambda: in_tuple)
         with stood_in(below), read_at(self.head, mask):
             yield
+
+
+def _reads_below(model: Any) -> bool:
+    """Whether a model's last layers read the keys and values of layers below, as Gemma 4's may."""
+    return bool(getattr(model.config.get_text_config(), "num_kv_shared_layers", 0))

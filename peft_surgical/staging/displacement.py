@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..architectures import architecture_of, decoder_layers, output_projections, residual_factor
 from ..errors import SelectionError
 from ..running.devices import input_device
-from ..running.forwards import passed_over, read_at
+from ..running.forwards import handed_on, passed_over, read_at
 from ..running.modes import told_places
 from ..tuner import SurgicalIA3Layer
 from ..tuner.targets import find_module, weight_of
@@ -180,9 +180,7 @@ def _read(layers: Sequence[SurgicalIA3Layer], blocks: Sequence[nn.Module]) -> It
             for handle in (
                 layer.register_forward_pre_hook(lambda _, args, own=own: own.append(args[0])),
                 layer.register_forward_hook(lambda _, __, out, own=own: own.append(out)),
-                block.register_forward_hook(
-                    lambda _, __, out, own=own: own.append(out[0] if isinstance(out, tuple) else out)
-                ),
+                block.register_forward_hook(lambda _, __, out, own=own: own.append(handed_on(out))),
             ):
                 hooked.enter_context(handle)
         yield seen
