@@ -170,7 +170,11 @@ def configuration_digest(model: Any, tokenizer: Any) -> str:
     """A hash of what else of a checkpoint decides what its model answers: its configuration and its tokenizer."""
     config = model.config.to_dict()
     asked = {key: value for key, value in config.items() if key not in _NAMES}
-    return json_hash([asked, sorted(tokenizer.get_vocab().items()), str(getattr(tokenizer, "chat_template", None))])
+    # It names tokens at which answers end.
+    own = getattr(model, "generation_config", None)
+    ends = None if own is None else own.eos_token_id
+    template = str(getattr(tokenizer, "chat_template", None))
+    return json_hash([asked, ends, sorted(tokenizer.get_vocab().items()), template])
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

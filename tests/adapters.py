@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer
+from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model
 from tests.tiny import tiny_ids, tiny_model
 
 COMPONENTS = ("L0.head.1", "L1.mlp", "L2.head.3")
@@ -77,3 +77,17 @@ def loss(model: nn.Module, tokenizer: Any, prompt: str, word: str) -> float:
     with torch.no_grad():
         found = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
     return -float(found[tokenizer.convert_tokens_to_ids(word)])
+
+
+def failing_at(monkeypatch: Any, place: int, what: type[BaseException]) -> None:
+    """Putting an adapter on a model fails at one of its modules, the first of which is number 0."""
+    put_in, count = SurgicalIA3Model._create_and_replace, 0
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        if count == place:
+            raise what
+        count += 1
+        put_in(*args, **kwargs)
+
+    monkeypatch.setattr(SurgicalIA3Model, "_create_and_replace", fail)

@@ -202,5 +202,8 @@ def test_what_else_of_a_checkpoint_decides_answers_is_told_apart():
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     assert configuration_digest(model, tokenizer) != before
     tokenizer.chat_template = None
+    model.generation_config.eos_token_id = [3, 4]
+    with_ends = configuration_digest(model, tokenizer)
+    assert with_ends != before
     model.config.rms_norm_eps = 3.0
-    assert configuration_digest(model, tokenizer) != before
+    assert configuration_digest(model, tokenizer) not in (before, with_ends)

@@ -5,9 +5,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.errors import SelectionError
 from peft_surgical.stacking import stack
-from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model
+from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer
 from peft_surgical.tuner.layer import layers_by_name
-from tests.adapters import COMPONENTS, OTHER_COMPONENTS, add, logits, perturb, saved, tiny_peft, trainable
+from tests.adapters import COMPONENTS, OTHER_COMPONENTS, add, failing_at, logits, perturb, saved, tiny_peft, trainable
 from tests.tiny import tiny_model
 
 # Modules that the first adapter of a test does not scale, one of them on the other side than it might.
@@ -138,18 +138,9 @@ def test_a_second_one_that_is_refused_leaves_the_first(put_on, merged):
 @pytest.mark.parametrize("what", [KeyboardInterrupt, RuntimeError])
 def test_a_second_one_that_fails_leaves_the_first(what, place, monkeypatch):
     model = tiny_peft()
-    base, said, count = model.get_base_model(), logits(model), 0
+    base, said = model.get_base_model(), logits(model)
     modules = [*model.base_model.edit("default").modules]
-    put_in = SurgicalIA3Model._create_and_replace
-
-    def fail(*args, **kwargs):
-        nonlocal count
-        if count == place:
-            raise what
-        count += 1
-        put_in(*args, **kwargs)
-
-    monkeypatch.setattr(SurgicalIA3Model, "_create_and_replace", fail)
+    failing_at(monkeypatch, place, what)
     with pytest.raises(what):
         get_peft_model(base, config(OTHER_COMPONENTS))
     assert torch.equal(logits(model), said)

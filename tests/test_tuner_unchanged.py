@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from peft_surgical.adapters.algebra import power
-from peft_surgical.tuner import SurgicalIA3Layer, SurgicalIA3Model, activate
+from peft_surgical.tuner import SurgicalIA3Layer, activate
 from peft_surgical.tuner.unchanged import base_of
-from tests.adapters import OTHER_COMPONENTS, add, logits, tiny_peft, trainable
+from tests.adapters import OTHER_COMPONENTS, add, failing_at, logits, tiny_peft, trainable
 from tests.tiny import tiny_model
 
 # How many layers, or scales, are in when it happens.
@@ -48,16 +48,8 @@ MODELS = {
 def test_an_edit_that_is_not_added_leaves_the_model_as_it_was(what, place, prepare, monkeypatch):
     model, edit = tiny_peft(), edit_elsewhere()
     prepare(model)
-    before, put_in, count = state(model), SurgicalIA3Model._create_and_replace, 0
-
-    def fail(*args, **kwargs):
-        nonlocal count
-        if count == place:
-            raise what
-        count += 1
-        put_in(*args, **kwargs)
-
-    monkeypatch.setattr(SurgicalIA3Model, "_create_and_replace", fail)
+    before = state(model)
+    failing_at(monkeypatch, place, what)
     with pytest.raises(what):
         model.base_model.add_edit(edit, "new")
     assert state(model) == before

@@ -30,7 +30,6 @@ from .states import State, adapter_state
 SCALES = ("SURGICAL_IA3", "IA3")
 """The kinds of adapters that hold scales: ours, and PEFT's own (IA)^3."""
 
-
 # What libraries are loaded under, for one who keeps what they print to himself.
 _Quiet: TypeAlias = Callable[[], AbstractContextManager[None]]
 

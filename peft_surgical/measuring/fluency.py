@@ -88,8 +88,9 @@ def check_fluency_fits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> No
     Raises:
         ModelError: If a prompt and 100 tokens after it do not fit the model's positions.
     """
+    learned = learned_tokens(model)
     for prompt in prompts:
-        check_row(model.config, encode(tokenizer, prompt), TOKENS, learned=learned_tokens(model))
+        check_row(model.config, encode(tokenizer, prompt), TOKENS, learned=learned)
 
 
 @torch.no_grad()
