@@ -26,12 +26,13 @@ def take_off(name: str, model: nn.Module) -> None:
         with onload_layer(layer):
             # Another one cannot be put on while any is merged: PEFT unmerges them all.
             layer.merge_only([])
-        del layer.coordinates[name]
-        layer._indices.pop(name, None)
-        del layer.surgical_ia3_delta[name]
+        # As PEFT's `delete_adapter` of a layer, which would also let others act and train in its place.
+        for kept in (*layer.adapter_layer_names, *layer.other_param_names):
+            if name in (held := getattr(layer, kept)):
+                del held[name]
     # Without a surgical adapter of that name they are another method's.
-    for wrapper, held in whole_modules(model) if layers else ():
-        if isinstance(wrapper, ModulesToSaveWrapper) and name in held:
+    for wrapper, names in whole_modules(model) if layers else ():
+        if isinstance(wrapper, ModulesToSaveWrapper) and name in names:
             wrapper.delete_adapter(name, [])
 
 
