@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import peft_surgical as ps
 from peft_surgical.errors import AdapterError, ArchitectureError, ModelError, OutputError
@@ -283,6 +284,20 @@ def test_a_model_is_sharded_over_processes_that_there_are():
     with pytest.raises(ModelError, match="the processes of torch's default group, and there is none"):
         shard(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_accelerator_that_torch_is_built_for_and_is_not_there_is_not_sharded_on(monkeypatch):
+    def current(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        model = tiny_model("llama")
+        shard(model)
+        assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_only_a_bare_model_is_sharded_and_once(sharded):

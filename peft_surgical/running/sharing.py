@@ -90,7 +90,8 @@ def shard(model: Any) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    found = torch.accelerator.current_accelerator()
+    # Which torch is built for may not be there.
+    found = torch.accelerator.current_accelerator(check_available=True)
     on_device = found is not None and distributed.get_backend() != "gloo"
     mesh = init_device_mesh(found.type if on_device and found else "cpu", (distributed.get_world_size(),))
     model.requires_grad_(False)
