@@ -8,7 +8,7 @@ known ones are edited, each singly, and each is measured on its prompt (ES), par
 log-likelihood, and by what the model goes on to say; with `--known-facts` also on more neighbours that it knows. All
 methods get the prompt alone and behind the same sampled contexts. The baselines take at most 25 gradient steps,
 `surgical` and `surgical_keyed` 20, and the stages of `edit` (`staged`) 8 and 15, after one pass over what they keep,
-as do the 18 of `keyed`.
+as do the 15 of `keyed`.
 
 Every result is a line of `--out`; the same command goes on where it was interrupted, and is refused where the weights,
 a method's settings or its recipe are others than those of the rows that are there. Prints a Markdown table and, as its

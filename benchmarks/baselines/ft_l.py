@@ -1,7 +1,9 @@
 """Constrained fine-tuning (FT+L of Meng et al. 2022, after Zhu et al. 2020): one MLP projection, held near its values.
 
 No weight may move further than a bound, in the L-infinity norm. The bound is Adam's learning rate, as in ROME's
-released settings: one full step reaches it, and the others choose the direction.
+released settings for GPT-2 XL: one full step reaches it, and the others choose the direction. The loss is that of the
+answer behind itself, token by token, as for all baselines here (EasyEdit's FT-M; the released code reads all of the
+answer's tokens off the prompt's last), and the MLP is that of ROME's layer, where those settings have the first.
 """
 
 from __future__ import annotations
