@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from .. import plugins
 from ..drafting.guess import guess_subject
 from ..edit_folder import WRITTEN, check_edit_folder
-from ..editing import check_choice
 from ..errors import FactError, OutputError, SelectionError, brief
 from ..localizing.specs import ScorerSpec
 from ..selection import Selection, select, sure_components
 from ..sites import Component, ModelShape, components, projections_of
-from ..tuner.resolve import Granularity
 from ..writing.files import check_output, check_output_file
 
 
@@ -102,21 +100,6 @@ def projections(names: Sequence[str], chosen: Selection | None, limits: Mapping[
     """
     for name in sure_components(chosen, **limits) if names else ():
         projections_of(Component.parse(name), names)
-
-
-def choice(
-    chosen: Selection | None,
-    granularity: str,
-    neurons: int | None,
-    projections: Sequence[str],
-    limits: Mapping[str, int | None],
-) -> None:
-    """Refuses options on what to scale that exclude each other, whatever the model.
-
-    Raises:
-        SelectionError: For the first such pair.
-    """
-    check_choice(chosen, cast("Granularity", granularity), neurons, projections, **limits)
 
 
 def model_has(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 import peft_surgical as ps
 
 from ..edit_folder import EDIT, PICTURE, TABLE
-from ..editing import EDIT_PROJECTIONS, EDIT_SCORERS, NEURON_PROJECTIONS
+from ..editing import EDIT_PROJECTIONS, EDIT_SCORERS, NEURON_PROJECTIONS, check_choice
 from ..facts import Fact
 from ..profiling import profiled
 from ..ranges import Ranges
@@ -109,7 +109,7 @@ def edit(
     budget: int | None,
     components: tuple[str, ...],
     selection_file: Path | None,
-    granularity: str,
+    granularity: Granularity,
     projections: tuple[str, ...],
     neurons: int | None,
     steps: int | None,
@@ -149,7 +149,7 @@ def edit(
     checks.scorers(scorers)
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
-    checks.choice(selection, granularity, neurons, projections, limits)
+    check_choice(selection, granularity, neurons, projections, **limits)
     if dry_run:
         check_device(source.device)
         if is_first():
@@ -180,7 +180,7 @@ def edit(
             localization=localization,
             **limits,
             selection=selection,
-            granularity=cast("Granularity", granularity),
+            granularity=granularity,
             neurons=neurons,
             projections=projections or None,
             recipe=_recipes(steps, low_memory),
