@@ -1,6 +1,6 @@
 """The `peft-surgical` command: it parses, checks, calls the library and translates errors.
 
-One file a command, which `app` puts together. They share `options`, `checks` of what needs no model, `loading` of a
+One file a command, which `app` puts together. They share `options`, `checks` of what these ask for, `loading` of a
 model. `launch` and `processes` are for several processes, `allocator` for little memory.
 `terminal` and `tables` print, and `translate` makes lines and exit statuses of exceptions.
 

@@ -1,4 +1,7 @@
-"""What can be checked before a model is loaded, so that a mistake is told at once and nothing is written."""
+"""What is checked before anything is computed or written, so that a mistake is told at once.
+
+All but `model_has` needs no model and runs before one is loaded.
+"""
 
 from __future__ import annotations
 
