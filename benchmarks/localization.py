@@ -30,7 +30,7 @@ from peft_surgical.localizing.corruption import PromptPair, corrupt, template_id
 from peft_surgical.localizing.patching import Target, patch, targets_of
 from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.running.freed import release_freed
-from peft_surgical.scorers.attribution import estimated_drops
+from peft_surgical.scorers.attribution import drops_by_position
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"
 
@@ -178,8 +178,10 @@ def attributed(runs: Runs, pairs: Sequence[PromptPair], targets: list[Target], m
     sites = list({target.site: 0 for target in targets})
     rows = []
     for window in runs.windows(pairs, max_tokens // 4):
-        drops = estimated_drops(runs, window, sites)
-        columns = [drops[site] if site.of_heads else drops[site].sum(1, keepdim=True) for site in sites]
+        columns = [
+            drops.sum((1, -1)) if site.of_heads else drops.sum(1).sum(1, keepdim=True)
+            for site, drops in drops_by_position(runs, window, sites, steps=1)
+        ]
         rows.append(torch.cat(columns, 1).cpu())
     return torch.cat(rows)
 

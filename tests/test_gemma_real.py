@@ -13,13 +13,12 @@ import pytest
 import torch
 
 import peft_surgical as ps
-from benchmarks.localization import grown, one_by_one, overlap, spearman
+from benchmarks.localization import attributed, grown, one_by_one, overlap, spearman
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import corrupt, template_ids
 from peft_surgical.localizing.patching import targets_of
 from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.scorers.attribution import estimated_drops
 from peft_surgical.sites import Component, ModelShape, hook_name, projection_slices
 from peft_surgical.stages import RECIPES
 from peft_surgical.staging import retain
@@ -133,8 +132,7 @@ def test_exact_and_estimated_effects_agree(gemma, bridge):
     some = [int(exact.argmax()), len(targets) // 2]
     alone = one_by_one(bridge, pair, [targets[i] for i in some])
     torch.testing.assert_close(exact[some], alone, atol=1e-3, rtol=1e-4)
-    drops = estimated_drops(runs, runs.window([pair]), sites)
-    estimate = torch.cat([drops[site][0] if site.of_heads else drops[site][0].sum()[None] for site in sites])
+    estimate = attributed(runs, [pair], targets, 2048)[0]
     assert exact.max() > 2
     assert spearman(estimate, exact) > 0.8
     assert overlap(estimate, exact, 10) >= 0.6

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from benchmarks.localization import grown, one_by_one, overlap, spearman
+from benchmarks.localization import attributed, grown, one_by_one, overlap, spearman
 from peft_surgical.facts import Fact
 from peft_surgical.localization import localize
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import corrupt, template_ids
 from peft_surgical.localizing.patching import targets_of
 from peft_surgical.localizing.runs import Runs, sites_of
-from peft_surgical.scorers.attribution import estimated_drops
 from peft_surgical.sites import Component, ModelShape, hook_name, projection_slices
 from peft_surgical.texts.prompts import encode
 
@@ -90,8 +89,7 @@ def test_exact_and_estimated_effects_agree(demo):
     exact = grown(runs, pair, targets, 2048)
     some = list(range(0, len(targets), 23))
     torch.testing.assert_close(exact[some], one_by_one(bridge, pair, [targets[i] for i in some]), atol=1e-4, rtol=1e-4)
-    drops = estimated_drops(runs, runs.window([pair]), sites)
-    estimate = torch.cat([drops[site][0] if site.of_heads else drops[site][0].sum()[None] for site in sites])
+    estimate = attributed(runs, [pair], targets, 2048)[0]
     assert exact.max() > 5
     assert spearman(estimate, exact) > 0.9
     assert overlap(estimate, exact, 10) >= 0.7

@@ -61,7 +61,8 @@ def estimates(context: ScorerContext, steps: int = 1) -> Estimates:
             subject = (window.clean != window.corrupted).any(-1)
             for site, drops in drops_by_position(context.runs, window, context.sites, steps):
                 at_subject = drops[subject]
-                sums = (_of_prompts(site, drops).sum(0), at_subject.sum((0, -1) if site.of_heads else 0))
+                within = (-1,) if site.of_heads else ()
+                sums = (drops.sum((1, *within)).sum(0), at_subject.sum((0, *within)))
                 for totals, own in zip(found, sums, strict=True):
                     totals[site] = totals.get(site, 0) + own
         means = ({site: total / len(context.pairs) for site, total in totals.items()} for totals in found)
@@ -70,13 +71,8 @@ def estimates(context: ScorerContext, steps: int = 1) -> Estimates:
     return context.once(("attribution", context.sites, steps), estimate)
 
 
-def estimated_drops(runs: Runs, window: Window, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "prompt item"]]:
-    """The estimate for each prompt of a window and each head or neuron of a site, by gradients of the clean run."""
-    return {site: _of_prompts(site, drops) for site, drops in drops_by_position(runs, window, sites)}
-
-
 def drops_by_position(
-    runs: Runs, window: Window, sites: Sequence[Site], steps: int = 1
+    runs: Runs, window: Window, sites: Sequence[Site], steps: int
 ) -> Iterator[tuple[Site, Float[Tensor, "prompt pos ..."]]]:
     """Site by site, what each number that a head or neuron writes takes away, `[prompt, pos, head, d_head]` or
     `[prompt, pos, neuron]`; one site's at a time is in memory."""
@@ -94,10 +90,6 @@ def drops_by_position(
                 slopes[site] += slope / steps
     for site in sites:
         yield site, (clean[site] - source[site]).float() * slopes[site].float()
-
-
-def _of_prompts(site: Site, drops: Float[Tensor, "prompt pos ..."]) -> Float[Tensor, "prompt item"]:
-    return drops.sum((1, -1)) if site.of_heads else drops.sum(1)
 
 
 @hookimpl
