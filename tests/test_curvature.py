@@ -240,9 +240,9 @@ def test_a_step_all_but_avoids_what_was_sampled():
     assert step @ gradient > 0.5 * (plain @ gradient)
 
 
-def test_the_identity_metric_changes_nothing():
+def test_a_metric_of_ones_changes_nothing():
     parameters = [torch.randn(3), torch.randn(2, 4)]
-    metric = Metric.identity(parameters)
+    metric = Metric.of([torch.ones_like(parameter) for parameter in parameters])
     for turned in (metric.natural, metric.apply):
         for given, made in zip(parameters, turned(parameters), strict=True):
             assert torch.equal(made, given)

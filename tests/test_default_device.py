@@ -96,7 +96,7 @@ def test_keys_and_metrics_are_computed_where_their_texts_are():
     rows = Marked.whole([EncodedAnswer((3, 4, 5), 2)])
     plain, there = both(lambda _: moments(model, output_projections(model, [1]), [rows]))
     assert all(torch.equal(a, b) for name in plain for a, b in zip(plain[name], there[name], strict=True))
-    metrics = both(lambda _: Metric.identity([torch.zeros(3, device="cpu")]))
+    metrics = both(lambda _: Metric.of([torch.ones(3, device="cpu")]))
     assert metrics[1].factor.device.type == "cpu"
 
 

@@ -64,8 +64,11 @@ class Task:
         parts = [base.kl(logits) for base, logits in zip(self.base, self.read(self.retains), strict=True)]
         return float(torch.cat(parts).mean())
 
-    def train(self, recipe, **kwargs):
-        return train(self.runner, self.parameters, self.facts, self.retains, self.base, recipe, **kwargs)
+    def train(self, recipe, **options):
+        """Every direction costs alike unless a metric is given."""
+        alike = Metric.of([torch.ones_like(p) for p in self.parameters])
+        options = {"metric": alike, "seed": 0, "progress": False, "description": "training", **options}
+        return train(self.runner, self.parameters, self.facts, self.retains, self.base, recipe, **options)
 
 
 ALL = {"fact_batch": 99, "far_batch": 99, "step_kl": 0.1, "pull": 0.0}

@@ -103,7 +103,7 @@ class Metric:
 
     @classmethod
     def of(cls, diagonals: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> Metric:
-        """The metric of a diagonal and sampled directions, if any."""
+        """The metric of a diagonal and sampled directions, if any; of parameters of any shape where there are none."""
         if gradients is None:
             gradients = [diagonal.new_zeros(0, diagonal.numel()) for diagonal in diagonals]
         samples = len(gradients[0]) if gradients else 0
@@ -112,11 +112,6 @@ class Metric:
         for diagonal, own in zip(diagonals, gradients, strict=True):
             inner += ((own / diagonal.flatten()) @ own.T).cpu()
         return cls(tuple(diagonals), tuple(gradients), torch.linalg.cholesky(inner))
-
-    @classmethod
-    def identity(cls, parameters: Sequence[Tensor]) -> Metric:
-        """The metric in which the natural gradient is the plain one, of parameters of any shape."""
-        return cls.of([torch.ones_like(parameter.detach()) for parameter in parameters])
 
     def apply(self, changes: Sequence[Float[Tensor, " selected"]]) -> list[Float[Tensor, " selected"]]:
         """The gradient of the predicted divergence `½ dᵀ F d` at each layer's change of scales, nats."""

@@ -56,14 +56,14 @@ def train(
     retain_base: Sequence[TopDistribution],
     recipe: Recipe,
     *,
-    metric: Metric | None = None,
+    metric: Metric,
     frozen: Sequence[Tensor] | None = None,
     origin: Sequence[Tensor] | None = None,
     near: int = 0,
     share_of_loss: float | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    description: str = "training",
+    seed: int,
+    progress: bool,
+    description: str,
     on_step: Callable[[int, float, float], Any] | None = None,
 ) -> TrainingRecord:
     """Trains some parameters of the model behind `runner`.
@@ -75,7 +75,7 @@ def train(
         retain_rows: Prompts with the base's answers.
         retain_base: For each retained row the base's distributions at its answer positions.
         recipe: How.
-        metric: What a step costs, for the parameters in their order; every direction alike when None.
+        metric: What a step costs, for the parameters in their order.
         frozen: For each parameter, which is then a scale's `delta`, the product of the frozen scales on the same
             coordinates. When None, nothing frozen acts there, and a parameter may be anything.
         origin: What each parameter is where nothing is changed, for the pull; 0 when None.
@@ -95,7 +95,6 @@ def train(
     """
     check_alike(recipe=recipe, seed=seed, rows=[*fact_rows, *retain_rows])
     parameters = list(parameters)
-    metric = Metric.identity(parameters) if metric is None else metric
     origin = [torch.zeros_like(p) for p in parameters] if origin is None else origin
     if frozen is not None:
         _begin(parameters, frozen, recipe.undo)
