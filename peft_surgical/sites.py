@@ -34,7 +34,7 @@ from typing import Any, Literal, NamedTuple
 
 from .architectures import Architecture, architecture_of
 from .errors import ArchitectureError, SelectionError, brief
-from .sizes import NAMES, kv_heads_of, neurons_of, size_of, text_values
+from .sizes import NAMES, NEURONS, kv_heads_of, size_of, text_values
 
 HEAD_PROJECTIONS = ("z", "v", "q", "k")
 MLP_PROJECTIONS = ("post", "pre", "pre_linear")
@@ -151,7 +151,7 @@ class ModelShape:
             model_type=model_type,
             n_kv_heads=kv_heads_of(text, model_type, heads),
             d_head=size_of(text, ("head_dim",), model_type, width // heads),
-            d_mlp=neurons_of(text, model_type, width),
+            d_mlp=size_of(text, NEURONS, model_type, 4 * width),
             **found,
         )
 

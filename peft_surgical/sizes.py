@@ -14,7 +14,7 @@ NAMES = {
     "n_heads": ("num_attention_heads", "n_head"),
     "d_model": ("hidden_size", "n_embd"),
 }
-_NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
 
 def text_values(config: Any) -> Mapping[str, Any]:
@@ -59,20 +59,6 @@ def size_of(values: Mapping[str, Any], names: tuple[str, ...], model_type: str, 
     raise ArchitectureError(
         f"the {model_type} configuration's {names[0]} must be one positive number for all layers, not {value!r}."
     )
-
-
-def neurons_of(values: Mapping[str, Any], model_type: str, width: int) -> int:
-    """How many neurons an MLP has.
-
-    Args:
-        values: What the configuration says.
-        model_type: For the messages.
-        width: Of the residual stream, of which it is four times where nothing is said.
-
-    Raises:
-        ArchitectureError: If it differs from layer to layer.
-    """
-    return size_of(values, _NEURONS, model_type, 4 * width)
 
 
 def kv_heads_of(values: Mapping[str, Any], model_type: str, heads: int) -> int:
