@@ -140,13 +140,6 @@ class Catalogue:
         return self.scorers[name]
 
 
-def get_plugin_manager() -> pluggy.PluginManager:
-    """A fresh plugin manager that knows the hook and has no plugin yet."""
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    return manager
-
-
 def load_scorers() -> Catalogue:
     """Import and register every plugin; built-in scorers first, so that theirs are the names that are taken.
 
@@ -195,7 +188,8 @@ def _add(plugin: Any, distribution: str, modules: list[Any], found: dict[str, In
     if any(plugin is module for module in modules):
         raise ScorerError("what it names is registered already, by another entry point.")
     # One manager each, so that what one plugin does wrong is its own and nothing has to be taken back.
-    manager = get_plugin_manager()
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
     new: dict[str, Installed] = {}
     try:
         manager.register(plugin)

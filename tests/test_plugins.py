@@ -18,7 +18,7 @@ from peft_surgical.localizing.context import MLPScores
 from peft_surgical.localizing.runs import sites_of
 from peft_surgical.localizing.scores import check_scores
 from peft_surgical.localizing.specs import ScorerSpec
-from peft_surgical.plugins import PluginWarning, get_plugin_manager, load_scorers
+from peft_surgical.plugins import PluginWarning, load_scorers
 from peft_surgical.sites import ModelShape
 
 from .command_line import run
@@ -113,11 +113,6 @@ def test_built_in_scorers_come_through_the_hook(install):
     assert {"activation_magnitude", "attribution", "gradient_norm", "logit_drop", "random"} < BUILT_IN
     assert all(item.name == name for name, item in found.items())
     assert all(item.reads.endswith(".") and item.distribution == "peft-surgical" for item in found.values())
-
-
-def test_a_fresh_manager_has_no_plugin():
-    assert get_plugin_manager().get_plugins() == set()
-    assert get_plugin_manager() is not get_plugin_manager()
 
 
 def test_an_option_that_is_infinite_is_listed_as_it_is_given(install):
