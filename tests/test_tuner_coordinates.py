@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_surgical.errors import SelectionError
+from peft_surgical.ranges import united_index
 from peft_surgical.tuner.coordinates import Coordinates
 
 INDICES = st.sets(st.integers(0, 40), min_size=1)
@@ -42,15 +43,15 @@ def test_malformed_specs_are_refused_with_module_and_value(spec, message):
 
 
 @given(INDICES)
-def test_from_index_holds_exactly_the_indices_in_as_few_ranges_as_possible(indices):
-    coordinates = Coordinates.from_index("output", indices)
+def test_single_indices_are_held_exactly_in_as_few_ranges_as_possible(indices):
+    coordinates = Coordinates("output", united_index(indices))
     assert set(coordinates.index().tolist()) == indices
     assert all(a[1] < b[0] for a, b in zip(coordinates.ranges, coordinates.ranges[1:], strict=False))
 
 
 @given(INDICES, st.integers(0, 5))
 def test_pieces_tile_the_axis(indices, beyond):
-    coordinates = Coordinates.from_index("input", indices)
+    coordinates = Coordinates("input", united_index(indices))
     width = coordinates.stop + beyond
     pieces = coordinates.pieces(width)
     assert all(length > 0 for length, _ in pieces)

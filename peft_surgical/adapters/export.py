@@ -10,6 +10,7 @@ import os
 from dataclasses import replace
 
 from ..errors import AdapterError
+from ..ranges import united_index
 from ..tuner.coordinates import Coordinates
 from .adapter_files import write_plain
 from .edits import Edit, ModuleScale, as_edit
@@ -73,5 +74,5 @@ def _changed(module: ModuleScale) -> ModuleScale | None:
     keep = module.scale != 1
     if not keep.any():
         return None
-    coordinates = Coordinates.from_index(module.coordinates.side, module.coordinates.index()[keep].tolist())
+    coordinates = Coordinates(module.coordinates.side, united_index(module.coordinates.index()[keep].tolist()))
     return ModuleScale(coordinates, module.scale[keep], module.width)

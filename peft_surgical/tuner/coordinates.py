@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import SelectionError, brief
-from ..ranges import Range, Ranges, checked_ranges, united, united_index
+from ..ranges import Range, Ranges, checked_ranges, united
 
 Side: TypeAlias = Literal["input", "output"]
 
@@ -63,11 +63,6 @@ class Coordinates:
     def union(cls, side: Side, ranges: Iterable[Range]) -> Coordinates:
         """The smallest coordinates that hold all of `ranges`, which may overlap and come in any order."""
         return cls(side, united(ranges))
-
-    @classmethod
-    def from_index(cls, side: Side, index: Iterable[int]) -> Coordinates:
-        """The coordinates that hold the given single indices."""
-        return cls(side, united_index(index))
 
     def to_spec(self) -> dict[str, Any]:
         """Returns the JSON form."""
