@@ -29,7 +29,6 @@ from .running.beginnings import shared_prefix
 from .running.computing import computing, denormals_flushed, plain_attention
 from .running.sharing import check_alike, check_shareable
 from .running.suffix import SuffixRunner
-from .staging.curvature import trained_layers
 from .staging.origins import check_origin, origin_of
 from .staging.placeable import check_whole
 from .staging.recipe import Recipe, check_recipe
@@ -42,6 +41,7 @@ from .staging.whole_answers import in_sentences_of
 from .texts.lengths import padding
 from .texts.prompts import span
 from .tuner import SurgicalIA3Config, activate
+from .tuner.layer import layers_with
 from .tuner.unchanged import unchanged_on_failure
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
@@ -197,7 +197,7 @@ def _stage(
     peft_model = place_adapter(model, name, config, before)
     activate(peft_model, [*before, name], trainable=[name])
     peft_model.eval()
-    own = [layer.surgical_ia3_delta[name] for layer in trained_layers(peft_model, name)]
+    own = [layer.surgical_ia3_delta[name] for layer in layers_with(name, peft_model)]
     with (
         training_only(peft_model, own),
         denormals_flushed(),
@@ -213,7 +213,7 @@ def _stage(
         pad, tokens = padding(model.config, tokenizer), recipe.pass_tokens
         runner = SuffixRunner(working, layers, first, every[0].ids[:prefix], pad=pad, tokens=tokens)
         runner.reuse(None if retained is None else retained.entering)
-        scaled = trained_layers(working, name)
+        scaled = layers_with(name, working)
         with plain_attention(working):
             runner.add([row.read for row in every])
             # What is kept is the base's, which earlier stages have left; the metric is of changes from there, too.

@@ -3,7 +3,7 @@ import torch
 
 from peft_surgical.errors import ArchitectureError
 from peft_surgical.staging.acting import scaling_at
-from peft_surgical.staging.curvature import trained_layers
+from peft_surgical.tuner.layer import layers_with
 
 from .adapters import logits
 from .test_by_subject import taught
@@ -13,7 +13,7 @@ from .tiny import tiny_ids
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_scales_act_on_marked_tokens_only(family):
     stage = taught(family)
-    model, layers = stage.model.get_base_model(), trained_layers(stage.model, "learn")
+    model, layers = stage.model.get_base_model(), layers_with("learn", stage.model)
     ids = tiny_ids(2, 6)
     with stage.model.disable_adapter():
         base = logits(stage.model, ids)

@@ -13,7 +13,7 @@ from peft_surgical.adapters.halves import fits_half
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.staging import by_subject
 from peft_surgical.staging.by_subject import SubjectRecipe, learn_by_subject
-from peft_surgical.staging.curvature import trained_layers
+from peft_surgical.tuner.layer import layers_with
 
 from .adapters import deltas, logits, loss
 from .conftest import fingerprint
@@ -119,7 +119,7 @@ def test_a_first_step_is_as_long_as_it_predicts(monkeypatch):
     # The step itself, before its end is rounded.
     monkeypatch.setattr(by_subject, "settle_on_half", lambda *_: None)
     stage = taught(recipe=replace(RECIPE, steps=1))
-    changes = [layer.surgical_ia3_delta["learn"].detach() for layer in trained_layers(stage.model, "learn")]
+    changes = [layer.surgical_ia3_delta["learn"].detach() for layer in layers_with("learn", stage.model)]
     squared = sum(float((factor.T @ change).square().sum()) for factor, change in zip(factors, changes, strict=True))
     assert math.sqrt(squared) == pytest.approx(RECIPE.length, rel=1e-3)
 
@@ -190,7 +190,7 @@ def test_what_is_kept_is_other_text_and_the_prompts_but_for_the_subject(monkeypa
 
 def test_the_scales_are_numbers_of_half_precision():
     stage = taught()
-    assert fits_half({str(i): layer.scale("learn") for i, layer in enumerate(trained_layers(stage.model, "learn"))})
+    assert fits_half({str(i): layer.scale("learn") for i, layer in enumerate(layers_with("learn", stage.model))})
 
 
 def test_training_stops_at_its_target():

@@ -12,10 +12,10 @@ from peft_surgical.staging.curvature import (
     _signs,
     _sketch,
     measure_curvature,
-    trained_layers,
 )
 from peft_surgical.texts.prompts import EncodedAnswer
 from peft_surgical.tuner import activate
+from peft_surgical.tuner.layer import layers_with
 
 from .adapters import add
 from .filling import fill_rows
@@ -26,7 +26,7 @@ ADAPTER = "default"
 
 
 def layers_of(task):
-    return trained_layers(task.model, ADAPTER)
+    return layers_with(ADAPTER, task.model)
 
 
 def samples(curvature):

@@ -3,9 +3,10 @@ from functools import partial
 import torch
 
 from peft_surgical.staging import measured as module
-from peft_surgical.staging.curvature import Curvature, measure_curvature, trained_layers
+from peft_surgical.staging.curvature import Curvature, measure_curvature
 from peft_surgical.staging.measured import Measured
 from peft_surgical.staging.retain import TopDistribution
+from peft_surgical.tuner.layer import layers_with
 
 from .test_training import Task
 
@@ -16,7 +17,7 @@ def measured(rows, **options):
     task = Task("llama")
     indices = [len(task.facts) + i for i in rows]
     chosen = [task.retains[i] for i in rows]
-    layers, seen = trained_layers(task.model, ADAPTER), []
+    layers, seen = layers_with(ADAPTER, task.model), []
     sample = partial(measure_curvature, task.runner, layers, ADAPTER)
     found = Measured.sampled(sample, indices, chosen, on_row=lambda: seen.append(1), **{"draws": 2, **options})
     assert len(seen) == len(rows)

@@ -51,11 +51,6 @@ _WEIGHT = 10.0
 _TOKENS = 1536
 
 
-def trained_layers(model: nn.Module, adapter: str) -> list[SurgicalIA3Layer]:
-    """The layers of a model that hold an adapter's scales, in the model's order."""
-    return [m for m in model.modules() if isinstance(m, SurgicalIA3Layer) and adapter in m.coordinates]
-
-
 @dataclass(frozen=True)
 class Curvature:
     """Fisher information of an adapter's scales, `Σ g gᵀ` over samples.

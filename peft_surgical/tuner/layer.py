@@ -314,3 +314,8 @@ class Linear(nn.Module, SurgicalIA3Layer):
 def layers_by_name(model: nn.Module) -> dict[str, SurgicalIA3Layer]:
     """A model's surgical layers, by their names in it."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, SurgicalIA3Layer)}
+
+
+def layers_with(adapter: str, model: nn.Module) -> list[SurgicalIA3Layer]:
+    """The layers of a model that hold an adapter's scales, in the model's order."""
+    return [layer for layer in layers_by_name(model).values() if adapter in layer.coordinates]

@@ -6,7 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from .layer import layers_by_name
+from .layer import layers_with
 from .unchanged import trainable_kept
 from .whole import whole_modules
 
@@ -21,7 +21,7 @@ def take_off(name: str, model: nn.Module) -> None:
         name: The adapter's name.
         model: The model. Layers that hold no adapter any more stay for [`make_place`] to take off.
     """
-    layers = [layer for layer in layers_by_name(model).values() if name in layer.coordinates]
+    layers = layers_with(name, model)
     for layer in layers:
         with onload_layer(layer):
             # Another one cannot be put on while any is merged: PEFT unmerges them all.
@@ -50,9 +50,8 @@ def switch_off(name: str, model: nn.Module) -> None:
         name: The adapter's name.
         model: The model.
     """
-    for layer in layers_by_name(model).values():
-        if name in layer.coordinates:
-            layer.enable_adapters(False)
+    for layer in layers_with(name, model):
+        layer.enable_adapters(False)
     for wrapper, held in whole_modules(model):
         if name in held:
             with trainable_kept(wrapper.parameters()):
