@@ -12,11 +12,13 @@ from typing import Any
 from .. import plugins
 from ..drafting.guess import guess_subject
 from ..edit_folder import WRITTEN, check_edit_folder
-from ..errors import FactError, OutputError, SelectionError, brief
+from ..errors import FactError, SelectionError, brief
 from ..localizing.specs import ScorerSpec
 from ..selection import Selection, select, sure_components
 from ..sites import Component, ModelShape, components, projections_of
 from ..writing.files import check_output, check_output_file
+
+_HOW = "give --overwrite"
 
 
 def output(path: Path, overwrite: bool, replaced: Sequence[str] = ()) -> None:
@@ -30,9 +32,7 @@ def output(path: Path, overwrite: bool, replaced: Sequence[str] = ()) -> None:
     Raises:
         OutputError: As [`check_output`], or as [`check_edit_folder`].
     """
-    check_output(path, overwrite=True)
-    if not overwrite and path.is_dir() and any(path.iterdir()):
-        raise OutputError(f"the output folder {path} is not empty; name another one or give --overwrite.")
+    check_output(path, overwrite=overwrite, how=_HOW)
     check_edit_folder(path, replaced)
 
 
@@ -51,9 +51,7 @@ def output_file(path: Path, overwrite: bool) -> None:
     Raises:
         OutputError: If it is there while `overwrite` is false, is no file, or its folder cannot be written.
     """
-    check_output_file(path, overwrite=True)
-    if path.exists() and not overwrite:
-        raise OutputError(f"the file {path} exists; name another one or give --overwrite.")
+    check_output_file(path, overwrite=overwrite, how=_HOW)
     check_output(path.parent if path.exists() else path, overwrite=True)
 
 

@@ -282,13 +282,20 @@ def _no_room(error: BaseException) -> str | None:
     return os.strerror(number) if number in _NO_ROOM else None
 
 
-def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, content: Content | None = None) -> None:
+def check_output(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    content: Content | None = None,
+    how: str = "allow overwriting it",
+) -> None:
     """Refuses an output folder that would lose something.
 
     Args:
         path: The folder.
         overwrite: Allow it to hold something.
         content: What it must hold then, if it is not empty, since all of it will be replaced; anything when None.
+        how: What a person is told to do to allow it.
 
     Raises:
         OutputError: If `path` is a file, or a folder that is not empty while `overwrite` is false or that holds
@@ -300,7 +307,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, conte
             raise OutputError(f"the output {path} is a file; name a folder.")
         filled = path.is_dir() and any(path.iterdir())
         if filled and not overwrite:
-            raise OutputError(f"the output folder {path} is not empty; name another one or allow overwriting it.")
+            raise OutputError(f"the output folder {path} is not empty; name another one or {how}.")
         if filled and content is not None and not any(path.glob(content.file)):
             raise OutputError(f"{path} holds no {content.name}, so it is not replaced; name another output folder.")
         existing = next((p for p in (path, *path.parents) if p.exists()), None)
@@ -310,8 +317,15 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, conte
             raise OutputError(f"cannot write {path}: {existing} is not writable.")
 
 
-def check_output_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def check_output_file(
+    path: str | os.PathLike[str], *, overwrite: bool = False, how: str = "allow overwriting it"
+) -> None:
     """Refuses an output file that would lose something.
+
+    Args:
+        path: The file.
+        overwrite: Allow it to be there.
+        how: What a person is told to do to allow it.
 
     Raises:
         OutputError: If `path` is there and is no file, such as a folder, a pipe, a device or a link to nothing; or is
@@ -324,7 +338,7 @@ def check_output_file(path: str | os.PathLike[str], *, overwrite: bool = False) 
     if os.path.lexists(path) and not path.is_file():
         raise OutputError(f"the output {path} is there and is no regular file; name another one.")
     if path.exists() and not overwrite:
-        raise OutputError(f"the file {path} exists; name another one or allow overwriting it.")
+        raise OutputError(f"the file {path} exists; name another one or {how}.")
 
 
 def _swap(temporary: Path, path: Path, overwrite: bool) -> None:
