@@ -202,7 +202,7 @@ def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) ->
         )
     modules = {}
     for name, coordinates in parsed.coordinates.items():
-        delta = _take(path, tensors, name, "surgical_ia3_delta")
+        delta = _take(path, tensors, name)
         if delta.shape != (coordinates.n,):
             raise AdapterError(f"{path} selects {coordinates.n} coordinates of {name} but holds {tuple(delta.shape)}.")
         modules[name] = ModuleScale(coordinates, delta + 1, (parsed.features or {}).get(name))
@@ -236,8 +236,8 @@ def _side(name: str, scale: Tensor, feedforward: Any) -> Side:
     return "input" if name.endswith(endings) else "output"
 
 
-def _take(path: Path, tensors: dict[str, Tensor], module: str, what: str) -> Tensor:
-    for key in (f"{PREFIX}{module}.{what}", f"{module}.{what}"):
+def _take(path: Path, tensors: dict[str, Tensor], module: str) -> Tensor:
+    for key in (f"{PREFIX}{module}.surgical_ia3_delta", f"{module}.surgical_ia3_delta"):
         if key in tensors:
             return tensors.pop(key)
     raise AdapterError(f"{path} selects {module} but its {WEIGHTS} holds no scales for it.")

@@ -127,7 +127,7 @@ def blur(
     positions: Sequence[int],
     embed: Embed,
     generator: torch.Generator,
-    template: tuple[int, int] = (0, 0),
+    template: tuple[int, int],
 ) -> PromptPair:
     """Corrupt a prompt in its embeddings: noise at the subject's positions, or the mean where it has none.
 

@@ -91,7 +91,7 @@ class Beginning:
             trains before them.
     """
 
-    def __init__(self, cache: Any, apart: bool = False) -> None:
+    def __init__(self, cache: Any, apart: bool) -> None:
         self._own = [(layer.keys, layer.values) for layer in cache.layers]
         self._ends = [part for layer in self._own for part in layer if part.requires_grad]
         self._apart = apart

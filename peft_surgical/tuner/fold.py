@@ -168,7 +168,7 @@ class Folded:
         coordinates: Coordinates,
         scale: Float[Tensor, " selected"],
         *,
-        safe_for: str | None = None,
+        safe_for: str | None,
     ) -> Folded:
         """Folds scales into a module's own weights.
 
@@ -176,7 +176,8 @@ class Folded:
             module: A linear module; changed.
             coordinates: Its side and coordinates.
             scale: One factor per coordinate.
-            safe_for: Refuse a result that is not finite, before anything is written, and blame this adapter.
+            safe_for: Refuse a result that is not finite, before anything is written, and blame this adapter; not when
+                None.
 
         Raises:
             AdapterError: If the weights cannot be multiplied in place, see [`check_foldable`], are offloaded, or do
