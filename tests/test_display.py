@@ -42,10 +42,12 @@ def test_the_best_components_with_every_score():
     assert page.texts("div")[-1] == "The best 3 of 3 components by lookup; larger scores matter more."
 
 
-def test_no_more_than_asked_for():
-    page = Page(render_localization(localization(), top=1))
-    assert [row[1] for row in page.rows()] == ["component", "L1.head.2"]
-    assert "The best 1 of 3 components" in page.texts("div")[-1]
+def test_no_more_than_the_ten_best():
+    names = [f"L{layer}.head.{head}" for layer in range(3) for head in range(4)]
+    tables = {"lookup": Scores({name: -float(place) for place, name in enumerate(names)})}
+    page = Page(render_localization(localization(tables=tables)))
+    assert [row[1] for row in page.rows()] == ["component", *names[:10]]
+    assert "The best 10 of 12 components" in page.texts("div")[-1]
 
 
 def test_a_primary_scorer_that_failed_is_told_and_the_next_one_ranks():

@@ -22,12 +22,12 @@ _TOP = 10
 _RIGHT = ' style="text-align: right"'
 
 
-def render_localization(localization: Localization, top: int = _TOP) -> str:
-    """The best components and what each scorer gives them.
+def render_localization(localization: Localization) -> str:
+    """The ten best components and what each scorer gives them.
 
     Args:
-        localization: The scores.
-        top: How many components, best first by the primary scorer, or by the first that has scores if that one failed.
+        localization: The scores. The best are those of the primary scorer, or of the first that has scores if that one
+            failed.
 
     Returns:
         A heading, a table and a line on what is left out; every text in it is escaped.
@@ -37,13 +37,13 @@ def render_localization(localization: Localization, top: int = _TOP) -> str:
     title = f"{localization.subject} in {localization.model} ({localization.dtype})"
     parts = [f'<div><strong dir="auto">{_text(title)}</strong></div>']
     if scorer is not None:
-        parts += _ranked(localization, scorer, top)
+        parts += _ranked(localization, scorer)
     parts += [f"<div>{_text(f'{name} has no scores: {why}')}</div>" for name, why in localization.errors.items()]
     return "\n".join(parts)
 
 
-def _ranked(localization: Localization, scorer: str, top: int) -> list[str]:
-    header, rows = localization.rows(top, scorer)
+def _ranked(localization: Localization, scorer: str) -> list[str]:
+    header, rows = localization.rows(_TOP, scorer)
     heads = "".join(f'<th scope="col"{"" if n == 1 else _RIGHT}>{_text(name)}</th>' for n, name in enumerate(header))
     body = []
     for rank, component, *scores in rows:
