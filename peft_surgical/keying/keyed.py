@@ -80,7 +80,6 @@ class KeyedRecipe(Recipe):
         ModelError: As for [`Recipe`].
     """
 
-    steps: int = 15
     hold: int = 10
     # To make the answer likelier still costs what is kept next to nothing: neurons are shut there.
     target_loss: float = 0.05
