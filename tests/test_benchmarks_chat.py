@@ -9,21 +9,16 @@ from benchmarks import chat
 from benchmarks.baselines import Questions, build
 from benchmarks.chat import Pair, main, row
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.staging import retain
 from peft_surgical.staging.whole_answers import whole_answer
 
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
 from .tiny import tiny_ids
 
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
+
 FACT = capital(answer="the capital of france is lyon .")
 TOKENIZER = word_tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def few_everyday_prompts(monkeypatch):
-    everyday = retain.everyday_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,13 @@ from peft import PeftModel
 
 import peft_surgical as ps
 from peft_surgical.report import Report
-from peft_surgical.staging import retain
 from tests.command_line import run, said, written
 
 from .adapters import logits
 from .localizing import capital
 from .tiny import tiny_ids
 
-
-@pytest.fixture(autouse=True)
-def few_texts(monkeypatch):
-    for name in ("everyday_prompts", "general_prompts"):
-        some = getattr(retain, name)()[:5]
-        monkeypatch.setattr(f"peft_surgical.staging.retain.{name}", lambda some=some: some)
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
 
 @pytest.fixture

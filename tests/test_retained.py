@@ -16,11 +16,7 @@ from .adapters import deltas
 from .staged import FACT, RECIPE, TOKENIZER, config, first_stage
 from .tiny import tiny_model
 
-
-@pytest.fixture(autouse=True)
-def few_everyday_prompts(monkeypatch):
-    everyday = retain.everyday_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
 
 def test_a_stage_with_the_same_scales_measures_nothing_again(monkeypatch):
