@@ -10,20 +10,14 @@ from rich.console import Console
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.staging import retain
 from peft_surgical.texts.prompts import without_template
 from tests.command_line import run, said, written
 from tests.counterfacts import TOKENIZER, word_model
 from tests.reports import report
 
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
+
 SENTENCE = "the capital of france is"
-
-
-@pytest.fixture(autouse=True)
-def few_texts(monkeypatch):
-    for name in ("everyday_prompts", "general_prompts"):
-        some = getattr(retain, name)()[:5]
-        monkeypatch.setattr(f"peft_surgical.staging.retain.{name}", lambda some=some: some)
 
 
 def learn(*arguments):

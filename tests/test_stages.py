@@ -10,7 +10,7 @@ from peft_surgical import stages
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.stacking import stack
 from peft_surgical.stages import learn, unlearn
-from peft_surgical.staging import retain, trained_rows
+from peft_surgical.staging import trained_rows
 from peft_surgical.staging.retain import retain_prompts
 from peft_surgical.texts.prompts import encode, encode_answer
 from peft_surgical.texts.wording import variants
@@ -22,11 +22,7 @@ from .offloading import offloaded
 from .staged import FACT, RECIPE, TOKENIZER, config, first_stage, second_stage
 from .tiny import FAMILIES, tiny_model
 
-
-@pytest.fixture(autouse=True)
-def few_everyday_prompts(monkeypatch):
-    everyday = retain.everyday_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
 
 def of(model, adapter):
