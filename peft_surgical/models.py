@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .adapters.bases import note_revision, note_source
@@ -94,7 +95,7 @@ def load_model(
         raise ModelError(f"{str(name)!r} is an adapter; name its base model, and the adapter beside it.")
     # For some kinds of model transformers makes an empty tokenizer where there is none.
     empty = len(tokenizer) <= len(tokenizer.all_special_tokens)
-    lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model)
+    lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model) or _cut_short(model, info)
     # transformers makes a decoder of one, whose configuration says so no more.
     if (
         lack
@@ -203,6 +204,27 @@ def _lack_of_layers(model: PreTrainedModel) -> str | None:
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     none = isinstance(layers, int) and layers < 1
     return f"its configuration asks for {brief(layers)} layers." if none else None
+
+
+def _cut_short(model: PreTrainedModel, info: Mapping[str, Any]) -> str | None:
+    """Which layer of a checkpoint is beyond those that its configuration asks for: transformers would leave it out."""
+    config = model.config.get_text_config()
+    count = getattr(config, "num_hidden_layers", None)
+    if not info["unexpected_keys"] or not isinstance(count, int):
+        return None
+    # Some models predict several tokens by layers behind the last, which transformers does not build.
+    extra = max(getattr(config, name, None) or 0 for name in ("num_nextn_predict_layers", "num_mtp_layers"))
+    # A checkpoint of the model without its output head leaves out the first part of every name.
+    lists = {
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    lists |= {name.removeprefix(f"{model.base_model_prefix}.") for name in lists}
+    for key in sorted(info["unexpected_keys"]):
+        for name in lists:
+            layer = key.removeprefix(f"{name}.").partition(".")[0] if key.startswith(f"{name}.") else ""
+            if layer.isdecimal() and int(layer) >= count + extra:
+                return f"its files hold {key}, and its configuration asks for {count} layers (0 to {count - 1})."
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration
+from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration, LlamaForCausalLM
 
 from peft_surgical import models
 from peft_surgical.adapters.bases import revision_of
@@ -147,6 +147,39 @@ def test_a_checkpoint_without_all_of_its_weights(change, words, folder):
     path = folder / "model.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in change(load_file(path)).items()}, path, {"format": "pt"})
     refused(folder, words)
+
+
+@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_with_more_layers_than_its_configuration_asks_for(family, headless, tmp_path):
+    # transformers would leave the last one out, and say so in a log only.
+    model = tiny_model(family, **({"tie_word_embeddings": True} if headless else {}))
+    (model.base_model if headless else model).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with_layers(tmp_path, 2)
+    refused(tmp_path, r"its files hold [a-z_.]*(layers|h)\.2\.\S*, and its .* asks for 2 layers \(0 to 1\)\.")
+
+
+def with_layers(folder, count, **more):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    layers = "n_layer" if "n_layer" in config else "num_hidden_layers"
+    if kinds := config.get("layer_types"):
+        config["layer_types"] = kinds[:count]
+    path.write_text(json.dumps({**config, layers: count, **more}))
+
+
+def test_layers_and_weights_that_transformers_leaves_out_on_purpose(folder, monkeypatch):
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), "model.extra.7.weight": torch.ones(2)}, path, {"format": "pt"})
+    load_model(folder)
+    # Layers that predict several tokens: by the configuration, or by what a model's class says of its checkpoints.
+    with_layers(folder, 2, num_nextn_predict_layers=1)
+    load_model(folder)
+    with_layers(folder, 2, num_nextn_predict_layers=0)
+    refused(folder, "its files hold model.layers.2")
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.2.*"])
+    load_model(folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
