@@ -39,6 +39,7 @@ from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
 from .tuner.resolve import Granularity, check_granularity, check_has_neurons
 from .tuner.unchanged import unchanged_on_failure
+from .wrapped import check_module
 
 EDIT_SCORERS = ("attribution", "lookup")
 """The first ranks, as exact patching would (docs/measurements/speed.md). The other one, which sees where the fact is
@@ -130,6 +131,7 @@ def edit(
     check_seed(seed)
     check_text_tokens(retention_tokens=retention_tokens)
     check_command(command)
+    check_module(model)
     check_causal(model)
     check_whole(model)
     check_free(model, RECIPES)

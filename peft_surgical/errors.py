@@ -5,6 +5,7 @@ Each is a [`SurgicalError`] and also the builtin a caller would expect, so `exce
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 _TOLD = "_told_by_first"
@@ -77,7 +78,8 @@ def told_by_first(error: BaseException) -> bool | None:
 def brief(value: object) -> str:
     """The `repr` of what somebody gave, cut in the middle so that a message stays a sentence, whatever it is."""
     try:
-        return _SHORT.repr(value)
+        # A module's and a table's go over many lines.
+        return re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))
     except Exception:  # a number of 5,000 digits has no decimal form, and a stranger's `__repr__` may do anything
         return f"a {type(value).__name__}"
 

@@ -31,7 +31,7 @@ from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
 from .tuner.mergeable import Place, places_of, shared_with
 from .tuner.targets import check_target, find_module
-from .wrapped import check_uncompiled, check_unwrapped
+from .wrapped import check_module, check_uncompiled, check_unwrapped
 from .writing.carried import carry
 from .writing.files import CHECKPOINT, as_output_error, atomic_directory, check_output, write_json
 from .writing.inputs import check_inputs_stay
@@ -253,9 +253,9 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def _check_model(model: PreTrainedModel) -> None:
-    if isinstance(model, nn.Module):
-        check_uncompiled(name for name, _ in model.named_modules())
-        check_unwrapped(model)
+    check_module(model)
+    check_uncompiled(name for name, _ in model.named_modules())
+    check_unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
             f"merge needs the unedited base model, got a {type(model).__name__}; give its unload(), or load the base"

@@ -43,6 +43,7 @@ from .texts.prompts import span
 from .tuner import SurgicalIA3Config, activate
 from .tuner.layer import layers_with
 from .tuner.unchanged import unchanged_on_failure
+from .wrapped import check_module
 
 # Not knowing is a way station: it is trained until it shows, and the steps go into the stage that the edit ends with.
 RECIPES = {UNLEARN: Recipe(steps=8, hold=7), LEARN: Recipe()}
@@ -111,6 +112,7 @@ def unlearn(
             architecture is not known, or modules that do not see all tokens of a text, such as experts.
     """
     check_fact(fact)
+    check_module(model)
     check_causal(model)
     with training_here(model), unchanged_on_failure(model):
         return _stage(UNLEARN, model, tokenizer, fact.training, fact.refusal, config, recipe, retained, seed, progress)
@@ -162,6 +164,7 @@ def learn(
         FactWarning: If a bare answer is taught as it is, because no sentence was found.
     """
     check_fact(fact)
+    check_module(model)
     check_causal(model)
     with training_here(model), unchanged_on_failure(model):
         known = in_sentences_of(model, tokenizer, fact.training)

@@ -52,6 +52,17 @@ def check_no_bridge(model: object) -> None:
         raise ModelError(f"the model is a {type(model).__name__} of TransformerLens; give a Hugging Face model.")
 
 
+def check_module(model: object) -> None:
+    """Refuse what is no model, such as the pair that `load_model` gives, or a stage.
+
+    Raises:
+        ModelError: If it is none.
+    """
+    if not isinstance(model, nn.Module):
+        hint = "; give its model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise ModelError(f"a model must be a torch module, such as load_model gives, not {brief(model)}{hint}.")
+
+
 def check_unwrapped(model: nn.Module) -> None:
     """Refuse a model under TransformerLens hooks or torch's wrappers of data parallelism: its modules are of other
     names and kinds than any other model's.
@@ -59,8 +70,7 @@ def check_unwrapped(model: nn.Module) -> None:
     Raises:
         ModelError: If it is one, or the bridge itself, or no model at all.
     """
-    if not callable(getattr(model, "modules", None)):
-        raise ModelError(f"a model must be a torch module, such as load_model gives, not {brief(model)}.")
+    check_module(model)
     if type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
         raise ModelError(f"the model is wrapped by {type(model).__name__}; give what it wraps, its `module`.")
     if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):

@@ -5,10 +5,14 @@ import re
 from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import peft_surgical as ps
+
+from .localizing import capital, word_tokenizer
+from .tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +41,23 @@ def test_what_is_no_fact_is_refused_wherever_a_fact_is_asked_for():
                 function(**given | {"fact": "france.yaml"})
             assert "FactError: " in inspect.getdoc(function), function
     assert asked == 10
+
+
+def test_what_is_no_model_is_refused_wherever_a_model_is_asked_for():
+    fact, pair, asked = capital(), (tiny_model("llama"), word_tokenizer()), 0
+    stage = SimpleNamespace(model=pair[0])
+    for function in (value for name in ps.__all__ if inspect.isfunction(value := getattr(ps, name))):
+        parameters = inspect.signature(function).parameters
+        if "model" in parameters:
+            asked += 1
+            given = {name: None for name, each in parameters.items() if each.default is each.empty} | {"fact": fact}
+            given = {name: value for name, value in given.items() if name in parameters}
+            for model, told in ((None, "None"), (pair, r"\(LlamaForCausalLM\(.*\)"), (stage, ".*; give its model")):
+                match = rf"^a model must be a torch module, such as load_model gives, not {told}\.$"
+                with pytest.raises(ps.ModelError, match=match):
+                    function(**given | {"model": model})
+            assert "ModelError: " in inspect.getdoc(function), function
+    assert asked == 20
 
 
 def test_what_is_imported_is_required():

@@ -26,6 +26,7 @@ from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template
 from ..texts.tables import bare
 from ..texts.text import contains, printable, prompt_key, same_text_key
+from ..wrapped import check_module
 from ..writing.files import as_output_error, check_output_file, write_text
 from .choosing import Chosen, choose_controls
 from .english import check_english
@@ -114,9 +115,11 @@ def new_fact(
         The fact, with notes on what was guessed and found.
 
     Raises:
+        ModelError: If it is no model, or it cannot be asked, as for [`generate_answers`].
         FactError: If the subject or the old answer cannot be found, the answers do not go together, or the prompt is
             not in English.
     """
+    check_module(model)
     notes = []
     new = _listed(new, "new")
     old_names = None if old is None else _listed(old, "old")

@@ -53,6 +53,7 @@ from ..texts.prompts import EncodedAnswer
 from ..texts.subjects import subject_ends
 from ..texts.topics import relation_prompts
 from ..tuner.unchanged import unchanged_on_failure
+from ..wrapped import check_module
 from .keyed_stage import KeyedStage
 from .keys import Marked
 from .neurons import find_neurons, place_neurons, set_neurons, settle
@@ -114,8 +115,10 @@ def keyed_layers(model: Any) -> list[int]:
         model: A causal language model.
 
     Raises:
+        ModelError: If it is no model.
         ArchitectureError: If the model's architecture is not known.
     """
+    check_module(model)
     count = ModelShape.from_config(model.config).n_layers
     spread = (part * count // (_LAYERS + 2) for part in range(1, _LAYERS + 1))
     # Of a model with few layers neither the first nor the last, if it has others.

@@ -26,6 +26,7 @@ from ..errors import AdapterError, first_line
 from ..running.modes import learns_prompts, prompts_act
 from ..tuner.names import check_known
 from ..tuner.unchanged import trainable_kept
+from ..wrapped import check_module
 
 State = Callable[[], AbstractContextManager[Any]]
 """What brings a model into a state: a function whose context it is in meanwhile, as [`adapter_state`] gives."""
@@ -45,10 +46,12 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
         A function that gives a context; leaving it restores what acted and what was trainable before.
 
     Raises:
+        ModelError: If it is no model.
         AdapterError: If the model holds no adapter of a name, or some that were put on it by transformers; on
             entering, if they cannot act at once, or if an (IA)³ adapter of PEFT's own is merged into the weights with
             a scale of 0 or nearly, which no division takes out, or any adapter into quantized weights.
     """
+    check_module(model)
     held = getattr(model, "peft_config", {})
     if held and not isinstance(model, PeftModel):
         raise AdapterError(

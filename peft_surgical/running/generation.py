@@ -25,7 +25,7 @@ from ..errors import FactError, NotFiniteError, brief
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
-from ..wrapped import check_no_bridge
+from ..wrapped import check_module, check_no_bridge
 from .at_once import deal
 from .beginnings import MIN_SHARED, all_layers, expanded, keeps_keys_alone, shared_prefix
 from .cache import kept_answers
@@ -96,6 +96,7 @@ def generate_answers(
             the chat template fails or leaves a prompt out, or a logit is not finite.
         ArchitectureError: If the model is no causal language model.
     """
+    check_module(model)
     if isinstance(prompts, str):
         raise FactError(f"prompts are a list of texts; got the text {brief(prompts)}.")
     ids = generate_ids(

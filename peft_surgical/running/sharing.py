@@ -29,7 +29,7 @@ from torch import Tensor, distributed
 
 from ..architectures import decoder_layers
 from ..errors import AdapterError, ModelError, said, tell
-from ..wrapped import is_spread
+from ..wrapped import check_module, is_spread
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -73,10 +73,11 @@ def shard(model: Any) -> None:
         model: A causal language model without adapters, in the memory of the processor; changed in place.
 
     Raises:
-        ModelError: If there is no such group, or the model is sharded already.
+        ModelError: If it is no model, there is no such group, or the model is sharded already.
         AdapterError: If it has adapters.
         ArchitectureError: If it is not known where its decoder layers are.
     """
+    check_module(model)
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ModelError(
             "a model is sharded over the processes of torch's default group, and there is none: start several with"

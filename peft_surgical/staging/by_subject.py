@@ -42,6 +42,7 @@ from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, answer_ids, span
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 from ..tuner.unchanged import base_of, unchanged_on_failure
+from ..wrapped import check_module
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .placeable import check_bare
@@ -101,8 +102,10 @@ def subject_components(model: Any) -> list[str]:
         model: A causal language model.
 
     Raises:
+        ModelError: If it is no model.
         ArchitectureError: If the model's architecture is not known.
     """
+    check_module(model)
     count = max(1, ModelShape.from_config(model.config).n_layers // 3)
     return [f"L{layer}.mlp" for layer in range(count)]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..errors import AdapterError
+from ..wrapped import check_module
 from .layer import layers_by_name
 from .model import SurgicalIA3Model, let_act
 from .names import check_once, names_of
@@ -28,9 +29,11 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
         trainable: Those of `adapters` that get gradients.
 
     Raises:
+        ModelError: If it is no model.
         AdapterError: If the model has no surgical adapter of a name, a name is given twice, a trainable adapter is not
             active, or two of them save the same module whole, of which only one can act.
     """
+    check_module(model)
     adapters, trainable = names_of(adapters), names_of(trainable)
     layers = layers_by_name(model).values()
     known = {name for layer in layers for name in layer.coordinates}

@@ -10,6 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import AdapterError
+from ..wrapped import check_module
 from .layer import SurgicalIA3Layer, layers_by_name
 from .whole import let_whole_act
 
@@ -60,8 +61,10 @@ def unload(model: Any) -> Any:
         The bare model, every weight as it was; it stays frozen.
 
     Raises:
+        ModelError: If it is no model.
         AdapterError: If an adapter is merged into the weights, in which it would stay.
     """
+    check_module(model)
     if isinstance(model, PeftModel) and not isinstance(model.base_model, BaseTuner):
         # What is learned stands before prompts, and nothing on the modules.
         return model.get_base_model()
