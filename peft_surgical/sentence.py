@@ -29,7 +29,7 @@ from .running.modes import evaluating, told_places
 from .staging.by_subject import SubjectRecipe, learn_by_subject
 from .staging.placeable import check_bare
 from .staging.recipe import check_recipe
-from .staging.stage import Stage
+from .staging.stage import Stage, check_config
 from .staging.training import check_finite
 from .staging.training_here import training_here
 from .texts.fact_files import cleaned
@@ -84,6 +84,7 @@ def learn_sentence(
     # Beginnings take seconds, which a model that is refused afterwards would cost for nothing.
     check_recipe(recipe, SubjectRecipe)
     check_seed(seed)
+    check_config(config)
     check_bare(model, "learning by subject")
     plain = without_template(tokenizer)
     fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)

@@ -32,8 +32,8 @@ from .running.suffix import SuffixRunner
 from .staging.origins import check_origin, origin_of
 from .staging.placeable import check_whole
 from .staging.recipe import Recipe, check_recipe
-from .staging.retained import Retained, base_rows, measure_retained
-from .staging.stage import LEARN, UNLEARN, Stage, place_adapter
+from .staging.retained import Retained, base_rows, check_retained, measure_retained
+from .staging.stage import LEARN, UNLEARN, Stage, check_config, place_adapter
 from .staging.trained_rows import check_retain_fits, training_rows
 from .staging.training import train
 from .staging.training_here import training_here, training_only
@@ -101,13 +101,13 @@ def unlearn(
 
     Raises:
         FactError: If `fact` is none, or `retained` was worked out for another one.
-        AdapterError: If the model already has an adapter of that name, or one of another kind, or adapters that are
-            switched off, or those of a PEFT model that is not given.
+        AdapterError: If `config` is no `SurgicalIA3Config`, or the model already has an adapter of that name, or one
+            of another kind, or adapters that are switched off, or those of a PEFT model that is not given.
         SelectionError: If the model does not have the coordinates of `config`.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
             weights that `config` scales are offloaded, the model is wrapped by `torch.compile`,
-            `torch.inference_mode` is on or was so where the model was loaded, or `retained` is from another base,
-            tokenizer or chat template.
+            `torch.inference_mode` is on or was so where the model was loaded, or `retained` is none, or from
+            another base, tokenizer or chat template.
         ArchitectureError: If the model is no causal language model, or `config` names components of a model whose
             architecture is not known, or modules that do not see all tokens of a text, such as experts.
     """
@@ -153,9 +153,9 @@ def learn(
 
     Raises:
         FactError: If `fact` is none, or `retained` was worked out for another one.
-        AdapterError: If there is neither a config nor an active adapter to take one from, or the model has an adapter
-            named `learn`, or adapters of another kind, or adapters that are switched off, or those of a PEFT model
-            that is not given.
+        AdapterError: If `config` is of another kind, there is neither one nor an active adapter to take one from, or
+            the model has an adapter named `learn`, or adapters of another kind, or adapters that are switched off, or
+            those of a PEFT model that is not given.
         SelectionError: As for [`unlearn`].
         ModelError: As for [`unlearn`].
         ArchitectureError: As for [`unlearn`].
@@ -187,6 +187,8 @@ def _stage(
     check_whole(model)
     check_recipe(recipe, Recipe)
     check_seed(seed)
+    check_config(config)
+    check_retained(retained)
     recipe = recipe or RECIPES[name]
     check_alike(stage=name, fact=fact, config=config, recipe=recipe, seed=seed)
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.

@@ -3,14 +3,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from peft_surgical import stages
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
+from peft_surgical.selection import Selection
 from peft_surgical.stacking import stack
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import trained_rows
+from peft_surgical.staging.by_subject import learn_by_subject
 from peft_surgical.staging.retain import retain_prompts
 from peft_surgical.texts.prompts import encode, encode_answer
 from peft_surgical.texts.wording import variants
@@ -277,6 +279,23 @@ def test_what_is_refused():
     with pytest.raises(AdapterError, match=r"has one of type (PeftType\.)?LORA; merge it first"):
         learn(lora, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
     assert fingerprint(lora) == before
+
+
+@pytest.mark.parametrize("learned", [unlearn, learn, learn_by_subject])
+def test_a_config_of_another_kind_is_refused(learned):
+    ia3 = IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"])
+    for wrong, told in ((ia3, "IA3Config"), (["L0.mlp"], r"\['L0"), (Selection(("L0.mlp",)), "Selection")):
+        with pytest.raises(AdapterError, match=rf"^a stage's config must be a SurgicalIA3Config, not {told}.*\.$"):
+            learned(tiny_model("llama"), TOKENIZER, FACT, wrong, progress=False)
+
+
+def test_a_stage_is_neither_what_it_retained_nor_its_model():
+    first = first_stage()
+    match = r"^retained must be what a stage has as its `retained`, not Stage\('unlearn' of a Llama.*\)\.$"
+    with pytest.raises(ModelError, match=match):
+        learn(first.model, TOKENIZER, FACT, retained=first, progress=False)
+    with pytest.raises(ModelError, match=r"not Stage\('unlearn' of .*\); give its model\.$"):
+        learn(first, TOKENIZER, FACT, progress=False)
 
 
 def test_an_idle_adapter_stays_idle():

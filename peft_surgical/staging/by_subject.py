@@ -47,7 +47,7 @@ from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
 from .placeable import check_bare
 from .recipe import TrainingRecord, check_recipe
-from .stage import LEARN, Stage, place_adapter
+from .stage import LEARN, Stage, check_config, place_adapter
 from .subject_texts import NamedRows, texts_to_keep
 from .training import check_finite, endless
 from .training_here import training_here
@@ -140,7 +140,7 @@ def learn_by_subject(
         The stage; its adapter is named `learn`, and it has nothing retained to pass on.
 
     Raises:
-        AdapterError: If the model has adapters already.
+        AdapterError: If the model has adapters already, or `config` is no `SurgicalIA3Config`.
         FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
             model's weights are quantized.
@@ -152,6 +152,7 @@ def learn_by_subject(
     check_fact(fact)
     check_recipe(recipe, SubjectRecipe)
     check_seed(seed)
+    check_config(config)
     recipe, fact = recipe or SubjectRecipe(), fact.training
     check_bare(model, "learning by subject")
     check_causal(model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ..errors import ModelError, brief
 from ..facts import TrainingFact
 from ..profiling import phase
 from ..progress import progress_bar
@@ -73,6 +74,16 @@ class Retained:
     def __repr__(self) -> str:
         # Every token of it would fill pages.
         return f"Retained({len(self.kept.rows)} rows, scales on {len(self.selections)} modules)"
+
+
+def check_retained(retained: object) -> None:
+    """Refuses what no stage has retained, such as the stage itself.
+
+    Raises:
+        ModelError: If it is neither a `Retained` nor None.
+    """
+    if not isinstance(retained, Retained | None):
+        raise ModelError(f"retained must be what a stage has as its `retained`, not {brief(retained)}.")
 
 
 @phase("answers to keep")

@@ -16,7 +16,7 @@ from ..adapters.cards import card_header, card_scales, card_use
 from ..adapters.edits import Edit
 from ..adapters.lineage import after
 from ..adapters.saving import digest_to_save, save_adapter
-from ..errors import AdapterError
+from ..errors import AdapterError, brief
 from ..profiling import phase
 from ..tuner import SurgicalIA3Config
 from ..tuner.unchanged import embeddings_unhooked
@@ -89,6 +89,16 @@ class Stage:
         return {**asdict(self.record), **infinite, "answer": self.answer}
 
 
+def check_config(config: object) -> None:
+    """Refuses what is no configuration of a stage, such as one of PEFT's own adapters.
+
+    Raises:
+        AdapterError: If it is neither a `SurgicalIA3Config` nor None.
+    """
+    if not isinstance(config, SurgicalIA3Config | None):
+        raise AdapterError(f"a stage's config must be a SurgicalIA3Config, not {brief(config)}.")
+
+
 def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, active: Sequence[str]) -> PeftModel:
     """Puts a stage's adapter on a bare model, or beside the surgical adapters that it has.
 
@@ -99,10 +109,11 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
         active: The adapters that act.
 
     Raises:
-        AdapterError: If the name is taken, the model has adapters of another kind, there is no config, or it saves
-            whole modules.
+        AdapterError: If `config` is of another kind, the name is taken, the model has adapters of another kind, there
+            is no config, or it saves whole modules.
         ModelError: If weights that it would scale are offloaded.
     """
+    check_config(config)
     check_free(model, [name])
     if isinstance(model, PeftModel):
         others = [c for c in model.peft_config.values() if not isinstance(c, SurgicalIA3Config)]
