@@ -1,11 +1,15 @@
-"""Answers of models that keep more than keys and values, or count their positions in their own way."""
+"""Answers of models that keep more than keys and values, count their positions in their own way, or cannot be
+run."""
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_surgical import architectures
 from peft_surgical.architectures import Architecture
+from peft_surgical.errors import ModelError
 from peft_surgical.keying.keys import Marked, marked_neurons
 from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.measuring.states import adapter_state
@@ -18,7 +22,7 @@ from .localizing import word_tokenizer
 from .test_beginnings import built
 from .test_generation import BEGIN_ALIKE, ROWS, greedy, stopping_tokenizer
 from .test_suffix import PREFIX, rows, spans_of
-from .tiny import VOCAB
+from .tiny import VOCAB, tiny_model
 
 # They count their positions on from the padding token's id, where nobody tells them any.
 COUNTING = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "data2vec-text": "data2vec_text"}
@@ -122,3 +126,28 @@ def test_unrelated_text_is_read_at_the_places_of_answers():
     measure_retention(model, tokenizer, {"base": adapter_state(model, [])}, text=text, tokens=16)
     assert given
     assert all(places.tolist() == [[*range(places.shape[1])]] for places in given)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_model_that_cannot_be_run_is_told_and_want_of_memory_goes_through(count, monkeypatch):
+    model = tiny_model("llama")
+    prompts = [[3, *range(4, 9 + place)] for place in range(count)]
+    monkeypatch.setattr(model.model.layers[1].mlp, "down_proj", nn.Linear(7, 32))
+    for given in (model, get_peft_model(model, LoraConfig(target_modules=["q_proj"]))):
+        match = r"^the model, a LlamaForCausalLM, cannot be run: mat1 and mat2 shapes cannot be multiplied .*\.$"
+        with pytest.raises(ModelError, match=match):
+            generate_ids(given, word_tokenizer(), prompts)
+    model = tiny_model("llama")
+    with model.model.layers[1].register_forward_pre_hook(without_memory):
+        with pytest.raises(torch.OutOfMemoryError):
+            generate_ids(model, word_tokenizer(), prompts)
+
+
+def without_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_what_fails_though_the_model_runs_is_no_fault_of_the_model(monkeypatch):
+    monkeypatch.setattr(tiny := tiny_model("llama"), "generate", None)
+    with pytest.raises(TypeError):
+        generate_ids(tiny, word_tokenizer(), [[3, 4, 5]])

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..architectures import check_causal
 from ..counts import check_counts
-from ..errors import FactError, NotFiniteError, brief
+from ..errors import FactError, ModelError, NotFiniteError, SurgicalError, brief, first_line
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
@@ -45,7 +46,7 @@ from .modes import (
 from .overlapping import Changes
 from .precision import own_forwards
 from .replicas import Replica, replicate
-from .sharing import check_alike, check_shareable, merged, share
+from .sharing import check_alike, check_shareable, is_run_together, merged, share
 
 Item = TypeVar("Item")
 
@@ -93,7 +94,7 @@ def generate_answers(
         FactError: If a prompt gives no token, or the prompts are a single text.
         AdapterError: If the last adapter of a PEFT model was deleted.
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
-            the chat template fails or leaves a prompt out, or a logit is not finite.
+            the chat template fails or leaves a prompt out, the model cannot be run, or a logit is not finite.
         ArchitectureError: If the model is no causal language model.
     """
     check_module(model)
@@ -129,7 +130,7 @@ def generate_ids(
 
     Raises:
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
-            or a logit is not finite.
+            the model cannot be run, or a logit is not finite.
         ArchitectureError: If the model is no causal language model.
     """
     check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -149,12 +150,34 @@ def generate_ids(
     )
     settings = {"batch_size": batch_size, **{name: getattr(config, name) for name in _DECIDE}}
     with own_forwards(model):
-        return kept_answers(
-            model,
-            prompts,
-            settings,
-            lambda: _generate(model, prompts, config, batch_size, progress, description),
-        )
+        try:
+            return kept_answers(
+                model,
+                prompts,
+                settings,
+                lambda: _generate(model, prompts, config, batch_size, progress, description),
+            )
+        except Exception as error:
+            _check_runs(model, prompts, error)
+            raise
+
+
+def _check_runs(model: Any, prompts: Sequence[Sequence[int]], error: Exception) -> None:
+    """Tells of a model that cannot be run, once answering has failed: whose fault the error is shows in a plain pass.
+
+    Raises:
+        ModelError: If that fails, too, and not for want of memory.
+    """
+    # A pass that processes run together waits for all of them, and the others may have gone on.
+    if isinstance(error, SurgicalError) or should_reduce_batch_size(error) or not prompts or is_run_together(model):
+        return
+    try:
+        with evaluating(model):
+            model(input_ids=torch.tensor([list(prompts[0])], device=input_device(model)))
+    except Exception as fault:
+        if not should_reduce_batch_size(fault):
+            kind = type(base_model_of(model)).__name__
+            raise ModelError(f"the model, a {kind}, cannot be run: {first_line(fault)}.") from fault
 
 
 def ends_of(model: Any, tokenizer: Any) -> list[int]:
