@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .adapters.bases import note_revision, note_source
 from .errors import ModelError, brief, first_line
+from .loading.damage import damaged
 from .loading.demo import MODEL_ID, demo_folder
 from .loading.padding import lend_padding
 from .loading.pickles import no_pickles
@@ -82,7 +83,8 @@ def load_model(
             raise ModelError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.") from error
         raise ModelError(f"the model {name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
-        reason = _reason(error)
+        here = None if is_gguf or not os.path.isdir(source) else damaged(Path(source))
+        reason = here or _reason(error)
         # The name of a folder, mistyped, is taken for a hub id; the hub's client goes on with advice of its own.
         unreached = "connect" in reason and not Path(source).is_dir()
         if unreached or reason.startswith("Repo id"):
