@@ -10,6 +10,7 @@ import pytest
 from peft_surgical.errors import OutputError
 from peft_surgical.writing.claims import claimed
 from peft_surgical.writing.files import atomic_directory
+from peft_surgical.writing.inputs import check_inputs_stay
 
 from .command_line import written
 
@@ -138,6 +139,22 @@ def test_what_a_killed_run_left_is_removed_when_overwriting_is_allowed(tmp_path)
     assert len(written(tmp_path)) == 5
     with claimed(tmp_path, overwrite=True):
         assert written(tmp_path) == [".mine", ".mine.partial"]
+
+
+@pytest.mark.parametrize("entered", [claimed, atomic_directory])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the folder that a process works in")
+def test_the_current_folder_may_be_gone(entered, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with entered(tmp_path / "there") as folder:
+        (folder / "kept").write_text("1")
+    assert written(tmp_path / "there") == ["kept"]
+    with pytest.raises(OutputError, match=r"^the current folder is gone; name the output by its whole path\.$"):
+        entered("out").__enter__()
+    with pytest.raises(OutputError, match=r"^the current folder is gone; name the output by its whole path\.$"):
+        check_inputs_stay("out", [tmp_path])
 
 
 def test_what_another_run_is_writing_inside_stays_when_overwriting_is_allowed(tmp_path):

@@ -109,8 +109,17 @@ def same_model(one: str, other: str) -> bool:
         return True
     if all("/" in name and hub_id(name) for name in (one, other)):
         return False
-    first, second = (os.path.basename(os.path.abspath(name)).lower() for name in (one, other))
+    first, second = map(_folder_name, (one, other))
     return first == second or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+
+
+def _folder_name(name: str) -> str:
+    try:
+        name = os.path.abspath(name)
+    except FileNotFoundError:
+        # The current folder is gone, which says nothing of a name that does not begin there.
+        name = os.path.normpath(name)
+    return os.path.basename(name).lower()
 
 
 def warn_of_another_base(

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError, brief
-from .files import as_output_error, check_output, remove_abandoned
+from .files import as_output_error, check_output, remove_abandoned, whole_path
 from .locks import lock
 
 
@@ -33,11 +33,12 @@ def claimed(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterato
         The folder.
 
     Raises:
-        OutputError: If it cannot be made, holds something while `overwrite` is false, or another run has claimed it.
+        OutputError: If it cannot be made, begins at the current folder while that is gone, holds something while
+            `overwrite` is false, or another run has claimed it.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OutputError(f"the output must be the path of a folder, not {brief(path)}.")
-    path = Path(os.path.abspath(path))
+    path = whole_path(path)
     check_output(path, overwrite=overwrite)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     # Not in the block that tidies up: while another run holds the folder, it is not ours to remove.

@@ -65,6 +65,18 @@ def as_output_error(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
+def whole_path(path: str | os.PathLike[str]) -> Path:
+    """The whole path of an output.
+
+    Raises:
+        OutputError: If it begins at the current folder, and that was removed.
+    """
+    try:
+        return Path(os.path.abspath(path))
+    except FileNotFoundError as error:
+        raise OutputError("the current folder is gone; name the output by its whole path.") from error
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` as UTF-8 to `path`, see [`write_bytes`]."""
     write_bytes(path, text.encode("utf-8"))
@@ -169,11 +181,14 @@ def atomic_directory(
         OutputError: If `path` is in the way or its parent cannot be written, or if replacing it would take away the
             folder somebody works in, or one that holds something else.
     """
-    path = Path(os.path.abspath(path))
+    path = whole_path(path)
     check_output(path, overwrite=overwrite, content=content)
     if path.is_symlink() and not (path.is_dir() and any(path.iterdir())):
         path = Path(os.path.realpath(path))
-    used = (Path.cwd(), Path(os.path.expanduser("~")))
+    used = [Path(os.path.expanduser("~"))]
+    # Somebody may have removed the folder that this process works in.
+    with suppress(FileNotFoundError):
+        used.append(Path.cwd())
     if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in used):
         raise OutputError(f"the output {path} holds the current or the home folder; name a folder inside it.")
     with as_output_error(path):

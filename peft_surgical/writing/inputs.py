@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from .files import whole_path
 
 
 def check_inputs_stay(out: str | os.PathLike[str], inputs: Iterable[Any]) -> None:
@@ -18,9 +19,9 @@ def check_inputs_stay(out: str | os.PathLike[str], inputs: Iterable[Any]) -> Non
         inputs: What is read. Only what is a path on this machine counts: not a hub id, nor an adapter in memory.
 
     Raises:
-        OutputError: For the first such input.
+        OutputError: For the first such input, or if `out` begins at the current folder, which is gone.
     """
-    place = _real(out)
+    place = _real(whole_path(out))
     for given in inputs:
         if not isinstance(given, (str, os.PathLike)) or not os.path.lexists(os.path.expanduser(given)):
             continue
