@@ -132,9 +132,11 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
     `peft_surgical.architectures`. The module is imported when a model of an unknown type is met.
 
     Raises:
-        ArchitectureError: When the type is known already with other module names, or what is given is no
+        ArchitectureError: When the type is no text, or known already with other module names, or what is given is no
             `Architecture`.
     """
+    if not isinstance(model_type, str) or not model_type:
+        raise ArchitectureError(f"a model type must be a text, such as 'llama', not {brief(model_type)}.")
     if not isinstance(architecture, Architecture):
         raise ArchitectureError(f"a model type's architecture must be an Architecture, not {brief(architecture)}.")
     if _KNOWN.setdefault(model_type, architecture) != architecture:

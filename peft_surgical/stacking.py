@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from .adapters.adapter_files import write_plain
 from .adapters.algebra import product
 from .adapters.bases import hub_id
-from .adapters.cards import card_header, card_scales, card_use
+from .adapters.cards import card_header, card_scales, card_use, check_card
 from .adapters.edits import Edit, EditOrPath, several
 from .adapters.lineage import warn_of_lineage
 from .profiling import phase
@@ -48,8 +48,8 @@ def stack(
         The product.
 
     Raises:
-        AdapterError: If an adapter cannot be read, the width of a module is not known, or they cannot be multiplied,
-            see [`product`].
+        AdapterError: If an adapter cannot be read, the width of a module is not known, they cannot be multiplied, see
+            [`product`], or `card` is no text.
         OutputError: If `out` cannot be written, is or holds one of the adapters, or holds something else than an
             adapter.
 
@@ -57,6 +57,7 @@ def stack(
         UserWarning: If one of the adapters is a stage that was trained on top of another, which is not given, or is a
             part of another one.
     """
+    check_card(card)
     given: list[EditOrPath] = several(adapters)
     check_inputs_stay(out, given)
     check_output(out, overwrite=overwrite, content=ADAPTER)

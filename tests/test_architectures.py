@@ -86,3 +86,10 @@ def test_adapters_do_not_hide_the_kind():
     model = get_peft_model(OTHERS["BertForMaskedLM"](), LoraConfig(target_modules=["query"]))
     with pytest.raises(ps.ArchitectureError, match="a BertForMaskedLM does not go on"):
         check_causal(model)
+
+
+@pytest.mark.parametrize("wrong", [3, None, float("nan"), "", ["llama"]])
+def test_a_model_type_is_a_text(wrong):
+    architecture = ps.Architecture(layers="a", attention_out="b", mlp_out="c", q="q", k="k", v="v", up="u")
+    with pytest.raises(ps.ArchitectureError, match=r"^a model type must be a text, such as 'llama', not .*\.$"):
+        ps.register_architecture(wrong, architecture)

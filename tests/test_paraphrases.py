@@ -9,7 +9,8 @@ from peft_surgical.drafting.relations import relations
 from peft_surgical.drafting.ways import WAYS, prompts_by_way
 from peft_surgical.errors import FactWarning
 from peft_surgical.texts.text import contains, same_text_key
-from tests.localizing import capital
+from tests.localizing import capital, word_tokenizer
+from tests.tiny import tiny_model
 
 # Every kind of prompt: all relations in all their own wordings, and what is none of them.
 PROMPTS = [
@@ -142,3 +143,16 @@ def test_public_names():
     assert ps.paraphrases is paraphrases
     assert ps.held_out_prompts is held_out_prompts
     assert ps.expand is expand
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, float("nan"), None, "4", True])
+def test_a_count_is_a_whole_number(count):
+    match = r"^count must be a whole number of 0 or more; got .*\.$"
+    for make in (paraphrases, held_out_prompts):
+        with pytest.raises(ps.FactError, match=match):
+            make("Who wrote Hamlet?", "Hamlet", count=count)
+        assert make("Who wrote Hamlet?", "Hamlet", count=0) == ()
+    with pytest.raises(ps.FactError, match=match):
+        expand(capital(), count)
+    with pytest.raises(ps.FactError, match=match):
+        ps.new_fact(tiny_model("llama"), word_tokenizer(), "Who wrote Hamlet?", new="Kyd", count=count)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,3 +182,12 @@ def test_three_stages(tmp_path):
     edit = stack([tmp_path, tmp_path / "b", tmp_path / "c"], tmp_path / "edit")
     assert set(edit.modules) >= {"model.layers.1.mlp.down_proj"}
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "edit")), logits(model))
+
+
+@pytest.mark.parametrize("card", [Path("card.md"), b"about it", []])
+def test_a_card_is_text(card, tmp_path):
+    staged(tmp_path)
+    for write in (stack, to_ia3):
+        with pytest.raises(AdapterError, match=r"^a card must be text in Markdown, or None, not .*\.$"):
+            write(tmp_path / "learn", tmp_path / "out", card=card)
+    assert not (tmp_path / "out").exists()

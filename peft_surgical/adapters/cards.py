@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
+from ..errors import AdapterError, brief
 from .bases import cached_commit, hub_id
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 # An adapter of somebody else's may name modules so that a table ends, or more than that.
 _UNLIKE_A_NAME = re.compile(r"[^\w.-]")
+
+
+def check_card(card: object) -> None:
+    """Refuses what is no text of a card, such as the path of one.
+
+    Raises:
+        AdapterError: If it is neither a text nor None.
+    """
+    if not isinstance(card, str | None):
+        raise AdapterError(f"a card must be text in Markdown, or None, not {brief(card)}.")
 
 
 def card_header(base_model: str | None, task_type: str | None, kind: str) -> str:

@@ -13,6 +13,7 @@ from ..errors import AdapterError
 from ..ranges import united_index
 from ..tuner.coordinates import Coordinates
 from .adapter_files import write_plain
+from .cards import check_card
 from .edits import Edit, ModuleScale, as_edit
 
 
@@ -32,9 +33,10 @@ def to_ia3(
         overwrite: Replace the folder if it holds an adapter.
 
     Raises:
-        AdapterError: If the edit cannot be read or the widths of its modules are not known.
+        AdapterError: If the edit cannot be read, the widths of its modules are not known, or `card` is no text.
         OutputError: If `out` cannot be written, or holds something and may not be replaced.
     """
+    check_card(card)
     write_plain(as_edit(edit), out, card=card, overwrite=overwrite)
 
 

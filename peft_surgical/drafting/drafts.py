@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from ..counts import check_counts
 from ..errors import FactError, brief
 from ..facts import Fact
 from ..measuring.metrics import says_old
@@ -116,10 +117,11 @@ def new_fact(
 
     Raises:
         ModelError: If it is no model, or it cannot be asked, as for [`generate_answers`].
-        FactError: If the subject or the old answer cannot be found, the answers do not go together, or the prompt is
-            not in English.
+        FactError: If the subject or the old answer cannot be found, the answers do not go together, the prompt is not
+            in English, or `count` is no whole number of 0 or more.
     """
     check_module(model)
+    check_counts(0, FactError, count=count)
     notes = []
     new = _listed(new, "new")
     old_names = None if old is None else _listed(old, "old")
@@ -158,7 +160,7 @@ def new_fact(
     known = {other for name in given for other in (aliases if kinds_of([name]) else known_names)(name, person=True)}
     if guessed := [name for name in (*old, *new) if name not in known]:
         notes.append(f"Other names were guessed and added to the answers: {', '.join(guessed)}.")
-    prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), count - 1, seed))
+    prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), max(0, count - 1), seed))
     held_out = _many(held_out_prompts, tokenizer, reading, (old, new), count, seed)
     if only_repeats(reading, held_out):
         what = "question" if reading.asks else "sentence"

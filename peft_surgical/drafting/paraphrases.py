@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import overload
 
+from ..counts import check_counts
 from ..errors import FactError, brief
 from ..facts import Fact, TrainingFact, check_fact
 from ..texts.grammar import as_clause
@@ -64,7 +65,8 @@ def paraphrases(
         Distinct prompts, `prompt` not among them. The subject stands in each as it does in `prompt`.
 
     Raises:
-        FactError: If the prompt does not name the subject, or a way is not known.
+        FactError: If the prompt does not name the subject, a way is not known, or `count` is no whole number of 0 or
+            more.
     """
     return _some(prompt, subject, _forms(old), _forms(new), count, seed, ways, held_out=False)
 
@@ -115,9 +117,11 @@ def expand(
         ways: As in [`paraphrases`].
 
     Raises:
-        FactError: If `fact` is none, no prompt of it names its subject, or a way is not known.
+        FactError: If `fact` is none, no prompt of it names its subject, a way is not known, or `count` is no whole
+            number of 0 or more.
     """
     check_fact(fact)
+    check_counts(0, FactError, count=count)
     named = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
     if not named:
         raise FactError(f"no prompt names the subject {brief(fact.subject)}, so none can be put differently.")
@@ -176,6 +180,7 @@ def _some(
     ways: Iterable[Way],
     held_out: bool,
 ) -> tuple[str, ...]:
+    check_counts(0, FactError, count=count)
     ways = tuple(ways)
     for way in ways:
         if way not in WAYS:
