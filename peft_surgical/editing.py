@@ -152,7 +152,7 @@ def edit(
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
-    check_alike(fact=fact, out=str(out), seed=seed)
+    check_alike(model=model, fact=fact, out=str(out), seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         claim.enter_context(kept_beside(out))

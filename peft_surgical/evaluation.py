@@ -36,6 +36,7 @@ from .profiling import phase
 from .report import Report
 from .running.generation import MAX_NEW_TOKENS, generate_answers
 from .running.precision import without_autocast
+from .running.sharing import check_alike
 from .texts.prompts import has_chat_template
 from .wrapped import check_unwrapped
 
@@ -110,6 +111,7 @@ def evaluate(
     _check_json(selection=selection, settings=settings, seconds=seconds)
     check_unwrapped(model)
     check_causal(model)
+    check_alike(model=model, fact=fact, seed=seed)
     if states is None:
         states = {"base": nullcontext}
         if adapters_act(model):

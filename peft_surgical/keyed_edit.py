@@ -84,7 +84,7 @@ def edit_keyed(
     told = in_sentences(fact, tokenizer)
     check_fact_fits(model.config, tokenizer, told, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = list(output_projections(model, keyed_layers(model) if layers is None else layers).values())
-    check_alike(fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
+    check_alike(model=model, fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
     with unchanged_on_failure(model), ExitStack() as claim:
         folder = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         claim.enter_context(kept_beside(folder))

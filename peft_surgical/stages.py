@@ -190,7 +190,7 @@ def _stage(
     check_config(config)
     check_retained(retained)
     recipe = recipe or RECIPES[name]
-    check_alike(stage=name, fact=fact, config=config, recipe=recipe, seed=seed)
+    check_alike(model=model, stage=name, fact=fact, config=config, recipe=recipe, seed=seed)
     # Before the model gets an adapter, so that a fact that cannot be used leaves none behind.
     _, fact_rows = training_rows(model, tokenizer, fact, recipe, answer)
     origin = origin_of(model, tokenizer, fact)

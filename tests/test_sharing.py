@@ -39,6 +39,7 @@ TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
 PRIMITIVES = """
 import torch
 from accelerate import PartialState
+from peft import LoraConfig, get_peft_model
 from peft_surgical.errors import ModelError, OutputError
 from peft_surgical.running.sharing import add_up, by_main, check_alike, is_main, merged, processes, share, shared_work
 from peft_surgical.tuner import SurgicalIA3Config
@@ -66,6 +67,20 @@ with shared_work():
     except OutputError as error:
         assert str(error) == "the disk is full."
     check_alike(seed=0, config=SurgicalIA3Config(components=["L0.mlp"], modules_to_save=set("abcdefgh")))
+    torch.manual_seed(0)
+    alike, wide, other = (torch.nn.Linear(3, 2) for _ in range(3))
+    adapted = get_peft_model(torch.nn.Sequential(alike), LoraConfig(target_modules=["0"]))
+    torch.manual_seed(rank)
+    torch.nn.init.normal_(adapted.base_model.model[0].lora_B["default"].weight)
+    check_alike(model=adapted)
+    wide.to(torch.float64 if rank else torch.float32)
+    other.weight.data[1, 2] += 1e-6 * rank
+    for model in (wide, other, get_peft_model(torch.nn.Sequential(other), LoraConfig(target_modules=["0"]))):
+        try:
+            check_alike(model=model)
+            raise AssertionError
+        except ModelError as error:
+            assert str(error).endswith("differ in: model.")
     for given in ({"seed": rank}, {"seed": 0, "recipe": [{rank}]}):
         try:
             check_alike(**given)

@@ -100,6 +100,8 @@ def generate_answers(
     check_module(model)
     if isinstance(prompts, str):
         raise FactError(f"prompts are a list of texts; got the text {brief(prompts)}.")
+    # Here, and not for every use of token ids within this package, since all weights are read.
+    check_alike(model=model)
     ids = generate_ids(
         model,
         tokenizer,

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from ..architectures import decoder_layers
 from ..errors import AdapterError, ModelError, said, tell
@@ -37,6 +37,10 @@ Value = TypeVar("Value")
 # Whether files are written by the first process alone, and whether each process runs its own rows.
 _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 _ROWS: ContextVar[bool] = ContextVar("rows", default=False)
+
+# By the bytes of a weight: integers as wide. And so many are summed at once, since torch widens them to sum them.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_AT_ONCE = 2**24
 
 
 @contextmanager
@@ -128,13 +132,14 @@ def check_alike(**given: Any) -> None:
 
     Args:
         **given: What each was given, by what it is called in the message; told apart by its `repr`, sets by what they
-            hold.
+            hold, models by the dtypes and weights of their bases.
 
     Raises:
         ModelError: In all of them, if one was given something else.
     """
-    if not _TOGETHER.get():
+    if not _TOGETHER.get() or distributed.get_world_size() == 1:
         return
+    given = {name: _weights(value) if isinstance(value, nn.Module) else value for name, value in given.items()}
     own = {name: hashlib.blake2b(_ordered_repr(value).encode()).hexdigest() for name, value in given.items()}
     every: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(every, own)
@@ -145,6 +150,27 @@ def check_alike(**given: Any) -> None:
         )
         tell(error, by_first=not is_main())
         raise error
+
+
+def _weights(model: nn.Module) -> list[tuple[str, torch.dtype, tuple[int, ...], int | None]]:
+    """What tells the base of a model from another, without adapters: what they hold is what training made of it."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    of_bases = {id(parameter) for layer in layers for parameter in layer.get_base_layer().parameters()}
+    of_adapters = {id(parameter) for layer in layers for parameter in layer.parameters()} - of_bases
+    return [
+        (name, parameter.dtype, tuple(parameter.shape), _sum_of_bits(parameter))
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in of_adapters
+    ]
+
+
+def _sum_of_bits(parameter: Tensor) -> int | None:
+    """A sum that is the same in whatever order it is taken; None where weights are not at hand or are no numbers."""
+    if parameter.is_meta or is_spread(parameter) or not parameter.is_floating_point():
+        return None
+    bits = parameter.detach().contiguous().view(_BITS[parameter.element_size()]).reshape(-1)
+    sums: list[int] = [int(part.sum(dtype=torch.int64)) for part in bits.split(_AT_ONCE)]
+    return sum(sums)
 
 
 def _ordered_repr(value: Any) -> str:
