@@ -11,6 +11,7 @@ from peft_surgical.adapters.algebra import power, product
 from peft_surgical.adapters.edits import ModuleScale
 from peft_surgical.architectures import output_projections
 from peft_surgical.keying.keys import Marked, moments
+from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.sentence import sample_contexts
 from peft_surgical.staging.curvature import Metric, _generator, _signs
 from peft_surgical.texts.prompts import EncodedAnswer
@@ -126,3 +127,12 @@ def test_a_stage_is_trained_alike():
 
     plain, there = both(taught, planted)
     assert all(torch.equal(delta, there[name]) for name, delta in plain.items())
+
+
+def test_the_old_answer_is_relearned_alike():
+    def answers(model):
+        with relearned_state(model, TOKENIZER, capital(), [], 2, learning_rate=1e-2)():
+            return model(torch.tensor([[3, 4, 5]], device="cpu")).logits
+
+    plain, there = both(answers, planted)
+    assert torch.equal(plain, there)

@@ -37,6 +37,7 @@ from ..errors import ModelError
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.modes import base_model_of
+from ..running.precision import without_autocast
 from ..seeding import seeded
 from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
@@ -214,7 +215,9 @@ class _LinearLora(LoraModel):
 
 def _relearn(model: Any, adapters: Sequence[str], relearning: Relearning, progress: bool) -> _LinearLora:
     """Trained LoRA on a plain view of the model: the model's own weights are below it and are not written to."""
-    with trainable_kept(model.parameters()):
+    # What is made anew, Adam's counts too, is made where it is without a default device. And what is trained under
+    # somebody's autocast would be kept for states that are entered without.
+    with trainable_kept(model.parameters()), torch.device("cpu"), without_autocast(model):
         # A state may be entered where nobody wants gradients.
         with seeded(relearning.seed, model.device), torch.inference_mode(False), torch.enable_grad():
             config = LoraConfig(r=relearning.rank, lora_alpha=relearning.rank)
@@ -275,7 +278,12 @@ def _fine_tune(learned: _LinearLora, relearning: Relearning, progress: bool) -> 
             adam.zero_grad()
             loss = learned(**batch, use_cache=False).loss
             if not loss.isfinite():
-                raise ModelError(f"relearning meets a loss that is not finite in {learned.dtype}; use float32.")
+                raise ModelError(_not_finite(learned.dtype))
             loss.backward()
             adam.step()
             bar.update(1)
+
+
+def _not_finite(dtype: torch.dtype) -> str:
+    better = "give a smaller learning_rate" if dtype == torch.float32 else "use float32"
+    return f"relearning meets a loss that is not finite in {dtype}; {better}."
