@@ -103,7 +103,7 @@ def unlearn(
         FactError: If `fact` is none, or `retained` was worked out for another one.
         AdapterError: If `config` is no `SurgicalIA3Config`, or the model already has an adapter of that name, or one
             of another kind, or adapters that are switched off, or those of a PEFT model that is not given.
-        SelectionError: If the model does not have the coordinates of `config`.
+        SelectionError: If the model does not have the coordinates of `config`, or they are the output head's.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
             weights that `config` scales are offloaded, the model is wrapped by `torch.compile`,
             `torch.inference_mode` is on or was so where the model was loaded, or `retained` is none, or from

@@ -51,7 +51,7 @@ def test_each_row_has_the_gradient_that_it_has_alone(family, frozen):
             parameter.uniform_(-0.3, 0.3)
     rows = task.facts
     runner = task.runner.unshared()
-    with _row_gradients(layers, ADAPTER) as found:
+    with _row_gradients(task.model, layers, ADAPTER) as found:
         found.rows, found.tokens = len(rows), max(len(row.ids) for row in rows)
         runner.logits(range(len(rows)), [span(row) for row in rows]).logsumexp(-1).sum().backward()
     assert sorted(found.gradients) == list(range(len(layers)))
@@ -271,9 +271,9 @@ def test_logits_that_are_not_finite_are_refused(value, monkeypatch):
 def test_tokens_that_are_not_laid_out_by_rows_are_refused():
     task = Task()
     layers = layers_of(task)
-    with _row_gradients(layers, ADAPTER) as found:
+    with _row_gradients(task.model, layers, ADAPTER) as found:
         found.rows, found.tokens = 2, 5
-        with pytest.raises(ArchitectureError, match="token by token"):
+        with pytest.raises(ArchitectureError, match=r"; model\.layers\.\d\.[a-z_.]+ does not, .* token by token"):
             layers[0].apply_scale(torch.ones(7, layers[0].width), [ADAPTER])
 
 

@@ -2,9 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from peft import get_peft_model
 
-from peft_surgical.errors import AdapterError
+from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.stages import learn, unlearn
+from peft_surgical.tuner import SurgicalIA3Config
 
 from .adapters import deltas
 from .conftest import fingerprint
@@ -29,6 +31,27 @@ def test_whole_modules_are_refused_since_they_would_not_be_trained(stage):
     with pytest.raises(AdapterError, match="trains scales only"):
         stage(model, TOKENIZER, FACT, config(modules_to_save=["lm_head"]), recipe=RECIPE, progress=False)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("stage", [unlearn, learn])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_the_output_head_is_refused(stage, family, side):
+    model = tiny_model(family)
+    before = fingerprint(model)
+    given = SurgicalIA3Config(selections={"lm_head": {"side": side, "ranges": [[0, 16]]}}, task_type="CAUSAL_LM")
+    with pytest.raises(SelectionError, match="below the output head; leave lm_head out of the selection"):
+        stage(model, TOKENIZER, FACT, given, recipe=RECIPE, progress=False)
+    assert fingerprint(model) == before
+
+
+def test_a_stage_trains_below_a_head_that_an_earlier_adapter_scales():
+    given = SurgicalIA3Config(selections={"lm_head": {"side": "input", "ranges": [[0, 16]]}}, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model("llama"), given)
+    with pytest.raises(SelectionError, match="leave lm_head out"):
+        learn(model, TOKENIZER, FACT, recipe=RECIPE, progress=False)
+    stage = learn(model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
+    assert stage.before == ("default",)
 
 
 def test_a_stage_tells_what_its_training_reached():

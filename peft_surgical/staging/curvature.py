@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float, Float64, Int8, Num
 from torch import Tensor, nn
 
+from ..adapters.scale_files import PREFIX
 from ..errors import ArchitectureError, ModelError
 from ..running.at_once import deal
 from ..running.freed import release_freed
@@ -161,7 +162,7 @@ def measure_curvature(
     parameters = [layer.surgical_ia3_delta[adapter] for layer in layers]
 
     def watching(replica: Replica) -> AbstractContextManager[RowGradients]:
-        return _row_gradients([replica.twin(layer) for layer in layers], adapter)
+        return _row_gradients(replica.model, [replica.twin(layer) for layer in layers], adapter)
 
     return sample_curvature(runner, parameters, watching, indices, rows, **options)
 
@@ -294,7 +295,7 @@ class RowGradients:
 
 
 @contextmanager
-def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[RowGradients]:
+def _row_gradients(model: nn.Module, layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator[RowGradients]:
     """Collects, in a backward pass, each row's own gradient with respect to each scale: activation times slope, summed
     over the row's tokens.
 
@@ -315,9 +316,10 @@ def _row_gradients(layers: Sequence[SurgicalIA3Layer], adapter: str) -> Iterator
             scaled = plain(x, names)
             if scaled.requires_grad:
                 if x.numel() != found.rows * found.tokens * layer.width:
+                    name = next(name for name, module in model.named_modules() if module is layer)
                     raise ArchitectureError(
-                        "a stage trains on modules that see all tokens of a text; this model sends them there token by"
-                        " token."
+                        f"a stage trains on modules that see all tokens of a text; {name.removeprefix(PREFIX)} does"
+                        " not, as this model sends them there token by token."
                     )
 
                 def keep(slope: Tensor) -> None:

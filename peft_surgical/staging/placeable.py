@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..errors import AdapterError, ModelError
+from ..errors import AdapterError, ModelError, SelectionError
 from ..running.sharing import is_sharded
 from ..wrapped import check_unwrapped
 
@@ -87,3 +87,22 @@ def check_at_hand(model: Any, names: Iterable[str]) -> None:
     for name in names:
         if name in modules and any(parameter.is_meta for parameter in modules[name].parameters()):
             raise ModelError(f"{name} has no weights at hand to train an adapter on: they are offloaded.")
+
+
+def check_below_head(model: Any, names: Iterable[str]) -> None:
+    """Refuses the output head: a stage runs it apart, on the tokens alone whose predictions are read.
+
+    Args:
+        model: The model, bare or with adapters.
+        names: The modules' names. One that the model does not have is passed over.
+
+    Raises:
+        SelectionError: If one of them is the head or a part of it.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings()
+    if head is None:
+        return
+    parts, modules = {id(part) for part in head.modules()}, dict(base.named_modules(remove_duplicate=False))
+    if (name := next((name for name in names if id(modules.get(name)) in parts), None)) is not None:
+        raise SelectionError(f"a stage trains on what lies below the output head; leave {name} out of the selection.")

@@ -20,7 +20,7 @@ from ..errors import AdapterError, brief
 from ..profiling import phase
 from ..tuner import SurgicalIA3Config
 from ..tuner.unchanged import embeddings_unhooked
-from .placeable import check_at_hand, check_free
+from .placeable import check_at_hand, check_below_head, check_free
 from .recipe import TrainingRecord
 from .retained import Retained
 
@@ -111,6 +111,7 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
     Raises:
         AdapterError: If `config` is of another kind, the name is taken, the model has adapters of another kind, there
             is no config, or it saves whole modules.
+        SelectionError: If it would scale the output head.
         ModelError: If weights that it would scale are offloaded.
     """
     check_config(config)
@@ -135,6 +136,7 @@ def place_adapter(model: Any, name: str, config: SurgicalIA3Config | None, activ
     own.init_weights = True
     own.revision = own.revision or revision_of(model)
     own.resolve(model.config)
+    check_below_head(model, own.selections or {})
     check_at_hand(model, own.selections or {})
     if isinstance(model, PeftModel):
         # `get_peft_model` notes the base in a configuration, and `add_adapter` does not.
