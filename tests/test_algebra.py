@@ -189,7 +189,7 @@ def test_an_edit_without_scales_is_refused(tmp_path):
             make(Edit({}), tmp_path / "out")
 
 
-@pytest.mark.parametrize("t", ["half", None, [1]])
+@pytest.mark.parametrize("t", ["half", None, [1], 10**400], ids=["text", "none", "list", "huge"])
 def test_a_power_is_a_number(t):
     with pytest.raises(AdapterError, match="the power of an edit must be a finite number, got "):
         power(edit([2.0, 1.0]), t)

@@ -82,7 +82,7 @@ def power(edit: EditOrPath, t: float | int) -> Edit:
     edit, given = as_edit(edit), t
     try:
         t = float(t)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         t = math.nan
     if not math.isfinite(t):
         raise AdapterError(f"the power of an edit must be a finite number, got {brief(given)}.")
