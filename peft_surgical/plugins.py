@@ -210,11 +210,11 @@ def _add(plugin: Any, distribution: str, modules: list[Any], found: dict[str, In
 def _register(
     new: dict[str, Installed], taken: Mapping[str, Installed], distribution: str, name: str, scorer: Scorer
 ) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise ScorerError(f"a scorer's name consists of letters, digits and underscores, unlike {name!r}.")
     owner = taken.get(name) or new.get(name)
     if owner is not None:
         raise ScorerError(f"the scorer name {name!r} is taken by {owner.distribution}.")
-    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
-        raise ScorerError(f"a scorer's name consists of letters, digits and underscores, unlike {name!r}.")
     if not callable(scorer):
         raise ScorerError(f"the scorer {name!r} is not a function.")
     parameters = list(inspect.signature(scorer).parameters.values())

@@ -70,6 +70,13 @@ def misspelled():
     return plugin
 
 
+def listed():
+    plugin = ModuleType("listed")
+    plugin.register_scorers = hookimpl(lambda register: register(["x"], good))
+    plugin.register_scorers.__name__ = "register_scorers"
+    return plugin
+
+
 def wrong_arguments():
     plugin = ModuleType("wrong_arguments")
 
@@ -155,6 +162,7 @@ def test_a_plugins_scorer_is_listed_with_its_distribution(install):
         (module(attribution=good), "the scorer name 'attribution' is taken by peft-surgical"),
         (module(another=good, random=good), "the scorer name 'random' is taken"),
         (module(**{"a b": good}), "letters, digits and underscores"),
+        (listed(), "letters, digits and underscores, unlike ['x']"),
         (module(number=3), "is not a function"),
         (module(needs=lambda context, *, option: {}), "options only with a default"),
         (module(where=lambda context, *, sites="": {}), "the scorer 'where' has an option 'sites'"),
