@@ -14,6 +14,7 @@ def test_spec_round_trip():
     spec = {"side": "input", "ranges": [[0, 4], [8, 9]]}
     coordinates = Coordinates.from_spec("m", spec)
     assert coordinates.to_spec() == spec
+    assert Coordinates.from_spec("m", coordinates) == coordinates
     assert (coordinates.n, coordinates.stop) == (5, 9)
     assert coordinates.index().tolist() == [0, 1, 2, 3, 8]
 
@@ -34,6 +35,8 @@ def test_spec_round_trip():
         ({"side": "input", "ranges": [[-1, 3]]}, r"got \[-1, 3\]"),
         ({"side": "input", "ranges": [[4, 6], [0, 2]]}, r"\[0, 2\] begins before 6"),
         ({"side": "input", "ranges": [[0, 4], [3, 6]]}, r"\[3, 6\] begins before 4"),
+        (Coordinates("left", ((0, 1),)), "must be 'input' or 'output', got 'left'"),
+        (Coordinates("input", ((4, 6), (0, 2))), r"\[0, 2\] begins before 6"),
     ],
 )
 def test_malformed_specs_are_refused_with_module_and_value(spec, message):

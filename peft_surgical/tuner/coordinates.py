@@ -49,7 +49,8 @@ class Coordinates:
                 integers.
         """
         if isinstance(spec, cls):
-            return spec
+            # Whoever made them by hand has not had them checked.
+            spec = {"side": spec.side, "ranges": spec.ranges}
         if not isinstance(spec, Mapping) or set(spec) != {"side", "ranges"}:
             raise SelectionError(
                 f"the selection of {module} must have exactly the keys side and ranges, got {brief(spec)}."
