@@ -8,7 +8,7 @@ import peft_surgical as ps
 def direct_logit(context):
     """Each component's output along the gradient of the logit difference at the final residual stream.
 
-    The final norm is linearized there, so the scores of all components and the embedding add up.
+    With the embedding's and the blocks' biases' they add up to the gradient times the stream: about 0 under a norm.
     """
     config = context.model.original_model.config
     normed = hasattr(context.model.blocks[0], "ln1_post") or not getattr(config, "do_layer_norm_before", True)
