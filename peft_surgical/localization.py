@@ -84,7 +84,8 @@ def localize(
         ScorerError: When `scorers` are no names, one is not installed or has no such option, a built-in one takes no
             such value of an option, when all failed, or when `seed` or `max_tokens` is no whole number or out of
             range.
-        FactError: When a prompt has no token that distinguishes the answers, or `prompts` is no positive whole number.
+        FactError: When a prompt has no token that distinguishes the answers or is too short to be corrupted, or
+            `prompts` is no positive whole number.
         ModelError: When it is no model, carries an adapter, is quantized, sharded, of float64, not loaded or loaded
             under `torch.inference_mode()`, cannot be run or copied, gives logits that are not finite, computes
             something else than under TransformerLens, has a module whose replaced forward runs nothing under its

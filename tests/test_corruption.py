@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from peft_surgical.errors import FactError
 from peft_surgical.localizing.controls import control_pairs
 from peft_surgical.localizing.corruption import corrupt, first_difference, template_ids
 
@@ -76,6 +77,15 @@ def test_a_prompt_without_the_subject_gets_the_mean(runs, tokenizer):
     assert (pair.method, pair.first) == ("mean", 0)
     embeddings = runs.embed(pair.clean)
     torch.testing.assert_close(embeddings + pair.shift, embeddings.mean(0).expand_as(embeddings))
+
+
+@pytest.mark.parametrize("prompt", ["capital", "capital capital capital"])
+def test_a_prompt_whose_mean_is_itself_is_refused(runs, tokenizer, prompt):
+    with pytest.raises(FactError, match=f"the prompt '{prompt}' is too short to be corrupted"):
+        make(tokenizer, capital(prompts=[prompt]), runs)
+    fact = capital(retain=[prompt, "what is the capital ?"]).training
+    kept = control_pairs(tokenizer, fact, runs, torch.Generator().manual_seed(0), 10_000)
+    assert [pair.prompt for pair in kept if pair.method == "mean"] == ["what is the capital ?"]
 
 
 def test_the_seed_decides(runs, tokenizer):

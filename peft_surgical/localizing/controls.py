@@ -7,6 +7,7 @@ own answer in the place of the old one. What evaluation asks is not among them, 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -71,7 +72,12 @@ def _retain(tokenizer: Any, fact: TrainingFact, runs: Runs, generator: torch.Gen
     template = template_tokens(tokenizer)
     order = torch.randperm(len(fact.retain), generator=generator, device="cpu").tolist()[:LIMIT]
     contexts = [(fact.retain[i], torch.tensor(encode(tokenizer, fact.retain[i]), device="cpu")) for i in order]
-    return [blur(prompt, ids, -1, -1, (), runs.embed, generator, template) for prompt, ids in contexts]
+    found = []
+    for prompt, ids in contexts:
+        # One that is too short to be corrupted tells nothing, and is not what the user asks about.
+        with suppress(FactError):
+            found.append(blur(prompt, ids, -1, -1, (), runs.embed, generator, template))
+    return found
 
 
 def _context(tokenizer: Any, fact: TrainingFact, prompt: str, subject: str) -> Tensor | None:

@@ -82,7 +82,7 @@ def corrupt(
         prompts: The fact's prompts unless given.
 
     Raises:
-        FactError: When no token distinguishes the answers after a prompt.
+        FactError: When no token distinguishes the answers after a prompt, or it is too short to be corrupted.
     """
     order = torch.randperm(len(fact.contrast), generator=generator, device="cpu").tolist()
     subjects = [fact.contrast[i] for i in order]
@@ -140,6 +140,9 @@ def blur(
         embed: Token ids to embeddings.
         generator: Decides the noise.
         template: How many leading and trailing tokens are not the prompt's own.
+
+    Raises:
+        FactError: When nothing of the prompt can be corrupted.
     """
     embeddings = embed(clean).float().cpu()
     shift = torch.zeros_like(embeddings)
@@ -157,6 +160,12 @@ def blur(
         if not own:
             raise FactError(f"the prompt {brief(prompt)} has no token of its own, so it cannot be corrupted.")
         first, blurred = own.start, [*own, *positions]
+        if len(set(clean[blurred].tolist())) == 1:
+            # Their mean is what they are.
+            raise FactError(
+                f"the prompt {brief(prompt)} is too short to be corrupted, as it does not name the subject and has no"
+                " two different tokens; give a longer one."
+            )
         shift[blurred] = embeddings[own.start : own.stop].mean(0) - embeddings[blurred]
     return PromptPair(prompt, method, None, clean, clean, shift, first, old, new)
 
