@@ -204,20 +204,20 @@ def select(
             `d_mlp` an MLP. A component that does not fit is passed over.
         threshold: The smallest score that is taken.
         projections: What the budget counts, see `peft_surgical.sites`; one alone may be text. A component that has
-            none is passed over.
+            none is passed over. So it is at `k` and `v` alone with all heads but the best of those that read the same
+            keys and values, which are scaled once.
         neurons: The budget counts only so many neurons of each MLP.
         tie_break: A sort key for components of equal score; their order in `scores` otherwise.
 
     Raises:
-        SelectionError: When there are no scores, a limit is negative or no number, there are no projections or one is
-            not known, or nothing is left.
+        SelectionError: When there are no scores, a limit is negative or no number, there are no projections, one is
+            not known or they are no names, or nothing is left.
     """
     if not scores:
         raise SelectionError("there are no scores to choose by.")
-    if isinstance(projections, str):
-        projections = (projections,)
+    projections = _listed(projections)
     k, heads, mlps, budget, neurons = (
-        None if limit is None else _limit(name, limit)
+        None if limit is None else checked_limit(name, limit)
         for name, limit in (("k", k), ("heads", heads), ("mlps", mlps), ("budget", budget), ("neurons", neurons))
     )
     limits = {"k": k, "heads": heads, "mlps": mlps, "budget": budget}
@@ -270,7 +270,25 @@ def select(
     return Selection(tuple(chosen), shape)
 
 
-def _limit(name: str, limit: object) -> int:
+def _listed(projections: Any) -> tuple[str, ...]:
+    names = (projections,) if isinstance(projections, str) else projections
+    # A generator would be used up by the check.
+    found = tuple(names) if isinstance(names, Iterable) else None
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise SelectionError(f"projections must be a list of names, got {brief(projections)}.")
+    return found
+
+
+def checked_limit(name: str, limit: object) -> int:
+    """A count of what is taken at most, as Python's own number.
+
+    Args:
+        name: What it is called, for the message.
+        limit: The count.
+
+    Raises:
+        SelectionError: If it is no whole number of at least 0.
+    """
     found = whole(limit)
     if found is None or found < 0:
         raise SelectionError(f"{name} must be a whole number of at least 0, not {brief(limit)}.")

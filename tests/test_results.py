@@ -59,6 +59,47 @@ def test_top_goes_by_the_first_scorer_and_the_others_break_ties():
     assert loc.ranks()["L1.head.0"] == 3
 
 
+def test_equal_localizations_choose_alike():
+    ties = {**dict.fromkeys(FIRST, 1.0), "L1.head.0": 0.0}
+    tables = {
+        "first": Scores(dict.fromkeys(FIRST, 1.0)),
+        "b": Scores(ties, {"L1.mlp": np.arange(5, dtype="float32")}),
+        "a": Scores({**ties, "L1.head.0": 2.0}, {"L1.mlp": -np.arange(5, dtype="float32")}),
+    }
+    loc = result(scorers=("first",), tables=tables)
+    turned = [
+        Scores(dict(reversed(tables[name].components.items())), tables[name].neurons) for name in reversed(tables)
+    ]
+    other = result(scorers=("first",), tables=dict(zip(reversed(tables), turned, strict=True)))
+    assert loc == other
+    assert list(loc.ranks()) == list(other.ranks()) == ["L1.head.0", "L0.head.0", "L0.mlp", "L1.mlp"]
+    chosen = Selection.from_components("L1.mlp")
+    assert loc.best_neurons(chosen, 2) == other.best_neurons(chosen, 2)
+    assert loc.best_neurons(chosen, 2).neurons == {"L1.mlp": ((0, 2),)}
+
+
+def test_what_is_no_name_or_count_is_refused():
+    loc = result()
+    for by in (["first"], 0, b"first"):
+        for use in (lambda by: loc.top(2, by), loc.ranks, loc.head_scores, loc.mlp_scores, lambda by: loc.rows(2, by)):
+            with pytest.raises(SelectionError, match="by must be the name of one scorer, not "):
+                use(by)
+    with pytest.raises(SelectionError, match="projections must be a list of names, got 5"):
+        loc.top(2, projections=5)
+    for top in ("a", -1, 1.5, True):
+        with pytest.raises(SelectionError, match="top must be a whole number of at least 0, not "):
+            loc.rows(top)
+    assert loc.rows(0)[1] == []
+    assert len(loc.rows(np.int64(3))[1]) == 3
+
+
+def test_neuron_scores_of_a_head_are_refused_as_such():
+    data = result().to_dict()
+    data["neurons"]["second"]["L0.head.0"] = data["neurons"]["second"]["L1.mlp"]
+    with pytest.raises(SelectionError, match=r"neuron scores of L0\.head\.0, and only an MLP has neurons"):
+        Localization.from_dict(data)
+
+
 def test_scores_as_matrices_have_each_one_at_its_layer_and_head():
     shape = replace(SHAPE, n_layers=3, n_heads=2)
     loc = result(shape=shape, tables={"first": Scores({"L2.head.1": 4.0, "L0.head.0": -1.0, "L1.mlp": 5.0})})

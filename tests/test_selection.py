@@ -56,6 +56,8 @@ def test_ties_are_broken_by_the_key():
         ({"budget": 3}, "no component fits budget=3: a head takes 4 and an MLP takes 10 scales here"),
         ({"mlps": 2, "budget": 9}, "no component fits mlps=2, budget=9: an MLP takes 10 scales here"),
         ({"threshold": 10.0}, "no component fits threshold=10"),
+        ({"projections": 5}, "projections must be a list of names, got 5"),
+        ({"projections": [["z"]]}, r"projections must be a list of names, got \[\['z'\]\]"),
         ({"projections": ()}, "there are no projections to scale at; give some of z, v, q, k, post"),
     ],
 )

@@ -64,12 +64,13 @@ def pack(values: Float[np.ndarray, " n"]) -> str:
 
 
 def _unpack(mlp: Any, text: Any, shape: ModelShape) -> Float[np.ndarray, " d_mlp"]:
-    component = _component(mlp, shape)
+    if _component(mlp, shape).kind != "mlp":
+        raise _damaged(f"it has neuron scores of {mlp}, and only an MLP has neurons")
     try:
         values = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     except (ValueError, TypeError) as error:
         raise _damaged(f"the neuron scores of {mlp} are {brief(text)}") from error
-    if component.kind != "mlp" or len(values) != shape.d_mlp:
+    if len(values) != shape.d_mlp:
         raise _damaged(f"it has {len(values)} neuron scores of {mlp}, and an MLP has {shape.d_mlp} neurons")
     if not np.isfinite(values).all():
         raise _damaged(f"a neuron score of {mlp} is not a finite number")

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from ..counts import whole
 from ..errors import SelectionError, brief
 from ..ranges import united_index
-from ..selection import Selection, ranked, select
+from ..selection import Selection, checked_limit, ranked, select
 from ..sites import DEFAULT_PROJECTIONS, Component, ModelShape
 from ..writing.files import read_json, why_unread, write_json
 from .localization_files import pack, read_localization
@@ -85,10 +85,12 @@ class Localization:
             budget: Scales at most, at these `projections`. A component that does not fit is passed over.
             threshold: The smallest score that is taken.
             neurons: Of each chosen MLP, only so many of its best neurons, which are then what the budget counts.
-            projections: What the budget counts; give [`SurgicalIA3Config`] the same.
+            projections: What the budget counts; give [`SurgicalIA3Config`] the same. At `k` and `v` alone, of the
+                heads that read the same keys and values only the best is taken, whatever the limits are.
 
         Raises:
-            SelectionError: When the scorer has no scores here, a limit is no number, or nothing is left.
+            SelectionError: When the scorer has no scores here, a limit is no number, projections are no names, or
+                nothing is left.
         """
         name = self._primary(by)
         self._check_neurons(neurons)
@@ -120,7 +122,7 @@ class Localization:
         """
         self._check_neurons(count)
         self._check_selection(selection)
-        order = [self._primary(by)] if by is not None else [*self.scorers, *self.tables]
+        order = [self._primary(by)] if by is not None else self._in_order()
         chosen = {}
         for mlp in selection.mlps:
             scores = next((self.tables[n].neurons[mlp] for n in order if mlp in self._neurons(n)), None)
@@ -193,8 +195,9 @@ class Localization:
             by: The scorer that ranks; the primary one unless given.
 
         Raises:
-            SelectionError: When the scorer has no scores here.
+            SelectionError: When the scorer has no scores here, or `top` is no whole number of at least 0.
         """
+        top = None if top is None else checked_limit("top", top)
         primary = self._primary(by)
         names = [primary, *(name for name in self.tables if name != primary)]
         body = []
@@ -269,6 +272,8 @@ class Localization:
 
     def _primary(self, by: str | None) -> str:
         name = self.scorers[0] if by is None else by
+        if not isinstance(name, str):
+            raise SelectionError(f"by must be the name of one scorer, not {brief(name)}.")
         if name in self.tables:
             return name
         if name in self.errors:
@@ -290,5 +295,17 @@ class Localization:
         return self.tables[name].neurons if name in self.tables else {}
 
     def _tie_break(self, name: str) -> Any:
-        others = [table.components for other, table in self.tables.items() if other != name]
-        return lambda component: tuple(-table.get(component, -np.inf) for table in others)
+        others = [self.tables[other].components for other in self._in_order() if other != name]
+
+        def key(component: str) -> tuple[float, ...]:
+            parsed = Component.parse(component)
+            place = (parsed.layer, parsed.kind == "mlp", parsed.index or 0)
+            return (*(-table.get(component, -np.inf) for table in others), *place)
+
+        return key
+
+    def _in_order(self) -> list[str]:
+        """The scorers with scores: those that were asked for, and then the others, which a mapping from a file may
+        hold in any order."""
+        names = [*self.scorers, *sorted(self.tables)]
+        return [name for name in dict.fromkeys(names) if name in self.tables]
