@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from .adapters.algebra import product
 from .adapters.bases import folder_of, may_be_read_from, source_of, warn_of_another_base
 from .adapters.edits import Edit, ModuleScale, several
+from .adapters.fitting import check_same_weights
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank, is_low_rank
 from .errors import AdapterError, ModelError, OutputError
@@ -69,7 +70,8 @@ def merge(
 
     Raises:
         AdapterError: If an adapter cannot be read, they cannot be multiplied, one of them touches a weight that is
-            tied to another or computed from other parameters, or a merged weight does not fit into `dtype`.
+            tied to another or computed from other parameters, a merged weight does not fit into `dtype`, or the file
+            of an adapter holds other weights of an output head than the model has.
         SelectionError: If the model does not have a module of the adapter, or has it in another width.
         ModelError: If the model has adapters on it, is quantized, has weights that are not in memory or spread over
             processes, or has a configuration that transformers does not save, or `dtype` is none of float32, bfloat16
@@ -98,6 +100,8 @@ def merge(
     first = given[0] if isinstance(given[0], str | os.PathLike) else given[0].name
     warn_of_another_base(model, first, edit.base_model, edit.revision)
     state: dict[str, Tensor] = model.state_dict()
+    if isinstance(edit, Edit):
+        check_same_weights(edit.name, edit.base_weights, state, "this model")
     found = _added(model, edit, state, target) if isinstance(edit, LowRank) else _scaled(model, edit, state, target)
     for key, (values, _) in found.items():
         _check_finite(key, values, state[key])

@@ -55,7 +55,7 @@ def stack(
 
     Warns:
         UserWarning: If one of the adapters is a stage that was trained on top of another, which is not given, or is a
-            part of another one.
+            part of another one, or holds weights of the base, such as an output head's, which are left out.
     """
     check_card(card)
     given: list[EditOrPath] = several(adapters)

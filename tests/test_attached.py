@@ -1,14 +1,17 @@
 """Adapters that are read from disk, and the states of a model that has them."""
 
+import copy
 import hashlib
 import json
 import os
+import warnings
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 
 import peft_surgical as ps
+from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.attached import attach, attach_dials, check_together, identities
 
 from .adapters import OTHER_COMPONENTS, logits, saved, tiny_peft
@@ -130,3 +133,17 @@ def test_adapters_that_cannot_be_used(tmp_path):
     (lora / "adapter_config.json").write_text("[]")
     with pytest.raises(ps.AdapterError, match=r"must hold a JSON object\."):
         check_together([lora])
+
+
+def test_an_output_head_that_is_not_the_models_is_refused(tmp_path):
+    head = IA3Config(target_modules=["lm_head"], feedforward_modules=[], task_type="CAUSAL_LM")
+    folder = stock(head, tmp_path / "head")
+    other = tiny_model("llama")
+    other.lm_head.weight.data.mul_(1.5)
+    for put_on in (attach, lambda model, folders: attach_dials(model, folders, [2])):
+        with pytest.raises(AdapterError, match=r"lm_head\.weight"):
+            put_on(copy.deepcopy(other), [folder])
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            put_on(tiny_model("llama"), [folder])
+        assert not [each for each in told if "left out" in str(each.message)]

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from peft_surgical.adapters.algebra import inverse, power, product
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.export import from_ia3, to_ia3
 from peft_surgical.errors import AdapterError, OutputError
+from peft_surgical.merging import merge
 from peft_surgical.stacking import stack
 from peft_surgical.tuner import Coordinates, SurgicalIA3Config, activate
 from tests.adapters import add, logits, perturb, saved, tiny_peft
@@ -240,6 +243,60 @@ def test_a_scaled_output_head_that_peft_saved_can_be_read(tmp_path):
     perturb(model)
     model.save_pretrained(tmp_path / "peft")
     assert Edit.load(tmp_path / "peft") == model.base_model.edit("default")
+
+
+def other_head():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    return model
+
+
+def on_the_head(base, path, dtype=torch.float32):
+    selections = {"lm_head": {"side": "input", "ranges": [[0, 8]]}}
+    model = get_peft_model(base.to(dtype), SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
+    perturb(model)
+    model.save_pretrained(path)
+    return path
+
+
+def test_a_head_that_is_left_out_is_told_of_once(tmp_path):
+    folder = on_the_head(other_head(), tmp_path / "peft")
+    write = {
+        "plain": lambda out: to_ia3(folder, out),
+        "stack": lambda out: stack([folder], out),
+        "surgical": lambda out: from_ia3(folder, out),
+        "half": lambda out: power(folder, 0.5).save(out),
+    }
+    for name, make in write.items():
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            make(tmp_path / name)
+        said = [str(each.message) for each in told if "also holds" in str(each.message)]
+        assert len(said) == 1
+        assert "also holds lm_head.weight of the base that it was made on, which is left out here" in said[0]
+        assert not any("base_layer" in key for key in load_file(tmp_path / name / "adapter_model.safetensors"))
+        # What was written says no more.
+        assert not Edit.load(tmp_path / name).base_weights
+
+
+def test_adapters_on_different_heads_are_not_multiplied(tmp_path):
+    one = on_the_head(other_head(), tmp_path / "one")
+    other = on_the_head(tiny_model("llama"), tmp_path / "other")
+    with pytest.raises(AdapterError, match=r"another lm_head\.weight than another adapter has"):
+        product([one, other])
+    assert product([one, one, inverse(one)]).base_weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_base_with_another_head_is_not_merged_into(dtype, tmp_path):
+    folder = on_the_head(other_head(), tmp_path / "peft", dtype)
+    with pytest.raises(AdapterError, match=r"another lm_head\.weight than this model has"):
+        merge(tiny_model("llama"), folder, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    # Be it of another precision.
+    for other in (torch.float32, torch.bfloat16):
+        merge(other_head().to(other), folder, tmp_path / str(other))
 
 
 def test_what_an_edit_says_of_its_base_comes_back_from_either_kind_of_folder(tmp_path):

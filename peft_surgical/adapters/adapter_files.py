@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def read_edit(path: str | os.PathLike[str]) -> Edit:
 
 def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Writes a surgical adapter folder, see [`Edit.save`](edits.Edit.save)."""
+    _tell_what_is_left_out(edit)
     config = edit.config()
     config.inference_mode = True
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
@@ -92,7 +94,11 @@ def write_plain(
 
     Raises:
         AdapterError: If a width is not known, or PEFT would confuse two module names.
+
+    Warns:
+        UserWarning: If the file that the edit was read from holds weights of the base, which are left out.
     """
+    _tell_what_is_left_out(edit)
     tensors, inputs = {}, []
     for name, module in edit.modules.items():
         if module.width is None:
@@ -244,12 +250,14 @@ def _take(path: Path, tensors: dict[str, Tensor], module: str) -> Tensor:
 
 
 def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], tensors: dict[str, Tensor]) -> Edit:
-    # PEFT also writes the weights of an embedding or output head that an adapter is on: the base's own, frozen.
+    # PEFT also writes the weights of an embedding or output head that an adapter is on: frozen, but not always those
+    # of the base on disk.
     frozen = tuple(f"{prefix}{name}.base_layer." for name in modules for prefix in (PREFIX, ""))
     if rest := [key for key in tensors if not key.startswith(frozen)]:
         raise AdapterError(f"{path} also holds {sorted(rest)[0]}; only scales can be read, not modules saved whole.")
     if not modules:
         raise AdapterError(f"{path} holds no scales.")
+    beside = {key.removeprefix(PREFIX).replace(".base_layer.", "."): tensor for key, tensor in tensors.items()}
     return Edit(
         modules,
         base_model=config.get("base_model_name_or_path") or None,
@@ -259,4 +267,14 @@ def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], t
         auto_mapping=config.get("auto_mapping"),
         name=str(path),
         lineage=Lineage.of(path),
+        base_weights=beside,
     )
+
+
+def _tell_what_is_left_out(edit: Edit) -> None:
+    if edit.base_weights:
+        warnings.warn(
+            f"{edit.name} also holds {min(edit.base_weights)} of the base that it was made on, which is left out here;"
+            " put what is written on a base with these weights.",
+            stacklevel=4,
+        )

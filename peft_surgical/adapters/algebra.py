@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import AdapterError, brief
 from ..tuner.coordinates import Coordinates
 from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
+from .fitting import check_same_weights
 from .lineage import Lineage
 
 
@@ -54,6 +55,10 @@ def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
                 modules[name] = _times(modules[name], module)
             else:
                 modules[name], origin[name] = module, edit.name
+    base_weights: dict[str, Tensor] = {}
+    for edit in loaded:
+        check_same_weights(edit.name, edit.base_weights, {**edit.base_weights, **base_weights}, "another adapter")
+        base_weights |= edit.base_weights
     name = " * ".join(e.name for e in loaded)
     _check_finite(name, modules)
     return Edit(
@@ -65,6 +70,7 @@ def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
         auto_mapping=next((e.auto_mapping for e in loaded if e.auto_mapping), None),
         name=name,
         lineage=Lineage.of_product([e.origin() for e in loaded]),
+        base_weights=base_weights,
     )
 
 

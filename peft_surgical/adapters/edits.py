@@ -70,6 +70,8 @@ class Edit:
         auto_mapping: The class of the base model, by which PEFT finds it where there is no task type, if known.
         name: What messages call it.
         lineage: What it comes from, as the file that it was read from says; kept where it is written.
+        base_weights: What the file that it was read from holds of the base's own weights, by their names there, as
+            PEFT stores an output head beside its scales; compared in a merge, and never written.
     """
 
     modules: Mapping[str, ModuleScale]
@@ -80,6 +82,7 @@ class Edit:
     auto_mapping: Mapping[str, str] | None = None
     name: str = field(default="the edit", compare=False)
     lineage: Lineage = field(default=Lineage(), compare=False)
+    base_weights: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         # A prompt shows what a call returned, and thousands of scales say nothing there.
@@ -121,6 +124,9 @@ class Edit:
 
         Raises:
             OutputError: If it cannot be written, or holds something and may not be replaced.
+
+        Warns:
+            UserWarning: If the file that it was read from holds weights of the base, which are left out.
         """
         from .adapter_files import write_surgical
 

@@ -35,6 +35,9 @@ def to_ia3(
     Raises:
         AdapterError: If the edit cannot be read, the widths of its modules are not known, or `card` is no text.
         OutputError: If `out` cannot be written, or holds something and may not be replaced.
+
+    Warns:
+        UserWarning: If the folder holds weights of the base, such as an output head's, which are left out of `out`.
     """
     check_card(card)
     write_plain(as_edit(edit), out, card=card, overwrite=overwrite)
@@ -60,6 +63,9 @@ def from_ia3(
     Raises:
         AdapterError: If the folder cannot be read, or `only_changed` leaves nothing.
         OutputError: If `out` cannot be written, or holds something and may not be replaced.
+
+    Warns:
+        UserWarning: If the folder holds weights of the base, such as an output head's, which are left out of `out`.
     """
     edit = Edit.load(adapter)
     if only_changed:

@@ -87,6 +87,33 @@ def check_leaves_base(
             )
 
 
+def check_same_weights(name: str, kept: Mapping[str, Tensor], own: Mapping[str, Tensor], whose: str) -> None:
+    """Refuses an adapter whose file holds other weights of the base than there are, up to a half precision's rounding.
+
+    Args:
+        name: What the message calls the adapter.
+        kept: What its file holds of the base, in float32, by the base's names.
+        own: What there is, by the same names.
+        whose: What the message calls the owner of these.
+
+    Raises:
+        AdapterError: For the first tensor that differs.
+    """
+    for key, tensor in kept.items():
+        held = own.get(key)
+        if held is not tensor and (held is None or held.shape != tensor.shape or not _same(tensor, held)):
+            raise AdapterError(f"{name} was made on a base with another {key} than {whose} has, as its file shows.")
+
+
+def _same(tensor: Tensor, held: Tensor) -> bool:
+    """Whether two hold the same values in the coarsest dtype that either may have come from."""
+    tensor = tensor.to(held.device)
+    halves = [
+        half for half in (torch.bfloat16, torch.float16) if torch.equal(tensor.to(half).to(tensor.dtype), tensor)
+    ]
+    return any(torch.equal(tensor.to(dtype), held.to(dtype)) for dtype in (held.dtype, *halves))
+
+
 def check_all_acts(path: Path, result: Any) -> None:
     """Refuses an adapter of which the file lacks something, or holds something that the model has no place for.
 

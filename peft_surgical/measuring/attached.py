@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +20,7 @@ from ..adapters.adapter_files import check_has_weights, read_config
 from ..adapters.algebra import power, product
 from ..adapters.bases import warn_of_another_base
 from ..adapters.edits import Edit
-from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_base
+from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_base, check_same_weights
 from ..adapters.lineage import check_once, warn_of_lineage
 from ..adapters.low_rank import KIND as LORA
 from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
@@ -112,9 +113,13 @@ def attach_dials(
     """Loads the product of adapters once for each position of a dial: 0 is the base, 1 the edit as it is.
 
     Raises:
-        AdapterError: If an adapter is no (IA)^3 adapter, or has no such power.
+        AdapterError: If an adapter is no (IA)^3 adapter, has no such power, or was made on a base with another output
+            head that its file holds.
     """
     whole = product(list(folders))
+    own = dict(model.named_parameters(remove_duplicate=False))
+    check_same_weights(whole.name, whole.base_weights, own, "this model")
+    whole = replace(whole, base_weights={})
     warn_of_another_base(model, folders[0], whole.base_model, whole.revision)
     states: dict[str, State] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,7 +161,8 @@ def _check_weights(folder: Path, kind: str, config: Mapping[str, Any], own: Mapp
     """Reads an adapter's weights once before PEFT does, which takes any numbers and puts them anywhere."""
     file = folder / WEIGHTS
     if kind in SCALES:
-        read_scales(file)
+        # PEFT puts an output head that stands beside scales onto the model.
+        check_leaves_base(folder, config, read_scales(file), own)
         return
     try:
         tensors = read_tensors(file)
@@ -171,7 +177,8 @@ def _check_weights(folder: Path, kind: str, config: Mapping[str, Any], own: Mapp
 
 def _as_ours(path: Path, scratch: Path) -> Path:
     """The same scales as a surgical adapter: PEFT keeps adapters of two kinds apart."""
-    Edit.load(path).save(scratch)
+    # What else of the base the file holds has been compared with the model's own.
+    replace(Edit.load(path), base_weights={}).save(scratch)
     return scratch
 
 
