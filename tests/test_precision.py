@@ -1,6 +1,7 @@
 """Models as `Trainer(bf16=True)` leaves them: with accelerate's wrapper, which turns autocast on by itself."""
 
 import threading
+from contextlib import nullcontext
 from types import MethodType
 
 import pytest
@@ -9,6 +10,7 @@ from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import nn
 
 import peft_surgical as ps
+from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.running.precision import own_forwards, without_autocast
 
 from . import test_keyed, test_sentence
@@ -177,3 +179,30 @@ def test_a_method_that_somebody_else_put_there_stays_below():
     with own_forwards(layer):
         assert torch.equal(layer(x), expected)
     assert vars(layer)["forward"] is wrapper
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["callers", "accelerates"])
+def test_nobodys_autocast_is_relearned_in(wrap):
+    model, other = tiny_model("llama"), tiny_model("llama")
+    state, expected = (
+        relearned_state(each, TOKENIZER, capital(), [], 3, learning_rate=1e-2) for each in (model, other)
+    )
+    with expected():
+        plain = logits(other)
+    if wrap:
+        mixed(model, torch.bfloat16)
+    with nullcontext() if wrap else torch.autocast("cpu", torch.bfloat16), state():
+        pass
+    with own_forwards(model), state():
+        assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [(torch.float32, "give a smaller learning_rate"), (torch.bfloat16, "use float32")], ids=str
+)
+def test_what_may_make_a_loss_finite_is_said(dtype, advice):
+    model = tiny_model("llama", dtype=dtype)
+    model.lm_head.weight.data.fill_(torch.inf)
+    state = relearned_state(model, TOKENIZER, capital(), [], 1)
+    with pytest.raises(ps.ModelError, match=f"not finite in {dtype}; {advice}"), state():
+        pass

@@ -1,10 +1,7 @@
 import copy
-from contextlib import nullcontext
-from types import MethodType
 
 import pytest
 import torch
-from accelerate.utils import convert_outputs_to_fp32
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import MambaConfig, MambaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -299,32 +296,6 @@ def test_a_loss_that_is_not_finite_is_refused_and_leaves_nothing():
     with pytest.raises(ModelError, match=r"a loss that is not finite in torch\.float32"), relearn(model, [])():
         pass
     assert fingerprint(model) == before
-
-
-@pytest.mark.parametrize(
-    ("dtype", "advice"), [(torch.float32, "give a smaller learning_rate"), (torch.bfloat16, "use float32")], ids=str
-)
-def test_what_may_make_a_loss_finite_is_said(dtype, advice):
-    model = tiny_model("llama", dtype=dtype)
-    model.lm_head.weight.data.fill_(torch.inf)
-    with pytest.raises(ModelError, match=f"not finite in {dtype}; {advice}"), relearn(model, [])():
-        pass
-
-
-@pytest.mark.parametrize("wrap", [False, True], ids=["callers", "accelerates"])
-def test_nobodys_autocast_is_trained_in(wrap):
-    model, other = tiny_model("llama"), tiny_model("llama")
-    state, expected = relearn(model, []), relearn(other, [])
-    with expected():
-        plain = logits(other)
-    if wrap:
-        forward = torch.autocast("cpu", torch.bfloat16)(type(model).forward)
-        model.forward = MethodType(convert_outputs_to_fp32(forward), model)
-    with nullcontext() if wrap else torch.autocast("cpu", torch.bfloat16), state():
-        pass
-    vars(model).pop("forward", None)
-    with state():
-        assert torch.equal(logits(model), plain)
 
 
 @pytest.mark.parametrize("option", ["steps", "prompts", "rank"])
