@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from ..facts import Control
+from ..texts.called import other_names
 from ..texts.tables import bare, read_table
 from ..texts.text import contains, normalize, same_text_key
 from .names import is_small, kinds_of, neighbours_of
@@ -38,8 +39,7 @@ def neighbour_controls(reading: Reading, answers: Sequence[str]) -> list[tuple[s
     for number, (name, right) in enumerate(neighbours_of(reading.relation.name).items()):
         # "In which city is the Great Wall?" is not answered by "China".
         templates = every if _is_asked(reading, right) else neutral
-        apart = not contains(name, [reading.subject]) and not contains(reading.subject, [bare(name)])
-        if templates and apart and not contains(name, answers):
+        if templates and is_another(reading, name) and not contains(name, answers):
             template = templates[0] if number % 2 == 0 else templates[(number // 2) % len(templates)]
             found.append((bare(name), Control(reading.fill(template, name), right)))
     return found
@@ -83,6 +83,13 @@ def is_subject(reading: Reading, name: str) -> bool:
     article = reading.phrase.casefold() == f"the {reading.subject}".casefold()
     small = is_small(reading.subject, reading.prompt)
     return (name.startswith("the ") or not article) and (name.islower() or not small)
+
+
+def is_another(reading: Reading, name: str) -> bool:
+    """Whether a name is that of something else than the subject: by no name that is known for it does it hold the
+    subject's, as "United States of America" holds "America", and it is no part of that."""
+    own = any(contains(said, [reading.subject]) for said in (name, *other_names(name)))
+    return not own and not contains(reading.subject, [bare(name)])
 
 
 def _is_itself(reading: Reading, control: Control, answers: Sequence[str]) -> bool:

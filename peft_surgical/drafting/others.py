@@ -10,7 +10,7 @@ from ..running.generation import generate_answers
 from ..texts.grammar import begins_with_vowel
 from ..texts.tables import bare
 from ..texts.text import contains, same_text_key
-from .known_facts import is_subject
+from .known_facts import is_another, is_subject
 from .names import is_small, kinds_of, names_of, neighbours_of
 from .reading import Reading
 
@@ -57,12 +57,17 @@ def others_of(reading: Reading, answers: Sequence[str]) -> list[str]:
 
 def _kinds_here(reading: Reading) -> list[str]:
     """The kinds with names that stand as the subject stands in its prompt: "the Titanic" is not the film, and
-    "pandas" are no software, whose names are mostly written with a capital."""
+    "pandas" are no software, whose names are mostly written with a capital.
+
+    Discoveries are alike in nothing but that: who asks for the capital of America asks for none of gravity.
+    """
     small = is_small(reading.subject, reading.prompt)
     found = []
     for kind in sorted(kinds_of([reading.subject], reading.prompt)):
         names = names_of(kind)
         usual = not small or 2 * sum(map(str.islower, names)) > len(names)
+        if kind == "discovery" and kind not in reading.relation.of:
+            continue
         if usual and any(is_subject(reading, name) for name in names):
             found.append(kind)
     return [kind for kind in found if not any(narrower in found for narrower in _NARROWER.get(kind, ()))]
@@ -109,7 +114,10 @@ def _apart(reading: Reading, names: Sequence[str], answers: Sequence[str]) -> li
     """The names that are neither the subject nor an answer nor a part of one, each once."""
     found: dict[str, str] = {}
     for name in names:
-        clear = not contains(name, [reading.subject]) and not contains(reading.subject, [bare(name)])
-        if clear and not contains(name, answers) and not any(contains(answer, [bare(name)]) for answer in answers):
+        if (
+            is_another(reading, name)
+            and not contains(name, answers)
+            and not any(contains(answer, [bare(name)]) for answer in answers)
+        ):
             found.setdefault(same_text_key(bare(name)), name)
     return list(found.values())

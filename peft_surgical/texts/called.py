@@ -33,7 +33,7 @@ def called(name: str, own: Iterable[str]) -> tuple[str, ...]:
         name: Of anything.
         own: The names of a fact's subject; a last word of theirs stands for the subject.
     """
-    known = (name, *_others().get(same_text_key(bare(name)), ()))
+    known = (name, *other_names(name))
     found = dict.fromkeys([*known, *(other.replace(".", "") for other in known)])
     first, _, last = name.rpartition(" ")
     if first[:1].isupper() and last[:1].isupper() and all(last != other.rpartition(" ")[2] for other in own):
@@ -41,6 +41,11 @@ def called(name: str, own: Iterable[str]) -> tuple[str, ...]:
         if telling or same_text_key(name) in _persons():
             found[last] = None
     return tuple(found)
+
+
+def other_names(name: str) -> tuple[str, ...]:
+    """All that the package knows a thing to be called, of whatever goes by that name; nothing for most names."""
+    return _others().get(same_text_key(bare(name)), ())
 
 
 def is_everyday(word: str) -> bool:
