@@ -64,3 +64,44 @@ def test_a_prompt_in_another_language_is_refused(prompt, subject):
 )
 def test_few_english_words_are_enough(prompt, subject):
     check_english(read_prompt(prompt, subject))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("Die Hauptstadt von Frankreich ist", "Frankreich"),
+        ("Die Hauptstadt von Frankreich ist", "Die Hauptstadt von Frankreich"),
+        ("Der Name der Hauptstadt von Frankreich ist", "Frankreich"),
+        ("De hoofdstad van Nederland is", "Nederland"),
+        ("Albert Einstein wurde geboren in", "Albert Einstein"),
+        ("La Joconde a été peinte par", "Joconde"),
+        ("Marie Curie nació en", "Marie Curie"),
+        ("Angela Merkels Muttersprache ist", "Angela Merkels"),
+        ("A capital do Brasil é", "Brasil"),
+        ("Stolicą Polski jest", "Polski"),
+    ],
+)
+def test_a_beginning_in_another_language_is_refused(prompt, subject):
+    with pytest.raises(FactError, match="is not in English"):
+        check_english(read_prompt(prompt, subject))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("The Hague is the seat of", "The Hague"),
+        ("Vincent van Gogh was born in", "Vincent van Gogh"),
+        ("Vincent van Gogh was born in", "Gogh"),
+        ("vincent van gogh was born in", "gogh"),
+        ("The works of Ludwig van Beethoven", "Beethoven"),
+        ("Leonardo da Vinci painted", "Leonardo da Vinci"),
+        ("The capital of Côte d'Ivoire is", "Côte d'Ivoire"),
+        ("Charles de Gaulle was born in", "Charles de Gaulle"),
+        ("Das Boot was directed by", "Boot"),
+        ("Le Monde is published in", "Monde"),
+        ("Soldiers die in", "Soldiers"),
+        ("Do pandas eat bamboo?", "pandas"),
+    ],
+)
+def test_foreign_words_in_names_are_no_other_language(prompt, subject):
+    check_english(read_prompt(prompt, subject))
