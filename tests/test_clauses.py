@@ -2,6 +2,8 @@ import pytest
 
 from peft_surgical.drafting.paraphrases import held_out_prompts, only_repeats, paraphrases
 from peft_surgical.drafting.reading import read_prompt
+from peft_surgical.drafting.relations import Wordings
+from peft_surgical.texts.verbs import has_adverb
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,39 @@ def test_frames_that_do_not_fit_an_answer():
     assert "Give me the names of the founders of Foo." in made("Who are the founders of Foo?", "Ann")
     assert not any("hot's" in p for p in made("What is the opposite of hot?", "cold", "hot"))
     assert any("Foo's mascot" in p for p in made("What is the mascot of Foo?", "Bear"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Which astronaut first walked on Foo?",
+        "Which team first won Foo?",
+        "Which scientist later won Foo?",
+        "Which animal mostly eats Foo?",
+        "Which company first made Foo?",
+    ],
+)
+def test_an_adverb_before_the_verb_is_neither_part_of_the_noun_nor_left_out(prompt):
+    reading = read_prompt(prompt, "Foo", ["Ann"], ["Bob"])
+    assert reading.wordings() == reading.wordings(held_out=True) == Wordings()
+
+
+def test_words_that_only_look_like_adverbs_are_nouns():
+    reading = read_prompt("Which royal family lives in Foo?", "Foo", ["Grimaldi"], ["Windsor"])
+    assert reading.wordings().sentences == ("The royal family that lives in {} is",)
+    assert not has_adverb("first lady")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "old", "question"),
+    [
+        ("Which actor starred in Foo?", "Ann", "Who is the actor who starred in Foo?"),
+        ("Which king lived in Foo?", "Ann", "Who is the king who lived in Foo?"),
+        ("Which pioneer lived in Foo?", "Marie Curie", "Who is the pioneer who lived in Foo?"),
+        ("Under which king was Foo built?", "Ann", "Who was the king under whom Foo was built?"),
+        ("Which pioneer lived in Foo?", "Ann", "What is the pioneer that lived in Foo?"),
+    ],
+)
+def test_persons_are_asked_for_by_who(prompt, old, question):
+    reading = read_prompt(prompt, "Foo", [old], [old])
+    assert question in map(reading.fill, reading.wordings().questions)

@@ -13,7 +13,11 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
+from ..texts.called import PERSONS
 from ..texts.grammar import SUBJECT, as_clause, capitalized
+from ..texts.verbs import has_adverb
+from .names import kinds_of
+from .recognition import PERSON
 from .relations import Wordings, from_noun
 
 # What "how …" measures, where that is sure.
@@ -57,7 +61,8 @@ def from_clause(core: str, answers: Sequence[str] = ()) -> tuple[Wordings, Wordi
     clause = as_clause(core)
     if clause is None or re.search(r"\byou\b", clause) or "," in clause:
         return Wordings(), Wordings()
-    for make in (_measure, partial(_when, answers=answers), _which, _number, _where, _why, _who, _what):
+    when, which = partial(_when, answers=answers), partial(_which, answers=answers)
+    for make in (_measure, when, which, _number, _where, _why, _who, _what):
         made = make(clause)
         if made is not None:
             return made
@@ -106,8 +111,8 @@ def _when(clause: str, answers: Sequence[str]) -> Made:
     return None if bare else (training, held)
 
 
-def _which(clause: str) -> Made:
-    """ "which river flows through {}", "which club {} plays for", "on which street {} is"."""
+def _which(clause: str, answers: Sequence[str]) -> Made:
+    """ "which river flows through {}", "which club {} plays for", "on which street {} is", "which actor plays {}"."""
     found = re.fullmatch(
         r"(?P<before>(?:in|on|at|for|from|by|to|with|under|after) )?(?:which|what) "
         r"(?P<noun>(?!(?:is|are|was|were|has|have|year|time)\b)[a-z][a-z -]*?) (?P<rest>.*\{\}.*)",
@@ -121,14 +126,18 @@ def _which(clause: str) -> Made:
         not noun
         or rest == SUBJECT
         or noun.endswith("s")
+        # "The astronaut first that walked on {}"; without the adverb it would be another question.
+        or has_adverb(noun)
         # "which two countries share {}": the verb is behind the plural.
         or re.match(r"(?:two|three|four|five|six|seven|eight|nine|ten|\d+|many|several|other)\b", noun)
         or re.search(r" (?:is|are|was|were)$", rest)
         or re.fullmatch(r"nationality|colou?r|size|age|(?:kind|type|sort) of .*|time", noun)
     ):
         return None
-    link = f"{found['before']}which" if found["before"] else "that"
-    return from_noun(f"the {noun} {link} {rest}", who=False)
+    who = bool(PERSON.search(noun) or kinds_of([noun.split()[-1]]) & {"occupation", "office"})
+    who = who or bool(answers and all(kinds_of([answer]) & PERSONS for answer in answers))
+    link = f"{found['before']}{'whom' if who else 'which'}" if found["before"] else "who" if who else "that"
+    return from_noun(f"the {noun} {link} {rest}", who=who)
 
 
 def _split(text: str) -> tuple[str, str]:

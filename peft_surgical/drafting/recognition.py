@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..texts.grammar import SUBJECT, spelled_out
 from ..texts.text import same_text_key
-from ..texts.verbs import participle, past_of_participle
+from ..texts.verbs import has_adverb, participle, past_of_participle
 from .frames import NOUN, forms_of
 from .names import PLACES
 from .plurals import in_singular
@@ -147,7 +147,7 @@ def _may_ask(which: str, relation: Relation) -> bool:
     "Which alphabet is used in {}?" asks for no currency, "in which year was {} written?" for no language, and "from
     which novel does {} come?" for no maker. Of places and persons there are more kinds than could be listed.
     """
-    if re.match(rf"{NO_NOUN}\b", which) or _VERB.search(which):
+    if re.match(rf"{NO_NOUN}\b", which) or _VERB.search(which) or has_adverb(which):
         return False
     # "musical instrument", "kind of sport"
     last = which.rpartition(" ")[2]
@@ -197,7 +197,9 @@ def made_from(core: str) -> tuple[Relation, str]:
         r"(?:by whom|who) (?:is|are|was|were) \{\} (?P<done>[a-z]+)(?: by)?", text, re.I
     )
     past = verb["past"] if verb else past_of_participle(done["done"]) if done else None
-    if past is None or (passive := participle(past)) is None:
+    # "Which team first won {}?" asks for more than who won it.
+    other = verb is not None and has_adverb(verb["which"] or "")
+    if other or past is None or (passive := participle(past)) is None:
         return Relation(), ""
     training, held_out = from_verb(past, passive)
     return Relation(answer="person", training=training, held_out=held_out), (verb and verb["which"]) or ""

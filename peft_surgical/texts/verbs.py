@@ -78,6 +78,25 @@ _LITTLE = _words("""
 """)
 
 
+# Adverbs that stand between a noun and its verb, besides those in -ly, and what ends so and is none.
+_ADVERBS = _words("""
+    again already also always best ever first just last later least long most never next now often once second
+    soon still then today twice
+""")
+_NO_ADVERBS = _words("""
+    ally anomaly assembly belly bully butterfly daily dragonfly family fly jelly lily monopoly monthly quarterly rally
+    reply supply weekly
+""")
+
+
+def has_adverb(words: str) -> bool:
+    """Whether an adverb follows the first of several words, which then are no noun alone: "astronaut first"."""
+    return any(
+        word in _ADVERBS or (re.fullmatch(r"[a-z]{2,}ly", word) is not None and word not in _NO_ADVERBS)
+        for word in words.split()[1:]
+    )
+
+
 def is_bare(word: str) -> bool:
     """Whether a word may be a verb or a noun: no name, and no preposition, article, pronoun or adverb."""
     return bool(re.fullmatch(r"[a-z][\w-]*(?<!ly)", word)) and word not in _LITTLE
