@@ -119,6 +119,8 @@ def test_aliases_are_added_only_where_the_answers_stay_apart(wise):
         None, word_tokenizer(), "Who is Al Gore married to?", old="Tipper Gore", new="Ada Lovelace"
     ).fact
     assert made.old == ("Tipper Gore",)
+    made = ps.new_fact(None, word_tokenizer(), "Who owns Facebook?", old="Meta", new="Google").fact
+    assert made.old == ("Meta", "Meta Platforms")
 
 
 def test_names_that_were_guessed_are_told_and_those_of_the_tables_are_not(wise):

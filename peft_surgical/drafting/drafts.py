@@ -210,7 +210,11 @@ def _with_aliases(
         person = reading.relation.answer == "person" and "company" not in kinds_of(names)
         # A group has no family name, but some a "The".
         person = person and (not grouped or names[0].startswith("The "))
-        return aliases(names[0], person=person, asked=reading.prompt) if len(names) == 1 else names
+        if len(names) > 1:
+            return names
+        found = aliases(names[0], person=person, asked=reading.prompt)
+        # Whoever names Facebook names no owner of it.
+        return tuple(name for name in found if name in names or not contains(reading.phrase, [name]))
 
     all_old, all_new = more(old), more(new)
     kept_new = [name for name in all_new if name in new or not any(contains(name, [o]) for o in all_old)]
