@@ -25,6 +25,8 @@ _QUOTED = re.compile(
 )
 _NO_TITLE = "".join(rf"(?<!\b{title}\.)" for title in TITLES)
 _ASKS = r"(?:(?:In|On|At|For|From|By|To|Of|With|Under) (?:wh|Wh))?(?:Who|Whom|Whose|What|Which|Where|When|Why|How)\b"
+# What a question holds for is not what it asks about.
+_SETTING = re.compile(rf"(?:In|According to) [^,?]+, (?=(?i:{_ASKS}))")
 # A sentence ends before one that asks, after a question, or after a word too long to be a title or an initial.
 _NEXT_SENTENCE = re.compile(rf"(?<=[.!]){_NO_TITLE}\s+(?={_ASKS})|(?<=[^\W\d_]{{4}}[.!])\s+(?=[^\W\d_a-z])|(?<=\?)\s+")
 # Where the full stop belongs to the name, whatever ends there.
@@ -82,6 +84,10 @@ def _sentences(prompt: str) -> list[str]:
 
 def _subject_of(sentence: str) -> str | None:
     """The subject of one sentence; None where no rule finds one."""
+    # "In Greek mythology, who is the father of Zeus?"
+    setting = _SETTING.match(sentence)
+    if setting and (found := _subject_of(sentence[setting.end() :])):
+        return found
     sentence = as_usual_request(sentence)
     quoted = next((found[found.lastgroup or 0] for found in _QUOTED.finditer(sentence)), None)
     for leaves_open in (is_worded, _asks_for_something_of):
