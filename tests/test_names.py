@@ -86,3 +86,11 @@ def test_a_small_name_in_a_prompt_with_capitals_is_none_with_a_capital():
 
 def test_an_alias_that_names_the_company_alone_is_none_of_the_river():
     assert aliases("Amazon") == ("Amazon",)
+
+
+def test_a_people_is_no_language():
+    assert "language" in kinds_of(["Chinese"])
+    assert not kinds_of(["the Chinese", "the French"])
+    assert "country" in kinds_of(["the Netherlands"])
+    assert aliases("the Chinese") == ("the Chinese",)
+    assert aliases("Chinese") == ("Chinese", "Mandarin")

@@ -53,7 +53,8 @@ def kinds_of(names: Iterable[str], prompt: str = "") -> frozenset[str]:
     """
     found: set[str] = set()
     for name in names:
-        found |= _kinds(small=is_small(name, prompt)).get(_key(name), frozenset())
+        kinds = _kinds(small=is_small(name, prompt)).get(_key(name), frozenset())
+        found |= kinds - {"language"} if _is_people(name) else kinds
         if re.fullmatch(r"\d{3,4}", name.strip()):
             found.add("year")
     return frozenset(found | {"place"}) if found & PLACES else frozenset(found)
@@ -92,13 +93,18 @@ def known_names(name: str, *, person: bool = False) -> list[str]:
     """`name` and those of its [`aliases`] that a table has."""
     found = [name]
     for group in read_table("aliases.yaml"):
-        if _key(group[0]) == _key(name):
+        if _key(group[0]) == _key(name) and not (_is_people(name) and kinds_of(group[:1]) == {"language"}):
             found += group
     for facts in read_table("neighbours.yaml").values():
         for answers in facts.values():
             if person and _key(answers[0]) == _key(name) and any(contains(name, [other]) for other in answers[1:]):
                 found += [other for other in answers[1:] if contains(name, [other])]
     return found
+
+
+def _is_people(name: str) -> bool:
+    """Whether a name that may be that of a language is that of those who speak it: "the Chinese"."""
+    return name.strip().lower().startswith("the ")
 
 
 def _family_name(name: str) -> str | None:

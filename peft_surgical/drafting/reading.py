@@ -191,7 +191,9 @@ def read_prompt(prompt: str, subject: str, old: Iterable[str] = (), new: Iterabl
                 relation, which, past = known
                 if _is_another(relation, core, phrase, kinds, (*old, *new)):
                     continue
-                which = which or kinds.asked or kinds.fitting(relation)
+                # "Who invented paper?": the Chinese, not their language.
+                asked = "" if kinds.asked == "language" != relation.answer else kinds.asked
+                which = which or asked or kinds.fitting(relation)
                 plural = is_plural(core, "" if prompt.islower() else phrase)
                 return Reading(prompt, subject, phrase, core, form, relation, which, past, plural)
     if not drafts:
