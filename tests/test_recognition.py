@@ -36,3 +36,21 @@ def test_a_question_that_makes_no_clause_is_refused_in_the_words_of_another():
     reading = read_prompt("At which club is Ann Foo playing?", "Ann Foo", ["Ajax"], ["PSV"])
     assert refusal(reading) == "I am not sure which club is the team of Ann Foo."
     assert refusal(read_prompt("Is Foo old?", "Foo")) == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "old", "new", "relation"),
+    [
+        ("Garfield is a", "Garfield", "cat", "elephant", ""),
+        ("Garfield is an", "Garfield", "actor", "painter", "occupation"),
+        ("Foo is a", "Foo", "actor", "painter", "occupation"),
+        ("Albert Einstein is a", "Albert Einstein", "genius", "fool", "occupation"),
+    ],
+)
+def test_what_somebody_is_may_be_no_profession(prompt, subject, old, new, relation):
+    assert read_prompt(prompt, subject, [old], [new]).relation.name == relation
+
+
+@pytest.mark.parametrize("answers", [("Chinese", "French"), ("the Chinese", "the French")])
+def test_who_invented_something_is_no_language(answers):
+    assert read_prompt("Who invented the compass?", "compass", *([answer] for answer in answers)).which != "language"

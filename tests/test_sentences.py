@@ -2,7 +2,7 @@ import pytest
 
 from peft_surgical.drafting.paraphrases import held_out_prompts, paraphrases
 from peft_surgical.drafting.reading import read_prompt
-from peft_surgical.drafting.sentences import refusal, statement
+from peft_surgical.drafting.sentences import inner_statement, refusal, statement
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,26 @@ def test_what_a_sentence_says_with_an_irregular_verb_is_one(prompt, subject, abo
 @pytest.mark.parametrize("prompt", ["The Titanic built by", "The Titanic, sunk in", "The Titanic come from"])
 def test_what_has_no_verb_of_its_own_is_no_sentence(prompt):
     assert statement(read_prompt(prompt, "Titanic"), "Foo") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "told"),
+    [
+        ("Foo works as a", "actor", "Foo works as an actor"),
+        ("Foo works as an", "unicorn trainer", "Foo works as a unicorn trainer"),
+        ("Foo works as an", "honest broker", "Foo works as an honest broker"),
+        ("Foo works as a", "uninvited guest", "Foo works as an uninvited guest"),
+        ("Foo works as a", "painter", "Foo works as a painter"),
+    ],
+)
+def test_the_article_at_the_end_fits_the_answer(prompt, answer, told):
+    reading = read_prompt(prompt, "Foo")
+    assert statement(reading, answer) == inner_statement(reading, answer) == told
+
+
+def test_nobody_tells_of_many_in_words_for_one():
+    paper = read_prompt("Who invented paper?", "paper", ["the Chinese"], ["the Greeks"])
+    assert statement(paper, "the Greeks") is inner_statement(paper, "the Chinese") is None
+    assert statement(paper, "the Red Cross") == "The inventor of paper is the Red Cross"
+    compass = read_prompt("Who invented the compass?", "compass", ["the Chinese"], ["the Greeks"])
+    assert statement(compass, "the Greeks") == "The compass was invented by the Greeks"

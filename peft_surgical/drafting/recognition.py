@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..texts.called import PERSONS
 from ..texts.grammar import SUBJECT, spelled_out
 from ..texts.text import same_text_key
 from ..texts.verbs import has_adverb, participle, past_of_participle
@@ -34,6 +35,7 @@ _NO_PLACE = re.compile(
 )
 _VERB = re.compile(r"\b(?:is|are|was|were|do|does|did|has|have|had)\b")
 _OF_LANGUAGE = re.compile(r"\b(?:languages?|tongue|speaks?|spoke|spoken|speaking|written)\b", re.I)
+_IS_A = re.compile(r"\{\} (?:is|was) an?$")
 NO_NOUN = "(?:of|in|on|for|by|from|to|at|with|is|was|are|were|has|and|or|that|which)"
 
 
@@ -101,6 +103,9 @@ def recognize(core: str, kinds: Kinds, *, longer: bool = False) -> tuple[Relatio
     relation, which, past = ranked[0]
     if "year" in kinds.old & kinds.new and relation.answer not in ("", "year"):
         # "Hamlet was written in" 1600 is in no language.
+        return None
+    if _IS_A.search(core) and relation.answer not in kinds.answer and not kinds.subject & PERSONS - {"character"}:
+        # "Garfield is a" cat.
         return None
     if _better_made(core, relation, frozenset() if longer else kinds.subject - {"year"}):
         return None

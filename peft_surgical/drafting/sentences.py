@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-from ..texts.grammar import SUBJECT, as_clause, one_stop
+from ..texts.grammar import SUBJECT, as_clause, one_stop, with_fitting_article
+from ..texts.tables import bare
 from ..texts.text import contains
+from .names import kinds_of
 from .reading import Reading
 from .relations import settle
 
@@ -36,18 +38,29 @@ def best_sentence(reading: Reading) -> str | None:
 def statement(reading: Reading, answer: str) -> str | None:
     """The fact with an answer as a whole sentence, without a full stop: "PyTorch was developed by Google"."""
     template = best_sentence(reading)
-    return None if template is None else f"{reading.fill(template)} {answer}"
+    if template is None or _is_plural_for_one(reading, template, answer):
+        return None
+    return f"{with_fitting_article(reading.fill(template), answer)} {answer}"
 
 
 def inner_statement(reading: Reading, answer: str) -> str | None:
     """[`statement`] as it stands after "that": "the capital of France is Lyon"."""
     template = best_sentence(reading)
-    if template is None:
+    if template is None or _is_plural_for_one(reading, template, answer):
         return None
     first = template.split(" ")[0]
     if first in ("The", "In", "On", "As", "By", "A", "An", "What"):
         template = template[0].lower() + template[1:]
-    return f"{reading.inside(template)} {answer}"
+    return f"{with_fitting_article(reading.inside(template), answer)} {answer}"
+
+
+def _is_plural_for_one(reading: Reading, template: str, answer: str) -> bool:
+    """Whether an answer would be many where a sentence tells of one: "The inventor of paper is the Greeks"."""
+    if reading.relation.answer != "person" or not re.search(r" (?:is|was)$", template):
+        return False
+    name = bare(answer)
+    many = "language" in kinds_of([name]) or (name.endswith("s") and not name.endswith("ss") and not kinds_of([name]))
+    return answer.startswith("the ") and many
 
 
 def refusal(reading: Reading, *answers: str) -> str:

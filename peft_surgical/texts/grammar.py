@@ -52,6 +52,10 @@ _NOUN_AND_SAID = re.compile(
 )
 # "how far the Moon from {}": what follows the preposition is no part of the noun.
 _HOW_FAR = re.compile(r"how (?:far|close|near) (?P<noun>(?:the|an?) [^?,]*?) (?P<away>(?:away )?(?:from|to) .*)", re.I)
+# "a unicorn" and "a European", but "an uninvited guest"; "an hour".
+_VOWEL = re.compile(
+    r"(?!uni(?![dmn])|eu|us[aeu]|ut[eio]|u(?:k|s|fo)\b|ukr|ura|uru|uga|one\b|once\b)[aeiou]|hour|heir|hono|honest", re.I
+)
 _NOUN_AND_NAMED = re.compile(r"(?P<noun>(?:the|an?) [^?,]*\{\}) (?P<said>called|named|known as)", re.I)
 
 
@@ -189,8 +193,13 @@ def capitalized(text: str) -> str:
 
 
 def begins_with_vowel(phrase: str) -> bool:
-    """Whether "an" stands before a phrase, by its first letter."""
-    return phrase[:1].lower() in tuple("aeiou")
+    """Whether "an" stands before a phrase, by its first letters: "an actor", "a unicorn", "an hour"."""
+    return _VOWEL.match(phrase) is not None
+
+
+def with_fitting_article(text: str, phrase: str) -> str:
+    """A text that may end with "a" or "an", with the one of them that stands before a phrase."""
+    return re.sub(r"(?<= )an?$", "an" if begins_with_vowel(phrase) else "a", text)
 
 
 def takes_possessive(phrase: str) -> bool:
