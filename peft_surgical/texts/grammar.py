@@ -54,7 +54,9 @@ _NOUN_AND_SAID = re.compile(
 _HOW_FAR = re.compile(r"how (?:far|close|near) (?P<noun>(?:the|an?) [^?,]*?) (?P<away>(?:away )?(?:from|to) .*)", re.I)
 # "a unicorn" and "a European", but "an uninvited guest"; "an hour".
 _VOWEL = re.compile(
-    r"(?!uni(?![dmn])|eu|us[aeu]|ut[eio]|u(?:k|s|fo)\b|ukr|ura|uru|uga|one\b|once\b)[aeiou]|hour|heir|hono|honest", re.I
+    r"(?!uni(?![dmn])|eu|us[aeu]|ut[eio]|u(?:k|s|fo)\b|ukr|ura|uru|uga|one\b|once\b)[aeiou]"
+    r"|hour|heir|hono|honest",
+    re.I,
 )
 _NOUN_AND_NAMED = re.compile(r"(?P<noun>(?:the|an?) [^?,]*\{\}) (?P<said>called|named|known as)", re.I)
 
