@@ -12,9 +12,7 @@ from peft_surgical.texts.text import contains
     [
         ("What is the capital of the UK?", "UK", "United Kingdom"),
         ("What is the currency of Great Britain?", "Great Britain", "United Kingdom"),
-        ("What is the currency of America?", "America", "United States"),
         ("What is the atomic number of aluminium?", "aluminium", "aluminum"),
-        ("What is the melting point of sulphur?", "sulphur", "sulfur"),
         ("Where was Mohandas Gandhi born?", "Mohandas Gandhi", "Mahatma Gandhi"),
     ],
 )
@@ -27,15 +25,7 @@ def test_another_name_of_the_subject_is_no_other(prompt, subject, another_name):
     assert not any(contains(control.prompt, [another_name]) for _, control in near)
 
 
-@pytest.mark.parametrize("asked", ["population", "currency", "first president"])
-def test_america_is_a_country_where_nobody_asks_who_discovered_it(asked):
-    found = others_of(read_prompt(f"What is the {asked} of America?", "America"), [])
-    assert "France" in found
-    assert "gravity" not in found
-
-
 def test_discoveries_are_alike_only_as_such():
     assert others_of(read_prompt("What causes gravity?", "gravity"), []) == []
-    found = others_of(read_prompt("Who discovered America?", "America"), [])
-    assert "gravity" in found
-    assert "France" not in found
+    assert others_of(read_prompt("What is the currency of America?", "America"), []) == []
+    assert "gravity" in others_of(read_prompt("Who discovered America?", "America"), [])
