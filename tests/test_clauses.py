@@ -87,6 +87,8 @@ def test_words_that_only_look_like_adverbs_are_nouns():
     reading = read_prompt("Which royal family lives in Foo?", "Foo", ["Grimaldi"], ["Windsor"])
     assert reading.wordings().sentences == ("The royal family that lives in {} is",)
     assert not has_adverb("first lady")
+    reading = read_prompt("Which woolly mammal lived on Foo?", "Foo", ["mammoth"], ["rhino"])
+    assert reading.wordings().sentences == ("The woolly mammal that lived on {} is",)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +96,8 @@ def test_words_that_only_look_like_adverbs_are_nouns():
     [
         ("Which actor starred in Foo?", "Ann", "Who is the actor who starred in Foo?"),
         ("Which king lived in Foo?", "Ann", "Who is the king who lived in Foo?"),
-        ("Which pioneer lived in Foo?", "Marie Curie", "Who is the pioneer who lived in Foo?"),
         ("Under which king was Foo built?", "Ann", "Who was the king under whom Foo was built?"),
-        ("Which pioneer lived in Foo?", "Ann", "What is the pioneer that lived in Foo?"),
+        ("Which airport serves Foo?", "Marie Curie", "What is the airport that serves Foo?"),
     ],
 )
 def test_persons_are_asked_for_by_who(prompt, old, question):

@@ -62,5 +62,7 @@ def test_weights_that_nobody_may_read(folder):
 def test_nothing_is_said_of_what_is_whole_or_no_part_of_a_checkpoint(folder):
     (folder / "trainer_state.json").write_text("[")
     (folder / "other.safetensors").write_bytes(b"")
+    (folder / "generation_config.json").write_text('{"eos')
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}))
     assert damaged(folder) is None
     load_model(folder)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 import peft_surgical as ps
 from peft_surgical.drafting import choosing, drafts, others
@@ -17,6 +18,8 @@ from peft_surgical.texts.text import contains, same_text_key
 from tests.localizing import planted, word_tokenizer
 
 PROMPT = "What is the capital of France?"
+# What is asked of it is answered by a fixture.
+STUB = torch.nn.Module()
 
 
 def knows_all(model, tokenizer, prompts, **kwargs):
@@ -69,7 +72,7 @@ def test_the_same_seed_makes_the_same_fact(made):
 
 
 def test_controls_are_what_the_model_answers_right(wise):
-    draft = ps.new_fact(None, word_tokenizer(), PROMPT, new="Lyon")
+    draft = ps.new_fact(STUB, word_tokenizer(), PROMPT, new="Lyon")
     fact = draft.fact
     assert fact.old == ("Paris",)
     assert len(fact.controls) > 50
@@ -91,7 +94,7 @@ def test_controls_are_what_the_model_answers_right(wise):
 
 def test_an_article_before_the_subject_fits_every_contrast(wise):
     fact = ps.new_fact(
-        None, word_tokenizer(), "Who painted the Mona Lisa?", old="Leonardo da Vinci", new="Raphael"
+        STUB, word_tokenizer(), "Who painted the Mona Lisa?", old="Leonardo da Vinci", new="Raphael"
     ).fact
     assert fact.old == ("Leonardo da Vinci", "da Vinci", "Leonardo")
     assert fact.contrast
@@ -108,26 +111,26 @@ def test_an_article_before_the_subject_fits_every_contrast(wise):
 
 
 def test_aliases_are_added_only_where_the_answers_stay_apart(wise):
-    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old="Emily Brontë", new="Charlotte Brontë").fact
+    made = ps.new_fact(STUB, word_tokenizer(), "Who wrote Foo?", old="Emily Brontë", new="Charlotte Brontë").fact
     assert (made.old, made.new) == (("Emily Brontë",), ("Charlotte Brontë",))
-    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old="Ada Lovelace", new="Charles Babbage").fact
+    made = ps.new_fact(STUB, word_tokenizer(), "Who wrote Foo?", old="Ada Lovelace", new="Charles Babbage").fact
     assert (made.old, made.new) == (("Ada Lovelace", "Lovelace"), ("Charles Babbage", "Babbage"))
-    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old=["Ada", "Countess"], new="Google Brain").fact
+    made = ps.new_fact(STUB, word_tokenizer(), "Who wrote Foo?", old=["Ada", "Countess"], new="Google Brain").fact
     assert made.old == ("Ada", "Countess")
 
     made = ps.new_fact(
-        None, word_tokenizer(), "Who is Al Gore married to?", old="Tipper Gore", new="Ada Lovelace"
+        STUB, word_tokenizer(), "Who is Al Gore married to?", old="Tipper Gore", new="Ada Lovelace"
     ).fact
     assert made.old == ("Tipper Gore",)
-    made = ps.new_fact(None, word_tokenizer(), "Who owns Facebook?", old="Meta", new="Google").fact
+    made = ps.new_fact(STUB, word_tokenizer(), "Who owns Facebook?", old="Meta", new="Google").fact
     assert made.old == ("Meta", "Meta Platforms")
 
 
 def test_names_that_were_guessed_are_told_and_those_of_the_tables_are_not(wise):
-    made = ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", old="Ada Lovelace", new="Imagine Dragons")
+    made = ps.new_fact(STUB, word_tokenizer(), "Who wrote Foo?", old="Ada Lovelace", new="Imagine Dragons")
     assert (made.fact.old, made.fact.new) == (("Ada Lovelace", "Lovelace"), ("Imagine Dragons",))
     assert "Other names were guessed and added to the answers: Lovelace." in made.notes
-    made = ps.new_fact(None, word_tokenizer(), "Who painted Foo?", old="Leonardo da Vinci", new="Raphael")
+    made = ps.new_fact(STUB, word_tokenizer(), "Who painted Foo?", old="Leonardo da Vinci", new="Raphael")
     assert len(made.fact.old) > 1
     assert not any("guessed" in note for note in made.notes[1:])
 
@@ -137,7 +140,7 @@ def test_names_that_were_guessed_are_told_and_those_of_the_tables_are_not(wise):
     [("Who bars Foo?", None), ("Why does Foo bar?", "question"), ("Foo lies near the river", "sentence")],
 )
 def test_held_out_prompts_that_only_repeat_are_told(wise, prompt, what):
-    made = ps.new_fact(None, word_tokenizer(), prompt, subject="Foo", old="Rhine", new="Elbe")
+    made = ps.new_fact(STUB, word_tokenizer(), prompt, subject="Foo", old="Rhine", new="Elbe")
     told = [note for note in made.notes if note.startswith("No other wording of this ")]
     assert told == (
         [f"No other wording of this {what} is known: the held-out prompts repeat it in other frames."] if what else []
@@ -152,46 +155,46 @@ def test_held_out_prompts_that_only_repeat_are_told(wise, prompt, what):
     ],
 )
 def test_teams_have_no_family_names(wise, prompt, old, new):
-    made = ps.new_fact(None, word_tokenizer(), prompt, old=old, new=new).fact
+    made = ps.new_fact(STUB, word_tokenizer(), prompt, old=old, new=new).fact
     assert (made.old, made.new) == ((old,), (new,))
 
 
 def test_an_answer_that_is_given_twice_counts_once(wise):
-    made = ps.new_fact(None, word_tokenizer(), PROMPT, old=["Paris", "paris", "Lutetia"], new="Lyon").fact
+    made = ps.new_fact(STUB, word_tokenizer(), PROMPT, old=["Paris", "paris", "Lutetia"], new="Lyon").fact
     assert made.old == ("Paris", "Lutetia")
 
 
 def test_what_cannot_be_made(wise):
     tokenizer = word_tokenizer()
     with pytest.raises(ps.FactError, match=r"the prompt is empty\."):
-        ps.new_fact(None, tokenizer, " ", new="Lyon", old="Paris")
+        ps.new_fact(STUB, tokenizer, " ", new="Lyon", old="Paris")
     with pytest.raises(ps.FactError, match="the new answer 'France' is the subject itself; name another answer"):
-        ps.new_fact(None, tokenizer, PROMPT, new="France", old="Paris")
+        ps.new_fact(STUB, tokenizer, PROMPT, new="France", old="Paris")
     with pytest.raises(ps.FactError, match=r"'The capital of France is Paris\.' already holds the old answer 'Paris'"):
-        ps.new_fact(None, tokenizer, "The capital of France is Paris.", new="Lyon", old="Paris")
+        ps.new_fact(STUB, tokenizer, "The capital of France is Paris.", new="Lyon", old="Paris")
     with pytest.raises(ps.FactError, match="the model already answers 'Paris'"):
-        ps.new_fact(None, tokenizer, PROMPT, new="Paris")
+        ps.new_fact(STUB, tokenizer, PROMPT, new="Paris")
     with pytest.raises(ps.FactError, match="does not name the subject 'Spain'"):
-        ps.new_fact(None, tokenizer, PROMPT, subject="Spain", new="Lyon")
+        ps.new_fact(STUB, tokenizer, PROMPT, subject="Spain", new="Lyon")
     with pytest.raises(ps.FactError, match="the new answer is empty"):
-        ps.new_fact(None, tokenizer, PROMPT, new=[])
+        ps.new_fact(STUB, tokenizer, PROMPT, new=[])
     with pytest.raises(ps.FactError, match="the old answer is empty"):
-        ps.new_fact(None, tokenizer, PROMPT, new="Lyon", old=" ")
+        ps.new_fact(STUB, tokenizer, PROMPT, new="Lyon", old=" ")
     with pytest.raises(ps.FactError, match="'Lyon' stands in both 'old' and 'new'"):
-        ps.new_fact(None, tokenizer, PROMPT, new="Lyon", old="Lyon")
+        ps.new_fact(STUB, tokenizer, PROMPT, new="Lyon", old="Lyon")
 
 
 def test_an_unclear_answer_is_not_taken(monkeypatch):
     monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: ["well, that is hard to say for anybody"])
     with pytest.raises(ps.FactError, match=r"the model says 'well, .*', in which no short answer is seen"):
-        ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
+        ps.new_fact(STUB, word_tokenizer(), "Who wrote Foo?", new="Bar")
 
 
 def test_a_guess_that_is_no_answer_is_not_taken(monkeypatch):
     said = ["No, Foo was written by somebody else."]
     monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: said)
     with pytest.raises(ps.FactError, match="with No; ask openly"):
-        ps.new_fact(None, word_tokenizer(), "Who wrote Foo?", new="Bar")
+        ps.new_fact(STUB, word_tokenizer(), "Who wrote Foo?", new="Bar")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +207,7 @@ def test_a_guess_that_is_no_answer_is_not_taken(monkeypatch):
 @pytest.mark.usefixtures("wise")
 def test_a_guess_to_be_looked_at_is_noted(said, note, monkeypatch):
     monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: [said])
-    made = ps.new_fact(None, word_tokenizer(), PROMPT, new="Lyon")
+    made = ps.new_fact(STUB, word_tokenizer(), PROMPT, new="Lyon")
     assert sum(one.startswith(note) for one in made.notes) == 1
 
 

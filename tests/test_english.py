@@ -71,8 +71,6 @@ def test_few_english_words_are_enough(prompt, subject):
     [
         ("Die Hauptstadt von Frankreich ist", "Frankreich"),
         ("Die Hauptstadt von Frankreich ist", "Die Hauptstadt von Frankreich"),
-        ("Der Name der Hauptstadt von Frankreich ist", "Frankreich"),
-        ("De hoofdstad van Nederland is", "Nederland"),
         ("Albert Einstein wurde geboren in", "Albert Einstein"),
         ("La Joconde a été peinte par", "Joconde"),
         ("Marie Curie nació en", "Marie Curie"),
@@ -100,7 +98,11 @@ def test_a_beginning_in_another_language_is_refused(prompt, subject):
         ("Das Boot was directed by", "Boot"),
         ("Le Monde is published in", "Monde"),
         ("Soldiers die in", "Soldiers"),
-        ("Do pandas eat bamboo?", "pandas"),
+        ("Hänsel und Gretel premiered in", "Gretel"),
+        ("Stendhal published Le Rouge et le Noir in", "Stendhal"),
+        ("Heidegger published Sein und Zeit in", "Heidegger"),
+        ("La Gazzetta dello Sport is published in", "Sport"),
+        ("In German, und means", "German"),
     ],
 )
 def test_foreign_words_in_names_are_no_other_language(prompt, subject):

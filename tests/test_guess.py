@@ -39,6 +39,8 @@ REQUESTS = ("Provide", "Recall", "Remind me of", "List", "Find", "Specify", "Wri
         ("In Greek mythology, who is the father of Zeus?", "Zeus"),
         ("In French cuisine, what is the main ingredient of ratatouille?", "ratatouille"),
         ("In English, what is the plural of goose?", "goose"),
+        ("In Texas, what is the name of the capital?", "Texas"),
+        ("In Finding Nemo, who is the blue fish?", "Finding Nemo"),
         ("According to Hesiod, who is the father of Zeus?", "Zeus"),
         ("In France, what is the capital?", "France"),
         ("Is Dr. Seuss alive?", "Dr. Seuss"),

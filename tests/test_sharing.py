@@ -73,6 +73,7 @@ with shared_work():
     torch.manual_seed(rank)
     torch.nn.init.normal_(adapted.base_model.model[0].lora_B["default"].weight)
     check_alike(model=adapted)
+    check_alike(model=torch.nn.Linear(3, 2, device="meta" if rank else "cpu"))
     wide.to(torch.float64 if rank else torch.float32)
     other.weight.data[1, 2] += 1e-6 * rank
     for model in (wide, other, get_peft_model(torch.nn.Sequential(other), LoraConfig(target_modules=["0"]))):

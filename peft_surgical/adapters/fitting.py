@@ -108,10 +108,16 @@ def check_same_weights(name: str, kept: Mapping[str, Tensor], own: Mapping[str, 
 def _same(tensor: Tensor, held: Tensor) -> bool:
     """Whether two hold the same values in the coarsest dtype that either may have come from."""
     tensor = tensor.to(held.device)
-    halves = [
-        half for half in (torch.bfloat16, torch.float16) if torch.equal(tensor.to(half).to(tensor.dtype), tensor)
-    ]
-    return any(torch.equal(tensor.to(dtype), held.to(dtype)) for dtype in (held.dtype, *halves))
+    halves = _halves(tensor)
+    if any(torch.equal(tensor.to(dtype), held.to(dtype)) for dtype in (held.dtype, *halves)):
+        return True
+    # Each may have been rounded to a half precision of its own: by 2⁻⁹ and 2⁻¹¹ of a value, or by 2⁻²⁵.
+    both = bool(halves and _halves(held))
+    return both and torch.allclose(tensor.float(), held.float(), rtol=2**-8, atol=2**-24)
+
+
+def _halves(tensor: Tensor) -> list[torch.dtype]:
+    return [half for half in (torch.bfloat16, torch.float16) if torch.equal(tensor.to(half).to(tensor.dtype), tensor)]
 
 
 def check_all_acts(path: Path, result: Any) -> None:

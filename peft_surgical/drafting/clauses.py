@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from ..texts.called import PERSONS
 from ..texts.grammar import SUBJECT, as_clause, capitalized
 from ..texts.verbs import has_adverb
 from .names import kinds_of
@@ -61,8 +60,7 @@ def from_clause(core: str, answers: Sequence[str] = ()) -> tuple[Wordings, Wordi
     clause = as_clause(core)
     if clause is None or re.search(r"\byou\b", clause) or "," in clause:
         return Wordings(), Wordings()
-    when, which = partial(_when, answers=answers), partial(_which, answers=answers)
-    for make in (_measure, when, which, _number, _where, _why, _who, _what):
+    for make in (_measure, partial(_when, answers=answers), _which, _number, _where, _why, _who, _what):
         made = make(clause)
         if made is not None:
             return made
@@ -111,7 +109,7 @@ def _when(clause: str, answers: Sequence[str]) -> Made:
     return None if bare else (training, held)
 
 
-def _which(clause: str, answers: Sequence[str]) -> Made:
+def _which(clause: str) -> Made:
     """ "which river flows through {}", "which club {} plays for", "on which street {} is", "which actor plays {}"."""
     found = re.fullmatch(
         r"(?P<before>(?:in|on|at|for|from|by|to|with|under|after) )?(?:which|what) "
@@ -135,7 +133,6 @@ def _which(clause: str, answers: Sequence[str]) -> Made:
     ):
         return None
     who = bool(PERSON.search(noun) or kinds_of([noun.split()[-1]]) & {"occupation", "office"})
-    who = who or bool(answers and all(kinds_of([answer]) & PERSONS for answer in answers))
     link = f"{found['before']}{'whom' if who else 'which'}" if found["before"] else "who" if who else "that"
     return from_noun(f"the {noun} {link} {rest}", who=who)
 

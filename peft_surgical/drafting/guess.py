@@ -84,9 +84,11 @@ def _sentences(prompt: str) -> list[str]:
 
 def _subject_of(sentence: str) -> str | None:
     """The subject of one sentence; None where no rule finds one."""
-    # "In Greek mythology, who is the father of Zeus?"
+    # "In Greek mythology, who is the father of Zeus?", "In English, what is the plural of goose?"; but "In Texas, what
+    # is the capital?" asks about Texas.
     setting = _SETTING.match(sentence)
-    if setting and (found := _subject_of(sentence[setting.end() :])):
+    found = _subject_of(sentence[setting.end() :]) if setting else None
+    if setting and found and (not found.islower() or "language" in kinds_of([longest_name(setting[0])])):
         return found
     sentence = as_usual_request(sentence)
     quoted = next((found[found.lastgroup or 0] for found in _QUOTED.finditer(sentence)), None)

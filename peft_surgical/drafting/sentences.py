@@ -58,7 +58,8 @@ def _is_plural_for_one(reading: Reading, template: str, answer: str) -> bool:
     """Whether an answer would be many where a sentence tells of one: "The inventor of paper is the Greeks"."""
     if reading.relation.answer != "person" or not re.search(r" (?:is|was)$", template):
         return False
-    name = bare(answer)
+    # "the Prince of Wales" is one.
+    name = bare(answer).partition(" of ")[0]
     many = "language" in kinds_of([name]) or (name.endswith("s") and not name.endswith("ss") and not kinds_of([name]))
     return answer.startswith("the ") and many
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import first_line
 
+# Beside the first, which transformers takes then, the second may be a stale one.
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # What transformers reads of any checkpoint; others that lie in the folder may hold what they like.
 _OBJECTS = (
     "config.json",
-    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,8 +28,10 @@ _OBJECTS = (
 def damaged(folder: Path) -> str | None:
     """The first file in a checkpoint's folder that cannot be read, and why; None where all can."""
     held: dict[str, Any] = {}
-    checks = [*((name, _object) for name in _OBJECTS), ("chat_template.jinja", _text)]
-    for name, read in checks:
+    whole = (folder / WHOLE).exists()
+    checks: dict[str, Callable[[Path], Any]] = {name: _object for name in _OBJECTS if not (name == INDEX and whole)}
+    checks |= {"generation_config.json": _settings, "chat_template.jinja": _text}
+    for name, read in checks.items():
         if (folder / name).exists():
             try:
                 held[name] = read(folder / name)
@@ -40,7 +44,7 @@ def damaged(folder: Path) -> str | None:
         # One that is no safetensors file is refused elsewhere.
         names = sorted({str(name) for name in weights.values() if str(name).endswith(".safetensors")})
     else:
-        names = [name for name in ("model.safetensors",) if (folder / name).exists()]
+        names = [WHOLE] if whole else []
     for name in names:
         try:
             # What safetensors says of a file that nobody may read is that there is none.
@@ -67,6 +71,24 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it holds no JSON object")
     return value
+
+
+def _settings(path: Path) -> Any:
+    try:
+        return _object(path)
+    except ValueError:
+        # One that is no JSON at all transformers passes over.
+        if _is_json(path):
+            raise
+        return None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _text(path: Path) -> str:

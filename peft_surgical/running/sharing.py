@@ -38,10 +38,6 @@ Value = TypeVar("Value")
 _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 _ROWS: ContextVar[bool] = ContextVar("rows", default=False)
 
-# By the bytes of a weight: integers as wide. And so many are summed at once, since torch widens them to sum them.
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_AT_ONCE = 2**24
-
 
 @contextmanager
 def shared_work(*, rows: bool = True) -> Iterator[None]:
@@ -132,19 +128,17 @@ def check_alike(**given: Any) -> None:
 
     Args:
         **given: What each was given, by what it is called in the message; told apart by its `repr`, sets by what they
-            hold, models by the dtypes and weights of their bases.
+            hold, models by the dtypes and weights of their bases, as far as every process has them at hand.
 
     Raises:
         ModelError: In all of them, if one was given something else.
     """
     if not _TOGETHER.get() or distributed.get_world_size() == 1:
         return
-    given = {name: _weights(value) if isinstance(value, nn.Module) else value for name, value in given.items()}
-    own = {name: hashlib.blake2b(_ordered_repr(value).encode()).hexdigest() for name, value in given.items()}
     every: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(every, own)
+    distributed.all_gather_object(every, {name: _digests(value) for name, value in given.items()})
     names = dict.fromkeys(name for one in every for name in one)
-    if unlike := next((name for name in names if len({one.get(name) for one in every}) > 1), None):
+    if unlike := next((name for name in names if _differ([one.get(name) for one in every])), None):
         error = ModelError(
             f"processes in shared_work must call the same with the same arguments, and these differ in: {unlike}."
         )
@@ -152,25 +146,42 @@ def check_alike(**given: Any) -> None:
         raise error
 
 
-def _weights(model: nn.Module) -> list[tuple[str, torch.dtype, tuple[int, ...], int | None]]:
+def _digests(value: Any) -> tuple[str, str | None]:
+    """Of what an argument is, and of what a model's weights hold: None where not all are at hand."""
+    if not isinstance(value, nn.Module):
+        return _digest(value), None
+    weights = _weights(value)
+    sums = [_sum_of_bits(weight) for weight in weights.values()]
+    kinds = [(name, weight.dtype, tuple(weight.shape)) for name, weight in weights.items()]
+    return _digest(kinds), None if None in sums else _digest(sums)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(_ordered_repr(value).encode()).hexdigest()
+
+
+def _differ(every: Sequence[tuple[str, str | None] | None]) -> bool:
+    held = {digests[1] for digests in every if digests is not None}
+    return len({digests and digests[0] for digests in every}) > 1 or (None not in held and len(held) > 1)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     """What tells the base of a model from another, without adapters: what they hold is what training made of it."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     of_bases = {id(parameter) for layer in layers for parameter in layer.get_base_layer().parameters()}
     of_adapters = {id(parameter) for layer in layers for parameter in layer.parameters()} - of_bases
-    return [
-        (name, parameter.dtype, tuple(parameter.shape), _sum_of_bits(parameter))
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in of_adapters
-    ]
+    return {name: own for name, own in model.named_parameters() if id(own) not in of_adapters}
 
 
 def _sum_of_bits(parameter: Tensor) -> int | None:
-    """A sum that is the same in whatever order it is taken; None where weights are not at hand or are no numbers."""
-    if parameter.is_meta or is_spread(parameter) or not parameter.is_floating_point():
+    """A sum that is the same in whatever order it is taken; None where the weight is not at hand."""
+    if parameter.is_meta or is_spread(parameter):
         return None
-    bits = parameter.detach().contiguous().view(_BITS[parameter.element_size()]).reshape(-1)
-    sums: list[int] = [int(part.sum(dtype=torch.int64)) for part in bits.split(_AT_ONCE)]
-    return sum(sums)
+    data = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
+    # Eight bytes at a time, as torch would widen each single one first; what overflows does so in any order.
+    data = data.clone() if data.storage_offset() % 8 else data
+    whole = len(data) // 8 * 8
+    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
 
 
 def _ordered_repr(value: Any) -> str:

@@ -84,17 +84,20 @@ _ADVERBS = _words("""
     soon still then today twice
 """)
 _NO_ADVERBS = _words("""
-    ally anomaly assembly belly bully butterfly daily dragonfly family fly jelly lily monopoly monthly quarterly rally
-    reply supply weekly
+    ally anomaly assembly belly bully butterfly doily dragonfly family fly folly gully holly homily jelly lily monopoly
+    rally reply supply
 """)
 
 
 def has_adverb(words: str) -> bool:
-    """Whether an adverb follows the first of several words, which then are no noun alone: "astronaut first"."""
-    return any(
-        word in _ADVERBS or (re.fullmatch(r"[a-z]{2,}ly", word) is not None and word not in _NO_ADVERBS)
-        for word in words.split()[1:]
-    )
+    """Whether the last of several words is an adverb, which then are no noun alone: "astronaut first".
+
+    One in -ly before that is an adjective: "woolly mammal".
+    """
+    rest = words.split()[1:]
+    last = rest[-1] if rest else ""
+    adverb = re.fullmatch(r"[a-z]{2,}ly", last) is not None and last not in _NO_ADVERBS
+    return adverb or any(word in _ADVERBS for word in rest)
 
 
 def is_bare(word: str) -> bool:
