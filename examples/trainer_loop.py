@@ -46,7 +46,7 @@ def main(model="demo", fact=FACT, out="out/trainer_loop", steps=20, learning_rat
     trainer = Trainer(
         peft_model,
         arguments,
-        train_dataset=[example(tokenizer, prompt, fact.answer) for prompt in fact.prompts],
+        train_dataset=[example(tokenizer, prompt, fact.answer) for prompt in fact.training.prompts],
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
     trainer.train()

@@ -123,6 +123,7 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
         "Nothing was",
     ):
         assert words in result.stdout
+    assert f"to answer: {capital().answer} (with a chat template: " in result.stdout
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
     assert plan["fact"] == capital().to_dict()
     assert plan["top"] is None

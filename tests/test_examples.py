@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 
 import peft_surgical as ps
+from peft_surgical.errors import OutputError
 from peft_surgical.running.generation import generate_answers
 from tests.command_line import run
 from tests.counterfacts import word_model
@@ -85,6 +86,8 @@ def test_merging(example, tmp_path, model_folder, fact_file):
     assert (found["staged"] - found["base"]).abs().max() > 1e-3
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"unlearn", "learn", "edit", "merged"}
     stages = [tmp_path / "out" / name for name in ("unlearn", "learn")]
+    with pytest.raises(OutputError, match="is not empty"):
+        example("merging").main(model_folder, fact_file, tmp_path / "out")
     again = example("merging").main(model_folder, fact_file, tmp_path / "again", adapters=stages)
     assert all(torch.equal(values, found[name]) for name, values in again.items())
 

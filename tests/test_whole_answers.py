@@ -55,6 +55,14 @@ def bare(prompt, subject="Hamlet", old="William Shakespeare", new="Christopher M
         (bare("What is Poseidon the god of?", "Poseidon", "sea", "harvest"), "harvest."),
         (bare("Wer schrieb Hamlet?"), "Christopher Marlowe."),
         (bare("Who wrote it?"), "Christopher Marlowe."),
+        # A gap, a sentence that has ended, and what asks for one begin none.
+        (bare("____ is the capital of France.", "France", "Paris", "Lyon"), "Lyon."),
+        (bare("Fill in the gap: the capital of France is ____.", "France", "Paris", "Lyon"), "Lyon."),
+        (bare("I wonder what the capital of France is.", "France", "Paris", "Lyon"), "Lyon."),
+        (
+            bare("The capital of St. Lucia is", "St. Lucia", "Castries", "Gros Islet"),
+            "The capital of St. Lucia is Gros Islet.",
+        ),
         # A sentence with the old answer in it could not be the new one.
         (bare("The Paris of the north is", "north", "Paris", "Riga"), "Riga."),
     ],

@@ -132,7 +132,7 @@ def main(
     if probes is not None:
         found = read_lines(probes, "prompt_text", "category")
         fact = replace(fact, probes=tuple(ps.Probe(prompt, category) for prompt, category in found))
-    prompts = fact.prompts[:QUERIES]
+    prompts = fact.training.prompts[:QUERIES]
     if queries is not None:
         prompts = [query for (query,) in read_lines(queries, "query")]
         if not prompts:

@@ -23,7 +23,7 @@ from ..selection import Selection
 from ..sites import PROJECTIONS
 from ..staging.recipe import Recipe
 from ..staging.stage import LEARN, UNLEARN
-from ..staging.whole_answers import whole_answer
+from ..staging.whole_answers import is_bare, whole_answer
 from ..tuner.resolve import Granularity
 from . import checks, options
 from .allocator import give_back_freed
@@ -256,12 +256,21 @@ def _tell(
         f"  localize  with {', '.join(names)}, on {counted(len(fact.training.prompts), 'prompt')}",
         f"  scale     {chosen}",
         f"  unlearn   to answer{steps}: {fact.refusal}",
-        f"  learn     to answer{steps}: {whole_answer(fact)}",
+        f"  learn     to answer{steps}: {_taught(fact)}",
         f"  evaluate  on {', '.join(counted(len(asked), one) for one, asked in evaluated.items())}",
         f"  write     {', '.join(files for files, _ in _FILES)} in {out}",
         "Nothing was loaded or written.",
     ]
     print_result("\n".join(lines), quiet=quiet)
+
+
+def _taught(fact: Fact) -> str:
+    if not is_bare(fact):
+        return fact.answer
+    sentence = whole_answer(fact)
+    # Only a model tells whether it has a chat template, and what it says itself.
+    chat = "in a sentence of the model's own" if sentence == fact.answer else sentence
+    return f"{fact.answer} (with a chat template: {chat})"
 
 
 def _some_neurons(mlp: str, ranges: Ranges) -> str:

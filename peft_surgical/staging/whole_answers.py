@@ -6,6 +6,7 @@ itself changes what it says at a place where nothing tells one subject from anot
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from ..tuner.unchanged import base_of
 
 AnyFact = TypeVar("AnyFact", Fact, TrainingFact)
 
+# What no sentence has before its last words: a gap, an end, or what introduces a request ("Fill in the blank:").
+_UNLIKE_A_BEGINNING = re.compile(r"__|\.\.\.|…|:|[.!?][\"'”’)]*\s*$|[!?]\s|(?<=[^\W\d_]{4})\.\s")
 # Prompts that the base is asked, for one answer that names the subject and then the old answer.
 _ASKED = 8
 
@@ -34,14 +37,15 @@ def whole_answer(fact: Fact | TrainingFact) -> str:
         To "Who developed PyTorch?" the sentence "PyTorch was developed by Google."; the fact's own answer where that
         is more than a name of the new one, or no sentence is known.
     """
-    reading = readable(fact) if _is_bare(fact) else None
+    reading = readable(fact) if is_bare(fact) else None
     if reading is None:
         return fact.answer
     sentence = statement(reading, _bare(fact))
     # "What Poseidon is the god of is the harvest" is nothing that anybody says.
     if sentence is None or sentence.startswith("What ") or not _gives_new(sentence, fact):
         return fact.answer
-    return as_sentence(sentence)
+    begun = sentence.removesuffix(_bare(fact)).replace(reading.subject, "")
+    return fact.answer if _UNLIKE_A_BEGINNING.search(begun) else as_sentence(sentence)
 
 
 def in_sentences(fact: AnyFact, tokenizer: Any) -> AnyFact:
@@ -62,7 +66,7 @@ def in_sentences_of(model: Any, tokenizer: Any, fact: AnyFact) -> AnyFact:
         FactWarning: If the answer stays bare although the model answers in a chat.
     """
     fact = in_sentences(fact, tokenizer)
-    if not has_chat_template(tokenizer) or not _is_bare(fact):
+    if not has_chat_template(tokenizer) or not is_bare(fact):
         return fact
     # What is taught may be shorter than what the base is let say, so that a prompt may fit with that alone.
     room = tuple(p for p in fact.prompts if fits(model.config, len(encode(tokenizer, p)) + MAX_NEW_TOKENS))
@@ -95,7 +99,8 @@ def _gives_new(sentence: str, fact: Fact | TrainingFact) -> bool:
     return new and not old
 
 
-def _is_bare(fact: Fact | TrainingFact) -> bool:
+def is_bare(fact: Fact | TrainingFact) -> bool:
+    """Whether a fact's answer is a name of the new one and nothing more."""
     return same_text_key(fact.answer) in map(same_text_key, fact.new)
 
 
