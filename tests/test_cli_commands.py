@@ -92,6 +92,29 @@ def test_localize_end_to_end(tmp_path, fact_file, model_folder):
     assert shown["selection"]["components"] == list(best)
 
 
+def test_without_matplotlib_no_picture_is_promised(tmp_path, fact_file, model_folder, monkeypatch):
+    command = ["edit", fact_file, "--out", tmp_path / "out", "--model", model_folder, "--top", 1]
+    command += ["--steps", 1, "--scorer", "random", "--retention-tokens", 0]
+    pictured = find_spec("matplotlib") is not None
+    assert ("localization.png" in run(*command, "--dry-run").stdout) is pictured
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "write     localization.json, unlearn/, learn/, edit/, report.json, " in run(*command, "--dry-run").stdout
+    planned = json.loads(run(*command, "--dry-run", "--json").stdout)["files"]
+    assert planned == ["localization.json", "unlearn/", "learn/", "edit/", "report.json", "report.html"]
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path / "out", ".peft_surgical") == sorted(name.strip("/") for name in planned)
+    assert "localization.png" not in result.stdout
+    assert all(name in result.stdout for name in planned)
+    left_out = "localization.png is left out: it needs matplotlib (pip install 'peft-surgical[plot]')."
+    assert left_out in result.stderr.splitlines()
+    assert run(*command, "--overwrite", "--quiet").stderr == ""
+    localized = run("localize", fact_file, *command[4:6], "--scorer", "random", "--out", tmp_path / "where")
+    assert left_out in localized.stderr.splitlines()
+    assert written(tmp_path / "where") == ["localization.json"]
+
+
 def test_what_localize_chose_is_edited(edited, tmp_path, fact_file, model_folder):
     where, options = tmp_path / "where", ["--model", model_folder, "--scorer", "logit_drop"]
     # A head has 8 coordinates at z, an MLP reads 32 of the residual stream.

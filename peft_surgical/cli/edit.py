@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from . import checks, options
 from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
-from .terminal import REPORT_FILES, counted, on_interrupt, print_json, print_result, this_command
+from .terminal import (
+    REPORT_FILES,
+    counted,
+    note_left_out_picture,
+    on_interrupt,
+    print_json,
+    print_result,
+    this_command,
+)
 
 _COUNTED = {"heads": "head", "mlps": "MLP", "budget": "scale"}
 _FILES = (
@@ -192,10 +201,24 @@ def edit(
         )
     if as_json:
         print_json(report.to_dict())
-    written = [(files, what) for files, what in _FILES if (out / files.split(",")[0].strip("/")).exists()]
+    written = _files(lambda name: (out / name).exists())
+    if (out / TABLE).exists() and not (out / PICTURE).exists():
+        note_left_out_picture(quiet=quiet)
     print_result(summarize(report, out, written), quiet=quiet, as_json=as_json)
     if profile:
         print_result(spent.table(), quiet=quiet, as_json=as_json)
+
+
+def _files(has: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """The rows of the summary, with those names alone that the output has."""
+    rows = ((", ".join(name for name in files.split(", ") if has(name)), what) for files, what in _FILES)
+    return [(files, what) for files, what in rows if files]
+
+
+def _planned() -> list[str]:
+    """The names that an edit writes, as they stand in each row."""
+    pictured = find_spec("matplotlib") is not None
+    return [files for files, _ in _files(lambda name: pictured or name != PICTURE)]
 
 
 def _recipes(steps: int | None, little: bool) -> dict[str, Recipe] | None:
@@ -232,7 +255,7 @@ def _tell(
                 **how,
                 "neurons": some or how["neurons"],
                 "out": str(out),
-                "files": [name for files, _ in _FILES for name in files.split(", ")],
+                "files": [name for files in _planned() for name in files.split(", ")],
             }
         )
         return
@@ -258,7 +281,7 @@ def _tell(
         f"  unlearn   to answer{steps}: {fact.refusal}",
         f"  learn     to answer{steps}: {_taught(fact)}",
         f"  evaluate  on {', '.join(counted(len(asked), one) for one, asked in evaluated.items())}",
-        f"  write     {', '.join(files for files, _ in _FILES)} in {out}",
+        f"  write     {', '.join(_planned())} in {out}",
         "Nothing was loaded or written.",
     ]
     print_result("\n".join(lines), quiet=quiet)

@@ -21,7 +21,7 @@ from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .tables import ScoreTable
-from .terminal import counted, note, on_interrupt, print_json, print_result
+from .terminal import counted, note_left_out_picture, on_interrupt, print_json, print_result
 
 
 @click.command(short_help="Find the heads and MLPs that hold a fact.")
@@ -114,6 +114,6 @@ def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bo
     try:
         plot_localization(found, chosen, path)
     except MissingPackageError:
-        note(f"{PICTURE} is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
+        note_left_out_picture(quiet=quiet)
         return False
     return True

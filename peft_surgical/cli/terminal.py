@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..edit_folder import PAGE, REPORT
+from ..edit_folder import PAGE, PICTURE, REPORT
 from ..texts.text import printable
 from .processes import silent
 from .translate import ARGUMENTS, RESUME
@@ -79,6 +79,11 @@ def note(text: str, *, quiet: bool) -> None:
     """Tells a person what goes on, on standard error, without control codes: it may quote a model."""
     if not quiet and not silent():
         click.echo(printable(text), err=True)
+
+
+def note_left_out_picture(*, quiet: bool) -> None:
+    """Tells a person why there are scores and no picture of them."""
+    note(f"{PICTURE} is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
 
 
 @contextmanager
