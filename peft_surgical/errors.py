@@ -58,6 +58,10 @@ class MissingPackageError(SurgicalError, ImportError):
     """A package of an extra that is not installed."""
 
 
+class MissingModelPackageError(ModelError, MissingPackageError):
+    """A model that cannot be read without a package of an extra that is not installed."""
+
+
 class OutputError(SurgicalError, OSError):
     """An output path that cannot be written or would overwrite something."""
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from .adapters.bases import note_revision, note_source
 from .errors import ModelError, brief, first_line
 from .loading.damage import damaged
-from .loading.demo import MODEL_ID, demo_folder
+from .loading.demo import MODEL_ID, demo_folder, needs_gguf
 from .loading.padding import lend_padding
 from .loading.pickles import no_pickles
 from .running.precision import DTYPES as DTYPES  # what `dtype` may be, for who offers it
@@ -51,7 +51,8 @@ def load_model(
 
     Raises:
         ModelError: If the model cannot be found or read, is an adapter, has no tokenizer, or options exclude one
-            another.
+            another. Where it is GGUF, as the demo model is when first used, and the package that reads that is not
+            installed, the error is a [`MissingPackageError`], too.
     """
     if device is not None and device_map is not None:
         raise ModelError(f"device {str(device)!r} and device_map {device_map!r} exclude each other; give one of them.")
@@ -80,7 +81,7 @@ def load_model(
             )
     except ImportError as error:
         if is_gguf:
-            raise ModelError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.") from error
+            raise needs_gguf(name) from error
         raise ModelError(f"the model {name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
         here = None if is_gguf or not os.path.isdir(source) else damaged(Path(source))

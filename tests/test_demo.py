@@ -1,5 +1,7 @@
 import hashlib
 import io
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,9 +14,10 @@ import pytest
 import peft_surgical as ps
 from peft_surgical.cli import loading
 from peft_surgical.cli.options import Source
-from peft_surgical.errors import ModelError, OutputError
+from peft_surgical.errors import MissingPackageError, ModelError
 from peft_surgical.loading import demo as module
 from peft_surgical.loading.demo import GGUF_NAME, cache_folder, demo_folder, fetch_gguf, installed_gguf
+from peft_surgical.writing.files import atomic_directory
 from tests.command_line import run, said
 
 WEIGHTS = b"GGUF, or so it says"
@@ -24,6 +27,12 @@ WEIGHTS = b"GGUF, or so it says"
 def expected(monkeypatch):
     """The hash of the stand-in weights counts as the right one."""
     monkeypatch.setattr(module, "GGUF_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
+
+
+@pytest.fixture(autouse=True)
+def gguf_is_installed(monkeypatch):
+    """Nothing here is read with it, so it need not be there."""
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
 
 
 def pip(monkeypatch, returncode=0, stderr="", members=None):
@@ -142,8 +151,62 @@ def test_a_cache_that_is_a_file(monkeypatch, tmp_path, expected):
     monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "installed_gguf", lambda: None)
     monkeypatch.setattr(module, "fetch_gguf", lambda _: pytest.fail("fetched for nothing"))
-    with pytest.raises(OutputError, match="cache is a file"):
+    with pytest.raises(ModelError, match="cache is a file; set PEFT_SURGICAL_CACHE to a folder that can be written"):
         demo_folder()
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "installed_gguf", lambda: None)
+    monkeypatch.setattr(module, "fetch_gguf", lambda _: pytest.fail("fetched for nothing"))
+    folder, access = module._folder(), os.access
+    how = "set PEFT_SURGICAL_CACHE to a folder that can be written."
+    # Whoever runs this may be allowed everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    for load in (demo_folder, ps.load_model):
+        with pytest.raises(ModelError) as caught:
+            load()
+        told = f"cannot keep the demo model: cannot write {folder}: {tmp_path} is not writable; {how}"
+        assert str(caught.value) == told
+    assert said(run("ask", "Hello"), 2) == f"Error: {told}"
+
+    def hidden(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", hidden)
+        to_be_fetched = module.is_to_be_fetched()
+    assert to_be_fetched
+
+
+def test_a_disk_that_fills_up_while_the_weights_are_kept(monkeypatch, tmp_path):
+    def full(gguf, folder):
+        with atomic_directory(folder, overwrite=True):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "installed_gguf", lambda: Path("installed.gguf"))
+    monkeypatch.setattr(module, "convert", full)
+    with pytest.raises(ModelError, match="No space left on device; set PEFT_SURGICAL_CACHE to a folder that can be"):
+        demo_folder()
+
+
+def test_nothing_is_fetched_that_cannot_be_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "find_spec", {"gguf": None}.__getitem__)
+    monkeypatch.setattr(module, "installed_gguf", lambda: None)
+    monkeypatch.setattr(module, "fetch_gguf", lambda _: pytest.fail("fetched for nothing"))
+    told = "reading the demo model needs the gguf package: pip install 'peft-surgical[demo]'."
+    for kind in (ModelError, MissingPackageError, ValueError, ImportError):
+        with pytest.raises(kind) as caught:
+            ps.load_model("demo")
+        assert str(caught.value) == str(pickle.loads(pickle.dumps(caught.value))) == told
+    assert said(run("ask", "Hello"), 2) == f"Error: {told}"
+    assert not (tmp_path / "cache").exists()
+    # What was converted before is an ordinary checkpoint.
+    module._folder().mkdir(parents=True)
+    (module._folder() / "config.json").write_text("{}")
+    assert demo_folder() == module._folder()
 
 
 @pytest.fixture
@@ -273,3 +336,18 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(ModelError, match="set PEFT_SURGICAL_CACHE"):
         cache_folder()
+
+
+@pytest.mark.parametrize("home", ["~no-such-user", "~"])
+def test_a_home_folder_that_is_not_there(home, monkeypatch):
+    monkeypatch.setenv("PEFT_SURGICAL_CACHE", f"{home}/models")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    told = (
+        f"PEFT_SURGICAL_CACHE is '{home}/models', and there is no such home folder; set it to the whole path of a "
+        "folder for models."
+    )
+    for load in (cache_folder, demo_folder, module.is_to_be_fetched, ps.load_model):
+        with pytest.raises(ModelError) as caught:
+            load()
+        assert str(caught.value) == told
+    assert said(run("ask", "Hello"), 2) == f"Error: {told}"

