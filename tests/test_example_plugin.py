@@ -22,6 +22,8 @@ def test_it_installs_and_passes_its_own_tests(tmp_path):
     shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True, text=True)
+    [licence] = site.glob("*.dist-info/**/LICENSE")
+    assert licence.read_bytes() == (ROOT / "LICENSE").read_bytes()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(source / "tests")]
     done = subprocess.run(pytest, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
