@@ -63,6 +63,17 @@ def check_module(model: object) -> None:
         raise ModelError(f"a model must be a torch module, such as load_model gives, not {brief(model)}{hint}.")
 
 
+def check_not_parallel(model: object) -> None:
+    """Refuse a model under torch's wrappers of data parallelism, which have neither its configuration nor its methods.
+
+    Raises:
+        ModelError: If it is one, or no model at all.
+    """
+    check_module(model)
+    if type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+        raise ModelError(f"the model is wrapped by {type(model).__name__}; give what it wraps, its `module`.")
+
+
 def check_unwrapped(model: nn.Module) -> None:
     """Refuse a model under TransformerLens hooks or torch's wrappers of data parallelism: its modules are of other
     names and kinds than any other model's.
@@ -70,9 +81,7 @@ def check_unwrapped(model: nn.Module) -> None:
     Raises:
         ModelError: If it is one, or the bridge itself, or no model at all.
     """
-    check_module(model)
-    if type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
-        raise ModelError(f"the model is wrapped by {type(model).__name__}; give what it wraps, its `module`.")
+    check_not_parallel(model)
     if any(type(module).__module__.partition(".")[0] == "transformer_lens" for module in model.modules()):
         raise ModelError(
             "the model is under TransformerLens hooks already, which replaced its modules; load it anew as a Hugging"

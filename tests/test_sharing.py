@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import peft_surgical as ps
@@ -324,6 +326,17 @@ def test_only_a_bare_model_is_sharded_and_once(sharded):
     for given in (model, model.get_base_model()):
         with pytest.raises(AdapterError, match="shard it before they are put on"):
             shard(given)
+    # What `unload` leaves, and what learns prompts and has no layers of its own.
+    left, prompts = (
+        tiny_peft(),
+        get_peft_model(tiny_model("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2)),
+    )
+    ps.unload(left)
+    for given in (left, prompts):
+        with pytest.raises(AdapterError, match=r"shard the bare one, as peft_surgical.unload\(model\) returns it"):
+            shard(given)
+    with pytest.raises(ModelError, match="wrapped by DistributedDataParallel; give what it wraps, its `module`"):
+        shard(DistributedDataParallel(tiny_model("llama")))
     unknown = tiny_experts()
     with pytest.raises(ArchitectureError):
         shard(unknown)

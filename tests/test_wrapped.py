@@ -39,5 +39,7 @@ def test_wrappers_are_told():
 def test_what_cannot_answer_is_told():
     with pytest.raises(FactError, match="prompts are a list of texts; got the text 'what is'"):
         generate_answers(tiny_model("llama"), word_tokenizer(), "what is")
+    with pytest.raises(ModelError, match="wrapped by DataParallel; give what it wraps, its `module`"):
+        generate_answers(nn.DataParallel(tiny_model("llama")), word_tokenizer(), ["what is"])
     with pytest.raises(ModelError, match="a TransformerBridge of TransformerLens; give a Hugging Face model"):
         generate_answers(wrap(tiny_model("llama")), word_tokenizer(), ["what is"])

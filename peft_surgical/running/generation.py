@@ -26,7 +26,7 @@ from ..errors import FactError, ModelError, NotFiniteError, SurgicalError, brief
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
-from ..wrapped import check_module, check_no_bridge
+from ..wrapped import check_no_bridge, check_not_parallel
 from .at_once import deal
 from .beginnings import MIN_SHARED, all_layers, expanded, keeps_keys_alone, shared_prefix
 from .cache import kept_answers
@@ -93,11 +93,12 @@ def generate_answers(
     Raises:
         FactError: If a prompt gives no token, or the prompts are a single text.
         AdapterError: If the last adapter of a PEFT model was deleted.
-        ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
-            the chat template fails or leaves a prompt out, the model cannot be run, or a logit is not finite.
+        ModelError: If it is no model or wrapped for data parallelism, a prompt and an answer do not fit the model's
+            positions or vocabulary, a count is less than 1, the chat template fails or leaves a prompt out, the model
+            cannot be run, or a logit is not finite.
         ArchitectureError: If the model is no causal language model.
     """
-    check_module(model)
+    check_not_parallel(model)
     if isinstance(prompts, str):
         raise FactError(f"prompts are a list of texts; got the text {brief(prompts)}.")
     # Here, and not for every use of token ids within this package, since all weights are read.

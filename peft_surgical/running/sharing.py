@@ -24,12 +24,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, distributed, nn
 
 from ..architectures import decoder_layers
 from ..errors import AdapterError, ModelError, said, tell
-from ..wrapped import check_module, is_spread
+from ..wrapped import check_unwrapped, is_spread
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -73,11 +74,12 @@ def shard(model: Any) -> None:
         model: A causal language model without adapters, in the memory of the processor; changed in place.
 
     Raises:
-        ModelError: If it is no model, there is no such group, or the model is sharded already.
-        AdapterError: If it has adapters.
+        ModelError: If it is no model, or one that data parallelism or TransformerLens wraps, there is no such group,
+            or the model is sharded already.
+        AdapterError: If it has adapters, or is the PEFT model that held some.
         ArchitectureError: If it is not known where its decoder layers are.
     """
-    check_module(model)
+    check_unwrapped(model)
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ModelError(
             "a model is sharded over the processes of torch's default group, and there is none: start several with"
@@ -85,6 +87,11 @@ def shard(model: Any) -> None:
         )
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise AdapterError("the model has adapters, which stay whole; shard it before they are put on.")
+    if isinstance(model, PeftModel):
+        raise AdapterError(
+            "the model is a PEFT model; shard the bare one, as peft_surgical.unload(model) returns it, before adapters"
+            " are put on."
+        )
     if is_sharded(model):
         raise ModelError("the model is sharded already.")
     layers = decoder_layers(model)
