@@ -95,6 +95,39 @@ assert processes() == 1
 print("done")
 """
 
+HOOKED = """
+import sys
+from contextlib import nullcontext
+from datetime import timedelta
+import torch
+from torch import distributed
+from torch.utils.flop_counter import FlopCounterMode
+import peft_surgical as ps
+from peft_surgical.running.cache import answers_kept, kept_tensors
+from peft_surgical.running.sharing import shared_work
+from tests.localizing import word_tokenizer
+from tests.tiny import tiny_model
+
+# Who waits for one that has gone another way ends.
+distributed.init_process_group("gloo", timeout=timedelta(seconds=20))
+rank = distributed.get_rank()
+prompts = ["what is the capital of france ?", "who wrote hamlet ?", "where is rome ?"]
+plain = ps.generate_answers(tiny_model("llama"), word_tokenizer(), prompts, max_new_tokens=5)
+for number, (hooked, counted) in enumerate([(0, None), (1, None), (None, 0), (None, 1)]):
+    model = tiny_model("llama")
+    if rank == hooked:
+        model.model.layers[0].register_forward_hook(lambda *_: None)
+    mode = FlopCounterMode(display=False) if rank == counted else nullcontext()
+    with mode, answers_kept(f"{sys.argv[1]}/{number}"), shared_work():
+        for _ in range(2):
+            assert ps.generate_answers(model, word_tokenizer(), prompts, max_new_tokens=5) == plain
+        measured = kept_tensors(
+            model, "some", {}, lambda: {"one": torch.ones(1)}, alone=lambda _: nullcontext()
+        )
+        assert measured["one"] == 1
+print("done")
+"""
+
 EDIT = """
 import json
 import sys
@@ -178,6 +211,13 @@ def test_what_processes_tell_each_other(tmp_path):
     script = tmp_path / "primitives.py"
     script.write_text(PRIMITIVES)
     result = launch(script, PYTHONHASHSEED="random")
+    assert result.stdout.count("done") == 2, result.stderr[-3000:]
+
+
+def test_what_one_process_alone_watches_holds_none_up(tmp_path):
+    script = tmp_path / "hooked.py"
+    script.write_text(HOOKED)
+    result = launch(script, tmp_path)
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
 
 

@@ -239,6 +239,15 @@ def merged(own: dict[Item, Value]) -> dict[Item, Value]:
     return {key: value for part in found for key, value in part.items()}
 
 
+def in_all(own: bool) -> bool:
+    """Whether something is so in all processes, which then all take the same way."""
+    if not _TOGETHER.get():
+        return own
+    every: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(every, own)
+    return all(every)
+
+
 def by_all(function: Callable[[], Value]) -> Value:
     """Calls a function in all processes. An error that all of them raise alike is one that the first tells of."""
     if not _TOGETHER.get():
