@@ -55,7 +55,7 @@ with shared_work():
     tensors = [torch.full((2,), float(rank + 1)), torch.tensor(10.0 * rank)]
     add_up(tensors)
     assert [tensor.tolist() for tensor in tensors] == [[3, 3], 10]
-    assert merged({rank: "own", "last": rank}) == {0: "own", 1: "own", "last": 1}
+    assert merged(lambda: {rank: "own", "last": rank}) == {0: "own", 1: "own", "last": 1}
     called = []
     assert by_main(lambda: called.append(1) or "told") == "told"
     assert len(called) == (1, 0)[rank]
@@ -92,6 +92,111 @@ with shared_work():
             assert str(error).endswith(("differ in: seed.", "differ in: recipe."))
 check_alike(seed=rank)
 assert processes() == 1
+print("done")
+"""
+
+FAILING = """
+import os
+from datetime import timedelta
+import torch
+from torch import distributed
+import peft_surgical as ps
+from peft_surgical.errors import ModelError, told_by_first
+from peft_surgical.measuring import retention
+from peft_surgical.measuring.retention import measure_retention
+from peft_surgical.measuring.states import adapter_state
+from peft_surgical.running.sharing import by_each, merged, shared_work
+from peft_surgical.staging import training
+from tests.localizing import capital, word_tokenizer
+from tests.tiny import tiny_model
+
+distributed.init_process_group("gloo", timeout=timedelta(seconds=30))
+rank = distributed.get_rank()
+tokenizer, good = word_tokenizer(), tiny_model("llama")
+
+
+class Strange(Exception):
+    def __init__(self, one, two):
+        super().__init__("strange")
+        self.held = lambda: (one, two)
+
+
+def raises(kind, message, function):
+    try:
+        function()
+    except kind as error:
+        assert message in str(error), error
+        # The first tells of it, whoever met it.
+        assert told_by_first(error) is (rank != 0)
+    else:
+        raise AssertionError(f"nothing was raised where {message!r} was to be")
+
+
+def fails_in(failing, error):
+    def run():
+        if rank in failing:
+            raise error
+        return {rank: "own"}
+
+    return run
+
+
+def damaged(word):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer(word)["input_ids"][-1]] = float("nan")
+    return model
+
+
+prompts = ["what is the capital of france ?", "who wrote hamlet ?"]
+more = ["name the capital of italy .", "tell me about the sky", "where is rome ?"]
+expected = ps.generate_answers(good, tokenizer, more, max_new_tokens=4, batch_size=1)
+with shared_work():
+    for failing in ({0}, {1}, {0, 1}):
+        first = min(failing)
+        raises(ModelError, f"damaged in {first}", lambda: merged(fails_in(failing, ModelError(f"damaged in {rank}."))))
+    raises(RuntimeError, "strange", lambda: by_each(fails_in({1}, RuntimeError("strange"))))
+    raises((Strange, RuntimeError), "strange", lambda: by_each(fails_in({1}, Strange(1, 2))))
+    assert by_each(fails_in(set(), None)) == [{0: "own"}, {1: "own"}]
+    # Of two batches one is either process's.
+    for word in ("hamlet", "france"):
+        model = damaged(word)
+        raises(
+            ModelError,
+            "logits that are not finite",
+            lambda: ps.generate_answers(model, tokenizer, prompts, max_new_tokens=4, batch_size=1),
+        )
+        assert ps.generate_answers(good, tokenizer, more, max_new_tokens=4, batch_size=1) == expected
+    states = {"base": adapter_state(good, [])}
+    look = retention._look
+
+    def alone(*given, **options):
+        if rank == 1:
+            raise ModelError("no window is read.")
+        return look(*given, **options)
+
+    read = lambda: measure_retention(good, tokenizer, states, tokens=48, window=8, progress=False)
+    retention._look = alone
+    raises(ModelError, "no window is read", read)
+    retention._look = look
+    read()
+    in_passes = training.in_passes
+
+    def in_none(*given, **options):
+        if rank == 1:
+            raise ModelError("no pass is run.")
+        return in_passes(*given, **options)
+
+    def learn():
+        model = tiny_model("llama")
+        recipe = ps.Recipe(steps=2, general=3, everyday=2, compute_dtype="float32")
+        config = ps.SurgicalIA3Config(components=["L0.mlp", "L1.head.1"])
+        return ps.unlearn(model, tokenizer, capital(), config, recipe=recipe, progress=False)
+
+    training.in_passes = in_none
+    raises(ModelError, "no pass is run", learn)
+    training.in_passes = in_passes
+    learn()
 print("done")
 """
 
@@ -197,7 +302,7 @@ def test_alone_there_is_nothing_to_share():
         tensor = torch.ones(2)
         add_up([tensor])
         assert tensor.tolist() == [1, 1]
-        assert merged({1: 2}) == {1: 2}
+        assert merged(lambda: {1: 2}) == {1: 2}
         assert by_main(lambda: 3) == 3
         with pytest.raises(OutputError):
             by_main(_refused)
@@ -211,6 +316,13 @@ def test_what_processes_tell_each_other(tmp_path):
     script = tmp_path / "primitives.py"
     script.write_text(PRIMITIVES)
     result = launch(script, PYTHONHASHSEED="random")
+    assert result.stdout.count("done") == 2, result.stderr[-3000:]
+
+
+def test_an_error_of_one_process_is_one_of_all(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    result = launch(script)
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
 
 

@@ -81,9 +81,28 @@ def measure_retention(
     check_alike(text=windows, states=[*states])
     if not windows:
         return {name: {} for name in states}
-    # By the number of the window and the state: surprise and divergence of each token.
-    read: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
     release_freed()
+    every = merged(lambda: _read(model, states, windows, progress))
+    numbers = range(len(windows))
+
+    def surprised(name: str) -> list[list[float]]:
+        pairs = [(every[number, name][0], every[number, "base"][0]) for number in numbers]
+        return [[s - b for s, b in zip(own, base, strict=True)] for own, base in pairs]
+
+    return {
+        name: {
+            "kl_per_token": _at_least_none(clustered_mean([every[number, name][1] for number in numbers])),
+            "perplexity_ratio": _exponential(clustered_mean(surprised(name))),
+        }
+        for name in states
+    }
+
+
+def _read(
+    model: Any, states: Mapping[str, State], windows: list[list[int]], progress: bool
+) -> dict[tuple[int, str], tuple[list[float], list[float]]]:
+    """Of this process's windows, by their number and the state: surprise and divergence of each token."""
+    read: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
     own = share(list(enumerate(windows)))
     order = ["base", *(name for name in states if name != "base")]
     with evaluating(model), progress_bar(len(own) * len(order), "unrelated text", enabled=progress) as bar:
@@ -99,21 +118,7 @@ def measure_retention(
                         base[number] = log_probs
                     read[number, name] = surprise, divergence
                 bar.update(len(some))
-    every = merged(read)
-
-    numbers = range(len(windows))
-
-    def surprised(name: str) -> list[list[float]]:
-        pairs = [(every[number, name][0], every[number, "base"][0]) for number in numbers]
-        return [[s - b for s, b in zip(own, base, strict=True)] for own, base in pairs]
-
-    return {
-        name: {
-            "kl_per_token": _at_least_none(clustered_mean([every[number, name][1] for number in numbers])),
-            "perplexity_ratio": _exponential(clustered_mean(surprised(name))),
-        }
-        for name in states
-    }
+    return read
 
 
 def _look(

@@ -153,16 +153,12 @@ def generate_ids(
     )
     settings = {"batch_size": batch_size, **{name: getattr(config, name) for name in _DECIDE}}
     with own_forwards(model):
-        try:
-            return kept_answers(
-                model,
-                prompts,
-                settings,
-                lambda: _generate(model, prompts, config, batch_size, progress, description),
-            )
-        except Exception as error:
-            _check_runs(model, prompts, error)
-            raise
+        return kept_answers(
+            model,
+            prompts,
+            settings,
+            lambda: _generate(model, prompts, config, batch_size, progress, description),
+        )
 
 
 def _check_runs(model: Any, prompts: Sequence[Sequence[int]], error: Exception) -> None:
@@ -195,9 +191,22 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*stops(tokenizer), *(token for token in named if token in special)})
 
 
-def _generate(
+def _generate(model: Any, prompts: Sequence[Sequence[int]], *how: Any) -> list[list[int]]:
+    def own() -> dict[int, list[int]]:
+        try:
+            return _own_answers(model, prompts, *how)
+        except Exception as error:
+            _check_runs(model, prompts, error)
+            raise
+
+    every = merged(own)
+    return [every[i] for i in range(len(prompts))]
+
+
+def _own_answers(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, batch_size: int, progress: bool, description: str
-) -> list[list[int]]:
+) -> dict[int, list[int]]:
+    """The answers of this process's share, by the places of their prompts."""
     # Where the longest row decides how positions are turned, each stands alone.
     longest = learned_tokens(model) + max(map(len, prompts), default=0) + config.max_new_tokens
     alone = mixes_rows(model) or longest > turning_length(base_model_of(model).config)
@@ -231,8 +240,7 @@ def _generate(
                 return answers
 
             found = deal(replicas, batches, answer)
-    every = merged({place: answer for answers in found for place, answer in answers.items()})
-    return [every[i] for i in range(len(prompts))]
+    return {place: answer for answers in found for place, answer in answers.items()}
 
 
 def even_batches(order: Sequence[Item], batch_size: int, replicas: int) -> list[Sequence[Item]]:

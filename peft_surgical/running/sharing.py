@@ -17,6 +17,7 @@ together.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -230,13 +231,53 @@ def add_up(tensors: Sequence[Tensor]) -> None:
             distributed.all_reduce(tensor)
 
 
-def merged(own: dict[Item, Value]) -> dict[Item, Value]:
-    """The entries of all processes."""
+def by_each(function: Callable[[], Value]) -> list[Value]:
+    """Calls a function that does this process's share of the rows; returns what it has returned in each, in order.
+
+    Raises:
+        Exception: In all processes, what it has raised in the first one where it did, so that none of them waits for
+            one that has gone on. The first tells of it.
+    """
     if processes() == 1:
-        return own
+        return [function()]
+    own: Exception | None = None
+    value = None
+    try:
+        value = function()
+    except Exception as error:
+        own = error
     found: list[Any] = [None] * processes()
-    distributed.all_gather_object(found, own)
-    return {key: value for part in found for key, value in part.items()}
+    try:
+        distributed.all_gather_object(found, (value, None if own is None else _portable(own)))
+    except RuntimeError:
+        # Another has ended, which is not what this one has to say.
+        if own is None:
+            raise
+    if own is not None and None in found:
+        raise own
+    failed = next((rank for rank, (_, error) in enumerate(found) if error is not None), None)
+    if failed is None:
+        return [value for value, _ in found]
+    if own is not None and failed == distributed.get_rank():
+        tell(own, by_first=not is_main())
+        raise own
+    told: Exception = found[failed][1]
+    tell(told, by_first=not is_main())
+    raise told from own
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that another process can raise, too."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # a stranger's may hold what cannot be sent, or be made of other arguments than it holds
+        return RuntimeError(f"another process failed with {type(error).__name__}: {said(error)}")
+    return error
+
+
+def merged(function: Callable[[], dict[Item, Value]]) -> dict[Item, Value]:
+    """The entries of what a function returns in all processes, which it does as [`by_each`] says."""
+    return {key: value for part in by_each(function) for key, value in part.items()}
 
 
 def in_all(own: bool) -> bool:

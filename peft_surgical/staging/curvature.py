@@ -39,7 +39,7 @@ from ..running.freed import release_freed
 from ..running.halving import parts
 from ..running.pieces import Pieces
 from ..running.replicas import Replica
-from ..running.sharing import add_up, share
+from ..running.sharing import add_up, by_each, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
 from ..texts.prompts import EncodedAnswer, answer_ids, span
@@ -236,7 +236,7 @@ def sample_curvature(
                         if further is not None:
                             made[position][draw, chosen] += further.flatten(1)
 
-    deal(workers, batches, sample)
+    by_each(lambda: deal(workers, batches, sample))
     add_up(made)
     for parameter in parameters:
         parameter.grad = None

@@ -57,7 +57,7 @@ class Measured:
         curvature = sample(indices, rows, on_logits=keep, **options)
         if processes() > 1:
             # Each may have a device of its own, which the others do not compute on.
-            every = merged({i: own.to("cpu") for i, own in distributions.items()})
+            every = merged(lambda: {i: own.to("cpu") for i, own in distributions.items()})
             distributions = {i: own.to(curvature.gradients[0].device) for i, own in every.items()}
         return cls(curvature, tuple(distributions[i] for i in range(len(rows))))
 

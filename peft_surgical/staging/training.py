@@ -35,7 +35,7 @@ from ..profiling import phase
 from ..progress import progress_bar
 from ..running.freed import release_freed
 from ..running.passes import Term, in_passes
-from ..running.sharing import add_up, check_alike, processes, share
+from ..running.sharing import add_up, by_each, check_alike, processes, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
 from ..texts.prompts import EncodedAnswer, answer_ids, span
@@ -165,12 +165,16 @@ def _backward(
         _fact_term(workers[0].runner, facts, fact_rows, recipe),
         _kept_term(workers[0].runner, retains, retain_rows, base, len(fact_rows), recipe),
     ]
-    learned, kept = in_passes(terms, workers, tokens=tokens)
-    for places, found in learned:
-        for place, losses in zip(places, found, strict=True):
-            every[place] += losses.to(device)
-    for _, kl in kept:
-        total += kl.to(device)
+
+    def run() -> None:
+        learned, kept = in_passes(terms, workers, tokens=tokens)
+        for places, found in learned:
+            for place, losses in zip(places, found, strict=True):
+                every[place] += losses.to(device)
+        for _, kl in kept:
+            total.add_(kl.to(device))
+
+    by_each(run)
     together = torch.cat(every)
     add_up([together, total])
     return list(together.split([len(losses) for losses in every])), float(total)
