@@ -124,7 +124,8 @@ def edit(
             limits are given beside a selection; if nothing is within the limits, the first scorer failed, which is to
             rank, or `neurons`, `granularity` and `budget` disagree.
         ModelError: If `seed` is no whole number, the model has other adapters, is quantized or gives logits that are
-            not finite, weights that would be scaled are offloaded, or `recipe` names another stage.
+            not finite, weights that would be scaled are offloaded, or any where no `localization` is given, or
+            `recipe` names another stage.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
     """
     check_fact(fact, whole=True)

@@ -86,11 +86,11 @@ def localize(
             range.
         FactError: When a prompt has no token that distinguishes the answers or is too short to be corrupted, or
             `prompts` is no positive whole number.
-        ModelError: When it is no model, carries an adapter, is quantized, sharded, of float64, not loaded or loaded
-            under `torch.inference_mode()`, cannot be run or copied, gives logits that are not finite, computes
-            something else than under TransformerLens, has a module whose replaced forward runs nothing under its
-            hooks, or a hook that depends on a token's position or on how long a pass is, when a prompt is too long for
-            it, or under `torch.inference_mode()`.
+        ModelError: When it is no model, carries an adapter, is quantized, sharded, of float64, offloaded, not loaded
+            or loaded under `torch.inference_mode()`, cannot be run or copied, gives logits that are not finite,
+            computes something else than under TransformerLens, has a module whose replaced forward runs nothing under
+            its hooks, or a hook that depends on a token's position or on how long a pass is, when a prompt is too long
+            for it, or under `torch.inference_mode()`.
         ArchitectureError: When its architecture is not known or its modules are laid out otherwise, or it is no causal
             language model.
     """

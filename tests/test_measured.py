@@ -59,7 +59,13 @@ def test_processes_tell_each_other_on_the_processor_what_each_then_has_where_it_
     """One that is told of another's accelerator could not compute with it."""
     moved = []
     monkeypatch.setattr(TopDistribution, "to", lambda self, device: moved.append(str(device)) or self)
-    monkeypatch.setattr(module, "merged", lambda own: moved.append("told") or own)
+
+    def told(own):
+        found = own()
+        moved.append("told")
+        return found
+
+    monkeypatch.setattr(module, "merged", told)
     monkeypatch.setattr(module, "processes", lambda: 2)
     gradients = (torch.zeros(2, 3, device="meta"),)
 

@@ -35,6 +35,7 @@ from ..running.products import is_unrounded, rounding, rounding_as_found
 from ..running.sharing import is_sharded
 from ..seeding import forked
 from ..sites import ModelShape, hook_name
+from ..tuner.offloading import execution_device
 from ..wrapped import check_unwrapped
 
 if TYPE_CHECKING:
@@ -233,6 +234,11 @@ def check_localizable(model: nn.Module) -> None:
                 "the component names are the same."
             )
         if parameter.is_meta:
+            if any(execution_device(module) is not None for module in model.modules()):
+                raise ModelError(
+                    f"weights of the model ({name}) are offloaded to memory or disk, and localization needs them at"
+                    " hand; load the model whole, or train with unlearn and learn on components that are."
+                )
             raise ModelError(f"the model's weights are not loaded ({name} is on the meta device).")
         if parameter.dtype == torch.float64:
             # Transformers masks padding by float32's lowest number there, and TransformerLens makes NaN of it.
