@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .adapters.bases import note_revision, note_source
 from .errors import ModelError, brief, first_line
 from .loading.damage import damaged
 from .loading.demo import MODEL_ID, demo_folder, needs_gguf
+from .loading.gguf_header import Header, fault, lost_scaling
 from .loading.padding import lend_padding
 from .loading.pickles import no_pickles
 from .running.precision import DTYPES as DTYPES  # what `dtype` may be, for who offers it
@@ -50,9 +51,10 @@ def load_model(
         The model in evaluation mode and its tokenizer.
 
     Raises:
-        ModelError: If the model cannot be found or read, is an adapter, has no tokenizer, or options exclude one
-            another. Where it is GGUF, as the demo model is when first used, and the package that reads that is not
-            installed, the error is a [`MissingPackageError`], too.
+        ModelError: If the model cannot be found or read, is an adapter, has no tokenizer, is a GGUF file of which
+            transformers would leave out layers or how positions are scaled, or options exclude one another. Where it
+            is GGUF, as the demo model is when first used, and the package that reads that is not installed, the error
+            is a [`MissingPackageError`], too.
     """
     if device is not None and device_map is not None:
         raise ModelError(f"device {str(device)!r} and device_map {device_map!r} exclude each other; give one of them.")
@@ -67,8 +69,10 @@ def load_model(
         raise ModelError(f"the model {name} is a file; name the folder of a checkpoint, or a file that ends in .gguf.")
     source, extra = _locate(name, revision)
     is_gguf = "gguf_file" in extra
+    file = os.path.join(source, extra.get("gguf_file", ""))
     if is_gguf and dtype == "auto":
         options["dtype"] = torch.float32
+    tokenizer = None
     try:
         with no_pickles():
             if is_gguf:
@@ -79,12 +83,17 @@ def load_model(
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options, **extra
             )
+            header = Header(file) if is_gguf else None
     except ImportError as error:
         if is_gguf:
             raise needs_gguf(name) from error
         raise ModelError(f"the model {name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:  # transformers and the hub raise dozens of kinds for "there is no such model"
-        here = None if is_gguf or not os.path.isdir(source) else damaged(Path(source))
+        here = None
+        if is_gguf:
+            here = fault(file, tokenizer=tokenizer is not None)
+        elif os.path.isdir(source):
+            here = damaged(Path(source))
         reason = here or _reason(error)
         # The name of a folder, mistyped, is taken for a hub id; the hub's client goes on with advice of its own.
         unreached = "connect" in reason and not Path(source).is_dir()
@@ -98,7 +107,10 @@ def load_model(
         raise ModelError(f"{str(name)!r} is an adapter; name its base model, and the adapter beside it.")
     # For some kinds of model transformers makes an empty tokenizer where there is none.
     empty = len(tokenizer) <= len(tokenizer.all_special_tokens)
-    lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model) or _cut_short(model, info)
+    lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model)
+    lack = lack or _cut_short(model, info, header)
+    if header is not None:
+        lack = lack or lost_scaling(header, model.config.get_text_config())
     # transformers makes a decoder of one, whose configuration says so no more.
     if (
         lack
@@ -121,7 +133,7 @@ def load_model(
     elif is_gguf:
         # The file, not the folder around it, which alone says nothing of what was loaded.
         model.config._name_or_path = model.name_or_path = os.path.expanduser(name)
-    note_source(model, os.path.join(source, extra.get("gguf_file", "")) if os.path.isdir(source) else None)
+    note_source(model, file if os.path.isdir(source) else None)
     note_revision(model, revision)
     lend_padding(tokenizer)
     return model.eval(), tokenizer
@@ -209,25 +221,40 @@ def _lack_of_layers(model: PreTrainedModel) -> str | None:
     return f"its configuration asks for {brief(layers)} layers." if none else None
 
 
-def _cut_short(model: PreTrainedModel, info: Mapping[str, Any]) -> str | None:
+def _cut_short(model: PreTrainedModel, info: Mapping[str, Any], header: Header | None) -> str | None:
     """Which layer of a checkpoint is beyond those that its configuration asks for: transformers would leave it out."""
     config = model.config.get_text_config()
     count = getattr(config, "num_hidden_layers", None)
-    if not info["unexpected_keys"] or not isinstance(count, int):
+    if not isinstance(count, int):
         return None
     # Some models predict several tokens by layers behind the last, which transformers does not build.
     extra = max(getattr(config, name, None) or 0 for name in ("num_nextn_predict_layers", "num_mtp_layers"))
+    if header is None:
+        layers = _left_out(model, info["unexpected_keys"], count)
+    else:
+        layers, extra = header.layers, max(extra, header.predicting_layers)
+    for key in sorted(layers):
+        if layers[key] >= count + extra:
+            return f"its files hold {key}, and its configuration asks for {count} layers (0 to {count - 1})."
+    return None
+
+
+def _left_out(model: PreTrainedModel, unexpected: Collection[str], count: int) -> dict[str, int]:
+    """The tensors that transformers left out and that belong to a layer, by name, with the number of that layer."""
+    if not unexpected:
+        return {}
     # A checkpoint of the model without its output head leaves out the first part of every name.
     lists = {
         name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
     }
     lists |= {name.removeprefix(f"{model.base_model_prefix}.") for name in lists}
-    for key in sorted(info["unexpected_keys"]):
+    found: dict[str, int] = {}
+    for key in unexpected:
         for name in lists:
             layer = key.removeprefix(f"{name}.").partition(".")[0] if key.startswith(f"{name}.") else ""
-            if layer.isdecimal() and int(layer) >= count + extra:
-                return f"its files hold {key}, and its configuration asks for {count} layers (0 to {count - 1})."
-    return None
+            if layer.isdecimal():
+                found[key] = max(int(layer), found.get(key, 0))
+    return found
 
 
 def _reason(error: Exception) -> str:

@@ -269,13 +269,13 @@ def test_a_dequantized_model_is_a_plain_one(tmp_path):
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(tiny_model("llama")))
 
 
-def write_gguf(path):
+def write_gguf(path, also=lambda writer: None, *, blocks=None, merges=True):
     """A GGUF file of a tiny Llama with a byte-level tokenizer, its weights in Q8_0."""
     gguf = pytest.importorskip("gguf")
     tokenizer = small_tokenizer("byte_level")
     model = tiny_model("llama", vocab_size=len(tokenizer))
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(config.num_hidden_layers if blocks is None else blocks)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(64)
@@ -285,9 +285,10 @@ def write_gguf(path):
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(tokenizer))
     writer.add_tokenizer_model("gpt2")
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    pairs = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-    writer.add_token_merges([" ".join(merge) for merge in merges])
+    if merges:
+        writer.add_token_merges([" ".join(pair) for pair in pairs])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     rng = np.random.default_rng(0)
@@ -316,6 +317,7 @@ def write_gguf(path):
             "ffn_norm": (32,),
         }.items():
             tensor(f"blk.{layer}.{name}.weight", *shape)
+    also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
