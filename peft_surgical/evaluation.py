@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any
 
 from .architectures import check_causal
-from .counts import check_seed, check_text_tokens
+from .counts import check_counts, check_seed, check_text_tokens
 from .errors import ModelError, brief, first_line
 from .facts import Fact, check_fact
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
@@ -37,6 +37,7 @@ from .report import Report
 from .running.generation import MAX_NEW_TOKENS, generate_answers
 from .running.precision import without_autocast
 from .running.sharing import check_alike
+from .texts.lengths import check_asked_fits
 from .texts.prompts import has_chat_template
 from .wrapped import check_unwrapped
 
@@ -96,16 +97,17 @@ def evaluate(
         The report.
 
     Raises:
-        FactError: If `fact` is no whole fact.
+        FactError: If `fact` is no whole fact, or a prompt of it and its answer are too long for the model.
         AdapterError: If `states` is None and adapters act that transformers put on the model.
-        ModelError: If `states` lacks `base`, a prompt and its answer are too long for the model, it has no embedding
-            of a token, its logits are not finite, it is wrapped (by TransformerLens or `DataParallel`), JSON cannot
-            hold what is to be recorded, `seed` is no whole number, `max_new_tokens` or `batch_size` is less than 1, or
-            `retention_tokens` less than 0 or 1.
+        ModelError: If `states` lacks `base`, what an adapter has learned to put before a prompt makes it too long for
+            the model, it has no embedding of a token, its logits are not finite, it is wrapped (by TransformerLens or
+            `DataParallel`), JSON cannot hold what is to be recorded, `seed` is no whole number, `max_new_tokens` or
+            `batch_size` is less than 1, or `retention_tokens` less than 0 or 1.
         ArchitectureError: If the model is no causal language model.
     """
     started = time.perf_counter()
     check_fact(fact, whole=True)
+    check_counts(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     check_text_tokens(retention_tokens=retention_tokens)
     check_seed(seed)
     _check_json(selection=selection, settings=settings, seconds=seconds)
@@ -120,6 +122,7 @@ def evaluate(
         raise ModelError(f"states must map names to what adapter_state gives, not {brief(states)}.")
     if "base" not in states:
         raise ModelError(f"states must include 'base', which the others are compared with; got {', '.join(states)}.")
+    check_asked_fits(model.config, tokenizer, fact, answer=max_new_tokens)
     # A report is about its last state.
     states = {"base": states["base"], **states}
     open_prompts = fluency_prompts(fact, chat=has_chat_template(tokenizer)) if fluency else []

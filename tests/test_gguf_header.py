@@ -52,7 +52,7 @@ def factors(*values, name="rope_freqs", dtype=np.float32):
         (scaling(factor=4.0), "linear, 4"),
         (lambda writer: writer.add_float32("llama.rope.scale_linear", 8.0), "linear, 8"),
         (factors(1, 1, 2, 8), r"by rope_freqs\.weight"),
-        (factors(1, 1, 1, 1, dtype=np.float16), r"by rope_freqs\.weight"),
+        (factors(1, 1, 1, 2, dtype=np.float16), r"by rope_freqs\.weight"),
         (factors(1, 2, 4, 8, name="rope_factors_long"), r"by rope_factors_long\.weight"),
     ],
 )

@@ -293,6 +293,9 @@ def test_a_command_with_a_prompt_longer_than_the_context(command, tmp_path):
     given = [LONG] if command == "ask" else [tmp_path / "fact.yaml", "--out", tmp_path / "out"]
     line = said(run(command, *given, "--model", tmp_path / "model"), 2)
     assert "48 positions" in line
+    if command in ("evaluate", "ask"):
+        assert "what is the cap" in line
+    assert ("in 'held_out'" in line) == (command == "evaluate")
     assert written(tmp_path) == ["fact.yaml", "model"]
 
 

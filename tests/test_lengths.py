@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import peft_surgical as ps
+from peft_surgical import evaluation
 from peft_surgical.architectures import residual_factor
-from peft_surgical.errors import ModelError
+from peft_surgical.errors import FactError, ModelError
 from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.texts.lengths import check_row, padding
@@ -85,6 +86,36 @@ def test_a_model_that_sees_has_the_positions_and_tokens_of_its_text_part():
         generate_answers(model, tokenizer, QUESTIONS, max_new_tokens=60)
     with pytest.raises(ModelError, match="gives token 64, and the model has embeddings of 64 tokens only"):
         check_row(model.config, [64])
+
+
+LONG = "what is the capital of france ? " * 10
+
+
+@pytest.mark.parametrize(
+    ("key", "asked"),
+    [
+        ("held_out", LONG),
+        ("controls", {"prompt": LONG, "answer": ["italy"]}),
+        ("probes", {"prompt": LONG, "kind": "doubt"}),
+        ("portability", {"kind": "one_hop", "prompt": LONG, "answer": ["the color of the sky"]}),
+    ],
+)
+def test_evaluating_says_which_prompt_is_too_long_before_it_asks_any(key, asked, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(evaluation, "generate_answers", fail)
+    model = tiny_model("llama", max_position_embeddings=48)
+    told = rf"^'what is .* in '{key}' and its answer have \d+ tokens; the model has 48 positions\.$"
+    with pytest.raises(FactError, match=told):
+        ps.evaluate(model, word_tokenizer(), capital(**{key: [asked]}), retention_tokens=0, progress=False)
+
+
+def test_asking_says_which_prompt_is_too_long():
+    model = tiny_model("llama", max_position_embeddings=48)
+    told = r"^a prompt of \d+ tokens and an answer of 4 do not fit the model's 48 positions: 'what is .*'\.$"
+    with pytest.raises(ModelError, match=told):
+        generate_answers(model, word_tokenizer(), {"who ?": 1, LONG: 2}, max_new_tokens=4)
 
 
 def test_windows_of_text_fit_a_model_that_sees():

@@ -101,6 +101,7 @@ def generate_answers(
     check_not_parallel(model)
     if isinstance(prompts, str):
         raise FactError(f"prompts are a list of texts; got the text {brief(prompts)}.")
+    prompts = list(prompts)
     # Here, and not for every use of token ids within this package, since all weights are read.
     check_alike(model=model)
     ids = generate_ids(
@@ -111,6 +112,7 @@ def generate_answers(
         batch_size=batch_size,
         progress=progress,
         description=description,
+        texts=prompts,
     )
     ends = ends_of(model, tokenizer)
     # A chat template may end a turn with a token that the tokenizer does not call special.
@@ -128,8 +130,10 @@ def generate_ids(
     batch_size: int = 32,
     progress: bool = False,
     description: str = "answering",
+    texts: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """As [`generate_answers`], from token ids to token ids; the end of the turn is included where it was reached.
+    `texts` are the prompts as somebody wrote them, to name one by that is too long.
 
     Raises:
         ModelError: If a prompt and an answer do not fit the model's positions or vocabulary, a count is less than 1,
@@ -142,8 +146,9 @@ def generate_ids(
     check_shareable(model)
     check_alike(prompts=prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     learned = learned_tokens(model) if prompts_act(model) else 0
-    for prompt in prompts:
-        check_row(model.config, prompt, max_new_tokens, learned=learned)
+    for number, prompt in enumerate(prompts):
+        text = None if texts is None else texts[number]
+        check_row(model.config, prompt, max_new_tokens, learned=learned, prompt=text)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,

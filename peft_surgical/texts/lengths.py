@@ -14,7 +14,9 @@ from ..facts import Fact
 from .prompts import encode, encode_answer
 
 
-def check_row(config: Any, ids: Sequence[int], answer: int = 0, *, learned: int = 0) -> None:
+def check_row(
+    config: Any, ids: Sequence[int], answer: int = 0, *, learned: int = 0, prompt: str | None = None
+) -> None:
     """Refuses a prompt that is too long for a model, or of another model's tokenizer.
 
     Args:
@@ -22,6 +24,7 @@ def check_row(config: Any, ids: Sequence[int], answer: int = 0, *, learned: int 
         ids: The prompt's token ids.
         answer: Tokens of the answer that follows it.
         learned: Tokens that an adapter has learned to put before it.
+        prompt: Its text, where that is known, to name it by.
 
     Raises:
         ModelError: If together they have more tokens than the model has positions, or the model has no embedding of a
@@ -32,7 +35,8 @@ def check_row(config: Any, ids: Sequence[int], answer: int = 0, *, learned: int 
         what = f"a prompt of {len(ids)} tokens" if answer else f"{len(ids)} tokens"
         before = f", {learned} that an adapter learned before it," if learned else ""
         behind = f" and an answer of {answer}" if answer else ""
-        raise ModelError(f"{what}{before}{behind} do not fit the model's {limit} positions.")
+        named = "" if prompt is None else f": {brief(prompt)}"
+        raise ModelError(f"{what}{before}{behind} do not fit the model's {limit} positions{named}.")
     if not _embedded(config, highest := max(ids, default=0)):
         size = text_config(config).vocab_size
         raise ModelError(
@@ -94,19 +98,38 @@ def check_fact_fits(config: Any, tokenizer: Any, fact: Fact, *, answer: int, ret
     limit = positions_of(config)
     if limit is None:
         return
-    asked = {
-        "held_out": (fact.held_out, answer),
-        "controls": ([control.prompt for control in fact.controls], answer),
-        "probes": ([probe.prompt for probe in fact.probes], answer),
-        "portability": ([question.prompt for question in fact.portability], answer),
-        "retain": (fact.retain, retained),
-    }
-    for key, (prompts, follows) in asked.items():
-        for prompt in prompts:
-            _check(len(encode(tokenizer, prompt)) + follows, limit, prompt, key)
+    check_asked_fits(config, tokenizer, fact, answer=answer)
+    for prompt in fact.retain:
+        _check(len(encode(tokenizer, prompt)) + retained, limit, prompt, "retain")
     for prompt in fact.prompts:
         for taught in (fact.refusal, fact.answer):
             _check(len(encode_answer(tokenizer, prompt, taught).ids), limit, prompt, "prompts")
+
+
+def check_asked_fits(config: Any, tokenizer: Any, fact: Fact, *, answer: int) -> None:
+    """As [`check_fact_fits`], of what evaluation asks alone.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: Its tokenizer.
+        fact: Its held-out prompts, controls, probes and portability questions are looked at.
+        answer: Tokens of an answer to each.
+
+    Raises:
+        FactError: If one does not fit; names the list, the prompt and the lengths.
+    """
+    limit = positions_of(config)
+    if limit is None:
+        return
+    asked = {
+        "held_out": fact.held_out,
+        "controls": [control.prompt for control in fact.controls],
+        "probes": [probe.prompt for probe in fact.probes],
+        "portability": [question.prompt for question in fact.portability],
+    }
+    for key, prompts in asked.items():
+        for prompt in prompts:
+            _check(len(encode(tokenizer, prompt)) + answer, limit, prompt, key)
 
 
 def _check(tokens: int, limit: int, prompt: str, key: str) -> None:
