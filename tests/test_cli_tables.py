@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from peft_surgical.cli.tables import Answers, ScoreTable
+from peft_surgical.cli.tables import Answers, Catalogue, ScoreTable
 
 PROMPT, CHINESE, ADDRESS = "what is the capital of france ?", "里昂" * 40, "https://example.org/" + "x" * 90
 NAMES = ["verified", "attribution:steps=5", "consensus", "logit_drop:measure=difference", "random"]
@@ -55,6 +55,32 @@ def test_answers_side_by_side_and_in_a_list():
         "  edited: you",
     ]
     assert lines(Answers(["base", "edited"], [["a", "b"]], named=False), 25) == ["base: a", "edited: b"]
+
+
+SCORERS = [
+    ["activation_magnitude", "Mean at the answer's position.", "", "peft-surgical"],
+    ["consensus", "The mean rank\x1b of several.", "of=" + "activation_magnitude+" * 5, "peft-surgical"],
+]
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 64, 65, 80, 110])
+def test_nothing_of_a_scorer_is_cut(width):
+    found = lines(Catalogue(["scorer", "reads", "options", "from"], SCORERS), width)
+    text = "".join("".join(found).split())
+    assert text.count("+") == 5
+    # Below each other from where columns would be narrow; what it has none of has no line.
+    assert text.count("options") == (1 if width < 65 else text.count("scorer"))
+    assert ("scorer" in text) == (width >= 65)
+    if width >= 22:
+        assert sum(line.startswith("activation_magnitude") for line in found) == 1
+    if width == 64:
+        assert found[:5] == [
+            "activation_magnitude",
+            "  reads: Mean at the answer's position.",
+            "  from: peft-surgical",
+            "",
+            "consensus",
+        ]
 
 
 @pytest.mark.parametrize("width", range(20, 120, 5))

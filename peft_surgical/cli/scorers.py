@@ -7,13 +7,12 @@ import sys
 from contextlib import redirect_stdout
 
 import click
-from rich.text import Text
 
 from .. import plugins
-from ..texts.text import printable
 from .options import as_json as json_option
 from .options import debug
-from .terminal import plain_table, print_json, print_result
+from .tables import Catalogue
+from .terminal import print_json, print_result
 
 
 @click.command(short_help="List the installed scorers.")
@@ -45,14 +44,11 @@ def scorers(as_json: bool) -> None:
             ]
         )
         return
-    table = plain_table()
-    table.add_column("scorer", no_wrap=True)
-    for name in ("reads", "options", "from"):
-        table.add_column(name, overflow="fold")
+    rows = []
     for item in installed:
         options = ", ".join(f"{name}={default}" for name, default in item.options.items())
-        table.add_row(*(Text(printable(cell)) for cell in (item.name, item.reads, options, item.distribution)))
-    print_result(table)
+        rows.append([item.name, item.reads, options, item.distribution])
+    print_result(Catalogue(["scorer", "reads", "options", "from"], rows))
     lines = [
         f"  {plugin.name} of {plugin.distribution}: {plugin.code}, {plugin.file or 'without a file'}"
         f"{' (left out)' if plugin.fault else ''}"

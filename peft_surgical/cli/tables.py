@@ -54,6 +54,38 @@ class Answers:
                 yield Text(f"{'  ' * self.named}{head}: {cell}")
 
 
+class Catalogue(Answers):
+    """What is installed: names, which are never folded, and beside or below each what is said of it."""
+
+    def __init__(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Keeps what is shown, without control codes: it may come from a plugin.
+
+        Args:
+            heads: Of the columns, the names' first.
+            rows: As many texts each; an empty one is left out where it would have a line of its own.
+        """
+        super().__init__(heads, rows, named=True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        names = max(cell_len(row[0]) for row in [self.heads, *self.rows])
+        if options.max_width < names + (len(self.heads) - 1) * (_GAP + _LEAST_TEXT):
+            yield from self._list()
+            return
+        table = plain_table()
+        for number, head in enumerate(self.heads):
+            table.add_column(Text(head), no_wrap=not number, overflow="fold")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        yield table
+
+    def _list(self) -> Iterator[RenderableType]:
+        for number, (name, *cells) in enumerate(self.rows):
+            if number:
+                yield Text("")
+            yield Text(name)
+            yield from (Text(f"  {head}: {cell}") for head, cell in zip(self.heads[1:], cells, strict=True) if cell)
+
+
 class ScoreTable:
     """The ranked components: the scores of as many scorers as there is room for, whose names are folded if need be."""
 
