@@ -78,7 +78,19 @@ with shared_work():
     check_alike(model=torch.nn.Linear(3, 2, device="meta" if rank else "cpu"))
     wide.to(torch.float64 if rank else torch.float32)
     other.weight.data[1, 2] += 1e-6 * rank
-    for model in (wide, other, get_peft_model(torch.nn.Sequential(other), LoraConfig(target_modules=["0"]))):
+    # Reordered rows, of more words than are summed apart, and of fewer.
+    long, short = torch.nn.Embedding(1024, 64), torch.nn.Linear(3, 2)
+    for weight in (long.weight, short.weight):
+        torch.nn.init.uniform_(weight, generator=torch.Generator().manual_seed(0))
+        weight.data[:] = weight.data.flip(0) if rank else weight.data
+    torch.nn.init.zeros_(short.bias)
+    # What a checkpoint holds beside parameters, and what is worked out anew.
+    saved, made = torch.nn.Identity(), torch.nn.Identity()
+    saved.register_buffer("mean", torch.full((2,), float(rank)))
+    made.register_buffer("angles", torch.full((2,), float(rank)), persistent=False)
+    check_alike(model=made)
+    within = get_peft_model(torch.nn.Sequential(other), LoraConfig(target_modules=["0"]))
+    for model in (wide, other, long, short, saved, within):
         try:
             check_alike(model=model)
             raise AssertionError

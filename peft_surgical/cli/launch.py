@@ -76,7 +76,8 @@ def _joined(source: Source) -> Iterator[Source]:
         if not _says_that_another_ended(error):
             raise
         raise ModelError(
-            "another of the processes has ended, and this one needs it; what it said tells why."
+            "another of the processes has ended (interrupted, killed or failed), and this one needs it; what it"
+            " said, if anything, tells why."
         ) from error
     finally:
         state.destroy_process_group()

@@ -40,6 +40,9 @@ Value = TypeVar("Value")
 _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 _ROWS: ContextVar[bool] = ContextVar("rows", default=False)
 
+# Of the table that a weight's words are summed in: a prime, so that rows that change places meet other columns.
+_COLUMNS = 4093
+
 
 @contextmanager
 def shared_work(*, rows: bool = True) -> Iterator[None]:
@@ -159,7 +162,7 @@ def _digests(value: Any) -> tuple[str, str | None]:
     if not isinstance(value, nn.Module):
         return _digest(value), None
     weights = _weights(value)
-    sums = [_sum_of_bits(weight) for weight in weights.values()]
+    sums = [_sums_of_bits(weight) for weight in weights.values()]
     kinds = [(name, weight.dtype, tuple(weight.shape)) for name, weight in weights.items()]
     return _digest(kinds), None if None in sums else _digest(sums)
 
@@ -176,20 +179,33 @@ def _differ(every: Sequence[tuple[str, str | None] | None]) -> bool:
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """What tells the base of a model from another, without adapters: what they hold is what training made of it."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    of_bases = {id(parameter) for layer in layers for parameter in layer.get_base_layer().parameters()}
-    of_adapters = {id(parameter) for layer in layers for parameter in layer.parameters()} - of_bases
-    return {name: own for name, own in model.named_parameters() if id(own) not in of_adapters}
+    of_bases = {id(own) for layer in layers for _, own in _saved(layer.get_base_layer())}
+    of_adapters = {id(own) for layer in layers for _, own in _saved(layer)} - of_bases
+    return {name: own for name, own in _saved(model) if id(own) not in of_adapters}
 
 
-def _sum_of_bits(parameter: Tensor) -> int | None:
-    """A sum that is the same in whatever order it is taken; None where the weight is not at hand."""
-    if parameter.is_meta or is_spread(parameter):
+def _saved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and those buffers of numbers that a checkpoint holds: others are worked out, and may be so anew by
+    what a process reads, as the turning of long rows' positions is."""
+    yield from module.named_parameters()
+    for place, own in module.named_modules():
+        for name, buffer in own.named_buffers(place, recurse=False):
+            if buffer.is_floating_point() and name.rpartition(".")[2] not in own._non_persistent_buffers_set:
+                yield name, buffer
+
+
+def _sums_of_bits(weight: Tensor) -> str | None:
+    """A digest of sums that are the same in whatever order they are taken; None where the weight is not at hand."""
+    if weight.is_meta or is_spread(weight):
         return None
-    data = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
+    data = weight.detach().contiguous().reshape(-1).view(torch.uint8)
     # Eight bytes at a time, as torch would widen each single one first; what overflows does so in any order.
     data = data.clone() if data.storage_offset() % 8 else data
-    whole = len(data) // 8 * 8
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+    words = data[: len(data) // 8 * 8].view(torch.int64)
+    table = words[: len(words) // _COLUMNS * _COLUMNS].view(-1, _COLUMNS)
+    digest = hashlib.blake2b(table.sum(0).cpu().numpy().tobytes(), digest_size=32)
+    digest.update(data[table.numel() * 8 :].cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _ordered_repr(value: Any) -> str:
