@@ -90,7 +90,19 @@ with shared_work():
     made.register_buffer("angles", torch.full((2,), float(rank)), persistent=False)
     check_alike(model=made)
     within = get_peft_model(torch.nn.Sequential(other), LoraConfig(target_modules=["0"]))
-    for model in (wide, other, long, short, saved, within):
+    # An adapter that one process alone has, and one that acts in one process alone.
+    lora = LoraConfig(target_modules=["0"])
+    more, acting = (get_peft_model(torch.nn.Sequential(torch.nn.Linear(3, 2)), lora) for _ in range(2))
+    for adapted in (more, acting):
+        torch.nn.init.ones_(adapted.base_model.model[0].weight)
+        torch.nn.init.ones_(adapted.base_model.model[0].bias)
+        check_alike(model=adapted)
+    if rank:
+        more.add_adapter("more", LoraConfig(target_modules=["0"]))
+    acting.add_adapter("more", LoraConfig(target_modules=["0"]))
+    check_alike(model=acting)
+    acting.set_adapter("more" if rank else "default")
+    for model in (wide, other, long, short, saved, within, more, acting):
         try:
             check_alike(model=model)
             raise AssertionError

@@ -139,7 +139,8 @@ def check_alike(**given: Any) -> None:
 
     Args:
         **given: What each was given, by what it is called in the message; told apart by its `repr`, sets by what they
-            hold, models by the dtypes and weights of their bases, as far as every process has them at hand.
+            hold, models by the dtypes and weights of their bases, as far as every process has them at hand, and by
+            which adapters they have and which of these act.
 
     Raises:
         ModelError: In all of them, if one was given something else.
@@ -164,7 +165,7 @@ def _digests(value: Any) -> tuple[str, str | None]:
     weights = _weights(value)
     sums = [_sums_of_bits(weight) for weight in weights.values()]
     kinds = [(name, weight.dtype, tuple(weight.shape)) for name, weight in weights.items()]
-    return _digest(kinds), None if None in sums else _digest(sums)
+    return _digest([kinds, _adapters(value)]), None if None in sums else _digest(sums)
 
 
 def _digest(value: Any) -> str:
@@ -182,6 +183,25 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     of_bases = {id(own) for layer in layers for _, own in _saved(layer.get_base_layer())}
     of_adapters = {id(own) for layer in layers for _, own in _saved(layer)} - of_bases
     return {name: own for name, own in _saved(model) if id(own) not in of_adapters}
+
+
+def _adapters(model: nn.Module) -> list[Any]:
+    """Which adapters a model has and which act, but not what they hold: training may round to something else on each
+    device."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return [
+        set(model.peft_config) if isinstance(model, PeftModel) else None,
+        *(
+            (
+                name,
+                layer._get_available_adapters(),
+                layer.active_adapters,
+                layer.merged_adapters,
+                layer.disable_adapters,
+            )
+            for name, layer in layers
+        ),
+    ]
 
 
 def _saved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
