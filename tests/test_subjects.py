@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
@@ -16,10 +16,10 @@ from peft_surgical.texts.subjects import (
     subject_ends,
     subject_spans,
 )
-from peft_surgical.texts.text import contains, digest
+from peft_surgical.texts.text import contains, digest, without_accents
 
 from .localizing import capital, word_tokenizer
-from .small_tokenizers import small_tokenizer
+from .small_tokenizers import CHATML, small_tokenizer
 from .test_by_subject import FACT, PROMPTS
 from .tiny import tiny_model
 
@@ -68,6 +68,97 @@ def test_a_subject_that_holds_a_marker(subject):
     prompt = f"{subject} is the town"
     ids = encode(TOKENIZER, prompt)
     assert subject_spans(TOKENIZER, prompt, subject, ids) == [range(len(subject.split()))]
+
+
+def with_signs(merged, **options):
+    """A tokenizer of bytes that merges pairs of them, and signs with signs before the letters of "'s"."""
+    alphabet = {sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab = {**alphabet, **{pair: len(alphabet) + number for number, pair in enumerate(map("".join, merged))}}
+    backend = Tokenizer(BPE(vocab, merged))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+
+
+def marked(tokenizer, prompt, subject, answer="", others=()):
+    """The text up to the end of each token that is marked."""
+    row = encode_open(tokenizer, prompt, answer)
+    [ends] = subject_ends(tokenizer, [prompt], subject, [row], others)
+    return [tokenizer.decode(row.ids[: end + 1]) for end in ends]
+
+
+@pytest.mark.parametrize("template", [None, CHATML, CHATML.replace("m.content", "m.content | upper")])
+@pytest.mark.parametrize("subject", ["Yahoo!", "C++", "U.S.", "दिल्ली", "🇫🇷", "Who?"])
+def test_a_name_that_ends_in_a_sign_ends_at_its_last_token(subject, template):
+    # What stands for the name becomes one token with the sign behind it, or parts two that the name has as one.
+    tokenizer = with_signs([("'", "s"), ("!", "'"), (".", "'"), ("?", "'")])
+    tokenizer.chat_template = template
+    for prompt in (f"{subject}'s home is in", f"About {subject}'s home"):
+        upper = "upper" in str(template)
+        shown = (prompt.upper() if upper else prompt)[: prompt.index(subject) + len(subject)]
+        [until] = marked(tokenizer, prompt, subject, "Rome")
+        *_, until = until.split("user\n")
+        assert until in (shown, f"{shown}'")
+
+
+class Slow:
+    """A tokenizer that does not tell where its tokens stand."""
+
+    is_fast = False
+
+    def __init__(self, fast):
+        self.fast = fast
+
+    def __getattr__(self, name):
+        return getattr(self.fast, name)
+
+    def __call__(self, text, add_special_tokens=True):
+        return self.fast(text, add_special_tokens=add_special_tokens)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "until"),
+    [("Yahoo!'s home is in", "Yahoo!'"), ("Yahoo! is at home in", "Yahoo!"), ("At Yahoo! they say", "At Yahoo!")],
+)
+def test_where_a_tokenizer_tells_no_places_the_fewest_tokens_are_the_subjects(prompt, until):
+    fast = with_signs([("'", "s"), ("!", "'"), ("?", "'")], eos_token="!")
+    assert marked(Slow(fast), prompt, "Yahoo!") == marked(fast, prompt, "Yahoo!") == [until]
+
+
+def test_a_name_that_ends_as_a_marker_does_in_small_letters():
+    fast = with_signs([("i", "x")], eos_token="!")
+    fast.backend_tokenizer.normalizer = normalizers.Lowercase()
+    for name in ("Netflix", "FedEx", "Max", "Boeing 7"):
+        prompt = f"The home of {name} is in"
+        until = prompt[: prompt.index(name) + len(name)].lower()
+        assert marked(Slow(fast), prompt, name) == marked(fast, prompt, name) == [until]
+
+
+@pytest.mark.parametrize(
+    ("subject", "answer", "others", "expected"),
+    [
+        ("Guinea", "Papua New Guinea", ("Papua New Guinea",), []),
+        ("Guinea", "Papua New Guinea or Guinea", ("Papua New Guinea",), ["Papua New Guinea or Guinea"]),
+        ("Guinea", "Papua New Guinea", (), ["Papua New Guinea"]),
+        ("Java", "JavaScript, not Java", (), ["JavaScript, not Java"]),
+        ("Côte d'Or", "the Côte d'Or.", (), ["the Côte d'Or"]),
+    ],
+)
+def test_an_answer_names_the_subject_in_whole_words_and_not_within_another_name(subject, answer, others, expected):
+    tokenizer, prompt = with_signs([("r", "i")], eos_token="!"), f"Beside {subject} there is"
+    found = [f"Beside {subject}", *(f"{prompt} {until}" for until in expected)]
+    assert marked(tokenizer, prompt, subject, answer, others) == found
+    # So it does in the tokenizer's own spelling.
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    plain = [without_accents(until).lower() for until in found]
+    assert marked(tokenizer, prompt, subject, answer, others) == plain
+
+
+def test_another_name_may_begin_in_the_prompt_and_end_in_the_answer():
+    tokenizer, prompt = with_signs([("r", "i")], eos_token="!"), "Beside Guinea lies Papua New"
+    assert marked(tokenizer, prompt, "Guinea", "Guinea", ["Papua New Guinea"]) == ["Beside Guinea"]
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "unigram", "bpe", "legacy"])
@@ -221,7 +312,7 @@ def test_within_a_longer_name_of_something_else_the_subject_is_not_named():
     row = encode_answer(TOKENIZER, prompt, "new zealand")
     assert [subject_ends(TOKENIZER, [prompt], "zealand", [row], others) for others in ([], ["new zealand"])] == [
         [[1, 4, 6]],
-        [[4, 6]],
+        [[4]],
     ]
     fact = replace(FACT, subject="france", aliases=("zealand",), contrast=("new zealand",), prompts=(prompt,))
     assert alias_sentences(fact) == [(prompt, "zealand")]

@@ -111,6 +111,21 @@ def encode(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
+def token_offsets(tokenizer: Any, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Where in a rendered text each of its tokens begins and ends; none where the tokenizer does not tell."""
+    if not getattr(tokenizer, "is_fast", False):
+        return []
+    special = not has_chat_template(tokenizer)
+    told = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    same = [*told["input_ids"][: len(ids)]] == [*ids]
+    return list(told.get("offset_mapping", ()))[: len(ids)] if same else []
+
+
+def bare_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text alone, without special tokens around it."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     """Tokenizes a prompt, its answer and the end of the turn, as the model meets them when it answers.
 
@@ -198,7 +213,7 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
         [*_answered(tokenizer, text, answer)[0], *([] if end is None else [end])]
         for answer in (old_answer, new_answer)
     )
-    shared = _common_prefix(old, new)
+    shared = common_prefix(old, new)
     if shared == len(old) or shared == len(new):
         raise FactError(
             f"no token distinguishes the old answer {brief(fact.old[0])} from the new answer {brief(fact.new[0])} "
@@ -260,7 +275,7 @@ def _answered(tokenizer: Any, text: str, answer: str) -> tuple[list[int], int]:
             stacklevel=1,
         )
     ids = _tokenize(tokenizer, text + between + answer)
-    start = _common_prefix(asked, ids)
+    start = common_prefix(asked, ids)
     if start < len(asked) and has_chat_template(tokenizer) and not between:
         # A space at the prompt's end, say, would be one token with the first word, and a model that is asked has read
         # that space by itself. Alone the answer may get a space before it, and behind these it gets none.
@@ -298,7 +313,8 @@ def _tokenize(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _common_prefix(left: list[int], right: list[int]) -> int:
+def common_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """How many of their first items two lists or texts have in common."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..facts import TrainingFact
 from .called import called
-from .prompts import EncodedAnswer, encode, encode_open
+from .prompts import EncodedAnswer, bare_ids, common_prefix, encode, encode_open, render, token_offsets
 from .tables import bare, read_table
 from .text import contains, mentions, occurrences, same_text_key, swap_subject
 
 _ALIAS_SENTENCES = 240
+_MARKERS = ("X", "7", "?")
+# For private use, so that it has nothing in common with a name.
+_BLANK = "\ue000"
 
 
 def subject_spans(
     tokenizer: Any, prompt: str, subject: str, ids: Sequence[int], others: Iterable[str] = ()
 ) -> list[range]:
     """The positions of the subject's tokens, each time that a prompt or the answer behind it names the subject.
-
-    Offsets of tokenizers differ in what they count; tokens that a marker in the subject's place leaves alone do not.
 
     Args:
         tokenizer: Any Hugging Face tokenizer.
@@ -33,15 +35,26 @@ def subject_spans(
         Spans of positions in `ids`, ascending; none where the prompt does not name the subject, and none whose
         tokens the answer has changed.
     """
-    whole = encode(tokenizer, prompt)
+    places = _apart(prompt, subject, others := [*others])
+    if not places:
+        return []
+    whole, shown = encode(tokenizer, prompt), render(tokenizer, prompt)
+    offsets = token_offsets(tokenizer, shown, whole)
     found: set[range] = set()
-    for span in _spans(whole, lambda text: encode(tokenizer, text), prompt, subject, others):
+    for start, stop in places:
+
+        def without(marker: str, start: int = start, stop: int = stop) -> str:
+            return prompt[:start] + marker + prompt[stop:]
+
+        span = _overlapping(offsets, shown, render(tokenizer, without(_BLANK))) if offsets else None
+        span = span or _left_alone_by_none(whole, lambda marker: encode(tokenizer, without(marker)), subject)
+        if span is None:
+            continue
         pattern = whole[span.start : span.stop]
         # Where no space stands between them, what the answer begins with may be a part of the subject's last token.
         if [*ids[span.start : span.stop]] != [*pattern]:
             continue
-        answered = range(len(whole), len(ids) - len(pattern) + 1)
-        found |= {span, *(range(i, i + len(pattern)) for i in answered if [*ids[i : i + len(pattern)]] == pattern)}
+        found |= {span, *_named_again(tokenizer, subject, others, ids, len(whole), pattern)}
     return sorted(found, key=lambda span: span.start)
 
 
@@ -59,29 +72,65 @@ def answer_spans(tokenizer: Any, prompt: str, answer: str, subject: str) -> list
         Spans of positions in the tokens of both together, ascending.
     """
 
-    def tokens(text: str) -> list[int]:
-        return [*encode_open(tokenizer, prompt, text).ids]
+    whole, found = encode_open(tokenizer, prompt, answer).ids, []
+    for start, stop in _apart(answer, subject, ()):
 
-    return sorted(_spans(tokens(answer), tokens, answer, subject), key=lambda span: span.start)
+        def tokens(marker: str, start: int = start, stop: int = stop) -> Sequence[int]:
+            return encode_open(tokenizer, prompt, answer[:start] + marker + answer[stop:]).ids
+
+        found.append(_left_alone_by_none(whole, tokens, subject))
+    return sorted(filter(None, found), key=lambda span: span.start)
 
 
-def _spans(
-    whole: Sequence[int],
-    tokens: Callable[[str], Sequence[int]],
-    text: str,
-    subject: str,
-    others: Iterable[str] = (),
-) -> Iterator[range]:
-    """What of the tokens of a text a marker in the subject's place does not leave alone, for each time it stands."""
-    for start, stop in _apart(text, subject, others):
-        # Last those that the subject itself holds: what they leave alone may be the subject's.
-        for marker in sorted(("X", "7", "?"), key=lambda marker: marker in subject):
-            blanked = tokens(text[:start] + marker + text[stop:])
-            head = next((i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b), None)
-            tail = next((i for i, (a, b) in enumerate(zip(whole[::-1], blanked[::-1], strict=False)) if a != b), None)
-            if head is not None and tail is not None:
-                yield range(head, max(head + 1, len(whole) - tail))
-                break
+def _overlapping(offsets: Sequence[tuple[int, int]], text: str, blanked: str) -> range | None:
+    """The tokens that hold any of what differs between a text and the same with a blank in a name's place."""
+    start = common_prefix(text, blanked)
+    stop = len(text) - common_prefix(text[::-1], blanked[::-1])
+    held = [i for i, (begin, end) in enumerate(offsets) if max(begin, start) < min(end, stop)]
+    return range(held[0], held[-1] + 1) if held else None
+
+
+def _left_alone_by_none(whole: Sequence[int], tokens: Callable[[str], Sequence[int]], subject: str) -> range | None:
+    """The fewest of a text's tokens that a marker in the subject's place does not leave alone.
+
+    A marker may change tokens beside the subject, too, as "?" becomes one with the sign behind it.
+    """
+    own, found = unicodedata.normalize("NFKC", subject).casefold(), list[range]()
+    # Last those that the subject itself holds: what they leave alone may be the subject's.
+    for marker in sorted(_MARKERS, key=lambda marker: marker.casefold() in own):
+        if found and marker.casefold() in own:
+            break
+        blanked = tokens(marker)
+        head = next((i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b), None)
+        tail = next((i for i, (a, b) in enumerate(zip(whole[::-1], blanked[::-1], strict=False)) if a != b), None)
+        if head is not None and tail is not None:
+            found.append(range(head, max(head + 1, len(whole) - tail)))
+    return min(found, key=len, default=None)
+
+
+def _named_again(
+    tokenizer: Any, subject: str, others: Iterable[str], ids: Sequence[int], start: int, pattern: Sequence[int]
+) -> list[range]:
+    """Where from `start` on the subject's tokens are run through again, and not inside of another name or word."""
+    starts = range(start, len(ids) - len(pattern) + 1)
+    runs = [range(i, i + len(pattern)) for i in starts if [*ids[i : i + len(pattern)]] == [*pattern]]
+    if not runs:
+        return []
+    text = tokenizer.decode(ids)
+    # Names as the tokenizer spells them, which may be without capitals and accents.
+    name, *longer = (tokenizer.decode(bare_ids(tokenizer, each)).strip() for each in (subject, *others))
+    places = [(_signs(text[:a]), _signs(text[:b])) for a, b in _apart(text, name, longer)]
+
+    def names(run: range) -> bool:
+        before, until = (_signs(tokenizer.decode(ids[:end])) for end in (run.start, run.stop))
+        return any(before <= a and b <= until for a, b in places)
+
+    return [run for run in runs if names(run)]
+
+
+def _signs(text: str) -> int:
+    """How many signs it has but spaces, which tokenizers put in and leave out as they decode."""
+    return len("".join(text.split()))
 
 
 def _apart(text: str, name: str, others: Iterable[str]) -> list[tuple[int, int]]:
