@@ -152,7 +152,8 @@ def learn(
         The stage; its adapter is named `learn`, and its model is left in eval mode.
 
     Raises:
-        FactError: If `fact` is none, or `retained` was worked out for another one.
+        FactError: If `fact` is none, `retained` was worked out for another one, or the tokenizer does not know a token
+            of the answer.
         AdapterError: If `config` is of another kind, there is neither one nor an active adapter to take one from, or
             the model has an adapter named `learn`, or adapters of another kind, or adapters that are switched off, or
             those of a PEFT model that is not given.

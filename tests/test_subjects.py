@@ -1,14 +1,22 @@
+import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from peft_surgical.errors import FactError
+import peft_surgical as ps
+from peft_surgical.errors import FactError, ModelError
 from peft_surgical.facts import Control
+from peft_surgical.keying.keyed import learn_keyed
+from peft_surgical.keying.keyed_by_subject import learn_keyed_by_subject
 from peft_surgical.sentence import learn_sentence, learn_sentence_keyed
-from peft_surgical.texts.prompts import encode, encode_answer, encode_open
+from peft_surgical.staging.by_subject import learn_by_subject
+from peft_surgical.staging.recipe import Recipe
+from peft_surgical.staging.trained_rows import training_rows
+from peft_surgical.texts.prompts import encode, encode_answer, encode_open, without_template
 from peft_surgical.texts.subjects import (
     alias_sentences,
     namesake_sentences,
@@ -70,14 +78,14 @@ def test_a_subject_that_holds_a_marker(subject):
     assert subject_spans(TOKENIZER, prompt, subject, ids) == [range(len(subject.split()))]
 
 
-def with_signs(merged, **options):
+def with_signs(merged):
     """A tokenizer of bytes that merges pairs of them, and signs with signs before the letters of "'s"."""
     alphabet = {sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocab = {**alphabet, **{pair: len(alphabet) + number for number, pair in enumerate(map("".join, merged))}}
     backend = Tokenizer(BPE(vocab, merged))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
 def marked(tokenizer, prompt, subject, answer="", others=()):
@@ -121,12 +129,12 @@ class Slow:
     [("Yahoo!'s home is in", "Yahoo!'"), ("Yahoo! is at home in", "Yahoo!"), ("At Yahoo! they say", "At Yahoo!")],
 )
 def test_where_a_tokenizer_tells_no_places_the_fewest_tokens_are_the_subjects(prompt, until):
-    fast = with_signs([("'", "s"), ("!", "'"), ("?", "'")], eos_token="!")
+    fast = with_signs([("'", "s"), ("!", "'"), ("?", "'")])
     assert marked(Slow(fast), prompt, "Yahoo!") == marked(fast, prompt, "Yahoo!") == [until]
 
 
 def test_a_name_that_ends_as_a_marker_does_in_small_letters():
-    fast = with_signs([("i", "x")], eos_token="!")
+    fast = with_signs([("i", "x")])
     fast.backend_tokenizer.normalizer = normalizers.Lowercase()
     for name in ("Netflix", "FedEx", "Max", "Boeing 7"):
         prompt = f"The home of {name} is in"
@@ -145,7 +153,7 @@ def test_a_name_that_ends_as_a_marker_does_in_small_letters():
     ],
 )
 def test_an_answer_names_the_subject_in_whole_words_and_not_within_another_name(subject, answer, others, expected):
-    tokenizer, prompt = with_signs([("r", "i")], eos_token="!"), f"Beside {subject} there is"
+    tokenizer, prompt = with_signs([("r", "i")]), f"Beside {subject} there is"
     found = [f"Beside {subject}", *(f"{prompt} {until}" for until in expected)]
     assert marked(tokenizer, prompt, subject, answer, others) == found
     # So it does in the tokenizer's own spelling.
@@ -156,8 +164,52 @@ def test_an_answer_names_the_subject_in_whole_words_and_not_within_another_name(
     assert marked(tokenizer, prompt, subject, answer, others) == plain
 
 
+@pytest.mark.parametrize(
+    ("prompt", "others"),
+    [
+        ("the capital of new zealand is", ("italy", "new zealand")),
+        ("new zealand or old zealand is", ("new zealand", "old zealand")),
+    ],
+)
+def test_a_prompt_that_names_the_subject_only_within_another_name_is_refused(prompt, others):
+    fact = replace(FACT, subject="zealand", prompts=(prompt,), contrast=others)
+    told = f"the prompt '{prompt}' names the subject 'zealand' only within 'new zealand'"
+    for learn in (learn_by_subject, learn_keyed_by_subject):
+        with pytest.raises(FactError, match=told):
+            learn(tiny_model("llama"), TOKENIZER, fact, progress=False)
+
+
+@pytest.mark.parametrize("learn", [ps.learn, learn_keyed, learn_by_subject, learn_keyed_by_subject])
+def test_what_a_tokenizer_cannot_spell_is_not_taught(learn):
+    teach = partial(learn, tiny_model("llama"), TOKENIZER, progress=False)
+    with pytest.raises(FactError, match="the answer 'zanzibar' has a token that is not in this tokenizer's"):
+        teach(replace(FACT, new=("zanzibar",), answer="zanzibar"))
+    unknown = replace(FACT, subject="oz", prompts=("the capital of oz is",))
+    if learn is not ps.learn:
+        with pytest.raises(FactError, match="the subject 'oz' has a token that is not in this tokenizer's"):
+            teach(unknown)
+
+
+def test_a_tokenizer_of_bytes_may_call_its_end_unknown():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.unk_token = tokenizer.eos_token
+    fact = replace(FACT, answer="lyon")
+    prompts, rows = training_rows(tiny_model("llama"), tokenizer, fact, Recipe(variants=0), fact.answer)
+    assert list(fact.prompts) == prompts
+    assert {row.ids[-1] for row in rows} == {tokenizer.unk_token_id}
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", None])
+def test_what_is_no_tokenizer_is_told(tokenizer):
+    for learn in (learn_sentence, learn_sentence_keyed):
+        with pytest.raises(ModelError, match="a tokenizer must be one of transformers, such as load_model gives, not"):
+            learn(tiny_model("llama"), tokenizer, "the capital of france is", new="lyon", subject="france")
+    with pytest.raises(ModelError, match="a tokenizer must be one of transformers"):
+        without_template(tokenizer)
+
+
 def test_another_name_may_begin_in_the_prompt_and_end_in_the_answer():
-    tokenizer, prompt = with_signs([("r", "i")], eos_token="!"), "Beside Guinea lies Papua New"
+    tokenizer, prompt = with_signs([("r", "i")]), "Beside Guinea lies Papua New"
     assert marked(tokenizer, prompt, "Guinea", "Guinea", ["Papua New Guinea"]) == ["Beside Guinea"]
 
 

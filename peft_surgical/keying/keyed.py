@@ -50,7 +50,7 @@ from ..staging.training_here import training_here
 from ..staging.whole_answers import in_sentences_of
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer
-from ..texts.subjects import subject_ends
+from ..texts.subjects import check_ends, subject_ends
 from ..texts.topics import relation_prompts
 from ..tuner.unchanged import unchanged_on_failure
 from ..wrapped import check_module
@@ -158,7 +158,8 @@ def learn_keyed(
 
     Raises:
         AdapterError: If the model has adapters already.
-        FactError: If no prompt names the subject, by any of its names.
+        FactError: If no prompt names the subject, by any of its names, or the tokenizer does not know a token of the
+            answer or the last one of the subject.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite, its
             weights are quantized or offloaded, it is wrapped by `torch.compile` or spread over processes, or under
@@ -178,6 +179,7 @@ def learn_keyed(
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows, fact.contrast))
+    check_ends(tokenizer, fact.subject, own.rows, own.marks)
     named = named_by_any(tokenizer, fact, prompts, own)
     if not any(named.marks):
         raise FactError(f"no prompt names the subject {fact.subject!r}, by which to learn.")

@@ -126,7 +126,8 @@ def learn_keyed_by_subject(
 
     Raises:
         AdapterError: If the model has adapters already.
-        FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
+        FactError: If a prompt does not name the subject, or only within another name, or the tokenizer does not tell
+            where, or does not know a token of the answer or the last one of the subject.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,
             weights that would be updated are quantized or offloaded, it is wrapped by `torch.compile`, under

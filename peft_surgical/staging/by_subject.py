@@ -141,7 +141,8 @@ def learn_by_subject(
 
     Raises:
         AdapterError: If the model has adapters already, or `config` is no `SurgicalIA3Config`.
-        FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
+        FactError: If a prompt does not name the subject, or only within another name, or the tokenizer does not tell
+            where, or does not know a token of the answer or the last one of the subject.
         SelectionError: If `config` scales anything but neurons of MLPs, or what the model does not have, or if the
             model's weights are quantized.
         ModelError: If `seed` is no whole number, a prompt is too long for the model, its logits are not finite,

@@ -9,8 +9,8 @@ from typing import Any
 from ..errors import FactError
 from ..facts import TrainingFact
 from ..texts.lengths import check_row, fits
-from ..texts.prompts import EncodedAnswer, encode, encode_target
-from ..texts.subjects import other_sentences, subject_ends
+from ..texts.prompts import EncodedAnswer, answer_ids, check_spelled, encode, encode_target
+from ..texts.subjects import check_ends, check_named_apart, other_sentences, subject_ends
 from ..texts.text import mentions, same_text_key
 from .retain import carried_beside
 
@@ -47,19 +47,24 @@ class NamedRows:
         """Encodes them.
 
         Raises:
-            FactError: If a prompt does not name the subject, or the tokenizer does not tell where.
+            FactError: If a prompt does not name the subject, or only within another name, or the tokenizer does not
+                tell where, or does not know a token of the answer or the last one of the subject.
             ModelError: If one is too long for the model.
         """
         if without := [prompt for prompt in fact.prompts if not mentions(prompt, fact.subject)]:
             raise FactError(
                 f"the prompt {without[0]!r} does not name the subject {fact.subject!r}, by which to learn."
             )
+        for prompt in fact.prompts:
+            check_named_apart(prompt, fact.subject, fact.contrast)
         rows = [encode_target(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
         for row in rows:
             check_row(model.config, row.ids)
+            check_spelled(tokenizer, fact.answer, answer_ids(row), "the answer")
         marks = subject_ends(tokenizer, fact.prompts, fact.subject, rows, fact.contrast)
         if not all(marks):
             raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")
+        check_ends(tokenizer, fact.subject, rows, marks)
         return cls(tuple(rows), tuple(map(tuple, marks)))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,12 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def without_template(tokenizer: Any) -> Any:
-    """A copy of a tokenizer that makes plain text of prompts, to be gone on with and not answered."""
+    """A copy of a tokenizer that makes plain text of prompts, to be gone on with and not answered.
+
+    Raises:
+        ModelError: If it is no tokenizer.
+    """
+    _check_tokenizer(tokenizer)
     plain = copy.copy(tokenizer)
     plain.chat_template = None
     return plain
@@ -236,6 +241,24 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
     return AnswerTokens(tuple(old[:shared]), old[shared], new[shared])
 
 
+def check_spelled(tokenizer: Any, text: str, ids: Collection[int], what: str) -> None:
+    """Refuses what a tokenizer has a token for only as it has for anything unknown.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        text: What is spelled.
+        ids: Its token ids, or those that matter; ends of a turn count as none.
+        what: What it is, to name it by.
+
+    Raises:
+        FactError: If there is one.
+    """
+    unknown = tokenizer.unk_token_id
+    # Tokenizers of bytes know all, and may have given the token that ends a text the name of unknown, too.
+    if unknown is not None and unknown in ids and unknown not in stops(tokenizer):
+        raise FactError(f"{what} {brief(text)} has a token that is not in this tokenizer's vocabulary.")
+
+
 def old_sentence(fact: TrainingFact) -> str:
     """`fact.answer` with the new answer, where it first stands, replaced by the canonical old one.
 
@@ -301,8 +324,7 @@ def _gap(tokenizer: Any) -> str:
 
 
 def _tokenize(tokenizer: Any, text: str) -> list[int]:
-    if not callable(tokenizer):
-        raise ModelError(f"a tokenizer must be one of transformers, such as load_model gives, not {brief(tokenizer)}.")
+    _check_tokenizer(tokenizer)
     # A chat template spells its own beginning-of-sequence token; a second one would shift what the model sees.
     chat = has_chat_template(tokenizer)
     ids = list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
@@ -311,6 +333,11 @@ def _tokenize(tokenizer: Any, text: str) -> list[int]:
     while not chat and len(ids) > 1 and ids[-1] in ends:
         ids.pop()
     return ids
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not callable(tokenizer):
+        raise ModelError(f"a tokenizer must be one of transformers, such as load_model gives, not {brief(tokenizer)}.")
 
 
 def common_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:

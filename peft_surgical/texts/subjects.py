@@ -7,9 +7,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..errors import FactError, brief
 from ..facts import TrainingFact
 from .called import called
-from .prompts import EncodedAnswer, bare_ids, common_prefix, encode, encode_open, render, token_offsets
+from .prompts import EncodedAnswer, bare_ids, check_spelled, common_prefix, encode, encode_open, render, token_offsets
 from .tables import bare, read_table
 from .text import contains, mentions, occurrences, same_text_key, swap_subject
 
@@ -153,6 +154,31 @@ def subject_ends(
         [found[-1] for found in subject_spans(tokenizer, prompt, subject, row.ids, others)]
         for prompt, row in zip(prompts, rows, strict=True)
     ]
+
+
+def check_ends(tokenizer: Any, subject: str, rows: Sequence[EncodedAnswer], ends: Sequence[Sequence[int]]) -> None:
+    """Refuses a subject that ends in a token that all unknown names end in.
+
+    Raises:
+        FactError: If it does.
+    """
+    last = {row.ids[end] for row, found in zip(rows, ends, strict=True) for end in found}
+    check_spelled(tokenizer, subject, last, "the subject")
+
+
+def check_named_apart(prompt: str, subject: str, others: Sequence[str]) -> None:
+    """Refuses a prompt that names the subject only within a longer name of something else.
+
+    Raises:
+        FactError: If it does.
+    """
+    named = _apart(prompt, subject, ())
+    if named and not _apart(prompt, subject, others):
+        around = next(other for other in others if _apart(prompt, subject, [other]) != named)
+        raise FactError(
+            f"the prompt {brief(prompt)} names the subject {brief(subject)} only within {brief(around)}, "
+            "which is something else; write one that names it by itself."
+        )
 
 
 def other_sentences(fact: TrainingFact, count: int, seed: int) -> list[str]:
