@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import FactError
 from ..facts import TrainingFact
 from ..texts.lengths import check_row, fits
-from ..texts.prompts import EncodedAnswer, answer_ids, check_spelled, encode, encode_target
+from ..texts.prompts import EncodedAnswer, check_answer_spelled, encode, encode_target
 from ..texts.subjects import check_ends, check_named_apart, other_sentences, subject_ends
 from ..texts.text import mentions, same_text_key
 from .retain import carried_beside
@@ -57,10 +57,10 @@ class NamedRows:
             )
         for prompt in fact.prompts:
             check_named_apart(prompt, fact.subject, fact.contrast)
+        check_answer_spelled(tokenizer, fact)
         rows = [encode_target(tokenizer, prompt, fact.answer) for prompt in fact.prompts]
         for row in rows:
             check_row(model.config, row.ids)
-            check_spelled(tokenizer, fact.answer, answer_ids(row), "the answer")
         marks = subject_ends(tokenizer, fact.prompts, fact.subject, rows, fact.contrast)
         if not all(marks):
             raise FactError(f"the tokenizer does not tell which tokens are those of the subject {fact.subject!r}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..facts import TrainingFact
 from ..texts.lengths import check_row, fits
-from ..texts.prompts import EncodedAnswer, answer_ids, check_spelled, encode, encode_answer
+from ..texts.prompts import EncodedAnswer, check_answer_spelled, encode, encode_answer
 from ..texts.wording import variants
 from .recipe import Recipe
 
@@ -28,12 +28,12 @@ def training_rows(
         FactError: If the fact's answer is taught and the tokenizer does not know a token of it.
         ModelError: If one of the fact's own is too long.
     """
+    if answer == fact.answer:
+        check_answer_spelled(tokenizer, fact)
     prompts = training_prompts(fact, recipe)
     rows = [encode_answer(tokenizer, prompt, answer) for prompt in prompts]
     for row in rows[: len(fact.prompts)]:
         check_row(model.config, row.ids)
-        if answer == fact.answer:
-            check_spelled(tokenizer, answer, answer_ids(row), "the answer")
     fitting = [i for i, row in enumerate(rows) if fits(model.config, len(row.ids))]
     return [prompts[i] for i in fitting], [rows[i] for i in fitting]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import FactError, FactWarning, ModelError, brief
 from ..facts import TrainingFact
-from .text import goes_on_unspaced, replace_first, same_text_key, swap_subject
+from .text import goes_on_unspaced, occurrences_outside, replace_first, same_text_key, swap_subject
 
 _MARKER = "@@answer@@"
 
@@ -257,6 +257,17 @@ def check_spelled(tokenizer: Any, text: str, ids: Collection[int], what: str) ->
     # Tokenizers of bytes know all, and may have given the token that ends a text the name of unknown, too.
     if unknown is not None and unknown in ids and unknown not in stops(tokenizer):
         raise FactError(f"{what} {brief(text)} has a token that is not in this tokenizer's vocabulary.")
+
+
+def check_answer_spelled(tokenizer: Any, fact: TrainingFact) -> None:
+    """As [`check_spelled`], the new answer as the fact's answer spells it; what else that says may be unknown.
+
+    Raises:
+        FactError: If the tokenizer does not know a token of it.
+    """
+    found = (span for name in fact.new for span in occurrences_outside(fact.answer, name, ()))
+    for name in [fact.answer[start:stop] for start, stop in found] or [fact.answer]:
+        check_spelled(tokenizer, name, bare_ids(tokenizer, name), "the answer")
 
 
 def old_sentence(fact: TrainingFact) -> str:
