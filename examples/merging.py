@@ -14,7 +14,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
-from peft_surgical.writing.files import check_output
 
 FACT = Path(__file__).parent / "facts" / "france_capital.yaml"
 SHORT = ps.Recipe(steps=2, variants=0, neighbours=8, general=16)
@@ -34,7 +33,8 @@ def train_stages(model, fact, out):
 def main(model="demo", fact=FACT, out="out/merging", adapters=()):
     """Returns the logits of the base, with both stages, with the plain adapter and of the merged checkpoint."""
     out, fact = Path(out), ps.Fact.from_file(fact)
-    check_output(out, overwrite=False)  # before the training
+    if out.exists() and any(out.iterdir()):  # before the training
+        raise ps.OutputError(f"the folder {out} is not empty; name another one.")
     with torch.enable_grad():
         adapters = list(adapters) or train_stages(model, fact, out)
     base, tokenizer = ps.load_model(model, dtype="float32")

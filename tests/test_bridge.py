@@ -18,7 +18,6 @@ from peft_surgical.localizing.bridge import Hooks, has_hooks, left_as_found, wra
 from peft_surgical.localizing.runs import Runs
 
 from .localizing import capital, planted, word_tokenizer
-from .offloading import offloaded
 from .test_hardening_scorers import Installed, module
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
@@ -229,18 +228,6 @@ def test_logits_that_are_not_finite_are_left_to_who_reads_the_answers():
 def test_a_variant_that_transformer_lens_does_not_know_is_refused(family, changes, message):
     with pytest.raises(ModelError, match=message):
         wrap(tiny_model(family, **changes))
-
-
-def test_a_model_whose_weights_are_not_at_hand_is_refused():
-    for model, why in (
-        (
-            offloaded(tiny_model("llama"), ["model.layers.1"]),
-            r"\(model\.layers\.1\..*\) are offloaded to memory or disk",
-        ),
-        (tiny_model("llama").to("meta"), "weights are not loaded"),
-    ):
-        with pytest.raises(ModelError, match=why):
-            scores(model)
 
 
 def test_a_model_that_fails_by_itself_is_refused():

@@ -19,7 +19,7 @@ from peft_surgical.errors import ModelError
 from peft_surgical.running.sharing import processes
 
 from .command_line import run, said
-from .test_sharing import launch
+from .launching import launch
 
 SHARED = """
 from accelerate import PartialState

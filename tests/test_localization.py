@@ -15,6 +15,7 @@ from peft_surgical.localization import DEFAULT_SCORERS, localize
 from peft_surgical.sites import ModelShape, components
 
 from .localizing import capital, planted, without, word_tokenizer
+from .offloading import offloaded
 from .tiny import FAMILIES, tiny_ids, tiny_model
 
 ALL = [
@@ -366,3 +367,15 @@ def test_an_unfit_scorer_error_is_raised_when_alone(tokenizer):
 def test_experts_in_the_place_of_an_mlp_are_refused(tokenizer, experts):
     with pytest.raises(ArchitectureError, match=r"names model\.layers\.0\.mlp\.gate_proj, and this model has no such"):
         localize(experts, tokenizer, capital(), progress=False)
+
+
+def test_a_model_whose_weights_are_not_at_hand_is_refused():
+    for model, why in (
+        (
+            offloaded(tiny_model("llama"), ["model.layers.1"]),
+            r"\(model\.layers\.1\..*\) are offloaded to memory or disk",
+        ),
+        (tiny_model("llama").to("meta"), "weights are not loaded"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            localize(model, word_tokenizer(), capital(), ["logit_drop"], progress=False)
