@@ -24,9 +24,10 @@ from .localizing.plots import plot_localization
 from .localizing.results import Localization
 from .measuring.states import adapter_state
 from .report import Report
+from .running.alike import check_alike
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
-from .running.sharing import by_main, check_alike
+from .running.sharing import by_main
 from .selection import Selection, sure_components
 from .sites import ModelShape
 from .stacking import stack

@@ -34,9 +34,9 @@ from .measuring.soft_forgetting import probe_metrics
 from .measuring.states import State, adapter_state, adapters_act
 from .profiling import phase
 from .report import Report
+from .running.alike import check_alike
 from .running.generation import MAX_NEW_TOKENS, generate_answers
 from .running.precision import without_autocast
-from .running.sharing import check_alike
 from .texts.lengths import check_asked_fits
 from .texts.prompts import has_chat_template
 from .wrapped import check_unwrapped

@@ -22,9 +22,10 @@ from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
 from .measuring.states import adapter_state
 from .report import Report
+from .running.alike import check_alike
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
-from .running.sharing import by_main, check_alike
+from .running.sharing import by_main
 from .staging.placeable import check_bare
 from .staging.recipe import check_recipe
 from .staging.stage import LEARN, Stage

@@ -25,9 +25,10 @@ from .counts import check_seed
 from .errors import ArchitectureError
 from .facts import Fact, TrainingFact, check_fact
 from .profiling import phase
+from .running.alike import check_alike
 from .running.beginnings import shared_prefix
 from .running.computing import computing, denormals_flushed, plain_attention
-from .running.sharing import check_alike, check_shareable
+from .running.sharing import check_shareable
 from .running.suffix import SuffixRunner
 from .staging.origins import check_origin, origin_of
 from .staging.placeable import check_whole

@@ -24,7 +24,8 @@ from .launching import launch
 SHARED = """
 from accelerate import PartialState
 from peft_surgical.errors import OutputError, told_by_first
-from peft_surgical.running.sharing import by_all, by_main, check_alike, shared_work
+from peft_surgical.running.alike import check_alike
+from peft_surgical.running.sharing import by_all, by_main, shared_work
 
 rank = PartialState(cpu=True).process_index
 

@@ -13,7 +13,8 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from peft_surgical.errors import ModelError, OutputError
-from peft_surgical.running.sharing import add_up, by_main, check_alike, is_main, merged, processes, share, shared_work
+from peft_surgical.running.alike import check_alike
+from peft_surgical.running.sharing import add_up, by_main, is_main, merged, processes, share, shared_work
 from peft_surgical.tuner import SurgicalIA3Config
 
 state = PartialState(cpu=True)

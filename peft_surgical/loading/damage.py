@@ -73,22 +73,12 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _settings(path: Path) -> Any:
-    try:
-        return _object(path)
-    except ValueError:
-        # One that is no JSON at all transformers passes over.
-        if _is_json(path):
-            raise
-        return None
-
-
-def _is_json(path: Path) -> bool:
+def _settings(path: Path) -> dict[str, Any] | None:
     try:
         json.loads(path.read_bytes())
     except ValueError:
-        return False
-    return True
+        return None  # transformers passes over it
+    return _object(path)
 
 
 def _text(path: Path) -> str:

@@ -15,12 +15,13 @@ from torch import Tensor
 from ..counts import check_counts
 from ..errors import ModelError
 from ..progress import progress_bar
+from ..running.alike import check_alike
 from ..running.at_once import deal
 from ..running.devices import input_device
 from ..running.freed import release_freed
 from ..running.modes import evaluating, learned_tokens, told_places
 from ..running.replicas import Replica, replicas_of, replicate
-from ..running.sharing import check_alike, check_shareable, merged, share
+from ..running.sharing import check_shareable, merged, share
 from ..texts.lengths import check_row, positions_of
 from ..texts.tables import read_data
 from .metrics import Figure, clustered_mean

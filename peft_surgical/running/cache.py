@@ -32,7 +32,7 @@ from ..writing.files import read_json, write_bytes, write_text
 from .identity import PACKAGES, Hashes, json_hash, weights_digest
 from .products import on_processor
 from .replicas import in_a_mode, is_alone
-from .sharing import by_main, in_all
+from .sharing import by_main, from_all
 
 FOLDER = ".peft_surgical"
 """What the folder is called that stands beside an edit's output."""
@@ -97,7 +97,7 @@ def kept_answers(
     asked = {"prompts": [list(prompt) for prompt in prompts], "settings": settings}
     path = _path("answers", model, asked, ".json") if prompts else None
     # One process's model may be hooked, and the others' not.
-    if not in_all(path is not None) or path is None:
+    if not all(from_all(path is not None)) or path is None:
         return answer()
     kept = by_main(lambda: _read(path, len(prompts)))
     if kept is not None:
@@ -129,7 +129,7 @@ def kept_tensors(
     """
     with alone(model):
         path = _path(what, model, asked, ".safetensors")
-    if not in_all(path is not None) or path is None:
+    if not all(from_all(path is not None)) or path is None:
         return measure()
     kept = by_main(lambda: _read_tensors(path))
     if kept is not None:

@@ -27,6 +27,7 @@ from ..progress import progress_bar
 from ..texts.lengths import check_row, padding, turning_length
 from ..texts.prompts import encode, special_tokens, stops
 from ..wrapped import check_no_bridge, check_not_parallel
+from .alike import check_alike
 from .at_once import deal
 from .beginnings import MIN_SHARED, all_layers, expanded, keeps_keys_alone, shared_prefix
 from .cache import kept_answers
@@ -46,7 +47,7 @@ from .modes import (
 from .overlapping import Changes
 from .precision import own_forwards
 from .replicas import Replica, replicate
-from .sharing import check_alike, check_shareable, is_run_together, merged, share
+from .sharing import check_shareable, is_run_together, merged, share
 
 Item = TypeVar("Item")
 

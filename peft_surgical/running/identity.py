@@ -47,14 +47,14 @@ class Hashes:
         # A tensor of inference mode does not count what is written to it.
         if tensor.is_inference():
             return content_hash(tensor)
-        written = (tensor._version, tensor.data_ptr(), _sums_of(tensor))
+        written = (tensor._version, tensor.data_ptr(), sums_of(tensor))
         known: tuple[tuple[int, int, bytes], bytes] | None = self._known.get(tensor)
         if known is None or known[0] != written:
             known = self._known[tensor] = (written, content_hash(tensor))
         return known[1]
 
 
-def _sums_of(tensor: Tensor) -> bytes:
+def sums_of(tensor: Tensor) -> bytes:
     """What tells that a tensor was written to, be it one column or two rows swapped, several times as fast as a hash.
 
     Its bytes as 64-bit integers in a table, and of this a hash of the sums of each row and of each column.
@@ -62,9 +62,9 @@ def _sums_of(tensor: Tensor) -> bytes:
     content = _bytes_of(tensor)
     words = content[: len(content) // 8 * 8].view(torch.int64)
     table = words[: len(words) // _COLUMNS * _COLUMNS].view(-1, _COLUMNS)
-    digest = hashlib.blake2b(content[table.numel() * 8 :].numpy().data, digest_size=32)
+    digest = hashlib.blake2b(content[table.numel() * 8 :].cpu().numpy().data, digest_size=32)
     for along in (0, 1):
-        digest.update(table.sum(along).view(torch.uint8).numpy().data)
+        digest.update(table.sum(along).view(torch.uint8).cpu().numpy().data)
     return digest.digest()
 
 

@@ -16,18 +16,16 @@ together.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from ..architectures import decoder_layers
 from ..errors import AdapterError, ModelError, said, tell
@@ -39,9 +37,6 @@ Value = TypeVar("Value")
 # Whether files are written by the first process alone, and whether each process runs its own rows.
 _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 _ROWS: ContextVar[bool] = ContextVar("rows", default=False)
-
-# Of the table that a weight's words are summed in: a prime, so that rows that change places meet other columns.
-_COLUMNS = 4093
 
 
 @contextmanager
@@ -134,117 +129,14 @@ def check_shareable(model: Any) -> None:
         )
 
 
-def check_alike(**given: Any) -> None:
-    """Refuses work for which the processes that do it were given unlike arguments: its parts would not fit together.
-
-    Args:
-        **given: What each was given, by what it is called in the message; told apart by its `repr`, sets by what they
-            hold, models by the dtypes and weights of their bases, as far as every process has them at hand, and by
-            which adapters they have and which of these act.
-
-    Raises:
-        ModelError: In all of them, if one was given something else.
-    """
-    if not _TOGETHER.get() or distributed.get_world_size() == 1:
-        return
-    every: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(every, {name: _digests(value) for name, value in given.items()})
-    names = dict.fromkeys(name for one in every for name in one)
-    if unlike := next((name for name in names if _differ([one.get(name) for one in every])), None):
-        error = ModelError(
-            f"processes in shared_work must call the same with the same arguments, and these differ in: {unlike}."
-        )
-        tell(error, by_first=not is_main())
-        raise error
-
-
-def _digests(value: Any) -> tuple[str, str | None]:
-    """Of what an argument is, and of what a model's weights hold: None where not all are at hand."""
-    if not isinstance(value, nn.Module):
-        return _digest(value), None
-    weights = _weights(value)
-    sums = [_sums_of_bits(weight) for weight in weights.values()]
-    kinds = [(name, weight.dtype, tuple(weight.shape)) for name, weight in weights.items()]
-    return _digest([kinds, _adapters(value)]), None if None in sums else _digest(sums)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(_ordered_repr(value).encode()).hexdigest()
-
-
-def _differ(every: Sequence[tuple[str, str | None] | None]) -> bool:
-    held = {digests[1] for digests in every if digests is not None}
-    return len({digests and digests[0] for digests in every}) > 1 or (None not in held and len(held) > 1)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """What tells the base of a model from another, without adapters: what they hold is what training made of it."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    of_bases = {id(own) for layer in layers for _, own in _saved(layer.get_base_layer())}
-    of_adapters = {id(own) for layer in layers for _, own in _saved(layer)} - of_bases
-    return {name: own for name, own in _saved(model) if id(own) not in of_adapters}
-
-
-def _adapters(model: nn.Module) -> list[Any]:
-    """Which adapters a model has and which act, but not what they hold: training may round to something else on each
-    device."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    return [
-        set(model.peft_config) if isinstance(model, PeftModel) else None,
-        *(
-            (
-                name,
-                layer._get_available_adapters(),
-                layer.active_adapters,
-                layer.merged_adapters,
-                layer.disable_adapters,
-            )
-            for name, layer in layers
-        ),
-    ]
-
-
-def _saved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and those buffers of numbers that a checkpoint holds: others are worked out, and may be so anew by
-    what a process reads, as the turning of long rows' positions is."""
-    yield from module.named_parameters()
-    for place, own in module.named_modules():
-        for name, buffer in own.named_buffers(place, recurse=False):
-            if buffer.is_floating_point() and name.rpartition(".")[2] not in own._non_persistent_buffers_set:
-                yield name, buffer
-
-
-def _sums_of_bits(weight: Tensor) -> str | None:
-    """A digest of sums that are the same in whatever order they are taken; None where the weight is not at hand."""
-    if weight.is_meta or is_spread(weight):
-        return None
-    data = weight.detach().contiguous().reshape(-1).view(torch.uint8)
-    # Eight bytes at a time, as torch would widen each single one first; what overflows does so in any order.
-    data = data.clone() if data.storage_offset() % 8 else data
-    words = data[: len(data) // 8 * 8].view(torch.int64)
-    table = words[: len(words) // _COLUMNS * _COLUMNS].view(-1, _COLUMNS)
-    digest = hashlib.blake2b(table.sum(0).cpu().numpy().tobytes(), digest_size=32)
-    digest.update(data[table.numel() * 8 :].cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _ordered_repr(value: Any) -> str:
-    # Each process hashes text by a seed of its own, so that equal sets come in different orders.
-    if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(_ordered_repr, value)))}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_ordered_repr, value))}]"
-    if isinstance(value, dict):
-        return _ordered_repr([*value.items()])
-    if is_dataclass(value):
-        held = ((field.name, getattr(value, field.name)) for field in fields(value) if field.repr)
-        return f"{type(value).__qualname__}{_ordered_repr([*held])}"
-    return repr(value)
-
-
 def processes() -> int:
     """How many processes share rows; 1 outside of [`shared_work`]."""
     return distributed.get_world_size() if _ROWS.get() else 1
+
+
+def is_several() -> bool:
+    """Whether several processes are in [`shared_work`]."""
+    return _TOGETHER.get() and distributed.get_world_size() > 1
 
 
 def is_main() -> bool:
@@ -316,13 +208,13 @@ def merged(function: Callable[[], dict[Item, Value]]) -> dict[Item, Value]:
     return {key: value for part in by_each(function) for key, value in part.items()}
 
 
-def in_all(own: bool) -> bool:
-    """Whether something is so in all processes, which then all take the same way."""
+def from_all(own: Value) -> list[Value]:
+    """What each process of [`shared_work`] has, in order; that of this one alone outside of it."""
     if not _TOGETHER.get():
-        return own
+        return [own]
     every: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(every, own)
-    return all(every)
+    return every
 
 
 def by_all(function: Callable[[], Value]) -> Value:

@@ -33,9 +33,10 @@ from torch.nn import functional as F
 from ..errors import ModelError
 from ..profiling import phase
 from ..progress import progress_bar
+from ..running.alike import check_alike
 from ..running.freed import release_freed
 from ..running.passes import Term, in_passes
-from ..running.sharing import add_up, by_each, check_alike, processes, share
+from ..running.sharing import add_up, by_each, processes, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
 from ..texts.prompts import EncodedAnswer, answer_ids, span
