@@ -89,11 +89,24 @@ def test_what_torch_does_not_count_is_noticed_wherever_it_is_written(write, dtyp
 
 
 @pytest.mark.parametrize(
-    "tensor",
-    [torch.zeros(0), torch.tensor(2.0), torch.ones(3, dtype=torch.bool), torch.ones(5, dtype=torch.float16)[1:]],
+    "make",
+    [
+        lambda: torch.tensor(2.0),
+        lambda: torch.ones(3, dtype=torch.bool),
+        # Begins where no word of eight bytes does.
+        lambda: torch.ones(5, dtype=torch.float16)[1:],
+    ],
 )
-def test_small_tensors_have_a_hash_too(tensor):
-    assert Hashes().of(tensor) == content_hash(tensor)
+def test_what_torch_does_not_count_is_noticed_in_small_tensors_too(make):
+    hashes, tensor = Hashes(), make()
+    before, version = hashes.of(tensor), tensor._version
+    tensor.data.zero_()
+    assert tensor._version == version
+    assert hashes.of(tensor) == content_hash(tensor) != before
+
+
+def test_a_tensor_without_values_has_a_hash_too():
+    assert Hashes().of(torch.zeros(0)) == content_hash(torch.zeros(0))
 
 
 def test_how_experts_are_computed_tells_models_apart():

@@ -117,14 +117,10 @@ def test_models_that_are_not_there(tmp_path, monkeypatch):
     refused("broken.gguf", r"cannot load the model 'broken\.gguf': ")
 
 
-def test_checkpoints_that_are_broken(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    refused(folder, "cannot load the model")
-    (folder / "config.json").write_text("{")
-    refused(folder, "cannot load the model")
-    (folder / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
-    refused(folder, "cannot load the model")
+def test_a_checkpoint_of_a_kind_that_is_not_known(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "no-such-type"}))
+    refused(folder, "cannot load the model .*no-such-type")
 
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -211,11 +207,6 @@ def test_a_folder_without_weights(folder):
     (folder / "model.safetensors").unlink()
     (folder / "training_args.bin").write_bytes(b"")
     refused(folder, "[nN]o file named model.safetensors")
-
-
-def test_a_folder_without_a_tokenizer(tmp_path):
-    tiny_model("llama").save_pretrained(tmp_path)
-    refused(tmp_path, "cannot load the model")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
