@@ -1,8 +1,11 @@
 """Batches in which every row has an adapter of its own."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
 from transformers import (
     BertConfig,
     BertForMultipleChoice,
@@ -20,7 +23,7 @@ from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config
 from peft_surgical.tuner.batches import _Batch
 from tests.adapters import add, logits, perturb, tiny_peft
-from tests.tiny import tiny_ids, tiny_model
+from tests.tiny import tiny_ids, tiny_model, tiny_sighted
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -81,10 +84,14 @@ def test_each_row_meets_the_modules_that_its_own_adapter_saves():
     for active in ("default", "other", "none saved"):
         model.set_adapter(active)
         mixed = logits(model, ids, adapter_names=names)
-        assert torch.equal(mixed[2], logits(tiny_model("llama"), ids)[2])
-        for row in (0, 1, 3):
-            model.set_adapter(names[row])
-            assert torch.equal(logits(model, ids)[row], mixed[row])
+        said = [logits(tiny_model("llama"), ids)]
+        for name in ("default", "other", "none saved"):
+            model.set_adapter(name)
+            said.append(logits(model, ids))
+        for one, other in combinations(said, 2):
+            assert (one - other).abs().flatten(1).amax(1).min() > 1e-2
+        expected = torch.stack([said[which][row] for row, which in enumerate((1, 2, 0, 3))])
+        torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=1e-5)
     assert len(model.generate(input_ids=ids, adapter_names=names, num_beams=3, max_new_tokens=2, do_sample=False)) == 4
 
 
@@ -151,7 +158,17 @@ def test_a_model_that_counts_tokens_before_rows_has_no_mixed_batches(length):
         _mixed(model, tiny_ids(length=length) % 64)
 
 
+def _with_weights_that_matter(model):
+    """Gives a new model weights so large that a scale changes what it says."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, 0, 0.3)
+    return model.eval()
+
+
 def test_choices_and_windows_stay_with_their_row():
+    torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     choices = torch.stack([tiny_ids(batch=3, length=5, seed=seed) % 64 for seed in (0, 1)])
     windows = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4}
@@ -161,13 +178,84 @@ def test_choices_and_windows_stay_with_their_row():
         (SwinModel(SwinConfig(**windows)), "encoder.layers.0.blocks.0.attention.o_proj", 8, picture),
     ):
         config = SurgicalIA3Config(selections={module: {"side": "input", "ranges": [[0, width]]}})
-        adapted = get_peft_model(model, config).eval()
+        adapted = get_peft_model(_with_weights_that_matter(model), config).eval()
         perturb(adapted, spread=0.9)
         with torch.no_grad():
-            mixed = adapted(inputs, adapter_names=["default", "__base__"])[0]
-            torch.testing.assert_close(mixed[0], adapted(inputs)[0][0])
+            mixed, edited = adapted(inputs, adapter_names=["default", "__base__"])[0], adapted(inputs)[0]
             with adapted.disable_adapter():
-                torch.testing.assert_close(mixed[1], adapted(inputs)[0][1])
+                plain = adapted(inputs)[0]
+        # Of each choice, and of each patch.
+        assert (edited - plain).abs().reshape(*plain.shape[:2], -1).amax(2).min() > 1e-3
+        torch.testing.assert_close(mixed[0], edited[0])
+        torch.testing.assert_close(mixed[1], plain[1])
+
+
+class Seeing(nn.Module):
+    """Says words by what it sees, in any number of pictures beside each prompt."""
+
+    def __init__(self):
+        super().__init__()
+        self.eye, self.words, self.out = nn.Linear(4, 8), nn.Embedding(64, 8), nn.Linear(8, 64)
+
+    def forward(self, input_ids, pixel_values):
+        seen = self.eye(pixel_values).mean(1).unflatten(0, (len(input_ids), -1)).sum(1)
+        return self.out(self.words(input_ids) + seen[:, None])
+
+
+@torch.no_grad()
+def _seen(module, pictures):
+    torch.manual_seed(0)
+    side = {"side": "input", "ranges": [[0, getattr(Seeing(), module).in_features]]}
+    model = get_peft_model(_with_weights_that_matter(Seeing()), SurgicalIA3Config(selections={module: side})).eval()
+    perturb(model, spread=0.9)
+    inputs = {"input_ids": tiny_ids() % 64, "pixel_values": torch.randn(pictures, 3, 4)}
+    mixed, edited = model(**inputs, adapter_names=["default", "__base__"]), model(**inputs)
+    with model.disable_adapter():
+        return mixed, edited, model(**inputs)
+
+
+@pytest.mark.parametrize(("module", "pictures"), [("eye", 2), ("out", 2), ("out", 4)])
+def test_pictures_stay_with_their_prompt(module, pictures):
+    mixed, edited, plain = _seen(module, pictures)
+    assert (edited - plain).abs().flatten(1).amax(1).min() > 1e-2
+    torch.testing.assert_close(mixed[0], edited[0])
+    torch.testing.assert_close(mixed[1], plain[1])
+
+
+def test_any_number_of_pictures_cannot_each_have_an_adapter():
+    with pytest.raises(AdapterError, match="cannot be told apart in eye, so they"):
+        _seen("eye", 4)
+
+
+@pytest.mark.parametrize(
+    ("module", "pictures"),
+    [
+        ("vision_tower.encoder.layers.0.mlp.fc2", (1, 1)),
+        ("language_model.layers.1.mlp.down_proj", (1, 1)),
+        ("language_model.layers.1.mlp.down_proj", (2, 0)),
+        ("vision_tower.encoder.layers.0.mlp.fc2", (2, 0)),
+    ],
+)
+def test_as_many_pictures_as_prompts_need_not_be_one_each(module, pictures):
+    model = _with_weights_that_matter(tiny_sighted())
+    whole = {"side": "input", "ranges": [[0, model.get_submodule(f"model.{module}").in_features]]}
+    adapted = get_peft_model(model, SurgicalIA3Config(selections={f"model.{module}": whole})).eval()
+    perturb(adapted, spread=0.9)
+    ids = tiny_ids(length=12)
+    for row, count in enumerate(pictures):
+        ids[row, : 4 * count] = model.config.image_token_id
+    inputs = {"pixel_values": torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))}
+    edited = logits(adapted, ids, **inputs)
+    with adapted.disable_adapter():
+        plain = logits(adapted, ids, **inputs)
+    assert (edited - plain)[0].abs().max() > 1e-3
+    if "vision" in module and pictures != (1, 1):
+        with pytest.raises(AdapterError, match=r"cannot be told apart in .*fc2, so they"):
+            _mixed(adapted, ids, **inputs)
+        return
+    mixed = _mixed(adapted, ids, **inputs).logits
+    torch.testing.assert_close(mixed[0], edited[0])
+    torch.testing.assert_close(mixed[1], plain[1])
 
 
 def test_an_encoder_and_a_decoder_that_reads_it_in_beams():
@@ -185,7 +273,12 @@ def test_an_encoder_and_a_decoder_that_reads_it_in_beams():
         torch.testing.assert_close(mixed[1], logits(model, ids, decoder_input_ids=decoder)[1])
     options = {"num_beams": 3, "max_new_tokens": 4, "do_sample": False}
     said = model.generate(input_ids=ids, adapter_names=["default", "__base__"], **options)
-    assert torch.equal(said[0], model.generate(input_ids=ids, **options)[0])
+    edited = model.generate(input_ids=ids, **options)
+    with model.disable_adapter():
+        plain = model.generate(input_ids=ids, **options)
+    assert not torch.equal(edited, plain)
+    assert torch.equal(said[0], edited[0])
+    assert torch.equal(said[1], plain[1])
 
 
 def test_names_that_are_one_text_are_refused():

@@ -171,7 +171,10 @@ def tiny_sighted(**text: Any) -> PreTrainedModel:
         **text: Values of that part to change.
     """
     seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    parts = {"text_config": {**FAMILIES["gemma3"][2], **text}, "vision_config": {**seeing, "image_size": 28}}
+    parts = {
+        "text_config": {**FAMILIES["gemma3"][2], **text},
+        "vision_config": {**seeing, "image_size": 28, "patch_size": 14},
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Gemma3ForConditionalGeneration(Gemma3Config(**parts, mm_tokens_per_image=4)).eval()

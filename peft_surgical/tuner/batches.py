@@ -21,8 +21,13 @@ from .names import check_known
 
 # Models that, in places, count tokens before rows, which no shape tells where there are as many of both.
 _TOKENS_FIRST = ("xlnet", "longformer", "led", "fsmt")
-# What stands beside a prompt, and may be more or fewer than there are prompts.
-_BESIDE = ("pixel_values", "pixel_values_videos", "input_features")
+# What stands beside a prompt, and may be more or fewer than there are prompts, with the token of a prompt that each
+# stands for.
+_BESIDE = {
+    "pixel_values": "image_token_id",
+    "pixel_values_videos": "video_token_id",
+    "input_features": "audio_token_id",
+}
 
 
 @contextmanager
@@ -97,15 +102,17 @@ class _Batch:
     def __init__(self, names: list[str]) -> None:
         self.names = names
         self.rows, self.tokens = len(names), 1
-        self.pictures, self.tokens_first = False, False
+        self.pictures, self.not_one_each, self.tokens_first = False, False, False
 
     def seen(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Takes the batch's size from what the model is called with."""
         if shape := _shape(model, args, kwargs):
             self.rows, self.tokens = shape[0], (*shape, 1)[1]
-        beside = [kwargs.get(name) for name in _BESIDE]
-        self.pictures = any(len(value) != self.rows for value in beside if isinstance(value, Tensor))
         kind: Any = getattr(model, "config", None)
+        beside = {name: value for name in _BESIDE if isinstance(value := kwargs.get(name), Tensor)}
+        self.pictures = any(len(value) != self.rows for value in beside.values())
+        tokens = [getattr(kind, _BESIDE[name], None) for name, value in beside.items() if len(value) == self.rows]
+        self.not_one_each = any(_lacks(token, *args[:1], kwargs.get("input_ids")) for token in tokens)
         self.tokens_first = getattr(kind, "model_type", None) in _TOKENS_FIRST
 
     def spread(self, names: list[str], called: str, args: Sequence[Any]) -> list[str]:
@@ -122,9 +129,17 @@ class _Batch:
         """Whether what is of one row stands together in a module's input of this shape."""
         if len(shape) < 2 or shape[0] % self.rows or self.rows % len(self.names):
             return False
+        if self.not_one_each:
+            return shape[:2] == (self.rows, self.tokens)
         if len(shape) == 2 or self.pictures:
             return shape[0] in (self.rows, self.rows * self.tokens)
         return shape[1] != self.rows or (shape[0] == self.rows and not self.tokens_first)
+
+
+def _lacks(token: int | None, *inputs: Any) -> bool:
+    """Whether a row of token ids is without such a token, so that another row has more than its share."""
+    ids = [given for given in inputs if isinstance(given, Tensor) and given.ndim == 2]
+    return token is not None and bool(ids) and not bool((ids[0] == token).any(1).all())
 
 
 def _checked(names: list[str], tuner: Any, args: Any, kwargs: dict[str, Any]) -> None:
