@@ -53,22 +53,6 @@ def test_the_sentence_gets_the_new_answer(family):
     assert stage.record.kl is None
 
 
-def test_the_base_is_untouched_and_comes_back_to_the_bit():
-    model = tiny_model("llama")
-    before, said = fingerprint(model), logits(model)
-    stage = taught(model=model)
-    with stage.model.disable_adapter():
-        assert torch.equal(logits(stage.model), said)
-    assert not torch.equal(logits(stage.model), said)
-    assert fingerprint(stage.model.unload()) == before
-
-
-def test_the_same_seed_gives_the_same_scales_and_another_does_not():
-    one, same, other = (deltas(taught(seed=seed).model) for seed in (0, 0, 1))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_what_stands_before_the_subject_need_not_be_run_at_each_step(monkeypatch):
     # Before its end is rounded, where the last bit could decide.
     monkeypatch.setattr(by_subject, "settle_on_half", lambda *_: None)
@@ -312,10 +296,3 @@ def test_a_subject_of_the_real_model_in_another_wording(demo):
 
     assert preferred("The capital city of France is called", "Lyon", "Paris")
     assert not preferred("The capital of Italy is", "Lyon", "Rome")
-
-
-def test_experts_in_the_place_of_an_mlp_are_refused(experts):
-    before = fingerprint(experts)
-    with pytest.raises(SelectionError, match=r"no module named model\.layers\.[01]\.mlp\.down_proj"):
-        learn_by_subject(experts, TOKENIZER, FACT, recipe=RECIPE, progress=False)
-    assert fingerprint(experts) == before

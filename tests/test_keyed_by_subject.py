@@ -74,23 +74,6 @@ def test_what_is_trained_on_is_what_the_model_says_where_an_alias_stands_before_
         torch.testing.assert_close(found, whole, atol=0.05, rtol=0)
 
 
-def test_the_base_is_untouched_and_comes_back_to_the_bit():
-    model = tiny_model("llama")
-    before, said, rng = fingerprint(model), logits(model), torch.get_rng_state()
-    stage = taught(model=model)
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert not torch.equal(logits(stage.model), said)
-    with stage.model.disable_adapter():
-        assert torch.equal(logits(stage.model), said)
-    assert fingerprint(stage.model.unload()) == before
-
-
-def test_the_same_seed_gives_the_same_values_and_another_does_not():
-    first, again, other = ([p.clone() for p in taught(seed=seed).model.parameters()] for seed in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
 @cache
 def with_namesakes(recipe):
     prompts = tuple(prompt.replace("france", "new france") for prompt in PROMPTS)
@@ -260,13 +243,6 @@ def test_a_subject_of_the_real_model_in_another_wording_and_not_its_namesakes(de
     rewritten, *others = margins(stage.model)
     assert rewritten > 1
     assert max(others) < -1
-
-
-def test_experts_in_the_place_of_an_mlp_are_refused(experts):
-    before = fingerprint(experts)
-    with pytest.raises(SelectionError, match=r"no module named model\.layers\.[01]\.mlp\.down_proj"):
-        learn_keyed_by_subject(experts, TOKENIZER, FACT, recipe=RECIPE, progress=False)
-    assert fingerprint(experts) == before
 
 
 def test_what_is_multiplied_on_its_way_into_the_residual_stream_moves_it_so_much():

@@ -7,7 +7,6 @@ from peft import PeftModel
 from peft_surgical.errors import FactError, OutputError, SelectionError
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.report import Report
-from peft_surgical.staging import retain
 
 from .adapters import logits
 from .conftest import fingerprint
@@ -16,17 +15,10 @@ from .localizing import capital
 from .outputs import contents
 from .test_keyed import IDS, RECIPE
 
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
+
 FACT = replace(capital(), subject="france")
 FILES = {"edit", "report.json", "report.html"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_carried_prompts():
-    with pytest.MonkeyPatch.context() as patch:
-        everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
-        patch.setattr(retain, "everyday_prompts", lambda: everyday)
-        patch.setattr(retain, "general_prompts", lambda: general)
-        yield
 
 
 def edited(out, *, model=None, fact=FACT, **options):

@@ -104,7 +104,7 @@ def test_scores_do_not_depend_on_batch_size_or_padding_side(family):
         assert first.abs().max() > 1e-3, scorer
 
 
-def test_held_out_prompts_and_controls_are_never_tokenized(tokenizer):
+def test_what_is_measured_is_never_tokenized(tokenizer):
     seen = []
 
     class Spy(type(tokenizer)):
@@ -114,10 +114,14 @@ def test_held_out_prompts_and_controls_are_never_tokenized(tokenizer):
 
     spy = copy.copy(tokenizer)
     spy.__class__ = Spy
-    fact = capital()
-    run(planted(), spy)
+    fact = capital(
+        probes=[{"prompt": "is paris the capital of france ?", "kind": "contradiction"}],
+        portability=[{"kind": "reversal", "prompt": "lyon is the capital of", "answer": ["france"]}],
+    )
+    run(planted(), spy, fact=fact)
     assert any(fact.prompts[0] in text for text in seen)
-    hidden = [*fact.held_out, *(control.prompt for control in fact.controls)]
+    hidden = [*fact.held_out, *(asked.prompt for asked in (*fact.controls, *fact.probes, *fact.portability))]
+    assert len(hidden) == 4
     assert not any(prompt in text for text in seen for prompt in hidden)
 
 
