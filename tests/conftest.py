@@ -6,13 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
+for name in [name for name in os.environ if name.startswith("TQDM_")]:
+    del os.environ[name]  # before anything imports tqdm, which reads them then
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of several workers wait for each other; said before anything imports torch.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The first example may take long where something is imported or compiled.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+# What a terminal can show, and of how many processes this one is. A test that is about them sets its own.
+CALLERS = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES")
+CALLERS += ("WORLD_SIZE", "RANK", "LOCAL_RANK", "ACCELERATE_USE_FSDP")
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 
@@ -60,6 +71,16 @@ def fingerprint(model: Any) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().cpu().numpy().data)
     return digest.hexdigest()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def callers_environment() -> Iterator[None]:
+    """Nothing that the caller's terminal or launcher has set decides what is tested, here and in processes of ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CALLERS:
+            patch.delenv(name, raising=False)
+        patch.setenv("TERM", "xterm-256color")
+        yield
 
 
 @pytest.fixture(scope="session")
