@@ -252,12 +252,29 @@ def other_head():
     return model
 
 
-def on_the_head(base, path, dtype=torch.float32):
+def with_scaled_head(base):
     selections = {"lm_head": {"side": "input", "ranges": [[0, 8]]}}
-    model = get_peft_model(base.to(dtype), SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
+    model = get_peft_model(base, SurgicalIA3Config(selections=selections, task_type="CAUSAL_LM"))
     perturb(model)
-    model.save_pretrained(path)
+    return model
+
+
+def on_the_head(base, path, dtype=torch.float32):
+    with_scaled_head(base.to(dtype)).save_pretrained(path)
     return path
+
+
+@pytest.mark.parametrize("unmerged", [True, False])
+def test_an_adapter_on_the_head_that_was_merged_is_saved(unmerged, tmp_path):
+    model = with_scaled_head(tiny_model("llama"))
+    said = logits(model)
+    model.merge_adapter()
+    if unmerged:
+        model.unmerge_adapter()
+    model.save_pretrained(tmp_path, save_embedding_layers="auto" if unmerged else False)
+    again = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
+    assert torch.equal(logits(again), said)
+    assert not torch.equal(said, logits(tiny_model("llama")))
 
 
 def test_a_head_that_is_left_out_is_told_of_once(tmp_path):

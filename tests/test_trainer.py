@@ -13,7 +13,7 @@ from tests.adapters import COMPONENTS, add, deltas, logits, tiny_peft
 from tests.tiny import VOCAB, tiny_ids, tiny_model
 
 
-def trainer(model, folder, rows=4, **options):
+def trainer(model, folder, rows=4, kind=Trainer, **options):
     """Batches of 4: one and the same with 4 rows, so that the loss of two steps can be compared."""
     arguments = TrainingArguments(
         str(folder),
@@ -27,7 +27,7 @@ def trainer(model, folder, rows=4, **options):
         seed=3,
     )
     examples = [{"input_ids": row, "labels": row} for row in tiny_ids(batch=rows).tolist()]
-    return Trainer(model, arguments, train_dataset=examples)
+    return kind(model, arguments, train_dataset=examples)
 
 
 def losses(found):
@@ -60,19 +60,47 @@ def test_resuming_is_not_having_stopped(tmp_path):
     assert all((delta != 0).all() for delta in expected.values())
 
 
+def second_stage(dtype=torch.float32):
+    model = tiny_peft(dtype=dtype)
+    add(model, "learn")
+    activate(model, ["default", "learn"], trainable=["learn"])
+    return model
+
+
+class SecondStage(Trainer):
+    def _load_from_checkpoint(self, *args, **kwargs):
+        super()._load_from_checkpoint(*args, **kwargs)
+        activate(self.model, ["default", "learn"], trainable=["learn"])
+
+
+def test_resuming_a_second_stage_is_not_having_stopped_where_it_is_activated_again(tmp_path):
+    straight, resumed = second_stage(), second_stage()
+    before = deltas(straight)
+    trainer(straight, tmp_path / "a", rows=16).train()
+    trainer(second_stage(), tmp_path / "b", rows=16, max_steps=4).train()
+    again = trainer(resumed, tmp_path / "b", rows=16, kind=SecondStage)
+    again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    expected = deltas(straight)
+    for name, delta in deltas(resumed).items():
+        assert torch.equal(delta, expected[name])
+        assert torch.equal(delta, before[name]) == name.endswith(".default")
+
+
 def test_gradient_checkpointing_in_the_trainer(tmp_path):
-    plain, checkpointed = tiny_peft(perturbed=False), tiny_peft(perturbed=False)
+    plain, checkpointed, runs = tiny_peft(perturbed=False), tiny_peft(perturbed=False), []
     trainer(plain, tmp_path / "a", max_steps=3).train()
+    mlp = checkpointed.get_base_model().model.layers[1].mlp
+    # Not a hook behind it: a layer is run again only as far as gradients need it.
+    mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     trainer(checkpointed, tmp_path / "b", max_steps=3, gradient_checkpointing=True).train()
+    assert len(runs) == 2 * 3
     expected = deltas(plain)
     for name, delta in deltas(checkpointed).items():
         torch.testing.assert_close(delta, expected[name], atol=1e-5, rtol=1e-4)
 
 
 def test_a_second_stage_in_the_trainer_leaves_the_first_alone(tmp_path):
-    model = tiny_peft(dtype=torch.bfloat16)
-    add(model, "learn")
-    activate(model, ["default", "learn"], trainable=["learn"])
+    model = second_stage(torch.bfloat16)
     before = deltas(model)
     found = trainer(model, tmp_path)
     found.train()

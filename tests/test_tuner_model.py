@@ -311,9 +311,22 @@ def test_status_and_repr():
     assert sorted(model.targeted_module_names) == sorted(model.peft_config["default"].selections)
 
 
-def test_generate_and_inputs_embeds():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_generated_is_what_the_scaled_model_finds_likeliest(dtype):
+    model, ids = tiny_peft(dtype=dtype), tiny_ids()
+    perturb(model, spread=0.9)
+    said = model.generate(ids, max_new_tokens=6, do_sample=False)
+    # Without a cache, whose sums may round otherwise.
+    scores = logits(model, said[:, :-1])[:, ids.shape[1] - 1 :].float()
+    chosen = scores.gather(-1, said[:, ids.shape[1] :, None])[..., 0]
+    tolerance = {torch.float32: 1e-5}.get(dtype, 0.05)
+    torch.testing.assert_close(chosen, scores.amax(-1), atol=tolerance, rtol=0)
+    with model.disable_adapter():
+        assert not torch.equal(said, model.generate(ids, max_new_tokens=6, do_sample=False))
+
+
+def test_inputs_embeds():
     model = tiny_peft()
-    assert model.generate(tiny_ids(), max_new_tokens=3, do_sample=False).shape == (2, 12)
     embeds = model.get_input_embeddings()(tiny_ids())
     with torch.no_grad():
         assert torch.equal(model(inputs_embeds=embeds).logits, logits(model))
@@ -333,8 +346,8 @@ def test_device_map(tmp_path):
     base = tiny_model("llama")
     base.save_pretrained(tmp_path / "base")
     folder = saved(tiny_peft(), tmp_path / "adapter")
-    mapped = AutoModelForCausalLM.from_pretrained(tmp_path / "base", device_map="auto")
-    model = PeftModel.from_pretrained(mapped, folder, device_map="auto")
+    mapped = AutoModelForCausalLM.from_pretrained(tmp_path / "base", device_map={"": "cpu"})
+    model = PeftModel.from_pretrained(mapped, folder, device_map={"": "cpu"})
     assert torch.equal(logits(model), logits(tiny_peft()))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.hooks import add_hook_to_module
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -84,6 +84,13 @@ def test_a_saved_adapter_is_put_on(tmp_path):
     for low in (False, True):
         model = PeftModel.from_pretrained(base("memory", tmp_path), folder, low_cpu_mem_usage=low).eval()
         assert torch.equal(logits(model), logits(tiny_peft()))
+
+
+def test_a_saved_adapter_is_put_on_a_base_that_a_device_map_spreads(tmp_path):
+    folder = saved(tiny_peft(), tmp_path / "adapter")
+    model = get_peft_model(base("device_map", tmp_path), SurgicalIA3Config.from_pretrained(folder)).eval()
+    set_peft_model_state_dict(model, load_peft_weights(folder))
+    assert torch.equal(logits(model), logits(tiny_peft()))
 
 
 def test_where_weights_are_brought_to():
