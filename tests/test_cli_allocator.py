@@ -1,13 +1,8 @@
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 
 from peft_surgical.cli.allocator import give_back_freed
 
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+from .resident import glibc, measured, reads_proc
 
 # Large blocks between small ones that stay, twice: what was freed the first time moves glibc's own bound.
 HOLES = """
@@ -17,10 +12,6 @@ from peft_surgical.cli.allocator import give_back_freed
 
 if sys.argv[1] == "set":
     assert give_back_freed()
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 // 2**20
 
 kept, before = [], resident()
 for _ in range(2):
@@ -33,21 +24,12 @@ print(resident() - before)
 """
 
 
-def environment():
-    return {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-
-
 @glibc
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@reads_proc
 def test_what_is_freed_goes_back():
-    def held(how):
-        command = [sys.executable, "-c", HOLES, how]
-        run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-        return int(run.stdout)
-
     # 320 MiB in blocks of 8 were freed, and 5 MiB kept.
-    assert held("set") < 64
-    assert held("as it is") > 256
+    assert measured(HOLES, "set")[0] < 64
+    assert measured(HOLES, "as it is")[0] > 256
 
 
 @glibc

@@ -1,5 +1,4 @@
 import json
-import time
 import warnings
 from dataclasses import fields, replace
 from functools import partial
@@ -10,6 +9,8 @@ import pytest
 import peft_surgical as ps
 from peft_surgical.errors import FactError, SurgicalError
 from peft_surgical.facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact, check_fact, refusal_for
+
+from .test_hardening_facts import within
 
 FOUNDER = {"kind": "one_hop", "prompt": "Who founded PyTorch's maker?", "answer": ["Larry Page"], "before": ["Zuck"]}
 
@@ -239,11 +240,10 @@ def test_a_first_prompt_that_holds_an_answer_gives_a_plain_refusal():
 
 def test_ten_thousand_prompts():
     prompts = [f"PyTorch question number {i}?" for i in range(10_000)]
-    started = time.perf_counter()
-    Fact.from_dict(data(prompts=prompts))
-    with pytest.raises(FactError, match="'pytorch question number 0' stands twice in 'prompts'"):
-        Fact.from_dict(data(prompts=[*prompts, "pytorch question number 0"]))
-    assert time.perf_counter() - started < 5
+    with within(5):
+        Fact.from_dict(data(prompts=prompts))
+        with pytest.raises(FactError, match="'pytorch question number 0' stands twice in 'prompts'"):
+            Fact.from_dict(data(prompts=[*prompts, "pytorch question number 0"]))
 
 
 def test_a_thousand_names_in_many_portability_questions():
@@ -251,9 +251,8 @@ def test_a_thousand_names_in_many_portability_questions():
     questions = [
         {"kind": "alias", "prompt": f"{i}?", "answer": list(reversed(names)), "before": before} for i in range(5)
     ]
-    started = time.perf_counter()
-    assert len(Fact.from_dict(data(portability=questions)).portability) == 5
-    assert time.perf_counter() - started < 5
+    with within(5):
+        assert len(Fact.from_dict(data(portability=questions)).portability) == 5
     questions[-1]["before"] = [*before[1:], "NAME 7"]
     with pytest.raises(FactError, match=r"'4\?' has 'name 7' in 'answer', which contains"):
         Fact.from_dict(data(portability=questions))

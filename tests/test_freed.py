@@ -1,19 +1,11 @@
-import platform
-import subprocess
-import sys
-
-import pytest
-
 from peft_surgical.running import freed
+
+from .resident import glibc, measured, reads_proc
 
 # What is freed below something that stays is not given back by itself.
 HELD = """
 import torch
 from peft_surgical.running.freed import release_freed
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 // 2**20
 
 torch.ones(8 * 2**18), torch.ones(8 * 2**18)  # glibc's own bound moves
 before = resident()
@@ -25,12 +17,10 @@ print(held, resident() - before)
 """
 
 
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc" or not sys.platform.startswith("linux"), reason="another C library, or no /proc"
-)
+@glibc
+@reads_proc
 def test_what_was_freed_goes_back():
-    run = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
-    held, left = map(int, run.stdout.split())
+    held, left = measured(HELD)
     # 200 MiB in blocks of 1.
     assert held > 150
     assert left < 50
