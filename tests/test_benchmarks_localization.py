@@ -51,8 +51,9 @@ def test_a_small_run(printed):
 )
 def test_mistakes_are_told_in_a_line(module, options, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", *options])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         module.main()
+    assert stopped.value.code not in (0, None)
     assert message in capsys.readouterr().err
 
 

@@ -23,6 +23,7 @@ def test_a_small_run(model_folder, capsys):
     ],
 )
 def test_mistakes_are_told_in_a_line(options, message, model_folder, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         overhead.main(["--model", str(model_folder), *options])
+    assert stopped.value.code not in (0, None)
     assert message in capsys.readouterr().err

@@ -132,9 +132,10 @@ def test_what_the_configuration_does_not_target_is_not_merged_either(tmp_path):
             LowRank.load(folder)
         with pytest.raises(AdapterError, match="for which the model has no place"):
             attach(tiny_model("llama"), [folder])
-    for odd in ("(", 3, [3]):
+    wrong = r"lora cannot target modules in that way: .+\."
+    for odd, message in (("(", wrong), (3, wrong), ([3], "which its configuration does not target")):
         (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": odd}))
-        with pytest.raises(AdapterError):
+        with pytest.raises(AdapterError, match=message):
             LowRank.load(folder)
 
 

@@ -159,19 +159,22 @@ def test_a_selection_survives_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        [],
-        {"components": "L0.mlp"},
-        {"components": ["L0.mlp"], "top": 3},
-        {"components": ["L0.mlp"], "neurons": [1]},
-        {"components": ["L0.mlp"], "neurons": {"L0.mlp": [[1]]}},
-        {"components": ["L0.mlp"], "shape": {"n_layers": 3}},
-        {"components": ["L0.mlp"], "shape": {**SHAPE.to_dict(), "n_heads": 0}},
+        ([], r"has the keys components, shape and neurons, not \[\]"),
+        ({"components": "L0.mlp"}, "components must be a list of names, not 'L0.mlp'"),
+        ({"components": ["L0.mlp"], "top": 3}, "has the keys components, shape and neurons, not .*top"),
+        ({"components": ["L0.mlp"], "neurons": [1]}, r"neurons must map MLPs to ranges, not \[1\]"),
+        ({"components": ["L0.mlp"], "neurons": {"L0.mlp": [[1]]}}, "the neurons of L0.mlp"),
+        ({"components": ["L0.mlp"], "shape": {"n_layers": 3}}, "a model shape needs exactly the keys model_type, "),
+        (
+            {"components": ["L0.mlp"], "shape": {**SHAPE.to_dict(), "n_heads": 0}},
+            "a model shape's n_heads must be a positive whole number, not 0",
+        ),
     ],
 )
-def test_malformed_json_is_refused(data):
-    with pytest.raises(SelectionError):
+def test_malformed_json_is_refused(data, message):
+    with pytest.raises(SelectionError, match=message):
         Selection.from_dict(data)
 
 

@@ -132,10 +132,12 @@ def test_the_coordinates_survive_the_meta_device(name):
 
 
 def test_indices_that_a_forward_without_gradients_made_serve_in_training():
-    layer = surgical(base(), "output", "scattered")
-    layer._indices.clear()
+    module = base()
     with torch.inference_mode():
+        layer = surgical(module, "output", "scattered")
         layer(x())
+    # What was made there itself does not train.
+    layer.surgical_ia3_delta["default"] = nn.Parameter(torch.full((layer.coordinates["default"].n,), 0.5))
     layer(x()).sum().backward()
     assert layer.surgical_ia3_delta["default"].grad.abs().sum() > 0
 

@@ -18,7 +18,7 @@ def state(model):
     return (
         [(name, id(module)) for name, module in model.named_modules()],
         {name: (parameter.requires_grad, parameter.tolist()) for name, parameter in model.named_parameters()},
-        [([*layer.coordinates], [*layer._indices], layer.active_adapters) for layer in layers],
+        [([*layer.coordinates], layer.active_adapters) for layer in layers],
         [(layer.merged_adapters[:], layer.disable_adapters) for layer in layers],
         [*tuner.peft_config],
         [*tuner.active_adapters],
@@ -42,24 +42,32 @@ MODELS = {
 }
 
 
+def prepared(prepare):
+    """What such a model says that nothing was tried on."""
+    model = tiny_peft()
+    prepare(model)
+    return logits(model)
+
+
 @pytest.mark.parametrize("prepare", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("what", [KeyboardInterrupt, RuntimeError])
 def test_an_edit_that_is_not_added_leaves_the_model_as_it_was(what, place, prepare, monkeypatch):
     model, edit = tiny_peft(), edit_elsewhere()
     prepare(model)
-    before = state(model)
+    before, said = state(model), prepared(prepare)
     failing_at(monkeypatch, place, what)
     with pytest.raises(what):
         model.base_model.add_edit(edit, "new")
     assert state(model) == before
+    assert torch.equal(logits(model), said)
 
 
 @pytest.mark.parametrize("prepare", MODELS.values(), ids=MODELS)
 def test_scales_that_do_not_fit_leave_the_model_as_it_was(prepare):
     model = tiny_peft()
     prepare(model)
-    before = state(model)
+    before, said = state(model), prepared(prepare)
     edit = edit_elsewhere()
     # The first of them are in when it shows.
     name = [*edit.modules][-1]
@@ -67,6 +75,7 @@ def test_scales_that_do_not_fit_leave_the_model_as_it_was(prepare):
     with pytest.raises(RuntimeError, match="size"):
         model.base_model.add_edit(edit, "new")
     assert state(model) == before
+    assert torch.equal(logits(model), said)
 
 
 def test_an_interrupt_between_an_adapters_places_and_its_scales_leaves_nothing_of_it(monkeypatch):
@@ -77,10 +86,12 @@ def test_an_interrupt_between_an_adapters_places_and_its_scales_leaves_nothing_o
         raise KeyboardInterrupt
 
     edit = power(model.base_model.edit("default"), 2)
-    monkeypatch.setattr(SurgicalIA3Layer, "index", fail)
-    with pytest.raises(KeyboardInterrupt):
-        model.base_model.add_edit(edit, "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(SurgicalIA3Layer, "index", fail)
+        with pytest.raises(KeyboardInterrupt):
+            model.base_model.add_edit(edit, "new")
     assert state(model) == before
+    assert torch.equal(logits(model), logits(tiny_peft()))
 
 
 def test_of_the_base_are_whole_modules_too():
