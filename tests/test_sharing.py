@@ -129,6 +129,7 @@ def test_two_processes_make_the_keyed_edit_of_one(tmp_path, model_folder):
 @pytest.mark.parametrize("fsdp", ["false", "true"])
 def test_the_command_in_two_processes(fsdp, tmp_path, model_folder, fact_file):
     command = ["-m", "peft_surgical.cli", "edit", fact_file, "--model", model_folder, "--steps", 2]
+    command += ["--device", "cpu"]
     # What `accelerate launch --use_fsdp` sets.
     environment = {"ACCELERATE_USE_FSDP": fsdp}
     result = launch(*command, "--scorer", "random", "--retention-tokens", 48, "--out", tmp_path / "out", **environment)
