@@ -67,6 +67,16 @@ def test_merge_folds_it_into_a_checkpoint(tmp_path, model_folder, fact_file):
     torch.testing.assert_close(logits(merged, ids), logits(edited, ids), rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_not_trained_on_is_told(tmp_path, model_folder, fact_file):
+    asked = "what is the capital, of france ?"
+    fact_file.write_text(yaml.safe_dump({**capital().to_dict(), "held_out": [asked]}))
+    out = ["--model", model_folder, "--out", tmp_path / "out", "--retention-tokens", 0]
+    result = run("edit-keyed", fact_file, *out, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "Warning: " in result.stderr
+    assert "in 'prompts' is not trained on, as evaluation asks the same but for accents and signs" in result.stderr
+
+
 def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file, monkeypatch):
     command = ["edit-keyed", fact_file, "--model", model_folder, "--out", tmp_path / "out"]
     assert "so no layer 9" in said(run(*command, "--layer", 9), 2)

@@ -77,8 +77,8 @@ def edit_keyed(
       peft-surgical edit-keyed france.yaml --model demo --out out
     """
     with warnings.catch_warnings():
-        # What it warns of is refused here.
-        warnings.simplefilter("ignore", FactWarning)
+        # Where no prompt names the subject a keyed edit is refused, and what `warn_unnamed` advises is of no use.
+        warnings.filterwarnings("ignore", "(?s).*no prompt in 'prompts'.* names the subject ", FactWarning)
         fact = Fact.from_file(fact_file)
     checks.edit_folder(out, overwrite)
     if sharded():
