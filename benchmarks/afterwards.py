@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -47,12 +48,14 @@ class Afterwards:
         states: dict[str, State] = {rounded(bits): rounded_state(plain, [], bits) for bits in self.bits}
         for steps in self.relearn:
             states[relearned(steps)] = relearned_state(plain, tokenizer, fact, [], steps)
-        said, nothing = {}, [""] * len(fact.held_out)
-        for name, state in states.items():
+        nothing = [""] * len(fact.held_out)
+
+        def ask(state: State) -> list[str]:
+            # What is not finite may be met on entering, as relearning takes steps then.
             with state():
-                answers = unless_broken(lambda: generate_answers(plain, tokenizer, fact.held_out), nothing)
-                said[name] = tuple(answers)
-        return said
+                return generate_answers(plain, tokenizer, fact.held_out)
+
+        return {name: tuple(unless_broken(partial(ask, state), nothing)) for name, state in states.items()}
 
     def figures(
         self, fact: ps.Fact, said: Mapping[str, Sequence[str]], base: Mapping[str, Sequence[str]] | None

@@ -67,6 +67,14 @@ def test_answers_are_those_of_the_rounded_and_the_relearned_weights():
     assert all("paris" in answer for answer in said["relearned 60 steps"])
 
 
+def test_weights_that_are_not_finite_answer_nothing_whatever_is_done_to_them():
+    model = planted()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    said = Afterwards((8,), (1,)).answers(model, TOKENIZER, FACT)
+    assert said == dict.fromkeys(["in 8 bits", "relearned 1 steps"], ("",) * len(FACT.held_out))
+
+
 def test_an_adapter_is_part_of_what_is_rewritten():
     model = planted()
     adapted(model, IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"]))

@@ -26,6 +26,12 @@ def test_rounding_worked_by_hand():
     torch.testing.assert_close(round_channels(eight, 8), eight)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_so(value):
+    rounded = round_channels(torch.tensor([[1.0, value], [0.0, 0.0], [1.0, 0.5]]), 8)
+    assert [bool(row.isfinite().all()) for row in rounded] == [False, True, True]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
 def test_a_rounded_model_is_that_whose_merged_weights_were_rounded(family):
     model = tiny_peft(family)

@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_utils import local_torch_dtype
 
 from ..counts import check_counts
-from ..errors import ModelError
+from ..errors import ModelError, NotFiniteError
 from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.modes import base_model_of
@@ -278,7 +278,7 @@ def _fine_tune(learned: _LinearLora, relearning: Relearning, progress: bool) -> 
             adam.zero_grad()
             loss = learned(**batch, use_cache=False).loss
             if not loss.isfinite():
-                raise ModelError(_not_finite(learned.dtype))
+                raise NotFiniteError(_not_finite(learned.dtype))
             loss.backward()
             adam.step()
             bar.update(1)

@@ -87,4 +87,5 @@ def round_channels(weight: Float[Tensor, "out in"], bits: int) -> Float[Tensor, 
     """Rounds each row to `2**bits - 1` evenly spaced values, the outermost its largest absolute weight."""
     most = 2 ** (bits - 1) - 1
     step = weight.float().abs().amax(1, keepdim=True) / most
-    return torch.where(step > 0, (weight.float() / step).round() * step, 0.0).to(weight.dtype)
+    # A row that is not finite becomes one of NaN: to make zeros of it would mend a broken model.
+    return torch.where(step == 0, 0.0, (weight.float() / step).round() * step).to(weight.dtype)
