@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -276,6 +277,18 @@ def test_files_of_tensors_stay_few_and_those_last_used_stay(tmp_path):
     assert measured == [0, 1, 2, 3, 4]
     ask(1)
     assert measured == [0, 1, 2, 3, 4, 1]
+
+
+def test_what_killed_runs_left_half_written_goes_and_what_is_being_written_stays(tmp_path):
+    left, written = (f".kind-5a.safetensors.{drawn}.partial" for drawn in ("abcd_123", "0123abcd"))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in (left, written):
+        (kept / name).write_bytes(b"half")
+    os.utime(kept / left, (0, 0))
+    with answers_kept(kept):
+        kept_tensors(tiny_model("llama"), "kind", {}, lambda: {"a": torch.zeros(1)}, alone=lambda _: nullcontext())
+    assert [path.name for path in kept.glob(".*.partial")] == [written]
 
 
 def test_the_folder_stands_beside_whatever_the_output_is_called(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..adapters.scale_files import read_tensors, tensor_bytes
 from ..errors import AdapterError
-from ..writing.files import read_json, write_bytes, write_text
+from ..writing.files import read_json, remove_abandoned, write_bytes, write_text
 from .identity import PACKAGES, Hashes, json_hash, weights_digest
 from .products import on_processor
 from .replicas import in_a_mode, is_alone
@@ -184,7 +184,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, content: bytes, at_most: int | None = None) -> None:
-    """Writes a file; of those of its kind only so many stay, the ones last used."""
+    """Writes a file; of those of its kind only so many stay, the ones last used, and none that killed runs left."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -196,6 +196,7 @@ def _write(path: Path, content: bytes, at_most: int | None = None) -> None:
             raise
         # The folder stands in a person's own, which may be under version control.
         write_text(path.parent / ".gitignore", "*\n")
+        remove_abandoned(path.parent, shared=True)
         if at_most is not None:
             kind = path.name.partition("-")[0]
             used = sorted(path.parent.glob(f"{kind}-*{path.suffix}"), key=lambda file: -file.stat().st_mtime_ns)

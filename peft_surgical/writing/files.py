@@ -261,22 +261,34 @@ def _remove_abandoned(path: Path) -> None:
             # Of an output whose name goes on behind this one's.
             continue
         with suppress(OSError):
-            if left.is_dir() and time.time() - left.stat().st_mtime >= _ABANDONED:
+            if left.is_dir() and _is_old(left):
                 _remove_unlocked(left)
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, *, shared: bool = False) -> None:
     """Removes what killed runs left half written in a folder that no other run has claimed.
 
     A folder within it that a run is writing all the same, as a merge into one of its own, stays.
+
+    Args:
+        folder: Where.
+        shared: Other runs write there, too, so what was written to a short time ago stays.
     """
     for left in folder.glob(f".*{PARTIAL}"):
-        if not _TEMPORARY.fullmatch(left.name):
+        if not _TEMPORARY.fullmatch(left.name) or (shared and not _is_old(left)):
             continue
         if left.is_dir():
             _remove_unlocked(left)
         else:
             left.unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime >= _ABANDONED
+    except FileNotFoundError:
+        # Another run has put it in its place meanwhile.
+        return False
 
 
 def _remove_unlocked(folder: Path) -> None:
