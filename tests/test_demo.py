@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import transformers
 
 import peft_surgical as ps
 from peft_surgical.cli import loading
@@ -261,6 +262,45 @@ def test_a_converted_folder_is_used_again(tmp_path, monkeypatch):
     assert demo_folder() == demo_folder()
     assert made == [Path("installed.gguf")]
     assert demo_folder().parent == tmp_path
+
+
+def test_what_another_process_has_made_meanwhile_stays(tmp_path, monkeypatch):
+    folder, saved = tmp_path / "demo", []
+
+    class Slow:
+        @classmethod
+        def from_pretrained(cls, **_):
+            return cls()
+
+        def save_pretrained(self, temporary):
+            saved.append(temporary)
+            if not folder.exists():
+                folder.mkdir()
+                (folder / "config.json").write_text("made by another")
+
+    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Slow)
+    monkeypatch.setattr(transformers, "AutoTokenizer", Slow)
+    monkeypatch.setattr("peft_surgical.models.as_plain_model", lambda _: None)
+    module.convert(tmp_path / GGUF_NAME, folder)
+    assert len(saved) == 2
+    assert (folder / "config.json").read_text() == "made by another"
+    assert [*tmp_path.iterdir()] == [folder]
+    # What is damaged is replaced, as before.
+    (folder / "config.json").rename(folder / "left")
+    module.convert(tmp_path / GGUF_NAME, folder)
+    assert not [*folder.iterdir()]
+
+
+def test_of_several_processes_the_first_makes_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "demo_folder", lambda **given: asked.append(given))
+    monkeypatch.setattr(module, "is_to_be_fetched", lambda: False)
+    monkeypatch.setattr(loading, "is_several", lambda: True, raising=False)
+    monkeypatch.setattr(loading, "by_main", lambda function: asked.append("main") or function(), raising=False)
+    monkeypatch.setattr(ps, "load_model", lambda *_, **__: asked.append("loaded"))
+    loading.load(Source("demo", "auto", None, False), quiet=True)
+    loading.load(Source("./own", "auto", None, False), quiet=True)
+    assert asked == ["main", {}, "loaded", "loaded"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import peft_surgical as ps
 
 from ..errors import ModelError, first_line
 from ..loading import demo
-from ..running.sharing import by_all
+from ..running.sharing import by_all, by_main, is_several
 from .options import Source
 from .processes import silent
 from .terminal import note, passing_note
@@ -34,6 +34,9 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
         ModelError: If the device cannot be used or the model cannot be loaded.
     """
     check_device(source.device)
+    if source.name == "demo" and is_several():
+        # Each of them would fetch and convert it.
+        by_main(lambda: _make_demo(quiet))
     return by_all(lambda: _load(source, quiet))
 
 
@@ -44,13 +47,24 @@ def _load(source: Source, quiet: bool) -> tuple[Any, Any]:
     if source.name == "demo" and not quiet and not silent() and demo.is_to_be_fetched():
         # It says so itself, and pip's bar needs the terminal, which is kept from all else that loads.
         demo.demo_folder(converting=quiet_libraries())
-    where = {"device_map" if source.device in SPREAD else "device": source.device}
+    where: dict[str, Any] = {"device_map" if source.device in SPREAD else "device": source.device}
+    if source.revision is not None:
+        where["revision"] = source.revision
     loading = f"Loading {source.name} …"
     if _debugging():
         # What libraries say meanwhile would stand in the same line.
         note(loading, quiet=quiet)
     with passing_note(loading, quiet=quiet or _debugging()), quiet_libraries():
         return ps.load_model(source.name, dtype=source.dtype, trust_remote_code=source.trust_remote_code, **where)
+
+
+def _make_demo(quiet: bool) -> None:
+    """Fetches and converts the demo model, if it is not there."""
+    if quiet:
+        with quiet_libraries():
+            demo.demo_folder()
+    else:
+        demo.demo_folder(converting=quiet_libraries())
 
 
 def _debugging() -> bool:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -185,8 +185,13 @@ def _reason(complaints: str) -> str:
     return errors[-1] if errors else "pip did not say why"
 
 
+class _MadeMeanwhile(Exception):
+    """Leaves a folder that is there as it is."""
+
+
 def convert(gguf: Path, folder: Path) -> None:
-    """Dequantizes the GGUF file to float32 and saves it, with its tokenizer, as an ordinary checkpoint."""
+    """Dequantizes the GGUF file to float32 and saves it, with its tokenizer, as an ordinary checkpoint, unless another
+    process has done so by then."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..models import as_plain_model
@@ -198,9 +203,12 @@ def convert(gguf: Path, folder: Path) -> None:
     except ImportError as error:
         raise needs_gguf("the demo model") from error
     as_plain_model(model)
-    with atomic_directory(folder, overwrite=True) as temporary:
+    # Another process that has made it meanwhile may be reading it already.
+    with suppress(_MadeMeanwhile), atomic_directory(folder, overwrite=True) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if _is_made(folder):
+            raise _MadeMeanwhile
 
 
 def _sha256(path: Path) -> str:
