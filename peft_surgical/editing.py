@@ -22,13 +22,14 @@ from .facts import Fact, check_fact
 from .localization import localize
 from .localizing.plots import plot_localization
 from .localizing.results import Localization
+from .localizing.specs import read_scorers
 from .measuring.states import adapter_state
 from .report import Report
 from .running.alike import check_alike
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
-from .selection import Selection, sure_components
+from .selection import Selection, sure_components, with_each_kind
 from .sites import ModelShape
 from .stacking import stack
 from .stages import RECIPES, learn, unlearn
@@ -77,6 +78,7 @@ def edit(
     progress: bool = True,
     retention_tokens: int = 2048,
     command: str | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> Report:
     """Rewrites one fact and measures what that did: localizes, unlearns, learns, stacks and evaluates.
 
@@ -91,7 +93,8 @@ def edit(
         out: A folder for the localization, the adapters and the report. Beside it `.peft_surgical` keeps what the base
             answers, for the next edit.
         scorers: Scorers to localize with, of which the first ranks; `attribution` and `lookup` when None.
-        localization: What localizing with `scorers` gave earlier, which is then not done again.
+        localization: What localizing gave earlier, which is then not done again; the first of its scorers ranks where
+            `scorers` is None.
         top: How many components to scale, best first, heads and MLPs alike. The MLPs of all layers when neither it nor
             another limit is given.
         heads: Attention heads at most; alone, no MLPs. See `Localization.top`.
@@ -110,6 +113,7 @@ def edit(
         progress: Whether to show progress bars.
         retention_tokens: Tokens of unrelated text to measure on; 0 for none.
         command: The command that does this again, for the report.
+        seconds: What was spent before on phases of this edit, such as `localize`, for the report.
 
     Returns:
         The report, also written to `out`.
@@ -121,9 +125,9 @@ def edit(
             adapters it carries: give it unloaded.
         FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
         ScorerError: If a scorer is not installed or has no such option, or all of them failed.
-        SelectionError: If `selection` or `localization` is not of this model, `localization` is not of this fact, or
-            limits are given beside a selection; if nothing is within the limits, the first scorer failed, which is to
-            rank, or `neurons`, `granularity` and `budget` disagree.
+        SelectionError: If `selection` or `localization` is not of this model, `localization` is not of this fact or
+            has no scores by the first of `scorers`, or limits are given beside a selection; if nothing is within the
+            limits, the first scorer failed, which is to rank, or `neurons`, `granularity` and `budget` disagree.
         ModelError: If `seed` is no whole number, the model has other adapters, is quantized or gives logits that are
             not finite, weights that would be scaled are offloaded, or any where no `localization` is given, or
             `recipe` names another stage.
@@ -145,7 +149,7 @@ def edit(
     if selection is not None:
         selection.check(ModelShape.from_config(model.config))
     if localization is not None:
-        _check_localization(localization, model, fact)
+        localization = _checked_localization(localization, model, fact, scorers)
     if projections is None:
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
@@ -161,13 +165,13 @@ def edit(
         # An earlier edit stays until there is another one.
         replaced = claim.enter_context(ExitStack())
         folder = by_main(lambda: replaced.enter_context(replacing(out, overwrite)))
-        seconds: dict[str, float] = {}
+        spent = dict(seconds or {})
         started = time.perf_counter()
 
         def lap(name: str) -> None:
             nonlocal started
             now = time.perf_counter()
-            seconds[name] = round(now - started, 2)
+            spent[name] = round(spent.get(name, 0.0) + now - started, 2)
             started = now
 
         names = EDIT_SCORERS if scorers is None else scorers
@@ -182,7 +186,8 @@ def edit(
                     f"the scorer {ranking!r} failed, so nothing ranks the components; name another first."
                 )
             # Without a budget nothing is passed over: a component without a scale there is refused further down.
-            counted = EDIT_PROJECTIONS if budget is None else projections
+            scaled = EDIT_PROJECTIONS if granularity == "module" else projections
+            counted = with_each_kind(scaled, EDIT_PROJECTIONS) if budget is None else projections
             mlps = mlps if limited else localization.shape.n_layers
             selection = localization.top(
                 top, heads=heads, mlps=mlps, budget=budget, neurons=neurons, projections=counted
@@ -235,7 +240,7 @@ def edit(
             retention_tokens=retention_tokens,
             selection={**selection.to_dict(), "granularity": granularity, "scales": scales},
             settings={"command": command} if command else None,
-            seconds=seconds,
+            seconds=spent,
             progress=progress,
         )
         report = replace(report, training=training)
@@ -243,8 +248,10 @@ def edit(
         return report
 
 
-def _check_localization(localization: Localization, model: Any, fact: Fact) -> None:
-    """Refuses scores of another model or another fact."""
+def _checked_localization(
+    localization: Localization, model: Any, fact: Fact, scorers: Sequence[str] | None
+) -> Localization:
+    """The same, ranked by the first of `scorers`; refuses scores of another model, another fact or other scorers."""
     if not isinstance(localization, Localization):
         raise SelectionError(f"a localization must be one that localize gave, not {brief(localization)}.")
     if localization.shape != ModelShape.from_config(model.config):
@@ -254,6 +261,15 @@ def _check_localization(localization: Localization, model: Any, fact: Fact) -> N
             f"the localization is of {brief(localization.subject)}, and the fact of {brief(fact.subject)}; localize"
             " this fact, or give what to scale as a selection."
         )
+    if scorers is None:
+        return localization
+    first = read_scorers(scorers)[0].text
+    if first not in localization.tables and first not in localization.errors:
+        raise SelectionError(
+            f"the localization has no scores by {first!r}, only by {', '.join(localization.tables)}; localize with it,"
+            " or rank by one of these."
+        )
+    return replace(localization, scorers=tuple(dict.fromkeys((first, *localization.scorers))))
 
 
 def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from .counts import check_counts, check_seed
-from .errors import FactError, ModelError, ScorerError, brief, said
+from .errors import FactError, ModelError, ScorerError, said
 from .facts import Fact, TrainingFact, check_fact
 from .localizing.bridge import Hooks, has_hooks, left_as_found, wrap
 from .localizing.context import ScorerContext, T
@@ -30,7 +30,7 @@ from .localizing.corruption import PromptPair, corrupt, template_ids
 from .localizing.results import Localization
 from .localizing.runs import Runs
 from .localizing.scores import SECONDS, Scores, check_notes, check_scores
-from .localizing.specs import ScorerSpec
+from .localizing.specs import ScorerSpec, read_scorers
 from .plugins import Catalogue, PluginWarning, load_scorers
 from .profiling import phase
 from .progress import progress_bar
@@ -103,17 +103,8 @@ def localize(
     check_counts(1, ScorerError, max_tokens=max_tokens)
     if torch.is_inference_mode_enabled():
         raise ModelError("localization takes gradients, which torch.inference_mode() rules out; call it outside.")
-    if isinstance(scorers, str):
-        scorers = [scorers]
-    if scorers is not None and not isinstance(scorers, Iterable):
-        raise ScorerError(
-            f"scorers are names of installed ones, such as ['attribution'], not {brief(scorers)}; a function of your"
-            " own becomes one in a plugin."
-        )
     catalogue = load_scorers()
-    specs = [ScorerSpec.parse(text, catalogue) for text in (DEFAULT_SCORERS if scorers is None else scorers)]
-    if not specs:
-        raise ScorerError("name at least one scorer.")
+    specs = read_scorers(DEFAULT_SCORERS if scorers is None else scorers, catalogue)
     with without_autocast(model):
         bridge = wrap(model)
         try:

@@ -325,6 +325,20 @@ def sure_components(
     return tuple(kinds) if top is None and (budget is None or len(kinds) == 1) else ()
 
 
+def with_each_kind(projections: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Projections, and for heads or MLPs that have none of them those of `others`.
+
+    Where components are chosen by these, none is passed over for having no scale at `projections`: whoever scales it
+    there says so.
+
+    Args:
+        projections: Where components are scaled.
+        others: Some of each kind.
+    """
+    missing = [kind for kind in (HEAD_PROJECTIONS, (*MLP_PROJECTIONS, MLP_INPUT)) if not {*kind} & {*projections}]
+    return (*projections, *(name for kind in missing for name in others if name in kind))
+
+
 def n_scales(shape: ModelShape, kind: str, projections: Iterable[str], neurons: int | None = None) -> int:
     """How many scales a `head` or an `mlp` has at these projections; those of the other kind count nothing.
 

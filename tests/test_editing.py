@@ -9,7 +9,7 @@ from peft_surgical import edit as edit_function
 from peft_surgical import editing
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.editing import EDIT_SCORERS
-from peft_surgical.errors import AdapterError, ModelError, SelectionError
+from peft_surgical.errors import AdapterError, ModelError, ScorerError, SelectionError
 from peft_surgical.facts import Fact
 from peft_surgical.localizing.results import Localization
 from peft_surgical.measuring.states import adapter_state
@@ -83,13 +83,36 @@ def test_an_earlier_localization_is_not_done_again(edited, model_folder, tmp_pat
     out, _, report = edited
     monkeypatch.delattr(editing, "localize")
     earlier = Localization.load(out / "localization.json")
-    _, again = rewrite(model_folder, tmp_path / "out", localization=earlier)
+    _, again = rewrite(model_folder, tmp_path / "out", localization=earlier, seconds={"localize": 500.0})
     assert again.answers == report.answers
+    assert 500 <= again.seconds["localize"] < 600
     assert (tmp_path / "out" / "localization.json").read_text() == (out / "localization.json").read_text()
     wider = replace(earlier, shape=replace(earlier.shape, d_mlp=2 * earlier.shape.d_mlp))
     with pytest.raises(SelectionError, match="the localization was made on a model of other sizes"):
         rewrite(model_folder, tmp_path / "other", localization=wider)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_first_scorer_that_is_asked_for_ranks_an_earlier_localization(edited, model_folder, tmp_path, monkeypatch):
+    earlier, seen = Localization.load(edited[0] / "localization.json"), []
+
+    def started(_, localization, selection):
+        seen.append((localization.scorers, selection.components))
+        raise InterruptedError
+
+    monkeypatch.setattr(editing, "_start_output", started)
+    for scorers in (None, ["lookup"], "lookup", ["attribution", "random"]):
+        with pytest.raises(InterruptedError):
+            rewrite(model_folder, tmp_path / "out", localization=earlier, scorers=scorers, top=3)
+    asked, turned = ("attribution", "lookup"), ("lookup", "attribution")
+    assert seen == [(names, earlier.top(3, by=names[0]).components) for names in (asked, turned, turned, asked)]
+    for scorers, error, words in (
+        (["random"], SelectionError, "the localization has no scores by 'random', only by attribution, lookup"),
+        (["lokup"], ScorerError, "there is no scorer 'lokup'"),
+        ([], ScorerError, "name at least one scorer"),
+    ):
+        with pytest.raises(error, match=words):
+            rewrite(model_folder, tmp_path / "out", localization=earlier, scorers=scorers)
 
 
 def test_each_stage_has_the_recipe_that_is_given_for_it(model_folder, tmp_path):

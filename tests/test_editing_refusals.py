@@ -1,5 +1,6 @@
 """What an edit refuses, and that nothing was done by then."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.localization import localize
 from peft_surgical.selection import Selection
 from peft_surgical.staging.by_subject import SubjectRecipe
+from peft_surgical.tuner import SurgicalIA3Config
 
 from .adapters import tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
+from .tiny import tiny_model
 
 FACT = capital()
 
@@ -175,6 +178,28 @@ def test_what_else_an_edit_takes_is_of_its_kind(options, error, words, tmp_path,
     selected = {"selection": Selection.from_components("L1.head.0")} if "projections" in options else {}
     with pytest.raises(error, match=words):
         edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", progress=False, **selected, **options)
+
+
+def test_of_heads_that_read_the_same_values_one_alone_counts(tmp_path, monkeypatch):
+    model = tiny_model("llama", num_key_value_heads=2)
+    found = localize(model, word_tokenizer(), FACT, ["random"], progress=False)
+    in_order = {name: -float(i) for i, name in enumerate(sorted(found.scores["random"]))}
+    found = replace(found, tables={"random": replace(found.tables["random"], components=in_order)})
+    monkeypatch.setattr(editing, "unlearn", forbidden)
+    seen = []
+
+    def started(_, localization, selection):
+        seen.append(selection.components)
+        raise InterruptedError
+
+    monkeypatch.setattr(editing, "_start_output", started)
+    for options in ({"projections": "v"}, {"projections": ["z"]}, {"granularity": "module"}):
+        given = {"localization": found, "heads": 3, "progress": False, **options}
+        with pytest.raises(InterruptedError):
+            edit_function(model, word_tokenizer(), FACT, out=tmp_path / "out", **given)
+    best = ("L0.head.0", "L0.head.1", "L0.head.2")
+    assert seen == [("L0.head.0", "L0.head.2", "L1.head.0"), best, best]
+    assert SurgicalIA3Config.from_localization(found, 2, projections="v").components == ["L0.head.0", "L0.head.2"]
 
 
 def test_a_localization_of_another_fact_is_refused(tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ScorerError, brief, said
-from ..plugins import Catalogue, Installed
+from ..plugins import Catalogue, Installed, load_scorers
 from ..sites import DEFAULT_PROJECTIONS, HEAD_PROJECTIONS, MLP_PROJECTIONS, SCORED_PROJECTIONS, ModelShape
 from .runs import Site, sites_of
 
@@ -81,6 +81,30 @@ class ScorerSpec:
         if "pre_linear" in self.projections and not shape.architecture.gated:
             raise ScorerError(f"{shape.model_type} MLPs are not gated, so {self.text!r} cannot score pre_linear.")
         return sites_of(shape, self.projections)
+
+
+def read_scorers(scorers: Sequence[str], catalogue: Catalogue | None = None) -> list[ScorerSpec]:
+    """Read the names of scorers and their options.
+
+    Args:
+        scorers: At least one; a single name is one scorer.
+        catalogue: The installed scorers; looked up unless given.
+
+    Raises:
+        ScorerError: When they are no names or none, or as for [`ScorerSpec.parse`].
+    """
+    if isinstance(scorers, str):
+        scorers = [scorers]
+    if not isinstance(scorers, Iterable):
+        raise ScorerError(
+            f"scorers are names of installed ones, such as ['attribution'], not {brief(scorers)}; a function of your"
+            " own becomes one in a plugin."
+        )
+    catalogue = catalogue or load_scorers()
+    specs = [ScorerSpec.parse(text, catalogue) for text in scorers]
+    if not specs:
+        raise ScorerError("name at least one scorer.")
+    return specs
 
 
 def _projections(value: str, text: str) -> tuple[str, ...]:

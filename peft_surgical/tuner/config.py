@@ -26,6 +26,7 @@ from ..counts import check_counts, whole
 from ..errors import ArchitectureError, SelectionError, brief
 from ..layouts import check_widths
 from ..ranges import checked_neurons
+from ..selection import Selection, with_each_kind
 from ..sites import DEFAULT_PROJECTIONS, WIDEST, Component, ModelShape
 from .coordinates import Coordinates
 from .resolve import GRANULARITIES, Granularity, check_granularity, resolve
@@ -33,7 +34,6 @@ from .targets import check_width
 
 if TYPE_CHECKING:
     from ..localizing.results import Localization
-    from ..selection import Selection
 
 
 class SurgicalPeftType(str, Enum):
@@ -288,8 +288,14 @@ class SurgicalIA3Config(PeftConfig):
             top = whole(top) or top
             check_counts(1, SelectionError, top=top)
         # A selection is told from a localization by being the result of `top`.
+        if projections is None:
+            projections = DEFAULT_PROJECTIONS
+        projections = [projections] if isinstance(projections, str) else list(projections)
         if hasattr(localization, "top"):
-            selection = localization.top(10 if top is None else top, neurons=neurons)
+            # Whole modules are scaled wherever they are read.
+            scaled = DEFAULT_PROJECTIONS if granularity == "module" else projections
+            counted = with_each_kind(scaled, DEFAULT_PROJECTIONS)
+            selection = localization.top(10 if top is None else top, neurons=neurons, projections=counted)
         else:
             selection = localization
         components = [str(component) for component in selection.components][:top]
@@ -302,12 +308,10 @@ class SurgicalIA3Config(PeftConfig):
                 )
         ranges = {name: pairs for name, pairs in (selection.neurons or {}).items() if name in components}
         check_granularity(granularity, ranges or neurons)
-        if projections is None:
-            projections = DEFAULT_PROJECTIONS
         config = {
             "components": components,
             "granularity": granularity,
-            "projections": [projections] if isinstance(projections, str) else list(projections),
+            "projections": projections,
             "neurons": ranges or None,
             **kwargs,
         }
