@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from importlib import import_module
 
@@ -9,7 +10,7 @@ from peft_surgical.report import Report
 from peft_surgical.running.replicas import is_alone
 from peft_surgical.stages import RECIPES
 from tests.command_line import run, said, written
-from tests.localizing import capital
+from tests.localizing import capital, planted, word_tokenizer
 from tests.reports import report
 
 # A command of this name is in the way of its module.
@@ -39,6 +40,28 @@ def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
     assert given["progress"] is True
     assert given["command"].startswith(f"peft-surgical edit {fact_file} --out '{tmp_path}/my out' --model some/model")
     assert "Code that comes with some/model may run" in result.stderr
+
+
+def test_a_revision_is_of_a_hub_id(monkeypatch, tmp_path, fact_file, model_folder):
+    options = ["--out", tmp_path / "out", "--quiet", "--revision"]
+    refused = said(run("edit", fact_file, "--model", model_folder, *options, "main"), 2)
+    assert refused == f"Error: a revision ('main') is for a hub id, and '{model_folder}' is not one."
+    assert "'--revision': it is empty" in said(run("edit", fact_file, *options, " "), 2)
+    asked, loaded = [], (planted(), word_tokenizer())
+    monkeypatch.setattr(ps, "edit", lambda *_, **__: report())
+    monkeypatch.setattr(ps, "load_model", lambda _, **given: asked.append(given["revision"]) or loaded)
+    assert run("edit", fact_file, "--model", "some/model", *options, "66403f97").exit_code == 0
+    assert asked == ["66403f97"]
+
+
+def test_localizing_before_the_model_is_spread_counts(monkeypatch, tmp_path, fact_file, fake_model):
+    given = {}
+    monkeypatch.setattr(EDIT_COMMAND, "sharded", lambda: True)
+    monkeypatch.setattr(EDIT_COMMAND, "shard", lambda _: None)
+    monkeypatch.setattr(ps, "localize", lambda *_, **__: time.sleep(0.02))
+    monkeypatch.setattr(ps, "edit", lambda *_, **options: given.update(options) or report())
+    assert run("edit", fact_file, "--out", tmp_path / "out", "--quiet").exit_code == 0
+    assert 0.02 <= given["seconds"]["localize"] < 2
 
 
 def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fake_model):

@@ -77,6 +77,30 @@ def test_what_is_not_trained_on_is_told(tmp_path, model_folder, fact_file):
     assert "in 'prompts' is not trained on, as evaluation asks the same but for accents and signs" in result.stderr
 
 
+@pytest.mark.usefixtures("no_model")
+def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
+    out = tmp_path / "out"
+    plan = run("edit-keyed", fact_file, "--out", out, "--dry-run", "--steps", 2).stdout
+    for words in (
+        "Would edit demo: france, from paris to lyon.",
+        "each of 4 layers",
+        f"to answer, in at most 2 steps, on 3 prompts: {capital().answer} (with a chat template: ",
+        "on 1 held-out prompt, 1 control",
+        "edit/, report.json, report.html in",
+        str(out),
+        "Nothing was loaded or written.",
+    ):
+        assert words in plan
+    told = json.loads(run("edit-keyed", fact_file, "--out", out, "--dry-run", "--json", "--layer", 7).stdout)
+    assert told["fact"] == {**capital().to_dict(), "subject": "france"}
+    assert (told["model"], told["layers"], told["steps"], told["out"]) == ("demo", [7], None, str(out))
+    assert told["files"] == ["edit/", "report.json", "report.html"]
+    assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").touch()
+    assert "is not empty" in said(run("edit-keyed", fact_file, "--out", out, "--dry-run"), 2)
+
+
 def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file, monkeypatch):
     command = ["edit-keyed", fact_file, "--model", model_folder, "--out", tmp_path / "out"]
     assert "so no layer 9" in said(run(*command, "--layer", 9), 2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,12 +25,12 @@ from ..selection import Selection
 from ..sites import PROJECTIONS
 from ..staging.recipe import Recipe
 from ..staging.stage import LEARN, UNLEARN
-from ..staging.whole_answers import is_bare, whole_answer
 from ..tuner.resolve import Granularity
 from . import checks, options
 from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
+from .plans import at_most, file_names, plan, taught
 from .terminal import (
     REPORT_FILES,
     counted,
@@ -97,11 +98,7 @@ _FILES = (
 @options.seed
 @options.overwrite
 @options.profile
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Check the fact, the options and the output, say what would be done, and stop; no model is looked at.",
-)
+@options.dry_run
 @options.as_json
 @options.quiet
 @options.debug
@@ -176,9 +173,12 @@ def edit(
     on_interrupt(context, out)
     with profiled() as spent:
         localization = None
+        seconds: dict[str, float] = {}
         if sharded():
             names = list(scorers) or EDIT_SCORERS
+            started = time.perf_counter()
             localization = ps.localize(model, tokenizer, fact, names, seed=seed, progress=not quiet)
+            seconds["localize"] = time.perf_counter() - started
             shard(model)
         report = ps.edit(
             model,
@@ -198,6 +198,7 @@ def edit(
             progress=not quiet,
             retention_tokens=retention_tokens,
             command=this_command(context),
+            seconds=seconds,
         )
     if as_json:
         print_json(report.to_dict())
@@ -255,7 +256,7 @@ def _tell(
                 **how,
                 "neurons": some or how["neurons"],
                 "out": str(out),
-                "files": [name for files in _planned() for name in files.split(", ")],
+                "files": file_names(_planned()),
             }
         )
         return
@@ -267,33 +268,13 @@ def _tell(
         chosen += f", {counted(how['neurons'], 'neuron')} of each MLP"
     if how["projections"]:
         chosen += f", at {' and '.join(how['projections'])}"
-    steps = "" if how["steps"] is None else f", in at most {counted(how['steps'], 'step')}"
-    evaluated: dict[str, Sized] = {
-        "held-out prompt": fact.held_out,
-        "control": fact.controls,
-        "probe": fact.probes,
-        "portability question": fact.portability,
+    done = {
+        "localize": f"with {', '.join(names)}, on {counted(len(fact.training.prompts), 'prompt')}",
+        "scale": chosen,
+        "unlearn": f"to answer{at_most(how['steps'])}: {fact.refusal}",
+        "learn": f"to answer{at_most(how['steps'])}: {taught(fact)}",
     }
-    lines = [
-        f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
-        f"  localize  with {', '.join(names)}, on {counted(len(fact.training.prompts), 'prompt')}",
-        f"  scale     {chosen}",
-        f"  unlearn   to answer{steps}: {fact.refusal}",
-        f"  learn     to answer{steps}: {_taught(fact)}",
-        f"  evaluate  on {', '.join(counted(len(asked), one) for one, asked in evaluated.items())}",
-        f"  write     {', '.join(_planned())} in {out}",
-        "Nothing was loaded or written.",
-    ]
-    print_result("\n".join(lines), quiet=quiet)
-
-
-def _taught(fact: Fact) -> str:
-    if not is_bare(fact):
-        return fact.answer
-    sentence = whole_answer(fact)
-    # Only a model tells whether it has a chat template, and what it says itself.
-    chat = "in a sentence of the model's own" if sentence == fact.answer else sentence
-    return f"{fact.answer} (with a chat template: {chat})"
+    print_result(plan(fact, model_name, done, _planned(), out), quiet=quiet)
 
 
 def _some_neurons(mlp: str, ranges: Ranges) -> str:

@@ -19,9 +19,10 @@ from ..running.replicas import without_replicas
 from ..stages import LOW_MEMORY_TOKENS
 from . import checks, options
 from .allocator import give_back_freed
-from .launch import launched, sharded
-from .loading import load
-from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
+from .launch import is_first, launched, sharded
+from .loading import check_device, load
+from .plans import at_most, file_names, plan, taught
+from .terminal import REPORT_FILES, counted, on_interrupt, print_json, print_result, this_command
 
 _FILES = (
     (f"{EDIT}/", "the adapter, LoRA that stock PEFT loads"),
@@ -46,6 +47,7 @@ _FILES = (
 @options.seed
 @options.overwrite
 @options.profile
+@options.dry_run
 @options.as_json
 @options.quiet
 @options.debug
@@ -62,6 +64,7 @@ def edit_keyed(
     seed: int,
     overwrite: bool,
     profile: bool,
+    dry_run: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -77,12 +80,18 @@ def edit_keyed(
       peft-surgical edit-keyed france.yaml --model demo --out out
     """
     with warnings.catch_warnings():
-        # Where no prompt names the subject a keyed edit is refused, and what `warn_unnamed` advises is of no use.
-        warnings.filterwarnings("ignore", "(?s).*no prompt in 'prompts'.* names the subject ", FactWarning)
+        if not dry_run:
+            # Where no prompt names the subject, the edit will be refused, which says as much.
+            warnings.filterwarnings("ignore", "(?s).*no prompt in 'prompts'.* names the subject ", FactWarning)
         fact = Fact.from_file(fact_file)
     checks.edit_folder(out, overwrite)
     if sharded():
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
+    if dry_run:
+        check_device(source.device)
+        if is_first():
+            _tell(fact, source.name, layers, steps, out, as_json, quiet)
+        return
     if low_memory:
         give_back_freed()
     source = context.with_resource(launched(source))
@@ -110,3 +119,21 @@ def edit_keyed(
     print_result(summarize(report, out, _FILES), quiet=quiet, as_json=as_json)
     if profile:
         print_result(spent.table(), quiet=quiet, as_json=as_json)
+
+
+def _tell(
+    fact: Fact, model_name: str, layers: tuple[int, ...], steps: int | None, out: Path, as_json: bool, quiet: bool
+) -> None:
+    """What the command would do, on standard output."""
+    written = [files for files, _ in _FILES]
+    if as_json:
+        chosen = {"layers": list(layers) or None, "steps": steps}
+        files = {"out": str(out), "files": file_names(written)}
+        print_json({"fact": fact.to_dict(), "model": model_name, **chosen, **files})
+        return
+    where = f"layer {' and '.join(map(str, layers))}" if layers else "each of 4 layers, a sixth of the layers apart"
+    done = {
+        "rewrite": f"a neuron of the MLP of {where}",
+        "learn": f"to answer{at_most(steps)}, on {counted(len(fact.training.prompts), 'prompt')}: {taught(fact)}",
+    }
+    print_result(plan(fact, model_name, done, written, out), quiet=quiet)

@@ -100,12 +100,13 @@ def new(
     if as_json:
         print_json({"fact": draft.fact.to_dict(), "notes": list(draft.notes), "out": str(out)})
     fact = draft.fact
+    named = ["--model", source.name, *(() if source.revision is None else ("--revision", source.revision))]
     lines = [
         f"{out}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}",
         f"  {len(fact.prompts)} prompts and {len(fact.held_out)} held-out prompts",
         f"  {len(fact.contrast)} contrast subjects and {len(fact.retain)} prompts to keep",
         f"  {len(fact.controls)} controls, {draft.neighbours} of them close, and {len(fact.probes)} probes",
-        f"Read it, then: {shlex.join(['peft-surgical', 'edit', str(out), '--model', source.name])} --out DIR",
+        f"Read it, then: {shlex.join(['peft-surgical', 'edit', str(out), *named])} --out DIR",
     ]
     print_result("\n".join(lines), quiet=quiet, as_json=as_json)
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ..errors import brief
+from ..counts import check_text_tokens
+from ..errors import ModelError, brief
 from ..running.precision import DTYPES
 from .terminal import JSON
 from .translate import DEBUG, debug_from_environment
@@ -53,11 +54,15 @@ class _File(_Path):
 
 PATH = _Path(path_type=Path)
 FILE = _File(path_type=Path)
+# What numpy's random numbers can begin with, and torch's.
+SEED = click.IntRange(0, 2**64 - 1)
 
 
 def _predicting(context: click.Context, parameter: click.Parameter, value: int) -> int:
-    if value == 1:
-        raise click.BadParameter("before the second token nothing is predicted; give 0, or 2 or more.")
+    try:
+        check_text_tokens(retention_tokens=value)
+    except ModelError:
+        raise click.BadParameter("before the second token nothing is predicted; give 0, or 2 or more.") from None
     return value
 
 
@@ -66,6 +71,12 @@ def _named(context: click.Context, parameter: click.Parameter, value: str) -> st
         raise click.BadParameter("it is empty.")
     if fault := _unspeakable(value):
         raise click.BadParameter(fault)
+    return value
+
+
+def _revision(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty.")
     return value
 
 
@@ -96,9 +107,7 @@ debug = click.option(
     help="Show tracebacks and the libraries' own messages (also: PEFT_SURGICAL_DEBUG=1).",
 )
 quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors, warnings and --json.")
-seed = click.option(
-    "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="For all that is random."
-)
+seed = click.option("--seed", type=SEED, default=0, show_default=True, help="For all that is random.")
 overwrite = click.option(
     "--overwrite", is_flag=True, help="Allow the output folder to hold files; an earlier run's are replaced."
 )
@@ -116,6 +125,11 @@ retention_tokens = click.option(
     default=2048,
     show_default=True,
     help="Tokens of unrelated text to measure on; 0 for none.",
+)
+dry_run = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the fact, the options and the output, say what would be done, and stop; no model is looked at.",
 )
 profile = click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
 adapter = click.option(
@@ -137,6 +151,12 @@ _MODEL = (
         show_default=True,
         metavar="M",
         help="A hub id, a folder, a .gguf file, or `demo` (SmolLM2-135M-Instruct).",
+    ),
+    click.option(
+        "--revision",
+        callback=_revision,
+        metavar="REVISION",
+        help="A branch, tag or commit of the hub id; its main branch unless given.",
     ),
     click.option(
         "--dtype",
@@ -179,12 +199,14 @@ class Source:
         dtype: What `--dtype` says.
         device: What `--device` says, if anything.
         trust_remote_code: Whether `--trust-remote-code` is given.
+        revision: What `--revision` says, if anything.
     """
 
     name: str
     dtype: str
     device: str | None
     trust_remote_code: bool
+    revision: str | None = None
 
 
 def model(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -192,9 +214,15 @@ def model(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_source(
-        *args: Any, model_name: str, dtype: str, device: str | None, trust_remote_code: bool, **others: Any
+        *args: Any,
+        model_name: str,
+        revision: str | None,
+        dtype: str,
+        device: str | None,
+        trust_remote_code: bool,
+        **others: Any,
     ) -> Any:
-        return command(*args, source=Source(model_name, dtype, device, trust_remote_code), **others)
+        return command(*args, source=Source(model_name, dtype, device, trust_remote_code, revision), **others)
 
     for option in reversed(_MODEL):
         with_source = option(with_source)
