@@ -31,6 +31,7 @@ import click
 from torch import nn
 
 import peft_surgical as ps
+from peft_surgical.cli.options import SEED
 from peft_surgical.evaluation import Answers, answer_fact
 from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.measuring.retention import measure_retention
@@ -43,7 +44,7 @@ from .afterwards import Afterwards
 from .baselines import METHODS, Method, Questions, Request, build, described
 from .baselines.fitting import stopping_at
 from .broken import unless_broken
-from .comparison import asked_digest, asked_only
+from .comparison import asked_digest, asked_only, cell
 from .counterfact import check_settings, learning_rates
 from .fact_files import read_facts
 from .journal import Journal, configuration_digest, surroundings, weights_digest
@@ -217,13 +218,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for name, found in rows.items():
         # What the base is compared with itself in is 1 or 0 by definition.
         hidden = SHOWN[2:] if name == "base" else ()
-        cells = ["–" if metric in hidden else _cell(figures[name].get(metric)) for metric in metrics]
+        cells = ["–" if metric in hidden else cell(figures[name].get(metric)) for metric in metrics]
         lines.append(f"| {name} | {' | '.join(cells)} | {found.get('seconds', '–')} |")
     return "\n".join(lines)
-
-
-def _cell(figure: Mapping[str, float] | None) -> str:
-    return "–" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 @click.command(help=__doc__.partition("\n")[0] if __doc__ else None)
@@ -255,7 +252,7 @@ def _cell(figure: Mapping[str, float] | None) -> str:
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from."
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES)))
 @click.option("--device", default=None)
 def main(

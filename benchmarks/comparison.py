@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -48,6 +48,11 @@ def asked_digest(fact: ps.Fact) -> str:
     """A hash of all in a fact that decides a row: what is asked, and what training may not ask."""
     decides = {**asked_only(fact).to_dict(), "evaluated": sorted(fact.training.evaluated)}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def cell(figure: Mapping[str, float] | None) -> str:
+    """A figure and its interval in a table for a person; a dash where there is none."""
+    return "–" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 class Comparison:

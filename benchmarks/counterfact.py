@@ -27,6 +27,7 @@ from typing import Any
 import click
 
 import peft_surgical as ps
+from peft_surgical.cli.options import SEED
 from peft_surgical.models import DTYPES
 from peft_surgical.sentence import sample_contexts
 from peft_surgical.texts.prompts import without_template
@@ -210,7 +211,7 @@ def _percent(figure: ps.Figure | None) -> str:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Cases as JSON lines, EasyEdit's layout.")
 @click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
 @click.option("--cases", "count", default=20, show_default=True, type=click.IntRange(1), help="Known cases to edit.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from."
 )

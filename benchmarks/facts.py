@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 import peft_surgical as ps
+from peft_surgical.cli.options import SEED
 from peft_surgical.running.cache import FOLDER, answers_kept
 from peft_surgical.writing.files import check_output
 
@@ -27,7 +28,7 @@ SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "
 @click.argument("facts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", default="demo", show_default=True)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace earlier edits in the folder.")
 @click.option("--keyed", is_flag=True, help="By `edit-keyed`.")
 def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: bool, keyed: bool) -> None:

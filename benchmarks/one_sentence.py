@@ -18,6 +18,7 @@ import click
 import yaml
 
 import peft_surgical as ps
+from peft_surgical.cli.options import SEED
 from peft_surgical.drafting.names import neighbours_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.staging.retain import names_asked
@@ -68,7 +69,7 @@ def _same_relation(draft: ps.Fact) -> list[str]:
 @click.argument("facts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder for the facts.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def main(facts: tuple[Path, ...], model: str, out: Path, seed: int) -> None:
     """Drafts each fact, and writes it as a fact file."""
     try:

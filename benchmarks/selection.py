@@ -38,6 +38,7 @@ from typing import Any
 import click
 
 import peft_surgical as ps
+from peft_surgical.cli.options import SEED
 from peft_surgical.editing import EDIT_PROJECTIONS
 from peft_surgical.evaluation import Answers
 from peft_surgical.measuring.metrics import prompt_metrics
@@ -47,7 +48,7 @@ from peft_surgical.stages import RECIPES
 from peft_surgical.staging.stage import LEARN
 
 from .baselines.staged import as_json
-from .comparison import HEADS, Comparison, asked_digest, row_names
+from .comparison import HEADS, Comparison, asked_digest, cell, row_names
 from .fact_files import read_facts
 from .journal import Journal, configuration_digest, surroundings, weights_digest
 
@@ -132,15 +133,11 @@ def table(found: Mapping[str, Mapping[str, Any]], budget: int) -> str:
     for name, figures in found.items():
         # What the base is compared with itself in is 1 or 0 by definition.
         shown = SHOWN[:2] if name == "base" else SHOWN
-        cells = [_cell(figures.get(metric)) if metric in shown else "–" for metric in SHOWN]
+        cells = [cell(figures.get(metric)) if metric in shown else "–" for metric in SHOWN]
         share = figures["scales"] / budget
         scales = f"{figures['scales']:,}" + (f" ({share:.2f} × the budget)" if share not in (0, 1) else "")
         lines.append(f"| {name} | {scales} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _cell(figure: Mapping[str, float] | None) -> str:
-    return "–" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def choose(only: Sequence[str], every: Sequence[str]) -> list[str]:
@@ -183,7 +180,7 @@ def choose(only: Sequence[str], every: Sequence[str]) -> list[str]:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from.")
 @click.option("--prompts", default=8, show_default=True, type=click.IntRange(1), help="Prompts to localize on.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps; those of edit when not given.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES)))
 @click.option("--device", default=None)
 def main(

@@ -22,6 +22,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 import peft_surgical as ps
+from peft_surgical.cli.options import SEED
 from peft_surgical.measuring.metrics import Figure, mean, rate
 from peft_surgical.running.beginnings import shared_prefix
 from peft_surgical.running.suffix import SuffixRunner
@@ -114,7 +115,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> list[str]:
 @click.argument("facts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", "name", default="demo", show_default=True)
 @click.option("--edits", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--seed", default=0, show_default=True, help="Of the edits.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the edits.")
 def main(facts: tuple[Path, ...], name: str, edits: Path, seed: int) -> None:
     """Measure each fact's edit in a fresh copy of the model."""
     found = {}

@@ -10,9 +10,16 @@ from benchmarks import counterfact, measuring
 from benchmarks.baselines import METHODS, fitting
 from benchmarks.baselines.base import Base
 from benchmarks.cases import Case, read_cases
+from benchmarks.chat import main as chat
 from benchmarks.counterfact import main
+from benchmarks.facts import main as facts
 from benchmarks.journal import read_records
+from benchmarks.keys import main as keys
+from benchmarks.one_sentence import main as one_sentence
 from benchmarks.plain_text import greedily_follows, log_likelihoods
+from benchmarks.selection import main as selection
+from benchmarks.speed.__main__ import main as speed
+from benchmarks.unseen import main as unseen
 from peft_surgical.errors import FactError
 from peft_surgical.sentence import sample_contexts
 from peft_surgical.texts.prompts import without_template
@@ -362,3 +369,11 @@ def test_rome_rewrites_a_real_case(demo):
     assert found["prompt"]["new"] > found["prompt"]["old"]
     assert found["prompt"]["said"].startswith("Lyon")
     assert found["neighbour"]["old"] > found["neighbour"]["new"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_resampling_begins_with_is_refused_before_any_edit(seed):
+    for benchmark in (main, chat, facts, keys, one_sentence, selection, speed, unseen):
+        result = CliRunner().invoke(benchmark, ["--seed", str(seed)])
+        assert result.exit_code == 2
+        assert f"{seed} is not in the range" in result.output

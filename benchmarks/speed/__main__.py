@@ -19,6 +19,7 @@ import torch
 from transformers.utils import logging
 
 import peft_surgical as ps
+from peft_surgical.cli.options import SEED
 
 from ..journal import surroundings
 from ..localization import FACT
@@ -72,7 +73,7 @@ def changes(context: click.Context, parameter: click.Parameter, given: str) -> d
 )
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="May be repeated.  [default: all]")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--stage-steps", default=Sizes.stage_steps, show_default=True, help="Steps that a user gives a stage.")
 @click.option("--trainer-steps", default=Sizes.trainer_steps, show_default=True, help="Steps measured for its time.")
 @click.option("--components", default=Sizes.components, show_default=True, help="How many to run one by one.")
