@@ -23,12 +23,14 @@ from torch import Tensor
 
 import peft_surgical as ps
 from peft_surgical.architectures import output_projections
+from peft_surgical.cli.options import SEED
 from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.keying.keys import Marked, marked_neurons, modules_in_turn, moments, neuron_count
 from peft_surgical.keying.neurons import find_neurons, place_neurons, set_neurons
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
 from peft_surgical.staging.retained import base_rows
-from peft_surgical.staging.trained_rows import training_prompts
+from peft_surgical.staging.trained_rows import training_rows
+from peft_surgical.staging.whole_answers import in_sentences_of
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_answer
 from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.topics import relation_prompts
@@ -51,16 +53,16 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
         seed: As for an edit.
     """
     recipe, modules = KeyedRecipe(), output_projections(model, layers)
-    besides = relation_prompts(fact.training)
-    kept = base_rows(model, tokenizer, fact.training, recipe, seed, progress=False, besides=besides)
-    prompts = training_prompts(fact.training, recipe)
-    own = _named(tokenizer, fact, prompts)
-    asked = _named(tokenizer, fact, fact.held_out)
+    known = in_sentences_of(model, tokenizer, fact.training)
+    kept = base_rows(model, tokenizer, known, recipe, seed, progress=False, besides=relation_prompts(known))
+    prompts, trained = training_rows(model, tokenizer, known, recipe, known.answer)
+    own = _named(tokenizer, known, prompts, trained)
+    asked = _named(tokenizer, known, fact.held_out, [encode_answer(tokenizer, p, known.answer) for p in fact.held_out])
     controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
-    named = named_by_any(tokenizer, fact.training, prompts, own)
+    named = named_by_any(tokenizer, known, prompts, own)
     starts = run_from(named, kept.rows)
     names, kinds, first = told_apart(
-        model, tokenizer, fact.training, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
+        model, tokenizer, known, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
     )
     vectors = directions(model, modules, names, kinds, recipe.ridge, first)
     rows = _rows(model, modules, DIRECTION, vectors, asked, controls)
@@ -133,17 +135,16 @@ def _rows(
     ]
 
 
-def _named(tokenizer: Any, fact: ps.Fact, prompts: Sequence[str]) -> Marked:
-    """Prompts with the answer, and where their subjects end."""
-    rows = [encode_answer(tokenizer, prompt, fact.answer) for prompt in prompts]
-    return Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows))
+def _named(tokenizer: Any, fact: ps.TrainingFact, prompts: Sequence[str], rows: Sequence[EncodedAnswer]) -> Marked:
+    """Prompts with the answer, and where their subjects end, as `edit-keyed` has them."""
+    return Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows, fact.contrast))
 
 
 @click.command()
 @click.argument("facts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
 @click.option("--layer", "layers", multiple=True, type=click.IntRange(min=0), help="All layers when not given.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def main(facts: tuple[Path, ...], model: str, layers: tuple[int, ...], seed: int) -> None:
     """Reads the options, runs, prints."""
     found = {}

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 
@@ -6,8 +7,10 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from benchmarks import keys as benchmark
 from benchmarks.keys import directions, main, met
 from peft_surgical.architectures import output_projections
+from peft_surgical.keying import keyed
 from peft_surgical.keying.keys import Marked
 
 from .conftest import fingerprint
@@ -48,6 +51,27 @@ def test_a_row_is_how_far_held_out_prompts_meet_each_direction(monkeypatch):
     assert row["n"] == len(keys) > 0
     torch.testing.assert_close(row["mean"], float(by_hand.mean()), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(row["least"], float(by_hand.min()), rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_are_those_of_edit_keyed(monkeypatch):
+    chatting = copy.copy(TOKENIZER)
+    chatting.chat_template = "{{ messages[0]['content'] }}"
+    prompts = (*FACT.prompts, "is new france far from france ?")
+    fact = replace(FACT, answer="lyon", prompts=prompts, contrast=("new france",))
+    read = []
+    for module in (benchmark, keyed):
+
+        def watched(*arguments, told_apart=module.told_apart, **options):
+            read.append(arguments[2:4])
+            return told_apart(*arguments, **options)
+
+        monkeypatch.setattr(module, "told_apart", watched)
+    met(word_model(), chatting, fact, [1], 0)
+    keyed.learn_keyed(word_model(), chatting, fact, layers=[1], recipe=keyed.KeyedRecipe(steps=0), progress=False)
+    (known, own), (learned, expected) = read
+    assert known == learned != fact.training
+    assert [*own.rows] == [*expected.rows]
+    assert own.marks == expected.marks
 
 
 def test_a_direction_is_romes_by_hand():
