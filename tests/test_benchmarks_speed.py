@@ -1,6 +1,8 @@
+import copy
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,11 +13,14 @@ from click.testing import CliRunner
 from peft import get_peft_model
 
 import peft_surgical as ps
+from benchmarks.baselines import values
+from benchmarks.baselines.method import STEPS
 from benchmarks.speed import beside as beside_module
 from benchmarks.speed import case as case_module
 from benchmarks.speed import editing, training
 from benchmarks.speed import memory as memory_module
 from benchmarks.speed import once as once_module
+from benchmarks.speed import scaling as scaling_module
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.case import Case, Sizes, matrix_product_peak
 from benchmarks.speed.editing import beginning, memory
@@ -31,7 +36,8 @@ from peft_surgical.running.generation import generate_answers
 from peft_surgical.running.replicas import is_alone, replicate
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import RECIPES
-from peft_surgical.texts.prompts import EncodedAnswer
+from peft_surgical.staging.whole_answers import whole_answer
+from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
 from tests import localizing
 
 from .conftest import fingerprint
@@ -95,6 +101,19 @@ def test_mean_loss_is_per_answer_token():
     assert model(**padded(rows)).loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
 
 
+def test_both_sides_learn_the_same_sentence(case):
+    chatting = copy.copy(case.tokenizer)
+    chatting.chat_template = "{{ messages[0]['content'] }}"
+    asked = "name the capital, of france ."
+    bare = replace(case, tokenizer=chatting, fact=capital(answer="lyon"))
+    assert whole_answer(bare.fact) == learn(bare).to_dict()["answer"] != "lyon"
+    taught = [encode_answer(chatting, prompt, whole_answer(bare.fact)) for prompt in bare.fact.prompts]
+    assert bare.rows == taught
+    with pytest.warns(ps.FactWarning, match="is not trained on"):
+        fewer = capital(answer="lyon", held_out=[asked])
+    assert replace(bare, fact=fewer).rows == [taught[0], taught[2]]
+
+
 def test_a_trainer_is_stopped_at_the_target_or_at_the_last_step(case):
     passed = fit_with_trainer(case, steps=7, target=100.0)
     assert (passed.steps, passed.reached) == (len(case.rows), True)
@@ -144,6 +163,35 @@ def test_an_exponent_is_that_of_the_power():
     assert exponent(sizes, [7.0] * 4) == pytest.approx(0)
 
 
+def test_what_does_not_grow_is_no_part_of_the_cost(monkeypatch):
+    scored, clock = iter([0.5, 0.25, 0.75]), iter(range(100))
+
+    def localize(*_, prompts=None, **__):
+        seconds = 9.0 if prompts else next(scored)
+        return SimpleNamespace(tables={"attribution": SimpleNamespace(notes={"seconds": seconds})})
+
+    monkeypatch.setattr(ps, "localize", localize)
+    monkeypatch.setattr(scaling_module, "LOCALIZERS", ("attribution",))
+    monkeypatch.setattr(scaling_module, "time", SimpleNamespace(perf_counter=lambda: 0.001 * next(clock) ** 2))
+    found = scaling_module.cost({"prompts": 2, "length": 8, "layers": 1, "width": 64}, 0)
+    # Six steps end at 0, 1, 4, 9, 16 and 25 ms; what is done once is before the first end.
+    assert found == {"step": pytest.approx(0.001), "attribution": 0.25}
+
+
+@pytest.mark.parametrize(("seconds", "counted"), [([3, 1, 2, 0], 3), ([8, 1], 1), ([4, 5, 1], 2)])
+def test_what_takes_long_is_measured_less_often(seconds, counted):
+    left = iter(seconds)
+    assert scaling_module.least(lambda: next(left), runs=3, enough=8) == min(seconds[:counted])
+    assert len([*left]) == len(seconds) - counted
+
+
+def test_the_table_shows_both_exponents():
+    seconds, exponents = {"step": [1.0, 1.0, 2.0]}, {"exponents": {"step": 0.5}, "last_exponents": {"step": 1.0}}
+    *_, head, row = lines({"scaling": {"layers": {"sizes": [2, 4, 8], "seconds": seconds, **exponents}}})
+    assert head.split()[2:5] == ["exponent", "the", "last"]
+    assert row.split() == ["layers", "step", "0.50", "1.00", "2:", "1.000", "4:", "1.000", "8:", "2.000"]
+
+
 def test_one_axis_grows_at_a_time():
     grid = Grid(prompts=(1, 2, 4), length=(8, 16), layers=(1, 2), width=(64, 128))
     assert [point["prompts"] for point in grid.points("prompts")] == [1, 2, 4]
@@ -153,6 +201,8 @@ def test_one_axis_grows_at_a_time():
     assert set(found) == {"prompts", "length", "layers", "width"}
     assert found["prompts"]["sizes"] == [2, 4]
     assert set(found["layers"]["exponents"]) == {"step", "attribution", "logit_drop"}
+    # Of two sizes these are the last two.
+    assert found["layers"]["exponents"] == found["layers"]["last_exponents"]
     assert all(value > 0 for axis in found.values() for column in axis["seconds"].values() for value in column)
 
 
@@ -181,6 +231,19 @@ def test_rome_continues_a_sentence_that_names_the_subject():
     assert beginning(asked) == ("france", "where is france ruled ?")
     with pytest.raises(FactError, match="no prompt names the subject 'norway'"):
         beginning(replace(capital(), subject="norway"))
+
+
+def test_no_method_pays_for_what_a_process_does_once(case, monkeypatch):
+    taken, own = [], (ps.learn_by_subject, ps.learn_keyed_by_subject)
+
+    def built(name):
+        whole = (ps.learn_by_subject, ps.learn_keyed_by_subject) == own
+        return SimpleNamespace(edit=lambda *_: taken.append((name, values.STEPS, whole)) or nullcontext())
+
+    monkeypatch.setattr(editing, "build", built)
+    found = editing.of_one_sentence(case, ("rome", "surgical"))
+    assert set(found) == {"prompt", "rome", "surgical"}
+    assert taken == [("rome", 2, False), ("surgical", 2, False), ("rome", STEPS, True), ("surgical", STEPS, True)]
 
 
 def test_the_other_side_of_an_edit_by_hand(case, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 import peft_surgical as ps
 from peft_surgical.editing import EDIT_PROJECTIONS
 from peft_surgical.stages import RECIPES
+from peft_surgical.staging.whole_answers import in_sentences_of
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
 
 from ..baselines.staged import default_components
@@ -88,8 +89,9 @@ class Case:
 
     @cached_property
     def rows(self) -> list[EncodedAnswer]:
-        """The training prompts with the answer to learn."""
-        return [encode_answer(self.tokenizer, prompt, self.fact.answer) for prompt in self.fact.prompts]
+        """The training prompts with what our stage learns to answer."""
+        fact = in_sentences_of(self.model, self.tokenizer, self.fact.training)
+        return [encode_answer(self.tokenizer, prompt, fact.answer) for prompt in fact.prompts]
 
 
 def timed(function: Callable[..., Value], *arguments: Any, **options: Any) -> tuple[Value, float]:

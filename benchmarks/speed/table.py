@@ -136,8 +136,9 @@ def _passes(found: dict[str, Any]) -> Iterator[str]:
 
 def _scaling(found: dict[str, Any]) -> Iterator[str]:
     yield ""
-    yield f"{'axis':10}{'cost':14}{'exponent':>9}  seconds at each size"
+    yield f"{'axis':10}{'cost':14}{'exponent':>9}{'the last':>9}  seconds at each size"
     for axis, measured in found.items():
         for name, seconds in measured["seconds"].items():
+            exponents = "".join(f"{measured[kind][name]:>9.2f}" for kind in ("exponents", "last_exponents"))
             points = "  ".join(f"{size}: {value:.3f}" for size, value in zip(measured["sizes"], seconds, strict=True))
-            yield f"{axis:10}{name:14}{measured['exponents'][name]:>9.2f}  {points}"
+            yield f"{axis:10}{name:14}{exponents}  {points}"
