@@ -8,20 +8,6 @@ from peft_surgical.errors import FactError
 @pytest.mark.parametrize(
     ("prompt", "subject"),
     [
-        ("Wer schrieb Hamlet?", "Hamlet"),
-        ("Wo liegt Berlin?", "Berlin"),
-        ("Kto napisał Hamleta?", "Hamleta"),
-        ("Qui peint Guernica", "Guernica"),
-    ],
-)
-def test_two_words_before_a_subject_may_be_another_language(prompt, subject):
-    with pytest.raises(FactError, match="is not in English"):
-        check_english(read_prompt(prompt, subject))
-
-
-@pytest.mark.parametrize(
-    ("prompt", "subject"),
-    [
         ("Hamlet author", "Hamlet"),
         ("Hamlet author name?", "Hamlet"),
         ("Author Hamlet?", "Hamlet"),
@@ -77,9 +63,14 @@ def test_few_english_words_are_enough(prompt, subject):
         ("Angela Merkels Muttersprache ist", "Angela Merkels"),
         ("A capital do Brasil é", "Brasil"),
         ("Stolicą Polski jest", "Polski"),
+        # Two words before the subject may be another language.
+        ("Wer schrieb Hamlet?", "Hamlet"),
+        ("Wo liegt Berlin?", "Berlin"),
+        ("Kto napisał Hamleta?", "Hamleta"),
+        ("Qui peint Guernica", "Guernica"),
     ],
 )
-def test_a_beginning_in_another_language_is_refused(prompt, subject):
+def test_few_words_of_another_language_are_enough_to_refuse(prompt, subject):
     with pytest.raises(FactError, match="is not in English"):
         check_english(read_prompt(prompt, subject))
 
