@@ -1,6 +1,5 @@
 import json
 import os
-import time
 from contextlib import nullcontext
 
 import pytest
