@@ -1,11 +1,14 @@
+import copy
 import inspect
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from peft_surgical.merging import merge
 from peft_surgical.tuner.fold import Rounding
-from tests.adapters import saved, tiny_peft
+from tests.adapters import add, saved, tiny_peft
 from tests.tiny import tiny_model
 
 
@@ -38,3 +41,57 @@ def test_without_a_level_the_line_is_that_of_the_call():
     with pytest.warns(UserWarning, match="loses part") as told:
         Rounding(200, 3).warn(torch.bfloat16)
     assert told[0].filename == __file__
+
+
+# What folds scales into the weights of one layer, or takes them out of it again.
+FOLDING = {"merge", "merge_only", "_fold_in", "_restore", "restore", "of", "write"}
+
+
+def interrupted(work, line):
+    """Does some work and interrupts it before a line of what folds; whether there was one of that number."""
+    left, before = [line], sys.gettrace()
+
+    def trace(frame, event, _):
+        folds = Path(frame.f_code.co_filename).name in ("merging.py", "fold.py") and frame.f_code.co_name in FOLDING
+        if not folds or left[0] < 0:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    try:
+        sys.settrace(trace)
+        work()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left[0] < 0
+
+
+@pytest.mark.parametrize("before", [[], ["other"]])
+def test_wherever_a_merge_is_interrupted_nothing_of_it_is_left(before):
+    model = tiny_peft(components=["L1.mlp"])
+    add(model, "other", components=["L1.mlp"])
+    base = copy.deepcopy(model.state_dict())
+    if before:
+        model.merge_adapter(before)
+    held, line = copy.deepcopy(model.state_dict()), 0
+    (layer,) = model.base_model.surgical_layers()
+    while interrupted(lambda: model.merge_adapter(["default"]), line):
+        assert layer.merged_adapters == before, line
+        assert all(torch.equal(held[name], value) for name, value in model.state_dict().items()), line
+        line += 1
+    assert line > 20
+    assert layer.merged_adapters == [*before, "default"]
+    layer.merge_only(before)
+    # What an interrupt leaves of work that nobody undoes comes off by the next that takes it off.
+    line = 0
+    while interrupted(lambda: layer.merge_only(["default"]), line):
+        layer.merge_only([])
+        assert all(torch.equal(base[name], value) for name, value in model.state_dict().items()), line
+        layer.merge_only(before)
+        line += 1
+    assert line > 10

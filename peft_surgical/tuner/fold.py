@@ -7,7 +7,7 @@ and the bias.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,27 +162,28 @@ class Folded:
     rounding: Rounding
 
     @classmethod
-    def into(
+    def of(
         cls,
         module: nn.Module,
         coordinates: Coordinates,
         scale: Float[Tensor, " selected"],
         *,
         safe_for: str | None,
-    ) -> Folded:
-        """Folds scales into a module's own weights.
+    ) -> tuple[Folded, dict[str, Tensor]]:
+        """Folds scales into a copy of a module's own weights.
 
         Args:
-            module: A linear module; changed.
+            module: A linear module; not changed.
             coordinates: Its side and coordinates.
             scale: One factor per coordinate.
-            safe_for: Refuse a result that is not finite, before anything is written, and blame this adapter; not when
-                None.
+            safe_for: Refuse a result that is not finite, and blame this adapter; not when None.
+
+        Returns:
+            What takes them out again, and tensor name -> the slices that are to be written.
 
         Raises:
-            AdapterError: If the weights cannot be multiplied in place, see [`check_foldable`], are offloaded, or do
-                not hold what was written into them, or `safe_for` is given and a value is not finite. The weights are
-                as they were then, as they are after any other error.
+            AdapterError: If the weights cannot be multiplied in place, see [`check_foldable`], or are offloaded, or
+                `safe_for` is given and a value is not finite.
         """
         check_foldable(module, coordinates.side)
         weight: Any = module.weight
@@ -195,20 +196,32 @@ class Folded:
             for name, (_, values, _) in folded.items():
                 _check_finite(name, values, before[name], scale, safe_for)
         done = cls(axes, before, index, Rounding.total(rounding for *_, rounding in folded.values()))
+        return done, {name: values for name, (_, values, _) in folded.items()}
+
+    def write(self, module: nn.Module, slices: Mapping[str, Tensor]) -> None:
+        """Writes what was folded into the weights.
+
+        Args:
+            module: The same module; changed.
+            slices: What [`of`] gave.
+
+        Raises:
+            AdapterError: If the weights do not hold what was written into them. They are as they were then, as they
+                are after any other error.
+        """
         try:
-            for name, axis in axes.items():
-                values = folded[name][1]
-                getattr(module, name).data.index_copy_(axis, index, values)
-                there = getattr(module, name).data.index_select(axis, index)
+            for name, axis in self.axes.items():
+                values = slices[name]
+                getattr(module, name).data.index_copy_(axis, self.index, values)
+                there = getattr(module, name).data.index_select(axis, self.index)
                 if not there.is_meta and not bool(((there == values) | (there.isnan() & values.isnan())).all()):
                     raise AdapterError(
                         f"the {name} of a {type(module).__name__} does not hold what is written into it, so an edit of"
                         " it cannot be merged."
                     )
         except BaseException:
-            done.restore(module)
+            self.restore(module)
             raise
-        return done
 
     def restore(self, module: nn.Module) -> None:
         """Puts the very values back that were there before."""

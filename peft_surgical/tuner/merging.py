@@ -41,16 +41,20 @@ class Merging(BaseTunerLayer):
         if not names:
             return
         before = list(self.merged_adapters)
-        self._restore()
         try:
+            self._restore()
             self._fold_in(before + names, names[-1] if safe_merge else None)
         except BaseException:
+            # However far that came: an interrupt may have left notes of what is merged that do not fit the weights.
+            self._restore()
             self.merge_only(before)
             raise
 
     def merge_only(self, adapter_names: list[str]) -> None:
         """Leaves these adapters of the layer folded into the base weight and no others."""
-        if self.merged_adapters != adapter_names:
+        # An interrupt may have come before what was written to the weights was noted.
+        unnoted = self._folded is not None and not self.merged_adapters
+        if unnoted or self.merged_adapters != adapter_names:
             self._restore()
             if adapter_names:
                 self._fold_in(adapter_names)
@@ -59,7 +63,9 @@ class Merging(BaseTunerLayer):
         found = self.product(names)
         assert found is not None  # for the type checker: the names are those of adapters on this layer
         coordinates, scale = found
-        self._folded = Folded.into(self.get_base_layer(), coordinates, scale.detach(), safe_for=safe_for)
+        # The way back is kept before the weights are written to.
+        self._folded, values = Folded.of(self.get_base_layer(), coordinates, scale.detach(), safe_for=safe_for)
+        self._folded.write(self.get_base_layer(), values)
         self.merged_adapters = names
 
     def unmerge(self) -> None:
@@ -72,8 +78,8 @@ class Merging(BaseTunerLayer):
     def _restore(self) -> None:
         if self._folded is not None:
             self._folded.restore(self.get_base_layer())
-        self._folded = None
         self.merged_adapters = []
+        self._folded = None
 
     @property
     def rounding(self) -> Rounding:
