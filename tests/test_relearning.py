@@ -17,8 +17,9 @@ from peft_surgical.measuring.rewriting import linear_layers
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.texts.prompts import encode_answer
+from peft_surgical.tuner import SurgicalIA3Config
 
-from .adapters import add, logits, tiny_peft
+from .adapters import COMPONENTS, add, logits, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
 from .tiny import FAMILIES, tiny_experts, tiny_model
@@ -27,6 +28,9 @@ TOKENIZER = word_tokenizer()
 FACT = capital()
 KINDS = {
     "surgical": None,
+    "surgical and whole modules": SurgicalIA3Config(
+        components=list(COMPONENTS), init_weights=False, modules_to_save=["lm_head"]
+    ),
     "lora": LoraConfig(target_modules=["up_proj", "q_proj"], init_lora_weights=False),
     "lora on the head": LoraConfig(target_modules=["v_proj", "lm_head"], init_lora_weights=False),
     "whole modules": LoraConfig(target_modules=["v_proj"], init_lora_weights=False, modules_to_save=["lm_head"]),

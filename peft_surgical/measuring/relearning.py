@@ -41,6 +41,7 @@ from ..running.precision import without_autocast
 from ..seeding import seeded
 from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
+from ..tuner.layer import SurgicalIA3Layer
 from ..tuner.unchanged import trainable_kept
 from .metrics import Figure, says_old
 from .ratio import paired_ratio
@@ -252,13 +253,20 @@ def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
     if not isinstance(getattr(model, "base_model", None), BaseTuner):
         return copy.deepcopy(base_model_of(model), shared)
     tuner = copy.deepcopy(model.base_model, shared)
-    for module in tuner.modules():
+    for name, module in [*tuner.model.named_modules()]:
         if isinstance(module, BaseTunerLayer):
             # The weights are the model's own, out of which nothing is to be taken that is merged.
             module.merged_adapters = []
-        # PEFT unloads to the whole modules of an adapter that is chosen, even where it is switched off.
-        if not adapters and isinstance(module, ModulesToSaveWrapper):
-            module.set_adapter([])
+        if isinstance(module, SurgicalIA3Layer):
+            module._folded = None
+        if isinstance(module, ModulesToSaveWrapper):
+            # A surgical adapter is unloaded to the base's own modules, and PEFT's to whole modules of an adapter that
+            # is chosen, even where it is switched off.
+            whole = (
+                module.unload_and_optionally_merge_module(False, False, None) if adapters else module.original_module
+            )
+            parent, _, own = name.rpartition(".")
+            setattr(tuner.model.get_submodule(parent), own, whole)
     return tuner.unload()
 
 
