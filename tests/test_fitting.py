@@ -76,6 +76,22 @@ def test_whole_modules_may_differ(tmp_path):
         assert not torch.allclose(logits(model), logits(tiny_model("llama")))
 
 
+@pytest.mark.parametrize("whole", ["mlp", "self_attn"])
+def test_whole_modules_that_have_modules_of_their_own_may_differ(whole, tmp_path):
+    target = "q_proj" if whole == "mlp" else "down_proj"
+    folder = saved(tmp_path, LoraConfig(r=2, target_modules=[target], modules_to_save=[whole]))
+    model, states = attach(tiny_model("llama"), [folder])
+    with states["base"]():
+        assert torch.equal(logits(model), logits(tiny_model("llama")))
+    with states["edited"]():
+        assert not torch.allclose(logits(model), logits(tiny_model("llama")))
+    # What only begins like such a module is the base's own.
+    key = "model.layers.1.post_attention_layernorm.weight"
+    rewritten(folder, lambda tensors: tensors | {f"base_model.model.{key}": torch.full((32,), 2.0)})
+    with pytest.raises(AdapterError, match=f"holds {key} of the base itself, with other values"):
+        attach(tiny_model("llama"), [folder])
+
+
 @pytest.mark.parametrize(
     "config",
     [LoraConfig(r=2, target_modules=["q_proj"]), LoHaConfig(r=2, target_modules=["q_proj"])],

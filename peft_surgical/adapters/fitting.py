@@ -75,7 +75,7 @@ def check_leaves_base(
     saved = config.get("modules_to_save") or ()
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-        if name not in own or any(name.rpartition(".")[0].endswith(str(module)) for module in saved):
+        if name not in own or any(parent.endswith(str(module)) for parent in _parents(name) for module in saved):
             continue
         held = own[name]
         if held.is_meta or tensor.shape != held.shape:
@@ -85,6 +85,12 @@ def check_leaves_base(
                 f"{path} holds {name} of the base itself, with other values; disabling the adapter would not bring the"
                 " base back."
             )
+
+
+def _parents(name: str) -> list[str]:
+    """The modules that a parameter is in, of which PEFT saves those whole whose names end in what it is given."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def check_same_weights(name: str, kept: Mapping[str, Tensor], own: Mapping[str, Tensor], whose: str) -> None:
