@@ -143,3 +143,12 @@ def test_weights_that_were_made_in_inference_mode_are_rounded_there():
         with rounded_state(model, ["default"], 4)():
             assert not torch.equal(logits(model), before)
         assert torch.equal(logits(model), before)
+
+
+def test_a_model_that_was_made_in_inference_mode_is_rounded_outside_of_it():
+    with torch.inference_mode():
+        model = copy.deepcopy(tiny_model("llama"))
+    before = logits(model)
+    with rounded_state(model, [], 4)():
+        assert not torch.equal(logits(model), before)
+    assert torch.equal(logits(model), before)

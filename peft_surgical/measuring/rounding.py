@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..errors import ModelError
 from ..tuner.targets import weight_of
 from .rewriting import check_weights, merged_weights
-from .states import State, adapter_state
+from .states import State, adapter_state, writing
 
 
 def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
@@ -56,7 +56,7 @@ def rounded_state(model: Any, adapters: Sequence[str], bits: int) -> State:
     @contextmanager
     def entered() -> Iterator[None]:
         with acting(), merged_weights(model, adapters) as layers:
-            with torch.no_grad():
+            with writing(layer.weight for layer in layers):
                 for layer in layers:
                     channels = weight_of(layer)
                     channels.copy_(round_channels(channels, bits))
