@@ -100,7 +100,7 @@ from peft_surgical.errors import ModelError, told_by_first
 from peft_surgical.measuring import retention
 from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.measuring.states import adapter_state
-from peft_surgical.running.sharing import by_each, merged, shared_work
+from peft_surgical.running.sharing import by_each, by_main, merged, shared_work
 from peft_surgical.staging import training
 from tests.localizing import capital, word_tokenizer
 from tests.tiny import tiny_model
@@ -152,6 +152,7 @@ with shared_work():
         raises(ModelError, f"damaged in {first}", lambda: merged(fails_in(failing, ModelError(f"damaged in {rank}."))))
     raises(RuntimeError, "strange", lambda: by_each(fails_in({1}, RuntimeError("strange"))))
     raises((Strange, RuntimeError), "strange", lambda: by_each(fails_in({1}, Strange(1, 2))))
+    raises(Strange if rank == 0 else RuntimeError, "strange", lambda: by_main(fails_in({0}, Strange(1, 2))))
     assert by_each(fails_in(set(), None)) == [{0: "own"}, {1: "own"}]
     # Of two batches one is either process's.
     for word in ("hamlet", "france"):

@@ -245,14 +245,15 @@ def by_main(function: Callable[[], Value]) -> Value:
     if not _TOGETHER.get():
         return function()
     told: list[Any] = [None, None]
+    own: Exception | None = None
     if is_main():
         try:
             told[0] = function()
         except Exception as error:
-            told[1] = error
+            own, told[1] = error, _portable(error)
     distributed.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        tell(told[1], by_first=not is_main())
-        raise told[1]
+    if (failed := own or told[1]) is not None:
+        tell(failed, by_first=not is_main())
+        raise failed
     value: Value = told[0]
     return value
