@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -30,6 +28,7 @@ from .errors import AdapterError, ModelError, OutputError
 from .loading.padding import as_it_came
 from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
+from .tuner.kinds import ADAPTED_ATTENTION, has_adapters
 from .tuner.mergeable import Place, places_of, shared_with
 from .tuner.targets import check_target, find_module
 from .wrapped import check_module, check_uncompiled, check_unwrapped
@@ -266,10 +265,10 @@ def _check_model(model: PreTrainedModel) -> None:
             " anew."
         )
     # Not by transformers' flag alone, which it leaves set where PEFT refused an adapter.
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config") or any(isinstance(module, ADAPTED_ATTENTION) for module in model.modules()):
         raise ModelError("the model has adapters on it; merge needs the unedited base model.")
     # Of an adapter that transformers deleted the layers stay.
-    if any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules()):
+    if has_adapters(model):
         raise ModelError("the model has layers of a deleted adapter on it; give what unload(model) returns.")
     if getattr(model, "is_quantized", False):
         raise ModelError("the model is quantized; load it in bfloat16 or float32 to merge.")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import AdaptionPromptConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model
@@ -53,6 +53,21 @@ def add(
 def logits(model: nn.Module, ids: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
     """The model's logits on fixed ids."""
     return model(tiny_ids() if ids is None else ids, **kwargs).logits
+
+
+def prompted(kind: str, **config: Any) -> PeftModel:
+    """A tiny model with an adapter named `tokens` that learns tokens: before each row, or in the last two attentions."""
+    own: PeftConfig = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, **config)
+    if kind == "in attention":
+        own = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2)
+        own.modules_to_save = config.get("modules_to_save")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_model("llama"), own, "tokens").eval()
+        for name, parameter in model.named_parameters():
+            if "adaption_gate" in name or "modules_to_save" in name:
+                parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    return model
 
 
 def saved(model: PeftModel, path: Path, adapter: str = "default") -> Path:

@@ -3,9 +3,12 @@ from peft import LoraConfig
 
 from peft_surgical.architectures import check_causal
 from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.localizing.bridge import check_localizable
+from peft_surgical.merging import merge
 from peft_surgical.staging.placeable import check_at_hand, check_bare, check_free, check_whole
+from peft_surgical.tuner import unload
 
-from .adapters import add, tiny_peft
+from .adapters import add, prompted, saved, tiny_peft
 from .offloading import offloaded
 from .tiny import tiny_model
 
@@ -25,6 +28,21 @@ def test_a_model_whose_adapters_stand_on_it_is_not_bare_and_alone_not_whole():
     model.add_adapter(LoraConfig(target_modules=["down_proj"]))
     with pytest.raises(AdapterError, match="put there by transformers or by a PEFT model"):
         check_whole(model)
+
+
+@pytest.mark.parametrize("kind", ["before each row", "in attention"])
+def test_a_model_with_learned_tokens_or_what_is_saved_with_them_is_neither(kind, tmp_path):
+    inside = prompted(kind, modules_to_save=["lm_head"] if kind == "before each row" else None).get_base_model()
+    with pytest.raises(AdapterError, match="this takes a bare model, and this one has adapters"):
+        check_bare(inside, "this")
+    with pytest.raises(AdapterError, match="has adapters on it, put there by transformers or"):
+        check_whole(inside)
+    with pytest.raises(ModelError, match="carries a PEFT adapter"):
+        check_localizable(inside)
+    adapter = saved(tiny_peft(components=["L1.mlp"]), tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"the model has (adapters|layers of a deleted adapter) on it"):
+        merge(inside, adapter, tmp_path / "merged")
+    check_bare(unload(inside), "this")
 
 
 def test_what_is_merged_must_be_active_too():

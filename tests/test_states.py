@@ -11,7 +11,7 @@ from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
 from peft_surgical.measuring.states import adapter_state, adapters_act
 
-from .adapters import logits
+from .adapters import logits, prompted
 from .localizing import capital, word_tokenizer
 from .test_evaluation import peft_states, two_ia3, two_lora, two_surgical
 from .tiny import tiny_ids, tiny_model
@@ -69,6 +69,40 @@ def test_a_model_of_which_no_adapter_is_active_is_its_base():
     assert adapters_act(model)
     model.base_model.set_adapter([])
     assert not adapters_act(model)
+
+
+@pytest.mark.parametrize("whole", [None, ["lm_head"]])
+@pytest.mark.parametrize("kind", ["before each row", "in attention"])
+def test_learned_tokens_and_what_is_saved_whole_with_them_are_states(kind, whole):
+    model = prompted(kind, modules_to_save=whole)
+    model.requires_grad_(False)
+    said, base = logits(model), logits(tiny_model("llama"))
+
+    def held():
+        wrappers = [module for module in model.modules() if hasattr(module, "modules_to_save")]
+        trainable = [parameter.requires_grad for parameter in model.parameters()]
+        return trainable, model.active_adapter, [(w.active_adapters, w.disable_adapters) for w in wrappers]
+
+    before = held()
+    assert adapters_act(model)
+    with adapter_state(model, [])():
+        assert torch.equal(logits(model), base)
+        assert not adapters_act(model)
+    assert held() == before
+    with adapter_state(model, ["tokens"])():
+        assert torch.equal(logits(model), said)
+    assert held() == before
+    assert torch.equal(logits(model), said)
+
+
+@pytest.mark.parametrize("whole", [None, ["lm_head"]])
+def test_what_acts_inside_of_a_peft_model_is_not_its_base(whole):
+    inside = prompted("in attention", modules_to_save=whole).get_base_model()
+    assert adapters_act(inside)
+    with pytest.raises(AdapterError, match=r"take them off by peft_surgical\.unload\(model\)"):
+        adapter_state(inside, [])
+    with adapter_state(ps.unload(inside), [])():
+        assert torch.equal(logits(inside), logits(tiny_model("llama")))
 
 
 def test_adapters_that_transformers_put_on_a_model_are_no_states_of_it():

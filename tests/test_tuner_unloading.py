@@ -2,14 +2,14 @@ import copy
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import AdaptionPromptConfig, IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
 from peft_surgical.errors import AdapterError
 
-from .adapters import add, logits, saved, tiny_peft
+from .adapters import add, logits, prompted, saved, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
 from .tiny import tiny_model
@@ -49,6 +49,23 @@ def test_what_stands_before_prompts_is_left_behind():
     with torch.random.fork_rng(devices=[]):
         prompted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     assert ps.unload(prompted) is model
+
+
+@pytest.mark.parametrize("whole", [None, ["lm_head"]])
+@pytest.mark.parametrize("kind", ["before each row", "in attention"])
+def test_what_learns_tokens_comes_off_with_what_it_saves_whole(kind, whole):
+    for inside in (False, True):
+        model = prompted(kind, modules_to_save=whole)
+        assert not torch.equal(logits(model)[:, -3:], logits(tiny_model("llama"))[:, -3:])
+        given = model.get_base_model() if inside else model
+        bare_again(model, ps.unload(given), fingerprint(tiny_model("llama")))
+
+
+def test_what_lies_below_learned_tokens_comes_off_too():
+    base = tiny_model("llama")
+    base.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model = get_peft_model(base, AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2))
+    bare_again(model, ps.unload(model), fingerprint(tiny_model("llama")))
 
 
 def test_what_transformers_put_on_comes_off_too():

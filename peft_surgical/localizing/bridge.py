@@ -218,9 +218,10 @@ def check_localizable(model: nn.Module) -> None:
         ModelError: Says what to do instead.
     """
     from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    from ..tuner.kinds import has_adapters
+
+    if isinstance(model, PeftModel) or has_adapters(model):
         # TransformerLens splits fused projections from the base weights, so an adapter on them is silently left out.
         raise ModelError(
             "the model carries a PEFT adapter, which TransformerLens hooks bypass on fused projections; "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 
 from ..errors import AdapterError, first_line
-from ..running.modes import learns_prompts, prompts_act
+from ..running.modes import prompts_act
+from ..tuner.kinds import ADAPTED_ATTENTION, OF_ADAPTERS
 from ..tuner.names import check_known
-from ..tuner.unchanged import trainable_kept
+from ..tuner.unchanged import base_of, trainable_kept
 from ..wrapped import check_module
 
 State = Callable[[], AbstractContextManager[Any]]
@@ -53,7 +54,7 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
     """
     check_module(model)
     held = getattr(model, "peft_config", {})
-    if held and not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) and (held or _stands_alone(model)):
         raise AdapterError(
             "the adapters on this model were put there by transformers or by an earlier edit; take them off by"
             " peft_surgical.unload(model), and load what is to act by PeftModel.from_pretrained."
@@ -62,15 +63,20 @@ def adapter_state(model: Any, adapters: Sequence[str]) -> State:
     return lambda: _acting(model, list(adapters))
 
 
+def _stands_alone(model: Any) -> bool:
+    """Whether what acts on a model is known to a PEFT model around it alone: PEFT tells the inside of tuners only."""
+    kinds = (AuxiliaryTrainingWrapper, *ADAPTED_ATTENTION)
+    return any(isinstance(module, kinds) and _acts(module) for module in model.modules())
+
+
 def adapters_act(model: Any) -> bool:
     """Whether a model is not just its base: an adapter is merged into its weights, or acts on or before them."""
-    if learns_prompts(model):
-        return prompts_act(model)
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    return any(_acts(layer) for layer in layers)
+    return prompts_act(model) or any(isinstance(module, OF_ADAPTERS) and _acts(module) for module in model.modules())
 
 
 def _acts(layer: Any) -> bool:
+    if isinstance(layer, ADAPTED_ATTENTION):
+        return True
     if isinstance(layer, BaseTunerLayer) and layer.merged:
         return True
     return bool(not layer.disable_adapters and set(layer.active_adapters))
@@ -195,15 +201,21 @@ def _set_adapters(tuner: BaseTuner, adapters: list[str]) -> None:
 @contextmanager
 def _acting_prompt(model: Any, adapters: list[str]) -> Iterator[None]:
     """The same for a bare model, and for methods that learn a prompt and act one at a time."""
+    if not adapters and not hasattr(model, "peft_config"):
+        yield
+        return
     if not adapters:
-        with model.disable_adapter() if hasattr(model, "peft_config") else nullcontext():
+        # Whole modules of an adapter stay, to PEFT, where its prompt is switched off.
+        with base_of(model.base_model), model.disable_adapter():
             yield
         return
     if len(adapters) > 1:
         raise AdapterError(f"adapters that learn a prompt act one at a time; asked for {', '.join(adapters)}.")
     active = model.active_adapter
-    model.set_adapter(adapters[0])
-    try:
-        yield
-    finally:
-        model.set_adapter(active)
+    # PEFT lets gradients of whole modules follow activity.
+    with trainable_kept(model.parameters()):
+        try:
+            model.set_adapter(adapters[0])
+            yield
+        finally:
+            model.set_adapter(active)

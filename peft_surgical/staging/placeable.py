@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError, SelectionError
 from ..running.sharing import is_sharded
+from ..tuner.kinds import has_adapters
 from ..wrapped import check_unwrapped
 
 
@@ -25,7 +26,7 @@ def check_bare(model: Any, what: str) -> None:
         ModelError: If it is spread over processes, or under TransformerLens hooks.
     """
     check_unwrapped(model)
-    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if isinstance(model, PeftModel) or has_adapters(model):
         raise AdapterError(
             f"{what} takes a bare model, and this one has adapters; merge them, or take them off by"
             " peft_surgical.unload(model)."
@@ -44,7 +45,7 @@ def check_whole(model: Any) -> None:
     """
     check_unwrapped(model)
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    if layers and not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) and has_adapters(model):
         raise AdapterError(
             "the model has adapters on it, put there by transformers or by a PEFT model around it, as by an earlier"
             " edit; give that PEFT model, or take them off by peft_surgical.unload(model)."

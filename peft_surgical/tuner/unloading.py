@@ -6,11 +6,11 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import AdapterError
 from ..wrapped import check_module
+from .kinds import OF_ADAPTERS, bare, has_adapters
 from .layer import SurgicalIA3Layer, layers_by_name
 from .whole import let_whole_act
 
@@ -65,24 +65,15 @@ def unload(model: Any) -> Any:
         AdapterError: If an adapter is merged into the weights, in which it would stay.
     """
     check_module(model)
-    if isinstance(model, PeftModel) and not isinstance(model.base_model, BaseTuner):
-        # What is learned stands before prompts, and nothing on the modules.
-        return model.get_base_model()
     inside = model.get_base_model() if isinstance(model, PeftModel) and model.peft_config else model
-    layers: dict[str, BaseTunerLayer | AuxiliaryTrainingWrapper] = {}
     for name, module in inside.named_modules():
-        around = any(name.startswith(f"{outer}.") for outer in layers)
         check_unmerged(name, module)
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not around:
-            layers[name] = module
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) and isinstance(model.base_model, BaseTuner):
         # PEFT leaves what acts in a module's place.
         let_whole_act(inside, [])
         return model.unload()
-    for name, layer in layers.items():
-        parent, _, own = name.rpartition(".")
-        bare = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.original_module
-        setattr(inside.get_submodule(parent), own, bare)
+    while has_adapters(inside):
+        _take_off_outermost(inside)
     if hasattr(inside, "peft_config"):
         del inside.peft_config
     # Where transformers put them there.
@@ -90,6 +81,17 @@ def unload(model: Any) -> Any:
         inside._hf_peft_config_loaded = False
         _forget_renaming(inside)
     return inside
+
+
+def _take_off_outermost(model: nn.Module) -> None:
+    """Puts back the modules that something of an adapter is on. There may be more within."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, OF_ADAPTERS) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    for name, module in found.items():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, bare(module))
 
 
 def _forget_renaming(model: Any) -> None:
