@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.export import to_ia3
 from peft_surgical.adapters.low_rank import LowRank, is_low_rank
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.merging import merge
@@ -118,6 +119,28 @@ def test_what_is_more_than_two_factors_is_left_to_peft(tmp_path):
             LowRank.load(tmp_path / "lora")
     config.write_text(json.dumps({**whole, "init_lora_weights": "gaussian"}))
     assert len(LowRank.load(tmp_path / "lora").factors) > 0
+
+
+@pytest.mark.parametrize("kind", ["lora", "surgical", "ia3"])
+def test_what_a_newer_version_has_set_is_told(kind, tmp_path):
+    folder = tmp_path / "adapter"
+    if kind == "lora":
+        lora("llama", folder)
+    elif kind == "surgical":
+        saved(tiny_peft(), folder)
+    else:
+        to_ia3(Edit.load(saved(tiny_peft(), tmp_path / "scales")), folder)
+    read = LowRank.load if kind == "lora" else Edit.load
+    config = folder / "adapter_config.json"
+    whole = json.loads(config.read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        read(folder)
+        config.write_text(json.dumps({**whole, "use_new": False, "new_config": None}))
+        read(folder)
+    config.write_text(json.dumps({**whole, "use_new": True, "other": False, "new_rank": 3}))
+    with pytest.warns(UserWarning, match=r"has 'new_rank', 'use_new', which is not known here and is left out"):
+        read(folder)
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path):

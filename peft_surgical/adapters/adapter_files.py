@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peft import IA3Config, TaskType
+from peft import IA3Config, PeftConfig, TaskType
 from torch import Tensor
 
 from ..errors import AdapterError, SelectionError, brief
@@ -51,6 +51,9 @@ def read_edit(path: str | os.PathLike[str]) -> Edit:
 
     Raises:
         AdapterError: If the folder is missing or damaged, holds another kind of adapter, or only a pickle.
+
+    Warns:
+        UserWarning: If the configuration has set something that is not known here.
     """
     path = Path(path)
     config, tensors = read_config(path), read_weights(path)
@@ -196,7 +199,24 @@ def check_has_weights(path: Path) -> None:
         raise AdapterError(f"{path} has no {WEIGHTS}.")
 
 
+def warn_of_unknown(path: Path, config: dict[str, Any], kind: type[PeftConfig]) -> None:
+    """Warns of what a configuration has set and its kind does not have here: a newer version may mean something by it.
+
+    Args:
+        path: The adapter's folder.
+        config: Its configuration.
+        kind: What PEFT makes of it here, which warns, too, and leaves it out.
+    """
+    if unknown := sorted(name for name in config if config[name] and name not in kind.__dataclass_fields__):
+        warnings.warn(
+            f"{path / CONFIG} has {', '.join(map(brief, unknown))}, which is not known here and is left out; if a"
+            " newer version wrote it, upgrade peft and peft-surgical to have it count.",
+            stacklevel=2,
+        )
+
+
 def _surgical(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    warn_of_unknown(path, config, SurgicalIA3Config)
     known = {name: config[name] for name in SurgicalIA3Config.__dataclass_fields__ if name in config}
     try:
         parsed = SurgicalIA3Config(**known)
@@ -230,6 +250,7 @@ def _plain(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Ed
         coordinates = Coordinates(side, ((0, scale.numel()),))
         modules[name] = ModuleScale(coordinates, scale.flatten(), scale.numel())
     check_targeted(path, config, modules)
+    warn_of_unknown(path, config, IA3Config)
     return _edit(path, config, modules, tensors)
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ..errors import AdapterError, brief
-from .adapter_files import CONFIG, read_config, read_weights
+from .adapter_files import CONFIG, read_config, read_weights, warn_of_unknown
 from .fitting import check_beginning, check_targeted
 from .lineage import Lineage
 from .scale_files import PREFIX
@@ -63,12 +64,16 @@ class LowRank:
 
         Raises:
             AdapterError: If it cannot be read, or holds more than that.
+
+        Warns:
+            UserWarning: If the configuration has set something that is not known here.
         """
         path = Path(path)
         config, tensors = read_config(path), read_weights(path)
         if more := [name for name in _OTHERWISE if config.get(name)]:
             raise AdapterError(f"{path} has {more[0]}, which is not merged here; PEFT's merge_and_unload may do it.")
         check_beginning(path, config)
+        warn_of_unknown(path, config, LoraConfig)
         factors = {}
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
