@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import to_ia3
-from peft_surgical.adapters.saving import save_adapter
+from peft_surgical.adapters.saving import digest_to_save, save_adapter
 from peft_surgical.errors import AdapterError, OutputError
 from tests.adapters import add, logits, tiny_peft
 from tests.staged import first_stage
@@ -29,6 +29,16 @@ def test_a_saved_adapter_loads_from_the_folder_itself(family, adapter, tmp_path)
     assert {WEIGHTS, CONFIG} <= {path.name for path in (tmp_path / "out").iterdir()} <= {WEIGHTS, CONFIG, "README.md"}
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_model(family), tmp_path / "out")), expected)
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("adapter", ["default", "unlearn"])
+def test_without_a_card_the_readme_is_pefts_own(adapter, tmp_path):
+    model = tiny_peft(adapter=adapter)
+    save_adapter(model, adapter, tmp_path / "out")
+    model.save_pretrained(tmp_path / "by PEFT")
+    assert (tmp_path / "out/README.md").read_text() == (tmp_path / "by PEFT/README.md").read_text()
+    save_adapter(model, adapter, tmp_path / "own", card="# Mine")
+    assert (tmp_path / "own/README.md").read_text() == "# Mine"
 
 
 @pytest.mark.parametrize("adapter", ["default", "learn"])
@@ -155,3 +165,37 @@ def test_an_adapter_of_layers_that_were_compiled_later_is_saved_by_their_own_nam
     save_adapter(model, "default", tmp_path / "out")
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out")), expected)
     assert sorted(model.base_model.edit("default").modules) == sorted(tiny_peft().peft_config["default"].selections)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_adapter_that_another_method_was_put_over_is_saved_by_its_own_names(compiled, tmp_path):
+    model = tiny_peft(adapter="unlearn")
+    expected, before = logits(model), model.base_model.edit("unlearn")
+    digest = digest_to_save(model, "unlearn")
+    inside = model.get_base_model()
+    inside.add_adapter(LoraConfig(target_modules=["down_proj"]), "lora")
+    if compiled:
+        for i, layer in enumerate(inside.model.layers):
+            inside.model.layers[i] = torch.compile(layer, backend="eager")
+    assert model.base_model.edit("unlearn") == before
+    assert digest_to_save(model, "unlearn") == digest
+    save_adapter(model, "unlearn", tmp_path / "out")
+    model.base_model.edit("unlearn").save(tmp_path / "edit")
+    for folder in (tmp_path / "out", tmp_path / "edit"):
+        assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), folder)), expected)
+
+
+def test_below_another_method_adapters_are_multiplied_and_saved_too(tmp_path):
+    model = tiny_peft(adapter="unlearn")
+    model.add_weighted_adapter(["unlearn"], [0.5], "half_of_it")
+    model.base_model.set_adapter(["half_of_it"])
+    expected = logits(model)
+    model.delete_adapter("half_of_it")
+    model.get_base_model().add_adapter(LoraConfig(target_modules=["down_proj"]), "lora")
+    layers = len(model.base_model.surgical_layers())
+    model.add_weighted_adapter(["unlearn"], [0.5], "again")
+    assert len(model.base_model.surgical_layers()) == layers
+    model.base_model.set_adapter(["again"])
+    assert torch.equal(logits(model), expected)
+    save_adapter(model, "again", tmp_path / "out")
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out")), expected)

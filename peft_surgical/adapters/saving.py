@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, brief
 from ..tuner.config import SurgicalIA3Config
+from ..tuner.layer import own_names
 from ..tuner.names import check_known
 from ..wrapped import uncompiled
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
@@ -59,7 +60,7 @@ def save_adapter(
         halve = not isinstance(model.peft_config[adapter], SurgicalIA3Config)
         for file in saved.iterdir():
             if file.suffix == ".safetensors":
-                held += _write_again(file, folder / file.name, notes, halve=halve)
+                held += _write_again(file, folder / file.name, model, notes, halve=halve)
             elif file.name == ADAPTER.file:
                 config = read_json(file)
                 # A set in PEFT, which would be written in another order by every process.
@@ -70,8 +71,12 @@ def save_adapter(
                 os.replace(file, folder / file.name)
         if not held:
             raise nothing_left(adapter)
+        # PEFT writes one for all that it saves.
+        written = Path(scratch) / "README.md"
         if card is not None:
-            write_text(folder / "README.md", card)
+            write_text(folder / written.name, card)
+        elif written.exists():
+            os.replace(written, folder / written.name)
 
 
 def nothing_left(adapter: str) -> AdapterError:
@@ -84,20 +89,23 @@ def digest_to_save(model: PeftModel, adapter: str) -> str | None:
     if adapter not in model.peft_config:
         return None
     tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    return digest_of(_uncompiled(tensors))
+    return digest_of(_by_own_names(tensors, model))
 
 
-def _uncompiled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {uncompiled(name): tensor for name, tensor in tensors.items()}
+def _by_own_names(tensors: Mapping[str, Tensor], model: PeftModel) -> dict[str, Tensor]:
+    called, found = own_names(model), {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        found[f"{called[module]}.{kind}" if module in called else uncompiled(name)] = tensor
+    return found
 
 
-def _write_again(file: Path, path: Path, notes: Mapping[str, str] | None, *, halve: bool) -> int:
+def _write_again(file: Path, path: Path, model: PeftModel, notes: Mapping[str, str] | None, *, halve: bool) -> int:
     """Writes a file of tensors as files are written here, in half the bytes if it may be; returns how many tensors.
 
     None of them outlives the call: each maps the file that it was read from, which Windows then does not delete.
     """
-    # Layers may have been compiled after the adapter was put on.
-    tensors = _uncompiled(read_tensors(file))
+    tensors = _by_own_names(read_tensors(file), model)
     check_finite(tensors)
     if halve:
         tensors = halved(tensors)

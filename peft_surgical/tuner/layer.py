@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import AdapterError, SelectionError
+from ..wrapped import uncompiled
 from .coordinates import Coordinates, Side
 from .fold import Folded, features
 from .merging import Merging
@@ -314,6 +316,31 @@ class Linear(nn.Module, SurgicalIA3Layer):
 def layers_by_name(model: nn.Module) -> dict[str, SurgicalIA3Layer]:
     """A model's surgical layers, by their names in it."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, SurgicalIA3Layer)}
+
+
+def surgical_in(module: nn.Module) -> SurgicalIA3Layer | None:
+    """The surgical layer that a module is, or that adapters of another method lie over."""
+    while isinstance(module, BaseTunerLayer) and not isinstance(module, SurgicalIA3Layer):
+        module = module.base_layer
+    return module if isinstance(module, SurgicalIA3Layer) else None
+
+
+def own_names(model: nn.Module) -> dict[str, str]:
+    """What a model's surgical layers are called where nothing is around them, by their names in it: other adapters may
+    have been put over them, and modules have been compiled, since they were put on."""
+    modules = dict(model.named_modules())
+    found = {}
+    for name in layers_by_name(model):
+        parts = name.split(".")
+        within = [modules[".".join(parts[:place])] for place in range(len(parts))]
+        found[name] = uncompiled(
+            ".".join(
+                part
+                for part, parent in zip(parts, within, strict=True)
+                if part != "base_layer" or not isinstance(parent, BaseTunerLayer)
+            )
+        )
+    return found
 
 
 def layers_with(adapter: str, model: nn.Module) -> list[SurgicalIA3Layer]:

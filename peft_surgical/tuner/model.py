@@ -22,11 +22,11 @@ from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from torch import Tensor, nn
 
 from ..errors import AdapterError, SelectionError, brief
-from ..wrapped import check_unwrapped, is_spread, uncompiled
+from ..wrapped import check_unwrapped, is_spread
 from .batches import check_rows, rows_of
 from .config import SurgicalIA3Config
 from .coordinates import Coordinates
-from .layer import Linear, SurgicalIA3Layer, layers_by_name
+from .layer import Linear, SurgicalIA3Layer, layers_by_name, own_names, surgical_in
 from .mergeable import check_alone, check_loaded, check_mergeable
 from .merging import warn_of_rounding
 from .names import check_known, check_once, check_usable, names_of
@@ -87,8 +87,8 @@ class SurgicalIA3Model(BaseTuner):
                 f"the weights hold scales for {current_key}, which the configuration does not select."
             )
         coordinates = Coordinates.from_spec(current_key, spec)
-        if isinstance(target, SurgicalIA3Layer):
-            target.update_layer(adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
+        if (held := surgical_in(target)) is not None:
+            held.update_layer(adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
             return
         layer = Linear(target, adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
         if adapter_name not in self.active_adapters:
@@ -338,9 +338,9 @@ class SurgicalIA3Model(BaseTuner):
                 f"adapter {adapter_name!r} has modules_to_save; only scales can be computed with, not modules saved"
                 " whole."
             )
+        called = own_names(self.model)
         modules = {
-            # Layers may have been compiled after the adapter was put on.
-            uncompiled(name): ModuleScale(
+            called[name]: ModuleScale(
                 layer.coordinates[adapter_name],
                 _whole(layer.scale(adapter_name).detach()).cpu().clone(),
                 layer.width,
@@ -372,7 +372,8 @@ class SurgicalIA3Model(BaseTuner):
         with unchanged_on_failure(self):
             self.peft_config[adapter_name] = edit.config()
             self.inject_adapter(self.model, adapter_name)
-            layers = layers_by_name(self.model)
+            called = own_names(self.model)
+            layers = {called[name]: layer for name, layer in layers_by_name(self.model).items()}
             for name in edit.modules:
                 delta = layers[name].surgical_ia3_delta[adapter_name]
                 delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import SelectionError
 from ..wrapped import check_uncompiled
 from .config import SurgicalIA3Config
-from .layer import SurgicalIA3Layer, layers_by_name
+from .layer import SurgicalIA3Layer, layers_by_name, surgical_in
 from .targets import check_target, find_module, unwrapped
 
 
@@ -45,9 +45,10 @@ def make_place(config: SurgicalIA3Config, model: nn.Module, model_config: Mappin
             if first != name:
                 raise SelectionError(f"{name} is another name of {first}; select that one.")
             widths[name] = check_target(name, module, coordinates, (config.features or {}).get(name))
-            if isinstance(module, SurgicalIA3Layer) and module.side != coordinates.side:
+            held = surgical_in(module)
+            if held is not None and held.side != coordinates.side:
                 raise SelectionError(
-                    f"another adapter scales the {module.side} of {name}, so this one cannot scale its"
+                    f"another adapter scales the {held.side} of {name}, so this one cannot scale its"
                     f" {coordinates.side}."
                 )
             transposed |= isinstance(unwrapped(module), Conv1D)
