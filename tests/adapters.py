@@ -56,7 +56,7 @@ def logits(model: nn.Module, ids: torch.Tensor | None = None, **kwargs: Any) -> 
 
 
 def prompted(kind: str, **config: Any) -> PeftModel:
-    """A tiny model with an adapter named `tokens` that learns tokens: before each row, or in the last two attentions."""
+    """A tiny model with an adapter named `tokens`, which stand before each row or in the last two attentions."""
     own: PeftConfig = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, **config)
     if kind == "in attention":
         own = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2)

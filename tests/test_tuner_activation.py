@@ -88,6 +88,22 @@ def test_activate_checks_its_names():
         activate(model, ["default"], trainable=["learn"])
 
 
+def test_the_tuner_checks_its_names_and_keeps_a_list_of_its_own():
+    model = tiny_peft(adapter="unlearn")
+    add(model, "learn")
+    add(model, "third")
+    for names in (["unlearn", "lern"], "lern"):
+        with pytest.raises(AdapterError, match="no adapter named 'lern'; the model has unlearn, learn, third"):
+            model.base_model.set_adapter(names)
+        assert model.active_adapters == ["unlearn"]
+    names = ["unlearn", "learn"]
+    model.base_model.set_adapter(names)
+    both = logits(model)
+    names.append("third")
+    assert torch.equal(logits(model), both)
+    assert model.active_adapters == ["unlearn", "learn"]
+
+
 def test_activate_without_a_peft_model():
     config = SurgicalIA3Config(components=list(COMPONENTS))
     model = inject_adapter_in_model(config, tiny_model("llama"), "a")

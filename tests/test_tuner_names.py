@@ -4,7 +4,7 @@ import pytest
 from peft import get_peft_model
 
 from peft_surgical.errors import AdapterError
-from peft_surgical.tuner import SurgicalIA3Layer
+from peft_surgical.tuner import SurgicalIA3Layer, activate
 from tests.adapters import tiny_peft
 from tests.tiny import tiny_model
 
@@ -25,6 +25,9 @@ from tests.tiny import tiny_model
         ("inv_freq", "a parameter is called so"),
         ("__base__", "PEFT means the model without an adapter by it"),
         ("modules_to_save", "PEFT means where it keeps"),
+        (3, "a name is text"),
+        (["new"], "a name is text"),
+        (None, "a name is text"),
     ],
 )
 def test_a_name_that_torch_or_peft_does_not_take_changes_nothing(name, words):
@@ -34,7 +37,7 @@ def test_a_name_that_torch_or_peft_does_not_take_changes_nothing(name, words):
         lambda: model.add_weighted_adapter(["default"], [0.5], name),
         lambda: model.add_adapter(name, copy.deepcopy(model.peft_config["default"])),
         lambda: get_peft_model(plain, copy.deepcopy(model.peft_config["default"]), adapter_name=name),
-    ):
+    )[: 3 if isinstance(name, str) else 1]:
         with pytest.raises(AdapterError, match=f"cannot name an adapter: .*{words}"):
             attempt()
     assert sorted(model.state_dict()) == before
@@ -46,3 +49,18 @@ def test_a_name_that_torch_or_peft_does_not_take_changes_nothing(name, words):
 def test_one_number_is_no_list_of_weights():
     with pytest.raises(AdapterError, match="the weights must be a list of one number for each adapter, not 1"):
         tiny_peft().add_weighted_adapter(["default"], 1, "new")
+
+
+@pytest.mark.parametrize("given", [None, 3, [3], [["default"]]])
+def test_what_is_no_name_activates_nothing(given):
+    model = tiny_peft()
+    for attempt in (
+        lambda: activate(model, given),
+        lambda: activate(model, ["default"], trainable=given),
+        lambda: model.base_model.set_adapter(given),
+    ):
+        with pytest.raises(AdapterError, match="given by one name or a list of names, not by"):
+            attempt()
+    with pytest.raises(AdapterError, match=r"a list of names, got|there is no adapter named"):
+        model.base_model.add_weighted_adapter(given, [1.0], "new")
+    assert model.active_adapters == ["default"]

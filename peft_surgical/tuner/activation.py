@@ -30,8 +30,9 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
 
     Raises:
         ModelError: If it is no model.
-        AdapterError: If the model has no surgical adapter of a name, a name is given twice, a trainable adapter is not
-            active, or two of them save the same module whole, of which only one can act.
+        AdapterError: If what is given is no name and no list of names, the model has no surgical adapter of a name, a
+            name is given twice, a trainable adapter is not active, or two of them save the same module whole, of which
+            only one can act.
     """
     check_module(model)
     adapters, trainable = names_of(adapters), names_of(trainable)

@@ -144,14 +144,18 @@ class SurgicalIA3Model(BaseTuner):
             inference_mode: Freeze them.
 
         Raises:
-            AdapterError: If one is named twice.
+            AdapterError: If one is not known, or named twice.
         """
-        check_once(names_of(adapter_name))
-        if adapter_name:
-            super().set_adapter(adapter_name, inference_mode=inference_mode)
+        names = names_of(adapter_name)
+        check_known(names, self.peft_config)
+        check_once(names)
+        if names:
+            # Layers keep the list that they are given, which is not to be the caller's.
+            chosen = adapter_name if isinstance(adapter_name, str) else names
+            super().set_adapter(chosen, inference_mode=inference_mode)
             for wrapper, held in whole_modules(self.model):
                 # PEFT freezes what acted before, which another that was loaded to be trained need not have done.
-                wrapper.set_requires_grad(held - {*names_of(adapter_name)}, False)
+                wrapper.set_requires_grad(held - {*names}, False)
         else:
             # Of a module that is saved whole PEFT wants to know by which adapter.
             let_act(self.model, [])
@@ -313,6 +317,7 @@ class SurgicalIA3Model(BaseTuner):
         self.add_edit(edit, adapter_name)
 
     def _check_free(self, adapter_name: str) -> None:
+        check_usable(adapter_name, self.model)
         if adapter_name in self.peft_config:
             raise AdapterError(f"there is an adapter named {adapter_name!r} already; choose another name.")
 

@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from ..errors import AdapterError
+from ..errors import AdapterError, brief
 
 # What PEFT puts before the names of a model's modules, and what stands behind them.
 _AROUND = {"base_model", "model", "surgical_ia3_delta"}
@@ -21,8 +21,17 @@ _OF_PEFT = {
 
 
 def names_of(adapters: str | Iterable[str]) -> list[str]:
-    """One name, or several, as a list."""
-    return [adapters] if isinstance(adapters, str) else list(adapters)
+    """One name, or several, as a list.
+
+    Raises:
+        AdapterError: If they are neither.
+    """
+    if isinstance(adapters, str):
+        return [adapters]
+    names = list(adapters) if isinstance(adapters, Iterable) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise AdapterError(f"adapters are given by one name or a list of names, not by {brief(adapters)}.")
+    return names
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
@@ -33,10 +42,12 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
         known: The names of the adapters that it has.
 
     Raises:
-        AdapterError: If a name is not known, or `names` is one name and not a list.
+        AdapterError: If a name is not known, or `names` is one name and not a list, or no list at all.
     """
     if isinstance(names, str):
         raise AdapterError(f"adapters are given here as a list of names, got {names!r}; give [{names!r}].")
+    if not isinstance(names, Iterable):
+        raise AdapterError(f"adapters are given here as a list of names, got {brief(names)}.")
     known = list(known)
     if unknown := [name for name in names if name not in known]:
         raise AdapterError(f"there is no adapter named {unknown[0]!r}; the model has {', '.join(known) or 'none'}.")
@@ -50,10 +61,12 @@ def check_usable(name: str, model: nn.Module) -> None:
         model: The model that the adapter is for, with others on it or none.
 
     Raises:
-        AdapterError: If it is empty, has a dot in it, or is what such a module has already, as `half` and `train`, or
-            a word of PEFT's own, as `__base__`, or if one of the model's modules, parameters or buffers is called so,
-            as `mlp` and `weight`.
+        AdapterError: If it is no text, is empty, has a dot in it, or is what such a module has already, as `half` and
+            `train`, or a word of PEFT's own, as `__base__`, or if one of the model's modules, parameters or buffers is
+            called so, as `mlp` and `weight`.
     """
+    if not isinstance(name, str):
+        raise AdapterError(f"{brief(name)} cannot name an adapter: a name is text.")
     if not name or "." in name:
         raise AdapterError(f"{name!r} cannot name an adapter: a name is not empty and has no dot in it.")
     if hasattr(nn.ParameterDict(), name):
