@@ -14,6 +14,7 @@ from .adapters.algebra import difference, inverse, power, product
 from .adapters.edits import Edit, EditOrPath
 from .adapters.export import from_ia3, to_ia3
 from .architectures import Architecture, register_architecture
+from .carried import faithfulness
 from .drafting.drafts import FactDraft, new_fact
 from .drafting.paraphrases import expand, held_out_prompts, paraphrases
 from .drafting.ways import Way
@@ -39,6 +40,7 @@ from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .localization import localize
 from .localizing.context import MLPScores, Scorer, ScorerContext
+from .localizing.faithfulness import Carried, Faithfulness
 from .localizing.results import Localization
 from .localizing.runs import Site
 from .measuring.metrics import Figure
@@ -70,6 +72,7 @@ __all__ = [
     "AdapterError",
     "Architecture",
     "ArchitectureError",
+    "Carried",
     "Component",
     "Control",
     "Edit",
@@ -79,6 +82,7 @@ __all__ = [
     "FactDraft",
     "FactError",
     "FactWarning",
+    "Faithfulness",
     "Figure",
     "KeyedRecipe",
     "KeyedSubjectRecipe",
@@ -122,6 +126,7 @@ __all__ = [
     "encode_answer",
     "evaluate",
     "expand",
+    "faithfulness",
     "from_ia3",
     "generate_answers",
     "held_out_prompts",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import check_causal
+from .carried import faithfulness as measure
 from .counts import check_seed, check_text_tokens
 from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, replacing, save_report
 from .errors import MissingPackageError, ModelError, SelectionError, brief
@@ -76,6 +77,7 @@ def edit(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    faithfulness: bool = False,
     retention_tokens: int = 2048,
     command: str | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -111,6 +113,7 @@ def edit(
         seed: For corruption, training order and any scorer that draws.
         overwrite: Allow `out` to hold an earlier edit, which is replaced once both stages are trained.
         progress: Whether to show progress bars.
+        faithfulness: Also measure what the selection carries together, as [`faithfulness`] does, for the report.
         retention_tokens: Tokens of unrelated text to measure on; 0 for none.
         command: The command that does this again, for the report.
         seconds: What was spent before on phases of this edit, such as `localize`, for the report.
@@ -203,6 +206,13 @@ def edit(
         )
         config.resolve(model.config)
         lap("localize")
+        carried = {}
+        if faithfulness:
+            chosen = selection
+            measured = by_main(lambda: measure(model, tokenizer, fact, chosen, seed=seed, progress=progress))
+            localization = replace(localization, faithfulness=measured)
+            carried = {"faithfulness": measured.to_dict()}
+            lap("faithfulness")
         picture = by_main(lambda: _start_output(folder, localization, selection))
 
         first = unlearn(model, tokenizer, fact, config, recipe=recipes[UNLEARN], seed=seed, progress=progress)
@@ -238,7 +248,7 @@ def edit(
             states=states,
             seed=seed,
             retention_tokens=retention_tokens,
-            selection={**selection.to_dict(), "granularity": granularity, "scales": scales},
+            selection={**selection.to_dict(), "granularity": granularity, "scales": scales, **carried},
             settings={"command": command} if command else None,
             seconds=spent,
             progress=progress,

@@ -20,25 +20,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .counts import check_counts, check_seed
-from .errors import FactError, ModelError, ScorerError, said
-from .facts import Fact, TrainingFact, check_fact
-from .localizing.bridge import Hooks, has_hooks, left_as_found, wrap
+from .errors import ModelError, ScorerError, said
+from .facts import Fact, TrainingFact
+from .localizing.asked import Asked, asked, checked
+from .localizing.bridge import Hooks, left_as_found
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
-from .localizing.corruption import PromptPair, corrupt, template_ids
+from .localizing.corruption import PromptPair
 from .localizing.results import Localization
-from .localizing.runs import Runs
 from .localizing.scores import SECONDS, Scores, check_notes, check_scores
 from .localizing.specs import ScorerSpec, read_scorers
 from .plugins import Catalogue, PluginWarning, load_scorers
 from .profiling import phase
-from .progress import progress_bar
-from .running.precision import without_autocast
-from .sites import ModelShape
-from .staging.whole_answers import in_sentences
+from .progress import tracked
 from .texts.text import printable
-from .wrapped import check_unwrapped
 
 DEFAULT_SCORERS = ("verified", "attribution")
 """Estimate all, measure the promising exactly, keep what is specific; attribution breaks ties and ranks neurons."""
@@ -94,25 +89,14 @@ def localize(
         ArchitectureError: When its architecture is not known or its modules are laid out otherwise, or it is no causal
             language model.
     """
-    check_fact(fact)
-    check_unwrapped(model)
-    fact = in_sentences(fact.training, tokenizer)
-    if prompts is not None:
-        check_counts(1, FactError, prompts=prompts)
-    check_seed(seed, ScorerError)
-    check_counts(1, ScorerError, max_tokens=max_tokens)
+    fact = checked(model, tokenizer, fact, seed=seed, prompts=prompts, max_tokens=max_tokens)
     if torch.is_inference_mode_enabled():
         raise ModelError("localization takes gradients, which torch.inference_mode() rules out; call it outside.")
     catalogue = load_scorers()
     specs = read_scorers(DEFAULT_SCORERS if scorers is None else scorers, catalogue)
-    with without_autocast(model):
-        bridge = wrap(model)
-        try:
-            hooked = has_hooks(model)
-            session = _Session(bridge, tokenizer, fact, catalogue, seed, prompts, max_tokens, progress, hooked)
-            tables, errors = session.run(specs)
-        finally:
-            bridge.reset_hooks()
+    with asked(model, tokenizer, fact, seed=seed, prompts=prompts, max_tokens=max_tokens) as started:
+        session = _Session(started, tokenizer, fact, catalogue, seed, max_tokens, progress)
+        tables, errors = session.run(specs)
     # What a scorer asked another for before it failed is none of those that were to be.
     if not any(spec.text in tables for spec in specs):
         raise ScorerError("; ".join(errors.values()))
@@ -137,27 +121,22 @@ class _Session:
 
     def __init__(
         self,
-        bridge: Any,
+        started: Asked,
         tokenizer: Any,
         fact: TrainingFact,
         catalogue: Catalogue,
         seed: int,
-        prompts: int | None,
         max_tokens: int,
         progress: bool,
-        hooked: bool,
     ) -> None:
-        template = template_ids(tokenizer)
-        self.runs, self.precise = Runs(bridge, template), Runs(bridge, template, precise=True, hooked=hooked)
-        self.shape = ModelShape.from_config(bridge.original_model.config)
+        self.runs, self.precise = started.runs, started.precise
+        self.shape, self.pairs = started.shape, started.pairs
         self.tokenizer, self.fact, self.catalogue = tokenizer, fact, catalogue
         self.seed, self.max_tokens, self.progress = seed, max_tokens, progress
-        pairs = corrupt(tokenizer, fact, self.runs.embed, self._generator(), fact.prompts[:prompts])
-        self.pairs = self.precise.answered(pairs, max_tokens)
         self._tables: dict[str, Scores] = {}
         self._shared: dict[Hashable, Any] = {}
         self._under_way: list[str] = []
-        self._hooks = Hooks.of(bridge)
+        self._hooks = Hooks.of(self.runs.bridge)
 
     def run(self, specs: Sequence[ScorerSpec]) -> tuple[dict[str, Scores], dict[str, str]]:
         """Tables of all scorers, the requested ones first, and the reasons of those that failed."""
@@ -234,10 +213,7 @@ class _Session:
 
     def _track(self, label: str) -> Callable[[Iterable[T], int], Iterable[T]]:
         def track(items: Iterable[T], total: int) -> Iterator[T]:
-            with progress_bar(total, label, enabled=self.progress) as bar:
-                for item in items:
-                    yield item
-                    bar.update()
+            return tracked(items, total, label, enabled=self.progress)
 
         return track
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from .running.sharing import is_main
+
+T = TypeVar("T")
 
 
 def progress_bar(total: int, description: str, *, enabled: bool) -> Any:
@@ -16,6 +19,14 @@ def progress_bar(total: int, description: str, *, enabled: bool) -> Any:
     shown = enabled and is_main() and sys.stderr is not None
     disable = None if shown and not _in_notebook() else not shown
     return tqdm(total=total, desc=description, disable=disable, leave=False, dynamic_ncols=True)
+
+
+def tracked(items: Iterable[T], total: int, description: str, *, enabled: bool) -> Iterator[T]:
+    """The same items, counted on such a bar as they are done."""
+    with progress_bar(total, description, enabled=enabled) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def _in_notebook() -> bool:

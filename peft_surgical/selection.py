@@ -32,8 +32,8 @@ from .sites import (
 from .writing.files import read_json, why_unread, write_json
 
 _KEYS = ("components", "shape", "neurons")
-_RECORDED = ("granularity", "scales")
-"""What a report says of its selection besides: how it was used, which is not part of it."""
+_RECORDED = ("granularity", "scales", "faithfulness")
+"""What a report says of its selection besides: how it was used and what it carries, which is not part of it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Selection:
         """What `to_dict` gave, or a person wrote: only `components` must be there.
 
         Args:
-            data: The JSON. What a report's `selection` says besides (`granularity`, `scales`) is passed over.
+            data: The JSON. What a report's `selection` says besides (`granularity`, `scales`,
+            `faithfulness`) is passed over.
 
         Raises:
             SelectionError: For an unknown key or a malformed value.

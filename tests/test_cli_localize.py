@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import peft_surgical as ps
@@ -31,3 +32,32 @@ def test_a_budget_is_an_upper_bound(tmp_path, fact_file, model_folder):
     options = ["--model", model_folder, "--scorer", "random", "--budget", 10**9, "--out", tmp_path / "out"]
     assert run("localize", fact_file, *options).exit_code == 0
     assert len(ps.Selection.load(tmp_path / "out" / "localization.json").components) == 15
+
+
+def test_what_the_chosen_carry_is_told_and_recorded(tmp_path, fact_file, model_folder):
+    options = [fact_file, "--model", model_folder, "--scorer", "logit_drop", "--heads", 2, "--mlps", 1]
+    result = run("localize", *options, "--faithfulness", "--draws", 3, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    saved = ps.Localization.load(tmp_path / "out" / "localization.json")
+    found = saved.faithfulness
+    chosen = ps.Selection.load(tmp_path / "out" / "localization.json")
+    assert (found.selection, found.seed, found.n) == (chosen, 0, 3)
+    assert [len(carried.draws) for carried in (found.faithfulness, found.necessity)] == [3, 3]
+    shown = result.stdout[result.stdout.index("What the 3 components carry together") :]
+    for row in found.rows()[1]:
+        assert all(cell in shown for cell in row)
+    model, tokenizer = ps.load_model(model_folder)
+    fact = ps.Fact.from_file(fact_file)
+    assert found == ps.faithfulness(model, tokenizer, fact, chosen, draws=3, progress=False)
+    plain = run("localize", *options, "--out", tmp_path / "plain")
+    assert "carry together" not in plain.stdout
+    assert replace(saved, faithfulness=None) == ps.Localization.load(tmp_path / "plain" / "localization.json")
+    shown = run("localize", *options, "--faithfulness", "--draws", 0, "--json", "--quiet", "--out", tmp_path / "json")
+    assert json.loads(shown.stdout)["faithfulness"]["necessity"]["draws"] == []
+
+
+def test_draws_alone_measure_nothing_and_are_refused(tmp_path, fact_file, no_model):
+    line = run("localize", fact_file, "--draws", 3, "--out", tmp_path / "out")
+    assert line.exit_code == 2
+    assert "--draws says beside how many random selections --faithfulness measures; give both." in line.stderr
+    assert not (tmp_path / "out").exists()

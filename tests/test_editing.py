@@ -113,6 +113,20 @@ def test_the_first_scorer_that_is_asked_for_ranks_an_earlier_localization(edited
     ):
         with pytest.raises(error, match=words):
             rewrite(model_folder, tmp_path / "out", localization=earlier, scorers=scorers)
+def test_what_the_selection_carries_is_measured_where_it_is_asked(edited, model_folder, tmp_path):
+    out, _, plain = edited
+    assert "faithfulness" not in plain.selection
+    assert "carry together" not in (out / "report.html").read_text()
+    selection = Selection.from_components("L1.head.2", "L2.mlp")
+    _, report = rewrite(model_folder, tmp_path / "out", selection=selection, faithfulness=True)
+    found = Localization.load(tmp_path / "out" / "localization.json").faithfulness
+    assert report.selection["faithfulness"] == found.to_dict()
+    assert found.selection == selection
+    assert list(report.seconds)[:2] == ["localize", "faithfulness"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert found.told() in page
+    assert all(cell in page for row in found.rows()[1] for cell in row)
+    assert Selection.load(tmp_path / "out" / "report.json") == selection
 
 
 def test_each_stage_has_the_recipe_that_is_given_for_it(model_folder, tmp_path):

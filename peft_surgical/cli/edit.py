@@ -94,6 +94,7 @@ _FILES = (
 @click.option("--neurons", type=click.IntRange(min=1), help="With --granularity neuron: how many of each MLP.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps a stage at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes, none side by side: less memory, more time.")
+@options.faithfulness
 @options.retention_tokens
 @options.seed
 @options.overwrite
@@ -120,6 +121,7 @@ def edit(
     neurons: int | None,
     steps: int | None,
     low_memory: bool,
+    faithfulness: bool,
     retention_tokens: int,
     seed: int,
     overwrite: bool,
@@ -150,6 +152,11 @@ def edit(
         raise click.UsageError("--projection and --granularity module exclude each other: that scales whole modules.")
     if granularity == "module" and budget is not None:
         raise click.UsageError("--budget and --granularity module exclude each other: components share modules.")
+    if faithfulness and sharded():
+        raise click.UsageError(
+            "--faithfulness needs the whole model in one process, and the launcher spreads it over several; measure it"
+            " with `localize --faithfulness`."
+        )
     fact = Fact.from_file(fact_file)
     checks.edit_folder(out, overwrite)
     checks.scorers(scorers)
@@ -196,6 +203,7 @@ def edit(
             seed=seed,
             overwrite=overwrite,
             progress=not quiet,
+            faithfulness=faithfulness,
             retention_tokens=retention_tokens,
             command=this_command(context),
             seconds=seconds,

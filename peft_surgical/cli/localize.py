@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Group
+from rich.console import Group, RenderableType
 
 import peft_surgical as ps
 
+from ..carried import DRAWS
 from ..edit_folder import LOCALIZATION, PICTURE, TABLE, replacing
 from ..editing import EDIT_PROJECTIONS
 from ..errors import MissingPackageError, ScorerError
 from ..facts import Fact
+from ..localizing.faithfulness import Faithfulness
 from ..localizing.plots import plot_localization
 from ..localizing.results import Localization
 from ..selection import Selection
@@ -20,7 +23,7 @@ from ..texts.text import printable
 from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
-from .tables import ScoreTable
+from .tables import Catalogue, ScoreTable
 from .terminal import counted, note_left_out_picture, on_interrupt, print_json, print_result
 
 
@@ -37,6 +40,8 @@ from .terminal import counted, note_left_out_picture, on_interrupt, print_json, 
 @options.heads
 @options.mlps
 @click.option("--budget", type=click.IntRange(min=1), help="Scales at most, counted where `edit` puts them.")
+@options.faithfulness
+@click.option("--draws", type=click.IntRange(min=0), help="Random selections for --faithfulness.  [default: 20]")
 @click.option("--prompts", type=click.IntRange(min=1), help="Use only the first so many prompts of the fact.")
 @options.seed
 @options.overwrite
@@ -54,6 +59,8 @@ def localize(
     heads: int | None,
     mlps: int | None,
     budget: int | None,
+    faithfulness: bool,
+    draws: int | None,
     prompts: int | None,
     seed: int,
     overwrite: bool,
@@ -67,7 +74,10 @@ def localize(
       peft-surgical localize france.yaml --model demo --out where
       peft-surgical localize fact.yaml --scorer attribution:steps=5 --scorer random --out where
       peft-surgical localize fact.yaml --heads 2 --mlps 3 --out where
+      peft-surgical localize fact.yaml --top 10 --faithfulness --out where
     """
+    if draws is not None and not faithfulness:
+        raise click.UsageError("--draws says beside how many random selections --faithfulness measures; give both.")
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite, LOCALIZATION)
@@ -88,6 +98,12 @@ def localize(
                 f"{', '.join(found.tables)} are in {out / TABLE}."
             )
         chosen = found.top(top, heads=heads, mlps=mlps, budget=budget, projections=EDIT_PROJECTIONS)
+        if faithfulness:
+            count = DRAWS if draws is None else draws
+            carried = ps.faithfulness(
+                model, tokenizer, fact, chosen, draws=count, seed=seed, prompts=prompts, progress=not quiet
+            )
+            found = replace(found, faithfulness=carried)
         with replacing(out, overwrite, LOCALIZATION) as folder:
             found.save(folder / TABLE, chosen)
             drawn = _draw(found, chosen, folder / PICTURE, quiet)
@@ -100,6 +116,7 @@ def localize(
         Group(
             printable(f"The best {counted(len(rows), 'component')} for {fact.subject}, by {header[2]}:"),
             ScoreTable(header, rows, f"{TABLE} has all scores"),
+            *_carried(found.faithfulness),
             f"{files} in {out}",
         ),
         quiet=quiet,
@@ -108,6 +125,10 @@ def localize(
     if found.errors:
         names = ", ".join(map(repr, found.errors))
         raise ScorerError(f"what was found is in {out}, but without the scores of {names}, which failed.")
+
+
+def _carried(found: Faithfulness | None) -> list[RenderableType]:
+    return [] if found is None else ["", found.told(), Catalogue(*found.rows())]
 
 
 def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bool:

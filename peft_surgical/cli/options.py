@@ -131,6 +131,11 @@ dry_run = click.option(
     is_flag=True,
     help="Check the fact, the options and the output, say what would be done, and stop; no model is looked at.",
 )
+faithfulness = click.option(
+    "--faithfulness",
+    is_flag=True,
+    help="Measure what the chosen components carry together, beside random ones, as many.",
+)
 profile = click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
 adapter = click.option(
     "--adapter",

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from ..errors import SelectionError, brief
 from ..sites import Component, ModelShape, check_component
+from .faithfulness import Faithfulness
 from .scores import Scores
 
 
@@ -47,6 +48,11 @@ def read_localization(data: Mapping[str, Any]) -> dict[str, Any]:
         raise _damaged(f"its errors are {brief(errors)}")
     if not all(isinstance(record, Mapping) for record in corruption):
         raise _damaged(f"its corruption is {brief(corruption)}")
+    carried = None
+    # Most localizations were made without it.
+    if "faithfulness" in data:
+        carried = Faithfulness.from_dict(data["faithfulness"])
+        carried.selection.check(shape)
     return {
         **{key: _get(data, key, str) for key in ("model", "dtype", "subject")},
         "shape": shape,
@@ -55,6 +61,7 @@ def read_localization(data: Mapping[str, Any]) -> dict[str, Any]:
         "corruption": tuple(corruption),
         "seed": _get(data, "seed", int),
         "errors": errors,
+        "faithfulness": carried,
     }
 
 

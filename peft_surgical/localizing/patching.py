@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..sites import ModelShape
@@ -22,6 +22,9 @@ from .runs import Runs, Site
 from .window import Window
 
 Sources = Mapping[Site, Tensor]
+
+Patch = Mapping[Site, int | Int[Tensor, " item"] | None]
+"""What one row takes from elsewhere: of each site one head, some heads or neurons, or, with `None`, all."""
 
 
 @dataclass(frozen=True)
@@ -70,36 +73,69 @@ def patch(
     Returns:
         One row a target, float32, in the order of `targets`.
     """
-    order = sorted(range(len(targets)), key=lambda i: targets[i].site.layer)
+    patches: list[Patch] = [{target.site: target.index} for target in targets]
+    return patch_together(runs, window, patches, sources, max_tokens, read)[1:]
+
+
+@torch.no_grad()
+def patch_together(
+    runs: Runs,
+    window: Window,
+    patches: Sequence[Patch],
+    sources: Sources,
+    max_tokens: int,
+    read: Callable[[Float[Tensor, "row vocab"]], Tensor] = lambda logits: logits,
+) -> Tensor:
+    """What the logits are of the clean run, and when all that a patch names is taken from `sources` in it.
+
+    Args:
+        runs: The model.
+        window: Exactly one prompt. Outside it nothing is patched.
+        patches: At least one, in any order, none empty.
+        sources: As for [`patch`].
+        max_tokens: Bounds the memory: rows × positions of one pass.
+        read: What to keep of each row's logits; all unless given.
+
+    Returns:
+        The clean run's row and one a patch, float32, in the order of `patches`.
+    """
+    order = sorted(range(len(patches)), key=lambda i: _first(patches[i]))
     rows: dict[int, Tensor] = {}
     size = max(1, max_tokens // window.width - 1)
     for chunk in (order[start : start + size] for start in range(0, len(order), size)):
-        kept = read(_grow(runs, window, [targets[i] for i in chunk], sources))
+        clean, *kept = read(_grow(runs, window, [patches[i] for i in chunk], sources))
+        rows.setdefault(-1, clean)
         rows.update(zip(chunk, kept, strict=True))
-    return torch.stack([rows[i] for i in range(len(targets))])
+    return torch.stack([rows[i] for i in range(-1, len(patches))])
 
 
-def _grow(runs: Runs, window: Window, targets: Sequence[Target], sources: Sources) -> Tensor:
-    """One pass; `targets` ascend by layer, so row `i + 1` is the one of target `i`."""
+def _first(patch: Patch) -> int:
+    """The first layer in which a patched row differs from the clean one."""
+    return min(site.layer for site in patch)
+
+
+def _grow(runs: Runs, window: Window, patches: Sequence[Patch], sources: Sources) -> Tensor:
+    """One pass; the first layers of `patches` ascend, so row `i + 1` is the one of patch `i`, and row 0 clean."""
     hooks: list[tuple[str, Any]] = []
-    by_site: dict[Site, list[tuple[int, int | None]]] = {}
+    by_site: dict[Site, list[tuple[int, Any]]] = {}
     born: dict[int, int] = {}
-    for row, target in enumerate(targets, 1):
-        born[target.site.layer] = born.get(target.site.layer, 0) + 1
-        by_site.setdefault(target.site, []).append((row, target.index))
+    for row, patch in enumerate(patches, 1):
+        born[_first(patch)] = born.get(_first(patch), 0) + 1
+        for site, items in patch.items():
+            by_site.setdefault(site, []).append((row, items))
 
     def grow(count: int) -> Any:
         return lambda tensor, hook: torch.cat([tensor, tensor[:1].expand(count, -1, -1)])
 
-    def write(site: Site, patches: list[tuple[int, int | None]]) -> Any:
+    def write(site: Site, parts: list[tuple[int, Any]]) -> Any:
         def hook(tensor: Tensor, hook: Any) -> Tensor:
             source = sources[site].to(tensor)[0]
             value = tensor.reshape(_shape(tensor, site, window)).clone()
-            for row, index in patches:
-                if index is None:
+            for row, items in parts:
+                if items is None:
                     value[row] = source
                 else:
-                    value[row, :, index] = source[:, index]
+                    value[row][:, items] = source[:, items]
             return value.reshape(tensor.shape)
 
         return hook
@@ -108,9 +144,9 @@ def _grow(runs: Runs, window: Window, targets: Sequence[Target], sources: Source
     if runs.can_grow:
         hooks += [(f"blocks.{layer}.hook_in", grow(count)) for layer, count in born.items()]
     else:
-        embeddings = embeddings.expand(1 + len(targets), -1, -1)
-    hooks += [(site.name, write(site, patches)) for site, patches in by_site.items()]
-    return runs.logits(window, embeddings, hooks)[1:]
+        embeddings = embeddings.expand(1 + len(patches), -1, -1)
+    hooks += [(site.name, write(site, parts)) for site, parts in by_site.items()]
+    return runs.logits(window, embeddings, hooks)
 
 
 def _shape(tensor: Tensor, site: Site, window: Window) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from ..ranges import united_index
 from ..selection import Selection, checked_limit, ranked, select
 from ..sites import DEFAULT_PROJECTIONS, Component, ModelShape
 from ..writing.files import read_json, why_unread, write_json
+from .faithfulness import Faithfulness
 from .localization_files import pack, read_localization
 from .scores import Scores
 
@@ -46,6 +47,7 @@ class Localization:
             before (`clean`) and after (`corrupted`).
         seed: What the random parts began with.
         errors: Scorer to the reason why it has no scores.
+        faithfulness: What a selection carries together, where that was measured.
     """
 
     model: str
@@ -57,6 +59,7 @@ class Localization:
     corruption: tuple[Mapping[str, Any], ...]
     seed: int
     errors: Mapping[str, str] = field(default_factory=dict)
+    faithfulness: Faithfulness | None = None
 
     @property
     def scores(self) -> dict[str, Mapping[str, float]]:
@@ -208,6 +211,7 @@ class Localization:
 
     def to_dict(self) -> dict[str, Any]:
         """The localization as JSON; neuron scores are base64 of little-endian float32."""
+        carried = {} if self.faithfulness is None else {"faithfulness": self.faithfulness.to_dict()}
         return {
             "format": FORMAT,
             "model": self.model,
@@ -224,6 +228,7 @@ class Localization:
                 for name, table in self.tables.items()
             },
             "notes": {name: dict(table.notes) for name, table in self.tables.items()},
+            **carried,
         }
 
     @classmethod

@@ -20,7 +20,8 @@ from typing import Any
 
 import jinja2
 
-from ..errors import ReportError, brief
+from ..errors import ReportError, SelectionError, brief
+from ..localizing.faithfulness import Faithfulness
 from ..measuring.metrics import Figure
 from ..profiling import phase
 from ..report import Report
@@ -59,6 +60,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
             command=command,
             sections=[made for kind in (held_out, controls, portability, probes) if (made := kind(report)).rows],
             components=_components(report),
+            carried=_carried(report),
             times=_times(report),
         )
     )
@@ -176,6 +178,15 @@ def _components(report: Report) -> list[str]:
     if not isinstance(names, (list, tuple)):
         raise ReportError(f"this is not a report: its components are {brief(names)}.")
     return [str(name) for name in names]
+
+
+def _carried(report: Report) -> Faithfulness | None:
+    """What the components carry together, where that was asked for."""
+    found = report.selection.get("faithfulness")
+    try:
+        return None if found is None else Faithfulness.from_dict(found)
+    except SelectionError as error:
+        raise ReportError(f"this is not a report: {error}") from error
 
 
 def _number(value: Any) -> float | int:
