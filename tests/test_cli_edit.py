@@ -27,7 +27,16 @@ def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
     monkeypatch.setattr(ps, "edit", edit)
     options = ["--model", "some/model", "--dtype", "bfloat16", "--device", "cpu", "--trust-remote-code", "--seed", 5]
     options += ["--component", "L2.mlp", "--component", "L0.head.1", "--granularity", "module", "--steps", 7]
-    options += ["--retention-tokens", 64, "--overwrite", "--scorer", "random", "--scorer", "logit_drop:measure=old"]
+    options += [
+        "--retention-tokens",
+        64,
+        "--overwrite",
+        "--faithfulness",
+        "--scorer",
+        "random",
+        "--scorer",
+        "logit_drop:measure=old",
+    ]
     result = run("edit", fact_file, "--out", tmp_path / "my out", *options)
     assert result.exit_code == 0, result.output
     assert fake_model == {"name": "some/model", "dtype": "bfloat16", "device": "cpu", "trust_remote_code": True}
@@ -38,6 +47,7 @@ def test_options_reach_edit(monkeypatch, tmp_path, fact_file, fake_model):
     assert (given["seed"], given["overwrite"], given["retention_tokens"]) == (5, True, 64)
     assert given["scorers"] == ["random", "logit_drop:measure=old"]
     assert given["progress"] is True
+    assert given["faithfulness"] is True
     assert given["command"].startswith(f"peft-surgical edit {fact_file} --out '{tmp_path}/my out' --model some/model")
     assert "Code that comes with some/model may run" in result.stderr
 
@@ -120,12 +130,24 @@ def test_a_dry_run_counts_in_words(tmp_path, fact_file):
     plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *options).stdout
     assert "the best 1 component by random, at most 1 head and 2 MLPs and 1 scale\n" in plan
     assert "in at most 1 step:" in plan
+    assert "carry together" not in plan
+    plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--faithfulness").stdout
+    assert "measure   what they carry together\n" in plan
     assert (
         "1 neuron of each MLP"
         in run(
             "edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--granularity", "neuron", "--neurons", 1
         ).stdout
     )
+
+
+@pytest.mark.usefixtures("no_model")
+def test_what_a_spread_model_carries_is_measured_elsewhere(tmp_path, fact_file, monkeypatch):
+    monkeypatch.setattr(EDIT_COMMAND, "sharded", lambda: True)
+    refused = run("edit", fact_file, "--out", tmp_path / "out", "--faithfulness")
+    assert refused.exit_code == 2
+    assert "measure it with `localize --faithfulness`." in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("no_model")

@@ -167,6 +167,7 @@ def edit(
         check_device(source.device)
         if is_first():
             how = {"granularity": granularity, "neurons": neurons, "projections": list(projections), "steps": steps}
+            how |= {"faithfulness": faithfulness}
             _tell(fact, source.name, scorers, limits, selection, how, out, as_json, quiet)
         return
     if low_memory:
@@ -279,6 +280,7 @@ def _tell(
     done = {
         "localize": f"with {', '.join(names)}, on {counted(len(fact.training.prompts), 'prompt')}",
         "scale": chosen,
+        **({"measure": "what they carry together"} if how["faithfulness"] else {}),
         "unlearn": f"to answer{at_most(how['steps'])}: {fact.refusal}",
         "learn": f"to answer{at_most(how['steps'])}: {taught(fact)}",
     }

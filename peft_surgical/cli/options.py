@@ -134,7 +134,7 @@ dry_run = click.option(
 faithfulness = click.option(
     "--faithfulness",
     is_flag=True,
-    help="Measure what the chosen components carry together, beside random ones, as many.",
+    help="Measure what the chosen components carry together, beside random selections of their size.",
 )
 profile = click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
 adapter = click.option(
