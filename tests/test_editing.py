@@ -113,6 +113,8 @@ def test_the_first_scorer_that_is_asked_for_ranks_an_earlier_localization(edited
     ):
         with pytest.raises(error, match=words):
             rewrite(model_folder, tmp_path / "out", localization=earlier, scorers=scorers)
+
+
 def test_what_the_selection_carries_is_measured_where_it_is_asked(edited, model_folder, tmp_path):
     out, _, plain = edited
     assert "faithfulness" not in plain.selection
