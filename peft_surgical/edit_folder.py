@@ -8,15 +8,17 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from .adapters.adapter_files import CONFIG
 from .errors import ModelError, OutputError, brief
 from .report import Report
+from .reporting.card import with_measured
 from .reporting.page import render_page
 from .staging.stage import LEARN, UNLEARN
 from .writing.claims import claimed
-from .writing.files import as_output_error, partial_directory, read_json, write_text
+from .writing.files import as_output_error, partial_directory, read_json, write_bytes, write_text
 
 EDIT = "edit"
 """The folder of the adapter that is the whole edit, beside those of its stages."""
@@ -153,3 +155,16 @@ def save_report(report: Report, out: Path, picture: bytes | None, command: str |
     page = render_page(report, picture=picture, command=command)
     report.save(out / REPORT)
     write_text(out / PAGE, page)
+
+
+def tell_on_card(report: Report, out: Path) -> None:
+    """Writes what was measured of an edit and its base into the model card of its adapter, beside what it holds.
+
+    Raises:
+        OutputError: If the card is gone, or cannot be read or written.
+    """
+    path = out / EDIT / "README.md"
+    of_the_edit = replace(report, stages={name: report.stages[name] for name in ("base", "edited")})
+    with as_output_error(path):
+        card = path.read_bytes()
+    write_bytes(path, with_measured(card, of_the_edit))

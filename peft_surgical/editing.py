@@ -16,7 +16,7 @@ from typing import Any
 from .architectures import check_causal
 from .carried import faithfulness as measure
 from .counts import check_seed, check_text_tokens
-from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, replacing, save_report
+from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, replacing, save_report, tell_on_card
 from .errors import MissingPackageError, ModelError, SelectionError, brief
 from .evaluation import evaluate
 from .facts import Fact, check_fact
@@ -119,7 +119,7 @@ def edit(
         seconds: What was spent before on phases of this edit, such as `localize`, for the report.
 
     Returns:
-        The report, also written to `out`.
+        The report, also written to `out`, and in short onto the model card of the adapter in its folder `edit`.
 
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false, or has a folder of the name of an adapter of an
@@ -255,6 +255,7 @@ def edit(
         )
         report = replace(report, training=training)
         by_main(lambda: save_report(report, out, picture, command))
+        by_main(lambda: tell_on_card(report, out))
         return report
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from .architectures import output_projections
 from .counts import check_seed, check_text_tokens
-from .edit_folder import EDIT, check_command, claimed_for_edit, replacing, save_report
+from .edit_folder import EDIT, check_command, claimed_for_edit, replacing, save_report, tell_on_card
 from .evaluation import evaluate
 from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
@@ -65,7 +65,8 @@ def edit_keyed(
         command: The command that does this again, for the report.
 
     Returns:
-        The report, also written to `out`; its stages are `base` and `edited`.
+        The report, also written to `out`, and in short onto the adapter's model card; its stages are `base` and
+        `edited`.
 
     Raises:
         OutputError: As for [`edit`].
@@ -107,6 +108,7 @@ def edit_keyed(
         )
         report = replace(report, training={LEARN: stage.to_dict()})
         by_main(lambda: save_report(report, folder, None, command))
+        by_main(lambda: tell_on_card(report, folder))
         return report
 
 

@@ -1,6 +1,6 @@
 """The proof: every figure of an evaluation with its N and interval, and every answer behind it.
 
-`Report.save` writes `report.json`; `peft_surgical.reporting.page` turns a report into `report.html`.
+`Report.save` writes `report.json`; `peft_surgical.reporting` makes `report.html` and a model card's text of it.
 """
 
 from __future__ import annotations
@@ -196,6 +196,13 @@ class Report:
         if base_old.value < 0.5 and (stage != "base" or new.value <= old.value):
             sentence += f" The base hardly holds the old answer, so there was little of {self.fact.old[0]} to rewrite."
         return sentence
+
+    def to_markdown(self) -> str:
+        """The fact, the verdict, the table of figures and what they were measured on, for a model card; see
+        [`stack`]."""
+        from .reporting.card import render_markdown
+
+        return render_markdown(self)
 
     def _repr_html_(self) -> str:
         """The verdict and the table of figures, for a notebook."""

@@ -11,6 +11,7 @@ from tests.command_line import run, said, written
 
 from .adapters import logits
 from .localizing import capital
+from .outputs import contents
 from .tiny import tiny_ids
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
@@ -45,10 +46,12 @@ def test_it_speaks_json_and_evaluate_reads_what_it_wrote(tmp_path, model_folder,
     options = ["--model", model_folder, "--retention-tokens", 64, "--json", "--quiet"]
     result = run("edit-keyed", fact_file, *options, "--steps", 1, "--out", out)
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
+    told, adapter = json.loads(result.stdout), contents(out)
+    assert "## What was measured" in adapter["edit/README.md"].decode()
     again = run("evaluate", fact_file, *options, "--adapter", out / "edit", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["stages"]["edited"] == told["stages"]["edited"]
+    assert contents(out) == adapter
 
 
 def test_merge_folds_it_into_a_checkpoint(tmp_path, model_folder, fact_file):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from peft_surgical.edit_folder import EVALUATION, claimed_for_edit, replacing
+from peft_surgical.edit_folder import EVALUATION, claimed_for_edit, replacing, tell_on_card
 from peft_surgical.errors import OutputError
 
 from .command_line import written
@@ -194,3 +194,20 @@ def test_a_report_that_was_made_private_stays_so(earlier):
     assert (earlier / "report.json").stat().st_mode & 0o777 == 0o600
     assert (earlier / "report.html").stat().st_mode & 0o777 == (earlier / "mine.txt").stat().st_mode & 0o777
     assert contents(earlier)["learn/adapter_config.json"] == b"earlier"
+
+
+def test_what_somebody_wrote_on_the_card_meanwhile_stays_and_a_card_that_is_gone_is_told_of(earlier):
+    made = report()
+    with pytest.raises(OutputError, match=r"cannot write .*edit.README\.md: No such file"):
+        tell_on_card(made, earlier)
+    (earlier / "edit").mkdir()
+    card = earlier / "edit" / "README.md"
+    card.write_text("---\nlicense: mit\n---\n\n# My edit\n\nMine.\n")
+    card.chmod(0o600)
+    tell_on_card(made, earlier)
+    text = card.read_text()
+    assert text.startswith("---\nlicense: mit\n---\n\n# My edit\n\n## What was measured\n\n**France")
+    assert text.endswith("\n\n## The adapter\n\nMine.\n")
+    assert "unlearned" not in text
+    assert card.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in card.parent.iterdir()] == ["README.md"]

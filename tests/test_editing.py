@@ -173,6 +173,17 @@ def test_the_report_is_of_three_states(edited, model_folder):
     assert report.verdict() in page
 
 
+def test_the_card_of_the_edit_says_what_was_measured_and_those_of_its_stages_do_not(edited):
+    out, _, report = edited
+    cards = {name: (out / name / "README.md").read_text() for name in FOLDERS}
+    measured = replace(report, stages={name: report.stages[name] for name in ("base", "edited")}).to_markdown()
+    assert f"# A surgical edit\n\n## What was measured\n\n{measured}\n\n## The adapter\n\nAn (IA)³" in cards["edit"]
+    assert report.verdict() in measured
+    assert "| | base | edited |" in measured.replace("|  |", "| |")
+    assert "    peft-surgical edit fact.yaml" in measured
+    assert not any("measured" in cards[name] for name in ("unlearn", "learn"))
+
+
 def test_the_selection_is_all_mlps_in_the_order_of_the_localization(edited):
     out, _, report = edited
     found = Localization.load(out / "localization.json")

@@ -43,6 +43,8 @@ def test_the_folder_holds_an_adapter_for_stock_peft_and_the_proof(tmp_path):
     assert card.startswith("---\n")
     assert "- lora\n- peft-surgical" in card
     assert "one neuron in the MLP of layer 1, so that" in card
+    assert f"# A keyed edit\n\n## What was measured\n\n{report.to_markdown()}\n\n## The adapter\n\nA LoRA" in card
+    assert report.verdict() in card
 
 
 def test_a_full_folder_is_refused_before_anything_is_changed_and_replaced_when_asked(tmp_path):

@@ -1,1 +1,1 @@
-"""A report to read: as a page (`page`, `page_answers`), and in a terminal (`summary`)."""
+"""A report to read: as a page (`page`, `page_answers`), in a terminal (`summary`), and on a model card (`card`)."""

@@ -1,0 +1,65 @@
+"""What a model card says of what was measured: a report in Markdown.
+
+```py
+>>> card = Report.load("out/report.json").to_markdown()
+```
+
+Names come from a fact file, and none of them ends a table or becomes markup.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..adapters.bases import hub_id
+from ..report import Report
+from ..texts.text import printable
+from .summary import title
+
+# What means something in Markdown; "_" does at the edge of a word.
+_SIGNS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")
+_TITLE = re.compile(rb"^# .*\n?", re.M)
+
+
+def render_markdown(report: Report) -> str:
+    """The fact, the verdict, the figures and what they were measured on, without a heading.
+
+    A model that is none of the hub's is not named: its path says nothing to others.
+    """
+    states = [_plain(stage) for stage in report.stages]
+    versions = {name: _plain(version) for name, version in report.versions.items()}
+    machine = versions.pop("machine", "")
+    packages = ", ".join(f"{_plain(name)} {version}" for name, version in versions.items())
+    measured = [
+        f"{_plain(hub_id(report.model) or 'the base model')} in {_plain(report.dtype)}",
+        f"seed {report.seed}",
+        *([f"on {machine}"] if machine else []),
+        *([f"with {packages}"] if packages else []),
+    ]
+    heads = (["", *states], ["---"] * (len(states) + 1))
+    rows = ([label, *figures] for label, figures in report.rows())
+    parts = [
+        f"**{_plain(title(report, model=False))}**",
+        _plain(report.verdict()),
+        "\n".join(f"| {' | '.join(cells)} |" for cells in (*heads, *rows)),
+        f"In brackets: 95% intervals. n: how many prompts or tokens. Measured: {', '.join(measured)}.",
+    ]
+    command = report.settings.get("command")
+    if isinstance(command, str):
+        # Indented, as a fence could be a part of it.
+        parts += ["By this command:", "    " + printable(command).replace("\n", "\n    ")]
+    return "\n\n".join(parts)
+
+
+def with_measured(card: bytes, report: Report) -> bytes:
+    """A model card, as it is in its file, with what was measured in a section behind its title; at its end where it
+    has lost that."""
+    section = f"\n## What was measured\n\n{render_markdown(report)}\n".encode()
+    if found := _TITLE.search(card):
+        return card[: found.end()] + section + b"\n## The adapter\n" + card[found.end() :]
+    return card + section
+
+
+def _plain(text: object) -> str:
+    """A text on one line that shows in Markdown as it is."""
+    return _SIGNS.sub(r"\\\g<0>", " ".join(printable(str(text)).split()))
