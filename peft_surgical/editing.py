@@ -36,6 +36,7 @@ from .stacking import stack
 from .stages import RECIPES, learn, unlearn
 from .staging.placeable import check_free, check_whole
 from .staging.recipe import Recipe, check_recipe
+from .staging.recipe_files import recorded
 from .staging.stage import LEARN, UNLEARN, Stage
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
@@ -249,7 +250,13 @@ def edit(
             seed=seed,
             retention_tokens=retention_tokens,
             selection={**selection.to_dict(), "granularity": granularity, "scales": scales, **carried},
-            settings={"command": command} if command else None,
+            settings={
+                **({"command": command} if command else {}),
+                "scorers": [*localization.scorers],
+                # Whole modules are scaled where PEFT's (IA)^3 scales them.
+                **({} if granularity == "module" else {"projections": [*projections]}),
+                "recipe": {stage: recorded(own) for stage, own in recipes.items()},
+            },
             seconds=spent,
             progress=progress,
         )

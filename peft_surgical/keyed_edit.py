@@ -28,6 +28,7 @@ from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
 from .staging.placeable import check_bare
 from .staging.recipe import check_recipe
+from .staging.recipe_files import recorded
 from .staging.stage import LEARN, Stage
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
@@ -102,7 +103,7 @@ def edit_keyed(
             seed=seed,
             retention_tokens=retention_tokens,
             selection={"components": [f"L{layer}.mlp" for layer in layers], "granularity": "keyed"},
-            settings={"command": command} if command else None,
+            settings={**({"command": command} if command else {}), "recipe": recorded(recipe)},
             seconds=seconds,
             progress=progress,
         )

@@ -65,7 +65,8 @@ class Report:
         training: Stage to what its training reached; empty when nothing was trained.
         settings: What else the figures depend on, as JSON: how long answers may be, how much unrelated text was
             asked for (the N of its figures counts the tokens measured), a digest of the chat template (null without
-            one), and at the command line the command and the adapters.
+            one), and at the command line the command and the adapters. Of an edit also the scorers, the projections
+            that were scaled, and the recipe, by stage where there are several, as `--recipe` takes it.
     """
 
     fact: Fact

@@ -8,7 +8,7 @@ from peft import IA3Config, PeftModel
 from peft_surgical import edit as edit_function
 from peft_surgical import editing
 from peft_surgical.adapters.edits import Edit
-from peft_surgical.editing import EDIT_SCORERS
+from peft_surgical.editing import EDIT_PROJECTIONS, EDIT_SCORERS
 from peft_surgical.errors import AdapterError, ModelError, ScorerError, SelectionError
 from peft_surgical.facts import Fact
 from peft_surgical.localizing.results import Localization
@@ -168,6 +168,9 @@ def test_the_report_is_of_three_states(edited, model_folder):
     assert set(report.training) == {"unlearn", "learn"}
     assert all(record["steps"] == RECIPE.steps for record in report.training.values())
     assert [record["answer"] for record in report.training.values()] == [FACT.refusal, FACT.answer]
+    assert report.settings["scorers"] == list(EDIT_SCORERS)
+    assert report.settings["projections"] == list(EDIT_PROJECTIONS)
+    assert report.settings["recipe"] == {stage: vars(RECIPE) for stage in ("unlearn", "learn")}
     page = (out / "report.html").read_text()
     assert "peft-surgical edit fact.yaml" in page
     assert report.verdict() in page
@@ -276,6 +279,10 @@ def test_what_is_selected(case, model_folder, tmp_path):
     else:
         assert scales <= options.get("budget", scales)
     assert Selection.load(out / "localization.json") == Selection.load(out / "report.json")
+    # Whole modules are scaled where they are, and not at projections.
+    projections = report.settings.get("projections")
+    assert (projections is None) == (case == "module")
+    assert projections == options.get("projections", projections)
     if case == "neuron":
         mlps = [name for name in report.selection["components"] if name.endswith(".mlp")]
         heads = components - len(mlps)

@@ -35,6 +35,7 @@ def test_the_folder_holds_an_adapter_for_stock_peft_and_the_proof(tmp_path):
     assert report.selection == {"components": ["L1.mlp"], "granularity": "keyed"}
     assert {"learn", "evaluate"} <= report.seconds.keys()
     assert report.training["learn"]["steps"] > 0
+    assert report.settings["recipe"] == vars(RECIPE)
     assert Report.load(out / "report.json") == report
     assert "the command" in (out / "report.html").read_text()
     loaded = PeftModel.from_pretrained(word_model(), out / "edit").eval()

@@ -1,4 +1,5 @@
 import html.parser
+import json
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,26 @@ def test_well_formed_and_self_contained():
     style = " ".join(text for tag, _, text in page.elements if tag == "style")
     assert "url(" not in style
     assert "@import" not in style
+
+
+def test_settings_are_folded_away_and_as_the_report_has_them():
+    settings = {"command": "peft-surgical", "recipe": {"learn": {"steps": 3, "compute_dtype": "<b>é"}}}
+    page = Page(render_page(report(settings=settings), command="peft-surgical"))
+    [(_, attributes, text)] = [element for element in page.elements if element[0] == "details"]
+    assert attributes == {}
+    assert page.texts("summary") == ["All settings, as report.json has them"]
+    [command, told] = [text for tag, _, text in page.elements if tag == "pre"]
+    assert command == "peft-surgical"
+    assert json.loads(told) == {"recipe": settings["recipe"]}
+    assert text.endswith(told)
+    for none in ({}, {"command": "peft-surgical"}):
+        assert "<details" not in render_page(report(settings=none), command="peft-surgical")
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for wrong in ({"x": deep}, {"x": object()}):
+        with pytest.raises(SurgicalError, match=r"^this is not a report: its settings are "):
+            render_page(report(settings=wrong))
 
 
 def test_without_picture_command_or_components():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ..running.sharing import by_all, shard
 from ..selection import Selection
 from ..sites import PROJECTIONS
 from ..staging.recipe import Recipe
+from ..staging.recipe_files import read_recipes, recorded
 from ..staging.stage import LEARN, UNLEARN
 from ..tuner.resolve import Granularity
 from . import checks, options
@@ -31,6 +31,7 @@ from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
 from .plans import at_most, file_names, plan, taught
+from .recipes import changed, differences
 from .terminal import (
     REPORT_FILES,
     counted,
@@ -95,6 +96,9 @@ _FILES = (
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps a stage at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes, none side by side: less memory, more time.")
 @options.faithfulness
+@options.recipe(
+    "fields of `Recipe` below `unlearn` and `learn`, or a report of this command; --steps and --low-memory win over it"
+)
 @options.retention_tokens
 @options.seed
 @options.overwrite
@@ -122,6 +126,7 @@ def edit(
     steps: int | None,
     low_memory: bool,
     faithfulness: bool,
+    recipe_file: Path | None,
     retention_tokens: int,
     seed: int,
     overwrite: bool,
@@ -163,12 +168,21 @@ def edit(
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
     check_choice(selection, granularity, neurons, projections, **limits)
+    recipes = _recipes(recipe_file, steps, low_memory)
     if dry_run:
         check_device(source.device)
         if is_first():
-            how = {"granularity": granularity, "neurons": neurons, "projections": list(projections), "steps": steps}
-            how |= {"faithfulness": faithfulness}
-            _tell(fact, source.name, scorers, limits, selection, how, out, as_json, quiet)
+            trained = recipes or ps.RECIPES
+            how = {
+                "granularity": granularity,
+                "neurons": neurons,
+                "projections": list(projections),
+                "steps": steps,
+                "faithfulness": faithfulness,
+                "recipe": {stage: recorded(recipe) for stage, recipe in trained.items()},
+            }
+            told = differences(trained, ps.RECIPES, recipe_file) if recipe_file else None
+            _tell(fact, source.name, scorers, limits, selection, how, told, out, as_json, quiet)
         return
     if low_memory:
         give_back_freed()
@@ -200,7 +214,7 @@ def edit(
             granularity=granularity,
             neurons=neurons,
             projections=projections or None,
-            recipe=_recipes(steps, low_memory),
+            recipe=recipes,
             seed=seed,
             overwrite=overwrite,
             progress=not quiet,
@@ -231,12 +245,12 @@ def _planned() -> list[str]:
     return [files for files, _ in _files(lambda name: pictured or name != PICTURE)]
 
 
-def _recipes(steps: int | None, little: bool) -> dict[str, Recipe] | None:
-    """How the stages train, as the options say; each as its own recipe has it otherwise."""
-    recipes = ps.low_memory() if little else ps.RECIPES
-    if steps is None:
-        return recipes if little else None
-    return {stage: replace(own, steps=steps) for stage, own in recipes.items()}
+def _recipes(path: Path | None, steps: int | None, little: bool) -> dict[str, Recipe] | None:
+    """How the stages train, as a file and the options say; each as its own recipe has it otherwise."""
+    if path is None and steps is None and not little:
+        return None
+    recipes = ps.RECIPES if path is None else read_recipes(path, ps.RECIPES)
+    return {stage: changed(recipe, steps, little) for stage, recipe in recipes.items()}
 
 
 def _tell(
@@ -246,6 +260,7 @@ def _tell(
     limits: Mapping[str, int | None],
     selection: Selection | None,
     how: Mapping[str, Any],
+    recipe: str | None,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -284,6 +299,8 @@ def _tell(
         "unlearn": f"to answer{at_most(how['steps'])}: {fact.refusal}",
         "learn": f"to answer{at_most(how['steps'])}: {taught(fact)}",
     }
+    if recipe is not None:
+        done["recipe"] = recipe
     print_result(plan(fact, model_name, done, _planned(), out), quiet=quiet)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,12 +17,14 @@ from ..facts import Fact
 from ..profiling import profiled
 from ..reporting.summary import summarize
 from ..running.replicas import without_replicas
-from ..stages import LOW_MEMORY_TOKENS
+from ..staging.recipe_files import read_recipe, recorded
+from ..staging.stage import LEARN
 from . import checks, options
 from .allocator import give_back_freed
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
 from .plans import at_most, file_names, plan, taught
+from .recipes import changed, differences
 from .terminal import REPORT_FILES, counted, on_interrupt, print_json, print_result, this_command
 
 _FILES = (
@@ -43,6 +46,7 @@ _FILES = (
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps at most.")
 @click.option("--low-memory", is_flag=True, help="Train in smaller passes, none side by side.")
+@options.recipe("fields of `KeyedRecipe`, or a report of this command; --steps and --low-memory win over it")
 @options.retention_tokens
 @options.seed
 @options.overwrite
@@ -60,6 +64,7 @@ def edit_keyed(
     layers: tuple[int, ...],
     steps: int | None,
     low_memory: bool,
+    recipe_file: Path | None,
     retention_tokens: int,
     seed: int,
     overwrite: bool,
@@ -85,18 +90,21 @@ def edit_keyed(
             warnings.filterwarnings("ignore", "(?s).*no prompt in 'prompts'.* names the subject ", FactWarning)
         fact = Fact.from_file(fact_file)
     checks.edit_folder(out, overwrite)
+    recipe = ps.KeyedRecipe() if recipe_file is None else read_recipe(recipe_file, ps.KeyedRecipe())
+    recipe = changed(recipe, steps, low_memory)
     if sharded():
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
     if dry_run:
         check_device(source.device)
         if is_first():
-            _tell(fact, source.name, layers, steps, out, as_json, quiet)
+            told = differences({LEARN: recipe}, {LEARN: ps.KeyedRecipe()}, recipe_file) if recipe_file else None
+            how = {"layers": list(layers) or None, "steps": steps, "recipe": recorded(recipe)}
+            _tell(fact, source.name, how, told, out, as_json, quiet)
         return
     if low_memory:
         give_back_freed()
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
-    recipe = ps.KeyedRecipe(pass_tokens=LOW_MEMORY_TOKENS if low_memory else None)
     if low_memory:
         context.with_resource(without_replicas())
     on_interrupt(context, out)
@@ -107,7 +115,7 @@ def edit_keyed(
             fact,
             out=out,
             layers=layers or None,
-            recipe=recipe if steps is None else replace(recipe, steps=steps),
+            recipe=recipe,
             seed=seed,
             overwrite=overwrite,
             progress=not quiet,
@@ -122,18 +130,20 @@ def edit_keyed(
 
 
 def _tell(
-    fact: Fact, model_name: str, layers: tuple[int, ...], steps: int | None, out: Path, as_json: bool, quiet: bool
+    fact: Fact, model_name: str, how: Mapping[str, Any], recipe: str | None, out: Path, as_json: bool, quiet: bool
 ) -> None:
     """What the command would do, on standard output."""
     written = [files for files, _ in _FILES]
     if as_json:
-        chosen = {"layers": list(layers) or None, "steps": steps}
         files = {"out": str(out), "files": file_names(written)}
-        print_json({"fact": fact.to_dict(), "model": model_name, **chosen, **files})
+        print_json({"fact": fact.to_dict(), "model": model_name, **how, **files})
         return
+    layers, steps = how["layers"], how["steps"]
     where = f"layer {' and '.join(map(str, layers))}" if layers else "each of 4 layers, a sixth of the layers apart"
     done = {
         "rewrite": f"a neuron of the MLP of {where}",
         "learn": f"to answer{at_most(steps)}, on {counted(len(fact.training.prompts), 'prompt')}: {taught(fact)}",
     }
+    if recipe is not None:
+        done["recipe"] = recipe
     print_result(plan(fact, model_name, done, written, out), quiet=quiet)

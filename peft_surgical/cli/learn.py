@@ -17,6 +17,7 @@ from ..errors import brief
 from ..running.generation import generate_answers
 from ..sentence import checked_aliases, subject_of
 from ..stacking import stack
+from ..staging.recipe_files import read_recipe, recorded
 from ..staging.stage import LEARN
 from ..texts.prompts import without_template
 from ..texts.text import contains, printable
@@ -41,6 +42,7 @@ _AROUND = 4
 @click.option(
     "--alias", "aliases", multiple=True, metavar="NAME", help="With --keyed: another name of it, repeatable."
 )
+@options.recipe("fields of `SubjectRecipe`, or with --keyed of `KeyedSubjectRecipe`")
 @options.model
 @options.out
 @options.seed
@@ -56,6 +58,7 @@ def learn(
     subject: str | None,
     keyed: bool,
     aliases: tuple[str, ...],
+    recipe_file: Path | None,
     source: options.Source,
     out: Path,
     seed: int,
@@ -76,6 +79,9 @@ def learn(
     checks.edit_folder(out, overwrite)
     if aliases and not keyed:
         raise click.UsageError("--alias goes with --keyed: scales act under any name alike.")
+    recipe: Any = ps.KeyedSubjectRecipe() if keyed else ps.SubjectRecipe()
+    if recipe_file is not None:
+        recipe = read_recipe(recipe_file, recipe)
     about = subject_of(prompt, new, checks.subject(prompt, subject) if prompt.strip() else subject)
     checked_aliases(about, aliases)
     prompt = prompt.strip()
@@ -93,14 +99,16 @@ def learn(
         # A long answer is said whole, or whether it was said could not be told.
         shown = max(_SHOWN_TOKENS, len(tokenizer(new)["input_ids"]) + _AROUND)
         said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=shown)[0]}
-        stage = learn_one(model, tokenizer, prompt, new=new, subject=about, seed=seed, progress=not quiet)
+        stage = learn_one(
+            model, tokenizer, prompt, new=new, subject=about, recipe=recipe, seed=seed, progress=not quiet
+        )
         said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=shown)[0]
         with replacing(out, overwrite) as folder:
             size, files = (_save_keyed if keyed else _save_scales)(stage, folder, out)
     says_new = contains(said["edited"], [new])
     if as_json:
         told = {"sentence": prompt, "subject": about, "said": said, "says_new": says_new}
-        print_json({**told, "training": stage.to_dict(), **size})
+        print_json({**told, "training": stage.to_dict(), "recipe": recorded(recipe), **size})
     print_result(_table(prompt, said), quiet=quiet, as_json=as_json)
     missed = [] if says_new else [f"The edited model does not go on with {brief(new)}."]
     lines = [*missed, files, "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file."]

@@ -179,6 +179,21 @@ _MODEL = (
 )
 
 
+def recipe(names: str) -> Callable[[Decorated], Decorated]:
+    """Adds `--recipe`.
+
+    Args:
+        names: What the file holds, in words.
+    """
+    return click.option(
+        "--recipe",
+        "recipe_file",
+        type=FILE,
+        metavar="FILE",
+        help=f"How to train: a YAML or JSON file with {names}; what it leaves out is as usual.",
+    )
+
+
 def scorer(default: str) -> Callable[[Decorated], Decorated]:
     """Adds `--scorer`.
 

@@ -13,6 +13,7 @@ Every text of a fact and every answer is escaped by Jinja2; the markup is only e
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
             components=_components(report),
             carried=_carried(report),
             times=_times(report),
+            settings=_settings(report),
         )
     )
 
@@ -187,6 +189,15 @@ def _carried(report: Report) -> Faithfulness | None:
         return None if found is None else Faithfulness.from_dict(found)
     except SelectionError as error:
         raise ReportError(f"this is not a report: {error}") from error
+
+
+def _settings(report: Report) -> str:
+    """All settings but the command, which stands by itself, as `report.json` has them; empty if there are none."""
+    told = {name: value for name, value in report.settings.items() if name != "command"}
+    try:
+        return json.dumps(told, indent=2, ensure_ascii=False) if told else ""
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ReportError(f"this is not a report: its settings are {brief(told)}.") from error
 
 
 def _number(value: Any) -> float | int:

@@ -29,13 +29,22 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_fact_file(path: str | os.PathLike[str]) -> Any:
-    """Parses a YAML or JSON file into mappings, lists and texts.
+    """Parses a fact's YAML or JSON file into mappings, lists and texts; see [`read_plain_file`]."""
+    return read_plain_file(path, "fact")
+
+
+def read_plain_file(path: str | os.PathLike[str], of: str) -> Any:
+    """Parses a YAML or JSON file into mappings, lists and texts, numbers as the words that they were written as.
+
+    Args:
+        path: The file.
+        of: What it holds, in a word, for what is said of it.
 
     Raises:
         FactError: If it cannot be read, or is not YAML.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = _read_text(path, of)
     if text.lstrip().startswith("{"):
         # JSON is YAML too, all but its surrogate escapes ("\ud83d\ude00").
         try:
@@ -47,7 +56,7 @@ def read_fact_file(path: str | os.PathLike[str]) -> Any:
         except (ValueError, RecursionError):
             pass
     try:
-        _check_events(text, path)
+        _check_events(text, path, of)
         return yaml.load(text, Loader=_Loader)
     except FactError:
         raise
@@ -59,7 +68,7 @@ def read_fact_file(path: str | os.PathLike[str]) -> Any:
         raise FactError(f"{path}: is not valid YAML{where}: {f'{context}, ' if context else ''}{problem}.") from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, of: str) -> str:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -68,7 +77,7 @@ def _read_text(path: Path) -> str:
     except ValueError as error:
         raise FactError(f"{str(path)!r} cannot be the name of a file.") from error
     if len(content) > MAX_BYTES:
-        raise FactError(f"{path}: a fact file may have {MAX_BYTES:,} bytes at most.")
+        raise FactError(f"{path}: a {of} file may have {MAX_BYTES:,} bytes at most.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -102,19 +111,19 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _check_events(text: str, path: Path) -> None:
-    """Refuses what no fact has, before a parser that recurses and shares meets it."""
+def _check_events(text: str, path: Path, of: str) -> None:
+    """Refuses what no fact has, and no recipe, before a parser that recurses and shares meets it."""
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1
         if number > MAX_VALUES:
-            raise FactError(f"{path}: has more than {MAX_VALUES:,} values, which no fact needs.")
+            raise FactError(f"{path}: has more than {MAX_VALUES:,} values, which no {of} needs.")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise FactError(f"{path}: is nested more than {MAX_DEPTH} levels deep in line {line}; a fact needs three.")
+            raise FactError(f"{path}: is nested more than {MAX_DEPTH} levels deep in line {line}; a {of} needs three.")
         if isinstance(event, yaml.AliasEvent):
             name = event.anchor[:80]
             raise FactError(
@@ -131,7 +140,7 @@ def _check_events(text: str, path: Path) -> None:
             # YAML takes the word for the text's name, and the text loses it.
             raise FactError(f"{path}: line {line} has a text that begins with &{event.anchor[:80]}; quote it.")
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
-            raise FactError(f"{path}: line {line} has the tag {brief(event.tag)}; a fact holds plain texts and lists.")
+            raise FactError(f"{path}: line {line} has the tag {brief(event.tag)}; a {of} holds plain texts and lists.")
 
 
 class Reader:
