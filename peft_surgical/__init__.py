@@ -13,6 +13,7 @@ Importing it also makes the adapter type `SURGICAL_IA3` known to PEFT and transf
 from .adapters.algebra import difference, inverse, power, product
 from .adapters.edits import Edit, EditOrPath
 from .adapters.export import from_ia3, to_ia3
+from .adapters.low_rank import LowRank
 from .architectures import Architecture, register_architecture
 from .carried import faithfulness
 from .drafting.drafts import FactDraft, new_fact
@@ -87,6 +88,7 @@ __all__ = [
     "KeyedRecipe",
     "KeyedSubjectRecipe",
     "Localization",
+    "LowRank",
     "MLPScores",
     "Mergeable",
     "MissingPackageError",

@@ -86,6 +86,23 @@ def test_a_dial_goes_from_the_base_to_the_edit(tmp_path):
     assert not torch.allclose(seen["dial 0.5"], edited)
 
 
+def test_a_dial_turns_lora_adapters_each_by_itself(tmp_path):
+    config = LoraConfig(target_modules=["q_proj", "down_proj"], r=2, lora_alpha=3)
+    folders = [stock(config, tmp_path / "one"), stock(config, tmp_path / "two")]
+    for given in (folders[:1], folders):
+        model, states = attach(tiny_model("llama"), given)
+        edited = in_state(model, states["edited"])
+        model, states = attach_dials(tiny_model("llama"), given, [0, 0.5, 1, 0.5])
+        assert list(states) == ["base", "dial 0", "dial 0.5", "dial 1"]
+        seen = {name: in_state(model, state) for name, state in states.items()}
+        assert torch.equal(seen["base"], logits(tiny_model("llama")))
+        assert torch.equal(seen["dial 0"], seen["base"])
+        assert torch.equal(seen["dial 1"], edited)
+        distances = [(seen[name] - seen["base"]).norm() for name in ("dial 0", "dial 0.5", "dial 1")]
+        assert distances == sorted(distances)
+        assert not torch.equal(seen["dial 0.5"], edited)
+
+
 def test_without_adapters_there_is_the_base(tmp_path):
     bare = tiny_model("llama")
     model, states = attach(bare, [])

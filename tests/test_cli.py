@@ -147,6 +147,12 @@ def test_the_help_names_the_default_scorers(command, defaults):
         (["ask", "hello", "--adapter", "FULL", "--dial", "nan"], "not a finite number"),
         (["ask", "hello", "--adapter", "FULL", "--dial", "1.6"], "1.6 is not in the range 0<=x<=1.5"),
         (["ask", "hello", "--adapter", "FULL", "--dial", "-1"], "not in the range 0<=x<=1.5"),
+        (["stack", "ADAPTER", "--out", "OUT", "--dial", "inf"], "not in the range 0<=x<=1.5"),
+        (["stack", "ADAPTER", "--out", "OUT", "--dial", "nan"], "nan is not a finite number"),
+        (
+            ["stack", "ADAPTER", "PLAIN", "--out", "OUT", "--dial", "1"],
+            "--dial turns one adapter; stack several first",
+        ),
         (["new", "who wrote hamlet ?", "--new", " ", "--out", "OUT"], "an answer is empty"),
         (["ask", "hello", "--adapter", "NOWHERE"], "there is no adapter folder"),
     ],

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -230,11 +230,51 @@ def test_ask_with_a_dial(tmp_path, model_folder):
     result = run("ask", "--model", model_folder, "--adapter", tmp_path / "strong", PROMPT, "where is rome ?")
     assert result.exit_code == 0
     assert result.stdout.split()[:3] == ["prompt", "base", "edited"]
-    lora = tmp_path / "lora"
-    get_peft_model(planted(), LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(lora)
+    loha = tmp_path / "loha"
+    get_peft_model(planted(), LoHaConfig(target_modules=["q_proj"], r=2)).save_pretrained(loha)
     # Told before a model is looked for.
-    refused = said(run("ask", "--model", "./none", "--adapter", lora, "--dial", 0.5, PROMPT), 2)
-    assert refused.endswith("holds a LORA adapter; --dial turns SURGICAL_IA3 and IA3 adapters.")
+    refused = said(run("ask", "--model", "./none", "--adapter", loha, "--dial", 0.5, PROMPT), 2)
+    assert refused.endswith("holds a LOHA adapter; --dial turns SURGICAL_IA3, IA3 and LORA adapters.")
+
+
+@pytest.fixture
+def against(tmp_path):
+    """A LoRA adapter that takes away what the model's planted head writes."""
+    model = get_peft_model(planted(), LoraConfig(target_modules=["layers.1.self_attn.o_proj"], r=32, lora_alpha=32))
+    module = model.get_submodule("base_model.model.model.layers.1.self_attn.o_proj")
+    module.lora_A["default"].weight.data = torch.eye(*module.lora_A["default"].weight.shape)
+    module.lora_B["default"].weight.data = -module.base_layer.weight.data.clone()
+    model.save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def test_a_dial_turns_a_lora_adapter(model_folder, against, tmp_path):
+    options = ["--model", model_folder, "--max-tokens", 3, PROMPT, "--json"]
+    said_by = json.loads(run("ask", "--adapter", against, *options, "--dial", 0, "--dial", 1).stdout)["answers"]
+    whole = json.loads(run("ask", "--adapter", against, *options).stdout)["answers"]
+    assert said_by == {"base": whole["base"], "dial 0": whole["base"], "dial 1": whole["edited"]}
+    assert whole["base"] != whole["edited"]
+    result = run("stack", against, "--dial", 0.5, "--out", tmp_path / "half")
+    assert result.stdout.startswith(f"One LoRA adapter in {tmp_path / 'half'}: rank 32, in 1 module.")
+    halves = [load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "half", against)]
+    for name, tensor in halves[1].items():
+        assert torch.equal(halves[0][name].float(), tensor * (0.5 if "lora_B" in name else 1))
+    turned = run("stack", against, "--dial", 0, "--out", tmp_path / "none", "--json")
+    assert json.loads(turned.stdout) == {"out": str(tmp_path / "none"), "modules": 1, "rank": 32}
+    assert said(run("stack", against, "--dial", 0.5, "--out", against, "--overwrite"), 2).endswith(
+        "name another folder."
+    )
+    assert "lora_B" in " ".join(load_file(against / "adapter_model.safetensors"))
+
+
+def test_stack_writes_an_edit_that_is_turned_down(edited, tmp_path):
+    out, _ = edited
+    assert run("stack", out / "edit", "--dial", 1, "--out", tmp_path / "whole").exit_code == 0
+    assert ps.Edit.load(tmp_path / "whole") == ps.Edit.load(out / "edit")
+    result = run("stack", out / "edit", "--dial", 0, "--out", tmp_path / "none", "--json")
+    none = ps.Edit.load(tmp_path / "none")
+    assert json.loads(result.stdout)["scales"] == none.n_scales
+    assert all(bool((module.scale == 1).all()) for module in none.modules.values())
 
 
 def test_asked_quietly_there_are_answers_and_nothing_else(model_folder):

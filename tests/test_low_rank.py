@@ -4,12 +4,14 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from peft_surgical.adapters.algebra import inverse, power, product
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import to_ia3
+from peft_surgical.adapters.lineage import Lineage, warn_of_lineage
 from peft_surgical.adapters.low_rank import LowRank, is_low_rank
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.merging import merge
@@ -50,6 +52,107 @@ def test_merging_is_pefts_own_merge_and_leaves_the_model(family, options, tmp_pa
     torch.testing.assert_close(logits(merged), logits(model), rtol=1e-5, atol=1e-5)
     for key, value in model.merge_and_unload().state_dict().items():
         torch.testing.assert_close(merged.state_dict()[key], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, OWN])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dial_is_the_base_at_0_and_the_adapter_at_1(family, options, tmp_path):
+    edited, base = logits(lora(family, tmp_path / "lora", **options)), logits(tiny_model(family))
+    whole = LowRank.load(tmp_path / "lora")
+    distances = []
+    for t in (0, 0.25, 0.5, 0.75, 1):
+        power(tmp_path / "lora", t).save(tmp_path / f"{t}")
+        found = logits(PeftModel.from_pretrained(tiny_model(family), tmp_path / f"{t}").eval())
+        assert torch.equal(found, {0: base, 1: edited}.get(t, found))
+        distances.append(float((found - base).norm()))
+        for module in whole.factors:
+            added = LowRank.load(tmp_path / f"{t}").added(module)
+            torch.testing.assert_close(added, t * whole.added(module), rtol=1e-6, atol=1e-8)
+    assert distances == sorted(distances)
+    assert distances[0] == 0 < distances[1]
+
+
+def test_a_dial_in_half_precision_is_the_base_at_0_and_the_adapter_at_1(tmp_path):
+    lora("llama", tmp_path / "lora")
+
+    def seen(folder):
+        base = tiny_model("llama", dtype=torch.bfloat16)
+        return logits(PeftModel.from_pretrained(base, folder).eval() if folder else base)
+
+    for t, folder in ((0, None), (1, tmp_path / "lora")):
+        power(tmp_path / "lora", t).save(tmp_path / f"{t}")
+        assert torch.equal(seen(tmp_path / f"{t}"), seen(folder))
+
+
+def test_a_part_is_merged_as_that_part_of_what_is_added(tmp_path):
+    lora("llama", tmp_path / "lora")
+    base, key = tiny_model("llama"), "model.layers.1.mlp.down_proj"
+    merge(base, power(LowRank.load(tmp_path / "lora"), 0.25), tmp_path / "merged")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{key}.weight"]
+    quarter = base.get_parameter(f"{key}.weight") + LowRank.load(tmp_path / "lora").added(key) / 4
+    torch.testing.assert_close(merged, quarter, rtol=1e-6, atol=1e-8)
+
+
+def test_what_is_saved_is_read_again_as_it_was(tmp_path):
+    lora("llama", tmp_path / "lora", **OWN)
+    found = LowRank.load(tmp_path / "lora")
+    found.save(tmp_path / "again", card="Who says so? **Nobody**.")
+    again = LowRank.load(tmp_path / "again")
+    assert again.settings == found.settings
+    assert again.scaling == found.scaling
+    for module, both in found.factors.items():
+        assert all(map(torch.equal, both, again.factors[module]))
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "Who says so? **Nobody**." in card
+    assert "LoRA adapter of rank 4" in card
+    assert str(tmp_path) not in card
+    assert repr(found) == repr(again) == "LowRank(rank 4 on 3 modules)"
+
+
+def test_factors_of_half_precision_are_saved_in_half_the_bytes(tmp_path):
+    name = "model.layers.1.mlp.down_proj"
+    made = LowRank({name: (torch.eye(2, 48), torch.full((32, 2), 0.1).half().float())}, scaling={name: 3.0})
+    for t, dtype in ((1, torch.float16), (0.5, torch.float16), (0.3, torch.float32)):
+        made.times(t).save(tmp_path / f"{t}")
+        tensors = load_file(tmp_path / f"{t}" / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+    # What comes from no file gets a configuration that PEFT reads alike.
+    model = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "1")
+    moved = model.merge_and_unload().get_parameter(f"{name}.weight") - tiny_model("llama").get_parameter(
+        f"{name}.weight"
+    )
+    torch.testing.assert_close(moved, made.added(name), atol=1e-6, rtol=1e-5)
+
+
+def test_a_part_says_what_it_is_a_part_of(tmp_path):
+    lora("llama", tmp_path / "lora")
+    power(tmp_path / "lora", 0.5).save(tmp_path / "half")
+    assert Lineage.of(tmp_path / "half").parts == (Lineage.of(tmp_path / "lora").digest,)
+    with pytest.warns(UserWarning, match="holds .*lora already, which then acts twice"):
+        warn_of_lineage([tmp_path / "lora", tmp_path / "half"])
+    power(tmp_path / "lora", 0).save(tmp_path / "none")
+    assert Lineage.of(tmp_path / "none").parts == ()
+
+
+def test_what_has_no_part_is_refused(tmp_path):
+    lora("llama", tmp_path / "lora")
+    lora("llama", tmp_path / "dora", use_dora=True)
+    with pytest.raises(AdapterError, match="finite number, got nan"):
+        power(tmp_path / "lora", float("nan"))
+    with pytest.raises(AdapterError, match=r"adds more to .*down_proj than float32 can hold"):
+        power(tmp_path / "lora", 1e45)
+    with pytest.raises(AdapterError, match="has use_dora, so it is no plain LoRA adapter"):
+        power(tmp_path / "dora", 0.5)
+    for function in (inverse, product):
+        with pytest.raises(AdapterError, match="holds a LORA adapter; expected SURGICAL_IA3 or IA3"):
+            function(tmp_path / "lora")
+        with pytest.raises(AdapterError, match=r"not LowRank\(rank 2 on 3 modules\); it must be a path or Edit"):
+            function(LowRank.load(tmp_path / "lora"))
+    with pytest.raises(AdapterError, match="adds nothing to any module"):
+        LowRank({}).save(tmp_path / "out")
+    with pytest.raises(AdapterError, match="a card must be text"):
+        LowRank.load(tmp_path / "lora").save(tmp_path / "out", card=3)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_callers_autocast_rounds_nothing(tmp_path):

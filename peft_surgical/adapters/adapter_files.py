@@ -72,7 +72,7 @@ def write_surgical(edit: Edit, path: str | os.PathLike[str], *, overwrite: bool 
     config = edit.config()
     config.inference_mode = True
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-        _write(folder, config.to_dict(), surgical_tensors(edit), edit.lineage)
+        write_adapter(folder, config.to_dict(), surgical_tensors(edit), edit.lineage)
 
 
 def surgical_tensors(edit: Edit) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def write_plain(
     ).to_dict()
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
         config |= {"target_modules": _targets(edit.modules), "feedforward_modules": sorted(inputs)}
-        _write(folder, config, tensors, edit.lineage)
+        write_adapter(folder, config, tensors, edit.lineage)
         if card is not None:
             write_text(folder / "README.md", card)
 
@@ -145,7 +145,12 @@ def _targets(names: Iterable[str]) -> list[str] | str:
     return listed if all("." in name for name in listed) else "|".join(re.escape(name) for name in listed)
 
 
-def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], lineage: Lineage) -> None:
+def write_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], lineage: Lineage) -> None:
+    """Writes the two files of an adapter of any kind.
+
+    Raises:
+        AdapterError: If a value is not finite.
+    """
     check_finite(tensors)
     write_json(folder / CONFIG, dict(sorted(config.items())))
     write_tensors(folder / WEIGHTS, tensors, lineage.notes(digest_of(tensors)))

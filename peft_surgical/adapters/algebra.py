@@ -8,14 +8,17 @@
 | `difference(a, b)` | `a / b` | what has to be added to `b` to get `a` |
 
 Each takes edits or adapter folders and gives an edit: `power("edit", 0.5).save("edit_half")`. Products are taken in
-float32 and in order, exactly as the active adapters of a model are multiplied.
+float32 and in order, exactly as the active adapters of a model are multiplied. What a LoRA adapter does is added, and
+the power of a sum's part is a multiple: `power` takes one, too.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -26,6 +29,7 @@ from ..tuner.coordinates import Coordinates
 from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
 from .fitting import check_same_weights
 from .lineage import Lineage
+from .low_rank import LowRank, is_low_rank
 
 
 def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
@@ -74,24 +78,42 @@ def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
     )
 
 
-def power(edit: EditOrPath, t: float | int) -> Edit:
-    """Raises every scale to a power: a dial that turns an edit down or up.
+@overload
+def power(edit: Edit, t: float | int) -> Edit: ...
+@overload
+def power(edit: LowRank, t: float | int) -> LowRank: ...
+@overload
+def power(edit: EditOrPath | LowRank, t: float | int) -> Edit | LowRank: ...
+def power(edit: EditOrPath | LowRank, t: float | int) -> Edit | LowRank:
+    """Raises every scale to a power, or multiplies what a LoRA adapter adds: a dial that turns an edit down or up.
 
     Args:
-        edit: An edit or an adapter folder.
+        edit: An edit, a plain LoRA adapter that was read, or the folder of either.
         t: 1 is the edit as it is, 0 no edit, 0.5 half of it, -1 its inverse.
 
+    Returns:
+        What it was given, turned: an edit of scales, or a LoRA adapter.
+
     Raises:
-        AdapterError: If a scale of 0 would have to be inverted, a negative one has no such power, or a power is too
-            large for float32.
+        AdapterError: If a scale of 0 would have to be inverted, a negative one has no such power, a power or a
+            multiple is too large for float32, `t` is no finite number, or the adapter is of another kind.
     """
-    edit, given = as_edit(edit), t
+    given = t
     try:
         t = float(t)
     except (TypeError, ValueError, OverflowError):
         t = math.nan
     if not math.isfinite(t):
         raise AdapterError(f"the power of an edit must be a finite number, got {brief(given)}.")
+    if isinstance(edit, LowRank):
+        return edit.times(t)
+    if isinstance(edit, str | os.PathLike) and is_low_rank(edit):
+        return LowRank.load(edit).times(t)
+    return _power(as_edit(edit), t)
+
+
+def _power(edit: Edit, t: float) -> Edit:
+    """The power of an edit of scales."""
 
     def raised(name: str, scale: Float[Tensor, " selected"]) -> Float[Tensor, " selected"]:
         if t < 0 and (scale == 0).any():
@@ -114,7 +136,7 @@ def inverse(edit: EditOrPath) -> Edit:
     Raises:
         AdapterError: If a scale is 0.
     """
-    return power(edit, -1)
+    return _power(as_edit(edit), -1.0)
 
 
 def difference(a: EditOrPath, b: EditOrPath) -> Edit:

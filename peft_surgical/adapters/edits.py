@@ -168,7 +168,10 @@ def several(edits: Given | Iterable[Given], kinds: tuple[type, ...] | None = Non
 
 def _check_kind(edit: object, kinds: tuple[type, ...]) -> None:
     if not isinstance(edit, (str, os.PathLike, *kinds)):
-        raise AdapterError(f"an adapter is a folder or what was loaded from one, not {brief(edit)}.")
+        held = " or ".join(kind.__name__ for kind in kinds)
+        raise AdapterError(
+            f"an adapter is a folder or what was loaded from one, not {brief(edit)}; it must be a path or {held}."
+        )
 
 
 def as_edit(edit: EditOrPath) -> Edit:

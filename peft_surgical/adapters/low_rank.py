@@ -1,6 +1,7 @@
-"""LoRA adapters as matrices to add, to be merged without a model that carries them.
+"""LoRA adapters as matrices to add, to be merged or turned down without a model that carries them.
 
-`merge` folds them in as it does scales: in float32, rounded once, into a copy of the weights that they touch.
+`merge` folds them in as it does scales: in float32, rounded once, into a copy of the weights that they touch. What is
+added is linear in the second factor, so a part of it is that factor times a number.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,12 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ..errors import AdapterError, brief
-from .adapter_files import CONFIG, read_config, read_weights, warn_of_unknown
+from ..writing.files import ADAPTER, atomic_directory, write_text
+from .adapter_files import CONFIG, read_config, read_weights, warn_of_unknown, write_adapter
+from .bases import hub_id
+from .cards import card_header, card_use, check_card
 from .fitting import check_beginning, check_targeted
+from .halves import halved
 from .lineage import Lineage
 from .scale_files import PREFIX
 
@@ -42,14 +48,16 @@ _OTHERWISE = (
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to weights.
+    """What a plain LoRA adapter adds to weights.
 
     Attributes:
-        factors: Module name to `A`, `[rank, in]`, and `B`, `[out, rank]`, scaled.
+        factors: Module name to `A`, `[rank, in]`, and `B`, `[out, rank]`, float32.
         base_model: Where the model came from that it was made for, if that is known.
         revision: Its revision, if that is known.
         name: What messages call it.
         lineage: What its file says of where it comes from.
+        scaling: Module name to what the product of its factors is multiplied by; 1 where it is left out.
+        settings: The configuration of its file, which is written again where it is saved.
     """
 
     factors: dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
@@ -57,6 +65,13 @@ class LowRank:
     revision: str | None = None
     name: str = field(default="the adapter", compare=False)
     lineage: Lineage = field(default=Lineage(), compare=False)
+    scaling: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __repr__(self) -> str:
+        # A prompt shows what a call returned, and whole matrices say nothing there.
+        base = "" if self.base_model is None else f" of {self.base_model!r}"
+        return f"LowRank(rank {self.rank} on {len(self.factors)} modules{base})"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LowRank:
@@ -71,22 +86,96 @@ class LowRank:
         path = Path(path)
         config, tensors = read_config(path), read_weights(path)
         if more := [name for name in _OTHERWISE if config.get(name)]:
-            raise AdapterError(f"{path} has {more[0]}, which is not merged here; PEFT's merge_and_unload may do it.")
+            raise AdapterError(
+                f"{path} has {more[0]}, so it is no plain LoRA adapter, which alone is merged or turned down here;"
+                " PEFT's merge_and_unload may merge it."
+            )
         check_beginning(path, config)
         warn_of_unknown(path, config, LoraConfig)
-        factors = {}
+        factors, scaling = {}, {}
         for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
             name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
             first, second = tensors.pop(key), tensors.pop(key.replace(".lora_A.weight", ".lora_B.weight"), None)
             if second is None or first.ndim != 2 or second.ndim != 2 or len(first) != second.shape[1]:
                 raise AdapterError(f"{path} does not hold two factors of one rank for {name}.")
-            factors[name] = (first, _scaling(path, config, name, len(first)) * second)
+            factors[name], scaling[name] = (first, second), _scaling(path, config, name, len(first))
         if tensors or not factors:
             what = f"holds {next(iter(tensors))}" if tensors else "holds no factors"
-            raise AdapterError(f"{path} {what}, so it is not merged here; PEFT's merge_and_unload may.")
+            raise AdapterError(
+                f"{path} {what}, so it is no plain LoRA adapter, which alone is merged or turned down here; PEFT's"
+                " merge_and_unload may merge it."
+            )
         check_targeted(path, config, factors)
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
-        return cls(factors, base, revision, name=str(path), lineage=Lineage.of(path))
+        return cls(factors, base, revision, str(path), Lineage.of(path), scaling, config)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module's factors."""
+        return max((len(first) for first, _ in self.factors.values()), default=0)
+
+    def times(self, t: float) -> LowRank:
+        """What adds `t` times as much: the second factors times `t`, so that 1 is the same and 0 adds nothing.
+
+        Raises:
+            AdapterError: If that is more than float32 holds.
+        """
+        name = f"{t:g} * ({self.name})"
+        factors = {module: (first, t * second) for module, (first, second) in self.factors.items()}
+        if wrong := next((module for module, (_, second) in factors.items() if not second.isfinite().all()), None):
+            raise AdapterError(f"{name} adds more to {wrong} than float32 can hold.")
+        # What is taken back, or not there, neither acts twice nor needs anything below it.
+        return replace(self, factors=factors, name=name, lineage=self.lineage.changed() if t > 0 else Lineage())
+
+    def save(self, path: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False) -> None:
+        """Writes a LoRA adapter folder, which stock PEFT loads.
+
+        Args:
+            path: The folder; it appears whole or not at all.
+            card: Markdown about the adapter for its model card.
+            overwrite: Replace the folder if it holds an adapter.
+
+        Raises:
+            AdapterError: If `card` is no text, or nothing is added to any module.
+            OutputError: If it cannot be written, or holds something and may not be replaced.
+        """
+        check_card(card)
+        if not self.factors:
+            raise AdapterError(f"{self.name} adds nothing to any module, so there is nothing to save.")
+        tensors = {
+            f"{PREFIX}{module}.lora_{part}.weight": factor
+            for module, both in self.factors.items()
+            for part, factor in zip("AB", both, strict=True)
+        }
+        with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
+            # As PEFT makes factors in float32 and loads into them, they come back as they were.
+            write_adapter(folder, {**(self.settings or self._made())}, halved(tensors), self.lineage)
+            write_text(folder / "README.md", self._card(card))
+
+    def _made(self) -> dict[str, Any]:
+        """A configuration for factors that come from no file."""
+        ranks = {module: len(first) for module, (first, _) in self.factors.items()}
+        config = LoraConfig(
+            r=self.rank,
+            target_modules=list(ranks),
+            rank_pattern=ranks,
+            alpha_pattern={module: rank * self.scaling.get(module, 1.0) for module, rank in ranks.items()},
+            base_model_name_or_path=self.base_model,
+            revision=self.revision,
+            inference_mode=True,
+        ).to_dict()
+        return {**config, "target_modules": sorted(ranks)}
+
+    def _card(self, about: str | None) -> str:
+        base = hub_id(self.base_model) or "the base model"
+        parts = [
+            card_header(self.base_model, self.settings.get("task_type"), "lora"),
+            "# An edit",
+            *([about.strip()] if about and about.strip() else []),
+            f"A LoRA adapter of rank {self.rank} for {base}, on {len(self.factors)} modules.",
+            card_use(self.base_model, revision=self.revision),
+        ]
+        return "\n\n".join(parts) + "\n"
 
     def origin(self) -> Lineage:
         """What it comes from; one that was made in memory has no digest."""
@@ -97,7 +186,7 @@ class LowRank:
         first, second = self.factors[module]
         # Under the caller's autocast the product would be rounded to half precision.
         with torch.autocast(first.device.type, enabled=False):
-            return second @ first
+            return (self.scaling.get(module, 1.0) * second) @ first
 
 
 def _scaling(path: Path, config: dict[str, Any], module: str, rank: int) -> float:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import click
 
 from ..errors import AdapterError
-from ..measuring.attached import SCALES, attach, attach_dials, check_together
+from ..measuring.attached import TURNED, attach, attach_dials, check_together
 from ..running.generation import generate_answers
 from . import options
 from .loading import load, quiet_libraries
 from .tables import Answers
 from .terminal import print_json, print_result
-
-
-def _finite(context: click.Context, parameter: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
-    for value in values:
-        if not math.isfinite(value):
-            raise click.BadParameter(f"{value} is not a finite number.")
-    return values
 
 
 @click.command(short_help="Ask the base and the edited model, side by side.")
@@ -31,10 +23,10 @@ def _finite(context: click.Context, parameter: click.Parameter, values: tuple[fl
     "--dial",
     "dials",
     multiple=True,
-    type=click.FloatRange(0, 1.5),
-    callback=_finite,
+    type=options.DIAL,
     metavar="T",
-    help="Turn an (IA)^3 edit down or up: 0 is the base, 0.5 half of it, 1 the edit, 1.5 the most; may be repeated.",
+    help="Turn an edit, of scales or LoRA, down or up: 0 is the base, 0.5 half of it, 1 the edit, 1.5 the most; may be"
+    " repeated.",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longer answers are cut."
@@ -62,10 +54,10 @@ def ask(
         raise click.UsageError("--dial turns an edit; name one with --adapter.")
     if any(not prompt.strip() for prompt in prompts):
         raise click.UsageError("a prompt is empty.")
-    kinds = check_together(adapters)
+    kinds, turned = check_together(adapters), f"{', '.join(TURNED[:-1])} and {TURNED[-1]}"
     for folder, kind in zip(adapters, kinds, strict=True):
-        if dials and kind not in SCALES:
-            raise AdapterError(f"{folder} holds a {kind} adapter; --dial turns {' and '.join(SCALES)} adapters.")
+        if dials and kind not in TURNED:
+            raise AdapterError(f"{folder} holds a {kind} adapter; --dial turns {turned} adapters.")
     model, tokenizer = load(source, quiet=quiet)
     if dials:
         model, states = attach_dials(model, adapters, dials, quiet_libraries)

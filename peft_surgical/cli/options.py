@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -52,10 +53,21 @@ class _File(_Path):
         return super().convert(value, param, ctx)
 
 
+class _Dial(click.FloatRange):
+    """How far an edit is turned down or up."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        # A range holds what compares as neither less nor more.
+        if not math.isfinite(found := super().convert(value, param, ctx)):
+            self.fail(f"{found} is not a finite number.", param, ctx)
+        return found
+
+
 PATH = _Path(path_type=Path)
 FILE = _File(path_type=Path)
 # What numpy's random numbers can begin with, and torch's.
 SEED = click.IntRange(0, 2**64 - 1)
+DIAL = _Dial(0, 1.5)
 
 
 def _predicting(context: click.Context, parameter: click.Parameter, value: int) -> int:

@@ -1,4 +1,4 @@
-"""`peft-surgical stack`: several staged adapters as one."""
+"""`peft-surgical stack`: several staged adapters as one, or one turned down or up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 import peft_surgical as ps
 
 from ..adapters.lineage import check_once
+from ..writing.inputs import check_inputs_stay
 from . import checks, options
 from .terminal import counted, print_json, print_result
 
@@ -16,25 +17,46 @@ from .terminal import counted, print_json, print_result
 @click.command(short_help="Multiply adapters into one plain (IA)^3 adapter.")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=options.PATH)
 @options.out
+@click.option(
+    "--dial",
+    type=options.DIAL,
+    metavar="T",
+    help="Turn one adapter, of scales or LoRA, down or up: 0 is no edit, 0.5 half of it, 1 the edit, 1.5 the most.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it holds an adapter.")
 @options.as_json
 @options.quiet
 @options.debug
-def stack(adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
+def stack(
+    adapters: tuple[Path, ...], out: Path, dial: float | None, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
     """Write the exact product of adapters as one plain (IA)^3 adapter, which stock PEFT loads.
 
+    With --dial one adapter is written at a part of its strength; a LoRA adapter, as edit-keyed makes, stays one.
+
     \b
-    Example:
+    Examples:
       peft-surgical stack out/unlearn out/learn --out out/both
+      peft-surgical stack out/edit --dial 0.5 --out out/half
     """
+    if dial is not None and len(adapters) > 1:
+        raise click.UsageError("--dial turns one adapter; stack several first, and turn what that writes.")
     checks.output(out, overwrite)
     check_once(adapters)
-    edit = ps.stack(list(adapters), out, overwrite=overwrite)
+    check_inputs_stay(out, adapters)
+    turned = None if dial is None else ps.power(adapters[0], dial)
+    if isinstance(turned, ps.LowRank):
+        turned.save(out, overwrite=overwrite)
+        sizes = {"modules": len(turned.factors), "rank": turned.rank}
+        what = f"One LoRA adapter in {out}: rank {turned.rank}, in {counted(len(turned.factors), 'module')}."
+    else:
+        edit = ps.stack(list(adapters) if turned is None else turned, out, overwrite=overwrite)
+        sizes = {"modules": len(edit.modules), "scales": edit.n_scales}
+        what = (
+            f"One plain (IA)^3 adapter in {out}: {counted(edit.n_scales, 'scale')} in"
+            f" {counted(len(edit.modules), 'module')}."
+        )
     if as_json:
-        print_json({"out": str(out), "modules": len(edit.modules), "scales": edit.n_scales})
-    text = (
-        f"One plain (IA)^3 adapter in {out}: {counted(edit.n_scales, 'scale')} in"
-        f" {counted(len(edit.modules), 'module')}.\n"
-        f'Load it with PeftModel.from_pretrained(model, "{out}"), this package installed or not.'
-    )
-    print_result(text, quiet=quiet, as_json=as_json)
+        print_json({"out": str(out), **sizes})
+    load = f'Load it with PeftModel.from_pretrained(model, "{out}"), this package installed or not.'
+    print_result(f"{what}\n{load}", quiet=quiet, as_json=as_json)

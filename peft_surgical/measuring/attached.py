@@ -23,6 +23,7 @@ from ..adapters.edits import Edit
 from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_base, check_same_weights
 from ..adapters.lineage import check_once, warn_of_lineage
 from ..adapters.low_rank import KIND as LORA
+from ..adapters.low_rank import LowRank
 from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 from ..errors import AdapterError, SurgicalError, brief, first_line
 from ..loading.pickles import no_pickles
@@ -30,6 +31,9 @@ from .states import State, adapter_state
 
 SCALES = ("SURGICAL_IA3", "IA3")
 """The kinds of adapters that hold scales: ours, and PEFT's own (IA)^3."""
+
+TURNED = (*SCALES, LORA)
+"""The kinds of adapters that a dial turns."""
 
 # What libraries are loaded under, for one who keeps what they print to himself.
 _Quiet: TypeAlias = Callable[[], AbstractContextManager[None]]
@@ -110,26 +114,37 @@ def attach(model: Any, folders: Sequence[Path], quiet: _Quiet = nullcontext) -> 
 def attach_dials(
     model: Any, folders: Sequence[Path], dials: Sequence[float], quiet: _Quiet = nullcontext
 ) -> tuple[Any, dict[str, State]]:
-    """Loads the product of adapters once for each position of a dial: 0 is the base, 1 the edit as it is.
+    """Loads adapters once for each position of a dial, scales as their product: 0 is the base, 1 the edit as it is.
 
     Raises:
-        AdapterError: If an adapter is no (IA)^3 adapter, has no such power, or was made on a base with another output
-            head that its file holds.
+        AdapterError: If an adapter is neither one of scales nor a plain LoRA adapter, has no such power, or was made
+            on a base with another output head that its file holds.
     """
+    whole = _turned(model, folders)
+    acting: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, dial in enumerate(dict.fromkeys(dials), 1):
+            label = f"dial {dial!r}".removesuffix(".0")
+            acting[label] = [f"dial_{number}_{part}" for part in range(1, len(whole) + 1)]
+            for name, part in zip(acting[label], whole, strict=True):
+                power(part, dial).save(Path(scratch) / name)
+                model = _load(model, Path(scratch) / name, name, quiet)
+    model.eval()
+    return model, {"base": adapter_state(model, []), **{at: adapter_state(model, own) for at, own in acting.items()}}
+
+
+def _turned(model: Any, folders: Sequence[Path]) -> Sequence[Edit | LowRank]:
+    """What a dial turns: the product of scales, or each of several LoRA adapters, as sums have parts."""
+    if set(_kinds(folders)) == {LORA}:
+        parts = [LowRank.load(folder) for folder in folders]
+        for folder, part in zip(folders, parts, strict=True):
+            warn_of_another_base(model, folder, part.base_model, part.revision)
+        return parts
     whole = product(list(folders))
     own = dict(model.named_parameters(remove_duplicate=False))
     check_same_weights(whole.name, whole.base_weights, own, "this model")
-    whole = replace(whole, base_weights={})
     warn_of_another_base(model, folders[0], whole.base_model, whole.revision)
-    states: dict[str, State] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for number, dial in enumerate(dict.fromkeys(dials), 1):
-            path, name = Path(scratch) / f"dial_{number}", f"dial_{number}"
-            power(whole, dial).save(path)
-            model = _load(model, path, name, quiet)
-            states[f"dial {dial!r}".removesuffix(".0")] = adapter_state(model, [name])
-    model.eval()
-    return model, {"base": adapter_state(model, []), **states}
+    return [replace(whole, base_weights={})]
 
 
 def _labels(count: int) -> Mapping[str, int]:
