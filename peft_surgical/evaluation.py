@@ -26,6 +26,7 @@ from .counts import check_counts, check_seed, check_text_tokens
 from .errors import ModelError, brief, first_line
 from .facts import Fact, check_fact
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
+from .measuring.margins import Choices, Pair, margin_metrics, measure_margins
 from .measuring.metrics import prompt_metrics
 from .measuring.portability import portability_metrics
 from .measuring.relearning import relearning_recovery
@@ -36,7 +37,9 @@ from .profiling import phase
 from .report import Report
 from .running.alike import check_alike
 from .running.generation import MAX_NEW_TOKENS, generate_answers
+from .running.modes import learned_tokens
 from .running.precision import without_autocast
+from .staging.whole_answers import whole_answer
 from .texts.lengths import check_asked_fits
 from .texts.prompts import has_chat_template
 from .wrapped import check_unwrapped
@@ -63,6 +66,7 @@ def evaluate(
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
     retention_tokens: int = 2048,
+    margins: bool = False,
     fluency: bool = False,
     batch_size: int = 64,
     selection: Mapping[str, Any] | None = None,
@@ -85,6 +89,8 @@ def evaluate(
         seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.
         retention_tokens: How many tokens of the package's unrelated text to read, at most; 0 leaves retention out.
+        margins: Whether each state is also asked how likely it finds the new answer beside the old one, and a
+            control's right answer beside the new one; about a fifth more work.
         fluency: Whether each state also writes 100 tokens about the subject after each of ten open prompts, and the
             n-gram entropy of that text is measured; this takes as long as the answers or longer.
         batch_size: Prompts in one forward pass; replicas of the model run several passes at the same time.
@@ -129,6 +135,8 @@ def evaluate(
     check_fluency_fits(model, tokenizer, open_prompts)
     check_text_fits(model, tokenizer, retention_tokens)
     answers: dict[str, Answers] = {}
+    likely: dict[str, dict[str, list[Pair | None]]] = {}
+    choices: Choices | None = None
     said: dict[str, list[str]] = {}
     for name, state in states.items():
         with phase(f"answers {name}"), without_autocast(model), state():
@@ -141,6 +149,24 @@ def evaluate(
                 progress=progress,
                 name=name,
             )
+            if margins:
+                choices = choices or Choices.of(
+                    model,
+                    tokenizer,
+                    fact,
+                    answers["base"].controls,
+                    answer=whole_answer(fact),
+                    learned=learned_tokens(model),
+                )
+                with phase("margins"):
+                    likely[name] = measure_margins(
+                        model,
+                        tokenizer,
+                        choices,
+                        batch_size=batch_size,
+                        progress=progress,
+                        description=f"margins {name}",
+                    )
             if open_prompts:
                 said[name] = continuations(
                     model,
@@ -157,6 +183,7 @@ def evaluate(
     stages = {
         name: {
             **prompt_metrics(fact, answers[name].held_out, answers[name].controls, answers["base"].controls),
+            **margin_metrics(likely.get(name, {})),
             **portability_metrics(fact, answers[name].portability),
             **probe_metrics(fact, answers[name].probes),
             **recovery.get(name, {}),
@@ -187,6 +214,7 @@ def evaluate(
             }
             for name, given in answers.items()
         },
+        margins=likely,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,12 @@ METRICS = {
     "new_answer_rate": "gives the new answer",
     "old_answer_rate": "gives the old answer",
     "refusal_rate": "says it does not know",
+    "answer_margin": "new answer over the old one (nats per token)",
+    "answer_likelier": "new answer likelier than the old one",
     "control_kept": "controls still right",
     "control_leak": "controls that now give the new answer",
+    "control_margin": "controls' right answer over the new one (nats per token)",
+    "control_likelier": "controls' right answer likelier than the new one",
     "portability": "portability: answers as the new answer has it",
     "portability_alias": "portability by another name of the subject",
     "portability_one_hop": "portability one hop on",
@@ -43,7 +47,14 @@ METRICS = {
 }
 
 # Those that are shares; of one kind of probe, too.
-RATES = frozenset(METRICS) - {"relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency"}
+RATES = frozenset(METRICS) - {
+    "answer_margin",
+    "control_margin",
+    "relearning_recovery",
+    "kl_per_token",
+    "perplexity_ratio",
+    "fluency",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class Report:
         answers: State to `held_out`, `controls`, `probes` and `portability`, each the answers in the fact's
             order; where fluency was measured, to `continuations` too.
         training: Stage to what its training reached; empty when nothing was trained.
+        margins: State to `held_out`, each `new` and `old`, and to `controls`, each `right` and `new`: mean
+            log-likelihoods per token in nats, in the fact's order; None for what was not measured.
         settings: What else the figures depend on, as JSON: how long answers may be, how much unrelated text was
             asked for (the N of its figures counts the tokens measured), a digest of the chat template (null without
             one), and at the command line the command and the adapters. Of an edit also the scorers, the projections
@@ -80,6 +93,7 @@ class Report:
     answers: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    margins: Mapping[str, Mapping[str, Sequence[Mapping[str, float] | None]]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         # A prompt shows what a call returned, and hundreds of answers say nothing there.
@@ -102,6 +116,10 @@ class Report:
             "settings": dict(self.settings),
             "training": {stage: dict(record) for stage, record in self.training.items()},
             "answers": {stage: dict(given) for stage, given in self.answers.items()},
+            "margins": {
+                stage: {key: [pair and dict(pair) for pair in pairs] for key, pairs in given.items()}
+                for stage, given in self.margins.items()
+            },
         }
 
     @classmethod
@@ -113,8 +131,8 @@ class Report:
         """
         try:
             found = {key: _of_kind(data[key], kind) for key, kind in _KINDS.items()}
-            answers, training, settings = (
-                _of_kind(data.get(key, {}), Mapping) for key in ("answers", "training", "settings")
+            answers, training, settings, margins = (
+                _of_kind(data.get(key, {}), Mapping) for key in ("answers", "training", "settings", "margins")
             )
             return cls(
                 fact=Fact.from_dict(data["fact"]),
@@ -131,6 +149,10 @@ class Report:
                 },
                 training={stage: _of_kind(record, Mapping) for stage, record in training.items()},
                 settings=settings,
+                margins={
+                    stage: {key: [_pair(key, pair) for pair in _of_kind(pairs, list)] for key, pairs in given.items()}
+                    for stage, given in margins.items()
+                },
             )
         except FactError as error:
             raise ReportError(f"this is not a report: {error}") from error
@@ -236,6 +258,19 @@ def _of_kind(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{brief(value)} stands where a {kind.__name__} should")
     return value
+
+
+# Whose log-likelihoods a margin is the difference of, the one that should win first.
+_SIDES = {"held_out": ("new", "old"), "controls": ("right", "new")}
+
+
+def _pair(key: str, pair: Any) -> Mapping[str, float] | None:
+    if pair is None:
+        return None
+    sides = {side: _of_kind(pair, Mapping)[side] for side in _SIDES[key]}
+    if wrong := [value for value in sides.values() if type(value) not in (int, float) or not -_LARGEST <= value <= 0]:
+        raise TypeError(f"{brief(wrong[0])} stands where a log-likelihood should")
+    return sides
 
 
 def _figure(metric: str, values: Mapping[str, Any]) -> Figure:

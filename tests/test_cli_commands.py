@@ -162,10 +162,24 @@ def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):
     rounded = [stages[name]["kl_per_token"]["value"] for name in stages if "bits" in name]
     assert len({*rounded, 0, stages["edited"]["kl_per_token"]["value"]}) == 6
     deep = run(
-        *command, "--adapter", out / "edit", "--out", tmp_path / "deep", "--relearn", 2, "--relearn", 1, "--fluency"
+        *command,
+        "--adapter",
+        out / "edit",
+        "--out",
+        tmp_path / "deep",
+        "--relearn",
+        2,
+        "--relearn",
+        1,
+        "--fluency",
+        "--margins",
     )
     assert deep.exit_code == 0, deep.output
     found = Report.load(tmp_path / "deep" / "report.json")
+    assert found.margins.keys() == found.stages.keys()
+    assert all("answer_margin" in figures for figures in found.stages.values())
+    assert "over lyon" not in staged.stdout
+    assert "nats/token" in deep.stdout.replace("KL to base, nats/token", "")
     relearned = [f"{name} relearned {steps}" for steps in ("2 steps", "1 step") for name in ("base", "edited")]
     assert list(found.stages) == ["base", *relearned, "edited"]
     assert len({figures["kl_per_token"].value for figures in found.stages.values()}) == 6

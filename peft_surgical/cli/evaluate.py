@@ -40,6 +40,7 @@ from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this
     metavar="STEPS",
     help="Also measure base and edited after so many steps of fine-tuning on the old answer; may be repeated.",
 )
+@click.option("--margins", is_flag=True, help="Also measure how likely each answer is beside the other one.")
 @click.option("--fluency", is_flag=True, help="Also measure how varied the text is that is written about the subject.")
 @options.seed
 @options.overwrite
@@ -56,6 +57,7 @@ def evaluate(
     retention_tokens: int,
     bits: tuple[int, ...],
     relearn: tuple[int, ...],
+    margins: bool,
     fluency: bool,
     seed: int,
     overwrite: bool,
@@ -71,6 +73,7 @@ def evaluate(
     Examples:
       peft-surgical evaluate fact.yaml --model demo --adapter out/unlearn --adapter out/learn --out check
       peft-surgical evaluate fact.yaml --model ./merged --out check
+      peft-surgical evaluate fact.yaml --adapter out/edit --margins --out check
       peft-surgical evaluate fact.yaml --adapter out/edit --bits 8 --bits 4 --out check
       peft-surgical evaluate fact.yaml --adapter out/edit --relearn 5 --fluency --out check
     """
@@ -91,6 +94,7 @@ def evaluate(
                 states=states,
                 seed=seed,
                 retention_tokens=retention_tokens,
+                margins=margins,
                 fluency=fluency,
                 settings={"command": this_command(context), "adapters": identities(adapters)},
                 progress=not quiet,

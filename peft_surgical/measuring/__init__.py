@@ -1,7 +1,7 @@
 """What an evaluation measures.
 
 `metrics` has figures, intervals and the rules by which an answer counts, `ratio` the ratio of two rates.
-`retention`, `fluency`, `portability` and `soft_forgetting` measure one thing each. `states` are the base and the
-edits that are compared, `attached` those of adapters that are read from disk; `relearning` and `rounding` make more
-of them, which `afterwards` arranges and `rewriting` puts back.
+`retention`, `fluency`, `portability`, `margins` and `soft_forgetting` measure one thing each. `states` are the base
+and the edits that are compared, `attached` those of adapters that are read from disk; `relearning` and `rounding` make
+more of them, which `afterwards` arranges and `rewriting` puts back.
 """

@@ -31,7 +31,13 @@ from .summary import count, figure_text, groups, is_rate, label, title
 
 _LARGEST = 1e300
 # The shortest axes. A hundred words that are all different have an entropy of 6.6 bits.
-_AXES = {"kl_per_token": (0.0, 0.01), "relearning_recovery": (0.0, 1.0), "fluency": (400.0, 700.0)}
+_AXES = {
+    "answer_margin": (-1.0, 1.0),
+    "control_margin": (-1.0, 1.0),
+    "kl_per_token": (0.0, 0.01),
+    "relearning_recovery": (0.0, 1.0),
+    "fluency": (400.0, 700.0),
+}
 
 
 @phase("page")

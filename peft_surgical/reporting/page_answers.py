@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..facts import Control, Fact, PortabilityQuestion
+from ..measuring.margins import margin
 from ..measuring.metrics import is_right, leaks, refuses, says_new, says_old
 from ..measuring.portability import as_before, follows, longer_names
 from ..measuring.soft_forgetting import Outcome, probe_outcome
@@ -17,7 +18,7 @@ Piece = tuple[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt: the answers before and after in pieces, and what became of it."""
+    """One prompt: the answers before and after in pieces, by how much they win, and what became of it."""
 
     prompt: str
     note: str
@@ -25,6 +26,7 @@ class Row:
     status: str
     tone: str
     changed: bool
+    margins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,20 @@ def _row(
         status=text,
         tone=tone,
         changed=normalize(last) != normalize(given.get("base", last)),
+        margins=_margins(report, kind, index, question),
     )
+
+
+def _margins(report: Report, kind: str, index: int, question: Control | PortabilityQuestion | None) -> dict[str, str]:
+    """By how much one answer to a prompt is likelier than another, for each state in which that was measured."""
+    fact = report.fact
+    wanted, against = (question.answer[0], fact.new[0]) if question else (fact.new[0], fact.old[0])
+    found = {}
+    for stage, given in report.margins.items():
+        pairs = given.get(kind, ())
+        if index < len(pairs) and (pair := pairs[index]) is not None:
+            found[stage] = f"{wanted} over {against}: {margin(pair):+.2f} nats per token"
+    return found
 
 
 def mark(answer: str, fact: Fact, question: Control | PortabilityQuestion | None = None) -> Iterator[Piece]:

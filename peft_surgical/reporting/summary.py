@@ -26,10 +26,18 @@ from ..measuring.soft_forgetting import split_kind
 from ..report import RATES, Report
 from ..texts.text import printable
 
+_HELD_OUT = (
+    "new_answer_rate",
+    "old_answer_rate",
+    "refusal_rate",
+    "answer_margin",
+    "answer_likelier",
+    "relearning_recovery",
+)
 # What is asked, and the metrics over it.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Held-out questions", ("new_answer_rate", "old_answer_rate", "refusal_rate", "relearning_recovery")),
-    ("Controls (other facts)", ("control_kept", "control_leak")),
+    ("Held-out questions", _HELD_OUT),
+    ("Controls (other facts)", ("control_kept", "control_leak", "control_margin", "control_likelier")),
     (
         "What follows from the fact",
         ("portability", "portability_alias", "portability_one_hop", "portability_reversal", "portability_before"),
@@ -44,6 +52,8 @@ _LABEL_WIDTH, _LEAST_LABEL_WIDTH = 30, 20
 _ROOM = 10_000
 # A ratio is read by its distance from 1, a divergence by its order of magnitude.
 _DIGITS = {"perplexity_ratio": ".3f", "relearning_recovery": ".2f", "fluency": ".0f"}
+# What may be on either side of 0, where a dash between two numbers would be taken for a minus.
+_SIGNED = {"answer_margin", "control_margin"}
 # From where on decimals tell nothing.
 _MANY = 10_000
 _FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
@@ -91,8 +101,12 @@ def label(metric: str, report: Report) -> str:
         "new_answer_rate": f"answer {new}",
         "old_answer_rate": f"answer {old}",
         "refusal_rate": "says it does not know",
+        "answer_margin": f"{new} over {old}, nats/token",
+        "answer_likelier": f"{new} likelier than {old}",
         "control_kept": "still right",
         "control_leak": f"now say {new}",
+        "control_margin": f"right over {new}, nats/token",
+        "control_likelier": f"right likelier than {new}",
         "portability": "portability",
         "portability_alias": "by another name",
         "portability_one_hop": "one hop on",
@@ -136,6 +150,8 @@ def figure_text(metric: str, figure: Figure | None, stage: str) -> str:
     # No space inside the brackets: a narrow terminal folds a cell between value and interval.
     if is_rate(metric):
         return f"{_percent(figure.value)}% [{_percent(figure.low)}–{_percent(figure.high)}]"
+    if metric in _SIGNED:
+        return f"{figure.value:+.1f} [{figure.low:+.1f}…{figure.high:+.1f}]"
     digits = _DIGITS.get(metric, ".2g") if figure.high < _MANY else ".4g"
     return f"{figure.value:{digits}} [{figure.low:{digits}}–{figure.high:{digits}}]"
 
