@@ -24,6 +24,7 @@ from .adapters.edits import Edit, ModuleScale, several
 from .adapters.fitting import check_same_weights
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank, is_low_rank
+from .adapters.merged_edits import edit_record, edits_in, write_edits
 from .errors import AdapterError, ModelError, OutputError
 from .loading.padding import as_it_came
 from .running.sharing import is_sharded
@@ -55,7 +56,9 @@ def merge(
     """Writes a checkpoint of the model with adapters folded into its weights, for `from_pretrained`.
 
     What stands beside the base's weights goes with them where the base is a folder here or in the hub's cache:
-    `tokenizer.model`, the configurations of processors, and the files `LICENSE*` and `NOTICE*`.
+    `tokenizer.model`, the configurations of processors, and the files `LICENSE*` and `NOTICE*`. `peft_surgical.json`
+    says which edits are in the weights, those of a base that was merged into before first, and so does a section of
+    `README.md`, below what the base's card says.
 
     Args:
         model: The unedited base model; not changed.
@@ -81,7 +84,8 @@ def merge(
 
     Warns:
         UserWarning: If an adapter was trained on top of another, which is not given, or acts twice, if it was made for
-            a model of another name or revision, or if the dtype rounds a part of the edit away.
+            a model of another name or revision, if the dtype rounds a part of the edit away, or if what the base says
+            of the edits in it cannot be read.
     """
     target = _dtype(dtype)
     _check_model(model)
@@ -105,7 +109,9 @@ def merge(
     for key, (values, _) in found.items():
         _check_finite(key, values, state[key])
         state[key] = values
-    Rounding.total(rounding for _, rounding in found.values()).warn(target or model.dtype, stacklevel=3)
+    rounding = Rounding.total(rounding for _, rounding in found.values())
+    rounding.warn(target or model.dtype, stacklevel=3)
+    edits = [*edits_in(model), edit_record(given, model, target or model.dtype, rounding)]
     if target is not None:
         state = _cast(state, target)
     with atomic_directory(out, overwrite=overwrite, content=CHECKPOINT) as folder:
@@ -128,9 +134,11 @@ def merge(
             write_json(path, _with_dtype(json.loads(path.read_text(encoding="utf-8")), target))
         if tokenizer is not None:
             as_it_came(tokenizer).save_pretrained(folder)
-        if (source := folder_of(model)) is not None:
-            with as_output_error(out):
+        source = folder_of(model)
+        with as_output_error(out):
+            if source is not None:
                 carry(source, folder)
+            write_edits(folder, source, edits)
 
 
 def read_mergeable(adapters: Sequence[Mergeable]) -> Edit | LowRank:

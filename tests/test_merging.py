@@ -200,7 +200,8 @@ def test_an_earlier_checkpoint_is_replaced_whole(shard, tmp_path):
     (tmp_path / "merged" / "notes.txt").write_text("of the earlier one")
     merge(tiny_model("llama"), adapters, tmp_path / "merged", overwrite=True)
     names = sorted(path.name for path in (tmp_path / "merged").iterdir())
-    assert names == ["config.json", "generation_config.json", "model.safetensors"]
+    told = ["README.md", "peft_surgical.json"]
+    assert names == sorted(["config.json", "generation_config.json", "model.safetensors", *told])
 
 
 def test_a_tied_head_is_refused(tmp_path):

@@ -4,5 +4,5 @@
 precision holds. `adapter_files` and `scale_files` read and write folders, `saving` writes one adapter of a model
 into one, `export` goes to and from PEFT's own (IA)^3, and `low_rank` reads LoRA adapters as matrices to add. `bases`
 tells base models apart, `lineage` what an adapter was trained on top of, `fitting` whether all of one acts on a model;
-`cards` describes one to a reader.
+`cards` describes one to a reader, and `merged_edits` those that are in a checkpoint's weights.
 """

@@ -38,7 +38,8 @@ def merge(
 
     Takes the (IA)^3 adapters of `edit`, or the one of `edit-keyed` or any plain LoRA adapter. Small changes vanish in
     half precision; --dtype float32 keeps them. The tokenizer goes with the weights, and so do the base's
-    tokenizer.model, configurations of processors, LICENSE and NOTICE files.
+    tokenizer.model, configurations of processors, LICENSE and NOTICE files. peft_surgical.json and README.md say
+    which edits are in the weights.
 
     \b
     Examples:

@@ -1,0 +1,202 @@
+"""What a merged checkpoint says of the edits in its weights: a small file beside them, and a section of its card.
+
+Neither holds a path of the machine that it was made on: adapters and a base that is a folder go by the folder's name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+
+from ..tuner.fold import Rounding
+from ..writing.files import read_json, why_unread, write_bytes, write_json
+from .bases import cached_commit, folder_of, hub_id, revision_of, source_of
+from .edits import Edit
+from .lineage import Lineage
+from .low_rank import LowRank
+
+FILE, CARD = "peft_surgical.json", "README.md"
+_FORMAT = 1
+_BEGIN, _END = "<!-- peft-surgical: edits -->", "<!-- peft-surgical: end of edits -->"
+# A name of somebody else's may end a table or a line of code.
+_UNLIKE_A_NAME = re.compile(r"[^\w./ -]")
+_SHOWN = 12
+
+
+def read_edits(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
+    """The edits that a checkpoint's folder says are in its weights, oldest first; none where it says nothing.
+
+    Args:
+        folder: The checkpoint's, if one is known.
+
+    Warns:
+        UserWarning: If what it says cannot be read.
+    """
+    if folder is None or not os.path.isfile(path := os.path.join(folder, FILE)):
+        return []
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict) or found.get("format") != _FORMAT or not are_edits(found.get("edits")):
+            raise ValueError(f"it is no list of edits of the format {_FORMAT}")
+    except (OSError, ValueError) as error:
+        warnings.warn(
+            f"{path} cannot be read ({why_unread(error)}), so what it says of edits in the weights is left out.",
+            stacklevel=3,
+        )
+        return []
+    edits: list[dict[str, Any]] = found["edits"]
+    return edits
+
+
+def edits_in(model: Any) -> list[dict[str, Any]]:
+    """The edits that the folder which a bare model was read from says are in its weights, see [`read_edits`]."""
+    return read_edits(folder_of(model))
+
+
+def are_edits(value: Any) -> bool:
+    """Whether this is a list of what [`edit_record`] gives, as far as it is read here."""
+    return isinstance(value, list) and all(
+        isinstance(edit, dict)
+        and isinstance(edit.get("base"), dict)
+        and isinstance(edit.get("adapters"), list)
+        and all(isinstance(adapter, dict) and isinstance(adapter.get("name"), str) for adapter in edit["adapters"])
+        for edit in value
+    )
+
+
+def edit_names(edits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each edit is called: the names of its adapters."""
+    return [" and ".join(_clean(adapter["name"]) for adapter in edit["adapters"]) for edit in edits]
+
+
+def edit_record(
+    adapters: Sequence[Edit | LowRank | str | os.PathLike[str]], model: Any, dtype: torch.dtype, rounding: Rounding
+) -> dict[str, Any]:
+    """What is told of one merge.
+
+    Args:
+        adapters: What is folded in, in order.
+        model: The base.
+        dtype: Of the checkpoint.
+        rounding: What became of the weights that should change.
+
+    Returns:
+        The adapters with the digests of their tensors and what they say of where they come from, the base, the dtype,
+        of the weights that should change how many there are and the share that rounding left as they were, and the
+        version of this package.
+    """
+    lost = rounding.unchanged / rounding.touched if rounding.touched else 0.0
+    return {
+        "adapters": [_told(adapter) for adapter in adapters],
+        "base": {"name": _base_name(model), "revision": revision_of(model) or cached_commit(_named(model))},
+        "dtype": str(dtype).removeprefix("torch."),
+        "weights": rounding.touched,
+        "rounded_away": round(lost, 6),
+        "peft_surgical": _version(),
+    }
+
+
+def _told(adapter: Edit | LowRank | str | os.PathLike[str]) -> dict[str, Any]:
+    if isinstance(adapter, Edit | LowRank):
+        name, lineage = adapter.name, adapter.origin()
+        # One that was computed of others is called by their paths.
+        name = os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name
+        name = "an edit in memory" if os.sep in name else name
+    else:
+        name, lineage = os.path.basename(os.path.abspath(os.path.expanduser(adapter))), Lineage.of(adapter)
+    found = {"after": lineage.after, "below": lineage.below, "parts": lineage.parts}
+    names = {key: [os.path.basename(one) for one in values] for key, values in found.items() if values}
+    return {"name": name, "sha256": lineage.digest, **names}
+
+
+def _named(model: Any) -> str:
+    return str(getattr(model, "name_or_path", None) or "")
+
+
+def _base_name(model: Any) -> str | None:
+    """The base's hub id, or the name of its folder or file alone."""
+    name = _named(model)
+    if not name:
+        return None
+    here = source_of(model)
+    # A relative path may look like an id once another folder is the current one; one into the hub's cache holds an id.
+    alike = here is not None and os.path.basename(here) == os.path.basename(os.path.normpath(name))
+    found = None if alike and cached_commit(name) is None else hub_id(name)
+    return found or os.path.basename(os.path.abspath(here or name))
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version("peft-surgical")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write_edits(folder: Path, source: Path | None, edits: Sequence[Mapping[str, Any]]) -> None:
+    """Writes what a checkpoint says of its edits: the file, and a section of its card below what the base's says.
+
+    Args:
+        folder: The checkpoint's.
+        source: The base's, if there is one here; its card is kept.
+        edits: All that are in the weights, oldest first.
+    """
+    write_json(folder / FILE, {"format": _FORMAT, "edits": list(edits)})
+    card = source / CARD if source is not None else None
+    kept = card.read_bytes() if card is not None and card.is_file() else b""
+    write_bytes(folder / CARD, _with_section(kept, edits))
+
+
+def _with_section(kept: bytes, edits: Sequence[Mapping[str, Any]]) -> bytes:
+    """A card with the section of edits in the place of an earlier one, or below the rest; a whole one for none."""
+    section = f"{_BEGIN}\n{_section(edits)}\n{_END}\n".encode()
+    before, found, after = kept.partition(_BEGIN.encode())
+    if found:
+        return before + section + after.partition(_END.encode())[2].lstrip()
+    if kept.strip():
+        return kept.rstrip() + b"\n\n" + section
+    base = edits[0]["base"].get("name")
+    header = ModelCardData(base_model=hub_id(base), library_name="transformers", tags=["peft-surgical"])
+    return f"---\n{header.to_yaml()}\n---\n\n# {_clean(base or 'A model')}, edited\n\n".encode() + section
+
+
+def _section(edits: Sequence[Mapping[str, Any]]) -> str:
+    name, revision = (edits[0]["base"].get(key) for key in ("name", "revision"))
+    base = f"`{_clean(name)}`" if name else "the base"
+    base += f" (revision `{_clean(revision)}`)" if revision else ""
+    one = len(edits) == 1
+    rows = [
+        f"{number}. {_adapters(edit['adapters'])}, merged in {_clean(edit.get('dtype'))}"
+        for number, edit in enumerate(edits, 1)
+    ]
+    return "\n".join(
+        [
+            "## Edits in these weights",
+            "",
+            f"This is {base} with {'this edit' if one else 'these edits'} folded into its weights by peft-surgical:",
+            "",
+            *rows,
+            "",
+            f"To undo {'it' if one else 'them'}, use {base} itself: nothing takes an edit out of merged weights. The"
+            f" whole digests are in `{FILE}`.",
+        ]
+    )
+
+
+def _adapters(adapters: Sequence[Mapping[str, Any]]) -> str:
+    told = []
+    for adapter in adapters:
+        digest = adapter.get("sha256")
+        told.append(f"`{_clean(adapter['name'])}`" + (f" (SHA-256 `{_clean(digest)[:_SHOWN]}…`)" if digest else ""))
+    return " and ".join(told)
+
+
+def _clean(text: Any) -> str:
+    return _UNLIKE_A_NAME.sub("?", str(text))

@@ -1,0 +1,180 @@
+"""What a merged checkpoint says of the edits in its weights."""
+
+import json
+import os
+import shutil
+import warnings
+
+import pytest
+from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+import peft_surgical as ps
+from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.lineage import Lineage
+from peft_surgical.adapters.merged_edits import edit_names, edits_in, read_edits
+
+from .adapters import OTHER_COMPONENTS, saved, tiny_peft
+from .localizing import word_tokenizer
+from .test_merging import hub
+from .tiny import tiny_model
+
+WEIGHTS = "model.safetensors"
+
+
+def adapters(folder):
+    return [saved(tiny_peft(), folder / "unlearn"), saved(tiny_peft("llama", OTHER_COMPONENTS), folder / "learn")]
+
+
+def written(folder):
+    return json.loads((folder / "peft_surgical.json").read_text())
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "home" / "somebody" / "base"
+    tiny_model("llama").save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_what_was_merged_stands_beside_the_weights(tmp_path, base):
+    given = adapters(tmp_path / "home" / "somebody")
+    ps.merge(ps.load_model(base)[0], given, tmp_path / "merged", dtype="float16")
+    found = written(tmp_path / "merged")
+    [edit] = found.pop("edits")
+    assert found == {"format": 1}
+    digests = [Lineage.of(path).digest for path in given]
+    assert edit["adapters"] == [
+        {"name": name, "sha256": digest} for name, digest in zip(["unlearn", "learn"], digests, strict=True)
+    ]
+    assert edit["base"] == {"name": "base", "revision": None}
+    assert (edit["dtype"], edit["peft_surgical"]) == ("float16", ps.__version__)
+    # All weights that the adapters touch and that are not 0, counted by hand.
+    old = tiny_model("llama").state_dict()
+    new = load_file(tmp_path / "merged" / WEIGHTS)
+    moved = sum(int((old[key].half() != new[key]).sum()) for key in new)
+    assert edit["weights"] == pytest.approx(moved / (1 - edit["rounded_away"]), abs=1)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "This is `base` with this edit folded into its weights" in card
+    assert f"`unlearn` (SHA-256 `{digests[0][:12]}…`) and `learn`" in card
+    assert "use `base` itself" in card
+    # No path of the machine.
+    for name in ("README.md", "peft_surgical.json"):
+        text = (tmp_path / "merged" / name).read_text()
+        assert str(tmp_path) not in text
+        assert "somebody" not in text
+        assert os.getcwd() not in text
+
+
+def test_how_much_was_rounded_away_is_written(tmp_path, base):
+    edit = Edit.load(adapters(tmp_path)[0])
+    slight = ps.power(edit, 1e-3)
+    with pytest.warns(UserWarning, match="loses part of the edit"):
+        ps.merge(ps.load_model(base)[0], slight, tmp_path / "merged", dtype="bfloat16")
+    [told] = written(tmp_path / "merged")["edits"]
+    assert 0.01 < told["rounded_away"] < 1
+    assert told["adapters"][0]["name"] == "an edit in memory"
+    ps.merge(ps.load_model(base)[0], edit, tmp_path / "merged", overwrite=True)
+    [told] = written(tmp_path / "merged")["edits"]
+    assert (told["rounded_away"], told["adapters"][0]["name"], told["dtype"]) == (0.0, "unlearn", "float32")
+
+
+def test_a_second_merge_appends_and_keeps_the_first_base(tmp_path, base):
+    one, two = adapters(tmp_path)
+    ps.merge(ps.load_model(base)[0], one, tmp_path / "first")
+    word_tokenizer().save_pretrained(tmp_path / "first")
+    again, tokenizer = ps.load_model(tmp_path / "first")
+    assert edits_in(ps.load_model(base)[0]) == []
+    [told] = edits_in(again)
+    ps.merge(again, two, tmp_path / "second", tokenizer=tokenizer)
+    edits = written(tmp_path / "second")["edits"]
+    assert edits[0] == told
+    assert [edit["base"]["name"] for edit in edits] == ["base", "first"]
+    assert edit_names(edits) == ["unlearn", "learn"]
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert card.count("## Edits in these weights") == 1
+    assert "This is `base` with these edits folded into its weights" in card
+    assert card.index("1. `unlearn`") < card.index("2. `learn`")
+
+
+def test_the_cards_own_words_stay_above_the_section(tmp_path, base):
+    one, two = adapters(tmp_path)
+    theirs = "---\nlicense: mit\n---\n\n# Base\n\nWörter.\n".encode() + b"\xff not UTF-8\r\n"
+    (base / "README.md").write_bytes(theirs)
+    ps.merge(ps.load_model(base)[0], one, tmp_path / "first")
+    card = (tmp_path / "first" / "README.md").read_bytes()
+    assert card.startswith(theirs.rstrip() + b"\n\n<!-- peft-surgical: edits -->\n## Edits in these weights\n")
+    # What somebody has written below it stays, too.
+    (tmp_path / "first" / "README.md").write_bytes(card + b"\nMore.\n")
+    word_tokenizer().save_pretrained(tmp_path / "first")
+    ps.merge(ps.load_model(tmp_path / "first")[0], two, tmp_path / "second")
+    card = (tmp_path / "second" / "README.md").read_bytes()
+    assert card.startswith(theirs.rstrip())
+    assert card.endswith(b"\nMore.\n")
+    assert card.count(b"## Edits in these weights") == 1
+    assert (base / "README.md").read_bytes() == theirs
+
+
+def test_a_base_of_the_hub_goes_by_its_id(tmp_path, model_folder, monkeypatch):
+    snapshot = hub(tmp_path / "cache", model_folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    one = adapters(tmp_path)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an adapter for another base
+        ps.merge(ps.load_model("org/base")[0], one, tmp_path / "by id")
+        ps.merge(ps.load_model(snapshot)[0], one, tmp_path / "by path")
+    assert written(tmp_path / "by id")["edits"][0]["base"] == {"name": "org/base", "revision": None}
+    assert written(tmp_path / "by path")["edits"][0]["base"] == {"name": "org/base", "revision": "a" * 40}
+    assert (tmp_path / "by id" / "README.md").read_text().startswith("---\nbase_model: org/base\n")
+
+
+def test_a_folder_that_was_named_from_another_one_goes_by_its_name_alone(tmp_path, base, monkeypatch):
+    monkeypatch.chdir(base.parent.parent)
+    model, _ = ps.load_model("somebody/base")
+    monkeypatch.chdir(tmp_path)
+    ps.merge(model, adapters(tmp_path)[0], tmp_path / "merged")
+    assert written(tmp_path / "merged")["edits"][0]["base"]["name"] == "base"
+    monkeypatch.chdir(base)
+    here, _ = ps.load_model(".")
+    monkeypatch.chdir(tmp_path)
+    ps.merge(here, adapters(tmp_path / "here")[0], tmp_path / "merged", overwrite=True)
+    assert written(tmp_path / "merged")["edits"][0]["base"]["name"] == "base"
+    ps.merge(tiny_model("llama"), adapters(tmp_path / "more")[0], tmp_path / "unnamed")
+    assert written(tmp_path / "unnamed")["edits"][0]["base"]["name"] is None
+    assert "This is the base with this edit" in (tmp_path / "unnamed" / "README.md").read_text()
+
+
+def test_a_lora_adapter_and_what_it_says_of_itself(tmp_path, base):
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["down_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "keyed")
+    ps.merge(ps.load_model(base)[0], tmp_path / "keyed", tmp_path / "merged")
+    [edit] = written(tmp_path / "merged")["edits"]
+    assert edit["adapters"] == [{"name": "keyed", "sha256": Lineage.of(tmp_path / "keyed").digest}]
+    assert edit["weights"] == 3 * 32 * 48
+    ps.stack(adapters(tmp_path / "stages"), tmp_path / "edit")
+    ps.merge(ps.load_model(base)[0], tmp_path / "edit", tmp_path / "merged", overwrite=True)
+    [edit] = written(tmp_path / "merged")["edits"]
+    assert edit["adapters"][0]["parts"] == list(Lineage.of(tmp_path / "edit").parts)
+    assert len(edit["adapters"][0]["parts"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"format": 2, "edits": []}', '{"format": 1, "edits": [{"adapters": []}]}']
+)
+def test_what_cannot_be_read_is_told_and_left_out(text, tmp_path, base):
+    (base / "peft_surgical.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"peft_surgical\.json cannot be read \(.*\), so what it says of edits"):
+        assert read_edits(base) == []
+    with pytest.warns(UserWarning, match="cannot be read"):
+        ps.merge(ps.load_model(base)[0], adapters(tmp_path)[0], tmp_path / "merged")
+    assert len(written(tmp_path / "merged")["edits"]) == 1
+    assert (base / "peft_surgical.json").read_text() == text
+
+
+def test_names_that_would_end_a_line_of_the_card(tmp_path, base):
+    odd = tmp_path / "a `b`\n# c"
+    shutil.move(adapters(tmp_path)[0], odd)
+    ps.merge(ps.load_model(base)[0], odd, tmp_path / "merged")
+    assert "1. `a ?b??? c` (SHA-256" in (tmp_path / "merged" / "README.md").read_text()
