@@ -21,6 +21,7 @@ import peft_surgical as ps
 from peft_surgical import hookspecs
 from peft_surgical.cli import cli
 from peft_surgical.drafting import ways
+from peft_surgical.measuring import checkpoints
 from peft_surgical.tuner.resolve import GRANULARITIES
 
 FOLDER = Path(__file__).parent / "reference"
@@ -32,6 +33,7 @@ VALUES = {
     "PAPER_SELECTION": lambda: _stated(inspect.getmodule(ps.Selection), "PAPER_SELECTION"),
     "RECIPES": lambda: _stated(inspect.getmodule(ps.unlearn), "RECIPES"),
     "EditOrPath": lambda: _stated(inspect.getmodule(ps.Edit), "EditOrPath"),
+    "EditedModel": lambda: _stated(checkpoints, "EditedModel"),
     "Mergeable": lambda: _stated(inspect.getmodule(ps.merge), "Mergeable"),
     "Register": lambda: _stated(hookspecs, "Register"),
     "Scorer": lambda: _stated(inspect.getmodule(ps.ScorerContext), "Scorer"),

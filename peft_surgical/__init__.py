@@ -44,6 +44,7 @@ from .localizing.context import MLPScores, Scorer, ScorerContext
 from .localizing.faithfulness import Carried, Faithfulness
 from .localizing.results import Localization
 from .localizing.runs import Site
+from .measuring.checkpoints import EditedModel
 from .measuring.metrics import Figure
 from .measuring.states import State, adapter_state
 from .merging import Mergeable, merge
@@ -78,6 +79,7 @@ __all__ = [
     "Control",
     "Edit",
     "EditOrPath",
+    "EditedModel",
     "EncodedAnswer",
     "Fact",
     "FactDraft",

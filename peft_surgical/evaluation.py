@@ -21,10 +21,12 @@ from importlib import metadata
 from itertools import islice
 from typing import Any
 
+from .adapters.merged_edits import edits_in
 from .architectures import check_causal
 from .counts import check_counts, check_seed, check_text_tokens
 from .errors import ModelError, brief, first_line
 from .facts import Fact, check_fact
+from .measuring.checkpoints import EditedModel, edited_checkpoint
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
 from .measuring.margins import Choices, Pair, margin_metrics, measure_margins
 from .measuring.metrics import prompt_metrics
@@ -37,7 +39,7 @@ from .profiling import phase
 from .report import Report
 from .running.alike import check_alike
 from .running.generation import MAX_NEW_TOKENS, generate_answers
-from .running.modes import learned_tokens
+from .running.modes import base_model_of, learned_tokens
 from .running.precision import without_autocast
 from .staging.whole_answers import whole_answer
 from .texts.lengths import check_asked_fits
@@ -63,6 +65,7 @@ def evaluate(
     fact: Fact,
     *,
     states: Mapping[str, State] | None = None,
+    edited: EditedModel | None = None,
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
     retention_tokens: int = 2048,
@@ -86,6 +89,10 @@ def evaluate(
             first in the report, which is about the last of the others. When None: just `base`, and where adapters act
             on the model `edited`, the model as it is.
             A relearned state also gets its ratio to the base, if the base, relearned in the same way, is among them.
+        edited: A checkpoint to compare `model` with as its base, whoever edited it: a folder, a hub id or a `.gguf`
+            file as [`load_model`] takes, or a model in memory. The states are `base` and `edited` then. Only weights
+            may differ; of a folder those are mapped, so that two copies of a model are never in memory. Both are asked
+            through `tokenizer` and measured in the base's dtype, which has to hold the checkpoint's.
         seed: Recorded in the report; greedy answers do not depend on it, but what fluency is measured on does.
         max_new_tokens: Longer answers are cut.
         retention_tokens: How many tokens of the package's unrelated text to read, at most; 0 leaves retention out.
@@ -105,11 +112,17 @@ def evaluate(
     Raises:
         FactError: If `fact` is no whole fact, or a prompt of it and its answer are too long for the model.
         AdapterError: If `states` is None and adapters act that transformers put on the model.
-        ModelError: If `states` lacks `base`, what an adapter has learned to put before a prompt makes it too long for
-            the model, it has no embedding of a token, its logits are not finite, it is wrapped (by TransformerLens or
-            `DataParallel`), JSON cannot hold what is to be recorded, `seed` is no whole number, `max_new_tokens` or
-            `batch_size` is less than 1, or `retention_tokens` less than 0 or 1.
+        ModelError: If `states` lacks `base` or stands beside `edited`; if `edited` is no checkpoint of the same
+            architecture, sizes, tensors and token ids as `model`, or is stored in a dtype that the base's does not
+            hold, or `model` has adapters on it beside `edited`; if what an adapter has learned to put before a prompt
+            makes it too long for the model, it has no embedding of a token, its logits are not finite, it is wrapped
+            (by TransformerLens or `DataParallel`), JSON cannot hold what is to be recorded, `seed` is no whole number,
+            `max_new_tokens` or `batch_size` is less than 1, or `retention_tokens` less than 0 or 1.
         ArchitectureError: If the model is no causal language model.
+
+    Warns:
+        UserWarning: If `edited` is stored in a dtype that does not hold the base, has the base's very weights or a
+            tokenizer that differs a little, or if what the base's folder says of edits in it cannot be read.
     """
     started = time.perf_counter()
     check_fact(fact, whole=True)
@@ -120,6 +133,12 @@ def evaluate(
     check_unwrapped(model)
     check_causal(model)
     check_alike(model=model, fact=fact, seed=seed)
+    beside = None
+    if edited is not None:
+        if states is not None:
+            raise ModelError("states and edited exclude each other; give states, or an edited checkpoint.")
+        beside = edited_checkpoint(model, tokenizer, edited)
+        states = {"base": nullcontext, "edited": beside.state}
     if states is None:
         states = {"base": nullcontext}
         if adapters_act(model):
@@ -192,6 +211,7 @@ def evaluate(
         }
         for name in states
     }
+    carried = edits_in(base_model_of(model))
     return Report(
         fact=fact,
         model=str(getattr(model.config, "_name_or_path", "")),
@@ -203,6 +223,8 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "retention_tokens": retention_tokens,
             "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
+            **({"base_edits": carried} if carried else {}),
+            **({"edited": beside.record} if beside is not None else {}),
             **(settings or {}),
         },
         seconds={**(seconds or {}), "evaluate": round(time.perf_counter() - started, 2)},

@@ -65,8 +65,7 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": device_map}
     # transformers would fall back on a pickle, which can run code.
     options["use_safetensors"] = True
-    if str(name) != "demo" and os.path.isfile(name) and not str(name).endswith(".gguf"):
-        raise ModelError(f"the model {name} is a file; name the folder of a checkpoint, or a file that ends in .gguf.")
+    _check_no_other_file(name)
     source, extra = _locate(name, revision)
     is_gguf = "gguf_file" in extra
     file = os.path.join(source, extra.get("gguf_file", ""))
@@ -162,6 +161,22 @@ def _gguf_tokenizer(folder: str, file: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(empty, gguf_file=os.path.abspath(os.path.join(folder, file)))
     tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = folder
     return tokenizer
+
+
+def checkpoint_folder(name: str | os.PathLike[str]) -> Path | None:
+    """The folder here whose checkpoint [`load_model`] reads by a name; None of a hub id and a `.gguf` file.
+
+    Raises:
+        ModelError: If there is no such folder or file, or it is no checkpoint.
+    """
+    _check_no_other_file(name)
+    source, extra = _locate(name, None)
+    return Path(source) if "gguf_file" not in extra and os.path.isdir(source) else None
+
+
+def _check_no_other_file(name: str | os.PathLike[str]) -> None:
+    if str(name) != "demo" and os.path.isfile(name) and not str(name).endswith(".gguf"):
+        raise ModelError(f"the model {name} is a file; name the folder of a checkpoint, or a file that ends in .gguf.")
 
 
 def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from peft_surgical.adapters.lineage import Lineage
 from peft_surgical.adapters.merged_edits import edit_names, edits_in, read_edits
 
 from .adapters import OTHER_COMPONENTS, saved, tiny_peft
-from .localizing import word_tokenizer
+from .localizing import capital, word_tokenizer
 from .test_merging import hub
 from .tiny import tiny_model
 
@@ -178,3 +178,20 @@ def test_names_that_would_end_a_line_of_the_card(tmp_path, base):
     shutil.move(adapters(tmp_path)[0], odd)
     ps.merge(ps.load_model(base)[0], odd, tmp_path / "merged")
     assert "1. `a ?b??? c` (SHA-256" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_reports_say_what_their_base_carries(tmp_path, model_folder):
+    one, _ = adapters(tmp_path)
+    base, tokenizer = ps.load_model(model_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ps.merge(base, one, tmp_path / "merged", tokenizer=tokenizer)
+    options = {"max_new_tokens": 2, "retention_tokens": 0, "progress": False}
+    assert "base_edits" not in ps.evaluate(base, tokenizer, capital(), **options).settings
+    merged, tokenizer = ps.load_model(tmp_path / "merged")
+    report = ps.evaluate(merged, tokenizer, capital(), **options)
+    assert report.settings["base_edits"] == written(tmp_path / "merged")["edits"]
+    # Below an adapter, too.
+    adapted = get_peft_model(merged, LoraConfig(target_modules=["down_proj"]))
+    assert ps.evaluate(adapted, tokenizer, capital(), **options).settings["base_edits"]
+    assert edits_in(tiny_model("llama")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -12,18 +13,20 @@ from ..edit_folder import EVALUATION, replacing, save_report
 from ..facts import Fact
 from ..measuring.afterwards import with_relearned, with_rounded
 from ..measuring.attached import attach, check_together, identities
+from ..measuring.checkpoints import check_edited, edited_checkpoint
 from ..reporting.summary import summarize
 from ..running.cache import kept_beside
 from ..writing.claims import claimed
 from . import checks, options
-from .loading import load, quiet_libraries
-from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
+from .loading import load, quiet_libraries, tell_trusted
+from .terminal import REPORT_FILES, note, on_interrupt, print_json, print_result, this_command
 
 
 @click.command(short_help="Measure a model, with or without adapters, on a fact.")
 @options.fact
 @options.model
 @options.adapter
+@options.edited
 @options.out
 @options.retention_tokens
 @click.option(
@@ -53,6 +56,7 @@ def evaluate(
     fact_file: Path,
     source: options.Source,
     adapters: tuple[Path, ...],
+    edited: str | None,
     out: Path,
     retention_tokens: int,
     bits: tuple[int, ...],
@@ -69,20 +73,43 @@ def evaluate(
     Adapters may be surgical, plain (IA)^3, LoRA or any other that PEFT adds to weights. With two, the state after the
     first is called unlearned; with all of them the model is called edited.
 
+    An edit in the weights of a whole checkpoint, by ROME, MEMIT, fine-tuning or `merge`, is measured with that as
+    --edited and its base as --model. A dtype that is not given holds both. Only weights may differ.
+
     \b
     Examples:
       peft-surgical evaluate fact.yaml --model demo --adapter out/unlearn --adapter out/learn --out check
-      peft-surgical evaluate fact.yaml --model ./merged --out check
+      peft-surgical evaluate fact.yaml --model demo --edited ./merged --out check
       peft-surgical evaluate fact.yaml --adapter out/edit --margins --out check
       peft-surgical evaluate fact.yaml --adapter out/edit --bits 8 --bits 4 --out check
       peft-surgical evaluate fact.yaml --adapter out/edit --relearn 5 --fluency --out check
     """
+    if edited is not None and adapters:
+        raise click.UsageError("--edited and --adapter exclude each other: merge the adapters, or measure one by one.")
     fact = Fact.from_file(fact_file)
     checks.output(out, overwrite, EVALUATION)
     check_together(adapters)
+    if edited is not None:
+        check_edited(edited)
     with claimed(out, overwrite=overwrite):
         model, tokenizer = load(source, quiet=quiet)
-        model, states = attach(model, adapters, quiet_libraries)
+        beside = None
+        if edited is None:
+            model, states = attach(model, adapters, quiet_libraries)
+        else:
+            if source.trust_remote_code:
+                tell_trusted(edited)
+            beside = edited_checkpoint(
+                model,
+                tokenizer,
+                edited,
+                # A dtype that was asked for is both models'; else it is one that holds both.
+                wider="widen" if source.dtype == "auto" else "round",
+                trust_remote_code=source.trust_remote_code,
+                quiet=quiet_libraries,
+            )
+            states = {"base": nullcontext, "edited": beside.state}
+            note(beside.told(model.dtype), quiet=quiet)
         states = with_rounded(model, states, bits)
         states = with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)
         on_interrupt(context, out)
@@ -96,7 +123,11 @@ def evaluate(
                 retention_tokens=retention_tokens,
                 margins=margins,
                 fluency=fluency,
-                settings={"command": this_command(context), "adapters": identities(adapters)},
+                settings={
+                    "command": this_command(context),
+                    "adapters": identities(adapters),
+                    **({} if beside is None else {"edited": beside.record}),
+                },
                 progress=not quiet,
             )
         with replacing(out, overwrite, EVALUATION) as folder:

@@ -41,9 +41,8 @@ def load(source: Source, *, quiet: bool) -> tuple[Any, Any]:
 
 
 def _load(source: Source, quiet: bool) -> tuple[Any, Any]:
-    if source.trust_remote_code and not silent():
-        # A warning, which --quiet does not keep back.
-        click.echo(f"Code that comes with {source.name} may run, as --trust-remote-code says.", err=True)
+    if source.trust_remote_code:
+        tell_trusted(source.name)
     if source.name == "demo" and not quiet and not silent() and demo.is_to_be_fetched():
         # It says so itself, and pip's bar needs the terminal, which is kept from all else that loads.
         demo.demo_folder(converting=quiet_libraries())
@@ -65,6 +64,12 @@ def _make_demo(quiet: bool) -> None:
             demo.demo_folder()
     else:
         demo.demo_folder(converting=quiet_libraries())
+
+
+def tell_trusted(name: str) -> None:
+    """Tells whose code may run: a warning, which `--quiet` does not keep back."""
+    if not silent():
+        click.echo(f"Code that comes with {name} may run, as --trust-remote-code says.", err=True)
 
 
 def _debugging() -> bool:

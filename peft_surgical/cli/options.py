@@ -158,6 +158,13 @@ adapter = click.option(
     help="An adapter folder; may be repeated, in the order of training.",
 )
 
+edited = click.option(
+    "--edited",
+    callback=lambda context, parameter, value: value if value is None else _named(context, parameter, value),
+    metavar="M",
+    help="An edited checkpoint, as --model takes one, to compare with the model as its base; not beside --adapter.",
+)
+
 _MODEL = (
     click.option(
         "--model",

@@ -46,7 +46,7 @@ from ..tuner.unchanged import trainable_kept
 from .metrics import Figure, says_old
 from .ratio import paired_ratio
 from .rewriting import check_weights, linear_layers, merged_weights
-from .states import State, adapter_state
+from .states import State, adapter_state, within
 
 PROMPTS, LEARNING_RATE, RANK = 5, 2e-4, 16
 
@@ -87,6 +87,7 @@ def relearned_state(
     rank: int = RANK,
     seed: int = 0,
     progress: bool = False,
+    edited: State | None = None,
 ) -> RelearnedState:
     """The state in which adapters are merged into the weights, and these fine-tuned on prompts with the old answer.
 
@@ -109,6 +110,7 @@ def relearned_state(
         rank: LoRA's, whose product counts once (`lora_alpha` is the rank).
         seed: Decides the prompts and LoRA's first values.
         progress: Whether to show a progress bar.
+        edited: A state of a bare model whose weights relearn, as that of an edited checkpoint; its own when None.
 
     Returns:
         A function that gives a context; leaving it restores every bit.
@@ -130,7 +132,10 @@ def relearned_state(
     for row in rows:
         check_row(model.config, row.ids)
     relearning = Relearning(rows, steps, learning_rate, rank, seed)
-    return RelearnedState(model, tuple(adapters), relearning, acting, progress)
+    if edited is not None:
+        acting = within(edited, acting)
+    of_base = not adapters and edited is None
+    return RelearnedState(model, tuple(adapters), relearning, acting, progress, of_base=of_base)
 
 
 class RelearnedState:
@@ -139,11 +144,20 @@ class RelearnedState:
     Attributes:
         adapters: What is merged; nothing in the base.
         relearning: What was relearned, and how.
+        of_base: Whether it is the base that has relearned.
     """
 
     def __init__(
-        self, model: Any, adapters: tuple[str, ...], relearning: Relearning, acting: State, progress: bool
+        self,
+        model: Any,
+        adapters: tuple[str, ...],
+        relearning: Relearning,
+        acting: State,
+        progress: bool,
+        *,
+        of_base: bool,
     ) -> None:
+        self.of_base = of_base
         self.adapters = adapters
         self.relearning = relearning
         self._model = model
@@ -175,14 +189,14 @@ def relearning_recovery(
         held_out: State name to its answers to `fact.held_out`, in order.
 
     Returns:
-        State name to `relearning_recovery`, for relearned states with adapters where the base is there too and gives
+        State name to `relearning_recovery`, for relearned states but the base's where the base is there too and gives
         the old answer.
     """
     relearned = {name: state for name, state in states.items() if isinstance(state, RelearnedState)}
-    bases = {state.relearning: name for name, state in relearned.items() if not state.adapters}
+    bases = {state.relearning: name for name, state in relearned.items() if state.of_base}
     found = {}
     for name, state in relearned.items():
-        if not state.adapters or state.relearning not in bases:
+        if state.of_base or state.relearning not in bases:
             continue
         said, base_said = (
             [says_old(answer, fact) for answer in held_out[which]] for which in (name, bases[state.relearning])

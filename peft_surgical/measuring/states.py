@@ -69,6 +69,17 @@ def _stands_alone(model: Any) -> bool:
     return any(isinstance(module, kinds) and _acts(module) for module in model.modules())
 
 
+def within(outer: State, inner: State) -> State:
+    """The state that one function brings a model into, within the state of another."""
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        with outer(), inner():
+            yield
+
+    return entered
+
+
 def adapters_act(model: Any) -> bool:
     """Whether a model is not just its base: an adapter is merged into its weights, or acts on or before them."""
     return prompts_act(model) or any(isinstance(module, OF_ADAPTERS) and _acts(module) for module in model.modules())

@@ -1,1 +1,4 @@
-"""A report to read: as a page (`page`, `page_answers`), in a terminal (`summary`), and on a model card (`card`)."""
+"""A report to read: as a page (`page`, `page_answers`), in a terminal (`summary`), and on a model card (`card`).
+
+`weights` says which weights were measured.
+"""

@@ -28,6 +28,7 @@ from ..profiling import phase
 from ..report import Report
 from .page_answers import controls, held_out, portability, probes
 from .summary import count, figure_text, groups, is_rate, label, title
+from .weights import weights_told
 
 _LARGEST = 1e300
 # The shortest axes. A hundred words that are all different have an entropy of 6.6 bits.
@@ -63,6 +64,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
             report=report,
             title=title(report, model=False),
             verdict=report.verdict(),
+            weights=weights_told(report),
             picture=None if picture is None else base64.b64encode(picture).decode("ascii"),
             command=command,
             sections=[made for kind in (held_out, controls, portability, probes) if (made := kind(report)).rows],

@@ -25,6 +25,7 @@ from ..measuring.metrics import Figure
 from ..measuring.soft_forgetting import split_kind
 from ..report import RATES, Report
 from ..texts.text import printable
+from .weights import weights_told
 
 _HELD_OUT = (
     "new_answer_rate",
@@ -74,6 +75,7 @@ def summarize(
     """
     parts: list[RenderableType] = [Text(title(report), style="bold"), _Figures(report)]
     parts.append(Text("In brackets: 95% intervals. n: how many prompts or tokens.", style="dim"))
+    parts += [Text(printable(sentence), style="dim") for sentence in weights_told(report)]
     parts += [Text(""), Text(printable(report.verdict()), style="bold")]
     listed = list(files)
     if out is not None and listed:

@@ -1,0 +1,368 @@
+"""An edited checkpoint beside its base, as a state of the base: the same report, whoever made the edit.
+
+The weights of the base that the checkpoint has otherwise give way to the checkpoint's while the state holds. Those of
+a folder are mapped from its files, so that there are no two copies of a model in memory; in the end the base has its
+very own tensors again, and no bit of them was written to.
+
+```py
+>>> edited = edited_checkpoint(model, tokenizer, "./merged")
+>>> evaluate(model, tokenizer, fact, states={"base": nullcontext, "edited": edited.state})
+```
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from ..adapters.merged_edits import read_edits
+from ..adapters.scale_files import digest_of
+from ..errors import ModelError, SurgicalError, brief, first_line
+from ..loading.pickles import no_pickles
+from ..loading.stored import stored_tensors
+from ..models import checkpoint_folder, load_model
+from ..running.sharing import is_sharded
+from ..wrapped import check_module, check_unwrapped
+from .comparable import check_same_config, check_same_tokenizer
+from .states import State
+
+EditedModel: TypeAlias = str | os.PathLike[str] | PreTrainedModel
+"""An edited checkpoint: a folder, a hub id or a `.gguf` file as [`load_model`] takes, or a model in memory."""
+
+WiderDtype: TypeAlias = Literal["refuse", "widen", "round"]
+"""What becomes of a checkpoint whose dtype the base's does not hold: it is refused, the base becomes as wide, or the
+checkpoint is rounded to the base's, as both are where somebody asks for a dtype."""
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class EditedCheckpoint:
+    """What [`edited_checkpoint`] returns.
+
+    Attributes:
+        state: What brings the base into the state `edited`.
+        record: What a report tells of the checkpoint, as JSON: its `name`, the `dtype` that it is stored in, the
+            `sha256` of the tensors that differ from the base's, how many `tensors` there are, which of them `changed`,
+            in how many of these the difference is `only_rounding` to that dtype, and the `edits` that its folder says
+            it carries.
+    """
+
+    state: State
+    record: dict[str, Any]
+
+    def told(self, dtype: torch.dtype) -> str:
+        """In one sentence what was found, for a person.
+
+        Args:
+            dtype: In which both are measured.
+        """
+        changed, count = len(self.record["changed"]), self.record["tensors"]
+        differ = "differs" if changed == 1 else "differ"
+        return (
+            f"{changed:,} of {count:,} tensors of {self.record['name']}, stored in {self.record['dtype']}, {differ}"
+            f" from the base's; both are measured in {_named(dtype)}."
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An edited checkpoint as it was read: what is missing of the base's tensors is tied to one of those."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    edits: Sequence[Mapping[str, Any]] = ()
+
+
+def check_edited(edited: EditedModel) -> None:
+    """Refuses, before a model is loaded, what can be no edited checkpoint.
+
+    Raises:
+        ModelError: If it is neither a name nor a model, there is no such folder or file, or it is an adapter.
+    """
+    if isinstance(edited, str | os.PathLike):
+        path = Path(os.path.expanduser(edited))
+        if str(edited) != "demo" and os.path.isfile(path / "adapter_config.json"):
+            raise ModelError(
+                f"the folder {path} holds an adapter and no edited checkpoint; give it as an adapter (--adapter)."
+            )
+        checkpoint_folder(edited)
+        return
+    if not isinstance(edited, PreTrainedModel):
+        raise ModelError(
+            f"an edited checkpoint is a folder, a hub id, a .gguf file or a transformers model, not {brief(edited)};"
+            " of a PEFT model give what merge_and_unload() returns, or its states."
+        )
+    if hasattr(edited, "peft_config"):
+        raise ModelError("the edited model has adapters on it; give it merged, or their states.")
+
+
+def edited_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    edited: EditedModel,
+    *,
+    wider: WiderDtype = "refuse",
+    trust_remote_code: bool = False,
+    quiet: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> EditedCheckpoint:
+    """The state of a base in which it has the weights of an edited checkpoint.
+
+    Args:
+        model: The base, without adapters. It becomes as wide as the checkpoint where `wider` says so.
+        tokenizer: The base's.
+        edited: The checkpoint.
+        wider: What becomes of a checkpoint in a dtype that the base's does not hold.
+        trust_remote_code: As for [`load_model`].
+        quiet: The context in which libraries read it.
+
+    Raises:
+        ModelError: If the base has adapters on it, or weights that are quantized, offloaded or spread over processes;
+            if the checkpoint cannot be read, is of another architecture or other sizes, has other tensors, ties them
+            otherwise, reads text otherwise, or holds a dtype that the base's does not and that is refused.
+
+    Warns:
+        UserWarning: If the checkpoint is stored in a dtype that does not hold the base, or is rounded to the base's;
+            if it does not differ from the base, or its tokenizer does a little.
+    """
+    check_edited(edited)
+    _check_base(model)
+    if edited is model:
+        raise ModelError("the edited model is the base itself; load the base anew, or give the edited one's folder.")
+    found = _read(model, tokenizer, edited, trust_remote_code, quiet)
+    own, own_dtype = _tensors(model), model.dtype
+    _check_names(found, own)
+    _fit(model, found, wider)
+    if model.dtype != own_dtype:
+        own = _tensors(model)
+    changed, only_rounded = _changed(found, own)
+    record = {
+        "name": found.name,
+        "dtype": _dtypes(found.tensors),
+        "sha256": digest_of({key: found.tensors[key] for key in changed}),
+        "tensors": len({id(tensor) for tensor in own.values()}),
+        "changed": sorted(changed),
+        "only_rounding": only_rounded,
+        **({"edits": [dict(edit) for edit in found.edits]} if found.edits else {}),
+    }
+    _warn(record, found, own_dtype, model.dtype)
+    pairs = [(own[key], found.tensors[key]) for key in changed]
+    return EditedCheckpoint(lambda: _exchanged(pairs), record)
+
+
+def _check_base(model: Any) -> None:
+    check_module(model)
+    check_unwrapped(model)
+    if hasattr(model, "peft_config"):
+        raise ModelError("the base has adapters on it, beside which no edited checkpoint is measured; give it bare.")
+    if is_sharded(model):
+        raise ModelError("the base is spread over processes; use one that is not sharded beside an edited checkpoint.")
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or (
+            getattr(model, "is_quantized", False) and not tensor.is_floating_point()
+        ):
+            raise ModelError(f"the base is quantized ({name}); load it in bfloat16, float16 or float32.")
+        if tensor.device.type == "meta":
+            raise ModelError(f"the weight {name} of the base is offloaded; load it whole.")
+
+
+def _tensors(model: Any) -> dict[str, Tensor]:
+    """The parameters and buffers that a checkpoint holds, by all their names; tied ones are one tensor."""
+    found: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return found
+
+
+def _read(
+    model: Any,
+    tokenizer: Any,
+    edited: EditedModel,
+    trust_remote_code: bool,
+    quiet: Callable[[], AbstractContextManager[None]],
+) -> _Found:
+    if isinstance(edited, PreTrainedModel):
+        name = f"the edited model {edited.name_or_path}".rstrip()
+        _check_base_like(name, edited)
+        check_same_config(name, edited.config, model.config)
+        return _Found(name, _tensors(edited))
+    name, folder = os.fspath(edited), checkpoint_folder(edited)
+    if folder is not None:
+        config, own_tokenizer = _described(name, folder, trust_remote_code, quiet)
+        check_same_config(name, config, model.config)
+        if own_tokenizer is not None:
+            check_same_tokenizer(name, own_tokenizer, tokenizer)
+        edits = read_edits(folder)
+        if (named := _by_own_names(model, stored_tensors(folder))) is not None:
+            return _Found(name, named, edits)
+    else:
+        own_tokenizer, edits = None, []
+    # What only transformers makes tensors of the model from is loaded once; what is equal to the base's is let go of.
+    with quiet():
+        loaded, its_tokenizer = load_model(edited, trust_remote_code=trust_remote_code)
+    check_same_config(name, loaded.config, model.config)
+    if own_tokenizer is None:
+        check_same_tokenizer(name, its_tokenizer, tokenizer)
+    return _Found(name, _tensors(loaded), edits)
+
+
+def _check_base_like(name: str, model: PreTrainedModel) -> None:
+    for key, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
+            raise ModelError(f"{name} has no weight {key} at hand; load it whole, in bfloat16, float16 or float32.")
+
+
+def _described(
+    name: str, folder: Path, trust_remote_code: bool, quiet: Callable[[], AbstractContextManager[None]]
+) -> tuple[Any, Any]:
+    """The configuration of a checkpoint and its tokenizer; None for the latter where it comes without."""
+    try:
+        with no_pickles(), quiet():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            if not any((folder / file).is_file() for file in _TOKENIZERS):
+                return config, None
+            return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except SurgicalError:
+        raise
+    except Exception as error:  # as for load_model, transformers raises many kinds
+        # Says which file is damaged, if one is.
+        stored_tensors(folder)
+        raise ModelError(f"cannot load the edited checkpoint {name!r}: {first_line(error)}.") from error
+
+
+def _by_own_names(model: Any, stored: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """A checkpoint's tensors by the model's names; None where those are made of several, or are not all there."""
+    changes = get_model_conversion_mapping(model)
+    if stored is None or not all(isinstance(change, WeightRenaming) for change in changes):
+        return None
+    own, found = _tensors(model), {}
+    for stored_key, tensor in stored.items():
+        key = stored_key
+        for change in changes:
+            key, _ = change.rename_source_key(key)
+        # A checkpoint of the model without its output head leaves out the first part of every name.
+        found[key if key in own else f"{model.base_model_prefix}.{key}"] = tensor
+    held = {id(own[key]) for key in found.keys() & own.keys()}
+    whole = all(id(tensor) in held for tensor in own.values())
+    return found if whole and len(found) == len(stored) and found.keys() <= own.keys() else None
+
+
+def _check_names(found: _Found, own: Mapping[str, Tensor]) -> None:
+    held = {id(own[key]) for key in found.tensors.keys() & own.keys()}
+    for where, keys in (
+        ("the base", found.tensors.keys() - own.keys()),
+        ("it", {key for key, tensor in own.items() if id(tensor) not in held}),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
+            raise ModelError(f"{found.name} has other tensors than the base: {where} has no {min(keys)}{more}.")
+    met: dict[int, str] = {}
+    for key, tensor in found.tensors.items():
+        mine = own[key]
+        if tensor.shape != mine.shape:
+            raise ModelError(
+                f"{found.name} is no edit of the base: {key} has the shape {tuple(tensor.shape)} there and"
+                f" {tuple(mine.shape)} in the base."
+            )
+        if tensor.dtype != mine.dtype and not {tensor.dtype, mine.dtype} <= {*_FLOATS}:
+            raise ModelError(
+                f"{found.name} holds {key} as {_named(tensor.dtype)} and the base as {_named(mine.dtype)}; give it in"
+                " bfloat16, float16 or float32."
+            )
+        other = met.setdefault(id(mine), key)
+        if other != key and not torch.equal(tensor, found.tensors[other]):
+            raise ModelError(f"{found.name} has two tensors, {other} and {key}, where the base has one for both.")
+
+
+def _fit(model: Any, found: _Found, wider: WiderDtype) -> None:
+    """Sees to it that the base's tensors hold what the checkpoint's do, unless that is to be rounded."""
+    own = _tensors(model)
+    needed = {
+        joint
+        for key, tensor in found.tensors.items()
+        if tensor.is_floating_point()
+        and (joint := torch.promote_types(tensor.dtype, own[key].dtype)) != own[key].dtype
+    }
+    if not needed or wider == "round":
+        return
+    joint = reduce(torch.promote_types, needed)
+    if wider == "refuse":
+        raise ModelError(
+            f"{found.name} is stored in {_dtypes(found.tensors)}, and this base in {_named(model.dtype)} would round"
+            f" the edit; load the base with dtype={_named(joint)!r}, which holds both."
+        )
+    model.to(joint)
+
+
+def _changed(found: _Found, own: Mapping[str, Tensor]) -> tuple[list[str], int]:
+    """The names of the tensors that differ from the base's, and how many do only as the base rounded would."""
+    changed, only_rounded, met = [], 0, set()
+    for key, new in found.tensors.items():
+        mine = own[key].detach()
+        if id(own[key]) in met:
+            continue
+        met.add(id(own[key]))
+        here = new.detach().to(mine.device)
+        if torch.equal(mine, here.to(mine.dtype)):
+            continue
+        changed.append(key)
+        only_rounded += new.dtype != mine.dtype and torch.equal(mine.to(new.dtype), here)
+    return changed, int(only_rounded)
+
+
+def _warn(record: Mapping[str, Any], found: _Found, base: torch.dtype, measured: torch.dtype) -> None:
+    stored = {tensor.dtype for tensor in found.tensors.values() if tensor.is_floating_point()}
+    name, dtype = record["name"], record["dtype"]
+    if any(torch.promote_types(kind, measured) != measured for kind in stored):
+        warnings.warn(
+            f"{name} is stored in {dtype} and rounded to {_named(measured)}, as the base is, which may round a small"
+            " edit away; float32 keeps it.",
+            stacklevel=3,
+        )
+    elif record["changed"] and any(torch.promote_types(kind, base) != kind for kind in stored):
+        count, rounded = len(record["changed"]), record["only_rounding"]
+        warnings.warn(
+            f"{name} is stored in {dtype} and the base in {_named(base)}; both are measured in {_named(measured)}, so"
+            f" the figures hold the edit and what storing it rounded: of {count:,} tensors that differ {rounded:,} do"
+            f" by rounding alone. A base in {dtype} (--dtype) is rounded alike, and leaves the edit.",
+            stacklevel=3,
+        )
+    if not record["changed"]:
+        warnings.warn(f"{name} has the very weights of the base, so base and edited are the same.", stacklevel=3)
+
+
+@contextmanager
+def _exchanged(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Lets tensors of a model be others for a while; its own are kept aside, and not written to.
+
+    Off the processor its own wait on the processor, so that the device does not hold both.
+    """
+    kept: list[tuple[Tensor, torch.device, Tensor]] = []
+    try:
+        for own, new in pairs:
+            kept.append((own, own.device, own.data.cpu()))
+            own.data = new.detach().to(own.device, own.dtype)
+        yield
+    finally:
+        for own, device, before in kept:
+            own.data = before.to(device)
+
+
+def _dtypes(tensors: Mapping[str, Tensor]) -> str:
+    found = dict.fromkeys(_named(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point())
+    return " and ".join(found)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,44 @@
+"""What a report says of the weights that were measured, in a sentence or two: which edits the base carries, and which
+checkpoint stood beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..adapters.merged_edits import are_edits, edit_names
+from ..errors import ReportError, brief
+from ..report import Report
+
+
+def weights_told(report: Report) -> list[str]:
+    """Sentences; none of a base that carries no edit, measured alone or with adapters.
+
+    Raises:
+        ReportError: If the report comes from a file in which something else stands there.
+    """
+    told = []
+    if edits := _edits(report.settings.get("base_edits", []), "base_edits"):
+        told.append(f"The base carries {_counted(edits)}.")
+    beside = report.settings.get("edited")
+    if beside is None:
+        return told
+    if not isinstance(beside, Mapping) or not isinstance(beside.get("changed"), list):
+        raise ReportError(f"this is not a report: {brief(beside)} stands where an edited checkpoint should.")
+    sentence = f"Edited is the checkpoint {beside.get('name')}, stored in {beside.get('dtype')}:"
+    sentence += f" {len(beside['changed']):,} of {beside.get('tensors')} tensors differ from the base's."
+    if edits := _edits(beside.get("edits", []), "edits"):
+        sentence += f" It says that it carries {_counted(edits)}."
+    return [*told, sentence]
+
+
+def _edits(value: Any, name: str) -> list[dict[str, Any]]:
+    if not are_edits(value):
+        raise ReportError(f"this is not a report: {brief(value)} stands where {name} should.")
+    edits: list[dict[str, Any]] = value
+    return edits
+
+
+def _counted(edits: list[dict[str, Any]]) -> str:
+    names = ", then ".join(edit_names(edits))
+    return f"{len(edits):,} edit{'s' * (len(edits) != 1)}, merged into its weights: {names}"

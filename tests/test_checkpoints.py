@@ -1,0 +1,451 @@
+"""An edited checkpoint beside its base."""
+
+import copy
+import json
+import shutil
+import warnings
+from contextlib import nullcontext
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
+
+import peft_surgical as ps
+from peft_surgical.errors import ModelError
+from peft_surgical.loading.stored import stored_tensors
+from peft_surgical.measuring import checkpoints
+from peft_surgical.measuring.afterwards import with_relearned, with_rounded
+from peft_surgical.measuring.checkpoints import check_edited, edited_checkpoint
+from peft_surgical.measuring.rounding import round_channels
+
+from .adapters import logits
+from .conftest import fingerprint
+from .localizing import capital, planted, word_tokenizer
+from .tiny import FAMILIES, tiny_experts, tiny_model
+
+TOKENIZER = word_tokenizer()
+DOWN = "model.layers.1.mlp.down_proj.weight"
+LOOSE = {"max_new_tokens": 4, "retention_tokens": 60, "progress": False}
+
+
+def edited_model(family="llama", seed=0, dtype=torch.float32, **config):
+    """The tiny model with one weight matrix changed, whatever it is called."""
+    model = tiny_model(family, seed, dtype, **config)
+    name, weight = [(n, p) for n, p in model.named_parameters() if p.ndim == 2 and ("layers.1" in n or ".h.1" in n)][
+        -1
+    ]
+    with torch.no_grad():
+        weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(5)).to(dtype) * 0.5)
+    return model, name
+
+
+def checkpoint(folder, family="llama", **config):
+    model, name = edited_model(family, **config)
+    model.save_pretrained(folder)
+    return folder, model, name
+
+
+def in_state(model, state):
+    with state():
+        return logits(model)
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """Loading a second model whole is an error."""
+
+    def load(*args, **options):
+        raise AssertionError("a second model was loaded whole")
+
+    monkeypatch.setattr(checkpoints, "load_model", load)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_its_state_the_base_is_the_edited_model_and_then_the_base_again(family, tmp_path, whole):
+    folder, other, name = checkpoint(tmp_path / "edited", family)
+    base = tiny_model(family)
+    before, storages = fingerprint(base), [p.data_ptr() for p in base.parameters()]
+    edited = edited_checkpoint(base, TOKENIZER, folder)
+    assert edited.record["changed"] == [name]
+    assert edited.record["tensors"] == len(list(base.parameters())) + len(
+        [key for key in base.state_dict() if key not in dict(base.named_parameters(remove_duplicate=False))]
+    )
+    for _ in range(2):
+        assert torch.equal(in_state(base, edited.state), logits(other))
+        assert fingerprint(base) == before
+    # Not even copied: the base's own tensors are where they were.
+    assert [p.data_ptr() for p in base.parameters()] == storages
+    assert not torch.equal(logits(base), logits(other))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_the_base_comes_back_whatever_ends_the_state(error, tmp_path):
+    folder, _, _ = checkpoint(tmp_path / "edited")
+    base = tiny_model("llama")
+    before, state = fingerprint(base), edited_checkpoint(base, TOKENIZER, folder).state
+    with pytest.raises(error), state():
+        raise error
+    assert fingerprint(base) == before
+
+
+def test_an_interrupt_while_weights_are_exchanged_leaves_the_base(tmp_path, monkeypatch):
+    other = tiny_model("llama", seed=1)
+    other.save_pretrained(tmp_path / "edited")
+    base = tiny_model("llama")
+    before, state = fingerprint(base), edited_checkpoint(base, TOKENIZER, tmp_path / "edited").state
+    calls, to = [], torch.Tensor.to
+
+    def interrupted(tensor, *args, **options):
+        calls.append(tensor)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", interrupted)
+    with pytest.raises(KeyboardInterrupt), state():
+        raise AssertionError("not reached")
+    monkeypatch.undo()
+    assert len(calls) > 5
+    assert fingerprint(base) == before
+
+
+def test_what_is_written_in_the_state_reaches_neither_the_base_nor_the_file(tmp_path):
+    folder, _, name = checkpoint(tmp_path / "edited")
+    stored = (folder / "model.safetensors").read_bytes()
+    base = tiny_model("llama")
+    before, state = fingerprint(base), edited_checkpoint(base, TOKENIZER, folder).state
+    with state(), torch.no_grad():
+        base.get_parameter(name).mul_(2)
+    assert fingerprint(base) == before
+    assert (folder / "model.safetensors").read_bytes() == stored
+
+
+def test_shards_a_body_without_its_head_and_names_of_another_version(tmp_path, monkeypatch):
+    _, other, name = checkpoint(tmp_path / "one")
+    wanted = logits(other)
+    other.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
+    # Of a tied model the body alone is all there is.
+    tied, changed = edited_model("qwen2")
+    tied.save_pretrained(tmp_path / "body")
+    file = tmp_path / "body" / "model.safetensors"
+    save_file({key.removeprefix("model."): value for key, value in load_file(file).items()}, file, {"format": "pt"})
+    for folder, family, model, key in (("shards", "llama", other, name), ("body", "qwen2", tied, changed)):
+        base = tiny_model(family)
+        edited = edited_checkpoint(base, TOKENIZER, tmp_path / folder)
+        assert edited.record["changed"] == [key]
+        assert torch.equal(in_state(base, edited.state), logits(model))
+    # What transformers leaves out is left out.
+    loaded = []
+    load = checkpoints.load_model
+    monkeypatch.setattr(checkpoints, "load_model", lambda *args, **how: loaded.append(args) or load(*args, **how))
+    TOKENIZER.save_pretrained(tmp_path / "one")
+    file = tmp_path / "one" / "model.safetensors"
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file({**load_file(file), **more}, file, {"format": "pt"})
+    base = tiny_model("llama")
+    edited = edited_checkpoint(base, TOKENIZER, tmp_path / "one")
+    assert (len(loaded), edited.record["changed"]) == (1, [name])
+    assert torch.equal(in_state(base, edited.state), wanted)
+
+
+def test_experts_that_are_stored_one_by_one(tmp_path):
+    other = tiny_experts()
+    with torch.no_grad():
+        other.model.layers[1].mlp.experts.down_proj.mul_(1.5)
+    other.save_pretrained(tmp_path / "edited")
+    TOKENIZER.save_pretrained(tmp_path / "edited")
+    base = tiny_experts()
+    assert isinstance(base, MixtralForCausalLM)
+    edited = edited_checkpoint(base, TOKENIZER, tmp_path / "edited")
+    assert edited.record["changed"] == ["model.layers.1.mlp.experts.down_proj"]
+    assert torch.equal(in_state(base, edited.state), logits(other))
+
+
+def test_a_model_in_memory(tmp_path):
+    other, name = edited_model()
+    base = tiny_model("llama")
+    edited = edited_checkpoint(base, TOKENIZER, other)
+    assert edited.record["changed"] == [name]
+    assert torch.equal(in_state(base, edited.state), logits(other))
+    folder, _, _ = checkpoint(tmp_path / "edited")
+    assert edited_checkpoint(base, TOKENIZER, folder).record["sha256"] == edited.record["sha256"]
+
+
+def test_evaluate_is_as_with_the_adapter_that_was_merged(tmp_path, model_folder):
+    model = get_peft_model(planted(), LoraConfig(target_modules=["down_proj"], r=2, init_lora_weights=False)).eval()
+    states = {"base": ps.adapter_state(model, []), "edited": ps.adapter_state(model, ["default"])}
+    adapted = ps.evaluate(model, TOKENIZER, capital(), states=states, **LOOSE)
+    model.save_pretrained(tmp_path / "adapter")
+    base, tokenizer = ps.load_model(model_folder)
+    ps.merge(base, tmp_path / "adapter", tmp_path / "merged", tokenizer=tokenizer)
+    before = fingerprint(base)
+    for given in (tmp_path / "merged", AutoModelForCausalLM.from_pretrained(tmp_path / "merged")):
+        report = ps.evaluate(base, tokenizer, capital(), edited=given, **LOOSE)
+        assert fingerprint(base) == before
+        assert list(report.stages) == ["base", "edited"]
+        assert report.answers == adapted.answers
+        kl, wanted = (found.stages["edited"]["kl_per_token"].value for found in (report, adapted))
+        assert kl == pytest.approx(wanted, rel=1e-3)
+        assert kl > 0
+        assert report.settings["edited"]["changed"] == [f"model.layers.{n}.mlp.down_proj.weight" for n in range(3)]
+    assert ps.Report.from_dict(report.to_dict()) == report
+
+
+def test_rounded_and_relearned_are_those_of_the_edited_model(tmp_path):
+    folder, other, _ = checkpoint(tmp_path / "edited")
+    base, fact = tiny_model("llama"), capital()
+    before = fingerprint(base)
+    states = {"base": nullcontext, "edited": edited_checkpoint(base, TOKENIZER, folder).state}
+    states = with_rounded(base, states, [4])
+    states = with_relearned(base, states, TOKENIZER, fact, [2], seed=0, progress=False)
+    added = [f"{name} {what}" for what in ("in 4 bits", "relearned 2 steps") for name in ("base", "edited")]
+    assert list(states) == ["base", *added, "edited"]
+    seen = {name: in_state(base, state) for name, state in states.items()}
+    assert fingerprint(base) == before
+    for name, model in (("base", tiny_model("llama")), ("edited", other)):
+        alone = with_relearned(model, {"base": nullcontext}, TOKENIZER, fact, [2], seed=0, progress=False)
+        torch.testing.assert_close(seen[f"{name} relearned 2 steps"], in_state(model, alone["base relearned 2 steps"]))
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "proj" in key:
+                    parameter.copy_(round_channels(parameter, 4))
+        torch.testing.assert_close(seen[f"{name} in 4 bits"], logits(model))
+    report = ps.evaluate(base, TOKENIZER, fact, states=states, **LOOSE)
+    assert "relearning_recovery" not in report.stages["base relearned 2 steps"]
+    assert len({figures["kl_per_token"].value for figures in report.stages.values()}) == 6
+
+
+def test_the_edited_model_has_its_ratio_to_the_base_relearned_alike(model_folder, tmp_path):
+    """The planted model gives the old answer before and after so few steps, and so does one with other weights."""
+    base = planted()
+    other = planted()
+    with torch.no_grad():
+        other.model.layers[0].mlp.down_proj.weight.add_(0.01)
+    states = {"base": nullcontext, "edited": edited_checkpoint(base, TOKENIZER, other).state}
+    states = with_relearned(base, states, TOKENIZER, capital(), [1], seed=0, progress=False)
+    report = ps.evaluate(base, TOKENIZER, capital(), states=states, **LOOSE)
+    assert report.stages["edited relearned 1 step"]["relearning_recovery"].value == 1.0
+    assert "relearning_recovery" not in report.stages["base relearned 1 step"]
+
+
+def test_a_narrower_checkpoint_is_measured_in_the_bases_dtype_and_told_of(tmp_path):
+    """Of what differs, one tensor is edited, and the others are what storing them rounded."""
+    other, name = edited_model()
+    other.to(torch.bfloat16).save_pretrained(tmp_path / "edited")
+    base = tiny_model("llama")
+    with pytest.warns(UserWarning, match=r"stored in bfloat16 and the base in float32; both are measured in float32"):
+        edited = edited_checkpoint(base, TOKENIZER, tmp_path / "edited")
+    assert base.dtype == torch.float32
+    assert edited.record["dtype"] == "bfloat16"
+    assert edited.record["only_rounding"] == len(edited.record["changed"]) - 1 > 10
+    widened = AutoModelForCausalLM.from_pretrained(tmp_path / "edited", dtype=torch.float32)
+    assert torch.equal(in_state(base, edited.state), logits(widened))
+    # A base that is rounded alike leaves the edit.
+    rounded = tiny_model("llama").to(torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        edited = edited_checkpoint(rounded, TOKENIZER, tmp_path / "edited")
+    assert edited.record["changed"] == [name]
+    assert edited.record["only_rounding"] == 0
+
+
+def test_a_wider_checkpoint_is_never_rounded_in_silence(tmp_path):
+    base = tiny_model("llama", dtype=torch.bfloat16)
+    other = copy.deepcopy(base).float()
+    with torch.no_grad():
+        # Less than bfloat16 tells apart.
+        other.get_parameter(DOWN).mul_(1 + 2**-12)
+    other.save_pretrained(tmp_path / "edited")
+    before = logits(base)
+    with pytest.raises(ModelError, match=r"in bfloat16 would round the edit; load the base with dtype='float32'"):
+        edited_checkpoint(base, TOKENIZER, tmp_path / "edited")
+    assert torch.equal(logits(base), before)
+    with pytest.warns(UserWarning, match="rounded to bfloat16, as the base is") as told:
+        edited = edited_checkpoint(base, TOKENIZER, tmp_path / "edited", wider="round")
+    assert [str(each.message) for each in told if "has the very weights of the base" in str(each.message)]
+    assert edited.record["changed"] == []
+    edited = edited_checkpoint(base, TOKENIZER, tmp_path / "edited", wider="widen")
+    assert base.dtype == torch.float32
+    assert edited.record["changed"] == [DOWN]
+    assert torch.equal(in_state(base, edited.state), logits(other))
+    assert edited.told(base.dtype).endswith("differs from the base's; both are measured in float32.")
+    halves = copy.deepcopy(other).to(torch.float16)
+    narrow = tiny_model("llama", dtype=torch.bfloat16)
+    with pytest.raises(ModelError, match="load the base with dtype='float32', which holds both"):
+        edited_checkpoint(narrow, TOKENIZER, halves)
+
+
+def test_the_base_beside_itself_is_told_of(tmp_path):
+    base = tiny_model("llama")
+    base.save_pretrained(tmp_path / "same")
+    with pytest.warns(UserWarning, match="same has the very weights of the base, so base and edited are the same"):
+        assert edited_checkpoint(base, TOKENIZER, tmp_path / "same").record["changed"] == []
+    with pytest.raises(ModelError, match="the edited model is the base itself"):
+        edited_checkpoint(base, TOKENIZER, base)
+
+
+def rewritten(folder, **changes):
+    """The same checkpoint with other words in its configuration."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"hidden_size": 64}, r"hidden_size is 64 there and 32 in the base"),
+        ({"vocab_size": 130}, r"vocab_size is 130 there and 128 in the base"),
+        ({"tie_word_embeddings": True}, r"tie_word_embeddings is True there and False in the base"),
+        ({"num_hidden_layers": 2}, r"num_hidden_layers is 2 there and 3 in the base"),
+    ],
+)
+def test_a_checkpoint_of_other_sizes_is_refused(config, words, tmp_path):
+    tiny_model("llama", **config).save_pretrained(tmp_path / "edited")
+    base = tiny_model("llama")
+    before = fingerprint(base)
+    for given in (tmp_path / "edited", tiny_model("llama", **config)):
+        with pytest.raises(ModelError, match=f"is no edit of the base, whose weights alone would differ: .*{words}"):
+            edited_checkpoint(base, TOKENIZER, given)
+    assert fingerprint(base) == before
+
+
+def test_what_computes_otherwise_is_refused_and_what_only_trains_or_names_otherwise_is_not(tmp_path):
+    folder, _, name = checkpoint(tmp_path / "edited")
+    base = tiny_model("llama")
+    harmless = {"use_cache": False, "attention_dropout": 0.5, "unsloth_version": "1", "eos_token_id": 3}
+    rewritten(folder, **harmless)
+    assert edited_checkpoint(base, TOKENIZER, folder).record["changed"] == [name]
+    rewritten(folder, rms_norm_eps=0.5)
+    with pytest.raises(ModelError, match=r"rms_norm_eps is 0.5 there and 1e-06 in the base"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    rewritten(folder, rms_norm_eps=1e-6, rope_parameters={"rope_type": "default", "rope_theta": 5.0})
+    with pytest.raises(ModelError, match=r"rope_parameters.rope_theta is 5.0 there and 10000.0 in the base"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    tiny_model("qwen3").save_pretrained(tmp_path / "qwen")
+    with pytest.raises(ModelError, match="qwen is a 'qwen3' and the base a 'llama'"):
+        edited_checkpoint(base, TOKENIZER, tmp_path / "qwen")
+    rewritten(folder, rope_parameters={"rope_type": "default", "rope_theta": 1e4}, quantization_config={"bits": 4})
+    with pytest.raises(ModelError, match="edited is quantized; give it in bfloat16"):
+        edited_checkpoint(base, TOKENIZER, folder)
+
+
+def tensors(folder, **changes):
+    file = folder / "model.safetensors"
+    held = {**load_file(file), **changes}
+    save_file({key: value for key, value in held.items() if value is not None}, file, {"format": "pt"})
+
+
+def test_tensors_that_are_no_edit_of_the_bases(tmp_path):
+    folder, _, _ = checkpoint(tmp_path / "edited")
+    TOKENIZER.save_pretrained(folder)
+    base = tiny_model("llama")
+    tensors(folder, **{DOWN: torch.zeros(32, 40)})
+    with pytest.raises(ModelError, match=rf"{DOWN} has the shape \(32, 40\) there and \(32, 48\) in the base"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    tensors(folder, **{DOWN: torch.zeros(32, 48, dtype=torch.int8)})
+    with pytest.raises(ModelError, match=f"holds {DOWN} as int8 and the base as float32"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    tensors(folder, **{DOWN: None})
+    with pytest.raises(ModelError, match=f"its files lack {DOWN}"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"edited cannot be read: its model.safetensors cannot be read"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    assert stored_tensors(tmp_path) is None
+    # A head of its own where the base has one tensor for both.
+    tied, _ = edited_model("qwen2")
+    tied.save_pretrained(tmp_path / "tied")
+    tensors(tmp_path / "tied", **{"lm_head.weight": torch.ones(128, 32)})
+    with pytest.raises(ModelError, match=r"has two tensors, .*, where the base has one for both"):
+        edited_checkpoint(tiny_model("qwen2"), TOKENIZER, tmp_path / "tied")
+
+
+def test_tokenizers_that_differ(tmp_path):
+    folder, _, name = checkpoint(tmp_path / "edited")
+    base = tiny_model("llama")
+    assert edited_checkpoint(base, TOKENIZER, folder).record["changed"] == [name]
+    same = word_tokenizer()
+    same.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        edited_checkpoint(base, TOKENIZER, folder)
+    same.chat_template = "{{ messages }}"
+    same.add_tokens(["<more>"])
+    same.save_pretrained(folder)
+    told = "differs from the base's in its chat template and which tokens there are; base and edited are both asked"
+    with pytest.warns(UserWarning, match=told):
+        edited_checkpoint(base, TOKENIZER, folder)
+    # Two words that have changed places.
+    path = folder / "tokenizer.json"
+    held = json.loads(path.read_text())
+    vocab = held["model"]["vocab"]
+    vocab["paris"], vocab["lyon"] = vocab["lyon"], vocab["paris"]
+    path.write_text(json.dumps(held))
+    with pytest.raises(ModelError, match=r"gives '(paris|lyon)' the id \d+ and the base's \d+, so they do not read"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    vocab["paris"], vocab["lyon"] = vocab["lyon"], vocab["paris"]
+    held["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(held))
+    with pytest.raises(ModelError, match="cuts text into other tokens than the base's"):
+        edited_checkpoint(base, TOKENIZER, folder)
+    path.write_text("{")
+    with pytest.raises(ModelError, match=r"its tokenizer\.json cannot be read"):
+        edited_checkpoint(base, TOKENIZER, folder)
+
+
+def test_what_is_no_edited_checkpoint_is_refused(tmp_path):
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "empty").mkdir()
+    for given, words in (
+        (tmp_path / "adapter", "holds an adapter and no edited checkpoint; give it as an adapter"),
+        (tmp_path / "empty", "holds no config.json"),
+        (str(tmp_path / "none"), "there is no model folder"),
+        (adapted, r"of a PEFT model give what merge_and_unload\(\) returns"),
+        (3, "not 3"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            check_edited(given)
+        with pytest.raises(ModelError, match=words):
+            ps.evaluate(tiny_model("llama"), TOKENIZER, capital(), edited=given, **LOOSE)
+    base, (other, _) = tiny_model("llama"), edited_model()
+    with pytest.raises(ModelError, match="the base has adapters on it"):
+        ps.evaluate(adapted, TOKENIZER, capital(), edited=other, **LOOSE)
+    with pytest.raises(ModelError, match="states and edited exclude each other"):
+        ps.evaluate(base, TOKENIZER, capital(), edited=other, states={"base": nullcontext}, **LOOSE)
+    other.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match="the edited model has adapters on it"):
+        edited_checkpoint(base, TOKENIZER, other)
+
+
+def test_weights_train_after_a_state_in_inference_mode(tmp_path):
+    folder, _, _ = checkpoint(tmp_path / "edited")
+    base = tiny_model("llama")
+    state = edited_checkpoint(base, TOKENIZER, folder).state
+    with torch.inference_mode(), state():
+        logits(base)
+    base(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    with torch.inference_mode():
+        made = copy.deepcopy(base)
+    before = fingerprint(made)
+    state = edited_checkpoint(made, TOKENIZER, folder).state
+    with torch.no_grad(), state():
+        assert fingerprint(made) != before
+    assert fingerprint(made) == before
+
+
+def test_a_merged_checkpoint_tells_its_edits_in_the_record(tmp_path, model_folder):
+    model = get_peft_model(planted(), LoraConfig(target_modules=["down_proj"], r=2, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "lora")
+    base, tokenizer = ps.load_model(model_folder)
+    ps.merge(base, tmp_path / "lora", tmp_path / "merged", tokenizer=tokenizer)
+    edited = edited_checkpoint(base, tokenizer, tmp_path / "merged")
+    assert [each["name"] for each in edited.record["edits"][0]["adapters"]] == ["lora"]
+    shutil.rmtree(tmp_path / "merged")
+    # What was mapped is there as long as it is needed.
+    assert not torch.equal(in_state(base, edited.state), logits(base))
+    assert AutoTokenizer.from_pretrained(model_folder).get_vocab() == tokenizer.get_vocab()
