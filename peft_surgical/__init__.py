@@ -35,6 +35,7 @@ from .errors import (
 )
 from .evaluation import evaluate
 from .facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact
+from .folding import Mergeable
 from .hookspecs import Register, hookimpl
 from .keyed_edit import edit_keyed
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
@@ -47,7 +48,7 @@ from .localizing.runs import Site
 from .measuring.checkpoints import EditedModel
 from .measuring.metrics import Figure
 from .measuring.states import State, adapter_state
-from .merging import Mergeable, merge
+from .merging import merge
 from .models import load_model
 from .plugins import PluginWarning
 from .report import Report

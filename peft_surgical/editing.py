@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 from .architectures import check_causal
 from .carried import faithfulness as measure
 from .counts import check_seed, check_text_tokens
+from .earlier import Earlier
 from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, replacing, save_report, tell_on_card
 from .errors import MissingPackageError, ModelError, SelectionError, brief
 from .evaluation import evaluate
@@ -82,6 +84,7 @@ def edit(
     retention_tokens: int = 2048,
     command: str | None = None,
     seconds: Mapping[str, float] | None = None,
+    on: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Report:
     """Rewrites one fact and measures what that did: localizes, unlearns, learns, stacks and evaluates.
 
@@ -90,7 +93,7 @@ def edit(
 
     Args:
         model: A causal language model without adapters; it carries the two adapters afterwards, which [`unload`] takes
-            off for the next edit.
+            off for the next edit. With `on` it is left bare, every weight as it was.
         tokenizer: Its tokenizer.
         fact: The fact.
         out: A folder for the localization, the adapters and the report. Beside it `.peft_surgical` keeps what the base
@@ -118,15 +121,19 @@ def edit(
         retention_tokens: Tokens of unrelated text to measure on; 0 for none.
         command: The command that does this again, for the report.
         seconds: What was spent before on phases of this edit, such as `localize`, for the report.
+        on: Folders of the adapters of earlier edits of this base, in their order, to make this one on top of. They are
+            folded into the weights meanwhile, so that they act in localization, training and the report's `base`. The
+            new adapters are for the base as it was, beside these: [`stack`] or [`merge`] all of them, or let all act.
 
     Returns:
         The report, also written to `out`, and in short onto the model card of the adapter in its folder `edit`.
 
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false, or has a folder of the name of an adapter of an
-            edit that holds something else.
+            edit that holds something else, or is a folder of `on`.
         AdapterError: If the model has an adapter named `unlearn` or `learn`, or lies within a PEFT model, whose
-            adapters it carries: give it unloaded.
+            adapters it carries: give it unloaded. If a folder of `on` cannot be read or folded in, is given twice, was
+            made for another base, or was trained on top of an adapter that does not stand before it.
         FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
         ScorerError: If a scorer is not installed or has no such option, or all of them failed.
         SelectionError: If `selection` or `localization` is not of this model, `localization` is not of this fact or
@@ -134,8 +141,12 @@ def edit(
             limits, the first scorer failed, which is to rank, or `neurons`, `granularity` and `budget` disagree.
         ModelError: If `seed` is no whole number, the model has other adapters, is quantized or gives logits that are
             not finite, weights that would be scaled are offloaded, or any where no `localization` is given, or
-            `recipe` names another stage.
+            `recipe` names another stage; with `on` if it has any adapters, or weights that are quantized, offloaded or
+            spread over processes.
         ArchitectureError: If the model is no causal language model, or its architecture is not known.
+
+    Warns:
+        UserWarning: If the weights' dtype rounds away a part of what `on` changes.
     """
     check_fact(fact, whole=True)
     check_seed(seed)
@@ -145,6 +156,9 @@ def edit(
     check_causal(model)
     check_whole(model)
     check_free(model, RECIPES)
+    earlier = Earlier.read(on)
+    earlier.check_stay(out)
+    earlier.check_model(model)
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     limited = any(limit is not None for limit in limits.values())
     if isinstance(projections, str):
@@ -162,8 +176,8 @@ def edit(
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
-    check_alike(model=model, fact=fact, out=str(out), seed=seed)
-    with unchanged_on_failure(model), ExitStack() as claim:
+    check_alike(model=model, fact=fact, out=str(out), seed=seed, on=earlier.below)
+    with unchanged_on_failure(model), earlier.folded_into(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         claim.enter_context(kept_beside(out))
         # An earlier edit stays until there is another one.
@@ -217,6 +231,7 @@ def edit(
         picture = by_main(lambda: _start_output(folder, localization, selection))
 
         first = unlearn(model, tokenizer, fact, config, recipe=recipes[UNLEARN], seed=seed, progress=progress)
+        first = replace(first, on=earlier.below)
         by_main(lambda: first.save(folder / UNLEARN))
         lap("unlearn")
         second = learn(
@@ -228,6 +243,7 @@ def edit(
             seed=seed,
             progress=progress,
         )
+        second = replace(second, on=earlier.below)
         by_main(lambda: _save_edit(second, folder))
         by_main(replaced.close)
         lap("learn")
@@ -251,7 +267,7 @@ def edit(
             retention_tokens=retention_tokens,
             selection={**selection.to_dict(), "granularity": granularity, "scales": scales, **carried},
             settings={
-                **({"command": command} if command else {}),
+                **earlier.settings(command),
                 "scorers": [*localization.scorers],
                 # Whole modules are scaled where PEFT's (IA)^3 scales them.
                 **({} if granularity == "module" else {"projections": [*projections]}),
@@ -377,7 +393,11 @@ def _start_output(out: Path, localization: Localization, selection: Selection) -
 
 def _save_edit(learned: Stage, out: Path) -> None:
     learned.save(out / LEARN)
-    stack([out / UNLEARN, out / LEARN], out / EDIT)
+    with warnings.catch_warnings():
+        if learned.on:
+            # They are in the weights.
+            warnings.filterwarnings("ignore", message=".* was trained on top of ")
+        stack([out / UNLEARN, out / LEARN], out / EDIT)
 
 
 def _picture(localization: Localization, selection: Selection, path: Path) -> bytes | None:

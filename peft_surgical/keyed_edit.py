@@ -16,6 +16,7 @@ from typing import Any
 
 from .architectures import output_projections
 from .counts import check_seed, check_text_tokens
+from .earlier import Earlier
 from .edit_folder import EDIT, check_command, claimed_for_edit, replacing, save_report, tell_on_card
 from .evaluation import evaluate
 from .facts import Fact, check_fact
@@ -48,12 +49,13 @@ def edit_keyed(
     progress: bool = True,
     retention_tokens: int = 2048,
     command: str | None = None,
+    on: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Report:
     """Rewrites one fact where its subject is named, and measures what that did; see [`learn_keyed`].
 
     Args:
         model: A causal language model without adapters; it carries the adapter afterwards, which [`unload`] takes off
-            for the next edit.
+            for the next edit. With `on` it is left bare, every weight as it was.
         tokenizer: Its tokenizer.
         fact: The fact.
         out: A folder for the adapter, in its folder `edit`, and the report. Beside it is what [`edit`] keeps there.
@@ -64,6 +66,7 @@ def edit_keyed(
         progress: Whether to show progress bars.
         retention_tokens: Tokens of unrelated text to measure on; 0 for none.
         command: The command that does this again, for the report.
+        on: See [`edit`]. Neurons that an earlier keyed edit rewrote are left alone.
 
     Returns:
         The report, also written to `out`, and in short onto the adapter's model card; its stages are `base` and
@@ -71,11 +74,14 @@ def edit_keyed(
 
     Raises:
         OutputError: As for [`edit`].
-        AdapterError: If the model has adapters already.
+        AdapterError: If the model has adapters already, or as for [`edit`] of `on`.
         FactError: If no prompt names the subject, or a prompt and its answer are too long for the model.
         SelectionError: If the model has no such layer, or the subject is not told apart in one.
-        ModelError: As for [`learn_keyed`].
+        ModelError: As for [`learn_keyed`], and as for [`edit`] with `on`.
         ArchitectureError: As for [`learn_keyed`].
+
+    Warns:
+        UserWarning: As for [`edit`].
     """
     check_recipe(recipe, KeyedRecipe)
     check_seed(seed)
@@ -84,15 +90,19 @@ def edit_keyed(
     recipe = recipe or KeyedRecipe()
     check_fact(fact, whole=True)
     check_bare(model, "keyed learning")
+    earlier = Earlier.read(on)
+    earlier.check_stay(out)
+    earlier.check_model(model)
     told = in_sentences(fact, tokenizer)
     check_fact_fits(model.config, tokenizer, told, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)
     layers = list(output_projections(model, keyed_layers(model) if layers is None else layers).values())
-    check_alike(model=model, fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed)
-    with unchanged_on_failure(model), ExitStack() as claim:
+    check_alike(model=model, fact=fact, out=str(out), layers=layers, recipe=recipe, seed=seed, on=earlier.below)
+    with unchanged_on_failure(model), earlier.folded_into(model), ExitStack() as claim:
         folder = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))
         claim.enter_context(kept_beside(folder))
         started = time.perf_counter()
         stage = learn_keyed(model, tokenizer, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
+        stage = replace(stage, on=earlier.below)
         by_main(lambda: _save(stage, folder, overwrite))
         seconds = {"learn": round(time.perf_counter() - started, 2)}
         report = evaluate(
@@ -103,7 +113,7 @@ def edit_keyed(
             seed=seed,
             retention_tokens=retention_tokens,
             selection={"components": [f"L{layer}.mlp" for layer in layers], "granularity": "keyed"},
-            settings={**({"command": command} if command else {}), "recipe": recorded(recipe)},
+            settings={**earlier.settings(command), "recipe": recorded(recipe)},
             seconds=seconds,
             progress=progress,
         )

@@ -80,8 +80,8 @@ class Report:
             asked for (the N of its figures counts the tokens measured), a digest of the chat template (null without
             one), at the command line the command and the adapters; where the base carries edits that were merged into
             it, these as `base_edits`, and where an edited checkpoint was measured, what it is as `edited`. Of an edit
-            also the scorers, the projections that were scaled, and the recipe, by stage where there are several, as
-            `--recipe` takes it.
+            also what it was made `on` top of, the scorers, the projections that were scaled, and the recipe, by stage
+            where there are several, as `--recipe` takes it.
     """
 
     fact: Fact
@@ -184,6 +184,13 @@ class Report:
             return cls.from_dict(data)
         except ReportError as error:
             raise ReportError(f"{path}: {error}") from error
+
+    @property
+    def on(self) -> list[str]:
+        """The folders of the earlier edits that this one was made on top of; what is called `base` has them."""
+        found = self.settings.get("on")
+        held = [one.get("folder") for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+        return [folder for folder in held if isinstance(folder, str)]
 
     def rows(self) -> list[tuple[str, list[str]]]:
         """The summary table: a row a metric, a cell a stage, `value [low, high]`; none for single kinds of probe."""

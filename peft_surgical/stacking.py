@@ -1,4 +1,4 @@
-"""Several staged adapters, made into one plain (IA)^3 adapter.
+"""Several adapters, made into one: scales into a plain (IA)^3 adapter, LoRA into LoRA.
 
 Scales multiply, so the stages `unlearn` and `learn`, active one on top of the other, are one adapter with the product
 of their scales. `stack` writes it the way PEFT's own (IA)^3 does: it loads on the unedited base with stock PEFT,
@@ -7,6 +7,8 @@ defaults: transformers' own `load_adapter` and PEFT's `low_cpu_mem_usage` round 
 
     >>> stack(["unlearn", "learn"], "edit")
     >>> PeftModel.from_pretrained(base, "edit")
+
+What LoRA adapters add is added up: one adapter with the ranks of all. Of both kinds together no adapter can be made.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from dataclasses import replace
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .adapters.adapter_files import write_plain
-from .adapters.algebra import product
 from .adapters.bases import hub_id
-from .adapters.cards import card_header, card_scales, card_use, check_card
-from .adapters.edits import Edit, EditOrPath, several
+from .adapters.cards import card_below, card_header, card_scales, card_use, check_card
+from .adapters.edits import Edit, several
 from .adapters.lineage import warn_of_lineage
+from .adapters.low_rank import LowRank
+from .errors import AdapterError
+from .folding import Mergeable, read_mergeable, steps_of
 from .profiling import phase
 from .writing.files import ADAPTER, check_output
 from .writing.inputs import check_inputs_stay
@@ -30,26 +34,28 @@ from .writing.inputs import check_inputs_stay
 
 @phase("stack")
 def stack(
-    adapters: EditOrPath | Iterable[EditOrPath],
+    adapters: Mergeable | Iterable[Mergeable],
     out: str | os.PathLike[str],
     *,
     card: str | None = None,
     overwrite: bool = False,
-) -> Edit:
-    """Multiplies adapters and writes the product as one plain (IA)^3 adapter folder with a model card.
+) -> Edit | LowRank:
+    """Makes one adapter of several and writes it with a model card: scales are multiplied into a plain (IA)^3 adapter,
+    and LoRA adapters, as keyed edits are, put together into one with the ranks of all.
 
     Args:
-        adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained.
+        adapters: Folders of surgical or plain (IA)^3 adapters, or edits, in the order in which they were trained; or
+            those of LoRA adapters.
         out: The folder to write; it appears whole or not at all.
         card: Markdown about the edit for the model card, such as the fact and what was measured.
         overwrite: Replace the folder if it holds an adapter.
 
     Returns:
-        The product.
+        The product, or what the LoRA adapters add together.
 
     Raises:
-        AdapterError: If an adapter cannot be read, the width of a module is not known, they cannot be multiplied, see
-            [`product`], or `card` is no text.
+        AdapterError: If an adapter cannot be read, the width of a module is not known, they are of both kinds or
+            cannot be multiplied, see [`product`], or `card` is no text.
         OutputError: If `out` cannot be written, is or holds one of the adapters, or holds something else than an
             adapter.
 
@@ -58,11 +64,20 @@ def stack(
             part of another one, or holds weights of the base, such as an output head's, which are left out.
     """
     check_card(card)
-    given: list[EditOrPath] = several(adapters)
+    given: list[Mergeable] = several(adapters, (Edit, LowRank))
     check_inputs_stay(out, given)
     check_output(out, overwrite=overwrite, content=ADAPTER)
+    steps = steps_of([read_mergeable(adapter) for adapter in given])
+    if len(steps) > 1:
+        raise AdapterError(
+            "some adapters hold scales and some are LoRA, and PEFT has no adapter that does both; `merge` folds them"
+            " into the weights, in their order."
+        )
     warn_of_lineage(given)
-    edit = product(given)
+    edit = steps[0]
+    if isinstance(edit, LowRank):
+        edit.save(out, card=card, overwrite=overwrite)
+        return edit
     if edit.task_type is None and _has_head(edit):
         edit = replace(edit, task_type="CAUSAL_LM")
     write_plain(edit, out, card=model_card(edit, card), overwrite=overwrite)
@@ -89,6 +104,7 @@ def model_card(edit: Edit, about: str | None = None) -> str:
         *([about.strip()] if about and about.strip() else []),
         f"An (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)} modules;"
         " every other scale is exactly 1.",
+        *card_below(edit.lineage.after),
         card_scales(edit),
         card_use(edit.base_model, revision=edit.revision),
     ]

@@ -6,9 +6,14 @@ from importlib import import_module
 import pytest
 
 import peft_surgical as ps
+from peft_surgical.adapters.adapter_files import WEIGHTS
+from peft_surgical.adapters.lineage import after
+from peft_surgical.adapters.scale_files import read_tensors, write_tensors
+from peft_surgical.loading.demo import MODEL_ID
 from peft_surgical.report import Report
 from peft_surgical.running.replicas import is_alone
 from peft_surgical.stages import RECIPES
+from tests.adapters import perturb, saved, tiny_peft
 from tests.command_line import run, said, written
 from tests.localizing import capital, planted, word_tokenizer
 from tests.reports import report
@@ -249,3 +254,56 @@ def test_neurons_of_the_residual_stream_are_refused_before_a_model_is_loaded(tmp
             )
             if last:
                 assert run(*command, "--projection", "post").exit_code == 0
+
+
+def named(folder, base, seed=0):
+    """A folder with the adapter of a tiny model, which names a base."""
+    model = tiny_peft()
+    perturb(model, seed=seed)
+    saved(model, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    return folder
+
+
+def test_earlier_edits_reach_edit_and_a_dry_run_tells_of_them(monkeypatch, tmp_path, fact_file, fake_model):
+    first, second = named(tmp_path / "first", MODEL_ID), named(tmp_path / "second", None, seed=1)
+    given = {}
+    for command, function in (("edit", "edit"), ("edit-keyed", "edit_keyed")):
+        monkeypatch.setattr(ps, function, lambda *args, **options: given.update(options) or report())
+        options = [command, fact_file, "--quiet", "--out", tmp_path / "out", "--overwrite"]
+        assert run(*options).exit_code == 0
+        assert given["on"] == ()
+        assert run(*options, "--on", first, "--on", second).exit_code == 0
+        assert given["on"] == (first, second)
+    options = ["edit", fact_file, "--out", tmp_path / "out", "--on", first, "--dry-run"]
+    assert f"  on top of {first}\n" in run(*options).stdout
+    assert json.loads(run(*options, "--json").stdout)["on"] == [str(first)]
+    assert "on top of" not in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("command", ["edit", "edit-keyed"])
+def test_what_nothing_is_edited_on_top_of_is_told_before_a_model_is_loaded(command, tmp_path, fact_file, monkeypatch):
+    other, own = named(tmp_path / "other", "some/other", seed=1), named(tmp_path / "own", MODEL_ID)
+    half = tmp_path / "half"
+    named(half, MODEL_ID)
+    write_tensors(half / WEIGHTS, read_tensors(half / WEIGHTS), after(["unlearn"], ["digest"]))
+    start = [command, fact_file, "--out", tmp_path / "out"]
+    for last in ([], ["--dry-run"])[: 2 - (command == "edit-keyed")]:
+        for on, words in (
+            ([tmp_path / "none"], "there is no adapter folder"),
+            ([other], f"other was made for 'some/other', and this model is '{MODEL_ID}'"),
+            ([own, other], "were made for different base models"),
+            ([half], "half was trained on top of unlearn; give that before it."),
+            ([own, own], "is given twice"),
+        ):
+            options = [part for folder in on for part in ("--on", folder)]
+            assert words in said(run(*start, *options, *last), 2)
+    monkeypatch.setattr("peft_surgical.cli.checks.sharded", lambda: True)
+    assert "launch it without --use_fsdp" in said(run(*start, "--on", own), 2)
+    (tmp_path / "full").mkdir()
+    inside = named(tmp_path / "full" / "edit", MODEL_ID)
+    refused = run(command, fact_file, "--out", tmp_path / "full", "--overwrite", "--on", inside)
+    assert "would replace" in said(refused, 2)
+    assert not (tmp_path / "out").exists()

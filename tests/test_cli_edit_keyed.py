@@ -104,6 +104,32 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     assert "is not empty" in said(run("edit-keyed", fact_file, "--out", out, "--dry-run"), 2)
 
 
+def test_a_second_edit_on_top_of_the_first(tmp_path, model_folder, fact_file):
+    options = ["--model", model_folder, "--retention-tokens", 0, "--json", "--quiet"]
+    command = ["edit-keyed", fact_file, "--steps", 2, "--layer", 1, *options]
+    first, second = tmp_path / "one" / "edit", tmp_path / "two" / "edit"
+    assert run(*command, "--out", tmp_path / "one").exit_code == 0
+    result = run(*command, "--on", first, "--out", tmp_path / "two")
+    assert result.exit_code == 0, result.output
+    report = Report.from_dict(json.loads(result.stdout))
+    assert report.on == [str(first)]
+    assert f"--on {first}" in report.settings["command"]
+    shown = run(*command[:-1], "--on", first, "--out", tmp_path / "shown")
+    assert "On top of" in shown.stdout + shown.stderr
+    both = run("stack", first, second, "--json", "--out", tmp_path / "both")
+    assert json.loads(both.stdout) == {"out": str(tmp_path / "both"), "modules": 3, "rank": 2}
+    assert "One LoRA adapter" in both.stderr
+    merged = run("merge", first, second, *options[:2], "--json", "--quiet", "--out", tmp_path / "merged")
+    assert json.loads(merged.stdout) == {"out": str(tmp_path / "merged"), "modules": 3}
+    assert merged.stderr == ""
+    evaluated = run("evaluate", fact_file, *options, "--adapter", first, "--adapter", second, "--out", tmp_path / "x")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "on top of" not in evaluated.stderr
+    assert json.loads(evaluated.stdout)["answers"]["edited"] == report.to_dict()["answers"]["edited"]
+    alone = run("evaluate", fact_file, *options, "--adapter", second, "--out", tmp_path / "alone")
+    assert "two/edit was trained on top of one/edit; give that before it" in alone.stderr
+
+
 def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file, monkeypatch):
     command = ["edit-keyed", fact_file, "--model", model_folder, "--out", tmp_path / "out"]
     assert "so no layer 9" in said(run(*command, "--layer", 9), 2)

@@ -285,6 +285,13 @@ def place(tmp_path_factory, fact_text):
     fact = folder / "examples" / "facts" / "france_capital.yaml"
     fact.parent.mkdir(parents=True)
     fact.write_text(fact_text)
+    asked = {
+        key: [text.replace("france", "italy") for text in getattr(capital(), key)] for key in ("prompts", "held_out")
+    }
+    controls = [{"prompt": "where is lyon ?", "answer": ["france"]}]
+    second = capital(subject="italy", old=["rome"], new=["paris"], contrast=["france"], controls=controls, **asked)
+    (folder / "made").mkdir()
+    (folder / "made" / "japan.yaml").write_text(yaml.safe_dump(second.to_dict()))
     return folder
 
 
@@ -319,7 +326,9 @@ def test_the_documented_way(reader, place, capsys):
     assert {path.name for path in (place / "out" / "france").iterdir()} >= {"edit", "unlearn", "learn", "report.html"}
     assert (place / "out" / "merged" / "model.safetensors").is_file()
 
-    reader("docs/how-to/publish-an-edit.md", "hf upload")
+    names = reader("docs/how-to/publish-an-edit.md", "hf upload", "peft-surgical new")
+    assert names["model"].base_model.active_adapters == ["france", "japan"]
+    assert (place / "out" / "both" / "adapter_model.safetensors").is_file()
     card = (place / "out" / "publish" / "README.md").read_text(encoding="utf-8")
     assert names["report"].verdict() in card
     assert "| base | unlearned | edited |" in card

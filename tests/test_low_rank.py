@@ -12,7 +12,7 @@ from peft_surgical.adapters.algebra import inverse, power, product
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import to_ia3
 from peft_surgical.adapters.lineage import Lineage, warn_of_lineage
-from peft_surgical.adapters.low_rank import LowRank, is_low_rank
+from peft_surgical.adapters.low_rank import LowRank, is_low_rank, total
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.merging import merge
 
@@ -22,12 +22,12 @@ from .tiny import tiny_model
 FAMILIES = {"llama": "down_proj", "gpt2": "c_proj", "phi3": "down_proj"}
 
 
-def lora(family, folder, **options):
+def lora(family, folder, *, seed=0, **options):
     """A LoRA adapter with numbers in both factors, on a tiny model and saved."""
     config = LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": [FAMILIES[family]], **options})
     if family == "gpt2":
         config.fan_in_fan_out = True
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = get_peft_model(tiny_model(family), config).eval()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -248,13 +248,9 @@ def test_what_a_newer_version_has_set_is_told(kind, tmp_path):
 
 def test_what_cannot_be_merged_is_refused(tmp_path):
     lora("llama", tmp_path / "lora")
-    scales = saved(tiny_peft(), tmp_path / "scales")
     assert is_low_rank(tmp_path / "lora")
-    assert not is_low_rank(scales)
+    assert not is_low_rank(saved(tiny_peft(), tmp_path / "scales"))
     out = tmp_path / "merged"
-    for together in ([scales, tmp_path / "lora"], [Edit.load(scales), LowRank.load(tmp_path / "lora")]):
-        with pytest.raises(AdapterError, match="merged alone"):
-            merge(tiny_model("llama"), together, out)
     with pytest.raises(SelectionError, match="no module named"):
         merge(tiny_model("gpt2"), [tmp_path / "lora"], out)
     with pytest.raises(AdapterError, match="this model has a weight of shape"):
@@ -288,3 +284,50 @@ def test_a_damaged_folder_is_one_sentence(tmp_path):
     save_file({"base_model.model.other": torch.ones(2)}, weights)
     with pytest.raises(AdapterError, match=r"holds base_model\.model\.other"):
         LowRank.load(tmp_path / "lora")
+
+
+def both(family, tmp_path, **options):
+    """Two adapters of other ranks and, in part, on other modules, and stock PEFT's model with both of them."""
+    lora(family, tmp_path / "one", **options)
+    more = {"target_modules": [FAMILIES[family], "gate_proj"]} if family == "llama" else {}
+    lora(family, tmp_path / "two", seed=1, r=3, **more)
+    model = PeftModel.from_pretrained(tiny_model(family), tmp_path / "one", adapter_name="one")
+    model.load_adapter(tmp_path / "two", "two")
+    model.base_model.set_adapter(["one", "two"])
+    return [tmp_path / "one", tmp_path / "two"], model.eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, OWN])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_of_two_adds_what_both_do_in_peft_and_merged(family, options, tmp_path):
+    folders, model = both(family, tmp_path, **options)
+    assert not torch.allclose(logits(model), logits(tiny_model(family)), atol=1e-2)
+    one = total([LowRank.load(folder) for folder in folders])
+    one.save(tmp_path / "sum")
+    loaded = PeftModel.from_pretrained(tiny_model(family), tmp_path / "sum").eval()
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
+    again = LowRank.load(tmp_path / "sum")
+    assert again.factors.keys() == one.factors.keys()
+    assert all(torch.equal(again.added(name), one.added(name)) for name in one.factors)
+    merge(tiny_model(family), folders, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_pefts_combination_cat(tmp_path):
+    folders, model = both("llama", tmp_path)
+    total([LowRank.load(folder) for folder in folders]).save(tmp_path / "sum")
+    model.add_weighted_adapter(["one", "two"], [1.0, 1.0], "cat", combination_type="cat")
+    ours = LowRank.load(tmp_path / "sum")
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    torch.testing.assert_close(ours.added("model.layers.1.mlp.down_proj"), layer.get_delta_weight("cat"))
+    assert ours.rank == layer.lora_A["cat"].weight.shape[0] == 5
+
+
+def test_adapters_of_other_widths_do_not_add_up():
+    first = LowRank({"a": (torch.ones(1, 4), torch.ones(3, 1))})
+    other = LowRank({"a": (torch.ones(1, 5), torch.ones(3, 1))}, name="other")
+    with pytest.raises(AdapterError, match="other adds 3 by 5 numbers to a, and another adapter 3 by 4"):
+        total([first, other])
+    with pytest.raises(AdapterError, match="nothing to add up"):
+        total([])

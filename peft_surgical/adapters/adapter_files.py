@@ -132,13 +132,13 @@ def write_plain(
         inference_mode=True,
     ).to_dict()
     with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-        config |= {"target_modules": _targets(edit.modules), "feedforward_modules": sorted(inputs)}
+        config |= {"target_modules": target_names(edit.modules), "feedforward_modules": sorted(inputs)}
         write_adapter(folder, config, tensors, edit.lineage)
         if card is not None:
             write_text(folder / "README.md", card)
 
 
-def _targets(names: Iterable[str]) -> list[str] | str:
+def target_names(names: Iterable[str]) -> list[str] | str:
     """Modules as PEFT takes them: from a list also those whose name ends in a dot and one of it, as may be where a
     module of the model itself is meant; a pattern has to match whole names."""
     listed = sorted(names)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # An adapter of somebody else's may name modules so that a table ends, or more than that.
 _UNLIKE_A_NAME = re.compile(r"[^\w.-]")
+_UNLIKE_A_PATH = re.compile(r"[^\w./ -]")
 
 
 def check_card(card: object) -> None:
@@ -57,6 +58,22 @@ def card_scales(edit: Edit) -> str:
         for name, module in sorted(edit.modules.items(), key=lambda item: _numbered(item[0]))
     ]
     return "\n".join(["| Module | Side | Scales |", "|---|---|---|", *rows])
+
+
+def card_below(names: Sequence[str]) -> list[str]:
+    """The paragraph that says what an adapter was trained on top of; none where that is nothing.
+
+    Args:
+        names: What those adapters are called.
+    """
+    if not names:
+        return []
+    called = " and ".join(f"`{_UNLIKE_A_PATH.sub('?', name)}`" for name in dict.fromkeys(names))
+    return [
+        f"It was trained on top of {called} and is made for a model on which that acts, too: load that first, beside"
+        " this one and of the same kind, and let both act (`model.base_model.set_adapter([...])`), or merge it into"
+        " the base."
+    ]
 
 
 def _numbered(name: str) -> list[tuple[int, str]]:

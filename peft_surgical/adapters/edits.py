@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -187,7 +187,18 @@ def as_edit(edit: EditOrPath) -> Edit:
     return edit
 
 
-def check_same_base(edits: list[Edit]) -> None:
+class _Made(Protocol):
+    """What says of itself for which base it was made, of whatever kind."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def base_model(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+
+
+def check_same_base(edits: Sequence[_Made]) -> None:
     """Refuses edits that name different base models, see [`same_model`]; an edit that names none goes with any.
 
     Raises:

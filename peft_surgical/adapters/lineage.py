@@ -67,6 +67,16 @@ class Lineage:
         """The digests of all that acts in it."""
         return self.parts if self.digest is None else (self.digest, *self.parts)
 
+    def acting(self, name: str) -> tuple[tuple[str, str | None], ...]:
+        """What is noted of it by an adapter that is trained on top of it.
+
+        Of one that was made of others it is these that act, be they given as one or one by one.
+
+        Args:
+            name: What it is called.
+        """
+        return tuple((name, digest) for digest in self.parts or (self.digest,))
+
     def changed(self) -> Lineage:
         """That of an adapter with other scales, made of this one."""
         return replace(self, digest=None, parts=self.held)
@@ -131,7 +141,7 @@ def warn_of_lineage(adapters: Sequence[Any]) -> None:
         if lineage.digest is not None and lineage.digest in [held.digest for held in lineages[:place]]:
             warnings.warn(f"{name} is given twice, and then acts twice.", stacklevel=3)
     for place, (name, lineage) in enumerate(said):
-        if lacking := [below for below, _ in lineage.lacks(lineages[:place])]:
+        if lacking := dict.fromkeys(below for below, _ in lineage.lacks(lineages[:place])):
             warnings.warn(
                 f"{name} was trained on top of {' and '.join(lacking)}; give that before it, unless the model has it"
                 " already.",

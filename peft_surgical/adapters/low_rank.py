@@ -1,7 +1,8 @@
-"""LoRA adapters as matrices to add, to be merged or turned down without a model that carries them.
+"""LoRA adapters as matrices to add, to be merged, turned down or made into one without a model that carries them.
 
 `merge` folds them in as it does scales: in float32, rounded once, into a copy of the weights that they touch. What is
-added is linear in the second factor, so a part of it is that factor times a number.
+added is linear in the second factor, so a part of it is that factor times a number. What several add is what one adds
+whose factors are theirs, one behind the other, as PEFT's combination `cat` has it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from torch import Tensor
 
 from ..errors import AdapterError, brief
 from ..writing.files import ADAPTER, atomic_directory, write_text
-from .adapter_files import CONFIG, read_config, read_weights, warn_of_unknown, write_adapter
+from .adapter_files import CONFIG, read_config, read_weights, target_names, warn_of_unknown, write_adapter
 from .bases import hub_id
-from .cards import card_header, card_use, check_card
+from .cards import card_below, card_header, card_use, check_card
 from .fitting import check_beginning, check_targeted
 from .halves import halved
 from .lineage import Lineage
@@ -57,6 +58,8 @@ class LowRank:
         name: What messages call it.
         lineage: What its file says of where it comes from.
         scaling: Module name to what the product of its factors is multiplied by; 1 where it is left out.
+        fan_in_fan_out: Whether a module stores its weight as (in, out), as GPT-2's do.
+        task_type: PEFT's task type, if known.
         settings: The configuration of its file, which is written again where it is saved.
     """
 
@@ -66,6 +69,8 @@ class LowRank:
     name: str = field(default="the adapter", compare=False)
     lineage: Lineage = field(default=Lineage(), compare=False)
     scaling: Mapping[str, float] = field(default_factory=dict)
+    fan_in_fan_out: bool = False
+    task_type: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
@@ -107,7 +112,8 @@ class LowRank:
             )
         check_targeted(path, config, factors)
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
-        return cls(factors, base, revision, str(path), Lineage.of(path), scaling, config)
+        turned, task = bool(config.get("fan_in_fan_out")), config.get("task_type")
+        return cls(factors, base or None, revision, str(path), Lineage.of(path), scaling, turned, task, config)
 
     @property
     def rank(self) -> int:
@@ -155,24 +161,29 @@ class LowRank:
     def _made(self) -> dict[str, Any]:
         """A configuration for factors that come from no file."""
         ranks = {module: len(first) for module, (first, _) in self.factors.items()}
+        own = {module: f"^{re.escape(module)}" for module in sorted(ranks)}
         config = LoraConfig(
             r=self.rank,
+            lora_alpha=self.rank,
             target_modules=list(ranks),
-            rank_pattern=ranks,
-            alpha_pattern={module: rank * self.scaling.get(module, 1.0) for module, rank in ranks.items()},
+            rank_pattern={own[module]: ranks[module] for module in own},
+            alpha_pattern={own[module]: ranks[module] * self.scaling.get(module, 1.0) for module in own},
+            fan_in_fan_out=self.fan_in_fan_out,
             base_model_name_or_path=self.base_model,
             revision=self.revision,
+            task_type=self.task_type,
             inference_mode=True,
         ).to_dict()
-        return {**config, "target_modules": sorted(ranks)}
+        return {**config, "target_modules": target_names(ranks)}
 
     def _card(self, about: str | None) -> str:
         base = hub_id(self.base_model) or "the base model"
         parts = [
-            card_header(self.base_model, self.settings.get("task_type"), "lora"),
+            card_header(self.base_model, self.task_type, "lora"),
             "# An edit",
             *([about.strip()] if about and about.strip() else []),
             f"A LoRA adapter of rank {self.rank} for {base}, on {len(self.factors)} modules.",
+            *card_below(self.lineage.after),
             card_use(self.base_model, revision=self.revision),
         ]
         return "\n\n".join(parts) + "\n"
@@ -187,6 +198,40 @@ class LowRank:
         # Under the caller's autocast the product would be rounded to half precision.
         with torch.autocast(first.device.type, enabled=False):
             return (self.scaling.get(module, 1.0) * second) @ first
+
+
+def total(adapters: Sequence[LowRank]) -> LowRank:
+    """What some LoRA adapters add together, as one: on each module the factors of all, one behind the other.
+
+    Raises:
+        AdapterError: If there are none, or they take a module to have different widths.
+    """
+    if not adapters:
+        raise AdapterError("there is nothing to add up; give at least one adapter.")
+    if len(adapters) == 1:
+        return adapters[0]
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for adapter in adapters:
+        for module, (first, second) in adapter.factors.items():
+            second = adapter.scaling.get(module, 1.0) * second
+            if module in factors:
+                above, beside = factors[module]
+                if (above.shape[1], len(beside)) != (first.shape[1], len(second)):
+                    raise AdapterError(
+                        f"{adapter.name} adds {len(second)} by {first.shape[1]} numbers to {module}, and another"
+                        f" adapter {len(beside)} by {above.shape[1]}."
+                    )
+                first, second = torch.cat([above, first]), torch.cat([beside, second], dim=1)
+            factors[module] = (first, second)
+    return LowRank(
+        factors,
+        next((adapter.base_model for adapter in adapters if adapter.base_model), None),
+        next((adapter.revision for adapter in adapters if adapter.revision), None),
+        name=" + ".join(adapter.name for adapter in adapters),
+        lineage=Lineage.of_product([adapter.origin() for adapter in adapters]),
+        fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters),
+        task_type=next((adapter.task_type for adapter in adapters if adapter.task_type), None),
+    )
 
 
 def _scaling(path: Path, config: dict[str, Any], module: str, rank: int) -> float:

@@ -11,12 +11,16 @@ from typing import Any
 
 from .. import plugins
 from ..drafting.guess import guess_subject
+from ..earlier import Earlier
 from ..edit_folder import WRITTEN, check_edit_folder
-from ..errors import FactError, SelectionError, brief
+from ..errors import FactError, ModelError, SelectionError, brief
+from ..loading.demo import MODEL_ID
 from ..localizing.specs import ScorerSpec
 from ..selection import Selection, select, sure_components
 from ..sites import Component, ModelShape, components, projections_of
 from ..writing.files import check_output, check_output_file
+from .launch import sharded
+from .options import Source
 
 _HOW = "give --overwrite"
 
@@ -43,6 +47,26 @@ def edit_folder(path: Path, overwrite: bool) -> None:
         OutputError: As [`output`].
     """
     output(path, overwrite, WRITTEN)
+
+
+def earlier(on: Sequence[Path], source: Source, out: Path) -> None:
+    """Refuses earlier edits to make one on top of that cannot be read, are only half there, are of another base than
+    the one that is named, or would be replaced.
+
+    Raises:
+        AdapterError: If they are so.
+        ModelError: If the model would be spread over processes.
+        OutputError: If one of them would be replaced.
+    """
+    if not on:
+        return
+    read = Earlier.read(on)
+    read.check_base(MODEL_ID if source.name == "demo" else source.name)
+    read.check_stay(out)
+    if sharded():
+        raise ModelError(
+            "an edit on top of others needs the whole model in each process; launch it without --use_fsdp."
+        )
 
 
 def output_file(path: Path, overwrite: bool) -> None:

@@ -55,6 +55,7 @@ _FILES = (
 @options.fact
 @options.model
 @options.out
+@options.on
 @options.scorer("attribution and lookup")
 @click.option(
     "--top",
@@ -113,6 +114,7 @@ def edit(
     fact_file: Path,
     source: options.Source,
     out: Path,
+    on: tuple[Path, ...],
     scorers: tuple[str, ...],
     top: int | None,
     heads: int | None,
@@ -143,6 +145,7 @@ def edit(
       peft-surgical edit fact.yaml --model ./checkpoint --top 5 --seed 1 --out out
       peft-surgical edit fact.yaml --component L16.mlp --component L20.mlp --out out
       peft-surgical edit fact.yaml --selection where/localization.json --out out
+      peft-surgical edit japan.yaml --on out/france/edit --out out/japan
     """
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     limited = next((f"--{name}" for name, limit in limits.items() if limit is not None), None)
@@ -164,6 +167,7 @@ def edit(
         )
     fact = Fact.from_file(fact_file)
     checks.edit_folder(out, overwrite)
+    checks.earlier(on, source, out)
     checks.scorers(scorers)
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
@@ -178,6 +182,7 @@ def edit(
                 "neurons": neurons,
                 "projections": list(projections),
                 "steps": steps,
+                "on": list(map(str, on)),
                 "faithfulness": faithfulness,
                 "recipe": {stage: recorded(recipe) for stage, recipe in trained.items()},
             }
@@ -207,6 +212,7 @@ def edit(
             tokenizer,
             fact,
             out=out,
+            on=on,
             scorers=list(scorers) or None,
             localization=localization,
             **limits,
@@ -301,7 +307,7 @@ def _tell(
     }
     if recipe is not None:
         done["recipe"] = recipe
-    print_result(plan(fact, model_name, done, _planned(), out), quiet=quiet)
+    print_result(plan(fact, model_name, how["on"], done, _planned(), out), quiet=quiet)
 
 
 def _some_neurons(mlp: str, ranges: Ranges) -> str:

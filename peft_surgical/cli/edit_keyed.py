@@ -37,6 +37,7 @@ _FILES = (
 @options.fact
 @options.model
 @options.out
+@options.on
 @click.option(
     "--layer",
     "layers",
@@ -61,6 +62,7 @@ def edit_keyed(
     fact_file: Path,
     source: options.Source,
     out: Path,
+    on: tuple[Path, ...],
     layers: tuple[int, ...],
     steps: int | None,
     low_memory: bool,
@@ -81,8 +83,9 @@ def edit_keyed(
     and next to nowhere else, instead of (IA)^3 scales; nothing is localized.
 
     \b
-    Example:
-      peft-surgical edit-keyed france.yaml --model demo --out out
+    Examples:
+      peft-surgical edit-keyed france.yaml --model demo --out out/france
+      peft-surgical edit-keyed japan.yaml --model demo --on out/france/edit --out out/japan
     """
     with warnings.catch_warnings():
         if not dry_run:
@@ -92,13 +95,19 @@ def edit_keyed(
     checks.edit_folder(out, overwrite)
     recipe = ps.KeyedRecipe() if recipe_file is None else read_recipe(recipe_file, ps.KeyedRecipe())
     recipe = changed(recipe, steps, low_memory)
+    checks.earlier(on, source, out)
     if sharded():
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
     if dry_run:
         check_device(source.device)
         if is_first():
             told = differences({LEARN: recipe}, {LEARN: ps.KeyedRecipe()}, recipe_file) if recipe_file else None
-            how = {"layers": list(layers) or None, "steps": steps, "recipe": recorded(recipe)}
+            how = {
+                "layers": list(layers) or None,
+                "steps": steps,
+                "on": list(map(str, on)),
+                "recipe": recorded(recipe),
+            }
             _tell(fact, source.name, how, told, out, as_json, quiet)
         return
     if low_memory:
@@ -114,6 +123,7 @@ def edit_keyed(
             tokenizer,
             fact,
             out=out,
+            on=on,
             layers=layers or None,
             recipe=recipe,
             seed=seed,
@@ -146,4 +156,4 @@ def _tell(
     }
     if recipe is not None:
         done["recipe"] = recipe
-    print_result(plan(fact, model_name, done, written, out), quiet=quiet)
+    print_result(plan(fact, model_name, how["on"], done, written, out), quiet=quiet)

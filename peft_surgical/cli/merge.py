@@ -8,9 +8,9 @@ import click
 
 import peft_surgical as ps
 
+from ..adapters.edits import Edit
 from ..adapters.lineage import check_once
-from ..adapters.low_rank import LowRank
-from ..merging import read_mergeable
+from ..folding import read_mergeable, steps_of
 from ..writing.files import CHECKPOINT, check_output
 from ..writing.inputs import check_inputs_stay
 from . import checks, options
@@ -36,7 +36,7 @@ def merge(
 ) -> None:
     """Fold adapters, in order, into the weights; write a checkpoint that `from_pretrained` loads.
 
-    Takes the (IA)^3 adapters of `edit`, or the one of `edit-keyed` or any plain LoRA adapter. Small changes vanish in
+    Takes the (IA)^3 adapters of `edit`, those of `edit-keyed` and any plain LoRA adapters. Small changes vanish in
     half precision; --dtype float32 keeps them. The tokenizer goes with the weights, and so do the base's
     tokenizer.model, configurations of processors, LICENSE and NOTICE files. peft_surgical.json and README.md say
     which edits are in the weights.
@@ -45,6 +45,7 @@ def merge(
     Examples:
       peft-surgical merge out/unlearn out/learn --model demo --out merged
       peft-surgical merge keyed/edit --model demo --out merged
+      peft-surgical merge out/france/edit out/japan/edit --model demo --out merged
     """
     checks.output(out, overwrite)
     check_once(adapters)
@@ -52,16 +53,14 @@ def merge(
     check_inputs_stay(out, adapters if source.name == "demo" else [*adapters, source.name])
     check_output(out, overwrite=overwrite, content=CHECKPOINT)
     # Read before the model is: a damaged adapter is told at once.
-    edit = read_mergeable(adapters)
+    steps = steps_of([read_mergeable(adapter) for adapter in adapters])
     model, tokenizer = load(source, quiet=quiet)
     with no_bars():
         ps.merge(model, adapters, out, tokenizer=tokenizer, overwrite=overwrite)
     if as_json:
-        sizes = (
-            {"modules": len(edit.factors)}
-            if isinstance(edit, LowRank)
-            else {"modules": len(edit.modules), "scales": edit.n_scales}
-        )
+        modules = {name for step in steps for name in (step.modules if isinstance(step, Edit) else step.factors)}
+        scales = [step.n_scales for step in steps if isinstance(step, Edit)]
+        sizes = {"modules": len(modules)} | ({"scales": sum(scales)} if scales else {})
         print_json({"out": str(out), **sizes})
     print_result(
         f'A checkpoint with the edit folded in: {out}\nLoad it with AutoModelForCausalLM.from_pretrained("{out}").',

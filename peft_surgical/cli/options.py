@@ -149,6 +149,15 @@ faithfulness = click.option(
     help="Measure what the chosen components carry together, beside random selections of their size.",
 )
 profile = click.option("--profile", is_flag=True, help="Say where the time went, loading left out.")
+on = click.option(
+    "--on",
+    "on",
+    multiple=True,
+    type=PATH,
+    metavar="DIR",
+    help="Make it on top of this earlier edit's adapter, which acts meanwhile and stays apart; may be repeated, in the"
+    " order of training.",
+)
 adapter = click.option(
     "--adapter",
     "adapters",

@@ -10,12 +10,15 @@ from ..staging.whole_answers import is_bare, whole_answer
 from .terminal import counted
 
 
-def plan(fact: Fact, model_name: str, done: Mapping[str, str], written: Sequence[str], out: Path) -> str:
+def plan(
+    fact: Fact, model_name: str, on: Sequence[str], done: Mapping[str, str], written: Sequence[str], out: Path
+) -> str:
     """The steps of an edit, a line each.
 
     Args:
         fact: The fact.
         model_name: What `--model` says.
+        on: What `--on` says.
         done: The steps before the evaluation, by their names.
         written: What is written, as it stands in each row of the summary.
         out: Where.
@@ -33,6 +36,7 @@ def plan(fact: Fact, model_name: str, done: Mapping[str, str], written: Sequence
     }
     lines = [
         f"Would edit {model_name}: {fact.subject}, from {fact.old[0]} to {fact.new[0]}.",
+        *([f"  on top of {' and '.join(on)}"] if on else []),
         *(f"  {name:8}  {what}" for name, what in steps.items()),
         "Nothing was loaded or written.",
     ]

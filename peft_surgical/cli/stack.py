@@ -1,4 +1,4 @@
-"""`peft-surgical stack`: several staged adapters as one, or one turned down or up."""
+"""`peft-surgical stack`: several adapters as one, or one turned down or up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import checks, options
 from .terminal import counted, print_json, print_result
 
 
-@click.command(short_help="Multiply adapters into one plain (IA)^3 adapter.")
+@click.command(short_help="Make one adapter of several.")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=options.PATH)
 @options.out
 @click.option(
@@ -30,13 +30,16 @@ from .terminal import counted, print_json, print_result
 def stack(
     adapters: tuple[Path, ...], out: Path, dial: float | None, overwrite: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Write the exact product of adapters as one plain (IA)^3 adapter, which stock PEFT loads.
+    """Write the exact product of adapters as one plain (IA)^3 adapter, or what LoRA adapters add as one of these.
+
+    Stock PEFT loads either. Of both kinds together none can be made; `merge` folds them in, in their order.
 
     With --dial one adapter is written at a part of its strength; a LoRA adapter, as edit-keyed makes, stays one.
 
     \b
     Examples:
       peft-surgical stack out/unlearn out/learn --out out/both
+      peft-surgical stack out/france/edit out/japan/edit --out out/both
       peft-surgical stack out/edit --dial 0.5 --out out/half
     """
     if dial is not None and len(adapters) > 1:
@@ -47,16 +50,19 @@ def stack(
     turned = None if dial is None else ps.power(adapters[0], dial)
     if isinstance(turned, ps.LowRank):
         turned.save(out, overwrite=overwrite)
-        sizes = {"modules": len(turned.factors), "rank": turned.rank}
-        what = f"One LoRA adapter in {out}: rank {turned.rank}, in {counted(len(turned.factors), 'module')}."
+        edit: ps.Edit | ps.LowRank = turned
     else:
         edit = ps.stack(list(adapters) if turned is None else turned, out, overwrite=overwrite)
-        sizes = {"modules": len(edit.modules), "scales": edit.n_scales}
-        what = (
-            f"One plain (IA)^3 adapter in {out}: {counted(edit.n_scales, 'scale')} in"
-            f" {counted(len(edit.modules), 'module')}."
-        )
+    if isinstance(edit, ps.Edit):
+        kind, modules, size = "plain (IA)^3", len(edit.modules), {"scales": edit.n_scales}
+        what = counted(edit.n_scales, "scale")
+    else:
+        kind, modules, size = "LoRA", len(edit.factors), {"rank": edit.rank}
+        what = f"rank {edit.rank}"
     if as_json:
-        print_json({"out": str(out), **sizes})
-    load = f'Load it with PeftModel.from_pretrained(model, "{out}"), this package installed or not.'
-    print_result(f"{what}\n{load}", quiet=quiet, as_json=as_json)
+        print_json({"out": str(out), "modules": modules, **size})
+    text = (
+        f"One {kind} adapter in {out}: {what} in {counted(modules, 'module')}.\n"
+        f'Load it with PeftModel.from_pretrained(model, "{out}"), this package installed or not.'
+    )
+    print_result(text, quiet=quiet, as_json=as_json)

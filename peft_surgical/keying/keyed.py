@@ -140,8 +140,9 @@ def learn_keyed(
 
     What a neuron reads is found in closed form, by a key as in ROME (arXiv 2202.05262), and what it writes is trained.
 
-    The neurons of an edit that was merged into the model are left alone. Two edits that were made apart on one base
-    may rewrite the same neurons, and then undo each other where both act.
+    The neurons of an edit that was merged into the model are left alone, and so are by [`edit_keyed`] those of edits
+    that it is made on top of. Two edits that were made apart on one base may rewrite the same neurons, and then undo
+    each other where both act.
 
     Args:
         model: A bare causal language model; becomes part of the returned PEFT model, as with `get_peft_model`.

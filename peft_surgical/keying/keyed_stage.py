@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from peft.tuners.lora import LoraLayer
 
 from ..adapters.bases import hub_id
-from ..adapters.cards import card_header, card_use
+from ..adapters.cards import card_below, card_header, card_use
 from ..adapters.saving import nothing_left
 from ..architectures import output_projections
 from ..staging.stage import Stage
@@ -51,6 +51,7 @@ class KeyedStage(Stage):
             card_header(base, config.task_type, "lora"),
             "# A keyed edit",
             f"A LoRA adapter of rank {rank} for {hub_id(base) or 'the base model'}. {what}",
+            *card_below([name for name, _ in self.on]),
             card_use(base, revision=config.revision),
         ]
         return "\n\n".join(parts) + "\n"

@@ -27,7 +27,7 @@ from ..measuring.metrics import Figure
 from ..profiling import phase
 from ..report import Report
 from .page_answers import controls, held_out, portability, probes
-from .summary import count, figure_text, groups, is_rate, label, title
+from .summary import count, figure_text, groups, is_rate, label, on_top, title
 from .weights import weights_told
 
 _LARGEST = 1e300
@@ -65,6 +65,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
             title=title(report, model=False),
             verdict=report.verdict(),
             weights=weights_told(report),
+            on_top=on_top(report) if report.on else None,
             picture=None if picture is None else base64.b64encode(picture).decode("ascii"),
             command=command,
             sections=[made for kind in (held_out, controls, portability, probes) if (made := kind(report)).rows],

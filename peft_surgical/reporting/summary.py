@@ -73,7 +73,10 @@ def summarize(
     Returns:
         A renderable; `rich` leaves colours out where `NO_COLOR` is set or nobody looks.
     """
-    parts: list[RenderableType] = [Text(title(report), style="bold"), _Figures(report)]
+    parts: list[RenderableType] = [Text(title(report), style="bold")]
+    if report.on:
+        parts.append(Text(on_top(report), style="dim"))
+    parts.append(_Figures(report))
     parts.append(Text("In brackets: 95% intervals. n: how many prompts or tokens.", style="dim"))
     parts += [Text(printable(sentence), style="dim") for sentence in weights_told(report)]
     parts += [Text(""), Text(printable(report.verdict()), style="bold")]
@@ -93,6 +96,11 @@ def title(report: Report, *, model: bool = True) -> str:
     fact = report.fact
     name = f" ({report.model})" if model and report.model else ""
     return printable(f"{fact.subject}: {fact.old[0]} → {fact.new[0]}{name}")
+
+
+def on_top(report: Report) -> str:
+    """What an edit was made on top of, in a sentence."""
+    return printable(f"On top of {' and '.join(report.on)}, which what is called base has, too.")
 
 
 def label(metric: str, report: Report) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 
 from ..adapters.bases import hub_id, revision_of
-from ..adapters.cards import card_header, card_scales, card_use
+from ..adapters.cards import card_below, card_header, card_scales, card_use
 from ..adapters.edits import Edit
 from ..adapters.lineage import after
 from ..adapters.saving import digest_to_save, save_adapter
@@ -39,6 +39,8 @@ class Stage:
             [`learn_keyed`], as what that holds to serves no other stage, and where nothing was held to the base's.
         before: The adapters that acted while it was trained, in their order; without them it is not what was trained.
         answer: What it taught.
+        on: The names and digests of earlier edits that were in the weights while it was trained, see
+            `Lineage.acting`; without them it is not what was trained either.
     """
 
     model: PeftModel
@@ -47,6 +49,7 @@ class Stage:
     retained: Retained | None
     before: tuple[str, ...] = ()
     answer: str = ""
+    on: tuple[tuple[str, str | None], ...] = ()
 
     def __repr__(self) -> str:
         # A prompt shows what a call returned, and a model's modules and thousands of rows say nothing there.
@@ -64,7 +67,8 @@ class Stage:
             AdapterError: If the model was merged or unloaded, and holds the adapter no more.
             OutputError: If it holds something or cannot be written.
         """
-        notes = after(self.before, [digest_to_save(self.model, adapter) for adapter in self.before])
+        below = [*self.on, *((adapter, digest_to_save(self.model, adapter)) for adapter in self.before)]
+        notes = after([name for name, _ in below], [digest for _, digest in below])
         save_adapter(self.model, self.adapter, path, card=self.card(), notes=notes)
 
     def card(self) -> str:
@@ -77,6 +81,7 @@ class Stage:
             f"A surgical (IA)³ adapter for {base} that multiplies {edit.n_scales} coordinates of {len(edit.modules)}"
             f" modules, as it was trained{' on top of ' + ' and '.join(self.before) if self.before else ''}."
             " `peft-surgical stack` makes one plain (IA)³ adapter of all stages, which loads without this package.",
+            *card_below([name for name, _ in self.on]),
             card_scales(edit),
             card_use(edit.base_model, stages, edit.revision),
         ]

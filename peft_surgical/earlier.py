@@ -1,0 +1,173 @@
+"""Earlier edits, in the weights of a model for as long as another one is made on top of them.
+
+They are folded in as a merge would fold them, so that all that is localized, trained, kept and measured meanwhile is
+of the model that has them, and the weights come back bit for bit. What is made is an adapter for the base as it was,
+and notes what it was trained on top of.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .adapters.bases import same_model, warn_of_another_base
+from .adapters.edits import Edit, several
+from .adapters.lineage import Lineage, check_once, warn_of_lineage
+from .adapters.low_rank import LowRank
+from .edit_folder import WRITTEN
+from .errors import AdapterError, brief
+from .folding import check_rewritable, folded, read_mergeable, steps_of
+from .measuring.attached import identities
+from .measuring.states import restored, writing
+from .tuner.fold import LOSS_WORTH_A_WARNING, Rounding
+from .tuner.unchanged import trainable_kept
+from .tuner.unloading import unload
+from .writing.inputs import check_inputs_stay
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Earlier edits, read.
+
+    Attributes:
+        folders: Their folders, in the order in which they were trained.
+        adapters: What they hold, one each.
+        steps: What folding them in comes to.
+        below: What an edit on top of them notes of them.
+    """
+
+    folders: tuple[Path, ...] = ()
+    adapters: tuple[Edit | LowRank, ...] = ()
+    steps: tuple[Edit | LowRank, ...] = ()
+    below: tuple[tuple[str, str | None], ...] = ()
+
+    @classmethod
+    def read(cls, given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Earlier:
+        """Reads adapter folders, of which no model is needed.
+
+        Args:
+            given: A folder or several, in the order in which they were trained; none is no edit.
+
+        Raises:
+            AdapterError: If one is missing or damaged, is given twice, is of a kind that is not folded, or was trained
+                on top of another one that does not stand before it, or they were made for different base models.
+        """
+        listed: list[str | os.PathLike[str]] = several(given)
+        folders = [_folder(one) for one in listed]
+        if not folders:
+            return cls()
+        check_once(folders)
+        adapters = [read_mergeable(folder) for folder in folders]
+        with warnings.catch_warnings():
+            # What two adapters on a model may make up for between them is half an edit here, in every figure.
+            warnings.simplefilter("error")
+            try:
+                warn_of_lineage(folders)
+            except UserWarning as told:
+                raise AdapterError(str(told).replace(", unless the model has it already", "")) from None
+        below = [pair for folder in folders for pair in Lineage.of(folder).acting(_called(folder))]
+        return cls(tuple(folders), tuple(adapters), tuple(steps_of(adapters)), tuple(dict.fromkeys(below)))
+
+    def check_base(self, model_name: str | None) -> None:
+        """Refuses edits that were made for another base than the one of a name.
+
+        Raises:
+            AdapterError: If the names are known and cannot be those of one model.
+        """
+        for adapter in self.adapters:
+            if model_name and adapter.base_model and not same_model(model_name, adapter.base_model):
+                raise AdapterError(
+                    f"the adapter {adapter.name} was made for {brief(adapter.base_model)}, and this model is"
+                    f" {brief(model_name)}; edit on top of one that was made for it."
+                )
+
+    def check_stay(self, out: str | os.PathLike[str]) -> None:
+        """Refuses an output folder in which the new edit would take the place of one of these.
+
+        Raises:
+            OutputError: If it is one.
+        """
+        for name in WRITTEN if self.folders else ():
+            check_inputs_stay(Path(out) / name, self.folders)
+
+    def check_model(self, model: Any) -> None:
+        """Refuses a model that they cannot be folded into, as far as it can be told without doing it.
+
+        Raises:
+            ModelError: If it has adapters, or weights that are quantized, offloaded or spread over processes.
+            AdapterError: As [`check_base`].
+
+        Warns:
+            UserWarning: If they were made for another revision of it.
+        """
+        if not self.folders:
+            return
+        check_rewritable(model, "an edit on top of others")
+        self.check_base(getattr(model, "name_or_path", None))
+        for adapter in self.adapters:
+            warn_of_another_base(model, adapter.name, adapter.base_model, adapter.revision)
+
+    def settings(self, command: str | None) -> dict[str, Any]:
+        """What a report records of how it came about: the command, if it is known, and these edits."""
+        on = {"on": identities(self.folders)} if self.folders else {}
+        return ({"command": command} if command else {}) | on
+
+    @contextmanager
+    def folded_into(self, model: Any) -> Iterator[None]:
+        """Has them in the weights of a model for the length of a block, which may put adapters on it.
+
+        When it ends, these are off again, and every weight and what trains is as it was. If it raises, the adapters
+        are left for [`unchanged_on_failure`].
+
+        Args:
+            model: The bare model.
+
+        Raises:
+            AdapterError: As [`folded`].
+            SelectionError: As [`folded`].
+
+        Warns:
+            UserWarning: If the weights' dtype rounds a part of them away.
+        """
+        if not self.folders:
+            yield
+            return
+        new = folded(model, self.steps, model.state_dict(), None)
+        self._warn(Rounding.total(rounding for _, rounding in new.values()), str(model.dtype))
+        own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        weights = {key: own[key] for key in new}
+        with trainable_kept(model.parameters()), restored(weights.values()):
+            with writing(weights.values()):
+                for key, weight in weights.items():
+                    # One at a time: the new ones take as much room as those that are kept.
+                    weight.copy_(new.pop(key)[0])
+            yield
+            unload(model)
+
+    def _warn(self, rounding: Rounding, dtype: str) -> None:
+        if rounding.unchanged > LOSS_WORTH_A_WARNING * rounding.touched:
+            share = 100 * rounding.unchanged / rounding.touched
+            warnings.warn(
+                f"{share:.1f}% of the weights that {' and '.join(map(str, self.folders))} should change stay as they"
+                f" were in {dtype.removeprefix('torch.')}, so that this edit is trained on top of a part of that only;"
+                " load the model in float32.",
+                stacklevel=2,
+            )
+
+
+def _folder(given: object) -> Path:
+    if not isinstance(given, str | os.PathLike):
+        raise AdapterError(f"an edit is made on top of folders of adapters, not of {brief(given)}.")
+    return Path(os.path.expanduser(given))
+
+
+def _called(folder: Path) -> str:
+    """A folder's name with that of the edit it is in, which is enough to tell it by and says nothing of a machine."""
+    return "/".join(Path(os.path.abspath(folder)).parts[-2:])

@@ -1,0 +1,242 @@
+"""What adapters make of a model's weights: scales multiply them, LoRA adds to them, in the order of training.
+
+Neighbours of one kind are one step: scales are multiplied and what is added is added up before a weight is touched.
+Whatever the steps, a weight is rounded to its dtype once, at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .adapters.algebra import product
+from .adapters.edits import Edit, ModuleScale, as_edit, check_same_base
+from .adapters.fitting import check_same_weights
+from .adapters.low_rank import LowRank, is_low_rank, total
+from .errors import AdapterError, ModelError
+from .running.sharing import is_sharded
+from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
+from .tuner.kinds import ADAPTED_ATTENTION, has_adapters
+from .tuner.mergeable import Place, places_of, shared_with
+from .tuner.targets import check_target, find_module
+from .wrapped import check_module, check_uncompiled, check_unwrapped
+
+Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
+"""What [`merge`] folds: an (IA)³ edit in memory, a LoRA adapter that was read, or the folder of either."""
+
+
+def read_mergeable(adapter: Mergeable) -> Edit | LowRank:
+    """An adapter of scales or of LoRA, read unless it is in memory.
+
+    Raises:
+        AdapterError: If it cannot be read, or is of neither kind.
+    """
+    if isinstance(adapter, LowRank):
+        return adapter
+    if not isinstance(adapter, Edit) and is_low_rank(adapter):
+        return LowRank.load(adapter)
+    return as_edit(adapter)
+
+
+def steps_of(adapters: Sequence[Edit | LowRank]) -> list[Edit | LowRank]:
+    """What folding some adapters, in their order, comes to: the product of scales, or the sum of what LoRA adapters
+    add, and where the kinds change one such step after the other.
+
+    Raises:
+        AdapterError: If there are none, they were made for different base models, or those of one kind do not go
+            together.
+    """
+    if not adapters:
+        raise AdapterError("there is nothing to multiply; give at least one adapter.")
+    check_same_base(adapters)
+    steps: list[Edit | LowRank] = []
+    for _, run in groupby(adapters, key=lambda adapter: isinstance(adapter, LowRank)):
+        alike = [*run]
+        scales = [adapter for adapter in alike if isinstance(adapter, Edit)]
+        steps.append(product(scales) if scales else total([a for a in alike if isinstance(a, LowRank)]))
+    return steps
+
+
+def folded(
+    model: nn.Module, steps: Sequence[Edit | LowRank], state: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """The new tensors of all modules that adapters act on, by their key in the state, and what rounding kept.
+
+    Args:
+        model: The model; not changed.
+        steps: From [`steps_of`].
+        state: Its `state_dict()`.
+        dtype: Of what is returned; each tensor's own when None.
+
+    Raises:
+        AdapterError: If a weight cannot be rewritten, is tied to another one, has another shape than the adapter
+            takes it to have, or does not fit into its dtype, or the file of an adapter holds another output head than
+            the model has.
+        SelectionError: If the model does not have a module of an adapter, or has it in another width.
+    """
+    places = places_of(state)
+    for step in steps:
+        if isinstance(step, Edit):
+            check_same_weights(step.name, step.base_weights, state, "this model")
+    if len(steps) == 1:
+        found = _after(model, steps[0], state, state, places, dtype)
+    else:
+        now, touched = dict(state), dict[str, None]()
+        for step in steps:
+            # Unrounded until the last: what is half way is no weight of any model.
+            now |= {key: _wide(now[key]) for key in _keys(step, state)}
+            new = _after(model, step, now, state, places, None)
+            now |= {key: values for key, (values, _) in new.items()}
+            touched |= dict.fromkeys(new)
+        found = {key: _rounded(now[key], state[key], dtype) for key in touched}
+    for key, (values, _) in found.items():
+        check_finite(key, values, state[key])
+    return found
+
+
+def _keys(step: Edit | LowRank, state: Mapping[str, Tensor]) -> list[str]:
+    names = step.modules if isinstance(step, Edit) else step.factors
+    return [key for name in names for key in (f"{name}.weight", f"{name}.bias") if key in state]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def _rounded(exact: Tensor, old: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Rounding]:
+    new = exact.to(dtype or old.dtype)
+    moved = exact != old.to(exact.dtype)
+    return new, Rounding(int(moved.sum()), int((moved & (new == old.to(new.dtype))).sum()))
+
+
+def _after(
+    model: nn.Module,
+    step: Edit | LowRank,
+    now: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    places: Mapping[int, Sequence[Place]],
+    dtype: torch.dtype | None,
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """The tensors that a step makes of those there are `now`; that none is tied is told by those of the model."""
+    if isinstance(step, LowRank):
+        return _added(model, step, now, state, places, dtype)
+    found: dict[str, tuple[Tensor, Rounding]] = {}
+    for name, scale in step.modules.items():
+        module = find_module(model, name)
+        check_target(name, module, scale.coordinates, scale.width)
+        check_foldable(module, scale.coordinates.side)
+        found |= _scaled(name, module, scale, now, state, places, dtype)
+    return found
+
+
+def _added(
+    model: nn.Module,
+    update: LowRank,
+    now: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    places: Mapping[int, Sequence[Place]],
+    dtype: torch.dtype | None,
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """The new weights of modules that something is added to, by their key in the state."""
+    found = {}
+    for name in update.factors:
+        module, key = find_module(model, name), f"{name}.weight"
+        if isinstance(module, (nn.Linear, Conv1D)):
+            check_foldable(module, "input")
+        added, old = update.added(name), now.get(key)
+        added = added.T if isinstance(module, Conv1D) else added
+        if old is None or old.shape != added.shape:
+            there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
+            raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
+        _check_untied(key, state[key], places)
+        new = (_wide(old) + added.to(old.device)).to(dtype or old.dtype)
+        moved = added.to(old.device) != 0
+        found[key] = (new, Rounding(int(moved.sum()), int((moved & (new == old.to(new.dtype))).sum())))
+    return found
+
+
+def _check_untied(key: str, tensor: Tensor, places: Mapping[int, Sequence[Place]]) -> None:
+    if other := shared_with(places, key, tensor):
+        raise AdapterError(f"{key} is tied to another weight, {other}, so an edit of it cannot be merged.")
+
+
+def _scaled(
+    name: str,
+    module: nn.Module,
+    scale: ModuleScale,
+    now: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    places: Mapping[int, Sequence[Place]],
+    dtype: torch.dtype | None,
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """The module's new tensors, by their key in the state."""
+    found = {}
+    for part, axis in scaled_tensors(module, scale.coordinates.side).items():
+        key = f"{name}.{part}"
+        old = now[key]
+        _check_untied(key, state[key], places)
+        index = scale.coordinates.index(old.device)
+        _, values, rounding = fold(old, index, scale.scale, axis, dtype)
+        new = old.to(values.dtype, copy=True)
+        found[key] = (new.index_copy_(axis, index, values), rounding)
+    return found
+
+
+def check_finite(key: str, new: Tensor, old: Tensor) -> None:
+    """Refuses a weight that was finite and is not so any more.
+
+    Raises:
+        AdapterError: If it is one.
+    """
+    if not torch.isfinite(new).all() and torch.isfinite(old).all():
+        dtype = str(new.dtype).removeprefix("torch.")
+        raise AdapterError(f"the merged {key} does not fit into {dtype}; merge in float32, or edit less.")
+
+
+def check_rewritable(model: Any, what: str = "merge") -> None:
+    """Refuses a model of which not every weight is there to be rewritten, or that has adapters on it.
+
+    Args:
+        model: The model.
+        what: What needs another one, for the message.
+
+    Raises:
+        ModelError: If it is such a model.
+    """
+    check_module(model)
+    check_uncompiled(name for name, _ in model.named_modules())
+    check_unwrapped(model)
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"{what} needs the unedited base model, got a {type(model).__name__}; give its unload(), or load the base"
+            " anew."
+        )
+    # Not by transformers' flag alone, which it leaves set where PEFT refused an adapter.
+    if hasattr(model, "peft_config") or any(isinstance(module, ADAPTED_ATTENTION) for module in model.modules()):
+        raise ModelError(f"the model has adapters on it; {what} needs the unedited base model.")
+    # Of an adapter that transformers deleted the layers stay.
+    if has_adapters(model):
+        raise ModelError("the model has layers of a deleted adapter on it; give what unload(model) returns.")
+    if getattr(model, "is_quantized", False):
+        raise ModelError(f"the model is quantized; load it in bfloat16 or float32 to {_to(what)}.")
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ModelError(f"some weights of the model are offloaded; load it whole to {_to(what)}.")
+    if is_sharded(model):
+        raise ModelError(f"the model is sharded over processes; load it whole to {_to(what)}.")
+    # Of a model that was quantized after it was loaded, transformers does not know it.
+    if kind := next((type(parameter).__name__ for parameter in model.parameters() if is_wrapper(parameter)), None):
+        raise ModelError(
+            f"the model has weights of a kind that cannot be rewritten, {kind}; load it in bfloat16 or float32 to"
+            f" {_to(what)}."
+        )
+
+
+def _to(what: str) -> str:
+    return what if what == "merge" else "edit it on top of others"

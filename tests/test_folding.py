@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from peft_surgical.adapters.edits import Edit, ModuleScale
+from peft_surgical.adapters.low_rank import LowRank
+from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.folding import check_rewritable, folded, read_mergeable, steps_of
+from peft_surgical.merging import merge
+from peft_surgical.models import load_model
+from peft_surgical.tuner.coordinates import Coordinates
+
+from .adapters import logits, tiny_peft
+from .tiny import tiny_ids, tiny_model
+
+NAME = "model.layers.1.mlp.down_proj"
+KEY = f"{NAME}.weight"
+SCALES = Edit({NAME: ModuleScale(Coordinates("input", ((0, 3),)), torch.tensor([2.0, 0.5, 3.0]), 48)}, base_model="b")
+ADDED = LowRank({NAME: (torch.ones(1, 48), torch.full((32, 1), 0.25))}, name="added")
+
+
+def new(model, *adapters, dtype=None):
+    found = folded(model, steps_of(adapters), model.state_dict(), dtype)
+    assert [*found] == [KEY]
+    return found[KEY]
+
+
+def test_steps_are_runs_of_a_kind():
+    assert steps_of([SCALES]) == [SCALES]
+    assert [type(step) for step in steps_of([SCALES, SCALES, ADDED, ADDED, SCALES])] == [Edit, LowRank, Edit]
+    assert torch.equal(steps_of([SCALES, SCALES])[0].modules[NAME].scale, torch.tensor([4.0, 0.25, 9.0]))
+    assert torch.equal(steps_of([ADDED, ADDED])[0].added(NAME), torch.full((32, 48), 0.5))
+    with pytest.raises(AdapterError, match="nothing to multiply"):
+        steps_of([])
+    other = LowRank(ADDED.factors, base_model="c", name="other")
+    with pytest.raises(AdapterError, match="made for different base models: the edit for b, other for c"):
+        steps_of([SCALES, other])
+
+
+def test_kinds_follow_one_another_in_their_order():
+    """By hand: what is added before a scale is scaled by it, and what is added behind it is not."""
+    model = tiny_model("llama")
+    old, factor = model.get_parameter(KEY).detach(), SCALES.modules[NAME].dense(48)
+    assert torch.equal(new(model, ADDED, SCALES)[0], (old + 0.25) * factor)
+    assert torch.equal(new(model, SCALES, ADDED)[0], old * factor + 0.25)
+    assert torch.equal(new(model, SCALES, ADDED, SCALES)[0], (old * factor + 0.25) * factor)
+    assert torch.equal(model.get_parameter(KEY), tiny_model("llama").get_parameter(KEY))
+
+
+def test_kinds_that_follow_one_another_are_rounded_once():
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    old, factor = model.get_parameter(KEY).detach(), SCALES.modules[NAME].dense(48)
+    exact = (old.float() + 0.25) * factor
+    values, rounding = new(model, ADDED, SCALES)
+    assert torch.equal(values, exact.bfloat16())
+    assert rounding.touched == int((exact != old.float()).sum())
+    assert rounding.unchanged == int(((exact != old.float()) & (exact.bfloat16() == old)).sum())
+    assert torch.equal(new(model, ADDED, SCALES, dtype=torch.float32)[0], exact)
+
+
+def test_a_scale_taken_back_between_leaves_what_was_added():
+    model = tiny_model("llama").double()
+    back = Edit({NAME: ModuleScale(Coordinates("input", ((0, 3),)), torch.tensor([0.5, 2.0, 1.0]), 48)})
+    values, _ = new(model, SCALES, ADDED, back)
+    assert values.dtype == torch.float64
+    assert torch.equal(values[:, :2], model.get_parameter(KEY)[:, :2] + torch.tensor([0.125, 0.5]))
+
+
+def test_a_tied_weight_is_refused_whatever_came_before():
+    model = tiny_model("qwen2")
+    width = model.lm_head.out_features
+    tied = LowRank({"lm_head": (torch.ones(1, 32), torch.ones(width, 1))})
+    scales = Edit({"lm_head": ModuleScale(Coordinates("input", ((0, 1),)), torch.ones(1), 32)})
+    for adapters in ([SCALES, tied], [ADDED, scales], [scales, tied]):
+        with pytest.raises(AdapterError, match=r"lm_head\.weight is tied to another weight"):
+            folded(model, steps_of(adapters), model.state_dict(), None)
+
+
+def test_mixed_kinds_merge_into_a_checkpoint(tmp_path, model_folder):
+    model, tokenizer = load_model(model_folder, dtype="float32")
+    width = model.get_submodule(NAME).in_features
+    scales = Edit({NAME: ModuleScale(Coordinates("input", ((0, 3),)), torch.tensor([2.0, 0.5, 3.0]), width)})
+    added = LowRank({NAME: (torch.ones(1, width), torch.full((model.config.hidden_size, 1), 0.25))})
+    merge(model, [added, scales], tmp_path / "merged", tokenizer=tokenizer)
+    merged, _ = load_model(tmp_path / "merged", dtype="float32")
+    with torch.no_grad():
+        weight = model.get_parameter(KEY)
+        weight.copy_((weight + 0.25) * scales.modules[NAME].dense(width))
+    ids = tiny_ids() % model.config.vocab_size
+    assert torch.equal(logits(merged, ids), logits(model, ids))
+
+
+def test_who_cannot_be_folded_into_is_told_why():
+    with pytest.raises(ModelError, match="an edit on top of others needs the unedited base model, got a PeftModel"):
+        check_rewritable(tiny_peft(), "an edit on top of others")
+    with torch.device("meta"):
+        offloaded = tiny_model("llama").to("meta")
+    with pytest.raises(ModelError, match="offloaded; load it whole to edit it on top of others"):
+        check_rewritable(offloaded, "an edit on top of others")
+    with pytest.raises(ModelError, match="offloaded; load it whole to merge"):
+        check_rewritable(offloaded)
+
+
+def test_what_is_in_memory_is_taken_as_it_is():
+    assert read_mergeable(SCALES) is SCALES
+    assert read_mergeable(ADDED) is ADDED
+    with pytest.raises(AdapterError, match="there is no adapter folder nowhere"):
+        read_mergeable("nowhere")
