@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import peft_surgical as ps
-from peft_surgical.editing import EDIT_PROJECTIONS
+from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.evaluation import Answers, answer_fact
 from peft_surgical.localization import DEFAULT_SCORERS
 from peft_surgical.measuring.metrics import prompt_metrics

@@ -38,8 +38,8 @@ from typing import Any
 import click
 
 import peft_surgical as ps
+from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.cli.options import SEED
-from peft_surgical.editing import EDIT_PROJECTIONS
 from peft_surgical.evaluation import Answers
 from peft_surgical.measuring.metrics import prompt_metrics
 from peft_surgical.models import DTYPES

@@ -16,23 +16,23 @@ from typing import Any
 
 from .architectures import check_causal
 from .carried import faithfulness as measure
+from .choice import EDIT_PROJECTIONS, NEURON_PROJECTIONS, check_choice, check_places, choose, ranked
 from .counts import check_seed, check_text_tokens
 from .earlier import Earlier
 from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, replacing, save_report, tell_on_card
-from .errors import MissingPackageError, ModelError, SelectionError, brief
+from .errors import MissingPackageError, ModelError
 from .evaluation import evaluate
 from .facts import Fact, check_fact
 from .localization import localize
 from .localizing.plots import plot_localization
 from .localizing.results import Localization
-from .localizing.specs import read_scorers
 from .measuring.states import adapter_state
 from .report import Report
 from .running.alike import check_alike
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
-from .selection import Selection, sure_components, with_each_kind
+from .selection import Selection, sure_components
 from .sites import ModelShape
 from .stacking import stack
 from .stages import RECIPES, learn, unlearn
@@ -43,21 +43,13 @@ from .staging.stage import LEARN, UNLEARN, Stage
 from .staging.whole_answers import in_sentences
 from .texts.lengths import check_fact_fits
 from .tuner import SurgicalIA3Config
-from .tuner.resolve import Granularity, check_granularity, check_has_neurons
+from .tuner.resolve import Granularity
 from .tuner.unchanged import unchanged_on_failure
 from .wrapped import check_module
 
 EDIT_SCORERS = ("attribution", "lookup")
 """The first ranks, as exact patching would (docs/measurements/speed.md). The other one, which sees where the fact is
 looked up, takes no pass of its own."""
-
-EDIT_PROJECTIONS = ("z", "in")
-"""An MLP is scaled at what its up projection reads, not at its neurons: a coordinate of the residual stream goes into
-all neurons, so fewer scales reach as many wordings of a fact, at no more cost to others
-(docs/measurements/scales.md)."""
-
-NEURON_PROJECTIONS = ("z", "post", "pre")
-"""Where only some neurons are meant: behind their activation function and before it, which act on different tokens."""
 
 
 def edit(
@@ -160,19 +152,18 @@ def edit(
     earlier.check_stay(out)
     earlier.check_model(model)
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
-    limited = any(limit is not None for limit in limits.values())
     if isinstance(projections, str):
         projections = [projections]
     check_choice(selection, granularity, neurons, projections, **limits)
     if selection is not None:
         selection.check(ModelShape.from_config(model.config))
     if localization is not None:
-        localization = _checked_localization(localization, model, fact, scorers)
+        localization = ranked(localization, model, fact, scorers)
     if projections is None:
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
     if sure := sure_components(selection, **limits):
-        _check_places(model, sure, selection, granularity, neurons, projections)
+        check_places(model, sure, selection, granularity, neurons, projections)
     recipes = _recipes(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
@@ -198,24 +189,9 @@ def edit(
             found = localize(model, tokenizer, fact, names, seed=seed, progress=progress)
         # Processes on unlike devices may round to another ranking.
         localization = by_main(lambda: found)
-        if selection is None:
-            if (ranking := localization.scorers[0]) in localization.errors:
-                raise SelectionError(
-                    f"the scorer {ranking!r} failed, so nothing ranks the components; name another first."
-                )
-            # Without a budget nothing is passed over: a component without a scale there is refused further down.
-            scaled = EDIT_PROJECTIONS if granularity == "module" else projections
-            counted = with_each_kind(scaled, EDIT_PROJECTIONS) if budget is None else projections
-            mlps = mlps if limited else localization.shape.n_layers
-            selection = localization.top(
-                top, heads=heads, mlps=mlps, budget=budget, neurons=neurons, projections=counted
-            )
-        elif neurons is not None:
-            selection = localization.best_neurons(selection, neurons)
-        if neurons is not None and not selection.mlps:
-            raise SelectionError(
-                f"no MLP is selected ({', '.join(selection.components)}), and only MLPs have neurons."
-            )
+        selection = choose(
+            localization, selection, granularity=granularity, neurons=neurons, projections=projections, **limits
+        )
         config = SurgicalIA3Config.from_localization(
             selection, granularity=granularity, projections=projections, task_type="CAUSAL_LM"
         )
@@ -282,30 +258,6 @@ def edit(
         return report
 
 
-def _checked_localization(
-    localization: Localization, model: Any, fact: Fact, scorers: Sequence[str] | None
-) -> Localization:
-    """The same, ranked by the first of `scorers`; refuses scores of another model, another fact or other scorers."""
-    if not isinstance(localization, Localization):
-        raise SelectionError(f"a localization must be one that localize gave, not {brief(localization)}.")
-    if localization.shape != ModelShape.from_config(model.config):
-        raise SelectionError("the localization was made on a model of other sizes; localize this one.")
-    if localization.subject != fact.subject:
-        raise SelectionError(
-            f"the localization is of {brief(localization.subject)}, and the fact of {brief(fact.subject)}; localize"
-            " this fact, or give what to scale as a selection."
-        )
-    if scorers is None:
-        return localization
-    first = read_scorers(scorers)[0].text
-    if first not in localization.tables and first not in localization.errors:
-        raise SelectionError(
-            f"the localization has no scores by {first!r}, only by {', '.join(localization.tables)}; localize with it,"
-            " or rank by one of these."
-        )
-    return replace(localization, scorers=tuple(dict.fromkeys((first, *localization.scorers))))
-
-
 def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
     """Each stage's recipe; its own where none is given."""
     if given is not None and not isinstance(given, Mapping):
@@ -320,69 +272,6 @@ def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
     for recipe in recipes.values():
         check_recipe(recipe, Recipe)
     return recipes
-
-
-def check_choice(
-    selection: Selection | None,
-    granularity: Granularity,
-    neurons: int | None,
-    projections: Sequence[str] | None = None,
-    *,
-    top: int | None,
-    heads: int | None,
-    mlps: int | None,
-    budget: int | None,
-) -> None:
-    """What can be told without a model of what [`edit`] is to scale.
-
-    Raises:
-        SelectionError: If some of its arguments exclude each other.
-    """
-    if selection is not None and not isinstance(selection, Selection):
-        raise SelectionError(
-            f"a selection must be a Selection, such as Selection.from_components gives, not {brief(selection)}."
-        )
-    chosen = selection is not None and selection.neurons is not None
-    if chosen and neurons is not None:
-        raise SelectionError(f"the selection has neurons of its own, so none are to be chosen; got {neurons}.")
-    if (granularity == "neuron") != (neurons is not None) and not chosen:
-        raise SelectionError(
-            f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
-        )
-    if selection is not None:
-        if any(limit is not None for limit in (top, heads, mlps, budget)):
-            raise SelectionError("a selection and top, heads, mlps or budget exclude each other.")
-        check_granularity(granularity, selection.neurons)
-    if budget is not None and granularity == "module":
-        raise SelectionError("a budget and the granularity 'module' exclude each other: components share modules.")
-    only_heads = heads is not None and top is None and mlps is None
-    if neurons is not None and (only_heads if selection is None else not selection.mlps):
-        raise SelectionError("no MLP is selected, and only MLPs have neurons.")
-    some = {} if selection is None else dict(selection.neurons or {})
-    if some or neurons is not None:
-        sure = sure_components(selection, top=top, heads=heads, mlps=mlps, budget=budget)
-        of = (name for name in sure if (name in some if some else name.endswith(".mlp")))
-        # Of which MLPs they will be, only the scores may tell.
-        check_has_neurons(next(of, "an MLP"), projections or ())
-
-
-def _check_places(
-    model: Any,
-    sure: Sequence[str],
-    selection: Selection | None,
-    granularity: Granularity,
-    neurons: int | None,
-    projections: Sequence[str],
-) -> None:
-    """Refuses projections at which what will be scaled in any case cannot be."""
-    some = {} if selection is None or selection.neurons is None else dict(selection.neurons)
-    if neurons is not None:
-        # Which ones is not known yet, and they are all in the same place.
-        some = {name: ((0, 1),) for name in sure if name.endswith(".mlp")}
-    config = SurgicalIA3Config(
-        components=list(sure), granularity=granularity, projections=list(projections), neurons=some or None
-    )
-    config.resolve(model.config)
 
 
 def _start_output(out: Path, localization: Localization, selection: Selection) -> bytes | None:

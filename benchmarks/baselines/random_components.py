@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft_surgical.editing import EDIT_PROJECTIONS
+from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.selection import n_scales
 from peft_surgical.sites import ModelShape, components
 

@@ -15,7 +15,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.architectures import decoder_layers
-from peft_surgical.editing import EDIT_PROJECTIONS
+from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.models import DTYPES
 from peft_surgical.running.computing import compute_dtype
 from peft_surgical.stages import RECIPES

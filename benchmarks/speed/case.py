@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 import peft_surgical as ps
-from peft_surgical.editing import EDIT_PROJECTIONS
+from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.stages import RECIPES
 from peft_surgical.staging.whole_answers import in_sentences_of
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer

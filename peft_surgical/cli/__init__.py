@@ -1,9 +1,9 @@
 """The `peft-surgical` command: it parses, checks, calls the library and translates errors.
 
 One file a command, which `app` puts together. They share `options`, `checks` of what these ask for, `loading` of a
-model, and `recipes`, as a file and options ask for them. `launch` and `processes` are for several processes,
-`allocator` for little memory. `terminal` and `tables` print, and `translate` makes lines and exit statuses of
-exceptions.
+model, `recipes`, as a file and options ask for them, and `plans`, which dry runs tell. `launch` and `processes` are
+for several processes, `allocator` for little memory. `terminal` and `tables` print, and `translate` makes lines and
+exit statuses of exceptions.
 
 `--help` and a mistyped option cost what importing the package does: PEFT's import, and torch's.
 

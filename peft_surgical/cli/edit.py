@@ -12,8 +12,9 @@ import click
 
 import peft_surgical as ps
 
+from ..choice import EDIT_PROJECTIONS, NEURON_PROJECTIONS, check_choice
 from ..edit_folder import EDIT, PICTURE, TABLE
-from ..editing import EDIT_PROJECTIONS, EDIT_SCORERS, NEURON_PROJECTIONS, check_choice
+from ..editing import EDIT_SCORERS
 from ..facts import Fact
 from ..profiling import profiled
 from ..ranges import Ranges

@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 import peft_surgical as ps
 
 from ..carried import DRAWS
+from ..choice import EDIT_PROJECTIONS
 from ..edit_folder import LOCALIZATION, PICTURE, TABLE, replacing
-from ..editing import EDIT_PROJECTIONS
 from ..errors import MissingPackageError, ScorerError
 from ..facts import Fact
 from ..localizing.faithfulness import Faithfulness

@@ -1,0 +1,64 @@
+"""What an edit scales, told from scores without an edit."""
+
+import pytest
+
+from peft_surgical.choice import choose, ranked
+from peft_surgical.errors import ScorerError, SelectionError
+from peft_surgical.localization import localize
+from peft_surgical.selection import Selection
+from tests.localizing import capital, planted, word_tokenizer
+
+FREE = {"granularity": "component", "neurons": None, "top": None, "heads": None, "mlps": None, "budget": None}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def localization(model):
+    return localize(model, word_tokenizer(), capital(), ["attribution", "lookup"], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "first"),
+    [(None, "attribution"), (["lookup"], "lookup"), ("lookup", "lookup"), (["attribution", "random"], "attribution")],
+)
+def test_the_first_scorer_that_is_asked_for_ranks(scorers, first, model, localization):
+    found = ranked(localization, model, capital(), scorers)
+    assert found.scorers[0] == first
+    assert set(found.scorers) == {"attribution", "lookup"}
+    assert found.top(3) == localization.top(3, by=first)
+    assert localization.scorers == ("attribution", "lookup")
+
+
+@pytest.mark.parametrize(
+    ("scorers", "error", "words"),
+    [
+        (["random"], SelectionError, "the localization has no scores by 'random', only by attribution, lookup"),
+        (["lokup"], ScorerError, "there is no scorer 'lokup'"),
+        ([], ScorerError, "name at least one scorer"),
+    ],
+)
+def test_a_scorer_that_did_not_score_cannot_rank(scorers, error, words, model, localization):
+    with pytest.raises(error, match=words):
+        ranked(localization, model, capital(), scorers)
+
+
+def test_without_limits_all_mlps_are_chosen_in_the_order_of_their_scores(localization):
+    chosen = choose(localization, None, projections=("z", "in"), **FREE)
+    layers = localization.shape.n_layers
+    assert sorted(chosen.components) == sorted(f"L{layer}.mlp" for layer in range(layers))
+    assert chosen == localization.top(mlps=layers)
+
+
+def test_what_is_given_is_scaled_and_only_its_neurons_are_chosen(localization):
+    given = Selection.from_components("L1.head.2", "L2.mlp")
+    assert choose(localization, given, projections=("z", "in"), **FREE) == given
+    some = {**FREE, "granularity": "neuron", "neurons": 2}
+    chosen = choose(localization, given, projections=("z", "post", "pre"), **some)
+    assert chosen.components == given.components
+    assert sum(stop - start for start, stop in chosen.neurons["L2.mlp"]) == 2
+    with pytest.raises(SelectionError, match=r"no MLP is selected \(L1\.head\.2\)"):
+        choose(localization, Selection.from_components("L1.head.2"), projections=("z",), **some)
