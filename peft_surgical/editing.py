@@ -75,7 +75,6 @@ def edit(
     faithfulness: bool = False,
     retention_tokens: int = 2048,
     command: str | None = None,
-    seconds: Mapping[str, float] | None = None,
     on: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Report:
     """Rewrites one fact and measures what that did: localizes, unlearns, learns, stacks and evaluates.
@@ -92,7 +91,7 @@ def edit(
             answers, for the next edit.
         scorers: Scorers to localize with, of which the first ranks; `attribution` and `lookup` when None.
         localization: What localizing gave earlier, which is then not done again; the first of its scorers ranks where
-            `scorers` is None.
+            `scorers` is None. The report counts the time that its scorers noted.
         top: How many components to scale, best first, heads and MLPs alike. The MLPs of all layers when neither it nor
             another limit is given.
         heads: Attention heads at most; alone, no MLPs. See `Localization.top`.
@@ -112,7 +111,6 @@ def edit(
         faithfulness: Also measure what the selection carries together, as [`faithfulness`] does, for the report.
         retention_tokens: Tokens of unrelated text to measure on; 0 for none.
         command: The command that does this again, for the report.
-        seconds: What was spent before on phases of this edit, such as `localize`, for the report.
         on: Folders of the adapters of earlier edits of this base, in their order, to make this one on top of. They are
             folded into the weights meanwhile, so that they act in localization, training and the report's `base`. The
             new adapters are for the base as it was, beside these: [`stack`] or [`merge`] all of them, or let all act.
@@ -174,7 +172,8 @@ def edit(
         # An earlier edit stays until there is another one.
         replaced = claim.enter_context(ExitStack())
         folder = by_main(lambda: replaced.enter_context(replacing(out, overwrite)))
-        spent = dict(seconds or {})
+        # Whenever it was done, it is a part of what the edit took.
+        spent = {} if localization is None else {"localize": localization.seconds}
         started = time.perf_counter()
 
         def lap(name: str) -> None:

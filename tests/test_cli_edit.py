@@ -1,5 +1,4 @@
 import json
-import time
 from dataclasses import replace
 from importlib import import_module
 
@@ -67,16 +66,6 @@ def test_a_revision_is_of_a_hub_id(monkeypatch, tmp_path, fact_file, model_folde
     monkeypatch.setattr(ps, "load_model", lambda _, **given: asked.append(given["revision"]) or loaded)
     assert run("edit", fact_file, "--model", "some/model", *options, "66403f97").exit_code == 0
     assert asked == ["66403f97"]
-
-
-def test_localizing_before_the_model_is_spread_counts(monkeypatch, tmp_path, fact_file, fake_model):
-    given = {}
-    monkeypatch.setattr(EDIT_COMMAND, "sharded", lambda: True)
-    monkeypatch.setattr(EDIT_COMMAND, "shard", lambda _: None)
-    monkeypatch.setattr(ps, "localize", lambda *_, **__: time.sleep(0.02))
-    monkeypatch.setattr(ps, "edit", lambda *_, **options: given.update(options) or report())
-    assert run("edit", fact_file, "--out", tmp_path / "out", "--quiet").exit_code == 0
-    assert 0.02 <= given["seconds"]["localize"] < 2
 
 
 def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fake_model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,12 +200,9 @@ def edit(
     on_interrupt(context, out)
     with profiled() as spent:
         localization = None
-        seconds: dict[str, float] = {}
         if sharded():
             names = list(scorers) or EDIT_SCORERS
-            started = time.perf_counter()
             localization = ps.localize(model, tokenizer, fact, names, seed=seed, progress=not quiet)
-            seconds["localize"] = time.perf_counter() - started
             shard(model)
         report = ps.edit(
             model,
@@ -228,7 +224,6 @@ def edit(
             faithfulness=faithfulness,
             retention_tokens=retention_tokens,
             command=this_command(context),
-            seconds=seconds,
         )
     if as_json:
         print_json(report.to_dict())

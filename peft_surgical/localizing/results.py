@@ -26,7 +26,7 @@ from ..sites import DEFAULT_PROJECTIONS, Component, ModelShape
 from ..writing.files import read_json, why_unread, write_json
 from .faithfulness import Faithfulness
 from .localization_files import pack, read_localization
-from .scores import Scores
+from .scores import SECONDS, Scores
 
 FORMAT = 1
 
@@ -65,6 +65,12 @@ class Localization:
     def scores(self) -> dict[str, Mapping[str, float]]:
         """Scorer to component to score."""
         return {name: table.components for name, table in self.tables.items()}
+
+    @property
+    def seconds(self) -> float:
+        """How long its scorers took, as they noted."""
+        noted = (table.notes.get(SECONDS, 0.0) for table in self.tables.values())
+        return float(sum(took for took in noted if isinstance(took, int | float)))
 
     def top(
         self,
