@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
 from peft_surgical.adapters.edits import Edit
@@ -115,6 +116,59 @@ def test_the_cards_own_words_stay_above_the_section(tmp_path, base):
     assert card.endswith(b"\nMore.\n")
     assert card.count(b"## Edits in these weights") == 1
     assert (base / "README.md").read_bytes() == theirs
+
+
+def test_what_stands_below_a_section_without_its_end_stays(tmp_path, base):
+    one, two = adapters(tmp_path)
+    ps.merge(ps.load_model(base)[0], one, tmp_path / "first")
+    word_tokenizer().save_pretrained(tmp_path / "first")
+    path, end = tmp_path / "first" / "README.md", "<!-- peft-surgical: end of edits -->"
+    own, heading = "## Licence\n\nTheir own.\n", "## Edits in these weights"
+    card = path.read_text().replace(end, "")
+    for given, sections in ((card, 1), (card.replace("\n", "\r\n"), 1), (card.replace("To undo it", "Undo"), 2)):
+        path.write_bytes((given + own).encode())
+        ps.merge(ps.load_model(tmp_path / "first")[0], two, tmp_path / "second", overwrite=True)
+        found = (tmp_path / "second" / "README.md").read_bytes().decode()
+        assert found.endswith(own)
+        # Somebody's wording of it is theirs.
+        assert found.count(heading) == sections
+        assert found.count(end) == found.count("<!-- peft-surgical: edits -->") == 1
+        assert found.index(heading) < found.index(end) < found.index(own)
+
+
+def called(name):
+    model = tiny_model("llama")
+    model.name_or_path = name
+    return model
+
+
+def test_another_revision_s_edits_are_not_taken_for_the_model_s(tmp_path, model_folder, monkeypatch):
+    one, two = adapters(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an adapter for another base
+        ps.merge(ps.load_model(model_folder)[0], one, tmp_path / "merged")
+        word_tokenizer().save_pretrained(tmp_path / "merged")
+        snapshot = hub(tmp_path / "cache", tmp_path / "merged")
+        (snapshot / "LICENSE").write_text("free")
+        shutil.copytree(model_folder, snapshot.parent / ("b" * 40))
+        (snapshot.parents[1] / "refs" / "before").write_text("b" * 40)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        cache = {"cache_dir": tmp_path / "cache"}
+        for model, count in (
+            (AutoModelForCausalLM.from_pretrained("org/base", revision="before", **cache), 0),
+            # Nobody can tell this one from that.
+            (AutoModelForCausalLM.from_pretrained("org/base", **cache), 0),
+            (AutoModelForCausalLM.from_pretrained(snapshot), 1),
+            (ps.load_model("org/base", revision="before")[0], 0),
+            (ps.load_model("org/base")[0], 1),
+            # By the path in a cache that is elsewhere, which says the commit.
+            *((called(f"/away/models--org--base/snapshots/{each * 40}"), each == "a") for each in "cba"),
+        ):
+            assert len(edits_in(model)) == count
+            ps.merge(model, two, tmp_path / "out", overwrite=True)
+            assert len(written(tmp_path / "out")["edits"]) == count + 1
+            assert ("1. `unlearn`" in (tmp_path / "out" / "README.md").read_text()) == (count == 1)
+    assert (tmp_path / "out" / "LICENSE").is_file()
 
 
 def test_a_base_of_the_hub_goes_by_its_id(tmp_path, model_folder, monkeypatch):

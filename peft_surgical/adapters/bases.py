@@ -47,19 +47,28 @@ def source_of(model: Any) -> str | None:
     return source
 
 
-def folder_of(model: Any) -> Path | None:
+def folder_of(model: Any, *, exact: bool = False) -> Path | None:
     """The folder here with the checkpoint that a model was read from, be it in the hub's cache; None if none is known.
 
     Nothing is downloaded.
+
+    Args:
+        model: The model.
+        exact: Only one whose weights it has: none in the hub's cache by an id alone where no revision was noted, not
+            even that there was none, since it may be any.
     """
     name = source_of(model) or getattr(model, "name_or_path", None)
     if not name:
         return None
-    return Path(name) if os.path.isfile(os.path.join(name, "config.json")) else _snapshot(model, name)
+    if os.path.isfile(os.path.join(name, "config.json")):
+        return Path(name)
+    known = hasattr(model, _REVISION) or cached_commit(name) is not None
+    return _snapshot(model, name) if known or not exact else None
 
 
 def _snapshot(model: Any, name: str) -> Path | None:
-    found = try_to_load_from_cache(name, "config.json", revision=revision_of(model)) if hub_id(name) else None
+    base, revision = hub_id(name), cached_commit(name) or revision_of(model)
+    found = try_to_load_from_cache(base, "config.json", revision=revision) if base else None
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -28,6 +28,8 @@ _FORMAT = 1
 _BEGIN, _END = "<!-- peft-surgical: edits -->", "<!-- peft-surgical: end of edits -->"
 # A name of somebody else's may end a table or a line of code.
 _UNLIKE_A_NAME = re.compile(r"[^\w./ -]")
+# The lines of a section, of which somebody has taken the end mark away.
+_LINES = re.compile(rb"## Edits in these weights\s+This is .*\n\s*(?:\d+\. .*\n\s*)+To undo .*")
 _SHOWN = 12
 
 
@@ -58,7 +60,7 @@ def read_edits(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
 
 def edits_in(model: Any) -> list[dict[str, Any]]:
     """The edits that the folder which a bare model was read from says are in its weights, see [`read_edits`]."""
-    return read_edits(folder_of(model))
+    return read_edits(folder_of(model, exact=True))
 
 
 def are_edits(value: Any) -> bool:
@@ -159,7 +161,8 @@ def _with_section(kept: bytes, edits: Sequence[Mapping[str, Any]]) -> bytes:
     section = f"{_BEGIN}\n{_section(edits)}\n{_END}\n".encode()
     before, found, after = kept.partition(_BEGIN.encode())
     if found:
-        return before + section + after.partition(_END.encode())[2].lstrip()
+        _, ended, below = after.partition(_END.encode())
+        return before + section + (below if ended else _LINES.sub(b"", after, count=1)).lstrip()
     if kept.strip():
         return kept.rstrip() + b"\n\n" + section
     base = edits[0]["base"].get("name")
