@@ -56,6 +56,35 @@ def load_model(
             is GGUF, as the demo model is when first used, and the package that reads that is not installed, the error
             is a [`MissingPackageError`], too.
     """
+    return _load(name, dtype, device, device_map, revision, trust_remote_code)
+
+
+def load_alone(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Loads a model as [`load_model`] does, in its own dtype, whether or not a tokenizer is with it.
+
+    Args:
+        name: As for [`load_model`].
+        trust_remote_code: As for [`load_model`].
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ModelError: As for [`load_model`], but for the tokenizer.
+    """
+    return _load(name, "auto", None, None, None, trust_remote_code, alone=True)[0]
+
+
+def _load(
+    name: str | os.PathLike[str],
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    device_map: str | dict[str, Any] | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    *,
+    alone: bool = False,
+) -> tuple[PreTrainedModel, Any]:
     if device is not None and device_map is not None:
         raise ModelError(f"device {str(device)!r} and device_map {device_map!r} exclude each other; give one of them.")
     if isinstance(dtype, str):
@@ -74,7 +103,9 @@ def load_model(
     tokenizer = None
     try:
         with no_pickles():
-            if is_gguf:
+            if alone:
+                pass
+            elif is_gguf:
                 tokenizer = _gguf_tokenizer(source, extra["gguf_file"])
             else:
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
@@ -105,7 +136,7 @@ def load_model(
         # Given the hub id of an adapter, transformers loads its base and puts it on.
         raise ModelError(f"{str(name)!r} is an adapter; name its base model, and the adapter beside it.")
     # For some kinds of model transformers makes an empty tokenizer where there is none.
-    empty = len(tokenizer) <= len(tokenizer.all_special_tokens)
+    empty = tokenizer is not None and len(tokenizer) <= len(tokenizer.all_special_tokens)
     lack = _NO_TOKENIZER if empty else _lack_of_weights(info) or _lack_of_layers(model)
     lack = lack or _cut_short(model, info, header)
     if header is not None:
@@ -134,7 +165,8 @@ def load_model(
         model.config._name_or_path = model.name_or_path = os.path.expanduser(name)
     note_source(model, file if os.path.isdir(source) else None)
     note_revision(model, revision)
-    lend_padding(tokenizer)
+    if tokenizer is not None:
+        lend_padding(tokenizer)
     return model.eval(), tokenizer
 
 

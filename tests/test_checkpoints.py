@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
@@ -22,6 +23,7 @@ from peft_surgical.measuring.rounding import round_channels
 from .adapters import logits
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
+from .test_merging import hub
 from .tiny import FAMILIES, tiny_experts, tiny_model
 
 TOKENIZER = word_tokenizer()
@@ -59,6 +61,7 @@ def whole(monkeypatch):
         raise AssertionError("a second model was loaded whole")
 
     monkeypatch.setattr(checkpoints, "load_model", load)
+    monkeypatch.setattr(checkpoints, "load_alone", load)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,16 +141,16 @@ def test_shards_a_body_without_its_head_and_names_of_another_version(tmp_path, m
         assert torch.equal(in_state(base, edited.state), logits(model))
     # What transformers leaves out is left out.
     loaded = []
-    load = checkpoints.load_model
-    monkeypatch.setattr(checkpoints, "load_model", lambda *args, **how: loaded.append(args) or load(*args, **how))
-    TOKENIZER.save_pretrained(tmp_path / "one")
+    load = checkpoints.load_alone
+    monkeypatch.setattr(checkpoints, "load_alone", lambda *args, **how: loaded.append(args) or load(*args, **how))
     file = tmp_path / "one" / "model.safetensors"
-    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    save_file({**load_file(file), **more}, file, {"format": "pt"})
-    base = tiny_model("llama")
-    edited = edited_checkpoint(base, TOKENIZER, tmp_path / "one")
-    assert (len(loaded), edited.record["changed"]) == (1, [name])
-    assert torch.equal(in_state(base, edited.state), wanted)
+    # Of the first it is known beforehand, and no second model is loaded.
+    for number, key in enumerate(("model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.more")):
+        save_file({**load_file(file), key: torch.ones(4)}, file, {"format": "pt"})
+        base = tiny_model("llama")
+        edited = edited_checkpoint(base, TOKENIZER, tmp_path / "one")
+        assert (len(loaded), edited.record["changed"]) == (number, [name])
+        assert torch.equal(in_state(base, edited.state), wanted)
 
 
 def test_experts_that_are_stored_one_by_one(tmp_path):
@@ -155,12 +158,15 @@ def test_experts_that_are_stored_one_by_one(tmp_path):
     with torch.no_grad():
         other.model.layers[1].mlp.experts.down_proj.mul_(1.5)
     other.save_pretrained(tmp_path / "edited")
-    TOKENIZER.save_pretrained(tmp_path / "edited")
     base = tiny_experts()
     assert isinstance(base, MixtralForCausalLM)
-    edited = edited_checkpoint(base, TOKENIZER, tmp_path / "edited")
-    assert edited.record["changed"] == ["model.layers.1.mlp.experts.down_proj"]
-    assert torch.equal(in_state(base, edited.state), logits(other))
+    # Without a tokenizer beside them, and with one.
+    for beside in (False, True):
+        if beside:
+            TOKENIZER.save_pretrained(tmp_path / "edited")
+        edited = edited_checkpoint(base, TOKENIZER, tmp_path / "edited")
+        assert edited.record["changed"] == ["model.layers.1.mlp.experts.down_proj"]
+        assert torch.equal(in_state(base, edited.state), logits(other))
 
 
 def test_a_model_in_memory(tmp_path):
@@ -282,6 +288,25 @@ def test_a_wider_checkpoint_is_never_rounded_in_silence(tmp_path):
         edited_checkpoint(narrow, TOKENIZER, halves)
 
 
+def test_of_a_base_in_two_dtypes_each_tensor_is_compared_with_its_own(tmp_path):
+    """As some models of experts keep a few of theirs in float32."""
+    base = tiny_model("llama", dtype=torch.bfloat16)
+    base.model.norm.float()
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.get_parameter(DOWN).mul_(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert edited_checkpoint(base, TOKENIZER, other).record["changed"] == [DOWN]
+    other.model.norm.bfloat16()
+    with pytest.warns(UserWarning, match="in bfloat16 and the base in bfloat16 and float32; both are measured in"):
+        edited_checkpoint(base, TOKENIZER, other)
+    other.model.norm.float()
+    base.model.norm.bfloat16()
+    with pytest.warns(UserWarning, match="and rounded to bfloat16, as the base is, which may round a small edit away"):
+        edited_checkpoint(base, TOKENIZER, other, wider="round")
+
+
 def test_the_base_beside_itself_is_told_of(tmp_path):
     base = tiny_model("llama")
     base.save_pretrained(tmp_path / "same")
@@ -364,13 +389,17 @@ def test_weights_train_after_a_state_in_inference_mode(tmp_path):
     assert fingerprint(made) == before
 
 
-def test_a_merged_checkpoint_tells_its_edits_in_the_record(tmp_path, model_folder):
+def test_a_merged_checkpoint_tells_its_edits_in_the_record(tmp_path, model_folder, monkeypatch):
     model = get_peft_model(planted(), LoraConfig(target_modules=["down_proj"], r=2, init_lora_weights=False))
     model.save_pretrained(tmp_path / "lora")
     base, tokenizer = ps.load_model(model_folder)
     ps.merge(base, tmp_path / "lora", tmp_path / "merged", tokenizer=tokenizer)
-    edited = edited_checkpoint(base, tokenizer, tmp_path / "merged")
-    assert [each["name"] for each in edited.record["edits"][0]["adapters"]] == ["lora"]
+    hub(tmp_path / "cache", tmp_path / "merged")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    in_memory = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    for given in (in_memory, ps.load_model("org/base")[0], "org/base", tmp_path / "merged"):
+        edited = edited_checkpoint(base, tokenizer, given)
+        assert [each["name"] for each in edited.record["edits"][0]["adapters"]] == ["lora"]
     shutil.rmtree(tmp_path / "merged")
     # What was mapped is there as long as it is needed.
     assert not torch.equal(in_state(base, edited.state), logits(base))

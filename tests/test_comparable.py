@@ -1,16 +1,23 @@
 """Whether an edited checkpoint is one of its base's model."""
 
 import json
+import logging
 import warnings
 
 import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from peft_surgical.errors import ModelError
 from peft_surgical.measuring.checkpoints import edited_checkpoint
+from peft_surgical.measuring.comparable import check_same_tokenizer
+from peft_surgical.models import load_model
 
 from .conftest import fingerprint
 from .localizing import word_tokenizer
-from .test_checkpoints import TOKENIZER, checkpoint
+from .test_checkpoints import DOWN, TOKENIZER, checkpoint
+from .test_models import write_gguf
 from .tiny import tiny_model
 
 
@@ -57,6 +64,73 @@ def test_what_computes_otherwise_is_refused_and_what_only_trains_or_names_otherw
     rewritten(folder, rope_parameters={"rope_type": "default", "rope_theta": 1e4}, quantization_config={"bits": 4})
     with pytest.raises(ModelError, match="edited is quantized; give it in bfloat16"):
         edited_checkpoint(base, TOKENIZER, folder)
+
+
+def test_numbers_of_more_than_32_bits_are_those_that_a_gguf_file_holds(tmp_path):
+    folder, _, name = checkpoint(tmp_path / "edited")
+    base = tiny_model("llama")
+    for mine, theirs in ((1e-6, 9.999999974752427e-07), (9.999999974752427e-07, 1e-6)):
+        base.config.rms_norm_eps, base.config.factors = mine, [1.0, mine]
+        rewritten(folder, rms_norm_eps=theirs, factors=[1.0, theirs])
+        assert edited_checkpoint(base, TOKENIZER, folder).record["changed"] == [name]
+    rewritten(folder, factors=[1.0, 1.1e-6])
+    with pytest.raises(ModelError, match=r"factors is \[1.0, 1.1e-06\] there and \[1.0, 9.99"):
+        edited_checkpoint(base, TOKENIZER, folder)
+
+
+def test_a_model_that_transformers_made_of_gguf_is_not_quantized_once_it_is_unpacked(tmp_path):
+    write_gguf(tmp_path / "tiny.gguf")
+    base, tokenizer = load_model(tmp_path / "tiny.gguf")
+    other = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    assert other.config.quantization_config
+    with torch.no_grad():
+        other.get_parameter(DOWN).mul_(2)
+    assert edited_checkpoint(base, tokenizer, other).record["changed"] == [DOWN]
+    other.get_parameter(DOWN).requires_grad_(False)
+    other.get_parameter(DOWN).data = torch.ones(32, 64, dtype=torch.uint8)
+    with pytest.raises(ModelError, match="is quantized; give it in bfloat16"):
+        edited_checkpoint(base, tokenizer, other)
+
+
+def named(**tokens):
+    """The word tokenizer with other tokens in the place of some, by what they were called."""
+    text = word_tokenizer().backend_tokenizer.to_str()
+    for old, new in tokens.items():
+        assert text.count(f'"{old}"') == 1
+        text = text.replace(f'"{old}"', json.dumps(new))
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), unk_token="<unk>", pad_token="<pad>")
+
+
+def test_an_id_that_means_another_word_is_refused_and_a_reserved_one_is_not():
+    theirs = named(zealand="atlantis")
+    number = TOKENIZER.convert_tokens_to_ids("zealand")
+    with pytest.raises(ModelError, match=rf"the id {number} is 'atlantis' to the tokenizer of it and 'zealand' to"):
+        check_same_tokenizer("it", theirs, TOKENIZER)
+    with pytest.raises(ModelError, match=rf"the id {number} is '<think>' to the tokenizer of it and 'zealand' to"):
+        check_same_tokenizer("it", named(zealand="<think>"), TOKENIZER)
+    kept = named(zealand="<unused7>")
+    with pytest.warns(UserWarning, match="which tokens there are"):
+        check_same_tokenizer("it", named(zealand="<think>"), kept)
+    # A special token is in no text, whatever it is called.
+    kept = named(zealand="<|eot|>")
+    kept.add_special_tokens({"extra_special_tokens": ["<|eot|>"]})
+    with pytest.warns(UserWarning, match="which tokens there are"):
+        check_same_tokenizer("it", named(zealand="<think>"), kept)
+    # One that the other merely lacks, or has beside its own.
+    more = word_tokenizer()
+    more.add_tokens(["<more>"])
+    for one, other in ((more, TOKENIZER), (TOKENIZER, more)):
+        with pytest.warns(UserWarning, match="which tokens there are"):
+            check_same_tokenizer("it", one, other)
+
+
+def test_the_text_that_is_cut_is_longer_than_the_models_and_nobody_is_told(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    short = word_tokenizer(model_max_length=16)
+    check_same_tokenizer("it", word_tokenizer(model_max_length=16), short)
+    assert not caplog.records
+    short("paris " * 17)
+    assert "longer than the specified maximum" in caplog.text
 
 
 def test_tokenizers_that_differ(tmp_path):

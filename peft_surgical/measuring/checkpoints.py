@@ -13,6 +13,7 @@ very own tensors again, and no bit of them was written to.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,12 +28,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from ..adapters.merged_edits import read_edits
+from ..adapters.merged_edits import edits_in, read_edits
 from ..adapters.scale_files import digest_of
 from ..errors import ModelError, SurgicalError, brief, first_line
 from ..loading.pickles import no_pickles
 from ..loading.stored import stored_tensors
-from ..models import checkpoint_folder, load_model
+from ..models import checkpoint_folder, load_alone, load_model
 from ..running.sharing import is_sharded
 from ..wrapped import check_module, check_unwrapped
 from .comparable import check_same_config, check_same_tokenizer
@@ -46,6 +47,8 @@ WiderDtype: TypeAlias = Literal["refuse", "widen", "round"]
 checkpoint is rounded to the base's, as both are where somebody asks for a dtype."""
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Buffers that transformers once stored and now computes, whatever a model's class says that it leaves out.
+_COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
@@ -57,8 +60,8 @@ class EditedCheckpoint:
         state: What brings the base into the state `edited`.
         record: What a report tells of the checkpoint, as JSON: its `name`, the `dtype` that it is stored in, the
             `sha256` of the tensors that differ from the base's, how many `tensors` there are, which of them `changed`,
-            in how many of these the difference is `only_rounding` to that dtype, and the `edits` that its folder says
-            it carries.
+            in how many of these the difference is `only_rounding` to that dtype, and the `edits` that the folder it
+            was read from says it carries.
     """
 
     state: State
@@ -145,6 +148,8 @@ def edited_checkpoint(
     found = _read(model, tokenizer, edited, trust_remote_code, quiet)
     own, own_dtype = _tensors(model), model.dtype
     _check_names(found, own)
+    # Tensor by tensor: some models keep a few of theirs in float32, whatever the others are in.
+    narrower, base_dtypes = _hold_more(own, found.tensors), _dtypes({key: own[key] for key in found.tensors})
     _fit(model, found, wider)
     if model.dtype != own_dtype:
         own = _tensors(model)
@@ -158,7 +163,8 @@ def edited_checkpoint(
         "only_rounding": only_rounded,
         **({"edits": [dict(edit) for edit in found.edits]} if found.edits else {}),
     }
-    _warn(record, found, own_dtype, model.dtype)
+    rounded = _hold_more(found.tensors, own)
+    _warn(record, base_dtypes, model.dtype, narrower=narrower, rounded=rounded)
     pairs = [(own[key], found.tensors[key]) for key in changed]
     return EditedCheckpoint(lambda: _exchanged(pairs), record)
 
@@ -195,8 +201,9 @@ def _read(
     if isinstance(edited, PreTrainedModel):
         name = f"the edited model {edited.name_or_path}".rstrip()
         _check_base_like(name, edited)
-        check_same_config(name, edited.config, model.config)
-        return _Found(name, _tensors(edited))
+        floating = all(parameter.is_floating_point() for parameter in edited.parameters())
+        check_same_config(name, edited.config, model.config, floating=floating)
+        return _Found(name, _tensors(edited), edits_in(edited))
     name, folder = os.fspath(edited), checkpoint_folder(edited)
     if folder is not None:
         config, own_tokenizer = _described(name, folder, trust_remote_code, quiet)
@@ -206,14 +213,16 @@ def _read(
         edits = read_edits(folder)
         if (named := _by_own_names(model, stored_tensors(folder))) is not None:
             return _Found(name, named, edits)
+        # What only transformers makes tensors of the model from is loaded once, and let go of where it is the base's.
+        with quiet():
+            loaded = load_alone(edited, trust_remote_code=trust_remote_code)
     else:
-        own_tokenizer, edits = None, []
-    # What only transformers makes tensors of the model from is loaded once; what is equal to the base's is let go of.
-    with quiet():
-        loaded, its_tokenizer = load_model(edited, trust_remote_code=trust_remote_code)
+        with quiet():
+            loaded, own_tokenizer = load_model(edited, trust_remote_code=trust_remote_code)
+        edits = edits_in(loaded)
     check_same_config(name, loaded.config, model.config)
-    if own_tokenizer is None:
-        check_same_tokenizer(name, its_tokenizer, tokenizer)
+    if folder is None:
+        check_same_tokenizer(name, own_tokenizer, tokenizer)
     return _Found(name, _tensors(loaded), edits)
 
 
@@ -242,20 +251,27 @@ def _described(
 
 
 def _by_own_names(model: Any, stored: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """A checkpoint's tensors by the model's names; None where those are made of several, or are not all there."""
+    """A checkpoint's tensors by the model's names, less those that transformers leaves out without a word.
+
+    None where tensors of the model are made of several, or are not all there.
+    """
     changes = get_model_conversion_mapping(model)
     if stored is None or not all(isinstance(change, WeightRenaming) for change in changes):
         return None
     own, found = _tensors(model), {}
+    left_out = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), *_COMPUTED]))
     for stored_key, tensor in stored.items():
         key = stored_key
         for change in changes:
             key, _ = change.rename_source_key(key)
         # A checkpoint of the model without its output head leaves out the first part of every name.
-        found[key if key in own else f"{model.base_model_prefix}.{key}"] = tensor
-    held = {id(own[key]) for key in found.keys() & own.keys()}
-    whole = all(id(tensor) in held for tensor in own.values())
-    return found if whole and len(found) == len(stored) and found.keys() <= own.keys() else None
+        name = key if key in own else f"{model.base_model_prefix}.{key}"
+        if name in found or (name not in own and not left_out.search(key)):
+            return None
+        if name in own:
+            found[name] = tensor
+    held = {id(own[key]) for key in found}
+    return found if all(id(tensor) in held for tensor in own.values()) else None
 
 
 def _check_names(found: _Found, own: Mapping[str, Tensor]) -> None:
@@ -321,20 +337,27 @@ def _changed(found: _Found, own: Mapping[str, Tensor]) -> tuple[list[str], int]:
     return changed, int(only_rounded)
 
 
-def _warn(record: Mapping[str, Any], found: _Found, base: torch.dtype, measured: torch.dtype) -> None:
-    stored = {tensor.dtype for tensor in found.tensors.values() if tensor.is_floating_point()}
+def _hold_more(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor of some is of a dtype that the one of its name among others does not hold."""
+    return any(
+        some[key].is_floating_point() and torch.promote_types(some[key].dtype, others[key].dtype) != others[key].dtype
+        for key in some.keys() & others.keys()
+    )
+
+
+def _warn(record: Mapping[str, Any], base: str, measured: torch.dtype, *, narrower: bool, rounded: bool) -> None:
     name, dtype = record["name"], record["dtype"]
-    if any(torch.promote_types(kind, measured) != measured for kind in stored):
+    if rounded:
         warnings.warn(
             f"{name} is stored in {dtype} and rounded to {_named(measured)}, as the base is, which may round a small"
             " edit away; float32 keeps it.",
             stacklevel=3,
         )
-    elif record["changed"] and any(torch.promote_types(kind, base) != kind for kind in stored):
-        count, rounded = len(record["changed"]), record["only_rounding"]
+    elif record["changed"] and narrower:
+        count, alone = len(record["changed"]), record["only_rounding"]
         warnings.warn(
-            f"{name} is stored in {dtype} and the base in {_named(base)}; both are measured in {_named(measured)}, so"
-            f" the figures hold the edit and what storing it rounded: of {count:,} tensors that differ {rounded:,} do"
+            f"{name} is stored in {dtype} and the base in {base}; both are measured in {_named(measured)}, so"
+            f" the figures hold the edit and what storing it rounded: of {count:,} tensors that differ {alone:,} do"
             f" by rounding alone. A base in {dtype} (--dtype) is rounded alike, and leaves the edit.",
             stacklevel=3,
         )
