@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .adapters.bases import same_model, warn_of_another_base
 from .adapters.edits import Edit, several
-from .adapters.lineage import Lineage, check_once, warn_of_lineage
+from .adapters.lineage import Lineage, called, check_once, warn_of_lineage
 from .adapters.low_rank import LowRank
 from .edit_folder import WRITTEN
 from .errors import AdapterError, brief
@@ -72,7 +72,7 @@ class Earlier:
                 warn_of_lineage(folders)
             except UserWarning as told:
                 raise AdapterError(str(told).replace(", unless the model has it already", "")) from None
-        below = [pair for folder in folders for pair in Lineage.of(folder).acting(_called(folder))]
+        below = [pair for folder in folders for pair in Lineage.of(folder).acting(called(folder))]
         return cls(tuple(folders), tuple(adapters), tuple(steps_of(adapters)), tuple(dict.fromkeys(below)))
 
     def check_base(self, model_name: str | None) -> None:
@@ -166,8 +166,3 @@ def _folder(given: object) -> Path:
     if not isinstance(given, str | os.PathLike):
         raise AdapterError(f"an edit is made on top of folders of adapters, not of {brief(given)}.")
     return Path(os.path.expanduser(given))
-
-
-def _called(folder: Path) -> str:
-    """A folder's name with that of the edit it is in, which is enough to tell it by and says nothing of a machine."""
-    return "/".join(Path(os.path.abspath(folder)).parts[-2:])

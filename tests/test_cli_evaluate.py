@@ -104,10 +104,10 @@ def test_another_model_is_refused_in_one_line_and_nothing_is_written(tmp_path, f
 
 def test_a_base_that_carries_edits_is_told_of_by_every_command_that_reports(tmp_path, fact_file, model_folder):
     model = get_peft_model(planted(), LoraConfig(target_modules=["down_proj"], r=2))
-    model.save_pretrained(tmp_path / "first")
-    merged = run("merge", tmp_path / "first", "--model", model_folder, "--out", tmp_path / "merged")
+    model.save_pretrained(tmp_path / "out" / "first")
+    merged = run("merge", tmp_path / "out" / "first", "--model", model_folder, "--out", tmp_path / "merged")
     assert merged.exit_code == 0, merged.output
-    told = "The base carries 1 edit, merged into its weights: first."
+    told = "The base carries 1 edit, merged into its weights: out/first."
     options = [fact_file, "--model", tmp_path / "merged", "--retention-tokens", 0, "--out"]
     commands = {
         "evaluate": [],
@@ -119,5 +119,5 @@ def test_a_base_that_carries_edits_is_told_of_by_every_command_that_reports(tmp_
         assert result.exit_code == 0, result.output
         assert told in " ".join(result.stdout.split())
         report = json.loads((tmp_path / name / "report.json").read_text())
-        assert [edit["adapters"][0]["name"] for edit in report["settings"]["base_edits"]] == ["first"]
+        assert [edit["adapters"][0]["name"] for edit in report["settings"]["base_edits"]] == ["out/first"]
         assert told in (tmp_path / name / "report.html").read_text()

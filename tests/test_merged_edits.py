@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import constants
@@ -40,7 +41,8 @@ def base(tmp_path):
     return folder
 
 
-def test_what_was_merged_stands_beside_the_weights(tmp_path, base):
+def test_what_was_merged_stands_beside_the_weights(tmp_path, base, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "somebody"))
     given = adapters(tmp_path / "home" / "somebody")
     ps.merge(ps.load_model(base)[0], given, tmp_path / "merged", dtype="float16")
     found = written(tmp_path / "merged")
@@ -69,8 +71,30 @@ def test_what_was_merged_stands_beside_the_weights(tmp_path, base):
         assert os.getcwd() not in text
 
 
+def test_two_edits_of_one_name_are_told_apart(tmp_path, base):
+    first, second = adapters(tmp_path / "made")
+    for given, name in ((first, "france"), (second, "japan")):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        shutil.move(given, tmp_path / "out" / name / "edit")
+    given = [tmp_path / "out" / name / "edit" for name in ("france", "japan")]
+    for adapters_given in (given, [Edit.load(path) for path in given]):
+        ps.merge(ps.load_model(base)[0], adapters_given, tmp_path / "merged", overwrite=True)
+        [edit] = written(tmp_path / "merged")["edits"]
+        assert [each["name"] for each in edit["adapters"]] == ["france/edit", "japan/edit"]
+        assert edit_names([edit]) == ["france/edit and japan/edit"]
+        assert "1. `france/edit` (SHA-256" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_what_an_adapter_was_trained_after_is_told_whole(tmp_path, base):
+    edit = replace(Edit.load(adapters(tmp_path / "japan")[0]), lineage=Lineage("ab", ("france/edit",), (), ("cd",)))
+    with pytest.warns(UserWarning, match="was trained on top of france/edit"):
+        ps.merge(ps.load_model(base)[0], edit, tmp_path / "merged")
+    [told] = written(tmp_path / "merged")["edits"]
+    assert (told["adapters"][0]["after"], told["adapters"][0]["below"]) == (["france/edit"], ["cd"])
+
+
 def test_how_much_was_rounded_away_is_written(tmp_path, base):
-    edit = Edit.load(adapters(tmp_path)[0])
+    edit = Edit.load(adapters(tmp_path / "france")[0])
     slight = ps.power(edit, 1e-3)
     with pytest.warns(UserWarning, match="loses part of the edit"):
         ps.merge(ps.load_model(base)[0], slight, tmp_path / "merged", dtype="bfloat16")
@@ -79,11 +103,11 @@ def test_how_much_was_rounded_away_is_written(tmp_path, base):
     assert told["adapters"][0]["name"] == "an edit in memory"
     ps.merge(ps.load_model(base)[0], edit, tmp_path / "merged", overwrite=True)
     [told] = written(tmp_path / "merged")["edits"]
-    assert (told["rounded_away"], told["adapters"][0]["name"], told["dtype"]) == (0.0, "unlearn", "float32")
+    assert (told["rounded_away"], told["adapters"][0]["name"], told["dtype"]) == (0.0, "france/unlearn", "float32")
 
 
 def test_a_second_merge_appends_and_keeps_the_first_base(tmp_path, base):
-    one, two = adapters(tmp_path)
+    one, two = adapters(tmp_path / "france")
     ps.merge(ps.load_model(base)[0], one, tmp_path / "first")
     word_tokenizer().save_pretrained(tmp_path / "first")
     again, tokenizer = ps.load_model(tmp_path / "first")
@@ -93,11 +117,11 @@ def test_a_second_merge_appends_and_keeps_the_first_base(tmp_path, base):
     edits = written(tmp_path / "second")["edits"]
     assert edits[0] == told
     assert [edit["base"]["name"] for edit in edits] == ["base", "first"]
-    assert edit_names(edits) == ["unlearn", "learn"]
+    assert edit_names(edits) == ["france/unlearn", "france/learn"]
     card = (tmp_path / "second" / "README.md").read_text()
     assert card.count("## Edits in these weights") == 1
     assert "This is `base` with these edits folded into its weights" in card
-    assert card.index("1. `unlearn`") < card.index("2. `learn`")
+    assert card.index("1. `france/unlearn`") < card.index("2. `france/learn`")
 
 
 def test_the_cards_own_words_stay_above_the_section(tmp_path, base):
@@ -202,10 +226,10 @@ def test_a_folder_that_was_named_from_another_one_goes_by_its_name_alone(tmp_pat
 
 def test_a_lora_adapter_and_what_it_says_of_itself(tmp_path, base):
     model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["down_proj"], init_lora_weights=False))
-    model.save_pretrained(tmp_path / "keyed")
-    ps.merge(ps.load_model(base)[0], tmp_path / "keyed", tmp_path / "merged")
+    model.save_pretrained(tmp_path / "out" / "keyed")
+    ps.merge(ps.load_model(base)[0], tmp_path / "out" / "keyed", tmp_path / "merged")
     [edit] = written(tmp_path / "merged")["edits"]
-    assert edit["adapters"] == [{"name": "keyed", "sha256": Lineage.of(tmp_path / "keyed").digest}]
+    assert edit["adapters"] == [{"name": "out/keyed", "sha256": Lineage.of(tmp_path / "out" / "keyed").digest}]
     assert edit["weights"] == 3 * 32 * 48
     ps.stack(adapters(tmp_path / "stages"), tmp_path / "edit")
     ps.merge(ps.load_model(base)[0], tmp_path / "edit", tmp_path / "merged", overwrite=True)
@@ -228,10 +252,11 @@ def test_what_cannot_be_read_is_told_and_left_out(text, tmp_path, base):
 
 
 def test_names_that_would_end_a_line_of_the_card(tmp_path, base):
-    odd = tmp_path / "a `b`\n# c"
+    odd = tmp_path / "out" / "a `b`\n# c"
+    odd.parent.mkdir()
     shutil.move(adapters(tmp_path)[0], odd)
     ps.merge(ps.load_model(base)[0], odd, tmp_path / "merged")
-    assert "1. `a ?b??? c` (SHA-256" in (tmp_path / "merged" / "README.md").read_text()
+    assert "1. `out/a ?b??? c` (SHA-256" in (tmp_path / "merged" / "README.md").read_text()
 
 
 def test_reports_say_what_their_base_carries(tmp_path, model_folder):

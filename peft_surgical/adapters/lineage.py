@@ -112,6 +112,18 @@ def after(names: Sequence[str], digests: Sequence[str | None] = ()) -> dict[str,
     return {AFTER: json.dumps(list(names)), **known} if names else {}
 
 
+def called(folder: str | os.PathLike[str]) -> str:
+    """A folder's name with that of the edit it is in, which is enough to tell it by and says nothing of a machine.
+
+    One that is in the home folder goes by its own name, as that one's is somebody's.
+
+    Args:
+        folder: An adapter's.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    return path.name if path.parent == Path(os.path.expanduser("~")) else "/".join(path.parts[1:][-2:])
+
+
 def check_once(folders: Sequence[Path]) -> None:
     """Refuses an adapter that is given twice, by whatever path.
 

@@ -1,6 +1,7 @@
 """What a merged checkpoint says of the edits in its weights: a small file beside them, and a section of its card.
 
-Neither holds a path of the machine that it was made on: adapters and a base that is a folder go by the folder's name.
+Neither holds a path of the machine that it was made on: an adapter goes by the name of its folder and of the one that
+is in, a base that is a folder by its name alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..tuner.fold import Rounding
 from ..writing.files import read_json, why_unread, write_bytes, write_json
 from .bases import cached_commit, folder_of, hub_id, revision_of, source_of
 from .edits import Edit
-from .lineage import Lineage
+from .lineage import Lineage, called
 from .low_rank import LowRank
 
 FILE, CARD = "peft_surgical.json", "README.md"
@@ -109,14 +110,15 @@ def edit_record(
 def _told(adapter: Edit | LowRank | str | os.PathLike[str]) -> dict[str, Any]:
     if isinstance(adapter, Edit | LowRank):
         name, lineage = adapter.name, adapter.origin()
-        # One that was computed of others is called by their paths.
-        name = os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name
-        name = "an edit in memory" if os.sep in name else name
+        if os.path.isdir(name):
+            name = called(name)
+        elif os.sep in name:
+            # One that was computed of others is called by their paths.
+            name = "an edit in memory"
     else:
-        name, lineage = os.path.basename(os.path.abspath(os.path.expanduser(adapter))), Lineage.of(adapter)
+        name, lineage = called(adapter), Lineage.of(adapter)
     found = {"after": lineage.after, "below": lineage.below, "parts": lineage.parts}
-    names = {key: [os.path.basename(one) for one in values] for key, values in found.items() if values}
-    return {"name": name, "sha256": lineage.digest, **names}
+    return {"name": name, "sha256": lineage.digest, **{key: [*values] for key, values in found.items() if values}}
 
 
 def _named(model: Any) -> str:
