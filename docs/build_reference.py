@@ -18,7 +18,8 @@ from typing import Any
 import click
 
 import peft_surgical as ps
-from peft_surgical import folding, hookspecs
+from peft_surgical import hookspecs
+from peft_surgical.adapters import mergeable
 from peft_surgical.cli import cli
 from peft_surgical.drafting import ways
 from peft_surgical.measuring import checkpoints
@@ -34,7 +35,7 @@ VALUES = {
     "RECIPES": lambda: _stated(inspect.getmodule(ps.unlearn), "RECIPES"),
     "EditOrPath": lambda: _stated(inspect.getmodule(ps.Edit), "EditOrPath"),
     "EditedModel": lambda: _stated(checkpoints, "EditedModel"),
-    "Mergeable": lambda: _stated(folding, "Mergeable"),
+    "Mergeable": lambda: _stated(mergeable, "Mergeable"),
     "Register": lambda: _stated(hookspecs, "Register"),
     "Scorer": lambda: _stated(inspect.getmodule(ps.ScorerContext), "Scorer"),
     "State": lambda: _stated(inspect.getmodule(ps.adapter_state), "State"),

@@ -14,6 +14,7 @@ from .adapters.algebra import difference, inverse, power, product
 from .adapters.edits import Edit, EditOrPath
 from .adapters.export import from_ia3, to_ia3
 from .adapters.low_rank import LowRank
+from .adapters.mergeable import Mergeable
 from .architectures import Architecture, register_architecture
 from .carried import faithfulness
 from .drafting.drafts import FactDraft, new_fact
@@ -35,7 +36,6 @@ from .errors import (
 )
 from .evaluation import evaluate
 from .facts import Control, Fact, PortabilityQuestion, Probe, TrainingFact
-from .folding import Mergeable
 from .hookspecs import Register, hookimpl
 from .keyed_edit import edit_keyed
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed

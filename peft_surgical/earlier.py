@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,11 @@ from torch import Tensor
 
 from .adapters.bases import same_model, warn_of_another_base
 from .adapters.edits import Edit, several
-from .adapters.lineage import Lineage, called, check_once, warn_of_lineage
+from .adapters.lineage import Lineage, called, check_once, faults_of_lineage, identities
 from .adapters.low_rank import LowRank
-from .edit_folder import WRITTEN
+from .adapters.mergeable import read_mergeable
 from .errors import AdapterError, brief
-from .folding import check_rewritable, folded, read_mergeable, steps_of
-from .measuring.attached import identities
+from .folding import check_rewritable, folded, steps_of
 from .measuring.states import restored, writing
 from .tuner.fold import LOSS_WORTH_A_WARNING, Rounding
 from .tuner.unchanged import trainable_kept
@@ -65,13 +64,9 @@ class Earlier:
             return cls()
         check_once(folders)
         adapters = [read_mergeable(folder) for folder in folders]
-        with warnings.catch_warnings():
-            # What two adapters on a model may make up for between them is half an edit here, in every figure.
-            warnings.simplefilter("error")
-            try:
-                warn_of_lineage(folders)
-            except UserWarning as told:
-                raise AdapterError(str(told).replace(", unless the model has it already", "")) from None
+        # What two adapters on a model may make up for between them is half an edit here, in every figure.
+        if faults := faults_of_lineage(folders):
+            raise AdapterError(f"{faults[0].what}.")
         below = [pair for folder in folders for pair in Lineage.of(folder).acting(called(folder))]
         return cls(tuple(folders), tuple(adapters), tuple(steps_of(adapters)), tuple(dict.fromkeys(below)))
 
@@ -88,13 +83,17 @@ class Earlier:
                     f" {brief(model_name)}; edit on top of one that was made for it."
                 )
 
-    def check_stay(self, out: str | os.PathLike[str]) -> None:
+    def check_stay(self, out: str | os.PathLike[str], written: Sequence[str]) -> None:
         """Refuses an output folder in which the new edit would take the place of one of these.
+
+        Args:
+            out: The folder.
+            written: The names of what is written into it.
 
         Raises:
             OutputError: If it is one.
         """
-        for name in WRITTEN if self.folders else ():
+        for name in written if self.folders else ():
             check_inputs_stay(Path(out) / name, self.folders)
 
     def check_model(self, model: Any) -> None:

@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .adapters.lineage import Lineage
 from .architectures import check_causal
 from .carried import faithfulness as measure
 from .choice import EDIT_PROJECTIONS, NEURON_PROJECTIONS, check_choice, check_places, choose, ranked
 from .counts import check_seed, check_text_tokens
 from .earlier import Earlier
-from .edit_folder import EDIT, PICTURE, TABLE, check_command, claimed_for_edit, replacing, save_report, tell_on_card
+from .edit_folder import (
+    EDIT,
+    PICTURE,
+    TABLE,
+    WRITTEN,
+    check_command,
+    claimed_for_edit,
+    replacing,
+    save_report,
+    tell_on_card,
+)
 from .errors import MissingPackageError, ModelError
 from .evaluation import evaluate
 from .facts import Fact, check_fact
@@ -34,7 +44,7 @@ from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
 from .selection import Selection, sure_components
 from .sites import ModelShape
-from .stacking import stack
+from .stacking import stack_above
 from .stages import RECIPES, learn, unlearn
 from .staging.placeable import check_free, check_whole
 from .staging.recipe import Recipe, check_recipe
@@ -147,7 +157,7 @@ def edit(
     check_whole(model)
     check_free(model, RECIPES)
     earlier = Earlier.read(on)
-    earlier.check_stay(out)
+    earlier.check_stay(out, WRITTEN)
     earlier.check_model(model)
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
     if isinstance(projections, str):
@@ -281,11 +291,8 @@ def _start_output(out: Path, localization: Localization, selection: Selection) -
 
 def _save_edit(learned: Stage, out: Path) -> None:
     learned.save(out / LEARN)
-    with warnings.catch_warnings():
-        if learned.on:
-            # They are in the weights.
-            warnings.filterwarnings("ignore", message=".* was trained on top of ")
-        stack([out / UNLEARN, out / LEARN], out / EDIT)
+    below = [Lineage(digest) for _, digest in learned.on]
+    stack_above([out / UNLEARN, out / LEARN], out / EDIT, below)
 
 
 def _picture(localization: Localization, selection: Selection, path: Path) -> bytes | None:

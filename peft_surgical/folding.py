@@ -6,10 +6,9 @@ Whatever the steps, a weight is rounded to its dtype once, at the end.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .adapters.algebra import product
-from .adapters.edits import Edit, ModuleScale, as_edit, check_same_base
+from .adapters.edits import Edit, ModuleScale, check_same_base
 from .adapters.fitting import check_same_weights
-from .adapters.low_rank import LowRank, is_low_rank, total
+from .adapters.low_rank import LowRank, total
 from .errors import AdapterError, ModelError
 from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
@@ -27,22 +26,6 @@ from .tuner.kinds import ADAPTED_ATTENTION, has_adapters
 from .tuner.mergeable import Place, places_of, shared_with
 from .tuner.targets import check_target, find_module
 from .wrapped import check_module, check_uncompiled, check_unwrapped
-
-Mergeable: TypeAlias = Edit | LowRank | str | os.PathLike[str]
-"""What [`merge`] folds: an (IA)³ edit in memory, a LoRA adapter that was read, or the folder of either."""
-
-
-def read_mergeable(adapter: Mergeable) -> Edit | LowRank:
-    """An adapter of scales or of LoRA, read unless it is in memory.
-
-    Raises:
-        AdapterError: If it cannot be read, or is of neither kind.
-    """
-    if isinstance(adapter, LowRank):
-        return adapter
-    if not isinstance(adapter, Edit) and is_low_rank(adapter):
-        return LowRank.load(adapter)
-    return as_edit(adapter)
 
 
 def steps_of(adapters: Sequence[Edit | LowRank]) -> list[Edit | LowRank]:

@@ -17,7 +17,7 @@ from typing import Any
 from .architectures import output_projections
 from .counts import check_seed, check_text_tokens
 from .earlier import Earlier
-from .edit_folder import EDIT, check_command, claimed_for_edit, replacing, save_report, tell_on_card
+from .edit_folder import EDIT, WRITTEN, check_command, claimed_for_edit, replacing, save_report, tell_on_card
 from .evaluation import evaluate
 from .facts import Fact, check_fact
 from .keying.keyed import KeyedRecipe, keyed_layers, learn_keyed
@@ -91,7 +91,7 @@ def edit_keyed(
     check_fact(fact, whole=True)
     check_bare(model, "keyed learning")
     earlier = Earlier.read(on)
-    earlier.check_stay(out)
+    earlier.check_stay(out, WRITTEN)
     earlier.check_model(model)
     told = in_sentences(fact, tokenizer)
     check_fact_fits(model.config, tokenizer, told, answer=MAX_NEW_TOKENS, retained=recipe.retain_tokens)

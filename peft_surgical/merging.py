@@ -20,9 +20,10 @@ from .adapters.bases import folder_of, may_be_read_from, source_of, warn_of_anot
 from .adapters.edits import Edit, several
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank
+from .adapters.mergeable import Mergeable, read_mergeable
 from .adapters.merged_edits import edit_record, edits_in, write_edits
 from .errors import ModelError, OutputError
-from .folding import Mergeable, check_finite, check_rewritable, folded, read_mergeable, steps_of
+from .folding import check_finite, check_rewritable, folded, steps_of
 from .loading.padding import as_it_came
 from .tuner.fold import Rounding
 from .writing.carried import carry

@@ -78,10 +78,10 @@ class Report:
             log-likelihoods per token in nats, in the fact's order; None for what was not measured.
         settings: What else the figures depend on, as JSON: how long answers may be, how much unrelated text was
             asked for (the N of its figures counts the tokens measured), a digest of the chat template (null without
-            one), at the command line the command and the adapters; where the base carries edits that were merged into
-            it, these as `base_edits`, and where an edited checkpoint was measured, what it is as `edited`. Of an edit
-            also what it was made `on` top of, the scorers, the projections that were scaled, and the recipe, by stage
-            where there are several, as `--recipe` takes it.
+            one), at the command line the command and the adapters, each with the SHA-256 of its tensors; where the
+            base carries edits that were merged into it, these as `base_edits`, and where an edited checkpoint was
+            measured, what it is as `edited`. Of an edit also what it was made `on` top of, the scorers, the
+            projections that were scaled, and the recipe, by stage where there are several, as `--recipe` takes it.
     """
 
     fact: Fact

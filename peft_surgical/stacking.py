@@ -14,8 +14,9 @@ What LoRA adapters add is added up: one adapter with the ranks of all. Of both k
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import overload
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -23,16 +24,36 @@ from .adapters.adapter_files import write_plain
 from .adapters.bases import hub_id
 from .adapters.cards import card_below, card_header, card_scales, card_use, check_card
 from .adapters.edits import Edit, several
-from .adapters.lineage import warn_of_lineage
+from .adapters.lineage import Lineage, warn_of_lineage
 from .adapters.low_rank import LowRank
+from .adapters.mergeable import Mergeable, read_mergeable
 from .errors import AdapterError
-from .folding import Mergeable, read_mergeable, steps_of
+from .folding import steps_of
 from .profiling import phase
 from .writing.files import ADAPTER, check_output
 from .writing.inputs import check_inputs_stay
 
 
-@phase("stack")
+@overload
+def stack(
+    adapters: Edit | Iterable[Edit], out: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
+) -> Edit: ...
+@overload
+def stack(
+    adapters: LowRank | Iterable[LowRank],
+    out: str | os.PathLike[str],
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> LowRank: ...
+@overload
+def stack(
+    adapters: Mergeable | Iterable[Mergeable],
+    out: str | os.PathLike[str],
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> Edit | LowRank: ...
 def stack(
     adapters: Mergeable | Iterable[Mergeable],
     out: str | os.PathLike[str],
@@ -63,6 +84,37 @@ def stack(
         UserWarning: If one of the adapters is a stage that was trained on top of another, which is not given, or is a
             part of another one, or holds weights of the base, such as an output head's, which are left out.
     """
+    return stack_above(adapters, out, (), card=card, overwrite=overwrite)
+
+
+@phase("stack")
+def stack_above(
+    adapters: Mergeable | Iterable[Mergeable],
+    out: str | os.PathLike[str],
+    below: Sequence[Lineage],
+    *,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> Edit | LowRank:
+    """[`stack`] of adapters for a model that has others in its weights, of which they need not be told.
+
+    Args:
+        adapters: As for [`stack`].
+        out: As for [`stack`].
+        below: What is in the weights.
+        card: As for [`stack`].
+        overwrite: As for [`stack`].
+
+    Returns:
+        As [`stack`] does.
+
+    Raises:
+        AdapterError: As [`stack`].
+        OutputError: As [`stack`].
+
+    Warns:
+        UserWarning: As [`stack`], of what is not below either.
+    """
     check_card(card)
     given: list[Mergeable] = several(adapters, (Edit, LowRank))
     check_inputs_stay(out, given)
@@ -73,7 +125,8 @@ def stack(
             "some adapters hold scales and some are LoRA, and PEFT has no adapter that does both; `merge` folds them"
             " into the weights, in their order."
         )
-    warn_of_lineage(given)
+    # The line of who called `stack`, behind what counts the time.
+    warn_of_lineage(given, below, stacklevel=5)
     edit = steps[0]
     if isinstance(edit, LowRank):
         edit.save(out, card=card, overwrite=overwrite)

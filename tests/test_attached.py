@@ -1,7 +1,6 @@
 """Adapters that are read from disk, and the states of a model that has them."""
 
 import copy
-import hashlib
 import json
 import os
 import warnings
@@ -9,10 +8,13 @@ import warnings
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 import peft_surgical as ps
+from peft_surgical.adapters.lineage import identities
+from peft_surgical.adapters.scale_files import digest_of
 from peft_surgical.errors import AdapterError
-from peft_surgical.measuring.attached import attach, attach_dials, check_together, identities
+from peft_surgical.measuring.attached import attach, attach_dials, check_together
 
 from .adapters import OTHER_COMPONENTS, logits, saved, tiny_peft
 from .tiny import tiny_model
@@ -112,8 +114,13 @@ def test_without_adapters_there_is_the_base(tmp_path):
 
 def test_what_was_measured_is_known_by_its_weights(tmp_path):
     folder = saved(tiny_peft(), tmp_path)
-    weights = (folder / "adapter_model.safetensors").read_bytes()
-    assert identities([folder]) == [{"folder": str(folder), "sha256": hashlib.sha256(weights).hexdigest()}]
+    digest = digest_of(load_file(folder / "adapter_model.safetensors"))
+    name = "/".join(folder.parts[-2:])
+    assert identities([folder]) == [{"folder": str(folder), "name": name, "sha256": digest}]
+    # The same in what a merged checkpoint says of it.
+    ps.merge(tiny_model("llama"), folder, tmp_path / "merged")
+    [merged] = json.loads((tmp_path / "merged" / "peft_surgical.json").read_text())["edits"]
+    assert merged["adapters"] == [{"name": name, "sha256": digest}]
 
 
 def test_adapters_that_cannot_be_used(tmp_path):

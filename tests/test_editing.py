@@ -307,7 +307,7 @@ def test_overwriting_replaces_the_edit_and_keeps_what_is_not_its_own(model_folde
         ("plot_localization", {"localization.json"}),
         ("unlearn", {"localization.json", "localization.png"}),
         ("learn", {"localization.json", "localization.png", "unlearn"}),
-        ("stack", {"localization.json", "localization.png", "unlearn", "learn"}),
+        ("stack_above", {"localization.json", "localization.png", "unlearn", "learn"}),
         ("evaluate", {"localization.json", "localization.png", *FOLDERS}),
     ],
 )

@@ -3,8 +3,9 @@ import torch
 
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.low_rank import LowRank
+from peft_surgical.adapters.mergeable import read_mergeable
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.folding import check_rewritable, folded, read_mergeable, steps_of
+from peft_surgical.folding import check_rewritable, folded, steps_of
 from peft_surgical.merging import merge
 from peft_surgical.models import load_model
 from peft_surgical.tuner.coordinates import Coordinates

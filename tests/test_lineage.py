@@ -10,7 +10,7 @@ from peft_surgical.adapters.adapter_files import WEIGHTS
 from peft_surgical.adapters.algebra import difference, inverse, power, product
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import from_ia3, to_ia3
-from peft_surgical.adapters.lineage import Lineage, after
+from peft_surgical.adapters.lineage import Fault, Lineage, after, faults_of_lineage
 from peft_surgical.adapters.scale_files import read_tensors, write_tensors
 from peft_surgical.merging import merge
 from peft_surgical.stacking import stack
@@ -74,6 +74,28 @@ def test_what_a_product_of_a_product_holds_is_told_of_too(folder, tmp_path):
     stack([folder / "edit"], tmp_path / "again")
     with pytest.warns(UserWarning, match=r"again holds .*learn already"):
         stack([tmp_path / "again", folder / "learn"], tmp_path / "both")
+
+
+def test_what_is_in_the_weights_already_is_no_fault(folder):
+    """By its digest, and by the number of them where one is not known; a stage that lacks another is one still."""
+    first = Lineage.of(folder / "unlearn")
+    learn = f"the adapter {folder / 'learn'}"
+    lacks = Fault(f"{learn} was trained on top of unlearn; give that before it", "unless the model has it already")
+    assert faults_of_lineage([folder / "learn"]) == [lacks]
+    assert str(lacks).endswith("give that before it, unless the model has it already.")
+    assert faults_of_lineage([folder / "learn"], [first]) == []
+    assert faults_of_lineage([folder / "learn"], [Lineage("another")]) == [lacks]
+    two = replace(Edit.load(folder / "learn"), lineage=Lineage("d", ("france/edit", "unlearn")))
+    assert faults_of_lineage([folder / "unlearn", two], [Lineage()]) == []
+    assert len(faults_of_lineage([folder / "unlearn", two])) == 1
+    twice = [folder / "edit", folder / "edit"]
+    assert [fault.unless for fault in faults_of_lineage(twice)] == [""]
+
+
+def test_stacking_names_the_line_that_asked_for_it(folder, tmp_path):
+    with pytest.warns(UserWarning, match="was trained on top of") as caught:
+        stack([folder / "learn"], tmp_path / "out")
+    assert [one.filename for one in caught if "on top of" in str(one.message)] == [__file__]
 
 
 def told(make):

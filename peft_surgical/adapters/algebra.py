@@ -15,7 +15,6 @@ the power of a sum's part is a multiple: `power` takes one, too.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import overload
@@ -29,7 +28,8 @@ from ..tuner.coordinates import Coordinates
 from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
 from .fitting import check_same_weights
 from .lineage import Lineage
-from .low_rank import LowRank, is_low_rank
+from .low_rank import LowRank
+from .mergeable import Mergeable, read_mergeable
 
 
 def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
@@ -83,8 +83,8 @@ def power(edit: Edit, t: float | int) -> Edit: ...
 @overload
 def power(edit: LowRank, t: float | int) -> LowRank: ...
 @overload
-def power(edit: EditOrPath | LowRank, t: float | int) -> Edit | LowRank: ...
-def power(edit: EditOrPath | LowRank, t: float | int) -> Edit | LowRank:
+def power(edit: Mergeable, t: float | int) -> Edit | LowRank: ...
+def power(edit: Mergeable, t: float | int) -> Edit | LowRank:
     """Raises every scale to a power, or multiplies what a LoRA adapter adds: a dial that turns an edit down or up.
 
     Args:
@@ -105,11 +105,8 @@ def power(edit: EditOrPath | LowRank, t: float | int) -> Edit | LowRank:
         t = math.nan
     if not math.isfinite(t):
         raise AdapterError(f"the power of an edit must be a finite number, got {brief(given)}.")
-    if isinstance(edit, LowRank):
-        return edit.times(t)
-    if isinstance(edit, str | os.PathLike) and is_low_rank(edit):
-        return LowRank.load(edit).times(t)
-    return _power(as_edit(edit), t)
+    read = read_mergeable(edit)
+    return read.times(t) if isinstance(read, LowRank) else _power(read, t)
 
 
 def _power(edit: Edit, t: float) -> Edit:

@@ -124,6 +124,12 @@ def called(folder: str | os.PathLike[str]) -> str:
     return path.name if path.parent == Path(os.path.expanduser("~")) else "/".join(path.parts[1:][-2:])
 
 
+def identities(folders: Sequence[Path]) -> list[dict[str, str | None]]:
+    """Each adapter's folder, what it is called, and the SHA-256 of its tensors, by which a report can tell what was
+    measured, and whether a checkpoint has it in its weights."""
+    return [{"folder": str(folder), "name": called(folder), "sha256": Lineage.of(folder).digest} for folder in folders]
+
+
 def check_once(folders: Sequence[Path]) -> None:
     """Refuses an adapter that is given twice, by whatever path.
 
@@ -137,32 +143,63 @@ def check_once(folders: Sequence[Path]) -> None:
         seen.add(folder.resolve())
 
 
-def warn_of_lineage(adapters: Sequence[Any]) -> None:
+@dataclass(frozen=True)
+class Fault:
+    """What is only half of an edit, or acts twice, when adapters act together.
+
+    Attributes:
+        what: Said of it, without a full stop.
+        unless: What would make up for it; empty where nothing does.
+    """
+
+    what: str
+    unless: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.unless}." if self.unless else f"{self.what}."
+
+
+def warn_of_lineage(adapters: Sequence[Any], below: Sequence[Lineage] = (), stacklevel: int = 3) -> None:
     """Warns of what is only half of an edit, or acts twice, when adapters act together.
 
     Args:
-        adapters: Folders, or what was read from them, in their order.
+        adapters: As for [`faults_of_lineage`].
+        below: As for [`faults_of_lineage`].
+        stacklevel: Whose line the warnings name, as `warnings.warn` counts them from here.
 
     Warns:
-        UserWarning: For one that was trained on top of others that do not stand before it, for one that another was
-            made of, and for one that is given twice.
+        UserWarning: For each of [`faults_of_lineage`].
     """
+    for fault in faults_of_lineage(adapters, below):
+        warnings.warn(str(fault), stacklevel=stacklevel)
+
+
+def faults_of_lineage(adapters: Sequence[Any], below: Sequence[Lineage] = ()) -> list[Fault]:
+    """What is only half of an edit, or acts twice, when adapters act together.
+
+    Args:
+        adapters: Folders, or what was read from them, in their order.
+        below: What acts below all of them, as it is in the weights already.
+
+    Returns:
+        A fault for each that is given twice, for each that was trained on top of others that do not stand before it,
+        and for each that another was made of.
+    """
+    found = []
     said = [_told(adapter) for adapter in adapters]
     lineages = [lineage for _, lineage in said]
     for place, (name, lineage) in enumerate(said):
         if lineage.digest is not None and lineage.digest in [held.digest for held in lineages[:place]]:
-            warnings.warn(f"{name} is given twice, and then acts twice.", stacklevel=3)
+            found.append(Fault(f"{name} is given twice, and then acts twice"))
     for place, (name, lineage) in enumerate(said):
-        if lacking := dict.fromkeys(below for below, _ in lineage.lacks(lineages[:place])):
-            warnings.warn(
-                f"{name} was trained on top of {' and '.join(lacking)}; give that before it, unless the model has it"
-                " already.",
-                stacklevel=3,
-            )
+        if lacking := dict.fromkeys(lacked for lacked, _ in lineage.lacks([*below, *lineages[:place]])):
+            what = f"{name} was trained on top of {' and '.join(lacking)}; give that before it"
+            found.append(Fault(what, "unless the model has it already"))
         for other, held in said:
             if lineage.digest is not None and lineage.digest in held.parts and held.digest != lineage.digest:
                 held_name = name.removeprefix("the adapter ")
-                warnings.warn(f"{other} holds {held_name} already, which then acts twice.", stacklevel=3)
+                found.append(Fault(f"{other} holds {held_name} already, which then acts twice"))
+    return found
 
 
 def _told(adapter: Any) -> tuple[str, Lineage]:

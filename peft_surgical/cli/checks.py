@@ -62,7 +62,7 @@ def earlier(on: Sequence[Path], source: Source, out: Path) -> None:
         return
     read = Earlier.read(on)
     read.check_base(MODEL_ID if source.name == "demo" else source.name)
-    read.check_stay(out)
+    read.check_stay(out, WRITTEN)
     if sharded():
         raise ModelError(
             "an edit on top of others needs the whole model in each process; launch it without --use_fsdp."

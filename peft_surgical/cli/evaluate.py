@@ -9,10 +9,11 @@ import click
 
 import peft_surgical as ps
 
+from ..adapters.lineage import identities
 from ..edit_folder import EVALUATION, replacing, save_report
 from ..facts import Fact
 from ..measuring.afterwards import with_relearned, with_rounded
-from ..measuring.attached import attach, check_together, identities
+from ..measuring.attached import attach, check_together
 from ..measuring.checkpoints import check_edited, edited_checkpoint
 from ..reporting.summary import summarize
 from ..running.cache import kept_beside

@@ -119,8 +119,7 @@ def _save_scales(stage: Any, folder: Path, out: Path) -> tuple[dict[str, Any], s
     """Saves the stage and the adapter made of it into a folder for `out`; returns how many scales they have, and a
     sentence on the files."""
     stage.save(folder / LEARN)
-    stack([folder / LEARN], folder / EDIT)
-    scales = ps.Edit.load(folder / LEARN).n_scales
+    scales = stack(ps.Edit.load(folder / LEARN), folder / EDIT).n_scales
     told = f"{scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads."
     return {"scales": scales}, told
 

@@ -10,7 +10,8 @@ import peft_surgical as ps
 
 from ..adapters.edits import Edit
 from ..adapters.lineage import check_once
-from ..folding import read_mergeable, steps_of
+from ..adapters.mergeable import read_mergeable
+from ..folding import steps_of
 from ..writing.files import CHECKPOINT, check_output
 from ..writing.inputs import check_inputs_stay
 from . import checks, options

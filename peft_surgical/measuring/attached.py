@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -63,15 +62,6 @@ def _kinds(folders: Sequence[Path]) -> list[str]:
             "into the weights first."
         )
     return kinds
-
-
-def identities(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """Each adapter's folder and the SHA-256 of its weights, by which a report can tell what was measured."""
-    found = []
-    for folder in folders:
-        with (folder / WEIGHTS).open("rb") as file:
-            found.append({"folder": str(folder), "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
-    return found
 
 
 def attach(model: Any, folders: Sequence[Path], quiet: _Quiet = nullcontext) -> tuple[Any, dict[str, State]]:
