@@ -8,7 +8,6 @@ and notes what it was trained on top of.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from .adapters.mergeable import read_mergeable
 from .errors import AdapterError, brief
 from .folding import check_rewritable, folded, steps_of
 from .measuring.states import restored, writing
-from .tuner.fold import LOSS_WORTH_A_WARNING, Rounding
+from .tuner.fold import Rounding
 from .tuner.unchanged import trainable_kept
 from .tuner.unloading import unload
 from .writing.inputs import check_inputs_stay
@@ -108,7 +107,7 @@ class Earlier:
         """
         if not self.folders:
             return
-        check_rewritable(model, "an edit on top of others")
+        check_rewritable(model, "an edit on top of others", "edit it on top of others")
         self.check_base(getattr(model, "name_or_path", None))
         for adapter in self.adapters:
             warn_of_another_base(model, adapter.name, adapter.base_model, adapter.revision)
@@ -139,7 +138,12 @@ class Earlier:
             yield
             return
         new = folded(model, self.steps, model.state_dict(), None)
-        self._warn(Rounding.total(rounding for _, rounding in new.values()), str(model.dtype))
+        Rounding.total(rounding for _, rounding in new.values()).warn(
+            model.dtype,
+            before="",
+            weights=f"the weights that {' and '.join(map(str, self.folders))} should change",
+            after=", so that this edit is trained on top of a part of that only; load the model in float32.",
+        )
         own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         weights = {key: own[key] for key in new}
         with trainable_kept(model.parameters()), restored(weights.values()):
@@ -149,16 +153,6 @@ class Earlier:
                     weight.copy_(new.pop(key)[0])
             yield
             unload(model)
-
-    def _warn(self, rounding: Rounding, dtype: str) -> None:
-        if rounding.unchanged > LOSS_WORTH_A_WARNING * rounding.touched:
-            share = 100 * rounding.unchanged / rounding.touched
-            warnings.warn(
-                f"{share:.1f}% of the weights that {' and '.join(map(str, self.folders))} should change stay as they"
-                f" were in {dtype.removeprefix('torch.')}, so that this edit is trained on top of a part of that only;"
-                " load the model in float32.",
-                stacklevel=2,
-            )
 
 
 def _folder(given: object) -> Path:

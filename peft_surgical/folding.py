@@ -95,8 +95,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _rounded(exact: Tensor, old: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Rounding]:
     new = exact.to(dtype or old.dtype)
-    moved = exact != old.to(exact.dtype)
-    return new, Rounding(int(moved.sum()), int((moved & (new == old.to(new.dtype))).sum()))
+    return new, Rounding.of(old, exact, new)
 
 
 def _after(
@@ -139,9 +138,7 @@ def _added(
             there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
             raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
         _check_untied(key, state[key], places)
-        new = (_wide(old) + added.to(old.device)).to(dtype or old.dtype)
-        moved = added.to(old.device) != 0
-        found[key] = (new, Rounding(int(moved.sum()), int((moved & (new == old.to(new.dtype))).sum())))
+        found[key] = _rounded(_wide(old) + added.to(old.device), old, dtype)
     return found
 
 
@@ -183,12 +180,13 @@ def check_finite(key: str, new: Tensor, old: Tensor) -> None:
         raise AdapterError(f"the merged {key} does not fit into {dtype}; merge in float32, or edit less.")
 
 
-def check_rewritable(model: Any, what: str = "merge") -> None:
+def check_rewritable(model: Any, what: str = "merge", to: str = "merge") -> None:
     """Refuses a model of which not every weight is there to be rewritten, or that has adapters on it.
 
     Args:
         model: The model.
         what: What needs another one, for the message.
+        to: What cannot be done with it, as a verb with what belongs to it.
 
     Raises:
         ModelError: If it is such a model.
@@ -208,18 +206,14 @@ def check_rewritable(model: Any, what: str = "merge") -> None:
     if has_adapters(model):
         raise ModelError("the model has layers of a deleted adapter on it; give what unload(model) returns.")
     if getattr(model, "is_quantized", False):
-        raise ModelError(f"the model is quantized; load it in bfloat16 or float32 to {_to(what)}.")
-    if any(parameter.device.type == "meta" for parameter in model.parameters()):
-        raise ModelError(f"some weights of the model are offloaded; load it whole to {_to(what)}.")
+        raise ModelError(f"the model is quantized; load it in bfloat16 or float32 to {to}.")
+    if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(f"some weights of the model are offloaded; load it whole to {to}.")
     if is_sharded(model):
-        raise ModelError(f"the model is sharded over processes; load it whole to {_to(what)}.")
+        raise ModelError(f"the model is sharded over processes; load it whole to {to}.")
     # Of a model that was quantized after it was loaded, transformers does not know it.
     if kind := next((type(parameter).__name__ for parameter in model.parameters() if is_wrapper(parameter)), None):
         raise ModelError(
             f"the model has weights of a kind that cannot be rewritten, {kind}; load it in bfloat16 or float32 to"
-            f" {_to(what)}."
+            f" {to}."
         )
-
-
-def _to(what: str) -> str:
-    return what if what == "merge" else "edit it on top of others"

@@ -140,11 +140,23 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_carried_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of each kind of prompt that the package carries."""
+    carry_few_prompts(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def few_carried_prompts_throughout() -> Iterator[None]:
+    """The same for all tests of a module, and for what they share."""
+    with pytest.MonkeyPatch.context() as patch:
+        carry_few_prompts(patch)
+        yield
+
+
+def carry_few_prompts(patch: pytest.MonkeyPatch) -> None:
     from peft_surgical.staging import retain
 
     everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
-    monkeypatch.setattr(retain, "everyday_prompts", lambda: everyday)
-    monkeypatch.setattr(retain, "general_prompts", lambda: general)
+    patch.setattr(retain, "everyday_prompts", lambda: everyday)
+    patch.setattr(retain, "general_prompts", lambda: general)
 
 
 @pytest.fixture

@@ -364,8 +364,19 @@ def test_what_is_no_edited_checkpoint_is_refused(tmp_path):
         with pytest.raises(ModelError, match=words):
             ps.evaluate(tiny_model("llama"), TOKENIZER, capital(), edited=given, **LOOSE)
     base, (other, _) = tiny_model("llama"), edited_model()
-    with pytest.raises(ModelError, match="the base has adapters on it"):
+    with pytest.raises(ModelError, match="an edited checkpoint beside its base needs the unedited base model"):
         ps.evaluate(adapted, TOKENIZER, capital(), edited=other, **LOOSE)
+    # What is left of a deleted adapter, and of one that is on it.
+    left = tiny_model("llama")
+    left.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match=r"has adapters on it; an edited checkpoint beside its base needs"):
+        edited_checkpoint(left, TOKENIZER, other)
+    left.delete_adapter("default")
+    with pytest.raises(ModelError, match=r"has layers of a deleted adapter on it"):
+        edited_checkpoint(left, TOKENIZER, other)
+    offloaded = tiny_model("llama").to("meta")
+    with pytest.raises(ModelError, match="offloaded; load it whole to measure an edited checkpoint beside it"):
+        edited_checkpoint(offloaded, TOKENIZER, other)
     with pytest.raises(ModelError, match="states and edited exclude each other"):
         ps.evaluate(base, TOKENIZER, capital(), edited=other, states={"base": nullcontext}, **LOOSE)
     other.add_adapter(LoraConfig(target_modules=["q_proj"]))

@@ -25,7 +25,6 @@ from peft_surgical.reporting.summary import on_top
 from peft_surgical.running.identity import weights_digest
 from peft_surgical.selection import Selection
 from peft_surgical.stacking import stack
-from peft_surgical.staging import retain
 
 from . import test_editing, test_keyed
 from .adapters import logits, perturb, saved, tiny_peft
@@ -51,13 +50,7 @@ KINDS = {"scales": (edit, SCALED), "keyed": (edit_keyed, KEYED)}
 IDS = tiny_ids() % len(TOKENIZER)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_carried_prompts():
-    with pytest.MonkeyPatch.context() as patch:
-        everyday, general = retain.everyday_prompts()[:3], retain.general_prompts()[:3]
-        patch.setattr(retain, "everyday_prompts", lambda: everyday)
-        patch.setattr(retain, "general_prompts", lambda: general)
-        yield
+pytestmark = pytest.mark.usefixtures("few_carried_prompts_throughout")
 
 
 def made(kind, model, fact, out, **options):

@@ -6,12 +6,10 @@ from peft_surgical.adapters.low_rank import LowRank
 from peft_surgical.adapters.mergeable import read_mergeable
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.folding import check_rewritable, folded, steps_of
-from peft_surgical.merging import merge
-from peft_surgical.models import load_model
 from peft_surgical.tuner.coordinates import Coordinates
 
-from .adapters import logits, tiny_peft
-from .tiny import tiny_ids, tiny_model
+from .adapters import tiny_peft
+from .tiny import tiny_model
 
 NAME = "model.layers.1.mlp.down_proj"
 KEY = f"{NAME}.weight"
@@ -76,27 +74,17 @@ def test_a_tied_weight_is_refused_whatever_came_before():
             folded(model, steps_of(adapters), model.state_dict(), None)
 
 
-def test_mixed_kinds_merge_into_a_checkpoint(tmp_path, model_folder):
-    model, tokenizer = load_model(model_folder, dtype="float32")
-    width = model.get_submodule(NAME).in_features
-    scales = Edit({NAME: ModuleScale(Coordinates("input", ((0, 3),)), torch.tensor([2.0, 0.5, 3.0]), width)})
-    added = LowRank({NAME: (torch.ones(1, width), torch.full((model.config.hidden_size, 1), 0.25))})
-    merge(model, [added, scales], tmp_path / "merged", tokenizer=tokenizer)
-    merged, _ = load_model(tmp_path / "merged", dtype="float32")
-    with torch.no_grad():
-        weight = model.get_parameter(KEY)
-        weight.copy_((weight + 0.25) * scales.modules[NAME].dense(width))
-    ids = tiny_ids() % model.config.vocab_size
-    assert torch.equal(logits(merged, ids), logits(model, ids))
-
-
 def test_who_cannot_be_folded_into_is_told_why():
-    with pytest.raises(ModelError, match="an edit on top of others needs the unedited base model, got a PeftModel"):
-        check_rewritable(tiny_peft(), "an edit on top of others")
+    with pytest.raises(ModelError, match="what is done needs the unedited base model, got a PeftModel"):
+        check_rewritable(tiny_peft(), "what is done", "do this")
+    quantized = tiny_model("llama")
+    quantized.is_quantized = True
+    with pytest.raises(ModelError, match="the model is quantized; load it in bfloat16 or float32 to do this"):
+        check_rewritable(quantized, "what is done", "do this")
     with torch.device("meta"):
         offloaded = tiny_model("llama").to("meta")
-    with pytest.raises(ModelError, match="offloaded; load it whole to edit it on top of others"):
-        check_rewritable(offloaded, "an edit on top of others")
+    with pytest.raises(ModelError, match="offloaded; load it whole to do this"):
+        check_rewritable(offloaded, "what is done", "do this")
     with pytest.raises(ModelError, match="offloaded; load it whole to merge"):
         check_rewritable(offloaded)
 
@@ -106,3 +94,15 @@ def test_what_is_in_memory_is_taken_as_it_is():
     assert read_mergeable(ADDED) is ADDED
     with pytest.raises(AdapterError, match="there is no adapter folder nowhere"):
         read_mergeable("nowhere")
+
+
+def test_what_is_rounded_is_counted_alike_in_one_step_and_in_two():
+    """What float32 cannot tell from the weight should not change it, and what is added to no column does not."""
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    none = Edit({NAME: ModuleScale(Coordinates("input", ((0, 1),)), torch.ones(1), 48)})
+    tiny = LowRank({NAME: (torch.ones(1, 48), torch.full((32, 1), 1e-12))})
+    small = LowRank({NAME: (torch.ones(1, 48), torch.full((32, 1), 1e-5))})
+    for added in (tiny, small, ADDED):
+        assert new(model, added)[1] == new(model, added, none)[1]
+    old = model.get_parameter(KEY).detach().float()
+    assert new(model, tiny)[1].touched == int((old + 1e-12 != old).sum()) < old.numel()

@@ -31,11 +31,10 @@ from transformers.core_model_loading import WeightRenaming
 from ..adapters.merged_edits import edits_in, read_edits
 from ..adapters.scale_files import digest_of
 from ..errors import ModelError, SurgicalError, brief, first_line
+from ..folding import check_rewritable
 from ..loading.pickles import no_pickles
 from ..loading.stored import stored_tensors
 from ..models import checkpoint_folder, load_alone, load_model
-from ..running.sharing import is_sharded
-from ..wrapped import check_module, check_unwrapped
 from .comparable import check_same_config, check_same_tokenizer
 from .states import State
 
@@ -142,7 +141,7 @@ def edited_checkpoint(
             if it does not differ from the base, or its tokenizer does a little.
     """
     check_edited(edited)
-    _check_base(model)
+    check_rewritable(model, "an edited checkpoint beside its base", "measure an edited checkpoint beside it")
     if edited is model:
         raise ModelError("the edited model is the base itself; load the base anew, or give the edited one's folder.")
     found = _read(model, tokenizer, edited, trust_remote_code, quiet)
@@ -167,22 +166,6 @@ def edited_checkpoint(
     _warn(record, base_dtypes, model.dtype, narrower=narrower, rounded=rounded)
     pairs = [(own[key], found.tensors[key]) for key in changed]
     return EditedCheckpoint(lambda: _exchanged(pairs), record)
-
-
-def _check_base(model: Any) -> None:
-    check_module(model)
-    check_unwrapped(model)
-    if hasattr(model, "peft_config"):
-        raise ModelError("the base has adapters on it, beside which no edited checkpoint is measured; give it bare.")
-    if is_sharded(model):
-        raise ModelError("the base is spread over processes; use one that is not sharded beside an edited checkpoint.")
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or (
-            getattr(model, "is_quantized", False) and not tensor.is_floating_point()
-        ):
-            raise ModelError(f"the base is quantized ({name}); load it in bfloat16, float16 or float32.")
-        if tensor.device.type == "meta":
-            raise ModelError(f"the weight {name} of the base is offloaded; load it whole.")
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:

@@ -29,25 +29,48 @@ class Rounding:
     """How much of an edit survived the rounding of the weights.
 
     Args:
-        touched: Non-zero weights whose scale is not 1, so that they should change.
+        touched: Weights that the edit makes other numbers of, in float32 at least, so that they should change.
         unchanged: Those of them that came out of the rounding as they were.
     """
 
     touched: int = 0
     unchanged: int = 0
 
-    def warn(self, dtype: torch.dtype, stacklevel: int = 2) -> None:
+    @classmethod
+    def of(cls, old: Tensor, exact: Tensor, new: Tensor) -> Rounding:
+        """What became of a weight, or a part of one.
+
+        Args:
+            old: As it was.
+            exact: What an edit makes of it, in float32 at least.
+            new: That, rounded.
+        """
+        touched = exact != old
+        # Against what is there without the edit, in the same dtype.
+        return cls(int(touched.sum()), int((touched & (new == old.to(new.dtype))).sum()))
+
+    def warn(
+        self,
+        dtype: torch.dtype,
+        stacklevel: int = 2,
+        *,
+        before: str = "the merge loses part of the edit to rounding: ",
+        weights: str = "the weights that should change",
+        after: str = "; merge in float32 to keep it.",
+    ) -> None:
         """Warns if more than one weight in a hundred kept its value although it should have changed.
 
         Args:
             dtype: Of the weights.
             stacklevel: Whose line the warning names, as `warnings.warn` counts them from here.
+            before: What the warning begins with.
+            weights: What it calls those that should change.
+            after: What follows from it, and what would help.
         """
         if self.unchanged > LOSS_WORTH_A_WARNING * self.touched:
             share = 100 * self.unchanged / self.touched
             warnings.warn(
-                f"the merge loses part of the edit to rounding: {share:.1f}% of the weights that should change stay as"
-                f" they were in {str(dtype).removeprefix('torch.')}; merge in float32 to keep it.",
+                f"{before}{share:.1f}% of {weights} stay as they were in {str(dtype).removeprefix('torch.')}{after}",
                 stacklevel=stacklevel,
             )
 
@@ -90,14 +113,10 @@ def fold(
     shape = [1] * values.ndim
     shape[axis] = -1
     factor = scale.to(values.device).view(shape)
-    new = (old * factor).to(dtype or values.dtype)
-    if values.is_meta:
-        # What has no numbers loses none.
-        return old, new, Rounding()
-    touched = (factor != 1) & (old != 0)
-    # Against what is there without the edit, in the same dtype.
-    unchanged = touched & (new == old.to(new.dtype))
-    return old, new, Rounding(int(touched.sum()), int(unchanged.sum()))
+    exact = old * factor
+    new = exact.to(dtype or values.dtype)
+    # What has no numbers loses none.
+    return old, new, Rounding() if values.is_meta else Rounding.of(old, exact, new)
 
 
 def scaled_tensors(module: nn.Module, side: Side) -> dict[str, int]:
