@@ -10,7 +10,7 @@ from peft_surgical.adapters.adapter_files import WEIGHTS
 from peft_surgical.adapters.algebra import difference, inverse, power, product
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import from_ia3, to_ia3
-from peft_surgical.adapters.lineage import Fault, Lineage, after, faults_of_lineage
+from peft_surgical.adapters.lineage import Fault, Lineage, after, called, faults_of_lineage
 from peft_surgical.adapters.scale_files import read_tensors, write_tensors
 from peft_surgical.merging import merge
 from peft_surgical.stacking import stack
@@ -74,6 +74,22 @@ def test_what_a_product_of_a_product_holds_is_told_of_too(folder, tmp_path):
     stack([folder / "edit"], tmp_path / "again")
     with pytest.warns(UserWarning, match=r"again holds .*learn already"):
         stack([tmp_path / "again", folder / "learn"], tmp_path / "both")
+
+
+def test_a_folder_is_called_by_its_name_and_that_of_the_one_it_is_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
+    for folder, name in (
+        ("/out/france/edit", "france/edit"),
+        ("/out/france/../japan/edit/", "japan/edit"),
+        ("/edit", "edit"),
+        ("~/france/edit", "france/edit"),
+        # Whose home it is, is nobody else's business.
+        ("~/edit", "edit"),
+        (tmp_path / "somebody" / "edit", "edit"),
+    ):
+        assert called(folder) == name
+    monkeypatch.chdir(tmp_path)
+    assert called("edit") == f"{tmp_path.name}/edit"
 
 
 def test_what_is_in_the_weights_already_is_no_fault(folder):

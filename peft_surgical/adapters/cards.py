@@ -1,4 +1,4 @@
-"""What the model cards of adapters have in common.
+"""What the model cards of adapters have in common, and what that of a checkpoint says of edits in its weights.
 
 A path of somebody's machine says nothing to others, and the hub refuses it: a card names a base by its id or not at
 all.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 # An adapter of somebody else's may name modules so that a table ends, or more than that.
 _UNLIKE_A_NAME = re.compile(r"[^\w.-]")
 _UNLIKE_A_PATH = re.compile(r"[^\w./ -]")
+_BEGIN, _END = "<!-- peft-surgical: edits -->", "<!-- peft-surgical: end of edits -->"
+# The lines of a section, of which somebody has taken the end mark away.
+_LINES = re.compile(rb"## Edits in these weights\s+This is .*\n\s*(?:\d+\. .*\n\s*)+To undo .*")
+_SHOWN = 12
+
+
+def clean(text: Any) -> str:
+    """A name as it may stand in a line of a card: one of somebody else's may end a table or a piece of code."""
+    return _UNLIKE_A_PATH.sub("?", str(text))
 
 
 def check_card(card: object) -> None:
@@ -68,7 +77,7 @@ def card_below(names: Sequence[str]) -> list[str]:
     """
     if not names:
         return []
-    called = " and ".join(f"`{_UNLIKE_A_PATH.sub('?', name)}`" for name in dict.fromkeys(names))
+    called = " and ".join(f"`{clean(name)}`" for name in dict.fromkeys(names))
     return [
         f"It was trained on top of {called} and is made for a model on which that acts, too: load that first, beside"
         " this one and of the same kind, and let both act (`model.base_model.set_adapter([...])`), or merge it into"
@@ -118,3 +127,55 @@ def card_use(base_model: str | None, stages: Sequence[str] = (), revision: str |
 
 def _quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)
+
+
+def card_with_edits(kept: bytes, edits: Sequence[Mapping[str, Any]], file: str) -> bytes:
+    """The card of a checkpoint with the section of the edits in its weights.
+
+    Args:
+        kept: The card as it was, in which the section takes the place of an earlier one, or stands below the rest;
+            empty for a whole new one.
+        edits: What is told of them, oldest first; one at least.
+        file: The name of the file that has it whole.
+    """
+    section = f"{_BEGIN}\n{_section(edits, file)}\n{_END}\n".encode()
+    before, found, after = kept.partition(_BEGIN.encode())
+    if found:
+        _, ended, below = after.partition(_END.encode())
+        return before + section + (below if ended else _LINES.sub(b"", after, count=1)).lstrip()
+    if kept.strip():
+        return kept.rstrip() + b"\n\n" + section
+    base = edits[0]["base"].get("name")
+    header = ModelCardData(base_model=hub_id(base), library_name="transformers", tags=["peft-surgical"])
+    return f"---\n{header.to_yaml()}\n---\n\n# {clean(base or 'A model')}, edited\n\n".encode() + section
+
+
+def _section(edits: Sequence[Mapping[str, Any]], file: str) -> str:
+    name, revision = (edits[0]["base"].get(key) for key in ("name", "revision"))
+    base = f"`{clean(name)}`" if name else "the base"
+    base += f" (revision `{clean(revision)}`)" if revision else ""
+    one = len(edits) == 1
+    rows = [
+        f"{number}. {_with_digests(edit['adapters'])}, merged in {clean(edit.get('dtype'))}"
+        for number, edit in enumerate(edits, 1)
+    ]
+    return "\n".join(
+        [
+            "## Edits in these weights",
+            "",
+            f"This is {base} with {'this edit' if one else 'these edits'} folded into its weights by peft-surgical:",
+            "",
+            *rows,
+            "",
+            f"To undo {'it' if one else 'them'}, use {base} itself: nothing takes an edit out of merged weights. The"
+            f" whole digests are in `{file}`.",
+        ]
+    )
+
+
+def _with_digests(adapters: Sequence[Mapping[str, Any]]) -> str:
+    told = []
+    for adapter in adapters:
+        digest = adapter.get("sha256")
+        told.append(f"`{clean(adapter['name'])}`" + (f" (SHA-256 `{clean(digest)[:_SHOWN]}…`)" if digest else ""))
+    return " and ".join(told)

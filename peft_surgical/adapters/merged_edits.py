@@ -7,7 +7,6 @@ is in, a base that is a folder by its name alone.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -15,23 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCardData
 
 from ..tuner.fold import Rounding
 from ..writing.files import read_json, why_unread, write_bytes, write_json
 from .bases import cached_commit, folder_of, hub_id, revision_of, source_of
+from .cards import card_with_edits, clean
 from .edits import Edit
 from .lineage import Lineage, called
 from .low_rank import LowRank
 
 FILE, CARD = "peft_surgical.json", "README.md"
 _FORMAT = 1
-_BEGIN, _END = "<!-- peft-surgical: edits -->", "<!-- peft-surgical: end of edits -->"
-# A name of somebody else's may end a table or a line of code.
-_UNLIKE_A_NAME = re.compile(r"[^\w./ -]")
-# The lines of a section, of which somebody has taken the end mark away.
-_LINES = re.compile(rb"## Edits in these weights\s+This is .*\n\s*(?:\d+\. .*\n\s*)+To undo .*")
-_SHOWN = 12
 
 
 def read_edits(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
@@ -77,7 +70,7 @@ def are_edits(value: Any) -> bool:
 
 def edit_names(edits: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each edit is called: the names of its adapters."""
-    return [" and ".join(_clean(adapter["name"]) for adapter in edit["adapters"]) for edit in edits]
+    return [" and ".join(clean(adapter["name"]) for adapter in edit["adapters"]) for edit in edits]
 
 
 def edit_record(
@@ -155,53 +148,4 @@ def write_edits(folder: Path, source: Path | None, edits: Sequence[Mapping[str, 
     write_json(folder / FILE, {"format": _FORMAT, "edits": list(edits)})
     card = source / CARD if source is not None else None
     kept = card.read_bytes() if card is not None and card.is_file() else b""
-    write_bytes(folder / CARD, _with_section(kept, edits))
-
-
-def _with_section(kept: bytes, edits: Sequence[Mapping[str, Any]]) -> bytes:
-    """A card with the section of edits in the place of an earlier one, or below the rest; a whole one for none."""
-    section = f"{_BEGIN}\n{_section(edits)}\n{_END}\n".encode()
-    before, found, after = kept.partition(_BEGIN.encode())
-    if found:
-        _, ended, below = after.partition(_END.encode())
-        return before + section + (below if ended else _LINES.sub(b"", after, count=1)).lstrip()
-    if kept.strip():
-        return kept.rstrip() + b"\n\n" + section
-    base = edits[0]["base"].get("name")
-    header = ModelCardData(base_model=hub_id(base), library_name="transformers", tags=["peft-surgical"])
-    return f"---\n{header.to_yaml()}\n---\n\n# {_clean(base or 'A model')}, edited\n\n".encode() + section
-
-
-def _section(edits: Sequence[Mapping[str, Any]]) -> str:
-    name, revision = (edits[0]["base"].get(key) for key in ("name", "revision"))
-    base = f"`{_clean(name)}`" if name else "the base"
-    base += f" (revision `{_clean(revision)}`)" if revision else ""
-    one = len(edits) == 1
-    rows = [
-        f"{number}. {_adapters(edit['adapters'])}, merged in {_clean(edit.get('dtype'))}"
-        for number, edit in enumerate(edits, 1)
-    ]
-    return "\n".join(
-        [
-            "## Edits in these weights",
-            "",
-            f"This is {base} with {'this edit' if one else 'these edits'} folded into its weights by peft-surgical:",
-            "",
-            *rows,
-            "",
-            f"To undo {'it' if one else 'them'}, use {base} itself: nothing takes an edit out of merged weights. The"
-            f" whole digests are in `{FILE}`.",
-        ]
-    )
-
-
-def _adapters(adapters: Sequence[Mapping[str, Any]]) -> str:
-    told = []
-    for adapter in adapters:
-        digest = adapter.get("sha256")
-        told.append(f"`{_clean(adapter['name'])}`" + (f" (SHA-256 `{_clean(digest)[:_SHOWN]}…`)" if digest else ""))
-    return " and ".join(told)
-
-
-def _clean(text: Any) -> str:
-    return _UNLIKE_A_NAME.sub("?", str(text))
+    write_bytes(folder / CARD, card_with_edits(kept, edits, FILE))
