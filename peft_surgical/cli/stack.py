@@ -54,7 +54,7 @@ def stack(
         what = counted(edit.n_scales, "scale")
     else:
         kind, modules, size = "LoRA", len(edit.factors), {"rank": edit.rank}
-        what = f"rank {edit.rank}"
+        what = f"rank {edit.rank},"
     if as_json:
         print_json({"out": str(out), "modules": modules, **size})
     text = (
