@@ -150,9 +150,9 @@ def _move(names: Sequence[str], source: Path, target: Path) -> None:
             os.rename(source / name, target / name)
 
 
-def save_report(report: Report, out: Path, picture: bytes | None, command: str | None) -> None:
+def save_report(report: Report, out: Path, picture: bytes | None) -> None:
     """Writes a report as JSON and as a page, with the picture of a localization if there is one."""
-    page = render_page(report, picture=picture, command=command)
+    page = render_page(report, picture=picture)
     report.save(out / REPORT)
     write_text(out / PAGE, page)
 

@@ -262,7 +262,7 @@ def edit(
             progress=progress,
         )
         report = replace(report, training=training)
-        by_main(lambda: save_report(report, out, picture, command))
+        by_main(lambda: save_report(report, out, picture))
         by_main(lambda: tell_on_card(report, out))
         return report
 

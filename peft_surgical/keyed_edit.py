@@ -118,7 +118,7 @@ def edit_keyed(
             progress=progress,
         )
         report = replace(report, training={LEARN: stage.to_dict()})
-        by_main(lambda: save_report(report, folder, None, command))
+        by_main(lambda: save_report(report, folder, None))
         by_main(lambda: tell_on_card(report, folder))
         return report
 

@@ -18,7 +18,7 @@ def table(text):
 
 
 def test_it_says_the_fact_the_verdict_and_every_figure():
-    made = report("base", "edited", settings={"command": "peft-surgical edit fact.yaml\n--out out"})
+    made = report("base", "edited")
     text = made.to_markdown()
     parts = text.split("\n\n")
     assert parts[:2] == ["**France: Paris → Lyon**", made.verdict()]
@@ -28,8 +28,16 @@ def test_it_says_the_fact_the_verdict_and_every_figure():
     assert ["gives the new answer (n=3)", "0.00 [0.00, 0.56]", "0.33 [0.06, 0.79]"] in rows
     assert parts[3].startswith("In brackets: 95% intervals. n: how many prompts or tokens. Measured: ")
     assert parts[3].endswith(": tiny/model in float32, seed 7, with python 3.11.7, torch 2.13.0.")
-    # Each line of it as code.
-    assert parts[4:] == ["By this command:", "    peft-surgical edit fact.yaml\n    --out out"]
+    assert len(parts) == 4
+
+
+def test_the_command_and_the_folders_that_it_names_stay_off_a_card():
+    command = "peft-surgical edit /home/me/fact.yaml --model /home/me/model --out /home/me/out"
+    settings = {"command": command, "on": [{"folder": "/home/me/earlier"}], "adapters": [{"folder": "/home/me/x"}]}
+    made = report(settings=settings, model="/home/me/model")
+    for text in (made.to_markdown(), with_measured(CARD, made).decode()):
+        assert "/home/me" not in text
+        assert "peft-surgical edit" not in text
 
 
 def test_what_is_not_known_is_left_out():

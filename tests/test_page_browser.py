@@ -111,7 +111,8 @@ def files(tmp_path_factory, picture):
     folder = tmp_path_factory.mktemp("pages")
     command = f"peft-surgical edit fact.yaml --model {LONG} --out 'my out'"
     for name, made in {"plain": report(), "hostile": hostile()}.items():
-        (folder / f"{name}.html").write_text(render_page(made, picture=picture, command=command), encoding="utf-8")
+        made = replace(made, settings={"command": command})
+        (folder / f"{name}.html").write_text(render_page(made, picture=picture), encoding="utf-8")
     return folder
 
 

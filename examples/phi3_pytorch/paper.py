@@ -154,7 +154,7 @@ def main(
     states = {name: holding(network, values) for name, values in kept.items()}
     report = ps.evaluate(network, tokenizer, fact, states=states, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    save_report(report, out, picture=None, command=None)
+    save_report(report, out, picture=None)
     print(report.verdict())
     return report
 

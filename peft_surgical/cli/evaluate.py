@@ -132,7 +132,7 @@ def evaluate(
                 progress=not quiet,
             )
         with replacing(out, overwrite, EVALUATION) as folder:
-            save_report(report, folder, None, this_command(context))
+            save_report(report, folder, None)
     if as_json:
         print_json(report.to_dict())
     print_result(summarize(report, out, [REPORT_FILES]), quiet=quiet, as_json=as_json)

@@ -38,16 +38,13 @@ def render_markdown(report: Report) -> str:
     ]
     heads = (["", *states], ["---"] * (len(states) + 1))
     rows = ([label, *figures] for label, figures in report.rows())
+    # Without the command, which names files of whoever ran it.
     parts = [
         f"**{_plain(title(report, model=False))}**",
         _plain(report.verdict()),
         "\n".join(f"| {' | '.join(cells)} |" for cells in (*heads, *rows)),
         f"In brackets: 95% intervals. n: how many prompts or tokens. Measured: {', '.join(measured)}.",
     ]
-    command = report.settings.get("command")
-    if isinstance(command, str):
-        # Indented, as a fence could be a part of it.
-        parts += ["By this command:", "    " + printable(command).replace("\n", "\n    ")]
     return "\n\n".join(parts)
 
 

@@ -42,13 +42,12 @@ _AXES = {
 
 
 @phase("page")
-def render_page(report: Report, *, picture: bytes | None = None, command: str | None = None) -> str:
+def render_page(report: Report, *, picture: bytes | None = None) -> str:
     """The page.
 
     Args:
         report: What was measured.
         picture: `localization.png`, to be put into the page.
-        command: The command that does this again.
 
     Returns:
         An HTML document.
@@ -56,6 +55,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
     Raises:
         ReportError: If the report comes from a file in which something else stands where a number should.
     """
+    command = report.settings.get("command")
     return (
         _templates()
         .get_template("report.html.j2")
@@ -67,7 +67,7 @@ def render_page(report: Report, *, picture: bytes | None = None, command: str | 
             weights=weights_told(report),
             on_top=on_top(report) if report.on else None,
             picture=None if picture is None else base64.b64encode(picture).decode("ascii"),
-            command=command,
+            command=command if isinstance(command, str) else None,
             sections=[made for kind in (held_out, controls, portability, probes) if (made := kind(report)).rows],
             components=_components(report),
             carried=_carried(report),
