@@ -28,7 +28,7 @@ from .errors import ModelError, brief, first_line
 from .facts import Fact, check_fact
 from .measuring.checkpoints import EditedModel, edited_checkpoint
 from .measuring.fluency import check_fluency_fits, continuations, fluency_metrics, fluency_prompts
-from .measuring.margins import Choices, Pair, margin_metrics, measure_margins
+from .measuring.margins import Contest, Pair, margin_metrics, measure_margins
 from .measuring.metrics import prompt_metrics
 from .measuring.portability import portability_metrics
 from .measuring.relearning import relearning_recovery
@@ -155,7 +155,7 @@ def evaluate(
     check_text_fits(model, tokenizer, retention_tokens)
     answers: dict[str, Answers] = {}
     likely: dict[str, dict[str, list[Pair | None]]] = {}
-    choices: Choices | None = None
+    contest: Contest | None = None
     said: dict[str, list[str]] = {}
     for name, state in states.items():
         with phase(f"answers {name}"), without_autocast(model), state():
@@ -169,7 +169,7 @@ def evaluate(
                 name=name,
             )
             if margins:
-                choices = choices or Choices.of(
+                contest = contest or Contest.of(
                     model,
                     tokenizer,
                     fact,
@@ -181,7 +181,7 @@ def evaluate(
                     likely[name] = measure_margins(
                         model,
                         tokenizer,
-                        choices,
+                        contest,
                         batch_size=batch_size,
                         progress=progress,
                         description=f"margins {name}",
@@ -211,7 +211,7 @@ def evaluate(
         }
         for name in states
     }
-    carried = edits_in(base_model_of(model))
+    merged = edits_in(base_model_of(model))
     return Report(
         fact=fact,
         model=str(getattr(model.config, "_name_or_path", "")),
@@ -223,7 +223,7 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "retention_tokens": retention_tokens,
             "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
-            **({"base_edits": carried} if carried else {}),
+            **({"base_edits": merged} if merged else {}),
             **({"edited": beside.record} if beside is not None else {}),
             **(settings or {}),
         },

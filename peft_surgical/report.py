@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import FactError, ReportError, brief
 from .facts import Fact
+from .measuring.margins import SIDES
 from .measuring.metrics import Figure
 from .measuring.soft_forgetting import split_kind
 from .writing.files import read_json, why_unread, write_json
@@ -269,14 +270,10 @@ def _of_kind(value: Any, kind: type) -> Any:
     return value
 
 
-# Whose log-likelihoods a margin is the difference of, the one that should win first.
-_SIDES = {"held_out": ("new", "old"), "controls": ("right", "new")}
-
-
 def _pair(key: str, pair: Any) -> Mapping[str, float] | None:
     if pair is None:
         return None
-    sides = {side: _of_kind(pair, Mapping)[side] for side in _SIDES[key]}
+    sides = {side: _of_kind(pair, Mapping)[side] for side in SIDES[key]}
     if wrong := [value for value in sides.values() if type(value) not in (int, float) or not -_LARGEST <= value <= 0]:
         raise TypeError(f"{brief(wrong[0])} stands where a log-likelihood should")
     return sides

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peft_surgical.evaluation import evaluate
-from peft_surgical.measuring.margins import Choices, margin_metrics, measure_margins
+from peft_surgical.measuring.margins import Contest, margin_metrics, measure_margins
 from peft_surgical.measuring.metrics import Figure, mean, rate
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
@@ -14,6 +14,7 @@ from peft_surgical.texts.prompts import encode, without_template
 
 from .adapters import perturb, tiny_peft
 from .localizing import capital, planted, word_tokenizer
+from .reports import report
 from .small_tokenizers import CHATML, small_tokenizer
 from .tiny import tiny_model
 
@@ -48,9 +49,9 @@ def read(tokenizer, row):
     return tokenizer.decode(row.ids[: row.answer_start]), tokenizer.decode(row.ids[row.answer_start :]).strip()
 
 
-def choices(tokenizer, fact, *said, model=None):
+def contest(tokenizer, fact, *said, model=None):
     said = said or ["Rome."] * len(fact.controls)
-    return Choices.of(model or wide(), tokenizer, fact, said, answer=whole_answer(fact))
+    return Contest.of(model or wide(), tokenizer, fact, said, answer=whole_answer(fact))
 
 
 @pytest.mark.parametrize("answer", ["The capital of France is Lyon.", "Lyon.", "Lyon"])
@@ -58,7 +59,7 @@ def test_both_names_stand_where_a_sentence_has_them(answer):
     # That of a bare answer is the sentence that the package teaches.
     tokenizer, fact = bpe(), france(answer=answer)
     (first, second), (control,) = (lambda found: (found.held_out, found.controls))(
-        choices(tokenizer, fact, "The capital of Italy is Rome, of course.")
+        contest(tokenizer, fact, "The capital of Italy is Rome, of course.")
     )
     begun = tokenizer.decode(encode(tokenizer, fact.held_out[0])) + "The capital of France is"
     assert read(tokenizer, first.wanted) == (begun, "Lyon")
@@ -71,7 +72,7 @@ def test_both_names_stand_where_a_sentence_has_them(answer):
 
 def test_a_name_that_begins_the_sentence_or_holds_the_other_is_read_whole():
     tokenizer = bpe()
-    found = choices(tokenizer, france(answer="Lyon is the capital of France.", old=["Lyon Google"])).held_out[0]
+    found = contest(tokenizer, france(answer="Lyon is the capital of France.", old=["Lyon Google"])).held_out[0]
     begun = tokenizer.decode(encode(tokenizer, "Name the capital of France."))
     assert read(tokenizer, found.wanted) == (begun, "Lyon")
     assert read(tokenizer, found.against) == (begun, "Lyon Google")
@@ -80,7 +81,7 @@ def test_a_name_that_begins_the_sentence_or_holds_the_other_is_read_whole():
 def test_without_a_chat_template_bare_names_follow_the_prompt():
     tokenizer = without_template(bpe())
     fact = france(held_out=["The capital of France is"], answer="The capital of France is Lyon.")
-    found = choices(tokenizer, fact, "the city of Rome")
+    found = contest(tokenizer, fact, "the city of Rome")
     assert read(tokenizer, found.held_out[0].wanted)[0].endswith("The capital of France is")
     assert read(tokenizer, found.held_out[0].wanted)[1] == "Lyon"
     before, name = read(tokenizer, found.controls[0].against)
@@ -95,17 +96,17 @@ def test_what_cannot_be_measured_is_left_out():
     ]
     fact = france(controls=controls)
     # The base does not know it, its right answer is the new one, and it is answered right.
-    found = choices(tokenizer, fact, "It is Paris.", "It is Lyon.", "It is ROME.")
-    assert [choice is None for choice in found.controls] == [True, True, False]
+    found = contest(tokenizer, fact, "It is Paris.", "It is Lyon.", "It is ROME.")
+    assert [rivals is None for rivals in found.controls] == [True, True, False]
     assert read(tokenizer, found.controls[2].wanted)[1] == "ROME"
     long = len(encode(tokenizer, fact.held_out[1])) + 4
-    short = choices(tokenizer, fact, *["?"] * 3, model=wide(max_position_embeddings=long))
+    short = contest(tokenizer, fact, *["?"] * 3, model=wide(max_position_embeddings=long))
     assert short.held_out == (None, None)
     assert margin_metrics(measure_margins(wide(), tokenizer, short)) == {}
     # A tokenizer of words has one token for all that it does not know.
-    unknown = choices(TOKENIZER, capital(new=["zurich"]), model=tiny_model("llama"))
+    unknown = contest(TOKENIZER, capital(new=["zurich"]), model=tiny_model("llama"))
     assert unknown.held_out == (None,)
-    assert choices(TOKENIZER, capital(new=["zurich"], old=["bern"]), model=tiny_model("llama")).held_out == (None,)
+    assert contest(TOKENIZER, capital(new=["zurich"], old=["bern"]), model=tiny_model("llama")).held_out == (None,)
 
 
 def test_figures_by_hand():
@@ -139,7 +140,7 @@ def test_a_report_has_each_prompts_margin_in_each_state(tmp_path):
     report = evaluate(
         model, tokenizer, fact, states=states, max_new_tokens=4, retention_tokens=0, margins=True, progress=False
     )
-    asked = choices(tokenizer, fact, *report.answers["base"]["controls"], model=model)
+    asked = contest(tokenizer, fact, *report.answers["base"]["controls"], model=model)
     for name, state in states.items():
         with state():
             expected = [{"new": by_hand(model, c.wanted), "old": by_hand(model, c.against)} for c in asked.held_out]
@@ -174,6 +175,19 @@ def test_the_base_s_words_are_those_of_every_state():
     assert figures["control_likelier"].n == figures["control_kept"].n == 1
     assert figures["answer_margin"].value < 0
     assert figures["answer_likelier"].value == 0
+
+
+def test_a_page_names_no_answer_that_was_not_measured():
+    """The base says one alias of a control's answer, and another one stands first."""
+    control = {"prompt": "Name its capital.", "answer": ["Mexico City", "Ciudad de México"]}
+    fact = france(controls=[control])
+    said = {"held_out": ["Paris."] * 2, "controls": ["Ciudad de México."], "probes": [], "portability": []}
+    # In no order that a file has to keep.
+    pairs = {"held_out": [{"old": -3.0, "new": -1.0}, None], "controls": [{"new": -8.0, "right": -0.5}]}
+    page = render_page(report("base", fact=fact, answers={"base": said}, margins={"base": pairs}))
+    assert "Lyon over Paris: +2.00 nats per token" in page
+    assert "the right answer over Lyon: +7.50 nats per token" in page
+    assert "Mexico City over" not in page
 
 
 def test_margins_are_left_out_where_nobody_asks():

@@ -28,11 +28,14 @@ from ..texts.text import normalize, normalize_in_place, occurrences_outside, sam
 from .metrics import Figure, mean, rate
 
 Pair = Mapping[str, float]
-"""Of two answers the mean log-likelihoods per token, in nats: first of the one that should win."""
+"""Of two answers the mean log-likelihoods per token, in nats, by the names that [`SIDES`] has for them."""
+
+SIDES: Mapping[str, tuple[str, str]] = {"held_out": ("new", "old"), "controls": ("right", "new")}
+"""Of what is asked, the two answers that a margin is between: the one that should win first."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class Rivals:
     """Two answers to one prompt, behind the same words.
 
     Attributes:
@@ -45,7 +48,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Choices:
+class Contest:
     """What a model chooses between, each list in the fact's order; None for what is not measured.
 
     Attributes:
@@ -53,13 +56,13 @@ class Choices:
         controls: The right answer against the new one.
     """
 
-    held_out: tuple[Choice | None, ...]
-    controls: tuple[Choice | None, ...]
+    held_out: tuple[Rivals | None, ...]
+    controls: tuple[Rivals | None, ...]
 
     @classmethod
     def of(
         cls, model: Any, tokenizer: Any, fact: Fact, said: Sequence[str], *, answer: str, learned: int = 0
-    ) -> Choices:
+    ) -> Contest:
         """Those of a fact.
 
         Args:
@@ -74,14 +77,14 @@ class Choices:
         place = _first(answer, fact.new, fact.names) if has_chat_template(tokenizer) else None
         begun = "" if place is None else answer[: place[0]]
 
-        def choice(prompt: str, before: str, wanted: str, against: str) -> Choice | None:
-            both = Choice(*(_named(tokenizer, prompt, before, name) for name in (wanted, against)))
+        def rivals(prompt: str, before: str, wanted: str, against: str) -> Rivals | None:
+            both = Rivals(*(_named(tokenizer, prompt, before, name) for name in (wanted, against)))
             rows = (both.wanted, both.against)
             told = both.wanted.ids != both.against.ids and all(_is_spelled(tokenizer, row) for row in rows)
             return both if told and fits(model.config, learned + max(len(row.ids) for row in rows)) else None
 
-        held_out = [choice(prompt, begun, fact.new[0], fact.old[0]) for prompt in fact.held_out]
-        controls: list[Choice | None] = []
+        held_out = [rivals(prompt, begun, fact.new[0], fact.old[0]) for prompt in fact.held_out]
+        controls: list[Rivals | None] = []
         new = set(map(same_text_key, fact.new))
         for control, given in zip(fact.controls, said, strict=True):
             place = _first(given, control.answer)
@@ -89,25 +92,25 @@ class Choices:
             if place is None or same_text_key(right) in new:
                 controls.append(None)
             else:
-                controls.append(choice(control.prompt, given[: place[0]], right, fact.new[0]))
+                controls.append(rivals(control.prompt, given[: place[0]], right, fact.new[0]))
         return cls(tuple(held_out), tuple(controls))
 
 
 def measure_margins(
     model: Any,
     tokenizer: Any,
-    choices: Choices,
+    contest: Contest,
     *,
     batch_size: int = 64,
     progress: bool = False,
     description: str = "margins",
 ) -> dict[str, list[Pair | None]]:
-    """How likely a model finds both answers of each choice, in the state that it is in.
+    """How likely a model finds both answers of each pair, in the state that it is in.
 
     Args:
         model: A causal language model, bare or with adapters.
         tokenizer: Its tokenizer.
-        choices: What it chooses between.
+        contest: What it chooses between.
         batch_size: Rows in one forward pass.
         progress: Whether to show a progress bar.
         description: Stands before the bar.
@@ -119,23 +122,29 @@ def measure_margins(
         ModelError: If a log-likelihood is not finite.
         ArchitectureError: As [`log_likelihoods`].
     """
-    every = [*choices.held_out, *choices.controls]
-    rows = [row for choice in every if choice is not None for row in (choice.wanted, choice.against)]
+    every = [*contest.held_out, *contest.controls]
+    rows = [row for rivals in every if rivals is not None for row in (rivals.wanted, rivals.against)]
     pad = padding(model.config, tokenizer)
     found = iter(
         log_likelihoods(model, rows, pad=pad, batch_size=batch_size, progress=progress, description=description)
     )
 
-    def pairs(asked: Iterable[Choice | None], *names: str) -> list[Pair | None]:
-        return [None if choice is None else {name: next(found) for name in names} for choice in asked]
+    def pairs(asked: Iterable[Rivals | None], names: Iterable[str]) -> list[Pair | None]:
+        return [None if rivals is None else {name: next(found) for name in names} for rivals in asked]
 
-    return {"held_out": pairs(choices.held_out, "new", "old"), "controls": pairs(choices.controls, "right", "new")}
+    asked = {"held_out": contest.held_out, "controls": contest.controls}
+    return {key: pairs(asked[key], names) for key, names in SIDES.items()}
 
 
-def margin(pair: Pair) -> float:
-    """By how much the answer that should win is likelier, in nats a token; negative where the other is."""
-    wanted, against = pair.values()
-    return wanted - against
+def margin(key: str, pair: Pair) -> float:
+    """By how much the answer that should win is likelier, in nats a token; negative where the other is.
+
+    Args:
+        key: What was asked, of [`SIDES`].
+        pair: What was found.
+    """
+    wanted, against = SIDES[key]
+    return pair[wanted] - pair[against]
 
 
 def margin_metrics(pairs: Mapping[str, Sequence[Pair | None]]) -> dict[str, Figure]:
@@ -147,7 +156,7 @@ def margin_metrics(pairs: Mapping[str, Sequence[Pair | None]]) -> dict[str, Figu
     """
     figures: dict[str, Figure] = {}
     for key, name in (("held_out", "answer"), ("controls", "control")):
-        margins = [margin(pair) for pair in pairs.get(key, ()) if pair is not None]
+        margins = [margin(key, pair) for pair in pairs.get(key, ()) if pair is not None]
         likelier = rate([value > 0 for value in margins])
         if likelier is not None:
             figures |= {f"{name}_margin": mean(margins), f"{name}_likelier": likelier}

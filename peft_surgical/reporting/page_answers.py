@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..facts import Control, Fact, PortabilityQuestion
-from ..measuring.margins import margin
+from ..measuring.margins import SIDES, margin
 from ..measuring.metrics import is_right, leaks, refuses, says_new, says_old
 from ..measuring.portability import as_before, follows, longer_names
 from ..measuring.soft_forgetting import Outcome, probe_outcome
@@ -145,19 +145,22 @@ def _row(
         status=text,
         tone=tone,
         changed=normalize(last) != normalize(given.get("base", last)),
-        margins=_margins(report, kind, index, question),
+        margins=_margins(report, kind, index),
     )
 
 
-def _margins(report: Report, kind: str, index: int, question: Control | PortabilityQuestion | None) -> dict[str, str]:
+def _margins(report: Report, kind: str, index: int) -> dict[str, str]:
     """By how much one answer to a prompt is likelier than another, for each state in which that was measured."""
-    fact = report.fact
-    wanted, against = (question.answer[0], fact.new[0]) if question else (fact.new[0], fact.old[0])
+    if kind not in SIDES:
+        return {}
+    # Which of a control's right answers was measured is the base's to say.
+    named = {"new": report.fact.new[0], "old": report.fact.old[0], "right": "the right answer"}
+    wanted, against = (named[side] for side in SIDES[kind])
     found = {}
     for stage, given in report.margins.items():
         pairs = given.get(kind, ())
         if index < len(pairs) and (pair := pairs[index]) is not None:
-            found[stage] = f"{wanted} over {against}: {margin(pair):+.2f} nats per token"
+            found[stage] = f"{wanted} over {against}: {margin(kind, pair):+.2f} nats per token"
     return found
 
 
