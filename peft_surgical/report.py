@@ -186,13 +186,6 @@ class Report:
         except ReportError as error:
             raise ReportError(f"{path}: {error}") from error
 
-    @property
-    def on(self) -> list[str]:
-        """The folders of the earlier edits that this one was made on top of; what is called `base` has them."""
-        found = self.settings.get("on")
-        held = [one.get("folder") for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
-        return [folder for folder in held if isinstance(folder, str)]
-
     def rows(self) -> list[tuple[str, list[str]]]:
         """The summary table: a row a metric, a cell a stage, `value [low, high]`; none for single kinds of probe."""
         table = []

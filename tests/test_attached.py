@@ -66,9 +66,9 @@ def test_stock_adapters_act_in_their_states(config, tmp_path):
 def test_ours_and_plain_together_are_their_product(tmp_path):
     folders = [saved(tiny_peft(), tmp_path / "ours"), stock(PLAIN, tmp_path / "plain")]
     model, states = attach(tiny_model("llama"), folders)
-    assert list(states) == ["base", "unlearned", "edited"]
+    assert list(states) == ["base", "after 1", "edited"]
     ps.stack(folders, tmp_path / "product")
-    both, first = (in_state(model, states[name]) for name in ("edited", "unlearned"))
+    both, first = (in_state(model, states[name]) for name in ("edited", "after 1"))
     assert not torch.allclose(both, first)
     product = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "product").eval()
     torch.testing.assert_close(both, logits(product))

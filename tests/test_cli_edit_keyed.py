@@ -112,10 +112,10 @@ def test_a_second_edit_on_top_of_the_first(tmp_path, model_folder, fact_file):
     result = run(*command, "--on", first, "--out", tmp_path / "two")
     assert result.exit_code == 0, result.output
     report = Report.from_dict(json.loads(result.stdout))
-    assert report.on == [str(first)]
+    assert [one["folder"] for one in report.settings["on"]] == [str(first)]
     assert f"--on {first}" in report.settings["command"]
     shown = run(*command[:-1], "--on", first, "--out", tmp_path / "shown")
-    assert "On top of" in shown.stdout + shown.stderr
+    assert "Here base is the model with" in shown.stdout + shown.stderr
     both = run("stack", first, second, "--json", "--out", tmp_path / "both")
     assert json.loads(both.stdout) == {"out": str(tmp_path / "both"), "modules": 3, "rank": 2}
     assert "One LoRA adapter" in both.stderr

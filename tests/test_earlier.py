@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from peft_surgical.adapters.adapter_files import WEIGHTS
 from peft_surgical.adapters.edits import Edit
+from peft_surgical.adapters.export import to_ia3
 from peft_surgical.adapters.lineage import Lineage
 from peft_surgical.adapters.low_rank import LowRank
 from peft_surgical.adapters.scale_files import read_tensors
@@ -140,12 +141,14 @@ def test_it_is_for_the_base_and_says_on_top_of_what(two, model_folder):
     kind, out, _, report = two
     config = json.loads((out / "italy" / "edit" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model_folder)
-    assert report.on == [str(out / "france" / "edit")]
+    assert [one["folder"] for one in report.settings["on"]] == [str(out / "france" / "edit")]
     assert Report.load(out / "italy" / "report.json") == report
     assert on_top(report) in (out / "italy" / "report.html").read_text()
-    assert "france/edit, which what is called base has, too." in on_top(report)
-    page = render_page(replace(report, settings={}))
-    assert "On top of" not in page
+    assert on_top(report) == f"Here base is the model with {out / 'france' / 'edit'} folded in."
+    assert (
+        on_top(replace(report, settings={})) is on_top(replace(report, settings={"on": ["x", {"folder": 3}]})) is None
+    )
+    assert "Here base is" not in render_page(replace(report, settings={}))
     for folder in ("edit",) if kind == "keyed" else ("edit", "unlearn", "learn"):
         assert {*Lineage.of(out / "italy" / folder).after} >= {"france/edit"}
         assert "on top of `france/edit`" in (out / "italy" / folder / "README.md").read_text()
@@ -170,11 +173,40 @@ def test_without_the_first_or_before_it_it_is_told_of(order, told, two, model_fo
         assert not told or "italy/edit was trained on top of france/edit; give that before it" in said[0]
 
 
+def test_only_the_stages_of_one_edit_have_an_unlearned_state(two, model_folder, tmp_path):
+    kind, out, _, _ = two
+
+    def between(*folders):
+        with warnings.catch_warnings():
+            # Of Italy's edit without France's before it.
+            warnings.simplefilter("ignore")
+            return list(attach(base(model_folder), folders)[1])[1:-1]
+
+    assert between(out / "france" / "edit") == []
+    if kind == "keyed":
+        return
+    for whole in (out / "france", out / "italy"):
+        stages = [whole / "unlearn", whole / "learn"]
+        assert between(*stages) == ["unlearned"]
+        plain = [tmp_path / whole.name / stage.name for stage in stages]
+        for stage, folder in zip(stages, plain, strict=True):
+            to_ia3(stage, folder)
+        assert between(*plain) == ["unlearned"]
+        assert between(*reversed(stages)) == ["after 1"]
+    # What holds the stage is more than it.
+    assert between(out / "italy" / "edit", out / "italy" / "learn") == ["after 1"]
+    assert between(out / "france" / "unlearn", out / "italy" / "learn") == ["after 1"]
+    assert between(out / "france" / "edit", out / "italy" / "unlearn", out / "italy" / "learn") == [
+        "after 1",
+        "after 2",
+    ]
+
+
 def test_evaluate_has_the_state_of_both(two, model_folder):
     _, out, _, _ = two
     folders = [out / "france" / "edit", out / "italy" / "edit"]
     model, states = attach(base(model_folder), folders)
-    expected = {"base": [], "unlearned": folders[:1], "edited": folders}
+    expected = {"base": [], "after 1": folders[:1], "edited": folders}
     assert states.keys() == expected.keys()
     for name, acting in expected.items():
         with states[name]():

@@ -104,7 +104,7 @@ def test_what_a_file_lacks_is_told_of_every_adapter(config, tmp_path):
         with pytest.raises(AdapterError, match=r"missing adapter keys|lacks base_model.*, which its configuration"):
             attach(tiny_model("llama"), folders)
     other = saved(tmp_path / "other", config, seed=1)
-    assert list(attach(tiny_model("llama"), [whole, other])[1]) == ["base", "unlearned", "edited"]
+    assert list(attach(tiny_model("llama"), [whole, other])[1]) == ["base", "after 1", "edited"]
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,12 @@ def evaluate(
 ) -> None:
     """Measure a model on a fact; write report.json and report.html.
 
-    Adapters may be surgical, plain (IA)^3, LoRA or any other that PEFT adds to weights. With two, the state after the
-    first is called unlearned; with all of them the model is called edited.
+    Adapters may be surgical, plain (IA)^3, LoRA or any other that PEFT adds to weights. With all of them the model is
+    called edited; before that it is called after 1, after 2, …, and unlearned between the two stages of one edit.
 
     An edit in the weights of a whole checkpoint, by ROME, MEMIT, fine-tuning or `merge`, is measured with that as
-    --edited and its base as --model. A dtype that is not given holds both. Only weights may differ.
+    --edited and its base as --model. Without --dtype both are measured in the wider of the
+    two dtypes. Only weights may differ.
 
     \b
     Examples:

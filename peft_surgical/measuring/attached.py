@@ -20,12 +20,13 @@ from ..adapters.algebra import power, product
 from ..adapters.bases import warn_of_another_base
 from ..adapters.edits import Edit
 from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_base, check_same_weights
-from ..adapters.lineage import check_once, warn_of_lineage
+from ..adapters.lineage import Lineage, check_once, warn_of_lineage
 from ..adapters.low_rank import KIND as LORA
 from ..adapters.low_rank import LowRank
 from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 from ..errors import AdapterError, SurgicalError, brief, first_line
 from ..loading.pickles import no_pickles
+from ..staging.stage import UNLEARN
 from .states import State, adapter_state
 
 SCALES = ("SURGICAL_IA3", "IA3")
@@ -73,8 +74,8 @@ def attach(model: Any, folders: Sequence[Path], quiet: _Quiet = nullcontext) -> 
         quiet: The context that PEFT reads them in.
 
     Returns:
-        The PEFT model, and name to state: `base`; `unlearned` after the first of two, or `after 1`, `after 2`, … of
-        more; `edited` with all of them.
+        The PEFT model, and name to state: `base`; `after 1`, `after 2`, … with the first ones, which is `unlearned`
+        where the two are an edit's stages; `edited` with all of them.
 
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the model.
@@ -96,7 +97,7 @@ def attach(model: Any, folders: Sequence[Path], quiet: _Quiet = nullcontext) -> 
         for path, name in zip(paths, names, strict=True):
             model = _load(model, path, name, quiet)
     model.eval()
-    states = {label: adapter_state(model, names[:count]) for label, count in _labels(len(names)).items()}
+    states = {label: adapter_state(model, names[:count]) for label, count in _labels(folders).items()}
     with states["edited"]():  # Adapters that cannot act at once are told before anything is measured.
         return model, states
 
@@ -137,9 +138,18 @@ def _turned(model: Any, folders: Sequence[Path]) -> Sequence[Edit | LowRank]:
     return [replace(whole, base_weights={})]
 
 
-def _labels(count: int) -> Mapping[str, int]:
-    between = {"unlearned": 1} if count == 2 else {f"after {number}": number for number in range(1, count)}
+def _labels(folders: Sequence[Path]) -> Mapping[str, int]:
+    count = len(folders)
+    between = {f"after {number}": number for number in range(1, count)}
+    if count == 2 and _is_unlearned(*map(Lineage.of, folders)):
+        between = {"unlearned": 1}
     return {"base": 0, **between, "edited": count}
+
+
+def _is_unlearned(first: Lineage, second: Lineage) -> bool:
+    """Whether the first of two adapters is the stage by which the second one's edit unlearned, be they (IA)^3 now."""
+    below = dict(zip(second.after, second.below, strict=False)).get(UNLEARN)
+    return below is not None and all(digest == below for _, digest in first.acting(UNLEARN))
 
 
 def _kind(folder: Path) -> str:

@@ -65,7 +65,7 @@ def render_page(report: Report, *, picture: bytes | None = None) -> str:
             title=title(report, model=False),
             verdict=report.verdict(),
             weights=weights_told(report),
-            on_top=on_top(report) if report.on else None,
+            on_top=on_top(report),
             picture=None if picture is None else base64.b64encode(picture).decode("ascii"),
             command=command if isinstance(command, str) else None,
             sections=[made for kind in (held_out, controls, portability, probes) if (made := kind(report)).rows],

@@ -74,8 +74,8 @@ def summarize(
         A renderable; `rich` leaves colours out where `NO_COLOR` is set or nobody looks.
     """
     parts: list[RenderableType] = [Text(title(report), style="bold")]
-    if report.on:
-        parts.append(Text(on_top(report), style="dim"))
+    if folded := on_top(report):
+        parts.append(Text(folded, style="dim"))
     parts.append(_Figures(report))
     parts.append(Text("In brackets: 95% intervals. n: how many prompts or tokens.", style="dim"))
     parts += [Text(printable(sentence), style="dim") for sentence in weights_told(report)]
@@ -98,9 +98,13 @@ def title(report: Report, *, model: bool = True) -> str:
     return printable(f"{fact.subject}: {fact.old[0]} → {fact.new[0]}{name}")
 
 
-def on_top(report: Report) -> str:
-    """What an edit was made on top of, in a sentence."""
-    return printable(f"On top of {' and '.join(report.on)}, which what is called base has, too.")
+def on_top(report: Report) -> str | None:
+    """What an edit was made on top of, which is in the base that it is measured beside, in a sentence; None where that
+    is the model as it was."""
+    found = report.settings.get("on")
+    held = [one.get("folder") for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    folders = [folder for folder in held if isinstance(folder, str)]
+    return printable(f"Here base is the model with {' and '.join(folders)} folded in.") if folders else None
 
 
 def label(metric: str, report: Report) -> str:
