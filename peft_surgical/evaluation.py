@@ -138,7 +138,7 @@ def evaluate(
         if states is not None:
             raise ModelError("states and edited exclude each other; give states, or an edited checkpoint.")
         beside = edited_checkpoint(model, tokenizer, edited)
-        states = {"base": nullcontext, "edited": beside.state}
+        states = beside.states
     if states is None:
         states = {"base": nullcontext}
         if adapters_act(model):
@@ -224,7 +224,7 @@ def evaluate(
             "retention_tokens": retention_tokens,
             "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
             **({"base_edits": merged} if merged else {}),
-            **({"edited": beside.record} if beside is not None else {}),
+            **(beside.settings if beside is not None else {}),
             **(settings or {}),
         },
         seconds={**(seconds or {}), "evaluate": round(time.perf_counter() - started, 2)},

@@ -19,6 +19,7 @@ from peft_surgical.measuring import checkpoints
 from peft_surgical.measuring.afterwards import with_relearned, with_rounded
 from peft_surgical.measuring.checkpoints import check_edited, edited_checkpoint
 from peft_surgical.measuring.rounding import round_channels
+from peft_surgical.reporting.weights import weights_told
 
 from .adapters import logits
 from .conftest import fingerprint
@@ -281,7 +282,8 @@ def test_a_wider_checkpoint_is_never_rounded_in_silence(tmp_path):
     assert base.dtype == torch.float32
     assert edited.record["changed"] == [DOWN]
     assert torch.equal(in_state(base, edited.state), logits(other))
-    assert edited.told(base.dtype).endswith("differs from the base's; both are measured in float32.")
+    report = ps.evaluate(base, TOKENIZER, capital(), states=edited.states, settings=edited.settings, **LOOSE)
+    assert weights_told(report)[0].endswith("1 of 30 tensors differs from the base's; both are measured in float32.")
     halves = copy.deepcopy(other).to(torch.float16)
     narrow = tiny_model("llama", dtype=torch.bfloat16)
     with pytest.raises(ModelError, match="load the base with dtype='float32', which holds both"):

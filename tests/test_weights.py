@@ -27,12 +27,15 @@ def test_a_base_with_edits_and_an_edited_checkpoint_are_told_in_the_terminal_and
     carried, beside = weights_told(made)
     assert carried == "The base carries 2 edits, merged into its weights: unlearn and learn, then keyed."
     assert beside == (
-        "Edited is the checkpoint ./<b>rome, stored in bfloat16: 2 of 272 tensors differ from the base's. It says that"
-        " it carries 1 edit, merged into its weights: unlearn and learn."
+        "Edited is the checkpoint ./<b>rome, stored in bfloat16: 2 of 272 tensors differ from the base's; both are"
+        " measured in float32. It says that it carries 1 edit, merged into its weights: unlearn and learn."
     )
     text = " ".join(shown(made).split())
     assert carried in text
     assert beside in text
+    assert (
+        "1 of 272 tensors differs from" in weights_told(report(settings={"edited": {**EDITED, "changed": ["a"]}}))[0]
+    )
     page = render_page(made)
     assert f'<p class="soft">{carried}</p>' in page
     assert "./&lt;b&gt;rome" in page

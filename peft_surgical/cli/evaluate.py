@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -20,7 +19,7 @@ from ..running.cache import kept_beside
 from ..writing.claims import claimed
 from . import checks, options
 from .loading import load, quiet_libraries, tell_trusted
-from .terminal import REPORT_FILES, note, on_interrupt, print_json, print_result, this_command
+from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
 
 
 @click.command(short_help="Measure a model, with or without adapters, on a fact.")
@@ -110,8 +109,7 @@ def evaluate(
                 trust_remote_code=source.trust_remote_code,
                 quiet=quiet_libraries,
             )
-            states = {"base": nullcontext, "edited": beside.state}
-            note(beside.told(model.dtype), quiet=quiet)
+            states = beside.states
         states = with_rounded(model, states, bits)
         states = with_relearned(model, states, tokenizer, fact, relearn, seed=seed, progress=not quiet)
         on_interrupt(context, out)
@@ -128,7 +126,7 @@ def evaluate(
                 settings={
                     "command": this_command(context),
                     "adapters": identities(adapters),
-                    **({} if beside is None else {"edited": beside.record}),
+                    **({} if beside is None else beside.settings),
                 },
                 progress=not quiet,
             )

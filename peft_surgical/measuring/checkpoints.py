@@ -6,7 +6,7 @@ very own tensors again, and no bit of them was written to.
 
 ```py
 >>> edited = edited_checkpoint(model, tokenizer, "./merged")
->>> evaluate(model, tokenizer, fact, states={"base": nullcontext, "edited": edited.state})
+>>> evaluate(model, tokenizer, fact, states=edited.states, settings=edited.settings)
 ```
 """
 
@@ -66,18 +66,15 @@ class EditedCheckpoint:
     state: State
     record: dict[str, Any]
 
-    def told(self, dtype: torch.dtype) -> str:
-        """In one sentence what was found, for a person.
+    @property
+    def states(self) -> dict[str, State]:
+        """The base as it is and the checkpoint, by the names that a report has for them."""
+        return {"base": nullcontext, "edited": self.state}
 
-        Args:
-            dtype: In which both are measured.
-        """
-        changed, count = len(self.record["changed"]), self.record["tensors"]
-        differ = "differs" if changed == 1 else "differ"
-        return (
-            f"{changed:,} of {count:,} tensors of {self.record['name']}, stored in {self.record['dtype']}, {differ}"
-            f" from the base's; both are measured in {_named(dtype)}."
-        )
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a report's settings say of it."""
+        return {"edited": self.record}
 
 
 @dataclass(frozen=True)

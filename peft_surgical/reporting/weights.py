@@ -25,8 +25,12 @@ def weights_told(report: Report) -> list[str]:
         return told
     if not isinstance(beside, Mapping) or not isinstance(beside.get("changed"), list):
         raise ReportError(f"this is not a report: {brief(beside)} stands where an edited checkpoint should.")
+    changed = len(beside["changed"])
     sentence = f"Edited is the checkpoint {beside.get('name')}, stored in {beside.get('dtype')}:"
-    sentence += f" {len(beside['changed']):,} of {beside.get('tensors')} tensors differ from the base's."
+    sentence += (
+        f" {changed:,} of {beside.get('tensors')} tensors differ{'s' * (changed == 1)} from the base's; both are"
+    )
+    sentence += f" measured in {report.dtype}."
     if edits := _edits(beside.get("edits", []), "edits"):
         sentence += f" It says that it carries {_counted(edits)}."
     return [*told, sentence]
