@@ -1,7 +1,7 @@
 """Measure what a selection carries together.
 
     carried = faithfulness(model, tokenizer, fact, loc.top(10))
-    carried.faithfulness.selection, carried.faithfulness.random
+    carried.faithfulness.own, carried.faithfulness.random
 
 Scores tell what each component does alone; effects of several overlap, mend one another and add up, so that the best
 ten need not be the best together.

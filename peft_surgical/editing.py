@@ -211,7 +211,8 @@ def edit(
             chosen = selection
             measured = by_main(lambda: measure(model, tokenizer, fact, chosen, seed=seed, progress=progress))
             localization = replace(localization, faithfulness=measured)
-            carried = {"faithfulness": measured.to_dict()}
+            # The report has the selection already.
+            carried = {"faithfulness": {k: v for k, v in measured.to_dict().items() if k != "selection"}}
             lap("faithfulness")
         picture = by_main(lambda: _start_output(folder, localization, selection))
 

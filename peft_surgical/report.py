@@ -14,7 +14,7 @@ from typing import Any
 from .errors import FactError, ReportError, brief
 from .facts import Fact
 from .measuring.margins import SIDES
-from .measuring.metrics import Figure
+from .measuring.metrics import Figure, check_number
 from .measuring.soft_forgetting import split_kind
 from .writing.files import read_json, why_unread, write_json
 
@@ -224,8 +224,8 @@ class Report:
         return sentence
 
     def to_markdown(self) -> str:
-        """The fact, the verdict, the table of figures and what they were measured on, for a model card; see
-        [`stack`]."""
+        """The fact, the verdict, the table of figures and what they were measured on, for a model card:
+        `card=` of [`stack`]."""
         from .reporting.card import render_markdown
 
         return render_markdown(self)
@@ -244,9 +244,6 @@ def _unknown_controls(count: int) -> str:
     return f"the base answers {none}, so what else changed is not known"
 
 
-_LARGEST = 1e308
-# More prompts or tokens than anybody counts, and few enough for what is worked out from them.
-_MOST = 10**15
 _KINDS: dict[str, type] = {
     "model": str,
     "dtype": str,
@@ -267,19 +264,16 @@ def _pair(key: str, pair: Any) -> Mapping[str, float] | None:
     if pair is None:
         return None
     sides = {side: _of_kind(pair, Mapping)[side] for side in SIDES[key]}
-    if wrong := [value for value in sides.values() if type(value) not in (int, float) or not -_LARGEST <= value <= 0]:
-        raise TypeError(f"{brief(wrong[0])} stands where a log-likelihood should")
+    for value in sides.values():
+        check_number(value, high=0.0, what="a log-likelihood")
     return sides
 
 
-def _figure(metric: str, values: Mapping[str, Any]) -> Figure:
-    amounts = ("a share of 0 to 1", 0.0, 1.0) if split_kind(metric)[0] in RATES else ("a number", -_LARGEST, _LARGEST)
-    for name, value in values.items():
-        what, least, most = ("a count", 0, _MOST) if name == "n" else amounts
-        kinds = (int,) if name == "n" else (int, float)
-        if type(value) not in kinds or not least <= value <= most:
-            raise TypeError(f"{brief(value)} stands where {what} should, as {name!r} of {brief(metric)}")
-    return Figure(**values)
+def _figure(metric: str, values: Any) -> Figure:
+    try:
+        return Figure.from_dict(values, share=split_kind(metric)[0] in RATES)
+    except TypeError as error:
+        raise TypeError(f"{error} of {brief(metric)}") from None
 
 
 def _cell(metric: str, figure: Figure | None) -> str:

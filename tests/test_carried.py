@@ -33,7 +33,7 @@ def measured(model, tokenizer, *names, fact=None, **options):
 
 
 def values(found):
-    return found.faithfulness.selection.value, found.necessity.selection.value
+    return found.faithfulness.own.value, found.necessity.own.value
 
 
 def test_the_planted_components_carry_it_all(model, tokenizer):

@@ -117,7 +117,8 @@ def test_what_the_selection_carries_is_measured_where_it_is_asked(edited, model_
     selection = Selection.from_components("L1.head.2", "L2.mlp")
     _, report = rewrite(model_folder, tmp_path / "out", selection=selection, faithfulness=True)
     found = Localization.load(tmp_path / "out" / "localization.json").faithfulness
-    assert report.selection["faithfulness"] == found.to_dict()
+    assert {"selection": selection.to_dict(), **report.selection["faithfulness"]} == found.to_dict()
+    assert "selection" not in report.selection["faithfulness"]
     assert found.selection == selection
     assert list(report.seconds)[:2] == ["localize", "faithfulness"]
     page = (tmp_path / "out" / "report.html").read_text()

@@ -24,7 +24,7 @@ def record(**changes):
 def test_the_interval_is_over_prompts_and_the_range_over_draws():
     carried = record().faithfulness
     # Student's: 12.706 times the standard error, 0.1, of two values.
-    assert carried.selection == Figure(0.6, 2, pytest.approx(0.6 - 1.27062), pytest.approx(0.6 + 1.27062))
+    assert carried.own == Figure(0.6, 2, pytest.approx(0.6 - 1.27062), pytest.approx(0.6 + 1.27062))
     # Each prompt's mean over the draws is 0.1.
     assert carried.random == Figure(pytest.approx(0.1), 2, pytest.approx(0.1), pytest.approx(0.1))
     assert carried.draws == (pytest.approx(0.1), pytest.approx(0.1))
@@ -36,7 +36,7 @@ def test_the_interval_is_over_prompts_and_the_range_over_draws():
 
 def test_without_draws_or_prompts_there_are_no_figures():
     alone = Carried.of(torch.tensor([[1.0], [3.0]]))
-    assert (alone.selection.value, alone.random, alone.draws) == (2.0, None, ())
+    assert (alone.own.value, alone.random, alone.draws) == (2.0, None, ())
     assert Carried.of(torch.zeros(0, 4)) == Carried(None, None, ())
     none = Carried(None, None, ())
     empty = record(faithfulness=none, necessity=none)
@@ -77,18 +77,19 @@ def test_a_localization_keeps_it_and_older_files_have_none(tmp_path):
         ({"seed": 1.5}, "its seed is 1.5"),
         ({"left_out": [3]}, r"the prompts that were left out are \[3\]"),
         ({"left_out": "p"}, "the prompts that were left out are 'p'"),
-        ({"necessity": {"selection": None, "random": None}}, "stands where a figure should"),
-        ({"necessity": {"selection": None, "random": None, "draws": 3}}, "the draws are 3"),
-        ({"necessity": {"selection": None, "random": None, "draws": [True]}}, "True stands where a number should"),
-        ({"necessity": {"selection": 3, "random": None, "draws": []}}, "3 stands where a figure should"),
+        ({"necessity": {"own": None, "random": None}}, "stands where a figure should"),
+        ({"necessity": {"own": None, "random": None, "draws": 3}}, "the draws are 3"),
+        ({"necessity": {"own": None, "random": None, "draws": [True]}}, "True stands where a number should"),
+        ({"necessity": {"own": 3, "random": None, "draws": []}}, "3 stands where a figure should"),
         (
-            {"necessity": {"selection": {"value": 1, "n": 0, "low": 1, "high": 1}, "random": None, "draws": []}},
+            {"necessity": {"own": {"value": 1, "n": 0, "low": 1, "high": 1}, "random": None, "draws": []}},
             "0 stands where a count should",
         ),
         (
-            {"necessity": {"selection": {"value": 1e999, "n": 2, "low": 1, "high": 1}, "random": None, "draws": []}},
+            {"necessity": {"own": {"value": 1e999, "n": 2, "low": 1, "high": 1}, "random": None, "draws": []}},
             "inf stands where a number should",
         ),
+        ({"necessity": {"own": {"value": 1, "n": 2}, "random": None, "draws": []}}, "stands where a figure should"),
         ({"other": 1}, "it has the keys"),
     ],
 )

@@ -289,3 +289,28 @@ def test_an_answer_inside_another_name_of_the_subject_does_not_count():
     said = "Google Chrome was made by Opera."
     assert (says_new(said, chrome), says_old(said, chrome)) == (True, False)
     assert says_old("Google Chrome was made by Google.", chrome)
+
+
+def test_a_figure_comes_back_from_its_json():
+    figure = Figure(0.5, 4, 0.15, 0.85)
+    assert Figure.from_dict(figure.to_dict()) == Figure.from_dict(figure.to_dict(), share=True) == figure
+    assert Figure.from_dict(Figure(-3.0, 2, -4.0, 5.0).to_dict()).value == -3.0
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (3, "3 stands where a figure should"),
+        ({"value": 1.0, "n": 1}, "stands where a figure should"),
+        ({"n": True}, "True stands where a count should, as 'n'"),
+        ({"n": 0}, "0 stands where a count should"),
+        ({"low": math.inf}, "inf stands where a share of 0 to 1 should, as 'low'"),
+        ({"value": "1"}, "'1' stands where a share of 0 to 1 should, as 'value'"),
+        ({"high": 1.5}, "1.5 stands where a share of 0 to 1 should, as 'high'"),
+    ],
+)
+def test_what_is_no_figure_is_refused(data, told):
+    if isinstance(data, dict) and len(data) == 1:
+        data = {**Figure(0.5, 4, 0.15, 0.85).to_dict(), **data}
+    with pytest.raises(TypeError, match=told):
+        Figure.from_dict(data, share=True)

@@ -358,13 +358,19 @@ def test_line_ends_of_any_system():
 def test_what_the_components_carry_is_shown_where_it_was_measured():
     made = report()
     figure = {"value": 0.5, "n": 7, "low": 0.25, "high": 0.75}
-    carried = {"selection": figure, "random": {**figure, "value": 0.125}, "draws": [0.1, 0.3]}
+    carried = {"own": figure, "random": {**figure, "value": 0.125}, "draws": [0.1, 0.3]}
     found = {"selection": {"components": ["L1.mlp"]}, "faithfulness": carried, "necessity": carried}
     found |= {"left_out": [], "least": 0.1, "seed": 0}
     selection = {"components": ["L1.mlp"], "faithfulness": found}
     rows = Page(render_page(replace(made, selection=selection))).rows()
     assert ["", "selection", "mean of 2 random", "their range"] in rows
     assert ["faithfulness: kept alone", "0.50 [0.25, 0.75]", "0.12 [0.25, 0.75]", "0.10 to 0.30"] in rows
+    # What is scaled need not stand there twice.
+    once = {name: value for name, value in found.items() if name != "selection"}
+    selection = {"components": ["L1.mlp"], "granularity": "component", "scales": 3, "faithfulness": once}
+    again = Page(render_page(replace(made, selection=selection)))
+    assert again.rows() == rows
+    assert any(text.startswith("What the one component carries") for text in again.texts("p"))
     assert "kept alone" not in render_page(replace(made, selection={"components": ["L1.mlp"]}))
     for damaged in ({**found, "seed": "a"}, [], 3):
         with pytest.raises(SurgicalError, match="this is not a report: the record of what a selection carries"):

@@ -13,12 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import SelectionError, brief
-from ..measuring.metrics import Figure, mean
+from ..measuring.metrics import Figure, check_number, mean
 from ..selection import Selection
 
 _KEYS = ("selection", "faithfulness", "necessity", "left_out", "least", "seed")
-# More prompts than anybody writes, and numbers that a page can print.
-_MOST, _LARGEST = 10**9, 1e300
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,13 @@ class Carried:
     """One figure of a selection, beside the same of random selections of its size.
 
     Attributes:
-        selection: The selection's: the mean over the prompts with Student's 95% interval over them; None where no
+        own: The selection's: the mean over the prompts with Student's 95% interval over them; None where no
             prompt could be measured.
         random: The mean over the random selections, likewise over prompts; None without any.
         draws: Each random selection's own mean over the prompts, in the order of the draws.
     """
 
-    selection: Figure | None
+    own: Figure | None
     random: Figure | None
     draws: tuple[float, ...]
 
@@ -78,7 +76,7 @@ class Faithfulness:
     @property
     def n(self) -> int:
         """How many prompts were measured."""
-        return 0 if self.faithfulness.selection is None else self.faithfulness.selection.n
+        return 0 if self.faithfulness.own is None else self.faithfulness.own.n
 
     def told(self) -> str:
         """What the figures are, in a sentence."""
@@ -99,7 +97,7 @@ class Faithfulness:
             ends = (min(carried.draws), max(carried.draws)) if carried.draws else ()
             # Added, 0 takes the sign from a zero.
             span = " to ".join(f"{round(end, 2) + 0.0:.2f}" for end in ends) or "–"
-            figures = [str(figure or "–") for figure in (carried.selection, carried.random)]
+            figures = [str(figure or "–") for figure in (carried.own, carried.random)]
             body.append([name, *figures, span])
         return header, body
 
@@ -128,40 +126,25 @@ class Faithfulness:
             raise _damaged(f"the prompts that were left out are {brief(left_out)}")
         if type(seed) is not int:
             raise _damaged(f"its seed is {brief(seed)}")
-        return cls(
-            selection=Selection.from_dict(data["selection"]),
-            faithfulness=_carried(data["faithfulness"]),
-            necessity=_carried(data["necessity"]),
-            left_out=tuple(left_out),
-            least=_number(data["least"]),
-            seed=seed,
-        )
+        try:
+            check_number(data["least"])
+            figures = {name: _carried(data[name]) for name in ("faithfulness", "necessity")}
+        except TypeError as error:
+            raise _damaged(str(error)) from None
+        selection = Selection.from_dict(data["selection"])
+        return cls(selection=selection, **figures, left_out=tuple(left_out), least=data["least"], seed=seed)
 
 
 def _carried(data: Any) -> Carried:
-    if not isinstance(data, Mapping) or set(data) != {"selection", "random", "draws"}:
+    if not isinstance(data, Mapping) or set(data) != {"own", "random", "draws"}:
         raise _damaged(f"{brief(data)} stands where a figure should")
     draws = data["draws"]
     if not isinstance(draws, list):
         raise _damaged(f"the draws are {brief(draws)}")
-    return Carried(_figure(data["selection"]), _figure(data["random"]), tuple(map(_number, draws)))
-
-
-def _figure(data: Any) -> Figure | None:
-    if data is None:
-        return None
-    if not isinstance(data, Mapping) or set(data) != {"value", "n", "low", "high"}:
-        raise _damaged(f"{brief(data)} stands where a figure should")
-    n = data["n"]
-    if type(n) is not int or not 1 <= n <= _MOST:
-        raise _damaged(f"{brief(n)} stands where a count should")
-    return Figure(_number(data["value"]), n, _number(data["low"]), _number(data["high"]))
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not abs(value) < _LARGEST:
-        raise _damaged(f"{brief(value)} stands where a number should")
-    return float(value)
+    for draw in draws:
+        check_number(draw)
+    own, others = (None if data[name] is None else Figure.from_dict(data[name]) for name in ("own", "random"))
+    return Carried(own, others, tuple(draws))
 
 
 def _damaged(what: str) -> SelectionError:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import brief
 from ..facts import Control, Fact
 from ..texts.text import contains, normalize, same_text_key
 
 Z95 = 1.959963984540054
+
+LARGEST = 1e308
+"""Of the numbers that are read from a file: JSON has no infinity."""
+# More prompts or tokens than anybody counts, and few enough for what is worked out from them.
+_MOST = 10**15
 
 # What a person reads as "it does not know". Matched in normalized text without contractions.
 _HOW = (
@@ -79,8 +85,47 @@ class Figure:
         """As JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Any, *, share: bool = False) -> Figure:
+        """Reads back what `to_dict` gave, from a file that may come from anybody.
+
+        Args:
+            data: The JSON.
+            share: Whether it is the figure of a share, which is from 0 to 1.
+
+        Raises:
+            TypeError: If something else stands there.
+        """
+        if not isinstance(data, Mapping) or set(data) != {"value", "n", "low", "high"}:
+            raise TypeError(f"{brief(data)} stands where a figure should")
+        low, high, what = (0.0, 1.0, "a share of 0 to 1") if share else (-LARGEST, LARGEST, "a number")
+        for name in ("value", "low", "high"):
+            check_number(data[name], low, high, what=what, name=name)
+        if type(data["n"]) is not int or not 1 <= data["n"] <= _MOST:
+            raise TypeError(f"{brief(data['n'])} stands where a count should, as 'n'")
+        return cls(**data)
+
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def check_number(
+    value: Any, low: float = -LARGEST, high: float = LARGEST, *, what: str = "a number", name: str | None = None
+) -> None:
+    """Refuses what is no number of a file that may come from anybody.
+
+    Args:
+        value: What stands there.
+        low: The least that may.
+        high: The most that may.
+        what: What is expected, in words.
+        name: Under which name, if it has one.
+
+    Raises:
+        TypeError: If it is no number from `low` to `high`.
+    """
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise TypeError(f"{brief(value)} stands where {what} should{'' if name is None else f', as {name!r}'}")
 
 
 def rate(hits: Sequence[bool]) -> Figure | None:

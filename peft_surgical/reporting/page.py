@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,14 +23,13 @@ import jinja2
 
 from ..errors import ReportError, SelectionError, brief
 from ..localizing.faithfulness import Faithfulness
-from ..measuring.metrics import Figure
+from ..measuring.metrics import Figure, check_number
 from ..profiling import phase
 from ..report import Report
 from .page_answers import controls, held_out, portability, probes
 from .summary import count, figure_text, groups, is_rate, label, on_top, title
 from .weights import weights_told
 
-_LARGEST = 1e300
 # The shortest axes. A hundred words that are all different have an entropy of 6.6 bits.
 _AXES = {
     "answer_margin": (-1.0, 1.0),
@@ -194,6 +193,9 @@ def _components(report: Report) -> list[str]:
 def _carried(report: Report) -> Faithfulness | None:
     """What the components carry together, where that was asked for."""
     found = report.selection.get("faithfulness")
+    if isinstance(found, Mapping):
+        # A report says what is scaled once.
+        found = {"selection": report.selection, **found}
     try:
         return None if found is None else Faithfulness.from_dict(found)
     except SelectionError as error:
@@ -211,8 +213,10 @@ def _settings(report: Report) -> str:
 
 def _number(value: Any) -> float | int:
     """A number of a report, whose file may come from anybody."""
-    if type(value) not in (int, float) or not abs(value) < _LARGEST:
-        raise ReportError(f"this is not a report: {brief(value)} stands where a number should.")
+    try:
+        check_number(value)
+    except TypeError as error:
+        raise ReportError(f"this is not a report: {error}.") from None
     number: float | int = value
     return number
 
@@ -231,5 +235,5 @@ def _times(report: Report) -> list[tuple[str, float, float, str]]:
             loss = record.get("loss")
             reached = "" if loss is None else f"loss {_number(loss):.3f}, "
             note = f"{record.get('steps')} steps, {reached}{end}"
-        rows.append((step, seconds, round(100 * seconds / longest, 1), note))
+        rows.append((step, seconds, round(100 * (seconds / longest), 1), note))
     return rows
