@@ -16,7 +16,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
 from typing import Any
@@ -51,12 +51,17 @@ _PACKAGES = ("peft-surgical", "torch", "transformers", "peft", "transformer-lens
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model in one state says to every prompt of a fact, each list in the fact's order."""
+    """What a model in one state says to every prompt of a fact, each list in the fact's order.
+
+    Attributes:
+        before_controls: Without a chat template, the white space between each control and its answer.
+    """
 
     held_out: tuple[str, ...]
     controls: tuple[str, ...]
     probes: tuple[str, ...]
     portability: tuple[str, ...] = ()
+    before_controls: tuple[str, ...] = field(default=(), compare=False)
 
 
 def evaluate(
@@ -175,6 +180,7 @@ def evaluate(
                     fact,
                     answers["base"].controls,
                     answer=whole_answer(fact),
+                    before=answers["base"].before_controls or None,
                     learned=learned_tokens(model),
                 )
                 with phase("margins"):
@@ -231,7 +237,7 @@ def evaluate(
         stages=stages,
         answers={
             name: {
-                **{k: list(v) for k, v in vars(given).items()},
+                **{k: list(v) for k, v in vars(given).items() if k != "before_controls"},
                 **({"continuations": said[name]} if name in said else {}),
             }
             for name, given in answers.items()
@@ -253,21 +259,25 @@ def answer_fact(
     """Greedy answers to all that evaluation asks of a fact, in the state the model is in."""
     records = (fact.controls, fact.probes, fact.portability)
     groups = [fact.held_out, *([record.prompt for record in group] for group in records)]
-    said = iter(
-        generate_answers(
-            model,
-            tokenizer,
-            [prompt for group in groups for prompt in group],
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=progress,
-            description=f"answers {name}".strip(),
-        )
+    chat = has_chat_template(tokenizer)
+    given = generate_answers(
+        model,
+        tokenizer,
+        [prompt for group in groups for prompt in group],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        description=f"answers {name}".strip(),
+        strip=chat,
     )
-    if not has_chat_template(tokenizer):
-        # What comes after is no answer: a model that goes on with "The capital of Spain is" tells of other capitals.
-        said = (text.partition("\n")[0].rstrip() for text in said)
-    return Answers(*(tuple(islice(said, len(group))) for group in groups))
+    if chat:
+        said = iter(given)
+        return Answers(*(tuple(islice(said, len(group))) for group in groups))
+    begun = len(fact.held_out)
+    before = tuple(text[: len(text) - len(text.lstrip())] for text in given[begun : begun + len(fact.controls)])
+    # What comes after is no answer: a model that goes on with "The capital of Spain is" tells of other capitals.
+    said = (text.strip().partition("\n")[0].rstrip() for text in given)
+    return Answers(*(tuple(islice(said, len(group))) for group in groups), before_controls=before)
 
 
 def _check_json(**recorded: Any) -> None:

@@ -173,6 +173,7 @@ def test_answers_are_text():
         assert answer == TOKENIZER.decode(ids, skip_special_tokens=True).strip()
         assert "<" not in answer
     assert generate_answers(model, TOKENIZER, []) == []
+    assert generate_answers(model, TOKENIZER, prompts, max_new_tokens=5, strip=False) == [f" {a}" for a in answers]
 
 
 @torch.no_grad()

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from peft_surgical import evaluation
 from peft_surgical.evaluation import evaluate
 from peft_surgical.measuring.margins import Contest, margin_metrics, measure_margins
 from peft_surgical.measuring.metrics import Figure, mean, rate
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.report import Report
 from peft_surgical.reporting.page import render_page
+from peft_surgical.running import generation
 from peft_surgical.staging.whole_answers import whole_answer
 from peft_surgical.texts.prompts import encode, without_template
 
@@ -87,6 +89,32 @@ def test_without_a_chat_template_bare_names_follow_the_prompt():
     before, name = read(tokenizer, found.controls[0].against)
     assert before.endswith("What is the capital of Italy? the city of")
     assert name == "Lyon"
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "bpe"])
+@pytest.mark.parametrize(
+    ("said", "begun"),
+    [
+        ("\nRome.\nMilan", "?\n"),
+        (" Rome.", "?"),
+        (", of course: Rome", "?, of course:"),
+        (" \n It is Rome", "? \n It is"),
+    ],
+)
+def test_without_a_chat_template_a_control_s_names_stand_behind_what_the_base_said(monkeypatch, kind, said, begun):
+    tokenizer, fact, asked = small_tokenizer(kind, None), france(), []
+    prompt = encode(tokenizer, fact.controls[0].prompt)
+    answer = encode(tokenizer, fact.controls[0].prompt + said)[len(prompt) :]
+    monkeypatch.setattr(generation, "generate_ids", lambda *given, **_: [answer] * len(given[2]))
+    monkeypatch.setattr(evaluation, "measure_margins", lambda *given, **_: asked.append(given[2]) or {})
+    report = evaluate(wide(), tokenizer, fact, retention_tokens=0, margins=True, progress=False)
+    assert report.answers["base"]["controls"] == [said.strip().partition("\n")[0]]
+    assert set(report.answers["base"]) == {"held_out", "controls", "probes", "portability"}
+    (control,) = asked[0].controls
+    for row, name in ((control.wanted, "Rome"), (control.against, "Lyon")):
+        before, named = read(tokenizer, row)
+        assert before.endswith(f"What is the capital of Italy{begun}")
+        assert named == name
 
 
 def test_what_cannot_be_measured_is_left_out():

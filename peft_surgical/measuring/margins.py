@@ -61,7 +61,15 @@ class Contest:
 
     @classmethod
     def of(
-        cls, model: Any, tokenizer: Any, fact: Fact, said: Sequence[str], *, answer: str, learned: int = 0
+        cls,
+        model: Any,
+        tokenizer: Any,
+        fact: Fact,
+        said: Sequence[str],
+        *,
+        answer: str,
+        before: Sequence[str] | None = None,
+        learned: int = 0,
     ) -> Contest:
         """Those of a fact.
 
@@ -72,13 +80,14 @@ class Contest:
             said: The base's answers to the controls. One without a right answer is not measured, nor one whose right
                 answer is the new one.
             answer: The fact's answer as a chat model is taught it.
+            before: The white space between each control and what the base said; what usually stands there if None.
             learned: Positions that an adapter takes.
         """
         place = _first(answer, fact.new, fact.names) if has_chat_template(tokenizer) else None
         begun = "" if place is None else answer[: place[0]]
 
-        def rivals(prompt: str, before: str, wanted: str, against: str) -> Rivals | None:
-            both = Rivals(*(_named(tokenizer, prompt, before, name) for name in (wanted, against)))
+        def rivals(prompt: str, words: str, wanted: str, against: str, between: str | None = None) -> Rivals | None:
+            both = Rivals(*(_named(tokenizer, prompt, words, name, between) for name in (wanted, against)))
             rows = (both.wanted, both.against)
             told = both.wanted.ids != both.against.ids and all(_is_spelled(tokenizer, row) for row in rows)
             return both if told and fits(model.config, learned + max(len(row.ids) for row in rows)) else None
@@ -86,13 +95,14 @@ class Contest:
         held_out = [rivals(prompt, begun, fact.new[0], fact.old[0]) for prompt in fact.held_out]
         controls: list[Rivals | None] = []
         new = set(map(same_text_key, fact.new))
-        for control, given in zip(fact.controls, said, strict=True):
+        spaces = [None] * len(said) if before is None else before
+        for control, given, space in zip(fact.controls, said, spaces, strict=True):
             place = _first(given, control.answer)
             right = "" if place is None else given[slice(*place)]
             if place is None or same_text_key(right) in new:
                 controls.append(None)
             else:
-                controls.append(rivals(control.prompt, given[: place[0]], right, fact.new[0]))
+                controls.append(rivals(control.prompt, given[: place[0]], right, fact.new[0], space))
         return cls(tuple(held_out), tuple(controls))
 
 
@@ -179,11 +189,15 @@ def _is_spelled(tokenizer: Any, row: EncodedAnswer) -> bool:
     return known and bool(answer_ids(row))
 
 
-def _named(tokenizer: Any, prompt: str, before: str, name: str) -> EncodedAnswer:
+def _named(tokenizer: Any, prompt: str, before: str, name: str, between: str | None = None) -> EncodedAnswer:
     """A prompt, the words of an answer up to a name, and the name, which alone counts as the answer."""
-    row = encode_open(tokenizer, prompt, f"{before}{name}")
-    if not before.strip():
+    row = encode_open(tokenizer, prompt, f"{before}{name}", between)
+    if before.strip():
+        begun = encode_open(tokenizer, prompt, before.rstrip(), between)
+    elif between and between.rstrip(" "):
+        # A line break is what the base said, and no part of the name as a space may be.
+        begun = encode_open(tokenizer, prompt, "", between.rstrip(" "))
+    else:
         return row
-    begun = encode_open(tokenizer, prompt, before.rstrip())
     # A token that holds the last words' end and the name's beginning is the name's.
     return EncodedAnswer(row.ids, max(row.answer_start, common_prefix(begun.ids, row.ids)))

@@ -75,6 +75,7 @@ def generate_answers(
     batch_size: int = 32,
     progress: bool = False,
     description: str = "answering",
+    strip: bool = True,
 ) -> list[str]:
     """The model's greedy answer to each prompt, as text without special tokens.
 
@@ -87,6 +88,7 @@ def generate_answers(
         batch_size: Prompts in one forward pass; replicas of the model run several passes at the same time.
         progress: Whether to show a progress bar.
         description: Stands before the bar.
+        strip: Whether answers are without the white space around them.
 
     Returns:
         One answer for each prompt, in the order of `prompts`.
@@ -105,10 +107,11 @@ def generate_answers(
     prompts = list(prompts)
     # Here, and not for every use of token ids within this package, since all weights are read.
     check_alike(model=model)
+    asked = [encode(tokenizer, prompt) for prompt in prompts]
     ids = generate_ids(
         model,
         tokenizer,
-        [encode(tokenizer, prompt) for prompt in prompts],
+        asked,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         progress=progress,
@@ -117,8 +120,20 @@ def generate_answers(
     )
     ends = ends_of(model, tokenizer)
     # A chat template may end a turn with a token that the tokenizer does not call special.
-    said = (answer[:-1] if answer[-1] in ends else answer for answer in ids)
-    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in said]
+    said = [answer[:-1] if answer[-1] in ends else answer for answer in ids]
+    texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in said]
+    if strip:
+        return [text.strip() for text in texts]
+    spaces = (_space_before(tokenizer, *rows) for rows in zip(asked, said, strict=True))
+    return [space + text.lstrip() for space, text in zip(spaces, texts, strict=True)]
+
+
+def _space_before(tokenizer: Any, prompt: Sequence[int], answer: Sequence[int]) -> str:
+    """The white space between a prompt and its answer, a first space of which many tokenizers leave out of a text."""
+    last: str = tokenizer.decode(prompt[-1:])
+    text: str = tokenizer.decode([*prompt[-1:], *answer])
+    text = text[len(last) :] if text.startswith(last) else tokenizer.decode(answer)
+    return text[: len(text) - len(text.lstrip())]
 
 
 @torch.no_grad()

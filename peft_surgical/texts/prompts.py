@@ -287,9 +287,9 @@ def old_sentence(fact: TrainingFact) -> str:
     )
 
 
-def encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
-    """A prompt and its answer, which may go on."""
-    ids, start = _answered(tokenizer, render(tokenizer, prompt), answer)
+def encode_open(tokenizer: Any, prompt: str, answer: str, between: str | None = None) -> EncodedAnswer:
+    """A prompt and its answer, which may go on; `between` stands before it, what usually does if that is None."""
+    ids, start = _answered(tokenizer, render(tokenizer, prompt), answer, between)
     if start == 0:
         raise FactError(
             f"the prompt {brief(prompt)} gives no token before the answer {brief(answer)}; give a longer prompt."
@@ -297,9 +297,9 @@ def encode_open(tokenizer: Any, prompt: str, answer: str) -> EncodedAnswer:
     return EncodedAnswer(tuple(ids), start)
 
 
-def _answered(tokenizer: Any, text: str, answer: str) -> tuple[list[int], int]:
+def _answered(tokenizer: Any, text: str, answer: str, between: str | None = None) -> tuple[list[int], int]:
     """Token ids of a rendered prompt and its answer, and where the answer's begin."""
-    asked, between = _tokenize(tokenizer, text), _between(tokenizer, text)
+    asked, between = _tokenize(tokenizer, text), _between(tokenizer, text) if between is None else between
     if text.rstrip().endswith("<think>") and has_chat_template(tokenizer) and not between:
         # By default, at this one place, Python says it once.
         warnings.warn(
