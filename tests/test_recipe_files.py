@@ -87,6 +87,10 @@ def test_a_report_is_read_by_the_recipe_that_it_records(file):
         ModelError, match=r"recipe\.yaml: this report records no recipe, as one of `evaluate` does not"
     ):
         read_recipes(file(report().to_dict()), RECIPES)
+    for settings in ({}, {"settings": None}):
+        older = {key: value for key, value in report().to_dict().items() if key != "settings"} | settings
+        with pytest.raises(ModelError, match="this report records no recipe"):
+            read_recipes(file(older), RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,12 @@ def test_a_report_is_read_by_the_recipe_that_it_records(file):
         ("step_kl: inf", ": step_kl must be a finite number of 0 or more; got inf."),
         ("compute_dtype: int8", ": unknown compute_dtype 'int8'; choose one of auto, float32"),
         ("compute_dtype: {}", ": compute_dtype must be one value, such as auto, not {}."),
+        ('{"steps": true}', ": steps must be a whole number of 0 or more; got True."),
+        ('{"step_kl": false}', ": step_kl must be a finite number of 0 or more; got False."),
+        ('{"settle": true}', ": settle must be "),
+        ('{"pass_tokens": false}', ": pass_tokens must be "),
+        ('{"target_kl": true}', ": target_kl must be "),
+        ('{"compute_dtype": true}', ": unknown compute_dtype True; choose one of auto, float32"),
         ("steps: 3\nsteps: 4", ": is not valid YAML in line 2: the key 'steps' stands twice."),
         ('{"steps": 3, "steps": 4}', ": the key 'steps' stands twice."),
         ("steps: !!int 3", "; a recipe holds plain texts and lists."),

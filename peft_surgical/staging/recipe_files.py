@@ -69,8 +69,8 @@ def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         data = read_plain_file(path, "recipe")
     except FactError as error:
         raise ModelError(str(error)) from error
-    if isinstance(data, Mapping) and {"fact", "stages", "settings"} <= data.keys():
-        settings = data["settings"]
+    if isinstance(data, Mapping) and {"fact", "stages"} <= data.keys():
+        settings = data.get("settings")
         if not isinstance(settings, Mapping) or "recipe" not in settings:
             raise ModelError(f"{path}: this report records no recipe, as one of `evaluate` does not.")
         data = settings["recipe"]
@@ -99,10 +99,13 @@ def _filled(data: object, own: R, where: str) -> R:
         raise ModelError(f"{where}: {error}") from error
 
 
-def _value(word: str | None) -> int | float | str | None:
+def _value(word: object) -> object:
     """What a word of a file stands for: a number if it is one. Whether it fits its field, the recipe says."""
     if word is None or word == "None":
         return None
+    if not isinstance(word, str):
+        # JSON's true and false, which fit no field.
+        return word
     for kind in (int, float):
         try:
             # YAML has a dot before infinity.
