@@ -16,11 +16,12 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import islice
 from typing import Any
 
+from .adapters.bases import cached_commit, hub_id_of, revision_of
 from .adapters.merged_edits import edits_in
 from .architectures import check_causal
 from .counts import check_counts, check_seed, check_text_tokens
@@ -217,10 +218,12 @@ def evaluate(
         }
         for name in states
     }
-    merged = edits_in(base_model_of(model))
+    base = base_model_of(model)
+    merged, name = edits_in(base), str(getattr(model.config, "_name_or_path", ""))
+    revision = revision_of(base) or cached_commit(name)
     return Report(
         fact=fact,
-        model=str(getattr(model.config, "_name_or_path", "")),
+        model=name,
         dtype=str(model.dtype).removeprefix("torch."),
         seed=seed,
         versions=versions(),
@@ -229,6 +232,8 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "retention_tokens": retention_tokens,
             "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
+            **({"hub_id": hub_id_of(base, name)} if name else {}),
+            **({"revision": revision} if revision else {}),
             **({"base_edits": merged} if merged else {}),
             **(beside.settings if beside is not None else {}),
             **(settings or {}),
@@ -277,7 +282,7 @@ def answer_fact(
     before = tuple(text[: len(text) - len(text.lstrip())] for text in given[begun : begun + len(fact.controls)])
     # What comes after is no answer: a model that goes on with "The capital of Spain is" tells of other capitals.
     said = (text.strip().partition("\n")[0].rstrip() for text in given)
-    return Answers(*(tuple(islice(said, len(group))) for group in groups), before_controls=before)
+    return replace(Answers(*(tuple(islice(said, len(group))) for group in groups)), before_controls=before)
 
 
 def _check_json(**recorded: Any) -> None:

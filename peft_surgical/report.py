@@ -79,7 +79,8 @@ class Report:
             log-likelihoods per token in nats, in the fact's order; None for what was not measured.
         settings: What else the figures depend on, as JSON: how long answers may be, how much unrelated text was
             asked for (the N of its figures counts the tokens measured), a digest of the chat template (null without
-            one), at the command line the command and the adapters, each with the SHA-256 of its tensors; where the
+            one), at the command line the command and the adapters, each with the SHA-256 of its tensors; of a model
+            with a name its `hub_id`, null where it came from a folder, and the `revision` if one is known; where the
             base carries edits that were merged into it, these as `base_edits`, and where an edited checkpoint was
             measured, what it is as `edited`. Of an edit also what it was made `on` top of, the scorers, the
             projections that were scaled, and the recipe, by stage where there are several, as `--recipe` takes it.
@@ -224,8 +225,12 @@ class Report:
         return sentence
 
     def to_markdown(self) -> str:
-        """The fact, the verdict, the table of figures and what they were measured on, for a model card:
-        `card=` of [`stack`]."""
+        """The fact, the verdict, the table of figures and what they were measured on, for a model card: `card=` of
+        [`stack`].
+
+        Raises:
+            ReportError: If the report comes from a file in which something else stands where its edits should.
+        """
         from .reporting.card import render_markdown
 
         return render_markdown(self)

@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
+from peft_surgical.errors import ReportError
 from peft_surgical.measuring.metrics import Figure
 from peft_surgical.reporting.card import render_markdown, with_measured
 from tests.reports import FACT, report
+from tests.test_weights import EDITED, EDITS
 
 CARD = b"---\ntags:\n- ia3\n---\n\n# A surgical edit\n\nAn adapter.\n\n## Use\n"
 
@@ -45,6 +47,41 @@ def test_what_is_not_known_is_left_out():
     assert text.endswith("Measured: the base model in float32, seed 7, on x86_64.")
     assert "/home" not in text
     assert table(report().to_markdown())[0] == ["", "base", "unlearned", "edited"]
+
+
+def test_what_the_weights_carry_is_told_without_a_path_of_the_machine():
+    on = [{"folder": "/home/me/out/france/edit", "sha256": "x"}, {"folder": "keyed"}]
+    settings = {"on": on, "base_edits": EDITS, "edited": {**EDITED, "name": "/home/me/ro*me"}}
+    made = report("base", "edited", settings=settings)
+    parts = made.to_markdown().split("\n\n")
+    assert parts[3] == (
+        "On top of france/edit and keyed, which what is called base has, too. The base carries 2 edits, merged into"
+        " its weights: unlearn and learn, then keyed. Edited is the checkpoint ro\\*me, stored in bfloat16: 2 of 272"
+        " tensors differ from the base's."
+    )
+    assert parts[4].startswith("In brackets: ")
+    assert made.settings == settings
+    text = report(settings={"edited": {**EDITED, "name": "org/edited"}}).to_markdown()
+    assert "\n\nEdited is the checkpoint org/edited, stored in" in text
+    with pytest.raises(ReportError, match="stands where base_edits should"):
+        report(settings={"base_edits": 3}).to_markdown()
+
+
+def measured(**settings):
+    return report(settings=settings).to_markdown().rpartition("Measured: ")[2].partition(" in float32")[0]
+
+
+def test_the_model_is_named_as_it_was_when_it_was_measured(tmp_path, monkeypatch):
+    assert measured(hub_id="org/model", revision="v1.0") == "org/model (revision v1.0)"
+    assert measured(hub_id=None, revision="v1.0") == "the base model"
+    assert measured(hub_id=["x"], revision=3) == "the base model"
+    assert measured(hub_id="org/a*b", revision="`") == "org/a\\*b (revision \\`)"
+    # That of before goes by what is here.
+    assert measured() == "tiny/model"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny" / "model").mkdir(parents=True)
+    assert measured() == "the base model"
+    assert measured(hub_id="tiny/model") == "tiny/model"
 
 
 @pytest.mark.parametrize("evil", ["a|b", "<script>", "**x**", "[a](b)", "a\n\n# b", "`x", "&lt;", "\x1b[31m", "_x_"])

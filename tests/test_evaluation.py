@@ -6,6 +6,7 @@ import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
 from peft_surgical import evaluation
+from peft_surgical.adapters.bases import note_revision
 from peft_surgical.errors import AdapterError, ModelError
 from peft_surgical.evaluation import Answers, answer_fact, evaluate, versions
 from peft_surgical.measuring import retention
@@ -14,6 +15,7 @@ from peft_surgical.measuring.portability import portability_metrics
 from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.measuring.soft_forgetting import probe_metrics
 from peft_surgical.measuring.states import adapter_state
+from peft_surgical.models import load_model
 from peft_surgical.running.generation import generate_answers
 
 from .adapters import add, logits, perturb, tiny_peft
@@ -233,6 +235,25 @@ def test_a_report_tells_what_its_figures_depend_on():
     chat = word_tokenizer()
     chat.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     assert len(evaluate(tiny_model("llama"), chat, capital(), **options).settings["chat_template"]) == 64
+
+
+def test_a_report_tells_where_the_model_came_from(tmp_path, monkeypatch):
+    options = {"max_new_tokens": 2, "retention_tokens": 0, "progress": False}
+    monkeypatch.chdir(tmp_path)
+    tiny_model("llama").save_pretrained("out/model"), TOKENIZER.save_pretrained("out/model")
+    model, tokenizer = load_model("out/model")
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    report = evaluate(model, tokenizer, capital(), **options)
+    assert (report.model, report.settings["hub_id"]) == ("out/model", None)
+    assert "revision" not in report.settings
+    assert "Measured: the base model in float32" in report.to_markdown()
+    model = tiny_peft("llama")
+    model.config._name_or_path = "org/model"
+    note_revision(model.base_model.model, "v1.0")
+    report = evaluate(model, TOKENIZER, capital(), **options)
+    assert (report.settings["hub_id"], report.settings["revision"]) == ("org/model", "v1.0")
+    assert "Measured: org/model (revision v1.0) in float32" in report.to_markdown()
 
 
 def test_without_a_chat_template_an_answer_is_one_line(monkeypatch):

@@ -41,6 +41,12 @@ def test_a_base_with_edits_and_an_edited_checkpoint_are_told_in_the_terminal_and
     assert "./&lt;b&gt;rome" in page
 
 
+def test_the_page_has_the_revision_behind_the_model():
+    page = render_page(report(settings={"revision": "<v1>"}))
+    assert page.count("tiny/model (revision &lt;v1&gt;)") == 2
+    assert "(revision" not in render_page(report()) + render_page(report(settings={"revision": None}))
+
+
 @pytest.mark.parametrize(
     "settings", [{"base_edits": 3}, {"base_edits": [{}]}, {"edited": []}, {"edited": {**EDITED, "edits": "x"}}]
 )

@@ -101,6 +101,15 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
+def hub_id_of(model: Any, name: str) -> str | None:
+    """The id of the hub by which a model of this name was loaded, whatever the current folder is; None of one from a
+    folder."""
+    here = source_of(model)
+    # A relative path may look like an id once another folder is the current one; one into the hub's cache holds an id.
+    alike = here is not None and os.path.basename(here) == os.path.basename(os.path.normpath(name))
+    return None if alike and cached_commit(name) is None else hub_id(name)
+
+
 def cached_commit(name: str | None) -> str | None:
     """The commit that a path into the hub's cache leads to; None for any other name."""
     found = _CACHED.search(name or "")

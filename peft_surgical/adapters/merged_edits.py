@@ -17,7 +17,7 @@ import torch
 
 from ..tuner.fold import Rounding
 from ..writing.files import read_json, why_unread, write_bytes, write_json
-from .bases import cached_commit, folder_of, hub_id, revision_of, source_of
+from .bases import cached_commit, folder_of, hub_id_of, revision_of, source_of
 from .cards import card_with_edits, clean
 from .edits import Edit
 from .lineage import Lineage, called
@@ -123,11 +123,7 @@ def _base_name(model: Any) -> str | None:
     name = _named(model)
     if not name:
         return None
-    here = source_of(model)
-    # A relative path may look like an id once another folder is the current one; one into the hub's cache holds an id.
-    alike = here is not None and os.path.basename(here) == os.path.basename(os.path.normpath(name))
-    found = None if alike and cached_commit(name) is None else hub_id(name)
-    return found or os.path.basename(os.path.abspath(here or name))
+    return hub_id_of(model, name) or os.path.basename(os.path.abspath(source_of(model) or name))
 
 
 def _version() -> str | None:

@@ -28,7 +28,7 @@ from ..profiling import phase
 from ..report import Report
 from .page_answers import controls, held_out, portability, probes
 from .summary import count, figure_text, groups, is_rate, label, on_top, title
-from .weights import weights_told
+from .weights import revision_told, weights_told
 
 # The shortest axes. A hundred words that are all different have an entropy of 6.6 bits.
 _AXES = {
@@ -64,6 +64,7 @@ def render_page(report: Report, *, picture: bytes | None = None) -> str:
             title=title(report, model=False),
             verdict=report.verdict(),
             weights=weights_told(report),
+            revision=revision_told(report),
             on_top=on_top(report),
             picture=None if picture is None else base64.b64encode(picture).decode("ascii"),
             command=command if isinstance(command, str) else None,

@@ -98,12 +98,17 @@ def title(report: Report, *, model: bool = True) -> str:
     return printable(f"{fact.subject}: {fact.old[0]} → {fact.new[0]}{name}")
 
 
+def earlier_edits(report: Report) -> list[str]:
+    """The folders of the edits that an edit was made on top of."""
+    found = report.settings.get("on")
+    held = [one.get("folder") for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    return [folder for folder in held if isinstance(folder, str)]
+
+
 def on_top(report: Report) -> str | None:
     """What an edit was made on top of, which is in the base that it is measured beside, in a sentence; None where that
     is the model as it was."""
-    found = report.settings.get("on")
-    held = [one.get("folder") for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
-    folders = [folder for folder in held if isinstance(folder, str)]
+    folders = earlier_edits(report)
     return printable(f"Here base is the model with {' and '.join(folders)} folded in.") if folders else None
 
 

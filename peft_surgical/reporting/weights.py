@@ -36,6 +36,12 @@ def weights_told(report: Report) -> list[str]:
     return [*told, sentence]
 
 
+def revision_told(report: Report) -> str:
+    """What stands behind a model's name: the revision of it that was measured, if that is known."""
+    revision = report.settings.get("revision")
+    return f" (revision {revision})" if isinstance(revision, str) else ""
+
+
 def _edits(value: Any, name: str) -> list[dict[str, Any]]:
     if not are_edits(value):
         raise ReportError(f"this is not a report: {brief(value)} stands where {name} should.")
