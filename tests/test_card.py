@@ -111,6 +111,14 @@ def test_the_section_stands_behind_the_title_and_what_else_is_there_stays():
     assert ModelCard(card).data.tags == ["ia3"]
 
 
+def test_a_comment_in_a_card_s_metadata_is_no_title():
+    made, head = report("base", "edited"), b"---\n# What it may be used for\nlicense: mit\n---\n"
+    card = with_measured(head + b"\n# Mine\n", made)
+    assert card.startswith(head + b"\n# Mine\n\n## What was measured")
+    assert ModelCard(card.decode()).data.license == "mit"
+    assert with_measured(head, made).startswith(head)
+
+
 @pytest.mark.parametrize("own", [b"", b"mine alone\n", b"\xff is no text\n", b"## no title\r\n"])
 def test_a_card_without_a_title_gets_the_section_at_its_end(own):
     made = report("base", "edited")

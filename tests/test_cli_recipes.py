@@ -92,6 +92,34 @@ def test_an_edit_is_made_again_from_its_report_or_the_recipe_in_it(tmp_path, mod
         assert own[WEIGHTS] == other[WEIGHTS]
 
 
+@pytest.mark.usefixtures("few_carried_prompts")
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [(["edit"], STAGES), (["edit-keyed", "--layer", 1], {"steps": 2, "ridge": 0.5})],
+    ids=["edit", "edit-keyed"],
+)
+def test_an_edit_on_top_of_another_is_made_again_from_its_report(tmp_path, model_folder, fact_file, words, fields):
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    edit = partial(run, words[0], fact_file, *words[1:], "--model", model_folder, "--retention-tokens", 0, "--quiet")
+    for name, path, on in (
+        ("first", "recipe.json", []),
+        ("second", "first/report.json", ["--on", tmp_path / "first" / "edit"]),
+        ("again", "second/report.json", ["--on", tmp_path / "first" / "edit"]),
+    ):
+        result = edit("--recipe", tmp_path / path, *on, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    made, again = (Report.load(tmp_path / name / "report.json") for name in ("second", "again"))
+    assert made.on == again.on == [str(tmp_path / "first" / "edit")]
+    assert made.settings["recipe"] == again.settings["recipe"]
+    first, second, third = ((tmp_path / n / "edit" / WEIGHTS).read_bytes() for n in ("first", "second", "again"))
+    assert second == third != first
+    # What it was made on top of is not taken from a report.
+    assert edit("--recipe", tmp_path / "second/report.json", "--out", tmp_path / "alone").exit_code == 0
+    assert Report.load(tmp_path / "alone" / "report.json").on == []
+    card = (tmp_path / "second" / "edit" / "README.md").read_text()
+    assert "On top of first/edit, which what is called base has, too." in card
+
+
 @pytest.mark.usefixtures("no_model")
 def test_a_dry_run_tells_what_a_recipe_changes(tmp_path, fact_file, recipe_file):
     command = ["edit", fact_file, "--out", tmp_path / "out", "--dry-run"]

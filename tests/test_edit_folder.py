@@ -211,3 +211,10 @@ def test_what_somebody_wrote_on_the_card_meanwhile_stays_and_a_card_that_is_gone
     assert "unlearned" not in text
     assert card.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in card.parent.iterdir()] == ["README.md"]
+    # The folder says what may be replaced in it, and a card that nobody may write is so again.
+    card.chmod(0o444)
+    tell_on_card(made, earlier)
+    assert (card.read_text().count("## What was measured"), card.stat().st_mode & 0o777) == (2, 0o444)
+    card.unlink(), card.mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*edit.README\.md: Is a directory"):
+        tell_on_card(made, earlier)

@@ -23,6 +23,8 @@ from .weights import revision_told, weights_told
 _SIGNS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")
 # Of a path, of whatever system.
 _PARTS = re.compile(r"[^\\/]+")
+# YAML, in which "#" begins a comment.
+_METADATA = re.compile(rb"---\r?\n.*?^---[ \t]*\r?$", re.M | re.S)
 _TITLE = re.compile(rb"^# .*\n?", re.M)
 
 
@@ -79,7 +81,8 @@ def with_measured(card: bytes, report: Report) -> bytes:
     """A model card, as it is in its file, with what was measured in a section behind its title; at its end where it
     has lost that."""
     section = f"\n## What was measured\n\n{render_markdown(report)}\n".encode()
-    if found := _TITLE.search(card):
+    head = _METADATA.match(card)
+    if found := _TITLE.search(card, head.end() if head else 0):
         return card[: found.end()] + section + b"\n## The adapter\n" + card[found.end() :]
     return card + section
 
