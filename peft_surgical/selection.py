@@ -133,8 +133,8 @@ class Selection:
         """What `to_dict` gave, or a person wrote: only `components` must be there.
 
         Args:
-            data: The JSON. What a report's `selection` says besides (`granularity`, `scales`,
-            `faithfulness`) is passed over.
+            data: The JSON. What a report's `selection` says besides (`granularity`, `scales`, `faithfulness`) is
+                passed over.
 
         Raises:
             SelectionError: For an unknown key or a malformed value.
@@ -216,7 +216,7 @@ def select(
     """
     if not scores:
         raise SelectionError("there are no scores to choose by.")
-    projections = _listed(projections)
+    projections = listed(projections)
     k, heads, mlps, budget, neurons = (
         None if limit is None else checked_limit(name, limit)
         for name, limit in (("k", k), ("heads", heads), ("mlps", mlps), ("budget", budget), ("neurons", neurons))
@@ -271,7 +271,12 @@ def select(
     return Selection(tuple(chosen), shape)
 
 
-def _listed(projections: Any) -> tuple[str, ...]:
+def listed(projections: Any) -> tuple[str, ...]:
+    """Projections as a tuple of names; one alone may be text.
+
+    Raises:
+        SelectionError: If they are no list of names.
+    """
     names = (projections,) if isinstance(projections, str) else projections
     # A generator would be used up by the check.
     found = tuple(names) if isinstance(names, Iterable) else None

@@ -234,7 +234,7 @@ def projections_of(component: Component, projections: Iterable[str]) -> list[str
     chosen = [projection for projection in projections if projection in known]
     if not chosen:
         raise SelectionError(
-            f"{component} needs one of the projections {', '.join(known)}; got {', '.join(projections)}."
+            f"{component} needs one of the projections {', '.join(known)}; got {', '.join(projections) or 'none'}."
         )
     return chosen
 

@@ -187,6 +187,19 @@ def test_one_projection_may_be_text():
         SurgicalIA3Config.from_localization(Selection(("L1.head.0",), shape("llama")), projections="zq")
 
 
+@pytest.mark.parametrize("projections", [5, True, ["z", ["post"]], [None]])
+def test_projections_that_are_no_names_are_refused(projections):
+    for source in (Selection.from_components("L1.mlp"), Selection(("L1.mlp",), shape("llama")), localization()):
+        with pytest.raises(SelectionError, match="projections must be a list of names, got "):
+            SurgicalIA3Config.from_localization(source, projections=projections)
+
+
+def test_no_projections_are_told_as_none():
+    for source in (Selection(("L1.mlp",), shape("llama")), localization()):
+        with pytest.raises(SelectionError, match=r"needs one of the projections [^;]*; got none\.$"):
+            SurgicalIA3Config.from_localization(source, projections=[])
+
+
 @pytest.mark.parametrize("top", [-1, 0, "1", 1.0, True])
 def test_a_top_that_is_no_positive_whole_number_is_refused(top):
     for source in (Selection.from_components("L1.mlp", "L0.head.1"), localization()):

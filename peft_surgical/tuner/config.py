@@ -26,7 +26,7 @@ from ..counts import check_counts, whole
 from ..errors import ArchitectureError, SelectionError, brief
 from ..layouts import check_widths
 from ..ranges import checked_neurons
-from ..selection import Selection, with_each_kind
+from ..selection import Selection, listed, with_each_kind
 from ..sites import DEFAULT_PROJECTIONS, WIDEST, Component, ModelShape
 from .coordinates import Coordinates
 from .resolve import GRANULARITIES, Granularity, check_granularity, resolve
@@ -275,9 +275,10 @@ class SurgicalIA3Config(PeftConfig):
             the adapter is put on a model otherwise.
 
         Raises:
-            SelectionError: If it is neither a localization nor a selection, `top` is no positive whole number, the
-                localization has no neuron scores that the granularity `neuron` needs, neurons are chosen for the
-                granularity `module`, or two components need different sides of one module.
+            SelectionError: If it is neither a localization nor a selection, `top` is no positive whole number, `projections`
+                are no names or none for a component, the localization has no neuron scores that the granularity
+                `neuron` needs, neurons are chosen for the granularity `module`, or two components need different sides
+                of one module.
         """
         if not hasattr(localization, "top") and not hasattr(localization, "components"):
             raise SelectionError(
@@ -290,7 +291,7 @@ class SurgicalIA3Config(PeftConfig):
         # A selection is told from a localization by being the result of `top`.
         if projections is None:
             projections = DEFAULT_PROJECTIONS
-        projections = [projections] if isinstance(projections, str) else list(projections)
+        projections = list(listed(projections))
         if hasattr(localization, "top"):
             # Whole modules are scaled wherever they are read.
             scaled = DEFAULT_PROJECTIONS if granularity == "module" else projections
