@@ -98,6 +98,49 @@ def test_a_model_that_transformers_put_an_adapter_on_is_saved_under_its_own_name
     torch.testing.assert_close(logits(merged), logits(tiny_peft(components=["L1.mlp"])), atol=1e-5, rtol=1e-4)
 
 
+LORA = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+SURGICAL = ps.SurgicalIA3Config(task_type="CAUSAL_LM", components=["L1.mlp"], init_weights=False)
+TOKENS = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+WHOLE = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head", "layers.1.mlp"])
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [(SURGICAL, LORA), (LORA, LORA), (WHOLE, LORA), (LORA, TOKENS), (TOKENS, WHOLE), (SURGICAL, LORA, TOKENS)],
+    ids=["surgical lora", "lora lora", "whole lora", "lora tokens", "tokens whole", "surgical lora tokens"],
+)
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_all_that_is_around_a_model_comes_off(configs):
+    base = model = tiny_model("llama")
+    before = fingerprint(base)
+    for config in configs:
+        with torch.random.fork_rng(devices=[]):
+            model = get_peft_model(model, copy.deepcopy(config))
+    assert ps.unload(model) is base
+    bare_again(model, base, before)
+
+
+def unmerged(model):
+    return model.unload()
+
+
+def merged(model):
+    return model.merge_and_unload()
+
+
+@pytest.mark.parametrize("take_off", [ps.unload, unmerged, merged])
+def test_a_module_with_submodules_that_is_saved_whole_comes_off(take_off):
+    model = tiny_peft(modules_to_save=["layers.2.mlp"])
+    whole = model.get_base_model().model.layers[2].mlp.modules_to_save["default"]
+    whole.down_proj.weight.data.mul_(1.3)
+    kept, base = logits(model), tiny_model("llama")
+    found = take_off(model)
+    torch.testing.assert_close(logits(found), kept if take_off is merged else logits(base), rtol=1e-4, atol=1e-5)
+    assert found.state_dict().keys() == base.state_dict().keys()
+    assert (found.model.layers[2].mlp is whole) == (take_off is merged)
+
+
 def test_adapters_of_two_methods_come_off_together():
     model = tiny_model("llama")
     before = fingerprint(model)

@@ -9,9 +9,9 @@ from torch import nn
 from ..errors import AdapterError
 from ..wrapped import check_module
 from .layer import layers_by_name
-from .model import SurgicalIA3Model, let_act
+from .model import SurgicalIA3Model
 from .names import check_once, names_of
-from .whole import check_one_whole, whole_modules
+from .whole import check_one_whole, let_act, whole_modules
 
 
 def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | Iterable[str] = ()) -> None:

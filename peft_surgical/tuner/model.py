@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTuner, onload_layer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..errors import AdapterError, SelectionError, brief
@@ -36,7 +37,7 @@ from .replacing import all_off, switch_off, take_off
 from .targets import unwrapped
 from .unchanged import notes_kept_on_failure, trainable_kept, unchanged_on_failure
 from .unloading import take_out
-from .whole import check_one_whole, let_whole_act, whole_modules
+from .whole import check_one_whole, let_act, let_whole_act, whole_modules
 
 if TYPE_CHECKING:
     from ..adapters.edits import Edit
@@ -98,6 +99,13 @@ class SurgicalIA3Model(BaseTuner):
         else:
             # PEFT would send the scales to where an offloaded weight is between passes: the meta device.
             setattr(parent, target_name, layer)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            # PEFT would hand on its weight, which a module with submodules does not have.
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Puts an adapter of `peft_config` on the model, as PEFT's `BaseTuner.inject_adapter` does.
@@ -388,12 +396,3 @@ class SurgicalIA3Model(BaseTuner):
 def _whole(tensor: Any) -> Tensor:
     whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
     return whole
-
-
-def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
-    """Makes just these adapters act in surgical layers and in modules that are saved whole, and none of them train."""
-    let_whole_act(model, adapters)
-    for layer in layers_by_name(model).values():
-        if layer.merged:
-            layer.unmerge()
-        layer.set_adapter(list(adapters), inference_mode=True)

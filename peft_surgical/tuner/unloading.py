@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftModel
+from peft import AdaptionPromptModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
@@ -55,7 +55,8 @@ def unload(model: Any) -> Any:
     What `PeftModel.unload` does, and what nobody can call who holds the model inside only, as after `edit`.
 
     Args:
-        model: A PEFT model, or a model with adapters on its modules. Those are replaced in place.
+        model: A PEFT model, also one around another, or a model with adapters on its modules. Those are replaced in
+            place.
 
     Returns:
         The bare model, every weight as it was; it stays frozen.
@@ -65,10 +66,13 @@ def unload(model: Any) -> Any:
         AdapterError: If an adapter is merged into the weights, in which it would stay.
     """
     check_module(model)
-    inside = model.get_base_model() if isinstance(model, PeftModel) and model.peft_config else model
+    inside, around = model, 0
+    while isinstance(inside, PeftModel):
+        inside, around = _within(inside), around + 1
     for name, module in inside.named_modules():
         check_unmerged(name, module)
-    if isinstance(model, PeftModel) and isinstance(model.base_model, BaseTuner):
+    # PEFT takes only the innermost off that is around a model.
+    if around < 2 and isinstance(model, PeftModel) and isinstance(model.base_model, BaseTuner):
         # PEFT leaves what acts in a module's place.
         let_whole_act(inside, [])
         return model.unload()
@@ -81,6 +85,12 @@ def unload(model: Any) -> Any:
         inside._hf_peft_config_loaded = False
         _forget_renaming(inside)
     return inside
+
+
+def _within(model: PeftModel) -> Any:
+    """What a PEFT model is around. Of two around a model, the inner one's configuration is the outer one's."""
+    base = model.base_model
+    return base.model if isinstance(base, (BaseTuner, AdaptionPromptModel)) else base
 
 
 def _take_off_outermost(model: nn.Module) -> None:

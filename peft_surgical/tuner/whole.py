@@ -8,6 +8,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import AdapterError
+from .layer import layers_by_name
 
 
 def whole_modules(model: nn.Module) -> list[tuple[AuxiliaryTrainingWrapper, set[str]]]:
@@ -35,3 +36,12 @@ def let_whole_act(model: nn.Module, adapters: Sequence[str]) -> None:
     for wrapper, held in whole_modules(model):
         wrapper.set_requires_grad(held, False)
         wrapper.set_adapter([name for name in adapters if name in held], inference_mode=True)
+
+
+def let_act(model: nn.Module, adapters: Sequence[str]) -> None:
+    """Makes just these adapters act in surgical layers and in modules that are saved whole, and none of them train."""
+    let_whole_act(model, adapters)
+    for layer in layers_by_name(model).values():
+        if layer.merged:
+            layer.unmerge()
+        layer.set_adapter(list(adapters), inference_mode=True)
