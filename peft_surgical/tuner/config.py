@@ -275,10 +275,10 @@ class SurgicalIA3Config(PeftConfig):
             the adapter is put on a model otherwise.
 
         Raises:
-            SelectionError: If it is neither a localization nor a selection, `top` is no positive whole number, `projections`
-                are no names or none for a component, the localization has no neuron scores that the granularity
-                `neuron` needs, neurons are chosen for the granularity `module`, or two components need different sides
-                of one module.
+            SelectionError: If it is neither a localization nor a selection, `top` is no positive whole number,
+                `projections` are no names or none for a component, the localization has no neuron scores that the
+                granularity `neuron` needs, neurons are chosen for the granularity `module`, or two components need
+                different sides of one module.
         """
         if not hasattr(localization, "top") and not hasattr(localization, "components"):
             raise SelectionError(
