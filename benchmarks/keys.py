@@ -125,7 +125,8 @@ def _rows(
             "layer": layer,
             "kind": kind,
             "mean": float(at[name].mean()),
-            "deviation": float(at[name].std()),
+            # One has none.
+            "deviation": float(at[name].std()) if len(at[name]) > 1 else None,
             "least": float(at[name].min()),
             "n": len(at[name]),
             "controls": float(away[name].square().mean().sqrt()),
@@ -160,7 +161,9 @@ def main(facts: tuple[Path, ...], model: str, layers: tuple[int, ...], seed: int
     )
     for name, rows in found.items():
         for row in rows:
-            figures = " | ".join(f"{row[key]:.2f}" for key in ("mean", "deviation", "least"))
+            figures = " | ".join(
+                "–" if row[key] is None else f"{row[key]:.2f}" for key in ("mean", "deviation", "least")
+            )
             where = f"{name} | {row['layer']} | {row['kind']}"
             click.echo(f"| {where} | {figures} | {row['n']} | {row['controls']:.3f} | {row['most']:.2f} |")
     click.echo(json.dumps(found))

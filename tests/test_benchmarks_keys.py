@@ -108,3 +108,15 @@ def test_the_command_prints_a_table_and_json(tmp_path, model_folder):
     wrong = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "9"])
     assert wrong.exit_code == 1
     assert "no layer 9" in wrong.output
+
+
+def test_one_held_out_prompt_has_no_standard_deviation(tmp_path, model_folder):
+    path = tmp_path / "fact.yaml"
+    fact = replace(FACT, held_out=[prompt for prompt in FACT.held_out if "france" in prompt][:1])
+    path.write_text(yaml.safe_dump(fact.to_dict()))
+    result = CliRunner().invoke(main, [str(path), "--model", str(model_folder), "--layer", "0"])
+    assert result.exit_code == 0, result.output
+    *_, shown, last = result.stdout.splitlines()
+    row = json.loads(last)["fact.yaml"][-1]
+    assert (row["n"], row["deviation"]) == (1, None)
+    assert f"| {row['mean']:.2f} | – | {row['least']:.2f} | 1 |" in shown
