@@ -1,6 +1,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 import peft_surgical as ps
 from peft_surgical.localizing.scores import Scores
 from tests.command_line import run, said, written
@@ -54,6 +56,31 @@ def test_what_the_chosen_carry_is_told_and_recorded(tmp_path, fact_file, model_f
     assert replace(saved, faithfulness=None) == ps.Localization.load(tmp_path / "plain" / "localization.json")
     shown = run("localize", *options, "--faithfulness", "--draws", 0, "--json", "--quiet", "--out", tmp_path / "json")
     assert json.loads(shown.stdout)["faithfulness"]["necessity"]["draws"] == []
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_scores_are_there_whatever_becomes_of_what_they_carry(
+    tmp_path, fact_file, model_folder, monkeypatch, overwrite
+):
+    def fails(*_, **__):
+        raise ps.ModelError("the model answers 'so', patched, with logits that are not finite.")
+
+    options = [fact_file, "--model", model_folder, "--scorer", "random", "--top", 2]
+    assert run("localize", *options, "--out", tmp_path / "plain").exit_code == 0
+    out = tmp_path / "out"
+    if overwrite:
+        assert run("localize", *options, "--seed", 1, "--faithfulness", "--draws", 1, "--out", out).exit_code == 0
+    monkeypatch.setattr(ps, "faithfulness", fails)
+    line = said(run("localize", *options, "--faithfulness", "--quiet", "--out", out, *overwrite), 2)
+    assert line == (
+        f"Error: what was found is in {out}, but not what it carries together: the model answers 'so', patched, with"
+        " logits that are not finite."
+    )
+    assert written(out) == written(tmp_path / "plain")
+    for read in (ps.Localization.load, ps.Selection.load):
+        found, plain = (read(folder / "localization.json") for folder in (out, tmp_path / "plain"))
+        assert getattr(found, "scores", found) == getattr(plain, "scores", plain)
+    assert ps.Localization.load(out / "localization.json").faithfulness is None
 
 
 def test_draws_alone_measure_nothing_and_are_refused(tmp_path, fact_file, no_model):

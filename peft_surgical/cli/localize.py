@@ -13,7 +13,7 @@ import peft_surgical as ps
 from ..carried import DRAWS
 from ..choice import EDIT_PROJECTIONS
 from ..edit_folder import LOCALIZATION, PICTURE, TABLE, replacing
-from ..errors import MissingPackageError, ScorerError
+from ..errors import MissingPackageError, ScorerError, SurgicalError
 from ..facts import Fact
 from ..localizing.faithfulness import Faithfulness
 from ..localizing.plots import plot_localization
@@ -98,15 +98,21 @@ def localize(
                 f"{', '.join(found.tables)} are in {out / TABLE}."
             )
         chosen = found.top(top, heads=heads, mlps=mlps, budget=budget, projections=EDIT_PROJECTIONS)
-        if faithfulness:
-            count = DRAWS if draws is None else draws
-            carried = ps.faithfulness(
-                model, tokenizer, fact, chosen, draws=count, seed=seed, prompts=prompts, progress=not quiet
-            )
-            found = replace(found, faithfulness=carried)
         with replacing(out, overwrite, LOCALIZATION) as folder:
             found.save(folder / TABLE, chosen)
             drawn = _draw(found, chosen, folder / PICTURE, quiet)
+        if faithfulness:
+            # The scores stay, whatever becomes of this.
+            count = DRAWS if draws is None else draws
+            try:
+                carried = ps.faithfulness(
+                    model, tokenizer, fact, chosen, draws=count, seed=seed, prompts=prompts, progress=not quiet
+                )
+            except SurgicalError as error:
+                raise type(error)(f"what was found is in {out}, but not what it carries together: {error}") from error
+            found = replace(found, faithfulness=carried)
+            with replacing(out, True, [TABLE]) as folder:
+                found.save(folder / TABLE, chosen)
     if as_json:
         print_json({"selection": chosen.to_dict(), **found.to_dict()})
     header, rows = found.rows()
