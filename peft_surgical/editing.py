@@ -101,7 +101,8 @@ def edit(
             answers, for the next edit.
         scorers: Scorers to localize with, of which the first ranks; `attribution` and `lookup` when None.
         localization: What localizing gave earlier, which is then not done again; the first of its scorers ranks where
-            `scorers` is None. The report counts the time that its scorers noted.
+            `scorers` is None. The report counts the time that its scorers noted. What it says a selection carries is
+            kept only if that is the one that is scaled, without `on`.
         top: How many components to scale, best first, heads and MLPs alike. The MLPs of all layers when neither it nor
             another limit is given.
         heads: Attention heads at most; alone, no MLPs. See `Localization.top`.
@@ -214,6 +215,9 @@ def edit(
             # The report has the selection already.
             carried = {"faithfulness": {k: v for k, v in measured.to_dict().items() if k != "selection"}}
             lap("faithfulness")
+        elif (known := localization.faithfulness) is not None and (earlier.below or known.selection != selection):
+            # It is of another selection, or of the weights without what this edit is made on top of.
+            localization = replace(localization, faithfulness=None)
         picture = by_main(lambda: _start_output(folder, localization, selection))
 
         first = unlearn(model, tokenizer, fact, config, recipe=recipes[UNLEARN], seed=seed, progress=progress)

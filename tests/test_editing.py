@@ -12,6 +12,7 @@ from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.editing import EDIT_SCORERS
 from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.facts import Fact
+from peft_surgical.localizing.faithfulness import Carried, Faithfulness
 from peft_surgical.localizing.results import Localization
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.models import load_model
@@ -125,6 +126,24 @@ def test_what_the_selection_carries_is_measured_where_it_is_asked(edited, model_
     assert found.told() in page
     assert all(cell in page for row in found.rows()[1] for cell in row)
     assert Selection.load(tmp_path / "out" / "report.json") == selection
+
+
+def test_what_another_selection_carries_is_not_kept(edited, model_folder, tmp_path, monkeypatch):
+    earlier, chosen = Localization.load(edited[0] / "localization.json"), Selection.from_components("L1.mlp")
+    of_chosen = Faithfulness(chosen, Carried(None, None, ()), Carried(None, None, ()), (), least=0.1, seed=0)
+    earlier, seen = replace(earlier, faithfulness=of_chosen), []
+
+    def started(_, localization, selection):
+        seen.append(localization)
+        raise InterruptedError
+
+    monkeypatch.setattr(editing, "_start_output", started)
+    below = {"on": [edited[0] / "edit"]}
+    other = Selection.from_components("L1.head.0")
+    for options in ({"selection": chosen}, {"selection": other}, {"top": 1}, {"selection": chosen, **below}):
+        with pytest.raises(InterruptedError):
+            rewrite(model_folder, tmp_path / "out", localization=earlier, **options)
+    assert seen == [earlier, *[replace(earlier, faithfulness=None)] * 3]
 
 
 def test_each_stage_has_the_recipe_that_is_given_for_it(model_folder, tmp_path):
