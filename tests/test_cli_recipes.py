@@ -109,8 +109,8 @@ def test_an_edit_on_top_of_another_is_made_again_from_its_report(tmp_path, model
         result = edit("--recipe", tmp_path / path, *on, "--out", tmp_path / name)
         assert result.exit_code == 0, result.output
     made, again = (Report.load(tmp_path / name / "report.json") for name in ("second", "again"))
-    for report in (made, again):
-        assert [one["folder"] for one in report.settings["on"]] == [str(tmp_path / "first" / "edit")]
+    for each in (made, again):
+        assert [one["folder"] for one in each.settings["on"]] == [str(tmp_path / "first" / "edit")]
     assert made.settings["recipe"] == again.settings["recipe"]
     first, second, third = ((tmp_path / n / "edit" / WEIGHTS).read_bytes() for n in ("first", "second", "again"))
     assert second == third != first
@@ -118,7 +118,7 @@ def test_an_edit_on_top_of_another_is_made_again_from_its_report(tmp_path, model
     assert edit("--recipe", tmp_path / "second/report.json", "--out", tmp_path / "alone").exit_code == 0
     assert "on" not in Report.load(tmp_path / "alone" / "report.json").settings
     card = (tmp_path / "second" / "edit" / "README.md").read_text()
-    assert "On top of first/edit, which what is called base has, too." in card
+    assert "Here base is the model with first/edit folded in." in card
 
 
 @pytest.mark.usefixtures("no_model")
