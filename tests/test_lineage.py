@@ -14,7 +14,7 @@ from peft_surgical.adapters.lineage import Fault, Lineage, after, called, faults
 from peft_surgical.adapters.scale_files import read_tensors, write_tensors
 from peft_surgical.merging import merge
 from peft_surgical.stacking import stack
-from tests.adapters import saved, tiny_peft
+from tests.adapters import perturb, saved, tiny_peft
 from tests.command_line import run
 from tests.staged import first_stage, second_stage
 from tests.tiny import tiny_model
@@ -193,9 +193,83 @@ def test_another_adapter_does_not_stand_for_the_one_below(folder, tmp_path):
     halves = product([other, folder / "learn"])
     assert (halves.lineage.after, halves.lineage.below) == (("unlearn",), (first.digest,))
     assert len(said(power(other, -1), halves)) == 1
-    for below in (folder / "unlearn", tmp_path / "plain", tmp_path / "half"):
+    for below in (folder / "unlearn", tmp_path / "plain"):
         assert not said(below, other, folder / "learn")
         assert not said(below, halves)
+    # Nor does it at another strength.
+    for above in (folder / "learn", halves):
+        assert ["trained on top of unlearn; give" in text for text in said(tmp_path / "half", above)] == [True]
+
+
+def on_top_of(one, *folders):
+    """An adapter as if it had been trained on top of others."""
+    pairs = [pair for folder in folders for pair in Lineage.of(folder).acting(folder.name)]
+    names, digests = zip(*dict.fromkeys(pairs), strict=True)
+    return replace(Edit.load(one), lineage=Lineage(None, names, (), digests))
+
+
+@pytest.fixture
+def stacked(folder, tmp_path):
+    """Two edits of two stages each, one of both, and one on top of that."""
+    shutil.copytree(folder, tmp_path / "a")
+    for number, name in enumerate(("unlearn", "learn", "top", "last")):
+        model = tiny_peft()
+        perturb(model, seed=number)
+        saved(model, tmp_path / "b" / name)
+    stack([tmp_path / "b" / "unlearn", tmp_path / "b" / "learn"], tmp_path / "b" / "edit")
+    stack([tmp_path / "a" / "edit", tmp_path / "b" / "edit"], tmp_path / "ab")
+    on_top_of(tmp_path / "b" / "top", tmp_path / "ab").save(tmp_path / "c")
+    return tmp_path
+
+
+A, A_STAGES = ["a/edit"], ["a/unlearn", "a/learn"]
+B, B_STAGES = ["b/edit"], ["b/unlearn", "b/learn"]
+
+
+@pytest.mark.parametrize("given", [["ab"], *([*a, *b] for a in (A, A_STAGES) for b in (B, B_STAGES))])
+def test_what_stands_on_a_product_of_products_is_satisfied_by_any_way_of_giving_it(given, stacked):
+    folders = [stacked / name for name in [*given, "c"]]
+    assert not told(lambda: stack(folders, stacked / "out"))
+    assert not told(lambda: stack([product(folders[:-1]), folders[-1]], stacked / "out", overwrite=True))
+    assert told(lambda: stack(folders[1:], stacked / "out", overwrite=True))
+    # What is made of all is another way to give them, and lacks none.
+    stack(folders, stacked / "abc")
+    assert Lineage.of(stacked / "abc").after == ()
+    on_top_of(stacked / "b" / "last", stacked / "abc").save(stacked / "d")
+    assert not told(lambda: stack([*folders, stacked / "d"], stacked / "out", overwrite=True))
+
+
+def test_a_file_that_does_not_say_which_of_its_parts_are_products_is_read(stacked):
+    written = Lineage.of(stacked / "ab")
+    assert {*written.made} == {Lineage.of(stacked / name / "edit").digest for name in "ab"}
+    notes = {key: value for key, value in written.notes(written.digest).items() if not key.endswith("made")}
+    write_tensors(stacked / "ab" / WEIGHTS, read_tensors(stacked / "ab" / WEIGHTS), notes)
+    assert Lineage.of(stacked / "ab") == replace(written, made=())
+    assert not told(lambda: stack([stacked / "ab", stacked / "c"], stacked / "out"))
+    assert told(lambda: stack([stacked / "ab", stacked / "a" / "learn"], stacked / "out", overwrite=True))
+
+
+@pytest.mark.parametrize("part", [0.5, 2.0])
+def test_an_adapter_at_another_strength_is_another_one(part, stacked):
+    power(stacked / "ab", part).save(stacked / "half")
+    stack([stacked / "half"], stacked / "plain")
+    assert Lineage.of(stacked / "half").acting("half") == (("half", Lineage.of(stacked / "half").digest),)
+    on_top_of(stacked / "b" / "last", stacked / "half").save(stacked / "d")
+    for below, one, lacking in (
+        (["half"], "d", False),
+        (["plain"], "d", False),
+        (["ab"], "d", True),
+        (["a/edit", "b/edit"], "d", True),
+        (["half"], "c", True),
+        (["plain"], "c", True),
+    ):
+        for whole in ([stacked / name for name in below], [product([stacked / name for name in below])]):
+            said = told(lambda whole=whole, one=one: stack([*whole, stacked / one], stacked / "out", overwrite=True))
+            assert ["on top of" in text for text in said] == [True] * lacking, (below, one)
+    # It still acts beside the whole one.
+    assert told(lambda: stack([stacked / "half", stacked / "a" / "learn"], stacked / "out", overwrite=True))
+    power(stacked / "ab", 1).save(stacked / "same")
+    assert not told(lambda: stack([stacked / "same", stacked / "c"], stacked / "out", overwrite=True))
 
 
 def test_a_file_that_says_no_digests_of_what_is_below_it_needs_as_many_others(folder, tmp_path):

@@ -1,6 +1,8 @@
 import copy
 import json
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from peft_surgical.adapters.lineage import Lineage, warn_of_lineage
 from peft_surgical.adapters.low_rank import LowRank, is_low_rank, total
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.merging import merge
+from peft_surgical.stacking import stack
 
 from .adapters import logits, saved, tiny_peft
 from .tiny import tiny_model
@@ -132,6 +135,55 @@ def test_a_part_says_what_it_is_a_part_of(tmp_path):
         warn_of_lineage([tmp_path / "lora", tmp_path / "half"])
     power(tmp_path / "lora", 0).save(tmp_path / "none")
     assert Lineage.of(tmp_path / "none").parts == ()
+
+
+def test_a_part_does_not_stand_for_the_whole_below_another(tmp_path):
+    for number in (0, 1):
+        lora("llama", tmp_path / str(number), seed=number)
+    half, whole = power(tmp_path / "0", 0.5), tmp_path / "0"
+    half.save(tmp_path / "half")
+    assert half.origin().digest == Lineage.of(tmp_path / "half").digest
+    read = LowRank.load(tmp_path / "1")
+
+    def lacks(on, *given):
+        names, digests = zip(*Lineage.of(on).acting("below"), strict=True)
+        one = replace(read, lineage=Lineage(None, names, (), digests))
+        return bool(
+            one.origin().lacks([LowRank.load(g).origin() if isinstance(g, Path) else g.origin() for g in given])
+        )
+
+    other = replace(read, lineage=Lineage())
+    assert not lacks(whole, whole)
+    assert not lacks(whole, power(whole, 1))
+    assert lacks(whole, tmp_path / "half")
+    assert lacks(tmp_path / "half", whole)
+    for on in (half, tmp_path / "half"):
+        assert not lacks(tmp_path / "half", on)
+        stack([on, other], tmp_path / "both", overwrite=True)
+        assert not lacks(tmp_path / "half", tmp_path / "both")
+        assert not lacks(tmp_path / "both", half, other)
+        assert lacks(tmp_path / "both", other)
+        assert lacks(tmp_path / "both", whole, other)
+
+
+def test_adapters_that_add_the_same_are_equal(tmp_path):
+    for number in (0, 1):
+        lora("llama", tmp_path / str(number), seed=number)
+    one, other = (LowRank.load(tmp_path / name) for name in "01")
+    assert one == LowRank.load(tmp_path / "0") == power(one, 1)
+    assert one in [other, one]
+    name = next(iter(one.factors))
+    for unlike in (
+        other,
+        power(one, 0.5),
+        replace(one, scaling={**one.scaling, name: 7.0}),
+        replace(one, factors={name: one.factors[name]}),
+        replace(one, base_model="another"),
+        None,
+    ):
+        assert one != unlike
+    plain = replace(one, scaling={})
+    assert plain == replace(one, scaling=dict.fromkeys(one.factors, 1.0))
 
 
 def test_what_has_no_part_is_refused(tmp_path):

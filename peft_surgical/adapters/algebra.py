@@ -123,8 +123,7 @@ def _power(edit: Edit, t: float) -> Edit:
         return scale.double().pow(t).to(torch.float32)
 
     found = _map(edit, raised, f"({edit.name}) ** {t:g}")
-    # What is taken back, or not there, neither acts twice nor needs anything below it.
-    return replace(found, lineage=edit.origin().changed() if t > 0 else Lineage())
+    return replace(found, lineage=edit.origin().dialled(t))
 
 
 def inverse(edit: EditOrPath) -> Edit:

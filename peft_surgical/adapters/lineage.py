@@ -20,6 +20,7 @@ from ..errors import AdapterError
 from .scale_files import DIGEST, OWN, WEIGHTS, digest_of
 
 AFTER, BELOW, PARTS = f"{OWN}after", f"{OWN}below", f"{OWN}parts"
+MADE, ALTERED = f"{OWN}made", f"{OWN}altered"
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Lineage:
         after: The names of the adapters that acted while it was trained, in their order.
         parts: The digests of the adapters that it was made of, and of theirs.
         below: The digest of each of `after`; empty where one of them is not known.
+        made: Those of `parts` that were made of others of them.
+        altered: Those of `parts` that act in it at another strength only.
     """
 
     digest: str | None = None
     after: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> Lineage:
@@ -50,9 +55,9 @@ class Lineage:
                     digest = digest_of({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
             return cls()
-        found = {key: _names(notes.get(key)) for key in (AFTER, BELOW, PARTS)}
+        found = {key: _names(notes.get(key)) for key in (AFTER, BELOW, PARTS, MADE, ALTERED)}
         below = found[BELOW] if len(found[BELOW]) == len(found[AFTER]) else ()
-        return cls(digest, found[AFTER], found[PARTS], below)
+        return cls(digest, found[AFTER], found[PARTS], below, found[MADE], found[ALTERED])
 
     @classmethod
     def of_product(cls, factors: Sequence[Lineage]) -> Lineage:
@@ -60,26 +65,59 @@ class Lineage:
         lacking = [one for place, factor in enumerate(factors) for one in factor.lacks(factors[:place])]
         after, below = zip(*dict.fromkeys(lacking), strict=True) if lacking else ((), ())
         parts = dict.fromkeys(digest for factor in factors for digest in factor.held)
-        return cls(None, after, tuple(parts), () if None in below else below)
+        made = dict.fromkeys(digest for factor in factors for digest in factor._products)
+        whole = {digest for factor in factors for digest in factor.whole}
+        altered = tuple(digest for digest in parts if digest not in whole)
+        return cls(None, after, tuple(parts), () if None in below else below, tuple(made), altered)
 
     @property
     def held(self) -> tuple[str, ...]:
         """The digests of all that acts in it."""
         return self.parts if self.digest is None else (self.digest, *self.parts)
 
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The digests of all that acts in it as it is, and not at another strength."""
+        return tuple(digest for digest in self.held if digest == self.digest or digest not in self.altered)
+
+    @property
+    def _leaves(self) -> tuple[str, ...]:
+        """The digests of those that it comes down to: any way of giving these is the same."""
+        return tuple(part for part in self.parts if part not in self.made and part not in self.altered)
+
+    @property
+    def _products(self) -> tuple[str, ...]:
+        """The digests of those in it, and its own, that others stand for."""
+        return (self.digest, *self.made) if self.digest is not None and self._leaves else self.made
+
     def acting(self, name: str) -> tuple[tuple[str, str | None], ...]:
         """What is noted of it by an adapter that is trained on top of it.
 
-        Of one that was made of others it is these that act, be they given as one or one by one.
+        Of one that was made of others it is these that act, be they given as one, in groups or one by one. At another
+        strength it is none of them.
 
         Args:
             name: What it is called.
         """
-        return tuple((name, digest) for digest in self.parts or (self.digest,))
+        return tuple((name, digest) for digest in self._leaves or (self.digest,))
 
     def changed(self) -> Lineage:
-        """That of an adapter with other scales, made of this one."""
-        return replace(self, digest=None, parts=self.held)
+        """That of an adapter that was made of this one and does the same."""
+        return replace(self, digest=None, parts=self.held, made=self._products)
+
+    def dialled(self, t: float) -> Lineage:
+        """That of this adapter at another strength.
+
+        What is taken back, or not there, neither acts twice nor needs anything below it. Any other strength than 1
+        acts twice beside the whole, and does not stand for it below another adapter.
+
+        Args:
+            t: The strength.
+        """
+        if t <= 0:
+            return Lineage()
+        same = self.changed()
+        return same if t == 1 else replace(same, altered=same.parts)
 
     def without(self, other: Lineage) -> Lineage:
         """That of what is left when another adapter is taken back."""
@@ -92,7 +130,7 @@ class Lineage:
         """
         if not self.below:
             return [(name, None) for name in self.after] if len(self.after) > len(below) else []
-        acting = {digest for lineage in below for digest in lineage.held}
+        acting = {digest for lineage in below for digest in lineage.whole}
         return [pair for pair in zip(self.after, self.below, strict=True) if pair[1] not in acting]
 
     def notes(self, digest: str) -> dict[str, str]:
@@ -103,7 +141,10 @@ class Lineage:
         """
         # A part of a part acts in it, too.
         parts = [part for part in self.held if part != digest]
-        return after(self.after, self.below) | ({PARTS: json.dumps(parts)} if parts else {})
+        listed = {PARTS: parts}
+        listed |= {MADE: [part for part in parts if part in self._products]}
+        listed |= {ALTERED: [part for part in parts if part in self.altered and part != self.digest]}
+        return after(self.after, self.below) | {key: json.dumps(found) for key, found in listed.items() if found}
 
 
 def after(names: Sequence[str], digests: Sequence[str | None] = ()) -> dict[str, str]:

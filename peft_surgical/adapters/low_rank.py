@@ -29,7 +29,7 @@ from .cards import card_below, card_header, card_use, check_card
 from .fitting import check_beginning, check_targeted
 from .halves import halved
 from .lineage import Lineage
-from .scale_files import PREFIX
+from .scale_files import PREFIX, digest_of
 
 KIND = "LORA"
 # What makes of the two factors something else than their product, or lets it act on some tokens only.
@@ -72,6 +72,19 @@ class LowRank:
     fan_in_fan_out: bool = False
     task_type: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another one adds the same factors, equally scaled, to the same base."""
+        if not isinstance(other, LowRank):
+            return NotImplemented
+        base = (self.base_model, self.revision, self.fan_in_fan_out, self.task_type)
+        if base != (other.base_model, other.revision, other.fan_in_fan_out, other.task_type):
+            return False
+        return self.factors.keys() == other.factors.keys() and all(
+            self.scaling.get(module, 1.0) == other.scaling.get(module, 1.0)
+            and all(map(torch.equal, both, other.factors[module]))
+            for module, both in self.factors.items()
+        )
 
     def __repr__(self) -> str:
         # A prompt shows what a call returned, and whole matrices say nothing there.
@@ -130,8 +143,7 @@ class LowRank:
         factors = {module: (first, t * second) for module, (first, second) in self.factors.items()}
         if wrong := next((module for module, (_, second) in factors.items() if not second.isfinite().all()), None):
             raise AdapterError(f"{name} adds more to {wrong} than float32 can hold.")
-        # What is taken back, or not there, neither acts twice nor needs anything below it.
-        return replace(self, factors=factors, name=name, lineage=self.lineage.changed() if t > 0 else Lineage())
+        return replace(self, factors=factors, name=name, lineage=self.origin().dialled(t))
 
     def save(self, path: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False) -> None:
         """Writes a LoRA adapter folder, which stock PEFT loads.
@@ -148,15 +160,19 @@ class LowRank:
         check_card(card)
         if not self.factors:
             raise AdapterError(f"{self.name} adds nothing to any module, so there is nothing to save.")
+        with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
+            write_adapter(folder, {**(self.settings or self._made())}, self._tensors(), self.lineage)
+            write_text(folder / "README.md", self._card(card))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of its file."""
         tensors = {
             f"{PREFIX}{module}.lora_{part}.weight": factor
             for module, both in self.factors.items()
             for part, factor in zip("AB", both, strict=True)
         }
-        with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-            # As PEFT makes factors in float32 and loads into them, they come back as they were.
-            write_adapter(folder, {**(self.settings or self._made())}, halved(tensors), self.lineage)
-            write_text(folder / "README.md", self._card(card))
+        # As PEFT makes factors in float32 and loads into them, they come back as they were.
+        return halved(tensors)
 
     def _made(self) -> dict[str, Any]:
         """A configuration for factors that come from no file."""
@@ -189,8 +205,12 @@ class LowRank:
         return "\n\n".join(parts) + "\n"
 
     def origin(self) -> Lineage:
-        """What it comes from; one that was made in memory has no digest."""
-        return self.lineage
+        """What it comes from, with the digest that it would be written with where it was not read from a file."""
+        return (
+            self.lineage
+            if self.lineage.digest is not None
+            else replace(self.lineage, digest=digest_of(self._tensors()))
+        )
 
     def added(self, module: str) -> Float[Tensor, "out in"]:
         """What is added to a module's weight, float32."""
