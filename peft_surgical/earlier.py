@@ -8,7 +8,7 @@ and notes what it was trained on top of.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .adapters.lineage import Lineage, called, check_once, faults_of_lineage, id
 from .adapters.low_rank import LowRank
 from .adapters.mergeable import read_mergeable
 from .errors import AdapterError, brief
-from .folding import check_rewritable, folded, steps_of
+from .folding import check_rewritable, folded_apart, modules_of, steps_of, tensors_of
 from .measuring.states import restored, writing
 from .tuner.fold import Rounding
 from .tuner.unchanged import trainable_kept
@@ -128,8 +128,8 @@ class Earlier:
             model: The bare model.
 
         Raises:
-            AdapterError: As [`folded`].
-            SelectionError: As [`folded`].
+            AdapterError: As [`folded_apart`].
+            SelectionError: As [`folded_apart`].
 
         Warns:
             UserWarning: If the weights' dtype rounds a part of them away.
@@ -137,22 +137,28 @@ class Earlier:
         if not self.folders:
             yield
             return
-        new = folded(model, self.steps, model.state_dict(), None)
-        Rounding.total(rounding for _, rounding in new.values()).warn(
-            model.dtype,
-            before="",
-            weights=f"the weights that {' and '.join(map(str, self.folders))} should change",
-            after=", so that this edit is trained on top of a part of that only; load the model in float32.",
-        )
         own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        weights = {key: own[key] for key in new}
+        weights = {key: own[key] for name in modules_of(self.steps) for key in tensors_of(name) if key in own}
         with trainable_kept(model.parameters()), restored(weights.values()):
-            with writing(weights.values()):
-                for key, weight in weights.items():
-                    # One at a time: the new ones take as much room as those that are kept.
-                    weight.copy_(new.pop(key)[0])
+            self._write(model, weights).warn(
+                model.dtype,
+                before="",
+                weights=f"the weights that {' and '.join(map(str, self.folders))} should change",
+                after=", so that this edit is trained on top of a part of that only; load the model in float32.",
+            )
             yield
             unload(model)
+
+    def _write(self, model: Any, weights: Mapping[str, Tensor]) -> Rounding:
+        """Writes to the weights, by their keys in the state; tells what rounding kept."""
+        kept = []
+        with writing(weights.values()):
+            # One module at a time: all new weights would take as much room again as those that are kept.
+            for found in folded_apart(model, self.steps, model.state_dict(), None):
+                for key, (values, rounding) in found.items():
+                    weights[key].copy_(values)
+                    kept.append(rounding)
+        return Rounding.total(kept)
 
 
 def _folder(given: object) -> Path:

@@ -94,7 +94,7 @@ def edit(
 
     Args:
         model: A causal language model without adapters; it carries the two adapters afterwards, which [`unload`] takes
-            off for the next edit. With `on` it is left bare, every weight as it was.
+            off for the next edit. With `on` it is left bare, every weight as it was. It is left in eval mode.
         tokenizer: Its tokenizer.
         fact: The fact.
         out: A folder for the localization, the adapters and the report. Beside it `.peft_surgical` keeps what the base

@@ -6,7 +6,8 @@ Whatever the steps, a weight is rounded to its dtype once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -59,6 +60,24 @@ def folded(
         dtype: Of what is returned; each tensor's own when None.
 
     Raises:
+        AdapterError: As [`folded_apart`].
+        SelectionError: As [`folded_apart`].
+    """
+    return {key: new for found in folded_apart(model, steps, state, dtype) for key, new in found.items()}
+
+
+def folded_apart(
+    model: nn.Module, steps: Sequence[Edit | LowRank], state: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> Iterator[dict[str, tuple[Tensor, Rounding]]]:
+    """The same, one module at a time, whose weights may be rewritten before the next one's are asked for.
+
+    Args:
+        model: The model; not changed.
+        steps: From [`steps_of`].
+        state: Its `state_dict()`.
+        dtype: Of what is returned; each tensor's own when None.
+
+    Raises:
         AdapterError: If a weight cannot be rewritten, is tied to another one, has another shape than the adapter
             takes it to have, or does not fit into its dtype, or the file of an adapter holds another output head than
             the model has.
@@ -68,25 +87,55 @@ def folded(
     for step in steps:
         if isinstance(step, Edit):
             check_same_weights(step.name, step.base_weights, state, "this model")
+    for name in modules_of(steps):
+        found = _folded(model, [part for step in steps for part in _part(step, name)], name, state, places, dtype)
+        for key, (values, _) in found.items():
+            check_finite(key, values, state[key])
+        yield found
+
+
+def modules_of(steps: Iterable[Edit | LowRank]) -> list[str]:
+    """The names of all modules that some steps act on, each once."""
+    return [*dict.fromkeys(name for step in steps for name in _acted_on(step))]
+
+
+def _acted_on(step: Edit | LowRank) -> Mapping[str, Any]:
+    return step.modules if isinstance(step, Edit) else step.factors
+
+
+def _part(step: Edit | LowRank, name: str) -> list[Edit | LowRank]:
+    """What a step does to one module, if anything."""
+    if name not in _acted_on(step):
+        return []
+    if isinstance(step, Edit):
+        return [replace(step, modules={name: step.modules[name]})]
+    return [replace(step, factors={name: step.factors[name]})]
+
+
+def _folded(
+    model: nn.Module,
+    steps: Sequence[Edit | LowRank],
+    name: str,
+    state: Mapping[str, Tensor],
+    places: Mapping[int, Sequence[Place]],
+    dtype: torch.dtype | None,
+) -> dict[str, tuple[Tensor, Rounding]]:
+    """The new tensors of one module, of steps that act on no other."""
     if len(steps) == 1:
-        found = _after(model, steps[0], state, state, places, dtype)
-    else:
-        now, touched = dict(state), dict[str, None]()
-        for step in steps:
-            # Unrounded until the last: what is half way is no weight of any model.
-            now |= {key: _wide(now[key]) for key in _keys(step, state)}
-            new = _after(model, step, now, state, places, None)
-            now |= {key: values for key, (values, _) in new.items()}
-            touched |= dict.fromkeys(new)
-        found = {key: _rounded(now[key], state[key], dtype) for key in touched}
-    for key, (values, _) in found.items():
-        check_finite(key, values, state[key])
-    return found
+        return _after(model, steps[0], state, state, places, dtype)
+    own = {key: state[key] for key in tensors_of(name) if key in state}
+    # Unrounded until the last: what is half way is no weight of any model.
+    now, touched = {key: _wide(value) for key, value in own.items()}, dict[str, None]()
+    for step in steps:
+        new = _after(model, step, now, state, places, None)
+        now |= {key: values for key, (values, _) in new.items()}
+        touched |= dict.fromkeys(new)
+    return {key: _rounded(now[key], state[key], dtype) for key in touched}
 
 
-def _keys(step: Edit | LowRank, state: Mapping[str, Tensor]) -> list[str]:
-    names = step.modules if isinstance(step, Edit) else step.factors
-    return [key for name in names for key in (f"{name}.weight", f"{name}.bias") if key in state]
+def tensors_of(name: str) -> tuple[str, str]:
+    """What may be rewritten of a module, by its keys in a state."""
+    return f"{name}.weight", f"{name}.bias"
 
 
 def _wide(tensor: Tensor) -> Tensor:

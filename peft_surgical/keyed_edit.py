@@ -55,7 +55,7 @@ def edit_keyed(
 
     Args:
         model: A causal language model without adapters; it carries the adapter afterwards, which [`unload`] takes off
-            for the next edit. With `on` it is left bare, every weight as it was.
+            for the next edit. With `on` it is left bare, every weight as it was. It is left in eval mode.
         tokenizer: Its tokenizer.
         fact: The fact.
         out: A folder for the adapter, in its folder `edit`, and the report. Beside it is what [`edit`] keeps there.

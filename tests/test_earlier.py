@@ -1,6 +1,7 @@
 import json
 import shutil
 import warnings
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.earlier import Earlier
 from peft_surgical.editing import edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError
+from peft_surgical.folding import folded, folded_apart
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.measuring.attached import attach, check_together
 from peft_surgical.merging import merge
@@ -78,8 +80,10 @@ def stock(model, *folders):
 def two(request, model_folder, tmp_path_factory):
     """An edit, and one on top of it; the kind, their folder, the model that was given and the second's report."""
     out = tmp_path_factory.mktemp("two")
-    made(request.param, base(model_folder), FRANCE, out / "france")
-    model = base(model_folder)
+    model = base(model_folder).train()
+    made(request.param, model, FRANCE, out / "france")
+    assert not any(module.training for module in model.modules())
+    model = base(model_folder).train()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*on top of")
         report = made(request.param, model, ITALY, out / "italy", on=[out / "france" / "edit"])
@@ -92,6 +96,8 @@ def test_the_model_is_left_as_it_was_given(two, model_folder):
     assert fingerprint(model) == fingerprint(untouched)
     assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in untouched.parameters()]
     assert not hasattr(model, "peft_config")
+    # As it is where the adapters stay on it.
+    assert not any(module.training for module in model.modules())
 
 
 def test_it_is_the_edit_that_the_merged_model_gets(two, model_folder, tmp_path):
@@ -282,6 +288,42 @@ def test_weights_are_folded_in_order_and_come_back_bit_for_bit(tmp_path):
         expected = ((weight + 0.25) * SCALES.modules[NAME].dense(48)).bfloat16()
         assert torch.equal(model.get_parameter(f"{NAME}.weight"), expected)
     assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_new_weights_are_made_as_they_are_written(tmp_path, monkeypatch):
+    """One module's at a time, as all of them would take as much room again as those that are kept."""
+    names = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    names += [f"model.layers.{layer}.mlp.up_proj" for layer in range(2)]
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    sizes = {name: model.get_parameter(f"{name}.weight").shape for name in names}
+    factors = {name: (torch.ones(1, size[1]), torch.full((size[0], 1), 0.25)) for name, size in sizes.items()}
+    scales = {name: replace(SCALES.modules[NAME], width=size[1]) for name, size in sizes.items()}
+    steps = (LowRank(factors), replace(SCALES, modules=scales))
+    expected = {key: values for key, (values, _) in folded(model, steps, model.state_dict(), None).items()}
+    made, most = [], []
+
+    def watched(*args):
+        for found in folded_apart(*args):
+            made.extend(weakref.ref(values) for values, _ in found.values())
+            most.append(sum(one() is not None for one in made))
+            yield found
+
+    monkeypatch.setattr("peft_surgical.earlier.folded_apart", watched)
+    with Earlier((tmp_path,), steps, steps).folded_into(model):
+        assert not any(one() is not None for one in made)
+        assert all(torch.equal(model.get_parameter(key), values) for key, values in expected.items())
+    assert len(made) == len(expected) == len(names)
+    assert max(most) <= 2
+
+
+def test_weights_that_are_written_before_another_one_fails_come_back(tmp_path):
+    model = tiny_model("llama")
+    own = fingerprint(model)
+    wrong = replace(ADDED, factors=ADDED.factors | {"model.layers.0.mlp.up_proj": ADDED.factors[NAME]})
+    earlier = Earlier((tmp_path,), (wrong,), (wrong,))
+    with pytest.raises(AdapterError, match="this model has a weight of shape"), earlier.folded_into(model):
+        pass
+    assert fingerprint(model) == own
 
 
 def test_what_half_precision_loses_of_them_is_said(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +56,16 @@ def test_kinds_that_follow_one_another_are_rounded_once():
     assert rounding.touched == int((exact != old.float()).sum())
     assert rounding.unchanged == int(((exact != old.float()) & (exact.bfloat16() == old)).sum())
     assert torch.equal(new(model, ADDED, SCALES, dtype=torch.float32)[0], exact)
+
+
+def test_what_one_of_two_kinds_acts_on_is_as_if_that_were_alone():
+    model, other = tiny_model("llama", dtype=torch.bfloat16), "model.layers.0.mlp.down_proj"
+    beside = replace(ADDED, factors=ADDED.factors | {other: ADDED.factors[NAME]})
+    both, alone = (folded(model, steps, model.state_dict(), None) for steps in ([SCALES, beside], [beside]))
+    assert both.keys() == alone.keys() == {KEY, f"{other}.weight"}
+    assert torch.equal(both[f"{other}.weight"][0], alone[f"{other}.weight"][0])
+    assert both[f"{other}.weight"][1] == alone[f"{other}.weight"][1]
+    assert torch.equal(both[KEY][0], new(model, SCALES, ADDED)[0])
 
 
 def test_a_scale_taken_back_between_leaves_what_was_added():

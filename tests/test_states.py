@@ -9,7 +9,7 @@ import peft_surgical as ps
 from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.relearning import relearned_state
 from peft_surgical.measuring.rounding import rounded_state
-from peft_surgical.measuring.states import adapter_state, adapters_act
+from peft_surgical.measuring.states import adapter_state, adapters_act, restored
 
 from .adapters import logits, prompted
 from .localizing import capital, word_tokenizer
@@ -29,6 +29,23 @@ def test_what_trained_before_adapters_were_switched_off_trains_again_after_a_sta
             pass
         assert peft_states(model) == inside
     assert peft_states(model) == before
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupt_while_weights_are_put_back_is_raised_when_they_are(times):
+    class Weight(torch.Tensor):
+        left = times
+
+        def copy_(self, *args):
+            if Weight.left:
+                Weight.left -= 1
+                raise KeyboardInterrupt
+            return super().copy_(*args)
+
+    weights = [torch.ones(2), torch.ones(2).as_subclass(Weight), torch.ones(2)]
+    with pytest.raises(KeyboardInterrupt), restored(weights):
+        weights[2].mul_(2)
+    assert [weight.tolist() for weight in weights] == [[1.0, 1.0]] * 3
 
 
 def test_a_state_leaves_no_attributes_on_the_model():

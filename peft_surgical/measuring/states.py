@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -171,16 +171,33 @@ def _check_divisible(layer: Any) -> None:
 
 @contextmanager
 def restored(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Copies weights, which a block may write to, and puts back every bit when it ends."""
+    """Copies weights, which a block may write to, and puts back every bit when it ends.
+
+    An interrupt meanwhile is raised when they are back.
+    """
     kept = list(weights)
     with writing(kept):
         before = [weight.detach().clone() for weight in kept]
+    back = False
     try:
-        yield
-    finally:
-        with writing(kept):
-            for weight, value in zip(kept, before, strict=True):
-                weight.copy_(value)
+        try:
+            yield
+        finally:
+            with writing(kept):
+                _put_back(kept, before)
+            back = True
+    except KeyboardInterrupt:
+        # To copy once more changes nothing, so where it came does not matter.
+        while not back:
+            with suppress(KeyboardInterrupt), writing(kept):
+                _put_back(kept, before)
+                back = True
+        raise
+
+
+def _put_back(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for weight, value in zip(weights, values, strict=True):
+        weight.copy_(value)
 
 
 @contextmanager
