@@ -15,9 +15,11 @@ from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import to_ia3
 from peft_surgical.adapters.lineage import Lineage, warn_of_lineage
 from peft_surgical.adapters.low_rank import LowRank, is_low_rank, total
+from peft_surgical.adapters.merged_edits import edit_record
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.merging import merge
 from peft_surgical.stacking import stack
+from peft_surgical.tuner.fold import Rounding
 
 from .adapters import logits, saved, tiny_peft
 from .tiny import tiny_model
@@ -143,6 +145,8 @@ def test_a_part_does_not_stand_for_the_whole_below_another(tmp_path):
     half, whole = power(tmp_path / "0", 0.5), tmp_path / "0"
     half.save(tmp_path / "half")
     assert half.origin().digest == Lineage.of(tmp_path / "half").digest
+    [told] = edit_record([half], tiny_model("llama"), torch.float32, Rounding())["adapters"]
+    assert told["altered"] == told["parts"] == [Lineage.of(whole).digest]
     read = LowRank.load(tmp_path / "1")
 
     def lacks(on, *given):

@@ -110,7 +110,7 @@ def _told(adapter: Edit | LowRank | str | os.PathLike[str]) -> dict[str, Any]:
             name = "an edit in memory"
     else:
         name, lineage = called(adapter), Lineage.of(adapter)
-    found = {"after": lineage.after, "below": lineage.below, "parts": lineage.parts}
+    found = {"after": lineage.after, "below": lineage.below, "parts": lineage.parts, "altered": lineage.altered}
     return {"name": name, "sha256": lineage.digest, **{key: [*values] for key, values in found.items() if values}}
 
 
