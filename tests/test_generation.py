@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from peft import IA3Config, PromptTuningConfig, get_peft_model
+from peft import IA3Config, get_peft_model
 from transformers import (
     AddedToken,
     GenerationConfig,
@@ -364,20 +364,6 @@ def test_a_cache_that_rows_cannot_leave_is_used_to_the_end(monkeypatch):
     expected = [greedy(model, prompt, 9) for prompt in ROWS]
     monkeypatch.setattr(generation, "all_layers", lambda cache, condition: False)
     assert generate_ids(model, word_tokenizer(), ROWS, max_new_tokens=9) == expected
-
-
-@torch.no_grad()
-def test_learned_prompts_stand_before_every_row():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-        model = get_peft_model(tiny_model("llama"), config).eval()
-    beginning = tiny_ids(1, 9, seed=50)[0].tolist()
-    # Of one length: PEFT counts no positions behind padding.
-    prompts = [[*beginning, *ROWS[number]] for number in (0, 7)]
-    expected = [greedy(model, prompt, 9) for prompt in prompts]
-    assert expected != [greedy(tiny_model("llama"), prompt, 9) for prompt in prompts]
-    assert generate_ids(model, word_tokenizer(), prompts, max_new_tokens=9) == expected
 
 
 def test_each_module_is_left_in_its_own_mode():

@@ -3,7 +3,7 @@ run."""
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -22,7 +22,7 @@ from .localizing import word_tokenizer
 from .test_beginnings import built
 from .test_generation import BEGIN_ALIKE, ROWS, greedy, stopping_tokenizer
 from .test_suffix import PREFIX, rows, spans_of
-from .tiny import VOCAB, tiny_model
+from .tiny import VOCAB, tiny_ids, tiny_model
 
 # They count their positions on from the padding token's id, where nobody tells them any.
 COUNTING = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "data2vec-text": "data2vec_text"}
@@ -151,3 +151,17 @@ def test_what_fails_though_the_model_runs_is_no_fault_of_the_model(monkeypatch):
     monkeypatch.setattr(tiny := tiny_model("llama"), "generate", None)
     with pytest.raises(TypeError):
         generate_ids(tiny, word_tokenizer(), [[3, 4, 5]])
+
+
+@torch.no_grad()
+def test_learned_prompts_stand_before_every_row():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        model = get_peft_model(tiny_model("llama"), config).eval()
+    beginning = tiny_ids(1, 9, seed=50)[0].tolist()
+    # Of one length: PEFT counts no positions behind padding.
+    prompts = [[*beginning, *ROWS[number]] for number in (0, 7)]
+    expected = [greedy(model, prompt, 9) for prompt in prompts]
+    assert expected != [greedy(tiny_model("llama"), prompt, 9) for prompt in prompts]
+    assert generate_ids(model, word_tokenizer(), prompts, max_new_tokens=9) == expected

@@ -13,7 +13,7 @@ from peft_surgical.measuring.states import adapter_state, adapters_act, restored
 
 from .adapters import logits, prompted
 from .localizing import capital, word_tokenizer
-from .test_evaluation import peft_states, two_ia3, two_lora, two_surgical
+from .test_states_act import peft_states, two_ia3, two_lora, two_surgical
 from .tiny import tiny_ids, tiny_model
 
 NAMES = ["default", "second"]

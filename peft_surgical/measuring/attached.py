@@ -26,7 +26,6 @@ from ..adapters.low_rank import LowRank
 from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 from ..errors import AdapterError, SurgicalError, brief, first_line
 from ..loading.pickles import no_pickles
-from ..staging.stage import UNLEARN
 from .states import State, adapter_state
 
 SCALES = ("SURGICAL_IA3", "IA3")
@@ -35,6 +34,8 @@ SCALES = ("SURGICAL_IA3", "IA3")
 TURNED = (*SCALES, LORA)
 """The kinds of adapters that a dial turns."""
 
+# What the first of an edit's two stages is called, which the second notes.
+_UNLEARN = "unlearn"
 # What libraries are loaded under, for one who keeps what they print to himself.
 _Quiet: TypeAlias = Callable[[], AbstractContextManager[None]]
 
@@ -148,8 +149,8 @@ def _labels(folders: Sequence[Path]) -> Mapping[str, int]:
 
 def _is_unlearned(first: Lineage, second: Lineage) -> bool:
     """Whether the first of two adapters is the stage by which the second one's edit unlearned, be they (IA)^3 now."""
-    below = dict(zip(second.after, second.below, strict=False)).get(UNLEARN)
-    return below is not None and all(digest == below for _, digest in first.acting(UNLEARN))
+    below = dict(zip(second.after, second.below, strict=False)).get(_UNLEARN)
+    return below is not None and all(digest == below for _, digest in first.acting(_UNLEARN))
 
 
 def _kind(folder: Path) -> str:
