@@ -24,14 +24,14 @@ CLAIMS = [
         "unlearn` takes at most # steps, shorter ones after #; `learn` at most #, shorter ones after #.",
         (UNLEARN.steps, UNLEARN.hold, LEARN.steps, LEARN.hold),
     ),
-    ("training.md", "its own predicted divergence, in that metric, # nats,", (LEARN.step_kl,)),
+    ("training.md", "a predicted divergence of # nats a token in that metric", (LEARN.step_kl,)),
     (
         "training.md",
         "Each step takes # of the fact's prompts, asked as written and as people type them, # retained prompts that"
         " are close to the fact and # others",
         (LEARN.fact_batch, LEARN.near_batch, LEARN.far_batch),
     ),
-    ("training.md", "# everyday requests and # general questions, less those", (LEARN.everyday, LEARN.general)),
+    ("training.md", "# everyday requests and # general questions of the package, less those", (LEARN.everyday, LEARN.general)),
     ("training.md", "and those near the fact # times that", (LEARN.near_weight,)),
     ("training.md", "flat [below # nats a token]", (LEARN.margin,)),
     ("training.md", "# × the divergence from the base on the retained prompts", (LEARN.retain_weight,)),

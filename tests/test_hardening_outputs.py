@@ -342,7 +342,7 @@ GO_ON = (
 )
 
 
-@pytest.mark.parametrize("stage", ["localize", "unlearn", "learn", "stack", "evaluate", "save_report"])
+@pytest.mark.parametrize("stage", ["localize", "unlearn", "learn", "stack_above", "evaluate", "save_report"])
 def test_ctrl_c_at_any_stage(stage, fact_file, model_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
 

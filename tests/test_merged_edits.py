@@ -191,7 +191,8 @@ def test_another_revision_s_edits_are_not_taken_for_the_model_s(tmp_path, model_
             assert len(edits_in(model)) == count
             ps.merge(model, two, tmp_path / "out", overwrite=True)
             assert len(written(tmp_path / "out")["edits"]) == count + 1
-            assert ("1. `unlearn`" in (tmp_path / "out" / "README.md").read_text()) == (count == 1)
+            card = (tmp_path / "out" / "README.md").read_text()
+            assert (f"1. `{tmp_path.name}/unlearn`" in card) == (count == 1)
     assert (tmp_path / "out" / "LICENSE").is_file()
 
 
