@@ -269,7 +269,8 @@ def test_a_dial_turns_a_lora_adapter(model_folder, against, tmp_path):
     assert said_by == {"base": whole["base"], "dial 0": whole["base"], "dial 1": whole["edited"]}
     assert whole["base"] != whole["edited"]
     result = run("stack", against, "--dial", 0.5, "--out", tmp_path / "half")
-    assert " ".join(result.stdout.split()).startswith(f"One LoRA adapter in {tmp_path / 'half'}: rank 32, in 1 module.")
+    told = " ".join(result.stdout.split())
+    assert told.startswith(f"One LoRA adapter in {tmp_path / 'half'}: rank 32, in 1 module.")
     halves = [load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "half", against)]
     for name, tensor in halves[1].items():
         assert torch.equal(halves[0][name].float(), tensor * (0.5 if "lora_B" in name else 1))

@@ -31,7 +31,11 @@ CLAIMS = [
         " are close to the fact and # others",
         (LEARN.fact_batch, LEARN.near_batch, LEARN.far_batch),
     ),
-    ("training.md", "# everyday requests and # general questions of the package, less those", (LEARN.everyday, LEARN.general)),
+    (
+        "training.md",
+        "# everyday requests and # general questions of the package, less those",
+        (LEARN.everyday, LEARN.general),
+    ),
     ("training.md", "and those near the fact # times that", (LEARN.near_weight,)),
     ("training.md", "flat [below # nats a token]", (LEARN.margin,)),
     ("training.md", "# × the divergence from the base on the retained prompts", (LEARN.retain_weight,)),
