@@ -56,8 +56,8 @@ def test_what_the_weights_carry_is_told_without_a_path_of_the_machine():
     parts = made.to_markdown().split("\n\n")
     assert parts[3] == (
         "Here base is the model with france/edit and keyed folded in. The base carries 2 edits, merged into its"
-        " weights: unlearn and learn, then keyed. Edited is the checkpoint ro\\*me, stored in bfloat16: 2 of 272 tensors"
-        " differ from the base's; both are measured in float32."
+        " weights: unlearn and learn, then keyed. Edited is the checkpoint ro\\*me, stored in bfloat16: 2 of 272"
+        " tensors differ from the base's; both are measured in float32."
     )
     assert parts[4].startswith("In brackets: ")
     assert made.settings == settings
