@@ -7,7 +7,6 @@ Whatever the steps, a weight is rounded to its dtype once, at the end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -88,7 +87,7 @@ def folded_apart(
         if isinstance(step, Edit):
             check_same_weights(step.name, step.base_weights, state, "this model")
     for name in modules_of(steps):
-        found = _folded(model, [part for step in steps for part in _part(step, name)], name, state, places, dtype)
+        found = _folded(model, [step for step in steps if name in _acted_on(step)], name, state, places, dtype)
         for key, (values, _) in found.items():
             check_finite(key, values, state[key])
         yield found
@@ -103,15 +102,6 @@ def _acted_on(step: Edit | LowRank) -> Mapping[str, Any]:
     return step.modules if isinstance(step, Edit) else step.factors
 
 
-def _part(step: Edit | LowRank, name: str) -> list[Edit | LowRank]:
-    """What a step does to one module, if anything."""
-    if name not in _acted_on(step):
-        return []
-    if isinstance(step, Edit):
-        return [replace(step, modules={name: step.modules[name]})]
-    return [replace(step, factors={name: step.factors[name]})]
-
-
 def _folded(
     model: nn.Module,
     steps: Sequence[Edit | LowRank],
@@ -120,14 +110,14 @@ def _folded(
     places: Mapping[int, Sequence[Place]],
     dtype: torch.dtype | None,
 ) -> dict[str, tuple[Tensor, Rounding]]:
-    """The new tensors of one module, of steps that act on no other."""
+    """The new tensors of one module, by their key in the state, after steps that act on it."""
     if len(steps) == 1:
-        return _after(model, steps[0], state, state, places, dtype)
+        return _after(model, steps[0], name, state, state, places, dtype)
     own = {key: state[key] for key in tensors_of(name) if key in state}
     # Unrounded until the last: what is half way is no weight of any model.
     now, touched = {key: _wide(value) for key, value in own.items()}, dict[str, None]()
     for step in steps:
-        new = _after(model, step, now, state, places, None)
+        new = _after(model, step, name, now, state, places, None)
         now |= {key: values for key, (values, _) in new.items()}
         touched |= dict.fromkeys(new)
     return {key: _rounded(now[key], state[key], dtype) for key in touched}
@@ -150,72 +140,44 @@ def _rounded(exact: Tensor, old: Tensor, dtype: torch.dtype | None) -> tuple[Ten
 def _after(
     model: nn.Module,
     step: Edit | LowRank,
+    name: str,
     now: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     places: Mapping[int, Sequence[Place]],
     dtype: torch.dtype | None,
 ) -> dict[str, tuple[Tensor, Rounding]]:
-    """The tensors that a step makes of those there are `now`; that none is tied is told by those of the model."""
-    if isinstance(step, LowRank):
-        return _added(model, step, now, state, places, dtype)
-    found: dict[str, tuple[Tensor, Rounding]] = {}
-    for name, scale in step.modules.items():
-        module = find_module(model, name)
+    """The tensors of a module that a step makes of those there are `now`; that none is tied is told by those of the
+    model."""
+    module = find_module(model, name)
+    if isinstance(step, Edit):
+        scale = step.modules[name]
         check_target(name, module, scale.coordinates, scale.width)
         check_foldable(module, scale.coordinates.side)
-        found |= _scaled(name, module, scale, now, state, places, dtype)
-    return found
+        axes = scaled_tensors(module, scale.coordinates.side)
+        for part in axes:
+            _check_untied(f"{name}.{part}", state, places)
+        return {f"{name}.{part}": _scaled(now[f"{name}.{part}"], scale, axis, dtype) for part, axis in axes.items()}
+    if isinstance(module, (nn.Linear, Conv1D)):
+        check_foldable(module, "input")
+    key = f"{name}.weight"
+    added, old = step.added(name), now.get(key)
+    added = added.T if isinstance(module, Conv1D) else added
+    if old is None or old.shape != added.shape:
+        there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
+        raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
+    _check_untied(key, state, places)
+    return {key: _rounded(_wide(old) + added.to(old.device), old, dtype)}
 
 
-def _added(
-    model: nn.Module,
-    update: LowRank,
-    now: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    places: Mapping[int, Sequence[Place]],
-    dtype: torch.dtype | None,
-) -> dict[str, tuple[Tensor, Rounding]]:
-    """The new weights of modules that something is added to, by their key in the state."""
-    found = {}
-    for name in update.factors:
-        module, key = find_module(model, name), f"{name}.weight"
-        if isinstance(module, (nn.Linear, Conv1D)):
-            check_foldable(module, "input")
-        added, old = update.added(name), now.get(key)
-        added = added.T if isinstance(module, Conv1D) else added
-        if old is None or old.shape != added.shape:
-            there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
-            raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
-        _check_untied(key, state[key], places)
-        found[key] = _rounded(_wide(old) + added.to(old.device), old, dtype)
-    return found
-
-
-def _check_untied(key: str, tensor: Tensor, places: Mapping[int, Sequence[Place]]) -> None:
-    if other := shared_with(places, key, tensor):
+def _check_untied(key: str, state: Mapping[str, Tensor], places: Mapping[int, Sequence[Place]]) -> None:
+    if other := shared_with(places, key, state[key]):
         raise AdapterError(f"{key} is tied to another weight, {other}, so an edit of it cannot be merged.")
 
 
-def _scaled(
-    name: str,
-    module: nn.Module,
-    scale: ModuleScale,
-    now: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    places: Mapping[int, Sequence[Place]],
-    dtype: torch.dtype | None,
-) -> dict[str, tuple[Tensor, Rounding]]:
-    """The module's new tensors, by their key in the state."""
-    found = {}
-    for part, axis in scaled_tensors(module, scale.coordinates.side).items():
-        key = f"{name}.{part}"
-        old = now[key]
-        _check_untied(key, state[key], places)
-        index = scale.coordinates.index(old.device)
-        _, values, rounding = fold(old, index, scale.scale, axis, dtype)
-        new = old.to(values.dtype, copy=True)
-        found[key] = (new.index_copy_(axis, index, values), rounding)
-    return found
+def _scaled(old: Tensor, scale: ModuleScale, axis: int, dtype: torch.dtype | None) -> tuple[Tensor, Rounding]:
+    index = scale.coordinates.index(old.device)
+    _, values, rounding = fold(old, index, scale.scale, axis, dtype)
+    return old.to(values.dtype, copy=True).index_copy_(axis, index, values), rounding
 
 
 def check_finite(key: str, new: Tensor, old: Tensor) -> None:
