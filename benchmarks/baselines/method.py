@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import peft_surgical as ps
 from peft_surgical.facts import refusal_for
@@ -95,6 +96,19 @@ class Method(Protocol):
             request: What to edit.
             seed: Decides all that is drawn.
         """
+        ...
+
+
+@runtime_checkable
+class BatchMethod(Protocol):
+    """A method that edits a batch of requests together."""
+
+    name: ClassVar[str]
+
+    def edit_batch(
+        self, model: Any, tokenizer: Any, requests: Sequence[Request], seed: int
+    ) -> AbstractContextManager[None]:
+        """As [`Method.edit`], for several requests at once."""
         ...
 
 
