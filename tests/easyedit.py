@@ -40,23 +40,30 @@ def layers_of(method, model):
 
 
 @contextmanager
-def edited(method, model, tokenizer, request, monkeypatch):
-    """Has EasyEdit edit a model as `method` does behind the request's contexts, and copies the weights back."""
+def edited(method, model, tokenizer, batches, monkeypatch):
+    """Has EasyEdit edit a model as `method` does, one batch on top of another, and copies the weights back.
+
+    All requests have the contexts of the first.
+    """
     # They are formatted, so braces of a text would be taken for places.
-    contexts = [context.translate({ord("{"): "", ord("}"): ""}) + "{}" for context in request.contexts]
+    contexts = [context.translate({ord("{"): "", ord("}"): ""}) + "{}" for context in batches[0][0].contexts]
     layers = layers_of(method, model)
     if isinstance(method, Rome):
         apply = _rome(model, contexts, layers)
     else:
         apply = _memit(method, model, tokenizer, contexts, layers, monkeypatch)
-    prompt = request.prompt.replace(request.subject, "{}", 1)
-    asked = {"subject": request.subject, "prompt": prompt, "target_new": request.new}
     # EasyEdit freezes all of the model.
     weights = [output_projection(model, layer).weight for layer in layers]
     with weights_restored(weights), _flags_restored(model):
         with redirect_stdout(io.StringIO()):
-            apply(model, tokenizer, [asked])
+            for requests in batches:
+                apply(model, tokenizer, [_asked(request) for request in requests])
         yield
+
+
+def _asked(request):
+    prompt = request.prompt.replace(request.subject, "{}", 1)
+    return {"subject": request.subject, "prompt": prompt, "target_new": request.new}
 
 
 def _rome(model, contexts, layers):
@@ -84,7 +91,9 @@ def _memit(method, model, tokenizer, contexts, layers, monkeypatch):
         asked = code.AlphaEditHyperParams(
             alg_name="AlphaEdit", **given, P_loc=__file__, L2=method.known, nullspace_threshold=method.small
         )
-        return lambda *given: code.apply_AlphaEdit_to_model(*given, asked, reset_cache=True)
+        # Keys of earlier edits are forgotten here, and not between this one's batches.
+        code.cache_c_new = False
+        return lambda *given: code.apply_AlphaEdit_to_model(*given, asked)
     names = dict(model.named_modules())
     projections = {output_projection(model, layer): layer for layer in layers}
     monkeypatch.setattr(

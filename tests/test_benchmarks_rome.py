@@ -86,7 +86,7 @@ def check_that_it_is_what_easyedit_does(method, model, tokenizer, request, monke
     before = [weight.clone() for weight in weights]
     found = []
     for edited in (
-        easyedit.edited(method, model, tokenizer, request, monkeypatch),
+        easyedit.edited(method, model, tokenizer, [[request]], monkeypatch),
         method.edit(model, tokenizer, request, 0),
     ):
         with edited:

@@ -18,7 +18,7 @@ from .keyed import Keyed
 from .lora import Lora
 from .lora_kept import LoraKept
 from .memit import Memit
-from .method import Method, Questions, Request, described, settings
+from .method import Batched, Method, Questions, Request, Write, described, settings
 from .one_stage import OneStage
 from .random_components import RandomComponents
 from .rome import Rome
@@ -28,7 +28,7 @@ from .staged import Staged
 from .surgical import Surgical
 from .surgical_keyed import SurgicalKeyed
 
-__all__ = ["METHODS", "Method", "Questions", "Request", "build", "described", "settings"]
+__all__ = ["METHODS", "Batched", "Method", "Questions", "Request", "Write", "build", "described", "settings"]
 
 _KINDS: tuple[Any, ...] = (
     Base,

@@ -1,12 +1,14 @@
 """AlphaEdit (Fang et al., "Null-Space Constrained Knowledge Editing for Language Models", arXiv 2410.02355).
 
-As [MEMIT][benchmarks.baselines.memit] for one fact, but an update may only read what no common key
-has: with P the projection onto the eigenvectors of C whose eigenvalues are small,
+As [MEMIT][benchmarks.baselines.memit], but an update may only read what no common key has: with P the projection onto
+the eigenvectors of C whose eigenvalues are small, and K_p the keys of all batches before,
 
-    W ← W + r (P k)ᵀ / (α + kᵀ P k)
+    W ← W + R Kᵀ P (K Kᵀ P + K_p K_pᵀ P + α I)⁻¹
 
-which for one fact, the first, is the paper's R Kᵀ P (K Kᵀ P + α I)⁻¹. Its constants are EasyEdit's for Qwen 2.5; those
-for Llama 3, where δ is shorter, did worse on development cases.
+K_p K_pᵀ is not kept, but what turns keys away from the earlier ones, too: A = α P (P K_p K_pᵀ P + α I)⁻¹, at first P,
+in the place of P in the formula for a first batch, R (α I + Kᵀ A K)⁻¹ (A K)ᵀ. By Woodbury's identity, after a batch
+it is A − A K (α I + Kᵀ A K)⁻¹ (A K)ᵀ. Constants are EasyEdit's for Qwen 2.5; those for Llama 3, where δ is shorter,
+did worse on development cases, edited singly.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .memit import Matrix, Memit
@@ -22,7 +25,7 @@ from .memit import Matrix, Memit
 
 @dataclass(frozen=True)
 class AlphaEdit(Memit):
-    """Writes a key and a share of the value into each of several MLPs, where common keys are not read.
+    """Writes keys and shares of their values into each of several MLPs, where common keys are not read.
 
     Attributes:
         known: α.
@@ -39,3 +42,8 @@ class AlphaEdit(Memit):
         values, vectors = torch.linalg.eigh(covariance)
         kept: Tensor = vectors[:, values < self.small]
         return kept @ kept.T
+
+    def away_after(self, away: Matrix, keys: Float[Tensor, "request neuron"], read: Tensor) -> Matrix:
+        """What turns later batches' keys away from these, too."""
+        after: Tensor = away - away @ keys.to(away).T @ read
+        return after

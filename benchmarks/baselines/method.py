@@ -1,12 +1,12 @@
-"""What a method of the benchmark is: something that edits a model for one request and takes the edit back."""
+"""What a method of the benchmark is: something that edits a model for requests and takes the edit back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 import peft_surgical as ps
 from peft_surgical.facts import refusal_for
@@ -99,16 +99,37 @@ class Method(Protocol):
         ...
 
 
-@runtime_checkable
-class BatchMethod(Protocol):
-    """A method that edits a batch of requests together."""
+Write = Callable[[Sequence[Request]], None]
+"""Writes a batch of requests into a model, on top of what has been written into it before."""
 
-    name: ClassVar[str]
+
+class Batched(Method, Protocol):
+    """A method that can edit many requests in one model, all at once or one batch after another."""
 
     def edit_batch(
         self, model: Any, tokenizer: Any, requests: Sequence[Request], seed: int
     ) -> AbstractContextManager[None]:
-        """As [`Method.edit`], for several requests at once."""
+        """As [`Method.edit`], for all of some requests at once; for one it is the same.
+
+        Args:
+            model: A causal language model in evaluation mode, all frozen.
+            tokenizer: Without a chat template.
+            requests: What to edit; at least one.
+            seed: Decides all that is drawn.
+        """
+        ...
+
+    def sequence(self, model: Any, tokenizer: Any, seed: int) -> AbstractContextManager[Write]:
+        """A context that hands out what edits a batch of requests on top of those before, knowing of them.
+
+        Within it the model stays as it is edited; after it, every bit of the model is the base's. What is known of
+        earlier batches is of this context alone, so each begins anew.
+
+        Args:
+            model: A causal language model in evaluation mode, all frozen.
+            tokenizer: Without a chat template.
+            seed: Decides all that is drawn.
+        """
         ...
 
 
