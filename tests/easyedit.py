@@ -1,4 +1,4 @@
-"""EasyEdit's own ROME, MEMIT and AlphaEdit, from a checkout of github.com/zjunlp/EasyEdit that `EASYEDIT` names."""
+"""EasyEdit's own ROME, MEMIT, AlphaEdit and UltraEdit, of a checkout of github.com/zjunlp/EasyEdit in `EASYEDIT`."""
 
 import importlib
 import io
@@ -6,10 +6,11 @@ import os
 import sys
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.baselines.alphaedit import AlphaEdit
 from benchmarks.baselines.covariances import covariances, with_ridge
@@ -17,6 +18,7 @@ from benchmarks.baselines.method import STEPS
 from benchmarks.baselines.mlps import edited_layers, output_projection
 from benchmarks.baselines.restoring import weights_restored
 from benchmarks.baselines.rome import Rome
+from benchmarks.baselines.ultraedit import edited_modules
 from benchmarks.baselines.values import Objective
 from peft_surgical.architectures import decoder_layers
 
@@ -27,7 +29,8 @@ def imported(name):
     """One of its modules, without the packages' `__init__`, which import every method and what all of those need."""
     if not os.environ.get(VARIABLE):
         pytest.skip(f"{VARIABLE} names no checkout of github.com/zjunlp/EasyEdit")
-    for above in ("easyeditor", "easyeditor.models", "easyeditor.util"):
+    for above in ("", ".models", ".models.ultraedit", ".trainer", ".trainer.algs", ".util"):
+        above = f"easyeditor{above}"
         package = ModuleType(above)
         package.__path__ = [str(Path(os.environ[VARIABLE]).joinpath(*above.split(".")))]
         sys.modules.setdefault(above, package)
@@ -101,6 +104,45 @@ def _memit(method, model, tokenizer, contexts, layers, monkeypatch):
     )
     asked = code.MEMITHyperParams(alg_name="MEMIT", **given)
     return lambda *given: code.apply_memit_to_model(*given, asked)
+
+
+def ultraedit(method, model, tokenizer, batches):
+    """What its UltraEdit adds to the weights of a model, by module, after each batch; the model is changed.
+
+    It is given what the authors' own code makes of prompts and answers, at the tokens that code reads (`token: ans`):
+    what EasyEdit itself gives it has all tokens, and no place for answers of several lengths.
+    """
+    modules = edited_modules(model)
+    before = {name: model.get_submodule(name).weight.clone() for name in modules}
+    config = {"model_name": "as prepared", "half": False, "inner_params": modules, "device": "cpu", "token": "ans"}
+    config |= {"lr": method.learning_rate, "editor_batch_size": 128}
+    algorithm = imported("ultraedit.ULTRAEDIT").ULTRAEDIT(model, SimpleNamespace(**config), None)
+    found = []
+    for requests in batches:
+        rows = sorted(
+            (_tokens(tokenizer, request.prompt, request.new) for request in requests),
+            key=lambda row: len(row["input_ids"]),
+            reverse=True,
+        )
+        passes = [
+            {
+                name: pad_sequence([row[name] for row in rows[start : start + 10]], True, -100 * (name == "labels"))
+                for name in rows[0]
+            }
+            for start in range(0, len(rows), 10)
+        ]
+        algorithm.edit_model(algorithm.predict_param_shifts(algorithm.cache(passes)), False)
+        found.append({name: model.get_submodule(name).weight.detach() - was for name, was in before.items()})
+    return found
+
+
+def _tokens(tokenizer, prompt, answer):
+    """What is read of a prompt and its answer, all but the last token, and what is to be said at each."""
+    asked = tokenizer(prompt)["input_ids"]
+    said = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+    read = torch.tensor([*asked, *said[:-1]])
+    labels = torch.tensor([-100] * (len(asked) - 1) + said)
+    return {"input_ids": read, "attention_mask": torch.ones_like(read), "labels": labels}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from peft_surgical.errors import SurgicalError
@@ -27,8 +28,21 @@ from .rome_cov import RomeWithCovariance
 from .staged import Staged
 from .surgical import Surgical
 from .surgical_keyed import SurgicalKeyed
+from .ultraedit import UltraEdit
 
-__all__ = ["METHODS", "Batched", "Method", "Questions", "Request", "Write", "build", "described", "settings"]
+__all__ = [
+    "BATCHED",
+    "METHODS",
+    "Batched",
+    "Method",
+    "Questions",
+    "Request",
+    "Write",
+    "build",
+    "build_batched",
+    "described",
+    "settings",
+]
 
 _KINDS: tuple[Any, ...] = (
     Base,
@@ -53,6 +67,8 @@ _KINDS: tuple[Any, ...] = (
     ClosedFormIA3,
 )
 METHODS: dict[str, Any] = {kind.name: kind for kind in _KINDS}
+BATCHED: dict[str, Any] = {kind.name: kind for kind in (Memit, AlphaEdit, UltraEdit)}
+"""Those that edit many requests in one model. UltraEdit is not made for one, so it is none of [`METHODS`]."""
 
 
 def build(name: str, learning_rate: float | None = None) -> Method:
@@ -61,9 +77,24 @@ def build(name: str, learning_rate: float | None = None) -> Method:
     Raises:
         SurgicalError: If there is no such method, or it has no learning rate.
     """
-    if name not in METHODS:
-        raise SurgicalError(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
-    if learning_rate is not None and "learning_rate" not in settings(METHODS[name]()):
-        raise SurgicalError(f"the method {name!r} has no learning rate.")
-    made: Method = METHODS[name]() if learning_rate is None else METHODS[name](learning_rate=learning_rate)
+    made: Method = _built(METHODS, name, learning_rate)
     return made
+
+
+def build_batched(name: str, learning_rate: float | None = None) -> Batched:
+    """As [`build`], one of [`BATCHED`].
+
+    Raises:
+        SurgicalError: If there is no such method, or it edits one request only.
+    """
+    made: Batched = _built(BATCHED, name, learning_rate)
+    return made
+
+
+def _built(kinds: Mapping[str, Any], name: str, learning_rate: float | None) -> Any:
+    if name not in kinds:
+        many = " that edits many requests at once" if kinds is BATCHED else ""
+        raise SurgicalError(f"there is no method {name!r}{many}; choose from {', '.join(kinds)}.")
+    if learning_rate is not None and "learning_rate" not in settings(kinds[name]()):
+        raise SurgicalError(f"the method {name!r} has no learning rate.")
+    return kinds[name]() if learning_rate is None else kinds[name](learning_rate=learning_rate)

@@ -56,17 +56,18 @@ def some(requests: Sequence[Request]) -> list[Request]:
 
 
 def gains(
-    keys: Float[Tensor, "request neuron"], away: Float[Tensor, "neuron neuron"], slack: float
+    keys: Float[Tensor, "request neuron"], away: Float[Tensor, "neuron neuron"] | None, slack: float
 ) -> Float[Tensor, "request neuron"]:
     """What inputs are multiplied with so that each key has its own request's share: (λ I + Kᵀ A K)⁻¹ Kᵀ A, in float64.
 
     Args:
         keys: Of each request, a column of K.
-        away: A, symmetric, in float64.
+        away: A, symmetric, in float64; the identity when None.
         slack: λ: how far from its value a key may end, for less change.
     """
-    turned = keys.to(away) @ away
-    between = turned @ keys.to(away).T
+    keys = keys.double()
+    turned = keys if away is None else keys.to(away) @ away
+    between = turned @ keys.to(turned).T
     between.diagonal().add_(slack)
     found: Tensor = torch.linalg.solve(between, turned)
     return found

@@ -6,6 +6,7 @@ projections for what Phi-3 has fused, each of them is scaled, and there are more
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -44,6 +45,6 @@ class StockIA3:
         return adapted(model, tokenizer, request, config, self.learning_rate, seed)
 
 
-def same_depth(model: Any, layers: tuple[int, ...]) -> list[int]:
-    """The paper's layers, as deep in this model, each once."""
-    return sorted({layer * model.config.num_hidden_layers // LAYERS for layer in layers})
+def same_depth(model: Any, layers: Iterable[int], of: int = LAYERS) -> list[int]:
+    """A paper's layers, in a model of so many, as deep in this model, each once."""
+    return sorted({layer * model.config.num_hidden_layers // of for layer in layers})
