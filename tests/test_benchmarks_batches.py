@@ -69,6 +69,14 @@ def test_one_key_gets_the_update_of_one_rank():
     torch.testing.assert_close(written.weight, one.weight, rtol=1e-12, atol=1e-12)
 
 
+def test_keys_of_a_broken_model_break_what_is_written_and_not_the_run():
+    for size in (1e30, torch.inf, torch.nan):
+        assert gains(torch.full((2, 3), size), None, 1.0).isnan().all()
+    # Where they can be told apart by λ alone, requests that are alike share what one would have.
+    alike = torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    torch.testing.assert_close(gains(alike, None, 1.0), alike.double() / 9)
+
+
 def test_many_keys_get_the_formulas_of_the_papers():
     keys, form = drawn(3, 6), drawn(6, 6, seed=1)
     common, eye = form @ form.T, torch.eye(6, dtype=torch.float64)

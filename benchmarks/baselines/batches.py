@@ -60,6 +60,8 @@ def gains(
 ) -> Float[Tensor, "request neuron"]:
     """What inputs are multiplied with so that each key has its own request's share: (λ I + Kᵀ A K)⁻¹ Kᵀ A, in float64.
 
+    They are not numbers where keys leave nothing to solve by, as those of a model that is broken may.
+
     Args:
         keys: Of each request, a column of K.
         away: A, symmetric, in float64; the identity when None.
@@ -69,8 +71,9 @@ def gains(
     turned = keys if away is None else keys.to(away) @ away
     between = turned @ keys.to(turned).T
     between.diagonal().add_(slack)
-    found: Tensor = torch.linalg.solve(between, turned)
-    return found
+    # Batches before may have broken the model, which is a finding and no error: keys may be too long to be told apart.
+    found, singular = torch.linalg.solve_ex(between, turned)
+    return found if not singular else torch.full_like(turned, torch.nan)
 
 
 @torch.no_grad()
