@@ -9,7 +9,7 @@ from peft_surgical.architectures import output_projections
 from peft_surgical.errors import ArchitectureError, ModelError, SelectionError
 from peft_surgical.keying import keys, neurons
 from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count
-from peft_surgical.keying.neurons import _to_take, find_neurons, place_neurons, reading_rows, set_neurons
+from peft_surgical.keying.neurons import find_neurons, place_neurons, reading_rows, set_neurons
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
 from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.text import swap_subject
@@ -226,20 +226,6 @@ def test_each_kind_of_text_and_each_token_alone_count_alike_in_what_a_neuron_wri
     assert find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=[FIRST])[module].index == chosen
 
 
-def test_a_neuron_that_hardly_fires_is_taken_only_where_it_could_write_nothing():
-    squares, lengths = torch.ones(48), torch.ones(48)
-    lengths[[8, 30]] = torch.tensor([0.1, 0.16])
-    assert _to_take(squares, lengths) == 8
-    squares[5] = 0.001
-    assert _to_take(squares, lengths) == 8
-    lengths[5] = 0.001
-    assert _to_take(squares, lengths) == 5
-    # Where most never fire that says nothing.
-    squares[:] = 0.0
-    squares[0] = 1.0
-    assert _to_take(squares, lengths) != 0
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma3", "gpt_neox"])
 def test_an_earlier_edits_neuron_is_left_alone(family):
     wide = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64}
@@ -256,6 +242,25 @@ def test_an_earlier_edits_neuron_is_left_alone(family):
     with torch.no_grad():
         weight_of(find_module(edited, module))[:, neuron.index] = 1e-6
     assert find_neurons(edited, modules, [NAMED], KEPT, RIDGE)[module].index == neuron.index
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma3", "gpt_neox"])
+def test_an_earlier_edits_neuron_is_left_alone_where_its_subject_is_met(family):
+    """It fires as far as others do then, and writes least of all."""
+    wide = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64}
+    model = word_model(family, **wide)
+    modules = output_projections(model, [1])
+    peft_model, neurons, _ = rewritten(model, [1])
+    [(module, neuron)] = neurons.items()
+    edited = peft_model.merge_and_unload()
+    with torch.no_grad():
+        weight = weight_of(find_module(edited, module))
+        weight[:, neuron.index] = 0.15 * weight.norm(dim=0).median() / len(weight) ** 0.5
+    other = Marked(ROWS[:1], [[0]])
+    kept = [*KEPT, Marked(ROWS[1:], [[0, 1, 2], [0, 1, 2, 3]])]
+    fired = entering(edited, module, kept[-1]).square().mean(0)
+    assert fired[neuron.index] > fired.median()
+    assert find_neurons(edited, modules, [other], kept, RIDGE)[module].index != neuron.index
 
 
 def test_what_is_not_finite_is_refused_as_such():

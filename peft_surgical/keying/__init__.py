@@ -1,6 +1,7 @@
 """Facts written under their subject's own keys.
 
-Neurons are rewritten to fire at the subject, which `neurons` finds and puts on a model as LoRA: `keyed` trains a fact
-file's prompts by four of them, `keyed_by_subject` one sentence by two, among texts of `naming`. `telling` says what
-the subject is told from, `keys` reads what enters modules, and `keyed_stage` holds what came of it.
+Neurons are rewritten to fire at the subject, which `neurons` finds and puts on a model as LoRA, of those that `taking`
+says are there to be taken: `keyed` trains a fact file's prompts by four of them, `keyed_by_subject` one sentence by
+two, among texts of `naming`. `telling` says what the subject is told from, `keys` reads what enters modules, and
+`keyed_stage` holds what came of it.
 """

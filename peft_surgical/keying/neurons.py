@@ -11,17 +11,15 @@ through; that of a gated MLP's linear projection 1 and 0. Both are least squares
 with `k` and `S` the mean and second moment of the subject's last tokens, `m` and `C` those of the texts to keep, and
 what is wanted less the row's bias where there is one.
 
-As a layer has no neuron to spare, the one is taken that writes least on the texts to keep, and nothing remains of it.
-But one that hardly fires at all, and could write as much as others do, is there for something that these texts do not
-show, such as an earlier edit, and is left alone. Transformer-Patcher (Huang et al., arXiv 2301.09785) adds neurons to
-the last layer and trains what they read; these here are found in closed form, in several layers, and no weight changes
-its shape, so that the edit is a stock LoRA adapter and merges.
+As a layer has no neuron to spare, one is [taken][peft_surgical.keying.taking], and nothing remains of what it was.
+Transformer-Patcher (Huang et al., arXiv 2301.09785) adds neurons to the last layer and trains what they read; these
+here are found in closed form, in several layers, and no weight changes its shape, so that the edit is a stock LoRA
+adapter and merges.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,16 +45,13 @@ from ..texts.prompts import unanswered
 from ..tuner.targets import find_module, unwrapped, weight_of
 from ..tuner.unchanged import embeddings_unhooked
 from .keys import Marked, marked_neurons, modules_in_turn, moments, neuron_count
+from .taking import is_shut, neuron_to_take
 
 # SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
 # the wording, but other text then moved more.
 _OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
 _WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
-# Below this part of the mean square, or of the squared length, that half of the neurons exceed, one is silent or void.
-# What a rewritten neuron writes is about a thousandth of what half of the others do, or less, and of the demo model's
-# own none writes less than a tenth.
-_LITTLE = 0.01
 # So many texts of one token are read at a time.
 _AT_ONCE = 1024
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -139,7 +134,8 @@ def find_neurons(
                 at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
             lengths = _lengths(model.get_submodule(module)).to(squares[module])
             # Of two that write alike, sums that are rounded otherwise may choose either.
-            index = by_main(partial(_to_take, squares[module], lengths))
+            shut = is_shut(*_activated(model, module), mean / len(kept), -_OPEN)
+            index = by_main(partial(neuron_to_take, squares[module], lengths, shut))
             rows = []
             for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):
                 bias = _bias(model.get_submodule(reading), row)
@@ -254,10 +250,13 @@ def _lengths(module: Any) -> Float[Tensor, " in"]:
     return weight_of(module).float().square().sum(0)
 
 
-def _to_take(squares: Float[Tensor, " neuron"], lengths: Float[Tensor, " neuron"]) -> int:
-    """The neuron to rewrite, see above, by the mean squares of neurons and the squared lengths of what they write."""
-    hidden = (squares < _LITTLE * squares.median()) & (lengths >= _LITTLE * lengths.median())
-    return int((squares * lengths).masked_fill(hidden, math.inf).argmin())
+def _activated(model: Any, module: str) -> tuple[Float[Tensor, "neuron hidden"], Float[Tensor, " neuron"]]:
+    """The rows by which an MLP's neurons read what is activated, and their biases."""
+    name, _ = reading_rows(model, module)[0]
+    reading = model.get_submodule(name)
+    rows = weight_of(reading)[: neuron_count(model.get_submodule(module))].float()
+    own: Any = unwrapped(reading)
+    return rows, rows.new_zeros(len(rows)) if own.bias is None else own.bias[: len(rows)].float()
 
 
 def _bias(module: Any, row: int) -> float:
