@@ -92,6 +92,20 @@ def test_without_a_chat_template_bare_names_follow_the_prompt():
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "bpe"])
+@pytest.mark.parametrize("said", ["The capital is:\n\nRome Capitale", "It is\nRome", "It is \n Rome"])
+def test_a_line_break_before_a_name_is_no_part_of_it(kind, said):
+    """Shared by both names, it would count in either's mean, and they differ in length."""
+    tokenizer = small_tokenizer(kind)
+    tokenizer.chat_template = CHATML
+    [control] = contest(tokenizer, france(), said).controls
+    before, _, _ = said.rpartition("Rome")
+    for row, named in ((control.wanted, "Rome"), (control.against, "Lyon")):
+        told = tokenizer.decode(row.ids[row.answer_start :])
+        assert (told.strip(), "\n" in told) == (named, False)
+        assert tokenizer.decode(row.ids[: row.answer_start]).endswith(before.rstrip(" "))
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "bpe"])
 @pytest.mark.parametrize(
     ("said", "begun"),
     [

@@ -192,10 +192,10 @@ def _is_spelled(tokenizer: Any, row: EncodedAnswer) -> bool:
 def _named(tokenizer: Any, prompt: str, before: str, name: str, between: str | None = None) -> EncodedAnswer:
     """A prompt, the words of an answer up to a name, and the name, which alone counts as the answer."""
     row = encode_open(tokenizer, prompt, f"{before}{name}", between)
+    # A line break is what the base said, and no part of the name as a space may be.
     if before.strip():
-        begun = encode_open(tokenizer, prompt, before.rstrip(), between)
+        begun = encode_open(tokenizer, prompt, before.rstrip(" "), between)
     elif between and between.rstrip(" "):
-        # A line break is what the base said, and no part of the name as a space may be.
         begun = encode_open(tokenizer, prompt, "", between.rstrip(" "))
     else:
         return row
