@@ -65,7 +65,7 @@ def faithfulness(
         fact: The fact; only its training part is used.
         selection: What is kept or taken together; of an MLP with neurons only these.
         draws: How many random selections to measure beside it, of as many heads, MLPs and neurons, drawn evenly from
-            all that the model has. None at 0.
+            all that the model has. None at 0, nor where no other selection is as large, as of all MLPs.
         seed: For the draws, and for the corruption, which is [`localize`]'s with the same seed.
         prompts: Use only the first so many of the fact's prompts.
         least: Prompts whose logit difference the corruption lowers by less than this, in logits, are left out: what

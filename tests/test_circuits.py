@@ -171,6 +171,16 @@ def test_logits_that_are_not_finite_are_refused(monkeypatch):
         kept(runs, shape, pairs, [Selection.from_components("L0.mlp")], 10_000)
 
 
+def test_a_selection_that_is_alone_of_its_size_has_no_random_ones_beside_it():
+    shape = ModelShape("llama", n_layers=2, n_heads=2, n_kv_heads=2, d_head=8, d_mlp=20, d_model=32)
+    mlps, heads = ("L0.mlp", "L1.mlp"), tuple(f"L{layer}.head.{head}" for layer in (0, 1) for head in (0, 1))
+    for alone in (mlps, heads, (*mlps, *heads)):
+        assert random_selections(Selection(alone, shape), shape, 3, 0) == []
+    some = Selection(mlps, shape, {"L0.mlp": ((0, 3),)})
+    for other in (Selection(mlps[:1], shape), Selection((*mlps, heads[0]), shape), some):
+        assert len(random_selections(other, shape, 3, 0)) == 3
+
+
 def test_random_selections_are_of_the_same_size_and_kinds():
     shape = ModelShape("llama", n_layers=6, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=20, d_model=32)
     chosen = Selection(("L1.mlp", "L0.head.3", "L2.mlp", "L5.head.0"), shape, {"L2.mlp": ((0, 3), (7, 9))})

@@ -9,6 +9,7 @@ from peft_surgical.localizing.faithfulness import Carried, Faithfulness
 from peft_surgical.localizing.results import Localization
 from peft_surgical.measuring.metrics import Figure
 from peft_surgical.selection import Selection
+from peft_surgical.sites import ModelShape
 
 from .test_results import result
 
@@ -41,7 +42,9 @@ def test_without_draws_or_prompts_there_are_no_figures():
     none = Carried(None, None, ())
     empty = record(faithfulness=none, necessity=none)
     assert empty.n == 0
-    assert empty.rows()[1][0][1:] == ["–", "–", "–"]
+    header, rows = empty.rows()
+    assert header == ["", "selection", "mean of random", "their range"]
+    assert rows[0][1:] == ["–", "–", "–"]
     assert Faithfulness.from_dict(json.loads(json.dumps(empty.to_dict()))) == empty
 
 
@@ -52,6 +55,9 @@ def test_it_is_told_in_words():
     )
     one = record(selection=Selection.from_components("L0.mlp"), left_out=())
     assert one.told() == ("What the one component carries, 0 being the corrupted run and 1 the clean run (2 prompts):")
+    shape = ModelShape("llama", n_layers=1, n_heads=2, n_kv_heads=2, d_head=8, d_mlp=20, d_model=32)
+    alone = record(selection=Selection(("L0.mlp",), shape), left_out=())
+    assert alone.told().endswith("(2 prompts; no other selection is of that size):")
     header, rows = record(faithfulness=Carried.of(torch.tensor([[1.0, 0.25, -0.001]]))).rows()
     assert header == ["", "selection", "mean of 2 random", "their range"]
     assert rows[0] == ["faithfulness: kept alone", "1.00 [1.00, 1.00]", "0.12 [0.12, 0.12]", "0.00 to 0.25"]

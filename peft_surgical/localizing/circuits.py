@@ -30,7 +30,12 @@ def random_selections(selection: Selection, shape: ModelShape, count: int, seed:
         shape: The model's sizes.
         count: How many.
         seed: For the draws, which are independent; two may be the same.
+
+    Returns:
+        As many as asked for, or none where no other selection is as large.
     """
+    if is_alone(selection, shape):
+        return []
     generator = torch.Generator(device="cpu").manual_seed(seed)
     some = selection.neurons or {}
     widths = [sum(stop - start for start, stop in some[mlp]) if mlp in some else None for mlp in selection.mlps]
@@ -50,6 +55,12 @@ def random_selections(selection: Selection, shape: ModelShape, count: int, seed:
         names = [f"L{head // shape.n_heads}.head.{head % shape.n_heads}" for head in heads]
         found.append(Selection((*sorted(names), *sorted(mlps)), shape, neurons or None))
     return found
+
+
+def is_alone(selection: Selection, shape: ModelShape) -> bool:
+    """Whether no other selection has as many heads, MLPs and neurons: of each kind it has none or all."""
+    heads = len(selection.heads) in (0, shape.n_layers * shape.n_heads)
+    return heads and len(selection.mlps) in (0, shape.n_layers) and not selection.neurons
 
 
 @torch.no_grad()

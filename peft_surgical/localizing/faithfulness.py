@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import SelectionError, brief
 from ..measuring.metrics import Figure, check_number, mean
 from ..selection import Selection
+from .circuits import is_alone
 
 _KEYS = ("selection", "faithfulness", "necessity", "left_out", "least", "seed")
 
@@ -85,12 +86,14 @@ class Faithfulness:
         prompts = f"{n} prompt{'s' * (n != 1)}"
         if left:
             prompts += f"; {left} left out, as the corruption lowers the logit difference by less than {self.least:g}"
+        if self.selection.shape is not None and is_alone(self.selection, self.selection.shape):
+            prompts += "; no other selection is of that size"
         return f"{carried}, 0 being the corrupted run and 1 the clean run ({prompts}):"
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """The figures as text: a header, and a row each, with 95% intervals over the prompts."""
         draws = len(self.faithfulness.draws)
-        header = ["", "selection", f"mean of {draws} random", "their range"]
+        header = ["", "selection", f"mean of {draws} random" if draws else "mean of random", "their range"]
         named = {"faithfulness: kept alone": self.faithfulness, "necessity: taken away": self.necessity}
         body = []
         for name, carried in named.items():
