@@ -32,7 +32,7 @@ from peft_surgical.models import DTYPES
 from peft_surgical.sentence import sample_contexts
 from peft_surgical.texts.prompts import without_template
 
-from .baselines import METHODS, Method, build, described
+from .baselines import BATCHED, METHODS, Method, build, described
 from .cases import Case, read_cases
 from .counterfact_metrics import figures
 from .journal import Journal, configuration_digest, read_records, surroundings, weights_digest
@@ -184,8 +184,8 @@ def learning_rates(context: click.Context, parameter: click.Parameter, given: tu
             rates[name] = float(value)
         except ValueError:
             raise click.BadParameter(f"{text!r} is not of the form METHOD=LR.") from None
-        if name not in METHODS:
-            raise click.BadParameter(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
+        if name not in (known := {**METHODS, **BATCHED}):
+            raise click.BadParameter(f"there is no method {name!r}; choose from {', '.join(known)}.")
     return rates
 
 

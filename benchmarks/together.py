@@ -1,14 +1,14 @@
 """Puts many CounterFact edits into one model, and measures after each of some counts what became of all of them.
 
     python -m benchmarks.together --data counterfact_dev.jsonl --known-facts known_facts_dev.jsonl --model demo \\
-        --after 1 --after 20 --after 50 --seed 0 --out out/together.jsonl
+        --cases 50 --after 1 --after 20 --after 50 --method surgical_keyed --at-once memit --out out/together.jsonl
 
 The cases are those of [`benchmarks.counterfact`][benchmarks.counterfact] with the same options, in their order. A
-method that edits one request edits each in the model that has those before it, as `--on` does; one that edits a batch
-(`edit_batch`) gets the first 1, 20, 50 together, in the base. Measured are, of all cases edited so far, ES, PS, NS,
-their Score and what the model says; of facts that the base knows and that no case is about, how many it still
-completes; and on unrelated text the divergence from the base. An edit that its method refuses is counted among them
-as one that is not there, and told.
+`--method` edits one after another, each in the model that has those before it, as `--on` does; one that is made for
+many (`--at-once`) gets the first 1, 20, 50 together, in the base. Measured are, of all cases edited so far, ES, PS,
+NS, their Score and what the model says; of facts that the base knows and that none of the cases is about, how many it
+still completes; and on unrelated text the divergence from the base. An edit that its method refuses is counted as one
+that does nothing, and told.
 
 A method's results are lines of `--out`; the same command leaves out what is there. Prints a Markdown table and, as its
 last line, JSON: method to count to metric to `{value, n, low, high}`.
@@ -21,7 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,8 @@ from peft_surgical.sentence import sample_contexts
 from peft_surgical.texts.prompts import without_template
 from peft_surgical.texts.text import contains
 
-from .baselines import METHODS, Method, build, described
+from .baselines import BATCHED, METHODS, Request, Write, build, build_batched, described
 from .baselines.folded import Weights, keep
-from .baselines.method import BatchMethod
 from .cases import Case, read_cases
 from .counterfact import check_settings, known_among, known_cases, learning_rates
 from .counterfact_metrics import figures
@@ -96,63 +95,93 @@ class Run:
             "text": {name: figure.to_dict() for name, figure in text.items()},
         }
 
-    def edited(self, method: Method) -> Iterator[tuple[int, float, list[int], dict[str, Any]]]:
-        """Edits with one method; after each count, how long its edits took, which it refused, and what is measured."""
-        if method.name == "base":
+    def edited(self, way: Way) -> Iterator[tuple[int, float, list[int], dict[str, Any]]]:
+        """Edits in one way; after each count, how long its edits took, which were refused, and what is measured."""
+        if way.method.name == "base":
             for count in self.counts:
                 yield count, 0.0, [], self.measured(count)
             return
         base = Weights(self.model.parameters())
         requests = [case.request(self.contexts, [fact.prompt for fact in self.others]) for case in self.cases]
         seconds, refused, done = 0.0, list[int](), 0
-        try:
+        with base.put_back_after(), way.writing(self.model, self.tokenizer, self.seed) as write:
             for count in self.counts:
-                if isinstance(method, BatchMethod):
+                if way.at_once:
                     base.put_back()
+                    seconds, refused, done = 0.0, [], 0
+                size = count if way.at_once else 1
+                for start in range(done, count, size):
                     started = time.perf_counter()
-                    keep(self.model, method.edit_batch(self.model, self.tokenizer, requests[:count], self.seed))
-                    seconds = time.perf_counter() - started
-                else:
-                    for case, request in zip(self.cases[done:count], requests[done:count], strict=True):
-                        started = time.perf_counter()
-                        try:
-                            keep(self.model, method.edit(self.model, self.tokenizer, request, self.seed))
-                        except ps.SurgicalError as error:
-                            refused.append(case.case_id)
-                            click.echo(f"{method.name} does not edit the case {case.case_id}: {error}", err=True)
-                        seconds += time.perf_counter() - started
-                    done = count
+                    try:
+                        write(requests[start : start + size])
+                    except ps.SurgicalError as error:
+                        some = [case.case_id for case in self.cases[start : start + size]]
+                        refused += some
+                        click.echo(f"{way} does not edit {', '.join(map(str, some))}: {error}", err=True)
+                    seconds += time.perf_counter() - started
+                done = count
                 yield count, round(seconds, 3), list(refused), self.measured(count, base)
-        finally:
-            base.put_back()
 
 
-def run(plan: Run, methods: Sequence[Method], journal: Journal) -> dict[str, dict[str, dict[str, Figure]]]:
-    """Edits what the journal does not have yet, and returns all figures: method to count to metric.
+@dataclass(frozen=True)
+class Way:
+    """How the cases are edited.
+
+    Attributes:
+        method: By what; one of `BATCHED` if all are edited at once.
+        at_once: All together, or one after another.
+    """
+
+    method: Any
+    at_once: bool = False
+
+    def __str__(self) -> str:
+        """Its name in a table."""
+        return f"{self.method.name}, at once" if self.at_once else str(self.method.name)
+
+    @contextmanager
+    def writing(self, model: Any, tokenizer: Any, seed: int) -> Iterator[Write]:
+        """What edits requests in the model as it is, and leaves it so; of a method for one request, one at a time."""
+        if self.method.name in BATCHED and not self.at_once:
+            # One after another, it knows of those before.
+            with self.method.sequence(model, tokenizer, seed) as write:
+                yield write
+            return
+
+        def write_and_keep(requests: Sequence[Request]) -> None:
+            if self.at_once:
+                keep(model, self.method.edit_batch(model, tokenizer, requests, seed))
+            else:
+                [request] = requests
+                keep(model, self.method.edit(model, tokenizer, request, seed))
+
+        yield write_and_keep
+
+
+def run(plan: Run, ways: Sequence[Way], journal: Journal) -> dict[str, dict[str, dict[str, Figure]]]:
+    """Edits what the journal does not have yet, and returns all figures: way to count to metric.
 
     Args:
         plan: What is edited.
-        methods: The base among them.
+        ways: The base among them.
         journal: Gets every result.
     """
-    done = {(record["method"], record["count"]): record for record in journal.of_kind("together")}
-    for method in methods:
-        if all((method.name, count) in done for count in plan.counts):
+    done = {(record["way"], record["count"]): record for record in journal.of_kind("together")}
+    for way in ways:
+        if all((str(way), count) in done for count in plan.counts):
             continue
-        told = described(method, plan.model)
-        for count, seconds, refused, measured in plan.edited(method):
-            click.echo(f"{method.name}, {count} edits: {seconds:.1f} s", err=True)
-            if (method.name, count) in done:
+        told = {"way": str(way), "method": way.method.name, "settings": described(way.method, plan.model)}
+        for count, seconds, refused, measured in plan.edited(way):
+            click.echo(f"{way}, {count} edits: {seconds:.1f} s", err=True)
+            if (str(way), count) in done:
                 continue
-            record = {"kind": "together", "method": method.name, "count": count, "settings": told}
-            done[method.name, count] = {**record, "seconds": seconds, "refused": refused, **measured}
-            journal.append(done[method.name, count])
-    found: dict[str, dict[str, dict[str, Figure]]] = {}
-    for method in methods:
-        for count in plan.counts:
-            record, base = done[method.name, count], done["base", count]
-            found.setdefault(method.name, {})[str(count)] = _figures(plan, record, base)
-    return found
+            record = {"kind": "together", **told, "count": count, "seconds": seconds, "refused": refused, **measured}
+            done[str(way), count] = record
+            journal.append(record)
+    return {
+        str(way): {str(count): _figures(plan, done[str(way), count], done["base", count]) for count in plan.counts}
+        for way in ways
+    }
 
 
 def _figures(plan: Run, record: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Figure]:
@@ -197,13 +226,17 @@ def _cell(metric: str, figure: Figure | None) -> str:
 @click.command(help=__doc__.partition("\n")[0] if __doc__ else None)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Cases as JSON lines, EasyEdit's layout.")
 @click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
-@click.option("--after", "counts", multiple=True, required=True, type=click.IntRange(1), help="Measure after so many.")
+@click.option("--cases", "total", default=20, show_default=True, type=click.IntRange(1), help="Known cases.")
+@click.option(
+    "--after", "counts", multiple=True, type=click.IntRange(1), help="Measure after so many of them.  [default: all]"
+)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON lines, gone on from."
 )
+@click.option("--method", "names", multiple=True, type=click.Choice([name for name in METHODS if name != "base"]))
 @click.option(
-    "--method", "names", multiple=True, required=True, type=click.Choice([name for name in METHODS if name != "base"])
+    "--at-once", multiple=True, type=click.Choice(list(BATCHED)), help="A method that gets all cases at once."
 )
 @click.option("--learning-rate", "rates", multiple=True, callback=learning_rates, metavar="METHOD=LR")
 @click.option("--contexts", default=20, show_default=True, type=click.IntRange(0), help="Beginnings to sample.")
@@ -224,10 +257,12 @@ def _cell(metric: str, figure: Figure | None) -> str:
 def main(
     data: Path,
     model: str,
+    total: int,
     counts: tuple[int, ...],
     seed: int,
     out: Path,
     names: tuple[str, ...],
+    at_once: tuple[str, ...],
     rates: dict[str, float],
     contexts: int,
     exclude: tuple[Path, ...],
@@ -236,11 +271,14 @@ def main(
     device: str | None,
 ) -> None:
     """Reads the options, runs, prints."""
-    wanted, after = dict.fromkeys(("base", *names)), sorted(set(counts))
+    after = sorted(set(counts)) or [total]
     try:
-        if unused := [name for name in rates if name not in wanted]:
+        if after[-1] > total:
+            raise ps.SurgicalError(f"there are {total} cases to edit, so none is measured after {after[-1]}.")
+        if unused := [name for name in rates if name not in {*names, *at_once}]:
             raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
-        methods = [build(name, rates.get(name)) for name in wanted]
+        ways = [Way(build(name, rates.get(name))) for name in dict.fromkeys(("base", *names))]
+        ways += [Way(build_batched(name, rates.get(name)), True) for name in dict.fromkeys(at_once)]
         cases, digest = read_cases(data, seed)
         left_out = {record["case_id"] for path in exclude for record in read_records(path) if "case_id" in record}
         cases = [case for case in cases if case.case_id not in left_out]
@@ -258,7 +296,7 @@ def main(
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "seed": seed,
                 # Which facts no case is about depends on all of them.
-                "cases": after[-1],
+                "cases": total,
                 "contexts": contexts,
                 "new_tokens": NEW_TOKENS,
                 "retention_tokens": _RETENTION_TOKENS,
@@ -268,21 +306,21 @@ def main(
                 "command": shlex.join(["python", "-m", "benchmarks.together", *_arguments()]),
                 **surroundings(loaded.device),
             },
-            lambda records: check_settings(out, records, methods, loaded),
+            lambda records: check_settings(out, records, [way.method for way in ways], loaded),
         )
         plain = without_template(tokenizer)
         if not journal.of_kind("contexts"):
             journal.append({"kind": "contexts", "contexts": sample_contexts(loaded, plain, contexts, seed)})
         given = tuple(journal.of_kind("contexts")[0]["contexts"])
-        chosen = known_cases(loaded, plain, cases, after[-1], journal)
-        if len(chosen) < after[-1]:
-            raise ps.SurgicalError(f"the base knows {len(chosen)} cases only; asked for {after[-1]}.")
+        chosen = known_cases(loaded, plain, cases, total, journal)
+        if len(chosen) < total:
+            raise ps.SurgicalError(f"the base knows {len(chosen)} cases only; asked for {total}.")
         known = known_among(loaded, plain, facts, journal) if facts else set()
         others = about_none([fact for fact in facts if fact in known], chosen)
-        found = run(Run(loaded, plain, chosen, given, others, after, seed), methods, journal)
+        found = run(Run(loaded, plain, chosen, given, others, after, seed), ways, journal)
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
-    seconds = {(record["method"], str(record["count"])): record["seconds"] for record in journal.of_kind("together")}
+    seconds = {(record["way"], str(record["count"])): record["seconds"] for record in journal.of_kind("together")}
     click.echo(table(found, seconds))
     as_json = {
         name: {count: {k: v.to_dict() for k, v in held.items()} for count, held in by_count.items()}

@@ -6,14 +6,14 @@ import torch
 from click.testing import CliRunner
 
 import peft_surgical as ps
-from benchmarks.baselines import METHODS, build
+from benchmarks.baselines import METHODS, Batched, build, build_batched
 from benchmarks.baselines.folded import Weights, keep
 from benchmarks.baselines.restoring import weights_restored
 from benchmarks.cases import read_cases
 from benchmarks.journal import read_records
 from benchmarks.known_facts import KnownFact
 from benchmarks.measuring import likelihoods
-from benchmarks.together import Run, about_none, main
+from benchmarks.together import Run, Way, about_none, main
 
 from .counterfacts import TOKENIZER, case_dicts, some_case, word_model, write_cases
 
@@ -29,7 +29,7 @@ def files(tmp_path):
 
 def invoke(files, *arguments, after=(1, 3)):
     folder, data, out = files
-    given = ["--data", data, "--model", folder, "--out", out, "--contexts", 2, *arguments]
+    given = ["--data", data, "--model", folder, "--out", out, "--contexts", 2, "--cases", 3, *arguments]
     return CliRunner().invoke(main, [*map(str, given), *(f"--after={count}" for count in after)])
 
 
@@ -140,28 +140,29 @@ def test_weights_come_back_and_act_for_a_while():
     assert_same(weights(model), before)
 
 
-@pytest.mark.parametrize("method", [Adds(), AddsTogether()])
-def test_each_is_edited_once_upon_the_others(method):
+@pytest.mark.parametrize("way", [Way(Adds()), Way(AddsTogether(), True)])
+def test_each_is_edited_once_upon_the_others(way):
+    method = way.method
     plan = a_run()
     before, weight = weights(plan.model), plan.model.get_output_embeddings().weight
     first, seen = weight.clone(), []
-    for count, seconds, refused, found in plan.edited(method):
+    for count, seconds, refused, found in plan.edited(way):
         assert torch.allclose(weight - first, torch.full_like(weight, count), atol=1e-5)
         assert (refused, set(found["cases"])) == ([], {str(number) for number in range(count)})
         assert seconds > 0
         seen.append(count)
     assert seen == [1, 3]
     # One after another each once; a batch begins anew from the base.
-    assert [len(asked) for asked in method.asked] == ([1, 3] if method.name == "adds_together" else [1, 1, 1])
+    assert [len(asked) for asked in method.asked] == ([1, 3] if way.at_once else [1, 1, 1])
     assert_same(weights(plan.model), before)
 
 
 def test_what_is_kept_is_compared_with_the_base():
     plan = a_run(counts=(3,))
-    [(_, _, _, nothing)] = plan.edited(build("base"))
+    [(_, _, _, nothing)] = plan.edited(Way(build("base")))
     assert nothing["text"]["kl_per_token"]["value"] == 0
     assert nothing["text"]["perplexity_ratio"]["value"] == 1
-    [(_, _, _, found)] = plan.edited(build("ft_l"))
+    [(_, _, _, found)] = plan.edited(Way(build("ft_l")))
     assert found["text"]["kl_per_token"]["value"] > 1e-6
 
 
@@ -177,7 +178,7 @@ def test_an_edit_that_is_refused_is_told_and_counted():
     plan = a_run()
     weight = plan.model.get_output_embeddings().weight
     first = weight.clone()
-    for count, _, refused, found in plan.edited(RefusesTheSecond()):
+    for count, _, refused, found in plan.edited(Way(RefusesTheSecond())):
         assert refused == ([] if count == 1 else [1])
         assert len(found["cases"]) == count
     assert torch.equal(weight, first)
@@ -215,14 +216,41 @@ def test_runs_that_do_not_go_together_are_refused(files):
     last_line(invoke(files, "--method", "ft_l"))
     for arguments, after, told in (
         (("--method", "ft_l", "--learning-rate", "ft_l=0.5"), (1, 3), "learning_rate"),
-        (("--method", "ft_l"), (1, 2), "holds a run with cases 3, and this run has 2"),
+        (("--method", "ft_l", "--cases", "2"), (1, 2), "holds a run with cases 3, and this run has 2"),
+        (("--method", "ft_l"), (4,), "there are 3 cases to edit, so none is measured after 4"),
         (("--method", "ft_l", "--learning-rate", "rome=0.5"), (1, 3), "'rome', which does not run"),
     ):
         result = invoke(files, *arguments, after=after)
         assert result.exit_code == 1
         assert told in result.stderr
-    result = invoke((*files[:2], files[2].with_name("other")), "--method", "rome", after=(99,))
+    result = invoke((*files[:2], files[2].with_name("other")), "--method", "rome", "--cases", 99)
     assert "cases only; asked for 99" in result.stderr
+
+
+def test_methods_for_many_get_all_at_once_or_know_of_those_before(files):
+    """MEMIT knows of earlier edits what the weights say; AlphaEdit keeps their keys."""
+    found = last_line(invoke(files, "--method", "alphaedit", "--at-once", "alphaedit", "--at-once", "ultraedit"))
+    assert list(found) == ["base", "alphaedit", "alphaedit, at once", "ultraedit, at once"]
+    # It is not made for one request, which has one token to answer with.
+    one, three = (r for r in read_records(files[2]) if r.get("method") == "ultraedit")
+    assert ([len(r["refused"]) for r in (one, three)], one["text"]["kl_per_token"]["value"]) == ([1, 0], 0)
+    assert three["text"]["kl_per_token"]["value"] > 0
+    records = [r for r in read_records(files[2]) if r["kind"] == "together" and r["method"] == "alphaedit"]
+    one, all_one, at_once, all_at_once = (r["cases"] for r in records)
+    assert one == at_once
+    assert all_one != all_at_once
+    model = word_model()
+    [*cases], _ = read_cases(files[1], 0)
+    asked = [case.request(()) for case in cases[:3]]
+    edited: Batched = build_batched("alphaedit")
+    with edited.sequence(model, TOKENIZER, 0) as write:
+        for request in asked:
+            write([request])
+        wanted = weights(model)
+    with Way(edited).writing(model, TOKENIZER, 0) as written:
+        for request in asked:
+            written([request])
+        assert_same(weights(model), wanted)
 
 
 def test_the_table_has_a_row_for_each_count(files):

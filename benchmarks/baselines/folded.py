@@ -32,6 +32,14 @@ class Weights:
             parameter.copy_(values)
 
     @contextmanager
+    def put_back_after(self) -> Iterator[None]:
+        """A block after which the copies are in the model."""
+        try:
+            yield
+        finally:
+            self.put_back()
+
+    @contextmanager
     def acting(self) -> Iterator[None]:
         """Has the copies in the model for the length of a block."""
         now = self.of_now()
