@@ -45,6 +45,7 @@ from .localizing.context import MLPScores, Scorer, ScorerContext
 from .localizing.faithfulness import Carried, Faithfulness
 from .localizing.results import Localization
 from .localizing.runs import Site
+from .localizing.traces import CausalTrace
 from .measuring.checkpoints import EditedModel
 from .measuring.metrics import Figure
 from .measuring.states import State, adapter_state
@@ -65,6 +66,7 @@ from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained
 from .staging.stage import Stage
 from .texts.prompts import EncodedAnswer, encode_answer, without_template
+from .tracing import causal_trace
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate, unload
 
 __version__ = "0.1.0"
@@ -76,6 +78,7 @@ __all__ = [
     "Architecture",
     "ArchitectureError",
     "Carried",
+    "CausalTrace",
     "Component",
     "Control",
     "Edit",
@@ -125,6 +128,7 @@ __all__ = [
     "Way",
     "activate",
     "adapter_state",
+    "causal_trace",
     "difference",
     "edit",
     "edit_keyed",

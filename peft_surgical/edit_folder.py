@@ -25,10 +25,15 @@ EDIT = "edit"
 
 TABLE, PICTURE = "localization.json", "localization.png"
 REPORT, PAGE = "report.json", "report.html"
-LOCALIZATION, EVALUATION = (TABLE, PICTURE), (REPORT, PAGE)
+MAP, MAP_PICTURE = "trace.json", "trace.png"
+LOCALIZATION, EVALUATION, TRACE = (TABLE, PICTURE), (REPORT, PAGE), (MAP, MAP_PICTURE)
 _FOLDERS = (UNLEARN, LEARN, EDIT)
 # What tells a file of ours from one of anybody's by the same name.
-_OURS = {TABLE: {"format", "scorers", "scores"}, REPORT: {"fact", "stages", "answers"}}
+_OURS = {
+    TABLE: {"format", "scorers", "scores"},
+    REPORT: {"fact", "stages", "answers"},
+    MAP: {"format", "direction", "values"},
+}
 WRITTEN = (*LOCALIZATION, *_FOLDERS, *EVALUATION)
 _REPLACED = ".replaced."
 

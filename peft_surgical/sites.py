@@ -46,6 +46,9 @@ PROJECTIONS = (*SCORED_PROJECTIONS, MLP_INPUT)
 DEFAULT_PROJECTIONS = ("z", "post")
 """What is scored, counted and scaled unless others are named."""
 
+STREAMS = ("resid_pre", "attn_out", "mlp_out")
+"""What each layer reads and writes, in TransformerLens's words and order: it can be traced, not scored or scaled."""
+
 # No more digits than any model has layers, and not those of other scripts, which would give one component two names.
 _NUMBER = "(0|[1-9][0-9]{0,4})"
 _NAME = re.compile(rf"L{_NUMBER}\.(?:(mlp)|head\.{_NUMBER})")
@@ -327,11 +330,13 @@ def module_slices(shape: ModelShape, component: Component) -> tuple[Slice, ...]:
 
 
 def hook_name(projection: str, layer: int) -> str:
-    """The TransformerLens hook point of a projection of a layer.
+    """The TransformerLens hook point of a projection of a layer, or of one of [`STREAMS`].
 
     Raises:
         SelectionError: If the projection is none that is scored.
     """
+    if projection in STREAMS:
+        return f"blocks.{layer}.hook_{projection}"
     if projection not in SCORED_PROJECTIONS:
         names = ", ".join(SCORED_PROJECTIONS)
         raise SelectionError(f"a hook point belongs to a projection ({names}), not to {projection!r}.")

@@ -197,7 +197,9 @@ def test_what_a_command_holds_is_told_of_its_failure():
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("command", ["new", "scorers", "localize", "learn", "stack", "merge", "evaluate", "ask"])
+@pytest.mark.parametrize(
+    "command", ["new", "scorers", "localize", "trace", "learn", "stack", "merge", "evaluate", "ask"]
+)
 def test_commands_that_share_nothing_refuse_several_processes(command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert f"`{command}` runs in one process, and WORLD_SIZE names 2" in said(run(command, "x"), 2)

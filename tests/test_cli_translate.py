@@ -105,6 +105,7 @@ def test_a_terminal_without_arrows_shows_plain_signs(encoding, expected, monkeyp
     [
         (["edit", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 or --low-memory takes less."),
         (["edit-keyed", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 or --low-memory takes less."),
+        (["trace", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 takes less."),
         (["localize", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 takes less."),
         (["evaluate", "FACT", "--out", "OUT"], " for this model; --dtype bfloat16 takes less."),
         (["learn", PROMPT, "--new", "lyon", "--out", "OUT"], " for this model; --dtype bfloat16 takes less."),

@@ -284,7 +284,7 @@ def test_longer_than_the_context(key, family, tmp_path):
     assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", ["edit", "localize", "evaluate", "ask"])
+@pytest.mark.parametrize("command", ["edit", "localize", "trace", "evaluate", "ask"])
 def test_a_command_with_a_prompt_longer_than_the_context(command, tmp_path):
     short("llama").save_pretrained(tmp_path / "model")
     word_tokenizer().save_pretrained(tmp_path / "model")

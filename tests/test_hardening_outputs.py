@@ -61,6 +61,7 @@ def commands(edited, fact_file, model_folder, out):
     where = ["--model", model_folder, "--out", out, "--quiet"]
     return {
         "localize": ["localize", fact_file, *where, "--scorer", "logit_drop", "--top", 2],
+        "trace": ["trace", fact_file, *where],
         "edit": ["edit", fact_file, "--model", model_folder, "--out", out, *QUICKLY],
         "stack": ["stack", edited / "unlearn", edited / "learn", "--out", out],
         "merge": ["merge", edited / "unlearn", edited / "learn", *where],
@@ -69,7 +70,7 @@ def commands(edited, fact_file, model_folder, out):
     }
 
 
-COMMANDS = ("localize", "edit", "stack", "merge", "evaluate", "new")
+COMMANDS = ("localize", "trace", "edit", "stack", "merge", "evaluate", "new")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -81,7 +82,7 @@ def test_a_file_that_may_not_grow(command, edited, fact_file, model_folder, tmp_
     assert written(tmp_path) == ["fact.yaml"]
 
 
-@pytest.mark.parametrize("command", ["localize", "evaluate", "learn", "keyed"])
+@pytest.mark.parametrize("command", ["localize", "trace", "evaluate", "learn", "keyed"])
 def test_a_full_disk_leaves_what_was_to_be_replaced(command, edited, fact_file, model_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     if command in ("learn", "keyed"):
@@ -272,7 +273,7 @@ def test_a_file_of_somebody_else_s_is_not_replaced(command, name, beside, edited
 # Two at once
 
 
-@pytest.mark.parametrize("command", ["localize", "edit", "evaluate"])
+@pytest.mark.parametrize("command", ["localize", "trace", "edit", "evaluate"])
 def test_a_folder_that_another_run_is_writing_to(command, edited, fact_file, model_folder, tmp_path):
     out = tmp_path / "out"
     arguments = commands(edited, fact_file, model_folder, out)[command]

@@ -40,7 +40,7 @@ def test_what_is_no_fact_is_refused_wherever_a_fact_is_asked_for():
             with pytest.raises(ps.FactError, match=r"such as Fact\.from_file\(\.\.\.\) gives, not 'france\.yaml'"):
                 function(**given | {"fact": "france.yaml"})
             assert "FactError: " in inspect.getdoc(function), function
-    assert asked == 11
+    assert asked == 12
 
 
 def test_what_is_no_model_is_refused_wherever_a_model_is_asked_for():
@@ -57,7 +57,7 @@ def test_what_is_no_model_is_refused_wherever_a_model_is_asked_for():
                 with pytest.raises(ps.ModelError, match=match):
                     function(**given | {"model": model})
             assert "ModelError: " in inspect.getdoc(function), function
-    assert asked == 21
+    assert asked == 22
 
 
 def test_what_is_imported_is_required():

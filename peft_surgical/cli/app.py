@@ -17,6 +17,7 @@ from .new import new
 from .options import debug
 from .scorers import scorers
 from .stack import stack
+from .trace import trace
 from .translate import Commands
 
 _EPILOG = """\b
@@ -53,7 +54,7 @@ def cli(context: click.Context) -> None:
         check_alone(context.invoked_subcommand)
 
 
-for command in (new, scorers, localize, edit, edit_keyed, learn, stack, merge, evaluate, ask):
+for command in (new, scorers, localize, trace, edit, edit_keyed, learn, stack, merge, evaluate, ask):
     cli.add_command(command)
 
 

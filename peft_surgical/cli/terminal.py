@@ -81,9 +81,9 @@ def note(text: str, *, quiet: bool) -> None:
         click.echo(printable(text), err=True)
 
 
-def note_left_out_picture(*, quiet: bool) -> None:
-    """Tells a person why there are scores and no picture of them."""
-    note(f"{PICTURE} is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
+def note_left_out_picture(name: str = PICTURE, *, quiet: bool) -> None:
+    """Tells a person why there are figures and no picture of them."""
+    note(f"{name} is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
 
 
 @contextmanager

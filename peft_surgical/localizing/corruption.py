@@ -97,16 +97,30 @@ def corrupt(
         if pair is None:
             clean = torch.tensor(tokens.ids, device="cpu")
             asked = encode(tokenizer, prompt)
-            spans = [
-                *subject_spans(tokenizer, prompt, fact.subject, asked),
-                *answer_spans(tokenizer, prompt, old_sentence(fact), fact.subject),
-            ]
+            spans = [span for part in named_spans(tokenizer, fact, prompt, asked) for span in part]
             positions = sorted({position for span in spans for position in span if position < len(clean)})
             # Between the template's last tokens and the decision may stand the beginning of an answer.
             template = (shared[0], shared[1] + max(0, len(clean) - len(asked)))
             pair = blur(prompt, clean, tokens.old, tokens.new, positions, embed, generator, template)
         pairs.append(replace(pair, besides=_other_names(tokenizer, fact, prompt, tokens)))
     return pairs
+
+
+def named_spans(
+    tokenizer: Any, fact: TrainingFact, prompt: str, asked: Sequence[int]
+) -> tuple[list[range], list[range]]:
+    """The positions of the subject's tokens, each time that it is named: in a prompt, and in the old answer to it.
+
+    Args:
+        tokenizer: The model's.
+        fact: Gives subject and answer.
+        prompt: The prompt.
+        asked: Its token ids.
+    """
+    return (
+        subject_spans(tokenizer, prompt, fact.subject, asked),
+        answer_spans(tokenizer, prompt, old_sentence(fact), fact.subject),
+    )
 
 
 def _other_names(tokenizer: Any, fact: TrainingFact, prompt: str, tokens: AnswerTokens) -> tuple[int, ...]:

@@ -23,8 +23,17 @@ from .window import Window
 
 Sources = Mapping[Site, Tensor]
 
-Patch = Mapping[Site, int | Int[Tensor, " item"] | None]
-"""What one row takes from elsewhere: of each site one head, some heads or neurons, or, with `None`, all."""
+
+@dataclass(frozen=True, eq=False)
+class At:
+    """All of a site, at some positions of the window only."""
+
+    positions: Int[Tensor, " position"]
+
+
+Patch = Mapping[Site, int | Int[Tensor, " item"] | At | None]
+"""What one row takes from elsewhere: of each site one head, some heads or neurons, or all, which is `None`, or [`At`]
+where not everywhere."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,8 @@ def patch_together(
     sources: Sources,
     max_tokens: int,
     read: Callable[[Float[Tensor, "row vocab"]], Tensor] = lambda logits: logits,
+    *,
+    embeddings: Float[Tensor, "1 pos d_model"] | None = None,
 ) -> Tensor:
     """What the logits are of the clean run, and when all that a patch names is taken from `sources` in it.
 
@@ -95,27 +106,29 @@ def patch_together(
         sources: As for [`patch`].
         max_tokens: Bounds the memory: rows × positions of one pass.
         read: What to keep of each row's logits; all unless given.
+        embeddings: Of another run to patch; the clean one unless given.
 
     Returns:
-        The clean run's row and one a patch, float32, in the order of `patches`.
+        The row of the run that is patched, and one a patch, float32, in the order of `patches`.
     """
+    base = window.clean if embeddings is None else embeddings
     order = sorted(range(len(patches)), key=lambda i: _first(patches[i]))
     rows: dict[int, Tensor] = {}
     size = max(1, max_tokens // window.width - 1)
     for chunk in (order[start : start + size] for start in range(0, len(order), size)):
-        clean, *kept = read(_grow(runs, window, [patches[i] for i in chunk], sources))
-        rows.setdefault(-1, clean)
+        plain, *kept = read(_grow(runs, window, base, [patches[i] for i in chunk], sources))
+        rows.setdefault(-1, plain)
         rows.update(zip(chunk, kept, strict=True))
     return torch.stack([rows[i] for i in range(-1, len(patches))])
 
 
 def _first(patch: Patch) -> int:
-    """The first layer in which a patched row differs from the clean one."""
+    """The first layer in which a patched row differs from the one that it is a copy of."""
     return min(site.layer for site in patch)
 
 
-def _grow(runs: Runs, window: Window, patches: Sequence[Patch], sources: Sources) -> Tensor:
-    """One pass; the first layers of `patches` ascend, so row `i + 1` is the one of patch `i`, and row 0 clean."""
+def _grow(runs: Runs, window: Window, embeddings: Tensor, patches: Sequence[Patch], sources: Sources) -> Tensor:
+    """One pass; the first layers of `patches` ascend, so row `i + 1` is the one of patch `i`, and row 0 unpatched."""
     hooks: list[tuple[str, Any]] = []
     by_site: dict[Site, list[tuple[int, Any]]] = {}
     born: dict[int, int] = {}
@@ -134,14 +147,16 @@ def _grow(runs: Runs, window: Window, patches: Sequence[Patch], sources: Sources
             for row, items in parts:
                 if items is None:
                     value[row] = source
+                elif isinstance(items, At):
+                    value[row, items.positions] = source[items.positions]
                 else:
                     value[row][:, items] = source[:, items]
             return value.reshape(tensor.shape)
 
         return hook
 
-    embeddings = window.clean
     if runs.can_grow:
+        # Before what writes at the same hook point.
         hooks += [(f"blocks.{layer}.hook_in", grow(count)) for layer, count in born.items()]
     else:
         embeddings = embeddings.expand(1 + len(patches), -1, -1)

@@ -1,11 +1,14 @@
-"""`localization.png`: for each scorer a layer × head and a layer × MLP heatmap, with the selection outlined."""
+"""`localization.png`: for each scorer a layer × head and a layer × MLP heatmap, with the selection outlined.
+
+And `trace.png`: for each stream of a causal trace a layer × token heatmap.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,9 +16,13 @@ from jaxtyping import Float
 from ..errors import MissingPackageError, OutputError
 from ..profiling import phase
 from ..selection import Selection
-from ..sites import Component
+from ..sites import STREAMS, Component
 from ..writing.files import write_bytes
 from .results import Localization
+from .token_classes import CLASSES
+
+if TYPE_CHECKING:
+    from .traces import CausalTrace
 
 _LARGEST = 1e300
 
@@ -44,7 +51,44 @@ def plot_localization(localization: Localization, selection: Selection | None, p
     _save(_figure(localization, selection), Path(path))
 
 
-def _figure(localization: Localization, selection: Selection | None) -> Any:
+@phase("picture")
+def plot_trace(trace: CausalTrace, path: str | os.PathLike[str]) -> None:
+    """Draw the means of a causal trace.
+
+    Each stream has a colour scale of its own, with 0 in the middle where there are negative shares; a class that no
+    prompt has is left out.
+
+    Args:
+        trace: What was measured.
+        path: The image to write; its ending decides the format (`.png`, `.svg`, `.pdf`).
+
+    Raises:
+        MissingPackageError: When matplotlib is not installed.
+        OutputError: When the image cannot be written, or no prompt was measured.
+    """
+    if not trace.prompts:
+        raise OutputError(f"{path} cannot be drawn: no prompt was measured.")
+    _save(_trace_figure(trace), Path(path))
+
+
+def _trace_figure(trace: CausalTrace) -> Any:
+    layers, had = trace.shape.n_layers, [number for number, n in enumerate(trace.n) if n]
+    tall = 0.35 + 0.16 * len(had)
+    figure = _canvas(3.4 + 0.16 * layers, len(STREAMS) * (tall + 0.4))
+    axes = figure.subplots(len(STREAMS), 1, squeeze=False, sharex=True)[:, 0]
+    moved = "lost" if trace.direction == "noising" else "recovered"
+    for axis, stream, grid in zip(axes, STREAMS, trace.mean, strict=True):
+        _heatmap(figure, axis, grid[:, had].T).set_label(f"share {moved}", fontsize=7)
+        around = trace.window > 1 and stream != STREAMS[0]
+        title = f"{stream} of {trace.window} layers together" if around else stream
+        axis.set_title(title, fontsize=9, loc="left", parse_math=False)
+        axis.set_yticks(range(len(had)), [list(CLASSES.values())[number] for number in had])
+        axis.tick_params(labelsize=7, length=2)
+    _label_layers(axes[-1], layers)
+    return figure
+
+
+def _canvas(width: float, height: float) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -52,13 +96,23 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
         raise MissingPackageError(
             "drawing needs matplotlib; install it with `pip install 'peft-surgical[plot]'`."
         ) from error
+    # No pyplot: it keeps global state and may open a window.
+    figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _label_layers(axis: Any, layers: int) -> None:
+    axis.set_xlabel("layer", fontsize=8)
+    axis.set_xticks(range(0, layers, max(1, layers // 15)))
+
+
+def _figure(localization: Localization, selection: Selection | None) -> Any:
     names = list(localization.tables)
     shape = localization.shape
     rows, width = len(names), 2.2 + 0.16 * shape.n_layers
     tall = 0.35 + 0.11 * max(4, min(shape.n_heads, 40))
-    # No pyplot: it keeps global state and may open a window.
-    figure = Figure(figsize=(width, rows * (tall + 1.05)), dpi=200, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _canvas(width, rows * (tall + 1.05))
     axes = figure.subplots(2 * rows, 1, squeeze=False, height_ratios=[tall, 0.22] * rows, sharex=True)[:, 0]
     chosen = () if selection is None else selection.components
     for row, name in enumerate(names):
@@ -72,8 +126,7 @@ def _figure(localization: Localization, selection: Selection | None) -> Any:
         lower.set_yticks([0], ["MLP"])
         for axis in (upper, lower):
             axis.tick_params(labelsize=7, length=2)
-    axes[-1].set_xlabel("layer", fontsize=8)
-    axes[-1].set_xticks(range(0, shape.n_layers, max(1, shape.n_layers // 15)))
+    _label_layers(axes[-1], shape.n_layers)
     return figure
 
 

@@ -51,9 +51,10 @@ class Site(NamedTuple):
     """A projection of one layer: a TransformerLens hook point whose heads or neurons get scores.
 
     Attributes:
-        projection: `"z"`, `"q"`, `"k"`, `"v"`, `"post"`, `"pre"` or `"pre_linear"`.
+        projection: `"z"`, `"q"`, `"k"`, `"v"`, `"post"`, `"pre"` or `"pre_linear"`; where a causal trace patches,
+            `"resid_pre"`, `"attn_out"` or `"mlp_out"`, which have no scores.
         layer: Counted from 0.
-        size: How many heads (key/value heads for `k` and `v`) or neurons it has.
+        size: How many heads (key/value heads for `k` and `v`) or neurons it has, or how wide the residual stream is.
     """
 
     projection: str
