@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import torch
+from jaxtyping import Float
 from torch import nn
 
 from .architectures import check_causal
@@ -114,7 +114,7 @@ def causal_trace(
             classes = token_classes(length, reads[pair], range(end - tail, end))
             groups, columns = _groups(classes, together)
             found = traced(started.precise, started.shape, pair, groups, direction, window, max_tokens)
-            shares.append(_by_class(found, columns))
+            shares.append(_by_class(found.numpy(), columns))
         shape, dtype = started.shape, started.runs.dtype
     return CausalTrace(
         model=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
@@ -148,9 +148,11 @@ def _groups(classes: tuple[str, ...], together: bool) -> tuple[list[list[int]], 
     return [group for _, group in single], [number for number, _ in single]
 
 
-def _by_class(found: torch.Tensor, columns: list[int]) -> np.ndarray:
-    """The mean of each class's groups, `[stream, layer, class]`; NaN where it has none."""
-    number, shares = torch.tensor(columns), torch.full((*found.shape[:2], len(CLASSES)), torch.nan, dtype=found.dtype)
+def _by_class(
+    found: Float[np.ndarray, "stream layer group"], columns: list[int]
+) -> Float[np.ndarray, "stream layer class"]:
+    """The mean of each class's groups; NaN where it has none."""
+    number, shares = np.array(columns), np.full((*found.shape[:2], len(CLASSES)), np.nan)
     for column in set(columns):
         shares[..., column] = found[..., number == column].mean(-1)
-    return shares.numpy()
+    return shares

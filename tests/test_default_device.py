@@ -72,6 +72,15 @@ def test_an_adapter_goes_on_and_runs_alike():
     assert not torch.equal(logits(plain), logits(tiny_model("llama")))
 
 
+def test_a_fact_is_traced_alike():
+    def traced(model):
+        return ps.causal_trace(model, TOKENIZER, capital(contrast=["new zealand"]), least=1e-6, progress=False)
+
+    plain, there = both(traced, planted)
+    assert len(plain.prompts) >= 1
+    assert plain == there
+
+
 @pytest.mark.parametrize("scorers", [["random"], ["attribution"], ["verified"], ["consensus"]], ids=str)
 def test_a_fact_is_localized_alike(scorers):
     def scored(model):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformer_lens.patching import get_act_patch_block_every
 
 from peft_surgical.errors import ModelError
 from peft_surgical.localizing.streams import DIRECTIONS, layers_around, traced
@@ -62,6 +63,23 @@ def check_plain(runs, shape, groups, direction, window=1, max_tokens=10_000):
 def test_each_is_one_plain_run_with_hooks(family, direction):
     runs, shape = runs_of(tiny_model(family))
     check_plain(runs, shape, [[3], [1, 4, 6], [8]], direction)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_denoising_one_position_at_a_time_is_what_transformer_lens_patching_gives(family):
+    runs, shape = runs_of(tiny_model(family))
+    [pair] = random_pairs(runs, 1)
+    found = traced(runs, shape, pair, [[place] for place in range(len(pair.clean))], "denoising", 1, 10_000)
+
+    def share(logits):
+        difference = logits[0, -1, pair.old] - logits[0, -1, pair.rival]
+        clean, corrupted = pair.differences
+        return (difference - corrupted) / (clean - corrupted)
+
+    with torch.no_grad():
+        _, cache = runs.bridge.run_with_cache(pair.clean[None])
+        expected = get_act_patch_block_every(runs.bridge, pair.corrupted[None], cache, share)
+    torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -83,7 +83,7 @@ def traced(
     if not bool(before.isfinite().all()):
         raise ModelError(f"the model answers {brief(pair.prompt)}, patched, with logits that are not finite.")
     # Not -0 where a patch changes nothing.
-    found[tuple(torch.tensor(places).T)] = (before[1:] - before[0]) / (after - before[0]) + 0.0
+    found[tuple(torch.tensor(places, device="cpu").T)] = (before[1:] - before[0]) / (after - before[0]) + 0.0
     return found
 
 
