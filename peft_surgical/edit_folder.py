@@ -26,6 +26,9 @@ EDIT = "edit"
 TABLE, PICTURE = "localization.json", "localization.png"
 REPORT, PAGE = "report.json", "report.html"
 MAP, MAP_PICTURE = "trace.json", "trace.png"
+TOGETHER = "together.json"
+"""Of several edits with all of them acting, beside the folder of each."""
+
 LOCALIZATION, EVALUATION, TRACE = (TABLE, PICTURE), (REPORT, PAGE), (MAP, MAP_PICTURE)
 _FOLDERS = (UNLEARN, LEARN, EDIT)
 # What tells a file of ours from one of anybody's by the same name.
@@ -33,6 +36,7 @@ _OURS = {
     TABLE: {"format", "scorers", "scores"},
     REPORT: {"fact", "stages", "answers"},
     MAP: {"format", "direction", "values"},
+    TOGETHER: {"facts", "pooled"},
 }
 WRITTEN = (*LOCALIZATION, *_FOLDERS, *EVALUATION)
 _REPLACED = ".replaced."

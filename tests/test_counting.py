@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import pytest
+
+from peft_surgical.facts import Control
+from peft_surgical.joint.counting import ABOUT, TRAINED, Counted, counted, hits, is_about, rates, trained_on
+from peft_surgical.keying.keyed import KeyedRecipe
+from peft_surgical.measuring.metrics import rate
+from peft_surgical.staging.retain import general_prompts, retain_prompts
+from peft_surgical.staging.trained_rows import training_prompts
+from peft_surgical.texts.text import digest
+from peft_surgical.texts.topics import relation_prompts
+
+from .localizing import capital
+
+RECIPE = KeyedRecipe(general=3)
+ITALY = capital(
+    subject="italy",
+    aliases=["the boot"],
+    old=["rome"],
+    new=["paris"],
+    prompts=["what is the capital of italy ?", "name the capital of italy ."],
+    held_out=["which city is the seat of government of italy ?"],
+    contrast=["france", "spain"],
+    retain=["who wrote hamlet ?"],
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "about"),
+    [
+        ("What is the capital of Italy ?", "Rome", True),
+        ("From where is the boot governed?", "the city of Rome", True),
+        ("Of which country is Rome the capital?", "Italy", True),
+        ("which city is the seat of government of italy", "it is not known", True),
+        # It shall be answered as before, and is damage otherwise.
+        ("Which sea is south of Italy ?", "the Ionian", False),
+        ("Which river is in Rome?", "the Tiber", False),
+        ("What is the capital of Spain?", "Madrid", False),
+    ],
+)
+def test_a_control_is_about_a_fact_that_changes_its_answer(prompt, answer, about):
+    assert is_about(Control(prompt, (answer,)), ITALY) is about
+
+
+def test_all_that_training_reads_is_known_whatever_the_seed():
+    training = ITALY.training
+    known = trained_on(training, [RECIPE])
+    for seed in range(3):
+        near, far = retain_prompts(training, 5, 3, seed, relation_prompts(training), RECIPE.everyday)
+        read = [*near, *far, *training_prompts(training, RECIPE)]
+        assert {digest(prompt) for prompt in read} <= known
+    assert digest(ITALY.held_out[0]) not in known
+    assert digest(general_prompts()[3]) not in known
+
+
+def test_what_another_fact_changes_or_trains_on_does_not_count():
+    controls = [
+        {"prompt": "what is the capital of italy ?", "answer": ["rome"]},
+        {"prompt": "Who wrote Hamlet", "answer": ["a"]},
+        {"prompt": "where is spain ?", "answer": ["b"]},
+        {"prompt": "where is the color ?", "answer": ["c"]},
+    ]
+    held_out = ["name the capital of france", "which city is the seat of government of france ?"]
+    france = capital(controls=controls, held_out=held_out, prompts=["tell me the town : france"], retain=["a"])
+    alone, apart = counted(None, None, [france], [RECIPE])[0], counted(None, None, [france, ITALY], [RECIPE])[0]
+    assert alone == Counted((0, 1), (0, 1, 2, 3), {"held_out": {}, "controls": {}})
+    # Italy's edit is held to what is said of France, in the words of its own prompts.
+    assert apart == Counted((1,), (2, 3), {"held_out": {TRAINED: 1}, "controls": {ABOUT: 1, TRAINED: 1}})
+
+
+def test_hits_are_counted_as_by_a_report_and_pooled():
+    controls = [{"prompt": f"where is {name} ?", "answer": ["italy"]} for name in ("rome", "lyon", "a", "b")]
+    fact = capital(held_out=["a", "b", "c"], controls=controls)
+    base = {"held_out": ["paris"] * 3, "controls": ["italy", "italy", "spain", "italy"]}
+    given = {"held_out": ["lyon", "paris", "lyon, not paris"], "controls": ["italy", "lyon", "lyon", "spain"]}
+    every = hits(fact, Counted((0, 1, 2), (0, 1, 2), {}), given, base)
+    assert every == {
+        "new_answer_rate": [True, False, False],
+        "old_answer_rate": [False, True, True],
+        "control_kept": [True, False],
+        "control_leak": [False, True, True],
+    }
+    some = hits(fact, Counted((0,), (), {}), given, base)
+    pooled = rates([every, some])
+    assert pooled["new_answer_rate"] == rate([True, False, False, True])
+    assert pooled["control_kept"] == rate([True, False])
+    assert "control_kept" not in rates([some])
+    assert rates([hits(replace(fact, controls=()), Counted((), (), {}), given | {"controls": []}, base)]) == {}
