@@ -46,6 +46,7 @@ from .localizing.faithfulness import Carried, Faithfulness
 from .localizing.results import Localization
 from .localizing.runs import Site
 from .localizing.traces import CausalTrace
+from .many import edit_all
 from .measuring.checkpoints import EditedModel
 from .measuring.metrics import Figure
 from .measuring.states import State, adapter_state
@@ -66,6 +67,7 @@ from .staging.recipe import Recipe, TrainingRecord
 from .staging.retained import Retained
 from .staging.stage import Stage
 from .texts.prompts import EncodedAnswer, encode_answer, without_template
+from .together import FactTogether, Together
 from .tracing import causal_trace
 from .tuner import SurgicalIA3Config, SurgicalIA3Layer, SurgicalIA3Model, activate, unload
 
@@ -88,6 +90,7 @@ __all__ = [
     "Fact",
     "FactDraft",
     "FactError",
+    "FactTogether",
     "FactWarning",
     "Faithfulness",
     "Figure",
@@ -123,6 +126,7 @@ __all__ = [
     "SurgicalIA3Config",
     "SurgicalIA3Layer",
     "SurgicalIA3Model",
+    "Together",
     "TrainingFact",
     "TrainingRecord",
     "Way",
@@ -131,6 +135,7 @@ __all__ = [
     "causal_trace",
     "difference",
     "edit",
+    "edit_all",
     "edit_keyed",
     "encode_answer",
     "evaluate",

@@ -173,7 +173,7 @@ def edit(
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
     if sure := sure_components(selection, **limits):
         check_places(model, sure, selection, granularity, neurons, projections)
-    recipes = _recipes(recipe)
+    recipes = recipes_of(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
     check_alike(model=model, fact=fact, out=str(out), seed=seed, on=earlier.below)
@@ -272,8 +272,12 @@ def edit(
         return report
 
 
-def _recipes(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
-    """Each stage's recipe; its own where none is given."""
+def recipes_of(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]:
+    """Each stage's recipe; its own where none is given.
+
+    Raises:
+        ModelError: If something else is given, or a recipe of a stage that there is not.
+    """
     if given is not None and not isinstance(given, Mapping):
         check_recipe(given, Recipe)
         return dict.fromkeys(RECIPES, given)

@@ -36,12 +36,12 @@ def render_markdown(report: Report) -> str:
     Raises:
         ReportError: If the report comes from a file in which something else stands where its edits should.
     """
-    states = [_plain(stage) for stage in report.stages]
-    versions = {name: _plain(version) for name, version in report.versions.items()}
+    states = [plain(stage) for stage in report.stages]
+    versions = {name: plain(version) for name, version in report.versions.items()}
     machine = versions.pop("machine", "")
-    packages = ", ".join(f"{_plain(name)} {version}" for name, version in versions.items())
+    packages = ", ".join(f"{plain(name)} {version}" for name, version in versions.items())
     measured = [
-        f"{_plain(_model(report))} in {_plain(report.dtype)}",
+        f"{plain(_model(report))} in {plain(report.dtype)}",
         f"seed {report.seed}",
         *([f"on {machine}"] if machine else []),
         *([f"with {packages}"] if packages else []),
@@ -50,8 +50,8 @@ def render_markdown(report: Report) -> str:
     rows = ([label, *figures] for label, figures in report.rows())
     # Without the command, which names files of whoever ran it.
     parts = [
-        f"**{_plain(title(report, model=False))}**",
-        _plain(report.verdict()),
+        f"**{plain(title(report, model=False))}**",
+        plain(report.verdict()),
         "\n".join(f"| {' | '.join(cells)} |" for cells in (*heads, *rows)),
         *_weights(report),
         f"In brackets: 95% intervals. n: how many prompts or tokens. Measured: {', '.join(measured)}.",
@@ -74,7 +74,7 @@ def _weights(report: Report) -> list[str]:
         beside = {**beside, "name": hub_id(name) or "".join(_PARTS.findall(name)[-1:])}
     short = replace(report, settings={**report.settings, "on": on, "edited": beside})
     told = [sentence for sentence in (on_top(short), *weights_told(short)) if sentence]
-    return [" ".join(map(_plain, told))] if told else []
+    return [" ".join(map(plain, told))] if told else []
 
 
 def with_measured(card: bytes, report: Report) -> bytes:
@@ -87,6 +87,6 @@ def with_measured(card: bytes, report: Report) -> bytes:
     return card + section
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """A text on one line that shows in Markdown as it is."""
     return _SIGNS.sub(r"\\\g<0>", " ".join(printable(str(text)).split()))
