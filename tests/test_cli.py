@@ -17,7 +17,20 @@ from tests.localizing import planted
 
 # A command of this name is in the way of its module.
 EDIT_COMMAND = import_module("peft_surgical.cli.edit")
-COMMANDS = ("new", "scorers", "localize", "trace", "edit", "edit-keyed", "learn", "stack", "merge", "evaluate", "ask")
+COMMANDS = (
+    "new",
+    "scorers",
+    "localize",
+    "trace",
+    "edit",
+    "edit-keyed",
+    "edit-all",
+    "learn",
+    "stack",
+    "merge",
+    "evaluate",
+    "ask",
+)
 
 
 def test_the_entry_point_is_the_group_and_lists_every_command():

@@ -7,6 +7,7 @@ import click
 from .. import __version__
 from .ask import ask
 from .edit import edit
+from .edit_all import edit_all
 from .edit_keyed import edit_keyed
 from .evaluate import evaluate
 from .launch import check_alone
@@ -54,7 +55,7 @@ def cli(context: click.Context) -> None:
         check_alone(context.invoked_subcommand)
 
 
-for command in (new, scorers, localize, trace, edit, edit_keyed, learn, stack, merge, evaluate, ask):
+for command in (new, scorers, localize, trace, edit, edit_keyed, edit_all, learn, stack, merge, evaluate, ask):
     cli.add_command(command)
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from ..edit_folder import PAGE, PICTURE, REPORT
 from ..texts.text import printable
 from .processes import silent
-from .translate import ARGUMENTS, RESUME
+from .translate import ARGUMENTS, GOES_ON, RESUME
 
 JSON = "peft_surgical.json"
 
@@ -108,6 +108,12 @@ def this_command(context: click.Context) -> str:
     return shlex.join(["peft-surgical", *context.meta.get(ARGUMENTS, [])])
 
 
-def on_interrupt(context: click.Context, out: Path) -> None:
-    """Tells Ctrl-C which output folder is being filled, so that it can say what is there and how to go on."""
-    context.meta[RESUME] = out
+def on_interrupt(context: click.Context, out: Path, *, goes_on: bool = False) -> None:
+    """Tells Ctrl-C which output folder is being filled, so that it can say what is there and how to go on.
+
+    Args:
+        context: The command's.
+        out: The folder.
+        goes_on: Whether the same command takes what is there as it is.
+    """
+    context.meta[RESUME], context.meta[GOES_ON] = out, goes_on

@@ -24,6 +24,7 @@ from .processes import SILENT, is_left_to_another, is_other, silent
 DEBUG = "peft_surgical.debug"
 ARGUMENTS = "peft_surgical.arguments"
 RESUME = "peft_surgical.resume"
+GOES_ON = "peft_surgical.goes_on"
 
 USAGE, OURS, INTERRUPTED = 2, 1, 130
 # What a shell says of a program that SIGPIPE has ended, which Python does not let it do.
@@ -93,7 +94,8 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
             raise
         except KeyboardInterrupt:
-            raise _Failure(_how_to_go_on(ctx.meta.get(RESUME)), INTERRUPTED) from None
+            again = _how_to_go_on(ctx.meta.get(RESUME), bool(ctx.meta.get(GOES_ON)))
+            raise _Failure(again, INTERRUPTED) from None
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
@@ -184,10 +186,13 @@ def _no_memory(error: Exception) -> bool:
     return bool(should_reduce_batch_size(RuntimeError(said(error))))
 
 
-def _how_to_go_on(out: Path | None) -> str:
-    """What Ctrl-C says, by what the output folder, if there is one, holds by then."""
+def _how_to_go_on(out: Path | None, goes_on: bool) -> str:
+    """What Ctrl-C says, by what the output folder, if there is one, holds by then, and whether the command goes on
+    from there."""
     if out is None or not out.is_dir() or not any(out.iterdir()):
         return "Nothing is half written; run the command again."
+    if goes_on:
+        return f"{out} holds what is complete; run the same command again to go on from there."
     return (
         f"{out} holds what is complete, or what it held before; run the command again with --overwrite to start over."
     )

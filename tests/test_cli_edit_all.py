@@ -1,0 +1,119 @@
+import json
+
+import pytest
+import yaml
+
+from peft_surgical.cli.translate import INTERRUPTED
+from peft_surgical.report import Report
+from tests.command_line import run, said, written
+
+from .outputs import contents
+from .test_many import FRANCE, ITALY, JAPAN
+
+pytestmark = pytest.mark.usefixtures("few_carried_prompts")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A file each of three facts."""
+    found = {}
+    for fact in (FRANCE, ITALY, JAPAN):
+        found[fact.subject] = tmp_path / f"{fact.subject}.yaml"
+        found[fact.subject].write_text(yaml.safe_dump(fact.to_dict()))
+    return found
+
+
+@pytest.mark.parametrize("scales", [False, True])
+def test_it_edits_all_and_measures_all_together(scales, tmp_path, model_folder, files):
+    out = tmp_path / "out"
+    options = ["--model", model_folder, "--steps", 2, "--retention-tokens", 64, "--out", out]
+    options += ["--scales"] if scales else []
+    result = run("edit-all", files["france"], files["italy"], *options, "--profile", "--low-memory")
+    assert result.exit_code == 0, result.output
+    assert written(out) == ["edit", "france", "italy", "together.json"]
+    assert ("learn" in written(out / "france")) is scales
+    assert Report.load(out / "italy" / "report.json").settings["command"].startswith("peft-surgical edit-all")
+    assert "1 of 2, france: Of 1 held-out question" in result.stderr
+    for words in ("Right after each fact's edit → with all 2 edits", "with all edits", "controls kept", "Left out: 1"):
+        assert words in result.stdout
+    result = run("edit-all", *files.values(), *options, "--low-memory", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told == json.loads((out / "together.json").read_text())
+    assert [fact["name"] for fact in told["facts"]] == ["france", "italy", "japan"]
+    assert result.stderr == ""
+
+
+@pytest.mark.usefixtures("no_model")
+def test_dry_run_checks_all_and_writes_and_loads_nothing(tmp_path, files):
+    out = tmp_path / "out"
+    plan = run("edit-all", *files.values(), "--out", out, "--dry-run").stdout
+    for words in (
+        "Would edit demo: 3 facts, each on top of those before it, by keyed edits.",
+        "  italy/  italy, from rome to paris",
+        "on 3 held-out prompts, 4 controls",
+        "Nothing was loaded or written.",
+    ):
+        assert words in plan
+    told = json.loads(run("edit-all", files["italy"], "--out", out, "--dry-run", "--json", "--scales").stdout)
+    assert told["facts"] == [{"name": "italy", "fact": ITALY.to_dict(), "finished": False}]
+    assert (told["keyed"], [*told["recipe"]]) == (False, ["unlearn", "learn"])
+    assert told["files"] == ["italy/", "edit/", "together.json"]
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_mistake_in_any_file_is_told_before_a_model_is_loaded(tmp_path, files):
+    out = ["--out", tmp_path / "out"]
+    files["italy"].write_text("subject: [1")
+    files["japan"].write_text("subject: japan")
+    told = said(run("edit-all", *files.values(), *out), 2)
+    assert f"{files['italy']}: is not valid YAML" in told
+    assert f"{files['japan']}: the key 'old' is missing." in told
+    assert "is given twice; give it once" in said(run("edit-all", files["france"], files["france"], *out), 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    told = said(run("edit-all", files["france"], *out), 2)
+    assert "holds notes.txt, which is none of these edits; name another output folder or give --overwrite" in told
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("stepps: 3")
+    assert "there is no field 'stepps'" in said(run("edit-all", files["france"], *out, "--recipe", wrong), 2)
+
+
+def test_a_fact_that_cannot_be_edited_is_told_at_the_end(tmp_path, model_folder, files):
+    out = tmp_path / "out"
+    files["italy"].write_text(yaml.safe_dump({**ITALY.to_dict(), "subject": "atlantis"}))
+    options = ["--model", model_folder, "--steps", 1, "--retention-tokens", 0, "--out", out]
+    result = run("edit-all", *files.values(), *options)
+    assert result.exit_code == 2
+    assert written(out) == ["edit", "france", "japan", "together.json"]
+    assert "2 of 3, italy: cannot be edited and is left out" in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: 1 of 3 facts could not be edited. italy: no prompt names the subject 'atlantis'")
+    assert "Not edited: italy" in result.stdout
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, model_folder, files, monkeypatch):
+    from peft_surgical import many
+
+    whole = many.edit_keyed
+
+    def interrupted(model, tokenizer, fact, **options):
+        if fact.subject == "italy":
+            raise KeyboardInterrupt
+        return whole(model, tokenizer, fact, **options)
+
+    out = tmp_path / "out"
+    options = ["--model", model_folder, "--steps", 1, "--retention-tokens", 0, "--out", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(many, "edit_keyed", interrupted)
+        result = run("edit-all", *files.values(), *options)
+    assert result.exit_code == INTERRUPTED
+    assert f"{out} holds what is complete; run the same command again to go on from there." in result.stderr
+    kept = contents(out)
+    assert run("edit-all", *files.values(), *options, "--dry-run").stdout.count("(is there, and stays)") == 1
+    result = run("edit-all", *files.values(), *options)
+    assert result.exit_code == 0, result.output
+    assert "1 of 3, france: is there already." in result.stderr
+    assert {name: content for name, content in contents(out).items() if name in kept} == kept
+    assert "another seed (0)" in said(run("edit-all", *files.values(), *options, "--seed", 1), 2)
