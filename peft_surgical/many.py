@@ -29,7 +29,7 @@ from .errors import ArchitectureError, ModelError, NotFiniteError, OutputError, 
 from .evaluation import Answers, answer_fact, versions
 from .facts import Fact
 from .folding import check_rewritable
-from .joint.counting import Counted, counted, hits, rates
+from .joint.counting import Counted, asked_once, counted, hits, rates
 from .joint.fact_set import check_facts, folder_names
 from .joint.resuming import Planned, Settings, finished, planned
 from .keyed_edit import edit_keyed
@@ -269,6 +269,7 @@ def _measured(
         ]
     told: list[FactTogether] = []
     found: dict[str, list[dict[str, list[bool]]]] = {state: [] for state in (BASE, AFTER, ALL)}
+    once = asked_once([one.fact for one in done], counts)
     for place, (one, own, who) in enumerate(zip(done, counts, identities([one.adapter for one in done]), strict=True)):
         answers: dict[str, Mapping[str, Sequence[str]]] = {
             BASE: _texts(given[BASE][place]),
@@ -277,7 +278,9 @@ def _measured(
         }
         every = {name: hits(one.fact, own, said, answers[BASE]) for name, said in answers.items()}
         for name, each in every.items():
-            found[name].append(each)
+            kept = hits(one.fact, once[place], answers[name], answers[BASE])["control_kept"]
+            # Whether one leaks is another question for each new answer.
+            found[name].append({**each, "control_kept": kept})
         stages = {name: rates([each]) for name, each in every.items()}
         told.append(FactTogether(one.name, one.fact, who, stages, own.left_out, answers))
     return Together(

@@ -3,7 +3,17 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.facts import Control
-from peft_surgical.joint.counting import ABOUT, TRAINED, Counted, counted, hits, is_about, rates, trained_on
+from peft_surgical.joint.counting import (
+    ABOUT,
+    TRAINED,
+    Counted,
+    asked_once,
+    counted,
+    hits,
+    is_about,
+    rates,
+    trained_on,
+)
 from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.measuring.metrics import rate
 from peft_surgical.staging.retain import general_prompts, retain_prompts
@@ -87,3 +97,10 @@ def test_hits_are_counted_as_by_a_report_and_pooled():
     assert pooled["control_kept"] == rate([True, False])
     assert "control_kept" not in rates([some])
     assert rates([hits(replace(fact, controls=()), Counted((), (), {}), given | {"controls": []}, base)]) == {}
+
+
+def test_a_control_of_several_facts_is_one():
+    controls = [{"prompt": prompt, "answer": ["a"]} for prompt in ("where is spain ?", "where is the sky ?", "a town")]
+    facts = [capital(controls=controls[:2]), capital(controls=controls), capital(controls=controls[2:])]
+    counts = [Counted((0,), (1,), {}), Counted((0,), (0, 1, 2), {}), Counted((0,), (0,), {})]
+    assert [own.controls for own in asked_once(facts, counts)] == [(1,), (0, 2), ()]

@@ -340,3 +340,16 @@ def test_what_cannot_be_edited_on_top_of_is_refused_before_anything(model_folder
         made(base(model_folder), [FRANCE], out)
     assert not out.exists()
     assert many.settings_of(False, None, 0, 0)[1] == [*RECIPES.values()]
+
+
+def test_a_control_that_several_facts_have_is_kept_or_lost_once(model_folder, tmp_path):
+    said = answer_fact(base(model_folder), TOKENIZER, FRANCE).controls[1].split()[0]
+    shared = replace(FRANCE.controls[1], answer=(said,))
+    facts = [replace(FRANCE, controls=(shared,)), replace(ITALY, controls=(shared,))]
+    together = made(base(model_folder), facts, tmp_path / "out", retention_tokens=0)
+    assert [one.stages["base"]["control_kept"].n for one in together.facts] == [1, 1]
+    assert together.pooled["base"]["control_kept"] == rate([True])
+    assert {state: figures["control_leak"].n for state, figures in together.pooled.items()} == dict.fromkeys(
+        ("base", "after", "all"), 2
+    )
+    assert together.unrelated == {}

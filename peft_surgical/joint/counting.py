@@ -7,7 +7,7 @@ training that another fact's edit was trained on, or held to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..facts import Control, Fact, TrainingFact
@@ -122,6 +122,17 @@ def hits(
         "control_kept": [is_right(answer, control) for control, answer, was in controls if is_right(was, control)],
         "control_leak": [leaks(answer, was, fact) for _, answer, was in controls],
     }
+
+
+def asked_once(facts: Sequence[Fact], counts: Sequence[Counted]) -> list[Counted]:
+    """The same without controls that an earlier fact has, too, which with all edits get one answer: counted again they
+    would make an interval too narrow."""
+    seen, found = set[str](), list[Counted]()
+    for fact, own in zip(facts, counts, strict=True):
+        asked = {place: digest(fact.controls[place].prompt) for place in own.controls}
+        found.append(replace(own, controls=tuple(place for place, one in asked.items() if one not in seen)))
+        seen.update(asked.values())
+    return found
 
 
 def rates(every: Sequence[Mapping[str, Sequence[bool]]]) -> dict[str, Figure]:
