@@ -12,6 +12,8 @@ from .test_many import FRANCE, ITALY, JAPAN
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
+LITTLE = {"neighbours": 2, "general": 2, "everyday": 2, "variants": 0, "retain_tokens": 2}
+
 
 @pytest.fixture
 def files(tmp_path):
@@ -23,11 +25,21 @@ def files(tmp_path):
     return found
 
 
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe that keeps little, for keyed edits."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(LITTLE))
+    return path
+
+
 @pytest.mark.parametrize("scales", [False, True])
-def test_it_edits_all_and_measures_all_together(scales, tmp_path, model_folder, files):
+def test_it_edits_all_and_measures_all_together(scales, tmp_path, model_folder, files, recipe):
     out = tmp_path / "out"
-    options = ["--model", model_folder, "--steps", 2, "--retention-tokens", 64, "--out", out]
-    options += ["--scales"] if scales else []
+    options = ["--model", model_folder, "--steps", 1, "--retention-tokens", 64, "--recipe", recipe, "--out", out]
+    if scales:
+        recipe.write_text(yaml.safe_dump({"unlearn": LITTLE, "learn": {**LITTLE}}))
+        options.append("--scales")
     result = run("edit-all", files["france"], files["italy"], *options, "--profile", "--low-memory")
     assert result.exit_code == 0, result.output
     assert written(out) == ["edit", "france", "italy", "together.json"]
@@ -80,10 +92,10 @@ def test_a_mistake_in_any_file_is_told_before_a_model_is_loaded(tmp_path, files)
     assert "there is no field 'stepps'" in said(run("edit-all", files["france"], *out, "--recipe", wrong), 2)
 
 
-def test_a_fact_that_cannot_be_edited_is_told_at_the_end(tmp_path, model_folder, files):
+def test_a_fact_that_cannot_be_edited_is_told_at_the_end(tmp_path, model_folder, files, recipe):
     out = tmp_path / "out"
     files["italy"].write_text(yaml.safe_dump({**ITALY.to_dict(), "subject": "atlantis"}))
-    options = ["--model", model_folder, "--steps", 1, "--retention-tokens", 0, "--out", out]
+    options = ["--model", model_folder, "--steps", 1, "--retention-tokens", 0, "--recipe", recipe, "--out", out]
     result = run("edit-all", *files.values(), *options)
     assert result.exit_code == 2
     assert written(out) == ["edit", "france", "japan", "together.json"]
@@ -93,7 +105,7 @@ def test_a_fact_that_cannot_be_edited_is_told_at_the_end(tmp_path, model_folder,
     assert "Not edited: italy" in result.stdout
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, model_folder, files, monkeypatch):
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, model_folder, files, recipe, monkeypatch):
     from peft_surgical import many
 
     whole = many.edit_keyed
@@ -104,7 +116,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, model_folder, files
         return whole(model, tokenizer, fact, **options)
 
     out = tmp_path / "out"
-    options = ["--model", model_folder, "--steps", 1, "--retention-tokens", 0, "--out", out]
+    options = ["--model", model_folder, "--steps", 1, "--retention-tokens", 0, "--recipe", recipe, "--out", out]
     with monkeypatch.context() as patch:
         patch.setattr(many, "edit_keyed", interrupted)
         result = run("edit-all", *files.values(), *options)
