@@ -57,7 +57,7 @@ def test_what_is_no_model_is_refused_wherever_a_model_is_asked_for():
                 with pytest.raises(ps.ModelError, match=match):
                     function(**given | {"model": model})
             assert "ModelError: " in inspect.getdoc(function), function
-    assert asked == 22
+    assert asked == 23
 
 
 def test_what_is_imported_is_required():
