@@ -272,14 +272,15 @@ def test_earlier_edits_reach_edit_and_a_dry_run_tells_of_them(monkeypatch, tmp_p
 
 
 @pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize("command", ["edit", "edit-keyed"])
+@pytest.mark.parametrize("command", ["edit", "edit-keyed", "learn"])
 def test_what_nothing_is_edited_on_top_of_is_told_before_a_model_is_loaded(command, tmp_path, fact_file, monkeypatch):
     other, own = named(tmp_path / "other", "some/other", seed=1), named(tmp_path / "own", MODEL_ID)
     half = tmp_path / "half"
     named(half, MODEL_ID)
     write_tensors(half / WEIGHTS, read_tensors(half / WEIGHTS), after(["unlearn"], ["digest"]))
-    start = [command, fact_file, "--out", tmp_path / "out"]
-    for last in ([], ["--dry-run"])[: 2 - (command == "edit-keyed")]:
+    what = ["The capital of France is", "--new", "Lyon"] if command == "learn" else [fact_file]
+    start = [command, *what, "--out", tmp_path / "out"]
+    for last in ([], ["--dry-run"])[: 1 + (command == "edit")]:
         for on, words in (
             ([tmp_path / "none"], "there is no adapter folder"),
             ([other], f"other was made for 'some/other', and this model is '{MODEL_ID}'"),
@@ -293,6 +294,6 @@ def test_what_nothing_is_edited_on_top_of_is_told_before_a_model_is_loaded(comma
     assert "launch it without --use_fsdp" in said(run(*start, "--on", own), 2)
     (tmp_path / "full").mkdir()
     inside = named(tmp_path / "full" / "edit", MODEL_ID)
-    refused = run(command, fact_file, "--out", tmp_path / "full", "--overwrite", "--on", inside)
+    refused = run(command, *what, "--out", tmp_path / "full", "--overwrite", "--on", inside)
     assert "would replace" in said(refused, 2)
     assert not (tmp_path / "out").exists()

@@ -6,9 +6,12 @@ from importlib import import_module
 import pytest
 from peft import PeftModel
 from rich.console import Console
+from safetensors.torch import load_file
 
 import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
+from peft_surgical.adapters.lineage import Lineage
+from peft_surgical.earlier import Earlier
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.texts.prompts import without_template
 from tests.command_line import run, said, written
@@ -116,6 +119,31 @@ def test_keyed_learning_writes_one_stock_adapter(tmp_path):
     text, plain = SENTENCE.replace("france", "italy"), without_template(tokenizer)
     known, own = (log_likelihoods(found.eval(), plain, [(text, "lyon")])[0] for found in (with_alias, edited))
     assert known > own
+
+
+@pytest.mark.parametrize("kind", [(), ("--keyed",)])
+def test_a_second_sentence_on_top_of_the_first(kind, tmp_path, model_folder):
+    """It is what learning it in the merged checkpoint gives, beside the first one, and says so."""
+    first, merged, out = tmp_path / "one" / "edit", tmp_path / "merged", tmp_path / "two"
+    assert learn("--model", model_folder, *kind, "--out", tmp_path / "one", "--quiet").exit_code == 0
+    assert run("merge", first, "--model", model_folder, "--out", merged, "--quiet").exit_code == 0
+    second = ["learn", "where is japan the city", "--new", "hamlet", "--subject", "japan", *kind, "--json", "--quiet"]
+    result = run(*second, "--model", model_folder, "--on", first, "--out", out)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    told = json.loads(result.stdout)
+    assert [one["folder"] for one in told["on"]] == [str(first)]
+    apart = json.loads(run(*second, "--model", merged, "--out", tmp_path / "apart").stdout)
+    assert told["said"] == apart["said"]
+    assert {**told["training"], "seconds": 0} == {**apart["training"], "seconds": 0}
+    for name in written(out):
+        own, other = (load_file(folder / name / "adapter_model.safetensors") for folder in (out, tmp_path / "apart"))
+        assert own.keys() == other.keys()
+        assert all(own[key].equal(other[key]) for key in own)
+        assert Lineage.of(out / name).below == tuple(digest for _, digest in Earlier.read(first).below)
+        assert "one/edit" in (out / name / "README.md").read_text()
+    both = run("stack", first, out / "edit", "--out", tmp_path / "both")
+    assert (both.exit_code, "on top of" in both.stderr) == (0, False)
+    assert "on top of one/edit; give that before it" in run("stack", out / "edit", "--out", tmp_path / "half").stderr
 
 
 def test_learn_says_that_a_question_is_read_as_plain_text(tmp_path, model_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from rich.text import Text
 
 import peft_surgical as ps
 
+from ..adapters.lineage import Lineage
+from ..earlier import Earlier
 from ..edit_folder import EDIT, claimed_for_edit, replacing
 from ..errors import brief
 from ..running.generation import generate_answers
 from ..sentence import checked_aliases, subject_of
-from ..stacking import stack
+from ..stacking import stack_above
 from ..staging.recipe_files import read_recipe, recorded
 from ..staging.stage import LEARN
 from ..texts.prompts import without_template
@@ -45,6 +48,7 @@ _AROUND = 4
 @options.recipe("fields of `SubjectRecipe`, or with --keyed of `KeyedSubjectRecipe`")
 @options.model
 @options.out
+@options.on
 @options.seed
 @options.overwrite
 @options.as_json
@@ -61,6 +65,7 @@ def learn(
     recipe_file: Path | None,
     source: options.Source,
     out: Path,
+    on: tuple[Path, ...],
     seed: int,
     overwrite: bool,
     as_json: bool,
@@ -74,6 +79,7 @@ def learn(
     Examples:
       peft-surgical learn "The capital of France is" --new Lyon --out out/lyon
       peft-surgical learn "The capital of France is" --new Lyon --keyed --out out/lyon
+      peft-surgical learn "The capital of Japan is" --new Osaka --keyed --on out/lyon/edit --out out/osaka
       peft-surgical learn "Lake Como lies in" --subject "Lake Como" --new Austria --model ./checkpoint --out out
     """
     checks.edit_folder(out, overwrite)
@@ -84,6 +90,7 @@ def learn(
         recipe = read_recipe(recipe_file, recipe)
     about = subject_of(prompt, new, checks.subject(prompt, subject) if prompt.strip() else subject)
     checked_aliases(about, aliases)
+    checks.earlier(on, source, out)
     prompt = prompt.strip()
     model, tokenizer = load(source, quiet=quiet)
     if subject is None:
@@ -95,20 +102,25 @@ def learn(
     plain = without_template(tokenizer)
     on_interrupt(context, out)
     learn_one = partial(ps.learn_sentence_keyed, aliases=aliases) if keyed else ps.learn_sentence
-    with claimed_for_edit(out, overwrite):
+    earlier = Earlier.read(on)
+    earlier.check_model(model)
+    with claimed_for_edit(out, overwrite), earlier.folded_into(model):
         # A long answer is said whole, or whether it was said could not be told.
         shown = max(_SHOWN_TOKENS, len(tokenizer(new)["input_ids"]) + _AROUND)
         said = {"base": generate_answers(model, plain, [prompt], max_new_tokens=shown)[0]}
         stage = learn_one(
             model, tokenizer, prompt, new=new, subject=about, recipe=recipe, seed=seed, progress=not quiet
         )
+        stage = replace(stage, on=earlier.below)
         said["edited"] = generate_answers(stage.model, plain, [prompt], max_new_tokens=shown)[0]
+        # Taken off again, it no longer tells.
+        trained = stage.to_dict()
         with replacing(out, overwrite) as folder:
             size, files = (_save_keyed if keyed else _save_scales)(stage, folder, out)
     says_new = contains(said["edited"], [new])
     if as_json:
         told = {"sentence": prompt, "subject": about, "said": said, "says_new": says_new}
-        print_json({**told, "training": stage.to_dict(), "recipe": recorded(recipe), **size})
+        print_json({**told, **earlier.settings(None), "training": trained, "recipe": recorded(recipe), **size})
     print_result(_table(prompt, said), quiet=quiet, as_json=as_json)
     missed = [] if says_new else [f"The edited model does not go on with {brief(new)}."]
     lines = [*missed, files, "Nothing else was measured: `peft-surgical evaluate` does that, on a fact file."]
@@ -119,9 +131,10 @@ def _save_scales(stage: Any, folder: Path, out: Path) -> tuple[dict[str, Any], s
     """Saves the stage and the adapter made of it into a folder for `out`; returns how many scales they have, and a
     sentence on the files."""
     stage.save(folder / LEARN)
-    scales = stack(ps.Edit.load(folder / LEARN), folder / EDIT).n_scales
-    told = f"{scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads."
-    return {"scales": scales}, told
+    below = [Lineage(digest) for _, digest in stage.on]
+    stack_above(scales := ps.Edit.load(folder / LEARN), folder / EDIT, below)
+    told = f"{scales.n_scales:,} scales: {out / LEARN}, and {out / EDIT} as plain (IA)^3, which stock PEFT loads."
+    return {"scales": scales.n_scales}, told
 
 
 def _save_keyed(stage: Any, folder: Path, out: Path) -> tuple[dict[str, Any], str]:
