@@ -7,7 +7,7 @@ import warnings
 from dataclasses import replace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -52,7 +52,7 @@ def test_what_was_merged_stands_beside_the_weights(tmp_path, base, monkeypatch):
     assert edit["adapters"] == [
         {"name": name, "sha256": digest} for name, digest in zip(["unlearn", "learn"], digests, strict=True)
     ]
-    assert edit["base"] == {"name": "base", "revision": None}
+    assert edit["base"] == {"name": "base", "hub_id": None, "revision": None}
     assert (edit["dtype"], edit["peft_surgical"]) == ("float16", ps.__version__)
     # All weights that the adapters touch and that are not 0, counted by hand.
     old = tiny_model("llama").state_dict()
@@ -204,8 +204,9 @@ def test_a_base_of_the_hub_goes_by_its_id(tmp_path, model_folder, monkeypatch):
         warnings.simplefilter("ignore")  # of an adapter for another base
         ps.merge(ps.load_model("org/base")[0], one, tmp_path / "by id")
         ps.merge(ps.load_model(snapshot)[0], one, tmp_path / "by path")
-    assert written(tmp_path / "by id")["edits"][0]["base"] == {"name": "org/base", "revision": None}
-    assert written(tmp_path / "by path")["edits"][0]["base"] == {"name": "org/base", "revision": "a" * 40}
+    known = {"name": "org/base", "hub_id": "org/base"}
+    assert written(tmp_path / "by id")["edits"][0]["base"] == {**known, "revision": None}
+    assert written(tmp_path / "by path")["edits"][0]["base"] == {**known, "revision": "a" * 40}
     assert (tmp_path / "by id" / "README.md").read_text().startswith("---\nbase_model: org/base\n")
 
 
@@ -223,6 +224,44 @@ def test_a_folder_that_was_named_from_another_one_goes_by_its_name_alone(tmp_pat
     ps.merge(tiny_model("llama"), adapters(tmp_path / "more")[0], tmp_path / "unnamed")
     assert written(tmp_path / "unnamed")["edits"][0]["base"]["name"] is None
     assert "This is the base with this edit" in (tmp_path / "unnamed" / "README.md").read_text()
+
+
+def test_a_folder_with_the_name_of_a_model_of_the_hub_is_not_that_model(tmp_path, base, monkeypatch):
+    one, two = adapters(tmp_path)
+    base.rename(tmp_path / "gpt2")
+    for here in (tmp_path, tmp_path / "home"):
+        monkeypatch.chdir(here)
+        ps.merge(ps.load_model(tmp_path / "gpt2")[0], one, tmp_path / "merged", overwrite=True)
+        assert ModelCard.load(tmp_path / "merged" / "README.md").data.base_model is None
+        assert "This is `gpt2` with this edit" in (tmp_path / "merged" / "README.md").read_text()
+    # Nor where a record does not say which it is.
+    word_tokenizer().save_pretrained(tmp_path / "merged")
+    os.remove(tmp_path / "merged" / "README.md")
+    for recorded, expected in (
+        ({"name": "gpt2"}, None),
+        ({"name": "org/base"}, "org/base"),
+        ({"name": "org/base", "hub_id": None}, None),
+        ({"name": "gpt2", "hub_id": "gpt2"}, "gpt2"),
+        ({"name": ["org/base"]}, None),
+        ({"name": "org/base", "hub_id": ["org/base"]}, None),
+    ):
+        found = written(tmp_path / "merged")
+        found["edits"][0]["base"] = recorded
+        (tmp_path / "merged" / "peft_surgical.json").write_text(json.dumps(found))
+        ps.merge(ps.load_model(tmp_path / "merged")[0], two, tmp_path / "again", overwrite=True)
+        assert ModelCard.load(tmp_path / "again" / "README.md").data.base_model == expected
+
+
+def test_what_is_no_folder_is_an_edit_in_memory(tmp_path, base, monkeypatch):
+    """However its folder was given that it was computed of."""
+    one, two = adapters(tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    for made in (ps.power("learn", 0.5), ps.power(two, 0.5), ps.product(["unlearn", "learn"]), ps.product([one, two])):
+        ps.merge(ps.load_model(base)[0], made, tmp_path / "merged", overwrite=True)
+        assert edit_names(written(tmp_path / "merged")["edits"]) == ["an edit in memory"]
+        assert "1. `an edit in memory` (SHA-256" in (tmp_path / "merged" / "README.md").read_text()
+    ps.merge(ps.load_model(base)[0], Edit.load("learn"), tmp_path / "merged", overwrite=True)
+    assert edit_names(written(tmp_path / "merged")["edits"]) == ["out/learn"]
 
 
 def test_a_lora_adapter_and_what_it_says_of_itself(tmp_path, base):

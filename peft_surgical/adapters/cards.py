@@ -145,9 +145,17 @@ def card_with_edits(kept: bytes, edits: Sequence[Mapping[str, Any]], file: str) 
         return before + section + (below if ended else _LINES.sub(b"", after, count=1)).lstrip()
     if kept.strip():
         return kept.rstrip() + b"\n\n" + section
-    base = edits[0]["base"].get("name")
-    header = ModelCardData(base_model=hub_id(base), library_name="transformers", tags=["peft-surgical"])
-    return f"---\n{header.to_yaml()}\n---\n\n# {clean(base or 'A model')}, edited\n\n".encode() + section
+    base = edits[0]["base"]
+    header = ModelCardData(base_model=_recorded_id(base), library_name="transformers", tags=["peft-surgical"])
+    return f"---\n{header.to_yaml()}\n---\n\n# {clean(base.get('name') or 'A model')}, edited\n\n".encode() + section
+
+
+def _recorded_id(base: Mapping[str, Any]) -> str | None:
+    """The hub id of the base of a merge, as the record has it."""
+    name = base.get("name")
+    # A record that does not say which it is may have the name of a folder, which is some other model's id.
+    found = base["hub_id"] if "hub_id" in base else name if isinstance(name, str) and "/" in name else None
+    return hub_id(found) if isinstance(found, str) else None
 
 
 def _section(edits: Sequence[Mapping[str, Any]], file: str) -> str:

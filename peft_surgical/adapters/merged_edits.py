@@ -92,7 +92,7 @@ def edit_record(
     lost = rounding.unchanged / rounding.touched if rounding.touched else 0.0
     return {
         "adapters": [_told(adapter) for adapter in adapters],
-        "base": {"name": _base_name(model), "revision": revision_of(model) or cached_commit(_named(model))},
+        "base": _base(model),
         "dtype": str(dtype).removeprefix("torch."),
         "weights": rounding.touched,
         "rounded_away": round(lost, 6),
@@ -102,12 +102,9 @@ def edit_record(
 
 def _told(adapter: Edit | LowRank | str | os.PathLike[str]) -> dict[str, Any]:
     if isinstance(adapter, Edit | LowRank):
-        name, lineage = adapter.name, adapter.origin()
-        if os.path.isdir(name):
-            name = called(name)
-        elif os.sep in name:
-            # One that was computed of others is called by their paths.
-            name = "an edit in memory"
+        # One that was computed of others is called by a formula with their paths.
+        name = called(adapter.name) if os.path.isdir(adapter.name) else "an edit in memory"
+        lineage = adapter.origin()
     else:
         name, lineage = called(adapter), Lineage.of(adapter)
     found = {"after": lineage.after, "below": lineage.below, "parts": lineage.parts, "altered": lineage.altered}
@@ -118,12 +115,12 @@ def _named(model: Any) -> str:
     return str(getattr(model, "name_or_path", None) or "")
 
 
-def _base_name(model: Any) -> str | None:
-    """The base's hub id, or the name of its folder or file alone."""
+def _base(model: Any) -> dict[str, str | None]:
+    """What is told of the base: the name is its hub id, or that of its folder or file alone."""
     name = _named(model)
-    if not name:
-        return None
-    return hub_id_of(model, name) or os.path.basename(os.path.abspath(source_of(model) or name))
+    known = hub_id_of(model, name) if name else None
+    alone = os.path.basename(os.path.abspath(source_of(model) or name)) if name else None
+    return {"name": known or alone, "hub_id": known, "revision": revision_of(model) or cached_commit(name)}
 
 
 def _version() -> str | None:
