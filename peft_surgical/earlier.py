@@ -21,6 +21,7 @@ from .adapters.edits import Edit, several
 from .adapters.lineage import Lineage, called, check_once, faults_of_lineage, identities
 from .adapters.low_rank import LowRank
 from .adapters.mergeable import read_mergeable
+from .adapters.merged_edits import edits_in, lineages_of
 from .errors import AdapterError, brief
 from .folding import check_rewritable, folded_apart, modules_of, steps_of, tensors_of
 from .measuring.states import restored, writing
@@ -54,8 +55,8 @@ class Earlier:
             given: A folder or several, in the order in which they were trained; none is no edit.
 
         Raises:
-            AdapterError: If one is missing or damaged, is given twice, is of a kind that is not folded, or was trained
-                on top of another one that does not stand before it, or they were made for different base models.
+            AdapterError: If one is missing or damaged, is given twice or is of a kind that is not folded, or they were
+                made for different base models.
         """
         listed: list[str | os.PathLike[str]] = several(given)
         folders = [_folder(one) for one in listed]
@@ -63,9 +64,6 @@ class Earlier:
             return cls()
         check_once(folders)
         adapters = [read_mergeable(folder) for folder in folders]
-        # What two adapters on a model may make up for between them is half an edit here, in every figure.
-        if faults := faults_of_lineage(folders):
-            raise AdapterError(f"{faults[0].what}.")
         below = [pair for folder in folders for pair in Lineage.of(folder).acting(called(folder))]
         return cls(tuple(folders), tuple(adapters), tuple(steps_of(adapters)), tuple(dict.fromkeys(below)))
 
@@ -81,6 +79,20 @@ class Earlier:
                     f"the adapter {adapter.name} was made for {brief(adapter.base_model)}, and this model is"
                     f" {brief(model_name)}; edit on top of one that was made for it."
                 )
+
+    def check_lineage(self, model: Any) -> None:
+        """Refuses what is only half of an edit, or acts twice, with what the model says of the edits in its weights.
+
+        Args:
+            model: The model, or anything with its name and revision.
+
+        Raises:
+            AdapterError: If one of them is in the weights already, was trained on top of another one that neither is
+                nor stands before it, or was made of another one.
+        """
+        # What two adapters on a model may make up for between them is half an edit here, in every figure.
+        if self.folders and (faults := faults_of_lineage(self.folders, lineages_of(edits_in(model)))):
+            raise AdapterError(f"{faults[0].what}.")
 
     def check_stay(self, out: str | os.PathLike[str], written: Sequence[str]) -> None:
         """Refuses an output folder in which the new edit would take the place of one of these.
@@ -100,7 +112,7 @@ class Earlier:
 
         Raises:
             ModelError: If it has adapters, or weights that are quantized, offloaded or spread over processes.
-            AdapterError: As [`check_base`].
+            AdapterError: As [`check_base`] and [`check_lineage`].
 
         Warns:
             UserWarning: If they were made for another revision of it.
@@ -109,6 +121,7 @@ class Earlier:
             return
         check_rewritable(model, "an edit on top of others", "edit it on top of others")
         self.check_base(getattr(model, "name_or_path", None))
+        self.check_lineage(model)
         for adapter in self.adapters:
             warn_of_another_base(model, adapter.name, adapter.base_model, adapter.revision)
 

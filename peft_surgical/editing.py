@@ -134,7 +134,8 @@ def edit(
             edit that holds something else, or is a folder of `on`.
         AdapterError: If the model has an adapter named `unlearn` or `learn`, or lies within a PEFT model, whose
             adapters it carries: give it unloaded. If a folder of `on` cannot be read or folded in, is given twice, was
-            made for another base, or was trained on top of an adapter that does not stand before it.
+            made for another base, was trained on top of an adapter that does not stand before it, or is in the weights
+            already; of that a merged checkpoint's `peft_surgical.json` is believed.
         FactError: If no token distinguishes the two answers, or a prompt and its answer are too long for the model.
         ScorerError: If a scorer is not installed or has no such option, or all of them failed.
         SelectionError: If `selection` or `localization` is not of this model, `localization` is not of this fact or

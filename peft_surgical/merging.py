@@ -21,7 +21,7 @@ from .adapters.edits import Edit, several
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank
 from .adapters.mergeable import Mergeable, read_mergeable
-from .adapters.merged_edits import edit_record, edits_in, write_edits
+from .adapters.merged_edits import edit_record, edits_in, lineages_of, write_edits
 from .errors import ModelError, OutputError
 from .folding import check_finite, check_rewritable, folded, steps_of
 from .loading.padding import as_it_came
@@ -73,9 +73,9 @@ def merge(
             name that was given, which is relative to another folder by now, or leaves out a `subfolder`.
 
     Warns:
-        UserWarning: If an adapter was trained on top of another, which is not given, or acts twice, if it was made for
-            a model of another name or revision, if the dtype rounds a part of the edit away, or if what the base says
-            of the edits in it cannot be read.
+        UserWarning: If an adapter was trained on top of another, which is neither given nor in the base by what that
+            says of the edits in it, or acts twice, if it was made for a model of another name or revision, if the
+            dtype rounds a part of the edit away, or if what the base says of the edits in it cannot be read.
     """
     target = _dtype(dtype)
     check_rewritable(model)
@@ -90,7 +90,8 @@ def merge(
         )
     read = [read_mergeable(adapter) for adapter in given]
     steps = steps_of(read)
-    warn_of_lineage(given)
+    earlier = edits_in(model)
+    warn_of_lineage(given, lineages_of(earlier))
     made_for = next((adapter.base_model for adapter in read if adapter.base_model), None)
     revision = next((adapter.revision for adapter in read if adapter.revision), None)
     warn_of_another_base(model, read[0].name, made_for, revision)
@@ -99,7 +100,7 @@ def merge(
     state |= {key: values for key, (values, _) in found.items()}
     rounding = Rounding.total(rounding for _, rounding in found.values())
     rounding.warn(target or model.dtype, stacklevel=3)
-    edits = [*edits_in(model), edit_record(given, model, target or model.dtype, rounding)]
+    edits = [*earlier, edit_record(given, model, target or model.dtype, rounding)]
     if target is not None:
         state = _cast(state, target)
     with atomic_directory(out, overwrite=overwrite, content=CHECKPOINT) as folder:

@@ -6,7 +6,7 @@ import pytest
 
 import peft_surgical as ps
 from peft_surgical.adapters.adapter_files import WEIGHTS
-from peft_surgical.adapters.lineage import after
+from peft_surgical.adapters.lineage import Lineage, after
 from peft_surgical.adapters.scale_files import read_tensors, write_tensors
 from peft_surgical.loading.demo import MODEL_ID
 from peft_surgical.report import Report
@@ -269,6 +269,21 @@ def test_earlier_edits_reach_edit_and_a_dry_run_tells_of_them(monkeypatch, tmp_p
     assert f"  on top of {first}\n" in run(*options).stdout
     assert json.loads(run(*options, "--json").stdout)["on"] == [str(first)]
     assert "on top of" not in run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("command", ["edit", "edit-keyed"])
+def test_what_a_checkpoint_has_in_its_weights_is_known_before_it_is_loaded(command, tmp_path, fact_file):
+    own, above = (named(tmp_path / name, "merged", seed) for seed, name in enumerate(("own", "above")))
+    digest = Lineage.of(own).digest
+    write_tensors(above / WEIGHTS, read_tensors(above / WEIGHTS), after(["own"], [digest]))
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "config.json").write_text("{}")
+    record = {"format": 1, "edits": [{"base": {}, "adapters": [{"name": "own", "sha256": digest}]}]}
+    (tmp_path / "merged" / "peft_surgical.json").write_text(json.dumps(record))
+    start = [command, fact_file, "--model", tmp_path / "merged", "--out", tmp_path / "out"]
+    assert "own is in the model's weights already" in said(run(*start, "--on", own), 2)
+    assert str(run(*start, "--on", above).exception) == "a model was loaded"
 
 
 @pytest.mark.usefixtures("no_model")

@@ -223,12 +223,18 @@ def faults_of_lineage(adapters: Sequence[Any], below: Sequence[Lineage] = ()) ->
         below: What acts below all of them, as it is in the weights already.
 
     Returns:
-        A fault for each that is given twice, for each that was trained on top of others that do not stand before it,
-        and for each that another was made of.
+        A fault for each that is given twice or is in the weights already, for each that was trained on top of others
+        that do not stand before it, and for each that another was made of.
     """
     found = []
     said = [_told(adapter) for adapter in adapters]
     lineages = [lineage for _, lineage in said]
+    folded = {digest for lineage in below for digest in lineage.held}
+    for name, lineage in said:
+        if lineage.digest in folded:
+            found.append(Fault(f"{name} is in the model's weights already, and then acts twice"))
+        elif not folded.isdisjoint(lineage.held):
+            found.append(Fault(f"{name} holds what is in the model's weights already, which then acts twice"))
     for place, (name, lineage) in enumerate(said):
         if lineage.digest is not None and lineage.digest in [held.digest for held in lineages[:place]]:
             found.append(Fault(f"{name} is given twice, and then acts twice"))

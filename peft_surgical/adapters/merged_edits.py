@@ -25,6 +25,8 @@ from .low_rank import LowRank
 
 FILE, CARD = "peft_surgical.json", "README.md"
 _FORMAT = 1
+# What a record has of a lineage, beside the digest.
+_LINEAGE = ("after", "below", "parts", "made", "altered")
 
 
 def read_edits(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
@@ -55,6 +57,19 @@ def read_edits(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
 def edits_in(model: Any) -> list[dict[str, Any]]:
     """The edits that the folder which a bare model was read from says are in its weights, see [`read_edits`]."""
     return read_edits(folder_of(model, exact=True))
+
+
+def lineages_of(edits: Sequence[Mapping[str, Any]]) -> list[Lineage]:
+    """What some recorded edits say of where they come from, each of their adapters as one."""
+    return [_lineage(adapter) for edit in edits for adapter in edit["adapters"]]
+
+
+def _lineage(told: Mapping[str, Any]) -> Lineage:
+    """What [`_told`] tells of it, as far as it is what a record has."""
+    digest = told.get("sha256")
+    found = {key: told.get(key) for key in _LINEAGE}
+    listed = {key: tuple(map(str, values)) for key, values in found.items() if isinstance(values, list)}
+    return Lineage(digest if isinstance(digest, str) else None, **listed)
 
 
 def are_edits(value: Any) -> bool:
@@ -107,7 +122,7 @@ def _told(adapter: Edit | LowRank | str | os.PathLike[str]) -> dict[str, Any]:
         lineage = adapter.origin()
     else:
         name, lineage = called(adapter), Lineage.of(adapter)
-    found = {"after": lineage.after, "below": lineage.below, "parts": lineage.parts, "altered": lineage.altered}
+    found = {key: getattr(lineage, key) for key in _LINEAGE}
     return {"name": name, "sha256": lineage.digest, **{key: [*values] for key, values in found.items() if values}}
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .. import plugins
+from ..adapters.bases import note_revision
 from ..drafting.guess import guess_subject
 from ..earlier import Earlier
 from ..edit_folder import WRITTEN, check_edit_folder
@@ -61,7 +63,11 @@ def earlier(on: Sequence[Path], source: Source, out: Path) -> None:
     if not on:
         return
     read = Earlier.read(on)
-    read.check_base(MODEL_ID if source.name == "demo" else source.name)
+    # All that is read of a model here is its name and revision.
+    named = SimpleNamespace(name_or_path=MODEL_ID if source.name == "demo" else source.name)
+    note_revision(named, source.revision)
+    read.check_base(named.name_or_path)
+    read.check_lineage(named)
     read.check_stay(out, WRITTEN)
     if sharded():
         raise ModelError(

@@ -23,6 +23,7 @@ from ..adapters.fitting import check_all_acts, check_beginning, check_leaves_bas
 from ..adapters.lineage import Lineage, check_once, warn_of_lineage
 from ..adapters.low_rank import KIND as LORA
 from ..adapters.low_rank import LowRank
+from ..adapters.merged_edits import edits_in, lineages_of
 from ..adapters.scale_files import WEIGHTS, read_scales, read_tensors
 from ..errors import AdapterError, SurgicalError, brief, first_line
 from ..loading.pickles import no_pickles
@@ -46,16 +47,7 @@ def check_together(folders: Sequence[Path]) -> list[str]:
     Raises:
         AdapterError: If a folder is missing, damaged, holds only a pickle or is given twice, or if the adapters cannot
             act together.
-
-    Warns:
-        UserWarning: Of what is only a part of an edit, or acts twice.
     """
-    kinds = _kinds(folders)
-    warn_of_lineage(folders)
-    return kinds
-
-
-def _kinds(folders: Sequence[Path]) -> list[str]:
     kinds = [_kind(folder) for folder in folders]
     check_once(folders)
     if len(set(kinds)) > 1 and set(kinds) != {*SCALES}:
@@ -80,10 +72,14 @@ def attach(model: Any, folders: Sequence[Path], quiet: _Quiet = nullcontext) -> 
 
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the model.
+
+    Warns:
+        UserWarning: Of what is only a part of an edit, or acts twice.
     """
-    kinds = _kinds(folders)
+    kinds = check_together(folders)
     if not folders:
         return model, {"base": nullcontext}
+    warn_of_lineage(folders, lineages_of(edits_in(model)))
     configs = [read_config(folder) for folder in folders]
     own = dict(model.named_parameters(remove_duplicate=False))
     for folder, kind, config in zip(folders, kinds, configs, strict=True):
@@ -111,7 +107,11 @@ def attach_dials(
     Raises:
         AdapterError: If an adapter is neither one of scales nor a plain LoRA adapter, has no such power, or was made
             on a base with another output head that its file holds.
+
+    Warns:
+        UserWarning: As [`attach`].
     """
+    warn_of_lineage(folders, lineages_of(edits_in(model)))
     whole = _turned(model, folders)
     acting: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,7 +127,7 @@ def attach_dials(
 
 def _turned(model: Any, folders: Sequence[Path]) -> Sequence[Edit | LowRank]:
     """What a dial turns: the product of scales, or each of several LoRA adapters, as sums have parts."""
-    if set(_kinds(folders)) == {LORA}:
+    if set(check_together(folders)) == {LORA}:
         parts = [LowRank.load(folder) for folder in folders]
         for folder, part in zip(folders, parts, strict=True):
             warn_of_another_base(model, folder, part.base_model, part.revision)
