@@ -57,7 +57,6 @@ def edited(tmp_path_factory, model_folder, fact_text):
 
 
 def commands(edited, fact_file, model_folder, out):
-    """Every command that writes."""
     where = ["--model", model_folder, "--out", out, "--quiet"]
     return {
         "localize": ["localize", fact_file, *where, "--scorer", "logit_drop", "--top", 2],
