@@ -64,6 +64,20 @@ def test_all_that_training_reads_is_known_whatever_the_seed():
     assert digest(general_prompts()[3]) not in known
 
 
+@pytest.mark.parametrize("count", [1, 2, 12, 21])
+def test_all_second_wordings_that_training_reads_are_known_whatever_the_order_of_prompts(count):
+    prompts = [f"what is the capital {number} of italy ?" for number in range(count)]
+    training = replace(ITALY, prompts=tuple(prompts), contrast=("france", "spain", "japan")).training
+    for recipe in (replace(RECIPE, neighbours=7), replace(RECIPE, neighbours=1000)):
+        known = trained_on(training, [recipe])
+        for seed in range(3):
+            near, far = retain_prompts(
+                training, recipe.neighbours, recipe.general, seed, relation_prompts(training), recipe.everyday
+            )
+            read = [*near, *far, *training_prompts(training, recipe)]
+            assert not [prompt for prompt in read if digest(prompt) not in known]
+
+
 def test_what_another_fact_changes_or_trains_on_does_not_count():
     controls = [
         {"prompt": "what is the capital of italy ?", "answer": ["rome"]},

@@ -1,4 +1,4 @@
-from peft_surgical.texts.wording import as_typed, variants
+from peft_surgical.texts.wording import all_variants, as_typed, variants
 
 
 def test_as_typed():
@@ -18,3 +18,11 @@ def test_every_prompt_is_typed_and_some_are_wrapped():
     assert all(len(words) < len(text) for words, text in zip(around, wrapped, strict=True))
     assert len(set(around)) == 12
     assert len(set(made)) == len(made)
+
+
+def test_all_variants_are_those_of_a_prompt_at_any_place():
+    every = all_variants(["Who wrote it?"])
+    assert every[0] == as_typed("Who wrote it?")
+    assert set(every) == set(variants(["Who wrote it?"] * 100))
+    assert len(set(every)) == len(every)
+    assert all_variants(["a?", "b?"]) == [*all_variants(["a?"]), *all_variants(["b?"])]

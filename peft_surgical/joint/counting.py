@@ -17,7 +17,7 @@ from ..staging.recipe import Recipe
 from ..staging.retain import carried_beside, neighbours
 from ..texts.text import contains, digest
 from ..texts.topics import relation_prompts, topic_prompts
-from ..texts.wording import variants
+from ..texts.wording import all_variants, variants
 
 ABOUT, TRAINED = "about_another", "trained_by_another"
 """Why a prompt does not count: it is about another edited fact, or another edit's training reads it."""
@@ -71,10 +71,11 @@ def trained_on(fact: TrainingFact, recipes: Sequence[Recipe]) -> frozenset[str]:
     """Digests of all prompts that an edit of a fact may be trained on or held to, whatever the seed."""
     made = neighbours(fact, _ALL)
     prompts = [*fact.prompts, *fact.retain, *made, *topic_prompts(fact), *relation_prompts(fact)]
-    prompts += variants([*fact.prompts, *made])
+    # The seed decides the order of neighbours, and their order the words that they are wrapped in.
+    prompts += [*variants(fact.prompts), *all_variants(made)]
     for recipe in recipes:
         prompts += carried_beside(fact, recipe.general, recipe.everyday)
-    return frozenset(digest(prompt) for prompt in prompts if fact.may_train_on(prompt))
+    return frozenset(map(digest, prompts)) - fact.evaluated
 
 
 def _why_not(control: Control, others: Iterable[Fact], read: frozenset[str]) -> str | None:

@@ -38,3 +38,8 @@ def variants(prompts: Iterable[str]) -> list[str]:
         if i % 2 == 1:
             made.append(_WRAPPED[i // 2 % len(_WRAPPED)].format(prompt))
     return made
+
+
+def all_variants(prompts: Iterable[str]) -> list[str]:
+    """All that [`variants`] may make of each prompt, wherever it stands among others."""
+    return [made for prompt in prompts for made in (as_typed(prompt), *(words.format(prompt) for words in _WRAPPED))]
