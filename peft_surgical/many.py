@@ -29,7 +29,7 @@ from .errors import ArchitectureError, ModelError, NotFiniteError, OutputError, 
 from .evaluation import Answers, answer_fact, versions
 from .facts import Fact
 from .folding import check_rewritable
-from .joint.counting import Counted, asked_once, counted, hits, rates
+from .joint.counting import Counted, counted, hits, pooled, rates
 from .joint.fact_set import check_facts, folder_names
 from .joint.resuming import Planned, Settings, finished, planned
 from .keyed_edit import edit_keyed
@@ -268,24 +268,21 @@ def _measured(
             ALL
         ]
     told: list[FactTogether] = []
-    found: dict[str, list[dict[str, list[bool]]]] = {state: [] for state in (BASE, AFTER, ALL)}
-    once = asked_once([one.fact for one in done], counts)
     for place, (one, own, who) in enumerate(zip(done, counts, identities([one.adapter for one in done]), strict=True)):
         answers: dict[str, Mapping[str, Sequence[str]]] = {
             BASE: _texts(given[BASE][place]),
             AFTER: {kind: one.report.answers["edited"][kind] for kind in ("held_out", "controls")},
             ALL: _texts(given[ALL][place]),
         }
-        every = {name: hits(one.fact, own, said, answers[BASE]) for name, said in answers.items()}
-        for name, each in every.items():
-            kept = hits(one.fact, once[place], answers[name], answers[BASE])["control_kept"]
-            # Whether one leaks is another question for each new answer.
-            found[name].append({**each, "control_kept": kept})
-        stages = {name: rates([each]) for name, each in every.items()}
+        stages = {name: rates([hits(one.fact, own, said, answers[BASE])]) for name, said in answers.items()}
         told.append(FactTogether(one.name, one.fact, who, stages, own.left_out, answers))
+    facts = [one.fact for one in done]
     return Together(
         facts=tuple(told),
-        pooled={state: rates(every) for state, every in found.items()},
+        pooled={
+            state: pooled(facts, counts, [one.answers[state] for one in told], [one.answers[BASE] for one in told])
+            for state in (BASE, AFTER, ALL)
+        },
         unrelated=unrelated,
         failed=failed,
         model=str(getattr(model.config, "_name_or_path", "")),

@@ -62,7 +62,8 @@ class Together:
     Attributes:
         facts: The facts that were edited, in their order.
         pooled: State to metric to figure, over the prompts of all facts that count, which an interval takes for
-            independent. A control that several facts have is kept or lost once.
+            independent. A control that several facts have counts once in `control_kept`, by the share of them that
+            keep it, so that all states are over the same controls.
         unrelated: KL and perplexity on unrelated text of all edits beside the bare base; empty where none was read.
         failed: What could not be edited, by the name of its folder: why, in a sentence.
         model: The base model's name.

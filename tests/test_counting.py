@@ -7,10 +7,10 @@ from peft_surgical.joint.counting import (
     ABOUT,
     TRAINED,
     Counted,
-    asked_once,
     counted,
     hits,
     is_about,
+    pooled,
     rates,
     trained_on,
 )
@@ -113,8 +113,36 @@ def test_hits_are_counted_as_by_a_report_and_pooled():
     assert rates([hits(replace(fact, controls=()), Counted((), (), {}), given | {"controls": []}, base)]) == {}
 
 
-def test_a_control_of_several_facts_is_one():
-    controls = [{"prompt": prompt, "answer": ["a"]} for prompt in ("where is spain ?", "where is the sky ?", "a town")]
-    facts = [capital(controls=controls[:2]), capital(controls=controls), capital(controls=controls[2:])]
-    counts = [Counted((0,), (1,), {}), Counted((0,), (0, 1, 2), {}), Counted((0,), (0,), {})]
-    assert [own.controls for own in asked_once(facts, counts)] == [(1,), (0, 2), ()]
+def sharing(*own, base):
+    """The pooled controls of facts in both orders; of each the controls, and the answers right after its edit and with
+    all edits."""
+    controls = [[{"prompt": prompt, "answer": [word]} for prompt, word in asked.items()] for asked, _, _ in own]
+    facts = [capital(controls=some) for some in controls]
+    counts = [Counted((), tuple(range(len(some))), {}) for some in controls]
+    was = [{"held_out": (), "controls": [base[prompt] for prompt in asked]} for asked, _, _ in own]
+    found = []
+    for turn in (1, -1):
+        states = ([{"held_out": (), "controls": one[state]} for one in own] for state in (1, 2))
+        found.append([pooled(facts[::turn], counts[::turn], said[::turn], was[::turn]) for said in (was, *states)])
+    assert found[0] == found[1]
+    return [state.get("control_kept") for state in found[0]]
+
+
+def test_a_control_of_several_facts_counts_once_by_the_share_that_keeps_it():
+    base = {"where is spain ?": "a", "where is the sky ?": "a", "Where is Spain": "a"}
+    one = {"where is spain ?": "a", "where is the sky ?": "a"}
+    # One edit loses what they share, all together lose the other.
+    figures = sharing((one, ["b", "a"], ["a", "b"]), ({"Where is Spain": "a"}, ["a"], ["a"]), base=base)
+    assert figures == [rate([True, True]), rate([0.5, 1]), rate([True, False])]
+    assert [figure.value for figure in figures] == [1, 0.75, 0.5]
+    # As many controls in both states, and no narrower an interval than of as many answers.
+    lost = sharing((one, ["b", "a"], ["b", "a"]), (one, ["b", "a"], ["b", "a"]), base=base)
+    assert lost == [rate([True, True]), *[rate([False, True])] * 2]
+
+
+def test_a_shared_control_counts_where_the_base_gives_the_answer_of_any_fact():
+    first, second = {"where is spain ?": "b"}, {"where is spain ?": "a"}
+    base = {"where is spain ?": "a"}
+    assert sharing((first, ["b"], ["a"]), (second, ["a"], ["a"]), base=base) == [rate([True])] * 3
+    assert sharing((first, ["b"], ["b"]), (second, ["a"], ["b"]), base=base)[1:] == [rate([True]), rate([False])]
+    assert sharing((first, ["b"], ["b"]), (first, ["b"], ["b"]), base=base) == [None] * 3

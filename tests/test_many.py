@@ -349,6 +349,9 @@ def test_a_control_that_several_facts_have_is_kept_or_lost_once(model_folder, tm
     together = made(base(model_folder), facts, tmp_path / "out", retention_tokens=0)
     assert [one.stages["base"]["control_kept"].n for one in together.facts] == [1, 1]
     assert together.pooled["base"]["control_kept"] == rate([True])
+    kept = [[one.stages[state]["control_kept"].value for one in together.facts] for state in ("after", "all")]
+    assert [together.pooled[state]["control_kept"].value for state in ("after", "all")] == [sum(k) / 2 for k in kept]
+    assert {figures["control_kept"].n for figures in together.pooled.values()} == {1}
     assert {state: figures["control_leak"].n for state, figures in together.pooled.items()} == dict.fromkeys(
         ("base", "after", "all"), 2
     )

@@ -46,6 +46,15 @@ def test_wilson_by_hand():
     assert rate([]) is None
 
 
+def test_a_rate_of_shares_is_their_mean_in_any_order():
+    shares = [0.1, 1 / 3, 2 / 3, 0.7, 1.0]
+    found = rate(shares)
+    assert found == rate(shares[::-1])
+    assert found.value == pytest.approx(0.56)
+    assert rate([0.5, 0.5]) == rate([True, False])
+    assert rate([1.0, 0.0, 1.0]) == rate([True, False, True])
+
+
 @pytest.mark.parametrize("n", [1, 7, 26, 1000])
 def test_wilson_ends_solve_its_equation(n):
     z = 1.959963984540054

@@ -7,7 +7,7 @@ training that another fact's edit was trained on, or held to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..facts import Control, Fact, TrainingFact
@@ -116,28 +116,50 @@ def hits(
         base: The base's.
     """
     held_out = [given["held_out"][place] for place in counts.held_out]
-    controls = [(fact.controls[i], given["controls"][i], base["controls"][i]) for i in counts.controls]
+    known = _known(fact, counts, base)
     return {
         "new_answer_rate": [says_new(answer, fact) for answer in held_out],
         "old_answer_rate": [says_old(answer, fact) for answer in held_out],
-        "control_kept": [is_right(answer, control) for control, answer, was in controls if is_right(was, control)],
-        "control_leak": [leaks(answer, was, fact) for _, answer, was in controls],
+        "control_kept": [is_right(given["controls"][place], fact.controls[place]) for place in known],
+        "control_leak": [leaks(given["controls"][i], base["controls"][i], fact) for i in counts.controls],
     }
 
 
-def asked_once(facts: Sequence[Fact], counts: Sequence[Counted]) -> list[Counted]:
-    """The same without controls that an earlier fact has, too, which with all edits get one answer: counted again they
-    would make an interval too narrow."""
-    seen, found = set[str](), list[Counted]()
-    for fact, own in zip(facts, counts, strict=True):
-        asked = {place: digest(fact.controls[place].prompt) for place in own.controls}
-        found.append(replace(own, controls=tuple(place for place, one in asked.items() if one not in seen)))
-        seen.update(asked.values())
-    return found
+def _known(fact: Fact, counts: Counted, base: Mapping[str, Sequence[str]]) -> list[int]:
+    """The places of controls that the base answers right."""
+    return [place for place in counts.controls if is_right(base["controls"][place], fact.controls[place])]
 
 
-def rates(every: Sequence[Mapping[str, Sequence[bool]]]) -> dict[str, Figure]:
+def pooled(
+    facts: Sequence[Fact],
+    counts: Sequence[Counted],
+    given: Sequence[Mapping[str, Sequence[str]]],
+    base: Sequence[Mapping[str, Sequence[str]]],
+) -> dict[str, Figure]:
+    """The rates over all answers of some facts together, each counted as by [`hits`].
+
+    A control that several facts have is kept once, by the share of them that keep it: right after each one's edit the
+    answer is another, with all edits it is the same. So both states are over the same controls with the same weights,
+    in whatever order the facts are, and no answer makes an interval narrower by being counted again. Only a fact
+    whose answer words the base gives has a part in it. Whether one leaks is another question for each new answer.
+
+    Args:
+        facts: The facts.
+        counts: Which prompts of each count.
+        given: The answers to each fact's `held_out` prompts and `controls`, in its order.
+        base: The base's.
+    """
+    every = [hits(*one) for one in zip(facts, counts, given, base, strict=True)]
+    kept: dict[str, list[bool]] = {}
+    for fact, own, was, found in zip(facts, counts, base, every, strict=True):
+        for place, hit in zip(_known(fact, own, was), found["control_kept"], strict=True):
+            kept.setdefault(digest(fact.controls[place].prompt), []).append(hit)
+    shares = [sum(each) / len(each) for each in kept.values()]
+    return rates([*({**found, "control_kept": ()} for found in every), {"control_kept": shares}])
+
+
+def rates(every: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Figure]:
     """The rates over all answers of some facts together; a metric with nothing to count is left out."""
     names = dict.fromkeys(name for found in every for name in found)
-    pooled = {name: rate([hit for found in every for hit in found.get(name, ())]) for name in names}
-    return {name: figure for name, figure in pooled.items() if figure is not None}
+    figures = {name: rate([hit for found in every for hit in found.get(name, ())]) for name in names}
+    return {name: figure for name, figure in figures.items() if figure is not None}

@@ -128,8 +128,11 @@ def check_number(
         raise TypeError(f"{brief(value)} stands where {what} should{'' if name is None else f', as {name!r}'}")
 
 
-def rate(hits: Sequence[bool]) -> Figure | None:
+def rate(hits: Sequence[float]) -> Figure | None:
     """The share of true values with Wilson's score interval (Wilson 1927); None where there is nothing to count.
+
+    A value may itself be a share, between 0 and 1. It is their mean then, and the interval is rather too wide, as no
+    such value varies more than yes and no of the same mean.
 
     ```py
     >>> rate([True] * 19 + [False])
@@ -139,10 +142,12 @@ def rate(hits: Sequence[bool]) -> Figure | None:
     n = len(hits)
     if n == 0:
         return None
-    return Figure(sum(hits) / n, n, *wilson(sum(hits), n))
+    # In whatever order shares are.
+    total = math.fsum(hits)
+    return Figure(total / n, n, *wilson(total, n))
 
 
-def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(hits: float, n: int, z: float = Z95) -> tuple[float, float]:
     """The two ends of Wilson's score interval of a share `hits / n`; 95% unless `z` says otherwise."""
     p = hits / n
     center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
