@@ -74,6 +74,15 @@ def test_nothing_is_said_of_what_there_is_not():
     assert "| with all edits | – | – | – | – |" in card
 
 
+def test_one_fact_is_told_of_as_one():
+    one = replace(TOGETHER, facts=TOGETHER.facts[:1])
+    card = one.to_markdown()
+    assert card.startswith("1 fact was rewritten. Each cell: right after the fact's own edit, and with all edits.")
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(summarize_together(one, "out"))
+    assert "Right after each fact's edit → with all edits" in stream.getvalue()
+
+
 def test_the_table_is_cut_in_no_terminal():
     for width in (100, 50, 30):
         stream = io.StringIO()

@@ -32,9 +32,10 @@ def render_together(together: Together) -> str:
     ]
     rows += [[words, *pooled(together, state)] for state, words in POOLED.items()]
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    count = len(together.facts)
+    what = "1 fact was rewritten" if count == 1 else f"{count} facts were rewritten, each on top of those before it"
     parts = [
-        f"{len(together.facts)} facts were rewritten, each on top of those before it. Each cell: right after the"
-        " fact's own edit, and with all edits.",
+        f"{what}. Each cell: right after the fact's own edit, and with all edits.",
         "\n".join(lines),
         " ".join(plain(sentence) for sentence in told(together)),
         f"In brackets: 95% intervals. n: how many prompts or tokens. In {plain(together.dtype)}, seed"

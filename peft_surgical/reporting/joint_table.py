@@ -33,7 +33,8 @@ def summarize_together(together: Together, out: str | os.PathLike[str]) -> Rende
         figures = together.pooled.get(state, {})
         shown = (figure_text(metric, figures.get(metric), state) for metric in COLUMNS)
         table.add_row(Text(words), *map(Text, shown))
-    head = f"Right after each fact's edit → with all {len(together.facts)} edits"
+    count = len(together.facts)
+    head = f"Right after each fact's edit → with all {f'{count} ' if count != 1 else ''}edits"
     parts: list[RenderableType] = [Text(head, style="bold"), table]
     parts.append(Text("In brackets: 95% intervals, over all facts' prompts.", style="dim"))
     parts += [Text(printable(sentence)) for sentence in told(together)]
