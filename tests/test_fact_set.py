@@ -41,6 +41,8 @@ def test_facts_that_do_not_go_together_are_refused(tmp_path):
     one, again = (replace(FRANCE, source=str(tmp_path / name)) for name in ("f.yaml", "x/../f.yaml"))
     with pytest.raises(FactError, match=r"f\.yaml is given twice; give it once"):
         check_facts([one, again])
+    # Another fact, which was made of one that a file holds.
+    assert check_facts([one, replace(ITALY, source=one.source)])
     with pytest.raises(FactError) as raised:
         check_facts([FRANCE, FRANCE, ITALY, ITALY])
     assert str(raised.value).count("are the same fact") == 2
@@ -84,3 +86,18 @@ def test_folders_are_called_as_files_or_subjects_safely_and_apart():
     assert names[6] == "fact_2"
     assert len(names[7]) == 50
     assert folder_names(named[:3]) == names[:3]
+
+
+def test_no_folder_is_called_as_a_file_of_an_edit_or_as_no_file_system_allows():
+    called = ["report.json", "Together.JSON", "learn", "trace.png", "con", "NUL.b", "com1", "console", "x" * 49 + ".b"]
+    assert folder_names([replace(ITALY, source=f"{name}.yaml") for name in called]) == [
+        "report.json_2",
+        "Together.JSON_2",
+        "learn_2",
+        "trace.png_2",
+        "fact_con",
+        "fact_NUL.b",
+        "fact_com1",
+        "console",
+        "x" * 49,
+    ]

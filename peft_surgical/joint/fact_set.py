@@ -8,13 +8,16 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from ..edit_folder import EDIT, TOGETHER
+from ..edit_folder import TOGETHER, TRACE, WRITTEN
 from ..errors import FactError, brief
 from ..facts import Fact, check_fact
 from ..texts.text import digest, same_text_key
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 _LONGEST = 50
+_RESERVED = {TOGETHER, *WRITTEN, *TRACE}
+# What Windows takes for a device, whatever stands behind a dot.
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\.|$)", re.IGNORECASE)
 
 
 def read_facts(paths: Iterable[str | os.PathLike[str]]) -> list[Fact]:
@@ -55,7 +58,8 @@ def check_facts(facts: object) -> tuple[Fact, ...]:
 def _fault(one: Fact, other: Fact) -> str | None:
     """Why two facts cannot both be edited, if that is so."""
     sources = [os.path.realpath(fact.source) for fact in (one, other) if fact.source]
-    if len(sources) == 2 and sources[0] == sources[1]:
+    # A fact that was changed after it was read still names its file.
+    if one == other and len(sources) == 2 and sources[0] == sources[1]:
         return f"{other.source} is given twice; give it once."
     if one == other:
         return f"{_called(one)} and {_called(other)} are the same fact; give one of them."
@@ -79,10 +83,14 @@ def _called(fact: Fact) -> str:
 def folder_names(facts: Sequence[Fact]) -> list[str]:
     """What the folder of each fact is called: as its file, else as its subject; safe in any file system, and told
     apart by a number where need be, so that facts that are added at the end change no earlier name."""
-    taken, names = {EDIT, TOGETHER}, []
+    # A folder that is called as a file of an edit would be taken for it.
+    taken, names = {*_RESERVED}, []
     for fact in facts:
         own = Path(fact.source).stem if fact.source else fact.subject
-        name = plain = _UNSAFE.sub("_", own).strip("._-")[:_LONGEST] or "fact"
+        plain = _UNSAFE.sub("_", own).strip("._-")
+        if _DEVICES.match(plain):
+            plain = f"fact_{plain}"
+        name = plain = plain[:_LONGEST].rstrip(".") or "fact"
         number = 1
         # Some file systems take names for equal that differ in case alone.
         while name.casefold() in taken:
