@@ -218,12 +218,9 @@ def evaluate(
         }
         for name in states
     }
-    base = base_model_of(model)
-    merged, name = edits_in(base), str(getattr(model.config, "_name_or_path", ""))
-    revision = revision_of(base) or cached_commit(name)
     return Report(
         fact=fact,
-        model=name,
+        model=str(getattr(model.config, "_name_or_path", "")),
         dtype=str(model.dtype).removeprefix("torch."),
         seed=seed,
         versions=versions(),
@@ -231,10 +228,7 @@ def evaluate(
         settings={
             "max_new_tokens": max_new_tokens,
             "retention_tokens": retention_tokens,
-            "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
-            **({"hub_id": hub_id_of(base, name)} if name else {}),
-            **({"revision": revision} if revision else {}),
-            **({"base_edits": merged} if merged else {}),
+            **base_settings(model, tokenizer),
             **(beside.settings if beside is not None else {}),
             **(settings or {}),
         },
@@ -249,6 +243,24 @@ def evaluate(
         },
         margins=likely,
     )
+
+
+def base_settings(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What a report's settings say of the base and its tokenizer: a digest of the chat template, the `hub_id`, the
+    `revision`, and the edits in the weights.
+
+    Args:
+        model: A causal language model, with adapters or without.
+        tokenizer: Its tokenizer.
+    """
+    base, name = base_model_of(model), str(getattr(model.config, "_name_or_path", ""))
+    merged, revision = edits_in(base), revision_of(base) or cached_commit(name)
+    return {
+        "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
+        **({"hub_id": hub_id_of(base, name)} if name else {}),
+        **({"revision": revision} if revision else {}),
+        **({"base_edits": merged} if merged else {}),
+    }
 
 
 def answer_fact(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,12 @@ from .edit_folder import (
 )
 from .editing import EDIT_SCORERS, edit, recipes_of
 from .errors import ArchitectureError, ModelError, NotFiniteError, OutputError, SurgicalError, brief
-from .evaluation import Answers, answer_fact, versions
+from .evaluation import Answers, answer_fact, base_settings, versions
 from .facts import Fact
 from .folding import check_rewritable
 from .joint.counting import Counted, counted, hits, pooled, rates
 from .joint.fact_set import check_facts, folder_names
-from .joint.resuming import Planned, Settings, finished, planned
+from .joint.resuming import Planned, Settings, made_on, planned
 from .keyed_edit import edit_keyed
 from .keying.keyed import KeyedRecipe
 from .measuring.attached import attach
@@ -63,6 +64,7 @@ class _Done:
     name: str
     fact: Fact
     adapter: Path
+    digest: str | None
     report: Report
 
 
@@ -96,8 +98,8 @@ def edit_all(
         keyed: Edit by [`edit_keyed`]; else by [`edit`].
         recipe: How to train, as for [`edit_keyed`], or as for [`edit`].
         seed: As for [`edit`].
-        overwrite: Allow `out` to hold other edits of these names, which are replaced. What would be made the same
-            again is taken nevertheless.
+        overwrite: Allow `out` to hold other edits of these names, which are replaced, and removed where their fact
+            cannot be edited. What would be made the same again is taken nevertheless.
         progress: Whether to show progress bars.
         retention_tokens: Tokens of unrelated text to measure on; 0 for none.
         command: The command that does this again, for the reports.
@@ -110,7 +112,8 @@ def edit_all(
         FactError: If there is no fact, one is no whole fact, or two are the same, or ask the same of one subject; also
             if none can be edited and this is why.
         OutputError: If `out` cannot be written, is that of one edit, or holds other edits or something else while
-            `overwrite` is false; also before the edit in question, where other edits turn out to be below it.
+            `overwrite` is false; also once a fact is edited that could not be before, if later ones were made without
+            it: it is not written.
         ModelError: If the model has adapters, or weights that are quantized, offloaded or spread over processes, its
             logits are not finite, several processes share their work, `seed` is no whole number, or `recipe` is of
             another kind.
@@ -135,16 +138,16 @@ def edit_all(
     check_rewritable(model, "an edit on top of others", "edit it on top of others")
     where = Path(os.path.expanduser(out))
     names = folder_names(listed)
-    started = time.perf_counter()
     failed: dict[str, Exception] = {}
     with claimed(where, overwrite=True) as folder, kept_beside(folder), trainable_kept([*model.parameters()]):
-        plans = planned(folder, listed, names, settings, overwrite=overwrite, model=model)
+        plans = planned(folder, listed, names, settings, overwrite=overwrite, model=model, tokenizer=tokenizer)
         options: dict[str, Any] = {"seed": seed, "retention_tokens": retention_tokens, "progress": progress}
         options |= {"recipe": recipe, "command": command}
         done: list[_Done] = []
         for number, plan in enumerate(plans, 1):
+            above = None if overwrite else next((later for later in plans[number:] if later.finished), None)
             try:
-                one, taken = _edited(model, tokenizer, plan, done, settings, overwrite, options)
+                one, taken = _edited(model, tokenizer, plan, done, settings, above, options)
             except (OutputError, *_OF_THE_MODEL):
                 raise
             except SurgicalError as error:
@@ -158,7 +161,9 @@ def edit_all(
         if not done:
             name, first = next(iter(failed.items()))
             raise type(first)(f"no fact could be edited; {name}: {first}") from first
-        spent = {"edits": round(time.perf_counter() - started, 2)}
+        for plan in plans:
+            if overwrite and plan.name in failed:
+                _remove(plan.folder)
         with unchanged_on_failure(model), replacing(folder, True, (EDIT, TOGETHER)) as beside:
             stack([one.adapter for one in done], beside / EDIT)
             together = _measured(
@@ -169,7 +174,6 @@ def edit_all(
                 counted(model, tokenizer, [one.fact for one in done], recipes),
                 settings,
                 {name: str(error) for name, error in failed.items()},
-                spent,
                 command,
                 progress,
             )
@@ -207,25 +211,31 @@ def _edited(
     plan: Planned,
     done: Sequence[_Done],
     settings: Settings,
-    overwrite: bool,
+    above: Planned | None,
     options: Mapping[str, Any],
 ) -> tuple[_Done, bool]:
-    """A fact's edit, and whether it was there already."""
-    on = [one.adapter for one in done]
-    report = plan.finished
-    if not plan.settled:
-        digests = [Lineage.of(folder).digest for folder in on]
-        report = finished(plan.folder, plan.fact, settings, digests, overwrite=overwrite, model=model)
-    taken = report is not None
-    if report is None:
+    """A fact's edit, and whether it was there already.
+
+    Raises:
+        OutputError: If it can be edited, and `above` is a finished edit of a later fact, which was made without it.
+    """
+    report, on = plan.finished, [one.adapter for one in done]
+    taken = report is not None and made_on(report) == [one.digest for one in done]
+    if report is None or not taken:
         with partial_directory(plan.folder, plan.folder.parent) as scratch:
             function = edit_keyed if settings.keyed else edit
             made = scratch / plan.name
             report = function(model, tokenizer, plan.fact, out=made, on=on, **options)
             # Without any below it, it stays on the model.
             unload(model)
+            if above is not None:
+                raise OutputError(
+                    f"{above.folder} holds an edit that was made without {plan.name}, which is not written; a fact"
+                    " that was added or mended stands last."
+                )
             _put(made, plan.folder)
-    return _Done(plan.name, plan.fact, plan.folder / EDIT, report), taken
+    adapter = plan.folder / EDIT
+    return _Done(plan.name, plan.fact, adapter, Lineage.of(adapter).digest, report), taken
 
 
 def _put(made: Path, folder: Path) -> None:
@@ -240,6 +250,17 @@ def _put(made: Path, folder: Path) -> None:
                 os.rename(made / name, into / name)
 
 
+def _remove(folder: Path) -> None:
+    """Removes an earlier edit of a fact that cannot be edited any more, which is none of these; not files of
+    somebody's."""
+    if not folder.is_dir():
+        return
+    with claimed_for_edit(folder, True), replacing(folder, True):
+        pass
+    with suppress(OSError):
+        folder.rmdir()
+
+
 @phase("together")
 def _measured(
     model: Any,
@@ -249,7 +270,6 @@ def _measured(
     counts: Sequence[Counted],
     settings: Settings,
     failed: Mapping[str, str],
-    spent: Mapping[str, float],
     command: str | None,
     progress: bool,
 ) -> Together:
@@ -295,8 +315,13 @@ def _measured(
             "recipe": dict(settings.recipe),
             "max_new_tokens": MAX_NEW_TOKENS,
             "retention_tokens": settings.retention_tokens,
+            **base_settings(edited, tokenizer),
         },
-        seconds={**spent, "together": round(time.perf_counter() - started, 2)},
+        seconds={
+            # Also of those that an earlier run made: what stands beside it is of all.
+            "edits": round(sum(seconds for one in done for seconds in one.report.seconds.values()), 2),
+            "together": round(time.perf_counter() - started, 2),
+        },
     )
 
 

@@ -70,9 +70,10 @@ class Together:
         dtype: The base's dtype.
         seed: The seed of all edits.
         versions: Package and Python versions.
-        settings: What else the figures depend on, as JSON: the kind of edit, the recipe, how much unrelated text was
-            asked for, and the command.
-        seconds: Step to wall-clock seconds.
+        settings: What else the figures depend on, as JSON: the kind of edit, the recipe, how long answers may be, how
+            much unrelated text was asked for, the command, and of the base and its tokenizer what a [`Report`] has,
+            with the edits that were merged into it before as `base_edits`.
+        seconds: Step to wall-clock seconds: `edits`, what their own reports have, and `together`.
     """
 
     facts: tuple[FactTogether, ...]

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import yaml
@@ -128,4 +129,12 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, model_folder, files
     assert result.exit_code == 0, result.output
     assert "1 of 3, france: is there already." in result.stderr
     assert {name: content for name, content in contents(out).items() if name in kept} == kept
+    told = said(run("edit-all", *reversed(files.values()), *options), 2)
+    assert "other edits before it" in told
+    assert "give --overwrite" in told
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    told = said(run("edit-all", *files.values(), *options, "--model", other), 2)
+    assert "another base model" in told
+    assert "give --overwrite" in told
     assert "another seed (0)" in said(run("edit-all", *files.values(), *options, "--seed", 1), 2)

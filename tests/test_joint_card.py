@@ -66,6 +66,17 @@ def test_the_card_has_each_fact_right_after_its_edit_and_with_all():
         assert sentence in card
 
 
+def test_the_edits_in_the_base_are_told_as_on_the_card_of_one():
+    edits = [{"base": {}, "adapters": [{"name": "japan/edit"}]}]
+    told = replace(TOGETHER, settings={"base_edits": edits})
+    sentence = "The base carries 1 edit, merged into its weights: japan/edit."
+    assert sentence in told.to_markdown()
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(summarize_together(told, "out"))
+    assert sentence in stream.getvalue()
+    assert "The base carries" not in TOGETHER.to_markdown()
+
+
 def test_nothing_is_said_of_what_there_is_not():
     whole = tuple(replace(one, left_out={}) for one in TOGETHER.facts)
     card = replace(TOGETHER, facts=whole, pooled={}, unrelated={}, failed={}).to_markdown()

@@ -24,7 +24,8 @@ from ..writing.files import check_output, check_output_file
 from .launch import sharded
 from .options import Source
 
-_HOW = "give --overwrite"
+HOW = "give --overwrite"
+"""How a command allows an output that is there to be replaced."""
 
 
 def output(path: Path, overwrite: bool, replaced: Sequence[str] = ()) -> None:
@@ -38,7 +39,7 @@ def output(path: Path, overwrite: bool, replaced: Sequence[str] = ()) -> None:
     Raises:
         OutputError: As [`check_output`], or as [`check_edit_folder`].
     """
-    check_output(path, overwrite=overwrite, how=_HOW)
+    check_output(path, overwrite=overwrite, how=HOW)
     check_edit_folder(path, replaced)
 
 
@@ -81,7 +82,7 @@ def output_file(path: Path, overwrite: bool) -> None:
     Raises:
         OutputError: If it is there while `overwrite` is false, is no file, or its folder cannot be written.
     """
-    check_output_file(path, overwrite=overwrite, how=_HOW)
+    check_output_file(path, overwrite=overwrite, how=HOW)
     check_output(path.parent if path.exists() else path, overwrite=True)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ..staging.recipe import Recipe
 from ..staging.recipe_files import read_recipe, read_recipes
 from . import options
 from .allocator import give_back_freed
+from .checks import HOW
 from .loading import check_device, load
 from .recipes import changed
 from .terminal import counted, note, on_interrupt, print_json, print_result, this_command
@@ -86,7 +89,8 @@ def edit_all(
         facts = check_facts(read_facts(fact_files))
     recipe = _recipe(recipe_file, scales, steps, low_memory)
     settings, _ = settings_of(not scales, recipe, seed, retention_tokens)
-    plans = planned(out, facts, folder_names(facts), settings, overwrite=overwrite, how="give --overwrite")
+    names = folder_names(facts)
+    plans = planned(out, facts, names, settings, overwrite=overwrite, how=HOW)
     if dry_run:
         check_device(source.device)
         _tell(plans, source.name, settings.keyed, settings.recipe, out, as_json, quiet)
@@ -94,6 +98,8 @@ def edit_all(
     if low_memory:
         give_back_freed()
     model, tokenizer = load(source, quiet=quiet)
+    # Here, too, it is told how a command allows it.
+    planned(out, facts, names, settings, overwrite=overwrite, model=model, tokenizer=tokenizer, how=HOW)
     if low_memory:
         context.with_resource(without_replicas())
     on_interrupt(context, out, goes_on=True)
@@ -144,7 +150,7 @@ def _tell(
 ) -> None:
     """What the command would do, on standard output."""
     # Whether a later one is taken depends on what becomes of those before it.
-    there = [plan.finished is not None and plan.settled for plan in plans]
+    there = [*accumulate((plan.finished is not None for plan in plans), and_)]
     if as_json:
         facts = [
             {"name": plan.name, "fact": plan.fact.to_dict(), "finished": finished}

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.bases import cached_commit, revision_of
+from ..adapters.bases import same_model, source_of
 from ..adapters.lineage import Lineage
 from ..choice import EDIT_PROJECTIONS
 from ..edit_folder import EDIT, PAGE, REPORT, TOGETHER, check_edit_folder
 from ..errors import OutputError, ReportError
+from ..evaluation import base_settings
 from ..facts import Fact
 from ..keying.keyed import keyed_layers
 from ..report import Report
+from ..running.generation import MAX_NEW_TOKENS
 from ..sites import ModelShape
-from ..writing.files import check_output
+from ..writing.files import check_output, read_json
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,14 @@ class Planned:
         name: What its folder is called.
         fact: The fact.
         folder: The folder.
-        finished: The report of the edit that is taken as it is; None where one is to be made.
-        settled: Whether it is known what that was made on top of, as all edits before it are there, too.
+        finished: The report of the edit that is taken as it is, unless those before it turn out to be others; None
+            where one is to be made.
     """
 
     name: str
     fact: Fact
     folder: Path
     finished: Report | None
-    settled: bool = True
 
 
 def check_folder(out: Path, names: Sequence[str], overwrite: bool, how: str = "allow overwriting it") -> None:
@@ -72,16 +74,23 @@ def check_folder(out: Path, names: Sequence[str], overwrite: bool, how: str = "a
             `overwrite` is false.
     """
     check_output(out, overwrite=True)
-    if (out / REPORT).exists():
+    if (out / REPORT).is_file():
         raise OutputError(f"{out} is the folder of one edit, with its report; name another output folder.")
     check_edit_folder(out, (EDIT, TOGETHER))
     if overwrite or not out.is_dir():
         return
-    own = {*names, EDIT, TOGETHER} if (out / TOGETHER).exists() else {*names}
+    own = {*names, EDIT, TOGETHER} if (out / TOGETHER).exists() or _is_of_all(out, names) else {*names}
     if others := sorted(p.name for p in out.iterdir() if p.name not in own and not p.name.startswith(".")):
         raise OutputError(
             f"{out} holds {others[0]}, which is none of these edits; name another output folder or {how}."
         )
+
+
+def _is_of_all(out: Path, names: Sequence[str]) -> bool:
+    """Whether the adapter in a folder was made of an edit beside it, as one of a run that was killed before it wrote
+    what it measured."""
+    digests = {Lineage.of(out / name / EDIT).digest for name in names} - {None}
+    return not digests.isdisjoint(Lineage.of(out / EDIT).held)
 
 
 def planned(
@@ -92,9 +101,10 @@ def planned(
     *,
     overwrite: bool,
     model: Any = None,
+    tokenizer: Any = None,
     how: str = "allow overwriting it",
 ) -> list[Planned]:
-    """Which edits are there, as far as it can be told before any is made.
+    """Which edits are there, and whether what is to be made leaves them standing, before anything is made.
 
     Args:
         out: The output folder.
@@ -103,32 +113,98 @@ def planned(
         settings: How they are edited.
         overwrite: Allow that other edits are replaced.
         model: The base; not compared when None.
+        tokenizer: Its tokenizer, where there is a model.
         how: What a person is told to do to allow it.
 
     Raises:
-        OutputError: As [`check_folder`] and [`finished`].
+        OutputError: As [`check_folder`], or if something else is in a fact's folder while `overwrite` is false, or may
+            not be replaced at all.
     """
     check_folder(out, names, overwrite, how)
+    base = None if model is None else _Base.of(model, tokenizer, settings.keyed)
+    left_out = _left_out(out)
     found: list[Planned] = []
-    # On top of what a later one was made is known for as long as all before it are there.
     on: list[str | None] | None = []
     for fact, name in zip(facts, names, strict=True):
         folder = out / name
-        report = finished(folder, fact, settings, on, overwrite=overwrite, model=model, how=how)
-        found.append(Planned(name, fact, folder, report, on is not None))
-        on = [*on, Lineage.of(folder / EDIT).digest] if report is not None and on is not None else None
+        report = _finished(folder, fact, settings, on, base, overwrite, how)
+        found.append(Planned(name, fact, folder, report))
+        if on is None:
+            continue
+        if report is not None:
+            on.append(Lineage.of(folder / EDIT).digest)
+        elif overwrite:
+            # What comes of it is not known, and may be what later ones were made on top of.
+            on = None
+        elif left_out is not None and name not in left_out:
+            # No later one was made on top of what is new.
+            on.append(None)
     return found
 
 
-def finished(
+def _left_out(out: Path) -> Mapping[str, Any] | None:
+    """Which facts an earlier run could not edit, by the names of their folders; None where none came to its end."""
+    try:
+        failed = read_json(out / TOGETHER).get("failed")
+    except (OSError, ValueError):
+        return None
+    return failed if isinstance(failed, dict) else {}
+
+
+def made_on(report: Report) -> list[str | None]:
+    """The digests of the edits that an edit was made on top of."""
+    return [one.get("sha256") for one in report.settings.get("on", ())]
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What the report of an edit of a model says of that model."""
+
+    name: str
+    source: str
+    dtype: str
+    components: frozenset[str]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, keyed: bool) -> _Base:
+        name = str(getattr(model.config, "_name_or_path", ""))
+        layers = keyed_layers(model) if keyed else range(ModelShape.from_config(model.config).n_layers)
+        components = frozenset(f"L{layer}.mlp" for layer in layers)
+        dtype = str(model.dtype).removeprefix("torch.")
+        return cls(name, source_of(model) or name, dtype, components, base_settings(model, tokenizer))
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is this one's, or another path to its folder."""
+        if name == self.name:
+            return True
+        # Folders that are called alike need not be the same one.
+        there = same_model(name, self.name) and os.path.exists(name) and os.path.exists(self.source)
+        return there and os.path.samefile(name, self.source)
+
+    def other(self, report: Report) -> str | None:
+        """What an edit of another one has otherwise, in words, if anything."""
+        found = {key: report.settings.get(key) for key in ("revision", "base_edits", "chat_template")}
+        own = json.loads(json.dumps({key: self.settings.get(key) for key in found}))
+        if not self.is_called(report.model) or found["revision"] != own["revision"]:
+            return "another base model"
+        if found["base_edits"] != own["base_edits"]:
+            return "other edits in the base's weights"
+        if found["chat_template"] != own["chat_template"]:
+            return "another chat template"
+        if report.dtype != self.dtype:
+            return f"another dtype ({report.dtype})"
+        return None if {*report.selection.get("components", ())} == self.components else "other components"
+
+
+def _finished(
     folder: Path,
     fact: Fact,
     settings: Settings,
     on: Sequence[str | None] | None,
-    *,
+    base: _Base | None,
     overwrite: bool,
-    model: Any = None,
-    how: str = "allow overwriting it",
+    how: str,
 ) -> Report | None:
     """The report of a finished edit that would be made the same again; None where there is none, or another one that
     may be replaced.
@@ -138,8 +214,8 @@ def finished(
         fact: The fact.
         settings: How it is edited.
         on: The digests of the edits before it; not compared when None.
+        base: What is edited; not compared when None.
         overwrite: Allow that another edit is replaced.
-        model: The base; not compared when None.
         how: What a person is told to do to allow it.
 
     Raises:
@@ -156,7 +232,7 @@ def finished(
     whole = report is not None and (folder / PAGE).is_file() and Lineage.of(folder / EDIT).digest is not None
     if report is None or not whole:
         fault = "holds no finished edit"
-    elif other := _other(report, fact, settings, on, model):
+    elif other := _other(report, fact, settings, on, base):
         fault = f"holds an edit with {other}"
     else:
         return report
@@ -165,7 +241,9 @@ def finished(
     raise OutputError(f"{folder} {fault}, so it is not taken for this one; name another output folder or {how}.")
 
 
-def _other(report: Report, fact: Fact, settings: Settings, on: Sequence[str | None] | None, model: Any) -> str | None:
+def _other(
+    report: Report, fact: Fact, settings: Settings, on: Sequence[str | None] | None, base: _Base | None
+) -> str | None:
     """What an edit has otherwise than the one that would be made, in words, if anything."""
     found, said = report.settings, report.selection
     keyed = said.get("granularity") == "keyed"
@@ -180,28 +258,16 @@ def _other(report: Report, fact: Fact, settings: Settings, on: Sequence[str | No
         return f"another seed ({report.seed})"
     if found.get("retention_tokens") != settings.retention_tokens:
         return "another amount of unrelated text to measure on"
+    if found.get("max_new_tokens") != MAX_NEW_TOKENS:
+        return "another length of answers"
     if not keyed and (found.get("scorers"), found.get("projections"), said.get("granularity")) != (
         [*settings.scorers],
         [*EDIT_PROJECTIONS],
         "component",
     ):
         return "other scorers, projections or granularity"
-    if model is not None and (other := _other_base(report, keyed, model)):
+    if base is not None and (other := base.other(report)):
         return other
-    if on is not None and [one.get("sha256") for one in found.get("on", ())] != [*on]:
+    if on is not None and made_on(report) != [*on]:
         return "other edits before it (a fact that was added or mended stands last)"
-    return None
-
-
-def _other_base(report: Report, keyed: bool, model: Any) -> str | None:
-    name = str(getattr(model.config, "_name_or_path", ""))
-    revision = revision_of(model) or cached_commit(name)
-    dtype = str(model.dtype).removeprefix("torch.")
-    if (report.model, report.settings.get("revision")) != (name, revision or None):
-        return "another base model"
-    if report.dtype != dtype:
-        return f"another dtype ({report.dtype})"
-    layers = keyed_layers(model) if keyed else range(ModelShape.from_config(model.config).n_layers)
-    if {*report.selection.get("components", ())} != {f"L{layer}.mlp" for layer in layers}:
-        return "other components"
     return None

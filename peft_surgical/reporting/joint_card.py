@@ -8,6 +8,7 @@ from ..measuring.metrics import Figure
 from ..together import AFTER, ALL, BASE, Together
 from .card import plain
 from .summary import figure_text
+from .weights import base_told
 
 COLUMNS = {
     "new_answer_rate": "new answer",
@@ -74,8 +75,9 @@ def pooled(together: Together, state: str) -> list[str]:
 
 
 def told(together: Together) -> list[str]:
-    """Sentences: the pooled base, unrelated text, what does not count, and what could not be edited."""
-    found = []
+    """Sentences: the edits in the base's weights, what the base says, unrelated text, what does not count, and what
+    could not be edited."""
+    found = base_told(together.settings)
     if (old := together.pooled.get(BASE, {}).get("old_answer_rate")) is not None:
         found.append(f"The base gives the old answer to {_hits(old)} of {old.n:,} held-out questions.")
     if together.unrelated:

@@ -17,9 +17,7 @@ def weights_told(report: Report) -> list[str]:
     Raises:
         ReportError: If the report comes from a file in which something else stands there.
     """
-    told = []
-    if edits := _edits(report.settings.get("base_edits", []), "base_edits"):
-        told.append(f"The base carries {_counted(edits)}.")
+    told = base_told(report.settings)
     beside = report.settings.get("edited")
     if beside is None:
         return told
@@ -34,6 +32,17 @@ def weights_told(report: Report) -> list[str]:
     if edits := _edits(beside.get("edits", []), "edits"):
         sentence += f" It says that it carries {_counted(edits)}."
     return [*told, sentence]
+
+
+def base_told(settings: Mapping[str, Any]) -> list[str]:
+    """The sentence on the edits that a base carries, as the settings of what was measured have them; none of a base
+    that carries none.
+
+    Raises:
+        ReportError: If something else stands there.
+    """
+    edits = _edits(settings.get("base_edits", []), "base_edits")
+    return [f"The base carries {_counted(edits)}."] if edits else []
 
 
 def revision_told(report: Report) -> str:
