@@ -22,7 +22,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -207,6 +207,111 @@ def _percent(figure: ps.Figure | None) -> str:
     return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
 
 
+def shared_options(command: Any) -> Any:
+    """The options of benchmarks that edit known cases, beside those of their methods."""
+    for option in reversed(
+        (
+            click.option(
+                "--contexts", default=20, show_default=True, type=click.IntRange(0), help="Beginnings to sample."
+            ),
+            click.option(
+                "--exclude",
+                multiple=True,
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Leave out the cases that this other file of results has, such as those of tuning.",
+            ),
+            click.option(
+                "--known-facts",
+                default=None,
+                type=click.Path(path_type=Path),
+                help="Other facts, from a file as that of known_1000.",
+            ),
+            click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES))),
+            click.option("--device", default=None),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+class Opened(NamedTuple):
+    """What a benchmark that edits known cases begins with.
+
+    Attributes:
+        model: The base, frozen.
+        tokenizer: Without a chat template.
+        cases: In the order of the seed, without those that are left out.
+        facts: Where more facts are looked for.
+        journal: Has the contexts.
+    """
+
+    model: Any
+    tokenizer: Any
+    cases: list[Case]
+    facts: list[KnownFact]
+    journal: Journal
+
+
+def opened(
+    benchmark: str,
+    methods: Sequence[Method],
+    out: Path,
+    more: Mapping[str, Any],
+    *,
+    data: Path,
+    model: str,
+    seed: int,
+    contexts: int,
+    exclude: Sequence[Path],
+    known_facts: Path | None,
+    dtype: str,
+    device: str | None,
+) -> Opened:
+    """Reads the files, loads the model and opens the journal.
+
+    Args:
+        benchmark: The module's name.
+        methods: What will run.
+        out: The file of results.
+        more: What else must be the same for its records to be comparable.
+        data: As the option; so are the others.
+        model: See `data`.
+        seed: See `data`.
+        contexts: See `data`.
+        exclude: See `data`.
+        known_facts: See `data`.
+        dtype: See `data`.
+        device: See `data`.
+    """
+    cases, digest = read_cases(data, seed)
+    left_out = {record["case_id"] for path in exclude for record in read_records(path) if "case_id" in record}
+    facts, facts_digest = ([], "") if known_facts is None else read_known_facts(known_facts)
+    loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
+    loaded.requires_grad_(False)
+    journal = Journal(
+        out,
+        {
+            "benchmark": benchmark,
+            "data": {"name": data.name, "sha256": digest, "left_out": sorted(left_out)},
+            "model": model,
+            "weights_sha256": weights_digest(loaded),
+            "configuration_sha256": configuration_digest(loaded, tokenizer),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "seed": seed,
+            "contexts": contexts,
+            "new_tokens": NEW_TOKENS,
+            **more,
+            "known_facts": known_facts and {"name": known_facts.name, "sha256": facts_digest},
+        },
+        {"command": command(benchmark), **surroundings(loaded.device)},
+        lambda records: check_settings(out, records, methods, loaded),
+    )
+    plain = without_template(tokenizer)
+    if not journal.of_kind("contexts"):
+        journal.append({"kind": "contexts", "contexts": sample_contexts(loaded, plain, contexts, seed)})
+    return Opened(loaded, plain, [case for case in cases if case.case_id not in left_out], facts, journal)
+
+
 @click.command(help=__doc__.partition("\n")[0] if __doc__ else None)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Cases as JSON lines, EasyEdit's layout.")
 @click.option("--model", default="demo", show_default=True, help="A hub id, a folder, a GGUF file or demo.")
@@ -217,21 +322,7 @@ def _percent(figure: ps.Figure | None) -> str:
 )
 @click.option("--method", "names", multiple=True, type=click.Choice(list(METHODS)), help="All when not given.")
 @click.option("--learning-rate", "rates", multiple=True, callback=learning_rates, metavar="METHOD=LR")
-@click.option("--contexts", default=20, show_default=True, type=click.IntRange(0), help="Beginnings to sample.")
-@click.option(
-    "--exclude",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Leave out the cases that this other file of results has, such as those of tuning.",
-)
-@click.option(
-    "--known-facts",
-    default=None,
-    type=click.Path(path_type=Path),
-    help="More neighbours, from a file as that of known_1000.",
-)
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES)))
-@click.option("--device", default=None)
+@shared_options
 def main(
     data: Path,
     model: str,
@@ -240,11 +331,7 @@ def main(
     out: Path,
     names: tuple[str, ...],
     rates: dict[str, float],
-    contexts: int,
-    exclude: tuple[Path, ...],
-    known_facts: Path | None,
-    dtype: str,
-    device: str | None,
+    **given: Any,
 ) -> None:
     """Reads the options, runs, prints."""
     try:
@@ -253,44 +340,18 @@ def main(
         if unused := [name for name in rates if name not in wanted]:
             raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
         methods = [build(name, rates.get(name)) for name in wanted]
-        cases, digest = read_cases(data, seed)
-        left_out = {record["case_id"] for path in exclude for record in read_records(path) if "case_id" in record}
-        cases = [case for case in cases if case.case_id not in left_out]
-        facts, facts_digest = ([], "") if known_facts is None else read_known_facts(known_facts)
-        loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
-        loaded.requires_grad_(False)
-        journal = Journal(
-            out,
-            {
-                "benchmark": "counterfact",
-                "data": {"name": data.name, "sha256": digest, "left_out": sorted(left_out)},
-                "model": model,
-                "weights_sha256": weights_digest(loaded),
-                "configuration_sha256": configuration_digest(loaded, tokenizer),
-                "dtype": str(loaded.dtype).removeprefix("torch."),
-                "seed": seed,
-                "contexts": contexts,
-                "new_tokens": NEW_TOKENS,
-                "known": KNOWN,
-                "known_facts": known_facts and {"name": known_facts.name, "sha256": facts_digest},
-            },
-            {"command": command(), **surroundings(loaded.device)},
-            lambda records: check_settings(out, records, methods, loaded),
-        )
-        plain = without_template(tokenizer)
-        if not journal.of_kind("contexts"):
-            journal.append({"kind": "contexts", "contexts": sample_contexts(loaded, plain, contexts, seed)})
-        result = run(loaded, plain, cases, methods, journal, count, seed, facts)
+        held = opened("counterfact", methods, out, {"known": KNOWN}, data=data, model=model, seed=seed, **given)
+        result = run(held.model, held.tokenizer, held.cases, methods, held.journal, count, seed, held.facts)
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table(result))
     click.echo(json.dumps({name: {k: v.to_dict() for k, v in found.items()} for name, found in result.items()}))
 
 
-def command() -> str:
+def command(benchmark: str) -> str:
     """The command line of this run."""
     arguments = click.get_current_context().obj or []
-    return shlex.join(["python", "-m", "benchmarks.counterfact", *arguments])
+    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *arguments])
 
 
 if __name__ == "__main__":

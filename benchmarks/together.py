@@ -17,7 +17,6 @@ last line, JSON: method to count to metric to `{value, n, low, high}`.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,19 +31,16 @@ import peft_surgical as ps
 from peft_surgical.cli.options import SEED
 from peft_surgical.measuring.metrics import Figure, rate
 from peft_surgical.measuring.retention import measure_retention
-from peft_surgical.models import DTYPES
-from peft_surgical.sentence import sample_contexts
-from peft_surgical.texts.prompts import without_template
 from peft_surgical.texts.text import contains
 
 from .baselines import BATCHED, METHODS, Request, Write, build, build_batched, described
 from .baselines.folded import Weights, keep
-from .cases import Case, read_cases
-from .counterfact import check_settings, known_among, known_cases, learning_rates
+from .cases import Case
+from .counterfact import known_among, known_cases, learning_rates, opened, shared_options
 from .counterfact_metrics import figures
-from .journal import Journal, configuration_digest, read_records, surroundings, weights_digest
-from .known_facts import KnownFact, read_known_facts
-from .measuring import NEW_TOKENS, measure
+from .journal import Journal
+from .known_facts import KnownFact
+from .measuring import measure
 from .plain_text import greedily_follows
 
 SHOWN = ("es", "ps", "ns", "score", "new_answer_rate", "other_facts_kept", "kl_per_token", "perplexity_ratio")
@@ -239,21 +235,7 @@ def _cell(metric: str, figure: Figure | None) -> str:
     "--at-once", multiple=True, type=click.Choice(list(BATCHED)), help="A method that gets all cases at once."
 )
 @click.option("--learning-rate", "rates", multiple=True, callback=learning_rates, metavar="METHOD=LR")
-@click.option("--contexts", default=20, show_default=True, type=click.IntRange(0), help="Beginnings to sample.")
-@click.option(
-    "--exclude",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Leave out the cases that this other file of results has, such as those of tuning.",
-)
-@click.option(
-    "--known-facts",
-    default=None,
-    type=click.Path(path_type=Path),
-    help="Other facts, from a file as that of known_1000.",
-)
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(list(DTYPES)))
-@click.option("--device", default=None)
+@shared_options
 def main(
     data: Path,
     model: str,
@@ -264,11 +246,7 @@ def main(
     names: tuple[str, ...],
     at_once: tuple[str, ...],
     rates: dict[str, float],
-    contexts: int,
-    exclude: tuple[Path, ...],
-    known_facts: Path | None,
-    dtype: str,
-    device: str | None,
+    **given: Any,
 ) -> None:
     """Reads the options, runs, prints."""
     after = sorted(set(counts)) or [total]
@@ -279,45 +257,19 @@ def main(
             raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
         ways = [Way(build(name, rates.get(name))) for name in dict.fromkeys(("base", *names))]
         ways += [Way(build_batched(name, rates.get(name)), True) for name in dict.fromkeys(at_once)]
-        cases, digest = read_cases(data, seed)
-        left_out = {record["case_id"] for path in exclude for record in read_records(path) if "case_id" in record}
-        cases = [case for case in cases if case.case_id not in left_out]
-        facts, facts_digest = ([], "") if known_facts is None else read_known_facts(known_facts)
-        loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)
-        loaded.requires_grad_(False)
-        journal = Journal(
-            out,
-            {
-                "benchmark": "together",
-                "data": {"name": data.name, "sha256": digest, "left_out": sorted(left_out)},
-                "model": model,
-                "weights_sha256": weights_digest(loaded),
-                "configuration_sha256": configuration_digest(loaded, tokenizer),
-                "dtype": str(loaded.dtype).removeprefix("torch."),
-                "seed": seed,
-                # Which facts no case is about depends on all of them.
-                "cases": total,
-                "contexts": contexts,
-                "new_tokens": NEW_TOKENS,
-                "retention_tokens": _RETENTION_TOKENS,
-                "known_facts": known_facts and {"name": known_facts.name, "sha256": facts_digest},
-            },
-            {
-                "command": shlex.join(["python", "-m", "benchmarks.together", *_arguments()]),
-                **surroundings(loaded.device),
-            },
-            lambda records: check_settings(out, records, [way.method for way in ways], loaded),
+        # Which facts no case is about depends on all of the cases.
+        more = {"cases": total, "retention_tokens": _RETENTION_TOKENS}
+        methods = [way.method for way in ways]
+        loaded, plain, cases, facts, journal = opened(
+            "together", methods, out, more, data=data, model=model, seed=seed, **given
         )
-        plain = without_template(tokenizer)
-        if not journal.of_kind("contexts"):
-            journal.append({"kind": "contexts", "contexts": sample_contexts(loaded, plain, contexts, seed)})
-        given = tuple(journal.of_kind("contexts")[0]["contexts"])
         chosen = known_cases(loaded, plain, cases, total, journal)
         if len(chosen) < total:
             raise ps.SurgicalError(f"the base knows {len(chosen)} cases only; asked for {total}.")
         known = known_among(loaded, plain, facts, journal) if facts else set()
         others = about_none([fact for fact in facts if fact in known], chosen)
-        found = run(Run(loaded, plain, chosen, given, others, after, seed), ways, journal)
+        contexts = tuple(journal.of_kind("contexts")[0]["contexts"])
+        found = run(Run(loaded, plain, chosen, contexts, others, after, seed), ways, journal)
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     seconds = {(record["way"], str(record["count"])): record["seconds"] for record in journal.of_kind("together")}
@@ -327,10 +279,6 @@ def main(
         for name, by_count in found.items()
     }
     click.echo(json.dumps(as_json))
-
-
-def _arguments() -> list[str]:
-    return click.get_current_context().obj or []
 
 
 if __name__ == "__main__":
