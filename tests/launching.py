@@ -1,17 +1,30 @@
-"""Scripts in two processes of one machine."""
+"""Scripts and commands in processes of their own, and in two processes of one machine."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
+# The first run of a server that has the libraries in memory takes seconds, each further process next to nothing.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["peft_surgical.cli", "peft_surgical.scorers.logit_drop", "tests.command_line"])
+
 
 def launch(*arguments, **environment):
+    """In two interpreters that torch's launcher starts, as a user does: each imports the libraries by itself."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
+    result = subprocess.run(
         [*LAUNCH, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
@@ -19,3 +32,56 @@ def launch(*arguments, **environment):
         check=False,
         cwd=ROOT,
     )
+    return SimpleNamespace(returncodes=[result.returncode], stdout=result.stdout, stderr=result.stderr)
+
+
+def start(arguments, out, err, **environment):
+    """A process that runs what `python *arguments` would, with these descriptors as its output, and has begun."""
+    arguments = [str(argument) for argument in arguments]
+    # In the place of a descriptor's number, which is another one there.
+    streams = [Connection(os.dup(number)) for number in (out, err)]
+    process = PROCESSES.Process(target=_run, args=(arguments, streams, {**os.environ, **environment}))
+    process.start()
+    for stream in streams:
+        stream.close()
+    return process
+
+
+def _run(arguments, streams, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:
+        # Read when torch was imported.
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream.fileno(), number)
+        stream.close()
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def launch_forked(*arguments, **environment):
+    """Like `launch`, in processes that have the libraries in memory, joined and ended as torch's launcher does it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
+    joined |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    joined |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **environment}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        running = [
+            start(arguments, out.fileno(), err.fileno(), **joined, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")
+        ]
+        processes = list(running)
+        while running:
+            wait([process.sentinel for process in running])
+            running = [process for process in running if process.exitcode is None]
+            if any(process.exitcode for process in processes):
+                for process in running:
+                    process.terminate()
+        for stream in (out, err):
+            stream.seek(0)
+        codes = [process.exitcode for process in processes]
+        return SimpleNamespace(returncodes=codes, stdout=out.read(), stderr=err.read())

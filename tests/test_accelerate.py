@@ -1,14 +1,10 @@
 """Two processes on one machine, gloo: the adapter trains, both hold the same scales, the saved one reloads equal."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 from peft import PeftModel
 
 from tests.adapters import deltas, logits, tiny_peft
+from tests.launching import launch_forked
 from tests.tiny import tiny_model
 
 SCRIPT = """
@@ -49,16 +45,7 @@ print("done")
 def test_two_processes(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    root = Path(__file__).parent.parent
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launch, str(script), str(tmp_path / "adapter")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=root,
-    )
+    result = launch_forked(script, tmp_path / "adapter")
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
     model = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "adapter")
     assert all((delta != 0).all() for delta in deltas(model).values())

@@ -19,7 +19,7 @@ from peft_surgical.errors import ModelError
 from peft_surgical.running.sharing import processes
 
 from .command_line import run, said
-from .launching import launch
+from .launching import launch_forked
 
 SHARED = """
 from accelerate import PartialState
@@ -76,24 +76,23 @@ def errors(result):
 def test_an_error_of_all_is_left_to_the_first(tmp_path):
     script = tmp_path / "shared.py"
     script.write_text(SHARED)
-    result = launch(script)
+    result = launch_forked(script)
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
 
 
 def test_what_keeps_all_processes_from_loading_is_said_once(tmp_path, fact_file):
     command = ["-m", "peft_surgical.cli", "edit", fact_file, "--model", tmp_path / "none", "--out", tmp_path / "out"]
-    result = launch(*command)
-    assert result.returncode != 0
+    result = launch_forked(*command)
     [line] = errors(result)
     assert "none" in line
-    # Of both: they end alike.
-    assert result.stderr.count("exitcode  : 2") + result.stderr.count("exitcode  : -15") == 2
+    # They end alike, if the one that takes longer gets to it.
+    assert sorted(result.returncodes) in ([2, 2], [-15, 2])
 
 
 def test_what_one_process_alone_has_to_say_is_said(tmp_path, fact_file, model_folder):
     script = tmp_path / "alone.py"
     script.write_text(ALONE)
-    result = launch(
+    result = launch_forked(
         script, "edit", fact_file, "--model", model_folder, "--scorer", "random", "--out", tmp_path / "out"
     )
     assert [line for line in errors(result) if "of one alone" in line]

@@ -6,7 +6,6 @@ that it is not empty, and one with `--overwrite` makes all of it and leaves noth
 file or folder, at its end, has written nothing yet and is simply run again.
 """
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -20,12 +19,9 @@ from peft_surgical.edit_folder import EVALUATION
 
 from .adapters import perturb
 from .command_line import PROMPT, run, said, written
+from .launching import PROCESSES
 from .localizing import planted
 from .outputs import WRITTEN, complete, leftovers
-
-# The first run of a server that has the libraries in memory takes seconds, each further process next to nothing.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["peft_surgical.cli", "peft_surgical.scorers.logit_drop", "tests.command_line"])
 
 
 def edit_and_die(arguments, path, number):

@@ -6,7 +6,7 @@ import torch
 from peft_surgical.errors import OutputError
 from peft_surgical.running.sharing import add_up, by_main, is_main, merged, processes, share, shared_work
 
-from .launching import launch
+from .launching import launch, launch_forked
 
 PRIMITIVES = """
 import torch
@@ -249,6 +249,7 @@ def _refused():
 def test_what_processes_tell_each_other(tmp_path):
     script = tmp_path / "primitives.py"
     script.write_text(PRIMITIVES)
+    # Interpreters of their own: a process that is forked has the order of sets of the one it is forked from.
     result = launch(script, PYTHONHASHSEED="random")
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
 
@@ -256,12 +257,12 @@ def test_what_processes_tell_each_other(tmp_path):
 def test_an_error_of_one_process_is_one_of_all(tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
-    result = launch(script)
+    result = launch_forked(script)
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
 
 
 def test_what_one_process_alone_watches_holds_none_up(tmp_path):
     script = tmp_path / "hooked.py"
     script.write_text(HOOKED)
-    result = launch(script, tmp_path)
+    result = launch_forked(script, tmp_path)
     assert result.stdout.count("done") == 2, result.stderr[-3000:]
