@@ -18,7 +18,30 @@ from .command_line import PROMPT, run, said
 
 FULL = Path("/dev/full")
 PRINTING = (["--help"], ["--version"], ["edit", "--help"], ["scorers"], ["scorers", "--json"], [])
-RUN = "from peft_surgical_command import main; main()"
+# Each command in a copy of an interpreter that has imported all, which ends as an interpreter does. A digit before it
+# is a descriptor that nobody reads.
+EACH = """
+import logging
+import os
+import sys
+from peft_surgical_command import main
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+import peft_surgical.cli
+
+_, *given = sys.argv
+while given:
+    end = given.index("---")
+    arguments, given = given[:end], given[end + 1 :]
+    if not os.fork():
+        if arguments[0].isdigit():
+            read, write = os.pipe()
+            os.close(read)
+            os.dup2(write, int(arguments.pop(0)))
+        sys.argv = ["-c", *arguments]
+        main()
+    os.write(1, b"%d\\n" % os.waitstatus_to_exitcode(os.wait()[1]))
+"""
 
 
 def status(arguments, stream, monkeypatch):
@@ -53,19 +76,23 @@ def test_a_standard_output_that_nobody_reads(arguments, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("arguments", "other"), [(["scorers"], "stderr"), (["edt"], "stdout")])
-def test_a_process_ends_quietly_when_nobody_reads(arguments, other):
-    pipe = closed_pipe()
-    streams = {"stdout": pipe, "stderr": pipe, other: subprocess.PIPE}
-    done = subprocess.run([sys.executable, "-c", RUN, *arguments], timeout=120, check=False, **streams)
-    os.close(pipe)
-    assert (done.returncode, getattr(done, other)) == (141, b"")
+def each(commands, **environment):
+    """The statuses of commands that are run one after the other, and the lines of all on standard error."""
+    arguments = [argument for command in commands for argument in (*command, "---")]
+    command = [sys.executable, "-c", EACH, *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.splitlines()], done.stderr.splitlines()
+
+
+def test_a_process_ends_quietly_when_nobody_reads():
+    # And says nothing on the other stream either.
+    assert each([["1", "scorers"], ["2", "edt"]]) == ([141, 141], [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="arguments are no bytes, or always UTF-8")
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
+def test_arguments_in_a_locale_that_has_not_their_letters():
+    expected = [
         (["ask", "caf\u00e9 \u2192".encode(), "--adapter", "nowhere"], b"Error: there is no adapter folder nowhere."),
         (["ask", b"caf\xe9"], b"Error: the argument 'caf\\udce9' is not valid UTF-8. (see `peft-surgical --help`)"),
         (
@@ -73,14 +100,11 @@ def test_a_process_ends_quietly_when_nobody_reads(arguments, other):
             b"cannot be the name of a file here, where names are in ascii; ",
         ),
         (["ask", "hello", "--model", "\u00e9".encode()], b"'--model' / '-m': '\xc3\xa9' cannot be"),
-    ],
-)
-def test_arguments_in_a_locale_that_has_not_their_letters(arguments, expected):
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-c", RUN, *arguments]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert expected in done.stderr
+    ]
+    statuses, lines = each([arguments for arguments, _ in expected], LC_ALL="C", PYTHONUTF8="0")
+    assert statuses == [2] * 4
+    for line, (_, message) in zip(lines, expected, strict=True):
+        assert message in line
 
 
 def test_an_argument_is_kept_as_it_was_typed(monkeypatch):
