@@ -82,9 +82,10 @@ def _rome(model, contexts, layers):
 
 
 def _memit(method, model, tokenizer, contexts, layers, monkeypatch):
-    found = covariances(model, tokenizer, layers)
     alpha = isinstance(method, AlphaEdit)
+    # First: without it the test is skipped, and covariances of a real model take long.
     code = imported("alphaedit.AlphaEdit_main" if alpha else "memit.memit_main")
+    found = covariances(model, tokenizer, layers)
     code.CONTEXT_TEMPLATES_CACHE = [["{}"], contexts]
     options = {"layer_selection": "all", "mom2_adjustment": True, "mom2_update_weight": method.known}
     given = {**_hparams(model, Objective(method.learning_rate), layers), **options}
