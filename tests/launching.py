@@ -18,7 +18,10 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 # The first run of a server that has the libraries in memory takes seconds, each further process next to nothing.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["peft_surgical.cli", "peft_surgical.scorers.logit_drop", "tests.command_line"])
+IN_MEMORY = ["peft_surgical.cli", "peft_surgical.scorers.logit_drop", "tests.command_line"]
+# What localizing and its picture import when they need it.
+IN_MEMORY += ["transformer_lens.model_bridge.sources._bridge_builder", "matplotlib.backends.backend_agg"]
+PROCESSES.set_forkserver_preload(IN_MEMORY)
 
 
 def launch(*arguments, **environment):
@@ -56,6 +59,9 @@ def _run(arguments, streams, environment):
     for number, stream in enumerate(streams, 1):
         os.dup2(stream.fileno(), number)
         stream.close()
+    # As an interpreter makes them, which looks at what they lead to.
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import peft_surgical as ps
 from peft_surgical.report import Report
 from tests.command_line import PROMPT, run, said, written
+from tests.launching import start
 from tests.localizing import planted, word_tokenizer
 
 
@@ -47,30 +47,38 @@ def test_edit_end_to_end(edited):
 def test_bars_and_colours_are_for_a_terminal(tmp_path, fact_file, model_folder):
     """Through a pseudo-terminal, and through pipes."""
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
-    command = [sys.executable, "-m", "peft_surgical.cli", "localize", fact_file, "--model", model_folder]
+    command = ["-m", "peft_surgical.cli", "localize", fact_file, "--model", model_folder]
     command += ["--scorer", "logit_drop", "--top", "3"]
-    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 100))
-    with subprocess.Popen(
-        [*command, "--out", tmp_path / "a"], stdout=theirs, stderr=theirs, env=environment
-    ) as process:
-        os.close(theirs)
-        seen = b""
-        with contextlib.suppress(OSError):  # the end of a terminal
-            while read := os.read(ours, 4096):
-                seen += read
-    os.close(ours)
-    assert process.returncode == 0, seen
+    process = start([*command, "--out", tmp_path / "a"], theirs, theirs, TERM="xterm-256color", NO_COLOR="1")
+    os.close(theirs)
+    seen = read_all(ours)
+    process.join()
+    assert process.exitcode == 0, seen
     assert b"%|" in seen
     codes = {int(code) for found in re.findall(rb"\x1b\[([\d;]*)m", seen) for code in found.split(b";") if code}
     # Bold and faint are no colours.
     assert codes <= {0, 1, 2, 3, 22, 23}
-    piped = subprocess.run([*command, "--out", tmp_path / "b"], capture_output=True, check=True)
-    assert b"\x1b" not in piped.stdout + piped.stderr
-    assert b"%|" not in piped.stderr
-    assert b"\r" not in piped.stderr
-    assert b"logit_drop" in piped.stdout
+    # Less than a pipe holds.
+    (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+    process = start([*command, "--out", tmp_path / "b"], to_out, to_err)
+    os.close(to_out), os.close(to_err)
+    stdout, stderr = read_all(out), read_all(err)
+    process.join()
+    assert process.exitcode == 0, stderr
+    assert b"\x1b" not in stdout + stderr
+    assert b"%|" not in stderr
+    assert b"\r" not in stderr
+    assert b"logit_drop" in stdout
+
+
+def read_all(descriptor):
+    with os.fdopen(descriptor, "rb", buffering=0) as file, contextlib.suppress(OSError):  # the end of a terminal
+        seen = b""
+        while read := file.read(4096):
+            seen += read
+    return seen
 
 
 def test_localize_end_to_end(tmp_path, fact_file, model_folder):
