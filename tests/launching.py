@@ -39,7 +39,10 @@ def launch(*arguments, **environment):
 
 
 def start(arguments, out, err, **environment):
-    """A process that runs what `python *arguments` would, with these descriptors as its output, and has begun."""
+    """A process that runs what `python *arguments` would, with these descriptors as its output, and has begun.
+
+    What Python itself reads of the environment when it begins is not heeded.
+    """
     arguments = [str(argument) for argument in arguments]
     # In the place of a descriptor's number, which is another one there.
     streams = [Connection(os.dup(number)) for number in (out, err)]
