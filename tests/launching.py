@@ -38,7 +38,7 @@ def launch(*arguments, **environment):
     return SimpleNamespace(returncodes=[result.returncode], stdout=result.stdout, stderr=result.stderr)
 
 
-def start(arguments, out, err, **environment):
+def start(arguments, out, err, cwd=ROOT, **environment):
     """A process that runs what `python *arguments` would, with these descriptors as its output, and has begun.
 
     What Python itself reads of the environment when it begins is not heeded.
@@ -46,14 +46,15 @@ def start(arguments, out, err, **environment):
     arguments = [str(argument) for argument in arguments]
     # In the place of a descriptor's number, which is another one there.
     streams = [Connection(os.dup(number)) for number in (out, err)]
-    process = PROCESSES.Process(target=_run, args=(arguments, streams, {**os.environ, **environment}))
+    process = PROCESSES.Process(target=_run, args=(arguments, streams, cwd, {**os.environ, **environment}))
     process.start()
     for stream in streams:
         stream.close()
     return process
 
 
-def _run(arguments, streams, environment):
+def _run(arguments, streams, cwd, environment):
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     if "OMP_NUM_THREADS" in environment:
@@ -65,7 +66,11 @@ def _run(arguments, streams, environment):
     # As an interpreter makes them, which looks at what they lead to.
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    if arguments[0] == "-m":
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.path.insert(0, "")
+        exec(arguments[1], {"__name__": "__main__"})
+    elif arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:

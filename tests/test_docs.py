@@ -2,11 +2,8 @@
 
 import ast
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from peft_surgical.report import METRICS
 from peft_surgical.staging.recipe import Recipe
 from peft_surgical.texts.fact_checks import PORTABILITY_KINDS
 from tests.command_line import run
+from tests.launching import start
 from tests.localizing import capital, planted, word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -380,7 +378,9 @@ def test_the_command_with_an_architecture_of_ones_own(place, tmp_path):
     )
     (tmp_path / "fact.yaml").write_text((place / "examples" / "facts" / "france_capital.yaml").read_text())
     (command,) = (text for _, text in blocks("docs/how-to/add-an-architecture.md", "bash"))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     _, *arguments = shlex.split(command)
-    subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    with (tmp_path / "said").open("w") as said:
+        process = start(arguments, said.fileno(), said.fileno(), cwd=tmp_path)
+        process.join()
+    assert process.exitcode == 0, (tmp_path / "said").read_text()
     assert (tmp_path / "out" / "where" / "localization.json").is_file()
