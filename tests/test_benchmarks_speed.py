@@ -44,7 +44,8 @@ from .conftest import fingerprint
 from .localizing import capital, planted
 from .tiny import tiny_model
 
-RECIPE = {"steps": 2, "general": 0, "neighbours": 2, "variants": 0, "retain_tokens": 1, "compute_dtype": "float32"}
+RECIPE = {"steps": 2, "general": 0, "everyday": 3, "neighbours": 2, "variants": 0, "retain_tokens": 1}
+RECIPE |= {"compute_dtype": "float32"}
 SMALL = Sizes(stage_steps=4, trainer_steps=2, own_steps=2, repeats=1, components=3, prompts=1, answers=1)
 
 
