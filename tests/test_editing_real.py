@@ -15,21 +15,21 @@ from .adapters import logits
 
 
 @pytest.mark.real
-def test_an_edit_of_the_demo_model(tmp_path, few_carried_prompts):
+def test_an_edit_of_the_demo_model(tmp_path):
     whole = Fact.from_file("examples/facts/france_capital.yaml")
     fact = replace(
         whole,
-        prompts=whole.prompts[:2],
-        held_out=whole.held_out[:1],
-        controls=whole.controls[:1],
-        retain=whole.retain[:1],
+        prompts=whole.prompts[:4],
+        held_out=whole.held_out[:3],
+        controls=whole.controls[:3],
+        retain=whole.retain[:3],
         probes=(),
         portability=(),
     )
     model, tokenizer = load_model("demo", dtype="float32")
     ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
     base = logits(model, ids)
-    recipe = Recipe(steps=2, neighbours=4, general=0, near_batch=4, fact_batch=4, variants=4)
+    recipe = Recipe(steps=2, neighbours=4, general=0, near_batch=4, fact_batch=4)
     report = edit(model, tokenizer, fact, out=tmp_path / "out", recipe=recipe, retention_tokens=128, progress=False)
     assert all(name.endswith(".mlp") for name in report.selection["components"])
     assert len(report.selection["components"]) == 30
