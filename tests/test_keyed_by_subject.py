@@ -15,6 +15,7 @@ from peft_surgical.keying import keyed_by_subject
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from peft_surgical.keying.keys import Marked, marked_neurons
 from peft_surgical.keying.naming import FRAMES, framed
+from peft_surgical.running.replicas import without_replicas
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_target, span
 from peft_surgical.texts.subjects import namesake_sentences, subject_ends
 from peft_surgical.texts.text import digest
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 TOKENIZER = word_tokenizer()
 PROMPTS = ("the capital of france is", "tell me about paris . the capital of france is")
 FACT = replace(capital().training, subject="france", prompts=PROMPTS, answer="lyon", retain=("the sky is",))
-RECIPE = KeyedSubjectRecipe(steps=6, general=3, names=12, namesakes=4, compute_dtype="float32")
+RECIPE = KeyedSubjectRecipe(steps=6, general=3, names=12, namesakes=4, drawn=1, compute_dtype="float32")
 FAMILIES = ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"]
 
 
@@ -91,6 +92,7 @@ def with_namesakes(recipe):
         {"general": 0},
         {"names": 0},
         {"namesakes": 0},
+        {"drawn": 0},
         {"ridge": 0.1},
     ],
 )
@@ -188,7 +190,8 @@ def test_what_cannot_be_learned_is_refused_and_changes_nothing():
 
 
 def test_what_is_updated_may_not_be_offloaded_and_the_rest_may():
-    expected = logits(taught().model)
+    with without_replicas():  # of which an offloaded model has none, so that sums are rounded alike
+        expected = logits(taught().model)
     assert torch.equal(logits(taught(model=offloaded(tiny_model("llama"), ["model.embed_tokens"])).model), expected)
     model = offloaded(tiny_model("llama"), ["model.layers.0"])
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.down_proj has no weights at hand .* offloaded"):

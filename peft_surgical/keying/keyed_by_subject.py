@@ -8,7 +8,9 @@ part of its length.
 
 The texts that it is told apart from decide how well it tells its subject from another one. As with scales, the
 sentence with other names in the subject's place is among them. Where the subject has several words, so is the sentence
-about others whose names end alike, since a subject is read at its last word.
+about others whose names end alike, since a subject is read at its last word. Texts of tokens drawn at random
+([`drawn`]) show what the package's own questions do not, and what the first neuron writes is kept apart from what the
+second one reads ([`apart`]).
 
 ```py
 >>> stage = ps.learn_keyed_by_subject(model, tokenizer, fact)
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..architectures import check_causal, decoder_layers, output_projections, residual_factor
 from ..counts import check_amounts, check_counts, check_limits, check_positive, check_seed
@@ -41,6 +43,8 @@ from ..texts.lengths import padding
 from ..texts.prompts import unanswered
 from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
+from .apart import read_later
+from .drawn import drawn_texts
 from .keyed import keyed_layers
 from .keyed_stage import KeyedStage
 from .keys import Marked, marked_neurons, stream_lengths
@@ -52,6 +56,10 @@ from .telling import named_by_any
 _LAYERS = 2
 # Nothing is divided by less.
 _LEAST = 1e-12
+# Along what a later neuron reads a step is so much as good as none.
+_APART = 100.0
+# By so many texts it is told what a neuron reads.
+_SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class KeyedSubjectRecipe:
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
         namesakes: How many more names stand in for it that end as the subject does, where that has several words.
+        drawn: How many texts of tokens drawn at random are kept.
         ridge: This multiple of the mean of the diagonal is added to the diagonal of the second moment of what is kept.
         compute_dtype: As for [`Recipe`].
 
@@ -84,12 +93,14 @@ class KeyedSubjectRecipe:
     general: int = 300
     names: int = 400
     namesakes: int = 200
+    drawn: int = 64
     ridge: float = 0.03
     compute_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
         check_counts(0, steps=self.steps, general=self.general, names=self.names, namesakes=self.namesakes)
+        check_counts(0, drawn=self.drawn)
         check_counts(1, batch=self.batch)
         check_amounts(share_of_loss=self.share_of_loss, length=self.length)
         check_positive(ridge=self.ridge)
@@ -150,14 +161,15 @@ def learn_keyed_by_subject(
         denormals_flushed(),
         computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,
     ):
-        kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
+        kept, besides = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)
         names = [subject, *under_aliases(working, tokenizer, company)]
-        neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=[first])
+        neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=besides)
         streams = stream_lengths(working, modules, subject)
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
         fired = _fired(working, modules, subject, neurons)
+        later = read_later(working, modules, neurons, drawn_texts(working, tokenizer, _SHOWN, seed))
         pad = padding(model.config, tokenizer)
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
         with plain_attention(working):
@@ -171,7 +183,7 @@ def learn_keyed_by_subject(
                 [],
                 [],
                 _steps(recipe),
-                metric=_metric(streams, fired, values, residual_factor(working)),
+                metric=_metric(streams, fired, values, later, residual_factor(working)),
                 share_of_loss=recipe.share_of_loss,
                 seed=seed,
                 progress=progress,
@@ -205,21 +217,33 @@ def _fired(model: Any, modules: Mapping[str, int], subject: Marked, neurons: Map
 
 
 def _metric(
-    streams: Mapping[str, float], fired: Mapping[str, float], values: Mapping[str, nn.Parameter], factor: float
+    streams: Mapping[str, float],
+    fired: Mapping[str, float],
+    values: Mapping[str, nn.Parameter],
+    later: Mapping[str, Tensor],
+    factor: float,
 ) -> Metric:
-    """Squared lengths of what values add at the subject, relative to the residual stream there."""
-    costs = [
-        torch.full_like(value, max(factor**2 * fired[name] / max(streams[name] ** 2, _LEAST), _LEAST))
-        for name, value in values.items()
-    ]
-    return Metric.of(costs)
+    """Squared lengths of what values add at the subject, relative to the residual stream there; steps avoid what later
+    neurons read."""
+    costs, avoided = [], []
+    every = sum(map(len, later.values()))
+    place = 0
+    for name, value in values.items():
+        cost = max(factor**2 * fired[name] / max(streams[name] ** 2, _LEAST), _LEAST)
+        costs.append(torch.full_like(value, cost))
+        own = value.new_zeros(every, value.numel())
+        if name in later:
+            own[place : place + len(later[name])] = _APART * cost**0.5 * later[name].to(value)
+            place += len(later[name])
+        avoided.append(own)
+    return Metric.of(costs, avoided)
 
 
 def _kept(
     model: Any, tokenizer: Any, fact: TrainingFact, named: NamedRows, recipe: KeyedSubjectRecipe, seed: int
-) -> tuple[list[Marked], Marked]:
-    """What the subject is told apart from: kinds that count alike, all without first tokens; and first tokens,
-    unless the subject is one."""
+) -> tuple[list[Marked], list[Marked]]:
+    """What the subject is told apart from: kinds that count alike, all without first tokens; and, of which the ridge
+    is not measured, first tokens, unless the subject is one, and texts that nobody writes."""
     texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
     kinds = [Marked.whole([unanswered(ids) for ids in kind]) for kind in texts]
     # The sentence itself, but for the subject, a part of whose name may be another one of its names.
@@ -232,4 +256,6 @@ def _kept(
     elsewhere = [[i for i in range(1, len(row.ids)) if i not in own] for row, own in zip(prompts, marked, strict=True)]
     kinds.append(Marked(prompts, elsewhere))
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
-    return [kind for kind in kinds if any(kind.marks)], Marked.first_of(prompts, marked)
+    own = {row.ids[i] for row, inside in zip(prompts, marked, strict=True) for i in inside}
+    besides = [Marked.first_of(prompts, marked), drawn_texts(model, tokenizer, recipe.drawn, seed, without=own)]
+    return [kind for kind in kinds if any(kind.marks)], besides
