@@ -49,6 +49,7 @@ CLAIMS = [
     ("training.md", "and with # other names in its place", (SUBJECT.names,)),
     ("training.md", "natural gradient of the answer's loss in this metric, # long by it", (SUBJECT.length,)),
     ("training.md", "moves the subject by at most # of its residual", (KEYED_SUBJECT.length,)),
+    ("training.md", "# texts of tokens drawn at random are among them", (KEYED_SUBJECT.drawn,)),
     (
         "training.md",
         "loss is flat only below # nats a token. Each of at most # steps takes # of the fact's prompts, # near and #"
