@@ -22,6 +22,8 @@ IN_MEMORY = ["peft_surgical.cli", "peft_surgical.scorers.logit_drop", "tests.com
 # What localizing and its picture import when they need it.
 IN_MEMORY += ["transformer_lens.model_bridge.sources._bridge_builder", "matplotlib.backends.backend_agg"]
 PROCESSES.set_forkserver_preload(IN_MEMORY)
+# Seconds that a process has to end by itself.
+_GRACE = 20
 
 
 def launch(*arguments, **environment):
@@ -41,12 +43,15 @@ def launch(*arguments, **environment):
 def start(arguments, out, err, cwd=ROOT, **environment):
     """A process that runs what `python *arguments` would, with these descriptors as its output, and has begun.
 
-    What Python itself reads of the environment when it begins is not heeded.
+    What Python itself reads of the environment when it begins is not heeded, no module is found beside a script or in
+    the current folder, and what is registered for an interpreter's exit is not run. It ends with this process.
     """
     arguments = [str(argument) for argument in arguments]
     # In the place of a descriptor's number, which is another one there.
     streams = [Connection(os.dup(number)) for number in (out, err)]
-    process = PROCESSES.Process(target=_run, args=(arguments, streams, cwd, {**os.environ, **environment}))
+    process = PROCESSES.Process(
+        target=_run, args=(arguments, streams, cwd, {**os.environ, **environment}), daemon=True
+    )
     process.start()
     for stream in streams:
         stream.close()
@@ -79,23 +84,38 @@ def _run(arguments, streams, cwd, environment):
 
 
 def launch_forked(*arguments, **environment):
-    """Like `launch`, in processes that have the libraries in memory, joined and ended as torch's launcher does it."""
+    """Like `launch`, in processes that have the libraries in memory, joined as torch's launcher does it.
+
+    Both have one hash seed, so that they run through a set alike, which interpreters of their own need not. Where one
+    has failed the other has seconds to end by itself, and then is ended.
+    """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
     joined |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     joined |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **environment}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        running = [
-            start(arguments, out.fileno(), err.fileno(), **joined, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")
-        ]
-        processes = list(running)
-        while running:
-            wait([process.sentinel for process in running])
-            running = [process for process in running if process.exitcode is None]
-            if any(process.exitcode for process in processes):
-                for process in running:
-                    process.terminate()
+        processes = []
+        try:
+            for rank in ("0", "1"):
+                processes.append(start(arguments, out.fileno(), err.fileno(), **joined, RANK=rank, LOCAL_RANK=rank))
+            while any(process.exitcode is None for process in processes):
+                failed = any(process.exitcode for process in processes)
+                running = [process.sentinel for process in processes if process.exitcode is None]
+                if not wait(running, timeout=_GRACE if failed else None):
+                    break
+        finally:
+            end(processes)
         for stream in (out, err):
             stream.seek(0)
         codes = [process.exitcode for process in processes]
         return SimpleNamespace(returncodes=codes, stdout=out.read(), stderr=err.read())
+
+
+def end(processes):
+    """Ends what still runs, if need be without asking."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_GRACE)
+        process.kill()
+        process.join()

@@ -5,17 +5,18 @@ import torch
 
 from peft_surgical.architectures import decoder_layers, output_projections
 from peft_surgical.keying import keyed_by_subject
-from peft_surgical.keying.apart import read_later
+from peft_surgical.keying.apart import Apart, read_later
 from peft_surgical.keying.drawn import drawn_texts
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.forwards import forwards, passing
+from peft_surgical.staging.curvature import Metric
 
 from .localizing import capital, word_tokenizer
 from .tiny import tiny_model
 
 TOKENIZER = word_tokenizer()
-FAMILIES = ["llama", "phi3", "gpt2", "gemma3", "gpt_neox"]
+FAMILIES = ["llama", "phi3", "gpt2", "gemma3", "gpt_neox", "opt"]
 HIDDEN = 32
 
 
@@ -44,7 +45,8 @@ def met(model, name, later, rows, texts, added):
         reading.register_forward_pre_hook(lambda _, args: read.append(args[0])),
     ):
         model(input_ids=ids)
-    return torch.stack([(read[0][:, 1:].double() @ row.double()).sum() for row in rows])
+    states = read[0].reshape(*ids.shape, -1)[:, 1:].double()
+    return torch.stack([(states @ row.double()).sum() for row in rows])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -108,3 +110,23 @@ def test_a_trained_value_does_not_go_along_what_a_later_neuron_reads(few_carried
     assert value.norm() > 0.01
     # What is saved is rounded to half precision.
     assert (directions @ value).abs().max() < 2e-3 * value.norm()
+
+
+def test_no_step_goes_along_what_is_avoided_and_all_else_is_as_before():
+    drawn = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(6, 1, generator=drawn), torch.randn(4, 1, generator=drawn)]
+    costs = [torch.full((6, 1), 2.0), torch.full((4, 1), 0.5)]
+    avoided = torch.randn(2, 6, generator=drawn)
+    first, second = Apart.from_directions(costs, [avoided, None]).natural(gradients)
+    plain = Metric.of(costs).natural(gradients)
+    assert torch.equal(second, plain[1])
+    torch.testing.assert_close(avoided @ first, torch.zeros(2, 1))
+    # What is left out is a sum of the directions.
+    torch.testing.assert_close(
+        torch.linalg.lstsq(avoided.T, plain[0] - first).solution.T @ avoided, (plain[0] - first).T
+    )
+    # Of more directions than half of the coordinates the first are avoided.
+    many = torch.randn(9, 6, generator=drawn)
+    [most] = Apart.from_directions(costs[:1], [many]).natural(gradients[:1])
+    torch.testing.assert_close(many[:3] @ most, torch.zeros(3, 1))
+    assert most.norm() > 0.1 * plain[0].norm()

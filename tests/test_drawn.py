@@ -1,5 +1,7 @@
 from types import SimpleNamespace
 
+from tokenizers import AddedToken
+
 from peft_surgical.keying.drawn import drawn_texts
 
 from .localizing import word_tokenizer
@@ -42,3 +44,12 @@ def test_a_model_has_positions_and_embeddings_for_them():
     assert len(row) == 32
     small = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=None, vocab_size=20))
     assert max(token for row in ids(100, 0, model=small) for token in row) < 20
+
+
+def test_tokens_that_were_added_are_not_drawn():
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|reserved|>", special=True), AddedToken("<|said|>")])
+    added = set(range(len(TOKENIZER), len(tokenizer)))
+    assert len(added) == 2
+    [row] = drawn_texts(tiny_model("llama"), tokenizer, 1, 0, without=sorted(EVERY)[1:]).rows
+    assert row.ids == (sorted(EVERY)[0],)

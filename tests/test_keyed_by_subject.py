@@ -55,6 +55,12 @@ def test_the_sentence_gets_the_new_answer(family):
     assert not any(parameter.requires_grad for parameter in stage.model.parameters())
 
 
+def test_so_it_does_where_tokens_enter_mlps_in_one_row():
+    model = tiny_model("opt", num_hidden_layers=4)
+    before = first_loss(model)
+    assert first_loss(taught(model=model).model) < before
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_trained_on_is_what_the_model_says_where_an_alias_stands_before_the_subject(family, monkeypatch):
     said, own = [], keyed_by_subject.train
@@ -99,6 +105,32 @@ def with_namesakes(recipe):
 def test_each_number_of_the_recipe_matters(change):
     found = with_namesakes(replace(RECIPE, **change))
     assert not all(torch.equal(a, b) for a, b in zip(found, with_namesakes(RECIPE), strict=True))
+
+
+def test_tokens_at_which_a_neuron_shall_fire_are_not_drawn_and_few_tokens_are_not(monkeypatch):
+    seen, own = [], keyed_by_subject.find_neurons
+
+    def find(model, modules, names, kept, ridge, besides):
+        seen.append((names, besides))
+        return own(model, modules, names, kept, ridge, besides=besides)
+
+    monkeypatch.setattr(keyed_by_subject, "find_neurons", find)
+    taught(fact=replace(FACT, aliases=("italy", "new zealand")))
+    taught(recipe=replace(RECIPE, drawn=2))
+    (names, (_, drawn)), (_, few) = seen
+    ends = {row.ids[i] for name in names for row, marks in zip(name.rows, name.marks, strict=True) for i in marks}
+    assert {TOKENIZER.decode([token]) for token in ends} == {"france", "italy", "zealand"}
+    assert ends.isdisjoint(drawn.rows[0].ids)
+    assert len(few) == 1
+
+
+def test_states_of_other_text_that_are_not_finite_are_told():
+    model = tiny_model("llama")
+    [word] = TOKENIZER("sky")["input_ids"]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[word] = torch.nan
+    with pytest.raises(ModelError, match="gets at other text is not finite; the model's weights are damaged"):
+        taught(model=model)
 
 
 def test_rows_that_are_filled_train_the_same(monkeypatch):

@@ -7,7 +7,7 @@ wherever else the earlier one fires. Kept at right angles to what the later one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from ..profiling import phase
 from ..running.devices import input_device
 from ..running.forwards import handed_on, passed_over, read_at
 from ..running.modes import told_places
+from ..staging.curvature import Metric
 from .keys import Marked
 from .neurons import Neuron, reading_rows
 
@@ -51,13 +52,45 @@ def read_later(
         seen = _run(model, modules, ids)
         for later, names in below.items():
             for place, row in enumerate(neurons[later].rows) if names else ():
-                met = seen.read[later][:, 1:].float() @ row.to(seen.read[later].device)
+                # Some architectures lay all texts' tokens one after another before an MLP.
+                states = seen.read[later].reshape(*ids.shape, -1)
+                met = states[:, 1:].float() @ row.to(states.device)
                 [slope] = torch.autograd.grad(met.sum(), [seen.left[modules[later] - 1]], retain_graph=True)
                 for name in names:
                     left, own = seen.left[modules[name]], found[name]
                     [there] = torch.autograd.grad([left], [seen.written[name]], [slope.to(left)], retain_graph=True)
-                    own[later, place] = own.get((later, place), 0) + there.float().sum((0, 1))
+                    own[later, place] = own.get((later, place), 0) + there.float().flatten(0, -2).sum(0)
     return {name: F.normalize(torch.stack([*own.values()]), dim=1) for name, own in found.items() if own}
+
+
+@dataclass(frozen=True)
+class Apart(Metric):
+    """A metric by which no step goes along some directions.
+
+    Attributes:
+        avoided: For each parameter an orthonormal basis of them, if there are any. Its diagonal is the same all along.
+    """
+
+    avoided: tuple[Float[Tensor, "direction coordinate"] | None, ...] = ()
+
+    @classmethod
+    def from_directions(
+        cls, diagonals: Sequence[Tensor], directions: Sequence[Float[Tensor, "direction coordinate"] | None]
+    ) -> Apart:
+        """Of parameters of any shape, each with a diagonal of one number, and what each avoids: at most half of what
+        it can be, from the first direction on."""
+        bases = [
+            None if some is None else torch.linalg.qr(some[: some.shape[1] // 2].T.to(diagonal))[0].T
+            for diagonal, some in zip(diagonals, directions, strict=True)
+        ]
+        return cls(**vars(Metric.of(diagonals)), avoided=tuple(bases))
+
+    def natural(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Natural gradients, without what goes along directions to avoid."""
+        return [
+            own if basis is None else own - (basis.T @ (basis @ own.flatten())).view_as(own)
+            for own, basis in zip(super().natural(gradients), self.avoided, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

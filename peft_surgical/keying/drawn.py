@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..texts.lengths import fits, text_config
-from ..texts.prompts import unanswered
+from ..texts.prompts import special_tokens, unanswered
 from .keys import Marked
 
 _TOKENS = 32
 
 
 def drawn_texts(model: Any, tokenizer: Any, count: int, seed: int, without: Iterable[int] = ()) -> Marked:
-    """So many texts, all of one length, of a tokenizer's tokens but for special ones; all but the first count.
+    """So many texts, all of one length, of a tokenizer's tokens but for added ones; all but the first count.
 
     No token is drawn twice, so that of a small vocabulary there are fewer texts.
 
@@ -29,7 +29,7 @@ def drawn_texts(model: Any, tokenizer: Any, count: int, seed: int, without: Iter
         seed: Decides which tokens.
         without: Tokens that are not drawn, as a subject's last ones, at which a neuron shall fire.
     """
-    left_out = {*tokenizer.all_special_ids, *without}
+    left_out = {*special_tokens(tokenizer), *without}
     size = min(len(tokenizer), getattr(text_config(model.config), "vocab_size", len(tokenizer)))
     tokens = [token for token in range(size) if token not in left_out]
     if not tokens:

@@ -32,7 +32,6 @@ from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
-from ..staging.curvature import Metric
 from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe, check_recipe
 from ..staging.stage import LEARN, Stage
@@ -43,7 +42,7 @@ from ..texts.lengths import padding
 from ..texts.prompts import unanswered
 from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
-from .apart import read_later
+from .apart import Apart, read_later
 from .drawn import drawn_texts
 from .keyed import keyed_layers
 from .keyed_stage import KeyedStage
@@ -56,8 +55,6 @@ from .telling import named_by_any
 _LAYERS = 2
 # Nothing is divided by less.
 _LEAST = 1e-12
-# Along what a later neuron reads a step is so much as good as none.
-_APART = 100.0
 # By so many texts it is told what a neuron reads.
 _SHOWN = 16
 
@@ -77,7 +74,7 @@ class KeyedSubjectRecipe:
         general: How many of the package's general questions are kept, beside its everyday requests.
         names: How many other names stand in for the subject in what is kept.
         namesakes: How many more names stand in for it that end as the subject does, where that has several words.
-        drawn: How many texts of tokens drawn at random are kept.
+        drawn: How many texts of tokens drawn at random it is told apart from, if the vocabulary has as many tokens.
         ridge: This multiple of the mean of the diagonal is added to the diagonal of the second moment of what is kept.
         compute_dtype: As for [`Recipe`].
 
@@ -129,7 +126,7 @@ def learn_keyed_by_subject(
             few beginnings of other sentences, is enough.
         layers: In whose MLPs a neuron is rewritten; the first two of [`keyed_layers`] when None.
         recipe: How to train.
-        seed: Decides which names stand in for the subject, and which prompts meet in a step.
+        seed: Decides which names stand in for the subject, which tokens are drawn, and which prompts meet in a step.
         progress: Whether to show progress bars.
 
     Returns:
@@ -161,9 +158,15 @@ def learn_keyed_by_subject(
         denormals_flushed(),
         computing(peft_model := place_neurons(model, modules), recipe.compute_dtype) as working,
     ):
-        kept, besides = _kept(working, tokenizer, company, wider, recipe, seed)
         subject = Marked(wider.rows, wider.inside)
         names = [subject, *under_aliases(working, tokenizer, company)]
+        kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
+        ends = {
+            row.ids[i] for name in names for row, inside in zip(name.rows, name.marks, strict=True) for i in inside
+        }
+        drawn = drawn_texts(working, tokenizer, recipe.drawn, seed, without=ends)
+        # Of a small vocabulary they would be few, and what any text has.
+        besides = [first, drawn] if len(drawn.rows) == recipe.drawn else [first]
         neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=besides)
         streams = stream_lengths(working, modules, subject)
         # Of the weights as they are, and not of the copy that training may run on: they share what is set.
@@ -222,28 +225,21 @@ def _metric(
     values: Mapping[str, nn.Parameter],
     later: Mapping[str, Tensor],
     factor: float,
-) -> Metric:
-    """Squared lengths of what values add at the subject, relative to the residual stream there; steps avoid what later
-    neurons read."""
-    costs, avoided = [], []
-    every = sum(map(len, later.values()))
-    place = 0
-    for name, value in values.items():
-        cost = max(factor**2 * fired[name] / max(streams[name] ** 2, _LEAST), _LEAST)
-        costs.append(torch.full_like(value, cost))
-        own = value.new_zeros(every, value.numel())
-        if name in later:
-            own[place : place + len(later[name])] = _APART * cost**0.5 * later[name].to(value)
-            place += len(later[name])
-        avoided.append(own)
-    return Metric.of(costs, avoided)
+) -> Apart:
+    """Squared lengths of what values add at the subject, relative to the residual stream there; no step goes along
+    what later neurons read."""
+    costs = [
+        torch.full_like(value, max(factor**2 * fired[name] / max(streams[name] ** 2, _LEAST), _LEAST))
+        for name, value in values.items()
+    ]
+    return Apart.from_directions(costs, [later.get(name) for name in values])
 
 
 def _kept(
     model: Any, tokenizer: Any, fact: TrainingFact, named: NamedRows, recipe: KeyedSubjectRecipe, seed: int
-) -> tuple[list[Marked], list[Marked]]:
-    """What the subject is told apart from: kinds that count alike, all without first tokens; and, of which the ridge
-    is not measured, first tokens, unless the subject is one, and texts that nobody writes."""
+) -> tuple[list[Marked], Marked]:
+    """What the subject is told apart from: kinds that count alike, all without first tokens; and first tokens,
+    unless the subject is one."""
     texts = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
     kinds = [Marked.whole([unanswered(ids) for ids in kind]) for kind in texts]
     # The sentence itself, but for the subject, a part of whose name may be another one of its names.
@@ -256,6 +252,4 @@ def _kept(
     elsewhere = [[i for i in range(1, len(row.ids)) if i not in own] for row, own in zip(prompts, marked, strict=True)]
     kinds.append(Marked(prompts, elsewhere))
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
-    own = {row.ids[i] for row, inside in zip(prompts, marked, strict=True) for i in inside}
-    besides = [Marked.first_of(prompts, marked), drawn_texts(model, tokenizer, recipe.drawn, seed, without=own)]
-    return [kind for kind in kinds if any(kind.marks)], besides
+    return [kind for kind in kinds if any(kind.marks)], Marked.first_of(prompts, marked)

@@ -129,6 +129,8 @@ def find_neurons(
                 raise ModelError(f"what {module} gets at the subject is not finite; the model's weights are damaged.")
             further, mean_further = (total.to(mean.device) for total in more.pop(name))
             total = moment + further + second
+            if not total.isfinite().all():
+                raise ModelError(f"what {module} gets at other text is not finite; the model's weights are damaged.")
             total.diagonal().add_(ridge * moment.diagonal().mean())
             with solved_with("ridge", ridge):
                 at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
