@@ -45,9 +45,9 @@ from .baselines import METHODS, Method, Questions, Request, build, described
 from .baselines.fitting import stopping_at
 from .broken import unless_broken
 from .comparison import asked_digest, asked_only, cell
-from .counterfact import check_settings, learning_rates
 from .fact_files import read_facts
 from .journal import Journal, configuration_digest, surroundings, weights_digest
+from .settings import check_settings, learning_rates
 from .speed.editing import beginning
 
 FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov", "rome_code", "memit", "alphaedit", "ia3_closed")

@@ -36,12 +36,13 @@ from peft_surgical.texts.text import contains
 from .baselines import BATCHED, METHODS, Request, Write, build, build_batched, described
 from .baselines.folded import Weights, keep
 from .cases import Case
-from .counterfact import known_among, known_cases, learning_rates, opened, shared_options
 from .counterfact_metrics import figures
 from .journal import Journal
+from .known_cases import known_among, known_cases, opened, shared_options
 from .known_facts import KnownFact
 from .measuring import measure
 from .plain_text import greedily_follows
+from .settings import learning_rates
 
 SHOWN = ("es", "ps", "ns", "score", "new_answer_rate", "other_facts_kept", "kl_per_token", "perplexity_ratio")
 _ABSOLUTE = ("kl_per_token", "perplexity_ratio")

@@ -1,5 +1,7 @@
 """What the tests of several edits share: facts, and an edit of all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,20 +12,12 @@ from peft_surgical.editing import edit
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.many import edit_all
 
-from . import test_editing, test_keyed
+from . import test_earlier, test_editing, test_keyed
 from .counterfacts import TOKENIZER
 from .localizing import capital
 
 FRANCE = capital(controls=[{"prompt": "where is rome ?", "answer": ["italy"]}, {"prompt": "a sky", "answer": ["a"]}])
-ITALY = capital(
-    subject="italy",
-    old=["rome"],
-    new=["paris"],
-    prompts=["what is the capital of italy ?", "name the capital of italy ."],
-    held_out=["which city is the seat of government of italy ?"],
-    contrast=["spain", "japan"],
-    controls=[{"prompt": "where is lyon ?", "answer": ["france"]}],
-)
+ITALY = replace(test_earlier.ITALY, contrast=("spain", "japan"))
 JAPAN = capital(
     subject="japan",
     old=["town"],

@@ -6,7 +6,7 @@ import torch
 from click.testing import CliRunner
 
 import peft_surgical as ps
-from benchmarks import counterfact, measuring
+from benchmarks import counterfact, known_cases, measuring
 from benchmarks.baselines import METHODS, fitting
 from benchmarks.baselines.base import Base
 from benchmarks.cases import Case, read_cases
@@ -100,7 +100,7 @@ def test_a_run_goes_on_where_it_was_interrupted(files, monkeypatch):
     # The last edit is cut short, as a crash leaves it.
     out.write_text("".join(lines[:-2]) + lines[-2][:40])
     counted, asked = edits(monkeypatch), []
-    monkeypatch.setattr(counterfact, "greedily_follows", lambda *_: asked.append(1))
+    monkeypatch.setattr(known_cases, "greedily_follows", lambda *_: asked.append(1))
     again = last_line(invoke(files, "--method", "ft_l"))
     assert len(counted) == 2
     assert not asked, "the base was asked again what it knows"
@@ -126,7 +126,7 @@ def test_more_cases_and_methods_are_added_to_a_run(files, monkeypatch):
 
 
 def test_known_cases_are_found_in_batches(files, monkeypatch):
-    monkeypatch.setattr(counterfact, "BATCH", 4)
+    monkeypatch.setattr(known_cases, "BATCH", 4)
     last_line(invoke(files, "--method", "base", cases=2))
     first = [r for r in read_records(files[2]) if r["kind"] == "known"]
     last_line(invoke(files, "--method", "base", cases=5))

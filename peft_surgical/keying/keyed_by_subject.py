@@ -96,8 +96,8 @@ class KeyedSubjectRecipe:
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
-        check_counts(0, steps=self.steps, general=self.general, names=self.names, namesakes=self.namesakes)
-        check_counts(0, drawn=self.drawn)
+        check_counts(0, steps=self.steps, general=self.general, names=self.names)
+        check_counts(0, namesakes=self.namesakes, drawn=self.drawn)
         check_counts(1, batch=self.batch)
         check_amounts(share_of_loss=self.share_of_loss, length=self.length)
         check_positive(ridge=self.ridge)
@@ -161,9 +161,7 @@ def learn_keyed_by_subject(
         subject = Marked(wider.rows, wider.inside)
         names = [subject, *under_aliases(working, tokenizer, company)]
         kept, first = _kept(working, tokenizer, company, wider, recipe, seed)
-        ends = {
-            row.ids[i] for name in names for row, inside in zip(name.rows, name.marks, strict=True) for i in inside
-        }
+        ends = set[int]().union(*(name.tokens() for name in names))
         drawn = drawn_texts(working, tokenizer, recipe.drawn, seed, without=ends)
         # Of a small vocabulary they would be few, and what any text has.
         besides = [first, drawn] if len(drawn.rows) == recipe.drawn else [first]

@@ -61,6 +61,10 @@ class Marked:
         found = [(row, marks) for row, marks in zip(self.rows, self.marks, strict=True) if marks]
         return Marked([row for row, _ in found], [marks for _, marks in found])
 
+    def tokens(self) -> set[int]:
+        """The tokens that count."""
+        return {row.ids[i] for row, marks in zip(self.rows, self.marks, strict=True) for i in marks}
+
     def and_also(self, other: Marked) -> Marked:
         """These texts and others."""
         return Marked([*self.rows, *other.rows], [*self.marks, *other.marks])
