@@ -284,5 +284,18 @@ def _figure(metric: str, values: Any) -> Figure:
 def _cell(metric: str, figure: Figure | None) -> str:
     if figure is None:
         return "–"
-    digits = 4 if metric in ("kl_per_token", "perplexity_ratio") else 2
-    return f"{figure.value:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
+    value, low, high = (_number(metric, number) for number in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _number(metric: str, value: float) -> str:
+    """In two decimals, but a ratio near 1 in four and a divergence by its order of magnitude; never 1 or 0 for a share
+    that is not all or nothing."""
+    if metric == "kl_per_token":
+        return f"{value:.2g}"
+    if metric == "perplexity_ratio":
+        return f"{value:.4f}"
+    text = f"{value:.2f}"
+    if split_kind(metric)[0] not in RATES or value in (0, 1):
+        return text
+    return {"0.00": "<0.01", "1.00": ">0.99"}.get(text, text)

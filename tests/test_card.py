@@ -130,4 +130,4 @@ def test_figures_of_any_size_have_their_interval():
     made.stages["edited"]["kl_per_token"] = Figure(0.00012, 2040, 0.0001, 0.0002)
     label, *cells = table(made.to_markdown())[-2]
     assert label == "KL per token on unrelated text (nats) (n=2,040)"
-    assert cells == ["0.0000 [0.0000, 0.0000]", "0.0001 [0.0001, 0.0002]"]
+    assert cells == ["0 [0, 0]", "0.00012 [0.0001, 0.0002]"]

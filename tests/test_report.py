@@ -71,9 +71,18 @@ def test_rows():
         f"{METRICS['kl_per_token']} (n=2)",
     ]
     assert rows[f"{METRICS['new_answer_rate']} (n=4)"] == ["0.00 [0.00, 0.49]", "0.75 [0.30, 0.95]"]
-    assert rows[f"{METRICS['kl_per_token']} (n=2)"][0].startswith("0.5000 [")
+    assert rows[f"{METRICS['kl_per_token']} (n=2)"][0].startswith("0.5 [")
     partial = report(base=figures([False] * 4, [True] * 4), edited={"new_answer_rate": rate([True] * 4)})
     assert dict(partial.rows())[f"{METRICS['old_answer_rate']} (n=4)"] == ["1.00 [0.51, 1.00]", "–"]
+
+
+def test_a_share_that_is_not_all_or_nothing_is_not_shown_as_one():
+    made = report(
+        base=figures([False] * 250, [True] * 250), edited=figures([True] * 249 + [False], [True] + [False] * 249)
+    )
+    rows = dict(made.rows())
+    assert rows[f"{METRICS['new_answer_rate']} (n=250)"] == ["0.00 [0.00, 0.02]", ">0.99 [0.98, >0.99]"]
+    assert rows[f"{METRICS['old_answer_rate']} (n=250)"] == ["1.00 [0.98, 1.00]", "<0.01 [<0.01, 0.02]"]
 
 
 def test_rows_of_what_follows_and_of_probes():
