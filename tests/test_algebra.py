@@ -69,6 +69,9 @@ def test_the_laws_of_a_group(a, b):
 def test_power_is_a_dial():
     strengths = [float(dense(power(edit([4.0, 0.25]), t))[0]) for t in (0, 0.25, 0.5, 1, 2)]
     assert strengths == pytest.approx([1, 2**0.5, 2, 4, 16])
+    scales = torch.linspace(0.5, 2, 1000)
+    exact = torch.tensor([scale**0.3 for scale in scales.tolist()])
+    assert torch.equal(power(edit(scales.tolist(), ((0, 1000),), width=1000), 0.3).modules["m"].scale, exact)
 
 
 def test_what_has_no_power_is_refused():

@@ -7,6 +7,7 @@ import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from peft_surgical.adapters.fitting import check_same_weights
 from peft_surgical.adapters.low_rank import LowRank
 from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.attached import attach, check_together
@@ -65,6 +66,13 @@ def test_trained_biases_of_the_base_are_refused_and_equal_ones_are_not(bias, tmp
     model, states = attach(tiny_model("gpt2"), [rewritten(folder, as_before)])
     with states["base"]():
         assert torch.equal(logits(model), logits(tiny_model("gpt2")))
+
+
+def test_weights_of_a_larger_vocabulary_are_told_of_by_their_size(tmp_path):
+    folder = saved(tmp_path, LoraConfig(r=2, target_modules=["q_proj"]))
+    rewritten(folder, lambda tensors: tensors | {"base_model.model.lm_head.weight": torch.zeros(130, 32)})
+    with pytest.raises(AdapterError, match=r"cannot be put on this model: .*size mismatch"):
+        attach(tiny_model("llama"), [folder])
 
 
 def test_whole_modules_may_differ(tmp_path):
@@ -153,6 +161,26 @@ def test_what_the_configuration_does_not_target_is_not_merged_either(tmp_path):
         (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": odd}))
         with pytest.raises(AdapterError, match=message):
             LowRank.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("kept", "held", "same"),
+    [
+        (1.0, torch.tensor([1 + 2**-8], dtype=torch.float16), True),
+        # Each is a number of a half precision, but no rounding leads from one to the other.
+        (1.0, torch.tensor([1 + 5 * 2**-10], dtype=torch.float16), False),
+        # Only one is.
+        (1 + 3 * 2**-10, torch.tensor([1 + 3.4 * 2**-10]), True),
+        (1 + 3 * 2**-10, torch.tensor([1 + 3.6 * 2**-10]), False),
+    ],
+)
+def test_weights_are_the_same_up_to_a_rounding(kept, held, same):
+    try:
+        check_same_weights("a", {"w": torch.tensor([kept])}, {"w": held}, "this model")
+    except AdapterError:
+        assert not same
+    else:
+        assert same
 
 
 def test_surgical_adapters_pass(tmp_path):

@@ -113,6 +113,9 @@ def test_activate_without_a_peft_model():
     activate(model, ["a", "b"], trainable=["b"])
     assert trainable(model) == {"b"}
     both = logits(model)
+    with pytest.raises(AdapterError, match="'a' is named twice"):
+        activate(model, ["a", "a"])
+    assert torch.equal(logits(model), both)
     activate(model, ["a"])
     assert not torch.equal(logits(model), both)
 

@@ -148,6 +148,15 @@ def test_an_adapter_of_the_same_name_has_coordinates_of_its_own():
     layer.delete_adapter("b")
     layer.update_layer("b", Coordinates("output", RANGES["middle"](OUT)))
     assert layer.index("b", torch.device("cpu")).tolist() == [2, 3, 4]
+    layer.update_layer("b", Coordinates("output", RANGES["two"](OUT)))
+    assert layer.index("b", torch.device("cpu")).tolist() == [1, 2, 5, 6, 7]
+
+
+def test_indices_are_where_they_are_asked_for():
+    layer = surgical(base(), "output", "first")
+    for device in ("cpu", "meta", "cpu"):
+        assert layer.index("default", torch.device(device)).device.type == device
+    assert layer.index("default", torch.device("cpu")).tolist() == [0, 1, 2]
 
 
 def test_copies_and_pickles_have_the_coordinates():
