@@ -275,7 +275,12 @@ def test_an_adapter_at_another_strength_is_another_one(part, stacked):
 def test_a_file_that_says_no_digests_of_what_is_below_it_needs_as_many_others(folder, tmp_path):
     other, old = saved(tiny_peft(), tmp_path / "other"), tmp_path / "old"
     shutil.copytree(folder / "learn", old)
-    for notes, said in ((after(["unlearn"]), False), (after(["a", "b"], [None, "x"]), True), ({}, False)):
+    for notes, said in (
+        (after(["unlearn"]), False),
+        (after(["a", "b"], [None, "x"]), True),
+        (after(["a", "b"], ["x"]), True),
+        ({}, False),
+    ):
         write_tensors(old / WEIGHTS, read_tensors(folder / "learn" / WEIGHTS), notes)
         assert Lineage.of(old).below == ()
         assert bool(told(lambda: stack([other, old], tmp_path / "out", overwrite=True))) is said

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,8 @@ def test_a_stack_for_a_causal_model_says_so(tmp_path):
     stack(saved(tiny_peft(), tmp_path / "adapter"), tmp_path / "edit")
     assert json.loads((tmp_path / "edit" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
     assert "pipeline_tag: text-generation" in (tmp_path / "edit" / "README.md").read_text()
+    unknown = replace(Edit.load(tmp_path / "adapter"), auto_mapping=None)
+    assert stack(unknown, tmp_path / "unknown").task_type == "CAUSAL_LM"
 
 
 def test_model_card_and_size(tmp_path):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from peft_surgical.merging import merge
-from peft_surgical.tuner.fold import Rounding
+from peft_surgical.tuner import Coordinates
+from peft_surgical.tuner.fold import Folded, Rounding
 from tests.adapters import add, saved, tiny_peft
 from tests.tiny import tiny_model
 
@@ -41,6 +43,20 @@ def test_without_a_level_the_line_is_that_of_the_call():
     with pytest.warns(UserWarning, match="loses part") as told:
         Rounding(200, 3).warn(torch.bfloat16)
     assert told[0].filename == __file__
+
+
+class Interrupting(dict):
+    def __missing__(self, name):
+        raise KeyboardInterrupt
+
+
+def test_what_is_written_before_an_interrupt_is_taken_back():
+    module = nn.Linear(3, 2)
+    before = module.weight.detach().clone()
+    folded, slices = Folded.of(module, Coordinates("output", ((0, 1),)), torch.tensor([2.0]), safe_for=None)
+    with pytest.raises(KeyboardInterrupt):
+        folded.write(module, Interrupting(weight=slices["weight"]))
+    assert torch.equal(module.weight, before)
 
 
 # What folds scales into the weights of one layer, or takes them out of it again.

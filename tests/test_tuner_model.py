@@ -386,5 +386,10 @@ def test_an_edit_goes_in_under_a_name_of_its_own_and_comes_out_by_one_that_there
     assert torch.equal(logits(model), said)
     tuner.add_edit(edit, "again")
     assert tuner.edit("again").modules == edit.modules
+    assert trainable(model) == {"default"}
+    tuner.set_adapter([])
+    tuner.add_edit(edit, "third")
+    assert trainable(model) == set()
+    assert model.active_adapters == []
     with pytest.raises(AdapterError, match="no adapter named 'nobody'"):
         tuner.edit("nobody")

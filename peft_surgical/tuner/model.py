@@ -388,9 +388,7 @@ class SurgicalIA3Model(BaseTuner):
             called = own_names(self.model)
             layers = {called[name]: layer for name, layer in layers_by_name(self.model).items()}
             for name in edit.modules:
-                delta = layers[name].surgical_ia3_delta[adapter_name]
-                delta.requires_grad_(adapter_name in self.active_adapters and delta.requires_grad)
-                delta.data.copy_(edit.modules[name].scale - 1)
+                layers[name].surgical_ia3_delta[adapter_name].data.copy_(edit.modules[name].scale - 1)
 
 
 def _whole(tensor: Any) -> Tensor:
