@@ -92,6 +92,8 @@ def test_a_private_file_stays_private_and_a_link_is_replaced(tmp_path):
     write_text(link, "new")
     assert not link.is_symlink()
     assert (link.read_text(), private.read_text()) == ("new", "old")
+    write_text(tmp_path / "usual", "new")
+    assert link.stat().st_mode == (tmp_path / "usual").stat().st_mode != private.stat().st_mode
     write_text(private, "new")
     assert private.stat().st_mode & 0o777 == 0o600
 

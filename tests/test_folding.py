@@ -99,6 +99,10 @@ def test_who_cannot_be_folded_into_is_told_why():
         check_rewritable(offloaded, "what is done", "do this")
     with pytest.raises(ModelError, match="offloaded; load it whole to merge"):
         check_rewritable(offloaded)
+    in_part = tiny_model("llama")
+    in_part.register_buffer("one", torch.ones(1, device="meta"))
+    with pytest.raises(ModelError, match="some weights of the model are offloaded"):
+        check_rewritable(in_part)
 
 
 def test_what_is_in_memory_is_taken_as_it_is():

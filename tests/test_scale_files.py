@@ -38,6 +38,8 @@ def test_another_programs_digest_is_none_of_these(tmp_path):
     save_file(tensors, tmp_path / WEIGHTS, {"format": "pt", "sha256": "0" * 64})
     assert read_tensors(tmp_path / WEIGHTS).keys() == tensors.keys()
     assert Lineage.of(tmp_path).digest == digest_of(tensors)
+    with pytest.raises(AdapterError, match="is damaged"):
+        read_tensors(tmp_path / WEIGHTS, any_program=False)
 
 
 def test_what_was_read_does_not_change_with_the_file(tmp_path):

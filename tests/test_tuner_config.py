@@ -287,6 +287,10 @@ def test_a_configuration_that_was_resolved_for_one_model_is_refused_by_one_with_
     get_peft_model(tiny_model("llama"), config)
     with pytest.raises(SelectionError, match="the configuration was resolved for another model, in which"):
         get_peft_model(tiny_model("llama", num_attention_heads=8, num_key_value_heads=2), config)
+    config = SurgicalIA3Config(components=["L0.head.3"])
+    get_peft_model(tiny_model("llama"), config)
+    with pytest.raises(SelectionError, match=r"L0\.head\.3"):
+        get_peft_model(tiny_model("llama", num_attention_heads=2, num_key_value_heads=2), config)
 
 
 def test_selections_that_were_changed_by_hand_are_taken_as_they_are():

@@ -9,6 +9,7 @@ from peft import IA3Config
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.ia3 import Linear as StockLinear
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from peft_surgical.errors import AdapterError, SelectionError
@@ -157,6 +158,9 @@ def test_indices_are_where_they_are_asked_for():
     for device in ("cpu", "meta", "cpu"):
         assert layer.index("default", torch.device(device)).device.type == device
     assert layer.index("default", torch.device("cpu")).tolist() == [0, 1, 2]
+    with FakeTensorMode():
+        fake = surgical(nn.Linear(IN, OUT), "output", "first")
+    assert fake.index("default", torch.device("cpu")).tolist() == [0, 1, 2]
 
 
 def test_copies_and_pickles_have_the_coordinates():

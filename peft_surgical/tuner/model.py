@@ -355,7 +355,7 @@ class SurgicalIA3Model(BaseTuner):
         modules = {
             called[name]: ModuleScale(
                 layer.coordinates[adapter_name],
-                _whole(layer.scale(adapter_name).detach()).cpu().clone(),
+                _whole(layer.scale(adapter_name).detach()).cpu(),
                 layer.width,
             )
             for name, layer in layers_by_name(self.model).items()
