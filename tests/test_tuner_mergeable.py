@@ -138,3 +138,14 @@ def test_scales_that_are_not_loaded_yet_are_not_computed_with(work):
     with pytest.raises(AdapterError, match="the scales of 'default' are not loaded yet"):
         work(model)
     assert [*model.peft_config] == ["default"]
+
+
+def test_only_scales_that_are_merged_have_to_be_loaded():
+    model = tiny_peft()
+    edited = logits(model)
+    model.add_adapter("other", SurgicalIA3Config(components=["L0.head.1"]), low_cpu_mem_usage=True)
+    with pytest.raises(AdapterError, match="the scales of 'other' are not loaded yet"):
+        model.merge_adapter(["other"])
+    model.set_adapter("other")
+    model.merge_adapter(["default"])
+    torch.testing.assert_close(logits(model), edited, atol=1e-5, rtol=1e-4)

@@ -234,3 +234,13 @@ def test_beside_one_that_is_on_an_adapter_begins_on():
     add(model, "new", ELSEWHERE)
     new = [layer for layer in model.base_model.surgical_layers() if "new" in layer.coordinates]
     assert all(isinstance(layer, SurgicalIA3Layer) and not layer.disable_adapters for layer in new)
+
+
+def test_what_another_method_saves_whole_under_the_name_stays():
+    base = tiny_model("llama")
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), base, "a")
+    base.lm_head.modules_to_save["a"].weight.data.mul_(1.5)
+    said = logits(base)
+    inject_adapter_in_model(SurgicalIA3Config(components=["L0.mlp"]), base, "a")
+    assert torch.equal(logits(base), said)
+    assert not torch.equal(said, logits(tiny_model("llama")))
