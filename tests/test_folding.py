@@ -56,6 +56,9 @@ def test_kinds_that_follow_one_another_are_rounded_once():
     assert rounding.touched == int((exact != old.float()).sum())
     assert rounding.unchanged == int(((exact != old.float()) & (exact.bfloat16() == old)).sum())
     assert torch.equal(new(model, ADDED, SCALES, dtype=torch.float32)[0], exact)
+    wide = tiny_model("llama")
+    exact = (wide.get_parameter(KEY).detach() + 0.25) * factor
+    assert torch.equal(new(wide, ADDED, SCALES, dtype=torch.bfloat16)[0], exact.bfloat16())
 
 
 def test_what_one_of_two_kinds_acts_on_is_as_if_that_were_alone():
