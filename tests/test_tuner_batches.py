@@ -21,7 +21,7 @@ from transformers import (
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Config
-from peft_surgical.tuner.batches import _Batch
+from peft_surgical.tuner.batches import _Batch, check_rows
 from tests.adapters import add, logits, perturb, tiny_peft
 from tests.tiny import tiny_ids, tiny_model, tiny_sighted
 
@@ -112,6 +112,13 @@ def test_names_are_counted_against_the_input_and_no_other_tensor(task_type):
         found = model(position_ids=positions, input_ids=ids, adapter_names=names).logits
     assert torch.equal(found, expected)
     model.generate(eos_token_id=torch.tensor(5), input_ids=ids, adapter_names=names, max_new_tokens=1)
+
+
+def test_of_what_is_given_by_place_only_the_first_is_the_input():
+    given = [None, torch.zeros(1, 5)], {"inputs_embeds": torch.zeros(2, 5, 4)}
+    check_rows(["a", "b"], None, *given)
+    with pytest.raises(AdapterError, match="3 names for a batch of 2 rows"):
+        check_rows(["a", "b", "c"], None, *given)
 
 
 def test_a_vector_has_no_rows():
