@@ -1,10 +1,13 @@
 import copy
 
 import pytest
+import torch
 from peft import get_peft_model
+from torch import nn
 
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner import SurgicalIA3Layer, activate
+from peft_surgical.tuner.names import check_usable
 from tests.adapters import tiny_peft
 from tests.tiny import tiny_model
 
@@ -64,3 +67,10 @@ def test_what_is_no_name_activates_nothing(given):
     with pytest.raises(AdapterError, match=r"a list of names, got|there is no adapter named"):
         model.base_model.add_weighted_adapter(given, [1.0], "new")
     assert model.active_adapters == ["default"]
+
+
+def test_a_parameter_of_the_model_itself_names_no_adapter():
+    model = tiny_model("llama")
+    model.logit_scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(AdapterError, match="'logit_scale' cannot name an adapter: a parameter is called so"):
+        check_usable("logit_scale", model)
