@@ -382,8 +382,11 @@ def test_it_is_pefts_combination_cat(tmp_path):
 
 def test_adapters_of_other_widths_do_not_add_up():
     first = LowRank({"a": (torch.ones(1, 4), torch.ones(3, 1))})
-    other = LowRank({"a": (torch.ones(1, 5), torch.ones(3, 1))}, name="other")
-    with pytest.raises(AdapterError, match="other adds 3 by 5 numbers to a, and another adapter 3 by 4"):
-        total([first, other])
+    for rows, columns in ((3, 5), (2, 4)):
+        other = LowRank({"a": (torch.ones(1, columns), torch.ones(rows, 1))}, name="other")
+        with pytest.raises(
+            AdapterError, match=f"other adds {rows} by {columns} numbers to a, and another adapter 3 by 4"
+        ):
+            total([first, other])
     with pytest.raises(AdapterError, match="nothing to add up"):
         total([])
