@@ -90,6 +90,7 @@ def test_a_stack_for_a_causal_model_says_so(tmp_path):
     assert "pipeline_tag: text-generation" in (tmp_path / "edit" / "README.md").read_text()
     unknown = replace(Edit.load(tmp_path / "adapter"), auto_mapping=None)
     assert stack(unknown, tmp_path / "unknown").task_type == "CAUSAL_LM"
+    assert stack(replace(unknown, task_type="SEQ_CLS"), tmp_path / "another").task_type == "SEQ_CLS"
 
 
 def test_model_card_and_size(tmp_path):
