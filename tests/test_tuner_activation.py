@@ -227,6 +227,9 @@ def test_a_head_that_was_loaded_to_be_trained_is_frozen_while_others_act(tmp_pat
         model.load_adapter(tmp_path, "loaded", is_trainable=True)
         choose(model, "default")
         assert trained(model) == {("scales", "default")}
+    model.load_adapter(tmp_path, "again", is_trainable=True)
+    activate(model, [])
+    assert trained(model) == set()
 
 
 def trained(model):
