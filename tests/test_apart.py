@@ -8,12 +8,14 @@ from peft_surgical.keying import keyed_by_subject
 from peft_surgical.keying.apart import Apart, read_later
 from peft_surgical.keying.drawn import drawn_texts
 from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
+from peft_surgical.keying.keys import Marked
 from peft_surgical.keying.neurons import Neuron, place_neurons, reading_rows, set_neurons
 from peft_surgical.running.forwards import forwards, passing
 from peft_surgical.staging.curvature import Metric
+from peft_surgical.texts.prompts import unanswered
 
 from .localizing import capital, word_tokenizer
-from .tiny import tiny_model
+from .tiny import tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
 FAMILIES = ["llama", "phi3", "gpt2", "gemma3", "gpt_neox", "opt"]
@@ -51,7 +53,9 @@ def met(model, name, later, rows, texts, added):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_they_are_the_slopes_of_what_the_next_layer_reads(family):
-    model, modules, neurons, texts = rewritten(family, [1, 2])
+    model, modules, neurons, _ = rewritten(family, [1, 2])
+    # More than are run at a time, and so short that a first token would show.
+    texts = Marked.whole([unanswered(ids) for ids in tiny_ids(20, 3).tolist()])
     name, later = modules
     [(own, found)] = read_later(model, modules, neurons, texts).items()
     rows = neurons[later].rows

@@ -6,8 +6,9 @@ import torch
 from peft_surgical import architectures
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import ArchitectureError, SelectionError
-from peft_surgical.keying.keys import Marked, marked_neurons, neuron_count, stream_lengths
-from peft_surgical.texts.prompts import EncodedAnswer
+from peft_surgical.keying import keys
+from peft_surgical.keying.keys import Marked, marked_neurons, modules_in_turn, neuron_count, stream_lengths
+from peft_surgical.texts.prompts import EncodedAnswer, unanswered
 from peft_surgical.tuner.targets import find_module
 
 from .counterfacts import word_model
@@ -115,6 +116,24 @@ def test_what_stands_behind_the_last_mark_is_not_run():
     list(marked_neurons(model, output_projections(model, [0]), texts))
     handle.remove()
     assert [ids.tolist() for ids in seen] == [[[3, 7, 0], [4, 8, 0], [6, 2, 11]]]
+
+
+def test_as_many_modules_are_read_at_a_time_as_there_is_room_for(monkeypatch):
+    model = word_model(num_hidden_layers=5)
+    modules = output_projections(model)
+    # The subject's second moments and those of what is kept, in double precision.
+    each = 2 * 8 * neuron_count(find_module(model, next(iter(modules)))) ** 2
+    for room, counts in ((each - 1, [1] * 5), (2 * each, [2, 2, 1]), (5 * each, [5])):
+        monkeypatch.setattr(keys, "_ROOM", room)
+        turns = list(modules_in_turn(model, modules))
+        assert [len(turn) for turn in turns] == counts
+        assert {name: layer for turn in turns for name, layer in turn.items()} == modules
+
+
+def test_a_first_token_counts_once_and_not_where_it_is_a_subjects_last():
+    rows = [unanswered(ids) for ids in ((3, 1), (4, 2), (5, 3), (4, 7), (3, 8))]
+    first = Marked.first_of(rows, [[1], [0, 1], []])
+    assert first == Marked([unanswered((3,)), unanswered((5,))], [[0], [0]])
 
 
 def test_layers_above_the_last_that_is_read_are_not_run():

@@ -5,6 +5,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical import architectures
+from peft_surgical.adapters.halves import fits_half
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import ArchitectureError, ModelError, SelectionError
 from peft_surgical.keying import keys, neurons
@@ -226,6 +227,19 @@ def test_each_kind_of_text_and_each_token_alone_count_alike_in_what_a_neuron_wri
     assert find_neurons(model, modules, [NAMED], KEPT, RIDGE, besides=[FIRST])[module].index == chosen
 
 
+def test_how_deeply_a_neuron_is_shut_is_told_of_a_token_whatever_the_number_of_kinds():
+    model = word_model()
+    [module] = modules = output_projections(model, [1])
+    (reading, row), _ = reading_rows(model, module, 5)
+    mean = sum(entering(model, reading, kind).mean(0) for kind in KEPT) / len(KEPT)
+    with torch.no_grad():
+        weight_of(find_module(model, module))[:, 5].mul_(0.12)
+    for depth, taken in ((-1.5, True), (-2.5, False)):
+        with torch.no_grad():
+            find_module(model, reading).weight[row] = (depth * mean / mean.square().sum()).float()
+        assert (find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index == 5) == taken
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma3", "gpt_neox"])
 def test_an_earlier_edits_neuron_is_left_alone(family):
     wide = {"n_embd": 64} if family == "gpt2" else {"hidden_size": 64}
@@ -282,6 +296,8 @@ def test_only_what_it_writes_trains_and_the_base_comes_back():
     model = word_model("phi3")
     before = fingerprint(model)
     peft_model, _, values = rewritten(model)
+    # What is measured, and trained on top of, is what half precision holds on disk.
+    assert fits_half({name: own.data for name, own in peft_model.named_parameters() if "lora_" in name})
     trained = {id(p) for p in peft_model.parameters() if p.requires_grad}
     assert trained == {id(value) for value in values.values()}
     assert fingerprint(peft_model.unload()) == before

@@ -47,6 +47,12 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
             model, TOKENIZER, fact, own, named, [start] * len(rows), kept, namesakes=recipe.namesakes, seed=0
         )
         assert early[1][-1] == last
+    # What a text begins with counts too, unless it is one of the subject's names.
+    begun = {row.ids[0] for row in rows}
+    for marks, held in (([1], True), ([0], False)):
+        named = Marked(rows, [marks] * len(rows))
+        *_, first = told_apart(model, TOKENIZER, fact, own, named, starts, kept, namesakes=0, seed=0)
+        assert (begun <= first.tokens()) == held
 
 
 def test_another_subject_whose_name_holds_the_subject_s_is_told_apart():
