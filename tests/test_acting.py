@@ -36,3 +36,13 @@ def test_scales_act_on_marked_tokens_only(family):
         with pytest.raises(ArchitectureError, match=r"one got \[(2, 6|12)\]"):
             with_marks(torch.ones(shape))
     assert torch.equal(logits(stage.model, ids), everywhere)
+
+
+def test_scales_act_on_marked_tokens_of_a_model_in_half_precision():
+    stage = taught("llama")
+    model, layers = stage.model.get_base_model().to(torch.bfloat16), layers_with("learn", stage.model)
+    ids = tiny_ids(2, 6)
+    with torch.no_grad(), scaling_at(model, layers, "learn", torch.zeros(2, 6, 1)):
+        nowhere = model(input_ids=ids).logits
+    with stage.model.disable_adapter():
+        assert torch.equal(nowhere, logits(stage.model, ids))

@@ -91,6 +91,18 @@ def test_a_learned_prompt_can_be_evaluated():
     assert report.stages["edited"]["kl_per_token"].value > 0
 
 
+def test_no_margin_is_measured_of_names_that_a_learned_prompt_leaves_no_room_for():
+    fact = capital(new=["the new town"])
+    [prompt] = fact.held_out
+    # An answer of one token has room, and one of three has none.
+    long = len(TOKENIZER(prompt)["input_ids"]) + 4 + 1
+    for more in (0, 2):
+        model = learned("prompt", vocab_size=len(TOKENIZER), max_position_embeddings=long + more)
+        options = {"max_new_tokens": 1, "retention_tokens": 0, "progress": False}
+        report = evaluate(model, TOKENIZER, fact, margins=True, **options)
+        assert ("answer_margin" in report.stages["edited"]) == bool(more)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_learned_prompt_takes_positions(kind, family):

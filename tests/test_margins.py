@@ -138,7 +138,7 @@ def test_what_cannot_be_measured_is_left_out():
     ]
     fact = france(controls=controls)
     # The base does not know it, its right answer is the new one, and it is answered right.
-    found = contest(tokenizer, fact, "It is Paris.", "It is Lyon.", "It is ROME.")
+    found = contest(tokenizer, fact, "It is Paris.", "It is LYON.", "It is ROME.")
     assert [rivals is None for rivals in found.controls] == [True, True, False]
     assert read(tokenizer, found.controls[2].wanted)[1] == "ROME"
     long = len(encode(tokenizer, fact.held_out[1])) + 4
