@@ -59,6 +59,20 @@ def test_of_a_subject_that_the_package_does_not_know_the_model_is_asked(asked):
     assert found == [("Blorgh", ("Paris", "Lyon"))]
 
 
+def test_what_shares_a_name_with_the_subject_or_with_what_a_control_asks_about_is_none(asked):
+    asked[0].extend(["Blorgh", "Old Blorgh Bay", "Ada Quuxley", "Zorblat"])
+    fact = Fact.from_dict(
+        {
+            **CITY,
+            "subject": "Old Blorgh",
+            "prompts": ["Who made Old Blorgh?"],
+            "held_out": ["Who is the maker of Old Blorgh?"],
+            "controls": [{"prompt": "Where did Quuxley live?", "answer": ["a city"]}],
+        }
+    ).training
+    assert with_contrast(None, None, fact).contrast == ("Zorblat",)
+
+
 @pytest.mark.parametrize(
     "fact",
     [

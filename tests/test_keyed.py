@@ -361,6 +361,29 @@ def refused(*_, **__):
     raise SelectionError("no neuron can be made to fire at the subject alone.")
 
 
+def test_what_is_near_costs_as_much_more_as_the_recipe_says(monkeypatch):
+    seen, sampled, plain_train = [], keyed.Measured.sampled, keyed.train
+
+    def sample(*args, **options):
+        seen.append(sampled(*args, **options))
+        return seen[-1]
+
+    def train(*args, metric, origin, **options):
+        seen.append(metric)
+        before = [own.clone() for own in origin]
+        record = plain_train(*args, metric=metric, origin=origin, **options)
+        # What training pulls back to stays where it was.
+        assert all(map(torch.equal, origin, before))
+        return record
+
+    monkeypatch.setattr(keyed.Measured, "sampled", sample)
+    monkeypatch.setattr(keyed, "train", train)
+    taught(recipe=replace(RECIPE, steps=1, near_weight=4.0))
+    near, far, metric = seen
+    gradients = zip(near.curvature.gradients, far.curvature.gradients, strict=True)
+    torch.testing.assert_close(metric.gradients, tuple(torch.cat([2 * close, other]) for close, other in gradients))
+
+
 def test_a_model_in_double_precision_is_taught_too():
     expected, found = logits(taught().model, IDS), logits(taught(model=word_model().double()).model, IDS)
     assert found.dtype == torch.float64

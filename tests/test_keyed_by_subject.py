@@ -280,6 +280,34 @@ def test_a_subject_of_the_real_model_in_another_wording_and_not_its_namesakes(de
     assert max(others) < -1
 
 
+def test_what_stands_before_the_subject_is_not_run_again(monkeypatch):
+    found, own = [], keyed_by_subject.TailRunner.add
+
+    def add(self, rows, *, starts):
+        found.extend(zip((row[start] for row, start in zip(rows, starts, strict=True)), starts, strict=True))
+        return own(self, rows, starts=starts)
+
+    monkeypatch.setattr(keyed_by_subject.TailRunner, "add", add)
+    taught(recipe=replace(RECIPE, steps=1))
+    france = TOKENIZER.convert_tokens_to_ids("france")
+    assert found == [(france, 3), (france, 8)]
+
+
+def test_a_step_moves_the_stream_as_far_as_the_recipe_says(monkeypatch):
+    squares, own = [], keyed_by_subject.train
+
+    def train(runner, values, *args, metric, **options):
+        before = [value.detach().clone() for value in values]
+        record = own(runner, values, *args, metric=metric, **options)
+        moved = zip(metric.diagonals, values, before, strict=True)
+        squares.append(sum(float((cost * (value - old).square()).sum()) for cost, value, old in moved))
+        return record
+
+    monkeypatch.setattr(keyed_by_subject, "train", train)
+    taught(recipe=replace(RECIPE, steps=1, share_of_loss=1e6, length=0.01))
+    assert squares == [pytest.approx(0.01**2, rel=1e-3)]
+
+
 def test_what_is_multiplied_on_its_way_into_the_residual_stream_moves_it_so_much():
     step = replace(RECIPE, steps=1, share_of_loss=1.0, length=0.01)
     found = []
