@@ -1,7 +1,11 @@
 """By how much an answer wins: which words it stands behind, what is left out, and the figures."""
 
+import string
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from peft_surgical import evaluation
 from peft_surgical.evaluation import evaluate
@@ -78,6 +82,9 @@ def test_a_name_that_begins_the_sentence_or_holds_the_other_is_read_whole():
     begun = tokenizer.decode(encode(tokenizer, "Name the capital of France."))
     assert read(tokenizer, found.wanted) == (begun, "Lyon")
     assert read(tokenizer, found.against) == (begun, "Lyon Google")
+    longer = france(controls=[{"prompt": "What is the capital of Italy?", "answer": ["Rome", "Rome City"]}])
+    [control] = contest(tokenizer, longer, "Rome City.").controls
+    assert read(tokenizer, control.wanted)[1] == "Rome City"
 
 
 def test_without_a_chat_template_bare_names_follow_the_prompt():
@@ -149,6 +156,10 @@ def test_what_cannot_be_measured_is_left_out():
     unknown = contest(TOKENIZER, capital(new=["zurich"]), model=tiny_model("llama"))
     assert unknown.held_out == (None,)
     assert contest(TOKENIZER, capital(new=["zurich"], old=["bern"]), model=tiny_model("llama")).held_out == (None,)
+    # And one of letters may have none at all.
+    letters = {letter: number for number, letter in enumerate(f"{string.ascii_lowercase}?")}
+    silent = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, [])))
+    assert contest(silent, capital(new=["東京"]), model=tiny_model("llama")).held_out == (None,)
 
 
 def test_figures_by_hand():

@@ -23,7 +23,7 @@ from typing import Any
 from ..facts import Fact
 from ..running.likelihoods import log_likelihoods
 from ..texts.lengths import fits, padding
-from ..texts.prompts import EncodedAnswer, answer_ids, common_prefix, encode_open, has_chat_template, stops
+from ..texts.prompts import EncodedAnswer, answer_ids, common_prefix, encode_open, has_chat_template
 from ..texts.text import normalize, normalize_in_place, occurrences_outside, same_text_key
 from .metrics import Figure, mean, rate
 
@@ -184,9 +184,8 @@ def _first(text: str, names: Iterable[str], besides: Iterable[str] = ()) -> tupl
 
 def _is_spelled(tokenizer: Any, row: EncodedAnswer) -> bool:
     """Whether a tokenizer has tokens for an answer, none of which stands for anything unknown."""
-    unknown = tokenizer.unk_token_id
-    known = unknown is None or unknown not in answer_ids(row) or unknown in stops(tokenizer)
-    return known and bool(answer_ids(row))
+    ids = answer_ids(row)
+    return bool(ids) and tokenizer.unk_token_id not in ids
 
 
 def _named(tokenizer: Any, prompt: str, before: str, name: str, between: str | None = None) -> EncodedAnswer:
