@@ -4,11 +4,12 @@ import copy
 import json
 import os
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import peft_surgical as ps
 from peft_surgical.adapters.lineage import identities
@@ -22,9 +23,9 @@ from .tiny import tiny_model
 PLAIN = IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"])
 
 
-def stock(config, folder):
+def stock(config, folder, family="llama"):
     """A stock adapter that changes what the model computes."""
-    model = get_peft_model(tiny_model("llama"), config)
+    model = get_peft_model(tiny_model(family), config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -132,6 +133,9 @@ def test_adapters_that_cannot_be_used(tmp_path):
     lora = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "lora")
     with pytest.raises(ps.AdapterError, match="LORA and SURGICAL_IA3 cannot be active at once"):
         check_together([lora, ours])
+    products = stock(LoHaConfig(target_modules=["q_proj"], r=2), tmp_path / "products")
+    with pytest.raises(ps.AdapterError, match="LOHA and SURGICAL_IA3 cannot be active at once"):
+        check_together([ours, products])
     pickled = stock(LoraConfig(target_modules=["q_proj"], r=2), tmp_path / "pickled")
     os.rename(pickled / "adapter_model.safetensors", pickled / "adapter_model.bin")
     with pytest.raises(ps.AdapterError, match="only a pickle"):
@@ -157,6 +161,17 @@ def test_adapters_that_cannot_be_used(tmp_path):
     (lora / "adapter_config.json").write_text("[]")
     with pytest.raises(ps.AdapterError, match=r"must hold a JSON object\."):
         check_together([lora])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_file_that_holds_other_values_of_a_tied_head_or_its_own_is_refused(family, tmp_path):
+    folder = stock(LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"), tmp_path / "lora", family)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    head = tiny_model(family).lm_head.weight.detach().clone()
+    for factor in (1.0, 1.5):
+        save_file({**tensors, "base_model.model.lm_head.weight": factor * head}, folder / "adapter_model.safetensors")
+        with nullcontext() if factor == 1 else pytest.raises(AdapterError, match=r"holds lm_head\.weight of the base"):
+            attach(tiny_model(family), [folder])
 
 
 def test_an_output_head_that_is_not_the_models_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from peft_surgical import evaluation
 from peft_surgical.adapters.bases import note_revision
 from peft_surgical.errors import ModelError
-from peft_surgical.evaluation import Answers, answer_fact, evaluate, versions
+from peft_surgical.evaluation import Answers, answer_fact, base_settings, evaluate, versions
 from peft_surgical.measuring import retention
 from peft_surgical.measuring.metrics import Figure, clustered_mean
 from peft_surgical.measuring.portability import portability_metrics
@@ -254,6 +254,11 @@ def test_a_report_tells_where_the_model_came_from(tmp_path, monkeypatch):
     report = evaluate(model, TOKENIZER, capital(), **options)
     assert (report.settings["hub_id"], report.settings["revision"]) == ("org/model", "v1.0")
     assert "Measured: org/model (revision v1.0) in float32" in report.to_markdown()
+    # A place in the hub's cache tells both.
+    model = tiny_model("llama")
+    model.config._name_or_path = "hub/models--org--model/snapshots/0a1b2c"
+    settings = base_settings(model, TOKENIZER)
+    assert (settings["hub_id"], settings["revision"]) == ("org/model", "0a1b2c")
 
 
 def test_without_a_chat_template_an_answer_is_one_line(monkeypatch):

@@ -1,11 +1,12 @@
 import pytest
 from peft import LoraConfig
+from torch import nn
 
 from peft_surgical.architectures import check_causal
-from peft_surgical.errors import AdapterError, ModelError
+from peft_surgical.errors import AdapterError, ModelError, SelectionError
 from peft_surgical.localizing.bridge import check_localizable
 from peft_surgical.merging import merge
-from peft_surgical.staging.placeable import check_at_hand, check_bare, check_free, check_whole
+from peft_surgical.staging.placeable import check_at_hand, check_bare, check_below_head, check_free, check_whole
 from peft_surgical.tuner import unload
 
 from .adapters import add, prompted, saved, tiny_peft
@@ -81,3 +82,22 @@ def test_the_module_that_is_elsewhere_is_named():
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj has no weights at hand .* are offloaded"):
         check_at_hand(model, ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"])
     check_at_hand(tiny_peft(components=["L1.mlp"]), ["model.layers.1.mlp.down_proj"])
+
+
+def test_the_head_and_its_parts_are_refused_by_whatever_name():
+    model = tiny_model("llama")
+    model.lm_head = nn.Sequential(model.lm_head)
+    model.head = model.lm_head
+    check_below_head(model, ["model.layers.0.mlp.down_proj", "elsewhere"])
+    for name in ("lm_head", "head", "lm_head.0"):
+        with pytest.raises(SelectionError, match=f"leave {name} out of the selection"):
+            check_below_head(model, ["model.layers.0.mlp.down_proj", name])
+
+
+def test_a_module_of_which_a_part_is_offloaded_is_not_at_hand():
+    model = tiny_model("gpt2")
+    module = model.transformer.h[0].mlp.c_fc
+    module.weight = nn.Parameter(module.weight.to("meta"))
+    check_at_hand(model, ["transformer.h.1.mlp.c_fc", "elsewhere"])
+    with pytest.raises(ModelError, match="no weights at hand to train an adapter on"):
+        check_at_hand(model, ["transformer.h.0.mlp.c_fc"])

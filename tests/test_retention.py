@@ -49,6 +49,13 @@ def test_a_model_that_masks_what_it_would_have_to_say_is_refused(base, edited, n
         measure_retention(model, TOKENIZER, two_states(model), text=TEXT)
 
 
+def test_a_model_that_all_but_masks_the_text_is_worse_by_a_number_that_json_has():
+    model = masking(VOCAB, 9, -1e4)
+    found = measure_retention(model, TOKENIZER, two_states(model), text=TEXT, window=32)["edited"]
+    assert found["kl_per_token"].value > 700
+    assert found["perplexity_ratio"].value == math.exp(700)
+
+
 def test_a_token_without_an_embedding_is_told_before_anything_is_answered(monkeypatch):
     tokenizer = small_tokenizer("byte_level", CHATML)
     model = tiny_model("llama", vocab_size=len(tokenizer) - 20)

@@ -107,6 +107,9 @@ def test_it_says_nothing_of_inexact_unmerging(recwarn):
 def test_a_model_most_of_whose_weights_would_stay_is_refused():
     with pytest.raises(ModelError, match=r"experts\.\w+ holds the weights of many experts in one tensor"):
         rounded_state(tiny_experts(), [], 4)
+    config = LoraConfig(target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    with pytest.raises(ModelError, match=r"experts\..*\w+ holds the weights of many experts in one tensor"):
+        rounded_state(get_peft_model(tiny_experts(), config), [], 4)
 
 
 def test_convolutions_and_whole_numbers_are_not_experts():
