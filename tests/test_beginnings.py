@@ -95,6 +95,13 @@ def test_layers_of_a_kind_that_is_not_known_may_keep_anything():
     assert not goes_on_from_keys(model)
 
 
+def test_a_model_that_says_that_it_keeps_a_state_does_not_go_on_from_keys():
+    model = tiny_model("llama")
+    assert goes_on_from_keys(model)
+    model._is_stateful = True
+    assert not goes_on_from_keys(model)
+
+
 # RWKV's layers give more than what enters the next one, so that none is passed over.
 @pytest.mark.parametrize(
     ("family", "first"),

@@ -26,6 +26,11 @@ def test_each_module_has_its_own_mode_again(mode):
     with pytest.raises(RuntimeError), evaluating(model):
         raise RuntimeError
     assert fingerprint(model) == before
+    # What it was once is forgotten.
+    model.train(not mode)
+    with evaluating(model):
+        pass
+    assert {module.training for module in model.modules()} == {not mode}
 
 
 def test_an_interrupt_on_the_way_in_leaves_each_module_its_own_mode(monkeypatch):

@@ -266,3 +266,13 @@ def test_sequences_stay_whole(monkeypatch):
     assert [*_together([3, 2, 1, 9, 1, 5])] == [range(2), range(2, 3), range(3, 4), range(4, 5), range(5, 6)]
     assert [*_together([])] == []
     assert [rows for rows, _ in Pieces(torch.zeros(6, 2), [3, 2, 1])] == [range(2), range(2, 3)]
+
+
+def test_what_arrives_when_pieces_are_looked_at_again_is_added():
+    leaf = torch.ones(3, 4, requires_grad=True)
+    pieces = Pieces(2 * leaf, [1, 2])
+    for factor in (1, 10):
+        for _, logits in pieces:
+            (factor * logits).sum().backward()
+    pieces.back()
+    assert torch.equal(leaf.grad, torch.full((3, 4), 22.0))

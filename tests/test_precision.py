@@ -11,7 +11,7 @@ from torch import nn
 
 import peft_surgical as ps
 from peft_surgical.measuring.relearning import relearned_state
-from peft_surgical.running.precision import own_forwards, without_autocast
+from peft_surgical.running.precision import exact_arithmetic, own_forwards, without_autocast
 
 from . import test_keyed, test_sentence
 from .adapters import deltas, logits, perturb, tiny_peft
@@ -206,3 +206,21 @@ def test_what_may_make_a_loss_finite_is_said(dtype, advice):
     state = relearned_state(model, TOKENIZER, capital(), [], 1)
     with pytest.raises(ps.ModelError, match=f"not finite in {dtype}; {advice}"), state():
         pass
+
+
+def test_half_precision_is_computed_with_in_float32():
+    half = torch.tensor([1.0, 2.0**-9], dtype=torch.bfloat16)
+    with exact_arithmetic(half.dtype):
+        found = [half.sum(), torch.stack([half, half]), torch.cat((half, half)), half.to(half.dtype)]
+    assert {own.dtype for own in found} == {torch.float32}
+    assert found[0] == 1 + 2.0**-9
+    assert half.sum() == 1
+
+
+def test_autocast_is_set_aside_on_the_processor_wherever_the_model_is():
+    one = torch.ones(1, 1)
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        away = nn.Linear(1, 1)
+        with without_autocast(away):
+            found = one @ one
+    assert found.dtype == torch.float32

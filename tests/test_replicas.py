@@ -124,6 +124,10 @@ def hooked_behind(model):
     model.get_output_embeddings().register_full_backward_hook(lambda *_: None)
 
 
+def hooked_before_a_backward(model):
+    model.get_output_embeddings().register_full_backward_pre_hook(lambda *_: None)
+
+
 def given_a_forward(model):
     layer = model.model.layers[0]
     layer.forward = layer.forward
@@ -182,6 +186,7 @@ def test_hooks_on_all_modules_are_not_run_in_several_threads(register):
         hooked,
         hooked_before,
         hooked_behind,
+        hooked_before_a_backward,
         hooked_at_a_parameter,
         given_a_forward,
         elsewhere,

@@ -297,6 +297,8 @@ def test_what_there_is_no_room_for_is_computed_again(kept, prefix):
     runner = SuffixRunner(model, layers_of(model), 2, prefix, room=sum(LENGTHS[:kept]) * token)
     runner.add(sequences)
     assert [states is not None for states in runner._entering] == [place < kept for place in range(4)]
+    # The batch that they were computed in is not held with them.
+    assert all(own.untyped_storage().nbytes() == own.nbytes for own in runner._entering if own is not None)
     layers_of(model)[0].mlp.register_forward_hook(lambda _, args, __: ran.append(len(args[0])))
     expected = SuffixRunner(model, layers_of(model), 2, prefix)
     expected.add(sequences)

@@ -220,6 +220,10 @@ def test_what_there_is_no_room_for_runs_whole(first):
     token = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, dimensions, bytes
     runner = runner_of(model, first, room=7 * token + 1)
     assert runner.starts == [7, 0, 0, 0]
+    # Nor is what they were computed beside held with them.
+    kept = [part for own in runner_of(model, first)._kept for layer in own or () for part in layer]
+    assert kept
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in kept)
     torch.testing.assert_close(runner.logits(range(4), SPANS), plain(model, SEQUENCES, SPANS), atol=2e-5, rtol=1e-4)
     assert runner_of(model, first, room=0).starts == [0, 0, 0, 0]
 

@@ -54,6 +54,13 @@ def test_few_tokens_are_not_shared_out(tokens, count):
         assert len(workers_of(task.runner, task.parameters, tokens)) == count
 
 
+def test_a_pass_is_not_shared_where_most_of_it_is_what_all_rows_begin_with():
+    task = Task()
+    task.runner.prefix = (1,) * 200
+    with threads(3):
+        assert [len(workers_of(task.runner, task.parameters, tokens)) for tokens in (799, 800)] == [1, 2]
+
+
 def test_each_gets_as_many_tokens_as_a_processor_gains_by():
     task = Task()
     worker = Worker(task.runner, task.parameters, Replica(task.model))
