@@ -11,6 +11,7 @@ from peft_surgical.running.cache import answers_kept
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.staging import retain, retained
+from peft_surgical.texts.topics import topic_prompts
 
 from .adapters import deltas
 from .staged import FACT, RECIPE, TOKENIZER, config, first_stage
@@ -25,6 +26,23 @@ def test_a_stage_with_the_same_scales_measures_nothing_again(monkeypatch):
     monkeypatch.setattr(retained, "base_answers", lambda *_, **__: pytest.fail("it was asked"))
     second = learn(first.model, TOKENIZER, FACT, recipe=RECIPE, retained=first.retained, progress=False)
     assert second.retained is first.retained
+
+
+def test_of_questions_that_the_base_answers_with_the_fact_those_that_a_person_keeps_stay(monkeypatch):
+    monkeypatch.setattr(retained, "states_fact", lambda *_: True)
+    fact = FACT.training
+    found = retained.base_rows(tiny_model("llama"), TOKENIZER, fact, RECIPE, 0, False, besides=["where is it ?"])
+    assert set(fact.retain) <= set(found.prompts)
+    assert not {"where is it ?", *topic_prompts(fact)} & set(found.prompts)
+
+
+def test_a_question_that_leaves_no_room_for_its_answer_is_not_kept():
+    fact = FACT.training
+    found = retained.base_rows(tiny_model("llama"), TOKENIZER, fact, RECIPE, 0, False)
+    longest = max(row.answer_start for row in found.rows)
+    short = tiny_model("llama", max_position_embeddings=longest + RECIPE.retain_tokens - 1)
+    rows = retained.base_rows(short, TOKENIZER, fact, RECIPE, 0, False).rows
+    assert rows == tuple(row for row in found.rows if row.answer_start < longest)
 
 
 def test_the_layers_below_both_stages_run_once_on_what_is_kept(monkeypatch):
