@@ -381,8 +381,16 @@ def test_torchs_newer_setting_of_precision_is_part_of_the_key_and_no_error(tmp_p
     assert len(computed) == (1 if backend is torch.backends.cuda.matmul else 2)
 
 
-def test_the_kernel_that_attention_may_run_on_is_part_of_the_key(tmp_path, computed):
-    for backends in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], SDPBackend.MATH):
-        with sdpa_kernel(backends):
+def test_where_there_is_no_room_no_folder_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("peft_surgical.running.cache.write_bytes", lambda *_: os.stat(tmp_path / "nothing"))
+    assert answer(tiny_model("llama"), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_what_operations_run_on_is_part_of_the_key(tmp_path, computed):
+    # Which kernel of attention, in how many replicas, and by which library.
+    kernels = (sdpa_kernel(own) for own in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], SDPBackend.MATH))
+    for block in (*kernels, ps.without_replicas(), torch.backends.mkldnn.flags(enabled=False)):
+        with block:
             answer(tiny_model("llama"), tmp_path)
-    assert len(computed) == len(files(tmp_path)) == 2
+    assert len(computed) == len(files(tmp_path)) == 4

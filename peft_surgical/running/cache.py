@@ -99,7 +99,7 @@ def kept_answers(
     # One process's model may be hooked, and the others' not.
     if not all(from_all(path is not None)) or path is None:
         return answer()
-    kept = by_main(lambda: _read(path, len(prompts)))
+    kept = by_main(lambda: _read(path))
     if kept is not None:
         return kept
     answers = answer()
@@ -163,11 +163,11 @@ def _arithmetic() -> dict[str, Any]:
     }
 
 
-def _read(path: Path, count: int) -> list[list[int]] | None:
+def _read(path: Path) -> list[list[int]] | None:
     try:
         found = read_json(path)
         answers: list[list[int]] = found["answers"]
-        whole = found["digest"] == json_hash(answers) and len(answers) == count
+        whole = found["digest"] == json_hash(answers)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return answers if whole else None
