@@ -26,7 +26,7 @@ def with_rounded(model: Any, states: Mapping[str, State], bits: Sequence[int]) -
     """
     adapters, checkpoint = _edited_by(model, states)
     rounded: dict[str, State] = {}
-    for number in dict.fromkeys(bits):
+    for number in bits:
         rounded[f"base in {number} bits"] = base = rounded_state(model, [], number)
         if adapters:
             rounded[f"edited in {number} bits"] = rounded_state(model, adapters, number)
@@ -61,7 +61,7 @@ def with_relearned(
     """
     adapters, checkpoint = _edited_by(model, states)
     relearned: dict[str, State] = {}
-    for number in dict.fromkeys(steps):
+    for number in steps:
         for name in ("base", *([_EDITED] if adapters or checkpoint is not None else [])):
             acting, edited = (adapters, checkpoint) if name == _EDITED else ([], None)
             relearned[f"{name} relearned {number} step{'s' * (number != 1)}"] = relearned_state(
