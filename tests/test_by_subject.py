@@ -11,8 +11,9 @@ import peft_surgical as ps
 from benchmarks.plain_text import log_likelihoods
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
-from peft_surgical.staging import by_subject
+from peft_surgical.staging import by_subject, retain
 from peft_surgical.staging.by_subject import SubjectRecipe, learn_by_subject
+from peft_surgical.staging.subject_texts import texts_to_keep
 from peft_surgical.tuner.layer import layers_with
 
 from .adapters import deltas, logits, loss
@@ -296,3 +297,12 @@ def test_a_subject_of_the_real_model_in_another_wording(demo):
 
     assert preferred("The capital city of France is called", "Lyon", "Paris")
     assert not preferred("The capital of Italy is", "Lyon", "Rome")
+
+
+def test_a_question_that_an_evaluation_asks_is_no_text_to_keep():
+    asked = {"prompt": retain.everyday_prompts()[0], "answer": ["italy"]}
+    found, fewer = (
+        texts_to_keep(tiny_model("llama"), TOKENIZER, fact.training, general=3, names=0, seed=0)[0]
+        for fact in (capital(), capital(controls=[*capital().to_dict()["controls"], asked]))
+    )
+    assert len(fewer) == len(found) - 1

@@ -34,6 +34,17 @@ def test_processes_compute_in_what_the_first_one_chose(monkeypatch):
         assert working.dtype == torch.bfloat16
 
 
+def test_what_is_no_float_is_what_it_was_and_a_copy_answers_whatever_mode_the_model_is_in():
+    model = tiny_peft("llama").train()
+    table = torch.nn.Parameter(torch.arange(4, dtype=torch.int8), requires_grad=False)
+    model.get_base_model().table = table
+    with computing(model, "bfloat16") as working:
+        assert working.dtype == torch.bfloat16
+        assert working.table is table
+        assert not any(part.training for part in working.modules())
+    assert model.training
+
+
 def test_it_is_measured():
     assert module._seconds(torch.float32, 8, 8) > 0
 
