@@ -13,7 +13,7 @@ from peft_surgical.adapters.halves import fits_half
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.staging import by_subject, retain
 from peft_surgical.staging.by_subject import SubjectRecipe, learn_by_subject
-from peft_surgical.staging.subject_texts import texts_to_keep
+from peft_surgical.staging.subject_texts import NamedRows, texts_to_keep
 from peft_surgical.tuner.layer import layers_with
 
 from .adapters import deltas, logits, loss
@@ -306,3 +306,8 @@ def test_a_question_that_an_evaluation_asks_is_no_text_to_keep():
         for fact in (capital(), capital(controls=[*capital().to_dict()["controls"], asked]))
     )
     assert len(fewer) == len(found) - 1
+
+
+def test_an_answer_that_the_tokenizer_does_not_know_is_refused():
+    with pytest.raises(FactError, match="the answer 'zurich' has a token that is not in this tokenizer's vocabulary"):
+        NamedRows.of(tiny_model("llama"), TOKENIZER, capital(new=["zurich"]).training)
