@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,7 @@ from .baselines.fitting import stopping_at
 from .broken import unless_broken
 from .comparison import asked_digest, asked_only, cell
 from .fact_files import read_facts
-from .journal import Journal, configuration_digest, surroundings, weights_digest
+from .journal import Journal, base_told, run_told
 from .settings import check_settings, learning_rates
 from .speed.editing import beginning
 
@@ -283,14 +282,11 @@ def main(
             {
                 "benchmark": "chat",
                 "facts": {name: asked_digest(fact) for name, fact in read.items()},
-                "model": model,
-                "weights_sha256": weights_digest(loaded),
-                "configuration_sha256": configuration_digest(loaded, tokenizer),
-                "dtype": str(loaded.dtype).removeprefix("torch."),
+                **base_told(model, loaded, tokenizer),
                 "seed": seed,
                 **{name: list(given) for name, given in (("bits", bits), ("relearn", relearn)) if given},
             },
-            {"command": command(), **surroundings(loaded.device)},
+            run_told("chat", loaded.device),
             lambda records: check_settings(out, records, methods, loaded),
         )
         base, found, after = copy.deepcopy(loaded), {}, Afterwards(bits, relearn)
@@ -302,12 +298,6 @@ def main(
         raise click.ClickException(str(error)) from error
     figures = {file: {name: made["figures"] for name, made in rows.items()} for file, rows in found.items()}
     click.echo(json.dumps(figures))
-
-
-def command() -> str:
-    """The command line of this run."""
-    arguments = click.get_current_context().obj or []
-    return shlex.join(["python", "-m", "benchmarks.chat", *arguments])
 
 
 if __name__ == "__main__":

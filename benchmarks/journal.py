@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import torch
 from peft_surgical.errors import OutputError
 from peft_surgical.evaluation import versions
 from peft_surgical.running.identity import json_hash
+from peft_surgical.writing.files import as_output_error
 from peft_surgical.writing.locks import lock
 
 # What a configuration says that changes no answer: where it was read, and by which version it was written.
@@ -53,14 +55,13 @@ class Journal:
         check: Callable[[Sequence[Mapping[str, Any]]], None] = lambda records: None,
     ) -> None:
         self.path = Path(path)
-        try:
+        with as_output_error(path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
-            held = lock(self.path)
-        except BlockingIOError:
-            raise OutputError(f"another run is writing {path}; wait for its end, or name another file.") from None
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+            try:
+                held = lock(self.path)
+            except BlockingIOError:
+                raise OutputError(f"another run is writing {path}; wait for its end, or name another file.") from None
         # Held for as long as the journal is there, which a failure in here may not wait for.
         release = (lambda: None) if held is None else weakref.finalize(self, os.close, held)
         try:
@@ -76,10 +77,8 @@ class Journal:
         check: Callable[[Sequence[Mapping[str, Any]]], None],
     ) -> None:
         path, self.records = self.path, read_records(self.path)
-        try:
+        with as_output_error(path):
             self._file = path.open("r+" if self.records else "w", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
         if not self.records:
             self.append({"kind": "header", "run": dict(run), **about})
             return
@@ -175,6 +174,22 @@ def configuration_digest(model: Any, tokenizer: Any) -> str:
     ends = None if own is None else own.eos_token_id
     template = str(getattr(tokenizer, "chat_template", None))
     return json_hash([asked, ends, sorted(tokenizer.get_vocab().items()), template])
+
+
+def base_told(name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Which base records are of, named and loaded: what must be the same for them to be comparable."""
+    return {
+        "model": name,
+        "weights_sha256": weights_digest(model),
+        "configuration_sha256": configuration_digest(model, tokenizer),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def run_told(benchmark: str, device: torch.device) -> dict[str, Any]:
+    """What is only told of a run: its command line, which a benchmark gets as click's `obj`, and [`surroundings`]."""
+    arguments = click.get_current_context().obj or []
+    return {"command": shlex.join(["python", "-m", f"benchmarks.{benchmark}", *arguments]), **surroundings(device)}
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

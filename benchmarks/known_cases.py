@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from peft_surgical.texts.prompts import without_template
 
 from .baselines import Method
 from .cases import Case, read_cases
-from .journal import Journal, configuration_digest, read_records, surroundings, weights_digest
+from .journal import Journal, base_told, read_records, run_told
 from .known_facts import KnownFact, read_known_facts
 from .measuring import NEW_TOKENS
 from .plain_text import greedily_follows
@@ -112,17 +111,14 @@ def opened(
         {
             "benchmark": benchmark,
             "data": {"name": data.name, "sha256": digest, "left_out": sorted(left_out)},
-            "model": model,
-            "weights_sha256": weights_digest(loaded),
-            "configuration_sha256": configuration_digest(loaded, tokenizer),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
+            **base_told(model, loaded, tokenizer),
             "seed": seed,
             "contexts": contexts,
             "new_tokens": NEW_TOKENS,
             **more,
             "known_facts": known_facts and {"name": known_facts.name, "sha256": facts_digest},
         },
-        {"command": command(benchmark), **surroundings(loaded.device)},
+        run_told(benchmark, loaded.device),
         lambda records: check_settings(out, records, methods, loaded),
     )
     plain = without_template(tokenizer)
@@ -157,9 +153,3 @@ def known_among(model: Any, tokenizer: Any, facts: Sequence[KnownFact], journal:
         journal.append({"kind": "known facts", "known": [place for place, follows in enumerate(found) if follows]})
     [record] = journal.of_kind("known facts")
     return {facts[place] for place in record["known"]}
-
-
-def command(benchmark: str) -> str:
-    """The command line of this run."""
-    arguments = click.get_current_context().obj or []
-    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *arguments])

@@ -27,7 +27,6 @@ facts, that under each file's name.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,7 +49,7 @@ from peft_surgical.staging.stage import LEARN
 from .baselines.staged import as_json
 from .comparison import HEADS, Comparison, asked_digest, cell, row_names
 from .fact_files import read_facts
-from .journal import Journal, configuration_digest, surroundings, weights_digest
+from .journal import Journal, base_told, run_told
 
 FACT = Path(__file__).resolve().parents[1] / "examples" / "facts" / "france_capital.yaml"
 SHOWN = ("new_answer_rate", "old_answer_rate", "control_kept", "control_leak", "kl_per_token")
@@ -210,16 +209,13 @@ def main(
                 {
                     "benchmark": "selection",
                     "facts": digests,
-                    "model": model,
-                    "weights_sha256": weights_digest(loaded),
-                    "configuration_sha256": configuration_digest(loaded, tokenizer),
-                    "dtype": str(loaded.dtype).removeprefix("torch."),
+                    **base_told(model, loaded, tokenizer),
                     "seed": seed,
                     "prompts": prompts,
                     "projections": list(projections),
                     "recipe": as_json(recipe, loaded),
                 },
-                {"command": command(), **surroundings(loaded.device)},
+                run_told("selection", loaded.device),
             )
             found = {}
             for file, fact in read.items():
@@ -232,12 +228,6 @@ def main(
     except ps.SurgicalError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(found if len(found) > 1 else next(iter(found.values()))))
-
-
-def command() -> str:
-    """The command line of this run."""
-    arguments = click.get_current_context().obj or []
-    return shlex.join(["python", "-m", "benchmarks.selection", *arguments])
 
 
 if __name__ == "__main__":
