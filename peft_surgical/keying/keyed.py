@@ -197,7 +197,6 @@ def learn_keyed(
             working, tokenizer, fact, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
         )
         neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first])
-        # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
         origin = [value.detach().clone() for value in values.values()]
         pad = padding(model.config, tokenizer)

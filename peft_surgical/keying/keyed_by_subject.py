@@ -167,7 +167,6 @@ def learn_keyed_by_subject(
         besides = [first, drawn] if len(drawn.rows) == recipe.drawn else [first]
         neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=besides)
         streams = stream_lengths(working, modules, subject)
-        # Of the weights as they are, and not of the copy that training may run on: they share what is set.
         values = set_neurons(peft_model.get_base_model(), neurons)
         fired = _fired(working, modules, subject, neurons)
         later = read_later(working, modules, neurons, drawn_texts(working, tokenizer, _SHOWN, seed))

@@ -134,7 +134,7 @@ def find_neurons(
             total.diagonal().add_(ridge * moment.diagonal().mean())
             with solved_with("ridge", ridge):
                 at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
-            lengths = _lengths(model.get_submodule(module)).to(squares[module])
+            lengths = weight_of(model.get_submodule(module)).float().square().sum(0).to(squares[module])
             # Of two that write alike, sums that are rounded otherwise may choose either.
             shut = is_shut(*_activated(model, module), mean / len(kept), -_OPEN)
             index = by_main(partial(neuron_to_take, squares[module], lengths, shut))
@@ -210,7 +210,8 @@ def set_neurons(model: Any, neurons: Mapping[str, Neuron]) -> dict[str, nn.Param
     What they wrote before is taken away, so that at first they write nothing.
 
     Args:
-        model: A model with the adapter of [`place_neurons`].
+        model: A model with the adapter of [`place_neurons`], and not the copy that training may run on: they share
+            what is set, which must be of the weights as they are.
         neurons: From [`find_neurons`].
     """
     values = {}
@@ -245,11 +246,6 @@ def _alone(kinds: Sequence[Marked]) -> Marked:
     """Each token of some texts as a text of its own: a neuron may be quiet but at first tokens, and do much there."""
     tokens = sorted({token for kind in kinds for row in kind.rows for token in row.ids})
     return Marked([unanswered([token]) for token in tokens], [[0]] * len(tokens))
-
-
-def _lengths(module: Any) -> Float[Tensor, " in"]:
-    """The squared length of what each input of a module writes."""
-    return weight_of(module).float().square().sum(0)
 
 
 def _activated(model: Any, module: str) -> tuple[Float[Tensor, "neuron hidden"], Float[Tensor, " neuron"]]:
