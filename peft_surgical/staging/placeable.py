@@ -9,6 +9,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import AdapterError, ModelError, SelectionError
+from ..running.modes import base_model_of
 from ..running.sharing import is_sharded
 from ..tuner.kinds import has_adapters
 from ..wrapped import check_unwrapped
@@ -83,8 +84,7 @@ def check_at_hand(model: Any, names: Iterable[str]) -> None:
     Raises:
         ModelError: If there are any. The message names the first.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    modules = dict(base.named_modules())
+    modules = dict(base_model_of(model).named_modules())
     for name in names:
         if name in modules and any(parameter.is_meta for parameter in modules[name].parameters()):
             raise ModelError(f"{name} has no weights at hand to train an adapter on: they are offloaded.")
@@ -100,7 +100,7 @@ def check_below_head(model: Any, names: Iterable[str]) -> None:
     Raises:
         SelectionError: If one of them is the head or a part of it.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_model_of(model)
     head = base.get_output_embeddings()
     if head is None:
         return

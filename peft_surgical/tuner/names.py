@@ -9,6 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import AdapterError, brief
+from .kinds import bare
 
 # What PEFT puts before the names of a model's modules, and what stands behind them.
 _AROUND = {"base_model", "model", "surgical_ia3_delta"}
@@ -89,10 +90,8 @@ def check_usable(name: str, model: nn.Module) -> None:
 def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model, each by what it is called within its parent, but for what adapters have put there."""
     for name, child in module.named_children():
-        if isinstance(child, BaseTunerLayer):
-            child = child.get_base_layer()
-        elif isinstance(child, AuxiliaryTrainingWrapper):
-            child = child.original_module
+        if isinstance(child, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            child = bare(child)
         yield name, child
         yield from _parts(child)
 
