@@ -71,7 +71,7 @@ def test_a_revision_is_of_a_hub_id(monkeypatch, tmp_path, fact_file, model_folde
 def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fake_model):
     given, freed = {}, []
     monkeypatch.setattr(ps, "edit", lambda *_, **options: given.update(options, alone=is_alone()) or report())
-    monkeypatch.setattr(EDIT_COMMAND, "give_back_freed", lambda: freed.append(True))
+    monkeypatch.setattr("peft_surgical.cli.allocator.give_back_freed", lambda: freed.append(True))
     options = ["--out", tmp_path / "out", "--quiet", "--overwrite"]
     assert run("edit", fact_file, *options).exit_code == 0
     assert (given["recipe"], given["alone"], freed) == (None, False, [])

@@ -1,7 +1,6 @@
 import json
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 
 import pytest
 
@@ -29,7 +28,7 @@ def recipe_file(tmp_path):
 def test_a_recipe_reaches_edit_and_options_win_over_it(monkeypatch, tmp_path, fact_file, recipe_file, fake_model):
     given = {}
     monkeypatch.setattr(ps, "edit", lambda *_, **options: given.update(options) or report())
-    monkeypatch.setattr(import_module("peft_surgical.cli.edit"), "give_back_freed", lambda: None)
+    monkeypatch.setattr("peft_surgical.cli.allocator.give_back_freed", lambda: None)
     command = ["edit", fact_file, "--out", tmp_path / "out", "--quiet", "--recipe", recipe_file]
     expected = {stage: replace(own, **STAGES[stage]) for stage, own in RECIPES.items()}
     assert run(*command).exit_code == 0
@@ -41,7 +40,7 @@ def test_a_recipe_reaches_edit_and_options_win_over_it(monkeypatch, tmp_path, fa
 def test_a_recipe_reaches_edit_keyed_and_options_win_over_it(monkeypatch, tmp_path, fact_file, fake_model):
     given = {}
     monkeypatch.setattr(ps, "edit_keyed", lambda *_, **options: given.update(options) or report("base", "edited"))
-    monkeypatch.setattr(import_module("peft_surgical.cli.edit_keyed"), "give_back_freed", lambda: None)
+    monkeypatch.setattr("peft_surgical.cli.allocator.give_back_freed", lambda: None)
     path = tmp_path / "recipe.yaml"
     path.write_text("steps: 4\nridge: 0.5\n")
     command = ["edit-keyed", fact_file, "--out", tmp_path / "out", "--quiet"]

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import os
 
+import click
+
 from ..running.freed import glibc
+from ..running.replicas import without_replicas
 
 # Of `mallopt`, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _SETTINGS = {_MMAP_THRESHOLD: 2**19, _TRIM_THRESHOLD: 2**23, _ARENA_MAX: 1}
 _SET_BY_USERS = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX")
+
+
+def spare_memory(context: click.Context) -> None:
+    """What `--low-memory` asks of the process: called before there is a model, it holds until the command ends."""
+    give_back_freed()
+    context.with_resource(without_replicas())
 
 
 def give_back_freed() -> bool:

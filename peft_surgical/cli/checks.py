@@ -5,7 +5,9 @@ All but `model_has` needs no model and runs before one is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from ..adapters.bases import note_revision
 from ..drafting.guess import guess_subject
 from ..earlier import Earlier
 from ..edit_folder import WRITTEN, check_edit_folder
-from ..errors import FactError, ModelError, SelectionError, brief
+from ..errors import FactError, FactWarning, ModelError, SelectionError, brief
 from ..loading.demo import MODEL_ID
 from ..localizing.specs import ScorerSpec
 from ..selection import Selection, select, sure_components
@@ -26,6 +28,16 @@ from .options import Source
 
 HOW = "give --overwrite"
 """How a command allows an output that is there to be replaced."""
+
+
+@contextmanager
+def refused_unnamed(refused: bool) -> Iterator[None]:
+    """Does not warn in a block of facts none of whose prompts names the subject, where that will be refused, which
+    says as much."""
+    with warnings.catch_warnings():
+        if refused:
+            warnings.filterwarnings("ignore", "(?s).*no prompt in 'prompts'.* names the subject ", FactWarning)
+        yield
 
 
 def output(path: Path, overwrite: bool, replaced: Sequence[str] = ()) -> None:

@@ -18,20 +18,18 @@ from ..facts import Fact
 from ..profiling import profiled
 from ..ranges import Ranges
 from ..reporting.summary import summarize
-from ..running.replicas import without_replicas
 from ..running.sharing import by_all, shard
 from ..selection import Selection
 from ..sites import PROJECTIONS
-from ..staging.recipe import Recipe
-from ..staging.recipe_files import read_recipes, recorded
+from ..staging.recipe_files import recorded
 from ..staging.stage import LEARN, UNLEARN
 from ..tuner.resolve import Granularity
 from . import checks, options
-from .allocator import give_back_freed
+from .allocator import spare_memory
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
 from .plans import at_most, file_names, plan, taught
-from .recipes import changed, differences
+from .recipes import differences, stage_recipes
 from .terminal import (
     REPORT_FILES,
     counted,
@@ -172,7 +170,7 @@ def edit(
     selection = checks.selection(components, selection_file)
     checks.projections(projections, selection, limits)
     check_choice(selection, granularity, neurons, projections, **limits)
-    recipes = _recipes(recipe_file, steps, low_memory)
+    recipes = stage_recipes(recipe_file, steps, low_memory) if recipe_file or steps or low_memory else None
     if dry_run:
         check_device(source.device)
         if is_first():
@@ -190,13 +188,11 @@ def edit(
             _tell(fact, source.name, scorers, limits, selection, how, told, out, as_json, quiet)
         return
     if low_memory:
-        give_back_freed()
+        spare_memory(context)
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
     scaled = projections or (EDIT_PROJECTIONS if neurons is None else NEURON_PROJECTIONS)
     by_all(lambda: checks.model_has(model, selection, limits, scaled, neurons))
-    if low_memory:
-        context.with_resource(without_replicas())
     on_interrupt(context, out)
     with profiled() as spent:
         localization = None
@@ -229,7 +225,7 @@ def edit(
         print_json(report.to_dict())
     written = _files(lambda name: (out / name).exists())
     if (out / TABLE).exists() and not (out / PICTURE).exists():
-        note_left_out_picture(quiet=quiet)
+        note_left_out_picture(PICTURE, quiet=quiet)
     print_result(summarize(report, out, written), quiet=quiet, as_json=as_json)
     if profile:
         print_result(spent.table(), quiet=quiet, as_json=as_json)
@@ -245,14 +241,6 @@ def _planned() -> list[str]:
     """The names that an edit writes, as they stand in each row."""
     pictured = find_spec("matplotlib") is not None
     return [files for files, _ in _files(lambda name: pictured or name != PICTURE)]
-
-
-def _recipes(path: Path | None, steps: int | None, little: bool) -> dict[str, Recipe] | None:
-    """How the stages train, as a file and the options say; each as its own recipe has it otherwise."""
-    if path is None and steps is None and not little:
-        return None
-    recipes = ps.RECIPES if path is None else read_recipes(path, ps.RECIPES)
-    return {stage: changed(recipe, steps, little) for stage, recipe in recipes.items()}
 
 
 def _tell(

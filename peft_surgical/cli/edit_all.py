@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from operator import and_
@@ -14,20 +13,17 @@ import click
 import peft_surgical as ps
 
 from ..edit_folder import EDIT, TOGETHER
-from ..errors import FactWarning, SurgicalError
+from ..errors import SurgicalError
 from ..joint.fact_set import check_facts, folder_names, read_facts
 from ..joint.resuming import Planned, planned
 from ..many import settings_of
 from ..profiling import profiled
 from ..reporting.joint_table import summarize_together
-from ..running.replicas import without_replicas
 from ..staging.recipe import Recipe
-from ..staging.recipe_files import read_recipe, read_recipes
-from . import options
-from .allocator import give_back_freed
-from .checks import HOW
+from . import checks, options
+from .allocator import spare_memory
 from .loading import check_device, load
-from .recipes import changed
+from .recipes import keyed_recipe, stage_recipes
 from .terminal import counted, note, on_interrupt, print_json, print_result, this_command
 
 
@@ -82,26 +78,23 @@ def edit_all(
       peft-surgical edit-all france.yaml japan.yaml iphone.yaml --model demo --out out/all
       peft-surgical edit-all facts/*.yaml --model ./checkpoint --scales --out out/all
     """
-    with warnings.catch_warnings():
-        if not dry_run and not scales:
-            # As of `edit-keyed`.
-            warnings.filterwarnings("ignore", "(?s).*no prompt in 'prompts'.* names the subject ", FactWarning)
+    with checks.refused_unnamed(not dry_run and not scales):
         facts = check_facts(read_facts(fact_files))
-    recipe = _recipe(recipe_file, scales, steps, low_memory)
+    recipe: ps.KeyedRecipe | Mapping[str, Recipe] = (
+        stage_recipes(recipe_file, steps, low_memory) if scales else keyed_recipe(recipe_file, steps, low_memory)
+    )
     settings, _ = settings_of(not scales, recipe, seed, retention_tokens)
     names = folder_names(facts)
-    plans = planned(out, facts, names, settings, overwrite=overwrite, how=HOW)
+    plans = planned(out, facts, names, settings, overwrite=overwrite, how=checks.HOW)
     if dry_run:
         check_device(source.device)
         _tell(plans, source.name, settings.keyed, settings.recipe, out, as_json, quiet)
         return
     if low_memory:
-        give_back_freed()
+        spare_memory(context)
     model, tokenizer = load(source, quiet=quiet)
     # Here, too, it is told how a command allows it.
-    planned(out, facts, names, settings, overwrite=overwrite, model=model, tokenizer=tokenizer, how=HOW)
-    if low_memory:
-        context.with_resource(without_replicas())
+    planned(out, facts, names, settings, overwrite=overwrite, model=model, tokenizer=tokenizer, how=checks.HOW)
     on_interrupt(context, out, goes_on=True)
     with profiled() as spent:
         together = ps.edit_all(
@@ -126,17 +119,6 @@ def edit_all(
     if together.failed:
         told = " ".join(f"{name}: {why}" for name, why in together.failed.items())
         raise SurgicalError(f"{len(together.failed)} of {counted(len(facts), 'fact')} could not be edited. {told}")
-
-
-def _recipe(
-    path: Path | None, scales: bool, steps: int | None, low_memory: bool
-) -> ps.KeyedRecipe | Mapping[str, Recipe]:
-    """How to train, as a file and the options say."""
-    if not scales:
-        own = ps.KeyedRecipe() if path is None else read_recipe(path, ps.KeyedRecipe())
-        return changed(own, steps, low_memory)
-    recipes = ps.RECIPES if path is None else read_recipes(path, ps.RECIPES)
-    return {stage: changed(each, steps, low_memory) for stage, each in recipes.items()}
 
 
 def _tell(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,17 @@ import click
 import peft_surgical as ps
 
 from ..edit_folder import EDIT
-from ..errors import FactWarning
 from ..facts import Fact
 from ..profiling import profiled
 from ..reporting.summary import summarize
-from ..running.replicas import without_replicas
-from ..staging.recipe_files import read_recipe, recorded
+from ..staging.recipe_files import recorded
 from ..staging.stage import LEARN
 from . import checks, options
-from .allocator import give_back_freed
+from .allocator import spare_memory
 from .launch import is_first, launched, sharded
 from .loading import check_device, load
 from .plans import at_most, file_names, plan, taught
-from .recipes import changed, differences
+from .recipes import differences, keyed_recipe
 from .terminal import REPORT_FILES, counted, on_interrupt, print_json, print_result, this_command
 
 _FILES = (
@@ -87,14 +84,10 @@ def edit_keyed(
       peft-surgical edit-keyed france.yaml --model demo --out out/france
       peft-surgical edit-keyed japan.yaml --model demo --on out/france/edit --out out/japan
     """
-    with warnings.catch_warnings():
-        if not dry_run:
-            # Where no prompt names the subject, the edit will be refused, which says as much.
-            warnings.filterwarnings("ignore", "(?s).*no prompt in 'prompts'.* names the subject ", FactWarning)
+    with checks.refused_unnamed(not dry_run):
         fact = Fact.from_file(fact_file)
     checks.edit_folder(out, overwrite)
-    recipe = ps.KeyedRecipe() if recipe_file is None else read_recipe(recipe_file, ps.KeyedRecipe())
-    recipe = changed(recipe, steps, low_memory)
+    recipe = keyed_recipe(recipe_file, steps, low_memory)
     checks.earlier(on, source, out)
     if sharded():
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
@@ -111,11 +104,9 @@ def edit_keyed(
             _tell(fact, source.name, how, told, out, as_json, quiet)
         return
     if low_memory:
-        give_back_freed()
+        spare_memory(context)
     source = context.with_resource(launched(source))
     model, tokenizer = load(source, quiet=quiet)
-    if low_memory:
-        context.with_resource(without_replicas())
     on_interrupt(context, out)
     with profiled() as spent:
         report = ps.edit_keyed(

@@ -13,18 +13,16 @@ import peft_surgical as ps
 from ..carried import DRAWS
 from ..choice import EDIT_PROJECTIONS
 from ..edit_folder import LOCALIZATION, PICTURE, TABLE, replacing
-from ..errors import MissingPackageError, ScorerError, SurgicalError
+from ..errors import ScorerError, SurgicalError
 from ..facts import Fact
 from ..localizing.faithfulness import Faithfulness
 from ..localizing.plots import plot_localization
-from ..localizing.results import Localization
-from ..selection import Selection
 from ..texts.text import printable
 from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .tables import Catalogue, ScoreTable
-from .terminal import counted, note_left_out_picture, on_interrupt, print_json, print_result
+from .terminal import counted, is_drawn, on_interrupt, print_json, print_result
 
 
 @click.command(short_help="Find the heads and MLPs that hold a fact.")
@@ -100,7 +98,7 @@ def localize(
         chosen = found.top(top, heads=heads, mlps=mlps, budget=budget, projections=EDIT_PROJECTIONS)
         with replacing(out, overwrite, LOCALIZATION) as folder:
             found.save(folder / TABLE, chosen)
-            drawn = _draw(found, chosen, folder / PICTURE, quiet)
+            drawn = is_drawn(lambda: plot_localization(found, chosen, folder / PICTURE), PICTURE, quiet=quiet)
         if faithfulness:
             # The scores stay, whatever becomes of this.
             count = DRAWS if draws is None else draws
@@ -135,12 +133,3 @@ def localize(
 
 def _carried(found: Faithfulness | None) -> list[RenderableType]:
     return [] if found is None else ["", found.told(), Catalogue(*found.rows())]
-
-
-def _draw(found: Localization, chosen: Selection, path: Path, quiet: bool) -> bool:
-    try:
-        plot_localization(found, chosen, path)
-    except MissingPackageError:
-        note_left_out_picture(quiet=quiet)
-        return False
-    return True

@@ -7,20 +7,28 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from ..stages import LOW_MEMORY_TOKENS
+from ..keying.keyed import KeyedRecipe
+from ..stages import LOW_MEMORY_TOKENS, RECIPES
 from ..staging.recipe import Recipe
+from ..staging.recipe_files import read_recipe, read_recipes
 
 R = TypeVar("R", bound=Recipe)
 
 
-def changed(recipe: R, steps: int | None, low_memory: bool) -> R:
-    """A recipe with what `--steps` and `--low-memory` say, whatever it said of these itself.
+def keyed_recipe(path: Path | None, steps: int | None, low_memory: bool) -> KeyedRecipe:
+    """How a keyed edit trains."""
+    recipe = KeyedRecipe() if path is None else read_recipe(path, KeyedRecipe())
+    return _changed(recipe, steps, low_memory)
 
-    Args:
-        recipe: The recipe.
-        steps: What `--steps` says, if anything.
-        low_memory: Whether `--low-memory` is given.
-    """
+
+def stage_recipes(path: Path | None, steps: int | None, low_memory: bool) -> dict[str, Recipe]:
+    """How each stage of an edit by scales trains."""
+    recipes = RECIPES if path is None else read_recipes(path, RECIPES)
+    return {stage: _changed(recipe, steps, low_memory) for stage, recipe in recipes.items()}
+
+
+def _changed(recipe: R, steps: int | None, low_memory: bool) -> R:
+    """A recipe with what `--steps` and `--low-memory` say, whatever it said of these itself."""
     if steps is not None:
         recipe = replace(recipe, steps=steps)
     return replace(recipe, pass_tokens=LOW_MEMORY_TOKENS) if low_memory else recipe

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..edit_folder import PAGE, PICTURE, REPORT
+from ..edit_folder import PAGE, REPORT
+from ..errors import MissingPackageError
 from ..texts.text import printable
 from .processes import silent
 from .translate import ARGUMENTS, GOES_ON, RESUME
@@ -81,9 +82,19 @@ def note(text: str, *, quiet: bool) -> None:
         click.echo(printable(text), err=True)
 
 
-def note_left_out_picture(name: str = PICTURE, *, quiet: bool) -> None:
+def note_left_out_picture(name: str, *, quiet: bool) -> None:
     """Tells a person why there are figures and no picture of them."""
     note(f"{name} is left out: it needs matplotlib (pip install 'peft-surgical[plot]').", quiet=quiet)
+
+
+def is_drawn(draw: Callable[[], object], name: str, *, quiet: bool) -> bool:
+    """Whether a picture could be drawn; a person is told why not."""
+    try:
+        draw()
+    except MissingPackageError:
+        note_left_out_picture(name, quiet=quiet)
+        return False
+    return True
 
 
 @contextmanager

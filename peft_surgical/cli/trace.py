@@ -10,16 +10,15 @@ from rich.console import Group
 import peft_surgical as ps
 
 from ..edit_folder import MAP, MAP_PICTURE, TRACE, replacing
-from ..errors import FactError, MissingPackageError
+from ..errors import FactError
 from ..facts import Fact
 from ..localizing.streams import DIRECTIONS, Direction
-from ..localizing.traces import CausalTrace
 from ..texts.text import printable
 from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .tables import Catalogue
-from .terminal import counted, note_left_out_picture, on_interrupt, print_json, print_result
+from .terminal import counted, is_drawn, on_interrupt, print_json, print_result
 
 
 @click.command(short_help="Find the tokens and layers that hold a fact.")
@@ -97,7 +96,7 @@ def trace(
             )
         with replacing(out, overwrite, TRACE) as folder:
             found.save(folder / MAP)
-            drawn = _draw(found, folder / MAP_PICTURE, quiet)
+            drawn = is_drawn(lambda: found.plot(folder / MAP_PICTURE), MAP_PICTURE, quiet=quiet)
     if as_json:
         print_json(found.to_dict())
     files = f"{MAP} and {MAP_PICTURE}" if drawn else MAP
@@ -106,12 +105,3 @@ def trace(
         quiet=quiet,
         as_json=as_json,
     )
-
-
-def _draw(found: CausalTrace, path: Path, quiet: bool) -> bool:
-    try:
-        found.plot(path)
-    except MissingPackageError:
-        note_left_out_picture(MAP_PICTURE, quiet=quiet)
-        return False
-    return True
