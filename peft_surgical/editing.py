@@ -294,21 +294,16 @@ def recipes_of(given: Recipe | Mapping[str, Recipe] | None) -> dict[str, Recipe]
 
 
 def _start_output(out: Path, localization: Localization, selection: Selection) -> bytes | None:
-    """Writes the localization; returns its picture."""
+    """Writes the localization; returns its picture, without which an edit does where matplotlib is not installed."""
     localization.save(out / TABLE, selection)
-    return _picture(localization, selection, out / PICTURE)
+    try:
+        plot_localization(localization, selection, out / PICTURE)
+    except MissingPackageError:
+        return None
+    return (out / PICTURE).read_bytes()
 
 
 def _save_edit(learned: Stage, out: Path) -> None:
     learned.save(out / LEARN)
     below = [Lineage(digest) for _, digest in learned.on]
     stack_above([out / UNLEARN, out / LEARN], out / EDIT, below)
-
-
-def _picture(localization: Localization, selection: Selection, path: Path) -> bytes | None:
-    """The heatmap, where matplotlib is installed; an edit does without it otherwise."""
-    try:
-        plot_localization(localization, selection, path)
-    except MissingPackageError:
-        return None
-    return path.read_bytes()
