@@ -20,7 +20,7 @@ from typing import Any
 
 from .errors import FactError, brief
 from .texts.fact_checks import check_between, check_sizes, check_types, warn_asked, warn_unnamed
-from .texts.fact_files import Reader, read_fact_file
+from .texts.fact_files import Reader, read_plain_file
 from .texts.grammar import SAID, SUBJECT, as_clause, as_sentence
 from .texts.tables import bare
 from .texts.text import (
@@ -234,7 +234,7 @@ class Fact:
         Raises:
             FactError: If the file cannot be read, is not YAML, or does not hold a fact.
         """
-        return cls.from_dict(read_fact_file(path), source=str(path))
+        return cls.from_dict(read_plain_file(path, "fact"), source=str(path))
 
     @classmethod
     def from_dict(cls, data: Any, source: str | None = None) -> Fact:

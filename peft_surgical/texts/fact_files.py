@@ -28,11 +28,6 @@ _CUT = re.compile(r"[ \t]+#(?=[^\s#])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_fact_file(path: str | os.PathLike[str]) -> Any:
-    """Parses a fact's YAML or JSON file into mappings, lists and texts; see [`read_plain_file`]."""
-    return read_plain_file(path, "fact")
-
-
 def read_plain_file(path: str | os.PathLike[str], of: str) -> Any:
     """Parses a YAML or JSON file into mappings, lists and texts, numbers as the words that they were written as.
 
