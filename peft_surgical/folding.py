@@ -47,28 +47,11 @@ def steps_of(adapters: Sequence[Edit | LowRank]) -> list[Edit | LowRank]:
     return steps
 
 
-def folded(
-    model: nn.Module, steps: Sequence[Edit | LowRank], state: Mapping[str, Tensor], dtype: torch.dtype | None
-) -> dict[str, tuple[Tensor, Rounding]]:
-    """The new tensors of all modules that adapters act on, by their key in the state, and what rounding kept.
-
-    Args:
-        model: The model; not changed.
-        steps: From [`steps_of`].
-        state: Its `state_dict()`.
-        dtype: Of what is returned; each tensor's own when None.
-
-    Raises:
-        AdapterError: As [`folded_apart`].
-        SelectionError: As [`folded_apart`].
-    """
-    return {key: new for found in folded_apart(model, steps, state, dtype) for key, new in found.items()}
-
-
 def folded_apart(
     model: nn.Module, steps: Sequence[Edit | LowRank], state: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> Iterator[dict[str, tuple[Tensor, Rounding]]]:
-    """The same, one module at a time, whose weights may be rewritten before the next one's are asked for.
+    """The new tensors of the modules that adapters act on, by their key in the state, and what rounding kept: one
+    module at a time, whose weights may be rewritten before the next one's are asked for.
 
     Args:
         model: The model; not changed.

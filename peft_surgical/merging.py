@@ -23,7 +23,7 @@ from .adapters.low_rank import LowRank
 from .adapters.mergeable import Mergeable, read_mergeable
 from .adapters.merged_edits import edit_record, edits_in, lineages_of, write_edits
 from .errors import ModelError, OutputError
-from .folding import check_finite, check_rewritable, folded, steps_of
+from .folding import check_finite, check_rewritable, folded_apart, steps_of
 from .loading.padding import as_it_came
 from .tuner.fold import Rounding
 from .writing.carried import carry
@@ -96,7 +96,7 @@ def merge(
     revision = next((adapter.revision for adapter in read if adapter.revision), None)
     warn_of_another_base(model, read[0].name, made_for, revision)
     state: dict[str, Tensor] = model.state_dict()
-    found = folded(model, steps, state, target)
+    found = {key: new for made in folded_apart(model, steps, state, target) for key, new in made.items()}
     state |= {key: values for key, (values, _) in found.items()}
     rounding = Rounding.total(rounding for _, rounding in found.values())
     rounding.warn(target or model.dtype, stacklevel=3)

@@ -17,7 +17,7 @@ from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.earlier import Earlier
 from peft_surgical.editing import edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError
-from peft_surgical.folding import folded, folded_apart
+from peft_surgical.folding import folded_apart
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.measuring.attached import attach
 from peft_surgical.merging import merge
@@ -34,7 +34,7 @@ from .adapters import logits, perturb, saved, tiny_peft
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
-from .test_folding import ADDED, NAME, SCALES
+from .test_folding import ADDED, NAME, SCALES, folded
 from .tiny import tiny_ids, tiny_model
 
 FRANCE = capital()
@@ -299,7 +299,7 @@ def test_new_weights_are_made_as_they_are_written(tmp_path, monkeypatch):
     factors = {name: (torch.ones(1, size[1]), torch.full((size[0], 1), 0.25)) for name, size in sizes.items()}
     scales = {name: replace(SCALES.modules[NAME], width=size[1]) for name, size in sizes.items()}
     steps = (LowRank(factors), replace(SCALES, modules=scales))
-    expected = {key: values for key, (values, _) in folded(model, steps, model.state_dict(), None).items()}
+    expected = {key: values for key, (values, _) in folded(model, steps).items()}
     made, most = [], []
 
     def watched(*args):

@@ -7,7 +7,7 @@ from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.low_rank import LowRank
 from peft_surgical.adapters.mergeable import read_mergeable
 from peft_surgical.errors import AdapterError, ModelError
-from peft_surgical.folding import check_rewritable, folded, steps_of
+from peft_surgical.folding import check_rewritable, folded_apart, steps_of
 from peft_surgical.tuner.coordinates import Coordinates
 
 from .adapters import tiny_peft
@@ -19,8 +19,13 @@ SCALES = Edit({NAME: ModuleScale(Coordinates("input", ((0, 3),)), torch.tensor([
 ADDED = LowRank({NAME: (torch.ones(1, 48), torch.full((32, 1), 0.25))}, name="added")
 
 
+def folded(model, steps, dtype=None):
+    made = folded_apart(model, steps, model.state_dict(), dtype)
+    return {key: values for found in made for key, values in found.items()}
+
+
 def new(model, *adapters, dtype=None):
-    found = folded(model, steps_of(adapters), model.state_dict(), dtype)
+    found = folded(model, steps_of(adapters), dtype)
     assert [*found] == [KEY]
     return found[KEY]
 
@@ -64,7 +69,7 @@ def test_kinds_that_follow_one_another_are_rounded_once():
 def test_what_one_of_two_kinds_acts_on_is_as_if_that_were_alone():
     model, other = tiny_model("llama", dtype=torch.bfloat16), "model.layers.0.mlp.down_proj"
     beside = replace(ADDED, factors=ADDED.factors | {other: ADDED.factors[NAME]})
-    both, alone = (folded(model, steps, model.state_dict(), None) for steps in ([SCALES, beside], [beside]))
+    both, alone = (folded(model, steps) for steps in ([SCALES, beside], [beside]))
     assert both.keys() == alone.keys() == {KEY, f"{other}.weight"}
     assert torch.equal(both[f"{other}.weight"][0], alone[f"{other}.weight"][0])
     assert both[f"{other}.weight"][1] == alone[f"{other}.weight"][1]
@@ -86,7 +91,7 @@ def test_a_tied_weight_is_refused_whatever_came_before():
     scales = Edit({"lm_head": ModuleScale(Coordinates("input", ((0, 1),)), torch.ones(1), 32)})
     for adapters in ([SCALES, tied], [ADDED, scales], [scales, tied]):
         with pytest.raises(AdapterError, match=r"lm_head\.weight is tied to another weight"):
-            folded(model, steps_of(adapters), model.state_dict(), None)
+            folded(model, steps_of(adapters))
 
 
 def test_who_cannot_be_folded_into_is_told_why():

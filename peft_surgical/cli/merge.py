@@ -11,7 +11,7 @@ import peft_surgical as ps
 from ..adapters.edits import Edit
 from ..adapters.lineage import check_once
 from ..adapters.mergeable import read_mergeable
-from ..folding import steps_of
+from ..folding import modules_of, steps_of
 from ..writing.files import CHECKPOINT, check_output
 from ..writing.inputs import check_inputs_stay
 from . import checks, options
@@ -59,9 +59,8 @@ def merge(
     with no_bars():
         ps.merge(model, adapters, out, tokenizer=tokenizer, overwrite=overwrite)
     if as_json:
-        modules = {name for step in steps for name in (step.modules if isinstance(step, Edit) else step.factors)}
         scales = [step.n_scales for step in steps if isinstance(step, Edit)]
-        sizes = {"modules": len(modules)} | ({"scales": sum(scales)} if scales else {})
+        sizes = {"modules": len(modules_of(steps))} | ({"scales": sum(scales)} if scales else {})
         print_json({"out": str(out), **sizes})
     print_result(
         f'A checkpoint with the edit folded in: {out}\nLoad it with AutoModelForCausalLM.from_pretrained("{out}").',
