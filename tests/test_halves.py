@@ -58,8 +58,14 @@ def test_a_scale_beyond_half_precision_is_left_alone() -> None:
     assert delta[1].isnan()
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9, 1e9])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9, 1e-25, 1e9, 1e25])
 def test_numbers_that_half_precision_does_not_hold_stay_as_they_are(scale):
     values = scale * torch.randn(50, generator=torch.Generator().manual_seed(0))
     assert torch.equal(rounded(values), values.half().float() if scale == 1 else values)
     assert torch.equal(rounded(torch.zeros(3)), torch.zeros(3))
+
+
+@pytest.mark.parametrize("other", [float("inf"), float("nan"), 1e30])
+def test_numbers_beside_one_that_no_half_can_be_stay_as_they_are(other):
+    values = torch.tensor([0.1, other])
+    assert rounded(values).allclose(values, rtol=0, atol=0, equal_nan=True)

@@ -64,5 +64,7 @@ def _settled(delta: Float[Tensor, " selected"], frozen: Float[Tensor, " selected
 
 def rounded(values: Tensor) -> Tensor:
     """The nearest numbers of half precision, or the same where they are too large or too small for it."""
-    half = values.half().to(values.dtype)
-    return half if float((half - values).norm()) <= _ROUNDING * float(values.norm()) else values
+    half, size = values.half().to(values.dtype), float(values.norm())
+    # The norm of what is not 0 may be, and that of what is finite may be infinite.
+    fits = size > 0 and bool(half.isfinite().all()) and float((half - values).norm()) <= _ROUNDING * size
+    return half if fits else values
