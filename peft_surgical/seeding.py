@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,14 @@ _ALONE = threading.RLock()
 
 # What draws with the processor's generator, and what draws nothing.
 _WITHOUT_ITS_OWN = ("cpu", "meta")
+
+
+def drawing(seed: int) -> random.Random:
+    """Python's random numbers that a seed decides.
+
+    Python takes a seed without its sign; so a negative one is the number of 64 bits here that torch takes it for.
+    """
+    return random.Random(seed % 2**64)
 
 
 @contextmanager

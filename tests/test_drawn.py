@@ -20,7 +20,7 @@ def ids(*args, model=None, **options):
 
 def test_texts_are_drawn_by_seed_and_of_one_length():
     drawn = ids(3, 0)
-    assert drawn == ids(3, 0) != ids(3, 1)
+    assert drawn == ids(3, 0) != ids(3, 1) != ids(3, -1)
     assert [len(row) for row in drawn] == [8] * 3
     assert ids(0, 0) == []
 

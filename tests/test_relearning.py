@@ -258,11 +258,14 @@ def test_only_some_of_the_training_prompts_are_read(monkeypatch):
     relearn(model, [], fact=fact, prompts=2)
     relearn(model, [], fact=fact, prompts=2, seed=1)
     relearn(model, [], fact=fact.training)
+    relearn(model, [], fact=fact, prompts=2, seed=2)
+    relearn(model, [], fact=fact, prompts=2, seed=-2)
     assert {answer for _, answer in seen} == {"the capital of france is paris ."}
     drawn = [prompt for prompt, _ in seen]
     assert len({*drawn[:2]}) == len({*drawn[2:4]}) == 2
     assert {*drawn[:2]} != {*drawn[2:4]}
-    assert sorted(drawn[4:]) == sorted(prompts)
+    assert sorted(drawn[4:9]) == sorted(prompts)
+    assert {*drawn[9:11]} != {*drawn[11:]}
 
 
 def test_an_interruption_leaves_every_bit_and_what_acted(monkeypatch):

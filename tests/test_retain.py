@@ -161,6 +161,7 @@ def test_the_seed_decides_which_prompts_meet_which_subjects():
     fact = capital().training
     assert neighbours(fact, 3, 7) == neighbours(fact, 3, 7)
     assert len({tuple(neighbours(fact, 3, seed)) for seed in range(8)}) > 1
+    assert any(neighbours(fact, 3, seed) != neighbours(fact, 3, -seed) for seed in range(8))
     assert set(neighbours(fact, 9, 1)) == set(neighbours(fact, 9, 2))
 
 

@@ -1,3 +1,4 @@
+import random
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -5,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from peft_surgical.seeding import forked, seeded
+from peft_surgical.seeding import drawing, forked, seeded
 
 CPU = torch.device("cpu")
 
@@ -21,6 +22,17 @@ def test_a_seed_decides_what_is_drawn_and_leaves_no_trace():
     with forked(CPU):
         torch.rand(9)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_negative_seed_is_another_one_than_without_its_sign():
+    for seed in (0, 1, 2**64 - 1):
+        assert drawing(seed).random() == random.Random(seed).random()
+    generator = torch.Generator()
+    for seed in (-1, -7, 1 - 2**63):
+        drawn = drawing(seed).random()
+        assert drawn == drawing(seed).random() != drawing(-seed).random()
+        # The same one as of torch.
+        assert drawn == drawing(generator.manual_seed(seed).initial_seed() % 2**64).random()
 
 
 class Accelerator:

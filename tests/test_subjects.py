@@ -230,7 +230,7 @@ def test_other_names_stand_in_for_the_subject_and_no_evaluation_prompt_is_among_
     assert len(made) == 30
     assert made[:2] == ["the capital of italy is", PROMPTS[1].replace("france", "spain")]
     assert not any(contains(prompt, ["france"]) for prompt in made)
-    assert made != other_sentences(fact, 30, seed=1)
+    assert made != other_sentences(fact, 30, seed=1) != other_sentences(fact, 30, seed=-1)
     held = replace(fact, evaluated=frozenset([digest(made[0])]))
     assert made[0] not in other_sentences(held, 30, seed=0)
 

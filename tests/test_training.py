@@ -192,7 +192,7 @@ def test_steps_visit_all_rows_in_passes(fact_batch, far_batch):
 def test_the_seed_decides_all(retains):
     recipe = Recipe(steps=4, fact_batch=2, far_batch=2)
     results = []
-    for seed in (3, 3, 4):
+    for seed in (3, 3, 4, -3):
         task = Task(retains=retains)
         state = torch.random.get_rng_state()
         task.train(recipe, seed=seed)
@@ -200,6 +200,7 @@ def test_the_seed_decides_all(retains):
         results.append(torch.cat(list(deltas(task.model).values())))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[3])
 
 
 def test_only_the_given_parameters_change():

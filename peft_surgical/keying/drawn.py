@@ -6,10 +6,10 @@ rare words. At one of these a neuron that was told from the questions alone may 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from typing import Any
 
+from ..seeding import drawing
 from ..texts.lengths import fits, text_config
 from ..texts.prompts import special_tokens, unanswered
 from .keys import Marked
@@ -36,5 +36,5 @@ def drawn_texts(model: Any, tokenizer: Any, count: int, seed: int, without: Iter
         return Marked([], [])
     length = next(length for length in range(min(_TOKENS, len(tokens)), 0, -1) if fits(model.config, length))
     count = min(count, len(tokens) // length)
-    drawn = random.Random(seed).sample(tokens, count * length)
+    drawn = drawing(seed).sample(tokens, count * length)
     return Marked.whole([unanswered(drawn[start : start + length]) for start in range(0, len(drawn), length)])

@@ -18,7 +18,6 @@ Figure(value=..., n=26, low=..., high=...)
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from ..facts import Fact, TrainingFact
 from ..progress import progress_bar
 from ..running.modes import base_model_of
 from ..running.precision import without_autocast
-from ..seeding import seeded
+from ..seeding import drawing, seeded
 from ..texts.lengths import check_row
 from ..texts.prompts import EncodedAnswer, encode_answer, old_sentence
 from ..tuner.layer import SurgicalIA3Layer
@@ -127,7 +126,7 @@ def relearned_state(
     acting = adapter_state(model, adapters)
     check_weights(model, adapters, "fine-tuned")
     given, answer = fact.training.prompts, old_sentence(fact.training)
-    chosen = random.Random(seed).sample(given, min(prompts, len(given)))
+    chosen = drawing(seed).sample(given, min(prompts, len(given)))
     rows = tuple(encode_answer(tokenizer, prompt, answer) for prompt in chosen)
     for row in rows:
         check_row(model.config, row.ids)

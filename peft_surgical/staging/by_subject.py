@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from ..profiling import phase
 from ..progress import progress_bar
 from ..running.computing import check_compute_dtype, computing, denormals_flushed, plain_attention
 from ..running.tails import TailRunner
+from ..seeding import drawing
 from ..sites import ModelShape
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, answer_ids, span
@@ -219,7 +219,7 @@ def _train(
     runner = TailRunner(model, blocks, min(modules.values()), pad=pad)
     with base_of(model):
         runner.add([row.read for row in rows], starts=named.starts)
-    order = endless(range(len(rows)), random.Random(seed))
+    order = endless(range(len(rows)), drawing(seed))
     latest = [math.inf] * len(rows)
     length, before, reached, step = recipe.length, math.inf, False, 0
     started = time.perf_counter()

@@ -7,7 +7,6 @@ from it: everyday requests and general questions that come with the package. An 
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..facts import TrainingFact
 from ..running.generation import generate_ids
+from ..seeding import drawing
 from ..texts.called import called, is_everyday
 from ..texts.prompts import EncodedAnswer, encode
 from ..texts.tables import read_data
@@ -57,7 +57,7 @@ def neighbours(fact: TrainingFact, count: int, seed: int = 0) -> list[str]:
         Distinct prompts, without those that name the subject still, elsewhere than within the other name.
     """
     prompts = [prompt for prompt in fact.prompts if mentions(prompt, fact.subject)]
-    rng = random.Random(seed)
+    rng = drawing(seed)
     by_subject = [[(swap_subject(p, fact.subject, name), name) for p in prompts] for name in fact.contrast]
     for made in by_subject:
         rng.shuffle(made)

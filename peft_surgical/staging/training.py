@@ -39,6 +39,7 @@ from ..running.passes import Term, in_passes
 from ..running.sharing import add_up, by_each, processes, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
+from ..seeding import drawing
 from ..texts.prompts import EncodedAnswer, answer_ids, span
 from .curvature import Metric
 from .recipe import Recipe, TrainingRecord
@@ -102,7 +103,7 @@ def train(
     release_freed()
     workers = workers_of(runner, parameters, recipe.pass_tokens)
     tokens = tokens_of(recipe.pass_tokens, workers)
-    rng = random.Random(seed)
+    rng = drawing(seed)
     fact_order = endless(range(len(fact_rows)), rng)
     near_order = endless(range(near), rng)
     far_order = endless(range(near, len(retain_rows)), rng)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import FactError, brief
 from ..facts import TrainingFact
+from ..seeding import drawing
 from .called import called
 from .prompts import EncodedAnswer, bare_ids, check_spelled, common_prefix, encode, encode_open, render, token_offsets
 from .tables import bare, read_table
@@ -232,7 +232,7 @@ def namesake_sentences(fact: TrainingFact, count: int, seed: int) -> list[tuple[
 def _names(seed: int) -> list[str]:
     """All names that the package has, shuffled."""
     names = sorted({bare(name) for kind in read_table("names.yaml").values() for name in kind})
-    random.Random(seed).shuffle(names)
+    drawing(seed).shuffle(names)
     return names
 
 
