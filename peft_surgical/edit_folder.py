@@ -76,14 +76,17 @@ def check_edit_folder(out: Path, names: Sequence[str] = WRITTEN) -> None:
         names: What of an edit is to be removed; all of it by default.
 
     Raises:
-        OutputError: If one of an edit's folders is there and is a file, or holds something, but no adapter; or if one
-            of its files is there and is no file, or its report or localization is another kind of file.
+        OutputError: If one of an edit's folders is there and is a file, or holds something, but no adapter; if one of
+            its files is there and is no file, or its report or localization is another kind of file; or if its adapter
+            is that of several edits, whose figures would stay behind.
     """
+    if EDIT in names and TOGETHER not in names and is_ours(out / TOGETHER):
+        raise OutputError(f"{out} is the folder of several edits; name another output folder.")
     for path in (out / name for name in names):
         if not path.exists():
             continue
         if path.name not in _FOLDERS:
-            if not path.is_file() or (path.name in _OURS and not _holds(path, _OURS[path.name])):
+            if not path.is_file() or (path.name in _OURS and not is_ours(path)):
                 raise OutputError(
                     f"{path} is no {path.stem} of an edit, so it is not replaced; name another output folder."
                 )
@@ -93,13 +96,13 @@ def check_edit_folder(out: Path, names: Sequence[str] = WRITTEN) -> None:
             raise OutputError(f"{path} holds no adapter, so it is not replaced; name another output folder.")
 
 
-def _holds(path: Path, keys: set[str]) -> bool:
-    """Whether a file holds a JSON object with some keys."""
+def is_ours(path: Path) -> bool:
+    """Whether a file that is called as one of ours holds what that does; not where there is none."""
     try:
         found = read_json(path)
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and keys <= found.keys()
+    return isinstance(found, dict) and _OURS[path.name] <= found.keys()
 
 
 @contextmanager

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from peft_surgical.edit_folder import EVALUATION, claimed_for_edit, replacing, tell_on_card
+from peft_surgical.edit_folder import EVALUATION, WRITTEN, claimed_for_edit, replacing, tell_on_card
 from peft_surgical.errors import OutputError
 
 from .command_line import written
@@ -52,6 +52,30 @@ def test_a_file_of_somebody_s_is_neither_claimed_nor_removed(tmp_path, name, tex
         pass
     assert (tmp_path / name).read_text() == text
     assert (tmp_path / "report.html").exists()
+
+
+def test_the_adapter_of_several_edits_is_neither_replaced_nor_removed_by_one(tmp_path):
+    (tmp_path / "edit").mkdir()
+    (tmp_path / "edit" / "adapter_config.json").write_text("{}")
+    (tmp_path / "together.json").write_text('{"facts": [], "pooled": {}}')
+    before = contents(tmp_path)
+    for names in (WRITTEN, ("edit",)):
+        with pytest.raises(OutputError, match="is the folder of several edits"), replacing(tmp_path, True, names):
+            pass
+    with pytest.raises(OutputError, match="several edits; name another"), claimed_for_edit(tmp_path, True):
+        pytest.fail("the block ran")
+    # What was evaluated stands beside it, and both are replaced together.
+    with replacing(tmp_path, True, EVALUATION) as folder:
+        (folder / "report.html").write_text("new")
+    assert contents(tmp_path) == before | {"report.html": b"new"}
+    with replacing(tmp_path, True, ("edit", "together.json")):
+        pass
+    assert written(tmp_path) == ["report.html"]
+    # Somebody's file by that name is in nobody's way.
+    (tmp_path / "together.json").write_text('{"mine": 1}')
+    with replacing(tmp_path, True):
+        pass
+    assert written(tmp_path) == ["together.json"]
 
 
 def test_what_an_edit_wrote_is_removed(tmp_path):

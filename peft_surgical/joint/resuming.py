@@ -12,7 +12,7 @@ from typing import Any
 from ..adapters.bases import same_model, source_of
 from ..adapters.lineage import Lineage
 from ..choice import EDIT_PROJECTIONS
-from ..edit_folder import EDIT, PAGE, REPORT, TOGETHER, check_edit_folder
+from ..edit_folder import EDIT, EVALUATION, PAGE, REPORT, TOGETHER, check_edit_folder, is_ours
 from ..errors import OutputError, ReportError
 from ..evaluation import base_settings
 from ..facts import Fact
@@ -74,12 +74,16 @@ def check_folder(out: Path, names: Sequence[str], overwrite: bool, how: str = "a
             `overwrite` is false.
     """
     check_output(out, overwrite=True)
-    if (out / REPORT).is_file():
+    several = is_ours(out / TOGETHER) or _is_of_all(out, names)
+    if (out / REPORT).is_file() and not several:
         raise OutputError(f"{out} is the folder of one edit, with its report; name another output folder.")
     check_edit_folder(out, (EDIT, TOGETHER))
     if overwrite or not out.is_dir():
         return
-    own = {*names, EDIT, TOGETHER} if (out / TOGETHER).exists() or _is_of_all(out, names) else {*names}
+    own = {*names}
+    if several:
+        # One edit's report stands beside no other edits, so that a report here is of what was evaluated since.
+        own |= {EDIT, TOGETHER, *(EVALUATION if is_ours(out / REPORT) else ())}
     if others := sorted(p.name for p in out.iterdir() if p.name not in own and not p.name.startswith(".")):
         raise OutputError(
             f"{out} holds {others[0]}, which is none of these edits; name another output folder or {how}."
