@@ -68,11 +68,27 @@ def test_dry_run_checks_all_and_writes_and_loads_nothing(tmp_path, files):
         "Nothing was loaded or written.",
     ):
         assert words in plan
+    assert "  learn      each fact\n" in plan
+    assert "recipe" not in plan
     told = json.loads(run("edit-all", files["italy"], "--out", out, "--dry-run", "--json", "--scales").stdout)
     assert told["facts"] == [{"name": "italy", "fact": ITALY.to_dict(), "finished": False}]
     assert (told["keyed"], [*told["recipe"]]) == (False, ["unlearn", "learn"])
     assert told["files"] == ["italy/", "edit/", "together.json"]
     assert not out.exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_dry_run_tells_the_limit_of_steps_and_what_a_recipe_changes(tmp_path, files, recipe):
+    command = ["edit-all", *files.values(), "--out", tmp_path / "out", "--dry-run", "--recipe", recipe, "--steps", 2]
+    plan = run(*command).stdout
+    assert "  learn      each fact, in at most 2 steps\n" in plan
+    assert "unlearn" not in plan
+    assert f" recipe of {recipe}: learn with steps 2, " in " ".join(plan.split())
+    recipe.write_text(yaml.safe_dump({"learn": LITTLE}))
+    plan = run(*command, "--scales").stdout
+    for stage in ("  unlearn  ", "  learn    "):
+        assert f"{stage}  each fact, in at most 2 steps\n" in plan
+    assert f" recipe of {recipe}: unlearn with steps 2; learn with steps 2, " in " ".join(plan.split())
 
 
 @pytest.mark.usefixtures("no_model")
@@ -138,3 +154,32 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, model_folder, files
     assert "another base model" in told
     assert "give --overwrite" in told
     assert "another seed (0)" in said(run("edit-all", *files.values(), *options, "--seed", 1), 2)
+
+
+def test_other_commands_leave_the_folder_of_all_edits_as_it_is_and_able_to_go_on(
+    tmp_path, model_folder, files, recipe
+):
+    out, common = tmp_path / "out", ["--model", model_folder, "--retention-tokens", 0, "--quiet"]
+    command = ["edit-all", files["france"], *common, "--steps", 1, "--recipe", recipe, "--out", out]
+    assert run(*command).exit_code == 0
+    before = contents(out)
+    for one in (
+        ["edit-keyed", files["italy"]],
+        ["edit", files["italy"]],
+        ["learn", "the sky is", "--subject", "sky", "--new", "red"],
+    ):
+        told = said(run(*one, "--model", model_folder, "--out", out, "--overwrite"), 2)
+        assert f"{out} is the folder of several edits; name another output folder." in told
+    assert contents(out) == before
+    evaluated = run("evaluate", files["france"], *common, "--adapter", out / "edit", "--out", out, "--overwrite")
+    assert evaluated.exit_code == 0, evaluated.output
+    report = (out / "report.json").read_bytes()
+    for more in ([], ["--overwrite"], [files["italy"]]):
+        result = run(*command, *more)
+        assert result.exit_code == 0, result.output
+    assert (out / "report.json").read_bytes() == report
+    # Nor is a run in the way that was killed before it wrote what it measured.
+    (out / "together.json").unlink()
+    assert run(*command, files["italy"]).exit_code == 0
+    (out / "report.json").write_text("{}")
+    assert "holds report.html, which is none of these" in said(run(*command, files["italy"]), 2)

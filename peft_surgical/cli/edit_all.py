@@ -20,10 +20,12 @@ from ..many import settings_of
 from ..profiling import profiled
 from ..reporting.joint_table import summarize_together
 from ..staging.recipe import Recipe
+from ..staging.stage import LEARN
 from . import checks, options
 from .allocator import spare_memory
 from .loading import check_device, load
-from .recipes import keyed_recipe, stage_recipes
+from .plans import at_most
+from .recipes import differences, keyed_recipe, stage_recipes
 from .terminal import counted, note, on_interrupt, print_json, print_result, this_command
 
 
@@ -88,7 +90,8 @@ def edit_all(
     plans = planned(out, facts, names, settings, overwrite=overwrite, how=checks.HOW)
     if dry_run:
         check_device(source.device)
-        _tell(plans, source.name, settings.keyed, settings.recipe, out, as_json, quiet)
+        trained = _trained(recipe, steps, recipe_file)
+        _tell(plans, source.name, settings.keyed, settings.recipe, trained, out, as_json, quiet)
         return
     if low_memory:
         spare_memory(context)
@@ -121,11 +124,20 @@ def edit_all(
         raise SurgicalError(f"{len(together.failed)} of {counted(len(facts), 'fact')} could not be edited. {told}")
 
 
+def _trained(recipe: ps.KeyedRecipe | Mapping[str, Recipe], steps: int | None, path: Path | None) -> dict[str, str]:
+    """How each fact is trained, in words by the steps of an edit."""
+    recipes: Mapping[str, Recipe] = {LEARN: recipe} if isinstance(recipe, ps.KeyedRecipe) else recipe
+    own = {LEARN: ps.KeyedRecipe()} if isinstance(recipe, ps.KeyedRecipe) else ps.RECIPES
+    told = {stage: f"each fact{at_most(steps)}" for stage in recipes}
+    return told if path is None else told | {"recipe": differences(recipes, own, path)}
+
+
 def _tell(
     plans: Sequence[Planned],
     model_name: str,
     keyed: bool,
     recipe: Mapping[str, Any],
+    trained: Mapping[str, str],
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -152,6 +164,7 @@ def _tell(
         lines.append(f"  {plan.name}/  {what}{' (is there, and stays)' if finished else ''}")
     asked = sum(len(plan.fact.held_out) for plan in plans), sum(len(plan.fact.controls) for plan in plans)
     lines += [
+        *(f"  {name:9}  {what}" for name, what in trained.items()),
         f"  together   on {counted(asked[0], 'held-out prompt')}, {counted(asked[1], 'control')}",
         f"  write      {EDIT}/, {TOGETHER} in {out}",
         "Nothing was loaded or written.",
