@@ -131,7 +131,7 @@ def edit(
 
     Raises:
         OutputError: If `out` is not empty and `overwrite` is false, or has a folder of the name of an adapter of an
-            edit that holds something else, or is a folder of `on`.
+            edit that holds something else, or is a folder of `on`, or that of several edits.
         AdapterError: If the model has an adapter named `unlearn` or `learn`, or lies within a PEFT model, whose
             adapters it carries: give it unloaded. If a folder of `on` cannot be read or folded in, is given twice, was
             made for another base, was trained on top of an adapter that does not stand before it, or is in the weights

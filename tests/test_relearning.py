@@ -250,22 +250,19 @@ def test_only_some_of_the_training_prompts_are_read(monkeypatch):
         "peft_surgical.measuring.relearning.encode_answer",
         lambda tokenizer, prompt, answer: seen.append((prompt, answer)) or encode_answer(tokenizer, prompt, answer),
     )
-    model, prompts = (
-        tiny_model("llama"),
-        [f"name the town of france {word}" for word in ["a", "b", "rome", "7", "sky"]],
-    )
+    model = tiny_model("llama")
+    prompts = [f"name the town of france {word}" for word in ["a", "b", "rome", "7", "sky"]]
     fact = capital(prompts=prompts, answer="the capital of france is lyon .")
-    relearn(model, [], fact=fact, prompts=2)
-    relearn(model, [], fact=fact, prompts=2, seed=1)
+    for options in ({}, {"seed": 1}, {"seed": 2}, {"seed": -2}):
+        relearn(model, [], fact=fact, prompts=2, **options)
     relearn(model, [], fact=fact.training)
-    relearn(model, [], fact=fact, prompts=2, seed=2)
-    relearn(model, [], fact=fact, prompts=2, seed=-2)
     assert {answer for _, answer in seen} == {"the capital of france is paris ."}
     drawn = [prompt for prompt, _ in seen]
-    assert len({*drawn[:2]}) == len({*drawn[2:4]}) == 2
-    assert {*drawn[:2]} != {*drawn[2:4]}
-    assert sorted(drawn[4:9]) == sorted(prompts)
-    assert {*drawn[9:11]} != {*drawn[11:]}
+    pairs = [{*drawn[start : start + 2]} for start in range(0, 8, 2)]
+    assert [len(pair) for pair in pairs] == [2] * 4
+    assert pairs[0] != pairs[1]
+    assert pairs[2] != pairs[3]
+    assert sorted(drawn[8:]) == sorted(prompts)
 
 
 def test_an_interruption_leaves_every_bit_and_what_acted(monkeypatch):

@@ -11,7 +11,6 @@ answer: Adam's steps are the same by either, and only by the sum does the weight
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from peft_surgical.architectures import decoder_layers
 from peft_surgical.running.beginnings import shared_prefix
 from peft_surgical.running.suffix import SuffixRunner
+from peft_surgical.seeding import drawing
 from peft_surgical.stages import RECIPES
 from peft_surgical.staging.retain import TopDistribution
 from peft_surgical.staging.retained import base_rows
@@ -108,7 +108,7 @@ def fit_keeping(
     Returns:
         How many steps were taken.
     """
-    recipe, rng = RECIPES[LEARN], random.Random(seed)
+    recipe, rng = RECIPES[LEARN], drawing(seed)
     rows = [encode_target(tokenizer, prompt, request.new) for prompt in request.prompts]
     layers = decoder_layers(model)
     first, begun = first_trained(layers, parameters), _beginning([*rows, *kept.rows])
