@@ -36,7 +36,9 @@ def _scorers(*, of: str) -> list[str]:
 
 @checked_by(_scorers)
 def consensus(context: ScorerContext, *, of: str = DEFAULT_OF) -> dict[Site, Tensor]:
-    """The mean rank of a component among its kind, over several scorers.
+    """Mean place of a component among its kind over several scorers: 1 the first, 0 the last.
+
+    A place is 1 - (rank - 1) / (n - 1), with n components of its kind.
 
     A component that a scorer leaves out ranks last for it, tied with all others that it leaves out; one that every
     scorer leaves out is left out here too.
