@@ -81,8 +81,9 @@ def faithfulness(
         ScorerError: When `draws`, `seed` or `max_tokens` is no whole number or out of range.
         FactError: When a prompt has no token that distinguishes the answers or is too short to be corrupted, or
             `prompts` is no positive whole number.
-        ModelError: When it is no model or [`localize`] would refuse it, `least` is no finite number above 0, or a
-            patched run gives logits that are not finite.
+        ModelError: When it is no model or one that [`localize`] refuses, `least` is no finite number above 0, or a
+            patched run gives logits that are not finite. `torch.inference_mode()`, which [`localize`] refuses, is none
+            of these: this takes no gradients.
         ArchitectureError: When its architecture is not known or its modules are laid out otherwise, or it is no causal
             language model.
     """

@@ -86,8 +86,9 @@ def causal_trace(
             range.
         FactError: When no prompt names the subject, one has no token that distinguishes the answers or is too short to
             be corrupted, or `prompts` is no positive whole number.
-        ModelError: When it is no model or [`localize`] would refuse it, `least` is no finite number above 0, a patched
-            run gives logits that are not finite, or TransformerLens does not show what its layers read and write.
+        ModelError: When it is no model or one that [`localize`] refuses, `least` is no finite number above 0, a
+            patched run gives logits that are not finite, or TransformerLens does not show what its layers read and
+            write. `torch.inference_mode()`, which [`localize`] refuses, is none of these: a trace takes no gradients.
         ArchitectureError: When its architecture is not known or its modules are laid out otherwise, or it is no causal
             language model.
     """

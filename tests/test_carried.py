@@ -13,6 +13,7 @@ from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, components
 
 from .localizing import HEAD, MLP, OTHER, capital, localized, planted, word_tokenizer
+from .tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,11 @@ def test_a_model_with_an_adapter_is_refused(tokenizer):
     carrying = get_peft_model(planted(), IA3Config(task_type="CAUSAL_LM"))
     with pytest.raises(ModelError, match="adapter"):
         measured(carrying.base_model.model, tokenizer, HEAD)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_it_is_measured_under_inference_mode_too(family, tokenizer):
+    model = tiny_model(family, seed=2)
+    outside = measured(model, tokenizer, HEAD, MLP)
+    with torch.inference_mode():
+        assert values(measured(model, tokenizer, HEAD, MLP)) == values(outside)

@@ -200,3 +200,12 @@ def test_a_model_with_an_adapter_is_refused(tokenizer):
     carrying = get_peft_model(planted(), IA3Config(task_type="CAUSAL_LM"))
     with pytest.raises(ModelError, match="adapter"):
         measured(carrying.base_model.model, tokenizer)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_trace_is_made_under_inference_mode_too(family, tokenizer):
+    model = tiny_model(family, seed=2)
+    outside = measured(model, tokenizer)
+    assert outside.prompts
+    with torch.inference_mode():
+        assert np.array_equal(measured(model, tokenizer).values, outside.values, equal_nan=True)
