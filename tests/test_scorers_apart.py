@@ -5,6 +5,7 @@ import torch
 
 from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
+from peft_surgical.scorers.gradient_norm import gradient_norm
 
 from .localizing import capital, planted, word_tokenizer
 from .plugin_points import Installed, fine, module
@@ -125,6 +126,57 @@ def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
     assert after.scores["attribution"] == alone.scores["attribution"]
 
 
+MAKES = {
+    "folds": lambda model: model.enable_compatibility_mode(),
+    "splits": lambda model: model.set_use_split_qkv_input(True),
+    "splits by heads": lambda model: model.set_use_attn_in(True),
+    "gives results": lambda model: model.set_use_attn_result(True),
+    "casts": lambda model: model.float(),
+    "attends otherwise": lambda model: model.original_model.set_attn_implementation("eager"),
+}
+
+
+@pytest.mark.filterwarnings("error::peft_surgical.plugins.PluginWarning")
+@pytest.mark.parametrize("made", MAKES)
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", torch.float32), ("llama", torch.bfloat16)])
+def test_what_a_scorer_makes_of_the_model_reaches_no_other(family, dtype, made, install):
+    others = ["activation_magnitude", "attribution", "gradient_norm"]
+
+    def makes(context):
+        MAKES[made](context.model)
+        return fine(context)
+
+    def asks(context):
+        makes(context)
+        for other in others:
+            context.score(other)
+        return fine(context)
+
+    install(Installed(module(makes=makes, asks=asks)))
+    model, tokenizer = tiny_model(family, dtype=dtype), word_tokenizer()
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    alone = localize(model, tokenizer, capital(), others, progress=False)
+    for first in ("makes", "asks"):
+        after = localize(model, tokenizer, capital(), [first, *others], progress=False)
+        assert {name: after.scores[name] for name in others} == alone.scores
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("made", ["folds", "splits", "splits by heads", "gives results"])
+def test_gradient_norm_says_that_it_sees_nothing_of_weights_that_no_module_applies(made, install):
+    def calls(context):
+        asked = context.score("gradient_norm")
+        MAKES[made](context.model)
+        assert context.score("gradient_norm").components == asked.components
+        return gradient_norm(context)
+
+    install(Installed(module(calls=calls)))
+    with pytest.raises(
+        ScorerError, match=r"gradient_norm sees what passes blocks\.0\.(attn|mlp)\.\w+, and nothing did"
+    ):
+        localize(tiny_model("llama"), word_tokenizer(), capital(), ["calls"], progress=False)
+
+
 def runs(context):
     for window in context.windows():
         context.runs.capture(window, window.clean, context.sites)
@@ -146,7 +198,27 @@ def runs_on_rounded_products(context):
     return runs(context)
 
 
-@pytest.mark.parametrize("scorer", [runs, drops_units, runs_in_half_precision, runs_on_rounded_products])
+def runs_on_folded_weights(context):
+    context.model.enable_compatibility_mode()
+    return runs(context)
+
+
+def runs_on_split_inputs(context):
+    context.model.set_use_split_qkv_input(True)
+    return runs(context)
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        runs,
+        drops_units,
+        runs_in_half_precision,
+        runs_on_rounded_products,
+        runs_on_folded_weights,
+        runs_on_split_inputs,
+    ],
+)
 def test_the_keys_and_values_of_a_template_are_as_for_one_scorer_alone(scorer, install):
     install(Installed(module(before=scorer)))
     tokenizer = word_tokenizer()

@@ -14,24 +14,20 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from importlib import metadata
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_utils import local_torch_dtype
 
 from ..architectures import architecture_of, check_causal, decoder_layers
 from ..errors import ModelError, said
 from ..layouts import check_layout
 from ..running.modes import evaluating
 from ..running.precision import exact_arithmetic, without_autocast
-from ..running.products import is_unrounded, rounding, rounding_as_found
+from ..running.products import is_unrounded, rounding
 from ..running.sharing import is_sharded
 from ..seeding import forked
 from ..sites import ModelShape, hook_name
@@ -122,93 +118,6 @@ def same_logits(own: Tensor, others: Tensor, model: nn.Module) -> bool:
     refuse, by the prompt."""
     limit = ROUNDED if _rounds(model) else EXACT
     return not bool(own.isfinite().all()) or bool((own - others).abs().max() <= limit * own.std())
-
-
-# By which transformers knows that its models have these hooks.
-_CAPTURING = "_output_capturing_hooks_installed"
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """The hooks that modules have: those of torch, and what TransformerLens keeps of its own.
-
-    Attributes:
-        of_modules: For each of their collections of hooks, what is in it.
-        of_points: The same for TransformerLens's lists.
-        told: For each of transformers' models what it says of having put on the hooks by which it gives out hidden
-            states; where these are taken away it would not do so again.
-    """
-
-    of_modules: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...]
-    of_points: tuple[tuple[list[Any], list[Any]], ...]
-    told: tuple[tuple[dict[str, Any], Any], ...]
-
-    @classmethod
-    def of(cls, bridge: TransformerBridge) -> Hooks:
-        """Those that are there now."""
-        modules = {*bridge.modules(), *bridge.original_model.modules()}
-        dicts = [value for module in modules for name, value in vars(module).items() if _holds_hooks(name, value)]
-        lists = [hooks for point in bridge.hook_points() for hooks in (point.fwd_hooks, point.bwd_hooks)]
-        models = [vars(module) for module in modules if isinstance(module, PreTrainedModel)]
-        return cls(
-            tuple((held, {**held}) for held in dicts),
-            tuple((held, [*held]) for held in lists),
-            tuple((attributes, attributes.get(_CAPTURING, False)) for attributes in models),
-        )
-
-    def stand(self) -> bool:
-        """Whether these are there, and no others, wherever there were places for any."""
-        return all(held == before for held, before in (*self.of_modules, *self.of_points))
-
-    def put_back(self) -> None:
-        """Leaves these hooks and no others."""
-        for held, before in self.of_modules:
-            held.clear()
-            held.update(before)
-        for listed, there in self.of_points:
-            listed[:] = there
-        for attributes, told in self.told:
-            attributes[_CAPTURING] = told
-
-
-def _holds_hooks(name: str, value: Any) -> bool:
-    return name.startswith("_") and "_hooks" in name and isinstance(value, dict)
-
-
-@contextmanager
-def left_as_found(bridge: TransformerBridge, hooks: Hooks | None = None) -> Iterator[None]:
-    """Take away the hooks that the code within leaves behind, permanent ones too, and restore the gradient mode, the
-    default dtype and precision of products, the model's mode, and its parameters' `grad` and `requires_grad`.
-
-    The code within begins in eval mode, with no gradients on the parameters, and without the autocast or the inference
-    mode of a scorer that asks for another one's scores.
-
-    Args:
-        bridge: The model.
-        hooks: Those that the code within finds: not those of whoever asks, which come back behind it. All that are
-            there unless given.
-    """
-    before = Hooks.of(bridge)
-    held = [(parameter, parameter.grad, parameter.requires_grad) for parameter in bridge.parameters()]
-    for parameter, _, _ in held:
-        parameter.grad = None
-    (hooks or before).put_back()
-    with ExitStack() as stack:
-        stack.enter_context(local_torch_dtype(torch.get_default_dtype()))
-        # This one turns gradients on, too.
-        enabled = torch.is_grad_enabled()
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(enabled))
-        stack.enter_context(without_autocast(bridge))
-        stack.enter_context(rounding_as_found())
-        stack.enter_context(evaluating(bridge))
-        try:
-            yield
-        finally:
-            for parameter, gradient, flag in held:
-                parameter.grad = gradient
-                parameter.requires_grad_(flag)
-            before.put_back()
 
 
 def check_localizable(model: nn.Module) -> None:

@@ -127,7 +127,9 @@ class ScorerContext:
     def model(self) -> TransformerBridge:
         """The model under TransformerLens hooks. Give it token ids; it has no tokenizer.
 
-        Its weights are those of the user's model: what is written to them stays.
+        What a scorer makes of it is its own, and another scorer finds it as it was: hooks, TransformerLens's switches
+        (`set_use_attn_result`), folded weights (`enable_compatibility_mode`), a cast (`float`) and settings. But its
+        weights are those of the user's model: what is written into them stays.
         """
         return self.runs.bridge
 

@@ -30,8 +30,9 @@ from ..running.precision import exact_arithmetic
 from ..running.products import rounding
 from ..sites import HEAD_PROJECTIONS, ModelShape, hook_name
 from ..texts.lengths import check_row, turning_length
-from .bridge import Hooks, left_as_found, same_logits
+from .bridge import same_logits
 from .corruption import PromptPair
+from .found import Found, left_as_found
 from .window import Prefix, Window
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Runs:
         self.bridge, self.precise, self.hooked = bridge, precise, hooked
         self.template = torch.tensor(template, dtype=torch.long, device="cpu")
         self._template_cache: DynamicCache | None = None
-        self._hooks = Hooks.of(bridge)
+        self._found = Found.of(bridge)
         self._rounding = rounding()
         self._turning = turning_length(bridge.original_model.config)
         weight = bridge.original_model.get_input_embeddings().weight
@@ -239,7 +240,7 @@ class Runs:
         two = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         grown = ("blocks.0.hook_in", lambda tensor, hook: tensor.expand(2, -1, -1))
         try:
-            with torch.no_grad(), left_as_found(self.bridge, self._hooks), self.bridge.hooks(fwd_hooks=[grown]):
+            with torch.no_grad(), left_as_found(self.bridge, self._found), self.bridge.hooks(fwd_hooks=[grown]):
                 return len(self._forward(two, torch.ones_like(two, dtype=torch.bool), 0, None)) == 2
         except torch.OutOfMemoryError:
             raise
@@ -340,7 +341,7 @@ class Runs:
         cache = DynamicCache(config=config)
         if shared:
             # What somebody's hooks, dropout or autocast change in the template is neither for others nor for theirs.
-            plain = self._hooks.stand() and not self._is_altered()
+            plain = self._found.stands() and not self._is_altered()
             template = self._template_cache if plain else None
             if template is None:
                 template = DynamicCache(config=config)

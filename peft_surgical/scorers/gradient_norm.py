@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import ScorerError
 from ..hookspecs import Register, hookimpl
 from ..localizing.context import MLPScores, ScorerContext
 from ..localizing.runs import Site
@@ -81,6 +82,12 @@ def _squares(
         ends = {name: hooked.enter_context(_seen(context.model.get_submodule(name))) for name in set(names.values())}
         leaf = window.clean.detach().clone().requires_grad_(True)
         logits = context.runs.logits(window, leaf)
+        if unread := [name for name in names.values() if not ends[name]]:
+            raise ScorerError(
+                f"gradient_norm sees what passes {unread[0]}, and nothing did, as where a scorer turned a switch of"
+                " TransformerLens's on (`set_use_attn_result`) or had it fold weights (`enable_compatibility_mode`);"
+                ' ask for `context.score("gradient_norm")`, to which the model is as it was found.'
+            )
         loss = -window.old_logit(torch.log_softmax(logits, -1)).sum()
         outputs = [ends[name]["out"] for name in names.values()]
         slopes = torch.autograd.grad(loss, outputs, materialize_grads=True)

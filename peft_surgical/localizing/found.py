@@ -1,0 +1,150 @@
+"""A model as it was found: what one scorer does to the model that all of them share reaches no other.
+
+Scorers put hooks on it, turn TransformerLens's switches, have it fold its weights (`enable_compatibility_mode`) or
+cast it (`float`). All of that is in the attributes of its modules and configurations, in the containers that stand
+there, and in which memory its parameters are of; those are kept by reference and put back. What is written into that
+memory stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import local_torch_dtype
+
+from ..running.precision import without_autocast
+from ..running.products import rounding_as_found
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class _Weight(NamedTuple):
+    """A parameter, where it stood, and what of it is no attribute in Python."""
+
+    beside: dict[str, nn.Parameter | None]
+    name: str
+    parameter: nn.Parameter
+    data: Tensor
+    requires_grad: bool
+
+    def stands(self) -> bool:
+        there = self.beside.get(self.name)
+        return there is self.parameter and there.dtype == self.data.dtype and there.data_ptr() == self.data.data_ptr()
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The state of a model, but for its gradients and what its tensors hold.
+
+    Attributes:
+        hooks: For each of the collections of hooks, torch's and TransformerLens's own, what is in it.
+        hookless: Those in which there are none, as in most by far.
+        configs: What `hooks` says, of the attributes of each configuration.
+        others: The same of all other attributes of modules, and of the containers that stand there.
+        empty: Such containers with nothing in them.
+        weights: The parameters.
+    """
+
+    hooks: tuple[tuple[Any, Any], ...]
+    hookless: tuple[Any, ...]
+    configs: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    others: tuple[tuple[Any, Any], ...]
+    empty: tuple[Any, ...]
+    weights: tuple[_Weight, ...]
+
+    @classmethod
+    def of(cls, bridge: TransformerBridge) -> Found:
+        """That of now."""
+        modules = [vars(module) for module in {*bridge.modules(), *bridge.original_model.modules()}]
+        hooks: list[tuple[Any, Any]] = []
+        others: list[tuple[Any, Any]] = []
+        hookless: list[Any] = []
+        empty: list[Any] = []
+        configs: dict[int, dict[str, Any]] = {}
+        weights: list[_Weight] = []
+        for attributes in modules:
+            for name, value in attributes.items():
+                if isinstance(value, (dict, list, set)):
+                    full, bare = (hooks, hookless) if "_hooks" in name else (others, empty)
+                    if value:
+                        full.append((value, value.copy()))
+                    else:
+                        bare.append(value)
+                elif name in ("config", "cfg") and hasattr(value, "__dict__"):
+                    configs[id(value)] = vars(value)
+            beside = attributes["_parameters"]
+            for name, parameter in beside.items():
+                if parameter is not None:
+                    weights.append(_Weight(beside, name, parameter, parameter.data, parameter.requires_grad))
+        # Attributes last: they say which containers stand there.
+        others += [(attributes, attributes.copy()) for attributes in modules]
+        settings = tuple((attributes, attributes.copy()) for attributes in configs.values())
+        return cls(tuple(hooks), tuple(hookless), settings, tuple(others), tuple(empty), tuple(weights))
+
+    def stands(self) -> bool:
+        """Whether nothing has come on the model that changes what it computes: other hooks wherever there were places
+        for any, settings or weights."""
+        same = all(held == before for held, before in (*self.hooks, *self.configs))
+        return same and not any(self.hookless) and all(weight.stands() for weight in self.weights)
+
+    def put_back(self) -> None:
+        """Leaves the model in this state."""
+        for held in (*self.hookless, *self.empty):
+            if held:
+                held.clear()
+        for held, before in (*self.hooks, *self.configs, *self.others):
+            if isinstance(held, list):
+                held[:] = before
+            else:
+                held.clear()
+                held.update(before)
+        for weight in self.weights:
+            weight.parameter.data = weight.data
+            weight.parameter.requires_grad_(weight.requires_grad)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters, tied ones more than once."""
+        return [weight.parameter for weight in self.weights]
+
+
+@contextmanager
+def left_as_found(bridge: TransformerBridge, found: Found | None = None) -> Iterator[None]:
+    """Put the model back behind the code within: its hooks, permanent ones too, TransformerLens's switches, its
+    configuration, mode, dtype and weights, and its parameters' `grad` and `requires_grad`; restore the gradient mode,
+    the default dtype and the precision of products.
+
+    The code within begins in eval mode, with no gradients on the parameters, and without the autocast or the inference
+    mode of a scorer that asks for another one's scores. What it writes into a parameter's memory stays.
+
+    Args:
+        bridge: The model.
+        found: The state that the code within finds: not what whoever asks has made of the model, which comes back
+            behind it. The present one unless given.
+    """
+    before = Found.of(bridge)
+    found = found or before
+    gradients = [(parameter, parameter.grad) for parameter in before.parameters()]
+    for parameter in (*before.parameters(), *found.parameters()):
+        parameter.grad = None
+    found.put_back()
+    bridge.eval()
+    with ExitStack() as stack:
+        stack.enter_context(local_torch_dtype(torch.get_default_dtype()))
+        # This one turns gradients on, too.
+        enabled = torch.is_grad_enabled()
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(enabled))
+        stack.enter_context(without_autocast(bridge))
+        stack.enter_context(rounding_as_found())
+        try:
+            yield
+        finally:
+            before.put_back()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient

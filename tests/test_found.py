@@ -1,0 +1,119 @@
+import pytest
+import torch
+
+from peft_surgical.localizing.bridge import wrap
+from peft_surgical.localizing.found import Found, left_as_found
+
+from .tiny import tiny_ids, tiny_model
+
+
+def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():
+    bridge = wrap(tiny_model("opt"))
+    point = bridge.hook_dict["blocks.0.hook_in"]
+    point.add_hook(lambda tensor, hook: None)
+
+    def hooks():
+        return [handle for point in bridge.hook_points() for handle in (*point.fwd_hooks, *point.bwd_hooks)]
+
+    before = hooks()
+    # TransformerLens's own, without which hooks of OPT's MLPs do not fire.
+    assert any(handle.is_permanent for handle in before)
+    with torch.no_grad():
+        with left_as_found(bridge):
+            point.add_hook(lambda tensor, hook: None)
+            point.add_perma_hook(lambda tensor, hook: None)
+            point.add_hook(lambda tensor, hook: None, dir="bwd")
+            torch.set_grad_enabled(True)
+        assert not torch.is_grad_enabled()
+    assert hooks() == before
+    assert len(point._forward_hooks) == 1
+
+
+def test_hooks_of_torch_are_taken_away_too():
+    bridge = wrap(tiny_model("llama"))
+    mlp, before = bridge.blocks[1].mlp, Found.of(bridge)
+    with left_as_found(bridge):
+        mlp.register_forward_hook(lambda module, args, output: output * 0)
+        mlp.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
+        mlp.register_full_backward_hook(lambda module, before, behind: None)
+    assert before.stands()
+    assert [held for held, _ in Found.of(bridge).hooks] == [there for _, there in before.hooks]
+    assert len(Found.of(bridge).hookless) == len(before.hookless)
+
+
+def logits(bridge):
+    with torch.no_grad():
+        return bridge.original_model(input_ids=tiny_ids(2, 9)).logits
+
+
+def backward(bridge):
+    with torch.enable_grad():
+        bridge.original_model(input_ids=tiny_ids(1, 9)).logits.sum().backward()
+
+
+CHANGES = {
+    "weights are folded": lambda bridge: bridge.enable_compatibility_mode(),
+    "hooks are those of old": lambda bridge: bridge.enable_compatibility_mode(no_processing=True),
+    "heads give results": lambda bridge: bridge.set_use_attn_result(True),
+    "inputs are split": lambda bridge: bridge.set_use_split_qkv_input(True),
+    "inputs are split by heads": lambda bridge: bridge.set_use_attn_in(True),
+    "inputs of MLPs have hooks": lambda bridge: bridge.set_use_hook_mlp_in(True),
+    "weights are cast": lambda bridge: bridge.float(),
+    "weights are moved and cast": lambda bridge: bridge.to(torch.float64),
+    "attention is another": lambda bridge: bridge.original_model.set_attn_implementation("eager"),
+    "a setting is another": lambda bridge: setattr(bridge.original_model.config, "use_cache", False),
+    "a module is another": lambda bridge: setattr(bridge.blocks[0].mlp, "out", torch.nn.Identity()),
+    "a buffer is another": lambda bridge: bridge.original_model.register_buffer("mine", torch.ones(1)),
+    "weights are others": lambda bridge: setattr(bridge.embed.weight, "data", torch.zeros_like(bridge.embed.weight)),
+    "weights are trained": lambda bridge: (bridge.float(), bridge.train(), backward(bridge)),
+    "weights are frozen": lambda bridge: bridge.requires_grad_(False),
+}
+
+
+def told(bridge):
+    """All that a model is, but for what its tensors hold."""
+    names = [*bridge.hook_dict]
+    modules = [*bridge.modules(), *bridge.original_model.modules()]
+    configs = [vars(module.config) for module in modules if getattr(module, "config", None) is not None]
+    parts = [(id(module), {name: id(value) for name, value in vars(module).items()}) for module in modules]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    held = [(id(tensor), tensor.data_ptr(), tensor.dtype, tensor.requires_grad) for tensor in tensors]
+    return names, parts, [{**config} for config in configs], held, {**vars(bridge.cfg)}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("gpt2", torch.float32), ("llama", torch.bfloat16), ("gpt_neox", torch.float32)]
+)
+def test_whatever_a_block_of_code_makes_of_the_model_is_undone(family, dtype, change):
+    model = tiny_model(family, dtype=dtype)
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    bridge = wrap(model)
+    # TransformerLens keeps what it was asked for.
+    first, as_wrapped, found = logits(bridge), told(bridge), Found.of(bridge)
+    with left_as_found(bridge, found):
+        CHANGES[change](bridge)
+        changed, gradients = told(bridge), [parameter.grad for parameter in bridge.parameters()]
+        with left_as_found(bridge, found):
+            assert told(bridge) == as_wrapped
+            assert all(parameter.grad is None for parameter in bridge.parameters())
+            assert torch.equal(logits(bridge), first)
+        assert told(bridge) == changed
+        assert all(now.grad is before for now, before in zip(bridge.parameters(), gradients, strict=True))
+    assert told(bridge) == as_wrapped
+    assert found.stands()
+    assert all(parameter.grad is None for parameter in bridge.parameters())
+    assert torch.equal(logits(bridge), first)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "change", ["weights are folded", "inputs are split", "weights are cast", "weights are others"]
+)
+def test_what_changes_a_pass_is_told_from_what_was_found(change):
+    bridge = wrap(tiny_model("llama", dtype=torch.bfloat16))
+    found = Found.of(bridge)
+    assert found.stands()
+    CHANGES[change](bridge)
+    assert not found.stands()
