@@ -26,7 +26,7 @@ from .localizing.asked import Asked, asked, checked
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair
-from .localizing.found import Found, left_as_found
+from .localizing.found import Found
 from .localizing.results import Localization
 from .localizing.scores import SECONDS, Scores, check_notes, check_scores
 from .localizing.specs import ScorerSpec, read_scorers
@@ -174,7 +174,7 @@ class _Session:
             )
             self._under_way.append(spec.text)
             try:
-                with left_as_found(self.runs.bridge, self._found):
+                with self.runs.apart(self._found):
                     raw = spec.installed.scorer(context, **spec.options)
             except ScorerError as error:
                 raise ScorerError(f"{spec.installed}: {said(error)}") from error
@@ -189,14 +189,14 @@ class _Session:
 
     def _once(self, key: Hashable, function: Callable[[], Any]) -> Any:
         if key not in self._shared:
-            with left_as_found(self.runs.bridge, self._found):
+            with self.runs.apart(self._found):
                 self._shared[key] = function()
         return self._shared[key]
 
     @cached_property
     def controls(self) -> tuple[PromptPair, ...]:
         """Control-like prompts, made on first use."""
-        with left_as_found(self.runs.bridge, self._found):
+        with self.runs.apart(self._found):
             return control_pairs(self.tokenizer, self.fact, self.precise, self._generator(), self.max_tokens)
 
     def records(self) -> Iterator[dict[str, Any]]:

@@ -181,5 +181,10 @@ def test_other_commands_leave_the_folder_of_all_edits_as_it_is_and_able_to_go_on
     # Nor is a run in the way that was killed before it wrote what it measured.
     (out / "together.json").unlink()
     assert run(*command, files["italy"]).exit_code == 0
+    # Nor before there was an adapter of all.
+    (out / "together.json").unlink()
+    shutil.rmtree(out / "edit")
+    assert run(*command, files["italy"], "--dry-run").exit_code == 0
+    assert run(*command, files["italy"]).exit_code == 0
     (out / "report.json").write_text("{}")
     assert "holds report.html, which is none of these" in said(run(*command, files["italy"]), 2)

@@ -64,7 +64,14 @@ CHANGES = {
     "a setting is another": lambda bridge: setattr(bridge.original_model.config, "use_cache", False),
     "a module is another": lambda bridge: setattr(bridge.blocks[0].mlp, "out", torch.nn.Identity()),
     "a buffer is another": lambda bridge: bridge.original_model.register_buffer("mine", torch.ones(1)),
+    "a module does something else": lambda bridge: setattr(bridge.blocks[0].mlp, "forward", lambda *args: args[0] * 0),
     "weights are others": lambda bridge: setattr(bridge.embed.weight, "data", torch.zeros_like(bridge.embed.weight)),
+    "weights have hooks": lambda bridge: [p.register_hook(lambda g: g * 0) for p in bridge.parameters()],
+    "weights have hooks behind": lambda bridge: [
+        p.register_post_accumulate_grad_hook(lambda p: None) for p in bridge.parameters()
+    ],
+    "a setting within a setting is another": lambda bridge: bridge.original_model.config.held.update(theta=3.0),
+    "what is generated is other": lambda bridge: setattr(bridge.original_model.generation_config, "max_new_tokens", 1),
     "weights are trained": lambda bridge: (bridge.float(), bridge.train(), backward(bridge)),
     "weights are frozen": lambda bridge: bridge.requires_grad_(False),
 }
@@ -75,10 +82,13 @@ def told(bridge):
     names = [*bridge.hook_dict]
     modules = [*bridge.modules(), *bridge.original_model.modules()]
     configs = [vars(module.config) for module in modules if getattr(module, "config", None) is not None]
+    configs += [vars(bridge.original_model.generation_config), bridge.original_model.config.held]
     parts = [(id(module), {name: id(value) for name, value in vars(module).items()}) for module in modules]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    hooks = [(tensor._backward_hooks, tensor._post_accumulate_grad_hooks) for tensor in tensors]
+    hooked = [[len(each or ()) for each in both] for both in hooks]
     held = [(id(tensor), tensor.data_ptr(), tensor.dtype, tensor.requires_grad) for tensor in tensors]
-    return names, parts, [{**config} for config in configs], held, {**vars(bridge.cfg)}
+    return names, parts, [{**config} for config in configs], held, hooked, {**vars(bridge.cfg)}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -87,6 +97,7 @@ def told(bridge):
 )
 def test_whatever_a_block_of_code_makes_of_the_model_is_undone(family, dtype, change):
     model = tiny_model(family, dtype=dtype)
+    model.config.held = {"theta": 1.0}
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     bridge = wrap(model)
     # TransformerLens keeps what it was asked for.
@@ -109,7 +120,16 @@ def test_whatever_a_block_of_code_makes_of_the_model_is_undone(family, dtype, ch
 
 
 @pytest.mark.parametrize(
-    "change", ["weights are folded", "inputs are split", "weights are cast", "weights are others"]
+    "change",
+    [
+        "weights are folded",
+        "inputs are split",
+        "weights are cast",
+        "weights are others",
+        "a module is another",
+        "a module does something else",
+        "a buffer is another",
+    ],
 )
 def test_what_changes_a_pass_is_told_from_what_was_found(change):
     bridge = wrap(tiny_model("llama", dtype=torch.bfloat16))

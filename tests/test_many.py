@@ -120,9 +120,11 @@ def test_what_is_no_output_of_this_is_refused(model_folder, tmp_path):
     with pytest.raises(OutputError, match="holds no adapter, so it is not replaced"):
         made(model, [FRANCE], out, overwrite=True)
     (out / "report.json").write_text('{"fact": 1, "stages": 1, "answers": 1}')
+    (out / "edit").mkdir()
     with pytest.raises(OutputError, match="is the folder of one edit"):
         made(model, [ITALY], out, overwrite=True)
     (out / "report.json").unlink()
+    (out / "edit").rmdir()
     (out / "together.json").write_text("{}")
     with pytest.raises(OutputError, match=r"together\.json is no together of an edit"):
         made(model, [ITALY], out, overwrite=True)

@@ -208,10 +208,23 @@ def runs_on_split_inputs(context):
     return runs(context)
 
 
+def runs_without_an_mlp(context):
+    context.model.original_model.model.layers[0].mlp.forward = lambda x: x * 0
+    return runs(context)
+
+
+def runs_on_other_turns(context):
+    [turns] = [module for module in context.model.original_model.modules() if "inv_freq" in module._buffers]
+    turns._buffers["inv_freq"] = turns.inv_freq * 3
+    return runs(context)
+
+
 @pytest.mark.parametrize(
     "scorer",
     [
         runs,
+        runs_without_an_mlp,
+        runs_on_other_turns,
         drops_units,
         runs_in_half_precision,
         runs_on_rounded_products,

@@ -51,8 +51,9 @@ def output(path: Path, overwrite: bool, replaced: Sequence[str] = ()) -> None:
     Raises:
         OutputError: As [`check_output`], or as [`check_edit_folder`].
     """
-    check_output(path, overwrite=overwrite, how=HOW)
+    # First what no option allows.
     check_edit_folder(path, replaced)
+    check_output(path, overwrite=overwrite, how=HOW)
 
 
 def edit_folder(path: Path, overwrite: bool) -> None:

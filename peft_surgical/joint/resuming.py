@@ -75,15 +75,15 @@ def check_folder(out: Path, names: Sequence[str], overwrite: bool, how: str = "a
     """
     check_output(out, overwrite=True)
     several = is_ours(out / TOGETHER) or _is_of_all(out, names)
-    if (out / REPORT).is_file() and not several:
+    if (out / REPORT).is_file() and (out / EDIT).exists() and not several:
         raise OutputError(f"{out} is the folder of one edit, with its report; name another output folder.")
     check_edit_folder(out, (EDIT, TOGETHER))
     if overwrite or not out.is_dir():
         return
-    own = {*names}
-    if several:
-        # One edit's report stands beside no other edits, so that a report here is of what was evaluated since.
-        own |= {EDIT, TOGETHER, *(EVALUATION if is_ours(out / REPORT) else ())}
+    own = {*names, EDIT, TOGETHER} if several else {*names}
+    if is_ours(out / REPORT):
+        # That of one edit stands beside its adapter, so this is of what was evaluated here.
+        own |= {*EVALUATION}
     if others := sorted(p.name for p in out.iterdir() if p.name not in own and not p.name.startswith(".")):
         raise OutputError(
             f"{out} holds {others[0]}, which is none of these edits; name another output folder or {how}."

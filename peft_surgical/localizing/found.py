@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+# Where torch keeps the hooks of a tensor: None, or a dictionary of them.
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
 class _Weight(NamedTuple):
     """A parameter, where it stood, and what of it is no attribute in Python."""
 
@@ -32,6 +36,23 @@ class _Weight(NamedTuple):
     parameter: nn.Parameter
     data: Tensor
     requires_grad: bool
+    hooks: tuple[tuple[str, dict[Any, Any] | None, dict[Any, Any]], ...]
+
+    @classmethod
+    def of(cls, beside: dict[str, nn.Parameter | None], name: str, parameter: nn.Parameter) -> _Weight:
+        held = [(kind, getattr(parameter, kind)) for kind in _TENSOR_HOOKS]
+        hooks = tuple((kind, hooks, {**(hooks or {})}) for kind, hooks in held)
+        return cls(beside, name, parameter, parameter.data, parameter.requires_grad, hooks)
+
+    def put_back(self) -> None:
+        self.parameter.data = self.data
+        self.parameter.requires_grad_(self.requires_grad)
+        for kind, held, before in self.hooks:
+            if held is not None:
+                held.clear()
+                held.update(before)
+            if getattr(self.parameter, kind) is not held:
+                setattr(self.parameter, kind, held)
 
     def stands(self) -> bool:
         there = self.beside.get(self.name)
@@ -45,15 +66,19 @@ class Found:
     Attributes:
         hooks: For each of the collections of hooks, torch's and TransformerLens's own, what is in it.
         hookless: Those in which there are none, as in most by far.
-        configs: What `hooks` says, of the attributes of each configuration.
-        others: The same of all other attributes of modules, and of the containers that stand there.
+        configs: What `hooks` says, of the attributes of each configuration, and of the containers in these.
+        modules: The same of the attributes of each module.
+        parts: The same of its modules and buffers.
+        others: The same of all other containers that are attributes of modules.
         empty: Such containers with nothing in them.
         weights: The parameters.
     """
 
     hooks: tuple[tuple[Any, Any], ...]
     hookless: tuple[Any, ...]
-    configs: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    configs: tuple[tuple[Any, Any], ...]
+    modules: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    parts: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
     others: tuple[tuple[Any, Any], ...]
     empty: tuple[Any, ...]
     weights: tuple[_Weight, ...]
@@ -63,34 +88,46 @@ class Found:
         """That of now."""
         modules = [vars(module) for module in {*bridge.modules(), *bridge.original_model.modules()}]
         hooks: list[tuple[Any, Any]] = []
+        parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
         others: list[tuple[Any, Any]] = []
         hookless: list[Any] = []
         empty: list[Any] = []
-        configs: dict[int, dict[str, Any]] = {}
+        settings: dict[int, dict[str, Any]] = {}
         weights: list[_Weight] = []
         for attributes in modules:
             for name, value in attributes.items():
-                if isinstance(value, (dict, list, set)):
+                if name in ("_modules", "_buffers"):
+                    parts.append((value, value.copy()))
+                elif isinstance(value, (dict, list, set)):
                     full, bare = (hooks, hookless) if "_hooks" in name else (others, empty)
                     if value:
                         full.append((value, value.copy()))
                     else:
                         bare.append(value)
-                elif name in ("config", "cfg") and hasattr(value, "__dict__"):
-                    configs[id(value)] = vars(value)
+                elif name.endswith(("config", "cfg")) and hasattr(value, "__dict__"):
+                    settings[id(value)] = vars(value)
             beside = attributes["_parameters"]
             for name, parameter in beside.items():
                 if parameter is not None:
-                    weights.append(_Weight(beside, name, parameter, parameter.data, parameter.requires_grad))
-        # Attributes last: they say which containers stand there.
-        others += [(attributes, attributes.copy()) for attributes in modules]
-        settings = tuple((attributes, attributes.copy()) for attributes in configs.values())
-        return cls(tuple(hooks), tuple(hookless), settings, tuple(others), tuple(empty), tuple(weights))
+                    weights.append(_Weight.of(beside, name, parameter))
+        within = [value for held in settings.values() for value in held.values() if isinstance(value, (dict, list))]
+        return cls(
+            tuple(hooks),
+            tuple(hookless),
+            tuple((held, held.copy()) for held in (*settings.values(), *within)),
+            tuple((held, held.copy()) for held in modules),
+            tuple(parts),
+            tuple(others),
+            tuple(empty),
+            tuple(weights),
+        )
 
     def stands(self) -> bool:
         """Whether nothing has come on the model that changes what it computes: other hooks wherever there were places
-        for any, settings or weights."""
+        for any, settings, modules, what these do when called, buffers or weights."""
         same = all(held == before for held, before in (*self.hooks, *self.configs))
+        same = same and all(held.get("forward") is before.get("forward") for held, before in self.modules)
+        same = same and all(_are_same(held, before) for held, before in self.parts)
         return same and not any(self.hookless) and all(weight.stands() for weight in self.weights)
 
     def put_back(self) -> None:
@@ -98,26 +135,31 @@ class Found:
         for held in (*self.hookless, *self.empty):
             if held:
                 held.clear()
-        for held, before in (*self.hooks, *self.configs, *self.others):
+        # Attributes of modules last: they say which containers stand there.
+        for held, before in (*self.hooks, *self.configs, *self.parts, *self.others, *self.modules):
             if isinstance(held, list):
                 held[:] = before
             else:
                 held.clear()
                 held.update(before)
         for weight in self.weights:
-            weight.parameter.data = weight.data
-            weight.parameter.requires_grad_(weight.requires_grad)
+            weight.put_back()
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters, tied ones more than once."""
         return [weight.parameter for weight in self.weights]
 
 
+def _are_same(held: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether the same objects stand under the same names; tensors that are equal are others."""
+    return held.keys() == before.keys() and all(held[name] is value for name, value in before.items())
+
+
 @contextmanager
 def left_as_found(bridge: TransformerBridge, found: Found | None = None) -> Iterator[None]:
-    """Put the model back behind the code within: its hooks, permanent ones too, TransformerLens's switches, its
-    configuration, mode, dtype and weights, and its parameters' `grad` and `requires_grad`; restore the gradient mode,
-    the default dtype and the precision of products.
+    """Put the model back behind the code within: its hooks, permanent ones and those of weights too, TransformerLens's
+    switches, its configurations, mode, dtype and weights, and its parameters' `grad` and `requires_grad`; restore the
+    gradient mode, the default dtype and the precision of products.
 
     The code within begins in eval mode, with no gradients on the parameters, and without the autocast or the inference
     mode of a scorer that asks for another one's scores. What it writes into a parameter's memory stays.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -329,6 +329,16 @@ class Runs:
             return 0
         same = all(pair.first >= length and torch.equal(pair.clean[:length], self.template) for pair in pairs)
         return length if same else 0
+
+    @contextmanager
+    def apart(self, found: Found) -> Iterator[None]:
+        """[`left_as_found`], and the template's keys and values of whoever runs within are for nobody else."""
+        kept, self._template_cache = self._template_cache, None
+        try:
+            with left_as_found(self.bridge, found):
+                yield
+        finally:
+            self._template_cache = kept
 
     def _is_altered(self) -> bool:
         """Whether a scorer has the model drop units or compute in another precision."""
