@@ -26,7 +26,6 @@ from .localizing.asked import Asked, asked, checked
 from .localizing.context import ScorerContext, T
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair
-from .localizing.found import Found
 from .localizing.results import Localization
 from .localizing.scores import SECONDS, Scores, check_notes, check_scores
 from .localizing.specs import ScorerSpec, read_scorers
@@ -136,7 +135,6 @@ class _Session:
         self._tables: dict[str, Scores] = {}
         self._shared: dict[Hashable, Any] = {}
         self._under_way: list[str] = []
-        self._found = Found.of(self.runs.bridge)
 
     def run(self, specs: Sequence[ScorerSpec]) -> tuple[dict[str, Scores], dict[str, str]]:
         """Tables of all scorers, the requested ones first, and the reasons of those that failed."""
@@ -174,7 +172,7 @@ class _Session:
             )
             self._under_way.append(spec.text)
             try:
-                with self.runs.apart(self._found):
+                with self.runs.apart():
                     raw = spec.installed.scorer(context, **spec.options)
             except ScorerError as error:
                 raise ScorerError(f"{spec.installed}: {said(error)}") from error
@@ -189,14 +187,14 @@ class _Session:
 
     def _once(self, key: Hashable, function: Callable[[], Any]) -> Any:
         if key not in self._shared:
-            with self.runs.apart(self._found):
+            with self.runs.apart():
                 self._shared[key] = function()
         return self._shared[key]
 
     @cached_property
     def controls(self) -> tuple[PromptPair, ...]:
         """Control-like prompts, made on first use."""
-        with self.runs.apart(self._found):
+        with self.runs.apart():
             return control_pairs(self.tokenizer, self.fact, self.precise, self._generator(), self.max_tokens)
 
     def records(self) -> Iterator[dict[str, Any]]:

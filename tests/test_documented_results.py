@@ -1,11 +1,11 @@
 """Figures that tables of the documentation take from the benchmarks' rows are those of the rows."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.journal import read_records
 from peft_surgical.measuring.metrics import mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,8 +35,7 @@ METHODS = [
 
 
 def rows(name):
-    lines = (ROOT / "benchmarks" / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_records(ROOT / "benchmarks" / "results" / f"{name}.jsonl")
 
 
 def stages(row):

@@ -19,7 +19,7 @@ def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():
     # TransformerLens's own, without which hooks of OPT's MLPs do not fire.
     assert any(handle.is_permanent for handle in before)
     with torch.no_grad():
-        with left_as_found(bridge):
+        with left_as_found(bridge, Found.of(bridge)):
             point.add_hook(lambda tensor, hook: None)
             point.add_perma_hook(lambda tensor, hook: None)
             point.add_hook(lambda tensor, hook: None, dir="bwd")
@@ -32,13 +32,13 @@ def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():
 def test_hooks_of_torch_are_taken_away_too():
     bridge = wrap(tiny_model("llama"))
     mlp, before = bridge.blocks[1].mlp, Found.of(bridge)
-    with left_as_found(bridge):
+    with left_as_found(bridge, before):
         mlp.register_forward_hook(lambda module, args, output: output * 0)
         mlp.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
         mlp.register_full_backward_hook(lambda module, before, behind: None)
     assert before.stands()
     assert [held for held, _ in Found.of(bridge).hooks] == [there for _, there in before.hooks]
-    assert len(Found.of(bridge).hookless) == len(before.hookless)
+    assert len(Found.of(bridge).bare) == len(before.bare)
 
 
 def logits(bridge):

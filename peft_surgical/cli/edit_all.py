@@ -126,8 +126,9 @@ def edit_all(
 
 def _trained(recipe: ps.KeyedRecipe | Mapping[str, Recipe], steps: int | None, path: Path | None) -> dict[str, str]:
     """How each fact is trained, in words by the steps of an edit."""
-    recipes: Mapping[str, Recipe] = {LEARN: recipe} if isinstance(recipe, ps.KeyedRecipe) else recipe
-    own = {LEARN: ps.KeyedRecipe()} if isinstance(recipe, ps.KeyedRecipe) else ps.RECIPES
+    recipes, own = (
+        ({LEARN: recipe}, {LEARN: ps.KeyedRecipe()}) if isinstance(recipe, ps.KeyedRecipe) else (recipe, ps.RECIPES)
+    )
     told = {stage: f"each fact{at_most(steps)}" for stage in recipes}
     return told if path is None else told | {"recipe": differences(recipes, own, path)}
 

@@ -64,23 +64,22 @@ class Found:
     """The state of a model, but for its gradients and what its tensors hold.
 
     Attributes:
-        hooks: For each of the collections of hooks, torch's and TransformerLens's own, what is in it.
-        hookless: Those in which there are none, as in most by far.
+        hooks: For each of the collections of hooks, torch's and TransformerLens's own, and of modules, what is in it.
+        bare: Those in which there is nothing, as in most by far, and where there are no buffers: all of this is looked
+            through in every pass.
         configs: What `hooks` says, of the attributes of each configuration, and of the containers in these.
         modules: The same of the attributes of each module.
-        parts: The same of its modules and buffers.
+        buffers: The same of its buffers, where it has any.
         others: The same of all other containers that are attributes of modules.
-        empty: Such containers with nothing in them.
         weights: The parameters.
     """
 
     hooks: tuple[tuple[Any, Any], ...]
-    hookless: tuple[Any, ...]
+    bare: tuple[Any, ...]
     configs: tuple[tuple[Any, Any], ...]
     modules: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
-    parts: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    buffers: tuple[tuple[Any, Any], ...]
     others: tuple[tuple[Any, Any], ...]
-    empty: tuple[Any, ...]
     weights: tuple[_Weight, ...]
 
     @classmethod
@@ -88,20 +87,18 @@ class Found:
         """That of now."""
         modules = [vars(module) for module in {*bridge.modules(), *bridge.original_model.modules()}]
         hooks: list[tuple[Any, Any]] = []
-        parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        bare: list[Any] = []
+        buffers: list[tuple[Any, Any]] = []
         others: list[tuple[Any, Any]] = []
-        hookless: list[Any] = []
-        empty: list[Any] = []
         settings: dict[int, dict[str, Any]] = {}
         weights: list[_Weight] = []
         for attributes in modules:
             for name, value in attributes.items():
-                if name in ("_modules", "_buffers"):
-                    parts.append((value, value.copy()))
-                elif isinstance(value, (dict, list, set)):
-                    full, bare = (hooks, hookless) if "_hooks" in name else (others, empty)
-                    if value:
-                        full.append((value, value.copy()))
+                if isinstance(value, (dict, list, set)):
+                    kind = hooks if "_hooks" in name or name == "_modules" else others
+                    kind = buffers if name == "_buffers" else kind
+                    if value or kind is others:
+                        kind.append((value, value.copy()))
                     else:
                         bare.append(value)
                 elif name.endswith(("config", "cfg")) and hasattr(value, "__dict__"):
@@ -113,12 +110,11 @@ class Found:
         within = [value for held in settings.values() for value in held.values() if isinstance(value, (dict, list))]
         return cls(
             tuple(hooks),
-            tuple(hookless),
+            tuple(bare),
             tuple((held, held.copy()) for held in (*settings.values(), *within)),
             tuple((held, held.copy()) for held in modules),
-            tuple(parts),
+            tuple(buffers),
             tuple(others),
-            tuple(empty),
             tuple(weights),
         )
 
@@ -127,16 +123,15 @@ class Found:
         for any, settings, modules, what these do when called, buffers or weights."""
         same = all(held == before for held, before in (*self.hooks, *self.configs))
         same = same and all(held.get("forward") is before.get("forward") for held, before in self.modules)
-        same = same and all(_are_same(held, before) for held, before in self.parts)
-        return same and not any(self.hookless) and all(weight.stands() for weight in self.weights)
+        same = same and all(_are_same(held, before) for held, before in self.buffers)
+        return same and not any(self.bare) and all(weight.stands() for weight in self.weights)
 
     def put_back(self) -> None:
         """Leaves the model in this state."""
-        for held in (*self.hookless, *self.empty):
-            if held:
-                held.clear()
+        for held in self.bare:
+            held.clear()
         # Attributes of modules last: they say which containers stand there.
-        for held, before in (*self.hooks, *self.configs, *self.parts, *self.others, *self.modules):
+        for held, before in (*self.hooks, *self.configs, *self.buffers, *self.others, *self.modules):
             if isinstance(held, list):
                 held[:] = before
             else:
@@ -156,7 +151,7 @@ def _are_same(held: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def left_as_found(bridge: TransformerBridge, found: Found | None = None) -> Iterator[None]:
+def left_as_found(bridge: TransformerBridge, found: Found) -> Iterator[None]:
     """Put the model back behind the code within: its hooks, permanent ones and those of weights too, TransformerLens's
     switches, its configurations, mode, dtype and weights, and its parameters' `grad` and `requires_grad`; restore the
     gradient mode, the default dtype and the precision of products.
@@ -167,10 +162,9 @@ def left_as_found(bridge: TransformerBridge, found: Found | None = None) -> Iter
     Args:
         bridge: The model.
         found: The state that the code within finds: not what whoever asks has made of the model, which comes back
-            behind it. The present one unless given.
+            behind it.
     """
     before = Found.of(bridge)
-    found = found or before
     gradients = [(parameter, parameter.grad) for parameter in before.parameters()]
     for parameter in (*before.parameters(), *found.parameters()):
         parameter.grad = None

@@ -331,11 +331,12 @@ class Runs:
         return length if same else 0
 
     @contextmanager
-    def apart(self, found: Found) -> Iterator[None]:
-        """[`left_as_found`], and the template's keys and values of whoever runs within are for nobody else."""
+    def apart(self) -> Iterator[None]:
+        """[`left_as_found`], as the model was when this was made; what is kept of the template within is for nobody
+        else."""
         kept, self._template_cache = self._template_cache, None
         try:
-            with left_as_found(self.bridge, found):
+            with left_as_found(self.bridge, self._found):
                 yield
         finally:
             self._template_cache = kept
