@@ -1,15 +1,17 @@
 import copy
 import inspect
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from peft_surgical.errors import AdapterError
 from peft_surgical.merging import merge
 from peft_surgical.tuner import Coordinates
-from peft_surgical.tuner.fold import Folded, Rounding
+from peft_surgical.tuner.fold import Folded, Rounding, check_foldable
 from tests.adapters import add, saved, tiny_peft
 from tests.tiny import tiny_model
 
@@ -111,3 +113,50 @@ def test_wherever_a_merge_is_interrupted_nothing_of_it_is_left(before):
         layer.merge_only(before)
         line += 1
     assert line > 10
+
+
+@pytest.mark.parametrize(("lost", "told"), [(Rounding(), False), (Rounding(200, 2), False), (Rounding(200, 3), True)])
+def test_one_weight_in_a_hundred_may_be_lost_without_a_word(lost, told):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lost.warn(torch.bfloat16)
+    assert ["1.5% of the weights that should change" in str(warning.message) for warning in said] == [True] * told
+
+
+def test_steps_of_a_grid_take_no_edit_though_they_say_that_they_are_floating_point():
+    module = nn.Linear(2, 2)
+    module.weight = nn.Parameter(module.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(AdapterError, match=r"a quantized weight \(float8_e4m3fn\) cannot take an edit"):
+        check_foldable(module, "input")
+
+
+def test_a_weight_without_a_value_is_merged_as_it_is_and_comes_back():
+    module = nn.Linear(2, 1, bias=False)
+    module.weight.data = torch.tensor([[float("nan"), 3.0]])
+    folded, slices = Folded.of(module, Coordinates("input", ((0, 2),)), torch.tensor([2.0, 2.0]), safe_for=None)
+    folded.write(module, slices)
+    assert module.weight[0, 0].isnan()
+    assert module.weight[0, 1] == 6
+    folded.restore(module)
+    assert module.weight[0, 1] == 3
+
+
+def test_what_was_merged_before_the_model_was_cast_comes_out_in_the_new_dtype():
+    module = nn.Linear(3, 2)
+    before = module.weight.detach().clone()
+    folded, slices = Folded.of(module, Coordinates("output", ((0, 1),)), torch.tensor([2.0]), safe_for=None)
+    folded.write(module, slices)
+    module.to(torch.bfloat16)
+    folded.restore(module)
+    assert torch.equal(module.weight, before.bfloat16())
+
+
+@pytest.mark.parametrize("names", [["default", "other"], ["other", "default"]])
+def test_the_adapter_that_is_not_finite_is_blamed_in_whatever_order(names):
+    model = tiny_peft()
+    add(model, "other")
+    for layer in model.base_model.surgical_layers():
+        if layer.coordinates.keys() == {"default", "other"}:
+            layer.surgical_ia3_delta["other"].data[0] = float("inf")
+    with pytest.raises(AdapterError, match="the adapter other has scales that are not finite"):
+        model.merge_adapter(names, safe_merge=True)

@@ -23,6 +23,10 @@ class Merging(BaseTunerLayer):
     _folded: Folded | None
 
     @abstractmethod
+    def scale(self, adapter_name: str) -> Float[Tensor, " selected"]:
+        """One adapter's factors, see [`SurgicalIA3Layer`]."""
+
+    @abstractmethod
     def product(self, adapter_names: list[str]) -> tuple[Coordinates, Float[Tensor, " selected"]] | None:
         """Multiplies adapters, see [`SurgicalIA3Layer`]."""
 
@@ -43,7 +47,7 @@ class Merging(BaseTunerLayer):
         before = list(self.merged_adapters)
         try:
             self._restore()
-            self._fold_in(before + names, names[-1] if safe_merge else None)
+            self._fold_in(before + names, safe=safe_merge)
         except BaseException:
             # However far that came: an interrupt may have left notes of what is merged that do not fit the weights.
             self._restore()
@@ -59,10 +63,13 @@ class Merging(BaseTunerLayer):
             if adapter_names:
                 self._fold_in(adapter_names)
 
-    def _fold_in(self, names: list[str], safe_for: str | None = None) -> None:
+    def _fold_in(self, names: list[str], *, safe: bool = False) -> None:
         found = self.product(names)
         assert found is not None  # for the type checker: the names are those of adapters on this layer
         coordinates, scale = found
+        # Of several that are finite the last one is blamed for what they come to.
+        wrong = [name for name in names if safe and not scale.is_meta and not self.scale(name).isfinite().all()]
+        safe_for = [*wrong, names[-1]][0] if safe else None
         # The way back is kept before the weights are written to.
         self._folded, values = Folded.of(self.get_base_layer(), coordinates, scale.detach(), safe_for=safe_for)
         self._folded.write(self.get_base_layer(), values)
