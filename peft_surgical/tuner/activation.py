@@ -52,6 +52,5 @@ def activate(model: nn.Module, adapters: str | Iterable[str], trainable: str | I
     for module in [*layers, *(wrapper for wrapper, _ in whole_modules(model))]:
         module.set_requires_grad(trainable, True)
     # A PeftModel takes the configuration of its "active adapter" from one name.
-    known_by_one = tuner is not None and tuner is not model and isinstance(getattr(model, "active_adapter", None), str)
-    if known_by_one and adapters:
+    if adapters and tuner is not None and isinstance(getattr(model, "active_adapter", None), str):
         setattr(model, "active_adapter", (trainable or adapters)[-1])  # noqa: B010 - Module's annotations forbid a str

@@ -138,8 +138,6 @@ def shared_with(places: Mapping[int, Sequence[Place]], name: str, tensor: Tensor
         name: Which one of them it is.
         tensor: The tensor.
     """
-    if not tensor.data_ptr():
-        return None
     own, near = _extent(tensor), places.get(tensor.untyped_storage().data_ptr(), ())
     return next((other for extent, other in near if other != name and _meet(own, extent)), None)
 

@@ -92,8 +92,6 @@ class SurgicalIA3Model(BaseTuner):
             held.update_layer(adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
             return
         layer = Linear(target, adapter_name, coordinates, peft_config.inference_mode, peft_config.init_weights)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
         if execution_device(unwrapped(target)) is None:
             self._replace_module(parent, target_name, layer, target)
         else:
