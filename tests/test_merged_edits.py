@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import peft_surgical as ps
+from peft_surgical.adapters.bases import note_revision
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.lineage import Lineage
 from peft_surgical.adapters.merged_edits import edit_names, edits_in, read_edits
@@ -314,3 +315,12 @@ def test_reports_say_what_their_base_carries(tmp_path, model_folder):
     adapted = get_peft_model(merged, LoraConfig(target_modules=["down_proj"]))
     assert ps.evaluate(adapted, tokenizer, capital(), **options).settings["base_edits"]
     assert edits_in(tiny_model("llama")) == []
+
+
+def test_the_revision_may_be_told_by_any_of_the_adapters(tmp_path):
+    model = tiny_model("llama")
+    model.name_or_path = "org/base"
+    note_revision(model, "one")
+    first, second = (replace(Edit.load(folder), base_model="org/base") for folder in adapters(tmp_path))
+    with pytest.warns(UserWarning, match="was made for the revision 'two' of org/base; this model is of 'one'"):
+        ps.merge(model, [first, replace(second, revision="two")], tmp_path / "out")

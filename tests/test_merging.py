@@ -383,3 +383,11 @@ def test_the_padding_that_a_tokenizer_was_lent_is_not_written(tmp_path, model_fo
     lent.pad_token = "the"
     merge(model, adapters[0], tmp_path / "chosen", tokenizer=lent)
     assert AutoTokenizer.from_pretrained(tmp_path / "chosen").pad_token == "the"
+
+
+def test_what_transformers_keeps_of_a_refused_adapter_stays_on_the_model(tmp_path):
+    folder, model = saved(tiny_peft(), tmp_path / "a"), tiny_model("llama")
+    model._hf_peft_config_loaded = True
+    merge(model, folder, tmp_path / "out")
+    assert vars(model)["_hf_peft_config_loaded"]
+    assert (tmp_path / "out" / "model.safetensors").exists()

@@ -195,3 +195,11 @@ def test_a_card_is_text(card, tmp_path):
         with pytest.raises(AdapterError, match=r"^a card must be text in Markdown, or None, not .*\.$"):
             write(tmp_path / "learn", tmp_path / "out", card=card)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_not_replaced_by_what_is_made_of_it(tmp_path):
+    folder = saved(tiny_peft(), tmp_path / "a")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(OutputError):
+        stack([folder], folder, overwrite=True)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

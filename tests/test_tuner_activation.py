@@ -321,3 +321,14 @@ def test_of_two_adapters_that_save_one_module_whole_only_one_can_act(kind):
     torch.testing.assert_close(logits(model), said[("a",)])
     trained = [name for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
     assert [name.split(".")[-2] for name in trained] == ["a"]
+
+
+def test_the_configuration_is_that_of_the_last_one_trained_or_of_the_last_one_that_acts():
+    model = tiny_peft(adapter="a")
+    add(model, "b"), add(model, "c")
+    for trained, expected in (([], "c"), (["a"], "a"), (["a", "b"], "b")):
+        activate(model, ["a", "b", "c"], trainable=trained)
+        assert model.active_adapter == expected
+        assert model.active_peft_config is model.peft_config[expected]
+    activate(model.base_model, ["a", "b"])
+    assert model.base_model.active_adapter == ["a", "b"]

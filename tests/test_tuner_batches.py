@@ -291,3 +291,29 @@ def test_an_encoder_and_a_decoder_that_reads_it_in_beams():
 def test_names_that_are_one_text_are_refused():
     with pytest.raises(AdapterError, match="a list with one name for each row of the batch, got 'default'"):
         logits(tiny_peft(), adapter_names="default")
+
+
+def test_a_mixed_batch_may_be_given_as_embeddings():
+    # OPT lays the tokens of all rows behind one another, of which embeddings have as many as ids.
+    model = tiny_peft("opt")
+    ids, names = tiny_ids(batch=2), ["default", "__base__"]
+    embedded = model.get_input_embeddings()(ids)
+    with torch.no_grad():
+        mixed = model(inputs_embeds=embedded, adapter_names=names).logits
+    torch.testing.assert_close(mixed, logits(model, ids, adapter_names=names))
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        # Tokens before rows: four tokens of two rows.
+        (2, (4, 2, 8)),
+        # Of three rows none is known to be whose.
+        (3, (3, 5, 8)),
+    ],
+)
+def test_rows_that_are_not_the_batchs_have_no_mix(rows, shape):
+    batch = _Batch(["a", "b"])
+    batch.seen(nn.Linear(1, 1), (torch.zeros(rows, 4, dtype=torch.long),), {})
+    with pytest.raises(AdapterError, match="cannot be told apart in layer"):
+        batch.spread(["a", "b"], "layer", (torch.zeros(shape),))

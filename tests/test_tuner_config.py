@@ -334,3 +334,21 @@ def test_what_is_derived_follows_selections_that_were_changed_by_hand(tmp_path):
     assert PeftModel.from_pretrained(tiny_model("llama"), tmp_path).peft_config["default"].selections == {
         "model.layers.1.mlp.down_proj": whole
     }
+
+
+def test_no_module_is_of_no_width():
+    with pytest.raises(SelectionError, match="features must map module names to widths"):
+        SurgicalIA3Config(selections={"a.b": SPEC}, features={"a.c": 0})
+
+
+def test_neurons_that_no_head_has_are_refused_where_whole_modules_are_scaled():
+    scores = Scores({"L0.head.1": 1.0}, {"L1.mlp": np.arange(48, dtype="float32")})
+    heads = Localization("m", "float32", shape("llama"), "s", ("x",), {"x": scores}, (), 0)
+    with pytest.raises(SelectionError, match="scales whole modules, and neurons are chosen"):
+        SurgicalIA3Config.from_localization(heads, 1, granularity="module", neurons=2)
+
+
+def test_what_a_selection_of_one_shape_was_resolved_to_does_not_go_on_another():
+    config = SurgicalIA3Config.from_localization(Selection(("L0.head.1",), shape("llama")))
+    with pytest.raises(SelectionError, match="was resolved for another model"):
+        get_peft_model(tiny_model("llama", num_attention_heads=8, num_key_value_heads=2), config)

@@ -358,3 +358,9 @@ def test_it_computes_the_same_without_peft_casting_inputs(dtype):
         assert not layer.cast_input_dtype_enabled
         assert torch.equal(layer(x), expected)
     assert layer.cast_input_dtype_enabled
+
+
+def test_a_row_without_an_adapter_is_refused_by_the_layer_too():
+    layer = surgical(nn.Linear(IN, OUT), "input")
+    with pytest.raises(AdapterError, match="1 names for a batch of 2 rows"):
+        layer(x(), adapter_names=["default"])

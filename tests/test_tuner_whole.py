@@ -35,3 +35,14 @@ def test_unloading_merges_what_the_named_adapters_save_whole_and_not_what_acts(h
         assert torch.equal(logits(model), found["a"])
     merged = model.merge_and_unload(adapter_names=["b"])
     torch.testing.assert_close(logits(merged), found["b"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_merged_adapter_that_cannot_be_deleted_keeps_what_it_saves_whole():
+    model = get_peft_model(tiny_model("llama"), config_of("L1.mlp", whole=True), adapter_name="a").eval()
+    perturb(model, "a")
+    model.base_model.model.lm_head.modules_to_save["a"].weight.data.mul_(1.5)
+    edited = logits(model)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="while they are merged"):
+        model.delete_adapter("a")
+    torch.testing.assert_close(logits(model), edited)
