@@ -196,3 +196,7 @@ def test_an_edit_without_scales_is_refused(tmp_path):
 def test_a_power_is_a_number(t):
     with pytest.raises(AdapterError, match="the power of an edit must be a finite number, got "):
         power(edit([2.0, 1.0]), t)
+
+
+def test_none_of_an_edit_is_no_edit_be_a_scale_of_it_0():
+    assert power(edit([0.0, 3.0]), 0).modules["m"].scale.tolist() == [1.0, 1.0]

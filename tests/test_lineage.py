@@ -318,3 +318,16 @@ def test_the_commands_tell_it_once(folder, model_folder, tmp_path):
         result = run("merge", *names, "--model", model_folder, "--out", tmp_path / given[0])
         assert result.exit_code == 0, result.output
         assert result.stderr.count("on top of") + result.stderr.count("twice") == 1
+
+
+def test_of_a_product_with_one_that_does_not_know_all_below_it_no_digest_is_noted():
+    known, unknown = Lineage("a", ("x",), below=("digest of x",)), Lineage("b", ("y", "z", "w"))
+    found = Lineage.of_product([known, unknown])
+    assert (found.after, found.below) == (("x", "y", "z", "w"), ())
+
+
+def test_what_has_only_the_changed_scales_is_another_adapter_made_of_the_first(tmp_path):
+    to_ia3(saved(tiny_peft(), tmp_path / "a"), tmp_path / "plain")
+    whole, changed = Lineage.of(tmp_path / "plain"), from_ia3(tmp_path / "plain", only_changed=True).origin()
+    assert changed.digest not in (None, whole.digest)
+    assert whole.digest in changed.parts
