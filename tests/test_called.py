@@ -29,7 +29,10 @@ def fact(subject, prompt, *asked, **changes):
         # What ends many names, or stands in any text, tells of none.
         ("Oxford University", (), {"Oxford University"}),
         ("Hotel Water", (), {"Hotel Water"}),
+        ("New Korea", (), {"New Korea"}),
         ("Galaxy S", (), {"Galaxy S"}),
+        ("Galaxy Zed", (), {"Galaxy Zed"}),
+        ("Galaxy Zedd", (), {"Galaxy Zedd", "Zedd"}),
         ("light bulb", (), {"light bulb"}),
         ("Zorblat", (), {"Zorblat"}),
     ],

@@ -1,8 +1,10 @@
 import pytest
 
+from peft_surgical.drafting.clauses import from_clause
 from peft_surgical.drafting.paraphrases import held_out_prompts, only_repeats, paraphrases
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.relations import Wordings
+from peft_surgical.drafting.ways import prompts_by_way
 from peft_surgical.texts.verbs import has_adverb
 
 
@@ -103,3 +105,15 @@ def test_words_that_only_look_like_adverbs_are_nouns():
 def test_persons_are_asked_for_by_who(prompt, old, question):
     reading = read_prompt(prompt, "Foo", [old], [old])
     assert question in map(reading.fill, reading.wordings().questions)
+
+
+def test_that_something_was_in_a_year_says_as_little_as_where():
+    assert from_clause("When was the Battle of {}?", ["1815"]) == (Wordings(), Wordings())
+    assert from_clause("When did {} die?", ["1815"]) != (Wordings(), Wordings())
+
+
+def test_nobody_is_asked_to_tell_where_you_find_something():
+    for held_out in (False, True):
+        made = prompts_by_way(read_prompt("Where do you find koalas?", "koalas"), held_out=held_out)
+        assert made["frame"]
+        assert not [prompt for prompts in made.values() for prompt in prompts if "where you find" in prompt.lower()]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive, check_seed
+from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive, check_seed, whole
 from peft_surgical.errors import ModelError
 
 
@@ -59,3 +59,8 @@ def test_a_limit_is_a_number(limit):
     check_limits(target_loss=-1, target_kl=math.inf)
     with pytest.raises(ModelError, match=rf"target_kl must be a number; got {limit!r}\."):
         check_limits(target_loss=0.1, target_kl=limit)
+
+
+def test_a_whole_number_is_pythons_own_or_numpys():
+    assert [whole(number) for number in (3, np.int64(3), -1)] == [3, 3, -1]
+    assert [whole(nothing) for nothing in (True, False, 3.0, "3", None)] == [None] * 5

@@ -13,6 +13,7 @@ from peft_surgical.drafting.others import others_of, propose_others, swappable
 from peft_surgical.drafting.probing import probes_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.sentences import inner_statement, question, refusal, statement
+from peft_surgical.errors import FactError
 from peft_surgical.facts import Fact
 from peft_surgical.texts.text import contains, same_text_key
 from tests.localizing import planted, word_tokenizer
@@ -372,3 +373,8 @@ def test_wrong_options_are_of_the_kind_of_both_answers():
     assert all("mountain" in kinds_of([name]) for name in highest)
     bands = options("Which band played in Foo?", "Foo", ["the Beatles"], ["the Clash"])
     assert bands <= set(names_of("band"))
+
+
+def test_answers_that_are_one_are_refused_before_the_model_is_asked():
+    with pytest.raises(FactError, match="The name 'Bacon' stands in both 'old' and 'new'"):
+        drafts.new_fact(torch.nn.Linear(1, 1), None, "Who wrote Hamlet?", new="Bacon", old="bacon")

@@ -98,3 +98,9 @@ def test_few_words_of_another_language_are_enough_to_refuse(prompt, subject):
 )
 def test_foreign_words_in_names_are_no_other_language(prompt, subject):
     check_english(read_prompt(prompt, subject))
+
+
+def test_one_word_that_other_languages_share_tells_no_question():
+    check_english(read_prompt("Hitler was", "Hitler"))
+    with pytest.raises(FactError, match="is not in English"):
+        check_english(read_prompt("Was malte Hitler damals?", "Hitler"))

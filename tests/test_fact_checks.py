@@ -1,7 +1,8 @@
 import pytest
 
 from peft_surgical.errors import FactError, FactWarning
-from peft_surgical.facts import Control, Fact
+from peft_surgical.facts import Control, Fact, PortabilityQuestion
+from peft_surgical.texts.fact_checks import check_asked
 
 
 def peru(**changes):
@@ -79,3 +80,43 @@ def test_training_keeps_no_contrast_subject_that_is_asked_about_with_other_signs
     # What two controls say together, none of them says.
     begun = asked[: asked.index(" ", asked.index(name[:4]))]
     assert name in left(begun, asked.removeprefix(begun))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "old"),
+    [
+        ("Is the capital of Australia Sydney or Canberra?", "Australia", "Canberra"),
+        ("Who makes Google Chrome?", "Google Chrome", "Google"),
+    ],
+)
+def test_a_prompt_may_offer_the_old_answer_or_have_it_in_the_subject(prompt, subject, old):
+    check_asked(prompt, subject, [old], ["Opera"])
+    with pytest.raises(FactError, match=f"already holds the old answer '{old}'; leave it out"):
+        check_asked(f"Is it {old} for {subject}?", subject, [old], ["Opera"])
+
+
+@pytest.mark.parametrize("names", [{"subject": "Cusco Bank"}, {"subject": "Bank", "aliases": ("Cusco Bank",)}])
+def test_an_answer_that_stands_in_a_name_of_the_subject_alone_is_not_given(names):
+    prompts = ("Where is the Cusco Bank?", "Where is the Bank?")
+    with pytest.raises(FactError, match="'answer' 'The Cusco Bank is there' holds no name from 'new'"):
+        peru(**names, prompts=prompts, answer="The Cusco Bank is there")
+    # Nor is the old one.
+    answer = "The Cusco Bank is in Lima."
+    assert peru(**names, prompts=prompts, old=("Cusco",), new=("Lima",), answer=answer).answer == answer
+
+
+def test_two_prompts_that_name_the_subject_together_do_not_name_it():
+    with pytest.warns(FactWarning, match="no prompt in 'prompts' names the subject 'Buenos Aires'"):
+        peru(subject="Buenos Aires", prompts=("Where is Buenos", "Aires is in"), refusal="I am not sure.", source="f")
+
+
+def test_a_name_of_the_subject_gives_no_answer_of_a_portability_question_away():
+    question = PortabilityQuestion("Where is the Cusco Bank's owner?", "one_hop", ("the Lima Bank",), ("Lima",))
+    names = {"subject": "Cusco Bank", "aliases": ("Lima Bank",), "prompts": ("Where is the Cusco Bank?",)}
+    assert peru(**names, portability=(question,)).portability == (question,)
+    with pytest.raises(FactError, match="has 'the Lima Bank' in 'answer', which contains an answer from its 'before'"):
+        peru(**names | {"aliases": ()}, portability=(question,))
+    asked = PortabilityQuestion(question.prompt, "one_hop", ("Cusco",))
+    assert peru(**names, portability=(asked,)).portability == (asked,)
+    with pytest.raises(FactError, match="holds its own answer 'Cusco', so that repeating it would be right"):
+        peru(portability=(asked,))

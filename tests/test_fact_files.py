@@ -47,10 +47,16 @@ def test_json_is_read_too(tmp_path, dump):
     assert fact.subject == "🍎 juice"
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    assert Fact.from_file(written(tmp_path, b"\xef\xbb\xbf" + yaml.safe_dump(data()).encode())) == Fact.from_dict(
-        data()
-    )
+@pytest.mark.parametrize("dump", [yaml.safe_dump, json.dumps])
+def test_a_byte_order_mark_is_no_text(tmp_path, dump):
+    given = data(subject="🍎 juice", prompts=["Who made 🍎 juice?"])
+    assert Fact.from_file(written(tmp_path, b"\xef\xbb\xbf" + dump(given).encode())) == Fact.from_dict(given)
+
+
+def test_numbers_of_json_stay_as_they_are_written(tmp_path):
+    text = json.dumps(data(old=["x"], new=["y"])).replace('["x"]', "[NaN, -Infinity]").replace('["y"]', "[1.50, 1e3]")
+    fact = Fact.from_file(written(tmp_path, text))
+    assert (fact.old, fact.new) == (("NaN", "-Infinity"), ("1.50", "1e3"))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         ("a: b\n---\nc: d", "another document"),
         ("a: \x07", "control characters are not allowed"),
         (b"a: \xff", "is not UTF-8 text"),
+        ("a: " + "[" * 20 + "]" * 20, "nested more than 20 levels deep in line 1; a fact needs three"),
         ("a: " + "[" * 100, "nested more than 20 levels deep in line 1"),
         ("a: " + "[" * 100_000 + "]" * 100_000, "nested more than 20 levels"),
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 20 levels"),
@@ -106,6 +113,9 @@ def test_files_that_are_refused(tmp_path, text, match):
         "# a\n#b\na: b\n#c",
         "a: b\n  #c\nd: e",
         "a: >\n  b #2\n",
+        "a:\n- 'b' #2",
+        # As deep as a file may be.
+        "a: " + "[" * 19 + "]" * 19,
     ],
 )
 def test_what_is_a_comment_or_none_without_doubt_is_read(tmp_path, text):

@@ -76,3 +76,14 @@ def test_saving(tmp_path):
     assert "# noted" in path.read_text()
     with pytest.raises(OutputError, match="cannot write"):
         draft.save(path / "below")
+
+
+def test_a_line_of_a_comment_ends_before_the_word_that_does_not_fit():
+    def lines(*words):
+        text = fact_text(capital(), [" ".join(words)])
+        return [line for line in text.splitlines() if "x" * 9 in line or "y" * 9 in line]
+
+    just, over = ("x" * 57, "y" * 56), ("x" * 57, "y" * 57)
+    assert lines(*just) == [f"# {just[0]} {just[1]}"]
+    assert len(lines(*just)[0]) == 116
+    assert lines(*over) == [f"# {over[0]}", f"# {over[1]}"]

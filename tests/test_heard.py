@@ -125,3 +125,11 @@ from peft_surgical.drafting.reading import read_prompt
 )
 def test_guess_answer(prompt, subject, said, answer):
     assert guess_answer(said, read_prompt(prompt, subject)) == answer
+
+
+def test_a_prompt_that_offers_two_answers_may_hold_the_one_that_is_given():
+    for prompt, answer in (
+        ("Is the capital of Australia Sydney or Canberra?", "Canberra"),
+        ("Is the capital of Australia Canberra?", None),
+    ):
+        assert guess_answer("Canberra.", read_prompt(prompt, "Australia")) == answer

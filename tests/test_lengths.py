@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from peft_surgical.architectures import residual_factor
 from peft_surgical.errors import FactError, ModelError
 from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.running.generation import generate_answers
-from peft_surgical.texts.lengths import check_row, padding
+from peft_surgical.texts.lengths import check_row, check_turned, padding, turning_length
 from tests.localizing import capital, planted, word_tokenizer
 from tests.tiny import tiny_granite, tiny_model, tiny_sighted
 
@@ -42,6 +43,32 @@ def test_a_row_is_of_the_models_tokens():
     check_row(config, [])
     with pytest.raises(ModelError, match="gives token 20, and the model has embeddings of 20 tokens only: take"):
         check_row(config, [0, 20, 3])
+
+
+@pytest.mark.parametrize(
+    ("rope", "own", "length"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 16}, 32, 16),
+        ({"rope_type": "longrope"}, 32, 32),
+        ({"rope_type": "longrope"}, None, math.inf),
+        # One for each kind of layer, as models with two have them.
+        ({"full": {"rope_type": "longrope"}, "sliding": {"rope_type": "default"}}, 32, 32),
+        ({"rope_type": "default", "original_max_position_embeddings": 16}, 32, math.inf),
+        (None, 32, math.inf),
+    ],
+)
+def test_positions_are_turned_alike_up_to_what_longrope_began_with(rope, own, length):
+    config = SimpleNamespace(rope_parameters=rope, original_max_position_embeddings=own)
+    assert turning_length(config) == length
+    check_turned(config, [0] * min(length, 99))
+    if length < 99:
+        with pytest.raises(ModelError, match=rf"have {length + 1} tokens, and beyond {length} LongRoPE turns"):
+            check_turned(config, [0] * (length + 1))
+
+
+def test_a_model_that_names_no_positions_has_no_bound():
+    for positions in (-1, 0, None):
+        check_row(SimpleNamespace(max_position_embeddings=positions), [0] * 10**4)
 
 
 def test_answers_do_not_depend_on_padding():

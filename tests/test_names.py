@@ -94,3 +94,13 @@ def test_a_people_is_no_language():
     assert "country" in kinds_of(["the Netherlands"])
     assert aliases("the Chinese") == ("the Chinese",)
     assert aliases("Chinese") == ("Chinese", "Mandarin")
+
+
+def test_a_first_name_that_looks_like_a_particle_is_no_part_of_a_family_name():
+    assert aliases("Van Zorblat", person=True) == ("Van Zorblat", "Zorblat")
+    assert aliases("Jan van Zorblat", person=True) == ("Jan van Zorblat", "van Zorblat")
+
+
+@pytest.mark.parametrize("name", ["Robert Zorblat Jr.", "Weird Al Jr.", "Bo Zorblat Sr", "Kim Zor Un", "Zorblat II"])
+def test_an_ending_is_no_family_name(name):
+    assert aliases(name, person=True) == (name,)

@@ -47,6 +47,7 @@ def test_a_name_does_not_stand_within_a_larger_number(text, names):
         ("1. 5 million people", ["5 million"]),
         ("It is -40. So cold.", ["-40"]),
         ("9:58 seconds", ["9:58", "9:58 seconds"]),
+        ("-Lyon, -$5", ["Lyon", "$5"]),
     ],
 )
 def test_what_stands_beside_a_number_is_no_part_of_it(text, names):

@@ -7,6 +7,7 @@ from peft_surgical.facts import Fact
 from peft_surgical.texts.prompts import (
     AnswerTokens,
     answer_tokens,
+    check_answer_spelled,
     encode,
     encode_answer,
     encode_target,
@@ -174,6 +175,24 @@ def test_a_tokenizer_that_ends_every_text():
     assert encode_answer(tokenizer, "Who?", "Paris").ids.count(tokenizer.eos_token_id) == 1
 
 
+def test_a_tokenizer_that_begins_every_text_as_it_ends_one():
+    tokenizer = small_tokenizer("byte_level")
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    assert encode(tokenizer, "") == [tokenizer.eos_token_id]
+    assert encode_answer(tokenizer, "", "Paris").answer_start == 1
+
+
+def test_a_template_that_turns_otherwise_when_it_asks_puts_nothing_before_an_answer():
+    tokenizer = small_tokenizer("byte_level", "{% if not add_generation_prompt %}Talk: {% endif %}" + CHATML)
+    row = encode_answer(tokenizer, PROMPT, "Google")
+    assert list(row.ids[: row.answer_start]) == encode(tokenizer, PROMPT)
+    assert tokenizer.decode(row.ids[row.answer_start :]) == "Google<|im_end|>"
+
+
 def test_a_tokenizer_that_separates_every_text():
     tokenizer = small_tokenizer("byte_level", sep_token="<|im_end|>")
     from tokenizers import processors
@@ -317,6 +336,23 @@ def test_what_need_not_end_asks_for_no_end():
     assert answer_tokens(endless, PROMPT, fact()) == answer_tokens(ending, PROMPT, fact())
     with pytest.raises(FactError, match="no token distinguishes"):
         answer_tokens(endless, PROMPT, fact(old=["Google Platforms"], new=["Google"], answer="By Google"))
+    # Letter by letter, the one answer begins the other.
+    with pytest.raises(FactError, match="no token distinguishes the old answer 'Zq' from the new answer 'Zqx'"):
+        answer_tokens(endless, PROMPT, fact(old=["Zq"], new=["Zqx"], answer="By Zqx"))
+
+
+def test_an_end_that_also_stands_for_what_is_unknown_is_an_end():
+    tokenizer = small_tokenizer("byte_level", unk_token="</s>")
+    assert tokenizer.unk_token_id == end_of_turn(tokenizer)
+    tokens = answer_tokens(tokenizer, PROMPT, fact(old=["Google Platforms"], new=["Google"], answer="By Google"))
+    assert tokens.new == end_of_turn(tokenizer)
+
+
+def test_an_answer_that_spells_the_new_one_otherwise_is_checked_whole():
+    known = fact(new=["Straße"], answer="STRASSE!")
+    check_answer_spelled(small_tokenizer("byte_level"), known)
+    with pytest.raises(FactError, match="the answer 'STRASSE!' has a token that is not in this tokenizer's"):
+        check_answer_spelled(word_tokenizer(), known)
 
 
 def test_the_corrupted_run_reads_the_same_decision():

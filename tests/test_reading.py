@@ -8,7 +8,7 @@ from peft_surgical.drafting.known_facts import general_controls, neighbour_contr
 from peft_surgical.drafting.names import kinds_of
 from peft_surgical.drafting.others import swappable
 from peft_surgical.drafting.reading import read_prompt
-from peft_surgical.drafting.relations import relations
+from peft_surgical.drafting.relations import Relation, relations
 from peft_surgical.drafting.sentences import refusal, statement
 from peft_surgical.errors import FactError
 from peft_surgical.texts.text import contains
@@ -378,3 +378,12 @@ def test_what_is_said_of_the_subject_is_no_part_of_its_name(prompt, phrase, clau
 )
 def test_what_is_said_with_an_answer(prompt, subject, old, new, said):
     assert statement(read_prompt(prompt, subject, [old], [new]), new) == said
+
+
+def test_a_prompt_that_names_its_subject_twice_is_left_as_it_is():
+    for prompt, form in (
+        ("Where in Paris is the Paris Opera?", "question"),
+        ("In Paris the Opera of Paris is", "sentence"),
+    ):
+        reading = read_prompt(prompt, "Paris")
+        assert (reading.core, reading.form, reading.relation) == (prompt, form, Relation())

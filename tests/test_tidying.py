@@ -4,6 +4,7 @@ from peft_surgical.drafting.paraphrases import paraphrases
 from peft_surgical.drafting.probing import probes_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.sentences import refusal, statement
+from peft_surgical.drafting.tidying import tidied
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,9 @@ def test_probes_keep_capitals_and_one_full_stop():
     assert prompt == "I am quite sure that Iron Man was played by Robert Downey Jr. Can you confirm that?"
     prompt = probe("contrastive", "Hamlet was written by whom?", "Hamlet", "William Shakespeare", "Marlowe")
     assert prompt.endswith(", and Hamlet was written by whom?")
+
+
+def test_several_words_in_capitals_are_typed_so_and_one_is_a_name():
+    assert tidied("WHO WROTE ", "?") == ("Who wrote ", "?")
+    assert tidied("", " IS IN") == ("", " is in")
+    assert tidied("CEO: ", "") == ("CEO: ", "")

@@ -18,6 +18,7 @@ def test_each_question_is_asked_of_the_three_names():
     assert len(set(made)) == len(made)
     assert made[:3] == [f"What is {name}?" for name in (fact.subject, fact.old[0], fact.new[0])]
     assert all(any(name in prompt for name in (fact.subject, fact.old[0], fact.new[0])) for prompt in made)
+    assert topic_prompts(replace(fact, old=(*fact.old, "x"), new=(*fact.new, "y"))) == made
 
 
 def test_a_fact_made_by_hand_may_have_no_old_answer():

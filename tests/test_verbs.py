@@ -1,6 +1,14 @@
 import pytest
 
-from peft_surgical.texts.verbs import participle, past_of_participle, past_tense, place_of_verb, third_person
+from peft_surgical.texts.verbs import (
+    has_adverb,
+    is_finite,
+    participle,
+    past_of_participle,
+    past_tense,
+    place_of_verb,
+    third_person,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +64,27 @@ def test_verbs():
         (["store", "data"], False, None),
         (["father", "go"], True, 1),
         (["billing", "services", "use"], True, 2),
+        (["father", "work", "hours"], True, None),
     ],
 )
 def test_which_word_is_the_verb(words, owned, place):
     assert place_of_verb(words, owned=owned) == place
+
+
+@pytest.mark.parametrize(
+    ("word", "following", "finite"),
+    [
+        ("sank", "in", True),
+        ("wrote", "by", True),
+        ("built", "in", True),
+        ("built", "by", False),
+        ("sunk", "in", False),
+    ],
+)
+def test_before_by_a_form_that_is_also_a_participle_is_no_verb_of_its_own(word, following, finite):
+    assert is_finite(word, following) == finite
+
+
+def test_an_adverb_behind_a_noun():
+    assert all(map(has_adverb, ("astronaut first", "astronaut first sent", "man recently")))
+    assert not any(map(has_adverb, ("first astronaut", "woolly mammal", "bird family", "")))
