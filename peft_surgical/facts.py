@@ -204,7 +204,6 @@ class Fact:
         values["evaluated"] = self._evaluated()
         for key in ("prompts", "retain"):
             values[key] = self.not_asked(values[key])
-        about = frozenset(found for prompt in asked for found in run_digests(prompt))
         # One text to search instead of thousands; no name goes on over the sign between two prompts.
         together = " \0 ".join(asked)
         # A name that the file gives is known, and may be longer than the runs that there are digests of.
@@ -214,7 +213,7 @@ class Fact:
             words = " ".join(words_of(bare(name)))
             return contains(together, (name,)) or (bool(words) and not told_by_signs(name) and f" {words} " in spelled)
 
-        values["asked_about"] = about
+        values["asked_about"] = frozenset(found for prompt in asked for found in run_digests(prompt))
         values["contrast"] = tuple(name for name in self.contrast if not is_asked(name))
         return TrainingFact(**values)
 

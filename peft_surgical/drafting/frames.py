@@ -48,15 +48,11 @@ def forms_of(template: str) -> Iterator[tuple[Form, str]]:
         if found is None or SUBJECT not in found[1]:
             continue
         inner = found[1].strip()
-        if kind in ("noun", "named"):
-            if re.fullmatch(NOUN, inner, re.I):
-                yield "noun", inner
-        elif kind == "clause":
-            if re.fullmatch(NOUN, inner, re.I):
-                yield "noun", inner
-            elif re.match(r"(?:\w+ )?(?:who|whom|whose|what|which|where|when|how)\b", inner):
-                yield "clause", inner
-        elif kind == "sentence" or _own_form(inner) == "question":
+        if kind not in ("question", "sentence") and re.fullmatch(NOUN, inner, re.I):
+            yield "noun", inner
+        elif kind == "clause" and re.match(r"(?:\w+ )?(?:who|whom|whose|what|which|where|when|how)\b", inner):
+            yield "clause", inner
+        elif kind == "sentence" or (kind == "question" and _own_form(inner) == "question"):
             yield _own_form(inner), inner
 
 

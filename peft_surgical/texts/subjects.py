@@ -102,9 +102,8 @@ def _left_alone_by_none(whole: Sequence[int], tokens: Callable[[str], Sequence[i
         if found and marker.casefold() in own:
             break
         blanked = tokens(marker)
-        head = next((i for i, (a, b) in enumerate(zip(whole, blanked, strict=False)) if a != b), None)
-        tail = next((i for i, (a, b) in enumerate(zip(whole[::-1], blanked[::-1], strict=False)) if a != b), None)
-        if head is not None and tail is not None:
+        head, tail = common_prefix(whole, blanked), common_prefix(whole[::-1], blanked[::-1])
+        if max(head, tail) < min(len(whole), len(blanked)):
             found.append(range(head, max(head + 1, len(whole) - tail)))
     return min(found, key=len, default=None)
 

@@ -12,30 +12,28 @@ def _words(text: str) -> frozenset[str]:
 
 # Past and participle of verbs that do not end in -ed; one form where they are the same.
 _IRREGULAR = """
-    beat/beaten become begin/began/begun bring/brought build/built buy/bought catch/caught choose/chose/chosen
-    come/came/come draw/drew/drawn drive/drove/driven fight/fought find/found fly/flew/flown get/got give/gave/given
-    go/went/gone grow/grew/grown have/had hold/held keep/kept know/knew/known lay/laid lead/led leave/left lie/lay/lain
-    lose/lost make/made mean/meant meet/met pay/paid read/read rise/rose/risen run/ran/run say/said see/saw/seen
-    sell/sold send/sent sing/sang/sung sit/sat speak/spoke/spoken spend/spent stand/stood steal/stole/stolen
-    swim/swam/swum take/took/taken teach/taught tell/told think/thought throw/threw/thrown wear/wore/worn win/won
-    write/wrote/written shoot/shot set/set cut/cut put/put hit/hit sink/sank/sunk break/broke/broken eat/ate/eaten
-    fall/fell/fallen hang/hung hear/heard feel/felt feed/fed hide/hid/hidden freeze/froze/frozen ride/rode/ridden
-    seek/sought sleep/slept strike/struck swear/swore/sworn tear/tore/torn wake/woke/woken dig/dug bear/bore/born
-    blow/blew/blown deal/dealt flee/fled forget/forgot/forgotten let/let light/lit ring/rang/rung shake/shook/shaken
-    shine/shone shut/shut spread/spread spring/sprang/sprung understand/understood wind/wound
-    withdraw/withdrew/withdrawn cost/cost overcome/overcame/overcome undergo/underwent/undergone upset/upset hurt/hurt
-    split/split quit/quit bet/bet rebuild/rebuilt
+    beat/beat/beaten become/became/become begin/began/begun bring/brought build/built buy/bought catch/caught
+    choose/chose/chosen come/came/come draw/drew/drawn drive/drove/driven fight/fought find/found fly/flew/flown
+    get/got give/gave/given go/went/gone grow/grew/grown have/had hold/held keep/kept know/knew/known lay/laid lead/led
+    leave/left lie/lay/lain lose/lost make/made mean/meant meet/met pay/paid read/read rise/rose/risen run/ran/run
+    say/said see/saw/seen sell/sold send/sent sing/sang/sung sit/sat speak/spoke/spoken spend/spent stand/stood
+    steal/stole/stolen swim/swam/swum take/took/taken teach/taught tell/told think/thought throw/threw/thrown
+    wear/wore/worn win/won write/wrote/written shoot/shot set/set cut/cut put/put hit/hit sink/sank/sunk
+    break/broke/broken eat/ate/eaten fall/fell/fallen hang/hung hear/heard feel/felt feed/fed hide/hid/hidden
+    freeze/froze/frozen ride/rode/ridden seek/sought sleep/slept strike/struck swear/swore/sworn tear/tore/torn
+    wake/woke/woken dig/dug bear/bore/born blow/blew/blown deal/dealt flee/fled forget/forgot/forgotten let/let
+    light/lit ring/rang/rung shake/shook/shaken shine/shone shut/shut spread/spread spring/sprang/sprung
+    understand/understood wind/wound withdraw/withdrew/withdrawn cost/cost overcome/overcame/overcome
+    undergo/underwent/undergone upset/upset hurt/hurt split/split quit/quit bet/bet rebuild/rebuilt
 """
 # Verbs of several syllables whose last letter doubles, since the last one is stressed.
 _DOUBLED = "admit|commit|control|occur|omit|permit|prefer|refer|submit|transfer|transmit"
-_PAST: dict[str, str] = {"do": "did", "be": "was", "beat": "beat", "become": "became"}
-_PARTICIPLE: dict[str, str] = {"beat": "beaten", "became": "become"}
+_PAST: dict[str, str] = {"do": "did", "be": "was"}
+_PARTICIPLE: dict[str, str] = {}
 for _forms in _IRREGULAR.split():
-    _base, _, _rest = _forms.partition("/")
-    if _base not in ("beat", "become"):
-        _past, _, _participle = _rest.partition("/")
-        _PAST[_base] = _past
-        _PARTICIPLE[_past] = _participle or _past
+    _base, _past, *_participle = _forms.split("/")
+    _PAST[_base] = _past
+    _PARTICIPLE[_past] = _participle[0] if _participle else _past
 PAST_OF = {participle: past for past, participle in _PARTICIPLE.items()}
 
 # Verbs that no noun is spelled like: where one follows a subject, it is the subject's verb ("find work").
