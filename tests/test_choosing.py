@@ -60,3 +60,21 @@ def test_a_general_question_with_the_old_answer_may_be_the_fact(prompt):
     found = general_controls(reading, ["Mount Everest", "Everest"], ["K2"])
     assert len(found) > 100
     assert not any("Everest" in answer for control in found for answer in control.answer)
+
+
+def test_every_question_asked_is_counted_and_what_is_no_control_is_spare(monkeypatch):
+    asked = []
+
+    def know_nothing(_, __, prompts, **___):
+        asked.extend(prompts)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(choosing, "generate_answers", know_nothing)
+    # France has neighbours and is itself asked about in other ways.
+    prompt, old, new = "What is the capital of France?", ("Paris",), ("Lyon",)
+    found = choose_controls(None, None, read_prompt(prompt, "France", old, new), old, new, [prompt])
+    assert found.neighbours == found.general == ()
+    assert found.asked == len(asked)
+    # All general questions were asked in vain, behind the neighbours.
+    assert found.spare_questions == tuple(asked[-len(found.spare_questions) :])
+    assert len(found.spare_questions) > 100
