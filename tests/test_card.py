@@ -94,6 +94,8 @@ def test_names_neither_end_a_table_nor_become_markup(evil):
     assert all(len(row) == 4 for row in table(text))
     signs = re.findall(r"(?<!\\)(?:\\\\)*[<>`\x1b]|(?<!\\)\]\(|(?<!\\)&", text)
     assert not signs
+    # Only at the edge of a word does it mean something.
+    assert not re.search(r"(?<![\w\\])_|(?<!\\)_(?!\w)", text)
     assert text.replace("\\", "").count("France ") == 1
 
 

@@ -83,6 +83,13 @@ def test_nothing_is_said_of_what_there_is_not():
     for words in ("Left out", "Not edited", "unrelated text", "The base gives"):
         assert words not in card
     assert "| with all edits | – | – | – | – |" in card
+    # What is known of one of the two states is no change from the one to the other.
+    _, other = TOGETHER.facts
+    gone = {**other.stages, "all": {"new_answer_rate": other.stages["all"]["new_answer_rate"]}}
+    some = replace(other, stages=gone, left_out={"held_out": {"trained_by_another": 1}})
+    card = replace(TOGETHER, facts=(some,)).to_markdown()
+    assert "| it\\|aly: paris → lyon | 1 → 0 of 4 | – | – | – |" in card
+    assert "Left out: 1 held-out prompt that another fact's edit" in card
 
 
 def test_one_fact_is_told_of_as_one():

@@ -137,6 +137,9 @@ def test_the_plot_puts_marks_where_the_figures_are():
     assert low.startswith("43.8")
     low, at, high = marks["edited: 33% [6–79]"]
     assert (low[:3], at[:5], high[:4]) == ("6.1", "33.33", "79.2")
+    titles = [text.partition(":")[0] for tag, _, text in page.elements if tag == "title"]
+    # The base has no marks on the four lines in which it would be compared with itself.
+    assert titles.count("base") == titles.count("unlearned") - 4
 
 
 def test_a_drift_of_no_consequence_stays_small_on_the_plot():
@@ -224,10 +227,12 @@ def test_what_became_of_a_probe(said, status):
         ("Ｐａｒｉｓ and L\u00adyon", [("old", "Ｐａｒｉｓ"), ("", " and "), ("new", "L\u00adyon")]),
         ("Lyon\u00b9\u00a0 is", [("new", "Lyon\u00b9"), ("", "\u00a0 is")]),
         ("Not Pari\u0301s.", [("", "Not "), ("old", "Pari\u0301s"), ("", ".")]),
+        # A sign that stands for several is marked whole.
+        ("Rome Inc\u2026 is", [("right", "Rome Inc\u2026"), ("", " is")]),
     ],
 )
 def test_mark(answer, pieces):
-    found = list(mark(answer, FACT, Control("Italy?", ("Rome",))))
+    found = list(mark(answer, FACT, Control("Italy?", ("Rome", "Rome Inc."))))
     assert found == pieces
     assert "".join(text for _, text in found) == answer
 
@@ -235,6 +240,12 @@ def test_mark(answer, pieces):
 def test_mark_takes_the_longest_alias_at_a_place():
     fact = FACT.from_dict({**FACT.to_dict(), "new": ["Lyon", "Lyon City"]})
     assert list(mark("Lyon City", fact)) == [("new", "Lyon City")]
+
+
+def test_a_name_inside_the_old_answer_is_no_new_answer_on_the_page_either():
+    fact = FACT.from_dict({**FACT.to_dict(), "old": ["Old Lyon"]})
+    said = Control("Italy?", ("Grand Old",))
+    assert list(mark("Grand Old Lyon", fact, said)) == [("right", "Grand Old"), ("", " Lyon")]
 
 
 def test_a_name_inside_the_subject_is_no_answer_on_the_page_either():
@@ -291,10 +302,12 @@ def test_text_with_markup_stays_text(evil):
 
 
 def test_control_codes_and_lone_surrogates_can_be_written():
-    answers = {stage: {**given, "probes": ["a\x00b\x1b[1m\ud800c\u202e"]} for stage, given in ANSWERS.items()}
+    answers = {
+        stage: {**given, "probes": ["a\x00b\x1b[1m\ud800c\x7f\x80\x9f\xa0\u202e"]} for stage, given in ANSWERS.items()
+    }
     text = render_page(report(answers=answers))
     assert not {"\x00", "\x1b", "\ud800"} & set(text)
-    assert "a\ufffdb\ufffd[1m\ufffdc" in text
+    assert "a\ufffdb\ufffd[1m\ufffdc\ufffd\ufffd\ufffd\xa0" in text
     text.encode("utf-8")
 
 
@@ -309,6 +322,33 @@ def test_a_report_without_answers_or_states_still_renders():
     page = Page(render_page(Report.from_dict({**report().to_dict(), "answers": {}})))
     assert page.texts("h2") == ["What it says now", "Where it was edited", "Where the time went", "Do it again"]
     assert "Nothing was measured." in render_page(report(stages={}))
+
+
+def test_a_report_that_lost_an_answer_shows_the_others():
+    held_out = {stage: {**given, "held_out": given["held_out"][:2]} for stage, given in ANSWERS.items()}
+    asked = Page(render_page(Report.from_dict({**report().to_dict(), "answers": held_out}))).texts("p", "ask")
+    assert [prompt in asked for prompt in HELD_OUT] == [True, True, False]
+    later = {"edited": ANSWERS["edited"]}
+    page = Page(render_page(Report.from_dict({**report().to_dict(), "answers": later})))
+    # Of a base that is not known to be right nothing was lost.
+    assert page.texts("span", "status")[3:6] == ["leaked: says the new answer", "right now", "wrong before, too"]
+
+
+def test_an_answer_in_other_capitals_is_the_same():
+    again = {**ANSWERS["base"], "held_out": ["it is  PARIS.", "paris.", "PARIS"]}
+    page = Page(render_page(report(answers={"base": ANSWERS["base"], "edited": again})))
+    assert "Changed" not in page.texts("h3")
+
+
+def test_the_last_state_stands_out_whatever_it_is_called():
+    made = report("base", "unlearned")
+    page = Page(render_page(made))
+    assert page.texts("span", "edited") == ["unlearned"]
+    assert page.texts("span", "base") == ["base"]
+
+
+def test_steps_of_no_time_have_no_bars():
+    assert 'style="width: 0.0%"' in render_page(report(seconds={"localize": 0.0}))
 
 
 @pytest.mark.parametrize(
@@ -353,6 +393,8 @@ def test_line_ends_of_any_system():
     page = render_page(report(answers=answers))
     assert "\ufffd" not in page
     assert "No\nway." in page
+    assert "\nis it." in page
+    assert "\n\nis it." not in page
 
 
 def test_what_the_components_carry_is_shown_where_it_was_measured():

@@ -101,6 +101,9 @@ def test_verdict():
         "Of 4 held-out questions, the base model answers 0 with Lyon and 1 with Paris. "
         "The base hardly holds the old answer, so there was little of Paris to rewrite."
     )
+    # Half of the answers is no little; and a base that gives neither answer does not carry the edit already.
+    half, nothing = figures([False] * 4, [True, True, False, False], [True]), figures([False] * 4, [False] * 4, [True])
+    assert [" hardly holds " in report(base=base).verdict() for base in (half, nothing)] == [False, True]
     # A checkpoint that carries an edit is the base of an evaluation without adapters.
     carries = report(base=figures([True] * 4, [False] * 4, [True]))
     assert carries.verdict() == "Of 4 held-out questions, the base model answers 4 with Lyon and 0 with Paris."
@@ -112,10 +115,12 @@ def test_verdict():
     assert "the base answers the one control wrong, so" in Report.from_dict(data).verdict()
     # What became of the base is no edit of it.
     base = figures([False] * 4, [True] * 4, [True])
-    rounded = report(**{"base": base, "base in 4 bits": figures([True], [False]), "base relearned 2 steps": base})
-    assert rounded.verdict() == report(base=base).verdict()
-    named = report(**{"base": base, "base with edit": figures([True], [False])})
-    assert "the base with edit model answers 1 with Lyon" in named.verdict()
+    became = ("base in 4 bits", "base relearned 1 step", "base relearned 2 steps")
+    for rounded in (report(**{"base": base, name: figures([True], [False])}) for name in became):
+        assert rounded.verdict() == report(base=base).verdict()
+    for name in ("base with edit", "base in 4 bits with edit"):
+        named = report(**{"base": base, name: figures([True], [False])})
+        assert f"the {name} model answers 1 with Lyon" in named.verdict()
     for nothing in (report(), report(base={}), report(edited=figures([True], [False]))):
         assert nothing.verdict() == "Nothing was measured."
 

@@ -86,6 +86,9 @@ def test_a_long_name_without_spaces_is_folded():
     for width in (62, 80, 110):
         assert "…" not in shown(made, width=width).replace("/…", "")
         assert shown(made, width=width).count("里") == shown(made, width=500).count("里")
+    # However much room there is, figures stand close to what they are of.
+    table = [line for line in shown(made, width=500).splitlines() if not line.startswith(("France", "Of"))]
+    assert max(line.count("里") for line in table) == 15
 
 
 def test_an_unedited_model_has_no_rows_of_comparison():
@@ -94,6 +97,27 @@ def test_an_unedited_model_has_no_rows_of_comparison():
     assert "still right" not in text
     assert "KL" not in text
     assert "edited" not in text
+    # But what was measured of it alone has its rows, and those beside it stay.
+    made = report("base")
+    made.stages["base"]["control_margin"] = Figure(1.5, 3, -0.5, 3.5)
+    assert cells(shown(made), "right over Lyon, nats/token") == ["3", "+1.5", "[-0.5…+3.5]"]
+    assert cells(shown(made), "still right") == ["2", "–"]
+
+
+def test_only_the_last_of_several_states_stands_out(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for stages, bold in ((["base"], False), (["base", "edited"], True)):
+        line = next(line for line in shown(report(*stages), terminal=True).splitlines() if "answer Paris" in line)
+        assert ("\x1b[1m" in line) == bold
+
+
+def test_the_name_of_a_state_in_wide_letters_is_not_broken():
+    name = "東京" * 6
+    made = report("base")
+    made = replace(made, stages={"base": made.stages["base"], name: made.stages["base"]})
+    for width in range(30, 100, 2):
+        # Before the verdict, which names it, too.
+        assert name in shown(made, width=width, files=[]).partition("In brackets")[0]
 
 
 def test_colours_only_on_a_terminal_that_wants_them(monkeypatch):
@@ -182,4 +206,6 @@ def test_label_of_an_unknown_metric_is_its_name():
 
 def test_a_figure_with_many_digits_is_short():
     assert figure_text("perplexity_ratio", Figure(1.25e9, 9, 0.9e9, 3e9), "edited") == "1.25e+09 [9e+08–3e+09]"
+    # Of one whose interval alone is long, all are.
+    assert figure_text("perplexity_ratio", Figure(9e3, 9, 8e3, 1.2e4), "edited") == "9000 [8000–1.2e+04]"
     assert figure_text("perplexity_ratio", Figure(1.25, 9, 1.0, 1.5), "edited") == "1.250 [1.000–1.500]"
