@@ -39,6 +39,7 @@ def test_a_folder_of_somebody_s_is_neither_claimed_nor_removed(tmp_path, name):
     [
         *((name, "my notes", f"{name} is a file and no adapter") for name in ("unlearn", "learn", "edit")),
         ("report.json", '{"mine": 1}', "report.json is no report of an edit"),
+        ("report.json", '{"fact": 1, "stages": 2}', "report.json is no report of an edit"),
         ("report.json", "not JSON", "report.json is no report of an edit"),
         ("localization.json", "[1, 2]", "localization.json is no localization of an edit"),
     ],
@@ -85,6 +86,16 @@ def test_what_an_edit_wrote_is_removed(tmp_path):
     with replacing(tmp_path, True):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_an_empty_folder_and_a_link_to_nothing_are_in_nobodys_way(tmp_path, link):
+    place = tmp_path / "learn"
+    place.symlink_to(tmp_path / "gone") if link else place.mkdir()
+    with replacing(tmp_path, True) as folder:
+        fill(folder)
+    assert contents(place) == {"adapter_config.json": b"new"}
+    assert not place.is_symlink()
 
 
 def test_no_folder_is_replaced_by_a_page(tmp_path):
@@ -163,6 +174,7 @@ def test_an_interrupt_while_pieces_are_moved_leaves_the_earlier_edit_whole(earli
         with pytest.raises(KeyboardInterrupt):
             replace()
         assert contents(earlier) == before
+        assert not [*earlier.glob(".*")]
     replace()
     assert contents(earlier) == REPLACED
 
@@ -218,6 +230,18 @@ def test_a_report_that_was_made_private_stays_so(earlier):
     assert (earlier / "report.json").stat().st_mode & 0o777 == 0o600
     assert (earlier / "report.html").stat().st_mode & 0o777 == (earlier / "mine.txt").stat().st_mode & 0o777
     assert contents(earlier)["learn/adapter_config.json"] == b"earlier"
+
+
+def test_a_link_in_the_place_of_a_report_is_replaced_and_not_what_it_leads_to(earlier):
+    (earlier / "report.html").rename(earlier / "kept.html")
+    (earlier / "report.html").symlink_to("kept.html")
+    (earlier / "kept.html").chmod(0o600)
+    with replacing(earlier, True, EVALUATION) as folder:
+        (folder / "report.html").write_text("new")
+    assert not (earlier / "report.html").is_symlink()
+    assert (earlier / "kept.html").read_text() == "earlier"
+    # Nor has it the permissions of that.
+    assert (earlier / "report.html").stat().st_mode == (earlier / "mine.txt").stat().st_mode
 
 
 def test_what_somebody_wrote_on_the_card_meanwhile_stays_and_a_card_that_is_gone_is_told_of(earlier):

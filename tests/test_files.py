@@ -13,8 +13,8 @@ from peft_surgical.writing.files import atomic_directory, check_output, write_js
 
 
 @pytest.fixture
-def umask():
-    before = os.umask(0o027)
+def umask(request):
+    before = os.umask(getattr(request, "param", 0o027))
     yield
     os.umask(before)
 
@@ -51,15 +51,16 @@ def test_half_a_text_is_never_seen(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_permissions_are_the_usual_ones(tmp_path, umask):
+@pytest.mark.parametrize(("umask", "file", "held"), [(0o027, 0o640, 0o750), (0o002, 0o664, 0o775)], indirect=["umask"])
+def test_permissions_are_the_usual_ones(tmp_path, umask, file, held):
     write_text(tmp_path / "a", "")
     with atomic_directory(tmp_path / "d") as folder:
         (folder / "inner").mkdir(mode=0o700)
         # Safetensors makes private files.
         (folder / "inner" / "private").touch(mode=0o600)
-    assert mode(tmp_path / "a") == mode(tmp_path / "d" / "inner" / "private") == 0o640
-    assert mode(tmp_path / "d") == mode(tmp_path / "d" / "inner") == 0o750
-    assert os.umask(0o027) == 0o027
+    assert mode(tmp_path / "a") == mode(tmp_path / "d" / "inner" / "private") == file
+    assert mode(tmp_path / "d") == mode(tmp_path / "d" / "inner") == held
+    assert os.umask(0o777 - held) == 0o777 - held
 
 
 def test_a_folder_has_the_bit_that_hands_a_group_on_as_any_other_has(tmp_path, umask):
@@ -144,6 +145,17 @@ def test_a_folder_appears_whole(tmp_path):
         assert temporary.parent == out.parent
     assert (out / "a").read_text() == "1"
     assert names(out.parent) == ["out"]
+
+
+def test_a_folder_that_was_written_is_held_open_by_nobody(tmp_path):
+    def lowest_free():
+        os.close(handle := os.open(tmp_path, os.O_RDONLY))
+        return handle
+
+    before = lowest_free()
+    with atomic_directory(tmp_path / "out"):
+        pass
+    assert lowest_free() == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -247,7 +259,7 @@ def test_what_a_killed_run_left_of_a_folder_with_brackets_is_removed(tmp_path):
     assert names(tmp_path) == [".ab.x.partial", "a[b]"]
 
 
-@pytest.mark.parametrize("name", ["x" * 255, "é" * 120, "é" * 33])
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 120, "é" * 33, "\U0001d11e" * 60])
 def test_a_long_name_is_written(name, tmp_path):
     write_text(tmp_path / name, "1")
     assert (tmp_path / name).read_text() == "1"
