@@ -143,13 +143,19 @@ def known_cases(model: Any, tokenizer: Any, cases: Sequence[Case], count: int, j
     return [case for case in cases if case.case_id in known][:count]
 
 
+def completed(model: Any, tokenizer: Any, facts: Sequence[KnownFact]) -> list[bool]:
+    """Whether a model's greedy continuation of each fact's prompt begins with its answer."""
+    found: list[bool] = []
+    for start in range(0, len(facts), BATCH):
+        batch = facts[start : start + BATCH]
+        found += greedily_follows(model, tokenizer, [(fact.prompt, fact.answer) for fact in batch])
+    return found
+
+
 def known_among(model: Any, tokenizer: Any, facts: Sequence[KnownFact], journal: Journal) -> set[KnownFact]:
     """The facts that the base knows, in the sense of [`KNOWN`]; asked once a file of results."""
     if not journal.of_kind("known facts"):
-        found: list[bool] = []
-        for start in range(0, len(facts), BATCH):
-            batch = facts[start : start + BATCH]
-            found += greedily_follows(model, tokenizer, [(fact.prompt, fact.answer) for fact in batch])
+        found = completed(model, tokenizer, facts)
         journal.append({"kind": "known facts", "known": [place for place, follows in enumerate(found) if follows]})
     [record] = journal.of_kind("known facts")
     return {facts[place] for place in record["known"]}

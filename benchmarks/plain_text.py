@@ -20,6 +20,8 @@ from peft_surgical.texts.prompts import EncodedAnswer, encode_target, span
 
 UNLIKELY = -1e9
 """Stands for a log-likelihood that is not finite: an edit can break a model, and a broken one has no success."""
+# In a forward.
+_ROWS = 32
 
 
 def targets(rows: Sequence[EncodedAnswer]) -> tuple[Int[Tensor, " token"], list[int]]:
@@ -66,17 +68,14 @@ def greedily_follows(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]
 
 
 @torch.no_grad()
-def answer_logits(
-    runner: SuffixRunner, rows: Sequence[EncodedAnswer], batch_size: int = 32
-) -> Iterator[Float[Tensor, "token vocab"]]:
+def answer_logits(runner: SuffixRunner, rows: Sequence[EncodedAnswer]) -> Iterator[Float[Tensor, "token vocab"]]:
     """Logits that predict each row's answer.
 
     Args:
         runner: Has taken in the rows, and no others before them.
         rows: The rows.
-        batch_size: Rows a forward.
     """
-    for start in range(0, len(rows), batch_size):
-        spans = [span(row) for row in rows[start : start + batch_size]]
+    for start in range(0, len(rows), _ROWS):
+        spans = [span(row) for row in rows[start : start + _ROWS]]
         for part, logits in runner.read(range(start, start + len(spans)), spans):
             yield from logits.split([spans[i][1] - spans[i][0] for i in part])

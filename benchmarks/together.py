@@ -38,15 +38,13 @@ from .baselines.folded import Weights, keep
 from .cases import Case
 from .counterfact_metrics import figures
 from .journal import Journal
-from .known_cases import known_among, known_cases, opened, shared_options
+from .known_cases import completed, known_among, known_cases, opened, shared_options
 from .known_facts import KnownFact
 from .measuring import measure
-from .plain_text import greedily_follows
 from .settings import learning_rates
 
 SHOWN = ("es", "ps", "ns", "score", "new_answer_rate", "other_facts_kept", "kl_per_token", "perplexity_ratio")
 _ABSOLUTE = ("kl_per_token", "perplexity_ratio")
-_BATCH = 64
 _RETENTION_TOKENS = 2048
 
 
@@ -80,10 +78,7 @@ class Run:
             base: The base's weights where they are others than the model's.
         """
         cases = {str(case.case_id): measure(self.model, self.tokenizer, case) for case in self.cases[:count]}
-        right = []
-        for start in range(0, len(self.others), _BATCH):
-            asked = [(fact.prompt, fact.answer) for fact in self.others[start : start + _BATCH]]
-            right += greedily_follows(self.model, self.tokenizer, asked)
+        right = completed(self.model, self.tokenizer, self.others)
         states = {"base": nullcontext if base is None else base.acting, "edited": nullcontext}
         text = measure_retention(self.model, self.tokenizer, states, tokens=_RETENTION_TOKENS)["edited"]
         return {

@@ -65,7 +65,8 @@ def test_one_key_gets_the_update_of_one_rank():
     away, written, one = form @ form.T, nn.Linear(6, 4).double(), nn.Linear(6, 4).double()
     one.load_state_dict(written.state_dict())
     add_values(written, value[None], gains(key[None], away, 0.3))
-    add_rank_one(one, value, key, away @ key, 0.3)
+    reached = key @ away @ key
+    add_rank_one(one, value * reached / (0.3 + reached), key, away @ key)
     torch.testing.assert_close(written.weight, one.weight, rtol=1e-12, atol=1e-12)
 
 

@@ -45,6 +45,14 @@ def fit_recipe() -> dict[str, Any]:
     return {"steps": STEPS, "target_loss": target_loss()}
 
 
+class Fitted:
+    """The recipe of a method that has no other than [`fit`]'s."""
+
+    def recipe(self, model: Any) -> dict[str, Any]:
+        """As of all that is fitted alike."""
+        return fit_recipe()
+
+
 def fit(
     model: Any,
     tokenizer: Any,

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .fitting import fit, fit_recipe
+from .fitting import Fitted, fit
 from .method import Request
 from .restoring import weights_restored
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuning(Fitted):
     """Trains the whole model.
 
     Attributes:
@@ -22,10 +22,6 @@ class FineTuning:
 
     name: ClassVar[str] = "ft"
     learning_rate: float = 3e-6
-
-    def recipe(self, model: Any) -> dict[str, Any]:
-        """As of all that is fitted alike."""
-        return fit_recipe()
 
     @contextmanager
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .fitting import fit, fit_recipe
+from .fitting import Fitted, fit
 from .method import Request
 from .mlps import edited_layer, output_projection
 from .restoring import weights_restored
 
 
 @dataclass(frozen=True)
-class ConstrainedFineTuning:
+class ConstrainedFineTuning(Fitted):
     """Trains the output projection of one MLP.
 
     Attributes:
@@ -31,10 +31,6 @@ class ConstrainedFineTuning:
     name: ClassVar[str] = "ft_l"
     learning_rate: float = 1e-2
     layer: int | None = None
-
-    def recipe(self, model: Any) -> dict[str, Any]:
-        """As of all that is fitted alike."""
-        return fit_recipe()
 
     @contextmanager
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> Iterator[None]:

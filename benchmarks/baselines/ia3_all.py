@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from peft import IA3Config
 
 from .adapters import adapted, module_names
-from .fitting import fit_recipe
+from .fitting import Fitted
 from .method import Request
 
 
 @dataclass(frozen=True)
-class IA3Everywhere:
+class IA3Everywhere(Fitted):
     """Scales whole projections of all layers.
 
     Attributes:
@@ -23,10 +23,6 @@ class IA3Everywhere:
 
     name: ClassVar[str] = "ia3_all"
     learning_rate: float = 3e-3
-
-    def recipe(self, model: Any) -> dict[str, Any]:
-        """As of all that is fitted alike."""
-        return fit_recipe()
 
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """Trains the adapter, and takes it off afterwards."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from peft import IA3Config
 
 from .adapters import adapted, module_names
-from .fitting import fit_recipe
+from .fitting import Fitted
 from .method import Request
 
 MLPS, ATTENTIONS, LAYERS = (16, 18, 23), (20, 22), 32
@@ -22,7 +22,7 @@ MLP_KINDS, ATTENTION_KINDS = ("gate", "up", "mlp_out"), ("q", "k", "v", "attenti
 
 
 @dataclass(frozen=True)
-class StockIA3:
+class StockIA3(Fitted):
     """Scales the outputs of these projections, and the input of the MLPs' last one.
 
     Attributes:
@@ -31,10 +31,6 @@ class StockIA3:
 
     name: ClassVar[str] = "ia3_stock"
     learning_rate: float = 5e-3
-
-    def recipe(self, model: Any) -> dict[str, Any]:
-        """As of all that is fitted alike."""
-        return fit_recipe()
 
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """Trains the adapter, and takes it off afterwards."""

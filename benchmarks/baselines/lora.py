@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 from peft import LoraConfig
 
 from .adapters import adapted, module_names
-from .fitting import fit_recipe
+from .fitting import Fitted
 from .method import Request
 
 KINDS = ("q", "k", "v", "attention_out", "gate", "up", "mlp_out")
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Fitted):
     """Adds low-rank updates.
 
     Attributes:
@@ -27,10 +27,6 @@ class Lora:
     name: ClassVar[str] = "lora"
     learning_rate: float = 2e-4
     rank: int = 8
-
-    def recipe(self, model: Any) -> dict[str, Any]:
-        """As of all that is fitted alike."""
-        return fit_recipe()
 
     def edit(self, model: Any, tokenizer: Any, request: Request, seed: int) -> AbstractContextManager[None]:
         """Trains the adapter, and takes it off afterwards."""

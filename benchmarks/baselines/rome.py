@@ -83,7 +83,6 @@ def add_rank_one(
     delta: Float[Tensor, " model"],
     key: Float[Tensor, " neuron"],
     direction: Float[Tensor, " neuron"],
-    slack: float = 0.0,
 ) -> None:
     """Moves a projection's output at `key` by `delta`, and at others by so much of it as they point in `direction`.
 
@@ -92,9 +91,8 @@ def add_rank_one(
         delta: What it shall give more.
         key: Where.
         direction: What inputs are multiplied with.
-        slack: Added to `key @ direction` in the denominator: how far from `delta` the change may end, for less change.
     """
-    update = torch.outer(delta, direction / (slack + key @ direction))
+    update = torch.outer(delta, direction / (key @ direction))
     projection.weight.add_((update.T if isinstance(projection, Conv1D) else update).to(projection.weight.dtype))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.running.replicas import replicate, without_replicas
 
 from .case import Case, timed
-from .training import learn, recipe_of
+from .training import learn, unstopped
 
 
 def beside(case: Case) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def beside(case: Case) -> dict[str, Any]:
         "seconds": nullcontext,
         "other_seconds": without_replicas,
     }
-    recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0)
+    recipe = unstopped(case)
     for name, way in ways.items():
         with way():
             stage, seconds = timed(learn, case, recipe)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -12,7 +11,7 @@ from peft_surgical.running import computing
 from peft_surgical.running.suffix import SuffixRunner
 
 from .case import Case, timed
-from .training import learn, recipe_of
+from .training import learn, unstopped
 
 
 def once(case: Case) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def once(case: Case) -> dict[str, Any]:
     every pass of a step and every row of the curvature, and with transformers' plain attention. The better of two
     rounds, after one that is not counted: the first also prepares the products of each shape."""
     found: dict[str, Any] = {"prefix": {}, "attention": {}}
-    recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0)
+    recipe = unstopped(case)
     ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "": nullcontext,
         "prefix": _prefix_in_every_pass,

@@ -12,7 +12,7 @@ from peft_surgical.staging.retained import Retained
 
 from ..localization import peak_above
 from .case import Case
-from .training import learn, recipe_of
+from .training import learn, unstopped
 
 EVERY = 2**20
 TOKENS = (256, 640, 1536, EVERY)
@@ -22,7 +22,7 @@ def passes(case: Case) -> dict[str, Any]:
     """Seconds and peak memory of a training step, and of the curvature with the base's answers before it, for each
     limit of tokens a pass. The seconds are of the better of two rounds: the first also prepares the products of each
     shape."""
-    recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0)
+    recipe = unstopped(case)
     retained = learn(case, replace(recipe, steps=1)).retained
     assert retained is not None  # for the type checker
     found: dict[int, dict[str, dict[str, float]]] = {}

@@ -37,6 +37,11 @@ def recipe_of(case: Case) -> ps.Recipe:
     return case.sizes.recipes[LEARN]
 
 
+def unstopped(case: Case, **changed: Any) -> ps.Recipe:
+    """The same to targets that are not reached, so that all of some steps are taken."""
+    return replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0, **changed)
+
+
 def stage_to_the_same_loss(case: Case) -> dict[str, Any]:
     """A stage by itself, and one that follows another, against a Trainer that learns the same answers."""
     alone, seconds = timed(learn, case)
@@ -66,8 +71,7 @@ def stage_to_the_same_loss(case: Case) -> dict[str, Any]:
 def step_of_prompts(case: Case, retained: Retained | None) -> float:
     """A step of ours that takes each of the prompts once and nothing of what is kept: the least that learning by them
     can take."""
-    alone: dict[str, Any] = {"fact_batch": len(case.rows), "variants": 0, "near_batch": 0, "far_batch": 0}
-    recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0, **alone)
+    recipe = unstopped(case, fact_batch=len(case.rows), variants=0, near_batch=0, far_batch=0)
     record = learn(case, recipe, retained).record
     return record.seconds / record.steps
 
@@ -83,8 +87,7 @@ def _kept(case: Case, model: Any) -> dict[str, float]:
 
 def step_at_equal_batch(case: Case) -> dict[str, Any]:
     """A step of ours against one of a plain loop over as many rows of the same prompts."""
-    # Targets that are not reached, so that all steps are taken.
-    recipe = replace(recipe_of(case), steps=case.sizes.own_steps, target_loss=-1.0)
+    recipe = unstopped(case)
     first = learn(case, replace(recipe, steps=1))
     record = learn(case, recipe, first.retained).record
     own = record.seconds / record.steps
