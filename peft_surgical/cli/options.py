@@ -78,10 +78,10 @@ def _predicting(context: click.Context, parameter: click.Parameter, value: int) 
     return value
 
 
-def _named(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if not value:
+def _named(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value == "":
         raise click.BadParameter("it is empty.")
-    if fault := _unspeakable(value):
+    if value is not None and (fault := _unspeakable(value)):
         raise click.BadParameter(fault)
     return value
 
@@ -169,7 +169,7 @@ adapter = click.option(
 
 edited = click.option(
     "--edited",
-    callback=lambda context, parameter, value: value if value is None else _named(context, parameter, value),
+    callback=_named,
     metavar="M",
     help="An edited checkpoint, as --model takes one, to compare with the model as its base; not beside --adapter.",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..facts import Control, Fact, PortabilityQuestion
 from ..measuring.margins import SIDES, margin
@@ -26,7 +26,7 @@ class Row:
     status: str
     tone: str
     changed: bool
-    margins: Mapping[str, str] = field(default_factory=dict)
+    margins: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ _FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_r
 
 
 def summarize(
-    report: Report, out: str | os.PathLike[str] | None = None, files: Iterable[tuple[str, str]] = ()
+    report: Report, out: str | os.PathLike[str] | None = None, files: Sequence[tuple[str, str]] = ()
 ) -> RenderableType:
     """The summary of a report, for `rich` to print.
 
@@ -80,12 +80,11 @@ def summarize(
     parts.append(Text("In brackets: 95% intervals. n: how many prompts or tokens.", style="dim"))
     parts += [Text(printable(sentence), style="dim") for sentence in weights_told(report)]
     parts += [Text(""), Text(printable(report.verdict()), style="bold")]
-    listed = list(files)
-    if out is not None and listed:
+    if out is not None and files:
         grid = Table.grid(padding=(0, 2))
-        for _ in listed[0]:
+        for _ in files[0]:
             grid.add_column(overflow="fold")
-        for name, what in listed:
+        for name, what in files:
             grid.add_row(Text(name), Text(what, style="dim"))
         parts += [Text(""), Text(f"In {printable(os.fspath(out))}:"), Padding(grid, (0, 0, 0, 2))]
     return Group(*parts)
