@@ -31,10 +31,12 @@ def test_a_journal_goes_on(tmp_path):
     path = tmp_path / "results.jsonl"
     Journal(path, RUN, ABOUT).append({"kind": "case", "number": 1})
     whole = path.read_text()
-    path.write_text(whole + '{"kind": "case", "num')
-    journal = Journal(path, RUN, {"command": "again"})
+    # Longer than what is written in its place; and a value that is new and not given is as good as none.
+    path.write_text(whole + '{"kind": "case", "num' + "0" * 1000)
+    journal = Journal(path, {**RUN, "known_facts": None}, {"command": "again"})
     journal.append({"kind": "case", "number": 2})
     assert path.read_text().startswith(whole)
+    assert path.read_text().endswith('"number": 2}\n')
     assert [r["kind"] for r in read_records(path)] == ["header", "case", "resumed", "case"]
     assert [r["number"] for r in journal.of_kind("case")] == [1, 2]
     assert journal.of_kind("resumed") == [{"kind": "resumed", "command": "again"}]
