@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from peft_surgical.errors import ModelError
 from peft_surgical.measuring.checkpoints import edited_checkpoint
-from peft_surgical.measuring.comparable import check_same_tokenizer
+from peft_surgical.measuring.comparable import check_same_config, check_same_tokenizer
 from peft_surgical.models import load_model
 
 from .conftest import fingerprint
@@ -66,6 +66,17 @@ def test_what_computes_otherwise_is_refused_and_what_only_trains_or_names_otherw
         edited_checkpoint(base, TOKENIZER, folder)
 
 
+def test_three_differences_are_named_by_where_they_are_and_more_are_counted():
+    def config(count, value):
+        parts = {"rope": {"full": {"theta": value}}, **{f"size_{place}": value for place in range(count - 1)}}
+        return LlamaConfig(text=parts)
+
+    said = "edited is no edit of the base, whose weights alone would differ: text.rope.full.theta is 2 there and 1 in"
+    for count, end in ((1, "the base"), (3, "; text.size_1 is 2 there and 1 in the base"), (5, "base; and 2 more")):
+        with pytest.raises(ModelError, match=rf"^{said}.*{end}\.$"):
+            check_same_config("edited", config(count, 2), config(count, 1))
+
+
 def test_numbers_of_more_than_32_bits_are_those_that_a_gguf_file_holds(tmp_path):
     folder, _, name = checkpoint(tmp_path / "edited")
     base = tiny_model("llama")
@@ -73,6 +84,9 @@ def test_numbers_of_more_than_32_bits_are_those_that_a_gguf_file_holds(tmp_path)
         base.config.rms_norm_eps, base.config.factors = mine, [1.0, mine]
         rewritten(folder, rms_norm_eps=theirs, factors=[1.0, theirs])
         assert edited_checkpoint(base, TOKENIZER, folder).record["changed"] == [name]
+    rewritten(folder, factors=[1.0])
+    with pytest.raises(ModelError, match=r"factors is \[1.0\] there and \[1.0, 9.99"):
+        edited_checkpoint(base, TOKENIZER, folder)
     rewritten(folder, factors=[1.0, 1.1e-6])
     with pytest.raises(ModelError, match=r"factors is \[1.0, 1.1e-06\] there and \[1.0, 9.99"):
         edited_checkpoint(base, TOKENIZER, folder)
@@ -86,6 +100,10 @@ def test_a_model_that_transformers_made_of_gguf_is_not_quantized_once_it_is_unpa
     with torch.no_grad():
         other.get_parameter(DOWN).mul_(2)
     assert edited_checkpoint(base, tokenizer, other).record["changed"] == [DOWN]
+    own, other.config.quantization_config = other.config.quantization_config, {"quant_method": "fp8"}
+    with pytest.raises(ModelError, match="is quantized; give it in bfloat16"):
+        edited_checkpoint(base, tokenizer, other)
+    other.config.quantization_config = own
     other.get_parameter(DOWN).requires_grad_(False)
     other.get_parameter(DOWN).data = torch.ones(32, 64, dtype=torch.uint8)
     with pytest.raises(ModelError, match="is quantized; give it in bfloat16"):

@@ -11,7 +11,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.attention import GROUPED
-from peft_surgical.running.identity import Hashes, content_hash, weights_digest
+from peft_surgical.running.identity import Hashes, content_hash, sums_of, weights_digest
 
 from .adapters import add, perturb, tiny_peft
 from .tiny import FAMILIES, packed, tiny_experts, tiny_granite, tiny_longrope, tiny_model, tiny_sighted
@@ -58,6 +58,38 @@ def test_tied_weights_are_told_from_equal_ones():
     assert weights_digest(tied) != before
 
 
+def test_what_a_weight_is_tied_to_tells_models_apart():
+    digests = set()
+    for place in (0, 1):
+        model = tiny_model("llama")
+        first, second, third = (layer.mlp.gate_proj for layer in model.model.layers)
+        third.weight = (first, second)[place].weight
+        digests.add(weights_digest(model))
+    assert len(digests) == 2
+
+
+def other_dtype(model):
+    norm = model.model.norm.weight
+    norm.data = norm.data.view(torch.float16)
+
+
+def other_shape(model):
+    norm = model.model.norm.weight
+    norm.data = norm.data[None]
+
+
+def other_buffer(model):
+    model.model.rotary_emb.inv_freq.mul_(2)
+
+
+@pytest.mark.parametrize("change", [other_dtype, other_shape, other_buffer])
+def test_buffers_and_what_the_same_bytes_stand_for_tell_models_apart(change):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    before = weights_digest(model)
+    change(model)
+    assert weights_digest(model) not in (before, None)
+
+
 def one_column(weight):
     weight.data[:, 77] += 1
 
@@ -86,6 +118,14 @@ def test_what_torch_does_not_count_is_noticed_wherever_it_is_written(write, dtyp
         write(tensor)
         assert tensor._version == version
         assert hashes.of(tensor) == content_hash(tensor) != before
+
+
+@pytest.mark.parametrize("other", [1, 1024])
+def test_words_that_change_places_within_a_row_or_a_column_of_the_table_are_noticed(other):
+    words = torch.arange(4096)
+    swapped = words.clone()
+    swapped[[0, other]] = words[[other, 0]]
+    assert sums_of(swapped) != sums_of(words)
 
 
 @pytest.mark.parametrize(
@@ -211,3 +251,8 @@ def test_how_attention_is_computed_tells_models_apart_in_a_part_of_one_too():
 
 def test_weights_that_are_packed_have_no_hash():
     assert weights_digest(packed(tiny_model("llama"))) is None
+
+
+def test_what_is_saved_beside_weights_has_no_hash(monkeypatch):
+    monkeypatch.setattr(nn.Linear, "get_extra_state", lambda _: {"scale": 2.0})
+    assert weights_digest(tiny_model("llama")) is None

@@ -95,6 +95,7 @@ def test_training_lowers_the_loss_and_says_what_it_saw(family):
     assert record.loss < sum(before) / len(before)
     assert record.worst >= record.loss
     assert record.seconds >= 0
+    assert all(parameter.grad is None for parameter in task.parameters)
 
 
 def test_the_record_is_of_the_last_look():
@@ -293,7 +294,13 @@ def test_the_pull_leads_back():
 
 
 def test_training_sets_out_from_the_share_of_the_frozen_change_that_is_left():
-    for scale, undo, expected in ((1.5, 0.0, 1.5), (1.5, 0.5, 1.25), (1.5, 1.0, 1.0), (0.1, 1.0, 1.0)):
+    for scale, undo, expected in (
+        (1.5, 0.0, 1.5),
+        (1.5, 0.5, 1.25),
+        (1.5, 1.0, 1.0),
+        (0.1, 1.0, 1.0),
+        (-0.5, 0.5, 0.25),
+    ):
         task = Task()
         frozen = [torch.full_like(p, scale) for p in task.parameters]
         with torch.no_grad():
@@ -330,14 +337,16 @@ def test_a_scale_of_zero_is_not_divided_by():
     assert all((p == 0).all() for p in task.parameters)
 
 
-def test_near_and_far_rows_have_batches_of_their_own():
+@pytest.mark.parametrize(("near_batch", "close"), [(1, 1), (5, 2)])
+def test_near_and_far_rows_have_batches_of_their_own(near_batch, close):
     task, asked = Task(), []
     read = task.runner.read
     task.runner.read = lambda indices, spans: asked.append(list(indices)) or read(indices, spans)
     with threads(1):
-        task.train(Recipe(steps=2, near_batch=1, far_batch=2), near=2)
+        task.train(Recipe(steps=2, near_batch=near_batch, far_batch=2), near=2)
     for step in asked[1::2]:
-        assert sum(i < 7 for i in step) == 1
+        # No row is in a step twice.
+        assert len({i for i in step if i < 7}) == sum(i < 7 for i in step) == close
         assert sum(i >= 7 for i in step) == 2
 
 
