@@ -3,9 +3,10 @@
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from peft_surgical.errors import ModelError
-from peft_surgical.running.likelihoods import _read_once, log_likelihoods
+from peft_surgical.running.likelihoods import _of_read, _read_once, log_likelihoods
 from peft_surgical.texts.prompts import EncodedAnswer, span
 
 from .conftest import fingerprint
@@ -47,7 +48,8 @@ def test_likelihoods_are_those_of_one_forward_each(family, begin):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_adapters_act_and_replicas_share_the_rows(count):
-    model, rows = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["down_proj"], r=2)), rows_of()
+    lora = LoraConfig(target_modules=["down_proj"], r=2, lora_dropout=0.5)
+    model, rows = get_peft_model(tiny_model("llama"), lora), rows_of()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, 0, 0.3)
@@ -76,6 +78,24 @@ def test_longrope_turns_each_row_as_alone():
     rows = rows_of()
     assert min(len(row.read) for row in rows) < 16 < max(len(row.read) for row in rows)
     assert log_likelihoods(model, rows) == pytest.approx(one_by_one(model, rows), abs=2e-5)
+
+
+def test_rows_that_change_one_another_stand_alone():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = RwkvConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, bos_token_id=1, eos_token_id=2)
+        model = RwkvForCausalLM(config).eval()
+    for begin in (START, ()):
+        rows = rows_of(begin)
+        assert log_likelihoods(model, rows) == pytest.approx(one_by_one(model, rows), abs=2e-5)
+
+
+def test_half_precision_ends_at_the_logits():
+    row = EncodedAnswer((*START, 50, 51), len(START))
+    logits = torch.randn(2, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    [found] = _of_read([row], [0], span(row), logits).values()
+    exact = logits.double().log_softmax(-1)
+    assert found == pytest.approx(float(exact[0, 50] + exact[1, 51]) / 2, abs=1e-6)
 
 
 def test_nothing_is_read_twice_and_only_what_is_asked_reaches_the_head():

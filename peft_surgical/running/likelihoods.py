@@ -26,7 +26,7 @@ from .devices import input_device
 from .freed import release_freed
 from .generation import even_batches
 from .halving import in_turn
-from .modes import base_model_of, evaluating, learned_tokens, learns_prompts, mixes_rows, told_places
+from .modes import base_model_of, evaluating, learns_prompts, mixes_rows, told_places
 from .replicas import Replica, replicate
 from .sharing import check_shareable, is_run_together, merged, share
 from .suffix import SuffixRunner
@@ -89,17 +89,16 @@ def _own_likelihoods(
 ) -> dict[int, float]:
     """Those of this process's share, by the places of the rows."""
     spans = [_hull([span(rows[place]) for place in places]) for _, places in reads]
-    longest = learned_tokens(model) + max((len(read) for read, _ in reads), default=0)
-    # Where the longest row decides how positions are turned, or rows change one another, each stands alone.
-    turned = longest > turning_length(base_model_of(model).config)
-    alone = turned or mixes_rows(model)
-    # What is learned to stand before a row is seen by the head, too.
-    plain = turned or learns_prompts(model)
+    longest = max((len(read) for read, _ in reads), default=0)
+    # The longest row of a pass may decide how positions are turned. What is learned to stand before one is seen by the
+    # head, too.
+    plain = learns_prompts(model) or longest > turning_length(base_model_of(model).config)
+    alone = plain or mixes_rows(model)
     order = sorted(range(len(reads)), key=lambda place: -len(reads[place][0]))
-    batch_size = 1 if alone or plain else batch_size
+    batch_size = 1 if alone else batch_size
     replicas = replicate(model, most=-(-len(reads) // batch_size))
     batches = share(even_batches(order, batch_size, len(replicas)))
-    prefix = 0 if alone or plain else shared_prefix([read for read, _ in reads], [start for start, _ in spans])
+    prefix = 0 if alone else shared_prefix([read for read, _ in reads], [start for start, _ in spans])
     runner = None
     if not plain:
         begun = reads[0][0][:prefix] if prefix >= MIN_SHARED and len(reads) > 1 else ()
