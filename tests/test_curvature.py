@@ -198,12 +198,13 @@ def test_the_seed_and_nothing_else_draws_signs():
 
 
 def test_the_logits_met_are_given_in_place():
-    task, seen = Task(), {}
-    measured(task, tokens=1, on_logits=seen.__setitem__)
+    task, seen = Task(), []
+    measured(task, draws=2, tokens=1, on_logits=lambda *met: seen.append(met))
     expected = task.read(task.retains)
-    assert sorted(seen) == list(range(len(expected)))
-    for i, logits in enumerate(expected):
-        torch.testing.assert_close(seen[i], logits, rtol=1e-4, atol=1e-5)
+    # Once, however often signs are drawn.
+    assert sorted(place for place, _ in seen) == list(range(len(expected)))
+    for place, logits in seen:
+        torch.testing.assert_close(logits, expected[place], rtol=1e-4, atol=1e-5)
 
 
 def test_no_row_is_no_curvature():
@@ -275,6 +276,19 @@ def test_tokens_that_are_not_laid_out_by_rows_are_refused():
         found.rows, found.tokens = 2, 5
         with pytest.raises(ArchitectureError, match=r"; model\.layers\.\d\.[a-z_.]+ does not, .* token by token"):
             layers[0].apply_scale(torch.ones(7, layers[0].width), [ADAPTER])
+
+
+def test_a_layer_that_runs_twice_in_a_pass_adds_up():
+    task = Task()
+    layers, found = layers_of(task), []
+    x = torch.randn(2, 5, layers[0].width, generator=torch.Generator().manual_seed(0))
+    for times in (1, 2):
+        with _row_gradients(task.model, layers, ADAPTER) as rows:
+            rows.rows, rows.tokens = 2, 5
+            sum(layers[0].apply_scale(x, [ADAPTER]).square().sum() for _ in range(times)).backward()
+        found.append(rows.gradients[0])
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[1], 2 * found[0])
 
 
 def test_what_nothing_reached_still_gives_steps():
