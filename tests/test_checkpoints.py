@@ -308,6 +308,28 @@ def test_of_a_base_in_two_dtypes_each_tensor_is_compared_with_its_own(tmp_path):
         edited_checkpoint(base, TOKENIZER, other, wider="round")
 
 
+def test_a_buffer_is_exchanged_where_the_base_became_wider():
+    base, other = tiny_model("llama", dtype=torch.bfloat16), tiny_model("llama")
+    base.register_buffer("factor", torch.tensor(1.0, dtype=torch.bfloat16))
+    other.register_buffer("factor", torch.tensor(1.5))
+    edited = edited_checkpoint(base, TOKENIZER, other, wider="widen")
+    with edited.state():
+        assert base.factor == 1.5
+    assert (base.factor, base.factor.dtype) == (1.0, torch.float32)
+
+
+def test_a_tied_weight_is_one_tensor_and_is_exchanged_once():
+    base, other = tiny_model("qwen2"), tiny_model("qwen2")
+    before = fingerprint(base)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.mul_(2)
+    edited = edited_checkpoint(base, TOKENIZER, other)
+    assert edited.record["changed"] == ["model.embed_tokens.weight"]
+    assert edited.record["tensors"] == len([*base.parameters()])
+    assert torch.equal(in_state(base, edited.state), logits(other))
+    assert fingerprint(base) == before
+
+
 def test_the_base_beside_itself_is_told_of(tmp_path):
     base = tiny_model("llama")
     base.save_pretrained(tmp_path / "same")
@@ -315,6 +337,19 @@ def test_the_base_beside_itself_is_told_of(tmp_path):
         assert edited_checkpoint(base, TOKENIZER, tmp_path / "same").record["changed"] == []
     with pytest.raises(ModelError, match="the edited model is the base itself"):
         edited_checkpoint(base, TOKENIZER, base)
+    # That it is narrower rounded nothing.
+    narrow = tiny_model("llama", dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="has the very weights of the base") as told:
+        edited_checkpoint(copy.deepcopy(narrow).float(), TOKENIZER, narrow)
+    assert len(told) == 1
+
+
+def test_what_a_model_leaves_out_is_left_out_without_loading_it(tmp_path, whole):
+    base, (folder, _, name) = tiny_model("llama"), checkpoint(tmp_path / "edited")
+    file = folder / "model.safetensors"
+    save_file({**load_file(file), "draft.weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    base._keys_to_ignore_on_load_unexpected = [r"^draft\."]
+    assert edited_checkpoint(base, TOKENIZER, folder).record["changed"] == [name]
 
 
 def test_weights_train_after_a_state_in_inference_mode(tmp_path):
