@@ -56,11 +56,6 @@ class Marked:
         """All tokens but the first, which is like no other."""
         return cls(rows, [range(1, len(row.ids)) for row in rows])
 
-    def marked(self) -> Marked:
-        """Those texts of which a token counts."""
-        found = [(row, marks) for row, marks in zip(self.rows, self.marks, strict=True) if marks]
-        return Marked([row for row, _ in found], [marks for _, marks in found])
-
     def tokens(self) -> set[int]:
         """The tokens that count."""
         return {row.ids[i] for row, marks in zip(self.rows, self.marks, strict=True) for i in marks}
@@ -186,10 +181,7 @@ def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dic
 
     def watch(own: Any, seen: dict[str, Tensor]) -> Iterator[RemovableHandle]:
         def hook(name: str) -> Any:
-            def keep(_: Any, __: Any, output: Any) -> None:
-                seen[name] = handed_on(output)
-
-            return keep
+            return lambda _, __, output: seen.__setitem__(name, handed_on(output))
 
         stack = decoder_layers(own)
         for name, layer in modules.items():

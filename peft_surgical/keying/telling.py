@@ -76,7 +76,7 @@ def told_apart(
     """
     near = kept.rows[: kept.near]
     about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near, fact.contrast))
-    names = [own.marked().and_also(about.marked()), *naming.under_aliases(model, tokenizer, fact)]
+    names = [own.and_also(about), *naming.under_aliases(model, tokenizer, fact)]
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
     kinds = [
         Marked.whole(near).but_for(named_by_any(tokenizer, fact, kept.prompts, about)),
