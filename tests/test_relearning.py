@@ -131,12 +131,12 @@ def test_half_precision_is_put_back_to_the_bit():
     assert torch.equal(logits(model), expected)
 
 
-def first_values(model):
+def first_values(model, **options):
     """What LoRA begins with, by its names, as it is put on a model for relearning."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(relearning, "_fine_tune", lambda learned, *_: found.update(learned.model.state_dict()))
-        with relearn(model, [])():
+        with relearn(model, [], **options)():
             pass
     return {name: value for name, value in found.items() if ".lora_" in name}
 
@@ -150,6 +150,17 @@ def test_what_is_trained_is_lora_on_all_linear_layers(family):
     found = first_values(tiny_model(family))
     assert [*found] == [*expected]
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_the_seed_decides_what_lora_begins_with():
+    one, other = (first_values(tiny_model("llama"), seed=seed) for seed in (0, 1))
+    assert all(torch.equal(other[name], value) != (".lora_A." in name) for name, value in one.items())
+
+
+def test_nothing_is_dropped_out_while_a_model_relearns():
+    plain, dropping = tiny_model("llama"), tiny_model("llama", attention_dropout=0.5)
+    with relearn(plain, [])(), relearn(dropping.train(), [])():
+        assert torch.equal(logits(dropping.eval()), logits(plain))
 
 
 def dense_and_experts():
