@@ -26,7 +26,7 @@ from .devices import input_device
 from .freed import release_freed
 from .generation import even_batches
 from .halving import in_turn
-from .modes import base_model_of, evaluating, learns_prompts, mixes_rows, told_places
+from .modes import base_model_of, evaluating, learns_prompts, told_places
 from .replicas import Replica, replicate
 from .sharing import check_shareable, is_run_together, merged, share
 from .suffix import SuffixRunner
@@ -93,12 +93,11 @@ def _own_likelihoods(
     # The longest row of a pass may decide how positions are turned. What is learned to stand before one is seen by the
     # head, too.
     plain = learns_prompts(model) or longest > turning_length(base_model_of(model).config)
-    alone = plain or mixes_rows(model)
     order = sorted(range(len(reads)), key=lambda place: -len(reads[place][0]))
-    batch_size = 1 if alone else batch_size
+    batch_size = 1 if plain else batch_size
     replicas = replicate(model, most=-(-len(reads) // batch_size))
     batches = share(even_batches(order, batch_size, len(replicas)))
-    prefix = 0 if alone else shared_prefix([read for read, _ in reads], [start for start, _ in spans])
+    prefix = 0 if plain else shared_prefix([read for read, _ in reads], [start for start, _ in spans])
     runner = None
     if not plain:
         begun = reads[0][0][:prefix] if prefix >= MIN_SHARED and len(reads) > 1 else ()
