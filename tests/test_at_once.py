@@ -131,6 +131,25 @@ def test_an_interrupt_while_a_thread_starts_leaves_none_behind(monkeypatch):
     assert len(worked) <= 1
 
 
+def test_a_thread_that_has_not_begun_when_another_fails_does_nothing(monkeypatch):
+    waited_for, worked = threading.Event(), []
+    run, join = threading.Thread.run, threading.Thread.join
+
+    def late(thread):
+        assert waited_for.wait(timeout=30)
+        run(thread)
+
+    def joining(thread):
+        waited_for.set()
+        join(thread)
+
+    monkeypatch.setattr(threading.Thread, "run", late)
+    monkeypatch.setattr(threading.Thread, "join", joining)
+    with pytest.raises(ZeroDivisionError):
+        at_once([lambda: 1 / 0, lambda: worked.append(1)])
+    assert not worked
+
+
 def test_threads_are_given_back_when_the_last_block_ends():
     with threads(4):
         with _shared_out(2):
@@ -146,6 +165,7 @@ def test_a_thread_gets_its_own_back_though_another_is_not_done():
 
     def other():
         with _shared_out(2):
+            found.append(torch.get_num_threads())
             begun.set()
             go_on.wait(timeout=30)
         found.append(torch.get_num_threads())
@@ -158,5 +178,6 @@ def test_a_thread_gets_its_own_back_though_another_is_not_done():
         assert torch.get_num_threads() == 4
         go_on.set()
         thread.join()
-        assert found == [4]
+        # A part of all that there are, and not of what it began with within another's block.
+        assert found == [2, 4]
         assert torch.get_num_threads() == 4

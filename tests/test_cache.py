@@ -26,6 +26,7 @@ from peft_surgical.running.identity import weights_digest
 from .adapters import tiny_peft
 from .command_line import run
 from .localizing import word_tokenizer
+from .threads import threads
 from .tiny import tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
@@ -388,9 +389,10 @@ def test_where_there_is_no_room_no_folder_is_left(tmp_path, monkeypatch):
 
 
 def test_what_operations_run_on_is_part_of_the_key(tmp_path, computed):
-    # Which kernel of attention, in how many replicas, and by which library.
+    # Which kernel of attention, in how many replicas and threads, and by which library.
     kernels = (sdpa_kernel(own) for own in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], SDPBackend.MATH))
-    for block in (*kernels, ps.without_replicas(), torch.backends.mkldnn.flags(enabled=False)):
+    shared = (ps.without_replicas(), threads(torch.get_num_threads() + 1))
+    for block in (*kernels, *shared, torch.backends.mkldnn.flags(enabled=False)):
         with block:
             answer(tiny_model("llama"), tmp_path)
-    assert len(computed) == len(files(tmp_path)) == 4
+    assert len(computed) == len(files(tmp_path)) == 5

@@ -23,6 +23,7 @@ def folder(tmp_path):
     [
         ("config.json", b"[]", "it holds no JSON object"),
         ("config.json", b"{", r"it is not JSON, or only a part of it \(.*\)"),
+        ("config.json", b"[" * 100_000, "it is nested too deeply"),
         ("generation_config.json", b"[]", "it holds no JSON object"),
         ("tokenizer.json", b'{"version": "1.0", "added_tok', r"it is not JSON, or only a part of it \(.*\)"),
         ("chat_template.jinja", b"\xff\xfe{{", "it is not UTF-8 text"),

@@ -6,30 +6,29 @@ from peft import IA3Config, get_peft_model
 from transformers import (
     AddedToken,
     GenerationConfig,
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MptConfig,
-    MptForCausalLM,
-    OpenAIGPTConfig,
-    OpenAIGPTLMHeadModel,
     Phi3ForCausalLM,
 )
 
 from peft_surgical.errors import ModelError
 from peft_surgical.running import generation
 from peft_surgical.running.beginnings import expanded
-from peft_surgical.running.generation import ends_of, generate_answers, generate_ids, left_pad, plain_defaults
+from peft_surgical.running.generation import (
+    ends_of,
+    even_batches,
+    generate_answers,
+    generate_ids,
+    left_pad,
+    plain_defaults,
+)
 from peft_surgical.texts.prompts import encode
 
 from .adapters import tiny_peft
 from .conftest import fingerprint
 from .localizing import word_tokenizer
 from .offloading import offloaded
-from .small_tokenizers import CHATML
+from .small_tokenizers import CHATML, small_tokenizer
 from .threads import threads
-from .tiny import FAMILIES, VOCAB, tiny_config, tiny_ids, tiny_model
+from .tiny import FAMILIES, tiny_config, tiny_ids, tiny_model
 
 TOKENIZER = word_tokenizer()
 PROMPTS = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 11, 5, 8, 2)]
@@ -48,6 +47,7 @@ def test_rows_of_a_pass_do_not_turn_each_others_positions():
     prompts = [[*shared, *tiny_ids(1, length, length)[0].tolist()] for length in (2, 16, 12, 25)]
     expected = [greedy(model, prompt, 6) for prompt in prompts]
     assert generate_ids(model, TOKENIZER, prompts, max_new_tokens=6) == expected
+    assert generate_ids(model, TOKENIZER, prompts[:3], max_new_tokens=6) == expected[:3]
     # Two stay on this side, one goes over, and one is beyond from the first token.
     lengths = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in zip(prompts, expected, strict=True)]
     assert [(begin > 30, end > 30) for begin, end in lengths] == [
@@ -201,6 +201,36 @@ def test_what_does_not_fit_is_refused():
         generate_ids(model, TOKENIZER, [[3], fits], max_new_tokens=7)
 
 
+def test_no_space_stands_between_the_halves_of_a_character():
+    tokenizer = small_tokenizer("byte_level")
+    first, *rest = tokenizer.encode("é Rome", add_special_tokens=False)
+    assert tokenizer.decode([first]) == "\ufffd"
+    assert generation._space_before(tokenizer, [first], rest) == ""
+    assert generation._space_before(tokenizer, [first, rest[0]], rest[1:]) == " "
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+def test_batches_are_even_and_none_is_empty(batch_size, replicas):
+    for count in range(12):
+        batches = even_batches(range(count), batch_size, replicas)
+        assert [row for batch in batches for row in batch] == [*range(count)]
+        assert len(batches) == count or len(batches) % replicas == 0
+        lengths = [len(batch) for batch in batches] or [1]
+        assert max(1, max(lengths) - 1) <= min(lengths) <= max(lengths) <= batch_size
+
+
+@torch.no_grad()
+def test_the_longest_are_answered_first(monkeypatch):
+    widths, plain = [], generation._ending
+    monkeypatch.setattr(
+        generation, "_ending", lambda own, ids, *how: widths.append(ids.shape[1]) or plain(own, ids, *how)
+    )
+    with threads(1):
+        generate_ids(tiny_model("llama"), TOKENIZER, PROMPTS, max_new_tokens=1, batch_size=2)
+    assert widths == [11, 8, 3]
+
+
 def test_left_pad():
     ids, mask = left_pad([[5, 6, 7], [8]], pad=0)
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
@@ -327,38 +357,6 @@ def test_rows_that_have_ended_leave_and_change_no_answer(family, monkeypatch):
 
 
 @torch.no_grad()
-def other_model(family):
-    """A small model of a family that only answers, with weights large enough to answer variously."""
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config, cls = {
-        "mpt": (MptConfig(d_model=32, n_layers=3, n_heads=4, vocab_size=VOCAB, max_seq_len=64), MptForCausalLM),
-        "gpt_neo": (
-            GPTNeoConfig(
-                num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4, **sizes
-            ),
-            GPTNeoForCausalLM,
-        ),
-        "mamba": (MambaConfig(num_hidden_layers=2, **sizes), MambaForCausalLM),
-        "openai-gpt": (OpenAIGPTConfig(n_layer=2, n_head=4, n_embd=32, vocab_size=VOCAB), OpenAIGPTLMHeadModel),
-    }[family]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = cls(config).eval()
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.3)
-    return model
-
-
-@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "mamba", "openai-gpt"])
-@torch.no_grad()
-def test_a_shared_beginning_is_left_where_a_model_counts_places_or_keeps_no_keys(family):
-    model = other_model(family)
-    expected = [greedy(model, prompt, 5) for prompt in BEGIN_ALIKE]
-    assert len({tuple(answer) for answer in expected}) > 1
-    assert generate_ids(model, TOKENIZER, BEGIN_ALIKE, max_new_tokens=5) == expected
-
-
 def test_a_cache_that_rows_cannot_leave_is_used_to_the_end(monkeypatch):
     model = tiny_model("llama")
     expected = [greedy(model, prompt, 9) for prompt in ROWS]

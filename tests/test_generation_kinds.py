@@ -5,7 +5,19 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+)
 
 from peft_surgical import architectures
 from peft_surgical.architectures import Architecture
@@ -13,14 +25,14 @@ from peft_surgical.errors import ModelError
 from peft_surgical.keying.keys import Marked, marked_neurons
 from peft_surgical.measuring.retention import measure_retention
 from peft_surgical.measuring.states import adapter_state
-from peft_surgical.running.generation import generate_ids
+from peft_surgical.running.generation import _shared_start, generate_ids
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.running.tails import TailRunner
 from peft_surgical.texts.prompts import EncodedAnswer
 
 from .localizing import word_tokenizer
 from .test_beginnings import built
-from .test_generation import BEGIN_ALIKE, ROWS, greedy, stopping_tokenizer
+from .test_generation import BEGIN_ALIKE, BEGINNING, ROWS, greedy, stopping_tokenizer
 from .test_suffix import PREFIX, rows, spans_of
 from .tiny import VOCAB, tiny_ids, tiny_model
 
@@ -48,6 +60,50 @@ def test_a_beginning_that_leaves_more_than_keys_and_values_is_not_shared(family)
     model = built(family)
     expected = [greedy(model, prompt, 5) for prompt in BEGIN_ALIKE]
     assert generate_ids(model, word_tokenizer(), BEGIN_ALIKE, max_new_tokens=5) == expected
+
+
+def only_answering(family):
+    """A small model of a family that only answers, with weights large enough to answer variously."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config, cls = {
+        "mpt": (MptConfig(d_model=32, n_layers=3, n_heads=4, vocab_size=VOCAB, max_seq_len=64), MptForCausalLM),
+        "gpt_neo": (
+            GPTNeoConfig(
+                num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4, **sizes
+            ),
+            GPTNeoForCausalLM,
+        ),
+        "mamba": (MambaConfig(num_hidden_layers=2, **sizes), MambaForCausalLM),
+        "openai-gpt": (OpenAIGPTConfig(n_layer=2, n_head=4, n_embd=32, vocab_size=VOCAB), OpenAIGPTLMHeadModel),
+    }[family]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = cls(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "mamba", "openai-gpt"])
+@torch.no_grad()
+def test_a_shared_beginning_is_left_where_a_model_counts_places_or_keeps_no_keys(family):
+    model = only_answering(family)
+    expected = [greedy(model, prompt, 5) for prompt in BEGIN_ALIKE]
+    assert len({tuple(answer) for answer in expected}) > 1
+    assert generate_ids(model, word_tokenizer(), BEGIN_ALIKE, max_new_tokens=5) == expected
+
+
+def test_a_beginning_of_which_a_model_keeps_nothing_is_not_shared():
+    model = tiny_model("llama")
+    length, cache = _shared_start(model, BEGIN_ALIKE)
+    assert length == cache.get_seq_length() == len(BEGINNING)
+
+    def forget(_, __, out):
+        out.past_key_values = DynamicCache(config=model.config)
+
+    with model.register_forward_hook(forget):
+        assert _shared_start(model, BEGIN_ALIKE) == (0, None)
 
 
 def counting(family):
@@ -141,6 +197,13 @@ def test_a_model_that_cannot_be_run_is_told_and_want_of_memory_goes_through(coun
     with model.model.layers[1].register_forward_pre_hook(without_memory):
         with pytest.raises(torch.OutOfMemoryError):
             generate_ids(model, word_tokenizer(), prompts)
+
+
+def test_want_of_memory_where_the_model_is_tried_says_nothing_of_it(monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setattr(model, "generate", None)
+    with model.register_forward_pre_hook(without_memory), pytest.raises(TypeError):
+        generate_ids(model, word_tokenizer(), [[3, 4, 5]])
 
 
 def without_memory(*_):

@@ -126,3 +126,7 @@ def test_a_tokenizer_that_lacks_a_part(path):
     path.write_bytes(whole.replace(b"gpt2", b"none").replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"))
     refused(path, r"its metadata lack tokenizer\.ggml\.tokens and tokenizer\.ggml\.scores\.")
     assert fault(path, tokenizer=True) is None
+    # Gemma 4's is of merges, too.
+    kind = "tokenizer.ggml.model"
+    write_gguf(path, lambda writer: setattr(writer.kv_data[0][kind], "value", "gemma4"), merges=False)
+    assert fault(path, tokenizer=False) == "its metadata lack tokenizer.ggml.merges."

@@ -110,8 +110,11 @@ def one_value(weight):
 @pytest.mark.parametrize("write", [one_column, two_rows, two_columns, one_value])
 def test_what_torch_does_not_count_is_noticed_wherever_it_is_written(write, dtype):
     weight = nn.Parameter(torch.arange(576 * 1537).reshape(576, 1537).remainder(113).to(dtype), requires_grad=False)
+    # Its rows are rows of what is summed.
+    aligned = torch.arange(256 * (width := 8192 // dtype.itemsize)).reshape(256, width).remainder(113).to(dtype)
     # Of a tensor that begins where no word of eight bytes does, too.
-    for tensor in (weight, nn.Parameter(weight.data[:, 1:], requires_grad=False)):
+    for own in (weight, weight.data[:, 1:], aligned):
+        tensor = nn.Parameter(own, requires_grad=False)
         hashes, version = Hashes(), tensor._version
         before = hashes.of(tensor)
         assert hashes.of(tensor) is before
@@ -142,6 +145,14 @@ def test_what_torch_does_not_count_is_noticed_in_small_tensors_too(make):
     before, version = hashes.of(tensor), tensor._version
     tensor.data.zero_()
     assert tensor._version == version
+    assert hashes.of(tensor) == content_hash(tensor) != before
+
+
+def test_a_tensor_of_inference_mode_is_read_each_time():
+    with torch.inference_mode():
+        tensor, hashes = torch.zeros(3), Hashes()
+        before = hashes.of(tensor)
+        tensor.fill_(1)
     assert hashes.of(tensor) == content_hash(tensor) != before
 
 

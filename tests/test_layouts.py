@@ -115,6 +115,12 @@ def test_adapters_and_other_kinds_of_modules_are_no_other_layout():
     check_layout(model, ModelShape.from_config(model.config))
 
 
+def test_a_module_that_two_layers_share_is_there_in_both():
+    model = tiny_model("llama")
+    model.model.layers[2].mlp = model.model.layers[0].mlp
+    check_layout(model, ModelShape.from_config(model.config))
+
+
 def test_a_module_that_is_not_there_is_named():
     model = tiny_experts()
     shape = ModelShape.from_config(tiny_model("llama").config)

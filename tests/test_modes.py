@@ -1,4 +1,5 @@
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import transformers
 from torch import nn
 
 from peft_surgical.running.generation import generate_ids
-from peft_surgical.running.modes import evaluating, needs_no_padding
+from peft_surgical.running.modes import _is_changed_by_padding, evaluating, needs_no_padding
 
 from .adapters import tiny_peft
 from .conftest import fingerprint
@@ -151,6 +152,30 @@ def test_a_model_that_reads_padding_answers_as_each_prompt_by_itself(kind):
     alone = generate_ids(model, word_tokenizer(), prompts, max_new_tokens=6, batch_size=1)
     assert generate_ids(model, word_tokenizer(), prompts, max_new_tokens=6) == alone
     assert [needs_no_padding(model), needs_no_padding(model.bfloat16())] == 2 * [kind not in ("mamba", "bloom")]
+
+
+class Hears(nn.Module):
+    """Says the embedding of the last token and, by a share, the mean of all, masked or not."""
+
+    dtype = torch.float32
+
+    def __init__(self, share):
+        super().__init__()
+        self.share, self.embedding = share, nn.Embedding(16, 8)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        states = self.embedding(input_ids)
+        return SimpleNamespace(logits=states + self.share * states.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("share", "changed"), [(0.0, False), (1e-5, True), (1.0, True)])
+def test_padding_that_is_hardly_heard_is_heard(share, changed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert _is_changed_by_padding(Hears(share)) == changed
 
 
 def test_a_model_is_tried_once_and_one_that_is_told_positions_never():

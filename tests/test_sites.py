@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,17 @@ def test_slices_worked_by_hand(model_type, component, projection, expected):
     base = GROUPED if model_type in ("llama", "phi3", "gemma3") else FULL
     shape = ModelShape.from_dict({**base.to_dict(), "model_type": model_type})
     assert tuple(projection_slices(shape, Component.parse(component), projection)) == expected
+
+
+def test_sizes_of_large_models_are_read_and_no_others_are():
+    of_llama_7b = {"n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "d_head": 128, "d_mlp": 11_008, "d_model": 4096}
+    values = {"model_type": "llama", **of_llama_7b}
+    assert ModelShape.from_dict(values).d_mlp == 11_008
+    for name, wrong in [("n_layers", 10_001), ("n_heads", 0), ("n_kv_heads", True), ("d_mlp", 64.0)]:
+        with pytest.raises(
+            SelectionError, match=rf"model shape's {name} must be a positive whole number, not {wrong}"
+        ):
+            ModelShape.from_dict({**values, name: wrong})
 
 
 def test_a_projection_of_the_other_kind_is_refused():
@@ -215,6 +227,7 @@ def test_installed_packages_are_asked_for_an_unknown_architecture(monkeypatch):
         asked.append(group)
         return [
             SimpleNamespace(name="broken", value="their_package", load=lambda: 1 / 0),
+            SimpleNamespace(name="leaving", value="another_package", load=sys.exit),
             SimpleNamespace(name="mine", value="my_package", load=lambda: register_architecture("mine", mine)),
         ]
 
@@ -222,7 +235,7 @@ def test_installed_packages_are_asked_for_an_unknown_architecture(monkeypatch):
     monkeypatch.setattr("peft_surgical.architectures.metadata.entry_points", entry_points)
     architecture_of("llama")
     assert not asked
-    with pytest.raises(ArchitectureError, match=r"'broken', their_package, failed: ZeroDivisionError: division by"):
+    with pytest.raises(ArchitectureError, match=r"'broken', their_package, failed: ZeroDivisionError: .*: SystemExit"):
         architecture_of("theirs")
     monkeypatch.setattr("peft_surgical.architectures._KNOWN", {})
     assert architecture_of("mine") is mine

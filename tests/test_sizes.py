@@ -5,6 +5,7 @@ import pytest
 from peft_surgical.errors import ArchitectureError
 from peft_surgical.sites import ModelShape
 
+from .tiny import tiny_config
 from .untold import UNTOLD, teach, untold_config
 
 
@@ -44,6 +45,12 @@ def test_queries_that_stand_before_each_key_head_are_refused(monkeypatch):
     teach(monkeypatch, "falcon")
     with pytest.raises(ArchitectureError, match="the falcon configuration has new_decoder_architecture, whose fused"):
         ModelShape.from_config(untold_config("falcon", new_decoder_architecture=True, num_kv_heads=2))
+
+
+def test_only_in_a_fused_projection_does_their_order_matter():
+    values = tiny_config("llama").to_dict()
+    order = {"new_decoder_architecture": True, "multi_query": True, "num_key_value_heads": None, "num_kv_heads": 2}
+    assert ModelShape.from_config({**values, **order}) == ModelShape.from_config(values)
 
 
 def test_neurons_are_counted_by_another_name(monkeypatch):

@@ -31,6 +31,13 @@ def test_gradients_add_up_in_the_first():
     assert first.parameters[0].grad.tolist() == [11.0, 2.5]
 
 
+def test_what_no_replica_has_of_its_own_keeps_its_gradient():
+    own = nn.Parameter(torch.zeros(2))
+    own.grad = torch.tensor([1.0, 2.0])
+    gather([Worker(None, [own], Replica(None)) for _ in range(2)])
+    assert own.grad.tolist() == [1.0, 2.0]
+
+
 def test_each_runs_the_same_rows_through_modules_of_its_own():
     task = Task()
     with threads(2):
