@@ -9,9 +9,6 @@ register_architecture(
         gate="mlp.w1", up="mlp.w3", mlp_out="mlp.w2",
     ),
 )
-
-An installed package names the module that calls this as an entry point in the group `peft_surgical.architectures`.
-Such modules are imported when a model of an unknown type is met.
 """
 
 from __future__ import annotations

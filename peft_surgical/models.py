@@ -94,7 +94,6 @@ def _load(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": device_map}
     # transformers would fall back on a pickle, which can run code.
     options["use_safetensors"] = True
-    _check_no_other_file(name)
     source, extra = _locate(name, revision)
     is_gguf = "gguf_file" in extra
     file = os.path.join(source, extra.get("gguf_file", ""))
@@ -201,17 +200,13 @@ def checkpoint_folder(name: str | os.PathLike[str]) -> Path | None:
     Raises:
         ModelError: If there is no such folder or file, or it is no checkpoint.
     """
-    _check_no_other_file(name)
     source, extra = _locate(name, None)
     return Path(source) if "gguf_file" not in extra and os.path.isdir(source) else None
 
 
-def _check_no_other_file(name: str | os.PathLike[str]) -> None:
+def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
     if str(name) != "demo" and os.path.isfile(name) and not str(name).endswith(".gguf"):
         raise ModelError(f"the model {name} is a file; name the folder of a checkpoint, or a file that ends in .gguf.")
-
-
-def _locate(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
     # Where `~user` names no user, pathlib raises an error, and this leaves the name as it is.
     path = Path(os.path.expanduser(name))
     local = str(name) == "demo" or path.suffix == ".gguf" or path.is_dir()

@@ -38,7 +38,7 @@ def shared_prefix(rows: Sequence[Row], keep: Sequence[int]) -> int:
     for index in range(length):
         if any(row[index] != first[index] for row in rows):
             return index
-    return max(length, 0)
+    return length
 
 
 def goes_on_from_keys(model: Any) -> bool:

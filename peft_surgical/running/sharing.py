@@ -99,8 +99,8 @@ def shard(model: Any) -> None:
 
     # Which torch is built for may not be there.
     found = torch.accelerator.current_accelerator(check_available=True)
-    on_device = found is not None and distributed.get_backend() != "gloo"
-    mesh = init_device_mesh(found.type if on_device and found else "cpu", (distributed.get_world_size(),))
+    kind = "cpu" if found is None or distributed.get_backend() == "gloo" else found.type
+    mesh = init_device_mesh(kind, (distributed.get_world_size(),))
     model.requires_grad_(False)
     for layer in layers:
         fully_shard(layer, mesh=mesh)
@@ -174,13 +174,7 @@ def by_each(function: Callable[[], Value]) -> list[Value]:
         value = function()
     except Exception as error:
         own = error
-    found: list[Any] = [None] * processes()
-    try:
-        distributed.all_gather_object(found, (value, None if own is None else _portable(own)))
-    except RuntimeError:
-        # Another has ended, which is not what this one has to say.
-        if own is None:
-            raise
+    found = _gathered((value, None if own is None else _portable(own)), own)
     if own is not None and None in found:
         raise own
     failed = next((rank for rank, (_, error) in enumerate(found) if error is not None), None)
@@ -192,6 +186,18 @@ def by_each(function: Callable[[], Value]) -> list[Value]:
     told: Exception = found[failed][1]
     tell(told, by_first=not is_main())
     raise told from own
+
+
+def _gathered(own: Any, failed: Exception | None = None) -> list[Any]:
+    """What each process has, in order; None of those that this one, which has failed itself, can hear no more."""
+    every: list[Any] = [None] * distributed.get_world_size()
+    try:
+        distributed.all_gather_object(every, own)
+    except RuntimeError:
+        # Another has ended, which is not what this one has to say.
+        if failed is None:
+            raise
+    return every
 
 
 def _portable(error: Exception) -> Exception:
@@ -212,9 +218,7 @@ def from_all(own: Value) -> list[Value]:
     """What each process of [`shared_work`] has, in order; that of this one alone outside of it."""
     if not _TOGETHER.get():
         return [own]
-    every: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(every, own)
-    return every
+    return _gathered(own)
 
 
 def by_all(function: Callable[[], Value]) -> Value:
@@ -226,13 +230,7 @@ def by_all(function: Callable[[], Value]) -> Value:
         value = function()
     except Exception as error:
         own = error
-    every: list[Any] = [None] * distributed.get_world_size()
-    try:
-        distributed.all_gather_object(every, None if own is None else f"{type(own).__name__}: {said(own)}")
-    except RuntimeError:
-        # Another has ended, which is not what this one has to say.
-        if own is None:
-            raise
+    every = _gathered(None if own is None else f"{type(own).__name__}: {said(own)}", own)
     if own is None:
         return value
     tell(own, by_first=not is_main() and len(set(every)) == 1)
