@@ -265,6 +265,8 @@ def test_sequences_stay_whole(monkeypatch):
     monkeypatch.setattr("peft_surgical.running.pieces._POSITIONS", 5)
     assert [*_together([3, 2, 1, 9, 1, 5])] == [range(2), range(2, 3), range(3, 4), range(4, 5), range(5, 6)]
     assert [*_together([])] == []
+    # One with more than are worth a product is a piece by itself, wherever it stands.
+    assert [*_together([99, 98])] == [range(1), range(1, 2)]
     assert [rows for rows, _ in Pieces(torch.zeros(6, 2), [3, 2, 1])] == [range(2), range(2, 3)]
 
 

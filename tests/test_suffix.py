@@ -78,8 +78,11 @@ def test_layers_that_give_tuples_are_skipped_too(prefix, first):
     spans = spans_of(sequences, len(prefix))
     runner = SuffixRunner(model, model.transformer.h, first, prefix)
     runner.add(sequences)
+    later = SuffixRunner(model, model.transformer.h, first, prefix)
+    later.reuse(runner.entering(range(4)))
+    later.add(sequences)
     expected = plain(model, sequences, spans)
-    for one in (runner, runner.unshared()):
+    for one in (runner, runner.unshared(), later):
         torch.testing.assert_close(one.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)
 
 
