@@ -1,8 +1,10 @@
 """What an edit scales, told from scores without an edit."""
 
+from dataclasses import replace
+
 import pytest
 
-from peft_surgical.choice import choose, ranked
+from peft_surgical.choice import check_choice, choose, ranked
 from peft_surgical.errors import ScorerError, SelectionError
 from peft_surgical.localization import localize
 from peft_surgical.selection import Selection
@@ -44,6 +46,29 @@ def test_the_first_scorer_that_is_asked_for_ranks(scorers, first, model, localiz
 def test_a_scorer_that_did_not_score_cannot_rank(scorers, error, words, model, localization):
     with pytest.raises(error, match=words):
         ranked(localization, model, capital(), scorers)
+
+
+def test_a_scorer_that_failed_ranks_nothing_and_says_so(model, localization):
+    failed = replace(localization, errors={"random": "It broke."})
+    found = ranked(failed, model, capital(), ["random"])
+    assert found.scorers[0] == "random"
+    with pytest.raises(SelectionError, match="the scorer 'random' failed, so nothing ranks the components"):
+        choose(found, None, projections=("z", "in"), **FREE)
+
+
+def test_heads_may_be_limited_where_neurons_of_the_others_are_meant():
+    some = {**FREE, "granularity": "neuron", "neurons": 3, "heads": 2}
+    for limits in ({"top": 5}, {"mlps": 1}):
+        check_choice(None, **{**some, **limits})
+    for limits in ({}, {"budget": 99}):
+        with pytest.raises(SelectionError, match="no MLP is selected, and only MLPs have neurons"):
+            check_choice(None, **{**some, **limits})
+
+
+def test_neurons_at_the_residual_stream_are_refused_by_the_name_of_their_mlp():
+    some = Selection(("L1.mlp", "L2.mlp"), neurons={"L2.mlp": ((0, 2),)})
+    with pytest.raises(SelectionError, match=r"the projection 'in' of L2\.mlp is the residual stream"):
+        check_choice(some, projections=["in"], **FREE)
 
 
 def test_without_limits_all_mlps_are_chosen_in_the_order_of_their_scores(localization):

@@ -189,6 +189,10 @@ def test_random_selections_are_of_the_same_size_and_kinds():
         assert (len(one.heads), len(one.mlps)) == (2, 2)
         [ranges] = one.neurons.values()
         assert sum(stop - start for start, stop in ranges) == 5
+    drawn = {
+        i for one in found for ranges in one.neurons.values() for start, stop in ranges for i in range(start, stop)
+    }
+    assert drawn == set(range(shape.d_mlp))
     # Every component comes, the selection's own too.
     assert {name for one in found for name in one.components} == {str(component) for component in components(shape)}
     assert found == random_selections(chosen, shape, 200, 3)

@@ -6,6 +6,7 @@ import torch
 from peft_surgical.errors import FactError
 from peft_surgical.localizing.controls import control_pairs
 from peft_surgical.localizing.corruption import corrupt, first_difference, template_ids
+from peft_surgical.texts.prompts import answer_tokens
 
 from .localizing import capital, fact_pairs, planted, runs_of, without, word_tokenizer
 from .small_tokenizers import CHATML, small_tokenizer
@@ -42,6 +43,15 @@ def test_a_subject_of_other_length_is_not_swapped_in(runs, tokenizer):
     pairs = make(tokenizer, capital(contrast=["new zealand"]), runs)
     assert [pair.method for pair in pairs] == ["noise"] * 3
     assert [pair.other for pair in pairs] == [None] * 3
+
+
+def test_a_subject_after_which_other_tokens_decide_is_not_swapped_in(runs, tokenizer, monkeypatch):
+    def deciding(tokenizer, prompt, fact, subject=None):
+        found = answer_tokens(tokenizer, prompt, fact, subject)
+        return replace(found, new=found.new + (subject == "italy"))
+
+    monkeypatch.setattr("peft_surgical.localizing.corruption.answer_tokens", deciding)
+    assert {pair.other for pair in make(tokenizer, capital(), runs)} == {"spain", "japan"}
 
 
 def test_noise_falls_on_the_subjects_tokens_and_nowhere_else(runs, tokenizer):
@@ -153,6 +163,13 @@ def test_another_name_of_the_old_answer_is_no_rival(tokenizer):
         assert rival not in ("paris", "rome")
 
 
+def test_a_name_that_is_decided_on_elsewhere_says_nothing_here(runs, tokenizer):
+    # The second parts from the new answer one word later, and the third begins as the first does.
+    fact = capital(old=["paris", "lyon spain", "paris town", "rome"], new=["lyon city"])
+    for pair in make(tokenizer, fact, runs):
+        assert tokenizer.convert_ids_to_tokens([pair.old, pair.new, *pair.besides]) == ["paris", "lyon", "rome"]
+
+
 def test_the_rival_is_what_the_model_says_to_the_corrupted_prompt(tokenizer):
     runs, _ = runs_of(planted())
     for pair in fact_pairs(runs, capital(contrast=["italy"]), tokenizer):
@@ -207,6 +224,15 @@ def test_a_swapped_prompt_that_evaluation_asks_is_never_used(tokenizer):
             for ids in (p.clean, p.corrupted)
         ]
         assert ("what is the capital of italy ?" in texts) == used
+
+
+def test_the_only_contrast_subject_is_told_from_the_fact_s_own(tokenizer, runs):
+    fact = capital(contrast=["italy"]).training
+    pairs = control_pairs(tokenizer, replace(fact, retain=()), runs, torch.Generator().manual_seed(0), 10_000)
+    assert [pair.other for pair in pairs] == ["france"] * 3
+    for pair in pairs:
+        words = tokenizer.convert_ids_to_tokens(pair.corrupted)
+        assert " ".join(words).replace("france", "italy") == " ".join(tokenizer.convert_ids_to_tokens(pair.clean))
 
 
 def test_without_contrast_and_retain_there_are_no_controls(tokenizer, runs):

@@ -77,6 +77,13 @@ def listed():
     return plugin
 
 
+def twice():
+    plugin = ModuleType("twice")
+    plugin.register_scorers = hookimpl(lambda register: (register("one", good), register("one", good))[:0])
+    plugin.register_scorers.__name__ = "register_scorers"
+    return plugin
+
+
 def wrong_arguments():
     plugin = ModuleType("wrong_arguments")
 
@@ -163,6 +170,7 @@ def test_a_plugins_scorer_is_listed_with_its_distribution(install):
         (module(another=good, random=good), "the scorer name 'random' is taken"),
         (module(**{"a b": good}), "letters, digits and underscores"),
         (listed(), "letters, digits and underscores, unlike ['x']"),
+        (twice(), "the scorer name 'one' is taken by dist-broken 1.0"),
         (module(number=3), "is not a function"),
         (module(needs=lambda context, *, option: {}), "options only with a default"),
         (module(where=lambda context, *, sites="": {}), "the scorer 'where' has an option 'sites'"),

@@ -78,6 +78,29 @@ def test_equal_localizations_choose_alike():
     assert loc.best_neurons(chosen, 2).neurons == {"L1.mlp": ((0, 2),)}
 
 
+def test_what_another_scorer_left_out_comes_last_among_equals():
+    first, second = dict.fromkeys(FIRST, 1.0), {"L1.mlp": -1.0, "L0.mlp": -2.0, "L1.head.0": -3.0}
+    loc = result(tables={"first": Scores(first), "second": Scores(second)})
+    assert list(loc.ranks()) == ["L1.mlp", "L0.mlp", "L1.head.0", "L0.head.0"]
+
+
+def test_of_equal_neurons_the_first_are_taken_and_all_may_be():
+    shape = replace(SHAPE, d_mlp=100)
+    scores = np.zeros(100, "float32")
+    scores[[50, 70]] = 1, -1
+    loc = result(shape=shape, tables={"first": Scores(FIRST, {"L1.mlp": scores})})
+    chosen = Selection.from_components("L1.mlp")
+    assert loc.best_neurons(chosen, 21).neurons == {"L1.mlp": ((0, 20), (50, 51))}
+    assert loc.best_neurons(chosen, 99).neurons == {"L1.mlp": ((0, 70), (71, 100))}
+    assert loc.best_neurons(chosen, 100).neurons == {"L1.mlp": ((0, 100),)}
+
+
+def test_the_seconds_are_those_of_all_scorers_that_noted_a_number():
+    notes = {"first": {"seconds": 1.5}, "second": {"seconds": "long"}, "asked": {"seconds": 2}, "silent": {}}
+    loc = result(tables={name: Scores(FIRST, notes=note) for name, note in notes.items()})
+    assert loc.seconds == 3.5
+
+
 def test_what_is_no_name_or_count_is_refused():
     loc = result()
     for by in (["first"], 0, b"first"):

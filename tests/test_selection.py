@@ -21,6 +21,7 @@ SCORES = {"L0.head.0": 1.0, "L0.head.1": -3.0, "L0.mlp": 9.0, "L1.head.0": 5.0, 
         ({"heads": 2}, ("L1.head.0", "L0.head.0")),
         ({"budget": 14}, ("L0.mlp", "L1.head.0")),
         ({"budget": 9}, ("L1.head.0", "L0.head.0")),
+        ({"budget": 9, "projections": ("z", "z", "post")}, ("L1.head.0", "L0.head.0")),
         ({"budget": 23, "projections": ("z", "v", "in")}, ("L0.mlp", "L1.head.0")),
         ({"budget": 40, "projections": ("post", "pre")}, ("L0.mlp", "L1.mlp")),
         ({"budget": 16, "projections": ("z", "in")}, ("L0.mlp", "L1.head.0", "L0.head.0")),
@@ -43,7 +44,6 @@ def test_ties_are_broken_by_the_key():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"k": -1}, "k must be"),
         ({"budget": 1.5}, "budget must be"),
         ({"projections": ("post", "inn")}, "the projection 'inn' is not one of z, v, q, k, post, pre, pre_linear, in"),
         ({"k": -1}, "k must be a whole number of at least 0, not -1"),
@@ -56,6 +56,7 @@ def test_ties_are_broken_by_the_key():
         ({"budget": 3}, "no component fits budget=3: a head takes 4 and an MLP takes 10 scales here"),
         ({"mlps": 2, "budget": 9}, "no component fits mlps=2, budget=9: an MLP takes 10 scales here"),
         ({"threshold": 10.0}, "no component fits threshold=10"),
+        ({"threshold": 10.0, "budget": 9}, r"^no component fits budget=9, threshold=10\.0; the best score is 9\.$"),
         ({"projections": 5}, "projections must be a list of names, got 5"),
         ({"projections": [["z"]]}, r"projections must be a list of names, got \[\['z'\]\]"),
         ({"projections": ()}, "there are no projections to scale at; give some of z, v, q, k, post"),
