@@ -195,7 +195,8 @@ class _Session:
     def controls(self) -> tuple[PromptPair, ...]:
         """Control-like prompts, made on first use."""
         with self.runs.apart():
-            return control_pairs(self.tokenizer, self.fact, self.precise, self._generator(), self.max_tokens)
+            generator = torch.Generator().manual_seed(self.seed)
+            return control_pairs(self.tokenizer, self.fact, self.precise, generator, self.max_tokens)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """How each prompt was corrupted, and what that did to the logit difference."""
@@ -205,9 +206,6 @@ class _Session:
             record = {"prompt": pair.prompt, "method": pair.method, "other": pair.other, "rival": rival}
             # Not every token is a text of its own.
             yield {**record, "rival_token": pair.rival, "clean": clean, "corrupted": corrupted}
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
 
     def _track(self, label: str) -> Callable[[Iterable[T], int], Iterable[T]]:
         def track(items: Iterable[T], total: int) -> Iterator[T]:

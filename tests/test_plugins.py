@@ -329,7 +329,11 @@ def test_scores_become_components():
         "L0.mlp": [1.0, -3.0, 0.5],
         "L1.mlp": [1.0, 1.0, 1.0],
     }
-    assert check_scores({sites[1]: [4.0]}, sites, SHAPE, "x").components == {"L0.mlp": 4.0}
+    # Under a gradient, and the imaginary part of a conjugate, which torch negates only where it is read.
+    negated = torch.tensor([3 + 4j], dtype=torch.complex128).conj().imag
+    for values in ([4.0], torch.tensor([4.0], requires_grad=True), -negated):
+        assert check_scores({sites[1]: values}, sites, SHAPE, "x").components == {"L0.mlp": 4.0}
+    assert check_scores({sites[1]: negated}, sites, SHAPE, "x").components == {"L0.mlp": -4.0}
 
 
 def test_scores_of_components_keep_their_precision_and_those_of_neurons_are_float32():

@@ -71,9 +71,9 @@ def _contrast(tokenizer: Any, fact: TrainingFact, generator: torch.Generator) ->
 def _retain(tokenizer: Any, fact: TrainingFact, runs: Runs, generator: torch.Generator) -> list[PromptPair]:
     template = template_tokens(tokenizer)
     order = torch.randperm(len(fact.retain), generator=generator, device="cpu").tolist()[:LIMIT]
-    contexts = [(fact.retain[i], torch.tensor(encode(tokenizer, fact.retain[i]), device="cpu")) for i in order]
     found = []
-    for prompt, ids in contexts:
+    for prompt in (fact.retain[i] for i in order):
+        ids = torch.tensor(encode(tokenizer, prompt), device="cpu")
         # One that is too short to be corrupted tells nothing, and is not what the user asks about.
         with suppress(FactError):
             found.append(blur(prompt, ids, -1, -1, (), runs.embed, generator, template))

@@ -130,7 +130,7 @@ def _other_names(tokenizer: Any, fact: TrainingFact, prompt: str, tokens: Answer
         with suppress(FactError):
             other = answer_tokens(tokenizer, prompt, replace(fact, old=(name,)))
             found |= {other.old} if other.ids == tokens.ids else set()
-    return tuple(sorted(found - {tokens.old, tokens.new}))
+    return tuple(sorted(found - {tokens.old}))
 
 
 def blur(

@@ -93,7 +93,7 @@ def patch_together(
     patches: Sequence[Patch],
     sources: Sources,
     max_tokens: int,
-    read: Callable[[Float[Tensor, "row vocab"]], Tensor] = lambda logits: logits,
+    read: Callable[[Float[Tensor, "row vocab"]], Tensor],
     *,
     embeddings: Float[Tensor, "1 pos d_model"] | None = None,
 ) -> Tensor:
@@ -105,7 +105,7 @@ def patch_together(
         patches: At least one, in any order, none empty.
         sources: As for [`patch`].
         max_tokens: Bounds the memory: rows × positions of one pass.
-        read: What to keep of each row's logits; all unless given.
+        read: What to keep of each row's logits.
         embeddings: Of another run to patch; the clean one unless given.
 
     Returns:

@@ -134,9 +134,9 @@ class Localization:
         order = [self._primary(by)] if by is not None else self._in_order()
         chosen = {}
         for mlp in selection.mlps:
-            scores = next((self.tables[n].neurons[mlp] for n in order if mlp in self._neurons(n)), None)
+            scores = next((self.tables[n].neurons[mlp] for n in order if mlp in self.tables[n].neurons), None)
             if scores is None:
-                have = [name for name in self.tables if self._neurons(name)]
+                have = [name for name, table in self.tables.items() if table.neurons]
                 raise SelectionError(
                     f"there are no scores of the neurons of {mlp} by {by or 'any scorer'} "
                     f"(scorers with neurons here: {', '.join(have) or 'none'}; `attribution` gives them)."
@@ -301,9 +301,6 @@ class Localization:
             raise SelectionError(f"neurons must be a whole number, not {brief(count)}.")
         if count is not None and not 1 <= count <= self.shape.d_mlp:
             raise SelectionError(f"neurons must be between 1 and {self.shape.d_mlp}, not {brief(count)}.")
-
-    def _neurons(self, name: str) -> Mapping[str, Float[np.ndarray, " d_mlp"]]:
-        return self.tables[name].neurons if name in self.tables else {}
 
     def _tie_break(self, name: str) -> Any:
         others = [self.tables[other].components for other in self._in_order() if other != name]

@@ -119,13 +119,12 @@ def check_notes(notes: Mapping[str, Any], scorer: str) -> dict[str, Any]:
 
 def _array(values: Any, site: Site, scorer: str, lengths: tuple[int, ...]) -> np.ndarray:
     try:
-        tensor = torch.as_tensor(values, device="cpu").detach()
+        tensor = torch.as_tensor(values, device="cpu")
         real = not tensor.is_complex()
         if real and not isinstance(values, (torch.Tensor, np.ndarray)):
             # Python's numbers were rounded to the caller's default dtype.
-            tensor = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
-        # A copy: what the scorer goes on doing with its tensors must not reach the scores.
-        array = tensor.to("cpu", torch.float64, copy=True).numpy() if real else np.empty(0)
+            tensor = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        array = tensor.to(torch.float64).numpy(force=True) if real else np.empty(0)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ScorerError(f"{scorer} gave {brief(values)} for {site.name}: that is no array of numbers.") from error
     if not real:
