@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from peft_surgical.errors import OutputError
+from peft_surgical.writing import files
 from peft_surgical.writing.files import atomic_directory, check_output, write_json, write_text
 
 
@@ -55,9 +56,9 @@ def test_half_a_text_is_never_seen(tmp_path, monkeypatch):
 def test_permissions_are_the_usual_ones(tmp_path, umask, file, held):
     write_text(tmp_path / "a", "")
     with atomic_directory(tmp_path / "d") as folder:
-        (folder / "inner").mkdir(mode=0o700)
+        (inner := folder / "inner").mkdir(mode=0o700)
         # Safetensors makes private files.
-        (folder / "inner" / "private").touch(mode=0o600)
+        (inner / "private").touch(mode=0o600)
     assert mode(tmp_path / "a") == mode(tmp_path / "d" / "inner" / "private") == file
     assert mode(tmp_path / "d") == mode(tmp_path / "d" / "inner") == held
     assert os.umask(0o777 - held) == 0o777 - held
@@ -137,25 +138,18 @@ def test_json_has_no_nan(tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-def test_a_folder_appears_whole(tmp_path):
-    out = tmp_path / "new" / "out"
+def test_a_folder_appears_whole_and_is_held_open_no_longer(tmp_path, monkeypatch):
+    out, held, locked = tmp_path / "new" / "out", [], files._locked
+    monkeypatch.setattr(files, "_locked", lambda folder: held.append(locked(folder)) or held[-1])
     with atomic_directory(out) as temporary:
         (temporary / "a").write_text("1")
         assert not out.exists()
         assert temporary.parent == out.parent
+        os.fstat(held[0])
     assert (out / "a").read_text() == "1"
     assert names(out.parent) == ["out"]
-
-
-def test_a_folder_that_was_written_is_held_open_by_nobody(tmp_path):
-    def lowest_free():
-        os.close(handle := os.open(tmp_path, os.O_RDONLY))
-        return handle
-
-    before = lowest_free()
-    with atomic_directory(tmp_path / "out"):
-        pass
-    assert lowest_free() == before
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held[0])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

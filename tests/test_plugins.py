@@ -73,14 +73,12 @@ def misspelled():
 def listed():
     plugin = ModuleType("listed")
     plugin.register_scorers = hookimpl(lambda register: register(["x"], good))
-    plugin.register_scorers.__name__ = "register_scorers"
     return plugin
 
 
 def twice():
     plugin = ModuleType("twice")
     plugin.register_scorers = hookimpl(lambda register: (register("one", good), register("one", good))[:0])
-    plugin.register_scorers.__name__ = "register_scorers"
     return plugin
 
 

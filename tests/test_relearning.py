@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import MambaConfig, MambaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -17,37 +17,14 @@ from peft_surgical.measuring.rewriting import linear_layers
 from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import generate_answers
 from peft_surgical.texts.prompts import encode_answer
-from peft_surgical.tuner import SurgicalIA3Config
 
-from .adapters import COMPONENTS, add, logits, tiny_peft
+from .adapters import add, logits, tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, word_tokenizer
 from .tiny import FAMILIES, tiny_experts, tiny_model
 
 TOKENIZER = word_tokenizer()
 FACT = capital()
-KINDS = {
-    "surgical": None,
-    "surgical and whole modules": SurgicalIA3Config(
-        components=list(COMPONENTS), init_weights=False, modules_to_save=["lm_head"]
-    ),
-    "lora": LoraConfig(target_modules=["up_proj", "q_proj"], init_lora_weights=False),
-    "lora on the head": LoraConfig(target_modules=["v_proj", "lm_head"], init_lora_weights=False),
-    "whole modules": LoraConfig(target_modules=["v_proj"], init_lora_weights=False, modules_to_save=["lm_head"]),
-    "ia3": IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"], init_ia3_weights=False),
-}
-
-
-def with_adapter(kind):
-    if kind == "surgical":
-        return tiny_peft("llama")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = get_peft_model(tiny_model("llama"), copy.deepcopy(KINDS[kind])).eval()
-        for name, parameter in model.named_parameters():
-            if "modules_to_save" in name:
-                parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return model
 
 
 def relearn(model, adapters, steps=3, fact=FACT, **options):
@@ -81,24 +58,6 @@ def test_the_old_answer_is_relearned_and_every_bit_is_put_back(family):
         assert torch.equal(logits(model), expected)
     assert losses[0] > losses[1] > losses[2]
     assert losses[2] < 0.5 * losses[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_whoever_relearns_has_the_merged_weights_and_no_more(kind):
-    """A model with adapters relearns as its merged checkpoint does, to within the rounding of a merge."""
-    model = with_adapter(kind)
-    before = fingerprint(model)
-    with relearn(model, ["default"])():
-        found = logits(model)
-    assert fingerprint(model) == before
-    exact = logits(model)
-    merged = copy.deepcopy(model).merge_and_unload()
-    whole = fingerprint(merged)
-    with relearn(merged, [])():
-        expected = logits(merged)
-    assert fingerprint(merged) == whole
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
-    assert (found - exact).abs().max() > 0.1
 
 
 def test_steps_are_those_of_plain_lora_on_the_answers_tokens():
@@ -214,20 +173,6 @@ def test_what_half_precision_relearned_is_not_rounded_away(monkeypatch):
         assert torch.equal(logits(model), trained[0])
         assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
     assert not torch.equal(logits(model), trained[0])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_base_below_adapters_relearns_as_it_would_without_them(kind):
-    bare, model = tiny_model("llama"), with_adapter(kind)
-    assert all(parameter.requires_grad for parameter in bare.parameters())
-    before = fingerprint(model)
-    with relearn(bare, [])():
-        expected = logits(bare)
-    with relearn(model, [])():
-        assert torch.equal(logits(model), expected)
-    assert fingerprint(model) == before
-    assert fingerprint(bare) == fingerprint(tiny_model("llama"))
-    assert all(parameter.requires_grad for parameter in bare.parameters())
 
 
 def test_a_state_is_trained_once_and_is_the_same_each_time(monkeypatch):

@@ -80,7 +80,11 @@ def test_layers_that_give_tuples_are_skipped_too(prefix, first):
     runner.add(sequences)
     later = SuffixRunner(model, model.transformer.h, first, prefix)
     later.reuse(runner.entering(range(4)))
+    ran = []
+    hook = model.transformer.h[0].register_forward_hook(lambda *_: ran.append(0))
     later.add(sequences)
+    hook.remove()
+    assert not ran
     expected = plain(model, sequences, spans)
     for one in (runner, runner.unshared(), later):
         torch.testing.assert_close(one.logits(range(4), spans), expected, atol=2e-5, rtol=1e-4)

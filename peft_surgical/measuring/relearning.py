@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel
-from peft.tuners.tuners_utils import BaseTuner, cast_adapter_dtype
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, cast_adapter_dtype
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_utils import local_torch_dtype
@@ -267,8 +267,10 @@ def _plain_view(model: Any, adapters: Sequence[str]) -> Any:
         return copy.deepcopy(base_model_of(model), shared)
     tuner = copy.deepcopy(model.base_model, shared)
     for name, module in [*tuner.model.named_modules()]:
-        if isinstance(module, SurgicalIA3Layer):
+        if isinstance(module, BaseTunerLayer):
             # The weights are the model's own, out of which nothing is to be taken that is merged.
+            module.merged_adapters = []
+        if isinstance(module, SurgicalIA3Layer):
             module._folded = None
         if isinstance(module, ModulesToSaveWrapper):
             # A surgical adapter is unloaded to the base's own modules, and PEFT's to whole modules of an adapter that
