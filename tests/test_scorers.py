@@ -7,7 +7,7 @@ import torch
 from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
 from peft_surgical.localizing.effects import exact_drops
-from peft_surgical.localizing.runs import sites_of
+from peft_surgical.localizing.runs import Runs, sites_of
 from peft_surgical.scorers.specificity import as_shares, control_shares
 from peft_surgical.sites import Component, projection_slices
 
@@ -331,6 +331,14 @@ def test_activation_magnitude_is_the_mean_size_at_the_last_position(tokenizer):
     scores = loc.scores["activation_magnitude"]
     assert [scores[f"L1.head.{h}"] for h in range(4)] == pytest.approx(heads.tolist(), rel=1e-4)
     assert scores["L1.mlp"] == pytest.approx(float(torch.stack(seen[1::2]).abs().mean()), rel=1e-4)
+
+
+def test_activations_are_read_without_a_graph(tokenizer, monkeypatch):
+    graphs, capture = [], Runs.capture
+    monkeypatch.setattr(Runs, "capture", lambda *args: graphs.append(torch.is_grad_enabled()) or capture(*args))
+    localized(tiny_model("llama"), tokenizer, "activation_magnitude")
+    assert graphs
+    assert not any(graphs)
 
 
 def test_random_scores_of_the_last_seed(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..hookspecs import Register, hookimpl
@@ -16,9 +17,10 @@ def activation_magnitude(context: ScorerContext) -> dict[Site, Tensor | MLPScore
     """
     sums: dict[Site, Tensor] = {}
     for window in context.windows():
-        activations, _ = context.runs.capture(window, window.clean, context.sites)
+        with torch.no_grad():
+            activations, _ = context.runs.capture(window, window.clean, context.sites)
         for site, values in activations.items():
-            size = values[:, -1].detach().float().abs()
+            size = values[:, -1].float().abs()
             size = size.mean(-1) if site.of_heads else size
             sums[site] = sums.get(site, 0) + size.sum(0)
     means = {site: total / len(context.pairs) for site, total in sums.items()}
