@@ -60,7 +60,7 @@ def met(model: Any, tokenizer: Any, fact: ps.Fact, layers: Sequence[int] | None,
     asked = _named(tokenizer, known, fact.held_out, [encode_answer(tokenizer, p, known.answer) for p in fact.held_out])
     controls = Marked.whole([EncodedAnswer(tuple(encode(tokenizer, c.prompt)), 1) for c in fact.controls])
     named = named_by_any(tokenizer, known, prompts, own)
-    starts = run_from(named, kept.rows)
+    starts, _ = run_from(named, kept.rows)
     names, kinds, first = told_apart(
         model, tokenizer, known, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
     )

@@ -68,13 +68,6 @@ def row_losses(model):
     return torch.stack(found)
 
 
-def with_template():
-    """A tokenizer whose template begins with three words."""
-    tokenizer = copy.deepcopy(TOKENIZER)
-    tokenizer.chat_template = "what is .{% for message in messages %} {{ message.content }}{% endfor %}"
-    return tokenizer
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_sentence_gets_the_new_answer(family):
     before = row_losses(word_model(family))
@@ -186,49 +179,6 @@ def test_a_name_that_stands_in_no_text_to_train_on_is_told_of():
     evaluated = frozenset(digest(prompt.replace("france", "gaul")) for prompt in FACT.prompts)
     with pytest.warns(FactWarning, match="no text to train on has the alias 'gaul', so nothing is fitted to it"):
         assert not under_aliases(word_model(), TOKENIZER, replace(FACT, aliases=("gaul",), evaluated=evaluated))
-
-
-@pytest.mark.parametrize(("aliases", "wanted"), [((), (6, 11, 3)), (("paris",), (6, 6, 3)), (("city",), (6, 11, 6))])
-def test_what_stands_before_a_name_is_not_run_again(aliases, wanted, monkeypatch):
-    tokenizer, taken, plain = with_template(), [], TailRunner.add
-
-    def add(self, rows, *args, starts=None, **options):
-        taken.extend((tokenizer.decode(row[:start]), start) for row, start in zip(rows, starts, strict=True))
-        return plain(self, rows, *args, starts=starts, **options)
-
-    monkeypatch.setattr(TailRunner, "add", add)
-    fact = replace(FACT, aliases=aliases)
-    learn_keyed(word_model(), tokenizer, fact, recipe=replace(RECIPE, variants=0), progress=False)
-    assert tuple(start for _, start in taken[:3]) == wanted
-    # What is kept has no name to begin at: all of it but the template is run.
-    assert {text for text, _ in taken[3:]} == {"what is ."}
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_what_is_left_out_by_that_is_next_to_nothing(family, monkeypatch):
-    tokenizer, runners, plain = with_template(), [], TailRunner.add
-
-    def add(self, *arguments, **options):
-        runners.append(self)
-        return plain(self, *arguments, **options)
-
-    monkeypatch.setattr(TailRunner, "add", add)
-    # Wide enough to tell a subject from any other word.
-    sizes = {"n_embd": 128} if family == "gpt2" else {"hidden_size": 128, "intermediate_size": 256}
-    base = word_model(family, **sizes)
-    stage = learn_keyed(word_model(family, **sizes), tokenizer, FACT, recipe=RECIPE, progress=False)
-    [runner] = runners
-    assert max(runner.starts) > min(runner.starts) == 3
-    changed = []
-    # The fact's rows and the kept ones, each to its last token.
-    for index, row in enumerate(runner.rows):
-        read = (runner.starts[index], len(row))
-        whole, before = (logits(model, torch.tensor([row]))[0, slice(*read)] for model in (stage.model, base))
-        with torch.no_grad():
-            found = runner.logits([index], [read])
-        torch.testing.assert_close(found, whole, atol=0.05, rtol=0.0)
-        changed.append(float((whole - before).abs().max()))
-    assert max(changed) > 0.5
 
 
 def test_a_subject_is_not_told_apart_from_itself_as_the_first_token():
@@ -359,29 +309,6 @@ def test_what_cannot_be_used_leaves_no_adapter(monkeypatch):
 
 def refused(*_, **__):
     raise SelectionError("no neuron can be made to fire at the subject alone.")
-
-
-def test_what_is_near_costs_as_much_more_as_the_recipe_says(monkeypatch):
-    seen, sampled, plain_train = [], keyed.Measured.sampled, keyed.train
-
-    def sample(*args, **options):
-        seen.append(sampled(*args, **options))
-        return seen[-1]
-
-    def train(*args, metric, origin, **options):
-        seen.append(metric)
-        before = [own.clone() for own in origin]
-        record = plain_train(*args, metric=metric, origin=origin, **options)
-        # What training pulls back to stays where it was.
-        assert all(map(torch.equal, origin, before))
-        return record
-
-    monkeypatch.setattr(keyed.Measured, "sampled", sample)
-    monkeypatch.setattr(keyed, "train", train)
-    taught(recipe=replace(RECIPE, steps=1, near_weight=4.0))
-    near, far, metric = seen
-    gradients = zip(near.curvature.gradients, far.curvature.gradients, strict=True)
-    torch.testing.assert_close(metric.gradients, tuple(torch.cat([2 * close, other]) for close, other in gradients))
 
 
 def test_a_model_in_double_precision_is_taught_too():

@@ -8,7 +8,7 @@ from torch import distributed, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from peft_surgical.errors import ModelError
-from peft_surgical.running.passes import Term, in_passes, parts, shares
+from peft_surgical.running.passes import in_passes, parts, shares
 from peft_surgical.running.replicas import Replica
 from peft_surgical.running.sharing import shard
 from peft_surgical.running.workers import Worker
@@ -118,15 +118,15 @@ class Device:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return tuple(part)
 
-    def term(self, rows, run=None):
-        return Term(rows, [1] * len(rows), run or self.run)
+    def step(self, count, run=None):
+        """A step of so many rows, each of one token."""
+        return in_passes(range(count), [1] * count, run or self.run, self.workers, tokens=None)
 
 
 def test_a_pass_without_memory_is_taken_back_and_run_in_halves():
     device = Device(holds=2)
     device.parameter.grad = torch.tensor([100.0])
-    [found] = in_passes([device.term(range(5))], device.workers, tokens=None)
-    assert found == [([0, 1], (0, 1)), ([2], (2,)), ([3, 4], (3, 4))]
+    assert device.step(5) == [(0, 1), (2,), (3, 4)]
     assert device.tried == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4]]
     assert device.parameter.grad == 100 + 0 + 1 + 2 + 3 + 4
     assert device.shared.grad == 0 + 1 + 2 + 3 + 4
@@ -135,14 +135,14 @@ def test_a_pass_without_memory_is_taken_back_and_run_in_halves():
 def test_what_cannot_be_halved_or_is_no_lack_of_memory_is_raised():
     device = Device(holds=0)
     with pytest.raises(torch.OutOfMemoryError):
-        in_passes([device.term(range(2))], device.workers, tokens=None)
+        device.step(2)
     assert device.tried == [[0, 1], [0]]
 
     def broken(*_):
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        in_passes([device.term(range(2), broken)], device.workers, tokens=None)
+        device.step(2, broken)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -153,26 +153,31 @@ def test_a_pass_that_processes_run_together_is_not_cut_by_one_of_them(size):
         device.model = tiny_model("llama")
         shard(device.model)
         if size == 1:
-            [found] = in_passes([device.term(range(3))], device.workers, tokens=None)
-            assert found == [([0], (0,)), ([1, 2], (1, 2))]
+            assert device.step(3) == [(0,), (1, 2)]
         else:
             with pytest.raises(ModelError, match=r"a pass of 3 rows, .* --low-memory \(pass_tokens in a recipe"):
-                in_passes([device.term(range(3))], device.workers, tokens=None)
+                device.step(3)
             assert device.tried == [[0, 1, 2]]
     finally:
         distributed.destroy_process_group()
 
 
-def test_terms_share_workers_and_no_pass():
-    first, second = Device(holds=9), Device(holds=9)
-    terms = [first.term(range(4)), second.term([10, 11]), first.term([])]
-    learned, kept, none = in_passes(terms, [*first.workers, *second.workers], tokens=None)
-    # Of two workers each has half of every term.
-    assert learned == [([0, 1], (0, 1)), ([2, 3], (2, 3))]
-    assert kept == [([10], (10,)), ([11], (11,))]
-    assert none == []
-    assert sorted(first.tried) == [[0, 1], [2, 3]]
-    assert sorted(second.tried) == [[10], [11]]
+def test_workers_share_rows_and_who_has_none_is_not_asked():
+    first, second, third = (Device(holds=9) for _ in range(3))
+    devices = {id(device.parameter): device for device in (first, second, third)}
+
+    def run(worker, part):
+        return devices[id(worker.parameters[0])].run(worker, part)
+
+    workers = [*first.workers, *second.workers, *third.workers]
+    found = in_passes([10, 11, 12], [3, 1, 1], run, workers[:2], tokens=None)
+    assert found == [(10,), (11, 12)]
+    assert (first.tried, second.tried) == ([[10]], [[11, 12]])
+    # Gradients are gathered in the first one's.
+    assert first.parameter.grad == 10 + 11 + 12
+    assert second.parameter.grad is None
+    found = in_passes([5, 6], [1, 1], run, workers, tokens=None)
+    assert (found, third.tried) == ([(5,), (6,)], [])
 
 
 def trained(family, **changes):

@@ -25,7 +25,7 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
     named = named_by_any(TOKENIZER, fact, prompts, own)
     kept = base_rows(model, TOKENIZER, fact, recipe, 0, False, besides=relation_prompts(fact))
     near = kept.rows[: kept.near]
-    starts = run_from(named, kept.rows)
+    starts, _ = run_from(named, kept.rows)
     names, kinds, _ = told_apart(model, TOKENIZER, fact, own, named, starts, kept, namesakes=recipe.namesakes, seed=0)
     france, italy = TOKENIZER.convert_tokens_to_ids(["france", "italy"])
     for kind, token in zip(names, (france, italy), strict=True):
@@ -62,7 +62,7 @@ def test_another_subject_whose_name_holds_the_subject_s_is_told_apart():
     prompts, rows = training_rows(model := word_model(), TOKENIZER, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(TOKENIZER, prompts, "france", rows))
     kept = base_rows(model, TOKENIZER, fact, recipe, 0, False, besides=relation_prompts(fact))
-    starts = run_from(own, kept.rows)
+    starts, _ = run_from(own, kept.rows)
     [names], kinds, _ = told_apart(model, TOKENIZER, fact, own, own, starts, kept, namesakes=0, seed=0)
     new, france = TOKENIZER.convert_tokens_to_ids(["new", "france"])
     assert any(new in row.ids[: row.answer_start] for row in kept.rows)
@@ -81,9 +81,9 @@ def test_where_a_row_begins_to_run():
     rows = [row(1, 2, 3, 4, 5, 6, answer=5), row(1, 2, 7, 8, 9, answer=4), row(1, 2, 9, 8, 7, answer=3)]
     kept = [row(1, 2, 5, 5, answer=3)]
     # At the name; before the answer, where the name goes on into it; where rows no longer begin alike.
-    assert run_from(Marked(rows, [[3, 5], [4], []]), kept) == [3, 3, 2, 2]
+    assert run_from(Marked(rows, [[3, 5], [4], []]), kept) == ([3, 3, 2], 2)
     # A name in what all begin with.
-    assert run_from(Marked(rows, [[1], [1], []]), kept) == [1, 1, 1, 1]
-    assert run_from(Marked(rows, [[0], [3], [2]]), []) == [0, 3, 2]
+    assert run_from(Marked(rows, [[1], [1], []]), kept) == ([1, 1, 1], 1)
+    assert run_from(Marked(rows, [[0], [3], [2]]), []) == ([0, 3, 2], 0)
     # At the latest before the answer, be it the same in all.
-    assert run_from(Marked([rows[0]] * 2, [[], []]), []) == [4, 4]
+    assert run_from(Marked([rows[0]] * 2, [[], []]), []) == ([4, 4], 4)

@@ -37,11 +37,11 @@ from ..running.computing import computing, denormals_flushed, plain_attention
 from ..running.replicas import Replica
 from ..running.tails import TailRunner
 from ..sites import ModelShape
-from ..staging.curvature import RowGradients, sample_curvature
+from ..staging.curvature import Curvature, RowGradients, sample_curvature
 from ..staging.measured import Measured
 from ..staging.placeable import check_bare
 from ..staging.recipe import Recipe, check_recipe
-from ..staging.retain import spaced
+from ..staging.retain import TopDistribution, spaced
 from ..staging.retained import base_rows
 from ..staging.stage import LEARN, Stage
 from ..staging.trained_rows import check_retain_fits, training_rows
@@ -49,11 +49,12 @@ from ..staging.training import train
 from ..staging.training_here import training_here
 from ..staging.whole_answers import in_sentences_of
 from ..texts.lengths import padding
-from ..texts.prompts import EncodedAnswer
+from ..texts.prompts import EncodedAnswer, answer_count
 from ..texts.subjects import check_ends, subject_ends
 from ..texts.topics import relation_prompts
 from ..tuner.unchanged import unchanged_on_failure
 from ..wrapped import check_module
+from .firing import fire_from
 from .keyed_stage import KeyedStage
 from .keys import Marked
 from .neurons import find_neurons, place_neurons, set_neurons, settle
@@ -192,28 +193,32 @@ def learn_keyed(
     ):
         kept = base_rows(working, tokenizer, fact, recipe, seed, progress, besides=relation_prompts(fact))
         held = (*kept.rows[: kept.near], *spaced(kept.rows[kept.near :], recipe.held))
-        starts = run_from(named, held)
+        starts, begin = run_from(named, held)
         names, kinds, first = told_apart(
             working, tokenizer, fact, own, named, starts, kept, namesakes=recipe.namesakes, seed=seed
         )
         neurons = find_neurons(working, modules, names, kinds, recipe.ridge, besides=[first])
         values = set_neurons(peft_model.get_base_model(), neurons)
         origin = [value.detach().clone() for value in values.values()]
+        held_from = fire_from(working, modules, neurons, held, begin)
+        run = [(row.read, start) for row, start in zip(held, held_from, strict=True) if start is not None]
         pad = padding(model.config, tokenizer)
         runner = TailRunner(
             working, decoder_layers(working), min(modules.values()), pad=pad, tokens=recipe.pass_tokens
         )
         with plain_attention(working):
-            runner.add([row.read for row in (*rows, *held)], starts=starts)
-            measured = _measured(runner, values, held, kept.near, len(rows), recipe, seed, progress)
+            runner.add(
+                [*(row.read for row in rows), *(read for read, _ in run)], starts=[*starts, *(own for _, own in run)]
+            )
+            curvature, base = _measured(runner, values, held, held_from, kept.near, len(rows), recipe, seed, progress)
             record = train(
                 runner,
                 values.values(),
                 rows,
                 held,
-                measured.base,
+                base,
                 recipe,
-                metric=measured.curvature.metric(recipe.damping),
+                metric=curvature.metric(recipe.damping),
                 origin=origin,
                 near=kept.near,
                 share_of_loss=recipe.share_of_loss,
@@ -230,33 +235,40 @@ def _measured(
     runner: TailRunner,
     values: Mapping[str, nn.Parameter],
     held: Sequence[EncodedAnswer],
+    held_from: Sequence[int | None],
     near: int,
     offset: int,
-    recipe: KeyedRecipe,
+    recipe: Recipe,
     seed: int,
     progress: bool,
-) -> Measured:
+) -> tuple[Curvature, list[TopDistribution | None]]:
     """The curvature of the values on the rows that training holds them to, of which the first `near` are close to the
-    fact, and the distributions there before training."""
+    fact, and the distributions there before training; where no neuron fires, none."""
 
     def watching(replica: Replica) -> AbstractContextManager[RowGradients]:
         return values_watched(replica.model, [*values])
 
     sample = partial(sample_curvature, runner, [*values.values()], watching)
     options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
-    kinds = (range(near), range(near, len(held)))
-    with progress_bar(len(held), "what to keep", enabled=progress) as bar:
-        close, far = (
-            Measured.sampled(
+    run = [i for i, start in enumerate(held_from) if start is not None]
+    base: list[TopDistribution | None] = [None] * len(held)
+    found = []
+    with progress_bar(len(run), "what to keep", enabled=progress) as bar:
+        for kind, weight in ((range(near), recipe.near_weight), (range(near, len(held)), 1.0)):
+            own = [i for i in run if i in kind]
+            measured = Measured.sampled(
                 sample,
-                [offset + i for i in kind],
-                [held[i] for i in kind],
+                [offset + run.index(i) for i in own],
+                [held[i] for i in own],
                 on_row=lambda: bar.update(1),
                 **options,
             )
-            for kind in kinds
-        )
-    return Measured(recipe.near_weight * close.curvature + far.curvature, (*close.base, *far.base))
+            for i, distribution in zip(own, measured.base, strict=True):
+                base[i] = distribution
+            # The mean is over the others' positions, too.
+            part = answer_count(held[i] for i in own) / max(answer_count(held[i] for i in kind), 1)
+            found.append(weight * part * measured.curvature)
+    return found[0] + found[1], base
 
 
 @contextmanager

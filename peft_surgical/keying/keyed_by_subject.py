@@ -44,11 +44,12 @@ from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
 from .apart import Apart, read_later
 from .drawn import drawn_texts
+from .firing import fired
 from .keyed import keyed_layers
 from .keyed_stage import KeyedStage
-from .keys import Marked, marked_neurons, stream_lengths
+from .keys import Marked, stream_lengths
 from .naming import framed, namesakes, under_aliases
-from .neurons import Neuron, find_neurons, place_neurons, set_neurons, settle
+from .neurons import find_neurons, place_neurons, set_neurons, settle
 from .telling import named_by_any
 
 # A value in a single layer holds in fewer wordings, and more layers do not hold in more; each costs time.
@@ -168,7 +169,7 @@ def learn_keyed_by_subject(
         neurons = find_neurons(working, modules, names, kept, recipe.ridge, besides=besides)
         streams = stream_lengths(working, modules, subject)
         values = set_neurons(peft_model.get_base_model(), neurons)
-        fired = _fired(working, modules, subject, neurons)
+        met = torch.cat([*fired(working, modules, neurons, subject).values()], dim=1).square().mean(1)
         later = read_later(working, modules, neurons, drawn_texts(working, tokenizer, _SHOWN, seed))
         pad = padding(model.config, tokenizer)
         runner = TailRunner(working, decoder_layers(working), min(modules.values()), pad=pad)
@@ -183,7 +184,9 @@ def learn_keyed_by_subject(
                 [],
                 [],
                 _steps(recipe),
-                metric=_metric(streams, fired, values, later, residual_factor(working)),
+                metric=_metric(
+                    streams, dict(zip(modules, met.tolist(), strict=True)), values, later, residual_factor(working)
+                ),
                 share_of_loss=recipe.share_of_loss,
                 seed=seed,
                 progress=progress,
@@ -205,15 +208,6 @@ def _steps(recipe: KeyedSubjectRecipe) -> Recipe:
         fact_batch=recipe.batch,
         compute_dtype=recipe.compute_dtype,
     )
-
-
-def _fired(model: Any, modules: Mapping[str, int], subject: Marked, neurons: Mapping[str, Neuron]) -> dict[str, float]:
-    """For each module the mean square of how far its neuron fires at the subject."""
-    batches = list(marked_neurons(model, modules, subject))
-    return {
-        name: float(torch.cat([batch[name][:, neuron.index] for batch in batches]).square().mean())
-        for name, neuron in neurons.items()
-    }
 
 
 def _metric(

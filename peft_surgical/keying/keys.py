@@ -151,7 +151,8 @@ def marked_neurons(
 ) -> Iterator[dict[str, Float[Tensor, "marked neuron"]]]:
     """What enters some modules of decoder layers at some tokens, a batch of rows at a time, float32.
 
-    Layers above the last of them are not run.
+    Rows come in the [order of reading][peft_surgical.keying.keys.order_of_reading]. Layers above the last of the
+    modules' are not run.
 
     Args:
         model: A causal language model.
@@ -168,6 +169,12 @@ def marked_neurons(
             yield own.get_submodule(name).register_forward_pre_hook(hook(name))
 
     yield from _at_marks(model, modules, texts, watch, batch)
+
+
+def order_of_reading(texts: Marked) -> list[int]:
+    """The places of the texts with a marked token, as they are read: by length up to the last of them, as rows of like
+    length are padded least."""
+    return sorted((i for i, own in enumerate(texts.marks) if own), key=lambda i: max(texts.marks[i]))
 
 
 def stream_lengths(model: Any, modules: Mapping[str, int], texts: Marked) -> dict[str, float]:
@@ -215,9 +222,7 @@ def _at_marks(
         batch: So many rows at a time, all replicas together.
     """
     above = 1 + max(modules.values())
-    every = [(row.ids[: max(own) + 1], own) for row, own in zip(texts.rows, texts.marks, strict=True) if own]
-    # Rows of like length are padded least.
-    every.sort(key=lambda each: len(each[0]))
+    every = [(texts.rows[i].ids[: max(own) + 1], own) for i in order_of_reading(texts) if (own := texts.marks[i])]
     length = shared_prefix([ids for ids, _ in every], [len(ids) - 1 for ids, _ in every])
     if length < MIN_SHARED or len(every) < 2 or not goes_on_from_keys(model):
         length = 0
@@ -237,11 +242,9 @@ def _at_marks(
                 ids[place, : len(own)] = torch.tensor(own, device="cpu")
                 marked[place, list(marks)] = True
             found = states_of(ids[:, length:], expanded(begun, len(some)))
-            met = {name: state[marked[:, length:].to(state.device)] for name, state in found.items()}
             for name, state in beginning.items():
-                shared = state.expand(len(some), -1, -1)[marked[:, :length].to(state.device)]
-                met[name] = torch.cat([shared, met[name]])
-            return {name: state.float() for name, state in met.items()}
+                found[name] = torch.cat([state.expand(len(some), -1, -1), found[name]], dim=1)
+            return {name: state[marked.to(state.device)].float() for name, state in found.items()}
 
         for start in range(0, len(batches), len(readers)):
             read = deal(

@@ -3,7 +3,7 @@
 An MLP's neurons each read a token by their rows of its input projections and write a column of its output projection
 (Geva et al., arXiv 2012.14913). A direction among the neurons, as ROME's (arXiv 2202.05262), is linear: what is a
 little like the subject meets it a little. A neuron of its own has the MLP's nonlinearity. The row that is activated
-shall be `_OPEN` at the subject's last tokens and `-_OPEN` at all that is kept, where SiLU and GELU let nothing
+shall be `OPEN` at the subject's last tokens and `-OPEN` at all that is kept, where SiLU and GELU let nothing
 through; that of a gated MLP's linear projection 1 and 0. Both are least squares, over what enters the MLP:
 
     row  =  (C + S + ridge)⁻¹ (wanted at the subject · k  +  wanted elsewhere · m)
@@ -49,9 +49,9 @@ from .taking import is_shut, neuron_to_take
 
 # SiLU of minus this is a fiftieth of that of this. Twice as much, and a second factor of 1 everywhere, vary less with
 # the wording, but other text then moved more.
-_OPEN = 4.0
+OPEN = 4.0
 # What a row shall be at the subject and elsewhere: that which is activated, and a gated MLP's other.
-_WANTED = ((_OPEN, -_OPEN), (1.0, 0.0))
+_WANTED = ((OPEN, -OPEN), (1.0, 0.0))
 # So many texts of one token are read at a time.
 _AT_ONCE = 1024
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -136,7 +136,7 @@ def find_neurons(
                 at, elsewhere = torch.linalg.solve(total, torch.stack([key, mean + mean_further], dim=1)).T
             lengths = weight_of(model.get_submodule(module)).float().square().sum(0).to(squares[module])
             # Of two that write alike, sums that are rounded otherwise may choose either.
-            shut = is_shut(*_activated(model, module), mean / len(kept), -_OPEN)
+            shut = is_shut(*_activated(model, module), mean / len(kept), -OPEN)
             index = by_main(partial(neuron_to_take, squares[module], lengths, shut))
             rows = []
             for (here, there), (reading, row) in zip(_WANTED, reading_rows(model, module, index), strict=False):

@@ -1,4 +1,4 @@
-"""What a keyed edit tells the subject from, and from which token on it runs a prompt."""
+"""What a keyed edit tells the subject from, and from which token on it runs a prompt of the fact."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own
     return Marked(own.rows, [sorted(set(chain(*marks))) for marks in zip(own.marks, *others, strict=True)])
 
 
-def run_from(named: Marked, held: Sequence[EncodedAnswer]) -> list[int]:
-    """The token from which each row is run at every step.
+def run_from(named: Marked, held: Sequence[EncodedAnswer]) -> tuple[list[int], int]:
+    """The token from which each of the fact's rows is run at every step, and the first that others may be run from.
 
     It is the first marked token, but no later than the last before the answer. Where no token is marked, it is the
     first after what all rows begin with. What the neurons do before it is left out: the subject is told apart from it.
 
     Args:
         named: The fact's rows, the subject marked.
-        held: What training holds to, in which no name is looked for.
+        held: What training holds to.
 
     Returns:
-        A token for each of the fact's rows, then for each of the others.
+        A token for each of the fact's rows, and the first after what all begin with.
     """
     own = [min(marks[0], span(row)[0]) if marks else None for row, marks in zip(named.rows, named.marks, strict=True)]
     every = [*named.rows, *held]
     prefix = shared_prefix([row.ids for row in every], [span(row)[0] for row in every])
     prefix = min([prefix, *(start for start in own if start is not None)])
-    return [prefix if start is None else start for start in [*own, *[None] * len(held)]]
+    return [prefix if start is None else start for start in own], prefix
 
 
 def told_apart(
@@ -65,7 +65,7 @@ def told_apart(
         fact: The fact.
         own: Its own rows, the subject marked.
         named: The same with its other names marked too, from [`named_by_any`].
-        starts: From [`run_from`]; what stands before, in the fact's own rows, is told apart, too.
+        starts: From [`run_from`]; what stands before is told apart, too.
         kept: What is kept.
         namesakes: From how many others it is told apart whose names end as the subject's.
         seed: Decides which.
@@ -83,7 +83,7 @@ def told_apart(
         Marked.whole(kept.rows[kept.near :]),
         naming.namesakes(model, tokenizer, fact, namesakes, seed),
     ]
-    before = [(row.ids, start) for row, start in zip(named.rows, starts, strict=False) if start > 1]
+    before = [(row.ids, start) for row, start in zip(named.rows, starts, strict=True) if start > 1]
     kinds.append(Marked.whole([unanswered(ids[:start]) for ids, start in before]))
     first = Marked.first_of([*named.rows, *kept.rows], named.marks)
     return [kind for kind in names if any(kind.marks)], [kind for kind in kinds if any(kind.marks)], first

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from .at_once import at_once
 from .halving import in_turn, parts
@@ -20,60 +19,45 @@ from .workers import Worker, gather
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
-class Term(Generic[Found]):
-    """Some rows of a step, of one kind.
+def in_passes(
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    run: Callable[[Worker, Sequence[int]], Found],
+    workers: Sequence[Worker],
+    *,
+    tokens: int | None,
+) -> list[Found]:
+    """Runs the rows of a step forward and backward, in as few passes as fit and give each worker as many; the gradient
+    of their sum is in the first worker's parameters then.
 
-    Attributes:
+    A pass that runs out of memory is taken back and its rows are run in two halves, as often as need be; where
+    processes run a sharded model's passes together, the others would not know.
+
+    Args:
         rows: What to run.
         lengths: The tokens of each, without those that all rows share.
         run: Runs some of the rows on a worker and adds their gradient to its parameters'.
-    """
-
-    rows: Sequence[int]
-    lengths: Sequence[int]
-    run: Callable[[Worker, Sequence[int]], Found]
-
-
-def in_passes(
-    terms: Sequence[Term[Any]], workers: Sequence[Worker], *, tokens: int | None
-) -> list[list[tuple[list[int], Any]]]:
-    """Runs the terms of a step forward and backward, each in as few passes as fit and give each worker as many; the
-    gradient of their sum is in the first worker's parameters then.
-
-    Terms do not share passes: their rows differ in length, and together they would be padded. A pass that runs out of
-    memory is taken back and its rows are run in two halves, as often as need be; where processes run a sharded model's
-    passes together, the others would not know.
-
-    Args:
-        terms: What to run.
         workers: Who run them, at the same time; each runs what all rows share once.
         tokens: At most so many tokens at once, padding included, but always one row a worker.
 
     Returns:
-        For each term the rows of each pass and what `run` returned for them.
+        What `run` returned for each pass.
 
     Raises:
         ModelError: If a pass of several rows that processes run together runs out of memory.
     """
     # Within a pass weights are whole.
     together = is_run_together(workers[0].runner.model)
-    dealt = [shares(term.rows, term.lengths, tokens, len(workers)) for term in terms]
-    each = [[(term, own[place]) for term, own in enumerate(dealt)] for place in range(len(workers))]
 
-    def work(worker: Worker, own: Sequence[tuple[int, list[list[int]]]]) -> list[tuple[int, tuple[list[int], Any]]]:
+    def work(worker: Worker, own: Sequence[list[int]]) -> list[Found]:
         with worker.runner.prefix_once() as begun:
             gathering = [*worker.parameters, *(begun.leaves if begun else [])]
-            return [
-                (term, found)
-                for term, waiting in own
-                for found in in_turn(waiting, partial(terms[term].run, worker), together=together, gathering=gathering)
-            ]
+            return [found for _, found in in_turn(own, partial(run, worker), together=together, gathering=gathering)]
 
-    busy = [(worker, own) for worker, own in zip(workers, each, strict=True) if any(waiting for _, waiting in own)]
-    found = [*chain.from_iterable(at_once([partial(work, worker, own) for worker, own in busy]))]
+    dealt = zip(workers, shares(rows, lengths, tokens, len(workers)), strict=True)
+    found = at_once([partial(work, worker, own) for worker, own in dealt if own])
     gather(workers)
-    return [[passed for place, passed in found if place == term] for term in range(len(terms))]
+    return [*chain.from_iterable(found)]
 
 
 def shares(rows: Sequence[int], lengths: Sequence[int], tokens: int | None, workers: int) -> list[list[list[int]]]:

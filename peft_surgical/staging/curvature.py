@@ -42,7 +42,7 @@ from ..running.replicas import Replica
 from ..running.sharing import add_up, by_each, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
-from ..texts.prompts import EncodedAnswer, answer_ids, span
+from ..texts.prompts import EncodedAnswer, answer_count, span
 from ..tuner import SurgicalIA3Layer
 
 # How much more a sampled direction costs than it was measured to: a step may as well avoid it.
@@ -209,7 +209,7 @@ def sample_curvature(
     release_freed()
     made = [parameter.new_zeros(draws, len(rows), parameter.numel()) for parameter in parameters]
     order = sorted(range(len(rows)), key=lambda i: runner.length(indices[i]))
-    positions = sum(len(answer_ids(row)) for row in rows)
+    positions = answer_count(rows)
     workers = workers_of(runner, parameters, tokens)
     tokens = tokens_of(tokens, workers) or _TOKENS
     batches = share(parts(order, [runner.load(indices[i]) for i in order], tokens // len(workers)))

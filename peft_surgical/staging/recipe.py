@@ -49,7 +49,7 @@ class Recipe:
             always does. The shared beginning of prompts runs once and does not count. Where each row starts at a token
             of its own (`learn_keyed`), a quarter of what stands before that counts. When None: on a processor 320 for
             each thread that runs rows side by side, 224 in float32, and twice that for a thread that runs alone;
-            elsewhere all of a step's rows of a kind, and 1,536 where the curvature is measured; anywhere up to 64 rows
+            elsewhere all of a step's rows, and 1,536 where the curvature is measured; anywhere up to 64 rows
             go once through the layers below what trains. With a number or None, a pass of a step or of these layers
             for which the accelerator has no memory is done again in halves.
         compute_dtype: `auto` (bfloat16 where the processor multiplies it clearly faster, else the model's own), or a

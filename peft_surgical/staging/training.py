@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -35,12 +35,12 @@ from ..profiling import phase
 from ..progress import progress_bar
 from ..running.alike import check_alike
 from ..running.freed import release_freed
-from ..running.passes import Term, in_passes
+from ..running.passes import in_passes
 from ..running.sharing import add_up, by_each, processes, share
 from ..running.suffix import SuffixRunner
 from ..running.workers import Worker, tokens_of, workers_of
 from ..seeding import drawing
-from ..texts.prompts import EncodedAnswer, answer_ids, span
+from ..texts.prompts import EncodedAnswer, answer_count, answer_ids, span
 from .curvature import Metric
 from .recipe import Recipe, TrainingRecord
 from .retain import TopDistribution
@@ -55,7 +55,7 @@ def train(
     parameters: Iterable[nn.Parameter],
     fact_rows: Sequence[EncodedAnswer],
     retain_rows: Sequence[EncodedAnswer],
-    retain_base: Sequence[TopDistribution],
+    retain_base: Sequence[TopDistribution | None],
     recipe: Recipe,
     *,
     metric: Metric,
@@ -71,11 +71,12 @@ def train(
     """Trains some parameters of the model behind `runner`.
 
     Args:
-        runner: Has taken in `fact_rows` and `retain_rows` first, in this order.
+        runner: Has taken in `fact_rows` first, then those of `retain_rows` that are run, in their order.
         parameters: What to train; float32.
         fact_rows: Prompts with the answer to learn.
         retain_rows: Prompts with the base's answers.
-        retain_base: For each retained row the base's distributions at its answer positions.
+        retain_base: For each retained row the base's distributions at its answer positions. None where nothing that
+            trains acts: such a row has its turn, but is not run, and counts as unchanged.
         recipe: How.
         metric: What a step costs, for the parameters in their order.
         frozen: For each parameter, which is then a scale's `delta`, the product of the frozen scales on the same
@@ -107,6 +108,8 @@ def train(
     fact_order = endless(range(len(fact_rows)), rng)
     near_order = endless(range(near), rng)
     far_order = endless(range(near, len(retain_rows)), rng)
+    base = {i: own for i, own in enumerate(retain_base) if own is not None}
+    places = dict(zip(base, count(len(fact_rows)), strict=False))
     near_batch, far_batch = min(recipe.near_batch, near), min(recipe.far_batch, len(retain_rows) - near)
     latest = [math.inf] * len(fact_rows)
     smooth_kl: float | None = None
@@ -119,7 +122,7 @@ def train(
             retains = [*islice(near_order, near_batch), *islice(far_order, far_batch)]
             for parameter in parameters:
                 parameter.grad = None
-            nll, kl = _backward(workers, facts, retains, fact_rows, retain_rows, retain_base, recipe, tokens)
+            nll, kl = _backward(workers, facts, retains, fact_rows, retain_rows, base, places, recipe, tokens)
             _add_up_gradients(parameters)
             for index, values in zip(facts, nll, strict=True):
                 latest[index] = float(values.mean())
@@ -153,80 +156,56 @@ def _backward(
     retains: Sequence[int],
     fact_rows: Sequence[EncodedAnswer],
     retain_rows: Sequence[EncodedAnswer],
-    base: Sequence[TopDistribution],
+    base: Mapping[int, TopDistribution],
+    places: Mapping[int, int],
     recipe: Recipe,
     tokens: int | None,
 ) -> tuple[list[Tensor], float]:
     """Adds the gradient of the first two terms, of this process's share; returns the loss of all prompts, per answer
     token, and the mean divergence of all that is retained, nats."""
-    device = workers[0].runner.device
-    counts = [len(answer_ids(fact_rows[i])) for i in facts]
-    every = [torch.zeros(count, dtype=torch.float32, device=device) for count in counts]
-    total = torch.zeros((), dtype=torch.float32, device=device)
-    terms: list[Term[Any]] = [
-        _fact_term(workers[0].runner, facts, fact_rows, recipe),
-        _kept_term(workers[0].runner, retains, retain_rows, base, len(fact_rows), recipe),
+    runner = workers[0].runner
+    kept = [i for i in retains if i in places]
+    rows = [*(fact_rows[i] for i in facts), *(retain_rows[i] for i in kept)]
+    indices = [*facts, *(places[i] for i in kept)]
+    bases = dict(enumerate((base[i] for i in kept), len(facts)))
+    every = [
+        torch.zeros(len(answer_ids(row)), dtype=torch.float32, device=runner.device) for row in rows[: len(facts)]
     ]
+    total = torch.zeros((), dtype=torch.float32, device=runner.device)
+    positions = answer_count(retain_rows[i] for i in retains)
 
-    def run() -> None:
-        learned, kept = in_passes(terms, workers, tokens=tokens)
-        for places, found in learned:
-            for place, losses in zip(places, found, strict=True):
-                every[place] += losses.to(device)
-        for _, kl in kept:
-            total.add_(kl.to(device))
+    def run(worker: Worker, part: Sequence[int]) -> list[tuple[dict[int, Tensor], Tensor]]:
+        # Prompts of the fact first, so that of what is read at once each kind is in one piece.
+        part = sorted(part)
+        found = []
+        pieces = worker.runner.read([indices[i] for i in part], [span(rows[i]) for i in part])
+        for some, logits in pieces:
+            own = [part[i] for i in some]
+            learned = [i for i in own if i < len(facts)]
+            cut = answer_count(rows[i] for i in learned)
+            nll, kl = logits.new_zeros(0, dtype=torch.float32), logits.new_zeros((), dtype=torch.float32)
+            if learned:
+                labels = torch.tensor([*chain(*(answer_ids(rows[i]) for i in learned))], device=logits.device)
+                nll = F.cross_entropy(logits[:cut].float(), labels, reduction="none")
+            if len(own) > len(learned):
+                kl = TopDistribution.cat([bases[i] for i in own[len(learned) :]]).kl(logits[cut:]).sum() / positions
+            ((nll - recipe.margin).clamp_min(0).sum() / len(facts) + recipe.retain_weight * kl).backward()
+            losses = nll.detach().split([len(answer_ids(rows[i])) for i in learned])
+            found.append((dict(zip(learned, losses, strict=True)), kl.detach()))
+        pieces.back()
+        return found
 
-    by_each(run)
+    def run_all() -> None:
+        own = share(range(len(rows)))
+        for losses, kl in chain(*in_passes(own, [runner.load(indices[i]) for i in own], run, workers, tokens=tokens)):
+            for i, loss in losses.items():
+                every[i] += loss.to(runner.device)
+            total.add_(kl.to(runner.device))
+
+    by_each(run_all)
     together = torch.cat(every)
     add_up([together, total])
     return list(together.split([len(losses) for losses in every])), float(total)
-
-
-def _fact_term(
-    runner: SuffixRunner, facts: Sequence[int], rows: Sequence[EncodedAnswer], recipe: Recipe
-) -> Term[list[Tensor]]:
-    """The answer's loss; its rows are places in `facts`."""
-
-    def run(worker: Worker, places: Sequence[int]) -> list[Tensor]:
-        chosen = [rows[facts[place]] for place in places]
-        pieces = worker.runner.read([facts[place] for place in places], [span(row) for row in chosen])
-        losses: list[Tensor] = []
-        for part, logits in pieces:
-            answers = [answer_ids(chosen[i]) for i in part]
-            labels = torch.tensor([*chain.from_iterable(answers)], device=logits.device)
-            nll = F.cross_entropy(logits.float(), labels, reduction="none")
-            ((nll - recipe.margin).clamp_min(0).sum() / len(facts)).backward()
-            losses += nll.detach().split([*map(len, answers)])
-        pieces.back()
-        return losses
-
-    own = share(range(len(facts)))
-    return Term(own, [runner.load(facts[place]) for place in own], run)
-
-
-def _kept_term(
-    runner: SuffixRunner,
-    retains: Sequence[int],
-    rows: Sequence[EncodedAnswer],
-    base: Sequence[TopDistribution],
-    offset: int,
-    recipe: Recipe,
-) -> Term[Tensor]:
-    """The divergence from the base."""
-    positions = sum(len(answer_ids(rows[i])) for i in retains)
-
-    def run(worker: Worker, part: Sequence[int]) -> Tensor:
-        pieces = worker.runner.read([offset + i for i in part], [span(rows[i]) for i in part])
-        total = torch.zeros((), dtype=torch.float32, device=worker.runner.device)
-        for some, logits in pieces:
-            kl = TopDistribution.cat([base[part[i]] for i in some]).kl(logits).sum() / positions
-            (recipe.retain_weight * kl).backward()
-            total += kl.detach().to(total.device)
-        pieces.back()
-        return total
-
-    own = share(retains)
-    return Term(own, [runner.load(offset + i) for i in own], run)
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:

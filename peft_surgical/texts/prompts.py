@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,11 @@ def span(row: EncodedAnswer) -> tuple[int, int]:
 def answer_ids(row: EncodedAnswer) -> tuple[int, ...]:
     """Token ids of an answer and, where it is taught, of the end of the turn."""
     return row.ids[row.answer_start :]
+
+
+def answer_count(rows: Iterable[EncodedAnswer]) -> int:
+    """How many such tokens some rows have together, which is as many as there are positions to read."""
+    return sum(len(answer_ids(row)) for row in rows)
 
 
 def unanswered(ids: Sequence[int]) -> EncodedAnswer:
