@@ -79,6 +79,12 @@ def test_a_row_runs_from_where_a_neuron_fires_first(family, monkeypatch):
     assert fire_from(model, modules, neurons, [], 0) == []
 
 
+def test_all_processes_run_what_the_first_has_found(monkeypatch):
+    model, modules, neurons = rewritten("llama")
+    monkeypatch.setattr(firing, "by_main", lambda _: [1, None])
+    assert fire_from(model, modules, neurons, ROWS, 0) == [1, None]
+
+
 def test_half_shut_is_not_firing_and_a_tenth_open_is():
     shut, tenth = (torch.nn.functional.silu(torch.tensor(at)) for at in (-4.0, 0.7))
     assert abs(shut) * 2 < firing._FIRES < abs(tenth)

@@ -277,6 +277,53 @@ def test_neurons_of_a_few_layers_are_rewritten_unless_some_are_named():
         assert {int(name.partition(".layers.")[2].partition(".")[0]) for name in named} == wanted
 
 
+def columns(stage):
+    """What each rewritten neuron writes, by layer."""
+    base = stage.model.get_base_model()
+    return [find_module(base, name).lora_B["learn"].weight for name in output_projections(base, stage.layers)]
+
+
+def test_all_neurons_train_below_others_too_and_as_far_as_the_share_of_the_loss_allows():
+    untrained, frozen, whole = (
+        columns(taught(layers=[0, 2], recipe=replace(RECIPE, **change)))
+        for change in ({"steps": 0}, {"share_of_loss": 0.0}, {})
+    )
+    assert len(whole) == 2
+    for own, still, before in zip(whole, frozen, untrained, strict=True):
+        assert torch.equal(still, before)
+        assert not torch.allclose(own, before, atol=1e-3)
+
+
+def test_the_curvature_is_drawn_as_often_as_the_recipe_says_and_by_the_seed(monkeypatch):
+    metrics, plain = [], keyed.train
+
+    def train(*args, metric, **options):
+        metrics.append(metric)
+        return plain(*args, metric=metric, **options)
+
+    monkeypatch.setattr(keyed, "train", train)
+    # Without neighbours the seed does not decide what is kept.
+    for draws, seed in ((1, 0), (1, 0), (3, 0), (1, 1)):
+        taught(recipe=replace(RECIPE, steps=0, neighbours=0, draws=draws), seed=seed)
+    once, again, thrice, other = (metric.gradients[0] for metric in metrics)
+    assert torch.equal(once, again)
+    assert len(thrice) == 3 * len(once)
+    assert len(other) == len(once)
+    assert not torch.allclose(other, once)
+
+
+def test_no_pass_has_more_tokens_than_the_recipe_says(monkeypatch):
+    read, plain = [], TailRunner.read
+    monkeypatch.setattr(
+        TailRunner, "read", lambda self, indices, spans: read.append(len(indices)) or plain(self, indices, spans)
+    )
+    taught()
+    assert max(read) > 1
+    read.clear()
+    taught(recipe=replace(RECIPE, pass_tokens=1))
+    assert set(read) == {1}
+
+
 def test_what_cannot_be_used_leaves_no_adapter(monkeypatch):
     model = word_model()
     before = fingerprint(model)
@@ -284,6 +331,7 @@ def test_what_cannot_be_used_leaves_no_adapter(monkeypatch):
         (FactError, "no prompt names the subject 'spain'", {"fact": replace(FACT, subject="spain")}),
         (SelectionError, "no layer 9", {"layers": [9]}),
         (ModelError, "tokens", {"fact": replace(FACT, prompts=(PROMPTS[0] * 300,))}),
+        (ModelError, "tokens", {"fact": replace(FACT, retain=(PROMPTS[0] * 300,))}),
     ):
         with pytest.raises(error, match=match):
             taught(model=model, **options)

@@ -308,6 +308,24 @@ def test_a_step_moves_the_stream_as_far_as_the_recipe_says(monkeypatch):
     assert squares == [pytest.approx(0.01**2, rel=1e-3)]
 
 
+def test_a_step_s_length_is_of_what_neurons_add_at_the_subject_relative_to_the_stream(monkeypatch):
+    given, plain = [], keyed_by_subject._metric
+    monkeypatch.setattr(keyed_by_subject, "_metric", lambda *own: given.append(own) or plain(*own))
+    # With no step taken neurons write nothing, and meet what they met when that was measured.
+    base = taught(layers=[0, 1], recipe=replace(RECIPE, steps=0)).model.get_base_model()
+    [(_, fired, *_)] = given
+    wider = keyed_by_subject.NamedRows.of(base, TOKENIZER, framed(base, TOKENIZER, FACT))
+    modules = output_projections(base, [0, 1])
+    [*batches] = marked_neurons(base, modules, Marked(wider.rows, wider.inside))
+    assert [*fired] == [*modules]
+    for name in modules:
+        met = torch.cat([batch[name] for batch in batches]) @ base.get_submodule(name).lora_A["learn"].weight[0]
+        assert fired[name] == pytest.approx(float(met.square().mean()), rel=1e-3)
+    # Half of what is written, at a mean square of 3, by a stream of length 2.
+    [diagonal] = plain({"a": 2.0}, {"a": 3.0}, {"a": torch.zeros(4, 1)}, {}, 0.5).diagonals
+    assert diagonal.flatten().tolist() == pytest.approx([0.5**2 * 3.0 / 2.0**2] * 4)
+
+
 def test_what_is_multiplied_on_its_way_into_the_residual_stream_moves_it_so_much():
     step = replace(RECIPE, steps=1, share_of_loss=1.0, length=0.01)
     found = []

@@ -103,6 +103,21 @@ def test_what_it_reads_is_the_least_squares_solution(family):
         torch.testing.assert_close(own.double(), solved, rtol=1e-3, atol=1e-4)
 
 
+def test_all_processes_take_the_neuron_that_the_first_takes(monkeypatch):
+    model = word_model()
+    [module] = modules = output_projections(model, [1])
+    own = find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index
+    monkeypatch.setattr(neurons, "by_main", lambda _: own + 1)
+    assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index == own + 1
+
+
+def test_nobody_s_random_numbers_are_others_for_it():
+    model = word_model()
+    before = torch.get_rng_state()
+    place_neurons(model, output_projections(model, [1]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_names_of_the_subject_count_alike():
     model = word_model()
     modules = output_projections(model, [1])
@@ -111,6 +126,10 @@ def test_names_of_the_subject_count_alike():
     more = Marked(ROWS[:1] * 3, NAMED.marks[:1] * 3)
     [once], [thrice] = (find_neurons(model, modules, [own, second], KEPT, RIDGE).values() for own in (first, more))
     torch.testing.assert_close(once.rows, thrice.rows, rtol=1e-3, atol=1e-4)
+    # Nor does a name that is given twice count for more beside what is kept.
+    [twice] = find_neurons(model, modules, [first, first], KEPT, RIDGE).values()
+    [alone] = find_neurons(model, modules, [first], KEPT, RIDGE).values()
+    torch.testing.assert_close(twice.rows, alone.rows, rtol=1e-3, atol=1e-4)
     [together] = find_neurons(model, modules, [more.and_also(second)], KEPT, RIDGE).values()
     assert not torch.allclose(once.rows[0], together.rows[0], rtol=1e-2)
 

@@ -176,6 +176,8 @@ def test_workers_share_rows_and_who_has_none_is_not_asked():
     # Gradients are gathered in the first one's.
     assert first.parameter.grad == 10 + 11 + 12
     assert second.parameter.grad is None
+    # Nor does it run what all rows share.
+    workers[2].runner.prefix_once = None
     found = in_passes([5, 6], [1, 1], run, workers, tokens=None)
     assert (found, third.tried) == ([(5,), (6,)], [])
 

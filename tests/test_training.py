@@ -331,6 +331,15 @@ def test_logits_that_are_not_finite_are_refused_before_a_step(value, retains):
     assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
 
 
+def test_a_divergence_that_is_not_finite_is_refused_before_a_step():
+    task = Task()
+    task.base[2].log_probs[0] = math.nan
+    before = deltas(task.model)
+    with pytest.raises(ModelError, match=r"the model gives logits that are not finite in torch\.float32"):
+        task.train(Recipe(steps=3, **ALL))
+    assert all(torch.equal(delta, before[name]) for name, delta in deltas(task.model).items())
+
+
 def test_a_last_step_into_the_infinite_is_noticed():
     task = Task()
     parameter = task.parameters[0]
