@@ -6,6 +6,7 @@ import pytest
 
 from peft_surgical import many
 from peft_surgical.errors import FactError, FactWarning, OutputError
+from peft_surgical.joint.resuming import check_folder
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.many import edit_all
 from peft_surgical.merging import merge
@@ -168,6 +169,33 @@ def test_what_was_asked_in_another_way_is_another_edit(model_folder, tmp_path):
     path.write_text(json.dumps({**report, "settings": {**own, "max_new_tokens": 3}}))
     with pytest.raises(OutputError, match="another length of answers"):
         made(model, [FRANCE], out, retention_tokens=0)
+
+
+def test_what_is_not_whole_or_of_another_revision_is_not_taken(model_folder, tmp_path):
+    out, model = tmp_path / "out", base(model_folder)
+    made(model, [FRANCE], out, retention_tokens=0)
+    report, page = (out / "france" / name for name in ("report.json", "report.html"))
+    written, shown = report.read_text(), page.read_bytes()
+    other = json.loads(written)
+    other["settings"]["revision"] = "0" * 40
+    report.write_text(json.dumps(other))
+    with pytest.raises(OutputError, match="france holds an edit with another base model"):
+        made(model, [FRANCE], out, retention_tokens=0)
+    report.write_text(written)
+    page.unlink()
+    with pytest.raises(OutputError, match="france holds no finished edit"):
+        made(model, [FRANCE], out, retention_tokens=0)
+    page.write_bytes(shown)
+    assert made(model, [FRANCE], out, retention_tokens=0).failed == {}
+
+
+def test_edits_may_stand_beside_what_an_evaluation_wrote(tmp_path):
+    for name in ("report.json", "report.html"):
+        (tmp_path / name).write_text('{"fact": 1, "stages": 1, "answers": 1}')
+    check_folder(tmp_path, ["france"], overwrite=False)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"holds report\.\w+, which is none of these edits"):
+        check_folder(tmp_path, ["france"], overwrite=False)
 
 
 def test_a_base_is_the_same_by_whatever_path_and_another_with_edits_in_it(model_folder, tmp_path, monkeypatch):
