@@ -16,7 +16,7 @@ from peft_surgical.joint.counting import (
 )
 from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.measuring.metrics import rate
-from peft_surgical.staging.retain import general_prompts, retain_prompts
+from peft_surgical.staging.retain import everyday_prompts, general_prompts, retain_prompts
 from peft_surgical.staging.trained_rows import training_prompts
 from peft_surgical.texts.text import digest
 from peft_surgical.texts.topics import relation_prompts
@@ -91,6 +91,11 @@ def test_what_another_fact_changes_or_trains_on_does_not_count():
     assert alone == Counted((0, 1), (0, 1, 2, 3), {"held_out": {}, "controls": {}})
     # Italy's edit is held to what is said of France, in the words of its own prompts.
     assert apart == Counted((1,), (2, 3), {"held_out": {TRAINED: 1}, "controls": {ABOUT: 1, TRAINED: 1}})
+    # To what an edit is measured with itself it is not held.
+    both = (Control(everyday_prompts()[0], ("a",)),)
+    one, other = replace(france, controls=both), replace(ITALY, controls=both)
+    for facts, places in (([one, ITALY], ()), ([one, other], (0,))):
+        assert counted(None, None, facts, [RECIPE])[0].controls == places
 
 
 def test_hits_are_counted_as_by_a_report_and_pooled():

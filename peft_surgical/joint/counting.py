@@ -50,11 +50,13 @@ def counted(model: Any, tokenizer: Any, facts: Sequence[Fact], recipes: Sequence
         facts: Those that were edited.
         recipes: Those that they were trained by.
     """
-    trained = [trained_on(with_contrast(model, tokenizer, fact.training), recipes) for fact in facts]
+    # What a fact is measured with its own edit never reads.
+    read = frozenset[str]().union(
+        *(trained_on(with_contrast(model, tokenizer, fact.training), recipes) for fact in facts)
+    )
     found = []
     for number, fact in enumerate(facts):
         others = [other for place, other in enumerate(facts) if place != number]
-        read = frozenset[str]().union(*(own for place, own in enumerate(trained) if place != number))
         held_out = [TRAINED if digest(prompt) in read else None for prompt in fact.held_out]
         controls = [_why_not(control, others, read) for control in fact.controls]
         found.append(
