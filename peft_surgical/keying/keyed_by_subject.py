@@ -40,7 +40,6 @@ from ..staging.training import train
 from ..staging.training_here import training_here
 from ..texts.lengths import padding
 from ..texts.prompts import unanswered
-from ..texts.subjects import subject_ends
 from ..tuner.unchanged import unchanged_on_failure
 from .apart import Apart, read_later
 from .drawn import drawn_texts
@@ -235,12 +234,7 @@ def _kept(
     kinds = [Marked.whole([unanswered(ids) for ids in kind]) for kind in texts]
     # The sentence itself, but for the subject, a part of whose name may be another one of its names.
     prompts = [unanswered(ids) for ids in named.prompts]
-    ends = [
-        named.inside,
-        *(subject_ends(tokenizer, fact.prompts, name, prompts, fact.contrast) for name in fact.aliases),
-    ]
-    marked = [{i for own in inside for i in own} for inside in zip(*ends, strict=True)]
-    elsewhere = [[i for i in range(1, len(row.ids)) if i not in own] for row, own in zip(prompts, marked, strict=True)]
-    kinds.append(Marked(prompts, elsewhere))
+    any_name = named_by_any(tokenizer, fact, fact.prompts, Marked(prompts, named.inside))
+    kinds.append(Marked.whole(prompts).but_for(any_name))
     kinds.append(namesakes(model, tokenizer, fact, recipe.namesakes, seed))
-    return [kind for kind in kinds if any(kind.marks)], Marked.first_of(prompts, marked)
+    return [kind for kind in kinds if any(kind.marks)], Marked.first_of(prompts, any_name.marks)

@@ -222,7 +222,7 @@ def _at_marks(
         batch: So many rows at a time, all replicas together.
     """
     above = 1 + max(modules.values())
-    every = [(texts.rows[i].ids[: max(own) + 1], own) for i in order_of_reading(texts) if (own := texts.marks[i])]
+    every = [(texts.rows[i].ids[: max(texts.marks[i]) + 1], texts.marks[i]) for i in order_of_reading(texts)]
     length = shared_prefix([ids for ids, _ in every], [len(ids) - 1 for ids, _ in every])
     if length < MIN_SHARED or len(every) < 2 or not goes_on_from_keys(model):
         length = 0
