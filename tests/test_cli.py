@@ -132,6 +132,7 @@ def test_the_help_names_the_default_scorers(command, defaults):
         (["edit", "FACT", "--out", "OUT", "--projection", "pst"], "'pst' is not one of 'z', 'v'"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "nope"], "there is no scorer 'nope'; installed are"),
         (["edit", "FACT", "--out", "OUT", "--scorer", "random:x=1"], "no option 'x'"),
+        (["edit", "FACT", "--out", "OUT", "--scorer", "random", "--scorer", "nope"], "there is no scorer 'nope'"),
         (["edit", "FACT", "--out", "OUT", "--device", "nonsense"], "the device 'nonsense' cannot be used"),
         (["ask", "hello", "--device", "hpu"], "the device 'hpu' cannot be used: No module named 'torch.hpu'."),
         (["ask", "hello", "--device", "meta"], "the device 'meta' cannot be used: it holds shapes, and no weights."),
@@ -155,7 +156,7 @@ def test_the_help_names_the_default_scorers(command, defaults):
         (["merge", "NOWHERE", "--out", "OUT"], "there is no adapter folder"),
         (["stack", "--out", "OUT"], "Missing argument 'ADAPTER...'"),
         (["ask"], "Missing argument 'PROMPT...'"),
-        (["ask", " "], "a prompt is empty"),
+        (["ask", "hello", " "], "a prompt is empty"),
         (["ask", "hello", "--dial", "0.5"], "name one with --adapter"),
         (["ask", "hello", "--adapter", "FULL", "--dial", "nan"], "not a finite number"),
         (["ask", "hello", "--adapter", "FULL", "--dial", "1.6"], "1.6 is not in the range 0<=x<=1.5"),
@@ -253,6 +254,7 @@ def no_scores(monkeypatch):
             "an MLP of the model has 48 neurons, so --neurons can be 48 at most, not 500.",
         ),
         (["--projection", "in", "--projection", "post", "--mlps", "1", "--budget", "79"], "an MLP takes 80 scales"),
+        (["--granularity", "neuron", "--neurons", "5", "--mlps", "1", "--budget", "9"], "an MLP takes 10 scales"),
     ],
 )
 @pytest.mark.usefixtures("no_scores")
@@ -269,6 +271,7 @@ def test_a_model_too_small(arguments, expected, tmp_path, fact_file, model_folde
         (["--heads", "13"], "the model has 12 heads (4 in each of 3 layers), so --heads can be 12 at most, not 13."),
         (["--mlps", "500"], "the model has 3 MLPs (one in each of 3 layers), so --mlps can be 3 at most, not 500."),
         (["--budget", "7"], "no component fits budget=7: a head takes 8 and an MLP takes 32 scales here."),
+        (["--top", "1", "--budget", "7"], "no component fits k=1, budget=7"),
         (["--mlps", "1", "--budget", "31"], "no component fits mlps=1, budget=31: an MLP takes 32 scales"),
     ],
 )
@@ -300,6 +303,8 @@ def test_an_unknown_model(tmp_path, fact_file):
     ("error", "status", "line"),
     [
         (ps.FactError("no token tells\nthem apart."), 2, "Error: no token tells them apart."),
+        (ps.FactError("a stranger's \x1b[31mfile."), 2, "Error: a stranger's \ufffd[31mfile."),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "Error: cannot read or write x: Permission"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "Error: cannot read or write x: No space left on"),
         (MemoryError(), 2, "Error: there is not enough"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "Error: there is not enough"),
@@ -355,3 +360,4 @@ def test_scorers():
     assert listed["logit_drop"]["options"]["measure"] == "difference"
     text = run("scorers").stdout
     assert all(name in text for name in listed)
+    assert [*listed] == sorted(listed)

@@ -155,6 +155,9 @@ def test_evaluate_stages(edited, tmp_path, fact_file, model_folder):
     assert staged.exit_code == 0, staged.output
     found, original = Report.load(tmp_path / "staged" / "report.json"), Report.load(out / "report.json")
     assert found.answers == original.answers
+    assert [each["folder"] for each in found.settings["adapters"]] == [
+        str(out / name) for name in ("unlearn", "learn")
+    ]
     kl = {stage: figures["kl_per_token"].value for stage, figures in found.stages.items()}
     # The adapters did something, and not both the same.
     assert 0 == kl["base"] < kl["unlearned"] != kl["edited"] > 0
@@ -249,12 +252,17 @@ def test_ask_with_a_dial(tmp_path, model_folder):
     said_by = json.loads(run("ask", *options, "--dial", 0, "--dial", 1, "--dial", 1).stdout)["answers"]
     assert list(said_by) == ["base", "dial 0", "dial 1"]
     assert said_by["dial 0"] == said_by["base"] != said_by["dial 1"]
-    result = run("ask", "--model", model_folder, "--adapter", tmp_path / "strong", PROMPT, "where is rome ?")
+    both = ["--model", model_folder, "--adapter", tmp_path / "strong", "--max-tokens", 3, PROMPT, "where is rome ?"]
+    result, told = run("ask", *both), json.loads(run("ask", *both, "--json").stdout)
     assert result.exit_code == 0
     assert result.stdout.split()[:3] == ["prompt", "base", "edited"]
+    row = next(line for line in result.stdout.splitlines() if line.startswith(PROMPT))
+    assert row.split() == [*PROMPT.split(), *told["answers"]["base"][0].split(), *told["answers"]["edited"][0].split()]
     loha = tmp_path / "loha"
     get_peft_model(planted(), LoHaConfig(target_modules=["q_proj"], r=2)).save_pretrained(loha)
     # Told before a model is looked for.
+    whole = run("ask", "--model", model_folder, "--adapter", loha, "--max-tokens", 1, PROMPT, "--json")
+    assert json.loads(whole.stdout)["answers"]["base"] == ["paris"]
     refused = said(run("ask", "--model", "./none", "--adapter", loha, "--dial", 0.5, PROMPT), 2)
     assert refused.endswith("holds a LOHA adapter; --dial turns SURGICAL_IA3, IA3 and LORA adapters.")
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 from importlib import import_module
 
 import pytest
+import yaml
 
 import peft_surgical as ps
 from peft_surgical.adapters.adapter_files import WEIGHTS
@@ -82,6 +83,14 @@ def test_low_memory_trains_in_small_passes(monkeypatch, tmp_path, fact_file, fak
     assert given["recipe"] == {stage: replace(own, steps=7, pass_tokens=256) for stage, own in RECIPES.items()}
 
 
+def test_a_model_is_spread_where_no_one_device_is_named(monkeypatch, tmp_path, fact_file, fake_model):
+    monkeypatch.setattr(ps, "edit", lambda *_, **__: report())
+    result = run("edit", fact_file, "--out", tmp_path / "out", "--device", "auto", "--profile")
+    assert result.exit_code == 0, result.output
+    assert (fake_model["device_map"], "device" in fake_model) == ("auto", False)
+    assert "everything else" in result.stdout
+
+
 def test_defaults_of_edit_are_the_library_s(monkeypatch, tmp_path, fact_file, fake_model):
     given = {}
     monkeypatch.setattr(ps, "edit", lambda *args, **options: given.update(options) or report())
@@ -136,6 +145,18 @@ def test_a_dry_run_counts_in_words(tmp_path, fact_file):
 
 
 @pytest.mark.usefixtures("no_model")
+def test_a_dry_run_counts_what_is_asked(tmp_path, fact_file, fact_text):
+    ports = [
+        {"kind": "alias", "prompt": name, "answer": ["lyon"], "before": ["paris"]}
+        for name in ("gaul ?", "la france ?")
+    ]
+    asked = {"probes": [{"kind": "completion", "prompt": "the capital of france is"}], "portability": ports}
+    fact_file.write_text(json.dumps({**yaml.safe_load(fact_text), **asked}))
+    plan = run("edit", fact_file, "--out", tmp_path / "out", "--dry-run").stdout
+    assert "  evaluate  on 1 held-out prompt, 1 control, 1 probe, 2 portability questions\n" in plan
+
+
+@pytest.mark.usefixtures("no_model")
 def test_what_a_spread_model_carries_is_measured_elsewhere(tmp_path, fact_file, monkeypatch):
     monkeypatch.setattr(EDIT_COMMAND, "sharded", lambda: True)
     refused = run("edit", fact_file, "--out", tmp_path / "out", "--faithfulness")
@@ -162,7 +183,7 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
         "Nothing was",
     ):
         assert words in result.stdout
-    assert f"to answer: {capital().answer} (with a chat template: " in result.stdout
+    assert "to answer: lyon. (with a chat template: The capital of france is lyon.)" in result.stdout
     plan = json.loads(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
     assert plan["fact"] == capital().to_dict()
     assert plan["top"] is None
@@ -206,7 +227,8 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
         ([*chosen, "--granularity", "neuron", "--neurons", 4], "the selection has neurons of its own"),
     ):
         assert words in said(run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *options), 2)
-    assert run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *chosen).exit_code == 0
+    for options in ([], ["--granularity", "neuron"]):
+        assert run("edit", fact_file, "--out", tmp_path / "out", "--dry-run", *chosen, *options).exit_code == 0
     (tmp_path / "chosen.json").unlink()
     assert "- stands for no stream here" in said(run("edit", "-", "--out", tmp_path / "out", "--dry-run"), 2)
     assert written(tmp_path) == ["fact.yaml"]

@@ -1,18 +1,24 @@
 import json
 import shutil
+from importlib import import_module
 
 import pytest
 import yaml
 
+import peft_surgical as ps
 from peft_surgical.cli.translate import INTERRUPTED
+from peft_surgical.joint.resuming import Planned
 from peft_surgical.report import Report
 from tests.command_line import run, said, written
 
 from .outputs import contents
+from .reports import report
 from .test_many import FRANCE, ITALY, JAPAN
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
+# A command of this name is in the way of its module.
+EDIT_ALL = import_module("peft_surgical.cli.edit_all")
 LITTLE = {"neighbours": 2, "general": 2, "everyday": 2, "variants": 0, "retain_tokens": 2}
 
 
@@ -47,6 +53,7 @@ def test_it_edits_all_and_measures_all_together(scales, tmp_path, model_folder, 
     assert ("learn" in written(out / "france")) is scales
     assert Report.load(out / "italy" / "report.json").settings["command"].startswith("peft-surgical edit-all")
     assert "1 of 2, france: Of 1 held-out question" in result.stderr
+    assert "everything else" in result.stdout
     for words in ("Right after each fact's edit → with all 2 edits", "with all edits", "controls kept", "Left out: 1"):
         assert words in result.stdout
     result = run("edit-all", *files.values(), *options, "--low-memory", "--json", "--quiet")
@@ -75,6 +82,40 @@ def test_dry_run_checks_all_and_writes_and_loads_nothing(tmp_path, files):
     assert (told["keyed"], [*told["recipe"]]) == (False, ["unlearn", "learn"])
     assert told["files"] == ["italy/", "edit/", "together.json"]
     assert not out.exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_dry_run_tells_of_what_would_be_refused(tmp_path, files):
+    command = ["edit-all", files["italy"], "--out", tmp_path / "out", "--dry-run"]
+    assert "cannot be used" in said(run(*command, "--device", "cdua"), 2)
+    files["italy"].write_text(yaml.safe_dump({**ITALY.to_dict(), "subject": "atlantis"}))
+    assert "names the subject 'atlantis'" in run(*command).stderr
+
+
+def test_no_edit_stays_on_top_of_one_that_is_made_anew(tmp_path, capsys):
+    plans = [Planned(f.subject, f, tmp_path, done) for f, done in ((FRANCE, None), (ITALY, report()))]
+    for both, stay in ((plans, [False, False]), (plans[::-1], [True, False])):
+        EDIT_ALL._tell(both, "demo", True, {}, {}, tmp_path, True, False)
+        assert [fact["finished"] for fact in json.loads(capsys.readouterr().out)["facts"]] == stay
+
+
+def test_options_reach_edit_all(tmp_path, files, fake_model, monkeypatch):
+    class Made(Exception):
+        pass
+
+    def edit_all(*_, **options):
+        given.append(options)
+        raise Made
+
+    given, spared = [], []
+    monkeypatch.setattr(ps, "edit_all", edit_all)
+    monkeypatch.setattr(EDIT_ALL, "spare_memory", spared.append)
+    command = ["edit-all", files["italy"], "--out", tmp_path / "out"]
+    for more in ([], ["--overwrite", "--seed", 3, "--low-memory", "--quiet"]):
+        assert isinstance(run(*command, *more).exception.__context__.__cause__, Made)
+    told = [(options["overwrite"], options["seed"], options["progress"]) for options in given]
+    assert told == [(False, 0, True), (True, 3, False)]
+    assert len(spared) == 1
 
 
 @pytest.mark.usefixtures("no_model")

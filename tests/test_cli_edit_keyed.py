@@ -12,6 +12,7 @@ from tests.command_line import run, said, written
 from .adapters import logits
 from .localizing import capital
 from .outputs import contents
+from .reports import report
 from .tiny import tiny_ids
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
@@ -128,6 +129,25 @@ def test_a_second_edit_on_top_of_the_first(tmp_path, model_folder, fact_file):
     assert json.loads(evaluated.stdout)["answers"]["edited"] == report.to_dict()["answers"]["edited"]
     alone = run("evaluate", fact_file, *options, "--adapter", second, "--out", tmp_path / "alone")
     assert "two/edit was trained on top of one/edit; give that before it" in alone.stderr
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_dry_run_tells_of_what_would_be_refused(tmp_path, fact_file):
+    command = ["edit-keyed", fact_file, "--out", tmp_path / "out", "--dry-run"]
+    assert "cannot be used" in said(run(*command, "--device", "cdua"), 2)
+    fact_file.write_text(yaml.safe_dump({**capital().to_dict(), "subject": "atlantis"}))
+    assert "names the subject 'atlantis'" in run(*command).stderr
+
+
+def test_options_reach_edit_keyed(tmp_path, fact_file, fake_model, monkeypatch):
+    given, spared = {}, []
+    monkeypatch.setattr(ps, "edit_keyed", lambda *_, **options: given.update(options) or report("base", "edited"))
+    monkeypatch.setattr("peft_surgical.cli.edit_keyed.spare_memory", spared.append)
+    command = ["edit-keyed", fact_file, "--out", tmp_path / "out", "--quiet"]
+    assert run(*command).exit_code == 0
+    assert (given["overwrite"], given["seed"], given["progress"], spared) == (False, 0, False, [])
+    assert run(*command, "--overwrite", "--seed", 3, "--low-memory").exit_code == 0
+    assert (given["overwrite"], given["seed"], len(spared)) == (True, 3, 1)
 
 
 def test_a_mistake_is_one_line(tmp_path, model_folder, fact_file, monkeypatch):

@@ -12,7 +12,7 @@ from torch import distributed
 
 import peft_surgical as ps
 from peft_surgical.cli import loading
-from peft_surgical.cli.launch import launched
+from peft_surgical.cli.launch import launched, sharded
 from peft_surgical.cli.options import Source
 from peft_surgical.cli.processes import SILENT, is_other
 from peft_surgical.errors import ModelError
@@ -99,10 +99,13 @@ def test_what_one_process_alone_has_to_say_is_said(tmp_path, fact_file, model_fo
     assert len(errors(result)) <= 2
 
 
-@pytest.mark.parametrize(("rank", "on_this_machine", "says"), [(0, 0, True), (1, 1, False), (2, 0, True)])
+@pytest.mark.parametrize(
+    ("rank", "on_this_machine", "says"), [(0, 0, True), (1, 1, False), (2, 0, True), (1, None, False)]
+)
 def test_before_they_are_joined_the_first_of_a_machine_says_what_is_wrong(rank, on_this_machine, says, monkeypatch):
     for name, value in {"WORLD_SIZE": 4, "RANK": rank, "LOCAL_RANK": on_this_machine}.items():
-        monkeypatch.setenv(name, str(value))
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
     for command in (["edit"], ["edit", "nowhere.yaml", "--out", "out"], ["merge", "x"]):
         result = run(*command)
         assert (result.exit_code, bool(errors(result))) == (2, says)
@@ -170,8 +173,11 @@ ENDED = r"another of the processes has ended \(interrupted, killed or failed\)"
 def test_one_of_several_that_fails_is_not_taken_for_a_fault_of_the_others(error, told, message, monkeypatch):
     monkeypatch.setattr(PartialState, "_shared_state", {})
     monkeypatch.setattr("peft_surgical.cli.launch._several", lambda: True)
+    left = []
+    monkeypatch.setattr(PartialState, "destroy_process_group", lambda self: left.append(self))
     with pytest.raises(told, match=message), launched(source("cpu")):
         raise error
+    assert len(left) == 1
 
 
 def test_what_a_command_holds_is_told_of_its_failure():
@@ -197,19 +203,20 @@ def test_what_a_command_holds_is_told_of_its_failure():
 
 
 @pytest.mark.parametrize(
-    "command", ["new", "scorers", "localize", "trace", "learn", "stack", "merge", "evaluate", "ask"]
+    "command", ["new", "scorers", "localize", "trace", "edit-all", "learn", "stack", "merge", "evaluate", "ask"]
 )
 def test_commands_that_share_nothing_refuse_several_processes(command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert f"`{command}` runs in one process, and WORLD_SIZE names 2" in said(run(command, "x"), 2)
 
 
-def test_one_process_tells_what_would_be_done(monkeypatch, tmp_path, fact_file):
+@pytest.mark.parametrize("command", ["edit", "edit-keyed"])
+def test_one_process_tells_what_would_be_done(command, monkeypatch, tmp_path, fact_file):
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        told.append(run("edit", fact_file, "--dry-run", "--out", tmp_path / "out").stdout)
+        told.append(run(command, fact_file, "--dry-run", "--out", tmp_path / "out").stdout)
     assert "Would edit" in told[0]
     assert not told[1]
 
@@ -237,6 +244,22 @@ def test_processes_that_no_launcher_started_are_told_of(monkeypatch, given, told
         with pytest.raises(ModelError, match=told), launched(source("cpu")):
             pass
     assert PartialState._shared_state == {}
+
+
+@pytest.mark.parametrize("command", [["edit"], ["edit-keyed"]])
+def test_a_dry_run_refuses_what_is_no_number_of_processes(command, monkeypatch, tmp_path, fact_file, no_model):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert "is 'two', no number of" in said(run(*command, fact_file, "--dry-run", "--out", tmp_path / "out"), 2)
+
+
+@pytest.mark.parametrize(
+    ("flag", "spread"), [("true", True), ("1", True), ("YES", True), ("false", False), ("0", False), ("", False)]
+)
+def test_a_launcher_says_whether_the_model_is_spread(flag, spread, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", flag)
+    assert not sharded()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sharded() is spread
 
 
 def test_no_number_of_processes_is_one(monkeypatch):

@@ -2,6 +2,7 @@ import io
 import json
 from contextlib import nullcontext
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 from peft import PeftModel
@@ -68,8 +69,8 @@ def test_a_long_new_answer_is_looked_for_whole(tmp_path, model_folder, monkeypat
     new = " ".join(["lyon"] * 20)
     options = ["--subject", "france", "--model", model_folder, "--out", tmp_path / "out"]
     assert run("learn", SENTENCE, "--new", new, *options).exit_code == 0
-    assert len(asked) == 2
-    assert min(asked) >= 20
+    # All of it, behind an article.
+    assert asked == [24, 24]
 
 
 def test_learn_says_it_as_json_and_replaces_what_an_edit_left(tmp_path, model_folder):
@@ -152,9 +153,35 @@ def test_learn_says_that_a_question_is_read_as_plain_text(tmp_path, model_folder
     assert result.exit_code == 0, result.output
     assert "This is a question; it is taken as plain text" in result.stderr
     assert "what is the capital of france ? …" in result.stdout
-    ended = run("learn", "the capital of france is paris .", *question[2:], "--out", tmp_path / "ended")
-    assert "The sentence ends already; the new answer is learned behind its end." in ended.stderr
-    assert "This is a question" not in learn("--model", model_folder, "--out", tmp_path / "other").stderr
+    assert "The subject was guessed: france." in result.stderr
+    for sign in ".!":
+        ended = run(
+            "learn", f"the capital of france is paris {sign}", *question[2:], "--out", tmp_path / f"ended{sign}"
+        )
+        assert "The sentence ends already; the new answer is learned behind its end." in ended.stderr
+    other = learn("--model", model_folder, "--out", tmp_path / "other").stderr
+    assert not any(words in other for words in ("This is a question", "ends already", "guessed"))
+
+
+@pytest.mark.parametrize(("more", "name"), [([], "learn_sentence"), (["--keyed"], "learn_sentence_keyed")])
+def test_the_seed_is_what_is_learned_from(more, name, tmp_path, fake_model, monkeypatch):
+    seeds = []
+
+    def learned(*_, seed, **__):
+        seeds.append(seed)
+        raise ps.ModelError("enough.")
+
+    monkeypatch.setattr(ps, name, learned)
+    assert said(run("learn", SENTENCE, "--new", "lyon", *more, "--quiet", "--seed", 3, "--out", tmp_path), 2)
+    assert seeds == [3]
+
+
+def test_a_neuron_of_one_layer_is_told_of_in_the_singular(tmp_path):
+    save_keyed = import_module("peft_surgical.cli.learn")._save_keyed
+    for layers, words in (([3], "A neuron in layer 3: "), ([1, 3], "A neuron in each of layers 1, 3: ")):
+        told, sentence = save_keyed(SimpleNamespace(layers=layers, save=lambda folder: None), tmp_path, tmp_path)
+        assert told == {"layers": layers}
+        assert sentence.startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -38,19 +38,22 @@ def test_a_budget_is_an_upper_bound(tmp_path, fact_file, model_folder):
 
 def test_what_the_chosen_carry_is_told_and_recorded(tmp_path, fact_file, model_folder):
     options = [fact_file, "--model", model_folder, "--scorer", "logit_drop", "--heads", 2, "--mlps", 1]
+    options += ["--prompts", 2, "--seed", 4]
     result = run("localize", *options, "--faithfulness", "--draws", 3, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     saved = ps.Localization.load(tmp_path / "out" / "localization.json")
     found = saved.faithfulness
     chosen = ps.Selection.load(tmp_path / "out" / "localization.json")
-    assert (found.selection, found.seed, found.n) == (chosen, 0, 3)
+    assert (found.selection, found.seed, found.n) == (chosen, 4, 2)
     assert [len(carried.draws) for carried in (found.faithfulness, found.necessity)] == [3, 3]
     shown = result.stdout[result.stdout.index("What the 3 components carry together") :]
     for row in found.rows()[1]:
         assert all(cell in shown for cell in row)
     model, tokenizer = ps.load_model(model_folder)
     fact = ps.Fact.from_file(fact_file)
-    assert found == ps.faithfulness(model, tokenizer, fact, chosen, draws=3, progress=False)
+    assert found == ps.faithfulness(model, tokenizer, fact, chosen, draws=3, seed=4, prompts=2, progress=False)
+    where = ps.localize(model, tokenizer, fact, ["logit_drop"], seed=4, prompts=2, progress=False)
+    assert saved.scores == where.scores
     plain = run("localize", *options, "--out", tmp_path / "plain")
     assert "carry together" not in plain.stdout
     assert replace(saved, faithfulness=None) == ps.Localization.load(tmp_path / "plain" / "localization.json")
@@ -62,7 +65,9 @@ def test_what_the_chosen_carry_is_told_and_recorded(tmp_path, fact_file, model_f
 def test_scores_are_there_whatever_becomes_of_what_they_carry(
     tmp_path, fact_file, model_folder, monkeypatch, overwrite
 ):
-    def fails(*_, **__):
+    def fails(*_, draws, **__):
+        # As the help says.
+        assert draws == 20
         raise ps.ModelError("the model answers 'so', patched, with logits that are not finite.")
 
     options = [fact_file, "--model", model_folder, "--scorer", "random", "--top", 2]

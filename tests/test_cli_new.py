@@ -19,6 +19,9 @@ def test_new_end_to_end(tmp_path, model_folder):
     assert "The model was asked for the old answer" in result.stderr
     assert result.stdout.splitlines()[0] == f"{out}: france, from paris to lyon"
     assert f"edit {out} --model {model_folder}" in " ".join(result.stdout.split())
+    kept = f"{len(fact.contrast)} contrast subjects and {len(fact.retain)} prompts to keep"
+    assert kept in result.stdout
+    assert len(fact.contrast) != len(fact.retain)
     # What it wrote is a fact like any other.
     checked = run("edit", out, "--model", model_folder, "--out", tmp_path / "out", "--dry-run")
     assert checked.exit_code == 0, checked.output
@@ -64,11 +67,18 @@ def test_new_says_it_as_json_or_not_at_all(tmp_path, model_folder):
         ),
         ([PROMPT, "--new", "...", "--old", "paris", "--out", "OUT"], "'...' has no letter, digit or sign to look for"),
         ([PROMPT, "--new", "lyon", "--out", "OUT", "--count", "1"], "'--count'"),
+        ([PROMPT, "--new", "lyon", "--out", "OUT", "--subject", ""], "does not name the subject ''"),
+        ([PROMPT, "--new", "lyon", "--out", "INSIDE"], "full.yaml is a file."),
+        (
+            ["Wie heißt die Hauptstadt von Japan?", "--new", "Osaka", "--subject", "Japan", "--out", "OUT"],
+            "is not in English",
+        ),
     ],
 )
 def test_new_refuses_before_a_model_is_loaded(tmp_path, no_model, arguments, expected):
     (tmp_path / "full.yaml").write_text("kept")
     places = {"OUT": tmp_path / "out.yaml", "FULL": tmp_path / "full.yaml", "FOLDER": tmp_path}
+    places["INSIDE"] = tmp_path / "full.yaml" / "out.yaml"
     message = said(run("new", *(places.get(argument, argument) for argument in arguments)), 2)
     assert expected in message
     assert written(tmp_path) == ["full.yaml"]
@@ -80,6 +90,8 @@ def test_new_refuses_answers_that_do_not_go_together(tmp_path, model_folder):
     assert "the model already answers 'paris'" in said(run(*command, "--new", "paris"), 2)
     assert "--old" in said(run(*command, "--new", "paris"), 2)
     assert "'lyon' stands in both" in said(run(*command, "--new", "lyon", "--old", "lyon"), 2)
+    asked = "The model was asked"
+    assert asked in said(run(*command, "--new", "paris"), 2)
     assert written(tmp_path) == []
 
 

@@ -54,7 +54,10 @@ def test_answers_side_by_side_and_in_a_list():
         "  base: me \ufffd[31m",
         "  edited: you",
     ]
-    assert lines(Answers(["base", "edited"], [["a", "b"]], named=False), 25) == ["base: a", "edited: b"]
+    # Two columns of twelve and three between them.
+    two = Answers(["base", "edited"], [["a", "b"]], named=False)
+    assert lines(two, 26) == ["base: a", "edited: b"]
+    assert lines(two, 27)[0].split() == ["base", "edited"]
 
 
 SCORERS = [
@@ -101,6 +104,21 @@ def test_scorers_for_which_there_is_no_room_are_named():
     found = lines(ScoreTable(["rank", "component", *NAMES], SCORES, "localization.json has all scores"), 70)
     assert found[-2].split() == ["10", "L0.mlp", "0.1", "2", "3"]
     assert found[-1] == "No room is left for random; localization.json has all scores."
+
+
+def test_scores_are_listed_where_a_column_less_than_the_widest_is_left():
+    rows = [["1", "L0.mlp", "0.1"], ["2", "L17.head.12", "-1.234e-05"]]
+    shown = ScoreTable(["rank", "component", "ran\x1bdom"], rows, "")
+    # Columns of 6, 11 and 10, and three between two of them.
+    assert lines(shown, 33)[-2:] == ["     1   L0.mlp               0.1", "     2   L17.head.12   -1.234e-05"]
+    listed = ["1. L0.mlp", "  ran\ufffddom: 0.1", "2. L17.head.12", "  ran\ufffddom: -1.234e-05"]
+    assert lines(shown, 32) == listed
+
+
+def test_room_that_is_left_goes_to_the_narrowest_column():
+    shown = ScoreTable(["rank", "component", "a" * 12, "b" * 12], [["1", "L0.mlp", "1", "2"]], "")
+    # Of 44, columns of 6, 9, 6 and 6 with three between them leave 8.
+    assert lines(shown, 44)[0].split() == ["a" * 10, "b" * 10]
 
 
 def test_names_of_scorers_are_folded_before_one_is_left_out():

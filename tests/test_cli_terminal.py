@@ -1,14 +1,16 @@
 import io
+import logging
 import sys
 
 import click
 import pytest
+from transformers.utils import logging as transformers_logging
 
 import peft_surgical as ps
 from peft_surgical.cli import loading
 from peft_surgical.cli.options import Source
 from peft_surgical.cli.processes import SILENT
-from peft_surgical.cli.terminal import passing_note
+from peft_surgical.cli.terminal import counted, note, passing_note, print_json, print_result
 
 
 class Terminal(io.StringIO):
@@ -48,7 +50,7 @@ def test_that_a_model_is_loaded_is_shown_until_it_is_or_is_not(name, monkeypatch
     assert "\x1b" not in terminal.getvalue()
 
 
-def test_nothing_is_shown_to_who_wants_nothing(monkeypatch):
+def test_nothing_is_shown_to_who_wants_nothing(monkeypatch, capsys):
     terminal = as_terminal(monkeypatch)
     with passing_note("Loading", quiet=True):
         pass
@@ -57,8 +59,42 @@ def test_nothing_is_shown_to_who_wants_nothing(monkeypatch):
         context.meta[SILENT] = True
         with passing_note("Loading", quiet=False):
             pass
+        print_result("text"), print_json({}), note("text", quiet=False)
+    assert capsys.readouterr().out == ""
     for stream in (plain := io.StringIO(), None):
         monkeypatch.setattr(sys, "stderr", stream)
         with passing_note("Loading", quiet=False):
             pass
     assert terminal.getvalue() == plain.getvalue() == ""
+
+
+def test_text_is_printed_as_it_is_but_for_control_codes(capsys):
+    print_result("[b]a[/b] :smile: \x1b[31m")
+    assert capsys.readouterr().out == "[b]a[/b] :smile: \ufffd[31m\n"
+
+
+def test_one_alone_is_singular():
+    assert [counted(count, "step") for count in (0, 1, 1234)] == ["0 steps", "1 step", "1,234 steps"]
+
+
+def test_libraries_are_as_loud_as_before_however_loading_ends(capsys):
+    hub = logging.getLogger("huggingface_hub")
+
+    def fail():
+        assert (hub.level, transformers_logging.get_verbosity()) == (logging.ERROR, logging.ERROR)
+        print("a bar", file=sys.stderr)
+        raise ps.ModelError("there is no such model.")
+
+    before = hub.level, transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    try:
+        hub.setLevel(logging.DEBUG), transformers_logging.set_verbosity_info()
+        transformers_logging.disable_progress_bar()
+        with pytest.raises(ps.ModelError), loading.quiet_libraries():
+            fail()
+        assert (hub.level, transformers_logging.get_verbosity()) == (logging.DEBUG, logging.INFO)
+        assert not transformers_logging.is_progress_bar_enabled()
+        assert capsys.readouterr().err == ""
+    finally:
+        hub.setLevel(before[0]), transformers_logging.set_verbosity(before[1])
+        if before[2]:
+            transformers_logging.enable_progress_bar()

@@ -59,11 +59,13 @@ def test_without_matplotlib_no_picture_is_promised(tmp_path, fact_file, model_fo
 
 
 @pytest.mark.usefixtures("no_model")
-def test_a_file_of_somebody_else_s_is_not_replaced(tmp_path, fact_file):
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_a_file_of_somebody_else_s_is_not_replaced(tmp_path, fact_file, overwrite):
     out = tmp_path / "out"
     out.mkdir()
     (out / "trace.json").write_text('{"mine": 1}')
-    line = said(run("trace", fact_file, "--out", out, "--overwrite"), 2)
+    line = said(run("trace", fact_file, "--out", out, *overwrite), 2)
+    # Without the option, too: it would not help.
     assert (
         line
         == f"Error: {out / 'trace.json'} is no trace of an edit, so it is not replaced; name another output folder."

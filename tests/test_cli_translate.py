@@ -44,10 +44,10 @@ while given:
 """
 
 
-def status(arguments, stream, monkeypatch):
-    """With what the command ends where its standard output is another one."""
+def status(arguments, stream, monkeypatch, name="stdout"):
+    """With what the command ends where its standard output, or another stream, is another one."""
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, name, stream)
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments, prog_name="peft-surgical")
     return caught.value.code
@@ -67,6 +67,12 @@ def test_a_standard_output_without_room(arguments, monkeypatch, capsys):
     assert capsys.readouterr().err == "Error: cannot read or write: No space left on device.\n"
     with suppress(OSError):
         stream.close()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no such device")
+def test_a_standard_error_without_room(monkeypatch):
+    with FULL.open("w") as stream:
+        assert status(["edt"], stream, monkeypatch, "stderr") == 2
 
 
 @pytest.mark.parametrize("arguments", PRINTING)
@@ -116,9 +122,10 @@ def test_an_argument_is_kept_as_it_was_typed(monkeypatch):
 @pytest.mark.parametrize(
     ("encoding", "expected"), [("ascii", b"a -> b, 1-2 x 3... ?"), ("cp1252", b"a -> b, 1\x962 \xd7 3\x85 ?")]
 )
-def test_a_terminal_without_arrows_shows_plain_signs(encoding, expected, monkeypatch):
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_terminal_without_arrows_shows_plain_signs(name, encoding, expected, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    assert status(["--version"], stream, monkeypatch) == 0
+    assert status(["--version"], stream, monkeypatch, name) == 0
     stream.write("a \u2192 b, 1\u20132 \u00d7 3\u2026 \u6771")
     stream.flush()
     assert stream.buffer.getvalue().splitlines()[-1] == expected

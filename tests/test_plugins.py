@@ -128,7 +128,7 @@ def test_built_in_scorers_come_through_the_hook(install):
 
 
 def test_an_option_that_is_infinite_is_listed_as_it_is_given(install):
-    def capped(context, *, cap: float = float("inf"), floor: float = 0.5):
+    def capped(context, *, cap: float = float("inf"), floor: float = 0.5, but: object = frozenset()):
         """Reads nothing."""
 
     install(extra=module(capped=capped))
@@ -148,6 +148,7 @@ def test_what_a_plugin_prints_is_not_in_the_list(install):
     result = run("scorers", "--json")
     assert "good" in {item["name"] for item in json.loads(result.stdout)}
     assert result.stderr == "hello\n"
+    assert "hello" not in run("scorers").stdout
 
 
 def test_a_plugins_scorer_is_listed_with_its_distribution(install):
