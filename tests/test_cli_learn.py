@@ -223,3 +223,14 @@ def test_no_sentence_and_no_answer_is_cut():
     text = stream.getvalue()
     assert (text.count("里"), text.count("x"), text.count("…")) == (60, 90, 1)
     assert "edited" in text
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_a_model_that_earlier_edits_do_not_fold_into_is_refused_before_anything_is_learned(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ps.ModelError("its weights are quantized.")
+
+    monkeypatch.setattr(Earlier, "check_model", refuse)
+    line = said(learn("--model", "some/model", "--quiet", "--out", tmp_path / "out"), 2)
+    assert line == "Error: its weights are quantized."
+    assert written(tmp_path) == []

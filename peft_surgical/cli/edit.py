@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..staging.stage import LEARN, UNLEARN
 from ..tuner.resolve import Granularity
 from . import checks, options
 from .allocator import spare_memory
-from .launch import is_first, launched, sharded
+from .launch import launched, sharded
 from .loading import check_device, load
 from .plans import at_most, file_names, plan, taught
 from .recipes import differences, stage_recipes
@@ -42,7 +42,6 @@ from .terminal import (
 
 _COUNTED = {"heads": "head", "mlps": "MLP", "budget": "scale"}
 _FILES = (
-    (f"{TABLE}, {PICTURE}", "the scores of every component"),
     (f"{UNLEARN}/, {LEARN}/", "the two staged adapters"),
     (f"{EDIT}/", "their product, one plain (IA)^3 adapter that stock PEFT loads"),
     REPORT_FILES,
@@ -158,7 +157,7 @@ def edit(
         raise click.UsageError("--projection and --granularity module exclude each other: that scales whole modules.")
     if granularity == "module" and budget is not None:
         raise click.UsageError("--budget and --granularity module exclude each other: components share modules.")
-    if faithfulness and sharded():
+    if sharded() and faithfulness:
         raise click.UsageError(
             "--faithfulness needs the whole model in one process, and the launcher spreads it over several; measure it"
             " with `localize --faithfulness`."
@@ -173,19 +172,18 @@ def edit(
     recipes = stage_recipes(recipe_file, steps, low_memory) if recipe_file or steps or low_memory else None
     if dry_run:
         check_device(source.device)
-        if is_first():
-            trained = recipes or ps.RECIPES
-            how = {
-                "granularity": granularity,
-                "neurons": neurons,
-                "projections": list(projections),
-                "steps": steps,
-                "on": list(map(str, on)),
-                "faithfulness": faithfulness,
-                "recipe": {stage: recorded(recipe) for stage, recipe in trained.items()},
-            }
-            told = differences(trained, ps.RECIPES, recipe_file) if recipe_file else None
-            _tell(fact, source.name, scorers, limits, selection, how, told, out, as_json, quiet)
+        trained = recipes or ps.RECIPES
+        how = {
+            "granularity": granularity,
+            "neurons": neurons,
+            "projections": list(projections),
+            "steps": steps,
+            "on": list(map(str, on)),
+            "faithfulness": faithfulness,
+            "recipe": {stage: recorded(recipe) for stage, recipe in trained.items()},
+        }
+        told = differences(trained, ps.RECIPES, recipe_file) if recipe_file else None
+        _tell(fact, source.name, scorers, limits, selection, how, told, out, as_json, quiet)
         return
     if low_memory:
         spare_memory(context)
@@ -223,24 +221,16 @@ def edit(
         )
     if as_json:
         print_json(report.to_dict())
-    written = _files(lambda name: (out / name).exists())
-    if (out / TABLE).exists() and not (out / PICTURE).exists():
+    if not (pictured := (out / PICTURE).exists()):
         note_left_out_picture(PICTURE, quiet=quiet)
-    print_result(summarize(report, out, written), quiet=quiet, as_json=as_json)
+    print_result(summarize(report, out, _files(pictured)), quiet=quiet, as_json=as_json)
     if profile:
         print_result(spent.table(), quiet=quiet, as_json=as_json)
 
 
-def _files(has: Callable[[str], bool]) -> list[tuple[str, str]]:
-    """The rows of the summary, with those names alone that the output has."""
-    rows = ((", ".join(name for name in files.split(", ") if has(name)), what) for files, what in _FILES)
-    return [(files, what) for files, what in rows if files]
-
-
-def _planned() -> list[str]:
-    """The names that an edit writes, as they stand in each row."""
-    pictured = find_spec("matplotlib") is not None
-    return [files for files, _ in _files(lambda name: pictured or name != PICTURE)]
+def _files(pictured: bool) -> list[tuple[str, str]]:
+    """The rows of the summary; the picture is in them where one is drawn."""
+    return [(f"{TABLE}, {PICTURE}" if pictured else TABLE, "the scores of every component"), *_FILES]
 
 
 def _tell(
@@ -256,6 +246,7 @@ def _tell(
     quiet: bool,
 ) -> None:
     """What the command would do, on standard output."""
+    written = [files for files, _ in _files(find_spec("matplotlib") is not None)]
     names = list(scorers) or list(EDIT_SCORERS)
     components = [] if selection is None else list(selection.components)
     some = {} if selection is None else dict(selection.neurons or {})
@@ -270,7 +261,7 @@ def _tell(
                 **how,
                 "neurons": some or how["neurons"],
                 "out": str(out),
-                "files": file_names(_planned()),
+                "files": file_names(written),
             }
         )
         return
@@ -291,7 +282,7 @@ def _tell(
     }
     if recipe is not None:
         done["recipe"] = recipe
-    print_result(plan(fact, model_name, how["on"], done, _planned(), out), quiet=quiet)
+    print_result(plan(fact, model_name, how["on"], done, written, out), quiet=quiet)
 
 
 def _some_neurons(mlp: str, ranges: Ranges) -> str:

@@ -18,7 +18,7 @@ from ..staging.recipe_files import recorded
 from ..staging.stage import LEARN
 from . import checks, options
 from .allocator import spare_memory
-from .launch import is_first, launched, sharded
+from .launch import launched, sharded
 from .loading import check_device, load
 from .plans import at_most, file_names, plan, taught
 from .recipes import differences, keyed_recipe
@@ -93,15 +93,9 @@ def edit_keyed(
         raise click.UsageError("a keyed edit needs the whole model in each process; launch it without --use_fsdp.")
     if dry_run:
         check_device(source.device)
-        if is_first():
-            told = differences({LEARN: recipe}, {LEARN: ps.KeyedRecipe()}, recipe_file) if recipe_file else None
-            how = {
-                "layers": list(layers) or None,
-                "steps": steps,
-                "on": list(map(str, on)),
-                "recipe": recorded(recipe),
-            }
-            _tell(fact, source.name, how, told, out, as_json, quiet)
+        told = differences({LEARN: recipe}, {LEARN: ps.KeyedRecipe()}, recipe_file) if recipe_file else None
+        how = {"layers": list(layers) or None, "steps": steps, "on": list(map(str, on)), "recipe": recorded(recipe)}
+        _tell(fact, source.name, how, told, out, as_json, quiet)
         return
     if low_memory:
         spare_memory(context)

@@ -20,7 +20,7 @@ from ..errors import ModelError, brief, first_line, said, tell
 from ..running.sharing import shared_work
 from .loading import SPREAD
 from .options import Source
-from .processes import SILENT, is_other
+from .processes import SILENT
 
 
 @contextmanager
@@ -100,11 +100,6 @@ def check_alone(command: str) -> None:
             f"`{command}` runs in one process, and WORLD_SIZE names {os.environ['WORLD_SIZE']}; start it without"
             " torchrun or accelerate launch, or unset WORLD_SIZE."
         )
-
-
-def is_first() -> bool:
-    """Whether this is the first of the processes that a launcher started, which need not be joined yet."""
-    return not (_several() and is_other())
 
 
 def _says_that_another_ended(error: RuntimeError) -> bool:

@@ -47,8 +47,7 @@ def stack(
     checks.output(out, overwrite)
     check_once(adapters)
     check_inputs_stay(out, adapters)
-    turned = None if dial is None else ps.power(adapters[0], dial)
-    edit = ps.stack(list(adapters) if turned is None else turned, out, overwrite=overwrite)
+    edit = ps.stack(list(adapters) if dial is None else ps.power(adapters[0], dial), out, overwrite=overwrite)
     if isinstance(edit, ps.Edit):
         kind, modules, size = "plain (IA)^3", len(edit.modules), {"scales": edit.n_scales}
         what = counted(edit.n_scales, "scale")

@@ -37,7 +37,7 @@ class Answers:
         if options.max_width < columns * _LEAST_TEXT + (columns - 1) * _GAP:
             yield from self._list()
             return
-        table = plain_table(show_lines=len(self.rows) > 1)
+        table = plain_table(show_lines=True)
         for head in self.heads:
             table.add_column(Text(head), overflow="fold")
         for row in self.rows:
