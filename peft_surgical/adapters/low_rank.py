@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -206,11 +207,9 @@ class LowRank:
 
     def origin(self) -> Lineage:
         """What it comes from, with the digest that it would be written with where it was not read from a file."""
-        return (
-            self.lineage
-            if self.lineage.digest is not None
-            else replace(self.lineage, digest=digest_of(self._tensors()))
-        )
+        if self.lineage.digest is not None:
+            return self.lineage
+        return replace(self.lineage, digest=digest_of(self._tensors()))
 
     def added(self, module: str) -> Float[Tensor, "out in"]:
         """What is added to a module's weight, float32."""
@@ -264,7 +263,8 @@ def _scaling(path: Path, config: dict[str, Any], module: str, rank: int) -> floa
             key, alpha = "alpha_pattern", own[pattern]
     except (AttributeError, TypeError, re.error):
         raise AdapterError(f"alpha_pattern in {path / CONFIG} cannot be {brief(own)}.") from None
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    # A whole number may be too large for `math.isfinite`.
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
         raise AdapterError(f"{key} in {path / CONFIG} cannot be {brief(alpha)}.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
