@@ -96,6 +96,8 @@ def test_what_has_no_power_is_refused():
 def test_edits_that_do_not_fit_together_are_refused(other, message):
     with pytest.raises(AdapterError, match=message):
         product([edit([1.0, 2.0], base_model="a", revision="1"), other])
+    with pytest.raises(AdapterError, match=message):
+        product([*[edit([1.0, 2.0], base_model="a", revision="1")] * 2, other])
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ def test_an_adapter_of_another_revision_is_told_of(tmp_path, monkeypatch):
     assert told(model, "other/model", "v2") == [
         "the adapter learn was made for 'other/model'; this model is 'org/model'."
     ]
+    away = f"/away/models--org--model/snapshots/{'b' * 40}"
+    [text] = told(model, away, None)
+    assert f"made for the revision '{'b' * 40}' of org/model; this model is of 'main'." in text
     for base, revision in (("org/model", None), ("org/model", "v1"), ("org/model", commit), (str(snapshot), None)):
         assert not told(model, base, revision)
         assert not told(model, None, revision)

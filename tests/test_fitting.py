@@ -1,13 +1,15 @@
 """What adapters from elsewhere may hold, and what of it the base or the adapter would be mistaken for."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from peft_surgical.adapters.fitting import check_same_weights
+from peft_surgical.adapters.fitting import check_all_acts, check_leaves_base, check_same_weights, check_targeted
 from peft_surgical.adapters.low_rank import LowRank
 from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.attached import attach, check_together
@@ -172,6 +174,9 @@ def test_what_the_configuration_does_not_target_is_not_merged_either(tmp_path):
         # Only one is.
         (1 + 3 * 2**-10, torch.tensor([1 + 3.4 * 2**-10]), True),
         (1 + 3 * 2**-10, torch.tensor([1 + 3.6 * 2**-10]), False),
+        # 3.499 of the smallest halves above 0 is 3.5 of them in bfloat16.
+        (3.5 * 2**-24, torch.tensor([3 * 2**-24], dtype=torch.float16), True),
+        (5.0 * 2**-24, torch.tensor([3 * 2**-24], dtype=torch.float16), False),
     ],
 )
 def test_weights_are_the_same_up_to_a_rounding(kept, held, same):
@@ -188,3 +193,30 @@ def test_surgical_adapters_pass(tmp_path):
     model, states = attach(tiny_model("llama"), [tmp_path])
     with states["edited"]():
         assert torch.equal(logits(model), logits(tiny_peft()))
+
+
+def test_weights_of_the_base_are_compared_as_the_base_holds_them(tmp_path):
+    held = torch.tensor([0.1], dtype=torch.bfloat16)
+    check_leaves_base(tmp_path, {}, {"base_model.model.w": held.float()}, {"w": held})
+    with pytest.raises(AdapterError, match="holds w of the base itself, with other values"):
+        check_leaves_base(tmp_path, {}, {"base_model.model.w": held.float() + 1}, {"w": held})
+
+
+def test_only_a_module_whose_name_ends_so_is_saved_whole(tmp_path):
+    config = {"modules_to_save": ["proj"]}
+    for name, whole in (("a.proj.weight", True), ("a.up_proj.weight", True), ("a.projector.weight", False)):
+        refused = nullcontext() if whole else pytest.raises(AdapterError, match=f"holds {name} of the base itself")
+        with refused:
+            check_leaves_base(tmp_path, config, {name: torch.ones(2)}, {name: torch.zeros(2)})
+
+
+def test_all_linear_modules_are_targeted_whatever_they_are_called(tmp_path):
+    check_targeted(tmp_path, {"target_modules": "all-linear"}, ["model.layers.0.mlp.down_proj"])
+
+
+def test_what_adapters_share_need_not_be_in_each_file(tmp_path):
+    shared = SimpleNamespace(missing_keys=["base_model.vblora_vector_bank.a"], unexpected_keys=[])
+    check_all_acts(tmp_path, shared)
+    shared.missing_keys.append("base_model.model.q_proj.vblora_logits_A.a")
+    with pytest.raises(AdapterError, match=r"lacks base_model\.model\.q_proj\.vblora_logits_A\.a"):
+        check_all_acts(tmp_path, shared)

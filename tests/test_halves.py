@@ -38,6 +38,16 @@ def test_the_product_with_what_is_frozen_is_a_number_of_half_precision() -> None
     off = (after - before).abs()
     assert (off <= 2**-11).float().mean() > 0.9
     assert off.max() < 0.07
+    nearest = before.half().float()
+    assert (after < nearest).any()
+    assert (after > nearest).any()
+
+
+def test_at_the_end_of_half_precision_nothing_is_settled_beyond_it() -> None:
+    frozen = 1 + torch.rand(2_000, generator=torch.Generator().manual_seed(0))
+    delta = nn.Parameter(65_503 / frozen - 1)
+    settle_on_half([delta], [frozen])
+    assert delta.isfinite().all()
 
 
 def test_what_is_settled_stays_and_zero_is_left_alone() -> None:

@@ -331,3 +331,16 @@ def test_what_has_only_the_changed_scales_is_another_adapter_made_of_the_first(t
     whole, changed = Lineage.of(tmp_path / "plain"), from_ia3(tmp_path / "plain", only_changed=True).origin()
     assert changed.digest not in (None, whole.digest)
     assert whole.digest in changed.parts
+
+
+def test_a_part_of_what_is_in_the_weights_is_there_already(folder):
+    both = Lineage.of(folder / "edit")
+    [fault] = faults_of_lineage([folder / "unlearn"], [both])
+    assert str(fault) == f"the adapter {folder / 'unlearn'} is in the model's weights already, and then acts twice."
+
+
+def test_what_leads_from_one_product_to_another_holds_nothing_of_the_first(stacked):
+    rest, taken = difference(stacked / "ab", stacked / "a" / "edit"), Lineage.of(stacked / "a" / "edit").held
+    assert len(taken) == 3
+    assert not {*taken} & {*rest.lineage.parts}
+    assert {Lineage.of(stacked / "b" / name).digest for name in ("unlearn", "learn")} < {*rest.lineage.parts}

@@ -209,6 +209,7 @@ def test_a_base_of_the_hub_goes_by_its_id(tmp_path, model_folder, monkeypatch):
     assert written(tmp_path / "by id")["edits"][0]["base"] == {**known, "revision": None}
     assert written(tmp_path / "by path")["edits"][0]["base"] == {**known, "revision": "a" * 40}
     assert (tmp_path / "by id" / "README.md").read_text().startswith("---\nbase_model: org/base\n")
+    assert f"This is `org/base` (revision `{'a' * 40}`) with" in (tmp_path / "by path" / "README.md").read_text()
 
 
 def test_a_folder_that_was_named_from_another_one_goes_by_its_name_alone(tmp_path, base, monkeypatch):

@@ -24,7 +24,9 @@ def test_the_tensors_begin_at_a_multiple_of_eight_bytes():
     assert [size % 8 for size in headers] == [0] * 8
 
 
-@pytest.mark.parametrize(("said", "instead"), [(b"[2,3]", b"[3,2]"), (b'"F16"', b'"I16"'), (b'"a"', b'"c"')])
+@pytest.mark.parametrize(
+    ("said", "instead"), [(b"[2,3]", b"[3,2]"), (b'"F16"', b'"I16"'), (b'"a"', b'"c"'), (b'"b"', b'"c"')]
+)
 def test_other_names_shapes_and_kinds_of_the_same_bytes_are_noticed(said, instead, tmp_path):
     raw = tensor_bytes(TENSORS)
     assert raw.count(said) == 1

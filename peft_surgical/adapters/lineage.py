@@ -143,7 +143,7 @@ class Lineage:
         parts = [part for part in self.held if part != digest]
         listed = {PARTS: parts}
         listed |= {MADE: [part for part in parts if part in self._products]}
-        listed |= {ALTERED: [part for part in parts if part in self.altered and part != self.digest]}
+        listed |= {ALTERED: [part for part in parts if part in self.altered]}
         return after(self.after, self.below) | {key: json.dumps(found) for key, found in listed.items() if found}
 
 

@@ -33,7 +33,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         AdapterError: If a tensor has a value that is not finite.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not torch.isfinite(tensor).all():
             raise AdapterError(f"{name} has a value that is not finite, so the adapter is not written.")
 
 
