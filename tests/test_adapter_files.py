@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peft_surgical.adapters.edits import Edit, ModuleScale
-from peft_surgical.adapters.export import to_ia3
+from peft_surgical.adapters.export import from_ia3, to_ia3
 from peft_surgical.errors import AdapterError
 from peft_surgical.tuner.coordinates import Coordinates
 
@@ -62,3 +62,9 @@ def test_what_is_written_is_for_inference(tmp_path):
     edit.save(tmp_path / "surgical"), to_ia3(edit, tmp_path / "plain")
     for kind in ("surgical", "plain"):
         assert json.loads((tmp_path / kind / "adapter_config.json").read_text())["inference_mode"] is True
+
+
+def test_the_changed_scales_of_some_coordinates_are_on_these(tmp_path):
+    edit = Edit({"m": ModuleScale(Coordinates("input", ((2, 5),)), torch.tensor([1.0, 2.0, 1.0]), 8)})
+    edit.save(tmp_path / "a")
+    assert from_ia3(tmp_path / "a", only_changed=True).modules["m"].coordinates.ranges == ((3, 4),)

@@ -16,7 +16,7 @@ import peft_surgical as ps
 from peft_surgical.adapters.bases import note_revision
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.lineage import Lineage
-from peft_surgical.adapters.merged_edits import edit_names, edits_in, read_edits
+from peft_surgical.adapters.merged_edits import edit_names, edits_in, lineages_of, read_edits
 
 from .adapters import OTHER_COMPONENTS, saved, tiny_peft
 from .localizing import capital, word_tokenizer
@@ -325,3 +325,11 @@ def test_the_revision_may_be_told_by_any_of_the_adapters(tmp_path):
     first, second = (replace(Edit.load(folder), base_model="org/base") for folder in adapters(tmp_path))
     with pytest.warns(UserWarning, match="was made for the revision 'two' of org/base; this model is of 'one'"):
         ps.merge(model, [first, replace(second, revision="two")], tmp_path / "out")
+
+
+def test_what_is_no_lineage_in_a_record_says_nothing():
+    odd = {"name": "a", "sha256": 3, "after": "unlearn", "parts": 3, "below": None}
+    assert lineages_of([{"adapters": [odd, {"name": "b", "sha256": "x", "parts": ["y"]}]}]) == [
+        Lineage(),
+        Lineage("x", parts=("y",)),
+    ]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.adapters.export import to_ia3
+from peft_surgical.adapters.lineage import Lineage
 from peft_surgical.adapters.saving import digest_to_save, save_adapter
 from peft_surgical.errors import AdapterError, OutputError
 from tests.adapters import add, logits, tiny_peft
@@ -199,3 +200,16 @@ def test_below_another_method_adapters_are_multiplied_and_saved_too(tmp_path):
     assert torch.equal(logits(model), expected)
     save_adapter(model, "again", tmp_path / "out")
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out")), expected)
+
+
+def test_of_numbers_that_half_precision_holds_only_pefts_own_kinds_are_saved_in_it(tmp_path):
+    surgical = tiny_peft(perturbed=False)
+    save_adapter(surgical, "default", tmp_path / "surgical")
+    assert Lineage.of(tmp_path / "surgical").digest == digest_to_save(surgical, "default")
+    lora = get_peft_model(tiny_model("llama"), LoraConfig(r=1, target_modules=["q_proj"]))
+    for name, parameter in lora.named_parameters():
+        if "lora_" in name:
+            parameter.data.fill_(0.5)
+    save_adapter(lora, "default", tmp_path / "lora")
+    for kind, dtype in (("surgical", torch.float32), ("lora", torch.float16)):
+        assert {tensor.dtype for tensor in load_file(tmp_path / kind / WEIGHTS).values()} == {dtype}

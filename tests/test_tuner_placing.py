@@ -76,3 +76,16 @@ def test_what_a_deleted_adapter_left_in_the_weights_is_not_taken_for_the_base():
         model.add_adapter(config_of(FIRST, "output"), "new")
     assert model.get_submodule(FIRST) is layer
     assert layer.merged
+
+
+def test_what_another_adapter_scales_is_not_saved_whole():
+    model = get_peft_model(tiny_model("llama"), config_of(FIRST), "first")
+    with pytest.raises(SelectionError, match=r"layers\.0\.mlp\.down_proj cannot be scaled and be in modules_to_save"):
+        model.add_adapter("second", config_of(SECOND, whole=["layers.0.mlp"]))
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_weight_is_laid_out_as_in_gpt2_if_that_of_one_module_is(step):
+    names = ["transformer.h.0.mlp.c_proj", "lm_head"][::step]
+    config = SurgicalIA3Config(selections={name: {"side": "input", "ranges": [[0, 4]]} for name in names})
+    assert get_peft_model(tiny_model("gpt2"), config).peft_config["default"].fan_in_fan_out is True

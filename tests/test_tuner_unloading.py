@@ -76,11 +76,14 @@ def test_what_transformers_put_on_comes_off_too():
     model.add_adapter(LoraConfig(target_modules=["q_proj"]))
 
 
-def test_what_an_adapter_has_trained_in_a_modules_place_goes_with_it():
+@pytest.mark.parametrize("method", ["surgical", "lora"])
+def test_what_an_adapter_has_trained_in_a_modules_place_goes_with_it(method):
     model = tiny_peft(modules_to_save=["lm_head"])
+    if method == "lora":
+        model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
     model.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(1.3)
     assert not torch.equal(logits(model), logits(tiny_model("llama")))
-    for take_off in (ps.unload, lambda peft_model: peft_model.unload()):
+    for take_off in (ps.unload, unmerged) if method == "surgical" else (ps.unload,):
         found = take_off(copy.deepcopy(model))
         assert torch.equal(logits(found), logits(tiny_model("llama")))
         assert not any(parameter.requires_grad for parameter in found.parameters())
