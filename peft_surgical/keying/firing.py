@@ -1,7 +1,8 @@
 """Where in texts rewritten neurons fire, which is where what they are trained to write can change anything.
 
 A neuron is made to be shut at nearly all that is kept. What it writes there is so little that running these texts at
-every step would say nothing: of the curvature of what neurons write, the rows in which one fires have 0.999.
+every step would say nothing: less than a thousandth of the curvature of what neurons write is in these rows
+(`docs/measurements/keyed.md`).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -250,15 +251,16 @@ def _measured(
 
     sample = partial(sample_curvature, runner, [*values.values()], watching)
     options = {"draws": recipe.draws, "seed": seed, "tokens": recipe.pass_tokens}
-    run = [i for i, start in enumerate(held_from) if start is not None]
+    run = (i for i, start in enumerate(held_from) if start is not None)
+    places = dict(zip(run, count(offset), strict=False))
     base: list[TopDistribution | None] = [None] * len(held)
     found = []
-    with progress_bar(len(run), "what to keep", enabled=progress) as bar:
+    with progress_bar(len(places), "what to keep", enabled=progress) as bar:
         for kind, weight in ((range(near), recipe.near_weight), (range(near, len(held)), 1.0)):
-            own = [i for i in run if i in kind]
+            own = [i for i in kind if i in places]
             measured = Measured.sampled(
                 sample,
-                [offset + run.index(i) for i in own],
+                [places[i] for i in own],
                 [held[i] for i in own],
                 on_row=lambda: bar.update(1),
                 **options,

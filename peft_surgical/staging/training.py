@@ -109,7 +109,6 @@ def train(
     near_order = endless(range(near), rng)
     far_order = endless(range(near, len(retain_rows)), rng)
     base = {i: own for i, own in enumerate(retain_base) if own is not None}
-    places = dict(zip(base, count(len(fact_rows)), strict=False))
     near_batch, far_batch = min(recipe.near_batch, near), min(recipe.far_batch, len(retain_rows) - near)
     latest = [math.inf] * len(fact_rows)
     smooth_kl: float | None = None
@@ -122,7 +121,7 @@ def train(
             retains = [*islice(near_order, near_batch), *islice(far_order, far_batch)]
             for parameter in parameters:
                 parameter.grad = None
-            nll, kl = _backward(workers, facts, retains, fact_rows, retain_rows, base, places, recipe, tokens)
+            nll, kl = _backward(workers, facts, retains, fact_rows, retain_rows, base, recipe, tokens)
             _add_up_gradients(parameters)
             for index, values in zip(facts, nll, strict=True):
                 latest[index] = float(values.mean())
@@ -157,14 +156,15 @@ def _backward(
     fact_rows: Sequence[EncodedAnswer],
     retain_rows: Sequence[EncodedAnswer],
     base: Mapping[int, TopDistribution],
-    places: Mapping[int, int],
     recipe: Recipe,
     tokens: int | None,
 ) -> tuple[list[Tensor], float]:
     """Adds the gradient of the first two terms, of this process's share; returns the loss of all prompts, per answer
     token, and the mean divergence of all that is retained, nats."""
     runner = workers[0].runner
-    kept = [i for i in retains if i in places]
+    # Rows to keep that are not run are not in the runner either.
+    places = dict(zip(base, count(len(fact_rows)), strict=False))
+    kept = [i for i in retains if i in base]
     rows = [*(fact_rows[i] for i in facts), *(retain_rows[i] for i in kept)]
     indices = [*facts, *(places[i] for i in kept)]
     bases = dict(enumerate((base[i] for i in kept), len(facts)))
