@@ -91,7 +91,7 @@ class Earlier:
                 nor stands before it, or was made of another one.
         """
         # What two adapters on a model may make up for between them is half an edit here, in every figure.
-        if self.folders and (faults := faults_of_lineage(self.folders, lineages_of(edits_in(model)))):
+        if faults := faults_of_lineage(self.folders, lineages_of(edits_in(model))):
             raise AdapterError(f"{faults[0].what}.")
 
     def check_stay(self, out: str | os.PathLike[str], written: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ class Earlier:
         if not self.folders:
             yield
             return
-        own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        own: dict[str, Tensor] = dict(model.named_parameters())
         weights = {key: own[key] for name in modules_of(self.steps) for key in tensors_of(name) if key in own}
         with trainable_kept(model.parameters()), restored(weights.values()):
             self._write(model, weights).warn(

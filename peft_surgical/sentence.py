@@ -221,7 +221,7 @@ def sample_contexts(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[
             whole number of 0 or more.
     """
     check_counts(0, contexts=count)
-    generator, device = torch.Generator().manual_seed(seed % 2**64), input_device(model)
+    generator, device = torch.Generator().manual_seed(seed), input_device(model)
     made = [encode(tokenizer, STARTS[number % len(STARTS)]) for number in range(count)]
     lengths = [LENGTHS[number // len(STARTS) % len(LENGTHS)] for number in range(count)]
     for ids, length in zip(made, lengths, strict=True):

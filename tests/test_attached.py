@@ -81,6 +81,7 @@ def test_a_dial_goes_from_the_base_to_the_edit(tmp_path):
     edited = in_state(model, states["edited"])
     model, states = attach_dials(tiny_model("llama"), folders, [0, 0.5, 1, 0.5])
     assert list(states) == ["base", "dial 0", "dial 0.5", "dial 1"]
+    assert len(model.peft_config) == 3
     seen = {name: in_state(model, state) for name, state in states.items()}
     assert torch.equal(seen["base"], logits(tiny_model("llama")))
     assert torch.equal(seen["dial 0"], seen["base"])

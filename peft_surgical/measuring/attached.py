@@ -185,8 +185,7 @@ def _check_weights(folder: Path, kind: str, config: Mapping[str, Any], own: Mapp
     except AdapterError as error:
         raise AdapterError(f"the adapter {folder} cannot be put on this model: {first_line(error)}.") from error
     for key, tensor in tensors.items():
-        # Other kinds may hold whole numbers too, such as indices.
-        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+        if not tensor.float().isfinite().all():
             raise AdapterError(f"{file} has a value in {key} that is not finite.")
     check_leaves_base(folder, config, tensors, own)
 

@@ -313,8 +313,8 @@ def _changed(found: _Found, own: Mapping[str, Tensor]) -> tuple[list[str], int]:
         if torch.equal(mine, here.to(mine.dtype)):
             continue
         changed.append(key)
-        only_rounded += new.dtype != mine.dtype and torch.equal(mine.to(new.dtype), here)
-    return changed, int(only_rounded)
+        only_rounded += torch.equal(mine.to(new.dtype), here)
+    return changed, only_rounded
 
 
 def _hold_more(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
