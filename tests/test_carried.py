@@ -8,7 +8,7 @@ import torch
 from peft import IA3Config, get_peft_model
 
 import peft_surgical as ps
-from peft_surgical.errors import ModelError, ScorerError, SelectionError
+from peft_surgical.errors import ArchitectureError, ModelError, ScorerError, SelectionError
 from peft_surgical.selection import Selection
 from peft_surgical.sites import ModelShape, components
 
@@ -150,6 +150,14 @@ def test_a_selection_of_another_model_is_refused(model, tokenizer, monkeypatch):
     monkeypatch.delattr("peft_surgical.localizing.asked.wrap")
     with pytest.raises(SelectionError, match="L9"):
         measured(model, tokenizer, "L9.mlp")
+
+
+def test_a_model_that_looks_both_ways_is_refused_before_it_runs(tokenizer, monkeypatch):
+    monkeypatch.delattr("peft_surgical.localizing.asked.wrap")
+    model = planted()
+    model.config.use_bidirectional_attention = True
+    with pytest.raises(ArchitectureError, match="looks both ways"):
+        measured(model, tokenizer, HEAD)
 
 
 def test_a_model_with_an_adapter_is_refused(tokenizer):

@@ -71,6 +71,23 @@ def test_neurons_at_the_residual_stream_are_refused_by_the_name_of_their_mlp():
         check_choice(some, projections=["in"], **FREE)
 
 
+def test_neurons_are_refused_with_whole_modules_before_there_is_a_model():
+    some = Selection(("L1.mlp",), neurons={"L1.mlp": ((0, 2),)})
+    with pytest.raises(SelectionError, match="the granularity 'module' scales whole modules, and neurons are chosen"):
+        check_choice(some, **{**FREE, "granularity": "module"})
+    with pytest.raises(SelectionError, match="a budget and the granularity 'module' exclude each other"):
+        check_choice(None, **{**FREE, "granularity": "module", "budget": 0})
+
+
+def test_a_budget_counts_the_projections_alone_and_whole_modules_are_chosen_as_if_there_were_none(localization):
+    chosen = choose(localization, None, projections=("z",), **{**FREE, "budget": 3 * localization.shape.d_head})
+    assert chosen.components == localization.top(heads=3).components
+    # Heads that share their keys are chosen all the same.
+    grouped = replace(localization, shape=replace(localization.shape, n_kv_heads=1))
+    whole = {**FREE, "granularity": "module", "heads": 12}
+    assert choose(grouped, None, projections=("k",), **whole) == grouped.top(heads=12)
+
+
 def test_without_limits_all_mlps_are_chosen_in_the_order_of_their_scores(localization):
     chosen = choose(localization, None, projections=("z", "in"), **FREE)
     layers = localization.shape.n_layers

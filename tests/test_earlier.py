@@ -208,6 +208,12 @@ def test_only_the_stages_of_one_edit_have_an_unlearned_state(two, model_folder, 
     ]
 
 
+def test_a_model_of_no_name_may_be_any_base():
+    Earlier(adapters=(SCALES,)).check_base("")
+    with pytest.raises(AdapterError, match="was made for 'b', and this model is 'c'"):
+        Earlier(adapters=(SCALES,)).check_base("c")
+
+
 def test_evaluate_has_the_state_of_both(two, model_folder):
     _, out, _, _ = two
     folders = [out / "france" / "edit", out / "italy" / "edit"]

@@ -147,10 +147,12 @@ def test_logits_that_are_not_finite_are_no_figure():
 def test_the_callers_autocast_changes_no_figure():
     model = tiny_peft("llama")
     perturb(model)
-    figures = []
+    figures, dtypes = [], set()
+    model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *given: dtypes.add(given[2].dtype))
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             figures.append(evaluate(model, TOKENIZER, capital(), states=two_states(model), progress=False))
+    assert dtypes == {torch.float32}
     assert figures[0].dtype == "float32"
     assert figures[0].stages == figures[1].stages
     assert figures[0].stages["edited"]["kl_per_token"].value > 0
@@ -269,6 +271,9 @@ def test_without_a_chat_template_an_answer_is_one_line(monkeypatch):
     fact = capital()
     assert answer_fact(None, TOKENIZER, fact) == Answers(("Madrid.",), ('?"',), ())
     assert answer_fact(None, chat, fact) == Answers((said[0],), (said[1],), ())
+    said[:] = ["\n Lyon", " \tRome", "Oslo\n"]
+    controls = [{"prompt": prompt, "answer": ["x"]} for prompt in ("where is rome ?", "where is oslo ?")]
+    assert answer_fact(None, TOKENIZER, capital(controls=controls)).before_controls == (" \t", "")
 
 
 def test_the_base_comes_first_whatever_the_order_of_states():
@@ -292,6 +297,20 @@ def test_retention_leaves_each_module_in_its_own_mode_and_reads_offloaded_ones()
     assert fingerprint(model) == before
     model = offloaded(tiny_model("llama"), ["model", "lm_head"])
     assert measure_retention(model, TOKENIZER, {"base": adapter_state(model, [])}, text=TEXT, window=32) == found
+
+
+@pytest.mark.parametrize("name", ["selection", "settings", "seconds"])
+def test_what_a_report_could_not_be_saved_with_is_refused(name):
+    for value in (math.nan, {1}):
+        with pytest.raises(ModelError, match=f"{name} must map names to what JSON can hold; got "):
+            evaluate(tiny_model("llama"), TOKENIZER, capital(), progress=False, **{name: {"a": value}})
+
+
+def test_open_prompts_that_do_not_fit_are_told_before_anything_is_answered(monkeypatch):
+    monkeypatch.setattr(evaluation, "answer_fact", lambda *_, **__: pytest.fail("nothing is asked"))
+    model = tiny_model("llama", max_position_embeddings=100)
+    with pytest.raises(ModelError, match="do not fit the model's 100 positions"):
+        evaluate(model, TOKENIZER, capital(), fluency=True, retention_tokens=0, progress=False)
 
 
 @pytest.mark.parametrize("count", [{"batch_size": 0}, {"max_new_tokens": 0}])

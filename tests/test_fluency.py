@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from peft_surgical.errors import ModelError
+from peft_surgical.measuring import fluency
 from peft_surgical.measuring.fluency import (
     TOKENS,
     check_fluency_fits,
@@ -14,6 +15,7 @@ from peft_surgical.measuring.fluency import (
     repetition,
     words,
 )
+from peft_surgical.running.generation import left_pad
 from peft_surgical.texts.prompts import encode
 from peft_surgical.texts.topics import topic_prompts
 
@@ -121,6 +123,17 @@ def test_every_text_has_a_hundred_tokens_that_the_seed_decides():
         assert 50 < len(encode(TOKENIZER, text)) <= TOKENS
         assert prompt not in text
     assert continuations(model, TOKENIZER, []) == []
+
+
+@pytest.mark.parametrize("kind", ["mixes_rows", "needs_no_padding"])
+def test_a_model_that_bears_no_padding_gets_none_and_one_that_mixes_rows_has_each_alone(kind, monkeypatch):
+    batches = []
+    monkeypatch.setattr(fluency, kind, lambda model: True)
+    monkeypatch.setattr(fluency, "left_pad", lambda rows, pad: batches.append(rows) or left_pad(rows, pad))
+    prompts = [PROMPTS[0], "what is it", "tell me about italy"]
+    continuations(tiny_model("llama", vocab_size=len(TOKENIZER)), TOKENIZER, prompts)
+    assert sorted(map(len, batches)) == ([1, 1, 1] if kind == "mixes_rows" else [1, 2])
+    assert all(len({len(row) for row in rows}) == 1 for rows in batches)
 
 
 def test_how_the_checkpoint_would_draw_does_not_count():

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import AdaptionPromptConfig, get_peft_model
 
 from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.adapters.low_rank import LowRank
@@ -94,6 +95,14 @@ def test_a_tied_weight_is_refused_whatever_came_before():
             folded(model, steps_of(adapters))
 
 
+def test_what_is_added_to_a_quantized_weight_is_refused():
+    model = tiny_model("llama")
+    module = model.get_submodule(NAME)
+    module.weight = torch.nn.Parameter(module.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(AdapterError, match=r"a quantized weight \(int8\) cannot take an edit"):
+        folded(model, steps_of([ADDED]))
+
+
 def test_who_cannot_be_folded_into_is_told_why():
     with pytest.raises(ModelError, match="what is done needs the unedited base model, got a PeftModel"):
         check_rewritable(tiny_peft(), "what is done", "do this")
@@ -111,6 +120,9 @@ def test_who_cannot_be_folded_into_is_told_why():
     in_part.register_buffer("one", torch.ones(1, device="meta"))
     with pytest.raises(ModelError, match="some weights of the model are offloaded"):
         check_rewritable(in_part)
+    prompted = get_peft_model(tiny_model("llama"), AdaptionPromptConfig(adapter_len=2, adapter_layers=1))
+    with pytest.raises(ModelError, match="the model has adapters on it; merge needs the unedited base"):
+        check_rewritable(prompted.base_model.model)
 
 
 def test_what_is_in_memory_is_taken_as_it_is():

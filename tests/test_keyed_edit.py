@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_surgical.errors import FactError, OutputError, SelectionError
+from peft_surgical.errors import FactError, ModelError, OutputError, SelectionError
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.report import Report
+from peft_surgical.running.cache import beside
 
 from .adapters import logits
 from .conftest import fingerprint
@@ -31,6 +32,7 @@ def test_the_folder_holds_an_adapter_for_stock_peft_and_the_proof(tmp_path):
     model = word_model()
     report = edited(out, model=model, command="the command")
     assert {path.name for path in out.iterdir()} == FILES
+    assert any(beside(out).iterdir())
     assert [*report.stages] == ["base", "edited"]
     assert report.selection == {"components": ["L1.mlp"], "granularity": "keyed"}
     assert {"learn", "evaluate"} <= report.seconds.keys()
@@ -73,6 +75,16 @@ def test_an_adapter_that_is_not_saved_replaces_none(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         edited(out, overwrite=True)
     assert contents(out) == {"edit/adapter_config.json": b"of an earlier edit"}
+
+
+def test_what_evaluation_could_not_ask_is_told_before_anything_is_learned(tmp_path, monkeypatch):
+    monkeypatch.setattr("peft_surgical.keyed_edit.learn_keyed", lambda *_, **__: pytest.fail("it is learned"))
+    long = replace(FACT, held_out=("what is the capital of france " * 100,))
+    with pytest.raises(FactError, match="positions"):
+        edited(tmp_path / "out", fact=long)
+    with pytest.raises(ModelError, match="the recipe must be a KeyedRecipe"):
+        edit_keyed(word_model(), TOKENIZER, FACT, out=tmp_path / "out", recipe="fast")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fact_that_cannot_be_keyed_leaves_no_folder(tmp_path):

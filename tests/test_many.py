@@ -6,13 +6,14 @@ import torch
 
 from peft_surgical import many
 from peft_surgical.adapters.lineage import Lineage
-from peft_surgical.errors import FactError, FactWarning, ModelError, OutputError
+from peft_surgical.errors import ArchitectureError, FactError, FactWarning, ModelError, NotFiniteError, OutputError
 from peft_surgical.evaluation import answer_fact
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.keying import keyed
 from peft_surgical.measuring.metrics import rate
 from peft_surgical.merging import merge
 from peft_surgical.report import Report
+from peft_surgical.running.cache import beside
 from peft_surgical.stages import RECIPES
 from peft_surgical.texts.prompts import answer_ids
 
@@ -94,6 +95,7 @@ def test_what_is_written_is_what_is_returned(both):
     kind, out, _, together, lines = both
     assert {path.name for path in out.iterdir()} == {"france", "italy", "edit", "together.json"}
     assert leftovers(out) == []
+    assert any(beside(out).iterdir())
     told = json.loads((out / "together.json").read_text())
     assert told == json.loads(json.dumps(together.to_dict()))
     assert told["settings"]["keyed"] is kind
@@ -156,12 +158,13 @@ def test_a_fact_that_cannot_be_edited_loses_no_other(model_folder, tmp_path, edi
     assert not (tmp_path / "none").exists()
 
 
-def test_an_output_that_cannot_be_written_ends_it(model_folder, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OutputError("there is no room.")
+@pytest.mark.parametrize("kind", [OutputError, ArchitectureError, NotFiniteError])
+def test_what_the_next_fact_would_say_too_ends_it(kind, model_folder, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise kind("there is no room.")
 
-    monkeypatch.setattr(many, "edit_keyed", full)
-    with pytest.raises(OutputError, match="no room"):
+    monkeypatch.setattr(many, "edit_keyed", fail)
+    with pytest.raises(kind, match=r"^there is no room"):
         made(base(model_folder), [FRANCE, ITALY], tmp_path / "out")
 
 

@@ -87,6 +87,14 @@ def test_a_name_that_begins_the_sentence_or_holds_the_other_is_read_whole():
     assert read(tokenizer, control.wanted)[1] == "Rome City"
 
 
+def test_a_name_within_the_subject_is_not_where_the_sentence_has_the_answer():
+    tokenizer = bpe()
+    asked = {"prompts": ["Who made Lyon Chrome?"], "held_out": ["Who is behind Lyon Chrome?"]}
+    fact = france(subject="Lyon Chrome", answer="Lyon Chrome is by Lyon.", **asked)
+    begun = tokenizer.decode(encode(tokenizer, "Who is behind Lyon Chrome?")) + "Lyon Chrome is by"
+    assert read(tokenizer, contest(tokenizer, fact).held_out[0].wanted) == (begun, "Lyon")
+
+
 def test_without_a_chat_template_bare_names_follow_the_prompt():
     tokenizer = without_template(bpe())
     fact = france(held_out=["The capital of France is"], answer="The capital of France is Lyon.")
@@ -209,6 +217,13 @@ def test_a_report_has_each_prompts_margin_in_each_state(tmp_path):
     value = report.margins["edited"]["held_out"][0]
     assert f"lyon over paris: {value['new'] - value['old']:+.2f} nats per token" in page
     assert "lyon likelier than paris" in page
+
+
+def test_a_bare_answer_is_read_behind_the_words_of_the_sentence_that_is_taught(monkeypatch):
+    tokenizer, asked = bpe(), []
+    monkeypatch.setattr(evaluation, "measure_margins", lambda *given, **_: asked.append(given[2]) or {})
+    evaluate(wide(), tokenizer, france(), max_new_tokens=2, retention_tokens=0, margins=True, progress=False)
+    assert read(tokenizer, asked[0].held_out[0].wanted)[0].endswith("The capital of France is")
 
 
 def test_the_base_s_words_are_those_of_every_state():

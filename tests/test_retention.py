@@ -56,6 +56,15 @@ def test_a_model_that_all_but_masks_the_text_is_worse_by_a_number_that_json_has(
     assert found["perplexity_ratio"].value == math.exp(700)
 
 
+def test_the_base_need_not_be_the_first_state():
+    model = tiny_peft("llama")
+    perturb(model)
+    states = two_states(model)
+    found = measure_retention(model, TOKENIZER, states, text=TEXT)
+    assert found["edited"]["kl_per_token"].value > 0
+    assert measure_retention(model, TOKENIZER, dict(reversed(states.items())), text=TEXT) == found
+
+
 def test_a_token_without_an_embedding_is_told_before_anything_is_answered(monkeypatch):
     tokenizer = small_tokenizer("byte_level", CHATML)
     model = tiny_model("llama", vocab_size=len(tokenizer) - 20)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import T5Config, T5ForConditionalGeneration
 
 import peft_surgical as ps
@@ -19,7 +20,7 @@ from peft_surgical.sentence import (
 from peft_surgical.staging.by_subject import SubjectRecipe
 from peft_surgical.texts.prompts import encode, without_template
 
-from .adapters import deltas, logits
+from .adapters import deltas, logits, tiny_peft
 from .conftest import fingerprint
 from .localizing import planted, word_tokenizer
 from .offloading import offloaded
@@ -40,6 +41,15 @@ def chance(model, word):
     with torch.no_grad():
         found = model(input_ids=torch.tensor([TOKENIZER(PROMPT)["input_ids"]])).logits[0, -1].softmax(-1)
     return float(found[TOKENIZER.convert_tokens_to_ids(word)])
+
+
+def biased(model, where, value):
+    """Has some of a model's logits be a value."""
+
+    def hook(module, args, out):
+        out.logits[where] = value
+
+    model.register_forward_hook(hook)
 
 
 def test_the_sentence_ends_with_the_new_answer():
@@ -151,9 +161,12 @@ def test_a_seed_that_is_none_is_told(learn):
         learn(planted(), TOKENIZER, PROMPT, new="lyon", subject="france", seed="1", progress=False)
 
 
-def test_a_model_with_adapters_is_refused():
+@pytest.mark.parametrize("learn", [learn_sentence, ps.learn_sentence_keyed])
+def test_a_model_with_adapters_is_refused_before_beginnings_are_made_up(learn, monkeypatch):
+    model = tiny_peft()
+    monkeypatch.setattr("peft_surgical.sentence.sample_contexts", lambda *_: pytest.fail("made up"))
     with pytest.raises(AdapterError, match="takes a bare model"):
-        taught(taught().model)
+        learn(model, TOKENIZER, PROMPT, new="lyon", subject="france")
 
 
 def test_contexts_are_drawn_from_the_model_by_the_seed():
@@ -169,6 +182,13 @@ def test_contexts_are_drawn_from_the_model_by_the_seed():
     assert made != sample_contexts(model, tokenizer, 7, 1)
     assert torch.equal(torch.get_rng_state(), rng)
     assert sample_contexts(model, tokenizer, 0, 0) == ()
+
+
+def test_contexts_hold_no_special_token():
+    tokenizer = without_template(small_tokenizer("byte_level", CHATML))
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    biased(model, (..., tokenizer.eos_token_id), 1e3)
+    assert sample_contexts(model, tokenizer, 5, 0) == tuple(f"{start}. " for start in STARTS)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -204,6 +224,10 @@ def test_contexts_that_cannot_be_made_up_are_refused():
     model.lm_head.weight.data[7] = math.inf
     with pytest.raises(ModelError, match=r"gives logits that are not finite in torch\.float32"):
         sample_contexts(model, tokenizer, 1, 0)
+    model = tiny_model("llama")
+    biased(model, (..., -1, slice(None)), math.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        sample_contexts(model, tokenizer, 5, 0)
     for count in (-1, 2.5):
         with pytest.raises(ModelError, match="contexts must be a whole number of 0 or more"):
             sample_contexts(tiny_model("llama"), tokenizer, count, 0)
@@ -233,6 +257,7 @@ def test_a_second_sentence_on_the_same_model_is_refused():
         ({"layers": 3}, SelectionError, "layers must be a list of whole numbers"),
         ({"aliases": "gaul"}, FactError, "aliases are a list of names; got the text 'gaul'"),
         ({"aliases": ["france"]}, FactError, "the alias 'france' is the subject itself"),
+        ({"aliases": ["France!"]}, FactError, "the alias 'France!' is the subject itself"),
         ({"aliases": None}, FactError, "aliases are a list of names; got None"),
     ],
 )
@@ -242,6 +267,8 @@ def test_what_is_given_wrong_is_told_before_beginnings_are_made_up(options, erro
         learn_sentence_keyed(
             tiny_model("llama"), TOKENIZER, "the capital of france is", new="lyon", subject="france", **options
         )
+    with pytest.raises(AdapterError, match="config"):
+        taught(config=LoraConfig())
 
 
 def test_a_single_text_is_no_list_of_aliases():
