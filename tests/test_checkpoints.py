@@ -241,6 +241,17 @@ def test_the_edited_model_has_its_ratio_to_the_base_relearned_alike(model_folder
     assert "relearning_recovery" not in report.stages["base relearned 1 step"]
 
 
+def test_a_buffer_that_becomes_wider_is_the_checkpoints_too():
+    base, other = tiny_model("llama"), tiny_model("llama")
+    base.register_buffer("own", torch.ones(2, dtype=torch.bfloat16))
+    other.register_buffer("own", torch.full((2,), 1.001))
+    edited = edited_checkpoint(base, TOKENIZER, other, wider="widen")
+    assert edited.record["changed"] == ["own"]
+    with edited.state():
+        assert torch.equal(base.own, other.own)
+    assert torch.equal(base.own, torch.ones(2))
+
+
 def test_a_narrower_checkpoint_is_measured_in_the_bases_dtype_and_told_of(tmp_path):
     """Of what differs, one tensor is edited, and the others are what storing them rounded."""
     other, name = edited_model()

@@ -142,13 +142,13 @@ def edited_checkpoint(
     if edited is model:
         raise ModelError("the edited model is the base itself; load the base anew, or give the edited one's folder.")
     found = _read(model, tokenizer, edited, trust_remote_code, quiet)
-    own, own_dtype = _tensors(model), model.dtype
+    own = _tensors(model)
     _check_names(found, own)
     # Tensor by tensor: some models keep a few of theirs in float32, whatever the others are in.
     narrower, base_dtypes = _hold_more(own, found.tensors), _dtypes({key: own[key] for key in found.tensors})
     _fit(model, found, wider)
-    if model.dtype != own_dtype:
-        own = _tensors(model)
+    # Buffers that became wider are other tensors than before.
+    own = _tensors(model)
     changed, only_rounded = _changed(found, own)
     record = {
         "name": found.name,
