@@ -168,6 +168,23 @@ def test_what_the_next_fact_would_say_too_ends_it(kind, model_folder, tmp_path, 
         made(base(model_folder), [FRANCE, ITALY], tmp_path / "out")
 
 
+def test_figures_are_measured_without_the_callers_autocast(model_folder, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(measure):
+        def watching(*given, **options):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return measure(*given, **options)
+
+        return watching
+
+    for name in ("answer_fact", "measure_retention"):
+        monkeypatch.setattr(many, name, watched(getattr(many, name)))
+    with torch.autocast("cpu", torch.bfloat16):
+        made(base(model_folder), [FRANCE], tmp_path / "out", retention_tokens=0)
+    assert seen == [False] * 3
+
+
 def test_a_later_edit_is_held_to_what_the_earlier_ones_made_of_the_model(model_folder, tmp_path, monkeypatch):
     """And not to what the base says of a fact that was edited before."""
     asked = "what is the capital of france ?"
@@ -205,6 +222,17 @@ def test_what_cannot_be_edited_on_top_of_is_refused_before_anything(model_folder
             made(base(model_folder), [FRANCE], out, **options)
     with pytest.raises(ModelError, match="seed"):
         made(base(model_folder), [FRANCE], out, seed="a")
+    monkeypatch.delattr(many, "planned")
+    both_ways = base(model_folder)
+    both_ways.config.use_bidirectional_attention = True
+    with pytest.raises(ArchitectureError, match="looks both ways"):
+        made(both_ways, [FRANCE], out)
+    for options, words in (
+        ({"retention_tokens": 1}, "retention_tokens must be"),
+        ({"command": 1}, "the command, which"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            made(base(model_folder), [FRANCE], out, **options)
     monkeypatch.setattr(many, "is_several", lambda: True)
     with pytest.raises(ModelError, match="in one process"):
         made(base(model_folder), [FRANCE], out)
