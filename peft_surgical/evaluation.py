@@ -181,7 +181,7 @@ def evaluate(
                     fact,
                     answers["base"].controls,
                     answer=whole_answer(fact),
-                    before=answers["base"].before_controls or None,
+                    before=answers["base"].before_controls,
                     learned=learned_tokens(model),
                 )
                 with phase("margins"):
@@ -255,8 +255,9 @@ def base_settings(model: Any, tokenizer: Any) -> dict[str, Any]:
     """
     base, name = base_model_of(model), str(getattr(model.config, "_name_or_path", ""))
     merged, revision = edits_in(base), revision_of(base) or cached_commit(name)
+    template = str(tokenizer.chat_template).encode() if has_chat_template(tokenizer) else None
     return {
-        "chat_template": _digest(tokenizer.chat_template) if has_chat_template(tokenizer) else None,
+        "chat_template": None if template is None else hashlib.sha256(template).hexdigest(),
         **({"hub_id": hub_id_of(base, name)} if name else {}),
         **({"revision": revision} if revision else {}),
         **({"base_edits": merged} if merged else {}),
@@ -305,10 +306,6 @@ def _check_json(**recorded: Any) -> None:
         except (TypeError, ValueError, RecursionError) as error:
             got = f"{brief(values)} ({first_line(error)})"
             raise ModelError(f"{name} must map names to what JSON can hold; got {got}.") from error
-
-
-def _digest(template: Any) -> str:
-    return hashlib.sha256(str(template).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import FactError, ReportError, brief
 from .facts import Fact
 from .measuring.margins import SIDES
-from .measuring.metrics import Figure, check_number
+from .measuring.metrics import Figure, check_number, stages_to_dict
 from .measuring.soft_forgetting import split_kind
 from .writing.files import read_json, why_unread, write_json
 
@@ -113,10 +113,7 @@ class Report:
             "versions": dict(self.versions),
             "selection": dict(self.selection),
             "seconds": dict(self.seconds),
-            "stages": {
-                stage: {metric: figure.to_dict() for metric, figure in figures.items()}
-                for stage, figures in self.stages.items()
-            },
+            "stages": stages_to_dict(self.stages),
             "settings": dict(self.settings),
             "training": {stage: dict(record) for stage, record in self.training.items()},
             "answers": {stage: dict(given) for stage, given in self.answers.items()},

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .facts import Fact
-from .measuring.metrics import Figure
+from .measuring.metrics import Figure, stages_to_dict
 from .writing.files import write_json
 
 BASE, AFTER, ALL = "base", "after", "all"
@@ -45,7 +45,7 @@ class FactTogether:
             "name": self.name,
             "fact": self.fact.to_dict(),
             "adapter": dict(self.adapter),
-            "stages": _stages(self.stages),
+            "stages": stages_to_dict(self.stages),
             "left_out": {kind: dict(reasons) for kind, reasons in self.left_out.items()},
             "answers": {
                 state: {kind: list(texts) for kind, texts in given.items()} for state, given in self.answers.items()
@@ -111,7 +111,7 @@ class Together:
             "versions": dict(self.versions),
             "settings": dict(self.settings),
             "seconds": dict(self.seconds),
-            "pooled": _stages(self.pooled),
+            "pooled": stages_to_dict(self.pooled),
             "unrelated": {metric: figure.to_dict() for metric, figure in self.unrelated.items()},
             "failed": dict(self.failed),
             "facts": [one.to_dict() for one in self.facts],
@@ -130,9 +130,3 @@ class Together:
         from .reporting.joint_card import render_together
 
         return render_together(self)
-
-
-def _stages(stages: Mapping[str, Mapping[str, Figure]]) -> dict[str, dict[str, Any]]:
-    return {
-        state: {metric: figure.to_dict() for metric, figure in figures.items()} for state, figures in stages.items()
-    }

@@ -68,7 +68,7 @@ class Contest:
         said: Sequence[str],
         *,
         answer: str,
-        before: Sequence[str] | None = None,
+        before: Sequence[str] = (),
         learned: int = 0,
     ) -> Contest:
         """Those of a fact.
@@ -80,7 +80,7 @@ class Contest:
             said: The base's answers to the controls. One without a right answer is not measured, nor one whose right
                 answer is the new one.
             answer: The fact's answer as a chat model is taught it.
-            before: The white space between each control and what the base said; what usually stands there if None.
+            before: The white space between each control and what the base said; what usually stands there if empty.
             learned: Positions that an adapter takes.
         """
         place = _first(answer, fact.new, fact.names) if has_chat_template(tokenizer) else None
@@ -95,7 +95,7 @@ class Contest:
         held_out = [rivals(prompt, begun, fact.new[0], fact.old[0]) for prompt in fact.held_out]
         controls: list[Rivals | None] = []
         new = set(map(same_text_key, fact.new))
-        spaces = [None] * len(said) if before is None else before
+        spaces: Sequence[str | None] = before or [None] * len(said)
         for control, given, space in zip(fact.controls, said, spaces, strict=True):
             place = _first(given, control.answer)
             right = "" if place is None else given[slice(*place)]

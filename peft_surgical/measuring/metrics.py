@@ -109,6 +109,13 @@ class Figure:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+def stages_to_dict(stages: Mapping[str, Mapping[str, Figure]]) -> dict[str, dict[str, Any]]:
+    """States, each metric to figure, as JSON."""
+    return {
+        stage: {metric: figure.to_dict() for metric, figure in figures.items()} for stage, figures in stages.items()
+    }
+
+
 def check_number(
     value: Any, low: float = -LARGEST, high: float = LARGEST, *, what: str = "a number", name: str | None = None
 ) -> None:

@@ -28,7 +28,7 @@ def render_together(together: Together) -> str:
     """The facts, the rates right after each edit and with all edits, and what was left out, without a heading."""
     head = ["fact", *COLUMNS.values()]
     rows = [
-        [plain(_what(one.fact.subject, one.fact.old[0], one.fact.new[0])), *cells(one.stages)]
+        [plain(f"{one.fact.subject}: {one.fact.old[0]} → {one.fact.new[0]}"), *cells(one.stages)]
         for one in together.facts
     ]
     rows += [[words, *pooled(together, state)] for state, words in POOLED.items()]
@@ -43,10 +43,6 @@ def render_together(together: Together) -> str:
         f" {together.seed}.",
     ]
     return "\n\n".join(part for part in parts if part)
-
-
-def _what(subject: str, old: str, new: str) -> str:
-    return f"{subject}: {old} → {new}"
 
 
 def cells(stages: Mapping[str, Mapping[str, Figure]]) -> list[str]:
