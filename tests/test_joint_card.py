@@ -4,6 +4,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from peft_surgical.measuring.metrics import Figure, rate
+from peft_surgical.reporting.joint_card import cells
 from peft_surgical.reporting.joint_table import summarize_together
 from peft_surgical.together import FactTogether, Together
 
@@ -46,6 +47,15 @@ TOGETHER = Together(
     seed=3,
     versions={},
 )
+
+
+def test_answers_are_counted_whole_whatever_a_float_makes_of_their_share():
+    # 0.29 * 100 is 28.999…, and 0.58 * 100 is 57.999….
+    shown = {
+        state: {"new_answer_rate": rate([n < hits for n in range(100)])}
+        for state, hits in (("after", 29), ("all", 58))
+    }
+    assert cells(shown)[0] == "29 → 58 of 100"
 
 
 def test_the_card_has_each_fact_right_after_its_edit_and_with_all():

@@ -156,12 +156,13 @@ def test_a_drift_of_no_consequence_stays_small_on_the_plot():
 
 def test_axes_of_what_is_off_by_default_have_its_units():
     made = report()
+    made.stages["edited"]["answer_margin"] = Figure(-3.0, 3, -4.5, -1.5)
     made.stages["edited"]["relearning_recovery"] = Figure(0.25, 3, 0.05, 1.25)
     for figures in made.stages.values():
         figures["fluency"] = Figure(612.3, 10, 571.2, 650.4)
         figures["repetition"] = Figure(0.04, 10, 0.0, 0.08)
     ends = Page(render_page(made)).texts("div", "ends")
-    assert ends[3] == "01.25"
+    assert ends[3:5] == ["-4.51", "01.25"]
     assert ends[-2:] == ["400700", "0%100%"]
 
 
@@ -310,6 +311,8 @@ def test_the_last_state_stands_out_whatever_it_is_called():
     page = Page(render_page(made))
     assert page.texts("span", "edited") == ["unlearned"]
     assert page.texts("span", "base") == ["base"]
+    page = Page(render_page(report()))
+    assert (page.texts("span", "between"), page.texts("span", "edited")) == (["unlearned"], ["edited"])
 
 
 def test_steps_of_no_time_have_no_bars():
