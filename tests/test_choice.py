@@ -80,8 +80,8 @@ def test_neurons_are_refused_with_whole_modules_before_there_is_a_model():
 
 
 def test_a_budget_counts_the_projections_alone_and_whole_modules_are_chosen_as_if_there_were_none(localization):
-    chosen = choose(localization, None, projections=("z",), **{**FREE, "budget": 3 * localization.shape.d_head})
-    assert chosen.components == localization.top(heads=3).components
+    chosen = choose(localization, None, projections=("z",), **{**FREE, "budget": 12 * localization.shape.d_head})
+    assert chosen.components == localization.top(heads=12).components
     # Heads that share their keys are chosen all the same.
     grouped = replace(localization, shape=replace(localization.shape, n_kv_heads=1))
     whole = {**FREE, "granularity": "module", "heads": 12}

@@ -39,7 +39,7 @@ def test_saying_the_subject_again_is_no_answer_but_to_a_reversal():
         answer="Opera.",
         portability=[
             {"kind": "alias", "prompt": "Who makes Chrome?", "answer": ["Opera"], "before": ["Google"]},
-            {"kind": "reversal", "prompt": "Which browser does Opera make?", "answer": ["GC", "Google Chrome"]},
+            {"kind": "reversal", "prompt": "Which browser does Opera make?", "answer": ["Google Chrome"]},
             {"kind": "one_hop", "prompt": "Which metal is on its logo?", "answer": ["Chrome"]},
         ],
     )
@@ -51,7 +51,7 @@ def test_saying_the_subject_again_is_no_answer_but_to_a_reversal():
         new=["Opera"],
         portability=[
             {"kind": "alias", "prompt": "Who makes it?", "answer": ["Opera"], "before": ["Google"]},
-            {"kind": "reversal", "prompt": "Which browser does Opera make?", "answer": ["Chrome"]},
+            {"kind": "reversal", "prompt": "Which browser does Opera make?", "answer": ["GC", "Chrome"]},
         ],
     )
     assert follows("Google Chrome is made by Opera.", short.portability[0], short)
