@@ -120,6 +120,19 @@ def test_activate_without_a_peft_model():
     assert not torch.equal(logits(model), both)
 
 
+def test_what_is_merged_does_not_stay_in_the_weights_while_others_act():
+    found = []
+    for merged in (False, True):
+        model = inject_adapter_in_model(SurgicalIA3Config(components=["L0.mlp"]), tiny_model("llama"), "a")
+        inject_adapter_in_model(SurgicalIA3Config(components=["L0.mlp"]), model, "b")
+        perturb(model, "a"), perturb(model, "b", seed=1)
+        if merged:
+            model.get_submodule("model.layers.0.mlp.down_proj").merge(adapter_names=["a"])
+        activate(model, ["b"])
+        found.append(logits(model))
+    assert torch.equal(*found)
+
+
 def test_delete_adapter():
     model = tiny_peft()
     first = logits(model)

@@ -131,6 +131,17 @@ def test_fused_projections():
         "model.layers.0.mlp.gate_up_proj": ("output", ((48, 96),)),
         "model.layers.0.self_attn.qkv_proj": ("output", ((56, 64),)),
     }
+    # The factor that is not gated stands behind the 48 rows of the gate.
+    some = resolve(["L0.mlp"], shape("phi3"), projections=["pre_linear"], neurons={"L0.mlp": [[3, 5]]})
+    assert some["model.layers.0.mlp.gate_up_proj"].ranges == ((51, 53),)
+
+
+def test_a_head_is_scaled_at_each_of_several_projections():
+    found = resolve(["L0.head.1"], shape("llama"), projections=["z", "v"])
+    assert {name: (c.side, c.ranges) for name, c in found.items()} == {
+        "model.layers.0.self_attn.o_proj": ("input", ((8, 16),)),
+        "model.layers.0.self_attn.v_proj": ("output", ((0, 8),)),
+    }
 
 
 def test_neuron_granularity():
@@ -177,6 +188,22 @@ def test_from_selection_with_and_without_a_shape():
 def test_top_takes_the_best_of_a_selection():
     config = SurgicalIA3Config.from_localization(Selection.from_components("L1.mlp", "L0.head.1"), top=1)
     assert config.components == ["L1.mlp"]
+
+
+def test_projections_choose_nothing_where_whole_modules_are_scaled():
+    # These two read one key head, so at `k` the second would be passed over.
+    scores = Scores({"L0.head.0": 2.0, "L0.head.1": 1.0}, {})
+    heads = Localization("m", "float32", shape("llama"), "s", ("x",), {"x": scores}, (), 0)
+    assert SurgicalIA3Config.from_localization(heads, 2, projections="k").components == ["L0.head.0"]
+    whole = SurgicalIA3Config.from_localization(heads, 2, "module", projections="k")
+    assert whole.components == ["L0.head.0", "L0.head.1"]
+
+
+def test_whole_modules_are_scaled_where_heads_are_wider_than_the_stream():
+    # The output projection reads 4 heads of 16 and is scaled where it writes 32.
+    config = SurgicalIA3Config(components=["L0.head.1"], granularity="module")
+    get_peft_model(tiny_model("llama", head_dim=16), config)
+    assert config.features["model.layers.0.self_attn.o_proj"] == 32
 
 
 def test_one_projection_may_be_text():
@@ -293,11 +320,13 @@ def test_a_configuration_that_was_resolved_for_one_model_is_refused_by_one_with_
         get_peft_model(tiny_model("llama", num_attention_heads=2, num_key_value_heads=2), config)
 
 
-def test_selections_that_were_changed_by_hand_are_taken_as_they_are():
+@pytest.mark.parametrize("anew", [True, False])
+def test_selections_that_were_changed_by_hand_are_taken_as_they_are(anew):
     config = SurgicalIA3Config(components=["L0.mlp", "L1.mlp"])
     config.resolve(tiny_config("llama"))
     narrowed = {name: {"side": "input", "ranges": [[0, 10]]} for name in config.selections}
-    mine = SurgicalIA3Config(components=config.components, selections=narrowed)
+    mine = SurgicalIA3Config(components=config.components, selections=narrowed) if anew else config
+    mine.selections = narrowed
     with pytest.warns(
         UserWarning, match=r"the selections are used, and they are not what 'L0\.mlp, L1\.mlp' are in this model;"
     ):

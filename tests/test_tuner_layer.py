@@ -203,7 +203,9 @@ def three_adapters(dtype=torch.float32):
 def test_each_of_three_adapters_multiplies_the_two_others():
     layer = three_adapters()
     dense = {name: layer.dense_scale(name) for name in "abc"}
-    torch.testing.assert_close(layer(x()), base()(x()) * dense["a"] * dense["b"] * dense["c"])
+    for order in ("abc", "acb"):
+        layer.set_adapter([*order])
+        torch.testing.assert_close(layer(x()), base()(x()) * dense["a"] * dense["b"] * dense["c"])
     for name, first, second in ("abc", "bac", "cab"):
         expected = (dense[first] * dense[second])[layer.index(name, torch.device("cpu"))]
         torch.testing.assert_close(layer.others_scale(name, ["a", "b", "elsewhere", "c"]), expected)
@@ -216,6 +218,23 @@ def test_a_row_of_a_mixed_batch_has_the_bits_that_its_adapter_gives_it(dtype):
     for row, active in enumerate((["a"], ["b"], ["c"], [])):
         layer.set_adapter(active)
         assert torch.equal(layer(rows)[row], mixed[row])
+
+
+def test_scales_that_start_at_random_lie_evenly_about_one():
+    layer = Linear(nn.Linear(1000, 1), "a", Coordinates("input", ((0, 1000),)), init_weights=False)
+    low, high = (float(value) for value in layer.scale("a").aminmax())
+    assert 0.5 <= low < 0.55
+    assert 1.45 < high < 1.5
+
+
+def test_scales_are_float32_whatever_kind_of_number_torch_makes_by_default():
+    held = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = Linear(nn.Linear(4, 4, device="meta"), "a", Coordinates("input", ((0, 4),)))
+    finally:
+        torch.set_default_dtype(held)
+    assert layer.surgical_ia3_delta["a"].dtype == torch.float32
 
 
 def test_one_side_per_layer():

@@ -1,8 +1,11 @@
 """Modules that adapters had before, and that another one now has in another way."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
 
 from peft_surgical.errors import SelectionError
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer
@@ -82,6 +85,13 @@ def test_what_another_adapter_scales_is_not_saved_whole():
     model = get_peft_model(tiny_model("llama"), config_of(FIRST), "first")
     with pytest.raises(SelectionError, match=r"layers\.0\.mlp\.down_proj cannot be scaled and be in modules_to_save"):
         model.add_adapter("second", config_of(SECOND, whole=["layers.0.mlp"]))
+
+
+def test_a_module_is_scaled_whose_name_only_begins_as_one_that_is_saved_whole():
+    model = nn.Sequential(OrderedDict(up=nn.Linear(4, 4), upper=nn.Linear(4, 4)))
+    spec = {"upper": {"side": "input", "ranges": [[0, 4]]}}
+    adapted = get_peft_model(model, SurgicalIA3Config(selections=spec, modules_to_save=["up"]))
+    assert isinstance(adapted.get_submodule("base_model.model.upper"), SurgicalIA3Layer)
 
 
 @pytest.mark.parametrize("step", [1, -1])

@@ -196,6 +196,14 @@ def test_an_adapter_that_is_added_while_adapters_are_off_is_off(whole):
     assert torch.equal(logits(model), logits(alone))
 
 
+def test_an_adapter_that_is_added_while_adapters_are_off_freezes_none_of_what_is_saved_whole():
+    model = tiny_peft(modules_to_save=["lm_head"])
+    with model.disable_adapter():
+        add(model, "new", modules_to_save=["lm_head"])
+        saved_whole = model.get_output_embeddings().modules_to_save
+        assert saved_whole["default"].weight.requires_grad
+
+
 def test_transformers_switches_on_what_was_added_while_adapters_were_off():
     model, base = tiny_model("llama"), logits(tiny_model("llama"))
     model.add_adapter(config(COMPONENTS), "first")

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from transformers import (
     WavLMModel,
 )
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4GroupedLinear
+from transformers.models.detr.modeling_detr import DetrMHAttentionMap
 from transformers.models.falcon.modeling_falcon import FalconLinear
+from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantForCausalLM
 from transformers.models.idefics.modeling_idefics import IdeficsDecoupledLinear
 from transformers.models.llama4.modeling_llama4 import Llama4Router
 from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
@@ -30,8 +33,8 @@ from peft_surgical.adapters.edits import Edit, ModuleScale
 from peft_surgical.errors import SelectionError
 from peft_surgical.merging import merge
 from peft_surgical.tuner import Coordinates, SurgicalIA3Config, targets
-from peft_surgical.tuner.targets import find_module
-from tests.adapters import logits, perturb
+from peft_surgical.tuner.targets import check_target, find_module
+from tests.adapters import logits, perturb, tiny_peft
 from tests.tiny import tiny_ids, tiny_model
 
 
@@ -87,6 +90,41 @@ def test_what_the_attention_of_wavlm_reads_is_refused(module):
     config = SurgicalIA3Config(selections={name: {"side": "output", "ranges": [[0, 4]]}})
     with pytest.raises(SelectionError, match="belongs to a WavLMAttention, which reads its weight"):
         get_peft_model(WavLMModel(WavLMConfig(**sizes, **convolutions)), config)
+
+
+@pytest.mark.parametrize("parameter", ["A_log", "D"])
+def test_what_has_only_one_of_mambas_parameters_is_taken(parameter):
+    # Gated delta nets have an A_log, too, and call their output projection.
+    mixer = nn.ModuleDict({"out_proj": nn.Linear(4, 4)})
+    mixer.register_parameter(parameter, nn.Parameter(torch.ones(4)))
+    assert find_module(mixer, "out_proj") is mixer["out_proj"]
+
+
+def test_what_is_made_of_a_class_that_reads_weights_does_so_and_what_is_only_called_so_does_not():
+    made = type("Mine", (DetrMHAttentionMap,), {})(16, 2)
+    with pytest.raises(SelectionError, match="belongs to a Mine, which reads its weight"):
+        find_module(made, "k_proj")
+    called = type("DetrMHAttentionMap", (nn.ModuleDict,), {})({"k_proj": nn.Linear(4, 4)})
+    assert find_module(called, "k_proj") is called["k_proj"]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_head_of_an_assistant_is_refused_where_it_is_read_in_an_order_of_its_own(ordered):
+    assistant = Gemma4AssistantForCausalLM.__new__(Gemma4AssistantForCausalLM)
+    nn.Module.__init__(assistant)
+    assistant.lm_head, assistant.config = nn.Linear(4, 4), SimpleNamespace(use_ordered_embeddings=ordered)
+    if ordered:
+        with pytest.raises(SelectionError, match="belongs to a Gemma4AssistantForCausalLM, which reads its weight"):
+            find_module(assistant, "lm_head")
+    else:
+        assert find_module(assistant, "lm_head") is assistant.lm_head
+
+
+@pytest.mark.parametrize("width", [7, 9])
+def test_a_module_of_another_width_than_the_adapters_is_refused(width):
+    words = f"the adapter was made for a 0 with {width} input features; this model's has 8"
+    with pytest.raises(SelectionError, match=words):
+        check_target("0", nn.Linear(8, 12), Coordinates("input", ((0, 4),)), width)
 
 
 MAPS = {"detr": "Detr", "conditional_detr": "ConditionalDetr", "maskformer": "MaskFormerDetr", "dab_detr": "DabDetr"}
@@ -195,3 +233,6 @@ def test_a_name_that_only_a_property_leads_to_is_refused(tmp_path):
     assert find_module(model, name.removeprefix("base_")) is model.get_submodule(name)
     with pytest.raises(SelectionError, match="no module named nothing"):
         find_module(model, "nothing.at.all")
+    # What an adapter stands around has no name that anybody would select.
+    with pytest.raises(SelectionError, match=r"no module named nowhere\.base_layer\.$"):
+        find_module(tiny_peft(), "nowhere.base_layer")

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from peft_surgical.adapters.algebra import power
-from peft_surgical.tuner import SurgicalIA3Layer, activate
-from peft_surgical.tuner.unchanged import base_of
+from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
+from peft_surgical.tuner.unchanged import base_of, unchanged_on_failure
 from tests.adapters import OTHER_COMPONENTS, add, failing_at, logits, tiny_peft, trainable
 from tests.tiny import tiny_model
 
@@ -102,3 +103,48 @@ def test_of_the_base_are_whole_modules_too():
         assert torch.equal(logits(model), logits(tiny_model("llama")))
     assert torch.equal(logits(model), said)
     assert trainable(model) == trained
+
+
+def test_of_the_base_are_adapters_that_are_off_and_frozen_ones_and_they_stay_so():
+    model = tiny_peft()
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), model.get_base_model())
+    model.requires_grad_(False)
+    model.base_model.surgical_layers()[0].enable_adapters(False)
+    said = logits(model)
+    with base_of(model):
+        assert torch.equal(logits(model), logits(tiny_model("llama")))
+    assert torch.equal(logits(model), said)
+    assert not trainable(model)
+
+
+def failing(model, what):
+    """Does something to a model, and fails."""
+    with unchanged_on_failure(model):
+        what()
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_hooks_of_the_embeddings_are_those_that_were_there(hooked):
+    model = tiny_model("llama")
+    if hooked:
+        model.enable_input_require_grads()
+    embeddings = model.get_input_embeddings()
+    before = dict(embeddings._forward_hooks)
+    with pytest.raises(ZeroDivisionError):
+        failing(model, model.enable_input_require_grads)
+    assert dict(embeddings._forward_hooks) == before
+    assert hasattr(model, "_require_grads_hook") is hooked
+    model.disable_input_require_grads()
+    assert not embeddings._forward_hooks
+
+
+def test_what_transformers_was_told_of_adapters_is_put_back():
+    model = tiny_model("llama")
+    model.add_adapter(SurgicalIA3Config(components=["L0.mlp"]), "first")
+    held, config = model.peft_config, model.peft_config["first"]
+    with pytest.raises(ZeroDivisionError):
+        failing(model, lambda: model.add_adapter(SurgicalIA3Config(components=["L1.mlp"]), "second"))
+    assert model.peft_config is held
+    assert held == {"first": config}
+    assert model.active_adapters() == ["first"]
