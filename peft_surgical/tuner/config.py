@@ -288,10 +288,8 @@ class SurgicalIA3Config(PeftConfig):
         if top is not None:
             top = whole(top) or top
             check_counts(1, SelectionError, top=top)
+        projections = list(listed(DEFAULT_PROJECTIONS if projections is None else projections))
         # A selection is told from a localization by being the result of `top`.
-        if projections is None:
-            projections = DEFAULT_PROJECTIONS
-        projections = list(listed(projections))
         if hasattr(localization, "top"):
             # Whole modules are scaled wherever they are read.
             scaled = DEFAULT_PROJECTIONS if granularity == "module" else projections
@@ -317,9 +315,7 @@ class SurgicalIA3Config(PeftConfig):
             **kwargs,
         }
         if selection.shape is not None:
-            resolved = resolve(
-                components, selection.shape, granularity, projections=config["projections"], neurons=config["neurons"]
-            )
+            resolved = resolve(components, selection.shape, granularity, projections=projections, neurons=ranges)
             config["selections"] = {module: c.to_spec() for module, c in resolved.items()}
         made = cls(**config)
         made._of_components = made.selections

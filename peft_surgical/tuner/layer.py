@@ -1,12 +1,7 @@
 """A linear layer with surgical (IA)^3 scales on some coordinates of its input or its output.
 
-With the selected coordinates `S` and the trained `delta`, the layer multiplies coordinate `i` by `1 + delta_i` if `i`
-is in `S` and by exactly 1 otherwise; several active adapters multiply. The product is taken in float32 and the result
-cast back to the activation's dtype, which is what PEFT's own (IA)^3 computes for the same scales written out in full:
-the two agree bit for bit.
-
-`delta` is one float32 vector per adapter, `[selected]`, zero at the start, so a new adapter changes no bit of the
-output and weight decay pulls towards the identity.
+What [`SurgicalIA3Layer`] computes is what PEFT's own (IA)^3 computes for the same scales written out in full: the two
+agree bit for bit. A new adapter changes no bit of the output, and weight decay pulls towards the identity.
 """
 
 from __future__ import annotations
