@@ -67,6 +67,20 @@ def test_an_adapter_on_tied_weights_is_refused_before_anything_is_measured(kind)
     check_weights(model, [], "rounded")
 
 
+def test_an_adapter_of_another_method_on_a_tied_bias_is_refused_since_its_merge_may_change_that_too():
+    base = tiny_model("qwen2")
+    first, second = (layer.self_attn.v_proj for layer in base.model.layers[:2])
+    second.bias = first.bias
+    model = get_peft_model(base, IA3Config(target_modules=["layers.0.self_attn.v_proj"], feedforward_modules=[]))
+    model.base_model.model.model.layers[0].self_attn.v_proj.ia3_l["default"].data.fill_(2.0)
+    with torch.no_grad():
+        first.bias.fill_(1.0)
+    with pytest.raises(AdapterError, match=r"layers\.0\.self_attn\.v_proj shares its bias with"):
+        check_weights(model, ["default"], "rounded")
+    model.merge_adapter()
+    assert torch.equal(second.bias, torch.full_like(second.bias, 2.0))
+
+
 def test_an_adapter_beside_one_on_tied_weights_is_merged():
     model = get_peft_model(tiny_model("qwen2"), IA3Config(target_modules=["lm_head"], feedforward_modules=["lm_head"]))
     model.add_adapter("other", IA3Config(target_modules=["v_proj"], feedforward_modules=[]))

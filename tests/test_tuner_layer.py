@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.tuner import Coordinates
 from peft_surgical.tuner.fold import Rounding
-from peft_surgical.tuner.layer import Linear
+from peft_surgical.tuner.layer import Linear, own_names
 from peft_surgical.tuner.scaling import MAX_PIECES
 
 IN, OUT = 12, 8
@@ -383,3 +383,8 @@ def test_a_row_without_an_adapter_is_refused_by_the_layer_too():
     layer = surgical(nn.Linear(IN, OUT), "input")
     with pytest.raises(AdapterError, match="1 names for a batch of 2 rows"):
         layer(x(), adapter_names=["default"])
+
+
+def test_a_module_of_the_models_own_that_is_called_as_peft_calls_what_it_wraps_keeps_its_name():
+    model = nn.ModuleDict({"base_layer": surgical(base(), "input"), "other": surgical(base(), "input")})
+    assert own_names(model) == {"base_layer": "base_layer", "other": "other"}

@@ -85,7 +85,7 @@ def check_untied(model: nn.Module, layers: Mapping[str, BaseTunerLayer]) -> None
     places = places_of(tensors)
     for name, layer in layers.items():
         # Of another method it is not known which of them a merge changes.
-        side = layer.side if isinstance(layer, SurgicalIA3Layer) else "input"
+        side = layer.side if isinstance(layer, SurgicalIA3Layer) else "output"
         for kind in scaled_tensors(layer.get_base_layer(), side):
             tensor = getattr(layer.get_base_layer(), kind, None)
             if tensor is not None and (other := shared_with(places, f"{name}.base_layer.{kind}", tensor)):
