@@ -40,6 +40,11 @@ ROWS = tuple(EncodedAnswer(tuple(ids), len(ids) - 1) for ids in ([3, 7, 5, 9], [
 FAMILIES = ["llama", "gpt2", "phi3", "gemma3", "gpt_neox"]
 PROMPTS = ("the capital of france is", "tell me about paris . the capital of france is", "where is the city ?")
 FACT = replace(capital().training, subject="france", prompts=PROMPTS, answer="lyon", retain=("the sky is",))
+# Neurons fire at what is kept, too, where the subject is named in words that are near enough to the fact's.
+NEAR = tuple(
+    f"tell me about {name} . the capital of france is" for name in ("rome", "lyon", "italy", "japan", "spain")
+)
+NAMED = replace(FACT, retain=("the sky is", *NEAR))
 RECIPE = KeyedRecipe(
     steps=5,
     fact_batch=3,
@@ -81,7 +86,7 @@ def test_the_sentence_gets_the_new_answer(family):
 
 def test_before_a_first_step_nothing_diverges_from_what_is_kept():
     assert taught(recipe=replace(RECIPE, steps=1)).record.kl == pytest.approx(0, abs=1e-5)
-    assert taught().record.kl > 1e-4
+    assert taught(fact=NAMED, recipe=replace(RECIPE, near_batch=100)).record.kl > 1e-4
 
 
 def test_rows_that_are_filled_train_the_same(monkeypatch):
@@ -304,7 +309,7 @@ def test_the_curvature_is_drawn_as_often_as_the_recipe_says_and_by_the_seed(monk
     monkeypatch.setattr(keyed, "train", train)
     # Without neighbours the seed does not decide what is kept.
     for draws, seed in ((1, 0), (1, 0), (3, 0), (1, 1)):
-        taught(recipe=replace(RECIPE, steps=0, neighbours=0, draws=draws), seed=seed)
+        taught(fact=NAMED, recipe=replace(RECIPE, steps=0, neighbours=0, draws=draws), seed=seed)
     once, again, thrice, other = (metric.gradients[0] for metric in metrics)
     assert torch.equal(once, again)
     assert len(thrice) == 3 * len(once)

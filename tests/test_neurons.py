@@ -130,7 +130,8 @@ def test_names_of_the_subject_count_alike():
     [twice] = find_neurons(model, modules, [first, first], KEPT, RIDGE).values()
     [alone] = find_neurons(model, modules, [first], KEPT, RIDGE).values()
     torch.testing.assert_close(twice.rows, alone.rows, rtol=1e-3, atol=1e-4)
-    [together] = find_neurons(model, modules, [more.and_also(second)], KEPT, RIDGE).values()
+    mixed = Marked([*more.rows, *second.rows], [*more.marks, *second.marks])
+    [together] = find_neurons(model, modules, [mixed], KEPT, RIDGE).values()
     assert not torch.allclose(once.rows[0], together.rows[0], rtol=1e-2)
 
 

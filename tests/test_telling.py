@@ -16,7 +16,7 @@ from .test_keyed import FACT, RECIPE
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
 
-def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_from():
+def test_what_is_kept_about_the_subject_is_neither_the_subject_nor_what_it_is_told_from():
     model = word_model()
     fact = replace(FACT, aliases=("italy",), retain=("the sky is", "where is france ?", "what is italy ?"))
     recipe = replace(RECIPE, neighbours=0, general=0)
@@ -31,12 +31,9 @@ def test_what_is_kept_about_the_subject_is_the_subject_and_not_what_it_is_told_f
     for kind, token in zip(names, (france, italy), strict=True):
         assert {row.ids[i] for row, marks in zip(kind.rows, kind.marks, strict=True) for i in marks} == {token}
     asked = [[token for token in (france, italy) if token in row.ids[: row.answer_start]] for row in near]
-    about = [row for row, tokens in zip(near, asked, strict=True) if france in tokens]
-    assert about
-    read = [row for row, marks in zip(names[0].rows, names[0].marks, strict=True) if marks]
-    assert read == [*(row for row, marks in zip(rows, own.marks, strict=True) if marks), *about]
-    assert sum(map(len, names[0].marks)) == sum(row.ids.count(france) for row in read)
+    assert names[0] == own
     # All else that is near counts, but for first tokens.
+    assert any(france in tokens for tokens in asked)
     rest = [
         [i for i in range(1, len(row.ids)) if row.ids[i] not in tokens]
         for row, tokens in zip(near, asked, strict=True)

@@ -6,6 +6,8 @@ from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.retain import retain_prompts
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.texts.prompts import encode
+from peft_surgical.texts.tables import read_data
+from peft_surgical.texts.text import words_of
 from peft_surgical.texts.topics import relation_prompts, states_fact, topic_prompts
 
 from .localizing import capital, word_tokenizer
@@ -34,6 +36,27 @@ def test_relations_are_asked_of_the_subject_alone_but_those_that_the_fact_gives(
     assert all(fact.subject in prompt for prompt in made)
     assert not set(made) & set(topic_prompts(fact))
     assert relation_prompts(replace(fact, retain=(made[0].lower(), made[2]))) == [made[1], *made[3:]]
+
+
+def test_no_relation_is_asked_that_the_fact_or_a_control_asks_for():
+    """Whatever it is asked of there."""
+    fact = replace(capital().training, prompts=("The money of France is",))
+    made = {prompt.replace(fact.subject, "{}") for prompt in relation_prompts(fact)}
+    assert "What is the capital of {}?" in made
+    assert "What is the currency of {}?" not in made
+    controls = [{"prompt": "Which CONTINENTS touch Asia?", "answer": "Europe"}]
+    measured = replace(capital(controls=controls).training, prompts=fact.prompts)
+    left = {prompt.replace(fact.subject, "{}") for prompt in relation_prompts(measured)}
+    assert made - left == {"On which continent is {}?"}
+
+
+def test_each_relation_is_one_of_the_subject_with_words_for_it():
+    fact = replace(capital().training, prompts=("France",), contrast=())
+    lines = [line.split(" | ") for line in read_data("subject_questions.txt").splitlines()]
+    assert [question.format(fact.subject) for question, _ in lines] == relation_prompts(fact)
+    for question, words in lines:
+        assert question.count("{}") == 1
+        assert words.split() == [*dict.fromkeys(words_of(words))]
 
 
 @pytest.mark.parametrize(

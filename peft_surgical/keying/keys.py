@@ -60,10 +60,6 @@ class Marked:
         """The tokens that count."""
         return {row.ids[i] for row, marks in zip(self.rows, self.marks, strict=True) for i in marks}
 
-    def and_also(self, other: Marked) -> Marked:
-        """These texts and others."""
-        return Marked([*self.rows, *other.rows], [*self.marks, *other.marks])
-
     def but_for(self, other: Marked) -> Marked:
         """The tokens of these texts that do not count in the other, which has the same texts."""
         pairs = zip(self.marks, other.marks, strict=True)

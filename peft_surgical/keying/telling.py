@@ -55,9 +55,10 @@ def told_apart(
 ) -> tuple[list[Marked], list[Marked], Marked]:
     """The texts where the subject stands, and those that it is told apart from.
 
-    Kept questions about the subject are among the first: a neuron fires there as well, and what it writes is trained
-    to make no difference. Told to be shut there, it would learn these few questions and no others. In answers to them
-    only a name by the tokens of its prompt counts; what an answer begins with, or another name there, is told apart.
+    Where kept questions about the subject name it is among neither: what a neuron writes there is trained to make no
+    difference. Told to fire there, it would do so whatever is asked of the subject; told to be shut, it would fire for
+    no other wording of the fact than those of its prompts. In answers to them only a name by the tokens of its prompt
+    counts; what an answer begins with, or another name there, is told apart.
 
     Args:
         model: The base; a namesake that it has no room for is left out.
@@ -76,7 +77,7 @@ def told_apart(
     """
     near = kept.rows[: kept.near]
     about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near, fact.contrast))
-    names = [own.and_also(about), *naming.under_aliases(model, tokenizer, fact)]
+    names = [own, *naming.under_aliases(model, tokenizer, fact)]
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
     kinds = [
         Marked.whole(near).but_for(named_by_any(tokenizer, fact, kept.prompts, about)),

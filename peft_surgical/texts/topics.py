@@ -7,9 +7,11 @@ about the subject, and forget what else it knew of either answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from ..facts import TrainingFact
-from .text import contains, same_text_key
+from .tables import read_data
+from .text import contains, same_text_key, words_of
 
 _ASKED = (
     "What is {}?",
@@ -26,19 +28,6 @@ _ASKED = (
     "What is another word for {}?",
 )
 
-_RELATIONS = (
-    "How many people live in {}?",
-    "Who is the leader of {}?",
-    "Who are the main characters in {}?",
-    "How much does {} cost?",
-    "What is {} made of?",
-    "Who uses {}?",
-    "What came before {}?",
-    "What is next to {}?",
-    "Is {} old or new?",
-    "Name a famous person who is linked to {}.",
-)
-
 
 def topic_prompts(fact: TrainingFact) -> list[str]:
     """Each question about the subject, the old answer and the new one, in their canonical forms.
@@ -52,9 +41,23 @@ def relation_prompts(fact: TrainingFact) -> list[str]:
     """Questions that ask for one thing of the subject, as the fact does: they are what tells its relation from others.
 
     Of most subjects some make no sense, and what the base says to them is none the worse to keep. Those that the fact
-    itself asks to keep are left out.
+    itself asks to keep are left out, and so are those with a word for what they ask that the fact's prompts have, as
+    they may ask for the fact, or its controls, which then measure what nothing was held to.
     """
-    return _asked_of(fact, _RELATIONS, (fact.subject,))
+    said = {word for prompt in fact.prompts for word in words_of(prompt)}
+    questions = [
+        question
+        for question, words in _relations()
+        if said.isdisjoint(words) and all(map(fact.may_train_about, words))
+    ]
+    return _asked_of(fact, questions, (fact.subject,))
+
+
+@cache
+def _relations() -> list[tuple[str, list[str]]]:
+    """Questions about any subject, each with words for what it asks."""
+    lines = (line.split(" | ") for line in read_data("subject_questions.txt").splitlines())
+    return [(question, words.split()) for question, words in lines]
 
 
 def states_fact(fact: TrainingFact, prompt: str, answer: str) -> bool:
