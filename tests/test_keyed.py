@@ -365,7 +365,7 @@ def refused(*_, **__):
 
 
 def test_a_model_in_double_precision_is_taught_too():
-    expected, found = logits(taught().model, IDS), logits(taught(model=word_model().double()).model, IDS)
+    expected, found = (logits(taught(model=model, fact=NAMED).model, IDS) for model in (None, word_model().double()))
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
 

@@ -13,8 +13,10 @@ from peft_surgical.stages import LOW_MEMORY_TOKENS, RECIPES, low_memory
 from peft_surgical.staging.by_subject import SubjectRecipe
 from peft_surgical.staging.recipe import Recipe, TrainingRecord
 
-from .test_keyed import FACT, PROMPTS, RECIPE, taught
+from .test_keyed import NAMED, PROMPTS, RECIPE, taught
 
+# All that is near in each step, as neurons fire at little of it.
+NUMBERS = replace(RECIPE, near_batch=200)
 AMOUNTS = {
     Recipe: ("step_kl", "settle", "damping", "margin", "retain_weight", "pull", "undo", "near_weight"),
     KeyedRecipe: ("step_kl", "share_of_loss"),
@@ -72,14 +74,15 @@ def test_tokens_of_a_pass_are_whole(tokens):
 
 
 def keyed(recipe):
-    """What neurons write after training; their subject has namesakes."""
-    prompts = tuple(prompt.replace("france", "new france") for prompt in PROMPTS)
-    return [*taught(fact=replace(FACT, subject="new france", prompts=prompts), recipe=recipe).model.parameters()]
+    """What neurons write after training; their subject has namesakes, and they fire at some of what is kept."""
+    prompts, retain = ([text.replace("france", "new france") for text in texts] for texts in (PROMPTS, NAMED.retain))
+    fact = replace(NAMED, subject="new france", prompts=tuple(prompts), retain=tuple(retain))
+    return [*taught(fact=fact, recipe=recipe).model.parameters()]
 
 
 @cache
 def keyed_as_it_is():
-    return keyed(RECIPE)
+    return keyed(NUMBERS)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def keyed_as_it_is():
 )
 @pytest.mark.usefixtures("few_carried_prompts")
 def test_each_number_of_a_recipe_matters(change):
-    found = keyed(replace(RECIPE, **change))
+    found = keyed(replace(NUMBERS, **change))
     assert not all(torch.equal(a, b) for a, b in zip(found, keyed_as_it_is(), strict=True))
 
 
