@@ -42,6 +42,14 @@ def test_the_best_components_with_every_score():
     assert page.texts("div")[-1] == "The best 3 of 3 components by lookup; larger scores matter more."
 
 
+def test_the_primary_scorer_ranks_whichever_table_comes_first():
+    page = Page(render_localization(localization(scorers=("attribution", "lookup"))))
+    assert [row[1] for row in page.rows()] == ["component", "L0.mlp", "L1.head.2"]
+    # Numbers stand at the right of their columns, and so do their names.
+    styles = [dict(attributes).get("style", "") for tag, attributes, *_ in page.elements if tag == "th"]
+    assert [bool(style) for style in styles] == [True, False, True, True, False, False]
+
+
 def test_no_more_than_the_ten_best():
     names = [f"L{layer}.head.{head}" for layer in range(3) for head in range(4)]
     tables = {"lookup": Scores({name: -float(place) for place, name in enumerate(names)})}
@@ -55,6 +63,9 @@ def test_a_primary_scorer_that_failed_is_told_and_the_next_one_ranks():
     page = Page(render_localization(localization(tables=tables, errors={"lookup": "it gave a NaN."})))
     assert [row[1] for row in page.rows()] == ["component", "L0.mlp", "L1.head.2"]
     assert page.texts("div")[-1] == "lookup has no scores: it gave a NaN."
+    # Also one that was not asked for by name.
+    asked = Page(render_localization(localization(scorers=("lookup",), tables=tables, errors={"lookup": "no."})))
+    assert asked.rows() == page.rows()
     nothing = Page(render_localization(localization(tables={}, errors={"lookup": "it gave a NaN."})))
     assert nothing.rows() == []
     assert nothing.texts("div")[-1] == "lookup has no scores: it gave a NaN."

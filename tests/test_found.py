@@ -20,6 +20,7 @@ def test_what_a_block_of_code_leaves_in_the_model_is_taken_away():
     assert any(handle.is_permanent for handle in before)
     with torch.no_grad():
         with left_as_found(bridge, Found.of(bridge)):
+            assert not torch.is_grad_enabled()
             point.add_hook(lambda tensor, hook: None)
             point.add_perma_hook(lambda tensor, hook: None)
             point.add_hook(lambda tensor, hook: None, dir="bwd")
@@ -51,6 +52,12 @@ def backward(bridge):
         bridge.original_model(input_ids=tiny_ids(1, 9)).logits.sum().backward()
 
 
+def exchange(bridge):
+    for module in {*bridge.modules(), *bridge.original_model.modules()}:
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = None if parameter is None else torch.nn.Parameter(parameter.detach().clone())
+
+
 CHANGES = {
     "weights are folded": lambda bridge: bridge.enable_compatibility_mode(),
     "hooks are those of old": lambda bridge: bridge.enable_compatibility_mode(no_processing=True),
@@ -73,6 +80,7 @@ CHANGES = {
     "a setting within a setting is another": lambda bridge: bridge.original_model.config.held.update(theta=3.0),
     "what is generated is other": lambda bridge: setattr(bridge.original_model.generation_config, "max_new_tokens", 1),
     "weights are trained": lambda bridge: (bridge.float(), bridge.train(), backward(bridge)),
+    "parameters are others after training": lambda bridge: (backward(bridge), exchange(bridge)),
     "weights are frozen": lambda bridge: bridge.requires_grad_(False),
 }
 
@@ -117,6 +125,31 @@ def test_whatever_a_block_of_code_makes_of_the_model_is_undone(family, dtype, ch
     assert torch.equal(logits(bridge), first)
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.dtype == dtype for parameter in model.parameters())
+
+
+def test_what_is_added_to_what_was_there_is_taken_away():
+    model = tiny_model("llama")
+    model.config.listed, model.seen = ["a"], []
+    bridge = wrap(model)
+    own = bridge.original_model
+    weight = own.get_output_embeddings().weight
+    weight.register_hook(lambda gradient: 3 * gradient)
+    found = Found.of(bridge)
+    backward(bridge)
+    before, weight.grad = weight.grad, None
+    with left_as_found(bridge, found):
+        weight.register_hook(lambda gradient: 2 * gradient)
+        own.config.listed.append("b")
+        own.register_buffer("mine", torch.ones(1), persistent=False)
+        own.seen.append("c")
+    assert own.config.listed == ["a"]
+    assert own.seen == []
+    assert not own._non_persistent_buffers_set
+    backward(bridge)
+    assert torch.equal(weight.grad, before)
+    # What a module notes down changes nothing that it computes.
+    own.seen.append("c")
+    assert found.stands()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,25 @@ def test_a_scale_with_negative_scores_has_0_in_the_middle():
     assert mlps.images[0].get_clim() == (0.0, 3.0)
     # What has no score is left out, so that the grey behind it shows.
     assert np.ma.getmaskarray(mlps.images[0].get_array()).tolist() == [[False, True]]
+
+
+def test_the_scale_of_scores_that_are_not_there_or_all_0_is_up_to_1():
+    loc = result(tables={"first": Scores({"L0.head.0": 0.0})})
+    for axis in _figure(loc, None).axes[:2]:
+        assert axis.images[0].get_clim() == (0.0, 1.0)
+
+
+def test_at_most_about_eight_heads_are_numbered_and_a_scorer_s_name_is_no_formula():
+    shape = replace(result().shape, n_heads=24)
+    heads, _ = _figure(result(shape=shape, tables={"a:b=$x$": Scores({"L0.head.20": 1.0})}), None).axes[:2]
+    assert heads.get_yticks().tolist() == list(range(0, 24, 3))
+    [title] = [text for text in heads.get_children() if getattr(text, "get_text", str)() == "a:b=$x$"]
+    assert not title.get_parse_math()
+
+
+def test_a_path_without_an_ending_is_a_png(tmp_path):
+    plot_localization(result(), None, tmp_path / "localization")
+    assert (tmp_path / "localization").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_score_as_large_as_a_number_can_be_is_drawn(tmp_path):

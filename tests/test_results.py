@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from peft_surgical.errors import SelectionError
 from peft_surgical.localization import localize
+from peft_surgical.localizing.localization_files import pack
 from peft_surgical.localizing.results import Localization
 from peft_surgical.localizing.scores import Scores
 from peft_surgical.selection import Selection
@@ -211,6 +213,34 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     path.write_text("{")
     with pytest.raises(SelectionError, match="cannot be read"):
         Localization.load(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("scores", "first"), {}, "the scores of 'first' are {}"),
+        (("scores", "first", "L0.mlp"), True, "the score of L0.mlp is True"),
+        (("scores", "first", "L0.mlp"), 10**400, "the score of L0.mlp is not a finite number"),
+        (("scores", "first", "L2.mlp"), 1.0, "L2"),
+        (("neurons", "second", "L1.mlp"), pack(np.full(5, np.inf)), "a neuron score of L1.mlp is not a finite number"),
+        (("neurons", "second", "L1.mlp"), pack(np.ones(4)), "it has 4 neuron scores of L1.mlp, and an MLP has 5 neu"),
+        (("neurons", "second", "L2.mlp"), pack(np.ones(5)), "L2"),
+        (("scorers",), [], "its scorers are []"),
+        (("errors",), {"third": 3}, "its errors are {'third': 3}"),
+        (("corruption",), [3], "its corruption is [3]"),
+        (("notes",), {"first": {}}, "it has no 'second'"),
+        (("seed",), True, "its seed is True"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(place, value, told):
+    data = result().to_dict()
+    *within, last = place
+    held = data
+    for name in within:
+        held = held[name]
+    held[last] = value
+    with pytest.raises(SelectionError, match=re.escape(told)):
+        Localization.from_dict(data)
 
 
 def test_what_a_prompt_shows_is_one_short_line():

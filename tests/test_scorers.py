@@ -81,6 +81,8 @@ def test_verified_measures_on_evenly_spaced_prompts(tokenizer, many, measured, m
 def test_verified_says_when_it_could_not_filter(tokenizer):
     loc = localized(planted(), tokenizer, "verified", fact=without("contrast", "retain"))
     assert loc.tables["verified"].notes["filter"].startswith("none: specificity needs")
+    # First what was asked for, whatever that asked before.
+    assert [*loc.tables] == ["verified", "attribution"]
     assert set(loc.top(2).components) == {HEAD, MLP}
 
 

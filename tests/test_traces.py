@@ -108,6 +108,10 @@ def test_it_is_told_in_words_and_rows():
     assert rows[0][2:] == ["0.00 [0.00, 0.00]"] * 3
     assert rows[2][2:] == ["0.25 [0.25, 0.25] at L0"] * 3
     assert rows[3][2:] == ["0.75 [0.75, 0.75] at L1"] * 3
+    # The largest, not that which is the farthest from 0.
+    own[:, 0, 1, LAST] = -2
+    [*_, row] = trace(values=own).rows()[1]
+    assert row[2] == "0.25 [0.25, 0.25] at L0"
     assert repr(trace()) == "CausalTrace('s' in 'm', noising, 3 prompts)"
 
 
@@ -216,6 +220,9 @@ def test_a_heatmap_a_stream_with_the_classes_that_there_are():
     assert [axis.get_xlabel() for axis in drawn] == ["", "", "layer"]
     assert [bar.get_ylabel() for bar in bars] == ["share recovered"] * 3
     assert figure.dpi == 200
+    alone = _trace_figure(trace())
+    assert [axis.get_title(loc="left") for axis in alone.axes[:3]] == list(found.streams)
+    assert [bar.get_ylabel() for bar in alone.axes[3:]] == ["share lost"] * 3
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):

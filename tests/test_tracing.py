@@ -188,6 +188,7 @@ def test_the_model_is_left_as_it_was_and_effects_are_of_float32(dtype, tokenizer
         ({"max_tokens": 0}, ScorerError, "max_tokens must be a whole number of 1 or more; got 0"),
         ({"prompts": 0}, FactError, "prompts must be a whole number of 1 or more; got 0"),
         ({"fact": capital(prompts=[ODD])}, FactError, "no prompt names the subject 'france', so that none of its"),
+        ({"fact": capital(prompts=[ODD], old=["france paris"])}, FactError, "no prompt names the subject 'france'"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_before_anything_is_run(options, error, told, model, tokenizer, monkeypatch):

@@ -70,11 +70,20 @@ def pack(values: Float[np.ndarray, " n"]) -> str:
     return base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
 
 
+def unpack(text: Any) -> Float[np.ndarray, " n"]:
+    """What `pack` was given.
+
+    Raises:
+        ValueError: When it is other text; or TypeError, when it is none.
+    """
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
+
+
 def _unpack(mlp: Any, text: Any, shape: ModelShape) -> Float[np.ndarray, " d_mlp"]:
     if _component(mlp, shape).kind != "mlp":
         raise _damaged(f"it has neuron scores of {mlp}, and only an MLP has neurons")
     try:
-        values = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
+        values = unpack(text)
     except (ValueError, TypeError) as error:
         raise _damaged(f"the neuron scores of {mlp} are {brief(text)}") from error
     if len(values) != shape.d_mlp:

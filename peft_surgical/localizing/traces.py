@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +18,7 @@ from ..errors import SelectionError, brief
 from ..measuring.metrics import Figure, check_number, mean, student
 from ..sites import STREAMS, ModelShape
 from ..writing.files import read_json, why_unread, write_json
-from .localization_files import pack
+from .localization_files import pack, unpack
 from .streams import DIRECTIONS
 from .token_classes import CLASSES
 
@@ -275,7 +274,7 @@ def _listed(array: np.ndarray) -> list[Any]:
 
 def _unpacked(text: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "prompt stream layer class"]:
     try:
-        values = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
+        values = unpack(text)
     except (ValueError, TypeError) as error:
         raise _damaged(f"its values are {brief(text)}") from error
     if values.size != np.prod(shape):
