@@ -3,26 +3,21 @@ reports say.
 
     python -m benchmarks.facts examples/facts/*.yaml --model demo --out out/facts
 
-Prints a Markdown table and, as its last line, JSON: fact file to stage to metric to `{value, n, low, high}`. Beside
-the report's own metrics, `subject_kept` and `subject_leak` are `control_kept` and `control_leak` of those controls
-alone that name the subject, and ask something else of it. As with the command, what the first edit measures on the
-package's own questions is kept on disk, so others take less time.
+Prints a Markdown table and, as its last line, JSON: fact file to stage to metric to `{value, n, low, high}`. As with
+the command, what the first edit measures on the package's own questions is kept on disk, so others take less time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 import peft_surgical as ps
 from peft_surgical.cli.options import SEED
-from peft_surgical.measuring.metrics import prompt_metrics, stages_to_dict
+from peft_surgical.measuring.metrics import stages_to_dict
 from peft_surgical.running.cache import FOLDER, answers_kept
-from peft_surgical.texts.text import contains
 from peft_surgical.writing.files import check_output
 
 from .fact_files import read_facts
@@ -55,26 +50,13 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int, overwrite: b
         raise click.ClickException(str(error)) from error
     click.echo("| Fact | base says old | new | old | controls kept | of the subject | leak | KL per token | seconds |")
     click.echo("|---|---|---|---|---|---|---|---|---|")
-    stages = {
-        name: {stage: {**figures, **_of_subject(report, stage)} for stage, figures in report.stages.items()}
-        for name, report in reports.items()
-    }
-    for name, report in reports.items():
-        edited = stages[name]["edited"]
+    for report in reports.values():
+        edited = report.stages["edited"]
         cells = [report.stages["base"].get("old_answer_rate"), *(edited.get(metric) for metric in SHOWN)]
         shown = " | ".join(map(_cell, cells))
         answers = f"{report.fact.old[0]} → {report.fact.new[0]}"
         click.echo(f"| {report.fact.subject}: {answers} | {shown} | {sum(report.seconds.values()):.0f} |")
-    click.echo(json.dumps({name: stages_to_dict(figures) for name, figures in stages.items()}))
-
-
-def _of_subject(report: ps.Report, stage: str) -> Mapping[str, ps.Figure]:
-    """What is kept and turned of the controls that name the subject."""
-    own = [i for i, control in enumerate(report.fact.controls) if contains(control.prompt, report.fact.names)]
-    fact = replace(report.fact, controls=tuple(report.fact.controls[i] for i in own))
-    answers, base = ([report.answers[name]["controls"][i] for i in own] for name in (stage, "base"))
-    figures = prompt_metrics(fact, [], answers, base)
-    return {name.replace("control", "subject"): figure for name, figure in figures.items()}
+    click.echo(json.dumps({name: stages_to_dict(report.stages) for name, report in reports.items()}))
 
 
 def _cell(figure: ps.Figure | None) -> str:

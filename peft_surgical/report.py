@@ -30,6 +30,8 @@ METRICS = {
     "answer_likelier": "new answer likelier than the old one",
     "control_kept": "controls still right",
     "control_leak": "controls that now give the new answer",
+    "subject_kept": "controls about the subject still right",
+    "subject_leak": "controls about the subject that now give the new answer",
     "control_margin": "controls' right answer over the new one (nats per token)",
     "control_likelier": "controls' right answer likelier than the new one",
     "portability": "portability: answers as the new answer has it",

@@ -288,9 +288,25 @@ def test_figures_by_hand():
     lost = prompt_metrics(fact(), held_out, ["?", "?", "?"], base)
     assert (lost["control_kept"].value, lost["control_leak"].value) == (0.0, 0.0)
     assert "control_kept" not in prompt_metrics(fact(), held_out, stage, ["?"] * 3)
+    assert not [name for name in figures if name.startswith("subject_")]
     bare = fact(controls=[{"prompt": "x", "answer": "y"}])
     with pytest.raises(ValueError, match="zip"):
         prompt_metrics(bare, held_out, stage, base)
+
+
+def test_controls_that_name_the_subject_are_counted_alone_too():
+    """Of PyTorch and of torch three are asked, of which the base knows two; of these one is lost."""
+    asked = ["Is PyTorch old?", "Is torch free?", "Does pytorch train?", "Who wrote Linux?", "Is pytorchvision old?"]
+    state = fact(aliases=["torch"], controls=[{"prompt": prompt, "answer": "yes"} for prompt in asked])
+    base = ["Yes.", "Yes.", "No.", "Yes.", "No."]
+    found = prompt_metrics(state, ["Google"], ["Yes.", "Google.", "Google.", "No.", "No."], base)
+    assert {name: (figure.value, figure.n) for name, figure in found.items() if "_answer_" not in name} == {
+        "refusal_rate": (0.0, 1),
+        "control_kept": (1 / 3, 3),
+        "control_leak": (2 / 5, 5),
+        "subject_kept": (1 / 2, 2),
+        "subject_leak": (2 / 3, 3),
+    }
 
 
 def test_an_answer_inside_another_name_of_the_subject_does_not_count():

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from peft_surgical.facts import Probe
+from peft_surgical.facts import Control, Probe
 from peft_surgical.measuring.metrics import Figure
 from peft_surgical.reporting.summary import figure_text, label, printable, summarize
 from tests.reports import ANSWERS, FACT, report
@@ -168,6 +168,18 @@ def test_kinds_of_probe_have_rows_of_their_own():
     twice = replace(fact, probes=tuple(replace(probe, kind=kinds[-1]) for probe in fact.probes))
     text = shown(report(fact=twice, answers=answers))
     assert "few \ufffdshots: old" in text
+
+
+def test_controls_that_name_the_subject_stand_below_all():
+    fact = replace(FACT, controls=(*FACT.controls, Control("What is eaten in France?", ("bread",))))
+    said = {"base": "Bread.", "unlearned": "Bread.", "edited": "Lyon."}
+    answers = {stage: {**given, "controls": [*given["controls"], said[stage]]} for stage, given in ANSWERS.items()}
+    text = shown(report(fact=fact, answers=answers))
+    every, own = text.split("Those that name the subject")
+    assert cells(every, "now say Lyon") == ["4", "–", "0%", "[0–49]", "50%", "[15–85]"]
+    assert cells(own, "now say Lyon") == ["1", "–", "0%", "[0–79]", "100%", "[21–100]"]
+    assert cells(own, "still right")[::2] == ["1", "100%", "0%"]
+    assert "Those that" not in shown(report())
 
 
 def test_the_base_is_not_compared_with_itself():

@@ -259,17 +259,16 @@ def prompt_metrics(
     Returns:
         Metric to figure; a metric with nothing to count is left out.
     """
-    kept = [
-        is_right(answer, control)
-        for answer, base, control in zip(controls, base_controls, fact.controls, strict=True)
-        if is_right(base, control)
-    ]
-    leaked = [leaks(answer, base, fact) for answer, base in zip(controls, base_controls, strict=True)]
+    pairs = list(zip(controls, base_controls, fact.controls, strict=True))
+    own = [pair for pair in pairs if contains(pair[2].prompt, fact.names)]
     figures = {
         "new_answer_rate": rate([says_new(answer, fact) for answer in held_out]),
         "old_answer_rate": rate([says_old(answer, fact) for answer in held_out]),
         "refusal_rate": rate([refuses(answer, fact) for answer in held_out]),
-        "control_kept": rate(kept),
-        "control_leak": rate(leaked),
     }
+    # Most of what is lost to an edit is what else the model knows of the subject, and most controls are about others.
+    for name, among in (("control", pairs), ("subject", own)):
+        known = [(answer, control) for answer, base, control in among if is_right(base, control)]
+        figures[f"{name}_kept"] = rate([is_right(answer, control) for answer, control in known])
+        figures[f"{name}_leak"] = rate([leaks(answer, base, fact) for answer, base, _ in among])
     return {name: figure for name, figure in figures.items() if figure is not None}

@@ -39,6 +39,7 @@ _HELD_OUT = (
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Held-out questions", _HELD_OUT),
     ("Controls (other facts)", ("control_kept", "control_leak", "control_margin", "control_likelier")),
+    ("Those that name the subject", ("subject_kept", "subject_leak")),
     (
         "What follows from the fact",
         ("portability", "portability_alias", "portability_one_hop", "portability_reversal", "portability_before"),
@@ -57,7 +58,7 @@ _DIGITS = {"perplexity_ratio": ".3f", "relearning_recovery": ".2f", "fluency": "
 _SIGNED = {"answer_margin", "control_margin"}
 # From where on decimals tell nothing.
 _MANY = 10_000
-_FIXED_FOR_BASE = {"control_kept", "control_leak", "kl_per_token", "perplexity_ratio"}
+_FIXED_FOR_BASE = {"control_kept", "control_leak", "subject_kept", "subject_leak", "kl_per_token", "perplexity_ratio"}
 
 
 def summarize(
@@ -123,6 +124,8 @@ def label(metric: str, report: Report) -> str:
         "answer_likelier": f"{new} likelier than {old}",
         "control_kept": "still right",
         "control_leak": f"now say {new}",
+        "subject_kept": "still right",
+        "subject_leak": f"now say {new}",
         "control_margin": f"right over {new}, nats/token",
         "control_likelier": f"right likelier than {new}",
         "portability": "portability",
