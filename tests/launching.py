@@ -98,9 +98,9 @@ def launch_forked(*arguments, **environment):
         try:
             for rank in ("0", "1"):
                 processes.append(start(arguments, out.fileno(), err.fileno(), **joined, RANK=rank, LOCAL_RANK=rank))
-            while any(process.exitcode is None for process in processes):
+            # Asked once in a turn, as the last one may end between two questions, and nothing is waited for then.
+            while running := [process.sentinel for process in processes if process.exitcode is None]:
                 failed = any(process.exitcode for process in processes)
-                running = [process.sentinel for process in processes if process.exitcode is None]
                 if not wait(running, timeout=_GRACE if failed else None):
                     break
         finally:
