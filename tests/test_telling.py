@@ -4,6 +4,7 @@ import pytest
 
 from peft_surgical.keying.keys import Marked
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
+from peft_surgical.staging.retain import spaced
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.staging.trained_rows import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer
@@ -16,7 +17,7 @@ from .test_keyed import FACT, RECIPE
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
 
 
-def test_what_is_kept_about_the_subject_is_neither_the_subject_nor_what_it_is_told_from():
+def test_a_few_kept_questions_about_the_subject_are_the_subject_and_none_is_what_it_is_told_from():
     model = word_model()
     fact = replace(FACT, aliases=("italy",), retain=("the sky is", "where is france ?", "what is italy ?"))
     recipe = replace(RECIPE, neighbours=0, general=0)
@@ -31,9 +32,12 @@ def test_what_is_kept_about_the_subject_is_neither_the_subject_nor_what_it_is_to
     for kind, token in zip(names, (france, italy), strict=True):
         assert {row.ids[i] for row, marks in zip(kind.rows, kind.marks, strict=True) for i in marks} == {token}
     asked = [[token for token in (france, italy) if token in row.ids[: row.answer_start]] for row in near]
-    assert names[0] == own
+    about = [row for row, tokens in zip(near, asked, strict=True) if france in tokens]
+    few = spaced(about, sum(map(bool, own.marks)) // 3)
+    assert 0 < len(few) < len(about)
+    assert names[0].rows == [*own.rows, *few]
+    assert names[0].marks[: len(own.marks)] == own.marks
     # All else that is near counts, but for first tokens.
-    assert any(france in tokens for tokens in asked)
     rest = [
         [i for i in range(1, len(row.ids)) if row.ids[i] not in tokens]
         for row, tokens in zip(near, asked, strict=True)

@@ -88,11 +88,9 @@ class KeyedRecipe(Recipe):
     target_loss: float = 0.05
     margin: float = 0.02
     fact_batch: int = 12
-    # At nearly all that is kept the neurons are shut, where more rows would say the same.
     near_batch: int = 12
+    # At nearly all that is far the neurons are shut, where more rows would say the same.
     far_batch: int = 2
-    # Half of the rows close to the fact ask something else about its subject, where neurons may fire.
-    retain_weight: float = 10.0
     retain_tokens: int = 8
     held: int = 16
     # Neurons are told apart from what is kept, and fewer requests would leave kinds of text out.

@@ -8,11 +8,15 @@ from typing import Any
 
 from ..facts import TrainingFact
 from ..running.beginnings import shared_prefix
+from ..staging.retain import spaced
 from ..staging.retained import Rows
 from ..texts.prompts import EncodedAnswer, span, unanswered
 from ..texts.subjects import subject_ends
 from . import naming
 from .keys import Marked
+
+# So many of the fact's prompts go with one question that asks something else of the subject.
+_ONE_IN = 3
 
 
 def named_by_any(tokenizer: Any, fact: TrainingFact, prompts: Sequence[str], own: Marked) -> Marked:
@@ -55,10 +59,11 @@ def told_apart(
 ) -> tuple[list[Marked], list[Marked], Marked]:
     """The texts where the subject stands, and those that it is told apart from.
 
-    Where kept questions about the subject name it is among neither: what a neuron writes there is trained to make no
-    difference. Told to fire there, it would do so whatever is asked of the subject; told to be shut, it would fire for
-    no other wording of the fact than those of its prompts. In answers to them only a name by the tokens of its prompt
-    counts; what an answer begins with, or another name there, is told apart.
+    Of the kept questions about the subject a few are among the first, a third as many as the fact's prompts, and the
+    others among neither; what a neuron writes there is trained to make no difference. Told to fire at all of them, it
+    would do so whatever is asked of the subject; at none, or told to be shut, it would miss other wordings of the fact
+    than those of its prompts. In answers to them only a name by the tokens of its prompt counts; what an answer begins
+    with, or another name there, is told apart.
 
     Args:
         model: The base; a namesake that it has no room for is left out.
@@ -77,7 +82,10 @@ def told_apart(
     """
     near = kept.rows[: kept.near]
     about = Marked(near, subject_ends(tokenizer, kept.prompts, fact.subject, near, fact.contrast))
-    names = [own, *naming.under_aliases(model, tokenizer, fact)]
+    asked = [(row, marks) for row, marks in zip(near, about.marks, strict=True) if marks]
+    few = spaced(asked, sum(map(bool, own.marks)) // _ONE_IN)
+    fires = Marked([*own.rows, *(row for row, _ in few)], [*own.marks, *(marks for _, marks in few)])
+    names = [fires, *naming.under_aliases(model, tokenizer, fact)]
     # What is carried and not kept may be what an evaluation asks, and is not looked at.
     kinds = [
         Marked.whole(near).but_for(named_by_any(tokenizer, fact, kept.prompts, about)),
