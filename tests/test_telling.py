@@ -4,7 +4,6 @@ import pytest
 
 from peft_surgical.keying.keys import Marked
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
-from peft_surgical.staging.retain import spaced
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.staging.trained_rows import training_rows
 from peft_surgical.texts.prompts import EncodedAnswer
@@ -33,10 +32,12 @@ def test_a_few_kept_questions_about_the_subject_are_the_subject_and_none_is_what
         assert {row.ids[i] for row, marks in zip(kind.rows, kind.marks, strict=True) for i in marks} == {token}
     asked = [[token for token in (france, italy) if token in row.ids[: row.answer_start]] for row in near]
     about = [row for row, tokens in zip(near, asked, strict=True) if france in tokens]
-    few = spaced(about, sum(map(bool, own.marks)) // 3)
-    assert 0 < len(few) < len(about)
-    assert names[0].rows == [*own.rows, *few]
-    assert names[0].marks[: len(own.marks)] == own.marks
+    # Three of its own rows name it, and one question goes with three.
+    for times, few in ((1, about[:1]), (2, [about[0], about[len(about) // 2]])):
+        more = Marked([*own.rows] * times, [*own.marks] * times)
+        [fires, *_], *_ = told_apart(model, TOKENIZER, fact, more, named, starts, kept, namesakes=0, seed=0)
+        assert fires.rows == [*more.rows, *few]
+        assert fires.marks[: len(more.marks)] == more.marks
     # All else that is near counts, but for first tokens.
     rest = [
         [i for i in range(1, len(row.ids)) if row.ids[i] not in tokens]

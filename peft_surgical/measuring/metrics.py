@@ -266,7 +266,7 @@ def prompt_metrics(
         "old_answer_rate": rate([says_old(answer, fact) for answer in held_out]),
         "refusal_rate": rate([refuses(answer, fact) for answer in held_out]),
     }
-    # Most of what is lost to an edit is what else the model knows of the subject, and most controls are about others.
+    # Where an edit acts at its subject alone, what it loses is about the subject, and most controls are about others.
     for name, among in (("control", pairs), ("subject", own)):
         known = [(answer, control) for answer, base, control in among if is_right(base, control)]
         figures[f"{name}_kept"] = rate([is_right(answer, control) for answer, control in known])
