@@ -16,7 +16,6 @@ from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.earlier import Earlier
 from peft_surgical.editing import edit
 from peft_surgical.errors import AdapterError, ModelError, OutputError
-from peft_surgical.folding import folded_apart
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.measuring.attached import attach
 from peft_surgical.merging import merge
@@ -24,7 +23,6 @@ from peft_surgical.models import load_model
 from peft_surgical.report import Report
 from peft_surgical.reporting.page import render_page
 from peft_surgical.reporting.summary import on_top
-from peft_surgical.running.identity import weights_digest
 from peft_surgical.selection import Selection
 from peft_surgical.stacking import stack
 
@@ -33,7 +31,7 @@ from .adapters import logits, perturb, saved, tiny_peft
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
-from .test_folding import ADDED, NAME, SCALES, folded
+from .test_folding import SCALES
 from .tiny import tiny_ids, tiny_model
 
 FRANCE = capital()
