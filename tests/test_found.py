@@ -58,6 +58,13 @@ def exchange(bridge):
             module._parameters[name] = None if parameter is None else torch.nn.Parameter(parameter.detach().clone())
 
 
+def exchange_buffers(bridge):
+    for module in bridge.original_model.modules():
+        module._buffers.update(
+            {name: buffer.clone() for name, buffer in module._buffers.items() if buffer is not None}
+        )
+
+
 CHANGES = {
     "weights are folded": lambda bridge: bridge.enable_compatibility_mode(),
     "hooks are those of old": lambda bridge: bridge.enable_compatibility_mode(no_processing=True),
@@ -71,6 +78,7 @@ CHANGES = {
     "a setting is another": lambda bridge: setattr(bridge.original_model.config, "use_cache", False),
     "a module is another": lambda bridge: setattr(bridge.blocks[0].mlp, "out", torch.nn.Identity()),
     "a buffer is another": lambda bridge: bridge.original_model.register_buffer("mine", torch.ones(1)),
+    "buffers are others": exchange_buffers,
     "a module does something else": lambda bridge: setattr(bridge.blocks[0].mlp, "forward", lambda *args: args[0] * 0),
     "weights are others": lambda bridge: setattr(bridge.embed.weight, "data", torch.zeros_like(bridge.embed.weight)),
     "weights have hooks": lambda bridge: [p.register_hook(lambda g: g * 0) for p in bridge.parameters()],
@@ -162,6 +170,7 @@ def test_what_is_added_to_what_was_there_is_taken_away():
         "a module is another",
         "a module does something else",
         "a buffer is another",
+        "buffers are others",
     ],
 )
 def test_what_changes_a_pass_is_told_from_what_was_found(change):

@@ -156,8 +156,8 @@ def left_as_found(bridge: TransformerBridge, found: Found) -> Iterator[None]:
     switches, its configurations, mode, dtype and weights, and its parameters' `grad` and `requires_grad`; restore the
     gradient mode, the default dtype and the precision of products.
 
-    The code within begins in eval mode, with no gradients on the parameters, and without the autocast or the inference
-    mode of a scorer that asks for another one's scores. What it writes into a parameter's memory stays.
+    The code within begins with no gradients on the parameters, and without the autocast or the inference mode of a
+    scorer that asks for another one's scores. What it writes into a parameter's memory stays.
 
     Args:
         bridge: The model.
@@ -166,10 +166,9 @@ def left_as_found(bridge: TransformerBridge, found: Found) -> Iterator[None]:
     """
     before = Found.of(bridge)
     gradients = [(parameter, parameter.grad) for parameter in before.parameters()]
-    for parameter in (*before.parameters(), *found.parameters()):
+    for parameter in found.parameters():
         parameter.grad = None
     found.put_back()
-    bridge.eval()
     with ExitStack() as stack:
         stack.enter_context(local_torch_dtype(torch.get_default_dtype()))
         # This one turns gradients on, too.
