@@ -14,7 +14,7 @@ import peft_surgical as ps
 from peft_surgical import plugins
 from peft_surgical.errors import ModelError
 from peft_surgical.localization import localize
-from peft_surgical.localizing.bridge import has_hooks, wrap
+from peft_surgical.localizing.bridge import has_hooks, same_logits, wrap
 from peft_surgical.localizing.runs import Runs
 
 from .localizing import capital, planted, word_tokenizer
@@ -60,6 +60,15 @@ def test_the_models_weights_are_not_copied(family):
     split = [p for name, p in model.named_parameters() if "query_key_value" in name]
     assert bool(split) == (family == "gpt_neox")
     assert sum(p.numel() for p in copied) == sum(p.numel() for p in split)
+
+
+def test_buffers_are_the_models_and_what_is_frozen_stays_so():
+    model = tiny_model("llama").requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    bridge = wrap(model)
+    assert {id(buffer) for buffer in model.buffers()} <= {id(buffer) for buffer in bridge.original_model.buffers()}
+    assert sum(p.requires_grad for p in bridge.original_model.parameters()) == 1
+    assert not any(module.training for module in bridge.modules())
 
 
 def test_a_model_whose_keys_and_values_transformer_lens_would_not_see_is_refused(monkeypatch):
@@ -176,8 +185,28 @@ def test_rounded_products_are_no_fault(precision):
         torch.set_float32_matmul_precision(before)
 
 
+def test_what_half_precision_adds_up_to_is_looked_at_again_in_float32():
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    calls: list[float] = []
+    model.lm_head.register_forward_hook(lambda module, args, output: output + calls.pop(0) * output.std())
+    calls += [0.0, 0.5, 0.0, 0.0]
+    wrap(model)
+    assert not calls
+    calls += [0.0, 0.5, 0.0, 0.5]
+    with pytest.raises(ModelError, match="computes something else"):
+        wrap(model)
+
+
+def test_logits_are_compared_in_units_of_their_own_spread():
+    model, own = tiny_model("llama"), torch.tensor([0.0, 2.0, 4.0])
+    # Of these the standard deviation is 2, so that float32 may be 0.002 away.
+    for scale in (1.0, 1e6):
+        assert same_logits(scale * own, scale * (own + 0.0015), model)
+        assert not same_logits(scale * own, scale * (own + 0.0025), model)
+
+
 def test_the_check_leaves_the_model_as_it_was():
-    model = tiny_model("phi3").train()
+    model = tiny_model("phi3", resid_pdrop=0.5).train()
     model.model.layers[0].mlp.eval()
     modes = [module.training for module in model.modules()]
     drawn = []
@@ -316,13 +345,14 @@ def test_a_hook_that_acts_wherever_a_token_stands_is_none_that_is_refused(hook, 
 def test_only_models_with_hooks_are_tried_for_them(monkeypatch):
     tried = []
     monkeypatch.setattr(Runs, "_check_hooks", lambda runs, pairs, max_tokens: tried.append(len(pairs)))
-    plain, mapped, forwarded = (tiny_model("llama") for _ in range(3))
+    plain, mapped, forwarded, fed = (tiny_model("llama") for _ in range(4))
     add_hook_to_module(mapped.model.layers[1], AlignDevicesHook(torch.device("cpu")))
     scores(plain)
     scores(mapped)
     assert not tried
     forwarded.model.layers[1].mlp.forward = forwarded.model.layers[1].mlp.forward
-    for model in (steered(at_places(slice(None))), forwarded):
+    fed.model.layers[1].register_forward_pre_hook(lambda module, args: None)
+    for model in (steered(at_places(slice(None))), forwarded, fed):
         assert has_hooks(model)
     scores(steered(at_places(slice(None))))
     assert tried == [3]

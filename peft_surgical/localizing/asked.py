@@ -80,13 +80,9 @@ def asked(
         max_tokens: Rows × positions of one forward pass.
     """
     with without_autocast(model):
-        bridge = wrap(model)
-        try:
-            template = template_ids(tokenizer)
-            runs, precise = Runs(bridge, template), Runs(bridge, template, precise=True, hooked=has_hooks(model))
-            generator = torch.Generator().manual_seed(seed)
-            pairs = corrupt(tokenizer, fact, runs.embed, generator, fact.prompts[:prompts])
-            shape = ModelShape.from_config(model.config)
-            yield Asked(runs, precise, shape, precise.answered(pairs, max_tokens))
-        finally:
-            bridge.reset_hooks()
+        bridge, template = wrap(model), template_ids(tokenizer)
+        runs, precise = Runs(bridge, template), Runs(bridge, template, precise=True, hooked=has_hooks(model))
+        generator = torch.Generator().manual_seed(seed)
+        pairs = corrupt(tokenizer, fact, runs.embed, generator, fact.prompts[:prompts])
+        shape = ModelShape.from_config(model.config)
+        yield Asked(runs, precise, shape, precise.answered(pairs, max_tokens))

@@ -26,7 +26,7 @@ from ..architectures import architecture_of, check_causal, decoder_layers
 from ..errors import ModelError, said
 from ..layouts import check_layout
 from ..running.modes import evaluating
-from ..running.precision import exact_arithmetic, without_autocast
+from ..running.precision import exact_arithmetic
 from ..running.products import is_unrounded, rounding
 from ..running.sharing import is_sharded
 from ..seeding import forked
@@ -252,7 +252,6 @@ def _probe(model: Any, tokens: Tensor, precise: bool, fault: str) -> Tensor:
         with (
             forked(tokens.device),
             evaluating(model),
-            without_autocast(model),
             exact_arithmetic(dtype) if precise else nullcontext(),
         ):
             logits: Tensor = model(input_ids=tokens[None], use_cache=False, return_dict=True).logits
