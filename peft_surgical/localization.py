@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import nn
 from .errors import ModelError, ScorerError, said
 from .facts import Fact, TrainingFact
 from .localizing.asked import Asked, asked, checked
-from .localizing.context import ScorerContext, T
+from .localizing.context import ScorerContext
 from .localizing.controls import control_pairs
 from .localizing.corruption import PromptPair
 from .localizing.results import Localization
@@ -168,7 +168,7 @@ class _Session:
                 score=lambda text: copy.deepcopy(self.score(ScorerSpec.parse(text, self.catalogue, spec.projections))),
                 once=self._once,
                 notes=notes,
-                track=self._track(spec.text),
+                track=partial(tracked, description=spec.text, enabled=self.progress),
             )
             self._under_way.append(spec.text)
             try:
@@ -206,12 +206,6 @@ class _Session:
             record = {"prompt": pair.prompt, "method": pair.method, "other": pair.other, "rival": rival}
             # Not every token is a text of its own.
             yield {**record, "rival_token": pair.rival, "clean": clean, "corrupted": corrupted}
-
-    def _track(self, label: str) -> Callable[[Iterable[T], int], Iterable[T]]:
-        def track(items: Iterable[T], total: int) -> Iterator[T]:
-            return tracked(items, total, label, enabled=self.progress)
-
-        return track
 
 
 def _own(pairs: Iterable[PromptPair]) -> tuple[PromptPair, ...]:

@@ -134,15 +134,15 @@ def _heatmap(figure: Any, axis: Any, grid: Float[np.ndarray, "row layer"]) -> An
     """Draws the scores; the colour bar."""
     # The span of the colours would overflow.
     grid = np.clip(grid, -_LARGEST, _LARGEST)
-    size = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 1.0
+    size = (float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 0.0) or 1.0
     signed = bool((np.nan_to_num(grid) < 0).any())
     image = axis.imshow(
         grid,
         aspect="auto",
         interpolation="nearest",
         cmap="RdBu_r" if signed else "Reds",
-        vmin=-(size or 1.0) if signed else 0.0,
-        vmax=size or 1.0,
+        vmin=-size if signed else 0.0,
+        vmax=size,
     )
     axis.set_facecolor("0.85")
     bar = figure.colorbar(image, ax=axis, pad=0.01, aspect=12 if grid.shape[0] > 1 else 2, fraction=0.04)

@@ -28,12 +28,9 @@ class Prefix(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """The prefix followed by the window's own keys and values, for as many rows as these have."""
-        layer, rows = self.layers[layer_idx], key_states.shape[0]
-
-        def before(prefix: Tensor) -> Tensor:
-            return prefix if prefix.shape[0] == rows else prefix.expand(rows, -1, -1, -1)
-
-        return torch.cat([before(layer.keys), key_states], 2), torch.cat([before(layer.values), value_states], 2)
+        layer, size = self.layers[layer_idx], (key_states.shape[0], -1, -1, -1)
+        keys, values = layer.keys.expand(size), layer.values.expand(size)
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
 
 @dataclass(frozen=True, eq=False)

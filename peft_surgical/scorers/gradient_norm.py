@@ -47,7 +47,6 @@ def gradient_norm(context: ScorerContext) -> dict[Site, Tensor | MLPScores]:
     sums: dict[Site, Tensor] = {}
     wholes: dict[Site, float] = {}
     matrices: dict[str, float] = {}
-    scored = set(context.sites)
     for window in context.windows(whole=True):
         squares = _squares(context, window, projections)
         of_module: dict[str, Tensor] = {}
@@ -57,7 +56,7 @@ def gradient_norm(context: ScorerContext) -> dict[Site, Tensor | MLPScores]:
             of_module[module] = of_module.get(module, 0) + square.sum(1)
         for module, square in of_module.items():
             matrices[module] = matrices.get(module, 0.0) + float(square.sqrt().sum()) / len(context.pairs)
-        for site in scored:
+        for site in context.sites:
             square = squares[site.layer, site.projection]
             whole = float(square.sum(1).sqrt().sum()) / len(context.pairs)
             wholes[site] = wholes.get(site, 0.0) + whole
