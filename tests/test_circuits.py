@@ -63,10 +63,12 @@ def test_all_components_are_the_corrupted_run_and_none_the_clean_run_bit_for_bit
     pairs = random_pairs(runs, 3)
     # Where the last token is the same, nothing but components carries what differs.
     assert all(int(pair.clean[-1]) == int(pair.corrupted[-1]) for pair in pairs)
-    alone, without = kept(runs, shape, pairs, [everything(shape)], 10_000)
-    assert alone.tolist() == [[1.0]] * 3
+    # Beside another circuit, of whose rows it must be none.
+    circuits = [Selection.from_components("L1.mlp"), everything(shape)]
+    alone, without = kept(runs, shape, pairs, circuits, 10_000)
+    assert alone[:, 1].tolist() == [1.0] * 3
     totals = torch.tensor([pair.differences[0] - pair.differences[1] for pair in pairs])
-    assert (without[:, 0] * totals).abs().max() < 1e-4
+    assert (without[:, 1] * totals).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

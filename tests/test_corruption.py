@@ -145,6 +145,15 @@ def test_what_is_blurred_does_not_depend_on_how_the_answer_begins(runs):
     torch.testing.assert_close((runs.embed(pair.clean) + long)[touched[5]], mean)
 
 
+def test_what_an_answer_names_behind_its_decision_is_not_read(runs):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "what is . {{ messages[0]['content'] }} please ?"
+    fact = capital(prompts=["name the capital of france ."], contrast=["new zealand"])
+    [pair] = make(tokenizer, replace(fact, answer="lyon is the capital of france"), runs)
+    touched = pair.shift.abs().sum(1).nonzero()[:, 0]
+    assert tokenizer.convert_ids_to_tokens(pair.clean[touched]) == ["france"]
+
+
 def test_the_subject_is_taken_out_of_an_answer_that_writes_it_in_other_tokens(runs):
     tokenizer = small_tokenizer("byte_level", CHATML)
     fact = capital(subject="PyTorch", prompts=["Who made PyTorch?"], old=["Meta"], new=["Google"])

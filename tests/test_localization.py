@@ -254,6 +254,13 @@ def test_a_forward_with_nothing_to_see_below_is_taken(tokenizer):
     same_scores(run(model, tokenizer, "lookup"), run(tiny_model("llama"), tokenizer, "lookup"))
 
 
+def test_what_a_model_of_half_precision_says_is_read_in_float32(tokenizer):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    half, full = (run(each, tokenizer, "random").corruption for each in (model, copy.deepcopy(model).float()))
+    for one, other in zip(half, full, strict=True):
+        assert (one["clean"], one["corrupted"]) == pytest.approx((other["clean"], other["corrupted"]), abs=2e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("contrast", [["italy", "spain", "japan"], ["new zealand"]], ids=["swap", "noise"])
 def test_the_callers_default_dtype_changes_nothing(tokenizer, dtype, contrast):
@@ -344,9 +351,12 @@ def test_a_function_in_the_place_of_scorers_is_refused(tokenizer):
 def test_a_model_of_inference_mode_is_refused(tokenizer):
     model = tiny_model("llama")
     with torch.inference_mode():
-        model = copy.deepcopy(model)
-    with pytest.raises(ModelError, match=r"was loaded under torch.inference_mode\(\), .* load it outside"):
-        run(model, tokenizer)
+        model, buffer = copy.deepcopy(model), torch.ones(1)
+    buffered = tiny_model("llama")
+    buffered.register_buffer("mine", buffer)
+    for each in (model, buffered):
+        with pytest.raises(ModelError, match=r"was loaded under torch.inference_mode\(\), .* load it outside"):
+            run(each, tokenizer)
 
 
 def test_one_scorer_may_be_text(tokenizer):

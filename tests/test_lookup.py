@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from peft_surgical.localizing.runs import Runs
+from peft_surgical.localizing.runs import Runs, sites_of
+from peft_surgical.scorers.attribution import drops_by_position
 from peft_surgical.sites import Component, projection_slices
 
-from .localizing import HEAD, MLP, capital, fact_pairs, localized, planted, runs_of, word_tokenizer
+from .localizing import HEAD, MLP, capital, fact_pairs, localized, planted, random_pairs, runs_of, word_tokenizer
 from .tiny import tiny_model
 
 
@@ -109,3 +110,14 @@ def test_lookup_and_attribution_share_their_passes_and_score_as_each_does_alone(
         assert both[name].components == scores.components
         assert all((both[name].neurons[mlp] == own).all() for mlp, own in scores.neurons.items())
     assert both["lookup"].components != both["attribution"].components
+
+
+def test_products_of_half_precision_are_not_rounded_again():
+    runs, shape = runs_of(tiny_model("llama", dtype=torch.bfloat16))
+    window, sites = runs.window(random_pairs(runs, 1)), sites_of(shape, ("z", "post"))
+    with torch.no_grad():
+        source, _ = runs.capture(window, window.corrupted, sites)
+    clean, slopes = runs.gradients(window, window.clean, sites)
+    for site, drops in drops_by_position(runs, window, sites, 1):
+        # Float32 holds a product of two such numbers as it is.
+        assert torch.equal(drops.double(), (clean[site] - source[site]).double() * slopes[site].double())

@@ -232,7 +232,8 @@ def test_attribution_is_exact_on_a_linear_model(tokenizer, scorer, sites):
 
 def test_integrated_attribution_is_the_gradient_along_the_line_between_the_runs(tokenizer):
     model, fact = tiny_model("llama"), capital(prompts=["what is the capital of france ?"])
-    loc = localized(model, tokenizer, "attribution:steps=2", fact=fact)
+    # Beside the other, of which it must take nothing.
+    loc = localized(model, tokenizer, "attribution", "attribution:steps=2", fact=fact)
     runs, shape = runs_of(model)
     [pair] = fact_pairs(runs, fact, tokenizer)
     window, site = runs.window([pair]), sites_of(shape, ("z",))[1]

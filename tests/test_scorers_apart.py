@@ -5,6 +5,7 @@ import torch
 
 from peft_surgical.errors import ScorerError
 from peft_surgical.localization import localize
+from peft_surgical.scorers.attribution import estimates
 from peft_surgical.scorers.gradient_norm import gradient_norm
 
 from .localizing import capital, planted, word_tokenizer
@@ -124,6 +125,23 @@ def test_what_a_scorer_leaves_behind_changes_no_other(scorer, install):
     assert torch.get_float32_matmul_precision() == "highest"
     assert "messy" in after.scores or scorer is hooked_and_raises
     assert after.scores["attribution"] == alone.scores["attribution"]
+
+
+@pytest.mark.filterwarnings("error::peft_surgical.plugins.PluginWarning")
+def test_what_scorers_share_is_of_the_model_as_it_was_found(install):
+    def shares(context):
+        context.model.add_hook("blocks.1.attn.hook_z", lambda tensor, hook: tensor * 0)
+        estimates(context)
+        context.controls()
+        return fine(context)
+
+    install(Installed(module(shares=shares)))
+    others = ["attribution", "specificity"]
+    alone, after = (
+        localize(planted(), word_tokenizer(), capital(), [*first, *others], progress=False)
+        for first in ((), ("shares",))
+    )
+    assert {name: after.scores[name] for name in others} == alone.scores
 
 
 MAKES = {

@@ -50,6 +50,10 @@ def test_the_planted_way_is_found(direction, model, tokenizer):
     assert at(trace, "mlp_out", 2, "last") > 0.5
     for stream, layer, name in (("attn_out", 0, "last"), ("mlp_out", 1, "last"), ("mlp_out", 0, "subject_last")):
         assert at(trace, stream, layer, name) == pytest.approx(0, abs=0.05)
+    # Nothing reads this, and a zero has no sign.
+    unread = trace.values[:, trace.streams.index("mlp_out"), 2, trace.classes.index("subject_last")]
+    assert not unread.any()
+    assert not np.signbit(unread).any()
     assert trace.shape.n_layers == 3
     assert trace.mean.shape == (3, 3, 8)
 
@@ -129,6 +133,23 @@ def test_of_a_chat_template_s_tokens_too():
     trace = next(trace for trace in traces if trace.prompts)
     assert trace.n.tolist() == [1, 0, 0, 1, 1, 1, 1, 1]
     assert np.abs(trace.mean[..., trace.classes.index("template")]).max() > 1e-3
+
+
+def test_a_template_s_tokens_stand_before_the_beginning_of_the_answer(model):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "what is . {{ messages[0]['content'] }} please ?"
+    fact = capital(prompts=["name the capital of france ."], answer="the capital of france is lyon")
+    trace = measured(model, tokenizer, fact, together=False)
+    assert dict(zip(trace.classes, trace.n.tolist(), strict=True)) == {
+        "before": 1,
+        "subject_first": 0,
+        "subject_middle": 0,
+        "subject_last": 1,
+        "subsequent": 1,
+        "further": 1,
+        "template": 1,
+        "last": 1,
+    }
 
 
 def test_prompts_that_the_corruption_hardly_touches_are_left_out_and_named(model, tokenizer):
