@@ -26,6 +26,13 @@ def test_a_scale_of_its_own_goes_to_the_nearest_number() -> None:
     assert torch.equal(delta + 1, (before + 1).half().float())
 
 
+def test_a_delta_of_which_the_product_is_a_number_already_stays_bit_for_bit() -> None:
+    # In float32 this plus 1 is 1.
+    delta = _delta([2.0**-30])
+    settle_on_half([delta], [torch.ones(1)])
+    assert delta.tolist() == [2.0**-30]
+
+
 def test_the_product_with_what_is_frozen_is_a_number_of_half_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     frozen = 1 + 0.05 * torch.randn(20_000, generator=generator)

@@ -344,3 +344,10 @@ def test_what_leads_from_one_product_to_another_holds_nothing_of_the_first(stack
     assert len(taken) == 3
     assert not {*taken} & {*rest.lineage.parts}
     assert {Lineage.of(stacked / "b" / name).digest for name in ("unlearn", "learn")} < {*rest.lineage.parts}
+
+
+def test_in_a_product_only_what_stands_before_an_adapter_is_below_it():
+    first, second = Lineage("a"), Lineage("b", after=("first",), below=("a",))
+    assert Lineage.of_product([first, second]).after == ()
+    turned = Lineage.of_product([second, first])
+    assert (turned.after, turned.below) == (("first",), ("a",))
