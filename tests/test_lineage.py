@@ -339,6 +339,13 @@ def test_a_part_of_what_is_in_the_weights_is_there_already(folder):
     assert str(fault) == f"the adapter {folder / 'unlearn'} is in the model's weights already, and then acts twice."
 
 
+@pytest.mark.parametrize("name", ["unlearn", "learn"])
+def test_what_holds_any_part_that_is_in_the_weights_acts_twice_there(name, folder):
+    [fault] = faults_of_lineage([folder / "edit"], [Lineage.of(folder / name)])
+    told = f"the adapter {folder / 'edit'} holds what is in the model's weights already, which then acts twice"
+    assert str(fault) == f"{told}."
+
+
 def test_what_leads_from_one_product_to_another_holds_nothing_of_the_first(stacked):
     rest, taken = difference(stacked / "ab", stacked / "a" / "edit"), Lineage.of(stacked / "a" / "edit").held
     assert len(taken) == 3
