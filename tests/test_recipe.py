@@ -132,3 +132,9 @@ def test_what_training_reached_is_of_the_prompts_that_were_seen():
     assert (record.loss, record.worst, record.compute_dtype) == (1.0, 1.5, "bfloat16")
     none = TrainingRecord.of([math.inf], **rest)
     assert (none.loss, none.worst) == (math.inf, math.inf)
+
+
+def test_steps_that_take_a_millisecond_are_told_from_none(monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 8.001)
+    record = TrainingRecord.of([], steps=1, kl=None, reached=False, started=8.0, dtype=torch.float32)
+    assert record.seconds == 0.001

@@ -165,6 +165,7 @@ class TrainingRecord:
             worst=max(seen, default=math.inf),
             kl=kl,
             reached=reached,
-            seconds=round(time.perf_counter() - started, 2),
+            # A step of a small model takes milliseconds, and costs are told by the step.
+            seconds=round(time.perf_counter() - started, 5),
             compute_dtype=str(dtype).removeprefix("torch."),
         )
