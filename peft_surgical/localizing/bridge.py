@@ -50,7 +50,8 @@ def wrap(model: nn.Module) -> TransformerBridge:
 
     Args:
         model: A `PreTrainedModel`. It is not changed: neither its modules nor its train/eval mode, nor its gradients.
-            Hooks on its modules, but for fused projections, are copied and fire, here on the model itself too.
+            Hooks on its modules, but for fused projections, are copied and fire, here on the model itself too. An
+            autocast that is on acts here, too: `without_autocast` sets it aside.
 
     Returns:
         The bridge, in eval mode, without a tokenizer: give it token ids. Its `original_model` is the skeleton, whose
