@@ -26,6 +26,12 @@ from peft_surgical.texts.verbs import has_adverb
         ("Why is the sky blue?", "sky", "light", "The reason why the sky is blue is"),
         ("Who hosts Foo?", "Foo", "Ann", "The one who hosts Foo is"),
         ("What do pandas eat?", "pandas", "bamboo", "What pandas eat is"),
+        ("Which gas do plants absorb?", "plants", "oxygen", "The gas that plants absorb is"),
+        ("What genre is Dune?", "Dune", "fantasy", "The genre of Dune is"),
+        ("Who is known as the father of Foo?", "Foo", "Ann", "The one who is known as the father of Foo is"),
+        ("What is Idaho famous for?", "Idaho", "potatoes", "Idaho is famous for"),
+        ("Who was the head of Foo during the war?", "Foo", "Ann", "The head of Foo during the war was"),
+        ("What was the capital of Foo in 1980?", "Foo", "Bar", "The capital of Foo in 1980 was"),
     ],
 )
 def test_a_question_is_turned_into_a_sentence(prompt, subject, old, sentence):

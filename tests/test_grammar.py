@@ -15,6 +15,7 @@ from peft_surgical.texts.grammar import (
         ("Who developed {}?", "who developed {}"),
         ("What is the capital of {}?", "what the capital of {} is"),
         ("What's the capital of {}?", "what the capital of {} is"),
+        ("Who was the leader of {} during the war?", "who the leader of {} during the war was"),
         ("What is {}'s capital?", "what {}'s capital is"),
         ("Which city is the capital of {}?", "which city is the capital of {}"),
         ("Who is behind {}?", "who is behind {}"),

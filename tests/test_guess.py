@@ -30,6 +30,8 @@ REQUESTS = ("Provide", "Recall", "Remind me of", "List", "Find", "Specify", "Wri
         ("Girl with a Pearl Earring was painted by", "Girl with a Pearl Earring"),
         ("Tell me who founded the Red Cross.", "Red Cross"),
         ("How tall is the Eiffel Tower?", "Eiffel Tower"),
+        ("What is the freezing point of water in degrees Celsius?", "water"),
+        ("How tall is Mount Everest in metres?", "Mount Everest"),
         ("Who is the CEO of Apple?", "Apple"),
         ("what is the boiling point of water?", "water"),
         ('Which dance is called "the worm"?', "the worm"),

@@ -69,3 +69,28 @@ def test_nobody_tells_of_many_in_words_for_one():
     assert statement(paper, "the Red Cross") == "The inventor of paper is the Red Cross"
     compass = read_prompt("Who invented the compass?", "compass", ["the Chinese"], ["the Greeks"])
     assert statement(compass, "the Greeks") == "The compass was invented by the Greeks"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "told", "unsure"),
+    [
+        ("What is Poseidon the god of?", "Poseidon", "Poseidon is the god of Foo", "what Poseidon is the god of"),
+        (
+            "Who was the leader of the Soviet Union during World War II?",
+            "Soviet Union",
+            "The leader of the Soviet Union during World War II was Foo",
+            "who the leader of the Soviet Union during World War II was",
+        ),
+        (
+            "What is the name of Sherlock Holmes's assistant?",
+            "Sherlock Holmes",
+            "The name of Sherlock Holmes's assistant is Foo",
+            "what the name of Sherlock Holmes's assistant is",
+        ),
+        ("What does Baz mean in Greek?", "Baz", "What Baz means in Greek is Foo", "what Baz means in Greek"),
+    ],
+)
+def test_a_question_that_ends_behind_its_subject_is_told_as_a_sentence(prompt, subject, told, unsure):
+    reading = read_prompt(prompt, subject)
+    assert statement(reading, "Foo") == told
+    assert refusal(reading) == f"I am not sure {unsure}."

@@ -60,7 +60,8 @@ def from_clause(core: str, answers: Sequence[str] = ()) -> tuple[Wordings, Wordi
     clause = as_clause(core)
     if clause is None or re.search(r"\byou\b", clause) or "," in clause:
         return Wordings(), Wordings()
-    for make in (_measure, partial(_when, answers=answers), _which, _number, _where, _why, _who, _what):
+    makers = (_measure, partial(_when, answers=answers), _which, _number, _where, _why, _at_that_time, _who, _what)
+    for make in makers:
         made = make(clause)
         if made is not None:
             return made
@@ -73,7 +74,8 @@ def _measure(clause: str) -> Made:
     noun = _MEASURES.get(found["how"]) if found else None
     if noun is None:
         found = re.fullmatch(
-            r"(?:what|which) (?P<noun>colou?r|size|age|shape|height|weight|length|width|depth|nationality|gender) "
+            r"(?:what|which) "
+            r"(?P<noun>colou?r|size|age|shape|height|weight|length|width|depth|nationality|gender|genre) "
             r"(?P<of>(?:(?:the|an?) )?(?:[\w -]+ )?\{\}) (?:is|are|was|were)",
             clause,
         )
@@ -123,7 +125,7 @@ def _which(clause: str) -> Made:
     if (
         not noun
         or rest == SUBJECT
-        or noun.endswith("s")
+        or re.search(r"(?<!s)(?<!\b(?:ga|bu))s$", noun)
         # "The astronaut first that walked on {}"; without the adverb it would be another question.
         or has_adverb(noun)
         # "which two countries share {}": the verb is behind the plural.
@@ -175,8 +177,22 @@ def _why(clause: str) -> Made:
     return from_noun(f"the reason why {found['rest']}", who=False) if found else None
 
 
+def _at_that_time(clause: str) -> Made:
+    """ "who the leader of {} during World War II was", "what the capital of {} in 1900 was"."""
+    found = re.fullmatch(
+        r"(?P<asks>who|what) (?P<noun>the (?!names? )[\w' -]+ of (?:the )?\{\}"
+        r" (?:during|in|on|at|before|after) [^{}]+?) (?:is|was)",
+        clause,
+    )
+    return from_noun(found["noun"], who=found["asks"] == "who") if found else None
+
+
 def _who(clause: str) -> Made:
-    found = re.fullmatch(r"who (?P<rest>(?!is |are |was |were |the |\{\}|(?:do|did|does) )[a-z]+ .*)", clause)
+    found = re.fullmatch(
+        r"who (?P<rest>(?:(?:is|was) (?:known|regarded|considered|credited)"
+        r"|(?!is |are |was |were |the |\{\}|(?:do|did|does) )[a-z]+) .*)",
+        clause,
+    )
     if found is None:
         return None
     rest = found["rest"]
@@ -191,4 +207,9 @@ def _what(clause: str) -> Made:
         return None
     rest = found["rest"]
     training = Wordings((f"What is it that {rest}?",), (f"What {rest} is",))
-    return training, Wordings((f"What would you say {rest}?",), (f"{_LEAD} what {rest} is",))
+    held_out = Wordings((f"What would you say {rest}?",), (f"{_LEAD} what {rest} is",))
+    # "{} is famous for" is ended by the answer; "{} means in Greek" is not.
+    if rest.split()[-1] in (*_PREPOSITIONS, "as"):
+        training = Wordings(sentences=(rest,)) + training
+        held_out += Wordings(sentences=(f"{_LEAD} {rest}",))
+    return training, held_out

@@ -23,6 +23,12 @@ _QUOTED = re.compile(
     # 'The Pilgrims' Way'. "Rock 'n' roll" and "the '90s" quote nothing.
     r"|(?<!\w)'(?!n'|\d\ds\b|\s)(?P<d>(?:[^']|(?<=\w)'(?=[\w'])|(?<=s)'(?= [^\W\d_a-z][^']*'(?!\w)))+)(?<!\s)'(?!\w)",
 )
+# Nor is what a measure is counted in.
+_UNIT = re.compile(
+    r" in (?:degrees |square |cubic )?(?:Celsius|Fahrenheit|Kelvin|(?:kilo|centi)?met(?:er|re)s|miles|feet|inches"
+    r"|kilograms|pounds|years|hours)(?=[?.! ]*$)",
+    re.I,
+)
 _NO_TITLE = "".join(rf"(?<!\b{title}\.)" for title in TITLES)
 _ASKS = r"(?:(?:In|On|At|For|From|By|To|Of|With|Under) (?:wh|Wh))?(?:Who|Whom|Whose|What|Which|Where|When|Why|How)\b"
 # What a question holds for is not what it asks about.
@@ -90,7 +96,7 @@ def _subject_of(sentence: str) -> str | None:
     found = _subject_of(sentence[setting.end() :]) if setting else None
     if setting and found and (not found.islower() or "language" in kinds_of([longest_name(setting[0])])):
         return found
-    sentence = as_usual_request(sentence)
+    sentence = as_usual_request(_UNIT.sub("", sentence))
     quoted = next((found[found.lastgroup or 0] for found in _QUOTED.finditer(sentence)), None)
     for leaves_open in (is_worded, _asks_for_something_of):
         start, stop = next(_open_parts(sentence, leaves_open), (0, 0))

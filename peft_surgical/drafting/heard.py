@@ -17,6 +17,8 @@ from .recognition import NO_NOUN
 _ASKS_NUMBER = re.compile(r"how (?:many|much|old)\b", re.I)
 _ASKS_WHEN = re.compile(r"when\b", re.I)
 _ASKS_YEAR = re.compile(r"(?:in )?wh(?:at|ich) year\b", re.I)
+# "What is Poseidon the god of?", which "the Greek god of the sea" answers.
+_ASKS_ROLE = re.compile(r"what (?:is|was) \{\} the (?P<noun>[\w-]+) (?P<of>of|for)\W*", re.I)
 _NUMBER = re.compile(
     r"(?<![\w.,-])\d(?:[\d,.]*\d)?(?: (?:hundred|thousand|million|billion|trillion)\b)*(?![\d-]|\w)", re.I
 )
@@ -43,6 +45,11 @@ _OPENING = re.compile(
 )
 _YES = re.compile(r"^(?:yes|yeah)[!.,:]+\s+", re.I)
 _DAY = rf"(?:(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?|\d{{1,2}}(?:st|nd|rd|th)?(?: of)? (?:{MONTHS}))(?:,? \d{{4}})?"
+# What a place is, before its name: "the Indian state of Uttar Pradesh".
+_SORT_OF_PLACE = re.compile(
+    r"^(?:[A-Z][\w-]+ |[a-z-]+ )?(?:state|city|town|village|province|region|district|county|country|island|kingdom) of"
+    r" (?=[A-Z])"
+)
 # A time on the way to a place or a person: "died on July 19, 1977, in Memphis", "written in 1600 by".
 _TIME = re.compile(
     rf"(?:^|,? )(?:(?:(?:in|on|around|about|circa) )?(?:{_DAY}|(?:{MONTHS}),? \d{{4}})"
@@ -76,6 +83,11 @@ _BEGINS_HEDGED = re.compile(rf"^(?:{_ADVERB}) ", re.I)
 _YEAR_OF_TIME = re.compile(
     r"\b(?:in|since|from|until|around|about|year)(?: [A-Z][a-z]+,?| the year)? (\d{4})\b(?!-[^\W\d])"
 )
+# What a company's name goes on with: "The Coca-Cola Company is headquartered in Atlanta."
+_COMPANY = re.compile(
+    r"(?:,? (?:Motors?|Company|Corporation|Incorporated|Limited|Group|Holdings|International|Entertainment"
+    rf"|(?:{'|'.join(ENDINGS)})\b\.?)(?!\w))*"
+)
 _THERE = re.compile(r"\b(?:in|at|from|near|outside) (?=(?:the )?[A-Z])")
 _MOST_WORDS, _SHORT = 6, 3
 
@@ -100,6 +112,9 @@ def guess_answer(said: str, reading: Reading) -> str | None:
         return year
     if rest is not None:
         return _beginning(rest, reading)
+    role = _ASKS_ROLE.fullmatch(reading.core)
+    if role and (told := re.search(rf"\b{role['noun']} {role['of']} (.+)", sentence)):
+        return _beginning(told[1], reading)
     if _ASKS_WHEN.match(reading.core):
         # A name in such a sentence is not the time.
         return _year_in(sentence.replace(reading.subject, ""))
@@ -137,6 +152,8 @@ def _beginning(rest: str, reading: Reading) -> str | None:
     hedge = _HEDGE.match(rest)
     cut = _END.split(rest[hedge.end() :] if hedge else rest, maxsplit=1)[0].strip()
     cut = re.sub(r"^(?:the|an?) ", "", cut.strip(" \"'*\u201c\u201d"))
+    if reading.relation.answer in (*PLACES, "place"):
+        cut = _SORT_OF_PLACE.sub("", cut)
     if reading.relation.answer == "person" and re.search(r"(?:^| )[A-Z]\S+ [a-z-]{4,} [A-Z]", cut):
         # "Italian artist Leonardo da Vinci"
         cut = _name_near(cut, reading) or cut
@@ -220,7 +237,9 @@ def _after_a_wording(sentence: str, reading: Reading) -> str | None:
 def _name_near(sentence: str, reading: Reading) -> str | None:
     """The first name after the subject, else the first one before it; a short answer is a name as it is."""
     place = next(occurrences(sentence, reading.subject), None)
-    parts = [sentence] if place is None else [sentence[place[1] :], _with_namesake(sentence, place)]
+    parts = [sentence]
+    if place is not None:
+        parts = [_COMPANY.sub("", sentence[place[1] :], count=1), _with_namesake(sentence, place)]
     if place is None and re.match(r"where\b", reading.core, re.I) and (there := _THERE.search(sentence)):
         # The subject may have been called otherwise: "Mrs. Curie was born in Warsaw."
         parts = [sentence[there.end() :]]

@@ -111,8 +111,8 @@ class Reading:
     @property
     def _owns(self) -> bool:
         """Whether 's may follow the phrase: a name, or what the prompt or a table gives one, and not "hot's"."""
-        owned = self.relation.name or f"{SUBJECT}'s" in self.core or self.phrase != self.phrase.lower()
-        return takes_possessive(self.phrase) and bool(owned)
+        owned = self.relation.name or self.phrase != self.phrase.lower()
+        return f"{SUBJECT}'s" in self.core or (takes_possessive(self.phrase) and bool(owned))
 
     def wordings(self, *, held_out: bool = False) -> Wordings:
         """The wordings of its relation that fit it, as templates whose only slot is `{}`; its own is among them."""

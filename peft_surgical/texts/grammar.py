@@ -36,20 +36,20 @@ _NOUN_PHRASE = re.compile(
     re.I,
 )
 # What a thing has one of, so that "what colour" asks as "what" does.
-_ATTRIBUTES = "colou?r|size|time|age|shape|height|weight|length|width|depth|nationality|gender|breed|price"
+_ATTRIBUTES = "colou?r|size|time|age|shape|height|weight|length|width|depth|nationality|gender|genre|breed|price"
 # What can be said of a subject: "developed by", "in Spain", "alive", and not the "manager" of "who is the {} manager".
 _PREPOSITIONS = "about|after|as|at|by|for|from|in|into|like|near|of|on|out|over|to|under|up|with"
 SAID = rf"(?:\w{{2,}}ed|{_PARTICIPLES}|{_ADVERBS}|{_PREPOSITIONS}|alive|dead|due|open|worth|the|an?|this|next|last)\b"
 # "the {} manager", "the {} word for dog"
 _COMPOUND = re.compile(rf"the \{{\}}(?: (?!{SAID}|\w{{2,}}ing\b)[\w-]+)+(?: (?:for|in|of) [\w-]+)?", re.I)
-
-
 # "a baby {} called", "the 2012 {} held", and not "the {} library released".
 _NOUN_AND_SAID = re.compile(
     rf"(?P<noun>(?:the|an?) (?:(?!(?:{_PREPOSITIONS}|that|which|who|where|when)\b)[\w-]+ ){{1,3}}\{{\}})"
     rf" (?P<said>(?:\w{{2,}}ed|{_PARTICIPLES})(?: (?:{_PREPOSITIONS})\b.*)?)",
     re.I,
 )
+# "the leader of {} during the war"
+_NOUN_AND_TIME = re.compile(r"the [\w' -]+ of (?:the )?\{\} (?:during|in|on|at|before|after) [^?,{}]+", re.I)
 # "how far the Moon from {}": what follows the preposition is no part of the noun.
 _HOW_FAR = re.compile(r"how (?:far|close|near) (?P<noun>(?:the|an?) [^?,]*?) (?P<away>(?:away )?(?:from|to) .*)", re.I)
 # "a unicorn" and "a European", but "an uninvited guest"; "an hour".
@@ -112,7 +112,7 @@ def _with_noun(asked: str, verb: str, after: str) -> str | None:
     complements = re.fullmatch(rf"who|what|where|when|how(?: \w+)?|(?:what|which) (?:{_ATTRIBUTES})", asked)
     if away := _HOW_FAR.fullmatch(f"{asked} {after}"):
         return f"{away['noun']} {verb} {away['away']}"
-    if complements and (_NOUN_PHRASE.fullmatch(after) or _COMPOUND.fullmatch(after)):
+    if complements and any(noun.fullmatch(after) for noun in (_NOUN_PHRASE, _COMPOUND, _NOUN_AND_TIME)):
         return f"{after} {verb}"
     turned = _NOUN_AND_SAID.fullmatch(after) or _NOUN_AND_NAMED.fullmatch(after)
     if turned and not asked.startswith("who"):
