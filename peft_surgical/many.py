@@ -17,14 +17,7 @@ from typing import Any
 from .adapters.lineage import Lineage, identities
 from .architectures import check_causal
 from .counts import check_seed, check_text_tokens
-from .edit_folder import (
-    EDIT,
-    TOGETHER,
-    WRITTEN,
-    check_command,
-    claimed_for_edit,
-    replacing,
-)
+from .edit_folder import EDIT, TOGETHER, WRITTEN, check_command, claimed_for_edit, replacing
 from .editing import EDIT_SCORERS, edit, recipes_of
 from .errors import ArchitectureError, ModelError, NotFiniteError, OutputError, SurgicalError, brief
 from .evaluation import Answers, answer_fact, base_settings, versions
@@ -278,15 +271,14 @@ def _measured(
     edited, states = attach(model, [adapter])
     named = {BASE: states["base"], ALL: states["edited"]}
     given: dict[str, list[Answers]] = {}
-    for name, state in named.items():
-        with without_autocast(edited), state():
-            given[name] = [
-                answer_fact(edited, tokenizer, one.fact, progress=progress, name=f"{one.name} {name}") for one in done
-            ]
     with without_autocast(edited):
-        unrelated = measure_retention(edited, tokenizer, named, tokens=settings.retention_tokens, progress=progress)[
-            ALL
-        ]
+        for name, state in named.items():
+            with state():
+                given[name] = [
+                    answer_fact(edited, tokenizer, one.fact, progress=progress, name=f"{one.name} {name}")
+                    for one in done
+                ]
+        unrelated = measure_retention(edited, tokenizer, named, tokens=settings.retention_tokens, progress=progress)
     told: list[FactTogether] = []
     for place, (one, own, who) in enumerate(zip(done, counts, identities([one.adapter for one in done]), strict=True)):
         answers: dict[str, Mapping[str, Sequence[str]]] = {
@@ -303,7 +295,7 @@ def _measured(
             state: pooled(facts, counts, [one.answers[state] for one in told], [one.answers[BASE] for one in told])
             for state in (BASE, AFTER, ALL)
         },
-        unrelated=unrelated,
+        unrelated=unrelated[ALL],
         failed=failed,
         model=str(getattr(model.config, "_name_or_path", "")),
         dtype=str(model.dtype).removeprefix("torch."),

@@ -190,11 +190,10 @@ class Report:
         """The summary table: a row a metric, a cell a stage, `value [low, high]`; none for single kinds of probe."""
         table = []
         for metric, label in METRICS.items():
-            if not any(metric in figures for figures in self.stages.values()):
-                continue
-            n = next(figures[metric].n for figures in self.stages.values() if metric in figures)
-            cells = [_cell(metric, figures.get(metric)) for figures in self.stages.values()]
-            table.append((f"{label} (n={n:,})", cells))
+            found = [figures.get(metric) for figures in self.stages.values()]
+            n = next((figure.n for figure in found if figure), None)
+            if n is not None:
+                table.append((f"{label} (n={n:,})", [_cell(metric, figure) for figure in found]))
         return table
 
     def verdict(self) -> str:
@@ -295,6 +294,6 @@ def _number(metric: str, value: float) -> str:
     if metric == "perplexity_ratio":
         return f"{value:.4f}"
     text = f"{value:.2f}"
-    if split_kind(metric)[0] not in RATES or value in (0, 1):
+    if metric not in RATES or value in (0, 1):
         return text
     return {"0.00": "<0.01", "1.00": ">0.99"}.get(text, text)

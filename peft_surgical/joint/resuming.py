@@ -233,13 +233,11 @@ def _finished(
         report = Report.load(folder / REPORT)
     except ReportError:
         report = None
-    whole = report is not None and (folder / PAGE).is_file() and Lineage.of(folder / EDIT).digest is not None
-    if report is None or not whole:
-        fault = "holds no finished edit"
-    elif other := _other(report, fact, settings, on, base):
+    fault = "holds no finished edit"
+    if report is not None and (folder / PAGE).is_file() and Lineage.of(folder / EDIT).digest is not None:
+        if (other := _other(report, fact, settings, on, base)) is None:
+            return report
         fault = f"holds an edit with {other}"
-    else:
-        return report
     if overwrite:
         return None
     raise OutputError(f"{folder} {fault}, so it is not taken for this one; name another output folder or {how}.")

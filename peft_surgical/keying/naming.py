@@ -69,14 +69,15 @@ def namesakes(model: Any, tokenizer: Any, fact: TrainingFact, count: int, seed: 
 def under_aliases(model: Any, tokenizer: Any, fact: TrainingFact) -> list[Marked]:
     """For each of the subject's other names the fact's prompts under it, see [`alias_sentences`]; marked are the
     name's last tokens."""
-    made = alias_sentences(fact)
-    names = list(dict.fromkeys(fact.aliases))
-    kinds = [_named(model, tokenizer, [(p, own) for p, own in made if own == name]) for name in names]
-    for name, kind in zip(names, kinds, strict=True):
-        if not any(kind.marks):
+    made, kinds = alias_sentences(fact), list[Marked]()
+    for name in dict.fromkeys(fact.aliases):
+        kind = _named(model, tokenizer, [(prompt, own) for prompt, own in made if own == name])
+        if any(kind.marks):
+            kinds.append(kind)
+        else:
             told = f"no text to train on has the alias {brief(name)}, so nothing is fitted to it."
             warnings.warn(told, FactWarning, stacklevel=2)
-    return [kind for kind in kinds if any(kind.marks)]
+    return kinds
 
 
 def _named(model: Any, tokenizer: Any, sentences: Sequence[tuple[str, str]]) -> Marked:
