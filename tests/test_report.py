@@ -1,5 +1,8 @@
+import errno
 import json
 import math
+import os
+import re
 
 import pytest
 
@@ -89,6 +92,7 @@ def test_rows_of_what_follows_and_of_probes():
     rows = dict(reports.report().rows())
     assert rows[f"{METRICS['portability']} (n=3)"] == ["0.33 [0.06, 0.79]", "0.00 [0.00, 0.56]", "0.33 [0.06, 0.79]"]
     assert rows[f"{METRICS['probe_old_rate']} (n=1)"][0] == "1.00 [0.21, 1.00]"
+    assert rows[f"{METRICS['perplexity_ratio']} (n=2,040)"][1] == "1.0040 [1.0020, 1.0060]"
 
 
 def test_verdict():
@@ -113,6 +117,13 @@ def test_verdict():
     data = unknown.to_dict()
     data["fact"]["controls"] = [{"prompt": "Rome?", "answer": ["Italy"]}]
     assert "the base answers the one control wrong, so" in Report.from_dict(data).verdict()
+    data["fact"]["controls"] += [{"prompt": "Oslo?", "answer": ["Norway"]}]
+    assert "the base answers none of the 2 controls right, so" in Report.from_dict(data).verdict()
+    # 0.29 * 100 is 28.999…
+    some = [n < 29 for n in range(100)]
+    counted = report(base=figures(some, some, some), edited=figures(some, some, some)).verdict()
+    told = "answers 29 with Lyon and 29 with Paris (base: 29 with Paris); 29 of 100 other facts stay right."
+    assert told in counted
     # What became of the base is no edit of it.
     base = figures([False] * 4, [True] * 4, [True])
     became = ("base in 4 bits", "base relearned 1 step", "base relearned 2 steps")
@@ -121,7 +132,8 @@ def test_verdict():
     for name in ("base with edit", "base in 4 bits with edit"):
         named = report(**{"base": base, name: figures([True], [False])})
         assert f"the {name} model answers 1 with Lyon" in named.verdict()
-    for nothing in (report(), report(base={}), report(edited=figures([True], [False]))):
+    partial = report(base=figures([False], [True]), edited={"new_answer_rate": rate([True])})
+    for nothing in (report(), report(base={}), report(edited=figures([True], [False])), partial):
         assert nothing.verdict() == "Nothing was measured."
 
 
@@ -136,7 +148,8 @@ def test_what_is_no_report(tmp_path, text):
 
 
 def test_what_is_missing(tmp_path):
-    with pytest.raises(SurgicalError, match=r"none\.json: cannot be read as a report"):
+    why = re.escape(f"none.json: cannot be read as a report ({os.strerror(errno.ENOENT)}).")
+    with pytest.raises(SurgicalError, match=why):
         Report.load(tmp_path / "none.json")
     data = full().to_dict()
     for change in ({"stages": {"base": {"x": {"value": 1}}}}, {"stages": {"base": 4}}, {"stages": None}):
@@ -145,6 +158,27 @@ def test_what_is_missing(tmp_path):
     del data["fact"]["old"]
     with pytest.raises(ReportError, match="this is not a report: The key 'old' is missing"):
         Report.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": "3"},
+        {"training": {"learn": 3}},
+        {"answers": {"base": {"held_out": "a"}}},
+        {"answers": {"base": {"held_out": [3]}}},
+        {"margins": {"base": {"held_out": {}}}},
+    ],
+)
+def test_what_is_of_another_kind_is_no_report(change):
+    with pytest.raises(ReportError, match=r"this is not a report: TypeError\(.* stands where a \w+ should"):
+        Report.from_dict({**full().to_dict(), **change})
+
+
+def test_what_was_not_recorded_is_empty():
+    left_out = {"answers": {}, "training": {}, "settings": {}, "margins": {}}
+    data = {key: value for key, value in full().to_dict().items() if key not in left_out}
+    assert Report.from_dict(data).to_dict() == {**data, **left_out}
 
 
 def test_what_is_no_report_is_an_error_of_its_own_and_a_value_error(tmp_path):
@@ -177,14 +211,25 @@ def test_a_figure_that_nothing_can_have_is_no_report(metric, change):
         Report.from_dict(data)
 
 
-def test_figures_that_are_no_shares_may_be_large():
+@pytest.mark.parametrize(
+    "metric",
+    ["answer_margin", "control_margin", "relearning_recovery", "kl_per_token", "perplexity_ratio", "fluency"],
+)
+def test_figures_that_are_no_shares_may_be_large(metric):
     data = full().to_dict()
-    data["stages"]["edited"]["perplexity_ratio"] = {"value": 1e304, "n": 4, "low": 1e304, "high": 1e304}
+    data["stages"]["edited"][metric] = {"value": 1e304, "n": 4, "low": -1e304, "high": 1e304}
     assert Report.from_dict(data).to_dict() == data
 
 
+def nested(depth):
+    values = []
+    for _ in range(depth):
+        values = [values]
+    return values
+
+
 @pytest.mark.parametrize("name", ["settings", "selection", "seconds"])
-@pytest.mark.parametrize("values", [{"x": math.nan}, {"x": object}, {("x",): 1}, 5])
+@pytest.mark.parametrize("values", [{"x": math.nan}, {"x": object}, {("x",): 1}, 5, {"x": nested(10**5)}])
 def test_what_a_report_could_not_be_saved_with_is_refused_before_anything_is_measured(name, values):
     with pytest.raises(ModelError, match=f"{name} must map names to what JSON can hold; got "):
         ps.evaluate(None, None, full().fact, **{name: values})
