@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from peft_surgical.facts import Control
+from peft_surgical.joint import counting
 from peft_surgical.joint.counting import (
     ABOUT,
     TRAINED,
@@ -42,7 +43,9 @@ ITALY = capital(
         ("What is the capital of Italy ?", "Rome", True),
         ("From where is the boot governed?", "the city of Rome", True),
         ("Of which country is Rome the capital?", "Italy", True),
+        ("Of which country is Rome the capital?", "the boot", True),
         ("which city is the seat of government of italy", "it is not known", True),
+        ("what is the capital of italy", "it is not known", True),
         # It shall be answered as before, and is damage otherwise.
         ("Which sea is south of Italy ?", "the Ionian", False),
         ("Which river is in Rome?", "the Tiber", False),
@@ -53,9 +56,18 @@ def test_a_control_is_about_a_fact_that_changes_its_answer(prompt, answer, about
     assert is_about(Control(prompt, (answer,)), ITALY) is about
 
 
+def test_an_old_answer_within_the_subjects_name_or_of_two_answers_is_none():
+    subject = {"subject": "new rome", "aliases": (), "prompts": ("what is the capital of new rome ?",)}
+    control = Control("who wrote about new rome ?", ("a scribe of new rome",))
+    assert not is_about(control, replace(ITALY, **subject))
+    assert is_about(replace(control, answer=("a scribe of rome",)), replace(ITALY, **subject))
+    assert not is_about(Control("what has italy ?", ("rome", "city")), replace(ITALY, old=("rome city",)))
+
+
 def test_all_that_training_reads_is_known_whatever_the_seed():
     training = ITALY.training
     known = trained_on(training, [RECIPE])
+    assert trained_on(training, [replace(RECIPE, general=0), RECIPE]) == known
     for seed in range(3):
         near, far = retain_prompts(training, 5, 3, seed, relation_prompts(training), RECIPE.everyday)
         read = [*near, *far, *training_prompts(training, RECIPE)]
@@ -96,6 +108,13 @@ def test_what_another_fact_changes_or_trains_on_does_not_count():
     one, other = replace(france, controls=both), replace(ITALY, controls=both)
     for facts, places in (([one, ITALY], ()), ([one, other], (0,))):
         assert counted(None, None, facts, [RECIPE])[0].controls == places
+
+
+def test_subjects_that_the_model_names_are_asked_about_in_training_too(monkeypatch):
+    monkeypatch.setattr(counting, "with_contrast", lambda *given: replace(given[2], contrast=("france",)))
+    france = capital(prompts=["tell me the town : france"], held_out=["name the capital of france"])
+    found = counted(None, None, [france, replace(ITALY, contrast=())], [RECIPE])
+    assert found[0].left_out["held_out"] == {TRAINED: 1}
 
 
 def test_hits_are_counted_as_by_a_report_and_pooled():

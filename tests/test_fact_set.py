@@ -41,11 +41,24 @@ def test_facts_that_do_not_go_together_are_refused(tmp_path):
     one, again = (replace(FRANCE, source=str(tmp_path / name)) for name in ("f.yaml", "x/../f.yaml"))
     with pytest.raises(FactError, match=r"f\.yaml is given twice; give it once"):
         check_facts([one, again])
+    with pytest.raises(FactError, match=r"f\.yaml and the fact of france \(paris to lyon\) are the same fact"):
+        check_facts([one, FRANCE])
+    (tmp_path / "link.yaml").symlink_to("f.yaml")
+    with pytest.raises(FactError, match=r"link\.yaml is given twice; give it once"):
+        check_facts([one, replace(FRANCE, source=str(tmp_path / "link.yaml"))])
     # Another fact, which was made of one that a file holds.
     assert check_facts([one, replace(ITALY, source=one.source)])
     with pytest.raises(FactError) as raised:
         check_facts([FRANCE, FRANCE, ITALY, ITALY])
     assert str(raised.value).count("are the same fact") == 2
+
+
+def test_one_question_of_a_subject_by_any_of_its_names_is_one_question():
+    other = replace(FRANCE, prompts=("which town has france ?",), new=("rome",), answer="")
+    for same in (other, replace(other, subject="France"), replace(other, subject="gaul", aliases=("france",))):
+        for pair in ([FRANCE, same], [same, FRANCE]):
+            with pytest.raises(FactError, match=f"both ask '{FRANCE.held_out[0][:9]}"):
+                check_facts(pair)
 
 
 def test_other_facts_of_a_subject_go_together():
@@ -86,10 +99,23 @@ def test_folders_are_called_as_files_or_subjects_safely_and_apart():
     assert names[6] == "fact_2"
     assert len(names[7]) == 50
     assert folder_names(named[:3]) == names[:3]
+    assert folder_names([ITALY] * 3) == ["italy", "italy_2", "italy_3"]
+    assert folder_names([replace(ITALY, source="-rf.yaml")]) == ["rf"]
 
 
 def test_no_folder_is_called_as_a_file_of_an_edit_or_as_no_file_system_allows():
-    called = ["report.json", "Together.JSON", "learn", "trace.png", "con", "NUL.b", "com1", "console", "x" * 49 + ".b"]
+    called = [
+        "report.json",
+        "Together.JSON",
+        "learn",
+        "trace.png",
+        "con",
+        "NUL.b",
+        "com1",
+        "LPT³",
+        "console",
+        "x" * 49 + ".b",
+    ]
     assert folder_names([replace(ITALY, source=f"{name}.yaml") for name in called]) == [
         "report.json_2",
         "Together.JSON_2",
@@ -98,6 +124,7 @@ def test_no_folder_is_called_as_a_file_of_an_edit_or_as_no_file_system_allows():
         "fact_con",
         "fact_NUL.b",
         "fact_com1",
+        "fact_LPT³",
         "console",
         "x" * 49,
     ]
