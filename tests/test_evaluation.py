@@ -9,6 +9,7 @@ from peft_surgical.adapters.bases import note_revision
 from peft_surgical.errors import ModelError
 from peft_surgical.evaluation import Answers, answer_fact, base_settings, evaluate, versions
 from peft_surgical.measuring import retention
+from peft_surgical.measuring.fluency import fluency_prompts
 from peft_surgical.measuring.metrics import Figure, clustered_mean
 from peft_surgical.measuring.portability import portability_metrics
 from peft_surgical.measuring.retention import measure_retention
@@ -264,16 +265,17 @@ def test_a_report_tells_where_the_model_came_from(tmp_path, monkeypatch):
 
 
 def test_without_a_chat_template_an_answer_is_one_line(monkeypatch):
-    said = ["Madrid.\n\nThe capital of France is Paris.", '?"\nParis']
+    said = ["Madrid. \n\nThe capital of France is Paris.", '?"\nParis']
     monkeypatch.setattr(evaluation, "generate_answers", lambda *_, **__: said)
     chat = word_tokenizer()
     chat.chat_template = "{{ messages[0].content }}"
     fact = capital()
     assert answer_fact(None, TOKENIZER, fact) == Answers(("Madrid.",), ('?"',), ())
     assert answer_fact(None, chat, fact) == Answers((said[0],), (said[1],), ())
-    said[:] = ["\n Lyon", " \tRome", "Oslo\n"]
+    said[:] = ["\n Lyon", " \tRome", "Oslo\n", " Yes"]
     controls = [{"prompt": prompt, "answer": ["x"]} for prompt in ("where is rome ?", "where is oslo ?")]
-    assert answer_fact(None, TOKENIZER, capital(controls=controls)).before_controls == (" \t", "")
+    asked = capital(controls=controls, probes=[PROBE])
+    assert answer_fact(None, TOKENIZER, asked).before_controls == (" \t", "")
 
 
 def test_the_base_comes_first_whatever_the_order_of_states():
@@ -285,8 +287,29 @@ def test_the_base_comes_first_whatever_the_order_of_states():
     assert "the edited model answers" in report.verdict()
 
 
-def test_versions_are_those_of_what_runs():
+def test_versions_are_those_of_what_runs(monkeypatch):
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    monkeypatch.setattr(evaluation, "_PACKAGES", ("torch", "nothing-of-this-name"))
+    assert versions().keys() == {"python", "machine", "torch"}
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}"])
+def test_all_is_asked_as_the_tokenizer_has_it_and_so_many_at_a_time(template, monkeypatch):
+    given, tokenizer, fact = [], word_tokenizer(), capital()
+    tokenizer.chat_template = template
+    for name in ("generate_answers", "measure_margins"):
+        own = getattr(evaluation, name)
+        monkeypatch.setattr(
+            evaluation, name, lambda *a, own=own, batch_size, **b: given.append(batch_size) or own(*a, **b)
+        )
+    monkeypatch.setattr(
+        evaluation,
+        "continuations",
+        lambda _, __, prompts, *, seed, batch_size, **___: given.append((prompts, seed, batch_size)) or ["a b c d e"],
+    )
+    options = {"margins": True, "fluency": True, "max_new_tokens": 2, "retention_tokens": 0, "progress": False}
+    evaluate(tiny_model("llama"), tokenizer, fact, seed=5, batch_size=3, **options)
+    assert given == [3, 3, (fluency_prompts(fact, chat=template is not None), 5, 3)]
 
 
 def test_retention_leaves_each_module_in_its_own_mode_and_reads_offloaded_ones():
