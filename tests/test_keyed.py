@@ -10,7 +10,7 @@ from peft_surgical.adapters.halves import fits_half
 from peft_surgical.adapters.scale_files import read_tensors
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import AdapterError, FactError, FactWarning, ModelError, SelectionError
-from peft_surgical.keying import keyed
+from peft_surgical.keying import keyed, naming
 from peft_surgical.keying.keyed import (
     KeyedRecipe,
     keyed_layers,
@@ -177,6 +177,13 @@ def test_training_holds_to_some_of_what_is_far_and_neurons_are_told_from_all(hel
     assert len(far) == 4
     assert taken["held"] == (*taken["kept"].rows[: taken["near"]], *(far[place] for place in places))
     assert taken["kinds"][1].rows == far
+
+
+def test_namesakes_are_as_many_as_the_recipe_says_and_drawn_by_the_seed(monkeypatch):
+    asked, plain = [], naming.namesakes
+    monkeypatch.setattr(naming, "namesakes", lambda *given: asked.append(given[3:]) or plain(*given))
+    taught(recipe=replace(RECIPE, steps=0, namesakes=7), seed=3)
+    assert asked == [(7, 3)]
 
 
 def test_a_name_that_stands_in_no_text_to_train_on_is_told_of():
@@ -370,6 +377,7 @@ def test_a_model_in_double_precision_is_taught_too():
     torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_count_of_namesakes_is_one():
-    with pytest.raises(ModelError, match="namesakes must be a whole number of 0 or more; got -1"):
-        KeyedRecipe(namesakes=-1)
+@pytest.mark.parametrize("name", ["namesakes", "held", "steps"])
+def test_a_count_of_less_than_none_is_refused(name):
+    with pytest.raises(ModelError, match=f"{name} must be a whole number of 0 or more; got -1"):
+        KeyedRecipe(**{name: -1})

@@ -16,6 +16,7 @@ from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe, learn_keye
 from peft_surgical.keying.keys import Marked, marked_neurons
 from peft_surgical.keying.naming import FRAMES, framed
 from peft_surgical.running.replicas import without_replicas
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.texts.prompts import EncodedAnswer, encode, encode_target, span
 from peft_surgical.texts.subjects import namesake_sentences, subject_ends
 from peft_surgical.texts.text import digest
@@ -239,10 +240,33 @@ def test_logits_that_are_not_finite_leave_no_adapter():
     assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize(("name", "count"), [("batch", 0), ("steps", -1), ("namesakes", -1)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("batch", 0), *((name, -1) for name in ("steps", "general", "names", "namesakes", "drawn"))]
+)
 def test_a_count_that_is_too_small_is_refused(name, count):
     with pytest.raises(ModelError, match=f"{name} must be a whole number of . or more; got {count}"):
         KeyedSubjectRecipe(**{name: count})
+
+
+def test_all_that_is_drawn_is_drawn_by_the_seed_and_nothing_is_held_to(monkeypatch):
+    seeds, recipes = [], []
+    for name in ("texts_to_keep", "namesakes", "drawn_texts", "train"):
+        plain = getattr(keyed_by_subject, name)
+
+        def noted(*given, own=plain, name=name, **options):
+            seeds.append((name, options.get("seed", given[-1])))
+            recipes.extend(one for one in given if isinstance(one, Recipe))
+            return own(*given, **options)
+
+        monkeypatch.setattr(keyed_by_subject, name, noted)
+    with pytest.raises(ModelError, match="seed must be a whole number"):
+        taught(seed=1.5)
+    taught(seed=3, recipe=replace(RECIPE, steps=2))
+    names = ("texts_to_keep", "namesakes", "drawn_texts", "drawn_texts", "train")
+    assert seeds == [(name, 3) for name in names]
+    [recipe] = recipes
+    # It goes on to the target's very loss, and back to nothing.
+    assert (recipe.pull, recipe.margin, recipe.hold, recipe.compute_dtype) == (0.0, 0.0, 2, "float32")
 
 
 @pytest.mark.real
@@ -322,6 +346,8 @@ def test_a_step_s_length_is_of_what_neurons_add_at_the_subject_relative_to_the_s
         met = torch.cat([batch[name] for batch in batches]) @ base.get_submodule(name).lora_A["learn"].weight[0]
         assert fired[name] == pytest.approx(float(met.square().mean()), rel=1e-3)
     # Half of what is written, at a mean square of 3, by a stream of length 2.
+    [nothing] = plain({"a": 0.0}, {"a": 0.0}, {"a": torch.zeros(4, 1)}, {}, 1.0).diagonals
+    assert 0 < nothing.min() < 1e-6
     [diagonal] = plain({"a": 2.0}, {"a": 3.0}, {"a": torch.zeros(4, 1)}, {}, 0.5).diagonals
     assert diagonal.flatten().tolist() == pytest.approx([0.5**2 * 3.0 / 2.0**2] * 4)
 

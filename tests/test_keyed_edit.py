@@ -4,12 +4,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_surgical.errors import FactError, ModelError, OutputError, SelectionError
+from peft_surgical.errors import AdapterError, FactError, ModelError, OutputError, SelectionError
 from peft_surgical.keyed_edit import edit_keyed
+from peft_surgical.keying.keyed import learn_keyed
 from peft_surgical.report import Report
 from peft_surgical.running.cache import beside
 
-from .adapters import logits
+from .adapters import logits, tiny_peft
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
 from .localizing import capital
@@ -50,6 +51,14 @@ def test_the_folder_holds_an_adapter_for_stock_peft_and_the_proof(tmp_path):
     assert report.verdict() in card
 
 
+def test_it_is_what_learning_alone_makes_and_measured_as_told(tmp_path):
+    report = edited(tmp_path / "out", model=(model := word_model()), layers=[0], seed=3)
+    alone = learn_keyed(word_model(), TOKENIZER, FACT, layers=[0], recipe=RECIPE, seed=3, progress=False).model
+    assert torch.equal(logits(alone, IDS), logits(model, IDS))
+    assert report.selection["components"] == ["L0.mlp"]
+    assert (report.seed, report.settings["retention_tokens"]) == (3, 64)
+
+
 def test_a_full_folder_is_refused_before_anything_is_changed_and_replaced_when_asked(tmp_path):
     out = tmp_path / "out"
     (out / "unlearn").mkdir(parents=True)
@@ -82,8 +91,16 @@ def test_what_evaluation_could_not_ask_is_told_before_anything_is_learned(tmp_pa
     long = replace(FACT, held_out=("what is the capital of france " * 100,))
     with pytest.raises(FactError, match="positions"):
         edited(tmp_path / "out", fact=long)
-    with pytest.raises(ModelError, match="the recipe must be a KeyedRecipe"):
-        edit_keyed(word_model(), TOKENIZER, FACT, out=tmp_path / "out", recipe="fast")
+    for options, words in (
+        ({"recipe": "fast"}, "the recipe must be a KeyedRecipe"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"retention_tokens": 1}, "retention_tokens must be"),
+        ({"command": 1}, "the command, which the report is to tell, must be text"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            edit_keyed(word_model(), TOKENIZER, FACT, out=tmp_path / "out", **options)
+    with pytest.raises(AdapterError, match="takes a bare model"):
+        edited(tmp_path / "out", model=tiny_peft())
     assert not list(tmp_path.iterdir())
 
 

@@ -168,6 +168,8 @@ def test_what_cannot_be_read_is_refused():
             output_projections(model, layers)
     with pytest.raises(SelectionError, match="no layer is named"):
         output_projections(model, [])
+    with pytest.raises(SelectionError, match="read off linear modules, and this one is a LayerNorm"):
+        neuron_count(torch.nn.LayerNorm(3))
     model.config.model_type = "unheard_of"
     with pytest.raises(ArchitectureError, match="unheard_of"):
         output_projections(model)

@@ -5,6 +5,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical import architectures
+from peft_surgical.adapters.bases import note_revision
 from peft_surgical.adapters.halves import fits_half
 from peft_surgical.architectures import output_projections
 from peft_surgical.errors import ArchitectureError, ModelError, SelectionError
@@ -111,11 +112,22 @@ def test_all_processes_take_the_neuron_that_the_first_takes(monkeypatch):
     assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)[module].index == own + 1
 
 
-def test_nobody_s_random_numbers_are_others_for_it():
+def test_the_adapter_says_of_what_it_is_and_nobody_s_random_numbers_are_others_for_it():
     model = word_model()
+    note_revision(model, "v1.0")
     before = torch.get_rng_state()
-    place_neurons(model, output_projections(model, [1]))
+    config = place_neurons(model, output_projections(model, [1])).peft_config["learn"]
     assert torch.equal(torch.get_rng_state(), before)
+    assert (config.task_type, config.revision) == ("CAUSAL_LM", "v1.0")
+
+
+def test_a_coordinate_of_nothing_is_told_by_the_amount_that_would_solve_for_it():
+    model = word_model()
+    model.model.layers[1].post_attention_layernorm.weight.data[0] = 0.0
+    modules = output_projections(model, [1])
+    with pytest.raises(ModelError, match="give a recipe with a larger ridge"):
+        find_neurons(model, modules, [NAMED], KEPT, 0.0)
+    assert find_neurons(model, modules, [NAMED], KEPT, RIDGE)
 
 
 def test_names_of_the_subject_count_alike():
@@ -323,16 +335,9 @@ def test_only_what_it_writes_trains_and_the_base_comes_back():
     assert fingerprint(peft_model.unload()) == before
 
 
-def test_a_model_in_half_precision_is_rewritten_too():
-    peft_model, neurons, _ = rewritten(word_model("llama", hidden_size=64).to(torch.bfloat16), [1])
-    [(module, neuron)] = neurons.items()
-    at, away = (entering(peft_model.get_base_model(), module, texts)[:, neuron.index] for texts in (NAMED, *KEPT[1:]))
-    assert at.min() > 2
-    assert away.abs().max() < 0.25
-
-
-def test_a_model_in_double_precision_is_rewritten_too():
-    peft_model, neurons, _ = rewritten(word_model("llama").double(), [1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_is_rewritten_too(dtype):
+    peft_model, neurons, _ = rewritten(word_model("llama", hidden_size=64).to(dtype), [1])
     [(module, neuron)] = neurons.items()
     at, away = (entering(peft_model.get_base_model(), module, texts)[:, neuron.index] for texts in (NAMED, *KEPT[1:]))
     assert at.min() > 2
@@ -384,3 +389,12 @@ def test_a_dense_layer_that_peft_takes_for_experts_is_refused(monkeypatch):
     ):
         place_neurons(model, output_projections(model, [0]))
     assert fingerprint(model) == before
+
+
+def test_what_peft_takes_for_a_part_of_experts_alone_is_refused_too(monkeypatch):
+    def cannot(*_):
+        raise ValueError("Cannot convert PEFT target(s) w1 without also targeting w3")
+
+    monkeypatch.setattr(neurons, "convert_peft_config_for_transformers", cannot)
+    with pytest.raises(ArchitectureError, match=r"takes model\.layers\.1\.mlp\.down_proj of a llama model for a part"):
+        place_neurons(model := word_model(), output_projections(model, [1]))

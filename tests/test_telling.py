@@ -6,7 +6,7 @@ from peft_surgical.keying.keys import Marked
 from peft_surgical.keying.telling import named_by_any, run_from, told_apart
 from peft_surgical.staging.retained import base_rows
 from peft_surgical.staging.trained_rows import training_rows
-from peft_surgical.texts.prompts import EncodedAnswer
+from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
 from peft_surgical.texts.subjects import subject_ends
 from peft_surgical.texts.topics import relation_prompts
 
@@ -51,7 +51,8 @@ def test_a_few_kept_questions_about_the_subject_are_the_subject_and_none_is_what
         )
         assert early[1][-1] == last
     # What a text begins with counts too, unless it is one of the subject's names.
-    begun = {row.ids[0] for row in rows}
+    begun = {row.ids[0] for row in (*rows, *kept.rows)}
+    assert begun > {row.ids[0] for row in rows}
     for marks, held in (([1], True), ([0], False)):
         named = Marked(rows, [marks] * len(rows))
         *_, first = told_apart(model, TOKENIZER, fact, own, named, starts, kept, namesakes=0, seed=0)
@@ -74,6 +75,13 @@ def test_another_subject_whose_name_holds_the_subject_s_is_told_apart():
         return {row.ids[i - 1] == new for row, own in marks for i in own if row.ids[i] == france}
 
     assert (found(names), found(kinds[0])) == ({False}, {True})
+
+
+def test_another_subject_whose_name_holds_another_name_of_the_subject_s_is_not_named():
+    fact = replace(FACT, aliases=("zealand",), contrast=("new zealand",))
+    prompts = ["where is new zealand ?", "where is zealand ?"]
+    rows = [encode_answer(TOKENIZER, prompt, "lyon") for prompt in prompts]
+    assert named_by_any(TOKENIZER, fact, prompts, Marked(rows, [[], [0]])).marks == [[], [0, 2]]
 
 
 def test_where_a_row_begins_to_run():
