@@ -13,7 +13,7 @@ from peft_surgical.running.cache import beside
 from .adapters import logits, tiny_peft
 from .conftest import fingerprint
 from .counterfacts import TOKENIZER, word_model
-from .localizing import capital
+from .localizing import capital, word_tokenizer
 from .outputs import contents
 from .test_keyed import IDS, RECIPE
 
@@ -102,6 +102,17 @@ def test_what_evaluation_could_not_ask_is_told_before_anything_is_learned(tmp_pa
     with pytest.raises(AdapterError, match="takes a bare model"):
         edited(tmp_path / "out", model=tiny_peft())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_must_have_room_for_the_sentence_that_a_bare_answer_is_taught_as(tmp_path, monkeypatch):
+    monkeypatch.setattr("peft_surgical.keyed_edit.learn_keyed", lambda *_, **__: pytest.fail("it is learned"))
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    # Of 64 positions four are left, and the sentence has more words.
+    prompts = ("what is the capital of france ?", "name the capital of france " * 12)
+    model, fact = word_model(max_position_embeddings=64), replace(FACT, prompts=prompts, refusal="a .")
+    with pytest.raises(FactError, match=r"prompts.*positions"):
+        edit_keyed(model, tokenizer, fact, out=tmp_path / "out", recipe=RECIPE, progress=False)
 
 
 def test_a_fact_that_cannot_be_keyed_leaves_no_folder(tmp_path):

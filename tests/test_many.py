@@ -35,14 +35,15 @@ def both(request, model_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("both") / "out"
     model = base(model_folder).train()
     lines = []
-    together = made(model, [FRANCE, ITALY], out, kind=request.param, command="the command", tell=lines.append)
+    options = {"kind": request.param, "command": "the command", "seed": 3}
+    together = made(model, [FRANCE, ITALY], out, tell=lines.append, **options)
     return request.param, out, model, together, lines
 
 
 def test_each_folder_is_what_an_edit_on_top_of_those_before_it_writes(both, model_folder, tmp_path):
     kind, out, _, _, _ = both
     function, recipe = KINDS[kind]
-    options = {"recipe": recipe, "retention_tokens": 64, "progress": False, "command": "the command"}
+    options = {"recipe": recipe, "retention_tokens": 64, "progress": False, "command": "the command", "seed": 3}
     function(base(model_folder), TOKENIZER, FRANCE, out=tmp_path / "france", **options)
     function(
         base(model_folder), TOKENIZER, ITALY, out=tmp_path / "italy", on=[tmp_path / "france" / "edit"], **options
@@ -100,6 +101,8 @@ def test_what_is_written_is_what_is_returned(both):
     assert told == json.loads(json.dumps(together.to_dict()))
     assert told["settings"]["keyed"] is kind
     assert told["settings"]["command"] == "the command"
+    assert told["settings"]["recipe"] == Report.load(out / "france" / "report.json").settings["recipe"]
+    assert told["seed"] == 3
     assert together.unrelated["kl_per_token"].value > 0
     assert together.to_markdown() in (out / "edit" / "README.md").read_text()
     assert [line.partition(":")[0] for line in lines] == ["1 of 2, france", "2 of 2, italy"]
@@ -111,12 +114,15 @@ def test_what_is_written_is_what_is_returned(both):
     assert [one.stages["all"]["new_answer_rate"] for one in together.facts] == [rate([hit]) for hit in said]
 
 
-def test_what_is_no_output_of_this_is_refused(model_folder, tmp_path):
+def test_what_is_no_output_of_this_is_refused(model_folder, tmp_path, monkeypatch):
     out, model = tmp_path / "out", base(model_folder)
     (out / "france").mkdir(parents=True)
     (out / "france" / "notes.txt").touch()
-    with pytest.raises(OutputError, match="france holds no finished edit"):
-        made(model, [FRANCE], out)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (out, "~/out"):
+        with pytest.raises(OutputError, match="france holds no finished edit"):
+            made(model, [FRANCE], folder)
     (out / "france" / "edit").mkdir()
     (out / "france" / "edit" / "own").touch()
     with pytest.raises(OutputError, match="holds no adapter, so it is not replaced"):
@@ -237,7 +243,8 @@ def test_what_cannot_be_edited_on_top_of_is_refused_before_anything(model_folder
     with pytest.raises(ModelError, match="in one process"):
         made(base(model_folder), [FRANCE], out)
     assert not out.exists()
-    assert many.settings_of(False, None, 0, 0)[1] == [*RECIPES.values()]
+    settings, recipes = many.settings_of(False, None, 0, 0)
+    assert (settings.recipe.keys(), recipes) == (RECIPES.keys(), [*RECIPES.values()])
 
 
 def test_a_control_that_several_facts_have_is_kept_or_lost_once(model_folder, tmp_path):

@@ -1,12 +1,14 @@
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from peft_surgical import many
+from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.errors import FactError, FactWarning, OutputError
-from peft_surgical.joint.resuming import check_folder
+from peft_surgical.joint.resuming import Settings, check_folder, planned
 from peft_surgical.keyed_edit import edit_keyed
 from peft_surgical.many import edit_all
 from peft_surgical.merging import merge
@@ -169,6 +171,18 @@ def test_what_was_asked_in_another_way_is_another_edit(model_folder, tmp_path):
     path.write_text(json.dumps({**report, "settings": {**own, "max_new_tokens": 3}}))
     with pytest.raises(OutputError, match="another length of answers"):
         made(model, [FRANCE], out, retention_tokens=0)
+    path.write_text(json.dumps({**report, "selection": {**report["selection"], "components": ["L0.mlp"]}}))
+    with pytest.raises(OutputError, match="france holds an edit with other components"):
+        made(model, [FRANCE], out, retention_tokens=0)
+    told = {"scorers": ["lookup"], "projections": [*EDIT_PROJECTIONS], "granularity": "component"}
+    for change in ({}, {"scorers": []}, {"projections": ["z"]}, {"granularity": "head"}):
+        changed = {**told, **change}
+        said = {"settings": {**own, **changed}, "selection": {"granularity": changed["granularity"]}}
+        path.write_text(json.dumps({**report, **said}))
+        settings = Settings(False, own["recipe"], ("lookup",), 0, 0)
+        words = "france holds an edit with other scorers, projections or granularity"
+        with pytest.raises(OutputError, match=words) if change else nullcontext():
+            assert planned(out, [FRANCE], ["france"], settings, overwrite=False)[0].finished
 
 
 def test_what_is_not_whole_or_of_another_revision_is_not_taken(model_folder, tmp_path):
