@@ -1,6 +1,7 @@
 """What an adapter's folder may hold that neither this package nor PEFT's newest version has written."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -50,6 +51,21 @@ def test_a_single_scale_is_on_the_side_that_the_configuration_says(tmp_path):
         assert found.modules["a.proj"].coordinates.side == side
 
 
+@pytest.mark.parametrize(
+    ("key", "odd"),
+    [("revision", 3), ("auto_mapping", ["Model"]), ("fan_in_fan_out", "yes"), ("task_type", "ANY")],
+)
+def test_what_a_configuration_cannot_say_is_named(key, odd, tmp_path):
+    folder = foreign(tmp_path / "a", {"m.ia3_l": torch.ones(1, 4)}, **{key: odd})
+    with pytest.raises(AdapterError, match=re.escape(f"{key} in {folder / 'adapter_config.json'} cannot be {odd!r}.")):
+        Edit.load(folder)
+
+
+def test_half_of_a_pair_of_surrogates_is_no_text(tmp_path):
+    with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read: .*surrogates not allowed"):
+        Edit.load(foreign(tmp_path / "a", {"m.ia3_l": torch.ones(1, 4)}, revision="\ud800"))
+
+
 def test_an_adapter_file_without_scales_is_refused_and_a_base_without_a_name_is_none(tmp_path):
     with pytest.raises(AdapterError, match="holds no scales"):
         Edit.load(foreign(tmp_path / "none", {}))
@@ -62,6 +78,21 @@ def test_what_is_written_is_for_inference(tmp_path):
     edit.save(tmp_path / "surgical"), to_ia3(edit, tmp_path / "plain")
     for kind in ("surgical", "plain"):
         assert json.loads((tmp_path / kind / "adapter_config.json").read_text())["inference_mode"] is True
+
+
+def test_a_plain_adapter_is_the_same_bytes_in_whatever_order_its_modules_are_and_half_of_them_if_it_can(tmp_path):
+    scale = ModuleScale(Coordinates("input", ((0, 2),)), torch.tensor([2.0, 3.0]), 4)
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    for names in ("ab", "ba"):
+        edit = Edit({f"{name}.m": scale for name in names})
+        to_ia3(edit, tmp_path / names)
+    edit.save(tmp_path / "surgical")
+    for file in files:
+        assert (tmp_path / "ab" / file).read_bytes() == (tmp_path / "ba" / file).read_bytes()
+    for kind, dtype in (("ab", torch.float16), ("surgical", torch.float32)):
+        config, tensors = json.loads((tmp_path / kind / files[0]).read_text()), load_file(tmp_path / kind / files[1])
+        assert list(config) == sorted(config)
+        assert {tensor.dtype for tensor in tensors.values()} == {dtype}
 
 
 def test_the_changed_scales_of_some_coordinates_are_on_these(tmp_path):

@@ -91,6 +91,8 @@ def test_what_has_no_power_is_refused():
         (edit([1.0, 2.0], width=9), "m has 8 features in the edit and 9"),
         (edit([1.0, 2.0], base_model="b"), "different base models: .* for a, .* for b"),
         (edit([1.0, 2.0], base_model="a", revision="2"), "different revisions"),
+        # As are branches, unlike folders that end in one name.
+        (edit([1.0, 2.0], base_model="a", revision="mine/1"), "different revisions .* for 1, .* for mine/1"),
     ],
 )
 def test_edits_that_do_not_fit_together_are_refused(other, message):

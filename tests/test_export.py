@@ -289,9 +289,9 @@ def test_a_head_that_is_left_out_is_told_of_once(tmp_path):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             make(tmp_path / name)
-        said = [str(each.message) for each in told if "also holds" in str(each.message)]
-        assert len(said) == 1
-        assert "also holds lm_head.weight of the base that it was made on, which is left out here" in said[0]
+        [said] = [each for each in told if "also holds" in str(each.message)]
+        assert "also holds lm_head.weight of the base that it was made on, which is left out here" in str(said.message)
+        assert (said.filename == __file__) == (name in ("plain", "half"))
         assert not any("base_layer" in key for key in load_file(tmp_path / name / "adapter_model.safetensors"))
         # What was written says no more.
         assert not Edit.load(tmp_path / name).base_weights

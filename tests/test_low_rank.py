@@ -280,6 +280,27 @@ def test_what_is_more_than_two_factors_is_left_to_peft(tmp_path):
     assert len(LowRank.load(tmp_path / "lora").factors) > 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modules_to_save",
+        "use_qalora",
+        "use_bdlora",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "layer_replication",
+        "target_parameters",
+    ],
+)
+def test_what_adds_more_than_a_product_is_refused_be_its_file_as_any_other(name, tmp_path):
+    LowRank({"a": (torch.ones(1, 4), torch.ones(3, 1))}).save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, name: [1]}))
+    with pytest.raises(AdapterError, match=f"has {name}, so it is no plain LoRA adapter"):
+        LowRank.load(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["lora", "surgical", "ia3"])
 def test_what_a_newer_version_has_set_is_told(kind, tmp_path):
     folder = tmp_path / "adapter"

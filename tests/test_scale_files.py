@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +19,27 @@ def test_the_same_tensors_are_the_same_bytes_in_any_order(tmp_path):
     found = read_tensors(tmp_path / "x")
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in TENSORS.items())
+
+
+def test_the_head_of_a_file_is_in_order_whatever_it_was_given_in():
+    raw = tensor_bytes(TENSORS, {f"note {number}": "" for number in reversed(range(9))})
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    for found in (header, header["__metadata__"]):
+        assert list(found) == sorted(found)
+
+
+def test_a_digest_is_that_of_the_values_whatever_their_order_and_whether_they_are_trained():
+    digest = digest_of(TENSORS)
+    assert digest_of(dict(reversed(TENSORS.items()))) == digest
+    assert digest_of({name: torch.nn.Parameter(value) for name, value in TENSORS.items()}) == digest
+    assert digest_of({**TENSORS, "a": torch.ones(1, 2).half()}) != digest
+
+
+def test_scales_of_any_floating_point_are_read_in_float32(tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        write_tensors(tmp_path / "x", {"a": torch.tensor([0.5, -3.0], dtype=dtype)})
+        found = read_scales(tmp_path / "x")["a"]
+        assert (found.dtype, found.tolist()) == (torch.float32, [0.5, -3.0])
 
 
 def test_the_tensors_begin_at_a_multiple_of_eight_bytes():
