@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters.bases import folder_of, may_be_read_from, source_of, warn_of_another_base
-from .adapters.edits import Edit, several
+from .adapters.edits import Edit, first_known, several
 from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank
 from .adapters.mergeable import Mergeable, read_mergeable
@@ -92,8 +92,8 @@ def merge(
     steps = steps_of(read)
     earlier = edits_in(model)
     warn_of_lineage(given, lineages_of(earlier))
-    made_for = next((adapter.base_model for adapter in read if adapter.base_model), None)
-    revision = next((adapter.revision for adapter in read if adapter.revision), None)
+    made_for = first_known(adapter.base_model for adapter in read)
+    revision = first_known(adapter.revision for adapter in read)
     warn_of_another_base(model, read[0].name, made_for, revision)
     state: dict[str, Tensor] = model.state_dict()
     found = {key: new for made in folded_apart(model, steps, state, target) for key, new in made.items()}

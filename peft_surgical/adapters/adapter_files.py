@@ -288,7 +288,7 @@ def _edit(path: Path, config: dict[str, Any], modules: dict[str, ModuleScale], t
         modules,
         base_model=config.get("base_model_name_or_path") or None,
         revision=config.get("revision"),
-        fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         task_type=config.get("task_type"),
         auto_mapping=config.get("auto_mapping"),
         name=str(path),

@@ -15,17 +15,16 @@ the power of a sum's part is a multiple: `power` takes one, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import overload
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import AdapterError, brief
 from ..tuner.coordinates import Coordinates
-from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, several
+from .edits import Edit, EditOrPath, ModuleScale, as_edit, check_same_base, first_known, several
 from .fitting import check_same_weights
 from .lineage import Lineage
 from .low_rank import LowRank
@@ -67,11 +66,11 @@ def product(edits: EditOrPath | Iterable[EditOrPath]) -> Edit:
     _check_finite(name, modules)
     return Edit(
         modules,
-        base_model=next((e.base_model for e in loaded if e.base_model), None),
-        revision=next((e.revision for e in loaded if e.revision), None),
+        base_model=first_known(e.base_model for e in loaded),
+        revision=first_known(e.revision for e in loaded),
         fan_in_fan_out=any(e.fan_in_fan_out for e in loaded),
-        task_type=next((e.task_type for e in loaded if e.task_type), None),
-        auto_mapping=next((e.auto_mapping for e in loaded if e.auto_mapping), None),
+        task_type=first_known(e.task_type for e in loaded),
+        auto_mapping=first_known(e.auto_mapping for e in loaded),
         name=name,
         lineage=Lineage.of_product([e.origin() for e in loaded]),
         base_weights=base_weights,
@@ -111,19 +110,19 @@ def power(edit: Mergeable, t: float | int) -> Edit | LowRank:
 
 def _power(edit: Edit, t: float) -> Edit:
     """The power of an edit of scales."""
-
-    def raised(name: str, scale: Float[Tensor, " selected"]) -> Float[Tensor, " selected"]:
-        if t < 0 and (scale == 0).any():
-            raise AdapterError(f"{edit.name} scales {name} by 0 somewhere, which no power below 0 can undo.")
-        if not t.is_integer() and (scale < 0).any():
+    modules = {}
+    for key, module in edit.modules.items():
+        if t < 0 and (module.scale == 0).any():
+            raise AdapterError(f"{edit.name} scales {key} by 0 somewhere, which no power below 0 can undo.")
+        if not t.is_integer() and (module.scale < 0).any():
             raise AdapterError(
-                f"{edit.name} scales {name} by a negative number, which has no power {t!r}; whole powers are possible."
+                f"{edit.name} scales {key} by a negative number, which has no power {t!r}; whole powers are possible."
             )
         # float64 keeps the identities power(a, 1) == a and power(a, -1) == 1 / a exact in float32.
-        return scale.double().pow(t).to(torch.float32)
-
-    found = _map(edit, raised, f"({edit.name}) ** {t:g}")
-    return replace(found, lineage=edit.origin().dialled(t))
+        modules[key] = replace(module, scale=module.scale.double().pow(t).to(torch.float32))
+    name = f"({edit.name}) ** {t:g}"
+    _check_finite(name, modules)
+    return replace(edit, modules=modules, name=name, lineage=edit.origin().dialled(t))
 
 
 def inverse(edit: EditOrPath) -> Edit:
@@ -145,12 +144,6 @@ def difference(a: EditOrPath, b: EditOrPath) -> Edit:
     b = as_edit(b)
     found = product([a, inverse(b)])
     return replace(found, lineage=found.lineage.without(b.origin()))
-
-
-def _map(edit: Edit, function: Callable[[str, Tensor], Tensor], name: str) -> Edit:
-    modules = {key: replace(module, scale=function(key, module.scale)) for key, module in edit.modules.items()}
-    _check_finite(name, modules)
-    return replace(edit, modules=modules, name=name)
 
 
 def _check_finite(name: str, modules: Mapping[str, ModuleScale]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -187,6 +187,11 @@ def as_edit(edit: EditOrPath) -> Edit:
     return edit
 
 
+def first_known(values: Iterable[Given | None]) -> Given | None:
+    """The first of what some edits say in their order of one thing, such as their base, that says anything."""
+    return next(filter(None, values), None)
+
+
 class _Made(Protocol):
     """What says of itself for which base it was made, of whatever kind."""
 
@@ -204,11 +209,8 @@ def check_same_base(edits: Sequence[_Made]) -> None:
     Raises:
         AdapterError: If two names or two revisions differ.
     """
-    alike: dict[tuple[str, str], Callable[[str, str], bool]] = {
-        ("base models", "base_model"): same_model,
-        ("revisions of the base model", "revision"): operator.eq,
-    }
-    for (what, key), same in alike.items():
+    alike = (("base models", "base_model", same_model), ("revisions of the base model", "revision", operator.eq))
+    for what, key, same in alike:
         known = [(edit.name, getattr(edit, key)) for edit in edits if getattr(edit, key)]
         for name, value in known[1:]:
             if not same(known[0][1], value):

@@ -27,6 +27,7 @@ from ..writing.files import ADAPTER, atomic_directory, write_text
 from .adapter_files import CONFIG, read_config, read_weights, target_names, warn_of_unknown, write_adapter
 from .bases import hub_id
 from .cards import card_below, card_header, card_use, check_card
+from .edits import first_known
 from .fitting import check_beginning, check_targeted
 from .halves import halved
 from .lineage import Lineage
@@ -162,7 +163,7 @@ class LowRank:
         if not self.factors:
             raise AdapterError(f"{self.name} adds nothing to any module, so there is nothing to save.")
         with atomic_directory(path, overwrite=overwrite, content=ADAPTER) as folder:
-            write_adapter(folder, {**(self.settings or self._made())}, self._tensors(), self.lineage)
+            write_adapter(folder, dict(self.settings or self._made()), self._tensors(), self.lineage)
             write_text(folder / "README.md", self._card(card))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -244,12 +245,12 @@ def total(adapters: Sequence[LowRank]) -> LowRank:
             factors[module] = (first, second)
     return LowRank(
         factors,
-        next((adapter.base_model for adapter in adapters if adapter.base_model), None),
-        next((adapter.revision for adapter in adapters if adapter.revision), None),
+        first_known(adapter.base_model for adapter in adapters),
+        first_known(adapter.revision for adapter in adapters),
         name=" + ".join(adapter.name for adapter in adapters),
         lineage=Lineage.of_product([adapter.origin() for adapter in adapters]),
         fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters),
-        task_type=next((adapter.task_type for adapter in adapters if adapter.task_type), None),
+        task_type=first_known(adapter.task_type for adapter in adapters),
     )
 
 

@@ -22,6 +22,7 @@ from .cards import card_with_edits, clean
 from .edits import Edit
 from .lineage import Lineage, called
 from .low_rank import LowRank
+from .mergeable import Mergeable
 
 FILE, CARD = "peft_surgical.json", "README.md"
 _FORMAT = 1
@@ -88,9 +89,7 @@ def edit_names(edits: Sequence[Mapping[str, Any]]) -> list[str]:
     return [" and ".join(clean(adapter["name"]) for adapter in edit["adapters"]) for edit in edits]
 
 
-def edit_record(
-    adapters: Sequence[Edit | LowRank | str | os.PathLike[str]], model: Any, dtype: torch.dtype, rounding: Rounding
-) -> dict[str, Any]:
+def edit_record(adapters: Sequence[Mergeable], model: Any, dtype: torch.dtype, rounding: Rounding) -> dict[str, Any]:
     """What is told of one merge.
 
     Args:
@@ -115,7 +114,7 @@ def edit_record(
     }
 
 
-def _told(adapter: Edit | LowRank | str | os.PathLike[str]) -> dict[str, Any]:
+def _told(adapter: Mergeable) -> dict[str, Any]:
     if isinstance(adapter, Edit | LowRank):
         # One that was computed of others is called by a formula with their paths.
         name = called(adapter.name) if os.path.isdir(adapter.name) else "an edit in memory"
@@ -126,13 +125,9 @@ def _told(adapter: Edit | LowRank | str | os.PathLike[str]) -> dict[str, Any]:
     return {"name": name, "sha256": lineage.digest, **{key: [*values] for key, values in found.items() if values}}
 
 
-def _named(model: Any) -> str:
-    return str(getattr(model, "name_or_path", None) or "")
-
-
 def _base(model: Any) -> dict[str, str | None]:
     """What is told of the base: the name is its hub id, or that of its folder or file alone."""
-    name = _named(model)
+    name = str(getattr(model, "name_or_path", None) or "")
     known = hub_id_of(model, name) if name else None
     alone = os.path.basename(os.path.abspath(source_of(model) or name)) if name else None
     return {"name": known or alone, "hub_id": known, "revision": revision_of(model) or cached_commit(name)}

@@ -17,7 +17,7 @@ from ..tuner.names import check_known
 from ..wrapped import uncompiled
 from ..writing.files import ADAPTER, atomic_directory, read_json, write_json, write_text
 from .halves import halved
-from .scale_files import check_finite, digest_of, read_tensors, write_tensors
+from .scale_files import WEIGHTS, check_finite, digest_of, read_tensors, write_tensors
 
 
 def save_adapter(
@@ -55,28 +55,21 @@ def save_adapter(
         model.save_pretrained(
             scratch, selected_adapters=[adapter], safe_serialization=True, save_embedding_layers=False
         )
-        saved, held = Path(scratch) if adapter == "default" else Path(scratch) / adapter, 0
+        saved = Path(scratch) if adapter == "default" else Path(scratch) / adapter
         # PEFT's own kinds are made in float32 and loaded into, so they come back as they were.
         halve = not isinstance(model.peft_config[adapter], SurgicalIA3Config)
-        for file in saved.iterdir():
-            if file.suffix == ".safetensors":
-                held += _write_again(file, folder / file.name, model, notes, halve=halve)
-            elif file.name == ADAPTER.file:
-                config = read_json(file)
-                # A set in PEFT, which would be written in another order by every process.
-                if isinstance(config.get("target_modules"), list):
-                    config["target_modules"] = sorted(config["target_modules"])
-                write_json(folder / file.name, config)
-            else:
-                os.replace(file, folder / file.name)
-        if not held:
+        if not _write_again(saved / WEIGHTS, folder / WEIGHTS, model, notes, halve=halve):
             raise nothing_left(adapter)
-        # PEFT writes one for all that it saves.
-        written = Path(scratch) / "README.md"
-        if card is not None:
-            write_text(folder / written.name, card)
-        elif written.exists():
-            os.replace(written, folder / written.name)
+        config = read_json(saved / ADAPTER.file)
+        # A set in PEFT, which would be written in another order by every process.
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"] = sorted(config["target_modules"])
+        write_json(folder / ADAPTER.file, config)
+        if card is None:
+            # PEFT writes one for all that it saves.
+            os.replace(Path(scratch) / "README.md", folder / "README.md")
+        else:
+            write_text(folder / "README.md", card)
 
 
 def nothing_left(adapter: str) -> AdapterError:
