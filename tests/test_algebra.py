@@ -147,6 +147,16 @@ def test_what_one_edit_alone_says_of_its_base_holds_for_the_product():
         assert product([edit([1.0, 2.0], width=width) for width in widths]).modules["m"].width == 8
 
 
+def test_a_product_holds_the_weights_of_the_base_that_any_of_its_edits_holds():
+    head, other = {"head.weight": torch.ones(2)}, {"other.weight": torch.zeros(3)}
+    for given in ((head, {}, other), ({}, other, head)):
+        found = product(
+            [edit([1.0, 2.0], base_weights=held, name=name) for name, held in zip("abc", given, strict=True)]
+        )
+        assert found.base_weights == {**head, **other}
+        assert found.name == "a * b * c"
+
+
 def test_nothing_to_multiply():
     with pytest.raises(AdapterError, match="nothing to multiply"):
         product([])

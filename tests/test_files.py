@@ -119,11 +119,10 @@ def test_where_text_cannot_be_written(tmp_path):
     assert names(tmp_path) == ["file", "folder"]
 
 
-def test_a_disk_that_fills_within_a_folder_is_told_of_by_the_outputs_name(tmp_path):
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(
-        OutputError, match=rf"^cannot write {re.escape(str(tmp_path / 'out'))}: No space left on device"
-    ):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_disk_that_fills_within_a_folder_is_told_of_by_the_outputs_name(number, tmp_path):
+    full = OSError(number, os.strerror(number))
+    with pytest.raises(OutputError, match=f"^{re.escape(f'cannot write {tmp_path}/out: {full.strerror}.')}$"):
         with atomic_directory(tmp_path / "out") as folder:
             raise OutputError(f"cannot write {folder / 'a'}: {full}.") from full
 
