@@ -147,11 +147,18 @@ def test_what_one_edit_alone_says_of_its_base_holds_for_the_product():
         assert product([edit([1.0, 2.0], width=width) for width in widths]).modules["m"].width == 8
 
 
+def test_of_two_that_do_not_fit_the_first_is_the_one_that_scales_the_module():
+    scales = [1.0, 2.0]
+    one, two, three = edit(scales, module="n", name="a"), edit(scales, name="b"), edit(scales, side="output", name="c")
+    with pytest.raises(AdapterError, match="both sides: b scales its input, c its output"):
+        product([one, two, three])
+
+
 def test_a_product_holds_the_weights_of_the_base_that_any_of_its_edits_holds():
     head, other = {"head.weight": torch.ones(2)}, {"other.weight": torch.zeros(3)}
-    for given in ((head, {}, other), ({}, other, head)):
+    for every in ((head, {}, other), ({}, other, head)):
         found = product(
-            [edit([1.0, 2.0], base_weights=held, name=name) for name, held in zip("abc", given, strict=True)]
+            [edit([1.0, 2.0], base_weights=held, name=name) for name, held in zip("abc", every, strict=True)]
         )
         assert found.base_weights == {**head, **other}
         assert found.name == "a * b * c"

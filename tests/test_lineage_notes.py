@@ -40,6 +40,10 @@ def test_an_edit_whose_square_is_itself_acts_as_it_is_when_squared():
     assert on.lacks([power(edit, 2).origin()]) == []
 
 
+def test_of_folders_that_cannot_be_read_nothing_is_told(tmp_path):
+    assert faults_of_lineage([tmp_path / "a", tmp_path / "b"], [Lineage()]) == []
+
+
 @pytest.mark.parametrize("note", ["3", "null", "{", '{"a": 1}'])
 def test_notes_that_are_no_lists_say_nothing(note, tmp_path):
     tensors = {"a": torch.ones(2)}
