@@ -163,3 +163,13 @@ def test_what_another_run_is_writing_inside_stays_when_overwriting_is_allowed(tm
         with claimed(tmp_path, overwrite=True):
             pass
     assert (tmp_path / "merged" / "weights").read_text() == "all"
+
+
+def test_what_is_read_by_way_of_a_link_is_not_replaced(tmp_path):
+    (tmp_path / "real" / "a").mkdir(parents=True)
+    (tmp_path / "out").symlink_to("real")
+    (tmp_path / "real" / "to nothing").symlink_to("none")
+    check_inputs_stay(tmp_path / "out", [tmp_path, "none", None])
+    for given in (tmp_path / "real" / "a", tmp_path / "out" / "to nothing"):
+        with pytest.raises(OutputError, match=f"would replace {given}, which is read for it"):
+            check_inputs_stay(tmp_path / "out", [given])

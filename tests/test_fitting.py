@@ -9,7 +9,13 @@ import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from peft_surgical.adapters.fitting import check_all_acts, check_leaves_base, check_same_weights, check_targeted
+from peft_surgical.adapters.fitting import (
+    check_all_acts,
+    check_beginning,
+    check_leaves_base,
+    check_same_weights,
+    check_targeted,
+)
 from peft_surgical.adapters.low_rank import LowRank
 from peft_surgical.errors import AdapterError
 from peft_surgical.measuring.attached import attach, check_together
@@ -214,8 +220,30 @@ def test_all_linear_modules_are_targeted_whatever_they_are_called(tmp_path):
     check_targeted(tmp_path, {"target_modules": "all-linear"}, ["model.layers.0.mlp.down_proj"])
 
 
+def test_the_layer_is_the_one_that_the_pattern_of_layers_says(tmp_path):
+    config = {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": ["blocks"]}
+    check_targeted(tmp_path, config, ["model.part.0.blocks.1.q_proj"])
+    with pytest.raises(AdapterError, match=r"part\.1\.blocks\.0\.q_proj, which its configuration does not target"):
+        check_targeted(tmp_path, config, ["model.part.1.blocks.0.q_proj"])
+
+
+@pytest.mark.parametrize("beginning", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_ways_to_begin_that_leave_the_base_alone_are_read(beginning, tmp_path):
+    check_beginning(tmp_path, {"init_lora_weights": beginning})
+
+
+def test_weights_of_another_shape_are_others():
+    with pytest.raises(AdapterError, match="a was made on a base with another w than this model has"):
+        check_same_weights("a", {"w": torch.ones(2)}, {"w": torch.ones(3)}, "this model")
+
+
+def test_weights_that_are_not_in_memory_are_not_compared(tmp_path):
+    check_leaves_base(tmp_path, {}, {"w": torch.ones(2)}, {"w": torch.ones(2, device="meta")})
+
+
 def test_what_adapters_share_need_not_be_in_each_file(tmp_path):
     shared = SimpleNamespace(missing_keys=["base_model.vblora_vector_bank.a"], unexpected_keys=[])
+    shared.missing_keys += ["prompt_encoder.a.weight", "base_model.q_proj.tinylora_v.a", "x.unilora_theta_d.a"]
     check_all_acts(tmp_path, shared)
     shared.missing_keys.append("base_model.model.q_proj.vblora_logits_A.a")
     with pytest.raises(AdapterError, match=r"lacks base_model\.model\.q_proj\.vblora_logits_A\.a"):

@@ -206,6 +206,7 @@ def test_of_numbers_that_half_precision_holds_only_pefts_own_kinds_are_saved_in_
     surgical = tiny_peft(perturbed=False)
     save_adapter(surgical, "default", tmp_path / "surgical")
     assert Lineage.of(tmp_path / "surgical").digest == digest_to_save(surgical, "default")
+    assert digest_to_save(surgical, "another") is None
     lora = get_peft_model(tiny_model("llama"), LoraConfig(r=1, target_modules=["q_proj"]))
     for name, parameter in lora.named_parameters():
         if "lora_" in name:

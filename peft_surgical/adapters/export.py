@@ -14,11 +14,11 @@ from ..ranges import united_index
 from ..tuner.coordinates import Coordinates
 from .adapter_files import write_plain
 from .cards import check_card
-from .edits import Edit, EditOrPath, ModuleScale, as_edit
+from .edits import Edit, ModuleScale, as_edit
 
 
 def to_ia3(
-    edit: EditOrPath,
+    edit: Edit | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     card: str | None = None,
