@@ -13,10 +13,11 @@ from peft_surgical.adapters.halves import fits_half
 from peft_surgical.errors import AdapterError, FactError, ModelError, SelectionError
 from peft_surgical.staging import by_subject, retain
 from peft_surgical.staging.by_subject import SubjectRecipe, learn_by_subject
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.staging.subject_texts import NamedRows, texts_to_keep
 from peft_surgical.tuner.layer import layers_with
 
-from .adapters import deltas, logits, loss
+from .adapters import deltas, logits, loss, trainable
 from .conftest import fingerprint
 from .filling import fill_rows
 from .localizing import capital, word_tokenizer
@@ -83,6 +84,30 @@ def test_an_answer_may_name_the_subject_even_as_its_last_word(answer):
     before = sum(log_likelihoods(model, TOKENIZER, pairs))
     stage = taught(model=model, fact=replace(FACT, answer=answer))
     assert sum(log_likelihoods(stage.model, TOKENIZER, pairs)) > before
+
+
+def test_without_a_config_the_first_third_of_the_layers_learns():
+    model = tiny_model("llama", num_hidden_layers=7)
+    stage = learn_by_subject(model, TOKENIZER, FACT, recipe=replace(RECIPE, steps=1), progress=False)
+    own = stage.model.peft_config["learn"]
+    assert (own.components, own.projections, own.task_type) == (["L0.mlp", "L1.mlp"], ["post"], "CAUSAL_LM")
+
+
+def test_the_stage_says_what_it_taught_and_trains_no_more():
+    given = config()
+    before = given.to_dict()
+    stage = learn_by_subject(tiny_model("llama"), TOKENIZER, FACT, given, recipe=RECIPE, progress=False)
+    assert stage.answer == "lyon"
+    assert stage.model.active_adapters == ["learn"]
+    assert trainable(stage.model) == set()
+    assert given.to_dict() == before
+
+
+def test_no_prompt_is_in_a_step_twice(monkeypatch):
+    steps, plain = [], by_subject._losses
+    monkeypatch.setattr(by_subject, "_losses", lambda *given: steps.append(given[2]) or plain(*given))
+    taught(recipe=replace(RECIPE, steps=2))
+    assert [sorted(step) for step in steps] == [[0, 1]] * 3
 
 
 def test_a_saved_adapter_is_the_one_that_was_trained(tmp_path):
@@ -213,6 +238,8 @@ def test_what_is_not_neurons_is_refused_before_the_model_changes(options):
 def test_the_first_third_of_the_layers():
     assert ps.subject_components(tiny_model("llama", num_hidden_layers=7)) == ["L0.mlp", "L1.mlp"]
     assert ps.subject_components(tiny_model("llama", num_hidden_layers=2)) == ["L0.mlp"]
+    with pytest.raises(ModelError, match="a model must be a torch module"):
+        ps.subject_components("llama")
 
 
 def test_a_step_of_some_prompts_says_what_it_has_seen():
@@ -246,12 +273,13 @@ def test_a_model_that_carries_adapters_unseen_is_refused():
     assert torch.equal(logits(stage.model), said)
 
 
-def test_logits_that_are_not_finite_leave_no_adapter():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_that_are_not_finite_leave_no_adapter(dtype):
     model = tiny_model("llama")
     model.lm_head.weight.data[7] = math.inf
     before = fingerprint(model)
-    with pytest.raises(ModelError, match=r"the model gives logits that are not finite in torch\.float32"):
-        taught(model=model)
+    with pytest.raises(ModelError, match=rf"the model gives logits that are not finite in torch\.{dtype}"):
+        taught(model=model, recipe=replace(RECIPE, compute_dtype=dtype))
     assert fingerprint(model) == before
 
 
@@ -268,6 +296,18 @@ def test_what_is_scaled_may_not_be_offloaded():
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj has no weights at hand .* offloaded"):
         taught(model=model)
     assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"recipe": Recipe()}, "must be a SubjectRecipe, and is of the type Recipe"), ({"seed": 1.5}, "seed must be")],
+)
+def test_another_recipe_or_no_seed_is_refused_before_the_model_changes(options, words):
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    with pytest.raises(ModelError, match=words):
+        taught(model=model, **options)
+    assert fingerprint(model) == before
 
 
 @pytest.mark.parametrize(("name", "count"), [("batch", 0), ("steps", -1), ("general", -1), ("names", -1)])

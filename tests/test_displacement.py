@@ -153,6 +153,33 @@ def test_positions_left_out_do_not_count():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
+def test_without_texts_or_states_nothing_moves():
+    model, modules = scaled()
+    for texts, options in (([], {}), ([[5]], {}), (rows(1, 3), {"leave_out": [[1, 2]]})):
+        assert not any(form.any() for form in measured(model, modules, texts, **options).forms)
+    model.model.embed_tokens.weight.data.zero_()
+    assert not any(form.any() for form in measured(model, modules, rows()).forms)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_states_of_half_precision_are_added_up_in_float32(family):
+    model, modules = scaled(family, components=("L1.mlp",))
+    model.to(torch.bfloat16)
+    [layer] = layers_of(model, modules)
+    ids, entered = tiny_ids(3, 7), []
+    [form] = measured(model, modules, ids.tolist()).forms
+    handle = layer.register_forward_pre_hook(lambda _, args: entered.append(args[0][:, 1:].flatten(0, 1)))
+    block = model.model.layers[1]
+    made, residual = (states.float() for states in seen(model, layer, block, ids))
+    handle.remove()
+    lengths, weight = residual.norm(dim=-1, keepdim=True), layer.get_base_layer().weight.detach().float()
+    if family == "gemma3":
+        lengths = lengths * made.square().mean(-1, keepdim=True).sqrt()
+        weight = (1 + block.post_feedforward_layernorm.weight.detach().float())[:, None] * weight
+    neurons = entered[0].float() / lengths
+    torch.testing.assert_close(form, (weight.T @ weight) * (neurons.T @ neurons) / len(neurons), rtol=1e-3, atol=1e-5)
+
+
 def test_each_row_leaves_out_its_own_positions():
     model, modules = scaled()
     long, short = rows()[0], rows()[1][:4]

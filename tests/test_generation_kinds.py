@@ -28,7 +28,9 @@ from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import _shared_start, generate_ids
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.running.tails import TailRunner
+from peft_surgical.staging.displacement import measure_displacement
 from peft_surgical.texts.prompts import EncodedAnswer
+from peft_surgical.tuner import SurgicalIA3Config
 
 from .localizing import word_tokenizer
 from .test_beginnings import built
@@ -169,6 +171,11 @@ def test_neurons_are_read_at_the_places_of_answers(monkeypatch):
     for text in texts:
         at_places(model, text.ids)
     torch.testing.assert_close(found, torch.cat(seen), atol=1e-5, rtol=1e-4)
+    config = SurgicalIA3Config(selections={name: {"side": "input", "ranges": [[0, 4]]}})
+    adapted, given = get_peft_model(counting("roberta"), config).get_base_model(), []
+    adapted.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs["position_ids"]), with_kwargs=True)
+    measure_displacement(adapted, {name: 1}, "default", [[20, 21, 22]])
+    assert [places.tolist() for places in given] == [[[0, 1, 2]]]
 
 
 @torch.no_grad()
