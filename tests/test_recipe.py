@@ -61,13 +61,19 @@ def test_what_makes_equations_solvable_is_above_0(recipe, name, amount):
         recipe(**{name: amount})
 
 
-@pytest.mark.parametrize("recipe", [Recipe, KeyedRecipe, SubjectRecipe, KeyedSubjectRecipe])
-def test_a_target_is_a_number(recipe):
-    with pytest.raises(ModelError, match="target_loss must be a number; got 'b'"):
-        recipe(target_loss="b")
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        *((recipe, "target_loss") for recipe in (Recipe, KeyedRecipe, SubjectRecipe, KeyedSubjectRecipe)),
+        (Recipe, "target_kl"),
+    ],
+)
+def test_a_target_is_a_number(recipe, name):
+    with pytest.raises(ModelError, match=f"{name} must be a number; got 'b'"):
+        recipe(**{name: "b"})
 
 
-@pytest.mark.parametrize("tokens", [0, 2.5, "x"])
+@pytest.mark.parametrize("tokens", [0, 2.5, "x", True])
 def test_tokens_of_a_pass_are_whole(tokens):
     with pytest.raises(ModelError, match=f"pass_tokens must be a whole number of 1 or more, .* got {tokens!r}"):
         Recipe(pass_tokens=tokens)

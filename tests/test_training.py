@@ -34,8 +34,8 @@ def rows(count, seed):
 class Task:
     """A tiny model with an adapter at the identity, answers to learn and answers to keep, some of them not run."""
 
-    def __init__(self, family="llama", facts=5, retains=6, not_run=()):
-        self.model = tiny_peft(family, COMPONENTS, perturbed=False)
+    def __init__(self, family="llama", facts=5, retains=6, not_run=(), dtype=torch.float32):
+        self.model = tiny_peft(family, COMPONENTS, dtype=dtype, perturbed=False)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.facts, self.retains = rows(facts, 100), rows(retains, 200)
         inner = self.model.get_base_model()
@@ -157,6 +157,12 @@ def test_a_step_follows_its_own_gradient_and_none_before():
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
+def test_a_loss_has_more_digits_than_the_logits():
+    task, seen = Task(facts=1, dtype=torch.bfloat16), []
+    task.train(Recipe(steps=1), on_step=lambda _step, loss, _kl: seen.append(loss))
+    assert seen != [float(torch.tensor(loss).bfloat16()) for loss in seen]
+
+
 def test_what_is_reached_from_the_start_takes_no_step():
     task = Task()
     before = deltas(task.model)
@@ -210,6 +216,11 @@ def test_nothing_to_retain_and_no_step_to_take():
     record = task.train(Recipe(steps=0))
     assert (record.steps, record.reached, record.loss, record.worst) == (0, False, math.inf, math.inf)
     assert fingerprint(task.model) == before
+
+
+@pytest.mark.parametrize(("near", "batches"), [(2, {"far_batch": 0}), (0, {"near_batch": 0})])
+def test_the_divergence_is_of_near_and_of_far_rows(near, batches):
+    assert Task().train(Recipe(steps=2, **batches), near=near).kl > 0
 
 
 @pytest.mark.parametrize(("near", "batches"), [(0, {"near_batch": 5}), (2, {"near_batch": 0})])
@@ -276,6 +287,16 @@ def test_the_pull_leads_back():
         torch.testing.assert_close(p.detach(), p.detach().mean().expand_as(p))
 
 
+def test_nothing_pulls_where_nothing_is_changed():
+    task = Task(retains=0)
+    with torch.no_grad():
+        for p in task.parameters:
+            p.fill_(0.2)
+    origin = [p.detach().clone() for p in task.parameters]
+    task.train(Recipe(steps=2, margin=99.0), origin=origin)
+    assert all(torch.equal(p, own) for p, own in zip(task.parameters, origin, strict=True))
+
+
 def test_training_sets_out_from_the_share_of_the_frozen_change_that_is_left():
     for scale, undo, expected in (
         (1.5, 0.0, 1.5),
@@ -283,6 +304,9 @@ def test_training_sets_out_from_the_share_of_the_frozen_change_that_is_left():
         (1.5, 1.0, 1.0),
         (0.1, 1.0, 1.0),
         (-0.5, 0.5, 0.25),
+        # So near zero, it stays as it is.
+        (0.04, 1.0, 0.04),
+        (-0.04, 1.0, -0.04),
     ):
         task = Task()
         frozen = [torch.full_like(p, scale) for p in task.parameters]

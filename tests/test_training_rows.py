@@ -45,6 +45,16 @@ def test_steps_visit_all_rows(fact_batch, far_batch):
         assert all(sorted(step) == list(range(5, 11)) for step in retains)
 
 
+def test_a_step_of_many_rows_takes_several_passes():
+    task, asked = Task(facts=80, retains=0), []
+    read = task.runner.read
+    task.runner.read = lambda indices, spans: asked.append(list(indices)) or read(indices, spans)
+    with threads(1):
+        task.train(Recipe(steps=1, fact_batch=80))
+    assert len(asked) > 1
+    assert sorted(i for indices in asked for i in indices) == list(range(80))
+
+
 def test_a_row_that_is_not_run_has_its_turn_and_counts_as_unchanged():
     left_out = Task(not_run=(1, 4))
     run = [i for i, base in enumerate(left_out.base) if base is not None]
