@@ -354,7 +354,8 @@ def test_random_scores_follow_the_seed(tokenizer):
     one, same = (localized(model, tokenizer, "random", "random:draw=1", seed=3) for _ in range(2))
     other = localized(model, tokenizer, "random", seed=4)
     assert one.scores == same.scores
-    assert one.scores["random"] != other.scores["random"]
+    # Nor is another draw what another seed gives.
+    assert other.scores["random"] not in (one.scores["random"], one.scores["random:draw=1"])
     assert one.scores["random"] != one.scores["random:draw=1"]
 
 
