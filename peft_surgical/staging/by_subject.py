@@ -41,7 +41,7 @@ from ..sites import ModelShape
 from ..texts.lengths import padding
 from ..texts.prompts import EncodedAnswer, answer_ids, span
 from ..tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
-from ..tuner.unchanged import base_of, unchanged_on_failure
+from ..tuner.unchanged import unchanged_on_failure
 from ..wrapped import check_module
 from .acting import scaling_at
 from .displacement import NEURONS_ONLY, Displacement, measure_displacement, neuron_modules
@@ -194,9 +194,7 @@ def displacement_kept(
     general, others = texts_to_keep(model, tokenizer, fact, general=recipe.general, names=recipe.names, seed=seed)
     total = measure_displacement(model, modules, LEARN, general)
     for close, leave_out in ((others, None), (named.prompts, named.inside)):
-        if close:
-            near = measure_displacement(model, modules, LEARN, close, leave_out=leave_out)
-            total += recipe.other_weight * near
+        total += recipe.other_weight * measure_displacement(model, modules, LEARN, close, leave_out=leave_out)
     return total
 
 
@@ -214,11 +212,9 @@ def _train(
     factors, rows = kept.factors(recipe.damping), named.rows
     layers = [model.get_submodule(name) for name in modules]
     parameters = [layer.surgical_ia3_delta[LEARN] for layer in layers]
-    blocks = decoder_layers(model)
     # Before its subject nothing of a sentence changes.
-    runner = TailRunner(model, blocks, min(modules.values()), pad=pad)
-    with base_of(model):
-        runner.add([row.read for row in rows], starts=named.starts)
+    runner = TailRunner(model, decoder_layers(model), min(modules.values()), pad=pad)
+    runner.add([row.read for row in rows], starts=named.starts)
     order = endless(range(len(rows)), drawing(seed))
     latest = [math.inf] * len(rows)
     length, before, reached, step = recipe.length, math.inf, False, 0

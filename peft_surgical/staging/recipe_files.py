@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,11 +24,7 @@ R = TypeVar("R", bound="DataclassInstance")
 
 def recorded(recipe: DataclassInstance) -> dict[str, Any]:
     """A recipe's fields as JSON. That has no infinity, so an infinite limit is a word, which a file may hold, too."""
-    return {name: str(value) if _is_infinite(value) else value for name, value in asdict(recipe).items()}
-
-
-def _is_infinite(value: object) -> bool:
-    return isinstance(value, float) and math.isinf(value)
+    return {name: str(value) if value in (math.inf, -math.inf) else value for name, value in asdict(recipe).items()}
 
 
 def read_recipe(path: str | os.PathLike[str], own: R) -> R:
@@ -107,9 +104,7 @@ def _value(word: object) -> object:
         # JSON's true and false, which fit no field.
         return word
     for kind in (int, float):
-        try:
-            # YAML has a dot before infinity.
+        # YAML has a dot before infinity.
+        with suppress(ValueError):
             return kind(word.lower().replace(".inf", "inf"))
-        except ValueError:
-            pass
     return word

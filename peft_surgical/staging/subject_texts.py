@@ -81,15 +81,10 @@ def texts_to_keep(
         names: How many other names stand in for the subject.
         seed: Decides which.
     """
-    carried = carried_beside(fact, general)
     taken = {same_text_key(prompt) for prompt in fact.prompts}
-    found = ([*fact.retain, *carried], other_sentences(fact, names, seed))
-    texts, others = (
-        [ids for prompt in prompts if fits(model.config, len(ids := encode(tokenizer, prompt)))]
-        for prompts in (_allowed(fact, prompts, taken) for prompts in found)
-    )
-    return texts, others
 
+    def encoded(prompts: Sequence[str]) -> list[list[int]]:
+        allowed = (prompt for prompt in prompts if same_text_key(prompt) not in taken and fact.may_train_on(prompt))
+        return [ids for prompt in allowed if fits(model.config, len(ids := encode(tokenizer, prompt)))]
 
-def _allowed(fact: TrainingFact, prompts: Sequence[str], taken: set[str]) -> list[str]:
-    return [prompt for prompt in prompts if same_text_key(prompt) not in taken and fact.may_train_on(prompt)]
+    return encoded([*fact.retain, *carried_beside(fact, general)]), encoded(other_sentences(fact, names, seed))
