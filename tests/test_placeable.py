@@ -92,6 +92,8 @@ def test_the_head_and_its_parts_are_refused_by_whatever_name():
     for name in ("lm_head", "head", "lm_head.0"):
         with pytest.raises(SelectionError, match=f"leave {name} out of the selection"):
             check_below_head(model, ["model.layers.0.mlp.down_proj", name])
+    model.get_output_embeddings = lambda: None
+    check_below_head(model, ["lm_head"])
 
 
 def test_a_module_of_which_a_part_is_offloaded_is_not_at_hand():

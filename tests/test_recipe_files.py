@@ -100,6 +100,9 @@ def test_a_report_is_read_by_the_recipe_that_it_records(file):
         ("- steps", ": a recipe is a mapping of fields to values, not ['steps']."),
         ("stps: 3", ": there is no field 'stps'; the fields are steps, step_kl, "),
         ("learn: {steps: 3}", ": there is no field 'learn'; the fields are steps, step_kl, "),
+        # Half of what a report has is none.
+        ("fact: x", ": there is no field 'fact'; the fields are steps, step_kl, "),
+        ("stages: x", ": there is no field 'stages'; the fields are steps, step_kl, "),
         ("steps: -1", ": steps must be a whole number of 0 or more; got -1."),
         ("steps: 2.5", ": steps must be a whole number of 0 or more; got 2.5."),
         ("steps: many", ": steps must be a whole number of 0 or more; got 'many'."),

@@ -6,9 +6,9 @@ from peft import get_peft_model
 
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.stages import learn, unlearn
-from peft_surgical.tuner import SurgicalIA3Config
+from peft_surgical.tuner import SurgicalIA3Config, activate
 
-from .adapters import deltas
+from .adapters import add, deltas, tiny_peft
 from .conftest import fingerprint
 from .staged import FACT, RECIPE, TOKENIZER, config, first_stage
 from .tiny import tiny_model
@@ -52,6 +52,20 @@ def test_a_stage_trains_below_a_head_that_an_earlier_adapter_scales():
         learn(model, TOKENIZER, FACT, recipe=RECIPE, progress=False)
     stage = learn(model, TOKENIZER, FACT, config(), recipe=RECIPE, progress=False)
     assert stage.before == ("default",)
+
+
+def test_without_a_config_a_stage_scales_what_the_last_that_acts_does():
+    model = tiny_peft()
+    add(model, "other")
+    activate(model, ["default", "other"])
+    configs = learn(model, TOKENIZER, FACT, recipe=replace(RECIPE, steps=0), progress=False).model.peft_config
+    assert configs["learn"].selections == configs["other"].selections != configs["default"].selections
+
+
+def test_a_stage_is_shown_by_its_steps_and_its_mean_loss():
+    stage = first_stage()
+    assert f"{stage.record.loss:.3g}" != f"{stage.record.worst:.3g}"
+    assert repr(stage) == f"Stage('unlearn' of a LlamaForCausalLM, 4 steps, loss {stage.record.loss:.3g})"
 
 
 def test_a_stage_tells_what_its_training_reached():
