@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from peft_surgical.errors import FactError, ModelError
 from peft_surgical.facts import Control
@@ -63,6 +64,8 @@ def test_what_was_kept_of_another_tokenizer_or_base_is_refused():
         (tiny_model("qwen3"), TOKENIZER, "on another base"),
         # Embeddings of other data types are not compared, and sizes are.
         (tiny_model("llama", dtype=torch.bfloat16, num_hidden_layers=4), TOKENIZER, "on another base"),
+        (tiny_model("llama", dtype=torch.bfloat16, hidden_size=64), TOKENIZER, "on another base"),
+        (tiny_model("qwen3", dtype=torch.bfloat16), TOKENIZER, "on another base"),
     ]:
         for stage in (unlearn, learn):
             with pytest.raises(ModelError, match=f"'retained' was worked out {message}; leave it out"):
@@ -93,9 +96,21 @@ def test_the_base_is_the_same_however_it_is_held():
     own = origin_of(tiny_model("llama"), TOKENIZER, FACT.training)
     adapted = get_peft_model(tiny_model("llama"), config(modules_to_save=["embed_tokens"]))
     adapted.get_input_embeddings().modules_to_save["default"].weight.data.mul_(3)
-    for model in (adapted, first_stage().model, copy.deepcopy(first_stage().model).merge_and_unload()):
+    lora = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["embed_tokens"]))
+    for model in (adapted, lora, first_stage().model, copy.deepcopy(first_stage().model).merge_and_unload()):
         assert origin_of(model, TOKENIZER, FACT.training) == own
     away = origin_of(offloaded(tiny_model("llama"), ["model.embed_tokens"]), TOKENIZER, FACT.training)
     assert away == replace(own, base=None)
+    quantized = tiny_model("llama")
+    embeddings = quantized.get_input_embeddings()
+    embeddings.weight = nn.Parameter(embeddings.weight.detach().to(torch.int8), requires_grad=False)
+    assert origin_of(quantized, TOKENIZER, FACT.training) == away
+    hidden = tiny_model("llama")
+    hidden.set_input_embeddings(nn.Identity())
+    assert origin_of(hidden, TOKENIZER, FACT.training) == away
+    del hidden.model.embed_tokens
+    assert origin_of(hidden, TOKENIZER, FACT.training) == away
+    # Of the tokens that it has embeddings of.
+    assert origin_of(tiny_model("llama", vocab_size=8), TOKENIZER, FACT.training).base is not None
     first = first_stage(recipe=replace(RECIPE, steps=1))
     learn(tiny_model("llama", dtype=torch.bfloat16), TOKENIZER, FACT, config(), recipe=RECIPE, retained=first.retained)

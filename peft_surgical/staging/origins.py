@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -89,8 +88,6 @@ def _hash_of_embeddings(base: Any, tokens: list[int]) -> tuple[str, str] | None:
         return None
     if isinstance(module, AuxiliaryTrainingWrapper):
         module = module.original_module
-    if isinstance(module, BaseTunerLayer):
-        module = module.get_base_layer()
     weight: Any = getattr(module, "weight", None)
     # What is quantized, spread over processes or offloaded has weights of other kinds, or none.
     if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or not weight.is_floating_point():
