@@ -11,7 +11,7 @@ from .facts import Fact
 from .localizing.results import Localization
 from .localizing.specs import read_scorers
 from .selection import Selection, sure_components, with_each_kind
-from .sites import ModelShape
+from .sites import ModelShape, check_projections
 from .tuner import SurgicalIA3Config
 from .tuner.resolve import Granularity, check_granularity, check_has_neurons
 
@@ -38,7 +38,7 @@ def check_choice(
     """What can be told without a model of what [`edit`] is to scale.
 
     Raises:
-        SelectionError: If some of its arguments exclude each other.
+        SelectionError: If some of its arguments exclude each other, or name what there is not.
     """
     if selection is not None and not isinstance(selection, Selection):
         raise SelectionError(
@@ -51,10 +51,10 @@ def check_choice(
         raise SelectionError(
             f"the granularity 'neuron' and a number of neurons go together; got {granularity!r} and {neurons}."
         )
-    if selection is not None:
-        if any(limit is not None for limit in (top, heads, mlps, budget)):
-            raise SelectionError("a selection and top, heads, mlps or budget exclude each other.")
-        check_granularity(granularity, selection.neurons)
+    if selection is not None and any(limit is not None for limit in (top, heads, mlps, budget)):
+        raise SelectionError("a selection and top, heads, mlps or budget exclude each other.")
+    check_granularity(granularity, chosen)
+    check_projections(projections or ())
     if budget is not None and granularity == "module":
         raise SelectionError("a budget and the granularity 'module' exclude each other: components share modules.")
     only_heads = heads is not None and top is None and mlps is None
@@ -70,8 +70,7 @@ def check_choice(
 
 def check_places(
     model: Any,
-    sure: Sequence[str],
-    selection: Selection | None,
+    sure: Selection,
     granularity: Granularity,
     neurons: int | None,
     projections: Sequence[str],
@@ -81,7 +80,6 @@ def check_places(
     Args:
         model: The model.
         sure: The components that will be scaled, whatever the scores.
-        selection: What is to be scaled, if that is given.
         granularity: See [`SurgicalIA3Config`].
         neurons: How many of each MLP's neurons, if that is given.
         projections: Where.
@@ -90,12 +88,9 @@ def check_places(
         SelectionError: If one of them cannot be scaled there.
         ArchitectureError: If the model's architecture is not known.
     """
-    some = {} if selection is None or selection.neurons is None else dict(selection.neurons)
-    if neurons is not None:
-        # Which ones is not known yet, and they are all in the same place.
-        some = {name: ((0, 1),) for name in sure if name.endswith(".mlp")}
-    config = SurgicalIA3Config(
-        components=list(sure), granularity=granularity, projections=list(projections), neurons=some or None
+    # Which neurons will be chosen is not known yet, and they are where their whole MLP is.
+    config = SurgicalIA3Config.from_localization(
+        sure, granularity=granularity if neurons is None else "component", projections=projections
     )
     config.resolve(model.config)
 

@@ -42,7 +42,7 @@ from .running.alike import check_alike
 from .running.cache import kept_beside
 from .running.generation import MAX_NEW_TOKENS
 from .running.sharing import by_main
-from .selection import Selection, sure_components
+from .selection import Selection, listed, sure_components
 from .sites import ModelShape
 from .stacking import stack_above
 from .stages import RECIPES, learn, unlearn
@@ -162,8 +162,8 @@ def edit(
     earlier.check_stay(out, WRITTEN)
     earlier.check_model(model)
     limits = {"top": top, "heads": heads, "mlps": mlps, "budget": budget}
-    if isinstance(projections, str):
-        projections = [projections]
+    if projections is not None:
+        projections = listed(projections)
     check_choice(selection, granularity, neurons, projections, **limits)
     if selection is not None:
         selection.check(ModelShape.from_config(model.config))
@@ -173,7 +173,7 @@ def edit(
         some = neurons is not None or (selection is not None and selection.neurons is not None)
         projections = NEURON_PROJECTIONS if some else EDIT_PROJECTIONS
     if sure := sure_components(selection, **limits):
-        check_places(model, sure, selection, granularity, neurons, projections)
+        check_places(model, selection or Selection(sure), granularity, neurons, projections)
     recipes = recipes_of(recipe)
     kept = max(own.retain_tokens for own in recipes.values())
     check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
@@ -195,9 +195,7 @@ def edit(
             started = now
 
         names = EDIT_SCORERS if scorers is None else scorers
-        found = localization
-        if found is None:
-            found = localize(model, tokenizer, fact, names, seed=seed, progress=progress)
+        found = localization or localize(model, tokenizer, fact, names, seed=seed, progress=progress)
         # Processes on unlike devices may round to another ranking.
         localization = by_main(lambda: found)
         selection = choose(

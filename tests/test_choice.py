@@ -79,6 +79,18 @@ def test_neurons_are_refused_with_whole_modules_before_there_is_a_model():
         check_choice(None, **{**FREE, "granularity": "module", "budget": 0})
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"granularity": "layer"}, "the granularity must be one of component, module, neuron, got 'layer'"),
+        ({"projections": ("z", "inn")}, "the projection 'inn' is not one of z, v, q, k"),
+    ],
+)
+def test_what_there_is_not_is_told_where_only_the_scores_say_what_is_scaled(options, words):
+    with pytest.raises(SelectionError, match=words):
+        check_choice(None, **{**FREE, "top": 2, **options})
+
+
 def test_a_budget_counts_the_projections_alone_and_whole_modules_are_chosen_as_if_there_were_none(localization):
     chosen = choose(localization, None, projections=("z",), **{**FREE, "budget": 12 * localization.shape.d_head})
     assert chosen.components == localization.top(heads=12).components

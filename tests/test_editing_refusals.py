@@ -123,6 +123,16 @@ def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words
             "no MLP is selected",
         ),
         ({"granularity": "layer"}, "the granularity must be one of"),
+        ({"granularity": "layer", "top": 2}, "the granularity must be one of"),
+        ({"projections": "inn", "top": 2}, "the projection 'inn' is not one of"),
+        ({"projections": 5, "top": 2}, "projections must be a list of names, got 5"),
+        (
+            {
+                "granularity": "neuron",
+                "selection": Selection(("L1.mlp", "L2.mlp"), neurons={"L2.mlp": ((0, 2),)}),
+            },
+            r"the granularity 'neuron' needs the neurons of L1\.mlp, and none are given",
+        ),
     ],
 )
 def test_projections_that_cannot_do_are_told_before_localizing(options, words, tmp_path, monkeypatch):

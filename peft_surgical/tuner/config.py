@@ -29,7 +29,7 @@ from ..ranges import checked_neurons
 from ..selection import Selection, listed, with_each_kind
 from ..sites import DEFAULT_PROJECTIONS, WIDEST, Component, ModelShape
 from .coordinates import Coordinates
-from .resolve import GRANULARITIES, Granularity, check_granularity, resolve
+from .resolve import Granularity, check_granularity, resolve
 from .targets import check_width
 
 if TYPE_CHECKING:
@@ -112,10 +112,7 @@ class SurgicalIA3Config(PeftConfig):
         self.peft_type = SurgicalPeftType.SURGICAL_IA3
         # The selections that components were resolved to; not a field, since a file need not tell.
         self._of_components: dict[str, Any] | None = None
-        if self.granularity not in GRANULARITIES:
-            raise SelectionError(
-                f"the granularity must be one of {', '.join(GRANULARITIES)}, got {brief(self.granularity)}."
-            )
+        check_granularity(self.granularity, None)
         if self.selections is None and not self.components:
             raise SelectionError(
                 "a surgical adapter needs selections (module, side, ranges) or components; got neither."

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
-from ..errors import SelectionError
+from ..errors import SelectionError, brief
 from ..ranges import Range, Ranges, checked_neurons
 from ..sites import (
     DEFAULT_PROJECTIONS,
@@ -76,15 +76,17 @@ def resolve(
 
 
 def check_granularity(granularity: str, neurons: object) -> None:
-    """Refuses neurons where whole modules are scaled, which would scale all of them.
+    """Refuses a granularity that there is not, and neurons where whole modules are scaled, which would scale all.
 
     Args:
         granularity: `component`, `module` or `neuron`.
         neurons: Which, or how many, are chosen, if any.
 
     Raises:
-        SelectionError: If some are and the granularity is `module`.
+        SelectionError: If it is none of these, or some are and it is `module`.
     """
+    if granularity not in GRANULARITIES:
+        raise SelectionError(f"the granularity must be one of {', '.join(GRANULARITIES)}, got {brief(granularity)}.")
     if granularity == "module" and neurons:
         raise SelectionError(
             "the granularity 'module' scales whole modules, and neurons are chosen; take the granularity 'neuron', or"
