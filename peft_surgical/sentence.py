@@ -12,7 +12,6 @@ the sentence is put behind them too, as ROME does (Meng et al., arXiv 2202.05262
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,20 +134,26 @@ def learn_sentence_keyed(
     check_bare(model, "keyed learning")
     if layers is not None:
         output_projections(model, layers)
-    aliases = checked_aliases(subject_of(prompt, new, subject), aliases)
     plain = without_template(tokenizer)
-    fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed)
-    fact = replace(fact, aliases=tuple(aliases))
+    fact = _behind_beginnings(model, plain, prompt, new, subject, contexts, seed, aliases)
     return learn_keyed_by_subject(model, plain, fact, layers=layers, recipe=recipe, seed=seed, progress=progress)
 
 
 def _behind_beginnings(
-    model: Any, plain: Any, prompt: str, new: str, subject: str | None, contexts: int, seed: int
+    model: Any,
+    plain: Any,
+    prompt: str,
+    new: str,
+    subject: str | None,
+    contexts: int,
+    seed: int,
+    aliases: Sequence[str] = (),
 ) -> TrainingFact:
     # Of another kind of model, such as one with an encoder, nothing could be drawn.
     architecture_of(model.config.model_type)
     check_causal(model)
     subject = subject_of(prompt, new, subject)
+    aliases = checked_aliases(subject, aliases)
     # A space at the end would stand twice, and as a token of its own.
     prompt, new = cleaned(prompt, "the prompt", None), cleaned(new, "the new answer", None)
     # As training is: neither autocast nor what else is around decides what is drawn.
@@ -161,6 +166,7 @@ def _behind_beginnings(
         prompts=(prompt, *(beginning + prompt for beginning in beginnings)),
         refusal=refusal_for("", subject),
         answer=new,
+        aliases=tuple(aliases),
     )
 
 

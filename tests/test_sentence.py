@@ -7,6 +7,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import peft_surgical as ps
 from peft_surgical.errors import AdapterError, ArchitectureError, FactError, ModelError, SelectionError
+from peft_surgical.keying.keyed_by_subject import KeyedSubjectRecipe
 from peft_surgical.sentence import (
     LENGTHS,
     STARTS,
@@ -96,6 +97,26 @@ def test_it_is_learn_by_subject_behind_sampled_beginnings():
     assert any(delta.any() for delta in found.values())
     other = deltas(taught(contexts=3, seed=5).model)
     assert not all(torch.equal(found[name], delta) for name, delta in other.items())
+
+
+def test_by_neurons_it_is_learn_keyed_by_subject_behind_them_under_all_names():
+    base = tiny_model("llama")
+    beginnings = sample_contexts(base, without_template(TOKENIZER), 3, 4)
+    fact = ps.TrainingFact(
+        subject="france",
+        old=(),
+        new=("lyon",),
+        prompts=(PROMPT, *(beginning + PROMPT for beginning in beginnings)),
+        refusal="",
+        answer="lyon",
+        aliases=("italy",),
+    )
+    recipe = KeyedSubjectRecipe(steps=3, general=3, names=12, namesakes=4, drawn=1, compute_dtype="float32")
+    given = {"layers": [1], "recipe": recipe, "seed": 4, "progress": False}
+    by_hand = dict(ps.learn_keyed_by_subject(base, TOKENIZER, fact, **given).model.named_parameters())
+    told = {"new": "lyon", "subject": "france", "aliases": [" italy"], "contexts": 3}
+    found = learn_sentence_keyed(tiny_model("llama"), TOKENIZER, PROMPT, **told, **given)
+    assert all(torch.equal(by_hand[name], parameter) for name, parameter in found.model.named_parameters())
 
 
 def test_spaces_around_do_not_matter():
