@@ -7,7 +7,6 @@ into the checkpoint. Several adapters are rounded once, which is more exact than
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +26,7 @@ from .folding import check_finite, check_rewritable, folded_apart, steps_of
 from .loading.padding import as_it_came
 from .tuner.fold import Rounding
 from .writing.carried import carry
-from .writing.files import CHECKPOINT, as_output_error, atomic_directory, check_output, write_json
+from .writing.files import CHECKPOINT, as_output_error, atomic_directory, check_output, read_json, write_json
 from .writing.inputs import check_inputs_stay
 
 # By it transformers knows that it put an adapter on a model.
@@ -120,7 +119,7 @@ def merge(
                 setattr(model, _FLAG, flag)
         if target is not None:
             path = folder / "config.json"
-            write_json(path, _with_dtype(json.loads(path.read_text(encoding="utf-8")), target))
+            write_json(path, _with_dtype(read_json(path), target))
         if tokenizer is not None:
             as_it_came(tokenizer).save_pretrained(folder)
         source = folder_of(model)

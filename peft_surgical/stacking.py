@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import TypeVar, overload
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -33,19 +33,13 @@ from .profiling import phase
 from .writing.files import ADAPTER, check_output
 from .writing.inputs import check_inputs_stay
 
+Kind = TypeVar("Kind", Edit, LowRank)
+
 
 @overload
 def stack(
-    adapters: Edit | Iterable[Edit], out: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
-) -> Edit: ...
-@overload
-def stack(
-    adapters: LowRank | Iterable[LowRank],
-    out: str | os.PathLike[str],
-    *,
-    card: str | None = None,
-    overwrite: bool = False,
-) -> LowRank: ...
+    adapters: Kind | Iterable[Kind], out: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
+) -> Kind: ...
 @overload
 def stack(
     adapters: Mergeable | Iterable[Mergeable],
