@@ -175,8 +175,8 @@ def edit(
     if sure := sure_components(selection, **limits):
         check_places(model, selection or Selection(sure), granularity, neurons, projections)
     recipes = recipes_of(recipe)
-    kept = max(own.retain_tokens for own in recipes.values())
-    check_fact_fits(model.config, tokenizer, in_sentences(fact, tokenizer), answer=MAX_NEW_TOKENS, retained=kept)
+    kept, told = recipes[UNLEARN].retain_tokens, in_sentences(fact, tokenizer)
+    check_fact_fits(model.config, tokenizer, told, answer=MAX_NEW_TOKENS, retained=kept)
     check_alike(model=model, fact=fact, out=str(out), seed=seed, on=earlier.below)
     with unchanged_on_failure(model), earlier.folded_into(model), ExitStack() as claim:
         out = by_main(lambda: claim.enter_context(claimed_for_edit(out, overwrite)))

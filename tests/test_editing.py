@@ -10,7 +10,7 @@ from peft_surgical import editing
 from peft_surgical.adapters.edits import Edit
 from peft_surgical.choice import EDIT_PROJECTIONS
 from peft_surgical.editing import EDIT_SCORERS
-from peft_surgical.errors import AdapterError, ModelError, SelectionError
+from peft_surgical.errors import ModelError, SelectionError
 from peft_surgical.localizing.faithfulness import Carried, Faithfulness
 from peft_surgical.localizing.results import Localization
 from peft_surgical.measuring.states import adapter_state
@@ -84,8 +84,9 @@ def test_an_earlier_localization_is_not_done_again(edited, model_folder, tmp_pat
     out, _, report = edited
     monkeypatch.delattr(editing, "localize")
     earlier = Localization.load(out / "localization.json")
-    _, again = rewrite(model_folder, tmp_path / "out", localization=earlier)
+    _, again = rewrite(model_folder, tmp_path / "out", localization=earlier, scorers=["attribution"])
     assert again.answers == report.answers
+    assert again.settings["scorers"] == [*earlier.scorers]
     assert (tmp_path / "out" / "localization.json").read_text() == (out / "localization.json").read_text()
     assert earlier.seconds == sum(table.notes["seconds"] for table in earlier.tables.values()) > 0
     assert again.seconds["localize"] >= round(earlier.seconds, 2)
@@ -143,6 +144,18 @@ def test_what_another_selection_carries_is_not_kept(edited, model_folder, tmp_pa
         with pytest.raises(InterruptedError):
             rewrite(model_folder, tmp_path / "out", localization=earlier, **options)
     assert seen == [earlier, *[replace(earlier, faithfulness=None)] * 3]
+
+
+def test_every_step_has_the_seed(model_folder, tmp_path, monkeypatch):
+    seeds = {}
+
+    def noting(name, step):
+        return lambda *given, seed, **options: step(*given, seed=seeds.setdefault(name, seed), **options)
+
+    for name in ("localize", "measure", "unlearn", "learn", "evaluate"):
+        monkeypatch.setattr(editing, name, noting(name, getattr(editing, name)))
+    rewrite(model_folder, tmp_path / "out", seed=3, faithfulness=True)
+    assert seeds == {"localize": 3, "measure": 3, "unlearn": 3, "learn": 3, "evaluate": 3}
 
 
 def test_each_stage_has_the_recipe_that_is_given_for_it(model_folder, tmp_path):
@@ -359,16 +372,6 @@ def test_an_interrupted_edit_leaves_what_is_complete(step, left, earlier, model_
     for name in left & set(FOLDERS):
         assert not torch.equal(logits(load(model_folder, out / name, name), IDS), logits(base, IDS))
     assert {path.name for path in tmp_path.iterdir()} - {FOLDER} == {"out"}
-
-
-def test_a_second_edit_of_the_same_model_is_refused_before_anything_is_done(model_folder, tmp_path):
-    model, tokenizer = load_model(model_folder, dtype="float32")
-    options = {"selection": Selection.from_components("L1.mlp"), "recipe": RECIPE, "retention_tokens": 0}
-    edit_function(model, tokenizer, FACT, out=tmp_path / "out", progress=False, **options)
-    found = Localization.load(tmp_path / "out" / "localization.json")
-    with pytest.raises(AdapterError, match="as by an earlier edit; give that PEFT model, or take them off by"):
-        edit_function(model, tokenizer, FACT, out=tmp_path / "other", localization=found, progress=False, **options)
-    assert not (tmp_path / "other").exists()
 
 
 def test_no_step_and_still_a_report(model_folder, tmp_path):

@@ -8,19 +8,33 @@ import pytest
 
 from peft_surgical import edit as edit_function
 from peft_surgical import editing
-from peft_surgical.errors import AdapterError, FactError, ModelError, OutputError, ScorerError, SelectionError
+from peft_surgical.errors import (
+    AdapterError,
+    FactError,
+    ModelError,
+    OutputError,
+    ScorerError,
+    SelectionError,
+    SurgicalError,
+)
 from peft_surgical.keying.keyed import KeyedRecipe
 from peft_surgical.localization import localize
+from peft_surgical.localizing.results import Localization
 from peft_surgical.selection import Selection
+from peft_surgical.sites import ModelShape
 from peft_surgical.staging.by_subject import SubjectRecipe
+from peft_surgical.staging.recipe import Recipe
 from peft_surgical.tuner import SurgicalIA3Config
 
+from . import test_editing
 from .adapters import tiny_peft
 from .conftest import fingerprint
 from .localizing import capital, planted, word_tokenizer
 from .tiny import tiny_model
 
 FACT = capital()
+SHAPE = ModelShape.from_config(planted().config)
+WIDER = replace(SHAPE, d_mlp=2 * SHAPE.d_mlp)
 
 
 def forbidden(*_, **__):
@@ -133,6 +147,10 @@ def test_what_cannot_be_done_is_refused_and_writes_nothing(options, error, words
             },
             r"the granularity 'neuron' needs the neurons of L1\.mlp, and none are given",
         ),
+        ({"selection": Selection(("L1.mlp",), WIDER)}, r"made on another model \(d_mlp 96, not 48\)"),
+        # Both stages keep what the first one's recipe says.
+        ({"recipe": {"unlearn": Recipe(retain_tokens=500)}}, "'retain' and its answer have .* the model has 256"),
+        ({"recipe": {"learn": Recipe(retain_tokens=500)}}, None),
     ],
 )
 def test_projections_that_cannot_do_are_told_before_localizing(options, words, tmp_path, monkeypatch):
@@ -140,8 +158,17 @@ def test_projections_that_cannot_do_are_told_before_localizing(options, words, t
         raise InterruptedError
 
     monkeypatch.setattr(editing, "localize", localizes)
-    with pytest.raises(InterruptedError if words is None else SelectionError, match=words):
+    with pytest.raises(InterruptedError if words is None else SurgicalError, match=words):
         edit_function(planted(), word_tokenizer(), FACT, out=tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("work", ["editing", "keyed_edit"])
+def test_the_sentence_that_is_taught_must_fit(work, tmp_path, monkeypatch):
+    module = import_module(f"peft_surgical.{work}")
+    monkeypatch.setattr(module, "in_sentences", lambda fact, _: replace(fact, answer="lyon " * 300))
+    with pytest.raises(FactError, match=r"'prompts' and its answer have 3.. tokens; the model has 256"):
+        (module.edit if work == "editing" else module.edit_keyed)(planted(), word_tokenizer(), FACT, out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -210,6 +237,17 @@ def test_of_heads_that_read_the_same_values_one_alone_counts(tmp_path, monkeypat
     best = ("L0.head.0", "L0.head.1", "L0.head.2")
     assert seen == [("L0.head.0", "L0.head.2", "L1.head.0"), best, best]
     assert SurgicalIA3Config.from_localization(found, 2, projections="v").components == ["L0.head.0", "L0.head.2"]
+
+
+@pytest.mark.usefixtures("few_carried_prompts")
+def test_a_second_edit_of_the_same_model_is_refused_before_anything_is_done(tmp_path):
+    model, selection = planted(), Selection.from_components("L1.mlp")
+    options = {"selection": selection, "recipe": test_editing.RECIPE, "retention_tokens": 0, "progress": False}
+    edit_function(model, word_tokenizer(), FACT, out=tmp_path / "out", **options)
+    found = Localization.load(tmp_path / "out" / "localization.json")
+    with pytest.raises(AdapterError, match="as by an earlier edit; give that PEFT model, or take them off by"):
+        edit_function(model, word_tokenizer(), FACT, out=tmp_path / "other", localization=found, **options)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_localization_of_another_fact_is_refused(tmp_path):
