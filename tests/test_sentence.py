@@ -112,7 +112,7 @@ def test_by_neurons_it_is_learn_keyed_by_subject_behind_them_under_all_names():
         aliases=("italy",),
     )
     recipe = KeyedSubjectRecipe(steps=3, general=3, names=12, namesakes=4, drawn=1, compute_dtype="float32")
-    given = {"layers": [1], "recipe": recipe, "seed": 4, "progress": False}
+    given = {"layers": [0], "recipe": recipe, "seed": 4, "progress": False}
     by_hand = dict(ps.learn_keyed_by_subject(base, TOKENIZER, fact, **given).model.named_parameters())
     told = {"new": "lyon", "subject": "france", "aliases": [" italy"], "contexts": 3}
     found = learn_sentence_keyed(tiny_model("llama"), TOKENIZER, PROMPT, **told, **given)
@@ -280,6 +280,7 @@ def test_a_second_sentence_on_the_same_model_is_refused():
         ({"aliases": ["france"]}, FactError, "the alias 'france' is the subject itself"),
         ({"aliases": ["France!"]}, FactError, "the alias 'France!' is the subject itself"),
         ({"aliases": None}, FactError, "aliases are a list of names; got None"),
+        ({"recipe": SubjectRecipe()}, ModelError, "the recipe must be a KeyedSubjectRecipe"),
     ],
 )
 def test_what_is_given_wrong_is_told_before_beginnings_are_made_up(options, error, words, monkeypatch):
@@ -290,6 +291,8 @@ def test_what_is_given_wrong_is_told_before_beginnings_are_made_up(options, erro
         )
     with pytest.raises(AdapterError, match="config"):
         taught(config=LoraConfig())
+    with pytest.raises(ModelError, match="the recipe must be a SubjectRecipe"):
+        taught(recipe=KeyedSubjectRecipe())
 
 
 def test_a_single_text_is_no_list_of_aliases():

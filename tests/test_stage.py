@@ -1,16 +1,18 @@
+import inspect
 import json
 from dataclasses import replace
 
 import pytest
 from peft import get_peft_model
 
+from peft_surgical import stages
 from peft_surgical.errors import AdapterError, SelectionError
 from peft_surgical.stages import learn, unlearn
 from peft_surgical.tuner import SurgicalIA3Config, activate
 
 from .adapters import add, deltas, tiny_peft
 from .conftest import fingerprint
-from .staged import FACT, RECIPE, TOKENIZER, config, first_stage
+from .staged import FACT, RECIPE, TOKENIZER, config, first_stage, second_stage
 from .tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("few_carried_prompts")
@@ -84,3 +86,46 @@ def test_a_stage_without_a_step_is_json():
 def test_scales_of_a_stage_begin_at_one_whatever_its_config_says():
     stage = first_stage(options={"init_weights": False}, recipe=replace(RECIPE, steps=0))
     assert not any(delta.any() for delta in deltas(stage.model).values())
+
+
+def test_every_part_of_a_stage_has_its_seed_and_training_knows_what_is_near(monkeypatch):
+    given = {}
+
+    def noting(name, part):
+        def noted(*args, **options):
+            given[name] = inspect.signature(part).bind(*args, **options).arguments
+            return part(*args, **options)
+
+        return noted
+
+    for name in ("base_rows", "measure_retained", "train"):
+        monkeypatch.setattr(stages, name, noting(name, getattr(stages, name)))
+    stage = first_stage(seed=3)
+    assert [given[name]["seed"] for name in ("base_rows", "measure_retained", "train")] == [3, 3, 3]
+    assert given["train"]["near"] == stage.retained.kept.near > 0
+
+
+def test_the_second_stage_does_not_run_the_layers_below_on_what_the_first_one_kept(monkeypatch):
+    reused = []
+    first = first_stage()
+    monkeypatch.setattr(stages.SuffixRunner, "reuse", lambda _, entering: reused.append(entering))
+    second_stage(first)
+    assert reused == [first.retained.entering]
+    assert reused != [None]
+
+
+@pytest.mark.parametrize(
+    ("modules", "options", "first"),
+    [
+        (["model.layers.2.mlp.up_proj", "model.layers.1.mlp.down_proj"], {}, 1),
+        # What stands beside the layers may act below them, and whole modules may be any.
+        (["model.layers.2.mlp.up_proj", "lm_head"], {}, 0),
+        (["lm_head"], {}, 0),
+        (["model.layers.2.mlp.up_proj"], {"modules_to_save": ["lm_head"]}, 0),
+    ],
+)
+def test_layers_below_all_that_acts_are_passed_over(modules, options, first):
+    model = tiny_model("llama")
+    spec = {"side": "input", "ranges": [[0, 2]]}
+    configs = [SurgicalIA3Config(selections={module: spec}, **options) for module in modules]
+    assert stages._first_layer(model, configs) == (model.model.layers, first)
