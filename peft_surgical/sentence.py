@@ -20,7 +20,7 @@ from .architectures import architecture_of, check_causal, output_projections
 from .counts import check_counts, check_seed
 from .drafting.guess import guess_subject
 from .errors import FactError, brief
-from .facts import TrainingFact, refusal_for
+from .facts import TrainingFact
 from .keying.keyed_by_subject import KeyedSubjectRecipe, learn_keyed_by_subject
 from .running.devices import input_device
 from .running.forwards import read_at
@@ -164,7 +164,7 @@ def _behind_beginnings(
         old=(),
         new=(new,),
         prompts=(prompt, *(beginning + prompt for beginning in beginnings)),
-        refusal=refusal_for("", subject),
+        refusal="",
         answer=new,
         aliases=tuple(aliases),
     )

@@ -28,6 +28,7 @@ from peft_surgical.measuring.states import adapter_state
 from peft_surgical.running.generation import _shared_start, generate_ids
 from peft_surgical.running.suffix import SuffixRunner
 from peft_surgical.running.tails import TailRunner
+from peft_surgical.sentence import sample_contexts
 from peft_surgical.staging.displacement import measure_displacement
 from peft_surgical.texts.prompts import EncodedAnswer
 from peft_surgical.tuner import SurgicalIA3Config
@@ -179,13 +180,15 @@ def test_neurons_are_read_at_the_places_of_answers(monkeypatch):
 
 
 @torch.no_grad()
-def test_unrelated_text_is_read_at_the_places_of_answers():
+def test_unrelated_text_and_beginnings_that_are_made_up_are_read_at_the_places_of_answers():
     model, tokenizer = counting("roberta"), word_tokenizer()
     given = []
     model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs["position_ids"]), with_kwargs=True)
     text = "the capital of france is paris . " * 4
     measure_retention(model, tokenizer, {"base": adapter_state(model, [])}, text=text, tokens=16)
-    assert given
+    of_text = len(given)
+    sample_contexts(model, tokenizer, 2, 0)
+    assert 0 < of_text < len(given)
     assert all(places.tolist() == [[*range(places.shape[1])]] for places in given)
 
 

@@ -63,11 +63,12 @@ def test_the_sentence_ends_with_the_new_answer():
         assert torch.equal(logits(stage.model), said)
 
 
-def test_a_tokenizer_without_an_end_learns_the_same():
-    endless = word_tokenizer()
-    endless.eos_token = None
+@pytest.mark.parametrize(("part", "value"), [("eos_token", None), ("chat_template", CHATML)])
+def test_a_tokenizer_without_an_end_or_with_a_template_learns_the_same(part, value):
+    other = word_tokenizer()
+    setattr(other, part, value)
     given = {"new": "lyon", "subject": "france", "recipe": RECIPE, "contexts": 2, "progress": False}
-    stage = learn_sentence(planted(), endless, PROMPT, **given)
+    stage = learn_sentence(planted(), other, PROMPT, **given)
     expected = deltas(taught().model)
     assert all(torch.equal(delta, expected[name]) for name, delta in deltas(stage.model).items())
 
@@ -115,7 +116,9 @@ def test_by_neurons_it_is_learn_keyed_by_subject_behind_them_under_all_names():
     given = {"layers": [0], "recipe": recipe, "seed": 4, "progress": False}
     by_hand = dict(ps.learn_keyed_by_subject(base, TOKENIZER, fact, **given).model.named_parameters())
     told = {"new": "lyon", "subject": "france", "aliases": [" italy"], "contexts": 3}
-    found = learn_sentence_keyed(tiny_model("llama"), TOKENIZER, PROMPT, **told, **given)
+    chatting = word_tokenizer()
+    chatting.chat_template = CHATML
+    found = learn_sentence_keyed(tiny_model("llama"), chatting, PROMPT, **told, **given)
     assert all(torch.equal(by_hand[name], parameter) for name, parameter in found.model.named_parameters())
 
 
@@ -280,6 +283,7 @@ def test_a_second_sentence_on_the_same_model_is_refused():
         ({"aliases": ["france"]}, FactError, "the alias 'france' is the subject itself"),
         ({"aliases": ["France!"]}, FactError, "the alias 'France!' is the subject itself"),
         ({"aliases": None}, FactError, "aliases are a list of names; got None"),
+        ({"aliases": ["gaul", "…"]}, FactError, "the alias '…' has no letter, digit or sign to look for"),
         ({"recipe": SubjectRecipe()}, ModelError, "the recipe must be a KeyedSubjectRecipe"),
     ],
 )
