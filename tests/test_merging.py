@@ -82,8 +82,10 @@ def test_what_rounding_loses_is_said(tmp_path):
         layer.surgical_ia3_delta["default"].data[:] = 0.003
     folder = saved(model, tmp_path / "adapter")
     base = tiny_model("llama", dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match=r"\d+\.\d% of the weights that should change stay .* bfloat16; .* float32"):
+    match = r"\d+\.\d% of the weights that should change stay .* bfloat16; .* float32"
+    with pytest.warns(UserWarning, match=match) as caught:
         merge(base, [folder], tmp_path / "half")
+    assert [one.filename for one in caught] == [__file__]
     merge(base, [folder], tmp_path / "full", dtype=torch.float32)
     full = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
