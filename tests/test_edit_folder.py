@@ -41,6 +41,7 @@ def test_a_folder_of_somebody_s_is_neither_claimed_nor_removed(tmp_path, name):
         ("report.json", '{"mine": 1}', "report.json is no report of an edit"),
         ("report.json", '{"fact": 1, "stages": 2}', "report.json is no report of an edit"),
         ("report.json", "not JSON", "report.json is no report of an edit"),
+        ("localization.json", '{"format": 1, "scores": {}}', "localization.json is no localization of an edit"),
         ("localization.json", "[1, 2]", "localization.json is no localization of an edit"),
     ],
 )

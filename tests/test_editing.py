@@ -172,6 +172,7 @@ def test_each_stage_has_the_recipe_that_is_given_for_it(model_folder, tmp_path):
 def test_everything_is_written_and_nothing_else(edited):
     out, _, _ = edited
     assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.parent.iterdir()} == {FOLDER, out.name}
     for name in FOLDERS:
         assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (out / name).iterdir()}
 
