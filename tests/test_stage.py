@@ -3,6 +3,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from peft import get_peft_model
 
 from peft_surgical import stages
@@ -129,3 +130,8 @@ def test_layers_below_all_that_acts_are_passed_over(modules, options, first):
     spec = {"side": "input", "ranges": [[0, 2]]}
     configs = [SurgicalIA3Config(selections={module: spec}, **options) for module in modules]
     assert stages._first_layer(model, configs) == (model.model.layers, first)
+
+
+def test_the_damping_decides_what_is_trained():
+    one, other = (deltas(first_stage(recipe=replace(RECIPE, damping=number)).model) for number in (1.0, 100.0))
+    assert not any(torch.equal(delta, other[name]) for name, delta in one.items())
