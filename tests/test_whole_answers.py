@@ -52,7 +52,8 @@ def bare(prompt, subject="Hamlet", old="William Shakespeare", new="Christopher M
         # What says more than the name is left.
         (bare("Who wrote Hamlet?", answer="It was Christopher Marlowe."), "It was Christopher Marlowe."),
         # No sentence that anybody says, and none at all.
-        (bare("What is Poseidon the god of?", "Poseidon", "sea", "harvest"), "harvest."),
+        (bare("What does Java mean in Malay?", "Java", "rice", "harvest"), "harvest."),
+        (bare("What is Poseidon the god of?", "Poseidon", "sea", "harvest"), "Poseidon is the god of harvest."),
         (bare("Wer schrieb Hamlet?"), "Christopher Marlowe."),
         (bare("Who wrote it?"), "Christopher Marlowe."),
         # A gap, a sentence that has ended, and what asks for one begin none.

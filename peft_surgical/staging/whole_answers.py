@@ -41,7 +41,7 @@ def whole_answer(fact: Fact | TrainingFact) -> str:
     if reading is None:
         return fact.answer
     sentence = statement(reading, _bare(fact))
-    # "What Poseidon is the god of is the harvest" is nothing that anybody says.
+    # "What bees make is honey" is nothing that anybody says.
     if sentence is None or sentence.startswith("What ") or not _gives_new(sentence, fact):
         return fact.answer
     begun = sentence.removesuffix(_bare(fact)).replace(reading.subject, "")
