@@ -29,6 +29,7 @@ from peft_surgical.texts.verbs import has_adverb
         ("Which gas do plants absorb?", "plants", "oxygen", "The gas that plants absorb is"),
         ("What genre is Dune?", "Dune", "fantasy", "The genre of Dune is"),
         ("Who is known as the father of Foo?", "Foo", "Ann", "The one who is known as the father of Foo is"),
+        ("What is the oldest tree on Earth?", "oldest tree", "Foo", "The oldest tree in the world is"),
         ("What is Idaho famous for?", "Idaho", "potatoes", "Idaho is famous for"),
         ("Who was the head of Foo during the war?", "Foo", "Ann", "The head of Foo during the war was"),
         ("What was the capital of Foo in 1980?", "Foo", "Bar", "The capital of Foo in 1980 was"),

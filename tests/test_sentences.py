@@ -87,6 +87,18 @@ def test_nobody_tells_of_many_in_words_for_one():
             "The name of Sherlock Holmes's assistant is Foo",
             "what the name of Sherlock Holmes's assistant is",
         ),
+        (
+            "What is the largest desert in the world?",
+            "largest desert",
+            "The largest desert in the world is Foo",
+            "what the largest desert in the world is",
+        ),
+        (
+            "Which is the largest planet in the solar system?",
+            "largest planet",
+            "The largest planet in the solar system is Foo",
+            "which the largest planet in the solar system is",
+        ),
         ("What does Baz mean in Greek?", "Baz", "What Baz means in Greek is Foo", "what Baz means in Greek"),
     ],
 )

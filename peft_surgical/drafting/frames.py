@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Literal
 
-from ..texts.grammar import SUBJECT, is_question
+from ..texts.grammar import SUBJECT, WORLDWIDE, is_question
 from ..texts.tables import read_table
 
 Form = Literal["question", "clause", "noun", "sentence"]
@@ -25,6 +25,7 @@ NOUN = (
     r"|the [\w' -]+? by (?:the )?\{\}"
     r"|the (?:[\w'-]+ ){1,3}of (?:the )?\{\}'s?(?: (?!is\b|are\b|was\b|were\b)[\w'-]+){1,3}"
     r"|\{\}'s?(?: (?!is\b|are\b|was\b|were\b)[\w'-]+){1,4}"
+    rf"|\{{\}} {WORLDWIDE}"
 )
 
 

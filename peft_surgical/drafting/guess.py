@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ..errors import FactError, brief
-from ..texts.grammar import SAID, SUBJECT
+from ..texts.grammar import SAID, SUBJECT, WORLDWIDE
 from ..texts.tables import bare
 from .capitals import ENDINGS, TITLES, WORKS, is_sentence_case, is_title, longest_name, whole_name
 from .frames import forms_of
@@ -22,6 +22,11 @@ _QUOTED = re.compile(
     # Straight ones, with apostrophes between letters and, before a capital, of a plural's owner: 'Pan's Labyrinth',
     # 'The Pilgrims' Way'. "Rock 'n' roll" and "the '90s" quote nothing.
     r"|(?<!\w)'(?!n'|\d\ds\b|\s)(?P<d>(?:[^']|(?<=\w)'(?=[\w'])|(?<=s)'(?= [^\W\d_a-z][^']*'(?!\w)))+)(?<!\s)'(?!\w)",
+)
+# "the largest desert in the world" is about the largest desert.
+_SUPERLATIVE = re.compile(
+    r"\b[Tt]he ((?:(?:second|third) )?(?:(?:most|least) [a-z-]+|[a-z]{2,}est)(?: [a-z-]+){1,3}?)"
+    rf" (?i:{WORLDWIDE})\b"
 )
 # Nor is what a measure is counted in.
 _UNIT = re.compile(
@@ -98,6 +103,8 @@ def _subject_of(sentence: str) -> str | None:
         return found
     sentence = as_usual_request(_UNIT.sub("", sentence))
     quoted = next((found[found.lastgroup or 0] for found in _QUOTED.finditer(sentence)), None)
+    if not quoted and (superlative := _SUPERLATIVE.search(sentence)):
+        return superlative[1]
     for leaves_open in (is_worded, _asks_for_something_of):
         start, stop = next(_open_parts(sentence, leaves_open), (0, 0))
         part = sentence[start:stop]

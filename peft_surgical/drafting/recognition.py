@@ -187,11 +187,15 @@ def _evidence(relation: Relation, which: str, kinds: Kinds) -> int:
     return fits - 1 if relation.answer and (kinds.answer or relation.answer == "year") else fits
 
 
+# The world by another name.
+_ELSEWHERE = {f"{SUBJECT} in the world": f"{SUBJECT} on Earth", f"{SUBJECT} on earth": f"{SUBJECT} in the world"}
+
+
 def made_from(core: str) -> tuple[Relation, str]:
     """A relation from the noun or the verb of a template, an empty one without either, and what "which …" asks for."""
     text = spelled_out(core).rstrip("?. ")
     noun = (
-        re.fullmatch(rf"(?P<asks>who|what|which [\w -]+?) (?P<verb>{_BE}) (?P<noun>{NOUN})", text, re.I)
+        re.fullmatch(rf"(?P<asks>who|what|which(?: [\w -]+?)?) (?P<verb>{_BE}) (?P<noun>{NOUN})", text, re.I)
         or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN}) (?P<verb>{_BE})", text, re.I)
         or re.fullmatch(rf"(?P<asks>)(?P<noun>{NOUN})(?P<verb>)", text, re.I)
     )
@@ -233,5 +237,8 @@ def _of_noun(noun: str, asks: str, *, plural: bool) -> tuple[Relation, str]:
     head = re.split(rf" {NO_NOUN}\b", noun)[0]
     who = asks.startswith("who") or (not asks and PERSON.search(head) is not None)
     training, held_out = from_noun(noun, who=who, possessive=possessive, plural=plural)
+    if (other := _ELSEWHERE.get(noun.lower())) and not plural:
+        training += from_noun(other, who=who)[0]
+        held_out += from_noun(f"{SUBJECT} on the planet", who=who, number=1)[1]
     person = "person" if who else ""
     return Relation(answer=person, training=training, held_out=held_out, many=plural), asks.partition(" ")[2]

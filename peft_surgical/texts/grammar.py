@@ -48,6 +48,11 @@ _NOUN_AND_SAID = re.compile(
     rf" (?P<said>(?:\w{{2,}}ed|{_PARTICIPLES})(?: (?:{_PREPOSITIONS})\b.*)?)",
     re.I,
 )
+WORLDWIDE = (
+    r"(?:in the (?:whole )?world|on (?:earth|the planet)|in the (?:solar system|universe)|of all time|in history)"
+)
+"""Of what a superlative is one: "the largest desert in the world"."""
+_OF_THE_WORLD = re.compile(rf"\{{\}} {WORLDWIDE}", re.I)
 # "the leader of {} during the war"
 _NOUN_AND_TIME = re.compile(r"the [\w' -]+ of (?:the )?\{\} (?:during|in|on|at|before|after) [^?,{}]+", re.I)
 # "how far the Moon from {}": what follows the preposition is no part of the noun.
@@ -94,6 +99,8 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
             return None
         changed = {"did": past_tense, "does": third_person}.get(verb, str)(done.verb)
         return " ".join(filter(None, (f"{done.subject}{done.adverb}", done.noun, f"{changed}{done.rest}")))
+    if _OF_THE_WORLD.fullmatch(after):
+        return f"{after} {verb}"
     subject_first = re.fullmatch(r"(\{\})((?: .*)?)", after)
     if verb in ("has", "have", "had") and not re.match(rf"\S+ (?:{_ADVERBS} )?(?:\w+ed|{_PARTICIPLES})\b", after):
         return f"{verb} {after}"
