@@ -15,6 +15,8 @@ from peft_surgical.texts.grammar import (
         ("Who developed {}?", "who developed {}"),
         ("What is the capital of {}?", "what the capital of {} is"),
         ("What's the capital of {}?", "what the capital of {} is"),
+        ("Which is {} in the solar system?", "which {} in the solar system is"),
+        ("Where is {} in the world?", "where {} is in the world"),
         ("Who was the leader of {} during the war?", "who the leader of {} during the war was"),
         ("What is {}'s capital?", "what {}'s capital is"),
         ("Which city is the capital of {}?", "which city is the capital of {}"),

@@ -28,7 +28,7 @@ _SUPERLATIVE = re.compile(
     r"\b[Tt]he ((?:(?:second|third) )?(?:(?:most|least) [a-z-]+|[a-z]{2,}est)(?: [a-z-]+){1,3}?)"
     rf" (?i:{WORLDWIDE})\b"
 )
-# Nor is what a measure is counted in.
+# What a measure is counted in is no subject.
 _UNIT = re.compile(
     r" in (?:degrees |square |cubic )?(?:Celsius|Fahrenheit|Kelvin|(?:kilo|centi)?met(?:er|re)s|miles|feet|inches"
     r"|kilograms|pounds|years|hours)(?=[?.! ]*$)",

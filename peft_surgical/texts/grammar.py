@@ -99,7 +99,7 @@ def _inverted(asked: str, verb: str, after: str) -> str | None:
             return None
         changed = {"did": past_tense, "does": third_person}.get(verb, str)(done.verb)
         return " ".join(filter(None, (f"{done.subject}{done.adverb}", done.noun, f"{changed}{done.rest}")))
-    if _OF_THE_WORLD.fullmatch(after):
+    if asked in ("who", "what", "which") and _OF_THE_WORLD.fullmatch(after):
         return f"{after} {verb}"
     subject_first = re.fullmatch(r"(\{\})((?: .*)?)", after)
     if verb in ("has", "have", "had") and not re.match(rf"\S+ (?:{_ADVERBS} )?(?:\w+ed|{_PARTICIPLES})\b", after):
