@@ -94,13 +94,16 @@ def _folded(
     dtype: torch.dtype | None,
 ) -> dict[str, tuple[Tensor, Rounding]]:
     """The new tensors of one module, by their key in the state, after steps that act on it."""
+    if len(steps) == 1:
+        return _after(model, steps[0], name, state, state, places, dtype)
+    own = {key: state[key] for key in tensors_of(name) if key in state}
     # Unrounded until the last: what is half way is no weight of any model.
-    own = {key: _wide(state[key]) for key in tensors_of(name) if key in state}
-    exact: dict[str, Tensor] = {}
+    now, touched = {key: _wide(value) for key, value in own.items()}, dict[str, None]()
     for step in steps:
-        exact |= _after(model, step, name, own | exact, state, places)
-    new = {key: values.to(dtype or state[key].dtype) for key, values in exact.items()}
-    return {key: (values, Rounding.of(state[key], exact[key], values)) for key, values in new.items()}
+        new = _after(model, step, name, now, state, places, None)
+        now |= {key: values for key, (values, _) in new.items()}
+        touched |= dict.fromkeys(new)
+    return {key: _rounded(now[key], state[key], dtype) for key in touched}
 
 
 def tensors_of(name: str) -> tuple[str, str]:
@@ -112,6 +115,11 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 
 
+def _rounded(exact: Tensor, old: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Rounding]:
+    new = exact.to(dtype or old.dtype)
+    return new, Rounding.of(old, exact, new)
+
+
 def _after(
     model: nn.Module,
     step: Edit | LowRank,
@@ -119,7 +127,8 @@ def _after(
     now: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     places: Mapping[int, Sequence[Place]],
-) -> dict[str, Tensor]:
+    dtype: torch.dtype | None,
+) -> dict[str, tuple[Tensor, Rounding]]:
     """The tensors of a module that a step makes of those there are `now`; that none is tied is told by those of the
     model."""
     module = find_module(model, name)
@@ -130,7 +139,7 @@ def _after(
         axes = scaled_tensors(module, scale.coordinates.side)
         for part in axes:
             _check_untied(f"{name}.{part}", state, places)
-        return {f"{name}.{part}": _scaled(now[f"{name}.{part}"], scale, axis) for part, axis in axes.items()}
+        return {f"{name}.{part}": _scaled(now[f"{name}.{part}"], scale, axis, dtype) for part, axis in axes.items()}
     if isinstance(module, (nn.Linear, Conv1D)):
         check_foldable(module, "input")
     key = f"{name}.weight"
@@ -140,7 +149,7 @@ def _after(
         there = "no weight" if old is None else f"a weight of shape {tuple(old.shape)}"
         raise AdapterError(f"the adapter adds {tuple(added.shape)} to {name}, and this model has {there} there.")
     _check_untied(key, state, places)
-    return {key: old + added.to(old.device)}
+    return {key: _rounded(_wide(old) + added.to(old.device), old, dtype)}
 
 
 def _check_untied(key: str, state: Mapping[str, Tensor], places: Mapping[int, Sequence[Place]]) -> None:
@@ -148,9 +157,10 @@ def _check_untied(key: str, state: Mapping[str, Tensor], places: Mapping[int, Se
         raise AdapterError(f"{key} is tied to another weight, {other}, so an edit of it cannot be merged.")
 
 
-def _scaled(old: Tensor, scale: ModuleScale, axis: int) -> Tensor:
+def _scaled(old: Tensor, scale: ModuleScale, axis: int, dtype: torch.dtype | None) -> tuple[Tensor, Rounding]:
     index = scale.coordinates.index(old.device)
-    return old.index_copy(axis, index, fold(old, index, scale.scale, axis)[1])
+    _, values, rounding = fold(old, index, scale.scale, axis, dtype)
+    return old.to(values.dtype, copy=True).index_copy_(axis, index, values), rounding
 
 
 def check_finite(key: str, new: Tensor, old: Tensor) -> None:

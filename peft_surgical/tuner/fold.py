@@ -95,6 +95,7 @@ def fold(
     index: Int[Tensor, " selected"],
     scale: Float[Tensor, " selected"],
     axis: int,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "*slices"], Float[Tensor, "*slices"], Rounding]:
     """Multiplies the selected slices of a weight or bias.
 
@@ -103,6 +104,7 @@ def fold(
         index: Which slices along `axis`.
         scale: One factor per slice, in float32.
         axis: The axis that `index` counts along.
+        dtype: Of the result; that of `values` by default.
 
     Returns:
         The slices alone, stacked along `axis`, as they are and as they become; and what the rounding kept.
@@ -112,7 +114,7 @@ def fold(
     shape[axis] = -1
     factor = scale.to(values.device).view(shape)
     exact = old * factor
-    new = exact.to(values.dtype)
+    new = exact.to(dtype or values.dtype)
     # What has no numbers loses none.
     return old, new, Rounding() if values.is_meta else Rounding.of(old, exact, new)
 
