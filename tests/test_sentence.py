@@ -81,17 +81,15 @@ def test_a_model_of_another_kind_is_refused_before_it_runs(learn):
         learn(model, TOKENIZER, PROMPT, new="lyon", subject="france", progress=False)
 
 
+def behind(beginnings, **more):
+    """The fact that a sentence is taught as, by itself and behind some beginnings."""
+    prompts = (PROMPT, *(beginning + PROMPT for beginning in beginnings))
+    return ps.TrainingFact(subject="france", old=(), new=("lyon",), prompts=prompts, refusal="", answer="lyon", **more)
+
+
 def test_it_is_learn_by_subject_behind_sampled_beginnings():
     base = planted()
-    beginnings = sample_contexts(base, without_template(TOKENIZER), 3, 4)
-    fact = ps.TrainingFact(
-        subject="france",
-        old=(),
-        new=("lyon",),
-        prompts=(PROMPT, *(beginning + PROMPT for beginning in beginnings)),
-        refusal="",
-        answer="lyon",
-    )
+    fact = behind(sample_contexts(base, without_template(TOKENIZER), 3, 4))
     by_hand = ps.learn_by_subject(base, TOKENIZER, fact, recipe=RECIPE, seed=4, progress=False)
     found = deltas(taught(contexts=3, seed=4).model)
     assert all(torch.equal(found[name], delta) for name, delta in deltas(by_hand.model).items())
@@ -102,16 +100,7 @@ def test_it_is_learn_by_subject_behind_sampled_beginnings():
 
 def test_by_neurons_it_is_learn_keyed_by_subject_behind_them_under_all_names():
     base = tiny_model("llama")
-    beginnings = sample_contexts(base, without_template(TOKENIZER), 3, 4)
-    fact = ps.TrainingFact(
-        subject="france",
-        old=(),
-        new=("lyon",),
-        prompts=(PROMPT, *(beginning + PROMPT for beginning in beginnings)),
-        refusal="",
-        answer="lyon",
-        aliases=("italy",),
-    )
+    fact = behind(sample_contexts(base, without_template(TOKENIZER), 3, 4), aliases=("italy",))
     recipe = KeyedSubjectRecipe(steps=3, general=3, names=12, namesakes=4, drawn=1, compute_dtype="float32")
     given = {"layers": [0], "recipe": recipe, "seed": 4, "progress": False}
     by_hand = dict(ps.learn_keyed_by_subject(base, TOKENIZER, fact, **given).model.named_parameters())
