@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import random
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of several workers wait for each other; said before anything imports torch.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The first example may take long where something is imported or compiled.
-hypothesis.settings.register_profile("tests", deadline=None)
+# The first example may take long where something is imported or compiled. The same examples each time: what is not
+# looked for should not be found by chance in somebody else's change (`--hypothesis-profile=default` looks for more).
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
 # What a terminal can show, and of how many processes this one is. A test that is about them sets its own.
@@ -40,6 +44,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in slow]
     config.hook.pytest_deselected(items=slow)
     config.stash[LEFT_OUT] = [item.nodeid for item in slow]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test draws its own numbers, whatever ran before it in the same process."""
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    if "numpy" in sys.modules:  # tests of what needs neither library do not wait for it
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
