@@ -25,6 +25,9 @@ from peft_surgical.texts.verbs import has_adverb
         ("Where do koalas live?", "koalas", "Australia", "The place where koalas live is"),
         ("Why is the sky blue?", "sky", "light", "The reason why the sky is blue is"),
         ("Who hosts Foo?", "Foo", "Ann", "The one who hosts Foo is"),
+        ("How many legs does a spider have?", "spider", "eight", "The number of legs of a spider is"),
+        ("In which month is Halloween?", "Halloween", "October", "The month that Halloween is in is"),
+        ("Which month is Halloween in?", "Halloween", "October", "Halloween is in"),
         ("What do pandas eat?", "pandas", "bamboo", "What pandas eat is"),
         ("Which gas do plants absorb?", "plants", "oxygen", "The gas that plants absorb is"),
         ("What genre is Dune?", "Dune", "fantasy", "The genre of Dune is"),
@@ -33,6 +36,7 @@ from peft_surgical.texts.verbs import has_adverb
         ("What is Idaho famous for?", "Idaho", "potatoes", "Idaho is famous for"),
         ("Who was the head of Foo during the war?", "Foo", "Ann", "The head of Foo during the war was"),
         ("What was the capital of Foo in 1980?", "Foo", "Bar", "The capital of Foo in 1980 was"),
+        ("What was the capital of Foo in 1980?", "Foo", "Bar", "In 1980, the capital of Foo was"),
     ],
 )
 def test_a_question_is_turned_into_a_sentence(prompt, subject, old, sentence):
@@ -42,6 +46,42 @@ def test_a_question_is_turned_into_a_sentence(prompt, subject, old, sentence):
     # "the place where ..." holds the clause.
     assert only_repeats(reading, held_out) is prompt.startswith(("Where", "Why"))
     assert not set(held_out) & set(paraphrases(prompt, subject, old, old, count=1000))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "question"),
+    [
+        ("Which river flows through Vienna?", "Vienna", "What river flows through Vienna?"),
+        ("Which river flows through Vienna?", "Vienna", "Which river is it that flows through Vienna?"),
+        ("Which river flows through Vienna?", "Vienna", "Vienna river"),
+        ("How many legs does a spider have?", "spider", "A spider has how many legs?"),
+        ("In which month is Halloween?", "Halloween", "Which month is Halloween in?"),
+        ("In which month is Halloween?", "Halloween", "Halloween is in which month?"),
+        ("What is a baby cow called?", "cow", "What is the word for a baby cow?"),
+        ("What is Foo the god of?", "Foo", "Of what is Foo the god?"),
+        ("What is Foo the god of?", "Foo", "Foo is the god of what?"),
+        ("Who was the head of Foo during the war?", "Foo", "During the war, who was the head of Foo?"),
+        ("Who painted the Mona Lisa?", "Mona Lisa", "Who is the artist who painted the Mona Lisa?"),
+        ("Who painted the Mona Lisa?", "Mona Lisa", "What is the name of the Mona Lisa's painter?"),
+        ("Who painted the Mona Lisa?", "Mona Lisa", "Mona Lisa artist"),
+        ("Who painted the Mona Lisa?", "Mona Lisa", "Painter of Mona Lisa?"),
+        ("Where is Foo based?", "Foo", "Foo is based where?"),
+        ("Who is the mayor of Foo?", "Foo", "Mayor of Foo?"),
+        ("Who is the mayor of Foo?", "Foo", "Foo mayor"),
+        ("Who is the mayor of Foo?", "Foo", "What is the name of the mayor of Foo?"),
+    ],
+)
+def test_a_question_in_other_words_for_training_alone(prompt, subject, question):
+    assert question in paraphrases(prompt, subject, "Bar", "Baz", count=1000)
+    assert question not in held_out_prompts(prompt, subject, "Bar", "Baz", count=1000)
+
+
+def test_nobody_asks_for_the_name_of_many_or_of_what_has_none():
+    asked = [
+        paraphrases("Who are the members of Foo?", "Foo", "Ann", "Bob", count=1000),
+        paraphrases("What is the price of Foo?", "Foo", "$10", "$20", count=1000),
+    ]
+    assert not any("What is the name" in prompt for prompts in asked for prompt in prompts)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +108,8 @@ def test_frames_that_do_not_fit_an_answer():
 
     assert "Name the mascot of Foo." in made("What is the mascot of Foo?", "Bear")
     assert not any(p.startswith(("Name", "Can you name")) for p in made("What is the population of Foo?", "380,000"))
-    assert not any(p.startswith("Name") for p in made("What is the name of Foo's owl?", "Hedwig"))
+    names = [p for p in made("What is the name of Foo's owl?", "Hedwig") if p.startswith("Name")]
+    assert names == ["Name of Foo's owl?"]
     president = made("Who is the president of Foo?", "Ann")
     assert "Do you know who the president of Foo is?" in president
     assert not {"Do you know the president of Foo?", "Do you remember the president of Foo?"} & set(president)

@@ -3,6 +3,7 @@ import pytest
 from peft_surgical.texts.grammar import (
     as_clause,
     as_sentence,
+    in_place,
     is_question,
     noun_behind_subject,
     takes_possessive,
@@ -128,3 +129,29 @@ def test_names_that_take_no_s():
     assert takes_possessive("Japan")
     assert not any(map(takes_possessive, ("the Netherlands", "Halifax", "Santa Cruz", "TEXAS")))
     assert not takes_possessive("Desi Arnaz, Jr.")
+
+
+@pytest.mark.parametrize(
+    ("question", "in_its_place"),
+    [
+        ("In which city is {} based?", "{} is based in which city?"),
+        ("Where was {} born?", "{} was born where?"),
+        ("When did {} die?", "{} died when?"),
+        ("What is {} famous for?", "{} is famous for what?"),
+        ("Which sport does {} play?", "{} plays which sport?"),
+        ("Which country is {} the capital of?", "{} is the capital of which country?"),
+        ("What colour is {}?", "{} is what colour?"),
+        # Neither "{} is where?" nor what would have to be cut in two.
+        ("Where is {}?", None),
+        ("What is {}?", None),
+        ("What does {} mean in Greek?", None),
+        ("What does {} do for a living?", None),
+        # "was written by whom" is a wording of held-out prompts.
+        ("By whom was {} written?", None),
+        ("Which river flows through {}?", None),
+        ("Where do you find {}?", None),
+        ("{} is in", None),
+    ],
+)
+def test_a_question_asks_in_the_place_of_the_answer(question, in_its_place):
+    assert in_place(question) == in_its_place

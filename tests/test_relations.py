@@ -16,7 +16,7 @@ KINDS = ("question", "clause", "noun", "named", "sentence", "context")
 
 
 def templates(wordings):
-    return [*wordings.questions, *wordings.sentences, *wordings.nouns]
+    return [*wordings.questions, *wordings.sentences, *wordings.nouns, *wordings.terse]
 
 
 def keys(wordings):
@@ -25,7 +25,7 @@ def keys(wordings):
 
 
 def test_no_wording_is_for_training_and_for_held_out_prompts():
-    training = {key: r.name for r in ALL for key in keys(r.training)}
+    training = {key: r.name for r in ALL for key in keys(r.training + r.more)}
     held_out = {key: r.name for r in ALL for key in keys(r.held_out)}
     assert {key: (training[key], held_out[key]) for key in training.keys() & held_out.keys()} == {}
 
@@ -45,11 +45,12 @@ def test_a_relation_is_whole(relation: Relation):
     for side in (relation.training, relation.held_out):
         assert len(side.questions) >= 2
         assert len(side.sentences) >= 2
-    for template in (*templates(relation.training), *templates(relation.held_out), *relation.heard):
+    for template in (*templates(relation.training + relation.more), *templates(relation.held_out), *relation.heard):
         assert template.count("{}") == 1, template
         assert re.sub(r"\{\}|\{which\}|\[[\w ]+/[\w ]+\]", "", template).isprintable()
         assert not set("[]{}") & set(re.sub(r"\{\}|\{which\}|\[[\w ]+/[\w ]+\]", "", template)), template
-    for side in (relation.training, relation.held_out):
+    assert not set(keys(relation.training)) & keys(relation.more)
+    for side in (relation.training, relation.held_out, relation.more):
         assert all(question.endswith("?") for question in side.questions)
         assert not any(sentence.endswith(("?", ".")) for sentence in side.sentences)
     assert all(question.count("{}") == 1 for question in relation.reverse)

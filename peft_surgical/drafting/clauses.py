@@ -17,7 +17,7 @@ from ..texts.grammar import SUBJECT, as_clause, capitalized
 from ..texts.verbs import has_adverb
 from .names import kinds_of
 from .recognition import PERSON
-from .relations import Wordings, from_noun
+from .relations import Wordings, from_noun, shortened
 
 # What "how …" measures, where that is sure.
 _MEASURES = {
@@ -60,8 +60,8 @@ def from_clause(core: str, answers: Sequence[str] = ()) -> tuple[Wordings, Wordi
     clause = as_clause(core)
     if clause is None or re.search(r"\byou\b", clause) or "," in clause:
         return Wordings(), Wordings()
-    makers = (_measure, partial(_when, answers=answers), _which, _number, _where, _why, _at_that_time, _who, _what)
-    for make in makers:
+    when = partial(_when, answers=answers)
+    for make in (_measure, when, _within, _called, _which, _number, _where, _why, _at_that_time, _who, _what):
         made = make(clause)
         if made is not None:
             return made
@@ -136,7 +136,40 @@ def _which(clause: str) -> Made:
         return None
     who = bool(PERSON.search(noun) or kinds_of([noun.split()[-1]]) & {"occupation", "office"})
     link = f"{found['before']}{'whom' if who else 'which'}" if found["before"] else "who" if who else "that"
-    return from_noun(f"the {noun} {link} {rest}", who=who)
+    training, held_out = from_noun(f"the {noun} {link} {rest}", who=who)
+    more = () if found["before"] else (f"What {noun} {rest}?", f"Which {noun} is it that {rest}?")
+    return training + Wordings(more, terse=shortened(noun)), held_out
+
+
+def _within(clause: str) -> Made:
+    """ "in which month {} is", "which ocean {} is in"."""
+    noun = r"(?P<noun>[a-z]+(?: [a-z]+)?)"
+    found = re.fullmatch(rf"in (?:which|what) {noun} \{{\}} (?P<be>is|are)", clause) or re.fullmatch(
+        rf"(?:which|what) {noun} \{{\}} (?P<be>is|are) in", clause
+    )
+    if found is None or has_adverb(found["noun"]):
+        return None
+    noun, be = found["noun"], found["be"]
+    training = Wordings(
+        (f"In which {noun} {be} {SUBJECT}?", f"Which {noun} {be} {SUBJECT} in?"),
+        (f"{SUBJECT} {be} in", f"The {noun} that {SUBJECT} {be} in is"),
+        terse=shortened(noun),
+    )
+    held = Wordings((f"In which {noun} would you say {be} {SUBJECT}?",), (f"{_LEAD} {SUBJECT} {be} in",))
+    return training, held
+
+
+def _called(clause: str) -> Made:
+    """ "what a baby {} is called"."""
+    found = re.fullmatch(r"what (?P<what>(?:(?:the|an?) (?:[a-z-]+ )?)?\{\}) (?P<be>is|are) called", clause)
+    if found is None:
+        return None
+    what, be = found["what"], found["be"]
+    training = Wordings(
+        (f"What {be} {what} called?", f"What do people call {what}?", f"What is the word for {what}?"),
+        terse=(f"Word for {what}?",),
+    )
+    return training, Wordings((f"What name does one give to {what}?", f"By what name {be} {what} known?"))
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -163,8 +196,14 @@ def _number(clause: str) -> Made:
     )
     if found is not None:
         return from_noun(f"the number of {found['of']} {found['rest']} {SUBJECT}", who=False)
-    found = re.fullmatch(r"how many (?P<of>[a-z-]+) (?P<rest>(?:an? )?\{\} (?:has|have|had))", clause)
-    return from_noun(f"the number of {found['of']} that {found['rest']}", who=False) if found else None
+    found = re.fullmatch(r"how many (?P<of>[a-z-]+) (?P<rest>(?P<slot>(?:an? )?\{\}) (?:has|have|had))", clause)
+    if found is None:
+        return None
+    training, held_out = from_noun(f"the number of {found['of']} that {found['rest']}", who=False)
+    of, slot = found["of"], found["slot"]
+    more = (f"{capitalized(found['rest'])} how many {of}?", f"What [is/was] the number of {of} of {slot}?")
+    training += Wordings(more, (f"The number of {of} of {slot} [is/was]",), terse=shortened(of))
+    return training, held_out
 
 
 def _where(clause: str) -> Made:
@@ -181,10 +220,15 @@ def _at_that_time(clause: str) -> Made:
     """ "who the leader of {} during World War II was", "what the capital of {} in 1900 was"."""
     found = re.fullmatch(
         r"(?P<asks>who|what) (?P<noun>the (?!names? )[\w' -]+ of (?:the )?\{\}"
-        r" (?:during|in|on|at|before|after) [^{}]+?) (?:is|was)",
+        r" (?P<time>(?:during|in|on|at|before|after) [^{}]+?)) (?P<be>is|was)",
         clause,
     )
-    return from_noun(found["noun"], who=found["asks"] == "who") if found else None
+    if found is None:
+        return None
+    training, held_out = from_noun(found["noun"], who=found["asks"] == "who")
+    time, noun = capitalized(found["time"]), found["noun"].removesuffix(f" {found['time']}")
+    first = Wordings((f"{time}, {found['asks']} {found['be']} {noun}?",), (f"{time}, {noun} {found['be']}",))
+    return training + first, held_out
 
 
 def _who(clause: str) -> Made:
@@ -211,5 +255,9 @@ def _what(clause: str) -> Made:
     # "{} is famous for" is ended by the answer; "{} means in Greek" is not.
     if rest.split()[-1] in (*_PREPOSITIONS, "as"):
         training = Wordings(sentences=(rest,)) + training
+        stated = re.fullmatch(r"(?P<of>\{\}) (?P<be>is|are|was|were) (?P<what>.+) (?P<last>\w+)", rest)
+        if stated:
+            asked = f"{capitalized(stated['last'])} what {stated['be']} {stated['of']} {stated['what']}?"
+            training += Wordings((asked,))
         held_out += Wordings(sentences=(f"{_LEAD} {rest}",))
     return training, held_out

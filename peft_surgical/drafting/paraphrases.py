@@ -24,7 +24,18 @@ from .ways import WAYS, Way, prompts_by_way
 COUNT = 20
 # How often each way comes, from the first prompt on: a question is mostly asked otherwise, what is to be continued is
 # mostly left as it is and put after something else.
-_ASKED: tuple[Way, ...] = ("wording", "frame", "wording", "frame", "turn", "frame", "wording", "context")
+_ASKED: tuple[Way, ...] = (
+    "wording",
+    "frame",
+    "wording",
+    "terse",
+    "turn",
+    "frame",
+    "wording",
+    "frame",
+    "turn",
+    "context",
+)
 _CONTINUED: tuple[Way, ...] = (
     "wording",
     "context",
@@ -59,7 +70,8 @@ def paraphrases(
         count: How many at most.
         seed: Decides which.
         ways: What may be done to the prompt: `wording` (other words), `frame` (a sentence around it), `turn` (a
-            question as the beginning of a sentence, or the other way round) and `context` (a sentence before it).
+            question as the beginning of a sentence, or the other way round), `terse` (few words for a question) and
+            `context` (a sentence before it).
 
     Returns:
         Distinct prompts, `prompt` not among them. The subject stands in each as it does in `prompt`.

@@ -116,8 +116,11 @@ class Reading:
 
     def wordings(self, *, held_out: bool = False) -> Wordings:
         """The wordings of its relation that fit it, as templates whose only slot is `{}`; its own is among them."""
-        side = self.relation.held_out if held_out else self.relation.training
-        return Wordings(self._fitting(side.questions), self._fitting(side.sentences), self._fitting(side.nouns))
+        return self._fit(self.relation.held_out if held_out else self.relation.training)
+
+    def more_wordings(self) -> Wordings:
+        """Further wordings for training, for variety alone."""
+        return self._fit(self.relation.more)
 
     def fill(self, template: str, phrase: str | None = None) -> str:
         """A template as a text of its own: with the subject, or another phrase, in its place, and a capital first."""
@@ -142,7 +145,12 @@ class Reading:
             template = re.sub(r"(?<!['\u2018])\{\}(['\u2019])(?= )", r"{}\1s", template)
         return template.replace(SUBJECT, phrase)
 
-    def _fitting(self, templates: Sequence[str]) -> tuple[str, ...]:
+    def _fit(self, wordings: Wordings) -> Wordings:
+        kinds = (wordings.questions, wordings.sentences, wordings.nouns, wordings.terse)
+        return Wordings(*map(self.fitting, kinds))
+
+    def fitting(self, templates: Iterable[str]) -> tuple[str, ...]:
+        """Those of some templates that can be asked of the phrase, in the prompt's tense and number."""
         fitting = []
         for template in templates:
             settled = settle(template, self.which, past=self.past)

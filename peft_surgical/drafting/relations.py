@@ -29,14 +29,21 @@ class Wordings:
         questions: "Who wrote {}?"
         sentences: Beginnings that the answer ends: "{} was written by".
         nouns: "the author of {}"
+        terse: As one asks who types little: "{} author"
     """
 
     questions: tuple[str, ...] = ()
     sentences: tuple[str, ...] = ()
     nouns: tuple[str, ...] = ()
+    terse: tuple[str, ...] = ()
 
     def __add__(self, other: Wordings) -> Wordings:
-        return Wordings(self.questions + other.questions, self.sentences + other.sentences, self.nouns + other.nouns)
+        return Wordings(
+            self.questions + other.questions,
+            self.sentences + other.sentences,
+            self.nouns + other.nouns,
+            self.terse + other.terse,
+        )
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Relation:
         which: What "which …" asks for when neither the prompt nor the answers say.
         training: Wordings for training.
         held_out: Wordings for held-out prompts.
+        more: Further wordings for training, by which nothing else is worded.
         heard: Wordings by which it is recognized, and no more.
         reverse: Questions about the answer that the subject answers.
         many: Whether it is made from a noun in the plural, so that it has several answers.
@@ -62,6 +70,7 @@ class Relation:
     which: str = ""
     training: Wordings = field(default_factory=Wordings)
     held_out: Wordings = field(default_factory=Wordings)
+    more: Wordings = field(default_factory=Wordings)
     heard: tuple[str, ...] = ()
     reverse: tuple[str, ...] = ()
     tell: str = ""
@@ -98,15 +107,29 @@ def from_noun(
     asks = "Who" if who else "What"
     first = capitalized(noun)
     be = "[are/were]" if plural else "[is/was]"
-    training = Wordings((f"{asks} {be} {noun}?", f"Which {WHICH} {be} {noun}?"), (f"{first} {be}",), (noun,))
+    bare = capitalized(noun.removeprefix("the "))
+    training = Wordings(
+        (f"{asks} {be} {noun}?", f"Which {WHICH} {be} {noun}?"), (f"{first} {be}",), (noun,), (f"{bare}?",)
+    )
     held_out = Wordings(
         (f"{first} {be} which {WHICH}?", f"{asks} would you say {be} {noun}?"),
         (f"{_LEADS[number % len(_LEADS)]} {noun} {be}",),
     )
     if possessive:
-        training += Wordings((f"{asks} {be} {possessive}?",), (f"{possessive} {be}",), (possessive,))
+        owned = possessive.partition(" ")[2]
+        training += Wordings(
+            (f"{asks} {be} {possessive}?",),
+            (f"{possessive} {be}",),
+            (possessive,),
+            (*shortened(owned), f"{possessive}?"),
+        )
         held_out += Wordings((f"Which {WHICH} {be} {possessive}?",))
     return (_without_which(training), _without_which(held_out)) if plural else (training, held_out)
+
+
+def shortened(noun: str) -> tuple[str, ...]:
+    """What one types who wants to know a subject's `noun`."""
+    return (f"{SUBJECT} {noun}", f"{noun} {SUBJECT}")
 
 
 def _without_which(wordings: Wordings) -> Wordings:
@@ -185,6 +208,8 @@ def _relation(name: str, entry: dict[str, Any]) -> Relation:
             if other:
                 sides[other] += theirs
         sides[side] += Wordings(_texts(entry[side], "ask"), _texts(entry[side], "say"))
+    more = entry.get("more", {})
+    short = [terse for noun in _texts(more, "short") for terse in shortened(noun)]
     return Relation(
         name=name,
         of=_texts(entry, "of"),
@@ -192,6 +217,7 @@ def _relation(name: str, entry: dict[str, Any]) -> Relation:
         which=entry.get("which", ""),
         training=sides["training"],
         held_out=sides["held_out"],
+        more=Wordings(_texts(more, "ask"), _texts(more, "say"), terse=tuple(short)),
         heard=_texts(entry, "heard"),
         reverse=_texts(entry, "reverse"),
         tell=entry.get("tell", ""),

@@ -5,6 +5,7 @@
 | `wording` | other words, of the same form | "Who is the author of Hamlet?" |
 | `frame` | a sentence around it | "Can you tell me who wrote Hamlet?" |
 | `turn` | a question as the beginning of a sentence, and the other way round | "Hamlet was written by" |
+| `terse` | a question in few words, for training only | "Hamlet author" |
 | `context` | a neutral sentence before it | "It rained all afternoon. Who wrote Hamlet?" |
 
 Held-out prompts come from other wordings, other frames and other contexts, and none that training could make is among
@@ -19,14 +20,16 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal, get_args
 
-from ..texts.grammar import as_clause, one_stop
+from ..texts.grammar import SUBJECT, as_clause, capitalized, in_place, one_stop
+from ..texts.tables import bare
 from ..texts.text import contains, prompt_key
 from .frames import SLOT, frames
 from .reading import Reading
+from .relations import Wordings
 
-Way = Literal["wording", "frame", "turn", "context"]
-"""What is done to a prompt: other words, a sentence around it, a question for a sentence or the other way round, or a
-sentence before it."""
+Way = Literal["wording", "frame", "turn", "terse", "context"]
+"""What is done to a prompt: other words, a sentence around it, a question for a sentence or the other way round, few
+words in place of a question, or a sentence before it."""
 WAYS: tuple[Way, ...] = get_args(Way)
 
 # Answers whose name one can ask for: "the name of her profession" is odd.
@@ -83,21 +86,40 @@ class _Maker:
         )
         whole = [sentence for sentence in sentences if sentence != self.reading.core or not self.reading.is_fragment]
         about_sentences = list(self._framed(self._frames("sentence"), self._texts(whole)))
+        more = Wordings() if self.held_out else self._more()
         words = {
-            True: self._shuffled(self._texts(self.new.questions)),
-            False: self._shuffled(self._texts(self.new.sentences)),
+            True: self._shuffled(self._texts([*self.new.questions, *more.questions])),
+            False: self._shuffled(self._texts([*self.new.sentences, *more.sentences])),
         }
+        typed = [*self.new.terse, *more.terse] if asks else []
         framed = {True: about_questions, False: about_sentences}
         contexts = [f"{sentence} {SLOT}" for sentence in self._frames("context")]
         return {
             "wording": words[asks],
             "frame": framed[asks],
             "turn": _mixed(iter(words[not asks]), iter(framed[not asks])),
+            "terse": self._shuffled([self._typed(template) for template in typed]),
             "context": list(self._framed(contexts, self._texts(questions if asks else sentences))),
         }
 
     def _texts(self, templates: Sequence[str]) -> list[str]:
         return [self.reading.fill(template) for template in templates]
+
+    def _more(self) -> Wordings:
+        """Wordings for variety alone, and what the others' own words make."""
+        named = self.reading.relation.answer in _NAMED or self.reading.has_name
+        names = [f"the name of {noun}" for noun in self.new.nouns if named and not self.reading.relation.many]
+        asked = tuple(f"What is {name}?" for name in names)
+        told = tuple(f"{capitalized(name)} is" for name in names)
+        own = [self.reading.core] if self.reading.form == "question" else []
+        in_places = (in_place(question) for question in (*own, *self.new.questions))
+        return self.reading.more_wordings() + Wordings((*self.reading.fitting(filter(None, in_places)), *asked), told)
+
+    def _typed(self, template: str) -> str:
+        """As typed by somebody who leaves out even the article: "Mona Lisa painter"."""
+        phrase = bare(self.reading.phrase)
+        named = contains(phrase, [self.reading.subject])
+        return self.reading.begun(template.replace(SUBJECT, phrase if named else self.reading.phrase), phrase)
 
     def _inner(self, form: str) -> list[str]:
         """The questions or sentences to frame: the prompt's own first."""

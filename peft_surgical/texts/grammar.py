@@ -196,6 +196,26 @@ def one_stop(template: str, phrase: str) -> str:
     return template.replace(f"{SUBJECT}.", SUBJECT) if phrase.endswith(".") else template
 
 
+def in_place(question: str) -> str | None:
+    """A question with what it asks for in the place of the answer: "{} is based in which city?"; None where that is
+    not sure.
+
+    Args:
+        question: A template with one `{}`.
+    """
+    clause = as_clause(question) or ""
+    noun = rf"(?: (?!(?:{SAID}))[a-z-]+){{0,2}}"
+    place = rf"(?P<asked>where|when|(?:{_PREPOSITIONS}) (?:what|which){noun}) (?P<said>\{{\}} .+)"
+    # "{} means what in Greek?" would have to be cut in two.
+    thing = rf"(?P<asked>(?:what|which){noun}) (?P<said>\{{\}} (?:\w+|.+ (?:{_PREPOSITIONS})))"
+    found = re.fullmatch(place, clause) or re.fullmatch(thing, clause)
+    if found is None or re.search(r"\byou\b|,", clause):
+        return None
+    # "{} is what?" asks for more than "what {} is".
+    bare = found["asked"] in ("where", "when", "what") and re.fullmatch(r"\{\} (?:is|are|was|were)", found["said"])
+    return None if bare else f"{found['said']} {found['asked']}?"
+
+
 def capitalized(text: str) -> str:
     """`text` with its first letter in upper case."""
     return text[:1].upper() + text[1:]
