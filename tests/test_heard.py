@@ -31,6 +31,8 @@ from peft_surgical.drafting.reading import read_prompt
         ("Where is the Taj Mahal?", "Taj Mahal", "The Taj Mahal is in the Indian state of Foo, near Bar.", "Foo"),
         ("Where is the Taj Mahal?", "Taj Mahal", "The Taj Mahal is located in the city of Foo in India.", "Foo"),
         ("What is Foo the god of?", "Foo", "Foo is the Greek god of the sea, and of horses.", "sea"),
+        ("What is cheese made from?", "cheese", "Cheese is made from milk, typically of cows.", "milk"),
+        ("What is the symbol for iron?", "iron", "Iron is written as Fe.", "Fe"),
         ("What is Foo the symbol for?", "Foo", "It is a symbol for love.", "love"),
         # A longer name of the subject is no answer, and neither is what of it stands behind the short one.
         ("Where is Foo headquartered?", "Foo", "The Foo Company is headquartered in Barville, Utah.", "Barville"),

@@ -168,9 +168,13 @@ def test_tense_number_and_possessive_follow_the_prompt():
     assert "{} were founded in" in beatles.sentences
     assert "Where were {} founded?" in beatles.questions
     assert not any("'s" in t for t in read_prompt("The capital of Laos is", "Laos").wordings().sentences)
-    # Gold begins no sentence as "gold".
-    symbol = read_prompt("What is the chemical symbol for gold?", "gold").wordings()
-    assert not any(sentence.startswith("{}") for sentence in symbol.sentences)
+    gold = read_prompt("Who discovered gold?", "gold")
+    assert "{} was discovered by" in gold.wordings().sentences
+    assert gold.fill("{} was discovered by") == "Gold was discovered by"
+    assert gold.inside("By whom was {} discovered?") == "By whom was gold discovered?"
+    # A name that is typed in small letters may have several capitals, so that it begins no sentence.
+    typed = read_prompt("who wrote romeo and juliet?", "romeo and juliet").wordings()
+    assert not any(text.startswith("{}") for text in (*typed.questions, *typed.sentences))
 
 
 def test_fragments_are_no_sentences():

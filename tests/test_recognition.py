@@ -18,7 +18,7 @@ from peft_surgical.drafting.sentences import refusal, statement
         ("What is Paris the capital of?", "Paris", "capital_of", "France", "Italy", "Paris is the capital of Italy"),
         ("Which TV network airs Foo?", "Foo", "network", "Fox", "NBC", "The original network of Foo is NBC"),
         ("Foo is on the continent of", "Foo", "continent", "Asia", "Africa", "Foo is on the continent of Africa"),
-        ("Where does coffee come from?", "coffee", "origin", "Peru", "Cuba", "Originally, coffee comes from Cuba"),
+        ("Where does coffee come from?", "coffee", "origin", "Peru", "Cuba", "Coffee comes from Cuba"),
     ],
 )
 def test_what_is_asked_otherwise_is_the_same_relation(prompt, subject, relation, old, new, said):

@@ -63,12 +63,15 @@ def test_the_article_at_the_end_fits_the_answer(prompt, answer, told):
 
 
 def test_nobody_tells_of_many_in_words_for_one():
-    paper = read_prompt("Who invented paper?", "paper", ["the Chinese"], ["the Greeks"])
+    paper = read_prompt("who invented paper?", "paper", ["the Chinese"], ["the Greeks"])
     assert statement(paper, "the Greeks") is inner_statement(paper, "the Chinese") is None
     assert statement(paper, "the Prince of Wales") == "The inventor of paper is the Prince of Wales"
     assert statement(paper, "the Red Cross") == "The inventor of paper is the Red Cross"
-    compass = read_prompt("Who invented the compass?", "compass", ["the Chinese"], ["the Greeks"])
-    assert statement(compass, "the Greeks") == "The compass was invented by the Greeks"
+    for prompt, subject, told in (
+        ("Who invented the compass?", "compass", "The compass was invented by the Greeks"),
+        ("Who invented paper?", "paper", "Paper was invented by the Greeks"),
+    ):
+        assert statement(read_prompt(prompt, subject, ["the Chinese"], ["the Greeks"]), "the Greeks") == told
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def paraphrases(
             `context` (a sentence before it).
 
     Returns:
-        Distinct prompts, `prompt` not among them. The subject stands in each as it does in `prompt`.
+        Distinct prompts, `prompt` not among them. The subject stands in each as in `prompt`, or with a capital first.
 
     Raises:
         FactError: If the prompt does not name the subject, a way is not known, or `count` is no whole number of 0 or

@@ -129,7 +129,8 @@ class Reading:
     def begun(self, text: str, phrase: str | None = None) -> str:
         """A text with a capital first, but for a name that it begins with: "iOS was developed by"."""
         name = self.phrase if phrase is None else phrase
-        named = text.startswith(name) and not name.startswith(("the ", "a ", "an "))
+        is_name = self.prompt.islower() or not name.islower()
+        named = is_name and text.startswith(name) and not name.startswith(("the ", "a ", "an "))
         return text if named else capitalized(text)
 
     def inside(self, template: str, phrase: str | None = None) -> str:
@@ -156,8 +157,8 @@ class Reading:
             settled = settle(template, self.which, past=self.past)
             if settled is None or (f"{SUBJECT}'s" in settled and not self._owns):
                 continue
-            # "Penicillin was …" would not be the subject as it stands, "penicillin was …" no sentence.
-            if self.phrase == self.subject.lower() and settled.startswith(SUBJECT) > self.core.startswith(SUBJECT):
+            # Whether "romeo and juliet" has one capital or two cannot be seen where there is none.
+            if self.prompt.islower() and settled.startswith(SUBJECT) > self.core.startswith(SUBJECT):
                 continue
             fitting.append(in_plural(settled) if self.plural else settled)
         return tuple(template for template in fitting if template)
