@@ -80,6 +80,18 @@ def test_ways():
     assert not any("." in prompt or "?" in prompt for prompt in wordings)
     requests = ("Name", "Tell", "I ", "Give", "Please")
     assert all("?" in p or p.startswith(requests) for p in paraphrases(*given, ways=["turn"]))
+    typed = paraphrases("Who painted the Mona Lisa?", "Mona Lisa", ways=["terse"])
+    assert set(typed) == {
+        "Painter of Mona Lisa?",
+        "Mona Lisa painter",
+        "Painter Mona Lisa",
+        "Mona Lisa's painter?",
+        "Mona Lisa artist",
+        "Artist Mona Lisa",
+    }
+    # Nobody types few words to have them continued, and nobody is judged by them.
+    assert paraphrases(*given, ways=["terse"]) == ()
+    assert held_out_prompts("Who painted the Mona Lisa?", "Mona Lisa", ways=["terse"]) == ()
     with pytest.raises(ps.FactError, match="there is no way 'mood'"):
         paraphrases(*given, ways=["mood"])
 
