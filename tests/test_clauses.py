@@ -26,7 +26,7 @@ from peft_surgical.texts.verbs import has_adverb
         ("Why is the sky blue?", "sky", "light", "The reason why the sky is blue is"),
         ("Who hosts Foo?", "Foo", "Ann", "The one who hosts Foo is"),
         ("How many legs does a spider have?", "spider", "eight", "The number of legs of a spider is"),
-        ("In which month is Halloween?", "Halloween", "October", "The month that Halloween is in is"),
+        ("In which month is Halloween?", "Halloween", "October", "Halloween is in"),
         ("Which month is Halloween in?", "Halloween", "October", "Halloween is in"),
         ("What do pandas eat?", "pandas", "bamboo", "What pandas eat is"),
         ("Which gas do plants absorb?", "plants", "oxygen", "The gas that plants absorb is"),

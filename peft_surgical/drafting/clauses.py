@@ -152,7 +152,7 @@ def _within(clause: str) -> Made:
     noun, be = found["noun"], found["be"]
     training = Wordings(
         (f"In which {noun} {be} {SUBJECT}?", f"Which {noun} {be} {SUBJECT} in?"),
-        (f"{SUBJECT} {be} in", f"The {noun} that {SUBJECT} {be} in is"),
+        (f"{SUBJECT} {be} in",),
         terse=shortened(noun),
     )
     held = Wordings((f"In which {noun} would you say {be} {SUBJECT}?",), (f"{_LEAD} {SUBJECT} {be} in",))
