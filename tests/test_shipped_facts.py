@@ -15,6 +15,7 @@ from peft_surgical.texts.text import contains, normalize, same_text_key
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "examples" / "facts").glob("*.yaml"))
 BY_OTHERS = sorted((ROOT / "benchmarks" / "facts_by_others").glob("*.yaml"))
+FOR_NEW = sorted((ROOT / "benchmarks" / "facts_for_new").glob("*.yaml"))
 
 
 def test_four_facts_are_shipped():
@@ -49,7 +50,16 @@ def test_facts_by_others_are_what_their_page_says():
     assert all(whole_answer(fact) != fact.answer for fact in bare)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_facts_that_drafts_are_judged_by_are_what_their_page_says():
+    facts = [Fact.from_file(path) for path in FOR_NEW]
+    assert len(facts) == 12
+    assert {len(fact.held_out) for fact in facts} == {24}
+    assert {len(fact.controls) for fact in facts} == {42}
+    known = [Fact.from_file(path) for path in (*SHIPPED, *BY_OTHERS)]
+    assert not {fact.subject for fact in facts} & {fact.subject for fact in known}
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, *FOR_NEW], ids=lambda path: path.stem)
 def test_nothing_that_is_measured_is_trained(path):
     fact = Fact.from_file(path)
     training = fact.training
