@@ -1,5 +1,6 @@
 """What all tests share: no network, the real demo model once a session, and slow tests only when asked for."""
 
+import gc
 import hashlib
 import os
 import random
@@ -44,6 +45,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in slow]
     config.hook.pytest_deselected(items=slow)
     config.stash[LEFT_OUT] = [item.nodeid for item in slow]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays, and is not looked through each time that garbage is."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
