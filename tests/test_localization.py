@@ -93,8 +93,7 @@ def test_scores_do_not_depend_on_batch_size_or_padding_side(family):
         scorers.remove("specificity")  # the corruption lowers nothing in this random model, so nothing has a share
     model = tiny_model(family)
     found = []
-    # Prompts of two lengths, of the fact and of what it is compared with; in one pass, a row at a time, and some rows at
-    # a time.
+    # Prompts of two lengths, and others that they are compared with; in one pass, a row at a time, and some at a time.
     fact = capital(prompts=capital().prompts[:2], contrast=["italy"])
     for side, max_tokens in (("right", 4096), ("right", 1), ("left", 150)):
         with warnings.catch_warnings():
