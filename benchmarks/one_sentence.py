@@ -5,7 +5,8 @@
 
 Of a fact file only the first prompt and the new answer go into the draft (`peft_surgical.new_fact`). The draft's
 training half is then put together with the file's held-out prompts, controls and names, by which answers are counted.
-What the file's evaluation asks, and other subjects and questions whose names its controls name, leave the draft.
+What the file's evaluation asks, and other subjects and questions whose names its controls name, leave the draft. A
+fact that cannot be drafted from so little is told of and left out.
 """
 
 from __future__ import annotations
@@ -79,7 +80,11 @@ def main(facts: tuple[Path, ...], model: str, out: Path, seed: int) -> None:
                 raise ps.OutputError(f"the file {out / path.name} exists; name another folder.")
         loaded, tokenizer = ps.load_model(model)
         for path, judge in read.items():
-            draft = ps.new_fact(loaded, tokenizer, judge.prompts[0], new=judge.new[0], seed=seed, progress=True)
+            try:
+                draft = ps.new_fact(loaded, tokenizer, judge.prompts[0], new=judge.new[0], seed=seed, progress=True)
+            except ps.FactError as error:
+                click.echo(f"{path.name} is left out: {error}", err=True)
+                continue
             fact = judged_by(draft.fact, judge)
             out.mkdir(parents=True, exist_ok=True)
             note = (

@@ -77,3 +77,19 @@ def test_a_draft_is_written_as_a_fact_file(tmp_path, model_folder, monkeypatch):
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1
     assert "exists" in again.output
+
+
+def test_a_fact_that_cannot_be_drafted_is_told_of_and_left_out(tmp_path, model_folder, monkeypatch):
+    def drafted(model, tokenizer, prompt, **_):
+        if prompt == "Who?":
+            raise ps.FactError("it is not clear what the prompt is about.")
+        return FactDraft(DRAFT, (), 2)
+
+    monkeypatch.setattr("peft_surgical.new_fact", drafted)
+    unclear, clear = tmp_path / "unclear.yaml", tmp_path / "clear.yaml"
+    unclear.write_text(json.dumps(replace(JUDGE, prompts=("Who?",)).to_dict()))
+    clear.write_text(json.dumps(JUDGE.to_dict()))
+    result = CliRunner().invoke(main, [str(unclear), str(clear), "--model", model_folder, "--out", str(tmp_path / "o")])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.endswith("unclear.yaml is left out: it is not clear what the prompt is about.\n")
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["clear.yaml"]
