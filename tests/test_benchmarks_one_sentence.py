@@ -89,7 +89,8 @@ def test_a_fact_that_cannot_be_drafted_is_told_of_and_left_out(tmp_path, model_f
     unclear, clear = tmp_path / "unclear.yaml", tmp_path / "clear.yaml"
     unclear.write_text(json.dumps(replace(JUDGE, prompts=("Who?",)).to_dict()))
     clear.write_text(json.dumps(JUDGE.to_dict()))
-    result = CliRunner().invoke(main, [str(unclear), str(clear), "--model", model_folder, "--out", str(tmp_path / "o")])
+    arguments = ["--model", model_folder, "--out", str(tmp_path / "o")]
+    result = CliRunner().invoke(main, [str(unclear), str(clear), *arguments])
     assert result.exit_code == 0, result.output
     assert result.stderr.endswith("unclear.yaml is left out: it is not clear what the prompt is about.\n")
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["clear.yaml"]
