@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The first example may take long where something is imported or compiled. The same examples each time: what is not
-# looked for should not be found by chance in somebody else's change (`--hypothesis-profile=default` looks for more).
+# looked for should not be found by chance in somebody else's change.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
