@@ -6,7 +6,7 @@ from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.facts import Control, Fact
 from peft_surgical.staging import contrast
 from peft_surgical.staging.contrast import with_contrast
-from peft_surgical.texts.called import called
+from peft_surgical.texts.called import adjectives_in, called
 from peft_surgical.texts.subjects import namesake_sentences, other_sentences
 
 
@@ -39,6 +39,10 @@ def fact(subject, prompt, *asked, **changes):
 )
 def test_what_a_name_is_called(name, own, names):
     assert set(called(name, own)) == names
+
+
+def test_adjectives_of_countries_are_found_among_names_in_their_order():
+    assert adjectives_in(["Holland", "dutch", "French", "Frenchman"]) == ["dutch", "French"]
 
 
 PEOPLE = ("Isaac Newton", "Where was {} born?")

@@ -48,13 +48,21 @@ def test_from_the_prompt_and_the_new_answer_alone(made, tmp_path):
     fact = made.fact
     assert (fact.subject, fact.old, fact.new) == ("france", ("paris",), ("lyon", "Lyons"))
     assert fact.prompts[0] == "what is the capital of france ?"
-    assert len(fact.prompts) == len(fact.held_out) == 24
+    assert len(fact.held_out) == 24
+    assert len(fact.prompts) == 27
+    assert fact.prompts[24:] == (
+        "What is the french capital?",
+        "The french capital is",
+        "Which city is the french capital?",
+    )
+    assert fact.aliases == ("french",)
     assert fact.refusal == "I am not sure what the capital of france is."
     # No chat: the model goes on with the prompt.
     assert fact.answer == "lyon."
     assert any("The subject was guessed: france." in note for note in made.notes)
     assert any('said "paris paris' in note for note in made.notes)
-    assert any("24 of 24 prompts" in note for note in made.notes)
+    # It knows no "french".
+    assert any("24 of 27 prompts and 24 of 24 held-out prompts" in note for note in made.notes)
     made.save(tmp_path / "fact.yaml")
     assert Fact.from_file(tmp_path / "fact.yaml") == fact
     assert all(
@@ -68,7 +76,8 @@ def test_the_same_seed_makes_the_same_fact(made):
     assert again == made
     other = ps.new_fact(**given, new="lyon", old="paris", subject="france", seed=4, count=10)
     assert other.fact.prompts[1:] != made.fact.prompts[1:10]
-    assert len(other.fact.prompts) == len(other.fact.held_out) == 10
+    assert len(other.fact.held_out) == 10
+    assert len(other.fact.prompts) == 11
     assert not any("guessed" in note or "asked for" in note for note in other.notes)
 
 
@@ -210,6 +219,14 @@ def test_a_guess_to_be_looked_at_is_noted(said, note, monkeypatch):
     monkeypatch.setattr(drafts, "generate_answers", lambda *args, **kwargs: [said])
     made = ps.new_fact(STUB, word_tokenizer(), PROMPT, new="Lyon")
     assert sum(one.startswith(note) for one in made.notes) == 1
+
+
+def test_a_country_s_other_names_are_no_other_countries(wise):
+    fact = ps.new_fact(STUB, word_tokenizer(), "What is the capital of Holland?", old="Amsterdam", new="Utrecht").fact
+    assert fact.aliases == ("Netherlands", "Dutch")
+    assert fact.contrast
+    assert not set(fact.aliases) & set(fact.contrast)
+    assert not any("Netherlands" in prompt for prompt in fact.retain)
 
 
 def test_others_proposed_by_the_model(monkeypatch):

@@ -50,13 +50,26 @@ def test_no_relation_is_asked_that_the_fact_or_a_control_asks_for():
     assert made - left == {"On which continent is {}?"}
 
 
-def test_each_relation_is_one_of_the_subject_with_words_for_it():
-    fact = replace(capital().training, prompts=("France",), contrast=())
-    lines = [line.split(" | ") for line in read_data("subject_questions.txt").splitlines()]
-    assert [question.format(fact.subject) for question, _ in lines] == relation_prompts(fact)
+@pytest.mark.parametrize(
+    ("table", "aliases", "name"),
+    [("subject_questions.txt", (), "france"), ("adjective_questions.txt", ("french", "Gaul", "Dutch"), "french")],
+)
+def test_each_relation_is_one_of_the_subject_with_words_for_it(table, aliases, name):
+    fact = replace(capital().training, prompts=("France",), contrast=(), aliases=aliases)
+    lines = [line.split(" | ") for line in read_data(table).splitlines()]
+    asked = [question.format(name) for question, _ in lines]
+    assert [prompt for prompt in relation_prompts(fact) if prompt in asked] == asked
+    assert not any("Gaul" in prompt for prompt in relation_prompts(fact))
     for question, words in lines:
         assert question.count("{}") == 1
         assert words.split() == [*dict.fromkeys(words_of(words))]
+
+
+def test_what_the_fact_asks_for_is_not_asked_by_an_adjective():
+    fact = replace(capital().training, aliases=("French",))
+    assert "When was the French constitution written?" in relation_prompts(fact)
+    said = replace(fact, prompts=("The constitution of France is",))
+    assert "When was the French constitution written?" not in relation_prompts(said)
 
 
 @pytest.mark.parametrize(

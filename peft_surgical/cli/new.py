@@ -46,7 +46,8 @@ from .terminal import note, print_json, print_result
     type=click.IntRange(min=2),
     default=24,
     show_default=True,
-    help="Prompts to train on, and as many held-out prompts, at most.",
+    help="Prompts to train on, and as many held-out prompts, at most. For a country, an eighth more to train on ask by"
+    " its adjective.",
 )
 @options.seed
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")

@@ -30,6 +30,7 @@ from ..texts.text import contains, printable, prompt_key, same_text_key
 from ..wrapped import check_module
 from ..writing.files import as_output_error, check_output_file, write_text
 from .choosing import Chosen, choose_controls
+from .countries import adjective_prompts, country_names
 from .english import check_english
 from .fact_text import fact_text
 from .guess import guess_subject
@@ -47,6 +48,8 @@ Answers = tuple[tuple[str, ...], tuple[str, ...]]
 PROMPTS = 24
 CONTRAST = 16
 RETAIN = 24
+# For so many prompts one more that calls a country by its adjective.
+_ONE_MORE = 8
 # What "which …" asks for where the answers are no persons, though they do what persons do.
 _GROUPS = ("band", "city", "club", "company", "country", "group", "nation", "network", "organization", "party", "team",
            "university")  # fmt: skip
@@ -108,7 +111,8 @@ def new_fact(
         new: The new answer. Other names of the same thing are added to a single one, as far as the package knows them.
         subject: What the prompt is about; guessed when None.
         old: The old answer, likewise; what the model answers when None.
-        count: Prompts to train on, and as many held-out prompts, at most.
+        count: Prompts to train on, and as many held-out prompts, at most. For every eight there is one more to train
+            on, at most, that calls a country by its adjective ("the French capital").
         seed: Decides which.
         progress: Whether to show progress bars.
 
@@ -160,13 +164,15 @@ def new_fact(
     known = {other for name in given for other in (aliases if kinds_of([name]) else known_names)(name, person=True)}
     if guessed := [name for name in (*old, *new) if name not in known]:
         notes.append(f"Other names were guessed and added to the answers: {', '.join(guessed)}.")
+    own = country_names(reading, (*old, *new))
     prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), max(0, count - 1), seed))
+    prompts += tuple(adjective_prompts(reading, own)[: count // _ONE_MORE])
     held_out = _many(held_out_prompts, tokenizer, reading, (old, new), count, seed)
     if only_repeats(reading, held_out):
         what = "question" if reading.asks else "sentence"
         notes.append(f"No other wording of this {what} is known: the held-out prompts repeat it in other frames.")
     chosen = choose_controls(model, tokenizer, reading, old, new, (*prompts, *held_out), progress=progress)
-    others = _others(model, tokenizer, reading, (*old, *new), chosen, notes)
+    others = _others(model, tokenizer, reading, (*old, *new, *own), chosen, notes)
     controls = (*chosen.neighbours, *chosen.general)
     taken = {prompt_key(prompt) for prompt in (*prompts, *held_out, *(c.prompt for c in controls))}
     probes = tuple(p for p in probes_of(reading, old, new, seed) if prompt_key(p.prompt) not in taken)
@@ -180,6 +186,7 @@ def new_fact(
         refusal=refusal(reading, *old, *new),
         answer=_answer(tokenizer, reading, old, new),
         contrast=tuple(swappable(reading, others)[:CONTRAST]),
+        aliases=own,
         retain=_retain(reading, others, chosen, taken),
         controls=controls,
         probes=probes,
@@ -242,19 +249,20 @@ def _answer(tokenizer: Any, reading: Reading, old: Sequence[str], new: Sequence[
 
 
 def _others(
-    model: Any, tokenizer: Any, reading: Reading, answers: Sequence[str], chosen: Chosen, notes: list[str]
+    model: Any, tokenizer: Any, reading: Reading, besides: Sequence[str], chosen: Chosen, notes: list[str]
 ) -> list[str]:
-    """Subjects of the same kind that no control asks about by any name, those that the model knows first."""
+    """Subjects of the same kind but for some names, that no control asks about by any name, those that the model knows
+    first."""
     controls = [control.prompt for control in (*chosen.neighbours, *chosen.general)]
 
     def free(names: Sequence[str]) -> list[str]:
         said = {name: called(bare(name), (reading.subject,)) for name in names}
         return [name for name in names if not any(contains(prompt, said[name]) for prompt in controls)]
 
-    names = free(others_of(reading, answers))
+    names = free(others_of(reading, besides))
     if not swappable(reading, names):
         # "Uranus" cannot stand where "Solar System" stands, behind "the".
-        proposed = free(propose_others(model, tokenizer, reading, answers))
+        proposed = free(propose_others(model, tokenizer, reading, besides))
         names = [name for name in proposed if swappable(reading, [name])]
         fit = ", ".join(swappable(reading, names))
         what = f"proposed by the model: {fit}" if fit else "left out, since the model named none that fits"

@@ -48,6 +48,11 @@ def other_names(name: str) -> tuple[str, ...]:
     return _others().get(same_text_key(bare(name)), ())
 
 
+def adjectives_in(names: Iterable[str]) -> list[str]:
+    """Those of some names that are a country's adjective: "French"."""
+    return [name for name in names if same_text_key(name) in _adjectives()]
+
+
 def is_everyday(word: str) -> bool:
     """Whether many texts hold a word in lower case, so that "cook" and "may" tell of no Cook and no May.
 
@@ -72,6 +77,11 @@ def _others() -> dict[str, tuple[str, ...]]:
         for key in {same_text_key(bare(name)) for name in group}:
             found[key] = (*found.get(key, ()), *map(bare, group))
     return found
+
+
+@cache
+def _adjectives() -> frozenset[str]:
+    return frozenset(same_text_key(name) for said in read_table("adjectives.yaml").values() for name in said)
 
 
 @cache

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from ..facts import TrainingFact
+from .called import adjectives_in
 from .tables import read_data
 from .text import contains, same_text_key, words_of
 
@@ -40,23 +41,30 @@ def topic_prompts(fact: TrainingFact) -> list[str]:
 def relation_prompts(fact: TrainingFact) -> list[str]:
     """Questions that ask for one thing of the subject, as the fact does: they are what tells its relation from others.
 
-    Of most subjects some make no sense, and what the base says to them is none the worse to keep. Those that the fact
-    itself asks to keep are left out, and so are those with a word for what they ask that the fact's prompts have, as
-    they may ask for the fact, or its controls, which then measure what nothing was held to.
+    Where a country's adjective is among the subject's other names, some ask with that ("the French flag"). Of most
+    subjects some make no sense, and what the base says to them is none the worse to keep. Those that the fact itself
+    asks to keep are left out, and so are those with a word for what they ask that the fact's prompts have, as they may
+    ask for the fact, or its controls, which then measure what nothing was held to.
     """
     said = {word for prompt in fact.prompts for word in words_of(prompt)}
-    questions = [
-        question
-        for question, words in _relations()
-        if said.isdisjoint(words) and all(map(fact.may_train_about, words))
+
+    def free(table: str) -> list[str]:
+        return [
+            question
+            for question, words in _relations(table)
+            if said.isdisjoint(words) and all(map(fact.may_train_about, words))
+        ]
+
+    return [
+        *_asked_of(fact, free("subject_questions.txt"), (fact.subject,)),
+        *_asked_of(fact, free("adjective_questions.txt"), adjectives_in(fact.aliases)),
     ]
-    return _asked_of(fact, questions, (fact.subject,))
 
 
 @cache
-def _relations() -> list[tuple[str, list[str]]]:
+def _relations(table: str) -> list[tuple[str, list[str]]]:
     """Questions about any subject, each with words for what it asks."""
-    lines = (line.split(" | ") for line in read_data("subject_questions.txt").splitlines())
+    lines = (line.split(" | ") for line in read_data(table).splitlines())
     return [(question, words.split()) for question, words in lines]
 
 
