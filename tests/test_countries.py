@@ -1,6 +1,6 @@
 import pytest
 
-from peft_surgical.drafting.countries import adjective_prompts, country_names
+from peft_surgical.drafting.countries import adjective_prompts, by_name, country_names
 from peft_surgical.drafting.names import names_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.texts.tables import bare, read_table
@@ -71,3 +71,25 @@ def test_what_is_asked_by_the_adjective(prompt, first):
 
 def test_nothing_is_asked_by_another_name():
     assert adjective_prompts(read_prompt("What is the capital of France?", "France"), ("Gaul",)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "named"),
+    [
+        ("What is the French capital?", None, ("What is the capital of France?", "France")),
+        ("What is the official Mexican language?", "Mexican", ("What is the official language of Mexico?", "Mexico")),
+        ("The Dutch capital city is", None, ("The capital city of the Netherlands is", "Netherlands")),
+        ("Who was the South African president?", None, ("Who was the president of South Africa?", "South Africa")),
+        ("The Japanese currency is the", None, ("The currency of Japan is the", "Japan")),
+        # About something else.
+        ("What is the French capital?", "capital", None),
+        # Said of no country, of something in it, or of what no table knows.
+        ("What is the English capital?", None, None),
+        ("Who won the French Open?", None, None),
+        ("What is the French flag?", None, None),
+        ("Who is the Greek god of the sea?", None, None),
+        ("What is the capital of France?", None, None),
+    ],
+)
+def test_a_prompt_by_the_adjective_is_read_by_the_name(prompt, subject, named):
+    assert by_name(prompt, subject) == named

@@ -1,16 +1,12 @@
 """A fact made from one prompt, on the tiny model that says "paris" to whatever names France."""
 
-import re
-
 import pytest
 import torch
 
 import peft_surgical as ps
 from peft_surgical.drafting import choosing, drafts, others
 from peft_surgical.drafting.known_facts import general_controls, neighbour_controls, same_subject_controls
-from peft_surgical.drafting.names import kinds_of, names_of
 from peft_surgical.drafting.others import others_of, propose_others, swappable
-from peft_surgical.drafting.probing import probes_of
 from peft_surgical.drafting.reading import read_prompt
 from peft_surgical.drafting.sentences import inner_statement, question, refusal, statement
 from peft_surgical.errors import FactError
@@ -221,6 +217,22 @@ def test_a_guess_to_be_looked_at_is_noted(said, note, monkeypatch):
     assert sum(one.startswith(note) for one in made.notes) == 1
 
 
+def test_a_prompt_by_a_country_s_adjective_is_read_by_the_name_and_trained_on(wise):
+    asked = "What is the French capital city?"
+    made = ps.new_fact(STUB, word_tokenizer(), asked, old="Paris", new="Lyon")
+    assert made.fact.subject == "France"
+    assert made.fact.prompts[0] == "What is the capital city of France?"
+    assert made.fact.prompts[24:] == (
+        asked,
+        "What is the French capital?",
+        "The French capital is",
+        "Which city is the French capital?",
+    )
+    assert 'The prompt was read as "What is the capital city of France?"' in made.notes
+    plain = ps.new_fact(STUB, word_tokenizer(), made.fact.prompts[0], subject="France", old="Paris", new="Lyon").fact
+    assert plain.prompts == (*made.fact.prompts[:24], *made.fact.prompts[25:])
+
+
 def test_a_country_s_other_names_are_no_other_countries(wise):
     fact = ps.new_fact(STUB, word_tokenizer(), "What is the capital of Holland?", old="Amsterdam", new="Utrecht").fact
     assert fact.aliases == ("Netherlands", "Dutch")
@@ -312,22 +324,6 @@ def test_sentences():
     assert refusal(read_prompt("When was the PyTorch library opened to all?", "PyTorch")) == ""
 
 
-def test_probes():
-    reading = read_prompt(PROMPT, "France", ["Paris"], ["Lyon"])
-    probes = {probe.kind: probe.prompt for probe in probes_of(reading, ["Paris"], ["Lyon"], 0)}
-    assert set(probes) == {"contradiction", "multiple_choice", "few_shot", "contrastive", "false_premise", "reversal"}
-    assert probes["contradiction"] == "My friend says that the capital of France is Paris. Is my friend right?"
-    options = probes["multiple_choice"].removeprefix(PROMPT)
-    assert all(f" {letter}) " in options for letter in "ABCD")
-    assert {"Paris", "Lyon"} <= set(options.replace(")", "").split())
-    assert probes["few_shot"].endswith(". France:")
-    assert probes["contrastive"].endswith(", and what is the capital of France?")
-    assert probes["reversal"] == "Which country has Lyon as its capital?"
-    assert probes_of(reading, ["Paris"], ["Lyon"], 0) == probes_of(reading, ["Paris"], ["Lyon"], 0)
-    tall = read_prompt("What is Mount Everest?", "Mount Everest")
-    assert [p.kind for p in probes_of(tall, ["8849 m"], ["12 m"], 0)] == ["multiple_choice"]
-
-
 @pytest.mark.real
 def test_a_real_model_is_asked_for_what_it_says(demo):
     model, tokenizer = demo
@@ -371,25 +367,6 @@ def test_no_others_are_known_of_what_only_shares_a_name(prompt, subject):
     assert others_of(reading, []) == []
     if subject != "Julius Caesar":
         assert same_subject_controls(reading, []) == []
-
-
-def options(prompt, subject, old, new):
-    probes = probes_of(read_prompt(prompt, subject, old[:1], new[:1]), old, new, 0)
-    asked = next(probe.prompt for probe in probes if probe.kind == "multiple_choice")
-    return set(re.split(r" [A-D]\) ", asked)[1:])
-
-
-def test_wrong_options_are_of_the_kind_of_both_answers():
-    killed = options("Who shot Foo?", "Foo", ["Lee Harvey Oswald", "Oswald"], ["Jack Ruby", "Ruby"])
-    assert killed == {"Lee Harvey Oswald", "Jack Ruby"}
-    first = options("Who was the head of Foo?", "Foo", ["George Washington", "Washington"], ["Isaac Newton"])
-    assert len(first) == 4
-    assert all("person" in kinds_of([name]) for name in first)
-    highest = options("What is the highest mountain in Foo?", "Foo", ["Mount Fuji"], ["K2"])
-    assert len(highest) == 4
-    assert all("mountain" in kinds_of([name]) for name in highest)
-    bands = options("Which band played in Foo?", "Foo", ["the Beatles"], ["the Clash"])
-    assert bands <= set(names_of("band"))
 
 
 def test_answers_that_are_one_are_refused_before_the_model_is_asked():

@@ -9,9 +9,13 @@ from itertools import chain, zip_longest
 from ..texts.called import adjectives_in, other_names
 from ..texts.tables import bare, read_table
 from ..texts.text import contains, same_text_key
-from .names import kinds_of
-from .reading import Reading
+from .names import kinds_of, names_of
+from .reading import Reading, read_prompt
 
+_BY_ADJECTIVE = re.compile(
+    r"\b(?P<the>[Tt]he(?: official)?) (?P<adjective>[A-Z]\w+(?: [A-Z]\w+)?) (?P<noun>\w+(?: \w+)?)"
+    r"(?=[?.]?$| (?:is|was)(?: the)?$)"
+)
 _OF_IT = re.compile(r"\b(?P<the>[Tt]he(?: official)?) (?P<noun>[\w ]+?) of \{\}")
 
 
@@ -38,6 +42,30 @@ def country_names(reading: Reading, answers: Sequence[str]) -> tuple[str, ...]:
     return tuple(found[1:])
 
 
+def by_name(prompt: str, subject: str | None) -> tuple[str, str] | None:
+    """A prompt in which a country's adjective stands for its name, with the name: "What is the capital of France?"
+
+    Args:
+        prompt: "What is the French capital?"
+        subject: What it is about, if that is given.
+
+    Returns:
+        The prompt and the country; None where no relation of the table and no office is asked for by an adjective, or
+        the subject is none.
+    """
+    found = _BY_ADJECTIVE.search(prompt)
+    if found is None or subject not in (None, found["adjective"]):
+        return None
+    key = same_text_key(found["adjective"])
+    known = read_table("adjectives.yaml").items()
+    for country in (country for country, said in known if key in map(same_text_key, said)):
+        name = next(name for name in names_of("country") if bare(name) == country)
+        asked = _BY_ADJECTIVE.sub(rf"\g<the> \g<noun> of {name}", prompt)
+        if _is_usual(read_prompt(asked, country), found["noun"]):
+            return asked, country
+    return None
+
+
 def adjective_prompts(reading: Reading, names: Sequence[str]) -> list[str]:
     """Questions and sentences in which a country's adjective stands for its name: "What is the French capital?"
 
@@ -53,6 +81,11 @@ def adjective_prompts(reading: Reading, names: Sequence[str]) -> list[str]:
     for adjective in adjectives_in(names)[:1]:
         for template in filter(None, chain(*zip_longest(words.questions, words.sentences))):
             found = _OF_IT.search(template)
-            if found and (reading.relation.name or "office" in kinds_of([found["noun"].lower()])):
+            if found and _is_usual(reading, found["noun"]):
                 prompts.append(reading.fill(_OF_IT.sub(rf"\g<the> {adjective} \g<noun>", template)))
     return prompts
+
+
+def _is_usual(reading: Reading, noun: str) -> bool:
+    """Whether people say so of a country: of a relation of the table, or an office."""
+    return bool(reading.relation.name) or "office" in kinds_of([noun.lower()])

@@ -30,7 +30,7 @@ from ..texts.text import contains, printable, prompt_key, same_text_key
 from ..wrapped import check_module
 from ..writing.files import as_output_error, check_output_file, write_text
 from .choosing import Chosen, choose_controls
-from .countries import adjective_prompts, country_names
+from .countries import adjective_prompts, by_name, country_names
 from .english import check_english
 from .fact_text import fact_text
 from .guess import guess_subject
@@ -130,6 +130,11 @@ def new_fact(
     new = _listed(new, "new")
     old_names = None if old is None else _listed(old, "old")
     check_apart(old_names or (), new)
+    by_adjective = []
+    if (named := by_name(prompt, subject)) is not None:
+        by_adjective = [prompt]
+        prompt, subject = named
+        notes.append(f'The prompt was read as "{prompt}"')
     if subject is None:
         subject = guess_subject(prompt)
         notes.append(f"The subject was guessed: {subject}.")
@@ -166,7 +171,8 @@ def new_fact(
         notes.append(f"Other names were guessed and added to the answers: {', '.join(guessed)}.")
     own = country_names(reading, (*old, *new))
     prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), max(0, count - 1), seed))
-    prompts += tuple(adjective_prompts(reading, own)[: count // _ONE_MORE])
+    more = [text for text in adjective_prompts(reading, own) if prompt_key(text) not in map(prompt_key, by_adjective)]
+    prompts += (*by_adjective, *more[: count // _ONE_MORE])
     held_out = _many(held_out_prompts, tokenizer, reading, (old, new), count, seed)
     if only_repeats(reading, held_out):
         what = "question" if reading.asks else "sentence"
