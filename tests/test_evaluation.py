@@ -336,6 +336,21 @@ def test_open_prompts_that_do_not_fit_are_told_before_anything_is_answered(monke
         evaluate(model, TOKENIZER, capital(), fluency=True, retention_tokens=0, progress=False)
 
 
+def test_running_text_without_embeddings_is_told_before_anything_is_answered(monkeypatch):
+    monkeypatch.setattr(evaluation, "answer_fact", lambda *_, **__: pytest.fail("nothing is asked"))
+    model = tiny_model("llama")
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([f"more{number}" for number in range(model.config.vocab_size)])
+    monkeypatch.setattr(retention, "read_data", lambda _: f"more{model.config.vocab_size - 1} " * 8)
+    with pytest.raises(ModelError, match="embedding"):
+        evaluate(model, tokenizer, capital(), retention_tokens=8, progress=False)
+
+
+def test_a_wrapped_model_is_told_by_what():
+    with pytest.raises(ModelError, match="wrapped by DataParallel"):
+        evaluate(torch.nn.DataParallel(tiny_model("llama")), TOKENIZER, capital(), progress=False)
+
+
 @pytest.mark.parametrize("count", [{"batch_size": 0}, {"max_new_tokens": 0}])
 def test_counts_of_nothing_are_refused(count):
     [name] = count
