@@ -84,6 +84,11 @@ def test_the_sentence_gets_the_new_answer(family):
     assert not any(parameter.requires_grad for parameter in stage.model.parameters())
 
 
+def test_what_is_returned_is_ready_to_be_asked():
+    model = taught(model=word_model("llama").train(), recipe=replace(RECIPE, steps=1)).model
+    assert not any(module.training for module in model.modules())
+
+
 def test_before_a_first_step_nothing_diverges_from_what_is_kept():
     assert taught(recipe=replace(RECIPE, steps=1)).record.kl == pytest.approx(0, abs=1e-5)
     assert taught(fact=NAMED, recipe=replace(RECIPE, near_batch=100)).record.kl > 1e-4
