@@ -53,8 +53,9 @@ def test_each_adjective_is_that_of_one_known_country():
         ("The currency of France is", ["What is the French currency?", "The French currency is"]),
         ("What is the official language of France?", ["What is the official French language?"]),
         ("Who was the Prime Minister of France?", ["Who was the French Prime Minister?"]),
-        # No relation of the table, and no office.
+        # Neither an office nor what the table asks of countries.
         ("What is the name of France?", []),
+        ("Where is France?", []),
         ("What is the largest city of France?", []),
         ("Who was the first king of France?", []),
         # No noun to put it before.
@@ -87,6 +88,7 @@ def test_nothing_is_asked_by_another_name():
         ("What is the English capital?", None, None),
         ("Who won the French Open?", None, None),
         ("What is the French flag?", None, None),
+        ("What is the French title?", None, None),
         ("Who is the Greek god of the sea?", None, None),
         ("What is the capital of France?", None, None),
     ],

@@ -27,7 +27,7 @@ def country_names(reading: Reading, answers: Sequence[str]) -> tuple[str, ...]:
         answers: None of the names is, holds or is a part of one of these: French is a language, too.
 
     Returns:
-        As small as the prompt is written; none holds the subject or another, which would be met there already.
+        In small letters where the prompt is; none holds the subject or another, which would be met there already.
     """
     country = re.sub("^the ", "", reading.phrase, flags=re.I)
     called = (country, *other_names(country))
@@ -50,8 +50,8 @@ def by_name(prompt: str, subject: str | None) -> tuple[str, str] | None:
         subject: What it is about, if that is given.
 
     Returns:
-        The prompt and the country; None where no relation of the table and no office is asked for by an adjective, or
-        the subject is none.
+        The prompt and the country; None where neither an office nor what the table asks of countries is asked for by
+        an adjective, or the subject is none.
     """
     found = _BY_ADJECTIVE.search(prompt)
     if found is None or subject not in (None, found["adjective"]):
@@ -69,8 +69,8 @@ def by_name(prompt: str, subject: str | None) -> tuple[str, str] | None:
 def adjective_prompts(reading: Reading, names: Sequence[str]) -> list[str]:
     """Questions and sentences in which a country's adjective stands for its name: "What is the French capital?"
 
-    Only where a relation of the table or an office is asked for: what is the name of France, or its largest city, is
-    said otherwise.
+    Only where an office is asked for, or what the table asks of countries: what is the name of France, or its largest
+    city, is said otherwise.
 
     Args:
         reading: Of a prompt about the country.
@@ -87,5 +87,5 @@ def adjective_prompts(reading: Reading, names: Sequence[str]) -> list[str]:
 
 
 def _is_usual(reading: Reading, noun: str) -> bool:
-    """Whether people say so of a country: of a relation of the table, or an office."""
-    return bool(reading.relation.name) or "office" in kinds_of([noun.lower()])
+    """Whether people say so of a country: of what the table asks of countries, and of an office."""
+    return "country" in reading.relation.of or "office" in kinds_of([noun.lower()])
