@@ -79,6 +79,9 @@ def test_nothing_is_asked_by_another_name():
     [
         ("What is the French capital?", None, ("What is the capital of France?", "France")),
         ("What is the official Mexican language?", "Mexican", ("What is the official language of Mexico?", "Mexico")),
+        ("The French capital is", None, ("The capital of France is", "France")),
+        ("Who is the French Prime Minister?", None, ("Who is the Prime Minister of France?", "France")),
+        ("What is the Sri Lankan capital city ?", None, ("What is the capital city of Sri Lanka ?", "Sri Lanka")),
         ("The Dutch capital city is", None, ("The capital city of the Netherlands is", "Netherlands")),
         ("Who was the South African president?", None, ("Who was the president of South Africa?", "South Africa")),
         ("The Japanese currency is the", None, ("The currency of Japan is the", "Japan")),

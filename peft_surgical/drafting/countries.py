@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain, zip_longest
 
 from ..texts.called import adjectives_in, other_names
@@ -12,10 +13,6 @@ from ..texts.text import contains, same_text_key
 from .names import kinds_of, names_of
 from .reading import Reading, read_prompt
 
-_BY_ADJECTIVE = re.compile(
-    r"\b(?P<the>[Tt]he(?: official)?) (?P<adjective>[A-Z]\w+(?: [A-Z]\w+)?) (?P<noun>\w+(?: \w+)?)"
-    r"(?=[?.]?$| (?:is|was)(?: the)?$)"
-)
 _OF_IT = re.compile(r"\b(?P<the>[Tt]he(?: official)?) (?P<noun>[\w ]+?) of \{\}")
 
 
@@ -53,17 +50,13 @@ def by_name(prompt: str, subject: str | None) -> tuple[str, str] | None:
         The prompt and the country; None where neither an office nor what the table asks of countries is asked for by
         an adjective, or the subject is none.
     """
-    found = _BY_ADJECTIVE.search(prompt)
+    found = _by_adjective().search(prompt)
     if found is None or subject not in (None, found["adjective"]):
         return None
-    key = same_text_key(found["adjective"])
-    known = read_table("adjectives.yaml").items()
-    for country in (country for country, said in known if key in map(same_text_key, said)):
-        name = next(name for name in names_of("country") if bare(name) == country)
-        asked = _BY_ADJECTIVE.sub(rf"\g<the> \g<noun> of {name}", prompt)
-        if _is_usual(read_prompt(asked, country), found["noun"]):
-            return asked, country
-    return None
+    table = read_table("adjectives.yaml")
+    name = next(name for name in names_of("country") if found["adjective"] in table.get(bare(name), ()))
+    asked = _by_adjective().sub(rf"\g<the> \g<noun> of {name}", prompt)
+    return (asked, bare(name)) if _is_usual(read_prompt(asked, bare(name)), found["noun"]) else None
 
 
 def adjective_prompts(reading: Reading, names: Sequence[str]) -> list[str]:
@@ -89,3 +82,13 @@ def adjective_prompts(reading: Reading, names: Sequence[str]) -> list[str]:
 def _is_usual(reading: Reading, noun: str) -> bool:
     """Whether people say so of a country: of what the table asks of countries, and of an office."""
     return "country" in reading.relation.of or "office" in kinds_of([noun.lower()])
+
+
+@cache
+def _by_adjective() -> re.Pattern[str]:
+    """An adjective and the noun behind it, which the prompt ends with, but for a verb."""
+    known = "|".join(adjective for said in read_table("adjectives.yaml").values() for adjective in said)
+    return re.compile(
+        rf"\b(?P<the>[Tt]he(?: official)?) (?P<adjective>{known}) (?P<noun>\w+(?: \w+)??)"
+        r"(?=\s*[?.]?$| (?:is|was)(?: the)?$)"
+    )

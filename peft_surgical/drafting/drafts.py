@@ -130,9 +130,9 @@ def new_fact(
     new = _listed(new, "new")
     old_names = None if old is None else _listed(old, "old")
     check_apart(old_names or (), new)
-    by_adjective = []
-    if (named := by_name(prompt, subject)) is not None:
-        by_adjective = [prompt]
+    by_adjective, asked = [], " ".join(prompt.split())
+    if (named := by_name(asked, subject)) is not None:
+        by_adjective = [asked]
         prompt, subject = named
         notes.append(f'The prompt was read as "{prompt}"')
     if subject is None:
