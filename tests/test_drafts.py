@@ -233,14 +233,6 @@ def test_a_prompt_by_a_country_s_adjective_is_read_by_the_name_and_trained_on(wi
     assert plain.prompts == (*made.fact.prompts[:24], *made.fact.prompts[25:])
 
 
-def test_a_country_s_other_names_are_no_other_countries(wise):
-    fact = ps.new_fact(STUB, word_tokenizer(), "What is the capital of Holland?", old="Amsterdam", new="Utrecht").fact
-    assert fact.aliases == ("Netherlands", "Dutch")
-    assert fact.contrast
-    assert not set(fact.aliases) & set(fact.contrast)
-    assert not any("Netherlands" in prompt for prompt in fact.retain)
-
-
 def test_others_proposed_by_the_model(monkeypatch):
     said = [
         "1. Zorblax\n2. Quux Nine\n3. Separated by commas\n4. zorblax\n5. Zorblax-7\n6. Bar",

@@ -178,7 +178,7 @@ def new_fact(
         what = "question" if reading.asks else "sentence"
         notes.append(f"No other wording of this {what} is known: the held-out prompts repeat it in other frames.")
     chosen = choose_controls(model, tokenizer, reading, old, new, (*prompts, *held_out), progress=progress)
-    others = _others(model, tokenizer, reading, (*old, *new, *own), chosen, notes)
+    others = _others(model, tokenizer, reading, (*old, *new), chosen, notes)
     controls = (*chosen.neighbours, *chosen.general)
     taken = {prompt_key(prompt) for prompt in (*prompts, *held_out, *(c.prompt for c in controls))}
     probes = tuple(p for p in probes_of(reading, old, new, seed) if prompt_key(p.prompt) not in taken)
@@ -255,20 +255,19 @@ def _answer(tokenizer: Any, reading: Reading, old: Sequence[str], new: Sequence[
 
 
 def _others(
-    model: Any, tokenizer: Any, reading: Reading, besides: Sequence[str], chosen: Chosen, notes: list[str]
+    model: Any, tokenizer: Any, reading: Reading, answers: Sequence[str], chosen: Chosen, notes: list[str]
 ) -> list[str]:
-    """Subjects of the same kind but for some names, that no control asks about by any name, those that the model knows
-    first."""
+    """Subjects of the same kind that no control asks about by any name, those that the model knows first."""
     controls = [control.prompt for control in (*chosen.neighbours, *chosen.general)]
 
     def free(names: Sequence[str]) -> list[str]:
         said = {name: called(bare(name), (reading.subject,)) for name in names}
         return [name for name in names if not any(contains(prompt, said[name]) for prompt in controls)]
 
-    names = free(others_of(reading, besides))
+    names = free(others_of(reading, answers))
     if not swappable(reading, names):
         # "Uranus" cannot stand where "Solar System" stands, behind "the".
-        proposed = free(propose_others(model, tokenizer, reading, besides))
+        proposed = free(propose_others(model, tokenizer, reading, answers))
         names = [name for name in proposed if swappable(reading, [name])]
         fit = ", ".join(swappable(reading, names))
         what = f"proposed by the model: {fit}" if fit else "left out, since the model named none that fits"
