@@ -86,7 +86,7 @@ def test_what_is_no_regular_file_stays(tmp_path, link):
     assert names(tmp_path) == (["link", "pipe"] if link else ["pipe"])
 
 
-def test_a_private_file_stays_private_and_a_link_is_replaced(tmp_path):
+def test_a_private_file_stays_private_and_a_link_is_replaced(tmp_path, umask):
     private, link = tmp_path / "private", tmp_path / "link"
     private.write_text("old")
     private.chmod(0o600)
