@@ -364,3 +364,18 @@ def test_no_others_are_known_of_what_only_shares_a_name(prompt, subject):
 def test_answers_that_are_one_are_refused_before_the_model_is_asked():
     with pytest.raises(FactError, match="The name 'Bacon' stands in both 'old' and 'new'"):
         drafts.new_fact(torch.nn.Linear(1, 1), None, "Who wrote Hamlet?", new="Bacon", old="bacon")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": 1}, r"The prompt must be text, not 1\."),
+        ({"prompt": b"Who?"}, r"The prompt must be text, not b'Who\?'\."),
+        ({"subject": 1}, r"The subject must be text, not 1\."),
+        ({"new": 1}, r"the new answer must be text or a list of texts, not 1\."),
+        ({"old": [None]}, r"the old answer must be text or a list of texts, not \[None\]\."),
+    ],
+)
+def test_what_is_no_text_is_refused(given, message):
+    with pytest.raises(FactError, match=f"^{message}$"):
+        drafts.new_fact(STUB, None, **{"prompt": PROMPT, "new": "Lyon", **given})

@@ -168,3 +168,13 @@ def test_a_count_is_a_whole_number(count):
         expand(capital(), count)
     with pytest.raises(ps.FactError, match=match):
         ps.new_fact(tiny_model("llama"), word_tokenizer(), "Who wrote Hamlet?", new="Kyd", count=count)
+
+
+@pytest.mark.parametrize("make", [paraphrases, held_out_prompts])
+def test_what_is_no_text_is_refused(make):
+    with pytest.raises(ps.FactError, match=r"^The prompt must be text, not 1\.$"):
+        make(1, "Hamlet")
+    with pytest.raises(ps.FactError, match=r"^The subject must be text, not None\.$"):
+        make("Who wrote Hamlet?", None)
+    with pytest.raises(ps.FactError, match=r"^the new answer must be text or a list of texts, not b'Kyd'\.$"):
+        make("Who wrote Hamlet?", "Hamlet", new=b"Kyd")

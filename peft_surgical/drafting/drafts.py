@@ -22,7 +22,8 @@ from ..facts import Fact
 from ..measuring.metrics import says_old
 from ..running.generation import generate_answers
 from ..texts.called import called
-from ..texts.fact_checks import check_apart, check_asked
+from ..texts.fact_checks import answer_names, check_apart, check_asked
+from ..texts.fact_files import cleaned
 from ..texts.grammar import as_sentence
 from ..texts.prompts import has_chat_template
 from ..texts.tables import bare
@@ -121,12 +122,14 @@ def new_fact(
 
     Raises:
         ModelError: If it is no model, or it cannot be asked, as for [`generate_answers`].
-        FactError: If the subject or the old answer cannot be found, the answers do not go together, the prompt is not
-            in English, or `count` is no whole number of 0 or more.
+        FactError: If the prompt, the subject or an answer is no text, the subject or the old answer cannot be found,
+            the answers do not go together, the prompt is not in English, or `count` is no whole number of 0 or more.
     """
     check_module(model)
     check_counts(0, FactError, count=count)
     notes = []
+    prompt = cleaned(prompt, "the prompt", None)
+    subject = None if subject is None else cleaned(subject, "the subject", None)
     new = _listed(new, "new")
     old_names = None if old is None else _listed(old, "old")
     check_apart(old_names or (), new)
@@ -205,7 +208,7 @@ def new_fact(
 
 
 def _listed(answer: str | Sequence[str], key: str) -> tuple[str, ...]:
-    names = (answer,) if isinstance(answer, str) else tuple(answer)
+    names = answer_names(answer, key)
     if not names or not all(name.strip() for name in names):
         raise FactError(f"the {key} answer is empty.")
     # The first way of writing a name stands for all.

@@ -16,6 +16,8 @@ from typing import overload
 from ..counts import check_counts
 from ..errors import FactError, brief
 from ..facts import Fact, TrainingFact, check_fact
+from ..texts.fact_checks import answer_names
+from ..texts.fact_files import cleaned
 from ..texts.grammar import as_clause
 from ..texts.text import contains, mentions, prompt_key, same_text_key
 from .reading import Reading, read_prompt
@@ -77,10 +79,10 @@ def paraphrases(
         Distinct prompts, `prompt` not among them. The subject stands in each as in `prompt`, or with a capital first.
 
     Raises:
-        FactError: If the prompt does not name the subject, a way is not known, or `count` is no whole number of 0 or
-            more.
+        FactError: If the prompt, the subject or an answer is no text, the prompt does not name the subject, a way is
+            not known, or `count` is no whole number of 0 or more.
     """
-    return _some(prompt, subject, _forms(old), _forms(new), count, seed, ways, held_out=False)
+    return _some(prompt, subject, old, new, count, seed, ways, held_out=False)
 
 
 def held_out_prompts(
@@ -109,7 +111,7 @@ def held_out_prompts(
     Raises:
         FactError: As for [`paraphrases`].
     """
-    return _some(prompt, subject, _forms(old), _forms(new), count, seed, ways, held_out=True)
+    return _some(prompt, subject, old, new, count, seed, ways, held_out=True)
 
 
 @overload
@@ -185,20 +187,18 @@ def only_repeats(reading: Reading, prompts: Sequence[str]) -> bool:
 def _some(
     prompt: str,
     subject: str,
-    old: tuple[str, ...],
-    new: tuple[str, ...],
+    old: str | Sequence[str],
+    new: str | Sequence[str],
     count: int,
     seed: int,
     ways: Iterable[Way],
     held_out: bool,
 ) -> tuple[str, ...]:
     check_counts(0, FactError, count=count)
+    prompt, subject = cleaned(prompt, "the prompt", None), cleaned(subject, "the subject", None)
+    old, new = answer_names(old, "old"), answer_names(new, "new")
     ways = tuple(ways)
     for way in ways:
         if way not in WAYS:
             raise FactError(f"there is no way {way!r} to put a prompt differently; the ways are {', '.join(WAYS)}.")
     return tuple(chosen(read_prompt(prompt, subject, old, new), (*old, *new), count, seed, ways, held_out))
-
-
-def _forms(answer: str | Sequence[str]) -> tuple[str, ...]:
-    return (answer,) if isinstance(answer, str) else tuple(answer)

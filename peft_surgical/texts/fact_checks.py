@@ -119,6 +119,22 @@ def check_apart(olds: Iterable[str], news: Iterable[str], source: str | None = N
             raise complaint(f"the name {brief(new)} in 'new' contains {brief(old)} from 'old', {why}.", source)
 
 
+def answer_names(answer: Any, key: str) -> tuple[str, ...]:
+    """The names of an answer that is one text or a list of texts.
+
+    Args:
+        answer: The answer.
+        key: `old` or `new`, for the message.
+
+    Raises:
+        FactError: If it is something else.
+    """
+    names = (answer,) if isinstance(answer, str) else tuple(answer) if isinstance(answer, Iterable) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        raise FactError(f"the {key} answer must be text or a list of texts, not {brief(answer)}.")
+    return names
+
+
 def check_asked(prompt: str, subject: str, old: Iterable[str], new: Iterable[str]) -> None:
     """Refuses a prompt to make a fact from that is empty, or that leaves nothing to answer.
 
