@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .errors import SelectionError, brief
+from .errors import NoneFitsError, SelectionError, brief
 from .facts import Fact
 from .localizing.results import Localization
 from .localizing.specs import read_scorers
@@ -167,7 +167,12 @@ def choose(
         counted = with_each_kind(scaled, EDIT_PROJECTIONS) if budget is None else projections
         if top is heads is mlps is budget is None:
             mlps = localization.shape.n_layers
-        selection = localization.top(top, heads=heads, mlps=mlps, budget=budget, neurons=neurons, projections=counted)
+        try:
+            selection = localization.top(
+                top, heads=heads, mlps=mlps, budget=budget, neurons=neurons, projections=counted
+            )
+        except NoneFitsError as error:
+            raise error.naming(k="top") from None
     elif neurons is not None:
         selection = localization.best_neurons(selection, neurons)
     if neurons is not None and not selection.mlps:

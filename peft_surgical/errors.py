@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Mapping
 
 _TOLD = "_told_by_first"
 
@@ -40,6 +41,28 @@ class ArchitectureError(ModelError):
 
 class SelectionError(SurgicalError, ValueError):
     """A selection of components that the model does not have, or that is malformed."""
+
+
+class NoneFitsError(SelectionError):
+    """No component is within the limits; whoever was given them under other names says so by these.
+
+    Args:
+        why: The rest of the sentence, or without limits all of it.
+        limits: The limits by their names.
+    """
+
+    def __init__(self, why: str, limits: Mapping[str, object] | None = None) -> None:
+        self.why, self.limits = why, dict(limits or {})
+        super().__init__(self.told())
+
+    def told(self, form: str = "{}={}") -> str:
+        """The message; `form` says how a limit's name and value are put."""
+        said = ", ".join(form.format(name, value) for name, value in self.limits.items())
+        return f"no component fits {said}{self.why}" if said else self.why
+
+    def naming(self, **names: str) -> NoneFitsError:
+        """The same error of limits by other names."""
+        return NoneFitsError(self.why, {names.get(name, name): value for name, value in self.limits.items()})
 
 
 class ScorerError(SurgicalError, ValueError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .counts import whole
-from .errors import SelectionError, brief
+from .errors import NoneFitsError, SelectionError, brief
 from .ranges import Ranges, checked_neurons
 from .sites import (
     DEFAULT_PROJECTIONS,
@@ -252,13 +252,12 @@ def select(
         room -= here
         paid |= slices
     if not chosen:
-        given = {**limits, "threshold": threshold}
-        said = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        given = {name: value for name, value in {**limits, "threshold": threshold}.items() if value is not None}
         kinds = {Component.parse(name).kind for name in scores}
         absent = [kind for kind, limit in (("head", heads), ("mlp", mlps)) if limit and kind not in kinds]
         if absent:
             words = {"head": "no heads", "mlp": "no MLPs"}
-            raise SelectionError(f"no component fits {said}: the scorer scored {words[absent[0]]}.")
+            raise NoneFitsError(f": the scorer scored {words[absent[0]]}.", given)
         if not any(cost[kind] for kind in kinds):
             where = "+".join(sorted(projections))
             raise SelectionError(f"nothing that was scored has scales at {where}; choose other projections.")
@@ -266,8 +265,8 @@ def select(
         if budget is not None and wanted and all(cost[kind] > budget for kind in wanted):
             words = {"head": "a head takes", "mlp": "an MLP takes"}
             needed = " and ".join(f"{words[kind]} {cost[kind]}" for kind in wanted)
-            raise SelectionError(f"no component fits {said}: {needed} scales here.")
-        raise SelectionError(f"no component fits {said}; the best score is {max(scores.values()):.4g}.")
+            raise NoneFitsError(f": {needed} scales here.", given)
+        raise NoneFitsError(f"; the best score is {max(scores.values()):.4g}.", given)
     return Selection(tuple(chosen), shape)
 
 

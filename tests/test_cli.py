@@ -270,9 +270,12 @@ def test_a_model_too_small(arguments, expected, tmp_path, fact_file, model_folde
         (["--top", "16"], "(4 heads and an MLP in each of 3 layers), so --top can be 15 at most, not 16."),
         (["--heads", "13"], "the model has 12 heads (4 in each of 3 layers), so --heads can be 12 at most, not 13."),
         (["--mlps", "500"], "the model has 3 MLPs (one in each of 3 layers), so --mlps can be 3 at most, not 500."),
-        (["--budget", "7"], "no component fits budget=7: a head takes 8 and an MLP takes 32 scales here."),
-        (["--top", "1", "--budget", "7"], "no component fits k=1, budget=7"),
-        (["--mlps", "1", "--budget", "31"], "no component fits mlps=1, budget=31: an MLP takes 32 scales"),
+        (["--budget", "7"], "no component fits --budget 7: a head takes 8 and an MLP takes 32 scales here."),
+        (
+            ["--top", "1", "--budget", "7"],
+            "no component fits --top 1, --budget 7: a head takes 8 and an MLP takes 32 scales",
+        ),
+        (["--mlps", "1", "--budget", "31"], "no component fits --mlps 1, --budget 31: an MLP takes 32 scales"),
     ],
 )
 @pytest.mark.parametrize("command", ["localize", "edit"])

@@ -20,7 +20,7 @@ def test_a_limit_that_nothing_is_within_leaves_what_was_there(tmp_path, fact_fil
     out = tmp_path / "out"
     command = ["localize", fact_file, "--model", model_folder, "--scorer", "random", "--heads", 2, "--out", out]
     line = said(run(*command, "--quiet"), 2)
-    assert line == "Error: no component fits heads=2: the scorer scored no heads."
+    assert line == "Error: no component fits --heads 2: the scorer scored no heads."
     assert not out.exists()
     out.mkdir()
     earlier = '{"format": 1, "scorers": [], "scores": "of an earlier run"}'

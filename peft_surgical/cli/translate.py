@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TextIO
 import click
 from accelerate.utils.memory import should_reduce_batch_size
 
-from ..errors import SurgicalError, brief, said
+from ..errors import NoneFitsError, SurgicalError, brief, said
 from ..texts.text import printable
 from .processes import SILENT, is_left_to_another, is_other, silent
 
@@ -162,6 +162,8 @@ def _closed_pipe() -> Iterator[None]:
 
 
 def _failure(error: Exception, command: click.Command | None = None) -> _Failure:
+    if isinstance(error, NoneFitsError):
+        return _Failure(error.naming(k="top").told("--{} {}"), USAGE)
     if isinstance(error, SurgicalError):
         return _Failure(str(error), USAGE)
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
