@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from .errors import AdapterError, ArchitectureError, SelectionError, brief, said
+from .errors import AdapterError, ArchitectureError, ModelError, SelectionError, brief, said
 
 GROUP = "peft_surgical.architectures"
 
@@ -174,7 +174,7 @@ def residual_factor(model: Any) -> float:
 
 def check_causal(model: Any) -> None:
     """Refuses a model that does not go on with a text: one with an encoder beside it, or without a method that does,
-    or whose tokens see those behind them, as Gemma's may and PaliGemma's do.
+    or whose tokens see those behind them, as Gemma's may and PaliGemma's do; and one whose forward fails in itself.
 
     A model that may be either, as BERT's, and looks both ways by another setting than `use_bidirectional_attention` is
     not told apart.
@@ -184,6 +184,7 @@ def check_causal(model: Any) -> None:
 
     Raises:
         ArchitectureError: If it is such a model.
+        ModelError: If its configuration has `return_dict=False`.
         AdapterError: If it is a PEFT model whose last adapter was deleted.
     """
     if hasattr(model, "get_base_model") and not getattr(model, "peft_config", True):
@@ -202,6 +203,12 @@ def check_causal(model: Any) -> None:
         raise ArchitectureError(
             f"this {type(base).__name__} looks both ways, as its configuration says (use_bidirectional_attention);"
             " give a causal language model, whose tokens see only those before them."
+        )
+    # It reaches the decoder inside, whose tuple the model around it does not read, whatever the caller asks for.
+    if any(getattr(config, "return_dict", True) is False for config in (base.config, base.config.get_text_config())):
+        raise ModelError(
+            f"transformers cannot run this {type(base).__name__}, whose configuration has return_dict=False; set"
+            " model.config.return_dict = True."
         )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5ForConditionalGeneration
 
@@ -79,6 +80,27 @@ def test_a_model_that_looks_both_ways_at_images_alone_is_causal(value, refused):
     model = tiny_model("llama")
     model.config.use_bidirectional_attention = value
     with pytest.raises(ps.ArchitectureError, match="both ways") if refused else nullcontext():
+        check_causal(model)
+
+
+@pytest.mark.parametrize(
+    "call", [*CALLS.values(), lambda model: ps.localize(model, word_tokenizer(), capital())], ids=[*CALLS, "localize"]
+)
+def test_a_model_that_gives_tuples_is_refused_as_it_cannot_be_run_at_all(call):
+    model = tiny_model("llama")
+    model.config.return_dict = False
+    with pytest.raises(
+        ps.ModelError, match=r"^transformers cannot run this LlamaForCausalLM, .*return_dict = True\.$"
+    ):
+        call(model)
+    with pytest.raises(AttributeError, match="last_hidden_state"):
+        model(input_ids=torch.ones(1, 3, dtype=torch.long), return_dict=True)
+
+
+def test_a_model_that_gives_tuples_inside_is_refused():
+    model = tiny_sighted()
+    model.config.text_config.return_dict = False
+    with pytest.raises(ps.ModelError, match="whose configuration has return_dict=False"):
         check_causal(model)
 
 
