@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from peft import AdaptionPromptConfig, IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import AdaptionPromptConfig, IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -42,6 +42,17 @@ def test_all_adapters_come_off(config, inside):
     assert ps.unload(model if inside else peft_model) is model
     bare_again(model, model, before)
     get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_adapters_of_several_methods_come_off_together(inside):
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    mixed = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False), mixed=True)
+    mixed.add_adapter("b", LoHaConfig(target_modules=["q_proj", "down_proj"], init_weights=False))
+    mixed.set_adapter(["default", "b"])
+    assert ps.unload(model if inside else mixed) is model
+    bare_again(model, model, before)
 
 
 def test_what_stands_before_prompts_is_left_behind():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import AdaptionPromptModel, PeftModel
+from peft import AdaptionPromptModel, PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
@@ -55,8 +55,8 @@ def unload(model: Any) -> Any:
     What `PeftModel.unload` does, and what nobody can call who holds the model inside only, as after `edit`.
 
     Args:
-        model: A PEFT model, also one around another, or a model with adapters on its modules. Those are replaced in
-            place.
+        model: A PEFT model, also one around another or of several methods (`mixed=True`), or a model with adapters on
+            its modules. Those are replaced in place.
 
     Returns:
         The bare model, every weight as it was; it stays frozen.
@@ -67,7 +67,7 @@ def unload(model: Any) -> Any:
     """
     check_module(model)
     inside, around = model, 0
-    while isinstance(inside, PeftModel):
+    while isinstance(inside, PeftModel | PeftMixedModel):
         inside, around = _within(inside), around + 1
     for name, module in inside.named_modules():
         check_unmerged(name, module)
@@ -87,7 +87,7 @@ def unload(model: Any) -> Any:
     return inside
 
 
-def _within(model: PeftModel) -> Any:
+def _within(model: PeftModel | PeftMixedModel) -> Any:
     """What a PEFT model is around. Of two around a model, the inner one's configuration is the outer one's."""
     base = model.base_model
     return base.model if isinstance(base, (BaseTuner, AdaptionPromptModel)) else base
