@@ -1,11 +1,13 @@
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from peft_surgical.adapters.algebra import power
 from peft_surgical.tuner import SurgicalIA3Config, SurgicalIA3Layer, activate
 from peft_surgical.tuner.unchanged import base_of, unchanged_on_failure
-from tests.adapters import OTHER_COMPONENTS, add, failing_at, logits, tiny_peft, trainable
+from tests.adapters import OTHER_COMPONENTS, add, failing_at, logits, saved, tiny_peft, trainable
 from tests.tiny import tiny_model
 
 # How many layers, or scales, are in when it happens.
@@ -148,3 +150,34 @@ def test_what_transformers_was_told_of_adapters_is_put_back():
     assert model.peft_config is held
     assert held == {"first": config}
     assert model.active_adapters() == ["first"]
+
+
+@pytest.mark.parametrize("what", ["no safetensors", "another shape"])
+def test_a_load_that_fails_leaves_the_first_adapter_and_what_deleting_takes_off(what, tmp_path):
+    other = tiny_peft(components=OTHER_COMPONENTS)
+    first, second = saved(tiny_peft(), tmp_path / "first"), saved(other, tmp_path / "second")
+    weights = second / "adapter_model.safetensors"
+    if what == "no safetensors":
+        weights.write_bytes(b"\xff" * 40)
+    else:
+        save_file({key: tensor[1:].clone() for key, tensor in load_file(weights).items()}, weights)
+    model = tiny_peft()
+    before = logits(model)
+    assert not torch.equal(before, logits(other))
+    with pytest.raises((SafetensorError, RuntimeError)):
+        model.load_adapter(str(second), "second", is_trainable=True)
+    assert model.active_adapters == ["default"]
+    assert torch.equal(logits(model), before)
+    model.delete_adapter("second")
+    assert (set(model.peft_config), trainable(model)) == ({"default"}, {"default"})
+    assert torch.equal(logits(model), before)
+    # As `docs/peft.md` says of transformers' own.
+    bare = tiny_model("llama")
+    bare.load_adapter(str(first))
+    with pytest.raises((SafetensorError, RuntimeError)):
+        bare.load_adapter(str(second), "second")
+    assert bare.active_adapters() == ["second"]
+    bare.set_adapter("default")
+    bare.delete_adapter("second")
+    assert bare.active_adapters() == ["default"]
+    assert torch.equal(logits(bare), before)
