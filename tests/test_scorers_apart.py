@@ -1,5 +1,7 @@
 """What a scorer does to the model, to what it was given and to torch reaches no other scorer, and nobody's process."""
 
+import os
+
 import pytest
 import torch
 
@@ -324,6 +326,36 @@ def test_what_a_scorer_goes_on_doing_changes_no_score_of_its_own(install):
     found = localize(planted(), word_tokenizer(), capital(), ["keeps", "later"], progress=False)
     assert found.tables["keeps"].notes["list"] == [1]
     assert all(bool((values == 1).all()) for values in found.tables["keeps"].neurons.values())
+
+
+def test_a_scorer_that_goes_to_another_folder_takes_no_path_along(install, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    seen = {}
+
+    def goes(context):
+        os.chdir(tmp_path)
+        context.score("looks")
+        seen["still"] = os.getcwd()
+        return fine(context)
+
+    def looks(context):
+        seen["found"] = os.getcwd()
+        os.chdir(os.sep)
+        return fine(context)
+
+    def fails(context):
+        os.chdir(tmp_path)
+        raise ValueError("halfway")
+
+    install(Installed(module(goes=goes, looks=looks, fails=fails)))
+    found = localize(planted(), word_tokenizer(), capital(), ["goes"], progress=False)
+    found.save("localization.json")
+    assert (tmp_path / "here" / "localization.json").exists()
+    assert seen == dict.fromkeys(("found", "still"), os.path.realpath(tmp_path))
+    with pytest.raises(ScorerError, match="halfway"):
+        localize(planted(), word_tokenizer(), capital(), ["fails"], progress=False)
+    assert os.getcwd() == os.path.realpath(tmp_path / "here")
 
 
 def test_scorers_that_ask_for_each_other_are_refused(install):

@@ -8,8 +8,9 @@ memory stays.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -154,7 +155,7 @@ def _are_same(held: dict[str, Any], before: dict[str, Any]) -> bool:
 def left_as_found(bridge: TransformerBridge, found: Found) -> Iterator[None]:
     """Put the model back behind the code within: its hooks, permanent ones and those of weights too, TransformerLens's
     switches, its configurations, mode, dtype and weights, and its parameters' `grad` and `requires_grad`; restore the
-    gradient mode, the default dtype and the precision of products.
+    gradient mode, the default dtype, the precision of products and the working folder.
 
     The code within begins with no gradients on the parameters, and without the autocast or the inference mode of a
     scorer that asks for another one's scores. What it writes into a parameter's memory stays.
@@ -177,9 +178,26 @@ def left_as_found(bridge: TransformerBridge, found: Found) -> Iterator[None]:
         stack.enter_context(torch.set_grad_enabled(enabled))
         stack.enter_context(without_autocast(bridge))
         stack.enter_context(rounding_as_found())
+        stack.enter_context(_in_its_folder())
         try:
             yield
         finally:
             before.put_back()
             for parameter, gradient in gradients:
                 parameter.grad = gradient
+
+
+@contextmanager
+def _in_its_folder() -> Iterator[None]:
+    """Comes back to the working folder, at which a caller's relative paths begin."""
+    try:
+        before = os.getcwd()
+    except OSError:  # it was deleted, so that nothing begins there
+        yield
+        return
+    try:
+        yield
+    finally:
+        # It may be deleted by now, and what fails for it says so.
+        with suppress(OSError):
+            os.chdir(before)
