@@ -46,7 +46,7 @@ from .broken import unless_broken
 from .comparison import asked_digest, asked_only, cell
 from .fact_files import read_facts
 from .journal import Journal, base_told, run_told
-from .settings import check_settings, learning_rates
+from .settings import check_rates, check_settings, learning_rates
 from .speed.editing import beginning
 
 FROM_A_SENTENCE = ("surgical", "surgical_keyed", "rome", "rome_cov", "rome_code", "memit", "alphaedit", "ia3_closed")
@@ -271,8 +271,7 @@ def main(
     try:
         click.get_current_context().with_resource(stopping_at(target_loss))
         wanted = [name for name in names or METHODS if name != "base"]
-        if unused := [name for name in rates if name not in wanted]:
-            raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
+        check_rates(rates, wanted)
         methods = [build(name, rates.get(name)) for name in dict.fromkeys(wanted)]
         read = {path.name: fact for path, fact in read_facts(paths).items()}
         loaded, tokenizer = ps.load_model(model, dtype=dtype, device=device)

@@ -35,7 +35,7 @@ from .journal import Journal
 from .known_cases import KNOWN, known_among, known_cases, opened, shared_options
 from .known_facts import KnownFact, neighbours
 from .measuring import edit_and_measure
-from .settings import learning_rates
+from .settings import check_rates, learning_rates
 
 SHOWN = (
     "es",
@@ -140,8 +140,7 @@ def main(
     try:
         # The base's own figures stand beside every method's, and what is kept is kept of its answers.
         wanted = dict.fromkeys(("base", *(names or METHODS)))
-        if unused := [name for name in rates if name not in wanted]:
-            raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
+        check_rates(rates, wanted)
         methods = [build(name, rates.get(name)) for name in wanted]
         held = opened("counterfact", methods, out, {"known": KNOWN}, data=data, model=model, seed=seed, **given)
         result = run(held.model, held.tokenizer, held.cases, methods, held.journal, count, seed, held.facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +70,17 @@ def learning_rates(context: click.Context, parameter: click.Parameter, given: tu
         if name not in (known := {**METHODS, **BATCHED}):
             raise click.BadParameter(f"there is no method {name!r}; choose from {', '.join(known)}.")
     return rates
+
+
+def check_rates(rates: Iterable[str], methods: Container[str]) -> None:
+    """Refuses a learning rate of a method that does not run.
+
+    Args:
+        rates: The names of the methods that have one.
+        methods: The names of those that run.
+
+    Raises:
+        SurgicalError: For the first that does not.
+    """
+    if unused := [name for name in rates if name not in methods]:
+        raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")

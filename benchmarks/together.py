@@ -41,7 +41,7 @@ from .journal import Journal
 from .known_cases import completed, known_among, known_cases, opened, shared_options
 from .known_facts import KnownFact
 from .measuring import measure
-from .settings import learning_rates
+from .settings import check_rates, learning_rates
 
 SHOWN = ("es", "ps", "ns", "score", "new_answer_rate", "other_facts_kept", "kl_per_token", "perplexity_ratio")
 _ABSOLUTE = ("kl_per_token", "perplexity_ratio")
@@ -249,8 +249,7 @@ def main(
     try:
         if after[-1] > total:
             raise ps.SurgicalError(f"there are {total} cases to edit, so none is measured after {after[-1]}.")
-        if unused := [name for name in rates if name not in {*names, *at_once}]:
-            raise ps.SurgicalError(f"a learning rate is given for {unused[0]!r}, which does not run.")
+        check_rates(rates, {*names, *at_once})
         ways = [Way(build(name, rates.get(name))) for name in dict.fromkeys(("base", *names))]
         ways += [Way(build_batched(name, rates.get(name)), True) for name in dict.fromkeys(at_once)]
         # Which facts no case is about depends on all of the cases.
