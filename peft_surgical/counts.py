@@ -1,4 +1,4 @@
-"""Numbers that count or weigh something, checked before they are used."""
+"""Numbers that count or weigh something, checked before they are used, and counts in words."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def whole(number: object) -> int | None:
         return operator.index(number)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def counted(count: int, one: str) -> str:
+    """So many of something in words, whose plural ends in s."""
+    return f"{count:,} {one}{'s' * (count != 1)}"
 
 
 def check_counts(least: int, error: type[SurgicalError] = ModelError, **counts: object) -> None:

@@ -10,7 +10,7 @@ import peft_surgical as ps
 from peft_surgical.cli import loading
 from peft_surgical.cli.options import Source
 from peft_surgical.cli.processes import SILENT
-from peft_surgical.cli.terminal import counted, note, passing_note, print_json, print_result
+from peft_surgical.cli.terminal import note, passing_note, print_json, print_result
 
 
 class Terminal(io.StringIO):
@@ -71,10 +71,6 @@ def test_nothing_is_shown_to_who_wants_nothing(monkeypatch, capsys):
 def test_text_is_printed_as_it_is_but_for_control_codes(capsys):
     print_result("[b]a[/b] :smile: \x1b[31m")
     assert capsys.readouterr().out == "[b]a[/b] :smile: \ufffd[31m\n"
-
-
-def test_one_alone_is_singular():
-    assert [counted(count, "step") for count in (0, 1, 1234)] == ["0 steps", "1 step", "1,234 steps"]
 
 
 def test_libraries_are_as_loud_as_before_however_loading_ends(capsys):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive, check_seed, whole
+from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive, check_seed, counted, whole
 from peft_surgical.errors import ModelError
 
 
@@ -64,3 +64,7 @@ def test_a_limit_is_a_number(limit):
 def test_a_whole_number_is_pythons_own_or_numpys():
     assert [whole(number) for number in (3, np.int64(3), -1)] == [3, 3, -1]
     assert [whole(nothing) for nothing in (True, False, 3.0, "3", None)] == [None] * 5
+
+
+def test_one_alone_is_singular():
+    assert [counted(count, "step") for count in (0, 1, 1234)] == ["0 steps", "1 step", "1,234 steps"]

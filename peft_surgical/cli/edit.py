@@ -12,6 +12,7 @@ import click
 import peft_surgical as ps
 
 from ..choice import EDIT_PROJECTIONS, NEURON_PROJECTIONS, check_choice
+from ..counts import counted
 from ..edit_folder import EDIT, PICTURE, TABLE
 from ..editing import EDIT_SCORERS
 from ..facts import Fact
@@ -32,7 +33,6 @@ from .plans import at_most, file_names, plan, taught
 from .recipes import differences, stage_recipes
 from .terminal import (
     REPORT_FILES,
-    counted,
     note_left_out_picture,
     on_interrupt,
     print_json,

@@ -12,6 +12,7 @@ import click
 
 import peft_surgical as ps
 
+from ..counts import counted
 from ..edit_folder import EDIT, TOGETHER
 from ..errors import SurgicalError
 from ..joint.fact_set import check_facts, folder_names, read_facts
@@ -26,7 +27,7 @@ from .allocator import spare_memory
 from .loading import check_device, load
 from .plans import at_most
 from .recipes import differences, keyed_recipe, stage_recipes
-from .terminal import counted, note, on_interrupt, print_json, print_result, this_command
+from .terminal import note, on_interrupt, print_json, print_result, this_command
 
 
 @click.command(name="edit-all", short_help="Edit many facts, each on top of the others; measure all together.")

@@ -10,6 +10,7 @@ import click
 
 import peft_surgical as ps
 
+from ..counts import counted
 from ..edit_folder import EDIT
 from ..facts import Fact
 from ..profiling import profiled
@@ -22,7 +23,7 @@ from .launch import launched, sharded
 from .loading import check_device, load
 from .plans import at_most, file_names, plan, taught
 from .recipes import differences, keyed_recipe
-from .terminal import REPORT_FILES, counted, on_interrupt, print_json, print_result, this_command
+from .terminal import REPORT_FILES, on_interrupt, print_json, print_result, this_command
 
 _FILES = (
     (f"{EDIT}/", "the adapter, LoRA that stock PEFT loads"),

@@ -12,6 +12,7 @@ import peft_surgical as ps
 
 from ..carried import DRAWS
 from ..choice import EDIT_PROJECTIONS
+from ..counts import counted
 from ..edit_folder import LOCALIZATION, PICTURE, TABLE, replacing
 from ..errors import ScorerError, SurgicalError
 from ..facts import Fact
@@ -22,7 +23,7 @@ from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .tables import Catalogue, ScoreTable
-from .terminal import counted, is_drawn, on_interrupt, print_json, print_result
+from .terminal import is_drawn, on_interrupt, print_json, print_result
 
 
 @click.command(short_help="Find the heads and MLPs that hold a fact.")

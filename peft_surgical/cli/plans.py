@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
+from ..counts import counted
 from ..facts import Fact
 from ..staging.whole_answers import is_bare, whole_answer
-from .terminal import counted
 
 
 def plan(

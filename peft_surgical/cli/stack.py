@@ -9,9 +9,10 @@ import click
 import peft_surgical as ps
 
 from ..adapters.lineage import check_once
+from ..counts import counted
 from ..writing.inputs import check_inputs_stay
 from . import checks, options
-from .terminal import counted, print_json, print_result
+from .terminal import print_json, print_result
 
 
 @click.command(short_help="Make one adapter of several.")

@@ -71,11 +71,6 @@ def print_json(value: Any) -> None:
         click.echo(json.dumps(value, indent=2, allow_nan=False), file=stream)
 
 
-def counted(count: int, one: str) -> str:
-    """So many of something in words, whose plural ends in s."""
-    return f"{count:,} {one}{'s' * (count != 1)}"
-
-
 def note(text: str, *, quiet: bool) -> None:
     """Tells a person what goes on, on standard error, without control codes: it may quote a model."""
     if not quiet and not silent():

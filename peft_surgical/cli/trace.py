@@ -9,6 +9,7 @@ from rich.console import Group
 
 import peft_surgical as ps
 
+from ..counts import counted
 from ..edit_folder import MAP, MAP_PICTURE, TRACE, replacing
 from ..errors import FactError
 from ..facts import Fact
@@ -18,7 +19,7 @@ from ..writing.claims import claimed
 from . import checks, options
 from .loading import load
 from .tables import Catalogue
-from .terminal import counted, is_drawn, on_interrupt, print_json, print_result
+from .terminal import is_drawn, on_interrupt, print_json, print_result
 
 
 @click.command(short_help="Find the tokens and layers that hold a fact.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..counts import counted
 from ..measuring.metrics import Figure
 from ..together import AFTER, ALL, BASE, Together
 from .card import plain
@@ -85,15 +86,11 @@ def told(together: Together) -> list[str]:
     about = together.left_out("controls", "about_another")
     trained = together.left_out("controls", "trained_by_another"), together.left_out("held_out")
     if about:
-        found.append(f"Left out: {_some(about, 'control')} about what another of these facts changes.")
+        found.append(f"Left out: {counted(about, 'control')} about what another of these facts changes.")
     if any(trained):
         some = [
-            _some(count, what) for count, what in zip(trained, ("control", "held-out prompt"), strict=True) if count
+            counted(count, what) for count, what in zip(trained, ("control", "held-out prompt"), strict=True) if count
         ]
         found.append(f"Left out: {' and '.join(some)} that another fact's edit was trained on or held to.")
     found += [f"Not edited: {name} ({why.rstrip('.')})." for name, why in together.failed.items()]
     return found
-
-
-def _some(count: int, one: str) -> str:
-    return f"{count:,} {one}{'s' * (count != 1)}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..adapters.merged_edits import are_edits, edit_names
+from ..counts import counted
 from ..errors import ReportError, brief
 from ..report import Report
 
@@ -60,4 +61,4 @@ def _edits(value: Any, name: str) -> list[dict[str, Any]]:
 
 def _counted(edits: list[dict[str, Any]]) -> str:
     names = ", then ".join(edit_names(edits))
-    return f"{len(edits):,} edit{'s' * (len(edits) != 1)}, merged into its weights: {names}"
+    return f"{counted(len(edits), 'edit')}, merged into its weights: {names}"
