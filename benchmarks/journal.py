@@ -20,6 +20,7 @@ from typing import Any
 import click
 import torch
 
+from peft_surgical.dtypes import dtype_name
 from peft_surgical.errors import OutputError
 from peft_surgical.evaluation import versions
 from peft_surgical.running.identity import json_hash
@@ -182,7 +183,7 @@ def base_told(name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
         "model": name,
         "weights_sha256": weights_digest(model),
         "configuration_sha256": configuration_digest(model, tokenizer),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
     }
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import peft_surgical as ps
+from peft_surgical.dtypes import dtype_name
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import PromptPair, corrupt, template_ids
 from peft_surgical.localizing.patching import Target, patch, targets_of
@@ -99,7 +100,7 @@ def measure(
         "model": str(model.config._name_or_path or type(model).__name__),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "components": len(targets),
         "prompts": len(pairs),
         "prompts_one_by_one": len(slow),

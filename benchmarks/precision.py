@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import peft_surgical as ps
+from peft_surgical.dtypes import dtype_name
 from peft_surgical.localizing.bridge import wrap
 from peft_surgical.localizing.corruption import template_ids
 from peft_surgical.localizing.patching import targets_of
@@ -76,7 +77,7 @@ def scores(
     model in half precision, in float32 too. And of how many prompts they are, as not all can be swapped."""
     targets = targets_of(sites_of(ps.ModelShape.from_config(model.config), ("z", "post")))
     bridge, template = wrap(model), template_ids(tokenizer)
-    own = str(model.dtype).removeprefix("torch.")
+    own = dtype_name(model.dtype)
     kinds = {own: Runs(bridge, template), "float32": Runs(bridge, template, precise=True)}
     made: dict[str, tuple[Tensor, float]] = {}
     for arithmetic, runs in kinds.items():

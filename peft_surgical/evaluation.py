@@ -25,6 +25,7 @@ from .adapters.bases import cached_commit, hub_id_of, revision_of
 from .adapters.merged_edits import edits_in
 from .architectures import check_causal
 from .counts import check_counts, check_seed, check_text_tokens
+from .dtypes import dtype_name
 from .errors import ModelError, brief, first_line
 from .facts import Fact, check_fact
 from .measuring.checkpoints import EditedModel, edited_checkpoint
@@ -221,7 +222,7 @@ def evaluate(
     return Report(
         fact=fact,
         model=str(getattr(model.config, "_name_or_path", "")),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         seed=seed,
         versions=versions(),
         selection=dict(selection or {}),

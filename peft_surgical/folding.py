@@ -19,6 +19,7 @@ from .adapters.algebra import product
 from .adapters.edits import Edit, ModuleScale, check_same_base
 from .adapters.fitting import check_same_weights
 from .adapters.low_rank import LowRank, total
+from .dtypes import dtype_name
 from .errors import AdapterError, ModelError
 from .running.sharing import is_sharded
 from .tuner.fold import Rounding, check_foldable, fold, is_wrapper, scaled_tensors
@@ -170,7 +171,7 @@ def check_finite(key: str, new: Tensor, old: Tensor) -> None:
         AdapterError: If it is one.
     """
     if not torch.isfinite(new).all() and torch.isfinite(old).all():
-        dtype = str(new.dtype).removeprefix("torch.")
+        dtype = dtype_name(new.dtype)
         raise AdapterError(f"the merged {key} does not fit into {dtype}; merge in float32, or edit less.")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .dtypes import dtype_name
 from .errors import ModelError, ScorerError, said
 from .facts import Fact, TrainingFact
 from .localizing.asked import Asked, asked, checked
@@ -104,7 +105,7 @@ def localize(
         warnings.warn(fault, PluginWarning, stacklevel=2)
     return Localization(
         model=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
-        dtype=str(session.runs.dtype).removeprefix("torch."),
+        dtype=dtype_name(session.runs.dtype),
         shape=session.shape,
         subject=fact.subject,
         scorers=tuple(spec.text for spec in specs),

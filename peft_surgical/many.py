@@ -17,6 +17,7 @@ from typing import Any
 from .adapters.lineage import Lineage, identities
 from .architectures import check_causal
 from .counts import check_seed, check_text_tokens
+from .dtypes import dtype_name
 from .edit_folder import EDIT, TOGETHER, WRITTEN, check_command, claimed_for_edit, replacing
 from .editing import EDIT_SCORERS, edit, recipes_of
 from .errors import ArchitectureError, ModelError, NotFiniteError, OutputError, SurgicalError, brief
@@ -298,7 +299,7 @@ def _measured(
         unrelated=unrelated[ALL],
         failed=failed,
         model=str(getattr(model.config, "_name_or_path", "")),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         seed=settings.seed,
         versions=versions(),
         settings={

@@ -21,6 +21,7 @@ from .adapters.lineage import warn_of_lineage
 from .adapters.low_rank import LowRank
 from .adapters.mergeable import Mergeable, read_mergeable
 from .adapters.merged_edits import edit_record, edits_in, lineages_of, write_edits
+from .dtypes import dtype_name
 from .errors import ModelError, OutputError
 from .folding import check_finite, check_rewritable, folded_apart, steps_of
 from .loading.padding import as_it_came
@@ -148,7 +149,7 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 def _with_dtype(config: Any, dtype: torch.dtype) -> Any:
     if not isinstance(config, dict):
         return config
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     return {
         key: name if key in ("dtype", "torch_dtype") and isinstance(value, str) else _with_dtype(value, dtype)
         for key, value in config.items()

@@ -14,13 +14,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .adapters.bases import note_revision, note_source
+from .dtypes import DTYPES as DTYPES  # what `dtype` may be, for who offers it
 from .errors import ModelError, brief, first_line
 from .loading.damage import damaged
 from .loading.demo import MODEL_ID, demo_folder, needs_gguf
 from .loading.gguf_header import Header, fault, lost_scaling
 from .loading.padding import lend_padding
 from .loading.pickles import no_pickles
-from .running.precision import DTYPES as DTYPES  # what `dtype` may be, for who offers it
 
 _NO_TOKENIZER = "it has no tokenizer that can be read, such as a tokenizer.json beside the weights."
 

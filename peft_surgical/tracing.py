@@ -16,6 +16,7 @@ from torch import nn
 
 from .architectures import check_causal
 from .counts import check_counts, check_positive
+from .dtypes import dtype_name
 from .errors import FactError, ScorerError, brief
 from .facts import Fact, TrainingFact
 from .localizing.asked import asked, checked
@@ -119,7 +120,7 @@ def causal_trace(
         shape, dtype = started.shape, started.runs.dtype
     return CausalTrace(
         model=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         shape=shape,
         subject=training.subject,
         direction=direction,

@@ -16,6 +16,7 @@ import torch
 import peft_surgical as ps
 from peft_surgical.architectures import decoder_layers
 from peft_surgical.choice import EDIT_PROJECTIONS
+from peft_surgical.dtypes import dtype_name
 from peft_surgical.models import DTYPES
 from peft_surgical.running.computing import compute_dtype
 from peft_surgical.stages import RECIPES
@@ -88,7 +89,7 @@ def as_json(recipe: Any, model: Any) -> dict[str, Any]:
     made = {name: value for name, value in asdict(recipe).items() if name != "pass_tokens"}
     named = DTYPES[recipe.compute_dtype]
     chosen = named if isinstance(named, torch.dtype) else compute_dtype(model.dtype, model.device)
-    return {**made, "compute_dtype": str(chosen).removeprefix("torch.")}
+    return {**made, "compute_dtype": dtype_name(chosen)}
 
 
 def default_components(model: Any) -> tuple[str, ...]:

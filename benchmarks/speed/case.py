@@ -12,6 +12,7 @@ import torch
 
 import peft_surgical as ps
 from peft_surgical.choice import EDIT_PROJECTIONS
+from peft_surgical.dtypes import dtype_name
 from peft_surgical.stages import RECIPES
 from peft_surgical.staging.whole_answers import in_sentences_of
 from peft_surgical.texts.prompts import EncodedAnswer, encode_answer
@@ -120,5 +121,5 @@ def matrix_product_peak(device: torch.device, sizes: tuple[int, ...] = (256, 102
             matrix = torch.ones(size, size, dtype=dtype, device=device)
             matrix @ matrix
             rates += [2 * size**3 / timed(torch.matmul, matrix, matrix)[1] for _ in range(3)]
-        best[str(dtype).removeprefix("torch.")] = max(rates)
+        best[dtype_name(dtype)] = max(rates)
     return best

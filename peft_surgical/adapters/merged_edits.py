@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..dtypes import dtype_name
 from ..tuner.fold import Rounding
 from ..writing.files import read_json, why_unread, write_bytes, write_json
 from .bases import cached_commit, folder_of, hub_id_of, revision_of, source_of
@@ -107,7 +108,7 @@ def edit_record(adapters: Sequence[Mergeable], model: Any, dtype: torch.dtype, r
     return {
         "adapters": [_told(adapter) for adapter in adapters],
         "base": _base(model),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "weights": rounding.touched,
         "rounded_away": round(lost, 6),
         "peft_surgical": _version(),

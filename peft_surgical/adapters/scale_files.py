@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..dtypes import dtype_name
 from ..errors import AdapterError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -94,7 +95,7 @@ def read_scales(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     scales = {}
     for key, tensor in read_tensors(path).items():
         if tensor.dtype not in _SCALES:
-            kind = str(tensor.dtype).removeprefix("torch.")
+            kind = dtype_name(tensor.dtype)
             raise AdapterError(f"{path} holds {key} as {kind}; scales are float32, float16, bfloat16 or float64.")
         if not tensor.numel():
             raise AdapterError(f"{path} holds an empty tensor {key}.")

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import click
 
 from ..counts import check_text_tokens
+from ..dtypes import DTYPES
 from ..errors import ModelError, brief
-from ..running.precision import DTYPES
 from .terminal import JSON
 from .translate import DEBUG, debug_from_environment
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..adapters.bases import same_model, source_of
 from ..adapters.lineage import Lineage
 from ..choice import EDIT_PROJECTIONS
+from ..dtypes import dtype_name
 from ..edit_folder import EDIT, EVALUATION, PAGE, REPORT, TOGETHER, check_edit_folder, is_ours
 from ..errors import OutputError, ReportError
 from ..evaluation import base_settings
@@ -175,7 +176,7 @@ class _Base:
         name = str(getattr(model.config, "_name_or_path", ""))
         layers = keyed_layers(model) if keyed else range(ModelShape.from_config(model.config).n_layers)
         components = frozenset(f"L{layer}.mlp" for layer in layers)
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = dtype_name(model.dtype)
         return cls(name, source_of(model) or name, dtype, components, base_settings(model, tokenizer))
 
     def is_called(self, name: str) -> bool:

@@ -30,6 +30,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from ..adapters.merged_edits import edits_in, read_edits
 from ..adapters.scale_files import digest_of
+from ..dtypes import dtype_name
 from ..errors import ModelError, SurgicalError, brief, first_line
 from ..folding import check_rewritable
 from ..loading.pickles import no_pickles
@@ -273,8 +274,8 @@ def _check_names(found: _Found, own: Mapping[str, Tensor]) -> None:
             )
         if tensor.dtype != mine.dtype and not {tensor.dtype, mine.dtype} <= {*_FLOATS}:
             raise ModelError(
-                f"{found.name} holds {key} as {_named(tensor.dtype)} and the base as {_named(mine.dtype)}; give it in"
-                " bfloat16, float16 or float32."
+                f"{found.name} holds {key} as {dtype_name(tensor.dtype)} and the base as {dtype_name(mine.dtype)};"
+                " give it in bfloat16, float16 or float32."
             )
         other = met.setdefault(id(mine), key)
         if other != key and not torch.equal(tensor, found.tensors[other]):
@@ -295,8 +296,8 @@ def _fit(model: Any, found: _Found, wider: WiderDtype) -> None:
     joint = reduce(torch.promote_types, needed)
     if wider == "refuse":
         raise ModelError(
-            f"{found.name} is stored in {_dtypes(found.tensors)}, and this base in {_named(model.dtype)} would round"
-            f" the edit; load the base with dtype={_named(joint)!r}, which holds both."
+            f"{found.name} is stored in {_dtypes(found.tensors)}, and this base in {dtype_name(model.dtype)} would"
+            f" round the edit; load the base with dtype={dtype_name(joint)!r}, which holds both."
         )
     model.to(joint)
 
@@ -329,14 +330,14 @@ def _warn(record: Mapping[str, Any], base: str, measured: torch.dtype, *, narrow
     name, dtype = record["name"], record["dtype"]
     if rounded:
         warnings.warn(
-            f"{name} is stored in {dtype} and rounded to {_named(measured)}, as the base is, which may round a small"
-            " edit away; float32 keeps it.",
+            f"{name} is stored in {dtype} and rounded to {dtype_name(measured)}, as the base is, which may round a"
+            " small edit away; float32 keeps it.",
             stacklevel=3,
         )
     elif record["changed"] and narrower:
         count, alone = len(record["changed"]), record["only_rounding"]
         warnings.warn(
-            f"{name} is stored in {dtype} and the base in {base}; both are measured in {_named(measured)}, so"
+            f"{name} is stored in {dtype} and the base in {base}; both are measured in {dtype_name(measured)}, so"
             f" the figures hold the edit and what storing it rounded: of {count:,} tensors that differ {alone:,} do"
             f" by rounding alone. A base in {dtype} (--dtype) is rounded alike, and leaves the edit.",
             stacklevel=3,
@@ -363,9 +364,5 @@ def _exchanged(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 
 def _dtypes(tensors: Mapping[str, Tensor]) -> str:
-    found = dict.fromkeys(_named(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point())
+    found = dict.fromkeys(dtype_name(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point())
     return " and ".join(found)
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -18,11 +18,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from ..dtypes import DTYPES
 from ..errors import ModelError, said
 from .at_once import flushes_denormals
 from .attention import GROUPED, has_plain_attention
 from .freed import release_freed
-from .precision import DTYPES
 from .sharing import by_main, is_sharded
 
 # A copy of the model has its price, and bfloat16 its rounding; a small gain is not worth them.

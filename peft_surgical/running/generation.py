@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..architectures import check_causal
 from ..counts import check_counts
+from ..dtypes import dtype_name
 from ..errors import FactError, ModelError, NotFiniteError, SurgicalError, brief, first_line
 from ..progress import progress_bar
 from ..texts.lengths import check_row, padding, turning_length
@@ -318,7 +319,7 @@ def _ending(
 def _finite(_: Tensor, logits: Tensor) -> Tensor:
     # A model may mask tokens, but never all.
     if not bool(logits.amax(-1).isfinite().all()):
-        dtype = str(logits.dtype).removeprefix("torch.")
+        dtype = dtype_name(logits.dtype)
         raise NotFiniteError(
             f"the model answers with logits that are not finite; its weights are damaged, or do not fit into {dtype}."
         )

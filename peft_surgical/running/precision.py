@@ -21,14 +21,6 @@ from torch.overrides import TorchFunctionMode
 from .overlapping import Changes
 from .products import unrounded
 
-# By the names that a user gives; what `auto` is depends on where it is asked for.
-DTYPES: dict[str, str | torch.dtype] = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
 _HALF = (torch.bfloat16, torch.float16)
 
 _UNWRAPPED = Changes()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..counts import check_amounts, check_counts, check_limits
+from ..dtypes import dtype_name
 from ..errors import ModelError, brief
 from ..running.computing import check_compute_dtype
 
@@ -167,5 +168,5 @@ class TrainingRecord:
             reached=reached,
             # A step of a small model takes milliseconds, and costs are told by the step.
             seconds=round(time.perf_counter() - started, 5),
-            compute_dtype=str(dtype).removeprefix("torch."),
+            compute_dtype=dtype_name(dtype),
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
+from ..dtypes import dtype_name
 from ..errors import AdapterError
 from .coordinates import Coordinates, Side
 from .offloading import execution_device
@@ -70,7 +71,7 @@ class Rounding:
         if self.unchanged > LOSS_WORTH_A_WARNING * self.touched:
             share = 100 * self.unchanged / self.touched
             warnings.warn(
-                f"{before}{share:.1f}% of {weights} stay as they were in {str(dtype).removeprefix('torch.')}{after}",
+                f"{before}{share:.1f}% of {weights} stay as they were in {dtype_name(dtype)}{after}",
                 stacklevel=stacklevel,
             )
 
@@ -159,7 +160,7 @@ def check_foldable(module: nn.Module, side: Side) -> None:
             )
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise AdapterError(
-                f"a quantized weight ({str(tensor.dtype).removeprefix('torch.')}) cannot take an edit; load the model"
+                f"a quantized weight ({dtype_name(tensor.dtype)}) cannot take an edit; load the model"
                 " in bfloat16 or float32 to merge."
             )
 
@@ -257,7 +258,7 @@ def _check_finite(name: str, values: Tensor, before: Tensor, scale: Tensor, adap
     elif not torch.isfinite(before).all():
         why = f"the {name} is not finite without an adapter either"
     else:
-        dtype = str(values.dtype).removeprefix("torch.")
+        dtype = dtype_name(values.dtype)
         why = f"the {name} does not fit into {dtype}; merge in float32, or edit less"
     # As PEFT says it, which people look for.
     raise AdapterError(f"NaNs detected in the merged weights: {why}.")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..dtypes import dtype_name
 from ..errors import AdapterError, SelectionError
 from ..wrapped import uncompiled
 from .coordinates import Coordinates, Side
@@ -36,7 +37,7 @@ def warn_of_precision(dtype: torch.dtype) -> None:
         dtype: Which.
     """
     warnings.warn(
-        f"scales are trained in {str(dtype).removeprefix('torch.')}, which rounds away most steps of those that differ"
+        f"scales are trained in {dtype_name(dtype)}, which rounds away most steps of those that differ"
         " from 1; after building the trainer, make them float32:"
         " for p in model.parameters(): if p.requires_grad: p.data = p.data.float()",
         stacklevel=2,
