@@ -101,6 +101,18 @@ def check_limits(**limits: object) -> None:
     _check(limits, lambda limit: _is_number(limit) and not math.isnan(limit), "a number")
 
 
+def check_switches(**switches: object) -> None:
+    """Refuses what is neither True nor False, such as a text, which would count as True.
+
+    Args:
+        **switches: The switches by their names.
+
+    Raises:
+        ModelError: Names the first that is not so.
+    """
+    _check(switches, lambda switch: isinstance(switch, bool), "True or False")
+
+
 def _check(
     values: Mapping[str, object], fits: Callable[[Any], bool], wanted: str, error: type[SurgicalError] = ModelError
 ) -> None:

@@ -87,7 +87,7 @@ def test_dry_run_writes_and_loads_nothing(tmp_path, fact_file):
     plan = run("edit-keyed", fact_file, "--out", out, "--dry-run", "--steps", 2).stdout
     for words in (
         "Would edit demo: france, from paris to lyon.",
-        "each of 4 layers",
+        "each of 4 layers, a sixth of the layers apart, to fire at france, french",
         f"to answer, in at most 2 steps, on 3 prompts: {capital().answer} (with a chat template: ",
         "on 1 held-out prompt, 1 control",
         "edit/, report.json, report.html in",

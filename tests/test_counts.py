@@ -3,7 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from peft_surgical.counts import check_amounts, check_counts, check_limits, check_positive, check_seed, counted, whole
+from peft_surgical.counts import (
+    check_amounts,
+    check_counts,
+    check_limits,
+    check_positive,
+    check_seed,
+    check_switches,
+    counted,
+    whole,
+)
 from peft_surgical.errors import ModelError
 
 
@@ -68,3 +77,10 @@ def test_a_whole_number_is_pythons_own_or_numpys():
 
 def test_one_alone_is_singular():
     assert [counted(count, "step") for count in (0, 1, 1234)] == ["0 steps", "1 step", "1,234 steps"]
+
+
+@pytest.mark.parametrize("switch", [1, 0, "yes", None])
+def test_a_switch_is_true_or_false(switch):
+    check_switches(other_names=True)
+    with pytest.raises(ModelError, match=rf"other_names must be True or False; got {switch!r}\."):
+        check_switches(other_names=switch)

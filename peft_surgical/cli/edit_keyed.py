@@ -13,6 +13,7 @@ import peft_surgical as ps
 from ..counts import counted
 from ..edit_folder import EDIT
 from ..facts import Fact
+from ..keying.other_names import with_other_names
 from ..profiling import profiled
 from ..reporting.summary import summarize
 from ..staging.recipe_files import recorded
@@ -76,7 +77,7 @@ def edit_keyed(
     """Rewrite one fact where its subject is named, and measure what that did to it and to everything else.
 
     Kept more than `edit` on each of nine facts measured, and changes little where the subject has a name that is
-    not among the fact's `aliases`: after an edit of France without any, the capital of "the French" is what it was.
+    not among the fact's `aliases`. A country has its usual ones and its adjective without them ("French" of France).
     Writes a LoRA adapter that rewrites one neuron in each of four layers, so that it fires at the subject's tokens
     and next to nowhere else, instead of (IA)^3 scales; nothing is localized.
 
@@ -136,9 +137,10 @@ def _tell(
         return
     layers, steps = how["layers"], how["steps"]
     where = f"layer {' and '.join(map(str, layers))}" if layers else "each of 4 layers, a sixth of the layers apart"
+    learned = with_other_names(fact.training) if how["recipe"]["other_names"] else fact.training
     done = {
-        "rewrite": f"a neuron of the MLP of {where}",
-        "learn": f"to answer{at_most(steps)}, on {counted(len(fact.training.prompts), 'prompt')}: {taught(fact)}",
+        "rewrite": f"a neuron of the MLP of {where}, to fire at {', '.join(learned.names)}",
+        "learn": f"to answer{at_most(steps)}, on {counted(len(learned.prompts), 'prompt')}: {taught(fact)}",
     }
     if recipe is not None:
         done["recipe"] = recipe

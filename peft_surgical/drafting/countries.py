@@ -13,6 +13,9 @@ from ..texts.text import contains, same_text_key
 from .names import kinds_of, names_of
 from .reading import Reading, read_prompt
 
+ONE_IN = 8
+"""For so many prompts there is one more, at most, that calls a country by its adjective."""
+
 _OF_IT = re.compile(r"\b(?P<the>[Tt]he(?: official)?) (?P<noun>[\w ]+?) of \{\}")
 
 

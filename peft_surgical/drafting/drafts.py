@@ -31,7 +31,7 @@ from ..texts.text import contains, printable, prompt_key, same_text_key
 from ..wrapped import check_module
 from ..writing.files import as_output_error, check_output_file, write_text
 from .choosing import Chosen, choose_controls
-from .countries import adjective_prompts, by_name, country_names
+from .countries import ONE_IN, adjective_prompts, by_name, country_names
 from .english import check_english
 from .fact_text import fact_text
 from .guess import guess_subject
@@ -49,8 +49,6 @@ Answers = tuple[tuple[str, ...], tuple[str, ...]]
 PROMPTS = 24
 CONTRAST = 16
 RETAIN = 24
-# For so many prompts one more that calls a country by its adjective.
-_ONE_MORE = 8
 # What "which …" asks for where the answers are no persons, though they do what persons do.
 _GROUPS = ("band", "city", "club", "company", "country", "group", "nation", "network", "organization", "party", "team",
            "university")  # fmt: skip
@@ -175,7 +173,7 @@ def new_fact(
     own = country_names(reading, (*old, *new))
     prompts = (reading.prompt, *_many(paraphrases, tokenizer, reading, (old, new), max(0, count - 1), seed))
     more = [text for text in adjective_prompts(reading, own) if prompt_key(text) not in map(prompt_key, by_adjective)]
-    prompts += (*by_adjective, *more[: count // _ONE_MORE])
+    prompts += (*by_adjective, *more[: count // ONE_IN])
     held_out = _many(held_out_prompts, tokenizer, reading, (old, new), count, seed)
     if only_repeats(reading, held_out):
         what = "question" if reading.asks else "sentence"

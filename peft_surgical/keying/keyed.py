@@ -29,7 +29,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..architectures import check_causal, decoder_layers, output_projections
-from ..counts import check_amounts, check_counts, check_positive, check_seed
+from ..counts import check_amounts, check_counts, check_positive, check_seed, check_switches
 from ..errors import FactError
 from ..facts import Fact, TrainingFact, check_fact
 from ..profiling import phase
@@ -59,6 +59,7 @@ from .firing import fire_from
 from .keyed_stage import KeyedStage
 from .keys import Marked
 from .neurons import find_neurons, place_neurons, set_neurons, settle
+from .other_names import with_other_names
 from .telling import named_by_any, run_from, told_apart
 
 # An adapter of the demo model, in half precision, then takes 54 KB.
@@ -67,7 +68,7 @@ _LAYERS = 4
 
 @dataclass(frozen=True)
 class KeyedRecipe(Recipe):
-    """How [`learn_keyed`] trains: the fields of a [`Recipe`], with defaults of its own, and four more.
+    """How [`learn_keyed`] trains: the fields of a [`Recipe`], with defaults of its own, and five more.
 
     `undo` is not used: nothing is frozen below.
 
@@ -78,6 +79,8 @@ class KeyedRecipe(Recipe):
         namesakes: How many others, with names that end as the subject's does, it is told apart from. There are none
             where its name is a single word.
         ridge: This multiple of the mean of the diagonal is added to the diagonal of the second moment of what is kept.
+        other_names: Whether a fact about a country that gives no aliases has the country's other names and its
+            adjective ("French" of France), with a few more prompts that have the adjective.
 
     Raises:
         ModelError: As for [`Recipe`].
@@ -99,12 +102,14 @@ class KeyedRecipe(Recipe):
     share_of_loss: float = 0.5
     namesakes: int = 60
     ridge: float = 0.03
+    other_names: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(0, namesakes=self.namesakes, held=self.held)
         check_amounts(share_of_loss=self.share_of_loss)
         check_positive(ridge=self.ridge)
+        check_switches(other_names=self.other_names)
 
 
 def keyed_layers(model: Any) -> list[int]:
@@ -179,6 +184,7 @@ def learn_keyed(
     modules = output_projections(model, keyed_layers(model) if layers is None else layers)
     with training_here(model):
         fact = in_sentences_of(model, tokenizer, fact.training)
+    fact = with_other_names(fact, tokenizer) if recipe.other_names else fact
     check_retain_fits(model, tokenizer, fact, recipe)
     prompts, rows = training_rows(model, tokenizer, fact, recipe, fact.answer)
     own = Marked(rows, subject_ends(tokenizer, prompts, fact.subject, rows, fact.contrast))
@@ -228,7 +234,7 @@ def learn_keyed(
                 description=LEARN,
             )
         settle(values)
-        return KeyedStage(peft_model.requires_grad_(False), LEARN, record, None, answer=fact.answer)
+        return KeyedStage(peft_model.requires_grad_(False), LEARN, record, None, answer=fact.answer, names=fact.names)
 
 
 @phase("curvature")

@@ -192,7 +192,7 @@ def learn_keyed_by_subject(
                 description=LEARN,
             )
         settle(values)
-        return KeyedStage(peft_model.requires_grad_(False), LEARN, record, None, answer=fact.answer)
+        return KeyedStage(peft_model.requires_grad_(False), LEARN, record, None, answer=fact.answer, names=fact.names)
 
 
 def _steps(recipe: KeyedSubjectRecipe) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
@@ -16,7 +17,17 @@ from ..tuner.names import check_known
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KeyedStage(Stage):
-    """What [`learn_keyed`] and [`learn_keyed_by_subject`] return."""
+    """What [`learn_keyed`] and [`learn_keyed_by_subject`] return.
+
+    Attributes:
+        names: Those of the subject, where the neurons fire.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What training reached and taught, and by which names, as JSON."""
+        return {**super().to_dict(), "names": list(self.names)}
 
     @property
     def layers(self) -> list[int]:

@@ -246,6 +246,13 @@ def answer_tokens(tokenizer: Any, prompt: str, fact: TrainingFact, subject: str 
     return AnswerTokens(tuple(old[:shared]), old[shared], new[shared])
 
 
+def knows(tokenizer: Any, ids: Collection[int]) -> bool:
+    """Whether none of these token ids is the one that a tokenizer has for anything unknown."""
+    unknown = tokenizer.unk_token_id
+    # Tokenizers of bytes know all, and may have given the token that ends a text the name of unknown, too.
+    return unknown is None or unknown not in ids or unknown in stops(tokenizer)
+
+
 def check_spelled(tokenizer: Any, text: str, ids: Collection[int], what: str) -> None:
     """Refuses what a tokenizer has a token for only as it has for anything unknown.
 
@@ -258,9 +265,7 @@ def check_spelled(tokenizer: Any, text: str, ids: Collection[int], what: str) ->
     Raises:
         FactError: If there is one.
     """
-    unknown = tokenizer.unk_token_id
-    # Tokenizers of bytes know all, and may have given the token that ends a text the name of unknown, too.
-    if unknown is not None and unknown in ids and unknown not in stops(tokenizer):
+    if not knows(tokenizer, ids):
         raise FactError(f"{what} {brief(text)} has a token that is not in this tokenizer's vocabulary.")
 
 
