@@ -68,6 +68,13 @@ def test_what_a_file_leaves_out_is_as_it_is_without(file, text, change):
     assert read_recipe(file(text), own) == replace(own, **change)
 
 
+@pytest.mark.parametrize("text", ["other_names: false", "other_names: False", '{"other_names": false}'])
+def test_a_switch_of_a_file_is_one(file, text):
+    assert read_recipe(file(text), KeyedRecipe()) == KeyedRecipe(other_names=False)
+    with pytest.raises(ModelError, match=r"recipe\.yaml: other_names must be True or False; got 'no'\."):
+        read_recipe(file("other_names: no"), KeyedRecipe())
+
+
 def test_each_stage_has_its_own(file):
     assert read_recipes(file("learn:\n  steps: 2\n"), RECIPES) == {
         **RECIPES,

@@ -97,12 +97,14 @@ def _filled(data: object, own: R, where: str) -> R:
 
 
 def _value(word: object) -> object:
-    """What a word of a file stands for: a number if it is one. Whether it fits its field, the recipe says."""
+    """What a word of a file stands for, such as a number. Whether it fits its field, the recipe says."""
     if word is None or word == "None":
         return None
     if not isinstance(word, str):
-        # JSON's true and false, which fit no field.
+        # JSON's true and false.
         return word
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
     for kind in (int, float):
         # YAML has a dot before infinity.
         with suppress(ValueError):
