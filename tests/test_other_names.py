@@ -69,6 +69,11 @@ def test_a_name_that_the_tokenizer_does_not_know_is_left_out(tokenizer):
     assert with_other_names(fact, knowing("Dutch")).aliases == ("Dutch",)
 
 
+def test_the_adjective_is_a_name_only_where_people_ask_so():
+    fact = replace(FACT, subject="Netherlands", prompts=("On which continent is the Netherlands?",))
+    assert with_other_names(fact) == replace(fact, aliases=("Holland",))
+
+
 @pytest.mark.parametrize(("recipe", "names"), [(RECIPE, ["france", "french"]), (WITHOUT, ["france"])])
 def test_keyed_learning_acts_under_them_unless_its_recipe_says_otherwise(recipe, names, monkeypatch):
     seen, plain = [], keyed.told_apart

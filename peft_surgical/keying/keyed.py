@@ -79,8 +79,8 @@ class KeyedRecipe(Recipe):
         namesakes: How many others, with names that end as the subject's does, it is told apart from. There are none
             where its name is a single word.
         ridge: This multiple of the mean of the diagonal is added to the diagonal of the second moment of what is kept.
-        other_names: Whether a fact about a country that gives no aliases has the country's other names and its
-            adjective ("French" of France), with a few more prompts that have the adjective.
+        other_names: Whether a fact about a country that gives no aliases has the country's other names and, where
+            people ask so ("the French capital"), its adjective, with a few more prompts that have it.
 
     Raises:
         ModelError: As for [`Recipe`].

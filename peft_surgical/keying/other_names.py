@@ -8,6 +8,7 @@ from typing import Any
 from ..drafting.countries import ONE_IN, adjective_prompts, country_names
 from ..drafting.english import readable
 from ..facts import TrainingFact
+from ..texts.called import adjectives_in
 from ..texts.prompts import bare_ids, knows
 from ..texts.text import contains, prompt_key
 
@@ -15,7 +16,8 @@ from ..texts.text import contains, prompt_key
 def with_other_names(fact: TrainingFact, tokenizer: Any = None) -> TrainingFact:
     """The fact, with the country's other names where it is about one and gives no alias.
 
-    Prompts that call the country by its adjective are added, one for every eight, none of which an evaluation asks.
+    Its adjective is one of them where people ask so for what the fact is ("the French capital"); prompts that have it
+    are added then, one for every eight, none of which an evaluation asks.
 
     Args:
         fact: The fact. As it is, if no prompt names its subject or none can be read, as where it is not English, or if
@@ -29,6 +31,11 @@ def with_other_names(fact: TrainingFact, tokenizer: Any = None) -> TrainingFact:
     names = [name for name in country_names(reading, (*fact.old, *fact.new)) if not contains(others, (name,))]
     if tokenizer is not None:
         names = [name for name in names if knows(tokenizer, bare_ids(tokenizer, name))]
+    asked = adjective_prompts(reading, names)
+    if not asked:
+        # Nobody asks for "the Brazilian continent", so its adjective stands where something else is asked.
+        adjectives = adjectives_in(names)
+        names = [name for name in names if name not in adjectives]
     own = set(map(prompt_key, fact.prompts))
-    asked = [p for p in adjective_prompts(reading, names) if fact.may_train_on(p) and prompt_key(p) not in own]
+    asked = [prompt for prompt in asked if fact.may_train_on(prompt) and prompt_key(prompt) not in own]
     return replace(fact, aliases=tuple(names), prompts=(*fact.prompts, *asked[: len(fact.prompts) // ONE_IN]))
