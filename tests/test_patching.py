@@ -71,6 +71,13 @@ def test_rows_are_not_added_where_attention_compares_those_of_the_mask_itself(mo
     assert not runs_of(untold_model("xglm"))[0].can_grow
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
+def test_rows_are_added_under_inference_mode_too(model_type):
+    model = tiny_model(model_type)
+    with torch.inference_mode():
+        assert runs_of(model)[0].can_grow
+
+
 def test_whether_rows_may_be_added_is_tried_once_and_not_by_running_out_of_memory(monkeypatch):
     runs, _ = runs_of(tiny_model("llama"))
     calls = []

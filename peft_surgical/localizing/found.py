@@ -47,7 +47,9 @@ class _Weight(NamedTuple):
 
     def put_back(self) -> None:
         self.parameter.data = self.data
-        self.parameter.requires_grad_(self.requires_grad)
+        # A parameter that was made under inference mode takes no setting outside of it, be it the one that it has.
+        if self.parameter.requires_grad != self.requires_grad:
+            self.parameter.requires_grad_(self.requires_grad)
         for kind, held, before in self.hooks:
             if held is not None:
                 held.clear()
