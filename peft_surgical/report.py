@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .counts import counted
 from .errors import FactError, ReportError, brief
 from .facts import Fact
 from .measuring.margins import SIDES
@@ -207,14 +208,14 @@ class Report:
         kept = figures.get("control_kept")
         if new is None or old is None or base_old is None:
             return "Nothing was measured."
-        asked = f"{new.n} held-out question{'s' * (new.n != 1)}"
+        asked = counted(new.n, "held-out question")
         said = (
-            f"Of {asked}, the {stage} model answers {round(new.value * new.n)} with {self.fact.new[0]} and "
-            f"{round(old.value * old.n)} with {self.fact.old[0]}"
+            f"Of {asked}, the {stage} model answers {round(new.value * new.n):,} with {self.fact.new[0]} and "
+            f"{round(old.value * old.n):,} with {self.fact.old[0]}"
         )
         if stage != "base":
-            others = f"{round(kept.value * kept.n)} of {kept.n} other facts stay right" if kept else None
-            said += f" (base: {round(base_old.value * base_old.n)} with {self.fact.old[0]}); "
+            others = f"{round(kept.value * kept.n):,} of {kept.n:,} other facts stay right" if kept else None
+            said += f" (base: {round(base_old.value * base_old.n):,} with {self.fact.old[0]}); "
             said += others or _unknown_controls(len(self.fact.controls))
         sentence = f"{said}."
         # A base that gives the new answer may carry an edit already, merged.
@@ -243,7 +244,7 @@ class Report:
 def _unknown_controls(count: int) -> str:
     if not count:
         return "the fact has no controls, so what else changed is not known"
-    none = "the one control wrong" if count == 1 else f"none of the {count} controls right"
+    none = "the one control wrong" if count == 1 else f"none of the {count:,} controls right"
     return f"the base answers {none}, so what else changed is not known"
 
 

@@ -124,6 +124,11 @@ def test_verdict():
     counted = report(base=figures(some, some, some), edited=figures(some, some, some)).verdict()
     told = "answers 29 with Lyon and 29 with Paris (base: 29 with Paris); 29 of 100 other facts stay right."
     assert told in counted
+    many = figures([True] * 1200, [False] * 1200, [True] * 1500)
+    assert report(base=figures([False] * 1200, [True] * 1200, [True] * 1500), edited=many).verdict() == (
+        "Of 1,200 held-out questions, the edited model answers 1,200 with Lyon and 0 with Paris"
+        " (base: 1,200 with Paris); 1,500 of 1,500 other facts stay right."
+    )
     # What became of the base is no edit of it.
     base = figures([False] * 4, [True] * 4, [True])
     became = ("base in 4 bits", "base relearned 1 step", "base relearned 2 steps")

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..counts import counted
 from ..errors import SelectionError, brief
 from ..measuring.metrics import Figure, check_number, mean
 from ..selection import Selection
@@ -83,7 +84,7 @@ class Faithfulness:
         """What the figures are, in a sentence."""
         size, n, left = len(self.selection.components), self.n, len(self.left_out)
         carried = "What the one component carries" if size == 1 else f"What the {size} components carry together"
-        prompts = f"{n} prompt{'s' * (n != 1)}"
+        prompts = counted(n, "prompt")
         if left:
             prompts += f"; {left} left out, as the corruption lowers the logit difference by less than {self.least:g}"
         if self.selection.shape is not None and is_alone(self.selection, self.selection.shape):

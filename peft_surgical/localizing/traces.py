@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..counts import counted
 from ..errors import SelectionError, brief
 from ..measuring.metrics import Figure, check_number, mean, student
 from ..sites import STREAMS, ModelShape
@@ -121,7 +122,7 @@ class CausalTrace:
             "noising": "lost where it is taken from the corrupted run",
             "denoising": "recovered in the corrupted run where it is taken from the clean run",
         }[self.direction]
-        prompts = f"{n} prompt{'s' * (n != 1)}"
+        prompts = counted(n, "prompt")
         if unnamed:
             prompts += f"; {unnamed} left out, not naming {self.subject}"
         if left:
