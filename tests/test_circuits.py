@@ -111,8 +111,8 @@ def test_of_an_mlp_only_the_neurons_that_are_meant():
     alone, without = kept(runs, shape, [pair], [some, rest], 10_000)
     with torch.no_grad():
         assert float(without[0, 0]) == pytest.approx(by_hand(runs, shape, pair, some), abs=1e-3)
-    # One is the other's complement.
-    assert alone[0].tolist() == without[0].flip(0).tolist()
+    # One is the other's complement. How the same products round depends on how rows are split over torch's threads.
+    torch.testing.assert_close(alone[0], without[0].flip(0), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 30, 100])
