@@ -205,11 +205,12 @@ def check_causal(model: Any) -> None:
             " give a causal language model, whose tokens see only those before them."
         )
     # It reaches the decoder inside, whose tuple the model around it does not read, whatever the caller asks for.
-    if any(getattr(config, "return_dict", True) is False for config in (base.config, base.config.get_text_config())):
-        raise ModelError(
-            f"transformers cannot run this {type(base).__name__}, whose configuration has return_dict=False; set"
-            " model.config.return_dict = True."
-        )
+    for where, config in (("", base.config), (".get_text_config()", base.config.get_text_config())):
+        if getattr(config, "return_dict", True) is False:
+            raise ModelError(
+                f"transformers cannot run this {type(base).__name__}, whose configuration has return_dict=False; set"
+                f" model.config{where}.return_dict = True."
+            )
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

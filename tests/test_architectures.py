@@ -90,7 +90,8 @@ def test_a_model_that_gives_tuples_is_refused_as_it_cannot_be_run_at_all(call):
     model = tiny_model("llama")
     model.config.return_dict = False
     with pytest.raises(
-        ps.ModelError, match=r"^transformers cannot run this LlamaForCausalLM, .*return_dict = True\.$"
+        ps.ModelError,
+        match=r"^transformers cannot run this LlamaForCausalLM, .*set model\.config\.return_dict = True\.$",
     ):
         call(model)
     with pytest.raises(AttributeError, match="last_hidden_state"):
@@ -100,8 +101,11 @@ def test_a_model_that_gives_tuples_is_refused_as_it_cannot_be_run_at_all(call):
 def test_a_model_that_gives_tuples_inside_is_refused():
     model = tiny_sighted()
     model.config.text_config.return_dict = False
-    with pytest.raises(ps.ModelError, match="whose configuration has return_dict=False"):
+    advice = r"set model\.config\.get_text_config\(\)\.return_dict = True\.$"
+    with pytest.raises(ps.ModelError, match=f"whose configuration has return_dict=False; {advice}"):
         check_causal(model)
+    model.config.get_text_config().return_dict = True
+    check_causal(model)
 
 
 def test_adapters_do_not_hide_the_kind():
